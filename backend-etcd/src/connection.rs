@@ -1,0 +1,371 @@
+//! Requests to etcd: a deadline for each, a fresh token when the old one is refused, another member when one is silent.
+//!
+//! Two lanes, each a connection of its own: one for leases and small transactions, one for watches and lists. A full
+//! watch connection blocks every request on it, and renewals must not wait.
+
+use std::{future::Future, time::Duration};
+
+use enlist::{Error, LeaseId, Moment, Revision};
+use etcd_client::{
+    Channel, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions,
+    Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OnceCell;
+use tower::util::BoxCloneSyncService;
+
+use crate::{
+    channel::Failover,
+    error::{Failure, classify, said},
+    record::{KeyRange, Record},
+};
+
+/// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// After this long a write whose answer was lost cannot arrive any more: etcd itself gives requests up after 7 s.
+pub(crate) const SETTLED: Duration = Duration::from_secs(10);
+
+/// Keys per page of a list.
+const PAGE: i64 = 1000;
+
+/// How often a request that was never sent is sent again within its deadline.
+const RESENDS: usize = 3;
+
+/// User and password.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: SecretString,
+}
+
+/// The sub-clients of one lane. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    pub(crate) kv: KvClient,
+    pub(crate) lease: LeaseClient,
+    pub(crate) watch: WatchClient,
+    client: Client,
+}
+
+/// One connection.
+pub(crate) struct Lane {
+    channel: Failover,
+    credentials: Option<Credentials>,
+    clients: OnceCell<Clients>,
+    limit: Duration,
+    /// One refresh of the token at a time; holds when the last one was.
+    refreshed: tokio::sync::Mutex<Option<Moment>>,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane").field("channel", &self.channel).field("limit", &self.limit).finish_non_exhaustive()
+    }
+}
+
+impl Lane {
+    fn new(channel: Failover, credentials: Option<Credentials>, limit: Duration) -> Self {
+        Self { channel, credentials, clients: OnceCell::new(), limit, refreshed: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Gives the present member up because it does not answer.
+    pub(crate) fn suspect(&self) {
+        self.channel.suspect();
+    }
+
+    /// The clients; the first call authenticates, if there is a user.
+    async fn clients(&self) -> Result<&Clients, Failure> {
+        let make = async {
+            let channel = Channel::Custom(BoxCloneSyncService::new(self.channel.clone()));
+            let mut options = ConnectOptions::new().with_require_leader(true);
+            if let Some(Credentials { user, password }) = &self.credentials {
+                options = options.with_user(user, password.expose_secret()).with_auto_token_refresh(true);
+            }
+            let client = Client::from_channel(channel, Some(options)).await.map_err(|error| classify(&error))?;
+            Ok(Clients {
+                kv: client.kv_client().max_decoding_message_size(MAX_ANSWER),
+                lease: client.lease_client(),
+                watch: client.watch_client().max_decoding_message_size(MAX_ANSWER),
+                client,
+            })
+        };
+        self.clients.get_or_try_init(|| Box::pin(make)).await
+    }
+
+    /// Gets a new token, unless another caller just did.
+    pub(crate) async fn refresh_token(&self) -> Result<(), Failure> {
+        let asked = Moment::now();
+        let mut refreshed = self.refreshed.lock().await;
+        if refreshed.is_some_and(|last| last.since(asked) > Duration::ZERO) {
+            return Ok(());
+        }
+        let clients = self.clients().await?;
+        let refresh = Box::pin(clients.client.refresh_token());
+        match tokio::time::timeout(self.limit, refresh).await {
+            Ok(outcome) => outcome.map_err(|error| classify(&error))?,
+            Err(_) => return Err(self.silent("refreshing the token")),
+        }
+        *refreshed = Some(Moment::now());
+        Ok(())
+    }
+
+    fn silent(&self, what: &str) -> Failure {
+        self.suspect();
+        Failure::Lost(said(format!("{what}: no answer within {:?}", self.limit)))
+    }
+
+    /// Sends a request under the lane's deadline. What was never sent is sent again, and a stale token is renewed once.
+    pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.call_within(what, self.limit, request).await
+    }
+
+    /// As [`call`](Self::call), under a deadline of its own.
+    pub(crate) async fn call_within<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        request: impl Fn(Clients) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
+        let attempts = Box::pin(async {
+            let mut renewed = false;
+            let mut sends = 0;
+            loop {
+                let outcome = match self.clients().await {
+                    Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
+                    Err(failure) => Err(failure),
+                };
+                match outcome {
+                    Err(Failure::StaleToken(_)) if !renewed => {
+                        renewed = true;
+                        self.refresh_token().await?;
+                    }
+                    Err(Failure::NeverSent(_)) if sends < RESENDS => sends += 1,
+                    Err(Failure::Leaderless(cause)) => {
+                        self.suspect();
+                        return Err(Failure::Leaderless(cause));
+                    }
+                    outcome => return outcome,
+                }
+            }
+        });
+        match tokio::time::timeout(limit, attempts).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(self.silent(what)),
+        }
+    }
+}
+
+/// Both lanes.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    /// Leases and small transactions.
+    pub(crate) fast: Lane,
+    /// Watches and lists.
+    pub(crate) bulk: Lane,
+}
+
+/// A write that is done only if the key is as expected.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Guard {
+    /// The key must be absent.
+    Absent,
+    /// The key must have been changed last at this revision.
+    Modified(Revision),
+    /// The key must have been created at this revision.
+    Created(Revision),
+    /// The key must have been created at this revision and be kept by this lease.
+    Mine(Revision, LeaseId),
+}
+
+impl Guard {
+    fn compares(self, key: &[u8]) -> Vec<Compare> {
+        let equal = CompareOp::Equal;
+        match self {
+            Self::Absent => vec![Compare::create_revision(key, equal, 0)],
+            Self::Modified(revision) => vec![Compare::mod_revision(key, equal, signed(revision))],
+            Self::Created(revision) => vec![Compare::create_revision(key, equal, signed(revision))],
+            Self::Mine(revision, lease) => {
+                vec![Compare::create_revision(key, equal, signed(revision)), Compare::lease(key, equal, lease.get())]
+            }
+        }
+    }
+}
+
+/// A revision as etcd's API has it.
+pub(crate) fn signed(revision: Revision) -> i64 {
+    i64::try_from(revision.get()).unwrap_or(i64::MAX)
+}
+
+/// What a guarded write did.
+#[derive(Clone, Debug)]
+pub(crate) enum Written {
+    /// It was done, at this revision.
+    Done(Revision),
+    /// The guard did not hold; this is what the key is.
+    Refused(Option<Record>),
+}
+
+impl Connection {
+    pub(crate) fn new(fast: Failover, bulk: Failover, credentials: Option<&Credentials>, limit: Duration) -> Self {
+        Self { fast: Lane::new(fast, credentials.cloned(), limit), bulk: Lane::new(bulk, credentials.cloned(), limit) }
+    }
+
+    /// One linearizable read of a key.
+    pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
+        let response = self.fast.call("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
+        let record = response.kvs().first().map(Record::from);
+        Ok((record, revision_of(&response)))
+    }
+
+    /// Puts a key under a guard.
+    pub(crate) async fn put(
+        &self,
+        key: &[u8],
+        guard: Guard,
+        value: &[u8],
+        lease: Option<LeaseId>,
+    ) -> Result<Written, Failure> {
+        let options = PutOptions::new().with_lease(lease.map_or(0, LeaseId::get));
+        let put = TxnOp::put(key, value, Some(options));
+        self.guarded(key, guard, put).await
+    }
+
+    /// Deletes a key under a guard.
+    pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
+        self.guarded(key, guard, TxnOp::delete(key, None)).await
+    }
+
+    async fn guarded(&self, key: &[u8], guard: Guard, op: TxnOp) -> Result<Written, Failure> {
+        let txn = Txn::new().when(guard.compares(key)).and_then([op]).or_else([TxnOp::get(key, None)]);
+        let response = self.txn(&txn).await?;
+        if response.succeeded() {
+            return Ok(Written::Done(txn_revision(&response)));
+        }
+        Ok(Written::Refused(gets(&response).into_iter().flatten().next()))
+    }
+
+    /// Puts a key under a guard and reads a range in the same transaction: `Ok` if the guard held, else what the key is.
+    pub(crate) async fn put_and_read(
+        &self,
+        key: &[u8],
+        guard: Guard,
+        value: &[u8],
+        lease: LeaseId,
+        (range, options): (&[u8], GetOptions),
+    ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
+        let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.get())));
+        let read = TxnOp::get(range, Some(options));
+        let txn = Txn::new().when(guard.compares(key)).and_then([put, read]).or_else([TxnOp::get(key, None)]);
+        let response = self.txn(&txn).await?;
+        let records: Vec<Record> = gets(&response).into_iter().flatten().collect();
+        Ok(if response.succeeded() { Ok((txn_revision(&response), records)) } else { Err(records.into_iter().next()) })
+    }
+
+    async fn txn(&self, txn: &Txn) -> Result<TxnResponse, Failure> {
+        self.fast.call("transaction", |mut clients| async move { clients.kv.txn(txn.clone()).await }).await
+    }
+
+    /// Reads a range, sorted or limited as `options` say.
+    pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
+        let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };
+        let response = self.fast.call("range", read).await?;
+        Ok((response.kvs().iter().map(Record::from).collect(), revision_of(&response)))
+    }
+
+    /// Lists a range by pages, all at one revision.
+    pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
+        let mut records: Vec<Record> = Vec::new();
+        let mut at = None;
+        let mut from = range.start.clone();
+        let mut page = PAGE;
+        loop {
+            let mut options = GetOptions::new().with_limit(page);
+            if let Some(end) = &range.end {
+                options = options.with_range(end.clone());
+            }
+            if let Some(revision) = at {
+                options = options.with_revision(signed(revision));
+            }
+            let (from_key, options_ref) = (&from, &options);
+            let read =
+                |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
+            let response = match self.bulk.call("list", read).await {
+                // A thousand values of a megabyte do not fit into one answer.
+                Err(Failure::AnswerTooLarge(_)) if page > 1 => {
+                    page = (page / 8).max(1);
+                    continue;
+                }
+                outcome => outcome?,
+            };
+            at.get_or_insert(revision_of(&response));
+            records.extend(response.kvs().iter().map(Record::from));
+            match records.last() {
+                Some(last) if response.more() => from = [&last.key[..], &[0]].concat(),
+                _ => return Ok((records, at.unwrap_or_default())),
+            }
+        }
+    }
+
+    /// What is left of a lease, and what it was granted for; `None` if it is gone.
+    pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
+        let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };
+        let response = self.fast.call("time to live", ask).await?;
+        let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
+        Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
+    }
+}
+
+fn revision_of(response: &GetResponse) -> Revision {
+    header_revision(response.header())
+}
+
+fn txn_revision(response: &TxnResponse) -> Revision {
+    header_revision(response.header())
+}
+
+/// The revision in a header; 0 where there is none, which orders before everything.
+pub(crate) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
+    Revision::new(header.map_or(0, |header| u64::try_from(header.revision()).unwrap_or(0)))
+}
+
+fn gets(response: &TxnResponse) -> Vec<Vec<Record>> {
+    let read = |response: &TxnOpResponse| match response {
+        TxnOpResponse::Get(get) => Some(get.kvs().iter().map(Record::from).collect()),
+        _ => None,
+    };
+    response.op_responses().iter().filter_map(read).collect()
+}
+
+/// Checks that a URL names a scheme that etcd serves, and that TLS options go with `https`.
+///
+/// # Errors
+///
+/// [`Error::InvalidConfig`].
+pub(crate) fn check_url(url: &str, tls: bool) -> Result<(), Error> {
+    let refuse =
+        |reason: &str| Err(Error::invalid_config("endpoints", format!("{:?}: {reason}", without_userinfo(url))));
+    match url.split_once("://") {
+        Some(("http", _)) if tls => refuse("TLS options need an https URL"),
+        Some(("http" | "https", rest)) if rest.contains('@') => {
+            refuse("give user and password as options, not in the URL")
+        }
+        Some(("http" | "https", rest)) if !rest.trim_end_matches('/').is_empty() => Ok(()),
+        _ => refuse("expected http://host:port or https://host:port"),
+    }
+}
+
+/// The URL without user and password, which must not appear in messages.
+fn without_userinfo(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        _ => url.to_owned(),
+    }
+}

@@ -1,0 +1,226 @@
+//! What etcd and its client say, turned into what a caller can do. The only place that looks at codes and texts.
+//!
+//! Codes collide (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is told by code, text and
+//! source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were measured with
+//! etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
+
+use std::{error::Error as StdError, fmt, sync::Arc};
+
+use enlist::{Cause, Error};
+use tonic::{Code, Status};
+
+/// What a failed request means.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// It was never sent; anything may be repeated.
+    NeverSent(Cause),
+    /// It may have been sent and done, or not.
+    Lost(Cause),
+    /// The member has no leader or no quorum: another one may have. The request may have been done, or not.
+    Leaderless(Cause),
+    /// The token has to be renewed; the request was not done.
+    StaleToken(Cause),
+    /// The lease is unknown; the request was not done.
+    LeaseNotFound,
+    /// The history asked for has been compacted away.
+    Compacted,
+    /// The revision asked for lies ahead of the store.
+    FutureRevision,
+    /// The answer is larger than this side accepts; asking for less may work.
+    AnswerTooLarge(Cause),
+    /// The role does not allow it; the request was not done.
+    Denied,
+    /// It will not work until something changes; the request was not done.
+    Final(Error),
+}
+
+impl Failure {
+    /// The error for the caller; `what` names the keys or the operation.
+    pub(crate) fn into_error(self, what: &str) -> Error {
+        match self {
+            Self::NeverSent(cause) | Self::Lost(cause) | Self::Leaderless(cause) | Self::AnswerTooLarge(cause) => {
+                Error::Unavailable(cause)
+            }
+            Self::StaleToken(cause) => Error::AuthFailed(cause),
+            Self::LeaseNotFound => Error::LeaseLost,
+            // Both are dealt with where histories are read; elsewhere they mean that the store is catching up.
+            Self::Compacted | Self::FutureRevision => Error::unavailable("the store cannot serve this revision yet"),
+            Self::Denied => Error::PermissionDenied { what: what.to_owned() },
+            Self::Final(error) => error,
+        }
+    }
+
+    /// Says whether a write may have been done although it failed.
+    pub(crate) fn is_ambiguous(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Leaderless(_) | Self::AnswerTooLarge(_))
+    }
+}
+
+/// A text as the source of an error.
+#[derive(Debug)]
+struct Said(String);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for Said {}
+
+pub(crate) fn said(text: impl Into<String>) -> Cause {
+    Arc::new(Said(text.into()))
+}
+
+/// Classifies what the client returned.
+pub(crate) fn classify(error: &etcd_client::Error) -> Failure {
+    use etcd_client::Error as E;
+    match error {
+        E::GRpcStatus(status) => classify_status(status),
+        E::LeaseKeepAliveError(text) if text.contains("lease not found") => Failure::LeaseNotFound,
+        E::LeaseKeepAliveError(text) | E::WatchError(text) => Failure::Lost(said(text.clone())),
+        E::InvalidArgs(text) => Failure::Final(Error::invalid_config("etcd", text.clone())),
+        E::InvalidUri(error) => Failure::Final(Error::invalid_config("endpoints", error.to_string())),
+        other => Failure::Lost(said(other.to_string())),
+    }
+}
+
+fn classify_status(status: &Status) -> Failure {
+    let text = status.message();
+    let has = |part: &str| text.contains(part);
+    match status.code() {
+        _ if is_never_sent(status) => Failure::NeverSent(cause_of(status)),
+        Code::OutOfRange if has("has been compacted") => Failure::Compacted,
+        Code::OutOfRange if has("future revision") => Failure::FutureRevision,
+        Code::OutOfRange if has("decoded message length too large") => Failure::AnswerTooLarge(cause_of(status)),
+        Code::OutOfRange if has("too large lease TTL") => {
+            Failure::Final(Error::invalid_config("ttl", "etcd grants at most 9,000,000,000 s"))
+        }
+        Code::InvalidArgument if has("request is too large") => too_large(1_572_864),
+        Code::ResourceExhausted if has("received message larger than max") => too_large(2_097_152),
+        Code::ResourceExhausted if has("space exceeded") => Failure::Final(Error::StorageFull),
+        Code::InvalidArgument if has("revision of auth store is old") => Failure::StaleToken(cause_of(status)),
+        Code::Unauthenticated => Failure::StaleToken(cause_of(status)),
+        Code::Unknown if has("invalid auth token") => Failure::StaleToken(cause_of(status)),
+        Code::InvalidArgument if has("user name is empty") || has("authentication failed") => {
+            Failure::Final(Error::AuthFailed(cause_of(status)))
+        }
+        Code::FailedPrecondition if has("authentication is not enabled") => {
+            Failure::Final(Error::AuthFailed(cause_of(status)))
+        }
+        Code::Unavailable if has("no leader") || has("request timed out") || has("leader changed") => {
+            Failure::Leaderless(cause_of(status))
+        }
+        Code::Unknown if has("context deadline exceeded") => Failure::Leaderless(cause_of(status)),
+        Code::PermissionDenied => Failure::Denied,
+        Code::NotFound if has("lease not found") => Failure::LeaseNotFound,
+        Code::InvalidArgument | Code::Unimplemented => {
+            Failure::Final(Error::Unsupported { what: format!("the request ({text})") })
+        }
+        _ => Failure::Lost(cause_of(status)),
+    }
+}
+
+fn too_large(limit: usize) -> Failure {
+    // The exact size is known only to the server; what it says is that it was over the limit.
+    Failure::Final(Error::TooLarge { what: "the request", size: limit + 1, limit })
+}
+
+/// Says whether the request never left: the connection was refused, or hyper dropped it while it was queued.
+fn is_never_sent(status: &Status) -> bool {
+    let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
+    let mut source: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() || error.is::<crate::channel::DialError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    queued
+}
+
+/// The innermost reason, which names what a person can mend ("connection refused", "invalid peer certificate").
+fn cause_of(status: &Status) -> Cause {
+    let mut texts = vec![status.message().to_owned()];
+    let mut source: Option<&(dyn StdError + 'static)> = status.source();
+    while let Some(error) = source {
+        let text = error.to_string();
+        if !texts.iter().any(|known| known.contains(&text)) {
+            texts.push(text);
+        }
+        source = error.source();
+    }
+    said(texts.join(": "))
+}
+
+/// Classifies the reason inside a cancelled watch, where etcd puts what elsewhere is a status.
+pub(crate) fn classify_cancel(reason: &str) -> Failure {
+    let stale = ["invalid auth token", "Unauthenticated", "auth store is old"];
+    if stale.iter().any(|part| reason.contains(part)) {
+        Failure::StaleToken(said(reason))
+    } else if reason.contains("PermissionDenied") || reason.contains("permission denied") {
+        Failure::Denied
+    } else {
+        Failure::Lost(said(if reason.is_empty() { "the watch was cancelled" } else { reason }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: Code, text: &str) -> String {
+        let failure = classify(&etcd_client::Error::GRpcStatus(Status::new(code, text)));
+        let text = format!("{failure:?}");
+        text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn each_text_that_etcd_says_has_its_meaning() {
+        for (code, text, expected) in [
+            (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted", "Compacted"),
+            (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision", "FutureRevision"),
+            (
+                Code::OutOfRange,
+                "Error, decoded message length too large: found 6 bytes, the limit is: 4 bytes",
+                "AnswerTooLarge",
+            ),
+            (Code::OutOfRange, "etcdserver: too large lease TTL", "Final"),
+            (Code::InvalidArgument, "etcdserver: request is too large", "Final"),
+            (Code::InvalidArgument, "etcdserver: user name is empty", "Final"),
+            (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", "Final"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", "StaleToken"),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", "StaleToken"),
+            (Code::PermissionDenied, "etcdserver: permission denied", "Denied"),
+            (Code::ResourceExhausted, "grpc: received message larger than max (3 vs. 2097152)", "Final"),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Final"),
+            (Code::ResourceExhausted, "etcdserver: too many requests", "Lost"),
+            (Code::NotFound, "etcdserver: requested lease not found", "LeaseNotFound"),
+            (Code::Unavailable, "etcdserver: no leader", "Leaderless"),
+            (Code::Unavailable, "etcdserver: request timed out", "Leaderless"),
+            (Code::Unavailable, "http2 error", "Lost"),
+            (Code::Unknown, "context deadline exceeded", "Leaderless"),
+            (Code::Unknown, "transport error", "Lost"),
+            (Code::Unknown, "h2 protocol error: error reading a body from connection", "Lost"),
+            (Code::Cancelled, "operation was canceled", "NeverSent"),
+            (Code::Cancelled, "Timeout expired", "Lost"),
+        ] {
+            assert_eq!(kind(code, text), expected, "{code:?} {text}");
+        }
+    }
+
+    #[test]
+    fn what_a_cancelled_watch_says_is_told_apart() {
+        let kind = |reason: &str| format!("{:?}", classify_cancel(reason));
+        assert!(kind("rpc error: code = PermissionDenied desc = etcdserver: permission denied").starts_with("Denied"));
+        let stale = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+        assert!(kind(stale).starts_with("StaleToken"));
+        assert!(kind("").starts_with("Lost"));
+    }
+
+    #[test]
+    fn the_error_names_the_keys_that_were_refused() {
+        let error = Failure::Denied.into_error("enlist/services/");
+        assert_eq!(error.to_string(), "permission denied for enlist/services/");
+    }
+}

@@ -1,0 +1,345 @@
+//! The client: how it is configured and connected. The traits are implemented in `registry`, `watcher`, `lock` and
+//! `election`.
+
+use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
+
+use enlist::{Error, StopError};
+use secrecy::SecretString;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    channel::{Failover, Members, TlsFiles},
+    connection::{Connection, Credentials, check_url},
+    layout::{Layout, LockLayout, Native},
+    session::{Ground, Session, SessionRuntime},
+};
+
+/// How long a dial may take, unless said otherwise.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a request may take, unless said otherwise.
+pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a close waits for the session's tasks.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// A client of etcd: implements all traits. Clones share the session.
+///
+/// Registrations, guards and watchers keep the session alive when all clones are dropped.
+#[derive(Clone)]
+pub struct Etcd {
+    pub(crate) session: Arc<Session>,
+}
+
+impl fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Etcd").field("layout", &self.session.layout.name()).finish_non_exhaustive()
+    }
+}
+
+impl Etcd {
+    /// Connects to one endpoint, such as `http://127.0.0.1:2379`, with defaults for all else.
+    ///
+    /// # Errors
+    ///
+    /// As [`EtcdBuilder::connect`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn connect(endpoint: impl Into<String>) -> Result<Self, Error> {
+        Self::builder([endpoint]).connect().await
+    }
+
+    /// Options for a client of these endpoints, the members of one cluster.
+    pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdBuilder {
+        EtcdBuilder::new(endpoints.into_iter().map(Into::into).collect())
+    }
+
+    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, default `http://127.0.0.1:2379`),
+    /// `ENLIST_PREFIX`, `ENLIST_USER` with `ENLIST_PASSWORD_FILE` or `ENLIST_PASSWORD`, `ENLIST_CACERT`, and `ENLIST_CERT`
+    /// with `ENLIST_KEY`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if only one of a pair is set or the password file cannot be read.
+    pub fn from_env() -> Result<EtcdBuilder, Error> {
+        EtcdBuilder::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// A client over a channel that the caller made, which has to look after its own connection. It is not dialled again.
+    ///
+    /// # Errors
+    ///
+    /// As [`EtcdBuilder::build`].
+    pub fn from_channel(channel: Channel, runtime: SessionRuntime) -> Result<Self, Error> {
+        let mut builder = EtcdBuilder::new(Vec::new());
+        builder.channel = Some(channel);
+        builder.runtime(runtime).build()
+    }
+
+    /// Ends the session in order: its tasks stop and its leases are revoked, which removes its instances and locks at
+    /// once. Later calls fail with [`Error::Closed`].
+    ///
+    /// # Errors
+    ///
+    /// [`StopError`] if a task did not end within 5 s or had panicked.
+    ///
+    /// # Cancel safety
+    ///
+    /// The session ends all the same; leases that were not revoked yet run out.
+    pub async fn close(&self) -> Result<(), StopError> {
+        self.session.close(CLOSE).await
+    }
+}
+
+/// Options of a client.
+#[derive(Clone, Debug)]
+#[must_use = "nothing happens before `connect` or `build`"]
+pub struct EtcdBuilder {
+    endpoints: Vec<String>,
+    channel: Option<Channel>,
+    credentials: Option<Credentials>,
+    tls: Option<TlsFiles>,
+    prefix: Option<String>,
+    layout: Option<Arc<dyn Layout>>,
+    lock_layout: Option<Arc<dyn LockLayout>>,
+    connect_timeout: Duration,
+    request_timeout: Duration,
+    runtime: SessionRuntime,
+}
+
+impl EtcdBuilder {
+    fn new(endpoints: Vec<String>) -> Self {
+        Self {
+            endpoints,
+            channel: None,
+            credentials: None,
+            tls: None,
+            prefix: None,
+            layout: None,
+            lock_layout: None,
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+            request_timeout: DEFAULT_REQUEST_TIMEOUT,
+            runtime: SessionRuntime::default(),
+        }
+    }
+
+    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let endpoints = get("ENLIST_ENDPOINTS").unwrap_or_else(|| "http://127.0.0.1:2379".to_owned());
+        let mut builder = Self::new(endpoints.split(',').map(|endpoint| endpoint.trim().to_owned()).collect());
+        let pair = |field, reason: &str| Err(Error::invalid_config(field, reason));
+        let password = match get("ENLIST_PASSWORD_FILE") {
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(error) => return pair("ENLIST_PASSWORD_FILE", &format!("{path}: {error}")),
+            },
+            None => get("ENLIST_PASSWORD"),
+        };
+        match (get("ENLIST_USER"), password) {
+            (Some(user), Some(password)) => builder = builder.user(user, password),
+            (None, None) => {}
+            _ => return pair("ENLIST_USER", "it and a password belong together"),
+        }
+        if let Some(ca) = get("ENLIST_CACERT") {
+            builder = builder.ca_certificate(ca);
+        }
+        match (get("ENLIST_CERT"), get("ENLIST_KEY")) {
+            (Some(certificate), Some(key)) => builder = builder.client_certificate(certificate, key),
+            (None, None) => {}
+            _ => return pair("ENLIST_CERT", "it and ENLIST_KEY belong together"),
+        }
+        if let Some(prefix) = get("ENLIST_PREFIX") {
+            builder = builder.prefix(prefix);
+        }
+        Ok(builder)
+    }
+
+    /// Authenticates as `user`. Tokens are renewed when they run out.
+    pub fn user(mut self, user: impl Into<String>, password: impl Into<SecretString>) -> Self {
+        self.credentials = Some(Credentials { user: user.into(), password: password.into() });
+        self
+    }
+
+    /// Trusts only certificates of this authority (PEM file, read again at every dial). Needs `https` endpoints.
+    pub fn ca_certificate(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls.get_or_insert_default().ca = Some(file.into());
+        self
+    }
+
+    /// Shows this certificate to etcd (PEM files, read again at every dial). Needs `https` endpoints.
+    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.tls.get_or_insert_default().identity = Some((certificate.into(), key.into()));
+        self
+    }
+
+    /// Expects this name in the server's certificate instead of the endpoint's host.
+    pub fn server_name(mut self, domain: impl Into<String>) -> Self {
+        self.tls.get_or_insert_default().domain = Some(domain.into());
+        self
+    }
+
+    /// Puts all keys of the native layouts under this prefix. Default: `enlist`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = Some(prefix.into());
+        self
+    }
+
+    /// Uses another layout for instances. Default: [`Native`].
+    pub fn layout(mut self, layout: impl Layout) -> Self {
+        self.layout = Some(Arc::new(layout));
+        self
+    }
+
+    /// Uses another layout for locks and elections. Default: [`Native`].
+    pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
+        self.lock_layout = Some(Arc::new(layout));
+        self
+    }
+
+    /// Sets how long a dial may take. Default: 3 s.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.connect_timeout = limit;
+        self
+    }
+
+    /// Sets how long a request may take, dialling included. Default: 5 s. Renewals have shorter deadlines of their own.
+    pub fn request_timeout(mut self, limit: Duration) -> Self {
+        self.request_timeout = limit;
+        self
+    }
+
+    /// Sets where the session runs. Default: on a thread of its own.
+    pub fn runtime(mut self, runtime: SessionRuntime) -> Self {
+        self.runtime = runtime;
+        self
+    }
+
+    /// Makes the client without connecting; the first request dials. It heals by itself, also from a start without etcd.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for endpoints that are no URLs, TLS options with `http`, a prefix that is empty, timeouts
+    /// of zero.
+    pub fn build(self) -> Result<Etcd, Error> {
+        let Self { endpoints, channel, credentials, tls, prefix, layout, lock_layout, .. } = self;
+        for (field, limit) in [("connect_timeout", self.connect_timeout), ("request_timeout", self.request_timeout)] {
+            if limit.is_zero() {
+                return Err(Error::invalid_config(field, "it must be above zero"));
+            }
+        }
+        let native = match prefix {
+            Some(prefix) => Native::with_prefix(&prefix)?,
+            None => Native::default(),
+        };
+        let members = match channel {
+            Some(channel) => Members::Fixed(channel),
+            None => members(&endpoints, tls, self.connect_timeout)?,
+        };
+        let ground = Ground::new(self.runtime)?;
+        let fast = Failover::new(members.clone(), ground.runtime.clone());
+        let bulk = Failover::new(members, ground.runtime.clone());
+        let conn = Connection::new(fast, bulk, credentials.as_ref(), self.request_timeout);
+        let layout = layout.unwrap_or_else(|| Arc::new(native.clone()));
+        let lock_layout = lock_layout.unwrap_or_else(|| Arc::new(native));
+        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout) })
+    }
+
+    /// Makes the client and waits for one answer of etcd.
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](Self::build); [`Error::Unavailable`] with what was tried if no endpoint answers;
+    /// [`Error::AuthFailed`] for a wrong user or password; [`Error::Closed`] outside a tokio runtime. A role without the right to read is no error here.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn connect(self) -> Result<Etcd, Error> {
+        let etcd = self.build()?;
+        etcd.session.check_open()?;
+        match etcd.session.conn.get(b"\0").await {
+            Ok(_) | Err(crate::error::Failure::Denied) => Ok(etcd),
+            Err(failure) => Err(failure.into_error("connecting")),
+        }
+    }
+}
+
+fn members(endpoints: &[String], tls: Option<TlsFiles>, connect_timeout: Duration) -> Result<Members, Error> {
+    if endpoints.is_empty() {
+        return Err(Error::invalid_config("endpoints", "at least one is needed"));
+    }
+    let mut urls = Vec::new();
+    for endpoint in endpoints {
+        check_url(endpoint, tls.is_some())?;
+        let url = Endpoint::from_shared(endpoint.clone())
+            .map_err(|error| Error::invalid_config("endpoints", format!("{endpoint:?}: {error}")))?;
+        urls.push(url.connect_timeout(connect_timeout));
+    }
+    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https")).count();
+    if secure != 0 && secure != endpoints.len() {
+        return Err(Error::invalid_config("endpoints", "http and https do not mix"));
+    }
+    let tls = if secure > 0 { Some(tls.unwrap_or_default()) } else { None };
+    Ok(Members::Urls { urls, tls, connect_timeout })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(builder: EtcdBuilder) -> String {
+        builder.build().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_options_are_refused_by_name_before_anything_is_dialled() {
+        for (builder, says) in [
+            (Etcd::builder(Vec::<String>::new()), "at least one"),
+            (Etcd::builder(["127.0.0.1:2379"]), "http://host:port"),
+            (Etcd::builder(["http://"]), "http://host:port"),
+            (Etcd::builder(["ftp://h:1"]), "http://host:port"),
+            (Etcd::builder(["http://h:1", "https://h:2"]), "do not mix"),
+            (Etcd::builder(["http://h:1"]).ca_certificate("ca.pem"), "https"),
+            (Etcd::builder(["http://h:1"]).prefix("/"), "prefix"),
+            (Etcd::builder(["http://h:1"]).request_timeout(Duration::ZERO), "request_timeout"),
+            (Etcd::builder(["http://h:1"]).runtime(SessionRuntime::Caller), "runtime"),
+        ] {
+            let error = refused(builder);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn outside_a_runtime_it_refuses_instead_of_panicking() {
+        let connecting = std::pin::pin!(Etcd::connect("http://127.0.0.1:9"));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let refused = Future::poll(connecting, &mut context);
+        assert!(matches!(refused, std::task::Poll::Ready(Err(Error::Closed))), "{refused:?}");
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let builder = Etcd::builder(["http://h:1"]).user("root", "hunter2".to_owned());
+        assert!(!format!("{builder:?}").contains("hunter2"));
+        let etcd = builder.build().unwrap();
+        assert!(!format!("{etcd:?}{:?}", etcd.session).contains("hunter2"));
+        let in_url = refused(Etcd::builder(["http://root:hunter2@h:1"]));
+        assert!(in_url.contains("as options") && !in_url.contains("hunter2"), "{in_url}");
+    }
+
+    #[test]
+    fn the_environment_is_read_in_pairs() {
+        let from = |pairs: &[(&str, &str)]| {
+            let pairs: Vec<_> = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            EtcdBuilder::from_variables(move |name| {
+                pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone())
+            })
+        };
+        let both = from(&[("ENLIST_ENDPOINTS", "http://a:1, http://b:2"), ("ENLIST_PREFIX", "p")]).unwrap();
+        assert_eq!((both.endpoints.len(), both.prefix.as_deref()), (2, Some("p")));
+        assert!(from(&[("ENLIST_USER", "u")]).is_err());
+        assert!(from(&[("ENLIST_CERT", "c")]).is_err());
+        assert!(from(&[("ENLIST_USER", "u"), ("ENLIST_PASSWORD_FILE", "/nowhere")]).is_err());
+    }
+}

@@ -1,0 +1,61 @@
+//! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`, empty for
+//! a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
+//!
+//! It has no namespaces and no modes, an election and a lock of one name are the same line, and a lock named `a/b` stands
+//! in the line of `a`, because Go counts every key below `a/`. Each place has a lease of its own, which ends with it, so a
+//! `lock_delay` passes after a release too.
+
+use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
+
+use super::{LeaseScope, Line, LockLayout, PlaceValue};
+use crate::record::KeyRange;
+
+/// The layout of etcd's own locks and elections.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EtcdConcurrency;
+
+fn prefix(name: &LockName) -> Result<String, Error> {
+    if *name.namespace() != Namespace::default() {
+        let what = "a namespace other than `default` in the layout etcd-concurrency".to_owned();
+        return Err(Error::Unsupported { what });
+    }
+    Ok(format!("{}/", name.name()))
+}
+
+impl LockLayout for EtcdConcurrency {
+    fn name(&self) -> &'static str {
+        "etcd-concurrency"
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::PerKey
+    }
+
+    fn carries_modes(&self) -> bool {
+        false
+    }
+
+    fn line(&self, _: Line, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(prefix(name)?))
+    }
+
+    fn place(&self, _: Line, name: &LockName, lease: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{:x}", prefix(name)?, lease.get()).into_bytes())
+    }
+
+    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+        match line {
+            Line::Lock => Vec::new(),
+            Line::Election => value.text.clone().into_bytes(),
+        }
+    }
+
+    fn decode(&self, _: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+        // Go counts every key below the prefix, whatever its shape, and who queues with it has to do the same.
+        let segment = key.strip_prefix(prefix(name).ok()?.as_bytes())?;
+        if segment.is_empty() {
+            return None;
+        }
+        Some(PlaceValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
+    }
+}

@@ -1,0 +1,98 @@
+//! The layout of go-zero (`core/discov`): `{key}/{lease id, decimal}` holds `host:port`, and nothing else is carried.
+//!
+//! The service name is go-zero's key and may contain `/`; there are no namespaces, so only the default one can be used. Keys
+//! are numbered by lease, so each instance needs a lease of its own and gets a new key when it is registered anew.
+
+use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
+
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, not_carried};
+use crate::record::KeyRange;
+
+/// The layout of go-zero.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GoZero;
+
+fn prefix(service: &ServiceRef) -> Result<String, Error> {
+    let name = service.name().as_str();
+    if *service.namespace() != Namespace::default() {
+        return Err(Error::Unsupported { what: "a namespace other than `default` in the layout go-zero".to_owned() });
+    }
+    if name.ends_with('/') {
+        return Err(not_carried("service", '/'));
+    }
+    Ok(format!("{name}/"))
+}
+
+impl Layout for GoZero {
+    fn name(&self) -> &'static str {
+        "go-zero"
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        &[]
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Lease
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::PerKey
+    }
+
+    /// A fixed instance, which has no lease, is keyed by its id, which has to be a number as go-zero's `WithId` is.
+    fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        let number = match lease {
+            Some(lease) => lease.get(),
+            None => id.as_str().parse::<i64>().map_err(|_| Error::Unsupported {
+                what: "a fixed instance whose id is no number in the layout go-zero".to_owned(),
+            })?,
+        };
+        Ok(format!("{}{number}", prefix(service)?).into_bytes())
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(prefix(service)?))
+    }
+
+    fn services_range(&self, _: &Namespace) -> Option<KeyRange> {
+        None
+    }
+
+    fn service_of(&self, _: &Namespace, _: &[u8]) -> Option<ServiceName> {
+        None
+    }
+
+    /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.
+    fn encode(&self, instance: &Instance, owner: Option<&str>, _: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+        let [endpoint] = instance.endpoints() else {
+            return Err(Error::Unsupported { what: "more than one endpoint in the layout go-zero".to_owned() });
+        };
+        let plain = Instance::new(instance.id().clone(), [endpoint.clone()])?;
+        if endpoint.protocol().is_some() || *instance != plain || owner.is_some() {
+            let what = "anything but `host:port` (protocol, weight, version, zone, health, metadata, owner) in the layout go-zero";
+            return Err(Error::Unsupported { what: what.to_owned() });
+        }
+        Ok(endpoint.authority().into_bytes())
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let prefix = prefix(service).map_err(|_| Skip::Foreign)?;
+        let segment = key.strip_prefix(prefix.as_bytes()).ok_or(Skip::Foreign)?;
+        let id = std::str::from_utf8(segment).map_err(|_| Skip::Foreign)?;
+        // More segments belong to the service `{key}/{segment}`; and go-zero writes nothing but numbers.
+        if id.parse::<i64>().is_err() {
+            return Err(Skip::Foreign);
+        }
+        let malformed = |reason: &str| Skip::Malformed(reason.to_owned());
+        let value = std::str::from_utf8(value).map_err(|_| malformed("no UTF-8"))?;
+        // Some writers end their values with a newline.
+        let endpoint = Endpoint::parse(value.trim_end()).map_err(|_| malformed("no host:port"))?;
+        if endpoint.protocol().is_some() {
+            return Err(malformed("a URL where host:port is due"));
+        }
+        let id = InstanceId::parse(id).map_err(|_| Skip::Foreign)?;
+        let instance = Instance::new(id, [endpoint]).map_err(|_| malformed("no endpoint"))?;
+        Ok(Decoded { instance, owner: None })
+    }
+}

@@ -1,0 +1,186 @@
+//! Where instances and locks lie in etcd: the only place that joins or splits keys, or reads and writes values.
+//!
+//! A layout is the dialect of one ecosystem. It may carry less than an [`Instance`] says; [`Layout::carries`] tells. A layout
+//! never reports another service's instance, and refuses a name it cannot carry instead of mangling it.
+
+mod etcd_concurrency;
+mod go_zero;
+mod native;
+
+use std::fmt;
+
+use enlist::{Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef};
+
+pub use self::{etcd_concurrency::EtcdConcurrency, go_zero::GoZero, native::Native};
+use crate::record::KeyRange;
+
+/// What of an instance a layout can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Part {
+    /// The id given to `register`; without it the layout makes its own.
+    Id,
+    /// The owner token.
+    Owner,
+    /// Namespaces.
+    Namespace,
+    /// Protocols, several endpoints, Unix sockets.
+    Endpoints,
+    /// The weight.
+    Weight,
+    /// The version.
+    Version,
+    /// The zone.
+    Zone,
+    /// The health.
+    Health,
+    /// The metadata.
+    Metadata,
+}
+
+/// What tells one instance from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Identity {
+    /// Its id, which is in the key.
+    Id,
+    /// Its lease, which is in the key: a re-registration makes a new key, and for a while there are two. Entries with the same
+    /// endpoints are one instance, and the newest counts.
+    Lease,
+}
+
+/// Which leases a layout can use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeaseScope {
+    /// Many keys may share one.
+    Shared,
+    /// Each key needs its own.
+    PerKey,
+}
+
+/// What a layout reads out of a key and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
+pub struct Decoded {
+    /// The instance.
+    pub instance: Instance,
+    /// The owner token.
+    pub owner: Option<String>,
+}
+
+/// Why a key is no instance of the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a key is somebody else's or it is broken")]
+pub enum Skip {
+    /// It belongs to somebody else: neither an instance nor an error.
+    Foreign,
+    /// It is one of the service's, but no instance can be read from it, for this reason.
+    Malformed(String),
+}
+
+/// How instances lie in etcd.
+pub trait Layout: fmt::Debug + Send + Sync + 'static {
+    /// Its name, for options and messages.
+    fn name(&self) -> &'static str;
+
+    /// What it carries.
+    fn carries(&self) -> &'static [Part];
+
+    /// What tells one instance from another.
+    fn identity(&self) -> Identity;
+
+    /// Which leases it can use.
+    fn lease_scope(&self) -> LeaseScope;
+
+    /// The key of an instance under `lease`; fixed instances have none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`] for names it cannot carry, [`Error::Unsupported`] for a fixed instance it cannot hold.
+    fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error>;
+
+    /// The range that holds all instances of `service`, and as little else as possible.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`] for names it cannot carry.
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error>;
+
+    /// The range that holds all services of `namespace`; `None` if it cannot tell.
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange>;
+
+    /// The service that a key of [`services_range`](Self::services_range) belongs to.
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName>;
+
+    /// The value of an instance. `previous` is the value that it replaces, whose unknown fields are kept.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if `previous` is of a newer version.
+    fn encode(&self, instance: &Instance, owner: Option<&str>, previous: Option<&[u8]>) -> Result<Vec<u8>, Error>;
+
+    /// Reads an instance of `service`. Keys are judged before values.
+    ///
+    /// # Errors
+    ///
+    /// [`Skip`] says whether the key is somebody else's or broken.
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip>;
+}
+
+/// Locks or elections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "these are the two lines that the traits know")]
+pub enum Line {
+    /// The line for a lock.
+    Lock,
+    /// The line of candidates of an election.
+    Election,
+}
+
+/// What somebody in line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
+pub struct PlaceValue {
+    /// Alone or together with others.
+    pub mode: LockMode,
+    /// What a candidate says about itself.
+    pub text: String,
+}
+
+/// How locks and elections lie in etcd. The one with the lowest creation revision in a line is first.
+pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
+    /// Its name, for options and messages.
+    fn name(&self) -> &'static str;
+
+    /// Which leases it can use.
+    fn lease_scope(&self) -> LeaseScope;
+
+    /// Says whether it can tell shared places from exclusive ones.
+    fn carries_modes(&self) -> bool;
+
+    /// The range of a line.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`] or [`Error::Unsupported`] for names it cannot carry.
+    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error>;
+
+    /// The key of a place. `nonce` tells places under one lease apart, where they can share one.
+    ///
+    /// # Errors
+    ///
+    /// As [`line`](Self::line).
+    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
+
+    /// The value of a place.
+    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8>;
+
+    /// Reads a place in the line of `name`; `None` if the key is not of this layout's shape.
+    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
+}
+
+/// A name that this layout cannot carry because of `character`.
+fn not_carried(field: &'static str, character: char) -> Error {
+    Error::InvalidName { field, fault: enlist::error::NameFault::NotCarried { character } }
+}

@@ -1,0 +1,441 @@
+//! enlist's own layout, version 1. It carries everything.
+//!
+//! ```text
+//! enlist/services/{namespace}/{service}/{id}
+//! {"v":1,"id":"greeter-1","endpoints":["grpc://10.0.0.1:8080"],"weight":100,…}
+//! enlist/locks/{namespace}/{name}/{lease, 16 hex}-{random, 16 hex}        {"v":1,"mode":"exclusive","holder":"host:pid"}
+//! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{random, 16 hex}    {"v":1,"value":"…"}
+//! ```
+//!
+//! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
+//! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
+
+use std::{collections::BTreeMap, process, sync::OnceLock};
+
+use enlist::{
+    Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
+    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
+};
+use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, Part, PlaceValue, Skip};
+use crate::record::KeyRange;
+
+/// The version of values that this code writes.
+const VERSION: u64 = 1;
+
+/// The prefix of all keys, unless another one is given.
+const DEFAULT_PREFIX: &str = "enlist";
+
+/// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
+
+/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
+const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
+
+/// enlist's own layout.
+#[derive(Clone, Debug)]
+pub struct Native {
+    prefix: String,
+}
+
+impl Default for Native {
+    fn default() -> Self {
+        Self { prefix: DEFAULT_PREFIX.to_owned() }
+    }
+}
+
+impl Native {
+    /// The layout under another prefix. Slashes at its ends do not count.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if nothing is left: that would be the root of the whole store.
+    pub fn with_prefix(prefix: &str) -> Result<Self, Error> {
+        let prefix = prefix.trim_matches('/');
+        if prefix.is_empty() || prefix.contains("//") || prefix.chars().any(char::is_control) {
+            return Err(Error::invalid_config("prefix", "it must be non-empty, without `//` and control characters"));
+        }
+        Ok(Self { prefix: prefix.to_owned() })
+    }
+
+    fn services(&self, namespace: &Namespace) -> String {
+        format!("{}/services/{}/", self.prefix, escape(namespace.as_str()))
+    }
+
+    fn service(&self, service: &ServiceRef) -> String {
+        format!("{}{}/", self.services(service.namespace()), escape(service.name().as_str()))
+    }
+
+    fn line_prefix(&self, line: Line, name: &LockName) -> String {
+        let kind = match line {
+            Line::Lock => "locks",
+            Line::Election => "elections",
+        };
+        format!("{}/{kind}/{}/{}/", self.prefix, escape(name.namespace().as_str()), escape(name.name()))
+    }
+}
+
+fn escape(segment: &str) -> String {
+    utf8_percent_encode(segment, ESCAPED).collect::<String>()
+}
+
+/// The text of a segment, if it is one that `escape` writes.
+fn unescape(segment: &[u8]) -> Option<String> {
+    let text = percent_decode(segment).decode_utf8().ok()?;
+    (escape(&text).as_bytes() == segment).then(|| text.into_owned())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    v: u64,
+    id: String,
+    endpoints: Vec<String>,
+    #[serde(default = "default_weight")]
+    weight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    /// Fields of a later version, kept on update.
+    #[serde(flatten)]
+    unknown: serde_json::Map<String, Value>,
+}
+
+fn default_weight() -> u32 {
+    DEFAULT_WEIGHT
+}
+
+impl Layout for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        use Part as P;
+        &[P::Id, P::Owner, P::Namespace, P::Endpoints, P::Weight, P::Version, P::Zone, P::Health, P::Metadata]
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Id
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::Shared
+    }
+
+    fn key(&self, service: &ServiceRef, id: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{}", self.service(service), escape(id.as_str())).into_bytes())
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(self.service(service)))
+    }
+
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.services(namespace)))
+    }
+
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        let rest = key.strip_prefix(self.services(namespace).as_bytes())?;
+        let (service, id) = rest.split_at(rest.iter().position(|byte| *byte == b'/')?);
+        InstanceId::parse(unescape(&id[1..])?).ok()?;
+        ServiceName::parse(unescape(service)?).ok()
+    }
+
+    fn encode(&self, instance: &Instance, owner: Option<&str>, previous: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+        let unknown = match previous.and_then(|value| serde_json::from_slice::<Wire>(value).ok()) {
+            Some(newer) if newer.v > VERSION => {
+                let what = format!("writing over a value of version {} (this is version {VERSION})", newer.v);
+                return Err(Error::Unsupported { what });
+            }
+            Some(known) => known.unknown,
+            None => serde_json::Map::new(),
+        };
+        let wire = Wire {
+            v: VERSION,
+            id: instance.id().to_string(),
+            endpoints: instance.endpoints().iter().map(ToString::to_string).collect(),
+            weight: instance.weight(),
+            version: instance.version().map(str::to_owned),
+            zone: instance.zone().map(str::to_owned),
+            health: Some(instance.health().as_str().to_owned()),
+            metadata: Some(instance.metadata().clone()).filter(|metadata| !metadata.is_empty()),
+            owner: owner.map(str::to_owned),
+            unknown,
+        };
+        serde_json::to_vec(&wire).map_err(|error| Error::Unsupported { what: format!("this instance ({error})") })
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let segment = key.strip_prefix(self.service(service).as_bytes()).ok_or(Skip::Foreign)?;
+        let id = unescape(segment).and_then(|id| InstanceId::parse(id).ok()).ok_or(Skip::Foreign)?;
+        let malformed = |reason: String| Skip::Malformed(reason);
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(malformed(format!("{} bytes", value.len())));
+        }
+        // The error's text can quote the value, which is not to be logged; its place is enough.
+        let wire: Wire = serde_json::from_slice(value).map_err(|error| {
+            malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
+        })?;
+        if wire.id != id.as_str() {
+            return Err(malformed("the id in the value is not the one in the key".to_owned()));
+        }
+        let endpoints = wire.endpoints.iter().map(Endpoint::parse).collect::<Result<Vec<_>, _>>();
+        let endpoints = endpoints.map_err(|_| malformed("an endpoint cannot be read".to_owned()))?;
+        let health = match wire.health.as_deref() {
+            None => Health::Serving,
+            // A word of a later version: known to be something else than serving.
+            Some(word) => Health::from_word(word).unwrap_or(Health::NotServing),
+        };
+        let mut instance = Instance::new(id, endpoints)
+            .map_err(|_| malformed("there is no endpoint".to_owned()))?
+            .with_weight(wire.weight)
+            .with_version(wire.version.unwrap_or_default())
+            .with_zone(wire.zone.unwrap_or_default())
+            .with_health(health);
+        for (key, value) in wire.metadata.unwrap_or_default() {
+            instance = instance.with_metadata(key, value);
+        }
+        Ok(Decoded { instance, owner: wire.owner })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct LockWire {
+    v: u64,
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    holder: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ElectionWire {
+    v: u64,
+    #[serde(default)]
+    value: String,
+}
+
+impl LockLayout for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::Shared
+    }
+
+    fn carries_modes(&self) -> bool {
+        true
+    }
+
+    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(self.line_prefix(line, name)))
+    }
+
+    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{:016x}-{nonce:016x}", self.line_prefix(line, name), lease.get()).into_bytes())
+    }
+
+    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+        let encoded = match line {
+            Line::Lock => {
+                let mode = match value.mode {
+                    LockMode::Exclusive => "exclusive",
+                    LockMode::Shared => "shared",
+                };
+                serde_json::to_vec(&LockWire { v: VERSION, mode: mode.to_owned(), holder: holder() })
+            }
+            Line::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
+        };
+        encoded.expect("structs of numbers and strings always have a JSON form")
+    }
+
+    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+        let segment = key.strip_prefix(self.line_prefix(line, name).as_bytes())?;
+        let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
+        if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
+            return None;
+        }
+        // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
+        Some(match line {
+            Line::Lock => {
+                let shared = serde_json::from_slice::<LockWire>(value).is_ok_and(|wire| wire.mode == "shared");
+                let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
+                PlaceValue { mode, text: String::new() }
+            }
+            Line::Election => {
+                let text = serde_json::from_slice::<ElectionWire>(value).map(|wire| wire.value).unwrap_or_default();
+                PlaceValue { mode: LockMode::Exclusive, text }
+            }
+        })
+    }
+}
+
+/// Who holds it, for a person who reads the store.
+fn holder() -> String {
+    static HOLDER: OnceLock<String> = OnceLock::new();
+    HOLDER.get_or_init(this_process).clone()
+}
+
+fn this_process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".to_owned()),
+        host => host.to_owned(),
+    };
+    format!("{host}:{}", process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn service() -> ServiceRef {
+        ServiceRef::parse("greeter").unwrap()
+    }
+
+    fn instance() -> Instance {
+        Instance::new(InstanceId::parse("g 1/%").unwrap(), [Endpoint::parse("grpc://10.0.0.1:8080").unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn keys_and_values_are_as_documented() {
+        let layout = Native::default();
+        let key = Layout::key(&layout, &service(), instance().id(), None).unwrap();
+        assert_eq!(String::from_utf8(key).unwrap(), "enlist/services/default/greeter/g 1%2F%25");
+        let full = instance().with_version("1.4.2").with_zone("eu-1a").with_metadata("team", "blue");
+        let value = Layout::encode(&layout, &full, Some("me"), None).unwrap();
+        assert_eq!(
+            String::from_utf8(value).unwrap(),
+            r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me"}"#
+        );
+        let lock = LockName::parse("a/b").unwrap();
+        let place = layout.place(Line::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
+        assert_eq!(String::from_utf8(place).unwrap(), "enlist/locks/default/a%2Fb/000000000000001f-0000000000000abc");
+    }
+
+    fn decode(value: &str) -> Result<Decoded, Skip> {
+        let layout = Native::default();
+        let key = Layout::key(&layout, &service(), instance().id(), None).unwrap();
+        Layout::decode(&layout, &service(), &key, value.as_bytes())
+    }
+
+    #[test]
+    fn absent_fields_take_their_defaults_and_unknown_ones_survive_an_update() {
+        let minimal = r#"{"new":{"x":[1]},"endpoints":["grpc://10.0.0.1:8080"],"id":"g 1/%","v":1}"#;
+        assert_eq!(decode(minimal).unwrap().instance, instance());
+        let updated = Layout::encode(&Native::default(), &instance().with_weight(5), None, Some(minimal.as_bytes()));
+        let updated: Value = serde_json::from_slice(&updated.unwrap()).unwrap();
+        assert_eq!((&updated["new"]["x"][0], &updated["weight"]), (&Value::from(1), &Value::from(5)));
+    }
+
+    #[test]
+    fn a_newer_version_is_read_and_never_overwritten() {
+        let newer = r#"{"v":2,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"health":"sleepy"}"#;
+        assert_eq!(decode(newer).unwrap().instance.health(), Health::NotServing);
+        let refused = Layout::encode(&Native::default(), &instance(), None, Some(newer.as_bytes()));
+        assert!(matches!(refused, Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn garbage_is_malformed_and_its_content_is_not_told() {
+        for garbage in ["", "{", "null", "[]", "{\"v\":1}", r#"{"v":1,"id":"secret","endpoints":["h:1"]}"#] {
+            match decode(garbage) {
+                Err(Skip::Malformed(reason)) => assert!(!reason.contains("secret"), "{reason}"),
+                other => panic!("{garbage}: {other:?}"),
+            }
+        }
+        let no_port = r#"{"v":1,"id":"g 1/%","endpoints":["10.0.0.1"]}"#;
+        assert!(matches!(decode(no_port), Err(Skip::Malformed(_))));
+        let deep = format!(r#"{{"v":1,"id":"g 1/%","endpoints":["h:1"],"x":{}}}"#, "[".repeat(100_000));
+        assert!(matches!(decode(&deep), Err(Skip::Malformed(_))));
+    }
+
+    #[test]
+    fn deeper_keys_and_keys_that_are_escaped_otherwise_are_foreign() {
+        let layout = Native::default();
+        for key in [
+            "enlist/services/default/greeter/a/b",
+            "enlist/services/default/greeter/",
+            "enlist/x",
+            "enlist/services/default/greeter/%2f",
+            "enlist/services/default/greeter2/a",
+        ] {
+            assert_eq!(Layout::decode(&layout, &service(), key.as_bytes(), b"{}"), Err(Skip::Foreign), "{key}");
+        }
+    }
+
+    /// Names with everything that is allowed: separators, escapes, dots, other scripts.
+    fn names() -> impl Strategy<Value = String> {
+        proptest::string::string_regex("[a-z/%.\\-_ ~äß世🚀]{1,12}").expect("a valid expression")
+    }
+
+    proptest! {
+        #[test]
+        fn every_instance_comes_back_as_it_was_and_only_in_its_own_service(
+            namespace in names(), service in names(), other in names(), id in names(),
+            weight in any::<u32>(), text in "\\PC{0,20}",
+        ) {
+            let layout = Native::default();
+            let namespace = Namespace::parse(&namespace).unwrap();
+            let place = |name: &str| ServiceRef::new(namespace.clone(), ServiceName::parse(name).unwrap());
+            let instance = Instance::new(InstanceId::parse(&id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+                .with_weight(weight).with_version(&text).with_metadata(&text, &text);
+            let key = Layout::key(&layout, &place(&service), instance.id(), None).unwrap();
+            let value = Layout::encode(&layout, &instance, Some(&text), None).unwrap();
+            let decoded = Layout::decode(&layout, &place(&service), &key, &value).unwrap();
+            prop_assert_eq!(decoded, Decoded { instance, owner: Some(text) });
+            prop_assert_eq!(layout.service_of(&namespace, &key), Some(place(&service).name().clone()));
+            if other != service {
+                prop_assert_eq!(Layout::decode(&layout, &place(&other), &key, &value), Err(Skip::Foreign));
+                let range = layout.service_range(&place(&other)).unwrap();
+                let (start, end) = range.bounds();
+                prop_assert!(key.as_slice() < start || key.as_slice() >= end.unwrap(), "outside the other's range");
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            segment in proptest::collection::vec(any::<u8>(), 0..20),
+            value in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let (layout, lock) = (Native::default(), LockName::parse("l").unwrap());
+            let key = [b"enlist/services/default/greeter/", &segment[..]].concat();
+            let _ = Layout::decode(&layout, &service(), &key, &value);
+            let _ = layout.service_of(&Namespace::default(), &key);
+            let place = [b"enlist/locks/default/l/", &segment[..]].concat();
+            let _ = LockLayout::decode(&layout, Line::Lock, &lock, &place, &value);
+        }
+    }
+
+    #[test]
+    fn an_empty_prefix_is_refused() {
+        for prefix in ["", "/", "//", "a//b"] {
+            assert!(Native::with_prefix(prefix).is_err(), "{prefix}");
+        }
+        assert!(Native::with_prefix("/team/enlist/").is_ok());
+    }
+
+    #[test]
+    fn foreign_keys_are_not_in_line_and_broken_values_of_our_shape_are() {
+        let layout = Native::default();
+        let lock = LockName::parse("l").unwrap();
+        let place = layout.place(Line::Lock, &lock, LeaseId::new(1), 2).unwrap();
+        let exclusive = Some(PlaceValue { mode: LockMode::Exclusive, text: String::new() });
+        assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, &place, b"garbage"), exclusive);
+        for key in ["enlist/locks/default/l/x", "enlist/locks/default/l/0000000000000001-000000000000000g"] {
+            assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, key.as_bytes(), b""), None, "{key}");
+        }
+    }
+}

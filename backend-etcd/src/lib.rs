@@ -1,0 +1,55 @@
+//! The etcd backend of `enlist`: registrations that come back, watches without gaps, locks with fencing tokens.
+//!
+//! ```no_run
+//! use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};
+//! use enlist_etcd::Etcd;
+//!
+//! # async fn example() -> Result<(), enlist::Error> {
+//! let etcd = Etcd::connect("http://127.0.0.1:2379").await?;
+//! let service = ServiceRef::parse("greeter")?;
+//! let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("grpc://10.0.0.1:8080")?])?;
+//! let registration = etcd.register(&service, instance, RegisterOptions::new()).await?;
+//! // … serve …
+//! registration.deregister().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Building this crate needs `protoc` and the well-known protos, because `etcd-client` does: on Debian
+//! `apt-get install protobuf-compiler libprotobuf-dev`.
+//!
+//! # How it is built
+//!
+//! | module | does |
+//! |---|---|
+//! | `etcd` | options, TLS, user; what the traits are implemented on |
+//! | `channel` | one pinned endpoint, another one when it fails |
+//! | `connection` | requests with deadlines, token renewal, guarded writes |
+//! | `error` | what etcd says, turned into what a caller can do |
+//! | `session` | the runtime that owns leases and tasks |
+//! | `lease` | grants and renewals |
+//! | `pipeline`, `mirror` | list and watch a range, for ever |
+//! | `registry`, `watcher`, `lock`, `election` | the traits |
+//! | [`layout`] | the only place that knows keys and values |
+
+mod channel;
+mod connection;
+mod election;
+mod error;
+mod etcd;
+pub mod layout;
+mod lease;
+mod lock;
+mod mirror;
+mod pipeline;
+mod record;
+mod registry;
+mod session;
+mod watcher;
+
+pub use self::{
+    etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
+    layout::{EtcdConcurrency, GoZero, Layout, LockLayout, Native},
+    record::KeyRange,
+    session::SessionRuntime,
+};

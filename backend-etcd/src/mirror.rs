@@ -1,0 +1,190 @@
+//! A local copy of a range of keys, brought up to date by lists and watch events. Plain data, no I/O.
+
+use std::sync::Arc;
+
+use enlist::{Epoch, Revision};
+use imbl::{OrdMap, ordmap::DiffItem};
+
+use crate::record::Record;
+
+/// A range of keys at one revision. Cheap to clone; clones share their structure.
+#[derive(Clone, Debug)]
+pub(crate) struct Mirror {
+    pub(crate) revision: Revision,
+    pub(crate) epoch: Epoch,
+    records: OrdMap<Arc<[u8]>, Record>,
+}
+
+impl PartialEq for Mirror {
+    fn eq(&self, other: &Self) -> bool {
+        // Whoever reads a mirror wants to know about its keys; a revision that moved without them is no news.
+        self.epoch == other.epoch && (self.records.ptr_eq(&other.records) || self.records == other.records)
+    }
+}
+
+/// One event of a watch, stripped to what is needed.
+#[derive(Clone, Debug)]
+pub(crate) enum KeyEvent {
+    Put(Record),
+    Delete { key: Arc<[u8]>, revision: Revision },
+}
+
+impl KeyEvent {
+    pub(crate) fn revision(&self) -> Revision {
+        match self {
+            Self::Put(record) => record.modified,
+            Self::Delete { revision, .. } => *revision,
+        }
+    }
+}
+
+/// How one key differs between two mirrors.
+#[derive(Debug)]
+pub(crate) enum Difference<'a> {
+    Present(&'a Record),
+    Gone(&'a Arc<[u8]>),
+}
+
+impl Mirror {
+    pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
+        Self { revision, epoch, records: OrdMap::new() }
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.values()
+    }
+
+    /// Replaces the content by a list, touching only what differs, so that differences stay cheap.
+    pub(crate) fn relist(&mut self, records: Vec<Record>, revision: Revision, epoch: Epoch) {
+        let mut gone = self.records.clone();
+        for record in records {
+            let unchanged = gone.remove(&record.key).is_some_and(|old| old == record);
+            if !unchanged {
+                self.records.insert(Arc::clone(&record.key), record);
+            }
+        }
+        for key in gone.keys() {
+            self.records.remove(key);
+        }
+        (self.revision, self.epoch) = (revision, epoch);
+    }
+
+    /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is dropped.
+    /// Returns how many were.
+    pub(crate) fn apply(&mut self, events: Vec<KeyEvent>) -> usize {
+        let mut dropped = 0;
+        for event in events {
+            let revision = event.revision();
+            // One revision may change many keys, so equal is new unless the key itself is as new.
+            if revision < self.revision {
+                dropped += 1;
+                continue;
+            }
+            match event {
+                KeyEvent::Put(record) => {
+                    if self.records.get(&record.key).is_some_and(|old| old.modified >= record.modified) {
+                        dropped += 1;
+                        continue;
+                    }
+                    self.records.insert(Arc::clone(&record.key), record);
+                }
+                KeyEvent::Delete { key, .. } => {
+                    if self.records.get(&key).is_some_and(|old| old.modified > revision) {
+                        dropped += 1;
+                        continue;
+                    }
+                    self.records.remove(&key);
+                }
+            }
+            self.revision = revision;
+        }
+        dropped
+    }
+
+    /// What differs from `older`, or everything where there is none.
+    pub(crate) fn differences<'a>(&'a self, older: Option<&'a Self>) -> Vec<Difference<'a>> {
+        let Some(older) = older else {
+            return self.records.values().map(Difference::Present).collect();
+        };
+        older
+            .records
+            .diff(&self.records)
+            .map(|item| match item {
+                DiffItem::Add(_, record) | DiffItem::Update { new: (_, record), .. } => Difference::Present(record),
+                DiffItem::Remove(key, _) => Difference::Gone(key),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &str, revision: u64) -> KeyEvent {
+        KeyEvent::Put(record(key, revision))
+    }
+
+    fn record(key: &str, revision: u64) -> Record {
+        let revision = Revision::new(revision);
+        Record { key: key.as_bytes().into(), value: [][..].into(), created: revision, modified: revision, lease: None }
+    }
+
+    fn delete(key: &str, revision: u64) -> KeyEvent {
+        KeyEvent::Delete { key: key.as_bytes().into(), revision: Revision::new(revision) }
+    }
+
+    fn keys(mirror: &Mirror) -> Vec<String> {
+        mirror.records().map(|record| String::from_utf8_lossy(&record.key).into_owned()).collect()
+    }
+
+    fn mirror(keys: &[&str], revision: u64) -> Mirror {
+        let mut mirror = Mirror::new(Revision::default(), Epoch::default());
+        mirror.relist(
+            keys.iter().map(|key| record(key, revision)).collect(),
+            Revision::new(revision),
+            Epoch::default(),
+        );
+        mirror
+    }
+
+    #[test]
+    fn events_of_one_revision_belong_together_and_repetitions_are_dropped() {
+        let mut mirror = mirror(&["a"], 5);
+        assert_eq!(mirror.apply(vec![put("b", 6), put("c", 6), delete("a", 6)]), 0);
+        assert_eq!(keys(&mirror), ["b", "c"]);
+        assert_eq!(mirror.apply(vec![put("b", 6), put("a", 5), delete("c", 4)]), 3);
+        assert_eq!(keys(&mirror), ["b", "c"]);
+        assert_eq!(mirror.revision, Revision::new(6));
+    }
+
+    #[test]
+    fn a_new_list_becomes_a_difference() {
+        let old = mirror(&["a", "b"], 5);
+        let mut new = old.clone();
+        new.relist(vec![record("b", 5), record("c", 9)], Revision::new(9), Epoch::default());
+        let differences = new.differences(Some(&old));
+        let told: Vec<_> = differences
+            .iter()
+            .map(|difference| match difference {
+                Difference::Present(record) => format!("+{}", record.key.escape_ascii()),
+                Difference::Gone(key) => format!("-{}", key.escape_ascii()),
+            })
+            .collect();
+        assert_eq!(told, ["-a", "+c"]);
+    }
+
+    #[test]
+    fn a_revision_that_moved_without_its_keys_is_no_news() {
+        let old = mirror(&["a"], 5);
+        let mut new = old.clone();
+        new.revision = Revision::new(7);
+        assert_eq!(old, new);
+        new.epoch = new.epoch.next();
+        assert_ne!(old, new);
+    }
+}

@@ -1,0 +1,318 @@
+//! List, then watch, for ever: keeps a [`Mirror`] of a range up to date and publishes it.
+//!
+//! ```text
+//! Unsynced ─list at R─► Live ─stream ends─► resume from the last complete revision + 1
+//!     ▲                  │
+//!     └── history gone, or the store went back: list again, and the readers see the difference
+//! ```
+//!
+//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`]. A watch that is
+//! silent is asked for a sign of life, because a dead peer says nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use enlist::{BackoffPolicy, Epoch, Error, Feed, Moment, Revision, TaskOwner, feed::FeedReader};
+use etcd_client::{GetOptions, WatchOptions, WatchResponse, WatchStream};
+
+use crate::{
+    connection::{Clients, Connection, header_revision, signed},
+    error::{Failure, classify, classify_cancel, said},
+    mirror::{KeyEvent, Mirror},
+    record::{KeyRange, Record},
+    session::Session,
+};
+
+/// How long a watch may be silent before it is asked for a sign of life.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// How long it may take to give one.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// How long trouble that somebody has to mend is left alone.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// A running pipeline. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    feed: Arc<Feed<Mirror>>,
+    _tasks: TaskOwner,
+}
+
+/// The pipelines of a session: one per range, however many readers.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    running: Mutex<HashMap<KeyRange, Weak<Pipeline>>>,
+}
+
+impl Hub {
+    /// A reader of `range`, which keeps its pipeline and `session` alive.
+    pub(crate) fn follow(&self, session: &Arc<Session>, range: &KeyRange) -> Result<FeedReader<Mirror>, Error> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, pipeline| pipeline.strong_count() > 0);
+        let pipeline = if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
+            pipeline
+        } else {
+            let pipeline = Arc::new(start(session, range.clone(), None)?);
+            running.insert(range.clone(), Arc::downgrade(&pipeline));
+            pipeline
+        };
+        let feed = Arc::clone(&pipeline.feed);
+        Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+    }
+
+    /// A reader of one key that begins with what is known of it, without a list. Not shared.
+    pub(crate) fn follow_key(
+        session: &Arc<Session>,
+        key: &[u8],
+        known: Option<Record>,
+        revision: Revision,
+    ) -> Result<FeedReader<Mirror>, Error> {
+        let mut mirror = Mirror::new(revision, Epoch::default());
+        mirror.relist(known.into_iter().collect(), revision, Epoch::default());
+        let pipeline = start(session, KeyRange::key(key), Some(mirror))?;
+        let feed = Arc::clone(&pipeline.feed);
+        Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+    }
+}
+
+fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Result<Pipeline, Error> {
+    session.check_open()?;
+    let feed = Arc::new(Feed::new());
+    let tasks = TaskOwner::on(session.runtime());
+    let (stop, closed) = (tasks.stop_signal(), session.tasks.stop_signal());
+    let epoch = Epoch::default();
+    let worker = Worker { conn: Arc::clone(&session.conn), range, feed: Arc::clone(&feed), mirror: known, epoch };
+    let published = Arc::clone(&feed);
+    tasks.spawn("watch", async move {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = closed.cancelled() => published.close(),
+            () = worker.run() => {}
+        }
+    })?;
+    Ok(Pipeline { feed, _tasks: tasks })
+}
+
+/// How a round of list and watch came to its end.
+#[derive(Debug)]
+enum End {
+    /// The history after the last revision is gone.
+    Compacted,
+    /// The store's revision is lower than it was.
+    WentBack,
+    /// A request failed, or the stream ended or fell silent.
+    Broken(Failure),
+}
+
+struct Worker {
+    conn: Arc<Connection>,
+    range: KeyRange,
+    feed: Arc<Feed<Mirror>>,
+    /// What is known; `None` before the first list.
+    mirror: Option<Mirror>,
+    epoch: Epoch,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut backoff = BackoffPolicy::default().start();
+        let mut list = self.mirror.is_none();
+        let mut refreshed = false;
+        loop {
+            let mut progressed = false;
+            let end = match self.round(list, &mut progressed).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            };
+            if progressed {
+                backoff.reset();
+                refreshed = false;
+            }
+            list = self.mirror.is_none();
+            let delay = match end {
+                End::Compacted => {
+                    tracing::debug!(range = %self.range.describe(), "watch compacted, listing again");
+                    list = true;
+                    Duration::ZERO
+                }
+                End::WentBack => {
+                    tracing::warn!(range = %self.range.describe(), "store went back, listing again");
+                    self.epoch = self.epoch.next();
+                    list = true;
+                    Duration::ZERO
+                }
+                // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
+                End::Broken(Failure::StaleToken(_) | Failure::Denied)
+                    if !refreshed && self.conn.bulk.refresh_token().await.is_ok() =>
+                {
+                    refreshed = true;
+                    Duration::ZERO
+                }
+                End::Broken(failure) => self.broken(failure, &mut backoff),
+            };
+            // Also without a delay the others get their turn.
+            tokio::time::sleep(delay.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// Publishes the trouble; returns how long to leave it alone.
+    fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
+        if matches!(failure, Failure::Leaderless(_)) {
+            self.conn.bulk.suspect();
+        }
+        let error = failure.into_error(&self.range.describe());
+        tracing::debug!(range = %self.range.describe(), cause = %error, "watch broken");
+        if error.is_retryable() {
+            self.feed.stale(error);
+            backoff.next_delay()
+        } else {
+            self.feed.refuse(error);
+            SLOW
+        }
+    }
+
+    /// Lists if asked to, then follows a watch until it ends.
+    async fn round(&mut self, list: bool, progressed: &mut bool) -> Result<std::convert::Infallible, End> {
+        if list {
+            self.list().await?;
+            *progressed = true;
+        }
+        let asked = Moment::now();
+        let mut stream = self.open().await?;
+        let mut parts = Vec::new();
+        loop {
+            let message = self.message(&mut stream).await?;
+            let created = message.created();
+            self.check(&message, created).await?;
+            *progressed = true;
+            self.take(message, created, asked, &mut parts);
+        }
+    }
+
+    async fn list(&mut self) -> Result<(), End> {
+        let asked = Moment::now();
+        let (records, revision) = self.conn.list(&self.range).await.map_err(|failure| match failure {
+            Failure::Compacted | Failure::FutureRevision => End::Compacted,
+            failure => End::Broken(failure),
+        })?;
+        if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
+            return Err(End::WentBack);
+        }
+        let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
+        mirror.relist(records, revision, self.epoch);
+        self.feed.publish(mirror.clone(), asked);
+        Ok(())
+    }
+
+    fn seen(&self) -> Revision {
+        self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
+    }
+
+    async fn open(&self) -> Result<WatchStream, End> {
+        let mut options =
+            WatchOptions::new().with_start_revision(signed(self.seen().next())).with_progress_notify().with_fragment();
+        if let Some(end) = &self.range.end {
+            options = options.with_range(end.clone());
+        }
+        let open = |mut clients: Clients| {
+            let (start, options) = (self.range.start.clone(), options.clone());
+            async move { clients.watch.watch(start, Some(options)).await }
+        };
+        self.conn.bulk.call("watch", open).await.map_err(End::Broken)
+    }
+
+    /// The next message. A silent stream is asked for a sign of life and given up if it gives none.
+    async fn message(&self, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+        let mut read = tokio::time::timeout(SILENCE, stream.message()).await;
+        if read.is_err() {
+            stream.request_progress().await.map_err(|error| End::Broken(classify(&error)))?;
+            read = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await;
+        }
+        let Ok(read) = read else {
+            self.conn.bulk.suspect();
+            return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
+        };
+        match read {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(End::Broken(Failure::Lost(said("the watch ended")))),
+            Err(error) => Err(End::Broken(classify(&error))),
+        }
+    }
+
+    /// Tells whether the message ends the watch.
+    async fn check(&self, message: &WatchResponse, created: bool) -> Result<(), End> {
+        if message.compact_revision() > 0 {
+            return Err(End::Compacted);
+        }
+        if message.canceled() {
+            return Err(End::Broken(classify_cancel(message.cancel_reason())));
+        }
+        if created && header_revision(message.header()) < self.seen() {
+            // A member that lags, or a store that went back: a linearizable read tells them apart.
+            let count = GetOptions::new().with_count_only();
+            let (_, now) = self.conn.range(&self.range.start, &count).await.map_err(End::Broken)?;
+            if now < self.seen() {
+                return Err(End::WentBack);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the message says; publishes at the end of a revision only.
+    fn take(&mut self, message: WatchResponse, created: bool, asked: Moment, parts: &mut Vec<KeyEvent>) {
+        let now = Moment::now();
+        let header = header_revision(message.header());
+        let (fragment, watch_id) = (message.0.fragment, message.watch_id());
+        let has_events = !message.events().is_empty();
+        parts.extend(message.0.events.into_iter().filter_map(|event| {
+            let kv = event.kv?;
+            let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
+            let pair = etcd_pair(kv);
+            match event.r#type {
+                0 => Some(KeyEvent::Put(pair)),
+                1 => Some(KeyEvent::Delete { key: pair.key, revision }),
+                // An event type of a later etcd: nothing is known about the key.
+                _ => None,
+            }
+        }));
+        if fragment {
+            return;
+        }
+        let Some(mirror) = &mut self.mirror else {
+            return;
+        };
+        if has_events || !parts.is_empty() {
+            let dropped = mirror.apply(std::mem::take(parts));
+            if dropped > 0 {
+                tracing::debug!(dropped, "events repeated");
+            }
+            self.feed.publish(mirror.clone(), now);
+        } else if created {
+            // Nothing has happened since what is known; or this began from what was known, and events will tell.
+            if header == mirror.revision || self.feed.latest().is_none() {
+                self.feed.publish(mirror.clone(), asked);
+            } else {
+                self.feed.live();
+            }
+        } else if watch_id >= 0 && header >= mirror.revision {
+            // A periodic notice is ordered with the events; the answer to a manual request has the id -1 and is not.
+            mirror.revision = header;
+            self.feed.prove(now);
+        }
+    }
+}
+
+fn etcd_pair(kv: etcd_client::proto::PbKeyValue) -> Record {
+    let revision = |number: i64| Revision::new(u64::try_from(number).unwrap_or(0));
+    Record {
+        key: kv.key.into(),
+        value: kv.value.into(),
+        created: revision(kv.create_revision),
+        modified: revision(kv.mod_revision),
+        lease: Some(enlist::LeaseId::new(kv.lease)).filter(|lease| lease.get() != 0),
+    }
+}

@@ -1,0 +1,91 @@
+//! Keys as they lie in etcd, and ranges of them.
+
+use std::sync::Arc;
+
+use enlist::{LeaseId, Revision};
+use etcd_client::KeyValue;
+
+/// One key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) key: Arc<[u8]>,
+    pub(crate) value: Arc<[u8]>,
+    pub(crate) created: Revision,
+    pub(crate) modified: Revision,
+    pub(crate) lease: Option<LeaseId>,
+}
+
+fn revision(number: i64) -> Revision {
+    Revision::new(u64::try_from(number).unwrap_or(0))
+}
+
+impl From<&KeyValue> for Record {
+    fn from(pair: &KeyValue) -> Self {
+        Self {
+            key: pair.key().into(),
+            value: pair.value().into(),
+            created: revision(pair.create_revision()),
+            modified: revision(pair.mod_revision()),
+            lease: Some(LeaseId::new(pair.lease())).filter(|lease| lease.get() != 0),
+        }
+    }
+}
+
+/// A range of keys, or one key.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeyRange {
+    pub(crate) start: Vec<u8>,
+    /// The first key after the range; `None` for the one key `start`.
+    pub(crate) end: Option<Vec<u8>>,
+}
+
+impl KeyRange {
+    /// All keys that begin with `prefix`, which must not be empty: that would be the whole store.
+    pub fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
+        let start = prefix.into();
+        let end = successor(&start);
+        Self { start, end: Some(end) }
+    }
+
+    /// The one key.
+    pub fn key(key: impl Into<Vec<u8>>) -> Self {
+        Self { start: key.into(), end: None }
+    }
+
+    /// The first key, and the first key after the range; `None` for a single key.
+    pub fn bounds(&self) -> (&[u8], Option<&[u8]>) {
+        (&self.start, self.end.as_deref())
+    }
+
+    /// The range for messages.
+    pub(crate) fn describe(&self) -> String {
+        let start = self.start.escape_ascii();
+        if self.end.is_some() { format!("the keys under {start}") } else { format!("the key {start}") }
+    }
+}
+
+/// The first key after all keys that begin with `prefix`: its last byte below 0xff incremented, what follows dropped.
+fn successor(prefix: &[u8]) -> Vec<u8> {
+    let keep = prefix.iter().rposition(|byte| *byte < 0xff);
+    // A prefix of nothing but 0xff has no successor; `\0` means "to the end" in etcd's API.
+    keep.map_or_else(
+        || vec![0],
+        |last| {
+            let mut end = prefix[..=last].to_vec();
+            end[last] += 1;
+            end
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_its_successor() {
+        for (prefix, end) in [(&b"a/"[..], &b"a0"[..]), (b"a\xff", b"b"), (b"\xff\xff", b"\0")] {
+            assert_eq!(KeyRange::prefix(prefix).end.unwrap(), end);
+        }
+    }
+}

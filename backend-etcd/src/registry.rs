@@ -1,0 +1,519 @@
+//! Registration: one task per instance that compares what is desired with what etcd holds, for ever.
+//!
+//! What to do next is decided by [`enlist::reconcile`]; this file only does it. An own key is watched, because a lease can
+//! vanish although every renewal was answered. Compare `enlist-memory`'s file of the same name.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{
+    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
+    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    feed::FeedReader,
+    reconcile::{self, Found, Mine, Observation, Step},
+    registration,
+    registration::{Desired, Goal},
+    slots::Claim,
+};
+use tokio::sync::watch;
+
+use crate::{
+    connection::{Guard, SETTLED, Written},
+    error::Failure,
+    etcd::Etcd,
+    layout::{Decoded, LeaseScope},
+    lease::{self, Lease, LeaseState, Purpose},
+    mirror::Mirror,
+    pipeline::Hub,
+    record::Record,
+    session::Session,
+};
+
+/// How long `deregister` waits for etcd before it says `LeftBehind`.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The pace at which a conflict, or trouble that somebody has to mend, is looked at again.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// etcd tells what is left of a lease in whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// How often a foreign lease is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+#[async_trait]
+impl Registry for Etcd {
+    async fn register(
+        &self,
+        service: &ServiceRef,
+        instance: Instance,
+        options: RegisterOptions,
+    ) -> Result<Registration, Error> {
+        options.check()?;
+        instance.check()?;
+        self.session.check_open()?;
+        // Whatever the layout refuses is refused now, not in the background.
+        let layout = &self.session.layout;
+        let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
+        let slot = if layout.lease_scope() == LeaseScope::PerKey {
+            format!("{service}\n{}", instance.id()).into_bytes()
+        } else {
+            slot
+        };
+        layout.encode(&instance, options.owner.as_deref(), None)?;
+        let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
+        let (registration, driver) = registration(service.clone(), instance, source);
+        let registrar = Registrar {
+            session: Arc::clone(&self.session),
+            id: registration.instance().id().clone(),
+            slot,
+            driver,
+            options: options.clone(),
+            backoff: options.backoff.start(),
+            lease: None,
+            mine: None,
+            unsettled: None,
+        };
+        let stop = self.session.tasks.stop_signal();
+        self.session.tasks.spawn("registration", async move {
+            stop.run_until_cancelled_owned(registrar.run()).await;
+        })?;
+        registration.started(&options).await
+    }
+
+    async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
+        instance.check()?;
+        self.session.check_open()?;
+        let Session { layout, conn, .. } = &*self.session;
+        let key = layout.key(service, instance.id(), None)?;
+        let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
+        let (present, _) = conn.get(&key).await.map_err(failed)?;
+        if let Some(owned) = present.as_ref().filter(|record| record.lease.is_some()) {
+            return Err(self.not_owner(service, instance.id(), owned));
+        }
+        let previous = present.as_ref().map(|record| &*record.value);
+        let value = layout.encode(&instance, None, previous)?;
+        let guard = present.as_ref().map_or(Guard::Absent, |record| Guard::Modified(record.modified));
+        match conn.put(&key, guard, &value, None).await.map_err(failed)? {
+            Written::Done(revision) => Ok(revision),
+            Written::Refused(record) => Err(self.changed(service, instance.id(), record.as_ref())),
+        }
+    }
+
+    async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
+        self.session.check_open()?;
+        let Session { layout, conn, .. } = &*self.session;
+        let key = layout.key(service, id, None)?;
+        let failed = |failure: Failure| failure.into_error(&format!("removing {service}/{id}"));
+        let (present, _) = conn.get(&key).await.map_err(failed)?;
+        let Some(record) = present else {
+            return Err(self.changed(service, id, None));
+        };
+        if record.lease.is_some() {
+            return Err(self.not_owner(service, id, &record));
+        }
+        let decoded = layout.decode(service, &key, &record.value);
+        let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
+            what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
+        })?;
+        match conn.delete(&key, Guard::Modified(record.modified)).await.map_err(failed)? {
+            Written::Done(_) => Ok(Entry::new(instance, record.created, record.modified)),
+            Written::Refused(record) => Err(self.changed(service, id, record.as_ref())),
+        }
+    }
+}
+
+impl Etcd {
+    fn not_owner(&self, service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {
+        let owner = owner_of(&self.session, service, record);
+        let lease = record.lease.unwrap_or_default();
+        Error::NotOwner { service: service.clone(), id: id.clone(), owner, lease }
+    }
+
+    fn changed(&self, service: &ServiceRef, id: &InstanceId, record: Option<&Record>) -> Error {
+        match record {
+            None => Error::NotRegistered { service: service.clone(), id: id.clone() },
+            Some(record) if record.lease.is_some() => self.not_owner(service, id, record),
+            Some(record) => Error::Conflict { what: format!("{service}/{id}"), revision: record.modified },
+        }
+    }
+}
+
+fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {
+    session.layout.decode(service, &record.key, &record.value).ok()?.owner
+}
+
+/// The task behind one registration.
+struct Registrar {
+    session: Arc<Session>,
+    id: InstanceId,
+    /// What the registrations of this session are kept apart by.
+    slot: Vec<u8>,
+    driver: RegistrationDriver,
+    options: RegisterOptions,
+    backoff: Backoff,
+    lease: Option<Arc<Lease>>,
+    mine: Option<Mine>,
+    /// When a write was sent whose answer was lost.
+    unsettled: Option<Moment>,
+}
+
+/// What there is to do after a step.
+enum Pause {
+    /// All is as it should be; the key is this record.
+    Settled(Record),
+    /// Something changed meanwhile; look again at once.
+    None,
+    /// It is over.
+    Evicted,
+}
+
+impl Registrar {
+    async fn run(mut self) {
+        let Some(claim) = self.claim().await else {
+            return;
+        };
+        loop {
+            match self.driver.goal() {
+                Goal::Present => {}
+                Goal::Absent => {
+                    claim.leave();
+                    return self.leave(None).await;
+                }
+                _ => return self.abandon(),
+            }
+            match self.reconcile().await {
+                Ok(Pause::None) => {}
+                Ok(Pause::Settled(record)) => {
+                    self.backoff.reset();
+                    if self.disturbed(&claim, record).await == Disturbance::Superseded {
+                        return self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    }
+                }
+                Ok(Pause::Evicted) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+                Err(error) => {
+                    if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
+                        return self.leave(Some(error)).await;
+                    }
+                    self.fail(error).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for the key to be free of other registrations of this session.
+    async fn claim(&mut self) -> Option<Claim<Vec<u8>>> {
+        let claimed = tokio::select! {
+            claim = self.session.slots.claim(&self.slot, &self.options) => claim,
+            () = unwanted(&mut self.driver) => {
+                self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                return None;
+            }
+        };
+        if claimed.is_none() {
+            let error = self.conflict(None);
+            self.driver.report(RegistrationState::Refused { cause: error.clone() });
+            self.driver.report_end(Err(error));
+        }
+        claimed
+    }
+
+    fn conflict(&self, found: Option<&Found>) -> Error {
+        Error::AlreadyRegistered {
+            service: self.driver.service().clone(),
+            id: self.id.clone(),
+            owner: found.and_then(|found| found.owner.clone()),
+            created: found.map(|found| found.created).unwrap_or_default(),
+        }
+    }
+
+    fn failed(&self, failure: Failure) -> Error {
+        failure.into_error(&format!("registering {}/{}", self.driver.service(), self.id))
+    }
+
+    fn found(&self, record: &Record) -> Found {
+        Found {
+            created: record.created,
+            modified: record.modified,
+            lease: record.lease,
+            owner: owner_of(&self.session, self.driver.service(), record),
+        }
+    }
+
+    fn key(&self, lease: LeaseId) -> Result<Vec<u8>, Error> {
+        self.session.layout.key(self.driver.service(), &self.id, Some(lease))
+    }
+
+    /// Brings etcd one step closer to what is desired.
+    async fn reconcile(&mut self) -> Result<Pause, Error> {
+        let lease = self.lease().await?;
+        let key = self.key(lease.id())?;
+        let desired = self.driver.desired();
+        let (record, _) = self.session.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
+        let found = record.as_ref().map(|record| self.found(record));
+        let mut step = reconcile::step(found.as_ref(), self.mine, lease.id(), desired.generation, &self.options);
+        if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
+            step = reconcile::after_observation(found, self.observe(*lease).await?);
+        }
+        match step {
+            Step::Create => self.write(&key, None, Guard::Absent, &desired, &lease).await,
+            Step::Replace { modified } => {
+                self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, &lease).await
+            }
+            Step::Keep => {
+                let Some(record) = record else { return Ok(Pause::None) };
+                self.driver.report_stored(desired.generation, record.modified);
+                Ok(Pause::Settled(record))
+            }
+            Step::Observe { .. } | Step::Conflict => Err(self.conflict(found.as_ref())),
+            Step::Evicted => Ok(Pause::Evicted),
+        }
+    }
+
+    async fn lease(&mut self) -> Result<Arc<Lease>, Error> {
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) {
+            return Ok(Arc::clone(lease));
+        }
+        let Session { tasks, leases, layout, .. } = &*self.session;
+        let own = layout.lease_scope() == LeaseScope::PerKey;
+        let granted = match self.options.lease {
+            LeaseChoice::Given(_) if self.lease.is_some() => return Err(Error::LeaseLost),
+            LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
+            LeaseChoice::Own => leases.own(tasks, self.options.ttl).await,
+            _ if own => leases.own(tasks, self.options.ttl).await,
+            _ => leases.shared(tasks, Purpose::Registration, self.options.ttl).await,
+        };
+        let lease = granted.map_err(|failure| self.failed(failure))?;
+        self.lease = Some(Arc::clone(&lease));
+        Ok(lease)
+    }
+
+    async fn write(
+        &mut self,
+        key: &[u8],
+        previous: Option<&Record>,
+        guard: Guard,
+        desired: &Desired,
+        lease: &Lease,
+    ) -> Result<Pause, Error> {
+        let Desired { instance, generation, .. } = desired;
+        let owner = self.options.owner.as_deref();
+        let value = self.session.layout.encode(instance, owner, previous.map(|record| &*record.value))?;
+        let sent = Moment::now();
+        match self.session.conn.put(key, guard, &value, Some(lease.id())).await {
+            Ok(Written::Done(revision)) => {
+                let created = previous.map_or(revision, |record| record.created);
+                self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
+                self.driver.report_stored(*generation, revision);
+                let record = Record {
+                    key: key.into(),
+                    value: value.into(),
+                    created,
+                    modified: revision,
+                    lease: Some(lease.id()),
+                };
+                Ok(Pause::Settled(record))
+            }
+            Ok(Written::Refused(_)) => Ok(Pause::None),
+            Err(Failure::LeaseNotFound) => {
+                if !matches!(self.options.lease, LeaseChoice::Given(_)) {
+                    lease.condemn();
+                    self.lease = None;
+                }
+                Err(Error::LeaseLost)
+            }
+            Err(failure) => {
+                if failure.is_ambiguous() {
+                    self.unsettled = Some(sent);
+                }
+                Err(self.failed(failure))
+            }
+        }
+    }
+
+    /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow?
+    async fn observe(&self, lease: LeaseId) -> Result<Observation, Error> {
+        let conn = &self.session.conn;
+        let ask = || async { conn.time_to_live(lease).await.map_err(|failure| self.failed(failure)) };
+        let Some((first, granted)) = ask().await? else {
+            return Ok(Observation::Gone);
+        };
+        let begun = Moment::now();
+        while begun.elapsed() < reconcile::observation_period(granted, SECOND) {
+            tokio::time::sleep(LOOK).await;
+            let asked = Moment::now();
+            match ask().await? {
+                None => return Ok(Observation::Gone),
+                Some((now, _)) if reconcile::is_renewed(first, asked.since(begun), now, SECOND) => {
+                    return Ok(Observation::Renewed);
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(Observation::Falling)
+    }
+
+    /// Reports a failure and waits until it is worth another try.
+    async fn fail(&mut self, error: Error) {
+        let conflict = matches!(error, Error::AlreadyRegistered { .. });
+        let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
+        let next = self.backoff.next_delay();
+        let delay = if error.is_retryable() { next } else { SLOW };
+        tracing::debug!(service = %self.driver.service(), instance = %self.id, cause = %error, "not registered");
+        if waits {
+            self.driver.report(RegistrationState::Registering { last: Some(error) });
+        } else {
+            self.driver.report_failure(error);
+        }
+        // Whoever waits for a foreign key looks at it, so as not to come late.
+        let mut foreign = match (conflict, &self.lease) {
+            (true, Some(lease)) => self.key(lease.id()).ok().and_then(|key| self.follow(&key, None).ok()),
+            _ => None,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = self.driver.changed() => {}
+            () = gone(&mut foreign) => {}
+        }
+    }
+
+    fn follow(&self, key: &[u8], known: Option<&Record>) -> Result<FeedReader<Mirror>, Error> {
+        match known {
+            Some(record) => Hub::follow_key(&self.session, key, Some(record.clone()), record.modified),
+            None => self.session.hub.follow(&self.session, &crate::record::KeyRange::key(key)),
+        }
+    }
+
+    /// Waits until something is no longer as it should be.
+    async fn disturbed(&mut self, claim: &Claim<Vec<u8>>, record: Record) -> Disturbance {
+        let Some(lease) = self.lease.clone() else {
+            return Disturbance::Look;
+        };
+        let Ok(mut own_key) = self.follow(&record.key, Some(&record)) else {
+            return Disturbance::Look;
+        };
+        let mut state = lease.state();
+        let options = self.options.clone();
+        let mut audit = std::pin::pin!(options.audit_due());
+        loop {
+            tokio::select! {
+                () = &mut audit => return Disturbance::Look,
+                () = claim.superseded() => return Disturbance::Superseded,
+                () = self.driver.changed() => return Disturbance::Look,
+                changed = lease_changed(&mut state) => match changed {
+                    LeaseState::Lost => {
+                        self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
+                        return Disturbance::Look;
+                    }
+                    LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
+                    LeaseState::Alive { .. } => {
+                        self.driver.report(RegistrationState::Registered { revision: record.modified });
+                    }
+                },
+                reading = own_key.next() => {
+                    let Ok(reading) = reading else { return Disturbance::Look };
+                    let intact = reading.value.get(&record.key).is_some_and(|now| now.modified == record.modified);
+                    if !intact {
+                        if reading.value.get(&record.key).is_none() {
+                            lease.doubt();
+                        }
+                        return Disturbance::Look;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
+    /// last attempt may have left: the lease lives on, and would keep it for ever.
+    async fn leave(mut self, gave_up: Option<Error>) {
+        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
+        if gave_up.is_some() {
+            self.driver.report_end(outcome(Deregistered::LeftBehind));
+        }
+        let Some(lease) = self.lease.clone() else {
+            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
+        };
+        let Ok(key) = self.key(lease.id()) else {
+            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
+        };
+        let begun = Moment::now();
+        loop {
+            let pending = match self.try_remove(&key, &lease).await {
+                Ok(Some(found)) if !self.may_still_arrive() => return self.driver.report_end(outcome(found)),
+                Ok(Some(_)) => true,
+                Ok(None) => false,
+                Err(_) => begun.elapsed() >= PATIENCE,
+            };
+            if pending {
+                self.driver.report_end(outcome(Deregistered::LeftBehind));
+            }
+            tokio::time::sleep(self.backoff.next_delay().min(PATIENCE / 3)).await;
+        }
+    }
+
+    /// Says whether a write whose answer was lost could still be done.
+    fn may_still_arrive(&self) -> bool {
+        let lost = self.lease.as_ref().is_some_and(|lease| lease.is_lost());
+        !lost && self.unsettled.is_some_and(|sent| sent.elapsed() < SETTLED)
+    }
+
+    /// Removes the key if it is this registration's. `None`: it changed meanwhile, look again.
+    async fn try_remove(&self, key: &[u8], lease: &Lease) -> Result<Option<Deregistered>, Failure> {
+        let (record, _) = self.session.conn.get(key).await?;
+        let Some(record) = record else {
+            return Ok(Some(Deregistered::AlreadyGone));
+        };
+        if !reconcile::is_mine(&self.found(&record), self.mine, lease.id()) {
+            return Ok(Some(Deregistered::AlreadyGone));
+        }
+        let guard = Guard::Mine(record.created, record.lease.unwrap_or_default());
+        Ok(match self.session.conn.delete(key, guard).await? {
+            Written::Done(_) => Some(Deregistered::Removed),
+            Written::Refused(_) => None,
+        })
+    }
+
+    fn abandon(self) {
+        let own = self.options.lease == LeaseChoice::Own || self.session.layout.lease_scope() == LeaseScope::PerKey;
+        if let (Some(lease), true) = (&self.lease, own) {
+            lease.abandon();
+        }
+        self.driver.report_end(Ok(Deregistered::LeftBehind));
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Disturbance {
+    Look,
+    Superseded,
+}
+
+/// Waits until the registration is no longer wanted.
+async fn unwanted(driver: &mut RegistrationDriver) {
+    while driver.goal() == Goal::Present {
+        driver.changed().await;
+    }
+}
+
+/// Waits until the key that is followed is gone.
+async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
+    let Some(reader) = followed else {
+        return std::future::pending().await;
+    };
+    loop {
+        match reader.next().await {
+            Ok(reading) if reading.value.records().next().is_none() => return,
+            Ok(_) => {}
+            Err(_) => return std::future::pending().await,
+        }
+    }
+}
+
+/// Waits for the next state of the lease; a keeper that is gone says nothing more.
+pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> LeaseState {
+    if state.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    state.borrow_and_update().clone()
+}

@@ -1,0 +1,129 @@
+//! The session: the leases of a client and all that hangs on them, on a runtime of its own.
+//!
+//! By default that runtime has its own thread, so a program that starves its runtime loses neither leases nor locks.
+//! Registrations, guards and watchers hold the session; when the last of them and the client are gone, it ends.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{Error, TaskOwner, slots::Slots};
+use tokio::{runtime::Handle, sync::oneshot};
+
+use crate::{
+    connection::Connection,
+    layout::{Layout, LockLayout},
+    lease::{Leases, revoke},
+    pipeline::Hub,
+};
+
+/// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Where a session runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SessionRuntime {
+    /// On a thread of its own, so that starving the caller's runtime does not stop renewals.
+    #[default]
+    OwnThread,
+    /// On the runtime that the client is made in, for instance one with a paused clock.
+    Caller,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) conn: Arc<Connection>,
+    pub(crate) tasks: Arc<TaskOwner>,
+    pub(crate) leases: Leases,
+    pub(crate) slots: Slots<Vec<u8>>,
+    pub(crate) hub: Hub,
+    pub(crate) layout: Arc<dyn Layout>,
+    pub(crate) lock_layout: Arc<dyn LockLayout>,
+    runtime: Handle,
+    /// Dropping it tells the thread to end.
+    _thread: Option<oneshot::Sender<()>>,
+}
+
+/// A runtime for a session, and what ends it.
+pub(crate) struct Ground {
+    pub(crate) runtime: Handle,
+    tasks: Arc<TaskOwner>,
+    thread: Option<oneshot::Sender<()>>,
+}
+
+impl Ground {
+    pub(crate) fn new(kind: SessionRuntime) -> Result<Self, Error> {
+        match kind {
+            SessionRuntime::OwnThread => Self::own_thread(),
+            SessionRuntime::Caller => {
+                let runtime = Handle::try_current()
+                    .map_err(|_| Error::invalid_config("runtime", "`Caller` needs a tokio runtime to be in"))?;
+                Ok(Self { tasks: Arc::new(TaskOwner::on(runtime.clone())), runtime, thread: None })
+            }
+        }
+    }
+
+    fn own_thread() -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::invalid_config("runtime", format!("no thread: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let handle = runtime.handle().clone();
+        let tasks = Arc::new(TaskOwner::on(handle.clone()));
+        let (thread, ended) = oneshot::channel();
+        let lingering = Arc::clone(&tasks);
+        std::thread::Builder::new()
+            .name("enlist-session".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    // An error means that the session was dropped, which is the signal.
+                    let _ = ended.await;
+                    lingering.drain(LINGER).await;
+                });
+                runtime.shutdown_background();
+            })
+            .map_err(failed)?;
+        Ok(Self { runtime: handle, tasks, thread: Some(thread) })
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        ground: Ground,
+        conn: Connection,
+        layout: Arc<dyn Layout>,
+        lock_layout: Arc<dyn LockLayout>,
+    ) -> Arc<Self> {
+        let conn = Arc::new(conn);
+        let Ground { runtime, tasks, thread } = ground;
+        Arc::new(Self {
+            leases: Leases::new(Arc::clone(&conn)),
+            conn,
+            tasks,
+            slots: Slots::default(),
+            hub: Hub::default(),
+            layout,
+            lock_layout,
+            runtime,
+            _thread: thread,
+        })
+    }
+
+    pub(crate) fn runtime(&self) -> Handle {
+        self.runtime.clone()
+    }
+
+    /// Refuses calls after the end, and calls from outside a runtime, where waiting would panic.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        Handle::try_current().map_err(|_| Error::Closed)?;
+        if self.tasks.stop_signal().is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Ends it in order: the tasks stop, and the leases are revoked, which removes instances and locks.
+    pub(crate) async fn close(&self, limit: Duration) -> Result<(), enlist::StopError> {
+        let leases = self.leases.alive();
+        let stopped = self.tasks.stop(limit).await;
+        let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.conn, lease)));
+        if tokio::time::timeout(limit, revoking).await.is_err() {
+            tracing::debug!("not all leases were revoked, they run out");
+        }
+        stopped
+    }
+}

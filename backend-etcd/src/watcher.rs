@@ -1,0 +1,252 @@
+//! Discovery: snapshots of services, decoded from mirrors of their ranges.
+//!
+//! Decoding happens where the watcher is read, not on the session's thread, and only for what differs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use enlist::{
+    Change, Entry, Error, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    feed::{FeedReader, Reading},
+};
+
+use crate::{
+    etcd::Etcd,
+    layout::{Identity, Layout, Skip},
+    mirror::{Difference, Mirror},
+    record::Record,
+};
+
+#[async_trait]
+impl Resolver for Etcd {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        self.session.check_open()?;
+        let range = self.session.layout.service_range(service)?;
+        let listed = self.session.conn.list(&range).await;
+        let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let mut mirror = Mirror::new(revision, enlist::Epoch::default());
+        mirror.relist(records, revision, enlist::Epoch::default());
+        let mut projection = Projection::new(service.clone(), Arc::clone(&self.session.layout));
+        Ok(projection.follow(None, &mirror))
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let range = self.session.layout.service_range(service)?;
+        let reader = self.session.hub.follow(&self.session, &range)?;
+        let projection = Projection::new(service.clone(), Arc::clone(&self.session.layout));
+        Ok(Box::new(EtcdWatcher { reader, projection, seen: None, live: true }))
+    }
+
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        self.session.check_open()?;
+        let layout = &self.session.layout;
+        let Some(range) = layout.services_range(namespace) else {
+            return Err(Error::Unsupported { what: format!("listing services in the layout {}", layout.name()) });
+        };
+        let listed = self.session.conn.list(&range).await;
+        let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let names = records.iter().filter_map(|record| layout.service_of(namespace, &record.key));
+        Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+}
+
+#[derive(Debug)]
+struct EtcdWatcher {
+    reader: FeedReader<Mirror>,
+    projection: Projection,
+    /// What was returned last.
+    seen: Option<Snapshot>,
+    live: bool,
+}
+
+#[async_trait]
+impl Watcher for EtcdWatcher {
+    async fn next(&mut self) -> Result<Change, Error> {
+        loop {
+            let Reading { value, before, freshness, .. } = self.reader.next().await?;
+            let snapshot = self.projection.follow(before.as_ref(), &value);
+            let events = match &self.seen {
+                None => snapshot.as_added(),
+                Some(seen) => snapshot.diff(seen),
+            };
+            // A key that is no instance may have changed, which is no news here.
+            let news = self.seen.as_ref().is_none_or(|seen| seen.epoch() != snapshot.epoch());
+            if news || !events.is_empty() || self.live != freshness.is_live() {
+                self.live = freshness.is_live();
+                self.seen = Some(snapshot.clone());
+                return Ok(Change { snapshot, events, freshness });
+            }
+        }
+    }
+}
+
+/// The keys that stand for one instance, oldest first.
+type Twins = BTreeSet<(Revision, Arc<[u8]>)>;
+
+/// Turns mirrors of a service's range into snapshots, touching only what differs.
+#[derive(Debug)]
+pub(crate) struct Projection {
+    service: ServiceRef,
+    layout: Arc<dyn Layout>,
+    /// The instance that each key holds.
+    by_key: HashMap<Arc<[u8]>, Arc<Entry>>,
+    /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
+    twins: BTreeMap<String, Twins>,
+    snapshot: Option<Snapshot>,
+}
+
+impl Projection {
+    pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>) -> Self {
+        Self { service, layout, by_key: HashMap::new(), twins: BTreeMap::new(), snapshot: None }
+    }
+
+    /// The snapshot of `mirror`; `before` is the mirror that was followed last.
+    pub(crate) fn follow(&mut self, before: Option<&Mirror>, mirror: &Mirror) -> Snapshot {
+        let empty = || Snapshot::empty(self.service.clone(), mirror.revision, mirror.epoch);
+        let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
+        for difference in mirror.differences(before) {
+            match difference {
+                Difference::Present(record) => match self.decode(record) {
+                    Some(entry) => self.put(&mut snapshot, &record.key, entry),
+                    None => self.drop_key(&mut snapshot, &record.key),
+                },
+                Difference::Gone(key) => self.drop_key(&mut snapshot, key),
+            }
+        }
+        snapshot.advance(mirror.revision, mirror.epoch);
+        self.snapshot.insert(snapshot).clone()
+    }
+
+    fn decode(&self, record: &Record) -> Option<Arc<Entry>> {
+        match self.layout.decode(&self.service, &record.key, &record.value) {
+            Ok(decoded) => Some(Arc::new(Entry::new(decoded.instance, record.created, record.modified))),
+            Err(Skip::Foreign) => None,
+            Err(Skip::Malformed(reason)) => {
+                tracing::warn!(
+                    service = %self.service, key = %record.key.escape_ascii(), reason, "malformed value skipped"
+                );
+                None
+            }
+        }
+    }
+
+    fn put(&mut self, snapshot: &mut Snapshot, key: &Arc<[u8]>, entry: Arc<Entry>) {
+        self.drop_key(snapshot, key);
+        if self.layout.identity() == Identity::Lease {
+            let twins = self.twins.entry(place(&entry)).or_default();
+            let newest = twins.last().cloned();
+            twins.insert((entry.created(), Arc::clone(key)));
+            self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
+            match newest {
+                Some((created, _)) if created > entry.created() => return,
+                Some((_, older)) => {
+                    if let Some(older) = self.by_key.get(&older) {
+                        snapshot.remove(older.instance().id());
+                    }
+                }
+                None => {}
+            }
+        } else {
+            self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
+        }
+        snapshot.insert(entry);
+    }
+
+    fn drop_key(&mut self, snapshot: &mut Snapshot, key: &Arc<[u8]>) {
+        let Some(entry) = self.by_key.remove(key) else {
+            return;
+        };
+        snapshot.remove(entry.instance().id());
+        if self.layout.identity() == Identity::Lease {
+            let place = place(&entry);
+            if let Some(twins) = self.twins.get_mut(&place) {
+                twins.remove(&(entry.created(), Arc::clone(key)));
+                match twins.last().and_then(|(_, key)| self.by_key.get(key)) {
+                    Some(next) => snapshot.insert(Arc::clone(next)),
+                    None => {
+                        self.twins.remove(&place);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What makes two keys of a lease-numbered layout one instance.
+fn place(entry: &Entry) -> String {
+    let endpoints = entry.instance().endpoints().iter().map(ToString::to_string);
+    endpoints.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        layout::{GoZero, Native},
+        mirror::KeyEvent,
+    };
+    use enlist::{Epoch, LeaseId};
+
+    fn put(key: &str, value: &str, revision: u64) -> KeyEvent {
+        let revision = Revision::new(revision);
+        KeyEvent::Put(Record {
+            key: key.as_bytes().into(),
+            value: value.as_bytes().into(),
+            created: revision,
+            modified: revision,
+            lease: Some(LeaseId::new(1)),
+        })
+    }
+
+    fn delete(key: &str, revision: u64) -> KeyEvent {
+        KeyEvent::Delete { key: key.as_bytes().into(), revision: Revision::new(revision) }
+    }
+
+    fn ids(snapshot: &Snapshot) -> Vec<String> {
+        snapshot.entries().map(|entry| entry.instance().id().to_string()).collect()
+    }
+
+    struct Following {
+        projection: Projection,
+        mirror: Mirror,
+    }
+
+    impl Following {
+        fn new(layout: impl Layout) -> Self {
+            let service = ServiceRef::parse("s").unwrap();
+            let mirror = Mirror::new(Revision::default(), Epoch::default());
+            Self { projection: Projection::new(service, Arc::new(layout)), mirror }
+        }
+
+        fn after(&mut self, event: KeyEvent) -> Vec<String> {
+            let before = self.mirror.clone();
+            self.mirror.apply(vec![event]);
+            ids(&self.projection.follow(Some(&before), &self.mirror))
+        }
+    }
+
+    #[test]
+    fn a_malformed_value_takes_only_its_own_instance_away() {
+        let mut following = Following::new(Native::default());
+        let value = |id: &str| format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"]}}"#);
+        let key = |id: &str| format!("enlist/services/default/s/{id}");
+        assert_eq!(following.after(put(&key("a"), &value("a"), 1)), ["a"]);
+        assert_eq!(following.after(put(&key("b"), &value("b"), 2)), ["a", "b"]);
+        assert_eq!(following.after(put(&key("a"), "garbage", 3)), ["b"]);
+        assert_eq!(following.after(put(&key("c/d"), &value("c"), 4)), ["b"]);
+        assert_eq!(following.after(put(&key("a"), &value("a"), 5)), ["a", "b"]);
+    }
+
+    #[test]
+    fn two_keys_with_one_address_are_one_instance_and_the_newest_counts() {
+        let mut following = Following::new(GoZero);
+        assert_eq!(following.after(put("s/1", "h:1", 1)), ["1"]);
+        assert_eq!(following.after(put("s/2", "h:1", 2)), ["2"]);
+        assert_eq!(following.after(put("s/3", "h:3", 3)), ["2", "3"]);
+        assert_eq!(following.after(delete("s/2", 4)), ["1", "3"]);
+        assert_eq!(following.after(delete("s/1", 5)), ["3"]);
+    }
+}

@@ -1,0 +1,179 @@
+//! Lends etcd servers to the conformance suite.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{InstanceId, LeaseId, LockName, Namespace, ServiceRef};
+use enlist_etcd::{Etcd, EtcdBuilder, KeyRange, Layout, LockLayout, Native, layout::Line};
+use enlist_testkit::{Carried, Client, EtcdServer, Fate, Harness, Proxy};
+use etcd_client::{CompactionOptions, GetOptions};
+use tokio::sync::Mutex;
+
+/// What the instances and locks of a run lie in.
+pub(crate) type Configure = fn(EtcdBuilder) -> EtcdBuilder;
+
+pub(crate) struct EtcdHarness {
+    server: Arc<Mutex<EtcdServer>>,
+    address: std::net::SocketAddr,
+    namespace: Namespace,
+    carries: Vec<Carried>,
+    layout: Arc<dyn Layout>,
+    lock_layout: Arc<dyn LockLayout>,
+    configure: Configure,
+    /// The connections outlive the clients, as a network does.
+    proxies: Mutex<Vec<Arc<Proxy>>>,
+}
+
+impl EtcdHarness {
+    /// A server of its own, and the native layouts.
+    pub(crate) async fn native() -> Self {
+        let namespace = Namespace::parse(format!("conformance-{}", fastrand::u32(..))).unwrap();
+        let native = Arc::new(Native::default());
+        Self::over(namespace, Carried::ALL.to_vec(), native.clone(), native, |builder| builder).await
+    }
+
+    pub(crate) async fn over(
+        namespace: Namespace,
+        carries: Vec<Carried>,
+        layout: Arc<dyn Layout>,
+        lock_layout: Arc<dyn LockLayout>,
+        configure: Configure,
+    ) -> Self {
+        let server = EtcdServer::start().await;
+        let address = server.address();
+        let (server, proxies) = (Arc::new(Mutex::new(server)), Mutex::default());
+        Self { server, address, namespace, carries, layout, lock_layout, configure, proxies }
+    }
+
+    /// A client that goes around all proxies.
+    pub(crate) async fn raw(&self) -> etcd_client::Client {
+        etcd_client::Client::connect([format!("http://{}", self.address)], None).await.unwrap()
+    }
+
+    async fn records(&self, range: &KeyRange) -> Vec<etcd_client::KeyValue> {
+        let (start, end) = range.bounds();
+        let mut options = GetOptions::new();
+        if let Some(end) = end {
+            options = options.with_range(end);
+        }
+        self.raw().await.get(start, Some(options)).await.unwrap().take_kvs()
+    }
+
+    /// The key of an instance, by its id, or in a layout without ids the only one there is.
+    async fn instance(&self, service: &ServiceRef, id: &InstanceId) -> Option<etcd_client::KeyValue> {
+        let range = self.layout.service_range(service).unwrap();
+        let records = self.records(&range).await;
+        let by_id = self.layout.key(service, id, Some(LeaseId::new(0))).unwrap();
+        let named = self.carries.contains(&Carried::Id);
+        records.into_iter().find(|record| !named || record.key() == by_id)
+    }
+
+    /// The places in both lines of a name, oldest first.
+    async fn line(&self, name: &LockName) -> Vec<etcd_client::KeyValue> {
+        let mut ranges = vec![self.lock_layout.line(Line::Lock, name).unwrap()];
+        let election = self.lock_layout.line(Line::Election, name).unwrap();
+        if !ranges.contains(&election) {
+            ranges.push(election);
+        }
+        let mut places = Vec::new();
+        for range in ranges {
+            places.extend(self.records(&range).await);
+        }
+        places.sort_by_key(etcd_client::KeyValue::create_revision);
+        places
+    }
+}
+
+struct EtcdFate {
+    proxy: Arc<Proxy>,
+    etcd: Etcd,
+}
+
+#[async_trait]
+impl Fate for EtcdFate {
+    async fn cut(&self) {
+        self.proxy.cut();
+    }
+
+    async fn heal(&self) {
+        self.proxy.heal();
+    }
+
+    async fn crash(&self) {
+        // A process that is gone and one that is never heard of again look the same to etcd.
+        self.proxy.cut();
+    }
+
+    async fn close(&self) {
+        self.etcd.close().await.unwrap();
+    }
+}
+
+fn lease(record: &etcd_client::KeyValue) -> Option<LeaseId> {
+    Some(LeaseId::new(record.lease())).filter(|lease| lease.get() != 0)
+}
+
+#[async_trait]
+impl Harness for EtcdHarness {
+    fn namespace(&self) -> Namespace {
+        self.namespace.clone()
+    }
+
+    fn carries(&self) -> Vec<Carried> {
+        self.carries.clone()
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(3)
+    }
+
+    async fn client(&self) -> Client {
+        let proxy = Arc::new(Proxy::start(self.address).await.unwrap());
+        self.proxies.lock().await.push(Arc::clone(&proxy));
+        let builder = Etcd::builder([format!("http://{}", proxy.address())]);
+        let etcd = (self.configure)(builder).connect().await.unwrap();
+        Client::new(etcd.clone(), EtcdFate { proxy, etcd })
+    }
+
+    async fn lease_of(&self, service: &ServiceRef, id: &InstanceId) -> Option<LeaseId> {
+        lease(&self.instance(service, id).await?)
+    }
+
+    async fn revoke(&self, lease: LeaseId) {
+        self.raw().await.lease_revoke(lease.get()).await.unwrap();
+    }
+
+    async fn delete(&self, service: &ServiceRef, id: &InstanceId) {
+        let record = self.instance(service, id).await.expect("the instance is there");
+        self.raw().await.delete(record.key(), None).await.unwrap();
+    }
+
+    async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
+        lease(self.line(name).await.first()?)
+    }
+
+    async fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
+        lease(self.line(name).await.last()?)
+    }
+
+    async fn delete_holder(&self, name: &LockName) {
+        let line = self.line(name).await;
+        self.raw().await.delete(line.first().expect("somebody holds it").key(), None).await.unwrap();
+    }
+
+    async fn in_line(&self, name: &LockName) -> usize {
+        self.line(name).await.len()
+    }
+
+    async fn compact(&self) {
+        let mut raw = self.raw().await;
+        let revision = raw.get("\0", None).await.unwrap().header().unwrap().revision();
+        raw.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    }
+
+    async fn wipe(&self) {
+        self.server.lock().await.wipe().await;
+    }
+}

@@ -1,0 +1,12 @@
+//! The etcd backend keeps every promise of the traits, on real etcd.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod common;
+
+use common::EtcdHarness;
+
+enlist_testkit::conformance!(
+    #[tokio::test]
+    EtcdHarness::native().await
+);

@@ -1,0 +1,245 @@
+//! Real faults on real etcd: killed, wiped, revoked, a member that is gone, a program that starves its runtime.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod common;
+
+use std::{sync::mpsc, time::Duration};
+
+use enlist::Lock;
+use enlist::{
+    Endpoint, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment, RegisterOptions, Registration,
+    Registry, Resolver, ServiceRef, Snapshot,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
+
+const TTL: Duration = Duration::from_secs(5);
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+async fn register(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
+    let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    soon("registered", etcd.register(&service(), instance, options.ttl(TTL))).await.unwrap()
+}
+
+async fn own_server() -> EtcdServer {
+    // These tests stop their server, so they start one also where the environment offers one.
+    let provider = match Provider::from_env() {
+        Provider::Environment(_) => Provider::Process,
+        own => own,
+    };
+    EtcdServer::start_with(provider, ServerOptions::new()).await
+}
+
+async fn back(etcd: &Etcd, count: usize) -> Snapshot {
+    eventually("all are back", || async {
+        match etcd.resolve(&service()).await {
+            Ok(snapshot) if snapshot.len() == count => Ok(snapshot),
+            other => Err(other),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_killed_etcd_that_comes_back_finds_every_instance_as_it_was() {
+    let mut server = own_server().await;
+    let (etcd, other) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let _shared = register(&etcd, "shared", RegisterOptions::new()).await;
+    let _own = register(&etcd, "own", RegisterOptions::new().lease(LeaseChoice::Own)).await;
+    let before = other.resolve(&service()).await.unwrap();
+    let mut watcher = other.watch(&service()).await.unwrap();
+    assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 2);
+    server.kill().await;
+    server.restart().await;
+    let after = back(&other, 2).await;
+    let entries = |snapshot: &Snapshot| snapshot.entries().cloned().collect::<Vec<_>>();
+    assert_eq!(entries(&after), entries(&before), "the old leases were renewed, nothing was registered anew");
+    // A later change is seen, and nothing was removed on the way to it.
+    let _third = register(&etcd, "third", RegisterOptions::new()).await;
+    loop {
+        let change = soon("a change", watcher.next()).await.unwrap();
+        assert!(change.snapshot.len() >= 2);
+        if change.snapshot.len() == 3 {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wiped_etcd_gets_every_instance_again() {
+    let mut server = own_server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let _shared = register(&etcd, "shared", RegisterOptions::new()).await;
+    let _own = register(&etcd, "own", RegisterOptions::new().lease(LeaseChoice::Own)).await;
+    server.wipe().await;
+    back(&Etcd::connect(server.url()).await.unwrap(), 2).await;
+}
+
+#[tokio::test]
+async fn a_revoked_lease_is_replaced_within_two_seconds() {
+    let server = own_server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let _a = register(&etcd, "a", RegisterOptions::new()).await;
+    let before = etcd.resolve(&service()).await.unwrap();
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let lease = raw.leases().await.unwrap().leases()[0].id();
+    let revoked = Moment::now();
+    raw.lease_revoke(lease).await.unwrap();
+    let anew = back(&etcd, 1).await;
+    assert!(revoked.elapsed() < Duration::from_secs(2), "{:?}", revoked.elapsed());
+    assert!(anew.entries().next().unwrap().created() > before.revision());
+}
+
+#[tokio::test]
+async fn another_member_takes_over_from_one_that_is_gone() {
+    let server = own_server().await;
+    // Two ways to one server stand for two members.
+    let (first, second) =
+        (Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap());
+    let urls = [&first, &second].map(|proxy| format!("http://{}", proxy.address()));
+    let etcd = Etcd::builder(urls).connect().await.unwrap();
+    let _a = register(&etcd, "a", RegisterOptions::new()).await;
+    let guard =
+        soon("acquired", etcd.acquire(&LockName::parse("l").unwrap(), LockOptions::new().ttl(TTL))).await.unwrap();
+    let before = etcd.resolve(&service()).await.unwrap();
+    for (gone, there) in [(&first, &second), (&second, &first)] {
+        there.heal();
+        gone.cut();
+        let calls = async {
+            for _ in 0..20 {
+                etcd.resolve(&service()).await?;
+            }
+            Ok::<_, enlist::Error>(())
+        };
+        // The call that finds the connection dead may fail; after it the other member answers.
+        let _ = etcd.resolve(&service()).await;
+        soon("answered", calls).await.unwrap();
+        // Longer than the lease lives.
+        let clock = etcd.acquire(&LockName::parse("clock").unwrap(), LockOptions::new().ttl(TTL)).await.unwrap();
+        let aged = async {
+            let begun = Moment::now();
+            eventually("a TTL has passed", || async {
+                if begun.elapsed() > TTL { Ok(()) } else { Err(begun.elapsed()) }
+            })
+            .await;
+        };
+        aged.await;
+        assert!(clock.is_held() && guard.is_held());
+    }
+    let after = etcd.resolve(&service()).await.unwrap();
+    assert_eq!(
+        after.entries().map(|entry| entry.created()).collect::<Vec<_>>(),
+        before.entries().map(|entry| entry.created()).collect::<Vec<_>>()
+    );
+}
+
+/// The runtime of this test has one thread, which is blocked for longer than the leases live.
+#[tokio::test(flavor = "current_thread")]
+async fn a_starved_runtime_loses_neither_instance_nor_lock() {
+    let server = own_server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let short = Duration::from_secs(2);
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let options = RegisterOptions::new().ttl(short);
+    let _a = soon("registered", etcd.register(&service(), instance, options)).await.unwrap();
+    let guard =
+        soon("acquired", etcd.acquire(&LockName::parse("l").unwrap(), LockOptions::new().ttl(short))).await.unwrap();
+    let before = etcd.resolve(&service()).await.unwrap();
+    let (_keep, never) = mpsc::channel::<()>();
+    assert!(never.recv_timeout(short * 3).is_err());
+    assert!(guard.is_held());
+    let after = etcd.resolve(&service()).await.unwrap();
+    assert_eq!(after.entries().next().unwrap().created(), before.entries().next().unwrap().created());
+}
+
+#[tokio::test]
+async fn a_client_made_without_etcd_heals_when_it_comes() {
+    let mut server = own_server().await;
+    server.kill().await;
+    let etcd = Etcd::builder([server.url()]).build().unwrap();
+    let failed = Etcd::builder([server.url()]).connect().await.unwrap_err();
+    let told = format!("{failed}: {}", std::error::Error::source(&failed).unwrap());
+    assert!(told.contains(&server.address().to_string()), "the message names what was tried: {told}");
+    let options = RegisterOptions::new().start(enlist::Start::Background);
+    let _a = register(&etcd, "a", options).await;
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    server.restart().await;
+    back(&etcd, 1).await;
+    while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
+}
+
+#[tokio::test]
+async fn thousands_of_instances_are_listed_by_pages_and_go_in_one_revision() {
+    const COUNT: usize = 3000;
+    let server = own_server().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let lease = raw.lease_grant(600, None).await.unwrap().id();
+    // Large enough that the removal of all is more than one message.
+    let filler = "x".repeat(2000);
+    for chunk in (0..COUNT).collect::<Vec<_>>().chunks(100) {
+        let puts: Vec<_> = chunk
+            .iter()
+            .map(|number| {
+                let id = format!("{number:06}");
+                let value = format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"metadata":{{"f":"{filler}"}}}}"#);
+                let options = etcd_client::PutOptions::new().with_lease(lease);
+                etcd_client::TxnOp::put(format!("enlist/services/default/svc/{id}"), value, Some(options))
+            })
+            .collect();
+        raw.txn(etcd_client::Txn::new().and_then(puts)).await.unwrap();
+    }
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    assert_eq!(etcd.resolve(&service()).await.unwrap().len(), COUNT);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let first = soon("a list", watcher.next()).await.unwrap();
+    assert_eq!(first.snapshot.len(), COUNT);
+    raw.lease_revoke(lease).await.unwrap();
+    let gone = soon("the removal", watcher.next()).await.unwrap();
+    assert_eq!((gone.snapshot.len(), gone.events.len()), (0, COUNT), "one revision is one change");
+}
+
+#[tokio::test]
+async fn a_channel_that_the_caller_made_serves_as_well() {
+    let server = own_server().await;
+    let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect_lazy();
+    let etcd = Etcd::from_channel(channel, enlist_etcd::SessionRuntime::Caller).unwrap();
+    let a = register(&etcd, "a", RegisterOptions::new()).await;
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 1);
+    soon("deregistered", a.deregister()).await.unwrap();
+    etcd.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn garbage_under_the_prefix_disturbs_nobody() {
+    let server = own_server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let _a = register(&etcd, "a", RegisterOptions::new()).await;
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 1);
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let root = "enlist/services/default/svc";
+    for (key, value) in [
+        (format!("{root}/empty"), Vec::new()),
+        (format!("{root}/cut"), b"{\"v\":1,\"id\":".to_vec()),
+        (format!("{root}/deep"), b"[".repeat(100_000)),
+        (format!("{root}/huge"), vec![b'x'; 1_400_000]),
+        (format!("{root}/sub/key"), b"{}".to_vec()),
+        (format!("{root}/"), b"{}".to_vec()),
+    ] {
+        raw.put(key, value, None).await.unwrap();
+    }
+    raw.put([root.as_bytes(), b"/\xff\xfe"].concat(), b"\xff".to_vec(), None).await.unwrap();
+    let _b = register(&etcd, "b", RegisterOptions::new()).await;
+    let change = soon("a change", watcher.next()).await.unwrap();
+    assert_eq!((change.snapshot.len(), change.events.len()), (2, 1));
+    assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 2);
+    let name = LockName::parse("l").unwrap();
+    raw.put("enlist/locks/default/l/somebody", "else", None).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
+    assert!(guard.is_held());
+}

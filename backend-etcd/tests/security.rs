@@ -1,0 +1,248 @@
+//! Users, tokens, roles and certificates; and that no secret is told.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod common;
+
+use std::{
+    error::Error as _,
+    fmt::Debug,
+    io::Write,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use enlist::{Endpoint, Error, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start};
+use enlist_etcd::{Etcd, EtcdBuilder};
+use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
+use etcd_client::{Client, Permission, PermissionType};
+
+const PASSWORD: &str = "correct-horse-battery";
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn instance() -> Instance {
+    Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
+/// Everything that was told: errors with their sources, configurations, logs.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<u8>>>);
+
+impl Told {
+    fn note(&self, what: &impl Debug) {
+        write!(self.clone(), "{what:?} {what:#?}").unwrap();
+    }
+
+    fn error(&self, error: &Error) -> String {
+        let mut texts = vec![error.to_string()];
+        let mut source = error.source();
+        while let Some(error) = source {
+            texts.push(error.to_string());
+            source = error.source();
+        }
+        let text = texts.join(": ");
+        self.note(error);
+        self.note(&text);
+        text
+    }
+
+    fn assert_no(&self, secret: &str) {
+        let told = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+        assert!(!told.is_empty() && !told.contains(secret), "the secret was told");
+    }
+}
+
+impl Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An etcd with authentication: `root`, and `reader`, who may only read below `enlist/`.
+async fn guarded(arguments: &[&str]) -> EtcdServer {
+    let options = ServerOptions::new().arguments(arguments.iter().copied());
+    let server = EtcdServer::start_with(Provider::Process, options).await;
+    let mut raw = Client::connect([server.url()], None).await.unwrap();
+    raw.user_add("root", PASSWORD, None).await.unwrap();
+    raw.user_grant_role("root", "root").await.unwrap();
+    raw.role_add("reading").await.unwrap();
+    let permission = Permission::new(PermissionType::Read, "enlist/").with_range_end("enlist0");
+    raw.role_grant_permission("reading", permission).await.unwrap();
+    raw.user_add("reader", PASSWORD, None).await.unwrap();
+    raw.user_grant_role("reader", "reading").await.unwrap();
+    raw.auth_enable().await.unwrap();
+    server
+}
+
+fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
+    Etcd::builder([server.url()]).user(user, PASSWORD.to_owned())
+}
+
+#[tokio::test]
+async fn each_refusal_is_typed_names_its_cause_and_tells_no_secret() {
+    let told = Told::default();
+    let logs = told.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_writer(Mutex::new(logs))
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let server = guarded(&[]).await;
+    let fast = || RegisterOptions::new().start(Start::FailFast);
+
+    let wrong = Etcd::builder([server.url()]).user("root", "wrong-password-of-mine".to_owned());
+    told.note(&wrong);
+    let error = wrong.connect().await.unwrap_err();
+    assert!(matches!(error, Error::AuthFailed(_)), "{error:?}");
+    assert!(told.error(&error).contains("authentication failed"));
+
+    let nobody = Etcd::connect(server.url()).await.unwrap_err();
+    assert!(matches!(nobody, Error::AuthFailed(_)), "{nobody:?}");
+    assert!(told.error(&nobody).contains("user name is empty"));
+
+    let reader = as_user(&server, "reader").connect().await.unwrap();
+    told.note(&reader);
+    assert!(reader.resolve(&service()).await.unwrap().is_empty());
+    let refused = reader.register(&service(), instance(), fast()).await.unwrap_err();
+    assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
+    assert!(told.error(&refused).contains("default/svc/a"));
+    let elsewhere = as_user(&server, "reader").prefix("elsewhere").connect().await.unwrap();
+    let refused = elsewhere.resolve(&service()).await.unwrap_err();
+    assert!(told.error(&refused).contains("elsewhere/services/default/svc/"), "{refused:?}");
+    let mut watcher = elsewhere.watch(&service()).await.unwrap();
+    let refused = soon("refused", watcher.next()).await.unwrap_err();
+    assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
+    told.error(&refused);
+
+    let root = as_user(&server, "root").connect().await.unwrap();
+    let large = instance().with_metadata("blob", "x".repeat(2 << 20));
+    let refused = root.register(&service(), large, fast()).await.unwrap_err();
+    assert!(matches!(refused, Error::TooLarge { .. }), "{refused:?}");
+    told.error(&refused);
+    let registration = root.register(&service(), instance(), fast()).await.unwrap();
+    told.note(&registration);
+
+    let unreachable =
+        Etcd::builder(["http://127.0.0.1:9"]).user("root", PASSWORD.to_owned()).connect().await.unwrap_err();
+    assert!(matches!(unreachable, Error::Unavailable(_)), "{unreachable:?}");
+    let text = told.error(&unreachable);
+    assert!(text.contains("127.0.0.1:9") && text.to_lowercase().contains("refused"), "{text}");
+
+    told.assert_no(PASSWORD);
+    told.assert_no("wrong-password-of-mine");
+}
+
+#[tokio::test]
+async fn tokens_that_run_out_are_renewed_without_anybody_noticing() {
+    // Simple tokens that live for two seconds.
+    let server = guarded(&["--auth-token-ttl=2"]).await;
+    let etcd = as_user(&server, "root").connect().await.unwrap();
+    let registration = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    let mut early = etcd.watch(&service()).await.unwrap();
+    assert_eq!(soon("a list", early.next()).await.unwrap().snapshot.len(), 1);
+    let raw = Client::connect([server.url()], Some(etcd_client::ConnectOptions::new().with_user("root", PASSWORD)))
+        .await
+        .unwrap();
+    eventually("a token of the same age has run out", || async {
+        match raw.clone().get("x", None).await {
+            Err(error) if error.to_string().contains("invalid auth token") => Ok(()),
+            other => {
+                // Use would keep a simple token alive, so the next look comes after its life.
+                tokio::time::timeout(Duration::from_secs(3), std::future::pending::<()>()).await.unwrap_err();
+                Err(format!("{other:?}"))
+            }
+        }
+    })
+    .await;
+    raw.refresh_token().await.unwrap();
+    let mut late = etcd.watch(&ServiceRef::parse("other").unwrap()).await.unwrap();
+    assert!(soon("a list", late.next()).await.unwrap().snapshot.is_empty());
+    assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
+    let update = registration.update(|draft| {
+        draft.weight(7);
+    });
+    soon("stored", update).await.unwrap();
+    let change = soon("a change", early.next()).await.unwrap();
+    assert_eq!(change.events.len(), 1);
+    soon("deregistered", registration.deregister()).await.unwrap();
+}
+
+/// A certificate authority and what it signed, as files.
+struct Authority {
+    directory: tempfile::TempDir,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "enlist test authority");
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        Self { directory, issuer: rcgen::Issuer::new(params, key) }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    /// Signs `name.pem` with `name.key` for localhost, as a server and as a client.
+    fn sign(&self, name: &str) {
+        use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.extended_key_usages = vec![ServerAuth, ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(self.path(&format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn mutual_tls_works_from_files_and_its_failures_name_the_cause() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    authority.sign("server");
+    authority.sign("client");
+    let options = ServerOptions::new().tls().arguments([
+        format!("--cert-file={}", authority.path("server.pem")),
+        format!("--key-file={}", authority.path("server.key")),
+        format!("--trusted-ca-file={}", authority.path("ca.pem")),
+        "--client-cert-auth".to_owned(),
+    ]);
+    let server = EtcdServer::start_with(Provider::Process, options).await;
+    let client = || Etcd::builder([server.tls_url()]).ca_certificate(authority.path("ca.pem"));
+    let with_identity =
+        |builder: EtcdBuilder| builder.client_certificate(authority.path("client.pem"), authority.path("client.key"));
+
+    let etcd = with_identity(client()).connect().await.unwrap();
+    let _a = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
+
+    let told = Told::default();
+    let failure = |builder: EtcdBuilder| {
+        let told = told.clone();
+        async move { told.error(&builder.connect().await.unwrap_err()).to_lowercase() }
+    };
+    let wrong_ca = with_identity(Etcd::builder([server.tls_url()]).ca_certificate(stranger.path("ca.pem")));
+    let text = failure(wrong_ca).await;
+    assert!(text.contains("certificate"), "{text}");
+    let text = failure(with_identity(client()).server_name("elsewhere.example")).await;
+    assert!(text.contains("certificate") || text.contains("name"), "{text}");
+    let text = failure(client()).await;
+    assert!(text.contains("certificate"), "no client certificate: {text}");
+    let missing = authority.path("missing.pem");
+    assert!(!Path::new(&missing).exists());
+    let text = failure(Etcd::builder([server.tls_url()]).ca_certificate(&missing)).await;
+    assert!(text.contains("missing.pem"), "{text}");
+}

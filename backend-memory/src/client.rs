@@ -1,0 +1,246 @@
+//! The two handles users hold: the store, with faults on demand, and a client, which stands for a process.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive, slots::Slots,
+};
+
+#[cfg(feature = "defects")]
+use crate::defect::Defect;
+use crate::{
+    hub::{Hub, Link},
+    lease::Leases,
+    store::{Group, Key, Kind, Record, Value},
+};
+
+/// How long a close waits for the client's tasks.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// A store in memory. Clones share it.
+///
+/// The methods here are the faults: what an operator or a broken network could do. What a program does goes through a
+/// [`client`](Self::client).
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    hub: Arc<Hub>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self { hub: Hub::new(None) }
+    }
+
+    /// An empty store with a deliberate defect.
+    #[cfg(feature = "defects")]
+    #[doc(hidden)]
+    pub fn with_defect(defect: Defect) -> Self {
+        Self { hub: Hub::new(Some(defect)) }
+    }
+
+    /// Another client, as if another process had connected: its own leases, its own link.
+    pub fn client(&self) -> MemoryClient {
+        let inner = Inner {
+            link: Link::new(Arc::clone(&self.hub)),
+            tasks: TaskOwner::new(),
+            leases: Leases::default(),
+            slots: Slots::default(),
+        };
+        MemoryClient { inner: Arc::new(inner) }
+    }
+
+    /// The store's revision.
+    pub fn revision(&self) -> Revision {
+        self.hub.with(|store, _| store.revision())
+    }
+
+    /// The leases that are alive.
+    pub fn leases(&self) -> Vec<LeaseId> {
+        self.hub.with(|store, _| store.leases().collect())
+    }
+
+    /// Ends a lease, with all its keys, at once. Says whether it was there.
+    pub fn revoke(&self, lease: LeaseId) -> bool {
+        self.hub.with(|store, _| store.revoke(lease))
+    }
+
+    /// The lease that keeps an instance.
+    pub fn lease_of(&self, service: &ServiceRef, id: &InstanceId) -> Option<LeaseId> {
+        self.hub.with(|store, _| store.get(&Key::instance(service, id))?.lease)
+    }
+
+    /// The lease that keeps the holder of a lock, or the leader of an election.
+    pub fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
+        let key = self.holder(name)?;
+        self.hub.with(|store, _| store.get(&key)?.lease)
+    }
+
+    /// The lease that keeps the last in line for a lock.
+    pub fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
+        self.hub.with(|store, _| {
+            let line = Group::line(Kind::Lock, name);
+            store.range(&line).max_by_key(|(_, record)| record.created)?.1.lease
+        })
+    }
+
+    /// Deletes an instance by hand. Says whether it was there.
+    pub fn delete(&self, service: &ServiceRef, id: &InstanceId) -> bool {
+        self.hub.with(|store, _| store.delete(&Key::instance(service, id), |_| true).is_ok())
+    }
+
+    /// Deletes the key of the holder of a lock, or of the leader of an election, by hand. Says whether it was there.
+    pub fn delete_holder(&self, name: &LockName) -> bool {
+        let Some(key) = self.holder(name) else { return false };
+        self.hub.with(|store, _| store.delete(&key, |_| true).is_ok())
+    }
+
+    /// How many are in line for a lock and for leadership of that name, holders included.
+    pub fn in_line(&self, name: &LockName) -> usize {
+        let count = |kind| self.hub.with(|store, _| store.range(&Group::line(kind, name)).count());
+        count(Kind::Lock) + count(Kind::Election)
+    }
+
+    /// Forgets all history up to now, so that a watch that was cut off cannot resume.
+    pub fn compact(&self) {
+        self.hub.with(|store, _| store.compact(store.revision()));
+    }
+
+    /// Loses everything, leases and revision included, as a store with a new disk does.
+    pub fn wipe(&self) {
+        self.hub.with(|store, _| store.wipe());
+    }
+
+    fn holder(&self, name: &LockName) -> Option<Key> {
+        let first = |kind| {
+            self.hub.with(|store, _| {
+                let line = Group::line(kind, name);
+                let first = store.range(&line).min_by_key(|(_, record)| record.created);
+                first.map(|(key, _)| key.clone())
+            })
+        };
+        first(Kind::Lock).or_else(|| first(Kind::Election))
+    }
+}
+
+/// A client of a [`MemoryStore`]: implements all traits. Clones share the session.
+///
+/// Registrations, guards and watchers keep the session alive when all clones are dropped.
+#[derive(Clone, Debug)]
+pub struct MemoryClient {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) link: Link,
+    pub(crate) tasks: TaskOwner,
+    pub(crate) leases: Leases,
+    pub(crate) slots: Slots<Key>,
+}
+
+impl Inner {
+    /// Refuses calls after the end, and calls from outside a runtime, where waiting would panic.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
+        if self.tasks.stop_signal().is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+    }
+}
+
+impl MemoryClient {
+    /// Cuts the link to the store: nothing arrives until [`heal`](Self::heal). Leases run on.
+    pub fn cut(&self) {
+        self.inner.link.set_cut(true);
+    }
+
+    /// Mends the link.
+    pub fn heal(&self) {
+        self.inner.link.set_cut(false);
+    }
+
+    /// Makes every request take this long.
+    pub fn delay(&self, delay: Duration) {
+        self.inner.link.set_delay(delay);
+    }
+
+    /// Ends the session as a crash would: nothing is removed, and the leases run out.
+    ///
+    /// # Errors
+    ///
+    /// [`StopError`](enlist::StopError) if a task did not end within 5 s or had panicked.
+    ///
+    /// # Cancel safety
+    ///
+    /// The session ends all the same.
+    pub async fn crash(&self) -> Result<(), enlist::StopError> {
+        self.inner.tasks.stop(CLOSE).await
+    }
+
+    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Later calls fail with
+    /// [`Error::Closed`].
+    ///
+    /// # Errors
+    ///
+    /// [`StopError`](enlist::StopError) as [`crash`](Self::crash).
+    ///
+    /// # Cancel safety
+    ///
+    /// The session ends all the same; leases that were not revoked yet run out.
+    pub async fn close(&self) -> Result<(), enlist::StopError> {
+        let leases = self.inner.leases.alive();
+        let stopped = self.inner.tasks.stop(CLOSE).await;
+        for lease in leases {
+            // Without a connection they run out.
+            let _ = self.inner.link.ask(|store, _| store.revoke(lease)).await;
+        }
+        stopped
+    }
+
+    pub(crate) fn keep_alive(&self) -> KeepAlive {
+        Arc::clone(&self.inner) as KeepAlive
+    }
+}
+
+impl Key {
+    pub(crate) fn instance(service: &ServiceRef, id: &InstanceId) -> Self {
+        Self { group: Group::service(service), member: id.as_str().into() }
+    }
+
+    /// The instance's id.
+    pub(crate) fn id(&self) -> InstanceId {
+        InstanceId::parse(&self.member).expect("instance keys are made from ids")
+    }
+}
+
+impl Group {
+    pub(crate) fn service(service: &ServiceRef) -> Self {
+        Self { kind: Kind::Instance, namespace: service.namespace().clone(), name: service.name().as_str().into() }
+    }
+
+    pub(crate) fn line(kind: Kind, name: &LockName) -> Self {
+        Self { kind, namespace: name.namespace().clone(), name: name.name().into() }
+    }
+}
+
+impl Record {
+    /// The entry a view holds for it, if it is an instance.
+    pub(crate) fn entry(&self) -> Option<Entry> {
+        match &self.value {
+            Value::Instance { instance, .. } => Some(Entry::new((**instance).clone(), self.created, self.modified)),
+            Value::Place { .. } => None,
+        }
+    }
+
+    pub(crate) fn owner(&self) -> Option<&str> {
+        match &self.value {
+            Value::Instance { owner, .. } => owner.as_deref(),
+            Value::Place { .. } => None,
+        }
+    }
+}

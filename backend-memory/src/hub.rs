@@ -1,0 +1,142 @@
+//! The shared store: a mutex, a wake-up for whoever waits, and the links of the clients.
+//!
+//! No task drives the store. Leases expire when somebody looks; whoever waits for a change also waits for the next expiry.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use enlist::Error;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{defect::Defect, store::Store};
+
+#[derive(Debug)]
+pub(crate) struct Hub {
+    store: Mutex<Store>,
+    /// Counts the changes.
+    changes: watch::Sender<u64>,
+    pub(crate) defect: Option<Defect>,
+}
+
+impl Hub {
+    pub(crate) fn new(defect: Option<Defect>) -> Arc<Self> {
+        Arc::new(Self { store: Mutex::default(), changes: watch::Sender::new(0), defect })
+    }
+
+    /// Runs `act` on the store as it is now, with due leases expired, and wakes the waiting if anything changed.
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = (store.incarnation(), store.revision());
+        let now = Instant::now();
+        store.expire(now);
+        let result = act(&mut store, now);
+        let after = (store.incarnation(), store.revision());
+        drop(store);
+        if before != after {
+            self.changes.send_modify(|count| *count += 1);
+        }
+        result
+    }
+
+    pub(crate) fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
+    }
+
+    pub(crate) fn changes(self: &Arc<Self>) -> Changes {
+        Changes { hub: Arc::clone(self), seen: self.changes.subscribe() }
+    }
+}
+
+/// Waits for changes of the store.
+#[derive(Debug)]
+pub(crate) struct Changes {
+    hub: Arc<Hub>,
+    seen: watch::Receiver<u64>,
+}
+
+impl Changes {
+    /// Waits until the store has changed since the last call, or a lease has expired.
+    pub(crate) async fn next(&mut self) {
+        loop {
+            let expiry = self.hub.with(|store, _| store.next_expiry());
+            tokio::select! {
+                // The sender lives in the hub, so waiting cannot fail.
+                _ = self.seen.changed() => return,
+                () = at(expiry) => self.hub.with(|_, _| ()),
+            }
+        }
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The connection of one client to the store.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LinkState {
+    cut: bool,
+    delay: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    hub: Arc<Hub>,
+    state: Arc<watch::Sender<LinkState>>,
+}
+
+impl Link {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub, state: Arc::default() }
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    pub(crate) fn set_cut(&self, cut: bool) {
+        self.state.send_modify(|state| state.cut = cut);
+    }
+
+    pub(crate) fn set_delay(&self, delay: Duration) {
+        self.state.send_modify(|state| state.delay = delay);
+    }
+
+    /// Asks the store over this link. While it is cut, nothing arrives.
+    pub(crate) async fn ask<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> Result<T, Error> {
+        let delay = self.state.borrow().delay;
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        self.check()?;
+        Ok(self.hub.with(act))
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.state.borrow().cut { Err(Error::unavailable("the link to the store is cut")) } else { Ok(()) }
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
+        self.state.subscribe()
+    }
+}
+
+/// Waits until the link is up.
+pub(crate) async fn up(link: &mut watch::Receiver<LinkState>) {
+    // A link whose client is gone stays as it is.
+    if link.wait_for(|state| !state.cut).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits until the link is down.
+pub(crate) async fn down(link: &mut watch::Receiver<LinkState>) {
+    if link.wait_for(|state| state.cut).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,215 @@
+//! Leases of one client: granted once per purpose and TTL, renewed by a task each, revoked when nobody needs
+//! them: one of its own with its instance, a shared one with the session.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use enlist::{BackoffPolicy, Error, LeaseId, Moment, TaskOwner, registry::whole_seconds};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::Link;
+
+/// The most keys that share a lease: revoking one is one revision, and a huge one chokes watchers.
+const MAX_KEYS: usize = 1000;
+
+/// What a lease is for; locks never share one with registrations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Purpose {
+    Registration,
+    Lock,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum LeaseState {
+    /// Renewed by a request sent at `sent`.
+    Alive { sent: Moment },
+    /// Last renewed by a request sent at `sent`, and not in time since, for this reason; it may still be alive.
+    Suspect { sent: Moment, cause: Error },
+    /// The store says it is gone.
+    Lost,
+}
+
+/// A lease that is kept alive for as long as somebody holds this.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    id: LeaseId,
+    ttl: Duration,
+    state: watch::Receiver<LeaseState>,
+    /// Told to the keeper at the end; it revokes the lease unless it was abandoned.
+    end: CancellationToken,
+    abandoned: CancellationToken,
+}
+
+impl Lease {
+    pub(crate) fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    pub(crate) fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    pub(crate) fn state(&self) -> watch::Receiver<LeaseState> {
+        self.state.clone()
+    }
+
+    /// Says whether the last renewal was acknowledged.
+    fn is_alive(&self) -> bool {
+        matches!(*self.state.borrow(), LeaseState::Alive { .. })
+    }
+
+    /// When the last acknowledged renewal was sent; `None` once the lease is lost.
+    pub(crate) fn renewed(&self) -> Option<Moment> {
+        match *self.state.borrow() {
+            LeaseState::Alive { sent } | LeaseState::Suspect { sent, .. } => Some(sent),
+            LeaseState::Lost => None,
+        }
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        matches!(*self.state.borrow(), LeaseState::Lost)
+    }
+
+    /// Stops renewing it and leaves it to run out.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.cancel();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.end.cancel();
+    }
+}
+
+/// A pool keeps its leases for as long as the session lives: the next lock or instance needs no grant, and a waiter can
+/// tell a release, after which the lease lives on, from a crash.
+type Slot = Arc<AsyncMutex<Vec<Arc<Lease>>>>;
+
+/// Hands out leases.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    pools: Mutex<HashMap<(Purpose, Duration), Slot>>,
+    /// All that were granted and may be alive, for the end of the session.
+    granted: Mutex<Vec<Weak<Lease>>>,
+}
+
+impl Leases {
+    /// The leases that this session holds.
+    pub(crate) fn alive(&self) -> Vec<LeaseId> {
+        let granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
+    }
+
+    /// A lease of its own.
+    pub(crate) async fn own(&self, link: &Link, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Error> {
+        let lease = grant(link, tasks, ttl).await?;
+        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+        granted.retain(|lease| lease.strong_count() > 0);
+        granted.push(Arc::downgrade(&lease));
+        Ok(lease)
+    }
+
+    /// A lease shared by all of this client that have the same purpose and TTL.
+    pub(crate) async fn shared(
+        &self,
+        link: &Link,
+        tasks: &TaskOwner,
+        purpose: Purpose,
+        ttl: Duration,
+    ) -> Result<Arc<Lease>, Error> {
+        let slot = {
+            let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(pools.entry((purpose, whole_seconds(ttl))).or_default())
+        };
+        // Held over the grant, so that a thousand waiters make one lease.
+        let mut leases = slot.lock().await;
+        leases.retain(|lease| !lease.is_lost());
+        // The pool itself holds one count.
+        let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
+        if let Some(lease) = leases.iter().find(usable) {
+            return Ok(Arc::clone(lease));
+        }
+        let lease = self.own(link, tasks, ttl).await?;
+        leases.push(Arc::clone(&lease));
+        Ok(lease)
+    }
+}
+
+async fn grant(link: &Link, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Error> {
+    let ttl = whole_seconds(ttl);
+    let sent = Moment::now();
+    let id = link.ask(|store, now| store.grant(ttl, now)).await?;
+    let (report, state) = watch::channel(LeaseState::Alive { sent });
+    let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
+    let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
+    let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone() });
+    let stop = tasks.stop_signal();
+    tasks.spawn("lease", async move {
+        tokio::select! {
+            // A session that stops drops its leases as well, and that must not revoke them: stop first.
+            biased;
+            () = stop.cancelled() => {}
+            () = abandoned.cancelled() => {}
+            () = end.cancelled() => keeper.revoke().await,
+            () = keeper.keep() => {}
+        }
+    })?;
+    Ok(lease)
+}
+
+/// A lease that somebody else keeps; it is neither renewed nor revoked from here.
+pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
+    // The sender may go: the receiver keeps the last value.
+    let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
+    Arc::new(Lease { id, ttl, state, end: CancellationToken::new(), abandoned: CancellationToken::new() })
+}
+
+struct Keeper {
+    link: Link,
+    id: LeaseId,
+    ttl: Duration,
+    /// When the grant was sent.
+    granted: Moment,
+    report: watch::Sender<LeaseState>,
+}
+
+impl Keeper {
+    /// Renews every third of the TTL until the store says that the lease is gone.
+    async fn keep(&self) {
+        let pace = self.ttl / 3;
+        let policy = BackoffPolicy::new(pace / 10, pace).unwrap_or_default();
+        let mut backoff = policy.start();
+        let mut pause = pace;
+        let mut renewed = self.granted;
+        loop {
+            tokio::time::sleep(pause).await;
+            let sent = Moment::now();
+            match self.link.ask(|store, now| store.keep_alive(self.id, now)).await {
+                Ok(Some(_)) => {
+                    backoff.reset();
+                    pause = pace;
+                    renewed = sent;
+                    self.report.send_replace(LeaseState::Alive { sent });
+                }
+                Ok(None) => {
+                    self.report.send_replace(LeaseState::Lost);
+                    return;
+                }
+                Err(cause) => {
+                    pause = backoff.next_delay();
+                    self.report.send_replace(LeaseState::Suspect { sent: renewed, cause });
+                }
+            }
+        }
+    }
+
+    /// Revokes the lease; if the store does not answer, it runs out.
+    async fn revoke(&self) {
+        let _ = self.link.ask(|store, _| store.revoke(self.id)).await;
+    }
+}

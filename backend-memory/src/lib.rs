@@ -1,0 +1,46 @@
+//! The in-memory backend of `enlist`: the semantics of the real one, faults on demand, no server.
+//!
+//! [`MemoryStore`] is the store, and has the faults; [`MemoryStore::client`] is a process that uses it. Under a paused tokio
+//! clock a test that spans hours takes milliseconds. It passes the same conformance suite as `enlist-etcd`.
+//!
+//! ```
+//! use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
+//! use enlist_memory::MemoryStore;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), enlist::Error> {
+//! let store = MemoryStore::new();
+//! let (server, client) = (store.client(), store.client());
+//! let service = ServiceRef::parse("greeter")?;
+//! let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("10.0.0.1:80")?])?;
+//! let registration = server.register(&service, instance, RegisterOptions::new()).await?;
+//! assert_eq!(client.resolve(&service).await?.len(), 1);
+//! registration.deregister().await?;
+//! assert!(client.resolve(&service).await?.is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Where it differs from etcd
+//!
+//! A cut link refuses at once instead of timing out, so no write ever has an unknown outcome here. A wipe is always
+//! noticed by watches. TTLs from 1 s are granted as asked; etcd has a floor of 2 s.
+//!
+//! # Features
+//!
+//! `defects`: deliberate defects for testing the conformance suite itself; not for users.
+
+mod client;
+mod defect;
+mod hub;
+mod lease;
+mod lock;
+#[cfg(test)]
+mod model;
+mod registry;
+mod store;
+mod watcher;
+
+pub use client::{MemoryClient, MemoryStore};
+#[doc(hidden)]
+pub use defect::Defect;

@@ -1,0 +1,423 @@
+//! Locks and elections: a line of places in the store, judged by [`enlist::standing`].
+//!
+//! The protocol runs in a task of the session. The caller's future only holds a receiver, so dropping it at any point
+//! makes the task clean up.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use enlist::{
+    BackoffPolicy, Election, Error, FencingToken, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockMode,
+    LockName, LockOptions, Loss, Moment, Released, Revision, Tenure,
+    election::Proclamation,
+    lock::{GuardDriver, Place, Standing, lock_guard},
+    standing,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    client::{Inner, MemoryClient},
+    defect::Defect,
+    hub::{Changes, up},
+    lease::{Lease, LeaseState, Purpose},
+    registry::lease_changed,
+    store::{Group, Key, KeyChange, Kind, Record, Refusal, Store, Value},
+    watcher::WatchedState,
+};
+
+/// How long `release` waits for the store before it returns and goes on in the background.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Makes the key of each place unique within the process; the lease makes it so between clients.
+static NEXT_PLACE: AtomicU64 = AtomicU64::new(1);
+
+#[async_trait]
+impl Lock for MemoryClient {
+    async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error> {
+        let want = Want::Lock { wait: true };
+        self.stand(name, want, options).await?.into_guard()?.ok_or(Error::Closed)
+    }
+
+    async fn try_acquire(&self, name: &LockName, options: LockOptions) -> Result<Option<LockGuard>, Error> {
+        let want = Want::Lock { wait: false };
+        self.stand(name, want, options).await?.into_guard()
+    }
+}
+
+#[async_trait]
+impl Election for MemoryClient {
+    async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error> {
+        if options.mode == LockMode::Shared {
+            return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
+        }
+        match self.stand(name, Want::Leadership { value: value.to_owned() }, options).await? {
+            Won::Leadership(leadership) => Ok(leadership),
+            _ => Err(Error::Closed),
+        }
+    }
+
+    async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error> {
+        self.inner.check_open()?;
+        let group = Group::line(Kind::Election, name);
+        self.inner.link.ask(|store, _| leader(store, &group)).await
+    }
+
+    async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
+        let state = LeaderState { group: Group::line(Kind::Election, name) };
+        Ok(LeaderWatcher::new(self.follow(state)?))
+    }
+}
+
+fn leader(store: &Store, group: &Group) -> Option<Leader> {
+    let (_, record) = store.range(group).min_by_key(|(_, record)| record.created)?;
+    let Value::Place { text, .. } = &record.value else {
+        return None;
+    };
+    Some(Leader { value: text.clone(), token: token(record), modified: record.modified })
+}
+
+fn token(record: &Record) -> FencingToken {
+    FencingToken::new(record.created.get())
+}
+
+struct LeaderState {
+    group: Group,
+}
+
+impl WatchedState for LeaderState {
+    type Value = Option<Leader>;
+
+    fn relist(&mut self, store: &Store, _: enlist::Epoch) -> Self::Value {
+        leader(store, &self.group)
+    }
+
+    fn apply(&mut self, store: &Store, _: &mut dyn Iterator<Item = &KeyChange>) -> Self::Value {
+        leader(store, &self.group)
+    }
+}
+
+/// What a caller stands in line for.
+enum Want {
+    Lock { wait: bool },
+    Leadership { value: String },
+}
+
+enum Won {
+    Lock(LockGuard),
+    Leadership(Leadership),
+    Nothing,
+}
+
+impl Won {
+    fn into_guard(self) -> Result<Option<LockGuard>, Error> {
+        match self {
+            Self::Lock(guard) => Ok(Some(guard)),
+            Self::Nothing => Ok(None),
+            Self::Leadership(_) => Err(Error::Closed),
+        }
+    }
+}
+
+impl MemoryClient {
+    async fn stand(&self, name: &LockName, want: Want, options: LockOptions) -> Result<Won, Error> {
+        options.check()?;
+        self.inner.check_open()?;
+        let (answer, won) = oneshot::channel();
+        let deadline = options.deadline;
+        let stander = Stander {
+            client: Arc::clone(&self.inner),
+            changes: self.inner.link.hub().changes(),
+            name: name.clone(),
+            want,
+            options,
+        };
+        let stop = self.inner.tasks.stop_signal();
+        self.inner.tasks.spawn("lock", async move {
+            stop.run_until_cancelled_owned(stander.run(answer)).await;
+        })?;
+        let won = async { won.await.map_err(|_| Error::Closed)? };
+        match deadline {
+            None => won.await,
+            // Dropping the receiver tells the task.
+            Some(limit) => tokio::time::timeout(limit, won).await.map_err(|_| Error::Timeout {
+                op: "acquire",
+                limit,
+                cause: None,
+            })?,
+        }
+    }
+}
+
+/// The task behind one place in a line.
+struct Stander {
+    client: Arc<Inner>,
+    changes: Changes,
+    name: LockName,
+    want: Want,
+    options: LockOptions,
+}
+
+/// A place that this task has put into the store.
+struct Held {
+    key: Key,
+    token: FencingToken,
+    lease: Arc<Lease>,
+}
+
+impl Stander {
+    async fn run(mut self, mut answer: oneshot::Sender<Result<Won, Error>>) {
+        let entered = tokio::select! {
+            entered = self.enter() => entered,
+            () = answer.closed() => return,
+        };
+        let held = match entered {
+            Ok(held) => held,
+            Err(error) => return drop(answer.send(Err(error))),
+        };
+        let waited = tokio::select! {
+            waited = self.wait(&held) => Some(waited),
+            () = answer.closed() => None,
+        };
+        match waited {
+            Some(Ok(true)) => self.hold(held, answer).await,
+            Some(Ok(false)) => {
+                self.leave(&held).await;
+                let _ = answer.send(Ok(Won::Nothing));
+            }
+            Some(Err(error)) => {
+                let _ = answer.send(Err(error));
+                self.leave(&held).await;
+            }
+            None if self.client.link.hub().has(Defect::LeavesWaiters) => std::future::pending().await,
+            None => {
+                self.leave(&held).await;
+            }
+        }
+    }
+
+    fn group(&self) -> Group {
+        let kind = match self.want {
+            Want::Lock { .. } => Kind::Lock,
+            Want::Leadership { .. } => Kind::Election,
+        };
+        Group::line(kind, &self.name)
+    }
+
+    fn text(&self) -> String {
+        match &self.want {
+            Want::Lock { .. } => String::new(),
+            Want::Leadership { value } => value.clone(),
+        }
+    }
+
+    /// Puts a place into the line. Without a deadline of the caller it tries until the store answers.
+    async fn enter(&mut self) -> Result<Held, Error> {
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            match self.try_enter().await {
+                Err(error) if error.is_retryable() && self.waits() => {
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn waits(&self) -> bool {
+        !matches!(self.want, Want::Lock { wait: false })
+    }
+
+    async fn try_enter(&mut self) -> Result<Held, Error> {
+        let Inner { link, tasks, leases, .. } = &*self.client;
+        let lease = leases.shared(link, tasks, Purpose::Lock, self.options.ttl).await?;
+        let member = format!("{}-{}", lease.id(), NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
+        let key = Key { group: self.group(), member: member.into() };
+        let value = Value::Place { mode: self.options.mode, text: self.text() };
+        let created = link.ask(|store, _| store.put(&key, None, value, Some(lease.id()))).await?;
+        // The key is new, so only the lease can be at fault.
+        let created = created.map_err(|_| Error::LeaseLost)?;
+        Ok(Held { key, token: FencingToken::new(created.get()), lease })
+    }
+
+    /// Waits for the turn of `held`. `false`: it is not its turn and the caller does not want to wait.
+    async fn wait(&mut self, held: &Held) -> Result<bool, Error> {
+        let mut lease = held.lease.state();
+        let mut link = self.client.link.watch();
+        let mut before: Option<Key> = None;
+        loop {
+            if let Ok((now, delay)) = self.look(held, before.as_ref()).await {
+                match now {
+                    Look::Holder => {
+                        tokio::time::sleep(delay).await;
+                        return Ok(true);
+                    }
+                    Look::Gone => return Err(Error::LeaseLost),
+                    Look::Behind(_) if !self.waits() => return Ok(false),
+                    Look::Behind(key) => before = Some(key),
+                }
+            }
+            tokio::select! {
+                () = self.changes.next() => {}
+                state = lease_changed(&mut lease) => if matches!(state, LeaseState::Lost) {
+                    return Err(Error::LeaseLost);
+                },
+                () = up(&mut link), if self.client.link.check().is_err() => {}
+            }
+        }
+    }
+
+    /// Looks where `held` stands, and how long the option `lock_delay` still keeps it from holding.
+    async fn look(&self, held: &Held, before: Option<&Key>) -> Result<(Look, Duration), Error> {
+        let anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
+        let lock_delay = self.options.lock_delay;
+        let look = |store: &mut Store, _| {
+            if store.get(&held.key).is_none() {
+                return (Look::Gone, Duration::ZERO);
+            }
+            if let Some(before) = before.filter(|before| store.get(before).is_some()) {
+                return (Look::Behind(before.clone()), Duration::ZERO);
+            }
+            let line = store.range(&held.key.group).filter_map(|(_, record)| match record.value {
+                Value::Place { mode, .. } => Some(Place { token: token(record), mode }),
+                Value::Instance { .. } => None,
+            });
+            // A predecessor whose lease is gone did not release.
+            let fell = before.is_some_and(|key| !store.leases().any(|id| key.member.starts_with(&format!("{id}-"))));
+            match standing(line, held.token) {
+                Standing::Behind(other) if !anyone => {
+                    let key = store.range(&held.key.group).find(|(_, record)| token(record) == other);
+                    let key = key.map_or_else(|| held.key.clone(), |(key, _)| key.clone());
+                    (Look::Behind(key), Duration::ZERO)
+                }
+                Standing::Absent => (Look::Gone, Duration::ZERO),
+                _ => (Look::Holder, if fell { lock_delay } else { Duration::ZERO }),
+            }
+        };
+        self.client.link.ask(look).await
+    }
+
+    /// Hands the guard over and watches over it until it is released or lost.
+    async fn hold(mut self, held: Held, answer: oneshot::Sender<Result<Won, Error>>) {
+        let Some(sent) = held.lease.renewed() else {
+            let _ = answer.send(Err(Error::LeaseLost));
+            self.leave(&held).await;
+            return;
+        };
+        let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
+        let constant = self.client.link.hub().has(Defect::ConstantTokens);
+        let token = if constant { FencingToken::new(1) } else { held.token };
+        let source = Arc::clone(&self.client) as enlist::feed::KeepAlive;
+        let (guard, driver) = lock_guard(self.name.clone(), token, tenure, source);
+        let (won, mut proclaimed) = match &self.want {
+            Want::Lock { .. } => (Won::Lock(guard), None),
+            Want::Leadership { .. } => {
+                let (leadership, proclaimed) = Leadership::new(guard);
+                (Won::Leadership(leadership), Some(proclaimed))
+            }
+        };
+        // A caller that is gone drops the guard right here, which asks for the release.
+        drop(answer.send(Ok(won)));
+        self.watch_over(&held, &driver, &mut proclaimed).await;
+        let mut leaving = std::pin::pin!(self.leave(&held));
+        if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
+            driver.report(Ok(outcome));
+        } else {
+            driver.report(Err(Error::Timeout { op: "release", limit: PATIENCE, cause: None }));
+            leaving.await;
+        }
+    }
+
+    /// Returns once the lock is to be released, or is lost.
+    async fn watch_over(
+        &mut self,
+        held: &Held,
+        driver: &GuardDriver,
+        proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
+    ) {
+        let mut lease = held.lease.state();
+        let mut link: watch::Receiver<_> = self.client.link.watch();
+        let blind = self.client.link.hub().has(Defect::BlindToLoss);
+        loop {
+            let cut = self.client.link.check().is_err();
+            if !blind && !cut && self.client.link.hub().with(|store, _| store.get(&held.key).is_none()) {
+                driver.tenure().lose(Loss::KeyGone);
+            }
+            tokio::select! {
+                () = driver.release_wanted() => return,
+                // What is lost is given up: a key that a healed session kept alive would block everybody.
+                _ = driver.tenure().lost(), if !blind => return,
+                state = lease_changed(&mut lease) => match state {
+                    LeaseState::Alive { sent } => driver.tenure().renewed(sent, held.lease.ttl()),
+                    LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
+                    LeaseState::Suspect { .. } => {}
+                },
+                () = self.changes.next() => {}
+                () = up(&mut link), if cut => {}
+                proclamation = next(proclaimed) => self.proclaim(held, proclamation).await,
+            }
+        }
+    }
+
+    async fn proclaim(&self, held: &Held, Proclamation { value, reply, .. }: Proclamation) {
+        let place = Value::Place { mode: LockMode::Exclusive, text: value };
+        let outcome = self.client.link.ask(|store, _| {
+            let guard = store.get(&held.key).map(|record| record.modified);
+            match guard {
+                None => Err(Refusal::Guard(None)),
+                Some(modified) => store.put(&held.key, Some(modified), place, Some(held.lease.id())),
+            }
+        });
+        let outcome: Result<Revision, Error> = match outcome.await {
+            Ok(stored) => stored.map_err(|_| Error::LeaseLost),
+            Err(error) => Err(error),
+        };
+        // A leader that no longer waits for the answer needs none.
+        let _ = reply.send(outcome);
+    }
+
+    /// Removes the place until the store has confirmed it, or its lease cannot be alive any more.
+    async fn leave(&self, held: &Held) -> Released {
+        let begun = Moment::now();
+        let mut backoff = BackoffPolicy::default().start();
+        let mut link = self.client.link.watch();
+        loop {
+            let delete = |store: &mut Store, _| store.delete(&held.key, |record| token(record) == held.token);
+            match self.client.link.ask(delete).await {
+                Ok(Ok(_)) => return Released::Released,
+                Ok(Err(_)) => return Released::AlreadyLost,
+                Err(_) if held.lease.is_lost() || begun.elapsed() > held.lease.ttl() * 2 => {
+                    return Released::AlreadyLost;
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = up(&mut link), if self.client.link.check().is_err() => {}
+            }
+        }
+    }
+}
+
+enum Look {
+    Holder,
+    Behind(Key),
+    Gone,
+}
+
+/// The next proclamation, where there can be one and the leader still lives.
+async fn next(proclaimed: &mut Option<mpsc::Receiver<Proclamation>>) -> Proclamation {
+    let received = match proclaimed {
+        Some(receiver) => receiver.recv().await,
+        None => None,
+    };
+    match received {
+        Some(proclamation) => proclamation,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,249 @@
+//! The store itself: plain synchronous data. Revisions, leases on the clock, history, compaction.
+//!
+//! It behaves as etcd does where the traits can tell: every change has a revision, a lease takes all its keys away at
+//! one revision, history can be compacted, and a wiped store starts over at revision 1. [`crate::hub`] makes it shared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use enlist::{Instance, LeaseId, LockMode, Namespace, Revision};
+use tokio::time::Instant;
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    Instance,
+    Lock,
+    Election,
+}
+
+/// The keys of one service, lock or election.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Group {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: Namespace,
+    pub(crate) name: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) group: Group,
+    pub(crate) member: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    Instance { instance: Arc<Instance>, owner: Option<String> },
+    Place { mode: LockMode, text: String },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Record {
+    pub(crate) value: Value,
+    pub(crate) created: Revision,
+    pub(crate) modified: Revision,
+    pub(crate) lease: Option<LeaseId>,
+}
+
+/// A change of one key; without a record it was deleted.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct KeyChange {
+    pub(crate) revision: Revision,
+    pub(crate) key: Key,
+    pub(crate) record: Option<Record>,
+}
+
+/// Why a write was not made. Nothing changed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Refusal {
+    /// The key is not as the guard says; this is what it is.
+    Guard(Option<Record>),
+    /// The lease is unknown or has ended.
+    NoLease,
+}
+
+#[derive(Debug)]
+struct Lease {
+    ttl: Duration,
+    deadline: Instant,
+    keys: BTreeSet<Key>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    revision: Revision,
+    /// Counts the wipes.
+    incarnation: u64,
+    records: BTreeMap<Key, Record>,
+    leases: BTreeMap<LeaseId, Lease>,
+    history: VecDeque<KeyChange>,
+    compacted: Revision,
+    next_lease: i64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            revision: Revision::new(1),
+            incarnation: 0,
+            records: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            history: VecDeque::new(),
+            compacted: Revision::default(),
+            next_lease: 1,
+        }
+    }
+}
+
+impl Store {
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(crate) fn get(&self, key: &Key) -> Option<&Record> {
+        self.records.get(key)
+    }
+
+    /// The keys of `group`, in order.
+    pub(crate) fn range<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (&'a Key, &'a Record)> {
+        let first = Key { group: group.clone(), member: "".into() };
+        self.records.range(first..).take_while(move |(key, _)| key.group == *group)
+    }
+
+    /// The names of `kind` in `namespace` that have a key, in order.
+    pub(crate) fn names(&self, kind: Kind, namespace: &Namespace) -> BTreeSet<Arc<str>> {
+        let matching = |key: &&Key| key.group.kind == kind && key.group.namespace == *namespace;
+        self.records.keys().filter(matching).map(|key| Arc::clone(&key.group.name)).collect()
+    }
+
+    /// The changes after `seen`, oldest first; `None` if some of them have been compacted away.
+    pub(crate) fn changes_after(&self, seen: Revision) -> Option<impl Iterator<Item = &KeyChange>> {
+        let from = self.history.partition_point(|change| change.revision <= seen);
+        (seen >= self.compacted).then(|| self.history.range(from..))
+    }
+
+    /// Writes `key` if its present revision of change is `guard`; `None` stands for an absent key.
+    pub(crate) fn put(
+        &mut self,
+        key: &Key,
+        guard: Option<Revision>,
+        value: Value,
+        lease: Option<LeaseId>,
+    ) -> Result<Revision, Refusal> {
+        let present = self.records.get(key);
+        if present.map(|record| record.modified) != guard {
+            return Err(Refusal::Guard(present.cloned()));
+        }
+        if lease.is_some_and(|id| !self.leases.contains_key(&id)) {
+            return Err(Refusal::NoLease);
+        }
+        let created = present.map(|record| record.created);
+        let before = present.and_then(|record| record.lease);
+        self.detach(key, before);
+        if let Some(attached) = lease.and_then(|id| self.leases.get_mut(&id)) {
+            attached.keys.insert(key.clone());
+        }
+        self.revision = self.revision.next();
+        let record = Record { value, created: created.unwrap_or(self.revision), modified: self.revision, lease };
+        self.records.insert(key.clone(), record.clone());
+        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: Some(record) });
+        Ok(self.revision)
+    }
+
+    /// Deletes `key` if `guard` accepts it.
+    pub(crate) fn delete(&mut self, key: &Key, guard: impl FnOnce(&Record) -> bool) -> Result<Record, Refusal> {
+        match self.records.get(key) {
+            Some(record) if guard(record) => {
+                let record = record.clone();
+                self.detach(key, record.lease);
+                self.revision = self.revision.next();
+                self.erase(key);
+                Ok(record)
+            }
+            other => Err(Refusal::Guard(other.cloned())),
+        }
+    }
+
+    pub(crate) fn grant(&mut self, ttl: Duration, now: Instant) -> LeaseId {
+        let id = LeaseId::new(self.next_lease);
+        self.next_lease += 1;
+        self.leases.insert(id, Lease { ttl, deadline: now + ttl, keys: BTreeSet::new() });
+        id
+    }
+
+    /// Renews a lease; `None` if it is gone.
+    pub(crate) fn keep_alive(&mut self, id: LeaseId, now: Instant) -> Option<Duration> {
+        let lease = self.leases.get_mut(&id)?;
+        lease.deadline = now + lease.ttl;
+        Some(lease.ttl)
+    }
+
+    /// What is left of a lease, and what it was granted for.
+    pub(crate) fn time_to_live(&self, id: LeaseId, now: Instant) -> Option<(Duration, Duration)> {
+        let lease = self.leases.get(&id)?;
+        Some((lease.deadline.saturating_duration_since(now), lease.ttl))
+    }
+
+    /// Ends a lease: its keys go at one revision. Says whether it was there.
+    pub(crate) fn revoke(&mut self, id: LeaseId) -> bool {
+        let Some(lease) = self.leases.remove(&id) else {
+            return false;
+        };
+        if !lease.keys.is_empty() {
+            self.revision = self.revision.next();
+        }
+        for key in &lease.keys {
+            self.erase(key);
+        }
+        true
+    }
+
+    /// Ends every lease whose time is up. Says whether there was one.
+    pub(crate) fn expire(&mut self, now: Instant) -> bool {
+        let due = |(id, lease): (&LeaseId, &Lease)| (lease.deadline <= now).then_some(*id);
+        let due: Vec<_> = self.leases.iter().filter_map(due).collect();
+        for id in &due {
+            self.revoke(*id);
+        }
+        !due.is_empty()
+    }
+
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.leases.values().map(|lease| lease.deadline).min()
+    }
+
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.leases.keys().copied()
+    }
+
+    /// Forgets the history up to and including `revision`.
+    pub(crate) fn compact(&mut self, revision: Revision) {
+        self.compacted = self.compacted.max(revision.min(self.revision));
+        while self.history.front().is_some_and(|change| change.revision <= self.compacted) {
+            self.history.pop_front();
+        }
+    }
+
+    /// Loses everything, leases and revision included, as a store with a new disk does.
+    pub(crate) fn wipe(&mut self) {
+        *self = Self { incarnation: self.incarnation + 1, next_lease: self.next_lease, ..Self::default() };
+    }
+
+    fn erase(&mut self, key: &Key) {
+        self.records.remove(key);
+        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: None });
+    }
+
+    fn detach(&mut self, key: &Key, lease: Option<LeaseId>) {
+        if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
+            lease.keys.remove(key);
+        }
+    }
+}

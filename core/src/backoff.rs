@@ -1,0 +1,106 @@
+//! The one backoff: exponential, capped, jittered, reset on success.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// How long to wait between tries of something that keeps failing.
+///
+/// The n-th delay is drawn evenly from the upper half of `min(first × 2ⁿ, max)`, so that many clients that failed
+/// together do not come back together. Default: 200 ms growing to 10 s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackoffPolicy {
+    first: Duration,
+    max: Duration,
+}
+
+impl Default for BackoffPolicy {
+    fn default() -> Self {
+        Self { first: Duration::from_millis(200), max: Duration::from_secs(10) }
+    }
+}
+
+impl BackoffPolicy {
+    /// Delays that grow from `first` to `max`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if `first` is zero or larger than `max`.
+    pub fn new(first: Duration, max: Duration) -> Result<Self, Error> {
+        if first.is_zero() || first > max {
+            return Err(Error::invalid_config("backoff", "the first delay must be above zero and at most the largest"));
+        }
+        Ok(Self { first, max })
+    }
+
+    /// A fresh sequence of delays.
+    pub fn start(self) -> Backoff {
+        Backoff { policy: self, failures: 0 }
+    }
+
+    /// The upper bound of the delay after `failures` failures in a row.
+    fn ceiling(self, failures: u32) -> Duration {
+        self.first.saturating_mul(2u32.saturating_pow(failures)).min(self.max)
+    }
+}
+
+/// A running sequence of delays.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    policy: BackoffPolicy,
+    failures: u32,
+}
+
+impl Backoff {
+    /// The next delay; each one is longer than the last, up to the cap.
+    pub fn next_delay(&mut self) -> Duration {
+        let ceiling = self.policy.ceiling(self.failures);
+        self.failures = self.failures.saturating_add(1);
+        ceiling.mul_f64(0.5 + 0.5 * fastrand::f64())
+    }
+
+    /// Starts over after a success.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// How many delays were handed out since the last success.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+/// A random time below `limit`, to spread what would otherwise happen at once.
+pub fn spread(limit: Duration) -> Duration {
+    limit.mul_f64(fastrand::f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_grow_to_the_cap_and_start_over() {
+        let mut backoff = BackoffPolicy::new(Duration::from_millis(100), Duration::from_secs(1)).unwrap().start();
+        for ceiling in [100, 200, 400, 800, 1000, 1000] {
+            let delay = backoff.next_delay();
+            assert!(
+                delay <= Duration::from_millis(ceiling) && delay >= Duration::from_millis(ceiling / 2),
+                "{delay:?}"
+            );
+        }
+        backoff.reset();
+        assert!(backoff.next_delay() <= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn endless_failure_does_not_overflow() {
+        let mut backoff = Backoff { policy: BackoffPolicy::default(), failures: u32::MAX };
+        assert!(backoff.next_delay() <= Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_zero_delay_is_refused() {
+        assert!(BackoffPolicy::new(Duration::ZERO, Duration::from_secs(1)).is_err());
+    }
+}

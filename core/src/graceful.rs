@@ -1,0 +1,138 @@
+//! The order in which a server comes and goes, so that no client meets it too early or too late.
+//!
+//! Listen → register → serve … → draining → propagation delay → deregister → finish what is in flight → stop; all of the
+//! end under one deadline, with a report of what was reached.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::Moment,
+    error::Error,
+    instance::Health,
+    registration::{Deregistered, Registration},
+};
+
+/// How long clients get to notice the draining mark, unless said otherwise.
+pub const DEFAULT_PROPAGATION: Duration = Duration::from_millis(1500);
+
+/// How long the whole shutdown may take, unless said otherwise.
+pub const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// Shuts a server down in order. It suits any server that stops accepting on a signal and then finishes what it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Graceful {
+    propagation: Duration,
+    deadline: Duration,
+}
+
+impl Default for Graceful {
+    fn default() -> Self {
+        Self { propagation: DEFAULT_PROPAGATION, deadline: DEFAULT_SHUTDOWN }
+    }
+}
+
+/// What a shutdown reached.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Shutdown<T> {
+    /// What the server returned; `None` if it was still busy at the deadline and was dropped.
+    pub served: Option<T>,
+    /// Whether clients had the chance to see the draining mark.
+    pub drained: bool,
+    /// What became of the registration.
+    pub deregistered: Result<Deregistered, Error>,
+}
+
+impl Graceful {
+    /// The defaults: 1.5 s for the draining mark to spread, 30 s in all.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how long clients get to notice the draining mark.
+    #[must_use]
+    pub fn propagation(mut self, propagation: Duration) -> Self {
+        self.propagation = propagation;
+        self
+    }
+
+    /// Sets how long the whole shutdown may take, counted from the stop signal.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Runs the server that `serve` makes until `stop` completes, then shuts it down in order. The token given to `serve`
+    /// is its signal to stop accepting and to finish what is in flight. The server must listen already, or requests that
+    /// come right after registration are refused.
+    ///
+    /// A server that ends by itself is deregistered at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the server and the registration, which is then withdrawn in the background.
+    pub async fn run<S: Future>(
+        self,
+        registration: Registration,
+        stop: impl Future<Output = ()>,
+        serve: impl FnOnce(CancellationToken) -> S,
+    ) -> Shutdown<S::Output> {
+        let finish = CancellationToken::new();
+        let mut serving = std::pin::pin!(serve(finish.clone()));
+        let served = tokio::select! {
+            output = &mut serving => Some(output),
+            () = stop => None,
+        };
+        let begun = Moment::now();
+        if let Some(output) = served {
+            let deregistered = self.within(begun, registration.deregister()).await;
+            return Shutdown { served: Some(output), drained: false, deregistered };
+        }
+        let leave = async {
+            let drained = self.drain(begun, &registration).await;
+            let deregistered = self.within(begun, registration.deregister()).await;
+            finish.cancel();
+            (drained, deregistered)
+        };
+        let leave_and_serve = async {
+            tokio::pin!(leave);
+            tokio::select! {
+                left = &mut leave => (left, None),
+                output = &mut serving => (leave.await, Some(output)),
+            }
+        };
+        let ((drained, deregistered), mut served) = leave_and_serve.await;
+        if served.is_none() {
+            served = tokio::time::timeout(begun.remaining(self.deadline), serving).await.ok();
+        }
+        Shutdown { served, drained, deregistered }
+    }
+
+    /// Marks the instance as draining and gives clients the time to see it. Says whether the mark was stored.
+    async fn drain(self, begun: Moment, registration: &Registration) -> bool {
+        let marked = registration.update(|draft| {
+            draft.health(Health::Draining);
+        });
+        let marked = tokio::time::timeout(self.propagation.min(begun.remaining(self.deadline)), marked).await;
+        let stored = matches!(marked, Ok(Ok(_)));
+        if stored {
+            tokio::time::sleep(self.propagation.min(begun.remaining(self.deadline))).await;
+        }
+        stored
+    }
+
+    async fn within(
+        self,
+        begun: Moment,
+        deregister: impl Future<Output = Result<Deregistered, Error>>,
+    ) -> Result<Deregistered, Error> {
+        match tokio::time::timeout(begun.remaining(self.deadline), deregister).await {
+            Ok(outcome) => outcome,
+            // The session goes on with it in the background.
+            Err(_) => Ok(Deregistered::LeftBehind),
+        }
+    }
+}

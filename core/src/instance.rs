@@ -1,0 +1,301 @@
+//! What is registered: an instance, and the entry that a view holds for it.
+
+use std::collections::BTreeMap;
+
+use crate::{endpoint::Endpoint, error::Error, name::InstanceId, revision::Revision};
+
+/// The weight of an instance that says nothing about it.
+pub const DEFAULT_WEIGHT: u32 = 100;
+
+/// The most bytes of text (id, endpoints, version, zone, metadata) that one instance may carry: 1 MiB. etcd refuses
+/// requests above 1.5 MiB.
+pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
+
+/// What an instance says about its ability to take calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Health {
+    /// It takes calls.
+    #[default]
+    Serving,
+    /// It finishes what it has and is about to leave.
+    Draining,
+    /// It does not take calls for now.
+    NotServing,
+}
+
+impl Health {
+    /// The word used on the wire and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::NotServing => "not_serving",
+        }
+    }
+
+    /// Reads the word used on the wire; `None` for any other.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Serving, Self::Draining, Self::NotServing].into_iter().find(|health| health.as_str() == word)
+    }
+}
+
+/// One running process offering a service.
+///
+/// ```
+/// # use enlist::{Instance, Endpoint, InstanceId};
+/// let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("grpc://10.0.0.1:8080")?])?
+///     .with_weight(50)
+///     .with_zone("eu-1a")
+///     .with_metadata("team", "blue");
+/// assert_eq!(instance.weight(), 50);
+/// # Ok::<(), enlist::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    id: InstanceId,
+    endpoints: Vec<Endpoint>,
+    weight: u32,
+    version: Option<String>,
+    zone: Option<String>,
+    health: Health,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Instance {
+    /// An instance with weight 100, serving, and nothing else said about it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidAddress`] if there is no endpoint.
+    pub fn new(id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        if endpoints.is_empty() {
+            return Err(Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" });
+        }
+        Ok(Self {
+            id,
+            endpoints,
+            weight: DEFAULT_WEIGHT,
+            version: None,
+            zone: None,
+            health: Health::default(),
+            metadata: BTreeMap::new(),
+        })
+    }
+
+    /// Sets the weight; 0 means "not picked".
+    #[must_use]
+    pub fn with_weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Sets the version; an empty one is none.
+    #[must_use]
+    pub fn with_version(mut self, version: impl Into<String>) -> Self {
+        self.version = Some(version.into()).filter(|version| !version.is_empty());
+        self
+    }
+
+    /// Sets the zone; an empty one is none.
+    #[must_use]
+    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into()).filter(|zone| !zone.is_empty());
+        self
+    }
+
+    /// Sets the health.
+    #[must_use]
+    pub fn with_health(mut self, health: Health) -> Self {
+        self.health = health;
+        self
+    }
+
+    /// Sets one entry of the metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// What tells it from the others.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// Where it accepts connections; never empty.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Its share of the calls, relative to the others; 0 means "not picked".
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// The version it runs.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// Where it runs.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Whether it takes calls.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Anything else it says about itself.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// Refuses what no store can hold. Backends call this before they send anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
+    pub fn check(&self) -> Result<(), Error> {
+        let Self { id, endpoints, weight: _, version, zone, health: _, metadata } = self;
+        let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(str::len);
+        let endpoints = endpoints.iter().map(|endpoint| endpoint.host().len() + 16);
+        let metadata = metadata.iter().map(|(key, value)| key.len() + value.len());
+        let size: usize = texts.chain(endpoints).chain(metadata).sum();
+        if size > MAX_INSTANCE_BYTES {
+            return Err(Error::TooLarge { what: "the instance", size, limit: MAX_INSTANCE_BYTES });
+        }
+        Ok(())
+    }
+}
+
+/// What may be changed of a registered instance: everything but its id and endpoints.
+#[derive(Debug)]
+pub struct Draft {
+    instance: Instance,
+}
+
+impl Draft {
+    /// A draft that starts from `instance`.
+    pub(crate) fn new(instance: Instance) -> Self {
+        Self { instance }
+    }
+
+    /// The instance as drafted.
+    pub(crate) fn finish(self) -> Instance {
+        self.instance
+    }
+
+    /// The instance as drafted so far.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Sets the weight; 0 means "not picked".
+    pub fn weight(&mut self, weight: u32) -> &mut Self {
+        self.instance.weight = weight;
+        self
+    }
+
+    /// Sets the version; an empty one is none.
+    pub fn version(&mut self, version: impl Into<String>) -> &mut Self {
+        self.instance.version = Some(version.into()).filter(|version| !version.is_empty());
+        self
+    }
+
+    /// Sets the health.
+    pub fn health(&mut self, health: Health) -> &mut Self {
+        self.instance.health = health;
+        self
+    }
+
+    /// Sets one entry of the metadata.
+    pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) -> &mut Self {
+        self.instance.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Removes one entry of the metadata.
+    pub fn remove_metadata(&mut self, key: &str) -> &mut Self {
+        self.instance.metadata.remove(key);
+        self
+    }
+}
+
+/// Whether the store still lists an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Presence {
+    /// The store lists it.
+    Live,
+    /// The store no longer does; it is kept for a while because its removal would have emptied the view.
+    Held,
+}
+
+/// An instance as a view holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    instance: Instance,
+    created: Revision,
+    modified: Revision,
+    presence: Presence,
+}
+
+impl Entry {
+    /// A live entry, created and last changed at these revisions.
+    pub fn new(instance: Instance, created: Revision, modified: Revision) -> Self {
+        Self { instance, created, modified, presence: Presence::Live }
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// When it was created; another one under the same id means that the instance was registered anew.
+    pub fn created(&self) -> Revision {
+        self.created
+    }
+
+    /// When it was last changed.
+    pub fn modified(&self) -> Revision {
+        self.modified
+    }
+
+    /// Whether the store still lists it.
+    pub fn presence(&self) -> Presence {
+        self.presence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance() -> Instance {
+        Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn an_instance_without_an_endpoint_is_refused() {
+        assert!(matches!(Instance::new(InstanceId::parse("a").unwrap(), []), Err(Error::InvalidAddress { .. })));
+    }
+
+    #[test]
+    fn two_megabytes_of_metadata_are_too_large() {
+        let large = instance().with_metadata("blob", "x".repeat(2 << 20));
+        assert!(matches!(large.check(), Err(Error::TooLarge { limit: MAX_INSTANCE_BYTES, .. })));
+        assert!(instance().check().is_ok());
+    }
+
+    #[test]
+    fn a_draft_changes_only_what_it_names() {
+        let mut draft = Draft::new(instance().with_metadata("a", "1"));
+        draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
+        let changed = draft.finish();
+        assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
+    }
+}

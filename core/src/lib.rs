@@ -1,0 +1,91 @@
+//! Service registration, discovery and distributed locks: the traits, the values, and the shared view.
+//!
+//! This crate knows no store. Take one backend beside it: `enlist-etcd` for etcd, `enlist-memory` for tests, which has
+//! the same semantics and needs no server. Both pass the same conformance suite (`enlist-testkit`).
+//!
+//! | you want to | look at |
+//! |---|---|
+//! | publish an instance | [`Registry::register`], [`Registration`] |
+//! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
+//! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
+//! | exclude others | [`Lock::acquire`], [`LockGuard`] |
+//! | have one leader | [`Election::campaign`], [`Leadership`] |
+//! | start and stop a server in order | [`Graceful`] |
+//! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
+//!
+//! # Example
+//!
+//! ```
+//! use enlist::{Directory, Endpoint, Instance, InstanceId, Policy, RegisterOptions, Registry, ServiceRef};
+//! use enlist_memory::MemoryStore;
+//! use std::sync::Arc;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = MemoryStore::new();
+//! let service = ServiceRef::parse("greeter")?;
+//!
+//! let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("grpc://10.0.0.1:8080")?])?;
+//! let registration = store.client().register(&service, instance, RegisterOptions::new()).await?;
+//!
+//! let view = Directory::new(Arc::new(store.client())).view(&service);
+//! view.ready().await?;
+//! let mut picker = view.picker(Policy::Weighted);
+//! println!("calling {}", picker.pick()?.instance().endpoints()[0]);
+//!
+//! registration.deregister().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod advertise;
+pub mod backoff;
+pub mod clock;
+pub mod directory;
+pub mod election;
+pub mod endpoint;
+pub mod error;
+pub mod feed;
+mod freshness;
+pub mod graceful;
+pub mod instance;
+pub mod lock;
+pub mod name;
+pub mod picker;
+pub mod reconcile;
+pub mod registration;
+pub mod registry;
+mod resolver;
+mod revision;
+pub mod slots;
+mod snapshot;
+mod task;
+
+#[doc(inline)]
+pub use self::{
+    advertise::advertise,
+    backoff::{Backoff, BackoffPolicy},
+    clock::Moment,
+    directory::{Directory, DirectoryOptions, ServiceView},
+    election::{Election, Leader, LeaderWatcher, Leadership},
+    endpoint::Endpoint,
+    error::{Cause, Error},
+    feed::{Feed, ServiceWatcher},
+    freshness::Freshness,
+    graceful::{Graceful, Shutdown},
+    instance::{Draft, Entry, Health, Instance, Presence},
+    lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
+    name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
+    picker::{Filter, NoPick, Picker, Policy},
+    registration::{Deregistered, Registration, RegistrationDriver, RegistrationState, registration},
+    registry::{LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
+    resolver::{Change, Resolver, Watcher},
+    revision::{Epoch, FencingToken, LeaseId, Revision},
+    snapshot::{Event, Snapshot},
+    task::{StopError, TaskOwner},
+};
+
+/// Runs the program in the README as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,0 +1,538 @@
+//! Mutual exclusion, and what is left of it when a lease runs out.
+//!
+//! No lock that rests on a lease can promise exclusion over a resource outside the store: the holder may be paused between
+//! its last check and its write. What can be promised is that the [`FencingToken`] of a later holder is larger, so a
+//! resource that refuses smaller tokens is safe. Without fencing there is at most one *live* guard as long as clocks run
+//! at about the same rate, the holder checks [`LockGuard::is_held`] right before it acts, and the store keeps its leases.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock::{Moment, sleep_until_elapsed},
+    error::Error,
+    feed::KeepAlive,
+    name::LockName,
+    registry::{DEFAULT_TTL, check_ttl},
+    revision::FencingToken,
+};
+
+/// The least that a holder stops before the store could grant the lock to another by expiry.
+const LEAST_MARGIN: Duration = Duration::from_millis(500);
+
+/// Grants locks. Implemented by the backends; users hold an `Arc<dyn Lock>`.
+#[async_trait]
+pub trait Lock: fmt::Debug + Send + Sync + 'static {
+    /// Waits for the lock `name` and returns once this caller is a holder. Waiters are served in the order in which
+    /// the store saw them.
+    ///
+    /// Signature: `async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] at the deadline; [`Error::LeaseLost`] if the waiter's own lease died while it waited;
+    /// [`Error::Unavailable`] if the store could not be reached to get in line before the deadline (without a deadline it
+    /// keeps trying); [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the place in line; whatever reached the store is removed in the background.
+    async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>;
+
+    /// Takes the lock if that is possible without waiting, and leaves nothing in line otherwise.
+    ///
+    /// Signature: `async fn try_acquire(&self, name: &LockName, options: LockOptions) ->
+    /// Result<Option<LockGuard>, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`acquire`](Self::acquire).
+    async fn try_acquire(&self, name: &LockName, options: LockOptions) -> Result<Option<LockGuard>, Error>;
+}
+
+/// Who may hold a lock together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a fair reader-writer lock has these two sides")]
+pub enum LockMode {
+    /// Alone.
+    #[default]
+    Exclusive,
+    /// Together with other shared holders that no exclusive waiter stands before.
+    Shared,
+}
+
+/// How a lock is acquired.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LockOptions {
+    /// Alone or together with others. Default: alone.
+    pub mode: LockMode,
+    /// How long the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
+    pub ttl: Duration,
+    /// How long to wait at most. Default: `None`, for ever.
+    pub deadline: Option<Duration>,
+    /// How long to wait more when the last holder did not release, so that it can notice its loss. Default: zero.
+    pub lock_delay: Duration,
+}
+
+impl Default for LockOptions {
+    fn default() -> Self {
+        Self { mode: LockMode::Exclusive, ttl: DEFAULT_TTL, deadline: None, lock_delay: Duration::ZERO }
+    }
+}
+
+impl LockOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks for shared mode.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.mode = LockMode::Shared;
+        self
+    }
+
+    /// Sets how long the lock outlives its last renewal.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets how long to wait at most.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Sets how long to wait more when the last holder did not release.
+    #[must_use]
+    pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
+        self.lock_delay = lock_delay;
+        self
+    }
+
+    /// Refuses what cannot work. Backends call this before they send anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s.
+    pub fn check(&self) -> Result<(), Error> {
+        check_ttl(self.ttl)
+    }
+}
+
+/// Why a lock is no longer held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Loss {
+    /// No renewal was acknowledged in time.
+    Expired,
+    /// The store says that the lease is gone.
+    LeaseGone,
+    /// The key was deleted or replaced.
+    KeyGone,
+    /// The session was closed.
+    SessionClosed,
+    /// It was released.
+    Released,
+}
+
+/// How long a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
+/// different rates (10 %, at least 0.5 s).
+pub fn safe_tenure(granted: Duration) -> Duration {
+    granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
+}
+
+/// For backends: how long a lock may be believed in. Loss is for ever.
+///
+/// The deadline counts from the *sending* of the last renewal that was acknowledged, on a clock that counts suspension.
+#[derive(Debug)]
+pub struct Tenure {
+    start: Moment,
+    /// Nanoseconds after `start` until which it is held.
+    until: AtomicU64,
+    lost: watch::Sender<Option<Loss>>,
+}
+
+impl Tenure {
+    /// A tenure that rests on a grant or renewal sent at `sent` for `granted`.
+    pub fn new(sent: Moment, granted: Duration) -> Self {
+        let until = AtomicU64::new(nanos(safe_tenure(granted)));
+        Self { start: sent, until, lost: watch::Sender::new(None) }
+    }
+
+    /// Notes an acknowledged renewal that was sent at `sent` for `granted`. Has no effect after a loss.
+    pub fn renewed(&self, sent: Moment, granted: Duration) {
+        if self.is_held() {
+            let until = nanos(sent.since(self.start).saturating_add(safe_tenure(granted)));
+            self.until.fetch_max(until, Ordering::AcqRel);
+        }
+    }
+
+    /// Ends it. The first reason stays.
+    pub fn lose(&self, loss: Loss) {
+        self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            if first {
+                *lost = Some(loss);
+            }
+            first
+        });
+    }
+
+    /// Says whether the lock may still be believed in. Once false, always false.
+    pub fn is_held(&self) -> bool {
+        if self.lost.borrow().is_some() {
+            return false;
+        }
+        if self.left().is_zero() {
+            self.lose(Loss::Expired);
+            return false;
+        }
+        true
+    }
+
+    /// Why it was lost, if it was.
+    pub fn loss(&self) -> Option<Loss> {
+        self.is_held();
+        *self.lost.borrow()
+    }
+
+    /// What is left of it without another renewal.
+    pub fn left(&self) -> Duration {
+        self.start.remaining(Duration::from_nanos(self.until.load(Ordering::Acquire)))
+    }
+
+    /// Waits for the loss.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn lost(&self) -> Loss {
+        let mut lost = self.lost.subscribe();
+        loop {
+            if let Some(loss) = self.loss() {
+                return loss;
+            }
+            let expiry = sleep_until_elapsed(Moment::now(), self.left());
+            tokio::select! {
+                // The sender lives in `self`, so waiting for a change cannot fail.
+                _ = lost.changed() => {}
+                () = expiry => {}
+            }
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What a release found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Released {
+    /// The lock was held until now and is free, or the next waiter's.
+    Released,
+    /// It had been lost before.
+    AlreadyLost,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: LockName,
+    token: FencingToken,
+    tenure: Arc<Tenure>,
+    release: CancellationToken,
+    released: watch::Sender<Option<Result<Released, Error>>>,
+}
+
+/// For backends: makes the two ends of a held lock. The guard keeps `source`, the backend's session, alive.
+pub fn lock_guard(
+    name: LockName,
+    token: FencingToken,
+    tenure: Arc<Tenure>,
+    source: KeepAlive,
+) -> (LockGuard, GuardDriver) {
+    let shared =
+        Arc::new(Shared { name, token, tenure, release: CancellationToken::new(), released: watch::Sender::new(None) });
+    (LockGuard { shared: Arc::clone(&shared), _source: source }, GuardDriver { shared })
+}
+
+/// A held lock.
+///
+/// [`release`](Self::release) is the orderly end. Dropping it asks for the same without waiting, also after a panic; if
+/// the session ends first, the lease runs out after its TTL.
+#[derive(Debug)]
+#[must_use = "dropping it releases the lock"]
+pub struct LockGuard {
+    shared: Arc<Shared>,
+    _source: KeepAlive,
+}
+
+impl LockGuard {
+    /// The lock's name.
+    pub fn name(&self) -> &LockName {
+        &self.shared.name
+    }
+
+    /// Larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the guarded
+    /// resource, which has to refuse a smaller one than it has seen.
+    pub fn fencing_token(&self) -> FencingToken {
+        self.shared.token
+    }
+
+    /// Says whether the lock may still be believed in, without asking the store. Turns false before the store can
+    /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
+    pub fn is_held(&self) -> bool {
+        self.shared.tenure.is_held()
+    }
+
+    /// Waits for the loss of the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn lost(&self) -> Loss {
+        self.shared.tenure.lost().await
+    }
+
+    /// Runs `work` and aborts it at its next await once the lock is lost.
+    ///
+    /// # Errors
+    ///
+    /// The [`Loss`], if it came before the end of the work.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the work; the lock stays held.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Loss> {
+        tokio::select! {
+            // Loss first: work that is ready must not run on after it.
+            biased;
+            loss = self.lost() => Err(loss),
+            output = work => Ok(output),
+        }
+    }
+
+    /// Releases the lock. Guarded: what somebody else holds by now is left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] if the store has not answered within a few seconds: it goes on in the background, and the lease
+    /// runs out at the latest. [`Error::Closed`] if the session ended first.
+    ///
+    /// # Cancel safety
+    ///
+    /// The release goes on in the background.
+    pub async fn release(self) -> Result<Released, Error> {
+        let was_held = self.is_held();
+        self.shared.tenure.lose(Loss::Released);
+        self.shared.release.cancel();
+        let mut released = self.shared.released.subscribe();
+        let outcome = released.wait_for(Option::is_some).await.map_err(|_| Error::Closed)?;
+        match outcome.clone().unwrap_or(Err(Error::Closed)) {
+            Ok(_) if !was_held => Ok(Released::AlreadyLost),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.shared.tenure.lose(Loss::Released);
+        self.shared.release.cancel();
+    }
+}
+
+/// For backends: the end of a held lock that watches over it and releases it. Dropping it ends the lock.
+#[derive(Debug)]
+pub struct GuardDriver {
+    shared: Arc<Shared>,
+}
+
+impl GuardDriver {
+    /// How long the lock may be believed in.
+    pub fn tenure(&self) -> &Tenure {
+        &self.shared.tenure
+    }
+
+    /// Waits until the guard wants to be released or is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn release_wanted(&self) {
+        self.shared.release.cancelled().await;
+    }
+
+    /// Reports what became of the release. The first report is what the caller of `release` gets.
+    pub fn report(&self, outcome: Result<Released, Error>) {
+        self.shared.tenure.lose(Loss::Released);
+        self.shared.released.send_if_modified(|reported| {
+            let first = reported.is_none();
+            if first {
+                *reported = Some(outcome);
+            }
+            first
+        });
+    }
+}
+
+impl Drop for GuardDriver {
+    fn drop(&mut self) {
+        self.shared.tenure.lose(Loss::SessionClosed);
+        self.shared.released.send_if_modified(|outcome| {
+            let open = outcome.is_none();
+            if open {
+                *outcome = Some(Err(Error::Closed));
+            }
+            open
+        });
+    }
+}
+
+/// One key in the line for a lock, as a backend reads it from its store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
+pub struct Place {
+    /// When it got in line; unique and increasing.
+    pub token: FencingToken,
+    /// What it asks for.
+    pub mode: LockMode,
+}
+
+/// Where somebody in the line stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "one holds, waits, or is not in line")]
+pub enum Standing {
+    /// Holds the lock.
+    Holder,
+    /// Waits, and need not look again before this one is gone.
+    Behind(FencingToken),
+    /// Is not in line (any more).
+    Absent,
+}
+
+/// Decides who holds a lock: the one rule for every mode and every backend.
+///
+/// An exclusive place holds when it is the first; a shared one when no exclusive place is before it. Whoever waits looks
+/// at one place only, so that a hand-over wakes one waiter: an exclusive one at the place right before it, a shared one at
+/// the last exclusive place before it.
+pub fn standing(line: impl IntoIterator<Item = Place>, me: FencingToken) -> Standing {
+    let mut before: Option<FencingToken> = None;
+    let mut exclusive_before: Option<FencingToken> = None;
+    let mut mine = None;
+    for place in line {
+        if place.token == me {
+            mine = Some(place.mode);
+        } else if place.token < me {
+            before = before.max(Some(place.token));
+            if place.mode == LockMode::Exclusive {
+                exclusive_before = exclusive_before.max(Some(place.token));
+            }
+        }
+    }
+    let blocker = match mine {
+        None => return Standing::Absent,
+        Some(LockMode::Exclusive) => before,
+        Some(LockMode::Shared) => exclusive_before,
+    };
+    blocker.map_or(Standing::Holder, Standing::Behind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use LockMode::{Exclusive, Shared as SharedMode};
+
+    fn line(modes: &[LockMode]) -> Vec<Place> {
+        (1..).zip(modes).map(|(token, mode)| Place { token: FencingToken::new(token), mode: *mode }).collect()
+    }
+
+    fn stands(modes: &[LockMode], me: u64) -> Standing {
+        standing(line(modes).into_iter().rev(), FencingToken::new(me))
+    }
+
+    fn behind(token: u64) -> Standing {
+        Standing::Behind(FencingToken::new(token))
+    }
+
+    #[test]
+    fn the_first_holds_and_each_other_waits_for_the_one_before() {
+        let modes = [Exclusive, Exclusive, Exclusive];
+        assert_eq!(stands(&modes, 1), Standing::Holder);
+        assert_eq!(stands(&modes, 2), behind(1));
+        assert_eq!(stands(&modes, 3), behind(2));
+        assert_eq!(stands(&modes, 4), Standing::Absent);
+    }
+
+    #[test]
+    fn readers_hold_together_and_never_overtake_a_writer() {
+        let modes = [SharedMode, SharedMode, Exclusive, SharedMode];
+        assert_eq!(stands(&modes, 2), Standing::Holder);
+        assert_eq!(stands(&modes, 3), behind(2));
+        assert_eq!(stands(&modes, 4), behind(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tenure_ends_before_the_lease_and_a_late_renewal_does_not_revive_it() {
+        let ttl = Duration::from_secs(5);
+        let tenure = Tenure::new(Moment::now(), ttl);
+        let started = Moment::now();
+        assert_eq!(tenure.lost().await, Loss::Expired);
+        assert!(started.elapsed() < ttl && started.elapsed() >= Duration::from_secs(4));
+        tenure.renewed(Moment::now(), ttl);
+        assert!(!tenure.is_held());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_counts_from_its_sending() {
+        let ttl = Duration::from_secs(5);
+        let tenure = Tenure::new(Moment::now(), ttl);
+        let sent = Moment::now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        tenure.renewed(sent, ttl);
+        assert!(tenure.left() <= Duration::from_millis(1600), "{:?}", tenure.left());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_aborted_at_the_loss() {
+        let tenure = Arc::new(Tenure::new(Moment::now(), Duration::from_secs(5)));
+        let name = LockName::parse("l").unwrap();
+        let (guard, driver) = lock_guard(name, FencingToken::new(1), tenure, Arc::new(()));
+        assert_eq!(guard.run(async { 7 }).await, Ok(7));
+        driver.tenure().lose(Loss::KeyGone);
+        assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));
+        assert_eq!(guard.run(async { 7 }).await, Err(Loss::KeyGone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_dies_ends_the_lock() {
+        let tenure = Arc::new(Tenure::new(Moment::now(), Duration::from_secs(5)));
+        let name = LockName::parse("l").unwrap();
+        let (guard, driver) = lock_guard(name, FencingToken::new(1), tenure, Arc::new(()));
+        drop(driver);
+        assert_eq!(guard.lost().await, Loss::SessionClosed);
+        assert!(matches!(guard.release().await, Err(Error::Closed)));
+    }
+}

@@ -1,0 +1,554 @@
+//! A published instance: the user's handle, and the backend's end of it.
+//!
+//! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
+//! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{
+    error::{Cause, Error},
+    feed::KeepAlive,
+    instance::{Draft, Health, Instance},
+    name::ServiceRef,
+    registry::{RegisterOptions, Start},
+    revision::Revision,
+    task::TaskOwner,
+};
+
+/// How far a registration is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum RegistrationState {
+    /// Not yet acknowledged for the first time.
+    Registering {
+        /// Why the last attempt failed, if one did.
+        last: Option<Error>,
+    },
+    /// Published, at this revision.
+    Registered {
+        /// The revision of the last acknowledged write.
+        revision: Revision,
+    },
+    /// Published as far as is known, but its lease or its watch is in trouble.
+    Suspect {
+        /// What the trouble is.
+        cause: Error,
+    },
+    /// It was published, is not any more, and is being put back.
+    Reregistering {
+        /// Why it was lost, or why the last attempt failed.
+        cause: Error,
+    },
+    /// Not published for a reason that somebody has to mend; it is tried again at a slow pace.
+    Refused {
+        /// The reason.
+        cause: Error,
+    },
+    /// Over: nothing will be written any more.
+    Ended,
+}
+
+/// What a deregistration found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Deregistered {
+    /// The instance was there and was removed.
+    Removed,
+    /// It was not there any more, or somebody else's instance has its place, which was left alone.
+    AlreadyGone,
+    /// The store has not confirmed the removal. The session goes on until it does; at the latest the lease runs out.
+    LeftBehind,
+}
+
+/// What the handle wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Goal {
+    /// The instance is to be published.
+    Present,
+    /// The instance is to be removed, and this confirmed.
+    Absent,
+    /// The instance is to be left alone, and its lease no longer renewed.
+    Abandoned,
+}
+
+/// The desired state.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Desired {
+    /// The instance as it should be.
+    pub instance: Arc<Instance>,
+    /// Counts the changes of `instance`.
+    pub generation: u64,
+    /// What is to become of it.
+    pub goal: Goal,
+}
+
+#[derive(Clone, Debug)]
+struct Reported {
+    state: RegistrationState,
+    /// The last generation the store has acknowledged, and the revision of that.
+    stored: Option<(u64, Revision)>,
+    ended: Option<Result<Deregistered, Error>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    service: ServiceRef,
+    desired: watch::Sender<Desired>,
+    reported: watch::Sender<Reported>,
+}
+
+/// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
+pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
+    let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
+    let reported = Reported { state: RegistrationState::Registering { last: None }, stored: None, ended: None };
+    let shared =
+        Arc::new(Shared { service, desired: watch::Sender::new(desired), reported: watch::Sender::new(reported) });
+    let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
+    (Registration { shared, checks: TaskOwner::new(), _source: source }, driver)
+}
+
+/// A published instance.
+///
+/// [`deregister`](Self::deregister) is the orderly end. Dropping it asks for the same without waiting: the session keeps
+/// trying to remove the instance until that is confirmed; if the session itself ends first, the lease runs out after its
+/// TTL.
+#[derive(Debug)]
+#[must_use = "dropping it deregisters the instance"]
+pub struct Registration {
+    shared: Arc<Shared>,
+    checks: TaskOwner,
+    _source: KeepAlive,
+}
+
+impl Registration {
+    /// The service it is published under.
+    pub fn service(&self) -> &ServiceRef {
+        &self.shared.service
+    }
+
+    /// The instance as it should be; the store follows.
+    pub fn instance(&self) -> Arc<Instance> {
+        Arc::clone(&self.shared.desired.borrow().instance)
+    }
+
+    /// How far it is.
+    pub fn state(&self) -> RegistrationState {
+        self.shared.reported.borrow().state.clone()
+    }
+
+    /// The changes of [`state`](Self::state), for a task of its own.
+    pub fn states(&self) -> RegistrationStates {
+        RegistrationStates { reported: self.shared.reported.subscribe() }
+    }
+
+    /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
+    /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`], and nothing changes; [`Error::Closed`] once the registration has ended. Without an answer
+    /// from the store the future waits on: put a deadline on it where that matters.
+    ///
+    /// # Cancel safety
+    ///
+    /// The change is made even if the future is never polled.
+    pub fn update(
+        &self,
+        change: impl FnOnce(&mut Draft),
+    ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
+        let generation = self.edit(change);
+        let mut reported = self.shared.reported.subscribe();
+        async move {
+            let generation = generation?;
+            let done = |reported: &Reported| {
+                reported.ended.is_some() || reported.stored.is_some_and(|(stored, _)| stored >= generation)
+            };
+            let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
+            match reported.stored {
+                Some((stored, revision)) if stored >= generation => Ok(revision),
+                _ => Err(Error::Closed),
+            }
+        }
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Draft)) -> Result<u64, Error> {
+        let mut result = Err(Error::Closed);
+        self.shared.desired.send_if_modified(|desired| {
+            if desired.goal != Goal::Present {
+                return false;
+            }
+            let mut draft = Draft::new((*desired.instance).clone());
+            change(&mut draft);
+            let instance = draft.finish();
+            if let Err(error) = instance.check() {
+                result = Err(error);
+                return false;
+            }
+            desired.instance = Arc::new(instance);
+            desired.generation += 1;
+            result = Ok(desired.generation);
+            true
+        });
+        result
+    }
+
+    /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
+    ///
+    /// A check that takes longer than `interval` counts as [`Health::NotServing`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime.
+    pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
+    where
+        F: Fn() -> C + Send + Sync + 'static,
+        C: Future<Output = Health> + Send + 'static,
+    {
+        if interval.is_zero() {
+            return Err(Error::invalid_config("interval", "it must be above zero"));
+        }
+        let stop = self.checks.stop_signal();
+        let shared = Arc::clone(&self.shared);
+        self.checks.spawn("health check", async move {
+            let checking = async {
+                loop {
+                    let health = tokio::time::timeout(interval, check()).await.unwrap_or(Health::NotServing);
+                    set_health(&shared, health);
+                    tokio::time::sleep(interval).await;
+                }
+            };
+            stop.run_until_cancelled(checking).await;
+        })
+    }
+
+    /// Removes the instance and confirms it. After this returns no late write brings it back.
+    ///
+    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone.
+    ///
+    /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
+    /// background until the removal is confirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if the session ended first; what the registration had given up for, if it had.
+    ///
+    /// # Cancel safety
+    ///
+    /// The removal goes on in the background.
+    pub async fn deregister(self) -> Result<Deregistered, Error> {
+        self.checks.stop_signal().cancel();
+        set_goal(&self.shared, Goal::Absent);
+        let mut reported = self.shared.reported.subscribe();
+        let reported = reported.wait_for(|reported| reported.ended.is_some()).await.map_err(|_| Error::Closed)?;
+        reported.ended.clone().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts. An
+    /// instance on a shared or given lease is no longer looked after, and lives as long as that lease.
+    pub fn abandon(self) {
+        self.checks.stop_signal().cancel();
+        set_goal(&self.shared, Goal::Abandoned);
+    }
+
+    /// For backends: what `register` does after the driver was started: waits as `start` says.
+    ///
+    /// # Errors
+    ///
+    /// See [`Registry::register`](crate::Registry::register).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws the registration.
+    pub async fn started(self, options: &RegisterOptions) -> Result<Self, Error> {
+        let limit = match options.start {
+            Start::Background => return Ok(self),
+            Start::FailFast => crate::registry::DEFAULT_START,
+            Start::Wait(limit) => limit,
+        };
+        let fail_fast = options.start == Start::FailFast;
+        let mut reported = self.shared.reported.subscribe();
+        let first = reported.wait_for(|reported| match &reported.state {
+            RegistrationState::Registering { last } => fail_fast && last.is_some(),
+            _ => true,
+        });
+        let outcome = tokio::time::timeout(limit, first).await;
+        let state = match outcome {
+            Ok(Ok(reported)) => reported.state.clone(),
+            Ok(Err(_)) => return Err(Error::Closed),
+            Err(_) => self.state(),
+        };
+        match state {
+            RegistrationState::Registering { last: Some(error) } if fail_fast => Err(error),
+            RegistrationState::Registering { last } => {
+                let cause = last.map(|error| Arc::new(error) as Cause);
+                Err(Error::Timeout { op: "register", limit, cause })
+            }
+            RegistrationState::Refused { cause } => Err(cause),
+            RegistrationState::Ended => Err(self.end_cause()),
+            RegistrationState::Registered { .. }
+            | RegistrationState::Suspect { .. }
+            | RegistrationState::Reregistering { .. } => Ok(self),
+        }
+    }
+
+    fn end_cause(&self) -> Error {
+        match &self.shared.reported.borrow().ended {
+            Some(Err(error)) => error.clone(),
+            _ => Error::Closed,
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        set_goal(&self.shared, Goal::Absent);
+    }
+}
+
+/// The first goal other than `Present` stays: neither a drop after `abandon` nor anything else revives or removes it.
+fn set_goal(shared: &Shared, goal: Goal) {
+    shared.desired.send_if_modified(|desired| {
+        let first = desired.goal == Goal::Present;
+        if first {
+            desired.goal = goal;
+        }
+        first
+    });
+}
+
+fn set_health(shared: &Shared, health: Health) {
+    shared.desired.send_if_modified(|desired| {
+        let changes = desired.goal == Goal::Present && desired.instance.health() != health;
+        if changes {
+            desired.instance = Arc::new((*desired.instance).clone().with_health(health));
+            desired.generation += 1;
+        }
+        changes
+    });
+}
+
+/// The changes of a registration's state. A slow reader gets the latest one.
+#[derive(Debug)]
+pub struct RegistrationStates {
+    reported: watch::Receiver<Reported>,
+}
+
+impl RegistrationStates {
+    /// Waits for the next state; `None` once the registration has ended and that was returned.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Option<RegistrationState> {
+        self.reported.changed().await.ok()?;
+        Some(self.reported.borrow_and_update().state.clone())
+    }
+}
+
+/// For backends: the end of a registration that does the work. Dropping it ends the registration.
+#[derive(Debug)]
+pub struct RegistrationDriver {
+    shared: Arc<Shared>,
+    desired: watch::Receiver<Desired>,
+}
+
+impl RegistrationDriver {
+    /// The service to publish under.
+    pub fn service(&self) -> &ServiceRef {
+        &self.shared.service
+    }
+
+    /// The desired state.
+    pub fn desired(&mut self) -> Desired {
+        self.desired.borrow_and_update().clone()
+    }
+
+    /// What is to become of the instance.
+    pub fn goal(&self) -> Goal {
+        self.desired.borrow().goal
+    }
+
+    /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when the
+    /// instance is no longer to be present, however often that was seen: whoever waits would miss the end otherwise.
+    ///
+    /// # Cancel safety
+    ///
+    /// A change that was not returned is returned by the next call.
+    pub async fn changed(&mut self) {
+        if self.goal() != Goal::Present {
+            return;
+        }
+        // The sender lives in `shared`, so this cannot fail.
+        let _ = self.desired.changed().await;
+    }
+
+    /// Reports the state; a repetition of it wakes nobody.
+    pub fn report(&self, state: RegistrationState) {
+        self.shared.reported.send_if_modified(|reported| {
+            let changed = !alike(&reported.state, &state);
+            reported.state = state;
+            changed
+        });
+    }
+
+    /// Reports that the store acknowledged `generation` at `revision`.
+    pub fn report_stored(&self, generation: u64, revision: Revision) {
+        self.shared.reported.send_modify(|reported| {
+            reported.stored = Some((generation, revision));
+            reported.state = RegistrationState::Registered { revision };
+        });
+    }
+
+    /// Reports a failed attempt, or the loss of what was stored. Trouble that will not pass by itself becomes
+    /// [`RegistrationState::Refused`].
+    pub fn report_failure(&self, error: Error) {
+        self.report(match (error.is_retryable(), self.was_stored()) {
+            (false, _) => RegistrationState::Refused { cause: error },
+            (true, true) => RegistrationState::Reregistering { cause: error },
+            (true, false) => RegistrationState::Registering { last: Some(error) },
+        });
+    }
+
+    /// Says whether the registration was published at least once.
+    pub fn was_stored(&self) -> bool {
+        self.shared.reported.borrow().stored.is_some()
+    }
+
+    /// Reports what became of the removal, or why it ended by itself. A later report replaces an earlier
+    /// [`Deregistered::LeftBehind`], though a caller of `deregister` has seen only the first.
+    pub fn report_end(&self, outcome: Result<Deregistered, Error>) {
+        self.shared.reported.send_modify(|reported| {
+            reported.ended = Some(outcome);
+            reported.state = RegistrationState::Ended;
+        });
+    }
+}
+
+impl Drop for RegistrationDriver {
+    fn drop(&mut self) {
+        self.shared.reported.send_if_modified(|reported| {
+            let open = reported.ended.is_none();
+            if open {
+                reported.ended = Some(Err(Error::Closed));
+                reported.state = RegistrationState::Ended;
+            }
+            open
+        });
+    }
+}
+
+/// Says whether two states would tell a reader the same. Causes are compared by their text.
+fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
+    use RegistrationState as S;
+    let text = |error: &Error| error.to_string();
+    match (old, new) {
+        (S::Registering { last: a }, S::Registering { last: b }) => a.as_ref().map(text) == b.as_ref().map(text),
+        (S::Registered { revision: a }, S::Registered { revision: b }) => a == b,
+        (S::Suspect { cause: a }, S::Suspect { cause: b })
+        | (S::Reregistering { cause: a }, S::Reregistering { cause: b })
+        | (S::Refused { cause: a }, S::Refused { cause: b }) => text(a) == text(b),
+        (S::Ended, S::Ended) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Endpoint, InstanceId};
+
+    fn pair() -> (Registration, RegistrationDriver) {
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_is_wanted_at_once_even_if_nobody_waits_for_it() {
+        let (registration, mut driver) = pair();
+        drop(registration.update(|draft| {
+            draft.weight(7);
+        }));
+        let desired = driver.desired();
+        assert_eq!((desired.instance.weight(), desired.generation), (7, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_returns_when_it_or_a_later_one_is_stored() {
+        let (registration, driver) = pair();
+        let stored = registration.update(|draft| {
+            draft.weight(7);
+        });
+        driver.report_stored(3, Revision::new(9));
+        assert_eq!(stored.await.unwrap(), Revision::new(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_that_is_too_large_changes_nothing() {
+        let (registration, mut driver) = pair();
+        let refused = registration.update(|draft| {
+            draft.metadata("blob", "x".repeat(2 << 20));
+        });
+        assert!(matches!(refused.await, Err(Error::TooLarge { .. })));
+        assert_eq!(driver.desired().generation, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropping_the_handle_wants_it_absent_and_abandoning_stays_abandoned() {
+        let (registration, driver) = pair();
+        drop(registration);
+        assert_eq!(driver.goal(), Goal::Absent);
+        let (registration, driver) = pair();
+        registration.abandon();
+        assert_eq!(driver.goal(), Goal::Abandoned);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_noticed_although_it_was_read_together_with_the_instance() {
+        let (registration, mut driver) = pair();
+        drop(registration);
+        driver.desired();
+        driver.changed().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_dies_ends_every_wait() {
+        let (registration, driver) = pair();
+        let stored = registration.update(|draft| {
+            draft.weight(1);
+        });
+        drop(driver);
+        assert!(matches!(stored.await, Err(Error::Closed)));
+        assert!(matches!(registration.deregister().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_the_start_ends_at_the_deadline_with_the_last_cause() {
+        let (registration, driver) = pair();
+        driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
+        let options = RegisterOptions::new().start(Start::Wait(Duration::from_secs(3)));
+        let error = registration.started(&options).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { cause: Some(_), .. }), "{error:?}");
+        assert_eq!(driver.goal(), Goal::Absent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failing_fast_returns_the_first_error() {
+        let (registration, driver) = pair();
+        driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
+        let options = RegisterOptions::new().start(Start::FailFast);
+        assert!(matches!(registration.started(&options).await, Err(Error::LeaseLost)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_health_check_drives_the_health_and_a_stuck_one_counts_as_failing() {
+        let (registration, mut driver) = pair();
+        registration.health_check(Duration::from_secs(1), std::future::pending).unwrap();
+        driver.changed().await;
+        assert_eq!(driver.desired().instance.health(), Health::NotServing);
+        assert!(registration.health_check(Duration::ZERO, || async { Health::Serving }).is_err());
+    }
+}

@@ -1,0 +1,313 @@
+//! Publishing instances, for as long as the process lives or for good.
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+
+use crate::{
+    backoff::{BackoffPolicy, spread},
+    error::Error,
+    instance::{Entry, Instance},
+    name::{InstanceId, ServiceRef},
+    registration::Registration,
+    revision::{LeaseId, Revision},
+};
+
+/// How long keys live after the last renewal, unless said otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// How long `register` waits for the first success, unless said otherwise.
+pub const DEFAULT_START: Duration = Duration::from_secs(10);
+
+/// How often an own key is read back although nothing seems wrong, unless said otherwise.
+pub const DEFAULT_AUDIT: Duration = Duration::from_secs(300);
+
+/// The largest TTL etcd grants, in seconds (`server/lease/lessor.go`, `MaxLeaseTTL`).
+const MAX_TTL_SECS: u64 = 9_000_000_000;
+
+/// Publishes instances. Implemented by the backends; users hold an `Arc<dyn Registry>`.
+#[async_trait]
+pub trait Registry: fmt::Debug + Send + Sync + 'static {
+    /// Publishes `instance` and keeps it published until the [`Registration`] ends.
+    ///
+    /// Signature: `async fn register(&self, service: &ServiceRef, instance: Instance, options: RegisterOptions) ->
+    /// Result<Registration, Error>`.
+    ///
+    /// Returns once the guarded transaction is acknowledged, see [`Start`]. From then on the instance comes back after
+    /// a lost lease, a deleted key, a restart or a wipe of the store, without help and without a limit on attempts.
+    /// Nothing it does can delete or overwrite a key of somebody else.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]);
+    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`], [`Error::AuthFailed`] end the wait
+    /// early; [`Error::Timeout`] if the store did not answer in time; [`Error::InvalidConfig`] for the options.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws the registration in the background.
+    async fn register(
+        &self,
+        service: &ServiceRef,
+        instance: Instance,
+        options: RegisterOptions,
+    ) -> Result<Registration, Error>;
+
+    /// Publishes a fixed instance without a lease: it stays until [`remove`](Self::remove). An earlier fixed one under
+    /// the same id is replaced.
+    ///
+    /// Signature: `async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotOwner`] if the id is held by a live registration; [`Error::Conflict`] if somebody else changed it
+    /// meanwhile; else as [`register`](Self::register).
+    ///
+    /// # Cancel safety
+    ///
+    /// The instance may or may not have been published; publishing it again is safe.
+    async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error>;
+
+    /// Removes a fixed instance and returns what was removed.
+    ///
+    /// Signature: `async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRegistered`] if there is none; [`Error::NotOwner`], which says whose it is, if it is held by a
+    /// live registration; [`Error::Conflict`] if somebody else changed it meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// The instance may or may not have been removed; removing it again is safe.
+    async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>;
+}
+
+/// When `register` returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Start {
+    /// At the first success, or at the first error that is for good, or after this long.
+    Wait(Duration),
+    /// At once; it goes on in the background and [`Registration::state`] tells how far it got.
+    Background,
+    /// At the first success or the first error of any kind.
+    FailFast,
+}
+
+/// What to do when somebody else's live instance has the id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnConflict {
+    /// Give up with [`Error::AlreadyRegistered`].
+    Refuse,
+    /// Wait until the other one is gone.
+    Wait,
+    /// Replace it. The other one is not told; it sees its key change and stops writing.
+    TakeOver,
+}
+
+/// Which lease keeps the instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LeaseChoice {
+    /// One shared by the registrations of this session that have the same TTL.
+    Shared,
+    /// One of its own, so that it lives and dies alone.
+    Own,
+    /// An existing one that somebody else keeps alive and that is never revoked from here.
+    Given(LeaseId),
+}
+
+/// What to do when somebody deletes the key although its lease is alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDelete {
+    /// Put it back.
+    Restore,
+    /// Take it as an eviction: the registration ends.
+    Respect,
+}
+
+/// How an instance is registered. The default suits a long-running server.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegisterOptions {
+    /// When `register` returns. Default: `Wait(10 s)`.
+    pub start: Start,
+    /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
+    /// that restarts under one id and owner is back without waiting for its old lease. Default: none.
+    pub owner: Option<String>,
+    /// What to do when somebody else's live instance has the id. Default: `Refuse`.
+    pub on_conflict: OnConflict,
+    /// Which lease keeps it. Default: `Shared`.
+    pub lease: LeaseChoice,
+    /// How long it lives after the last renewal; whole seconds, rounded up. Default: 15 s.
+    pub ttl: Duration,
+    /// What to do when somebody deletes the key. Default: `Restore`.
+    pub on_delete: OnDelete,
+    /// Attempts in a row after which it gives up; `None`, the default, never does.
+    pub max_attempts: Option<u32>,
+    /// The delays between attempts. Default: 200 ms growing to 10 s, jittered.
+    pub backoff: BackoffPolicy,
+    /// How often the key is read back although nothing seems wrong, in case the store forgot to tell of a change; jittered
+    /// by half. Default: 5 minutes; `None` never does.
+    pub audit: Option<Duration>,
+}
+
+impl Default for RegisterOptions {
+    fn default() -> Self {
+        Self {
+            start: Start::Wait(DEFAULT_START),
+            owner: None,
+            on_conflict: OnConflict::Refuse,
+            lease: LeaseChoice::Shared,
+            ttl: DEFAULT_TTL,
+            on_delete: OnDelete::Restore,
+            max_attempts: None,
+            backoff: BackoffPolicy::default(),
+            audit: Some(DEFAULT_AUDIT),
+        }
+    }
+}
+
+impl RegisterOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets when `register` returns.
+    #[must_use]
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Sets the owner token.
+    #[must_use]
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
+    /// Sets what to do when somebody else's live instance has the id.
+    #[must_use]
+    pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
+        self.on_conflict = on_conflict;
+        self
+    }
+
+    /// Sets which lease keeps the instance.
+    #[must_use]
+    pub fn lease(mut self, lease: LeaseChoice) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets how long the instance lives after the last renewal.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets what to do when somebody deletes the key.
+    #[must_use]
+    pub fn on_delete(mut self, on_delete: OnDelete) -> Self {
+        self.on_delete = on_delete;
+        self
+    }
+
+    /// Sets after how many attempts in a row it gives up.
+    #[must_use]
+    pub fn max_attempts(mut self, max_attempts: u32) -> Self {
+        self.max_attempts = Some(max_attempts);
+        self
+    }
+
+    /// Sets the delays between attempts.
+    #[must_use]
+    pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets how often the key is read back although nothing seems wrong; `None` never does.
+    #[must_use]
+    pub fn audit(mut self, audit: Option<Duration>) -> Self {
+        self.audit = audit;
+        self
+    }
+
+    /// For backends: waits until the next audit is due; for ever without audits.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn audit_due(&self) {
+        match self.audit {
+            Some(audit) => tokio::time::sleep(audit / 2 + spread(audit)).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Refuses what cannot work. Backends call this before they send anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, for zero attempts and for audits without a pause.
+    pub fn check(&self) -> Result<(), Error> {
+        check_ttl(self.ttl)?;
+        if self.max_attempts == Some(0) {
+            return Err(Error::invalid_config("max_attempts", "at least one attempt is needed"));
+        }
+        if self.audit.is_some_and(|audit| audit.is_zero()) {
+            return Err(Error::invalid_config("audit", "it must be above zero"));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a TTL that no store grants.
+///
+/// # Errors
+///
+/// [`Error::InvalidConfig`] outside 1 s to 9,000,000,000 s.
+pub fn check_ttl(ttl: Duration) -> Result<(), Error> {
+    if ttl < Duration::from_secs(1) || ttl.as_secs() > MAX_TTL_SECS {
+        return Err(Error::invalid_config("ttl", "it must be from 1 s to 9,000,000,000 s"));
+    }
+    Ok(())
+}
+
+/// The TTL in whole seconds, rounded up, as leases are granted.
+pub fn whole_seconds(ttl: Duration) -> Duration {
+    Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_options_are_refused_by_name() {
+        let options = RegisterOptions::new();
+        assert!(options.check().is_ok());
+        for (options, field) in [
+            (options.clone().ttl(Duration::ZERO), "ttl"),
+            (options.clone().ttl(Duration::from_millis(999)), "ttl"),
+            (options.clone().ttl(Duration::from_secs(MAX_TTL_SECS + 1)), "ttl"),
+            (options.clone().audit(Some(Duration::ZERO)), "audit"),
+            (options.max_attempts(0), "max_attempts"),
+        ] {
+            assert!(options.check().unwrap_err().to_string().contains(field));
+        }
+    }
+
+    #[test]
+    fn part_seconds_are_rounded_up() {
+        assert_eq!(whole_seconds(Duration::from_millis(1001)), Duration::from_secs(2));
+        assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,86 @@
+//! The order of a shutdown, on the memory backend and a paused clock.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Deregistered, Endpoint, Graceful, Health, Instance, InstanceId, Moment, RegisterOptions, Registration, Registry,
+    Resolver, ServiceRef,
+};
+use enlist_memory::{MemoryClient, MemoryStore};
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").expect("a valid name")
+}
+
+async fn register(client: &MemoryClient) -> Registration {
+    let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
+    let instance = Instance::new(InstanceId::parse("a").expect("a valid id"), [endpoint]).expect("one endpoint");
+    client.register(&service(), instance, RegisterOptions::new()).await.expect("registered")
+}
+
+async fn health(client: &MemoryClient) -> Option<Health> {
+    let snapshot = client.resolve(&service()).await.expect("resolved");
+    snapshot.entries().next().map(|entry| entry.instance().health())
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
+    let store = MemoryStore::new();
+    let (server, client) = (store.client(), store.client());
+    let registration = register(&server).await;
+    let observer = client.clone();
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let record = Arc::clone(&seen);
+    let report = Graceful::new()
+        .propagation(Duration::from_secs(2))
+        .run(registration, tokio::time::sleep(Duration::from_secs(1)), |finish| async move {
+            let mut last = None;
+            while !finish.is_cancelled() {
+                let now = health(&observer).await;
+                if now != last {
+                    record.lock().unwrap().push(now);
+                    last = now;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            let last = health(&observer).await;
+            record.lock().unwrap().push(last);
+            "finished"
+        })
+        .await;
+    assert_eq!((report.served, report.drained), (Some("finished"), true));
+    assert_eq!(report.deregistered.unwrap(), Deregistered::Removed);
+    assert_eq!(*seen.lock().unwrap(), [Some(Health::Serving), Some(Health::Draining), None]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_will_not_end_is_dropped_at_the_deadline() {
+    let store = MemoryStore::new();
+    let registration = register(&store.client()).await;
+    let begun = Moment::now();
+    let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(5));
+    let report = graceful.run(registration, async {}, |_| std::future::pending::<()>()).await;
+    assert!(report.served.is_none() && report.drained);
+    assert!(begun.elapsed() < Duration::from_secs(6));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_store_it_ends_all_the_same_and_says_what_is_left() {
+    let store = MemoryStore::new();
+    let server = store.client();
+    let registration = register(&server).await;
+    server.cut();
+    let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(10));
+    let report = graceful.run(registration, async {}, |finish| async move { finish.cancelled().await }).await;
+    assert!(report.served.is_some() && !report.drained);
+    assert_eq!(report.deregistered.unwrap(), Deregistered::LeftBehind);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_by_itself_is_deregistered() {
+    let store = MemoryStore::new();
+    let registration = register(&store.client()).await;
+    let report = Graceful::new().run(registration, std::future::pending(), |_| async { "crashed" }).await;
+    assert_eq!((report.served, report.drained), (Some("crashed"), false));
+    assert_eq!(health(&store.client()).await, None);
+}

@@ -1,0 +1,56 @@
+//! How does a job run in one place at a time? A lock, work that is aborted at its loss, and a token for the resource.
+//!
+//! ```text
+//! cargo run --example lock_job
+//! ```
+
+use std::{
+    error::Error,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use enlist::{FencingToken, LockName, LockOptions};
+use enlist_examples::Store;
+
+/// A resource that refuses whoever comes with a smaller token than it has seen: the only complete protection.
+#[derive(Default)]
+struct Ledger {
+    seen: AtomicU64,
+}
+
+impl Ledger {
+    fn write(&self, token: FencingToken, what: &str) -> Result<(), String> {
+        let seen = self.seen.fetch_max(token.get(), Ordering::SeqCst);
+        if token.get() < seen {
+            return Err(format!("{what}: token {token} is older than {seen}"));
+        }
+        println!("{what} (token {token})");
+        Ok(())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = Store::from_args()?;
+    let (one, two) = (store.client().await?, store.client().await?);
+    let (ledger, name) = (Ledger::default(), LockName::parse("nightly")?);
+
+    let guard = one.acquire(&name, LockOptions::new().ttl(Duration::from_secs(5))).await?;
+    let old = guard.fencing_token();
+    let job = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        ledger.write(old, "the first job is done")
+    };
+    match guard.run(job).await {
+        Ok(written) => written?,
+        Err(loss) => println!("aborted, the lock was lost: {loss:?}"),
+    }
+    assert!(two.try_acquire(&name, LockOptions::new()).await?.is_none());
+    println!("released: {:?}", guard.release().await?);
+
+    let guard = two.acquire(&name, LockOptions::new().deadline(Duration::from_secs(5))).await?;
+    ledger.write(guard.fencing_token(), "the second job is done")?;
+    println!("a late write of the first is refused: {:?}", ledger.write(old, "too late").err());
+    Ok(())
+}

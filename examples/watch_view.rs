@@ -1,0 +1,41 @@
+//! How does a client know who is there? A view that follows a service, and what it shows during an outage.
+//!
+//! ```text
+//! cargo run --example watch_view
+//! ```
+
+use std::{error::Error, sync::Arc};
+
+use enlist::{Directory, Endpoint, Instance, InstanceId, Policy, RegisterOptions, Registry, ServiceRef};
+use enlist_memory::MemoryStore;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let store = MemoryStore::new();
+    let (server, client) = (store.client(), store.client());
+    let service = ServiceRef::parse("search")?;
+    let instance = Instance::new(InstanceId::parse("search-1")?, [Endpoint::parse("http://10.0.0.1:80")?])?;
+    let _registration = server.register(&service, instance, RegisterOptions::new()).await?;
+
+    let directory = Directory::new(Arc::new(client.clone()));
+    let mut view = directory.view(&service);
+    println!("known at revision {}: {:?}", view.ready().await?.revision(), view.snapshot());
+
+    // Each task has a picker of its own; a pick takes no lock and sends nothing.
+    let mut picker = view.picker(Policy::RoundRobin);
+    println!("picked {}", picker.pick()?.instance().endpoints()[0]);
+
+    client.cut();
+    while view.freshness().is_some_and(|freshness| freshness.is_live()) {
+        view.changed().await?;
+    }
+    println!("cut off: {:?}", view.freshness());
+    println!("still picked {}", picker.pick()?.instance().endpoints()[0]);
+
+    client.heal();
+    while view.freshness().is_some_and(|freshness| !freshness.is_live()) {
+        view.changed().await?;
+    }
+    println!("live again, {:?} old", view.freshness().map(|freshness| freshness.age()));
+    Ok(())
+}

@@ -1,0 +1,55 @@
+//! The conformance cases: one function per promise, named as the promise.
+//!
+//! [`each_case!`](crate::each_case) is the only list of them. A case that is not on it is flagged by the compiler as dead code.
+
+#![expect(
+    missing_docs,
+    clippy::missing_panics_doc,
+    reason = "the name of a case is its promise, and it panics if that is broken"
+)]
+#![expect(clippy::unwrap_used, reason = "cases are tests, though they are compiled as a library")]
+#![allow(clippy::wildcard_imports, reason = "the words of `support` are the language that the cases are written in")]
+
+mod election;
+mod lock;
+mod publish;
+mod register;
+mod reregister;
+mod support;
+mod watch;
+
+use std::{future::Future, pin::Pin};
+
+use crate::harness::{Carried, Harness};
+
+/// One case, for runs that pick cases themselves.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Case<H> {
+    /// What it is about: the module it stands in.
+    pub topic: &'static str,
+    /// The promise.
+    pub name: &'static str,
+    /// What a layout has to carry for the case to make sense.
+    pub needs: &'static [Carried],
+    /// The case itself. It panics if the promise is broken.
+    pub run: fn(&H) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>,
+}
+
+macro_rules! list {
+    (() $($module:ident :: $case:ident [$($need:ident)*])*) => {
+        $(pub use $module::$case;)*
+
+        /// All cases.
+        pub fn all<H: Harness>() -> Vec<Case<H>> {
+            vec![$(Case {
+                topic: stringify!($module),
+                name: stringify!($case),
+                needs: &[$(Carried::$need),*],
+                run: |harness| Box::pin($case(harness)),
+            }),*]
+        }
+    };
+}
+
+crate::each_case!([list]());

@@ -1,0 +1,62 @@
+//! Fixed instances, without a lease.
+
+use enlist::Error;
+
+use super::support::*;
+use crate::{harness::Harness, wait::soon};
+
+pub async fn a_published_instance_outlives_its_publisher(h: &impl Harness) {
+    let (publisher, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    publisher.publish(&service, instance("a")).await.unwrap();
+    let _b = register(h, &publisher, &service, "b").await;
+    publisher.crash().await;
+    listed(&client, &service, &["a"]).await;
+    assert_eq!(h.lease_of(&service, &id("a")).await, None);
+}
+
+pub async fn publishing_again_replaces_it(h: &impl Harness) {
+    let (publisher, service) = (h.client().await, service(h, "svc"));
+    let first = publisher.publish(&service, instance("a")).await.unwrap();
+    let second = publisher.publish(&service, instance("a").with_weight(7)).await.unwrap();
+    assert!(second > first);
+    let entry = only(&publisher, &service, |_| true).await;
+    assert_eq!((entry.instance().weight(), entry.modified()), (7, second));
+}
+
+pub async fn a_removed_instance_is_returned(h: &impl Harness) {
+    let (publisher, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    publisher.publish(&service, instance("a")).await.unwrap();
+    let removed = operator.remove(&service, &id("a")).await.unwrap();
+    assert_eq!(*removed.instance(), instance("a"));
+    assert!(resolve(&*publisher, &service).await.is_empty());
+}
+
+pub async fn removing_what_is_not_there_says_so(h: &impl Harness) {
+    let (operator, service) = (h.client().await, service(h, "svc"));
+    let missing = operator.remove(&service, &id("a")).await;
+    assert!(matches!(missing, Err(Error::NotRegistered { .. })), "{missing:?}");
+}
+
+pub async fn a_registered_instance_is_neither_replaced_nor_removed(h: &impl Harness) {
+    let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = server.register(&service, instance("a"), options(h).owner("server")).await.unwrap();
+    let before = only(&server, &service, |_| true).await;
+    for refused in [
+        operator.publish(&service, instance("a").with_weight(7)).await.err(),
+        operator.remove(&service, &id("a")).await.err(),
+    ] {
+        let Some(Error::NotOwner { owner, .. }) = refused else {
+            panic!("expected NotOwner: {refused:?}");
+        };
+        assert_eq!(owner.as_deref(), Some("server"));
+    }
+    assert_eq!(only(&server, &service, |_| true).await, before);
+}
+
+pub async fn a_fixed_instance_is_not_taken_over_by_a_registration(h: &impl Harness) {
+    let (publisher, server, service) = (h.client().await, h.client().await, service(h, "svc"));
+    publisher.publish(&service, instance("a")).await.unwrap();
+    let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    assert_eq!(h.lease_of(&service, &id("a")).await, None);
+}

@@ -1,0 +1,467 @@
+//! Registering, updating and leaving while the store is well.
+
+use std::time::Duration;
+
+use enlist::{
+    Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, RegisterOptions,
+    RegistrationState, ServiceName, ServiceRef, Start,
+};
+
+use super::support::*;
+use crate::{
+    harness::Harness,
+    wait::{begun, eventually, soon},
+};
+
+pub async fn a_registered_instance_is_found(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    // At once, not eventually: `register` returns after the store has it.
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]));
+}
+
+pub async fn everything_an_instance_says_is_carried(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let places = ["grpc://10.0.0.1:80", "http://[2001:db8::1]:8080", "unix:///run/x.sock", "tcp://host.example:9"];
+    let instance = Instance::new(id("a"), places.map(|place| Endpoint::parse(place).unwrap()))
+        .unwrap()
+        .with_weight(7)
+        .with_version("1.2.3")
+        .with_zone("eu-1a")
+        .with_health(Health::NotServing)
+        .with_metadata("quoted \"key\"", "<&>\u{2028}\n\\ value 🚀")
+        .with_metadata("empty", "");
+    let _a = server.register(&service, instance.clone(), options(h)).await.unwrap();
+    let snapshot = resolve(&*client, &service).await;
+    assert_eq!(*snapshot.get(&id("a")).unwrap().instance(), instance);
+}
+
+pub async fn two_instances_of_one_service_are_both_found(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &one, &service, "a").await;
+    let _b = register(h, &two, &service, "b").await;
+    assert_eq!(endpoints(&resolve(&*one, &service).await), expected(&["a", "b"]));
+}
+
+pub async fn a_deregistered_instance_is_gone_at_once(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*client, &service).await.is_empty());
+}
+
+pub async fn a_dropped_registration_is_withdrawn(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    // Long enough that the lease cannot be what removes it within the limit.
+    let a = server.register(&service, instance("a"), RegisterOptions::new().ttl(Duration::from_secs(300))).await;
+    drop(a.unwrap());
+    listed(&server, &service, &[]).await;
+}
+
+pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300));
+    for polls in 0..20 {
+        let mut registering = Box::pin(server.register(&service, instance("a"), long.clone()));
+        let mut done = false;
+        for _ in 0..polls {
+            // Ends for both: the future at its next await, and the yield after it.
+            tokio::select! {
+                biased;
+                registered = &mut registering => {
+                    done = registered.is_ok();
+                    break;
+                }
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        drop(registering);
+        if done {
+            break;
+        }
+    }
+    listed(&server, &service, &[]).await;
+    // A marker: nothing that was still under way brings it back after this one.
+    let _b = register(h, &server, &service, "b").await;
+    listed(&server, &service, &["b"]).await;
+}
+
+pub async fn an_abandoned_instance_lives_until_its_lease_runs_out(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = server.register(&service, instance("a"), own(h)).await.unwrap();
+    a.abandon();
+    assert_eq!(endpoints(&resolve(&*server, &service).await), expected(&["a"]));
+    listed(&server, &service, &[]).await;
+}
+
+pub async fn a_crashed_process_loses_its_instances(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    server.crash().await;
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]));
+    listed(&client, &service, &[]).await;
+}
+
+pub async fn a_renewed_lease_outlives_its_ttl(h: &impl Harness) {
+    let (server, dying, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    // The second one is the clock: it was registered later, and is gone when its TTL is over.
+    let _b = register(h, &dying, &service, "b").await;
+    let created = resolve(&*server, &service).await.entries().map(|entry| entry.created()).min();
+    dying.crash().await;
+    let left = listed(&server, &service, &["a"]).await;
+    assert_eq!(left.entries().map(|entry| entry.created()).min(), created);
+}
+
+pub async fn an_update_is_stored_in_place(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let before = only(&client, &service, |_| true).await;
+    let update = a.update(|draft| {
+        draft.weight(7);
+    });
+    let revision = soon("stored", update).await.unwrap();
+    let after = only(&client, &service, |entry| entry.instance().weight() == 7).await;
+    assert_eq!((after.created(), after.modified()), (before.created(), revision));
+    assert!(after.modified() > before.modified());
+}
+
+pub async fn an_update_keeps_the_lease(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let update = a.update(|draft| {
+        draft.weight(7);
+    });
+    soon("stored", update).await.unwrap();
+    server.crash().await;
+    listed(&client, &service, &[]).await;
+}
+
+pub async fn an_update_is_made_even_if_nobody_waits_for_it(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    drop(a.update(|draft| {
+        draft.weight(7);
+    }));
+    assert_eq!(a.instance().weight(), 7);
+    only(&server, &service, |entry| entry.instance().weight() == 7).await;
+}
+
+pub async fn the_last_of_many_updates_wins(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    for weight in 1..50 {
+        drop(a.update(|draft| {
+            draft.weight(weight);
+        }));
+    }
+    let last = a.update(|draft| {
+        draft.weight(50);
+    });
+    soon("stored", last).await.unwrap();
+    assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 50);
+}
+
+pub async fn an_update_that_is_too_large_changes_nothing(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let large = a.update(|draft| {
+        draft.metadata("blob", "x".repeat(2 << 20));
+    });
+    assert!(matches!(large.await, Err(Error::TooLarge { .. })));
+    assert!(a.instance().metadata().is_empty());
+    let small = a.update(|draft| {
+        draft.metadata("blob", "x");
+    });
+    soon("stored", small).await.unwrap();
+}
+
+pub async fn a_health_check_drives_the_health(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    a.health_check(Duration::from_millis(50), || async { Health::NotServing }).unwrap();
+    only(&server, &service, |entry| entry.instance().health() == Health::NotServing).await;
+}
+
+pub async fn a_live_id_is_refused_to_another_process(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = one.register(&service, instance("a"), options(h).owner("one")).await.unwrap();
+    let before = only(&one, &service, |_| true).await;
+    let refused = soon("refused", two.register(&service, instance("a"), options(h).owner("two"))).await;
+    match refused {
+        Err(Error::AlreadyRegistered { id: contested, owner, created, .. }) => {
+            assert_eq!((contested, owner.as_deref(), created), (id("a"), Some("one"), before.created()));
+        }
+        other => panic!("expected AlreadyRegistered: {other:?}"),
+    }
+    assert_eq!(only(&one, &service, |_| true).await, before);
+}
+
+pub async fn a_live_id_is_refused_within_the_process(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let before = only(&server, &service, |_| true).await;
+    let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    assert_eq!(only(&server, &service, |_| true).await, before);
+}
+
+pub async fn a_leftover_is_taken_over(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = options(h).ttl(h.ttl() * 3);
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let start = long.start(Start::Wait(Duration::from_secs(60)));
+    let _b = soon("taken over", two.register(&service, instance("a"), start)).await.unwrap();
+    // The old lease ends now, and must not take the new registration with it.
+    only(&two, &service, |_| true).await;
+    let _clock = two.register(&service, instance("clock"), own(h)).await.unwrap();
+    two.register(&service, instance("clock2"), own(h).ttl(h.ttl() * 3)).await.unwrap().abandon();
+    listed(&two, &service, &["a", "clock"]).await;
+}
+
+pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let begun = Moment::now();
+    let _b = two.register(&service, instance("a"), long).await.unwrap();
+    // A third of the TTL is what an observation would take.
+    assert!(begun.elapsed() < Duration::from_secs(50));
+    assert_eq!(resolve(&*two, &service).await.len(), 1);
+}
+
+pub async fn waiting_for_an_id_ends_when_it_is_free(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &one, &service, "a").await;
+    let first = only(&one, &service, |_| true).await;
+    let waits = options(h).on_conflict(OnConflict::Wait).start(Start::Wait(Duration::from_secs(60)));
+    let mut waiting = {
+        let service = service.clone();
+        Beside::run(async move { two.register(&service, instance("a"), waits).await })
+    };
+    soon("deregistered", a.deregister()).await.unwrap();
+    let _b = waiting.done("registered after waiting").await.unwrap();
+    assert!(only(&one, &service, |_| true).await.created() > first.created());
+}
+
+pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &one, &service, "a").await;
+    let takes = options(h).on_conflict(OnConflict::TakeOver);
+    let _b = two.register(&service, instance("a").with_weight(7), takes).await.unwrap();
+    eventually("the loser says so", || async {
+        match a.state() {
+            RegistrationState::Refused { cause: Error::AlreadyRegistered { .. } } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    // It does not fight, whatever it is asked to do.
+    drop(a.update(|draft| {
+        draft.weight(1);
+    }));
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn deregistering_leaves_a_successor_alone(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = one.register(&service, instance("a"), options(h).owner("me")).await.unwrap();
+    one.cut().await;
+    let _b = two.register(&service, instance("a").with_weight(7), options(h).owner("me")).await.unwrap();
+    let leaving = Beside::run(a.deregister());
+    one.heal().await;
+    let mut leaving = leaving;
+    let outcome = leaving.done("deregistered").await.unwrap();
+    assert_ne!(outcome, Deregistered::Removed);
+    assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn a_new_registration_right_after_a_drop_stays(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    for weight in 1..10 {
+        drop(register(h, &server, &service, "a").await);
+        let b = server.register(&service, instance("a").with_weight(weight), options(h)).await.unwrap();
+        assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);
+        // A later change of another service: what the drop still did came before it.
+        let other = ServiceRef::new(h.namespace(), ServiceName::parse("marker").unwrap());
+        soon("marked", register(h, &server, &other, "m").await.deregister()).await.unwrap();
+        assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);
+        soon("deregistered", b.deregister()).await.unwrap();
+    }
+}
+
+pub async fn a_background_start_returns_before_the_store_answers(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let started = server.register(&service, instance("a"), options(h).start(Start::Background));
+    let a = begun(started).await.expect("returns at once").unwrap();
+    assert!(matches!(a.state(), RegistrationState::Registering { .. }));
+    server.heal().await;
+    listed(&client, &service, &["a"]).await;
+}
+
+pub async fn failing_fast_returns_the_first_error(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    server.cut().await;
+    let failed = soon("failed", server.register(&service, instance("a"), options(h).start(Start::FailFast))).await;
+    assert!(is_outage(&failed.unwrap_err()));
+}
+
+pub async fn waiting_for_the_start_ends_at_its_deadline(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let start = Start::Wait(Duration::from_millis(300));
+    let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
+    assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
+    server.heal().await;
+    // It was withdrawn: a later registration of the same client is the only one.
+    let _b = register(h, &server, &service, "b").await;
+    listed(&client, &service, &["b"]).await;
+}
+
+pub async fn attempts_are_limited_if_asked(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let twice = options(h).start(Start::Background).max_attempts(2);
+    let a = server.register(&service, instance("a"), twice).await.unwrap();
+    eventually("it gives up", || async {
+        match a.state() {
+            RegistrationState::Ended => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert!(is_outage(&soon("the reason", a.deregister()).await.unwrap_err()));
+    server.heal().await;
+    // A later registration of the same client is the only one.
+    let _b = register(h, &server, &service, "b").await;
+    listed(&client, &service, &["b"]).await;
+}
+
+pub async fn registrations_of_one_process_share_a_lease(h: &impl Harness) {
+    let (server, other, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let _b = register(h, &server, &service, "b").await;
+    let _c = register(h, &other, &service, "c").await;
+    let a = h.lease_of(&service, &id("a")).await;
+    let b = h.lease_of(&service, &id("b")).await;
+    let c = h.lease_of(&service, &id("c")).await;
+    assert!(a.is_some() && a == b && a != c, "{a:?} {b:?} {c:?}");
+}
+
+pub async fn an_instance_on_its_own_lease_dies_alone(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let a = server.register(&service, instance("a"), own(h)).await.unwrap();
+    let _b = server.register(&service, instance("b"), own(h)).await.unwrap();
+    let created = resolve(&*server, &service).await.get(&id("b")).unwrap().created();
+    a.abandon();
+    let left = listed(&server, &service, &["b"]).await;
+    assert_eq!(left.get(&id("b")).unwrap().created(), created);
+}
+
+pub async fn a_given_lease_is_used_and_not_revoked(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let lease = h.lease_of(&service, &id("a")).await.unwrap();
+    let given = options(h).lease(LeaseChoice::Given(lease));
+    let b = server.register(&service, instance("b"), given).await.unwrap();
+    assert_eq!(h.lease_of(&service, &id("b")).await, Some(lease));
+    soon("deregistered", b.deregister()).await.unwrap();
+    assert_eq!(endpoints(&resolve(&*server, &service).await), expected(&["a"]));
+}
+
+pub async fn a_registration_outlives_the_backend_object(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    drop(server);
+    // The second one is the clock, as above.
+    let dying = h.client().await;
+    let _b = register(h, &dying, &service, "b").await;
+    dying.crash().await;
+    listed(&client, &service, &["a"]).await;
+}
+
+pub async fn deregistering_without_an_answer_goes_on_until_confirmed(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300));
+    let a = server.register(&service, instance("a"), long).await.unwrap();
+    server.cut().await;
+    assert_eq!(soon("given up waiting", a.deregister()).await.unwrap(), Deregistered::LeftBehind);
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]));
+    server.heal().await;
+    listed(&client, &service, &[]).await;
+}
+
+pub async fn impossible_input_is_refused_before_anything_is_sent(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    server.cut().await;
+    let zero = server.register(&service, instance("a"), options(h).ttl(Duration::ZERO)).await;
+    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "{zero:?}");
+    let large = instance("a").with_metadata("blob", "x".repeat(2 << 20));
+    let refused = server.register(&service, large.clone(), options(h)).await;
+    assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
+    assert!(matches!(server.publish(&service, large).await, Err(Error::TooLarge { .. })));
+    let zero = server.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
+    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "{zero:?}");
+}
+
+pub async fn a_closed_client_refuses_everything(h: &impl Harness) {
+    let (server, service, name) = (h.client().await, service(h, "svc"), lock(h, "l"));
+    soon("closed", server.close()).await;
+    let closed = |error: Option<Error>| assert!(matches!(error, Some(Error::Closed)), "{error:?}");
+    closed(soon("registering", server.register(&service, instance("a"), options(h))).await.err());
+    closed(soon("publishing", server.publish(&service, instance("a"))).await.err());
+    closed(soon("removing", server.remove(&service, &id("a"))).await.err());
+    closed(soon("resolving", server.resolve(&service)).await.err());
+    closed(server.watch(&service).await.err());
+    closed(soon("listing", server.services(&h.namespace())).await.err());
+    closed(soon("acquiring", server.acquire(&name, lock_options(h))).await.err());
+    closed(soon("trying", server.try_acquire(&name, lock_options(h))).await.err());
+    closed(soon("campaigning", server.campaign(&name, "me", lock_options(h))).await.err());
+    closed(soon("leading", server.leader(&name)).await.err());
+    closed(server.observe(&name).await.err());
+}
+
+pub async fn odd_names_are_carried_unchanged(h: &impl Harness) {
+    let server = h.client().await;
+    for name in ["a/b", "..", "%2F", "two words", "größe 🚀", &"n".repeat(255)] {
+        let service = service(h, name);
+        let odd = Instance::new(id(name), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let _a = server.register(&service, odd.clone(), options(h)).await.unwrap();
+        assert_eq!(*only(&server, &service, |_| true).await.instance(), odd);
+    }
+}
+
+pub async fn services_whose_names_begin_alike_do_not_see_each_other(h: &impl Harness) {
+    let server = h.client().await;
+    let names = ["svc", "svc2", "sv", "svc/x", "svc0"];
+    let mut kept = Vec::new();
+    for name in names {
+        match server.register(&service(h, name), instance(name), options(h)).await {
+            Ok(registration) => kept.push((name, registration)),
+            // A layout may refuse a name that it cannot carry.
+            Err(Error::InvalidName { .. }) => {}
+            Err(error) => panic!("{name}: {error:?}"),
+        }
+    }
+    assert!(kept.len() >= 4);
+    for (name, _) in &kept {
+        assert_eq!(endpoints(&resolve(&*server, &service(h, name)).await), expected(&[name]));
+        let mut watcher = watch(&server, &service(h, name)).await;
+        assert_eq!(endpoints(&next(&mut watcher).await.snapshot), expected(&[name]));
+    }
+}
+
+pub async fn namespaces_do_not_see_each_other(h: &impl Harness) {
+    let server = h.client().await;
+    let one = service(h, "svc");
+    let other = format!("{}/x", h.namespace());
+    let two = ServiceRef::new(enlist::Namespace::parse(other).unwrap(), one.name().clone());
+    let _a = register(h, &server, &one, "a").await;
+    let _b = register(h, &server, &two, "b").await;
+    assert_eq!(endpoints(&resolve(&*server, &one).await), expected(&["a"]));
+    assert_eq!(endpoints(&resolve(&*server, &two).await), expected(&["b"]));
+}

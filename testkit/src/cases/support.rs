@@ -1,0 +1,149 @@
+//! Small words that make the cases short.
+
+use std::{future::Future, sync::Arc};
+
+use enlist::{
+    Change, Endpoint, Entry, Error, Instance, InstanceId, LeaseChoice, LockName, LockOptions, RegisterOptions,
+    Registration, Resolver, ServiceName, ServiceRef, Snapshot, Watcher,
+};
+
+use crate::{
+    harness::{Client, Harness},
+    wait::{eventually, soon},
+};
+
+/// Runs a future beside the case; it ends with the case.
+pub(super) struct Beside<T> {
+    tasks: tokio::task::JoinSet<T>,
+}
+
+impl<T: Send + 'static> Beside<T> {
+    pub(super) fn run(future: impl Future<Output = T> + Send + 'static) -> Self {
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(future);
+        Self { tasks }
+    }
+
+    pub(super) async fn done(&mut self, what: &str) -> T {
+        soon(what, self.tasks.join_next()).await.expect("asked once").expect("did not panic")
+    }
+
+    /// Drops the future where it is.
+    pub(super) async fn abort(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+pub(super) fn service(harness: &impl Harness, name: &str) -> ServiceRef {
+    ServiceRef::new(harness.namespace(), ServiceName::parse(name).unwrap())
+}
+
+pub(super) fn lock(harness: &impl Harness, name: &str) -> LockName {
+    LockName::parse(name).unwrap().within(harness.namespace())
+}
+
+pub(super) fn id(text: &str) -> InstanceId {
+    InstanceId::parse(text).unwrap()
+}
+
+/// An instance whose endpoint is as particular as its id, so that layouts without ids tell it apart too.
+pub(super) fn instance(text: &str) -> Instance {
+    let port = 1000 + text.bytes().fold(0u16, |sum, byte| sum.wrapping_mul(31).wrapping_add(u16::from(byte)) % 50_000);
+    Instance::new(id(text), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap()
+}
+
+/// The endpoint of [`instance`], which names it in every layout.
+pub(super) fn endpoint(text: &str) -> String {
+    instance(text).endpoints()[0].to_string()
+}
+
+pub(super) fn options(harness: &impl Harness) -> RegisterOptions {
+    RegisterOptions::new().ttl(harness.ttl())
+}
+
+pub(super) fn own(harness: &impl Harness) -> RegisterOptions {
+    options(harness).lease(LeaseChoice::Own)
+}
+
+pub(super) fn lock_options(harness: &impl Harness) -> LockOptions {
+    LockOptions::new().ttl(harness.ttl())
+}
+
+pub(super) async fn register(
+    harness: &impl Harness,
+    client: &Client,
+    service: &ServiceRef,
+    name: &str,
+) -> Registration {
+    soon("registered", client.register(service, instance(name), options(harness))).await.unwrap()
+}
+
+pub(super) fn endpoints(snapshot: &Snapshot) -> Vec<String> {
+    let mut all: Vec<_> = snapshot.entries().map(|entry| entry.instance().endpoints()[0].to_string()).collect();
+    all.sort();
+    all
+}
+
+pub(super) fn expected(names: &[&str]) -> Vec<String> {
+    let mut all: Vec<_> = names.iter().map(|name| endpoint(name)).collect();
+    all.sort();
+    all
+}
+
+/// Reads until exactly the instances called `names` are listed.
+pub(super) async fn listed(client: &Client, service: &ServiceRef, names: &[&str]) -> Snapshot {
+    eventually(&format!("{names:?} are listed"), || async {
+        match client.resolve(service).await {
+            Ok(snapshot) if endpoints(&snapshot) == expected(names) => Ok(snapshot),
+            other => Err(other),
+        }
+    })
+    .await
+}
+
+/// The only entry of the service, once there is one that `fits`.
+pub(super) async fn only(client: &Client, service: &ServiceRef, fits: impl Fn(&Entry) -> bool) -> Arc<Entry> {
+    eventually("the only entry fits", || async {
+        let snapshot = client.resolve(service).await.map_err(|error| format!("{error:?}"))?;
+        match snapshot.entries().next() {
+            Some(entry) if snapshot.len() == 1 && fits(entry) => Ok(Arc::clone(entry)),
+            _ => Err(format!("{:?}", snapshot.entries().collect::<Vec<_>>())),
+        }
+    })
+    .await
+}
+
+pub(super) async fn watch(client: &Client, service: &ServiceRef) -> Box<dyn Watcher> {
+    client.watch(service).await.unwrap()
+}
+
+pub(super) async fn next(watcher: &mut Box<dyn Watcher>) -> Change {
+    soon("a change", watcher.next()).await.unwrap()
+}
+
+/// Reads changes until `fits`, and returns that one. Checks that no change empties a set that `fits` does not want empty.
+pub(super) async fn until(watcher: &mut Box<dyn Watcher>, what: &str, fits: impl Fn(&Change) -> bool) -> Change {
+    let mut last = None;
+    let read = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            if fits(&change) {
+                return change;
+            }
+            last = Some(change);
+        }
+    };
+    match tokio::time::timeout(crate::wait::LIMIT, read).await {
+        Ok(change) => change,
+        Err(elapsed) => panic!("never seen ({elapsed}): {what}; last: {last:?}"),
+    }
+}
+
+pub(super) fn is_outage(error: &Error) -> bool {
+    matches!(error, Error::Unavailable(_) | Error::Timeout { .. })
+}
+
+/// Resolves through a trait object, for cases that hold one.
+pub(super) async fn resolve(client: &dyn Resolver, service: &ServiceRef) -> Snapshot {
+    soon("resolved", client.resolve(service)).await.unwrap()
+}

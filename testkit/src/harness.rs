@@ -1,0 +1,162 @@
+//! What a backend lends to the conformance suite.
+
+use std::{fmt, ops::Deref, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, Registry, Resolver, ServiceRef};
+
+/// A property of an instance that a store's layout may or may not carry. Cases that need one the layout lacks are left
+/// out of a run over it, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Carried {
+    /// The id given to `register`; without it the layout makes its own.
+    Id,
+    /// The owner token.
+    Owner,
+    /// Namespaces.
+    Namespace,
+    /// The protocol of an endpoint, more than one endpoint, and Unix sockets.
+    Endpoints,
+    /// The weight.
+    Weight,
+    /// Version, zone, health and metadata.
+    Details,
+    /// The list of services.
+    Services,
+    /// Of locks: shared mode, lines of their own for each name and for elections, and places that share a lease.
+    LockDetails,
+}
+
+impl Carried {
+    /// All of them: what a native layout carries.
+    pub const ALL: [Self; 8] = [
+        Self::Id,
+        Self::Owner,
+        Self::Namespace,
+        Self::Endpoints,
+        Self::Weight,
+        Self::Details,
+        Self::Services,
+        Self::LockDetails,
+    ];
+}
+
+/// A backend: all traits on one type. Implemented for every such type.
+pub trait Backend: Registry + Resolver + Lock + Election {}
+
+impl<T: Registry + Resolver + Lock + Election> Backend for T {}
+
+/// What can happen to the process and the connection of one client.
+#[async_trait]
+pub trait Fate: Send + Sync + 'static {
+    /// Cuts its connection to the store; nothing gets through in either direction until it is healed.
+    async fn cut(&self);
+
+    /// Mends the connection.
+    async fn heal(&self);
+
+    /// Ends the process without a goodbye: nothing is removed, leases are no longer renewed.
+    async fn crash(&self);
+
+    /// Ends the session in order; later calls have to fail with `Closed`.
+    async fn close(&self);
+}
+
+/// A client of the backend under test, as if it were a process of its own. Derefs to the backend.
+#[derive(Clone)]
+pub struct Client {
+    backend: Arc<dyn Backend>,
+    fate: Arc<dyn Fate>,
+}
+
+impl Client {
+    /// A client that is `backend`, and suffers what `fate` brings.
+    pub fn new(backend: impl Backend, fate: impl Fate) -> Self {
+        Self { backend: Arc::new(backend), fate: Arc::new(fate) }
+    }
+
+    /// The backend as a resolver, for a directory.
+    pub fn resolver(&self) -> Arc<dyn Resolver> {
+        Arc::clone(&self.backend) as Arc<dyn Resolver>
+    }
+
+    /// See [`Fate::cut`].
+    pub async fn cut(&self) {
+        self.fate.cut().await;
+    }
+
+    /// See [`Fate::heal`].
+    pub async fn heal(&self) {
+        self.fate.heal().await;
+    }
+
+    /// See [`Fate::crash`].
+    pub async fn crash(&self) {
+        self.fate.crash().await;
+    }
+
+    /// See [`Fate::close`].
+    pub async fn close(&self) {
+        self.fate.close().await;
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("backend", &self.backend).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Client {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.backend
+    }
+}
+
+/// Lends one case an empty store, or an empty part of one, and the faults that the case needs.
+#[async_trait]
+pub trait Harness: Send + Sync + 'static {
+    /// A namespace no other case sees.
+    fn namespace(&self) -> Namespace;
+
+    /// What the layout in use carries.
+    fn carries(&self) -> Vec<Carried> {
+        Carried::ALL.to_vec()
+    }
+
+    /// A TTL that is short, and long enough to be kept on a busy machine.
+    fn ttl(&self) -> Duration;
+
+    /// Another client.
+    async fn client(&self) -> Client;
+
+    /// The lease that keeps an instance.
+    async fn lease_of(&self, service: &ServiceRef, id: &InstanceId) -> Option<LeaseId>;
+
+    /// Ends a lease with all its keys, as an operator could.
+    async fn revoke(&self, lease: LeaseId);
+
+    /// Deletes an instance, as an operator could.
+    async fn delete(&self, service: &ServiceRef, id: &InstanceId);
+
+    /// The lease that keeps the holder of a lock, or the leader of an election.
+    async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId>;
+
+    /// The lease that keeps the last in line for a lock.
+    async fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId>;
+
+    /// Deletes the key of the holder of a lock, or of the leader of an election, as an operator could.
+    async fn delete_holder(&self, name: &LockName);
+
+    /// How many are in line for the lock and for the election of that name, holders included.
+    async fn in_line(&self, name: &LockName) -> usize;
+
+    /// Forgets the history up to now.
+    async fn compact(&self);
+
+    /// Loses all data, leases and revision included. Clients need not be told.
+    async fn wipe(&self);
+}

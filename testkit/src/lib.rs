@@ -1,0 +1,27 @@
+//! The conformance suite of `enlist`, and the servers and faults to run it against.
+//!
+//! A backend implements [`Harness`] and [`Fate`] in its tests and expands the suite with one line; see
+//! [`conformance!`](crate::conformance). Each promise of the traits is one case, named as the promise. The cases use nothing but the
+//! public traits and the faults of the harness, and wait for conditions, never for time.
+//!
+//! ```text
+//! enlist_testkit::conformance!(#[tokio::test] MyHarness::new().await);
+//! ```
+//!
+//! # Features
+//!
+//! `containers`: etcd servers as containers, through testcontainers.
+
+pub mod cases;
+#[cfg(feature = "containers")]
+mod container;
+mod harness;
+mod list;
+mod proxy;
+mod server;
+mod wait;
+
+pub use harness::{Backend, Carried, Client, Fate, Harness};
+pub use proxy::Proxy;
+pub use server::{EtcdServer, Provider, ServerOptions};
+pub use wait::{LIMIT, begun, eventually, soon};

@@ -1,0 +1,145 @@
+//! The one list of all conformance cases, and its expansion into tests.
+
+/// Calls a macro with the list of all cases: `module::name [what a layout has to carry]`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! each_case {
+    ([$($callback:tt)*] $arguments:tt) => {
+        $($callback)*! { $arguments
+            register::a_registered_instance_is_found []
+            register::everything_an_instance_says_is_carried [Id Endpoints Weight Details]
+            register::two_instances_of_one_service_are_both_found []
+            register::a_deregistered_instance_is_gone_at_once []
+            register::a_dropped_registration_is_withdrawn []
+            register::dropping_the_register_future_withdraws_it []
+            register::an_abandoned_instance_lives_until_its_lease_runs_out []
+            register::a_crashed_process_loses_its_instances []
+            register::a_renewed_lease_outlives_its_ttl []
+            register::an_update_is_stored_in_place [Weight]
+            register::an_update_keeps_the_lease [Weight]
+            register::an_update_is_made_even_if_nobody_waits_for_it [Weight]
+            register::the_last_of_many_updates_wins [Weight]
+            register::an_update_that_is_too_large_changes_nothing [Details]
+            register::a_health_check_drives_the_health [Details]
+            register::a_live_id_is_refused_to_another_process [Id]
+            register::a_live_id_is_refused_within_the_process [Id]
+            register::a_leftover_is_taken_over [Id]
+            register::an_equal_owner_takes_over_at_once [Id Owner]
+            register::waiting_for_an_id_ends_when_it_is_free [Id]
+            register::taking_over_replaces_a_live_instance [Id Weight]
+            register::deregistering_leaves_a_successor_alone [Id Weight]
+            register::a_new_registration_right_after_a_drop_stays [Id Weight]
+            register::a_background_start_returns_before_the_store_answers []
+            register::failing_fast_returns_the_first_error []
+            register::waiting_for_the_start_ends_at_its_deadline []
+            register::attempts_are_limited_if_asked []
+            register::registrations_of_one_process_share_a_lease [Id]
+            register::an_instance_on_its_own_lease_dies_alone [Id]
+            register::a_given_lease_is_used_and_not_revoked [Id]
+            register::a_registration_outlives_the_backend_object []
+            register::deregistering_without_an_answer_goes_on_until_confirmed []
+            register::impossible_input_is_refused_before_anything_is_sent []
+            register::a_closed_client_refuses_everything []
+            register::odd_names_are_carried_unchanged [Id Namespace Details]
+            register::services_whose_names_begin_alike_do_not_see_each_other []
+            register::namespaces_do_not_see_each_other [Namespace]
+            reregister::an_instance_comes_back_after_its_lease_is_revoked [Id]
+            reregister::an_instance_comes_back_after_its_key_is_deleted [Id]
+            reregister::an_instance_comes_back_after_a_wipe []
+            reregister::a_short_outage_leaves_the_instance_as_it_is [Id]
+            reregister::an_instance_comes_back_after_an_outage_longer_than_its_ttl []
+            reregister::an_update_survives_reregistration [Id Weight]
+            reregister::an_update_made_during_an_outage_is_stored_after_it [Weight]
+            reregister::an_eviction_is_respected_if_asked [Id]
+            reregister::states_tell_what_happened [Id]
+            publish::a_published_instance_outlives_its_publisher [Id]
+            publish::publishing_again_replaces_it [Id Weight]
+            publish::a_removed_instance_is_returned [Id]
+            publish::removing_what_is_not_there_says_so [Id]
+            publish::a_registered_instance_is_neither_replaced_nor_removed [Id]
+            publish::a_fixed_instance_is_not_taken_over_by_a_registration [Id]
+            watch::the_first_change_is_the_whole_snapshot []
+            watch::an_empty_service_is_known_to_be_empty []
+            watch::changes_come_with_exactly_their_events [Weight]
+            watch::resolving_and_watching_agree []
+            watch::a_slow_watcher_gets_the_net_difference [Id Weight]
+            watch::two_watchers_do_not_disturb_each_other []
+            watch::a_dropped_next_loses_nothing []
+            watch::a_restart_under_one_id_shows [Id]
+            watch::an_outage_changes_the_freshness_and_not_the_set []
+            watch::age_grows_during_an_outage []
+            watch::what_happened_during_an_outage_is_told_exactly [Id Weight]
+            watch::compaction_during_an_outage_loses_nothing [Id Weight]
+            watch::a_store_that_went_back_is_noticed [Id]
+            watch::a_watch_begun_during_an_outage_heals []
+            watch::revisions_only_grow []
+            watch::resolving_fails_during_an_outage []
+            watch::a_view_follows_and_survives_an_outage []
+            watch::services_are_listed [Namespace Services]
+            watch::a_watch_of_a_closed_client_ends []
+            lock::a_free_lock_is_acquired []
+            lock::a_held_lock_is_not_acquired_by_trying []
+            lock::a_released_lock_goes_to_the_next []
+            lock::a_dropped_guard_releases []
+            lock::a_crashed_holder_is_succeeded []
+            lock::tokens_grow_with_each_holder []
+            lock::waiters_are_served_in_order []
+            lock::a_cancelled_waiter_leaves_the_line []
+            lock::a_deadline_ends_the_wait_and_leaves_the_line []
+            lock::a_failed_try_leaves_the_line []
+            lock::a_revoked_lease_is_a_loss_within_a_second []
+            lock::a_deleted_key_is_a_loss_within_a_second []
+            lock::a_cut_off_holder_stops_before_its_successor_starts []
+            lock::a_wiped_store_is_a_loss []
+            lock::releasing_without_an_answer_returns_and_goes_on []
+            lock::a_deadline_during_an_outage_leaves_nothing_behind []
+            lock::loss_is_for_ever []
+            lock::a_lost_lock_is_free_for_others_although_its_guard_lives []
+            lock::releasing_a_lost_lock_says_so_and_leaves_its_successor_alone []
+            lock::a_lock_is_kept_beyond_its_ttl []
+            lock::readers_share_and_a_writer_excludes [LockDetails]
+            lock::a_waiting_writer_is_not_overtaken [LockDetails]
+            lock::locks_whose_names_begin_alike_do_not_see_each_other [LockDetails]
+            lock::two_acquisitions_of_one_process_exclude_each_other []
+            lock::work_is_aborted_at_the_loss []
+            lock::a_waiter_whose_lease_dies_learns_it []
+            lock::locks_and_registrations_never_share_a_lease [Id]
+            lock::a_lock_delay_passes_after_a_crash_and_not_after_a_release [LockDetails]
+            election::a_lone_candidate_leads_and_is_known []
+            election::resigning_hands_over []
+            election::a_crashed_leader_is_succeeded []
+            election::a_proclamation_is_seen []
+            election::a_lost_leader_proclaims_nothing []
+            election::an_observer_sees_leaders_come_and_go []
+            election::an_outage_leaves_the_observed_leader []
+            election::a_dropped_campaign_leaves_the_line []
+            election::elections_and_locks_of_one_name_are_apart [LockDetails]
+            election::an_election_has_no_shared_mode []
+        }
+    };
+}
+
+/// Makes one named test of each conformance case: `conformance!(#[tokio::test] harness)`, where `harness` is an expression
+/// that makes a fresh [`Harness`](crate::Harness). It may use `.await`.
+#[macro_export]
+macro_rules! conformance {
+    (#[$test:meta] $harness:expr) => {
+        $crate::each_case!([$crate::__conformance_tests](
+            #[$test]
+            $harness
+        ));
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_tests {
+    ((#[$test:meta] $harness:expr) $($module:ident :: $case:ident [$($need:ident)*])*) => {
+        $(
+            #[$test]
+            async fn $case() {
+                $crate::cases::$case(&$harness).await;
+            }
+        )*
+    };
+}

@@ -1,0 +1,429 @@
+//! etcd servers for tests, from one place: an endpoint given by the environment, a container, or a local process.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `ENLIST_TEST_ETCD` | address (`host:port`) of an etcd that the tests may fill and empty; it is never stopped or wiped |
+//! | `ENLIST_TEST_PROVIDER` | `process` (default) or `container` |
+//! | `ENLIST_ETCD_BIN` | the `etcd` to start or to put into a container; default: the one on the `PATH` |
+//!
+//! A missing etcd is a failure that says what to do, never a skip. Servers listen on the loopback interface, on ports
+//! that were free, and are asked for their name, so that another etcd on the port is noticed.
+
+use std::{
+    env,
+    net::{Ipv4Addr, SocketAddr, TcpListener as StdListener},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+/// How long a server may take to answer.
+const READY: Duration = Duration::from_secs(30);
+
+/// How often a start is repeated with other ports.
+const ATTEMPTS: usize = 5;
+
+/// Where servers come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Provider {
+    /// A server that is already there.
+    Environment(SocketAddr),
+    /// A container each.
+    Container,
+    /// A local process each.
+    Process,
+}
+
+impl Provider {
+    /// What the environment says.
+    ///
+    /// # Panics
+    ///
+    /// If a variable cannot be read.
+    pub fn from_env() -> Self {
+        if let Ok(address) = env::var("ENLIST_TEST_ETCD") {
+            let bare = address.trim_start_matches("http://").trim_end_matches('/');
+            return Self::Environment(bare.parse().expect("ENLIST_TEST_ETCD is an address such as 127.0.0.1:2379"));
+        }
+        match env::var("ENLIST_TEST_PROVIDER").as_deref() {
+            Ok("container") => Self::Container,
+            Ok("process") | Err(_) => Self::Process,
+            Ok(other) => panic!("ENLIST_TEST_PROVIDER={other}: expected `process` or `container`"),
+        }
+    }
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// More arguments for `etcd`.
+    pub arguments: Vec<String>,
+    /// Serve TLS beside plain text, on a port of its own.
+    pub tls: bool,
+}
+
+impl ServerOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds arguments for `etcd`.
+    #[must_use]
+    pub fn arguments<A: Into<String>>(mut self, arguments: impl IntoIterator<Item = A>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Serves TLS beside plain text; the certificates are to be given as arguments.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+}
+
+/// One etcd. Dropping it ends it.
+#[derive(Debug)]
+pub struct EtcdServer {
+    options: ServerOptions,
+    name: String,
+    ports: Ports,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    client: u16,
+    peer: u16,
+    tls: u16,
+}
+
+#[derive(Debug)]
+enum State {
+    Given(SocketAddr),
+    Process {
+        directory: TempDir,
+        running: Option<Box<Running>>,
+    },
+    #[cfg(feature = "containers")]
+    Container(Box<crate::container::EtcdContainer>),
+}
+
+impl EtcdServer {
+    /// Starts a server as the environment says.
+    ///
+    /// # Panics
+    ///
+    /// With a sentence that says what to do, if there is no etcd to be had.
+    pub async fn start() -> Self {
+        Self::start_with(Provider::from_env(), ServerOptions::new()).await
+    }
+
+    /// Starts a server.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(provider: Provider, options: ServerOptions) -> Self {
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
+            let name = format!("enlist-test-{}-{}", std::process::id(), ports.client);
+            let state = match &provider {
+                Provider::Environment(address) => State::Given(*address),
+                Provider::Process => {
+                    let directory = TempDir::with_prefix("enlist-etcd-").expect("a temporary directory can be made");
+                    State::Process { directory, running: None }
+                }
+                #[cfg(feature = "containers")]
+                Provider::Container => State::Container(Box::new(crate::container::EtcdContainer::new(name.clone()))),
+                #[cfg(not(feature = "containers"))]
+                Provider::Container => panic!("enlist-testkit was built without the feature `containers`"),
+            };
+            let mut server = Self { options: options.clone(), name, ports, state };
+            match server.up().await {
+                Ok(()) => return server,
+                Err(why) => last = why,
+            }
+        }
+        panic!("no etcd could be started after {ATTEMPTS} attempts: {last}");
+    }
+
+    /// Where it serves plain text.
+    pub fn address(&self) -> SocketAddr {
+        match &self.state {
+            State::Given(address) => *address,
+            _ => (Ipv4Addr::LOCALHOST, self.ports.client).into(),
+        }
+    }
+
+    /// The URL it serves plain text at.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// The URL it serves TLS at.
+    pub fn tls_url(&self) -> String {
+        format!("https://localhost:{}", self.ports.tls)
+    }
+
+    /// Says whether it is nobody else's, so that it may be stopped and wiped.
+    pub fn is_own(&self) -> bool {
+        !matches!(self.state, State::Given(_))
+    }
+
+    /// Kills it, as `kill -9` does, and waits until it is gone.
+    ///
+    /// # Panics
+    ///
+    /// If it is not its own, or cannot be killed.
+    pub async fn kill(&mut self) {
+        match &mut self.state {
+            State::Given(address) => panic!("{}", not_ours(*address)),
+            State::Process { running, .. } => {
+                if let Some(running) = running.take() {
+                    running.kill().await;
+                }
+            }
+            #[cfg(feature = "containers")]
+            State::Container(container) => container.kill().await,
+        }
+    }
+
+    /// Starts it again after a [`kill`](Self::kill), on the same ports and with its data.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come back.
+    pub async fn restart(&mut self) {
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            match self.up().await {
+                Ok(()) => return,
+                Err(why) => last = why,
+            }
+            // Somebody has its port for a moment; what waits for it knows this port only.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        panic!("etcd does not come back: {last}");
+    }
+
+    /// Kills it, throws its data away and starts it again on the same ports.
+    ///
+    /// # Panics
+    ///
+    /// As [`kill`](Self::kill) and [`restart`](Self::restart).
+    pub async fn wipe(&mut self) {
+        self.kill().await;
+        match &mut self.state {
+            State::Given(address) => panic!("{}", not_ours(*address)),
+            State::Process { directory, .. } => {
+                let data = directory.path().join("data");
+                tokio::fs::remove_dir_all(data).await.expect("the data directory can be removed");
+            }
+            #[cfg(feature = "containers")]
+            State::Container(container) => container.forget().await,
+        }
+        self.restart().await;
+    }
+
+    /// Sends a signal to it: `STOP` freezes it, `CONT` thaws it.
+    ///
+    /// # Panics
+    ///
+    /// If it is not a running process of its own.
+    pub async fn signal(&self, signal: &str) {
+        match &self.state {
+            State::Process { running: Some(running), .. } => running.signal(signal).await,
+            _ => panic!("signals can be sent to running processes of the tests only"),
+        }
+    }
+
+    async fn up(&mut self) -> Result<(), String> {
+        let arguments = self.arguments();
+        match &mut self.state {
+            State::Given(address) => {
+                return match ask_members(*address).await {
+                    Some(_) => Ok(()),
+                    None => Err(format!("ENLIST_TEST_ETCD: no etcd answers at {address}")),
+                };
+            }
+            State::Process { running, directory } => {
+                *running = Some(Box::new(Running::start(&arguments, directory.path()).await?));
+            }
+            #[cfg(feature = "containers")]
+            State::Container(container) => container.start(&arguments, self.ports.client).await?,
+        }
+        self.ready().await
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let Ports { client, peer, tls } = self.ports;
+        // A container has interfaces of its own; its port is mapped to the loopback interface.
+        let (listen, port) = match &self.state {
+            #[cfg(feature = "containers")]
+            State::Container(_) => ("0.0.0.0", crate::container::PORT),
+            _ => ("127.0.0.1", client),
+        };
+        let data = match &self.state {
+            State::Process { directory, .. } => directory.path().join("data").display().to_string(),
+            _ => "/data".to_owned(),
+        };
+        let mut urls = format!("http://{listen}:{port}");
+        if self.options.tls {
+            urls = format!("{urls},https://{listen}:{tls}");
+        }
+        let peer = format!("http://127.0.0.1:{peer}");
+        let mut arguments = vec![
+            format!("--name={}", self.name),
+            format!("--data-dir={data}"),
+            format!("--listen-client-urls={urls}"),
+            format!("--advertise-client-urls=http://127.0.0.1:{client}"),
+            format!("--listen-peer-urls={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster={}={peer}", self.name),
+            "--log-level=error".to_owned(),
+        ];
+        arguments.extend(self.options.arguments.iter().cloned());
+        arguments
+    }
+
+    /// Waits until this very server answers.
+    async fn ready(&self) -> Result<(), String> {
+        let address = self.address();
+        let asked = async {
+            loop {
+                if let Some(members) = ask_members(address).await {
+                    return members;
+                }
+                if let State::Process { running: Some(running), .. } = &self.state
+                    && let Some(log) = running.ended()
+                {
+                    return log;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match tokio::time::timeout(READY, asked).await {
+            Ok(members) if members.contains(&self.name) => Ok(()),
+            Ok(members) => Err(format!("{address} is not the etcd that was started: {members}")),
+            Err(_) => Err(format!("etcd did not answer at {address} within {READY:?}")),
+        }
+    }
+}
+
+fn not_ours(address: SocketAddr) -> String {
+    format!(
+        "this case stops or wipes its etcd, which is not done to the one given by ENLIST_TEST_ETCD ({address}); \
+         unset the variable to let the tests start their own"
+    )
+}
+
+/// A free port below the range that outgoing connections take theirs from (32768 and up on Linux): one of those could take
+/// the port of a server that is down for a moment.
+fn free_port() -> u16 {
+    let free = |port: &u16| StdListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    std::iter::repeat_with(|| fastrand::u16(15_000..32_000))
+        .take(1000)
+        .find(free)
+        .expect("one of a thousand ports is free")
+}
+
+/// Asks for the members over etcd's JSON gateway; `None` without an answer.
+async fn ask_members(address: SocketAddr) -> Option<String> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!(
+            "POST /v3/cluster/member/list HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
+}
+
+/// The `etcd` to run.
+///
+/// # Panics
+///
+/// With a sentence that says what to do, if there is none.
+pub(crate) fn binary() -> PathBuf {
+    if let Ok(path) = env::var("ENLIST_ETCD_BIN") {
+        return path.into();
+    }
+    let paths = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&paths).map(|directory| directory.join("etcd")).find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!(
+            "these tests need an etcd: run them through `cargo xtask test`, which gets one, or install it (Debian: \
+             `apt-get install etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` or ENLIST_TEST_ETCD to the address of one"
+        )
+    })
+}
+
+/// A running `etcd` and the shell that ends it when this process is gone.
+#[derive(Debug)]
+struct Running {
+    guard: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies.
+const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!"#;
+
+impl Running {
+    async fn start(arguments: &[String], directory: &Path) -> Result<Self, String> {
+        let log = directory.join("log");
+        let mut guard = Command::new("sh")
+            .args(["-c", GUARD, "sh"])
+            .arg(&log)
+            .arg(binary())
+            .args(arguments)
+            .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|error| format!("sh: {error}"))?;
+        let stdout = guard.stdout.take().ok_or("no pipe")?;
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line).await;
+        let pid = read.ok().and_then(|_| line.trim().parse().ok()).ok_or("the shell told no pid")?;
+        Ok(Self { guard, pid, log })
+    }
+
+    /// What it wrote, if it has ended.
+    fn ended(&self) -> Option<String> {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
+        let running = state.is_some_and(|state| !state.contains(") Z "));
+        (!running).then(|| format!("etcd ended: {}", std::fs::read_to_string(&self.log).unwrap_or_default()))
+    }
+
+    async fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid.to_string()).status().await;
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}", self.pid);
+    }
+
+    async fn kill(mut self) {
+        self.signal("KILL").await;
+        drop(self.guard.stdin.take());
+        // The shell ends once `cat` has, and has then waited for nothing else.
+        let _ = self.guard.wait().await;
+        while self.ended().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

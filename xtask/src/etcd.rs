@@ -1,0 +1,117 @@
+//! Where an etcd for the tests can be had: given by the environment, on the `PATH`, or Debian's package.
+
+use std::{
+    env, fmt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use crate::{Result, run};
+
+/// An etcd that the tests can use.
+pub(crate) enum Etcd {
+    /// The environment says which; the tests read the same variables.
+    Given(&'static str, String),
+    /// A binary to start.
+    Binary(PathBuf),
+}
+
+impl fmt::Display for Etcd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Given(variable, value) => write!(f, "{variable}={value}"),
+            Self::Binary(path) => {
+                let output = Command::new(path).arg("--version").output();
+                let text =
+                    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+                write!(f, "{} ({})", path.display(), text.lines().next().unwrap_or("tells no version"))
+            }
+        }
+    }
+}
+
+impl Etcd {
+    /// What the tests have to be told.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Given(..) => Vec::new(),
+            Self::Binary(path) => vec![("ENLIST_ETCD_BIN", path.display().to_string())],
+        }
+    }
+
+    /// Says whether the tests start processes of it, so that containers are another way to run them.
+    pub(crate) fn is_process(&self) -> bool {
+        matches!(self, Self::Binary(_))
+    }
+}
+
+/// Finds an etcd, and installs Debian's package where that is possible and nothing else is there.
+pub(crate) fn find() -> Result<Etcd> {
+    for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCD_BIN"] {
+        if let Ok(value) = env::var(variable) {
+            return Ok(Etcd::Given(variable, value));
+        }
+    }
+    if let Ok(image) = env::var("ENLIST_TEST_IMAGE") {
+        return out_of_image(&image).map(Etcd::Binary);
+    }
+    if let Some(path) = on_path() {
+        return Ok(Etcd::Binary(path));
+    }
+    if may_install() {
+        install()?;
+        if let Some(path) = on_path() {
+            return Ok(Etcd::Binary(path));
+        }
+    }
+    Err("the tests need an etcd and none could be had. Install one (Debian and Ubuntu: `sudo apt-get install \
+         etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` binary, ENLIST_TEST_IMAGE to an image for Docker, or \
+         ENLIST_TEST_ETCD to the host:port of an etcd that may be filled and emptied"
+        .into())
+}
+
+fn on_path() -> Option<PathBuf> {
+    let paths = env::var_os("PATH")?;
+    env::split_paths(&paths).map(|directory| directory.join("etcd")).find(|path| path.is_file())
+}
+
+fn quietly(program: &str, args: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(args).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// Says whether a Docker engine answers.
+pub(crate) fn docker_works() -> bool {
+    quietly("docker", &["info", "--format", "{{.ServerVersion}}"]).is_some_and(|version| !version.is_empty())
+}
+
+/// Takes the `etcd` out of an image that Docker has or can get, so that the tests can start processes of it as well.
+fn out_of_image(image: &str) -> Result<PathBuf> {
+    let container =
+        quietly("docker", &["create", image, "etcd"]).ok_or(format!("Docker cannot get the image {image}"))?;
+    let directory = PathBuf::from("target/etcd");
+    std::fs::create_dir_all(&directory)?;
+    let target = directory.join("etcd");
+    let copy = |path: &&str| {
+        let from = format!("{container}:{path}");
+        quietly("docker", &["cp", "--follow-link", &from, &target.display().to_string()]).is_some()
+    };
+    let found = ["/usr/local/bin/etcd", "/usr/bin/etcd", "/etcd", "/opt/bitnami/etcd/bin/etcd"].iter().any(copy);
+    quietly("docker", &["rm", &container]);
+    if found { Ok(target.canonicalize()?) } else { Err(format!("there is no etcd in the image {image}").into()) }
+}
+
+fn may_install() -> bool {
+    let root = quietly("id", &["-u"]).as_deref() == Some("0");
+    root && quietly("apt-get", &["--version"]).is_some()
+}
+
+fn install() -> Result {
+    println!("no etcd on the PATH; installing Debian's package");
+    let mut update = Command::new("apt-get");
+    run(update.args(["-q", "update"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["-q", "install", "-y", "--no-install-recommends", "etcd-server"]);
+    // The package would start a server of its own, which the tests do not want.
+    run(install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
+}

@@ -1,0 +1,97 @@
+//! The project's own commands. `cargo xtask` lists them.
+//!
+//! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
+
+mod etcd;
+mod rules;
+
+use std::{
+    env,
+    error::Error,
+    process::{Command, ExitCode},
+};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+const HELP: &str = "\
+cargo xtask <command>
+
+  test    get protoc and an etcd, then run every test and every example
+  env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
+  rules   check that no crate depends on what it must not know, and that each one builds alone
+";
+
+fn main() -> ExitCode {
+    let command = env::args().nth(1).unwrap_or_default();
+    let outcome = match command.as_str() {
+        "test" => test(),
+        "env" => print_env(),
+        "rules" => rules::check(),
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {command}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The variables that let etcd-client build: the given ones, else a `protoc` from a crate.
+fn protoc() -> Result<Vec<(&'static str, String)>> {
+    if env::var_os("PROTOC").is_some() {
+        return Ok(Vec::new());
+    }
+    let path = protoc_bin_vendored::protoc_bin_path()?;
+    let include = protoc_bin_vendored::include_path()?;
+    Ok(vec![("PROTOC", path.display().to_string()), ("PROTOC_INCLUDE", include.display().to_string())])
+}
+
+fn print_env() -> Result {
+    for (name, value) in protoc()? {
+        println!("export {name}='{value}'");
+    }
+    Ok(())
+}
+
+/// The cargo that runs this, with what building needs.
+fn cargo() -> Result<Command> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.envs(protoc()?);
+    Ok(command)
+}
+
+/// Runs a command and shows it first.
+fn run(command: &mut Command) -> Result {
+    let shown: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    println!("\n==> {} {}", command.get_program().to_string_lossy(), shown.join(" "));
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", shown.join(" ")).into()) }
+}
+
+/// How many cases run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
+const SIDE_BY_SIDE: &str = "8";
+
+fn test() -> Result {
+    let etcd = etcd::find()?;
+    println!("etcd for the tests: {etcd}");
+    let everything = ["test", "--workspace", "--features", "enlist-examples/etcd"];
+    run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+    if etcd.is_process() && etcd::docker_works() {
+        let mut command = cargo()?;
+        command.args(["test", "--package", "enlist-etcd", "--test", "conformance"]);
+        command.env("RUST_TEST_THREADS", SIDE_BY_SIDE).env("ENLIST_TEST_PROVIDER", "container");
+        run(command.envs(etcd.variables()))?;
+    } else {
+        println!("\n==> not run with containers: there is no Docker engine, or the etcd is given");
+    }
+    for example in ["quickstart", "register_and_serve", "watch_view", "lock_job", "leader", "unit_test"] {
+        run(cargo()?.args(["run", "--quiet", "--package", "enlist-examples", "--example", example]))?;
+    }
+    println!("\nevery test and every example passed");
+    Ok(())
+}

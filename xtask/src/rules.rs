@@ -1,0 +1,45 @@
+//! Who may know whom. The table is that of CONTRIBUTING.md.
+
+use std::collections::BTreeSet;
+
+use crate::{Result, cargo, run};
+
+/// A package, and packages that must not be in its dependency tree (development dependencies aside).
+const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
+    ("enlist", &["etcd-client", "tonic", "tower", "enlist-memory", "enlist-etcd", "enlist-grpc"]),
+    ("enlist-memory", &["etcd-client", "tonic", "tower", "enlist-etcd", "enlist-grpc"]),
+    ("enlist-etcd", &["enlist-grpc", "enlist-memory"]),
+    ("enlist-grpc", &["etcd-client", "enlist-etcd", "enlist-memory"]),
+    ("enlist-testkit", &["etcd-client", "enlist-etcd", "enlist-memory", "enlist-grpc"]),
+    // Without its feature `etcd`.
+    ("enlist-examples", &["etcd-client", "enlist-etcd"]),
+    ("xtask", &["enlist", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-testkit"]),
+];
+
+pub(crate) fn check() -> Result {
+    for (package, forbidden) in MUST_NOT_KNOW {
+        let known = dependencies(package)?;
+        if let Some(known) = forbidden.iter().find(|name| known.contains(**name)) {
+            return Err(format!("{package} must not depend on {known}").into());
+        }
+        println!("{package} has {} dependencies, none of {}", known.len(), forbidden.join(", "));
+    }
+    for (package, _) in MUST_NOT_KNOW {
+        run(cargo()?.args(["check", "--quiet", "--package", package]))?;
+    }
+    Ok(())
+}
+
+/// The names of all that a package depends on with its default features, development dependencies aside.
+fn dependencies(package: &str) -> Result<BTreeSet<String>> {
+    let mut tree = cargo()?;
+    tree.args(["tree", "--package", package, "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
+    let output = tree.output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    let lines = String::from_utf8(output.stdout)?;
+    // The first line is the package itself.
+    let names = lines.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    Ok(names.map(str::to_owned).collect())
+}
