@@ -50,20 +50,32 @@ impl std::error::Error for DialError {
     }
 }
 
-/// A TLS connection without a client certificate ended. In TLS 1.3 the refusal of a missing one comes after the handshake,
-/// and the alert that says so is often lost to a broken pipe.
+/// A connection that had been made broke.
 #[derive(Debug)]
-struct NoIdentity(tonic::transport::Error);
+struct Broken {
+    url: Option<http::Uri>,
+    /// TLS without a client certificate. In TLS 1.3 the refusal of a missing one comes after the handshake, and the alert
+    /// that says so is often lost to a broken pipe.
+    shows_no_identity: bool,
+    source: tonic::transport::Error,
+}
 
-impl fmt::Display for NoIdentity {
+impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection ended; the server may want a client certificate, and none is configured")
+        match &self.url {
+            Some(url) => write!(f, "the connection to {url} ended")?,
+            None => f.write_str("the connection ended")?,
+        }
+        if self.shows_no_identity {
+            f.write_str("; the server may want a client certificate, and none is configured")?;
+        }
+        Ok(())
     }
 }
 
-impl std::error::Error for NoIdentity {
+impl std::error::Error for Broken {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.0)
+        Some(&self.source)
     }
 }
 
@@ -119,6 +131,14 @@ impl Failover {
 
     fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
         self.shared.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The member that is, or is next to be, dialled.
+    fn url(&self) -> Option<http::Uri> {
+        match &self.shared.members {
+            Members::Urls { urls, .. } if !urls.is_empty() => Some(urls[self.pinned().at % urls.len()].uri().clone()),
+            Members::Urls { .. } | Members::Fixed(_) => None,
+        }
     }
 
     fn shows_no_identity(&self) -> bool {
@@ -256,13 +276,14 @@ impl Service<http::Request<Body>> for Failover {
         let this = self.clone();
         Box::pin(async move {
             let (generation, mut channel) = this.connected().await?;
+            let url = this.url();
             let answered = match channel.ready().await {
                 Ok(ready) => ready.call(request).await,
                 Err(error) => Err(error),
             };
             answered.map_err(|error| {
                 this.give_up(generation);
-                if this.shows_no_identity() { BoxError::from(NoIdentity(error)) } else { error.into() }
+                BoxError::from(Broken { url, shows_no_identity: this.shows_no_identity(), source: error })
             })
         })
     }

@@ -381,8 +381,9 @@ struct Running {
     log: PathBuf,
 }
 
-/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies.
-const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!"#;
+/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends when
+/// the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
+const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
 
 impl Running {
     async fn start(arguments: &[String], directory: &Path) -> Result<Self, String> {
@@ -420,10 +421,7 @@ impl Running {
     async fn kill(mut self) {
         self.signal("KILL").await;
         drop(self.guard.stdin.take());
-        // The shell ends once `cat` has, and has then waited for nothing else.
+        // Its status is that of the killed etcd.
         let _ = self.guard.wait().await;
-        while self.ended().is_none() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
     }
 }
