@@ -186,6 +186,8 @@ impl Failover {
         let mut last = said("no endpoint is configured");
         for at in (0..urls.len()).map(|step| first.wrapping_add(step)) {
             let url = &urls[at % urls.len()];
+            // Whoever waits may give up before the dial does; the next one then begins with another member.
+            self.pinned().at = at.wrapping_add(1);
             let endpoint = match with_tls(url, tls).await {
                 Ok(endpoint) => endpoint,
                 Err(cause) => {

@@ -8,7 +8,7 @@ use std::{future::Future, time::Duration};
 use enlist::{Error, LeaseId, Moment, Revision};
 use etcd_client::{
     Channel, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions,
-    Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
@@ -312,6 +312,22 @@ impl Connection {
                 _ => return Ok((records, at.unwrap_or_default())),
             }
         }
+    }
+
+    /// How many keys a range has, and when the newest was changed (0 without keys), by one linearizable read.
+    pub(crate) async fn numbers(&self, range: &KeyRange) -> Result<(usize, Revision), Failure> {
+        let mut options =
+            GetOptions::new().with_sort(SortTarget::Mod, SortOrder::Descend).with_limit(1).with_keys_only();
+        if let Some(end) = &range.end {
+            options = options.with_range(end.clone());
+        }
+        let read = |mut clients: Clients| {
+            let (start, options) = (range.start.clone(), options.clone());
+            async move { clients.kv.get(start, Some(options)).await }
+        };
+        let response = self.bulk.call("numbers", read).await?;
+        let newest = response.kvs().first().map(|pair| Record::from(pair).modified).unwrap_or_default();
+        Ok((usize::try_from(response.count()).unwrap_or(0), newest))
     }
 
     /// What is left of a lease, and what it was granted for; `None` if it is gone.

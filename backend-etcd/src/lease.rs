@@ -13,7 +13,11 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Backoff, BackoffPolicy, Error, LeaseId, Moment, TaskOwner, registry::whole_seconds};
+use enlist::{
+    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, Moment, TaskOwner,
+    registry::whole_seconds,
+    telemetry::{Timer, measured},
+};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -117,14 +121,15 @@ type Slot = Arc<AsyncMutex<Vec<Arc<Lease>>>>;
 #[derive(Debug)]
 pub(crate) struct Leases {
     conn: Arc<Connection>,
+    counters: Arc<Counters>,
     pools: Mutex<HashMap<(Purpose, Duration), Slot>>,
     /// All that were granted and may be alive, for the end of the session.
     granted: Mutex<Vec<Weak<Lease>>>,
 }
 
 impl Leases {
-    pub(crate) fn new(conn: Arc<Connection>) -> Self {
-        Self { conn, pools: Mutex::default(), granted: Mutex::default() }
+    pub(crate) fn new(conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
+        Self { conn, counters, pools: Mutex::default(), granted: Mutex::default() }
     }
 
     /// The leases that this session holds.
@@ -170,8 +175,15 @@ impl Leases {
         }
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned, doubted) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
-        let keeper =
-            Keeper { conn: Arc::clone(&self.conn), id, ttl, renewed: sent, report, doubted: Arc::clone(&doubted) };
+        let keeper = Keeper {
+            conn: Arc::clone(&self.conn),
+            counters: Arc::clone(&self.counters),
+            id,
+            ttl,
+            renewed: sent,
+            report,
+            doubted: Arc::clone(&doubted),
+        };
         let lease = Arc::new(Lease {
             id,
             ttl,
@@ -221,6 +233,7 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
 
 struct Keeper {
     conn: Arc<Connection>,
+    counters: Arc<Counters>,
     id: LeaseId,
     ttl: Duration,
     /// When the last acknowledged renewal was sent.
@@ -259,12 +272,15 @@ impl Keeper {
             match self.renew().await {
                 Ok(()) => {
                     backoff.reset();
+                    self.counters.count(Counter::Renewals);
+                    measured(Timer::Renewal, sent.elapsed());
                     self.renewed = sent;
                     wait = pause(self.ttl, None);
                     self.report.send_replace(LeaseState::Alive { sent });
                 }
                 Err(Failure::LeaseNotFound) => {
                     tracing::warn!(lease = self.id.get(), "lease lost");
+                    self.counters.count(Counter::LeaseLosses);
                     self.report.send_replace(LeaseState::Lost);
                     return;
                 }

@@ -28,10 +28,12 @@
 //! | `error` | what etcd says, turned into what a caller can do |
 //! | `session` | the runtime that owns leases and tasks |
 //! | `lease` | grants and renewals |
-//! | `pipeline`, `mirror` | list and watch a range, for ever |
+//! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
+//! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
 //! | [`layout`] | the only place that knows keys and values |
 
+mod audit;
 mod channel;
 mod connection;
 mod election;
@@ -41,6 +43,7 @@ pub mod layout;
 mod lease;
 mod lock;
 mod mirror;
+mod own_keys;
 mod pipeline;
 mod record;
 mod registry;

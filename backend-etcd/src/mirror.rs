@@ -30,6 +30,13 @@ pub(crate) enum KeyEvent {
 }
 
 impl KeyEvent {
+    pub(crate) fn key(&self) -> &Arc<[u8]> {
+        match self {
+            Self::Put(record) => &record.key,
+            Self::Delete { key, .. } => key,
+        }
+    }
+
     pub(crate) fn revision(&self) -> Revision {
         match self {
             Self::Put(record) => record.modified,
@@ -45,6 +52,15 @@ pub(crate) enum Difference<'a> {
     Gone(&'a Arc<[u8]>),
 }
 
+impl Difference<'_> {
+    pub(crate) fn into_key(self) -> Arc<[u8]> {
+        match self {
+            Self::Present(record) => Arc::clone(&record.key),
+            Self::Gone(key) => Arc::clone(key),
+        }
+    }
+}
+
 impl Mirror {
     pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
         Self { revision, epoch, records: OrdMap::new() }
@@ -56,6 +72,15 @@ impl Mirror {
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
         self.records.values()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// When the newest record was changed; 0 without records.
+    pub(crate) fn newest(&self) -> Revision {
+        self.records.values().map(|record| record.modified).max().unwrap_or_default()
     }
 
     /// Replaces the content by a list, touching only what differs, so that differences stay cheap.

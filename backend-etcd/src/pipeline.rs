@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Epoch, Error, Feed, Moment, Revision, TaskOwner, feed::FeedReader};
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, TaskOwner, feed::FeedReader};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse, WatchStream};
 
 use crate::{
+    audit::{Answer, Audit, Outcome, Verdict},
     connection::{Clients, Connection, header_revision, signed},
     error::{Failure, classify, classify_cancel, said},
     mirror::{KeyEvent, Mirror},
@@ -31,6 +32,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// How long it may take to give one.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// After so many messages in a row that told nothing new the watch goes to another member.
+const MAX_REPEATS: u32 = 3;
 
 /// How long trouble that somebody has to mend is left alone.
 const SLOW: Duration = Duration::from_secs(10);
@@ -84,8 +88,17 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Resu
     let feed = Arc::new(Feed::new());
     let tasks = TaskOwner::on(session.runtime());
     let (stop, closed) = (tasks.stop_signal(), session.tasks.stop_signal());
-    let epoch = Epoch::default();
-    let worker = Worker { conn: Arc::clone(&session.conn), range, feed: Arc::clone(&feed), mirror: known, epoch };
+    let worker = Worker {
+        conn: Arc::clone(&session.conn),
+        range,
+        feed: Arc::clone(&feed),
+        mirror: known,
+        epoch: Epoch::default(),
+        audit: Audit::new(session.audit),
+        counters: Arc::clone(&session.counters),
+        opened: false,
+        repeats: 0,
+    };
     let published = Arc::clone(&feed);
     tasks.spawn("watch", async move {
         tokio::select! {
@@ -104,6 +117,8 @@ enum End {
     Compacted,
     /// The store's revision is lower than it was.
     WentBack,
+    /// An audit found so many keys that are not as in etcd.
+    Wrong(usize),
     /// A request failed, or the stream ended or fell silent.
     Broken(Failure),
 }
@@ -115,6 +130,12 @@ struct Worker {
     /// What is known; `None` before the first list.
     mirror: Option<Mirror>,
     epoch: Epoch,
+    audit: Audit,
+    counters: Arc<Counters>,
+    /// A watch was open before.
+    opened: bool,
+    /// How many messages in a row told nothing new.
+    repeats: u32,
 }
 
 impl Worker {
@@ -141,7 +162,14 @@ impl Worker {
                 }
                 End::WentBack => {
                     tracing::warn!(range = %self.range.describe(), "store went back, listing again");
+                    self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
+                    list = true;
+                    Duration::ZERO
+                }
+                End::Wrong(keys) => {
+                    tracing::warn!(range = %self.range.describe(), keys, "watch had missed changes, listing again");
+                    self.counters.add(Counter::AuditRepairs, keys as u64);
                     list = true;
                     Duration::ZERO
                 }
@@ -185,11 +213,40 @@ impl Worker {
         let mut stream = self.open().await?;
         let mut parts = Vec::new();
         loop {
-            let message = self.message(&mut stream).await?;
-            let created = message.created();
-            self.check(&message, created).await?;
-            *progressed = true;
-            self.take(message, created, asked, &mut parts);
+            tokio::select! {
+                message = message(&self.conn, &mut stream) => {
+                    let message = message?;
+                    let created = message.created();
+                    self.check(&message, created).await?;
+                    *progressed = true;
+                    if created && std::mem::replace(&mut self.opened, true) && !list {
+                        self.counters.count(Counter::WatchResumes);
+                        self.audit.soon();
+                    }
+                    self.take(message, created, asked, &mut parts)?;
+                }
+                ready = self.audit.ready() => self.audited(ready)?,
+            }
+        }
+    }
+
+    /// Goes on with an audit.
+    fn audited(&mut self, ready: Option<Result<Answer, Failure>>) -> Result<(), End> {
+        let Some(mirror) = &self.mirror else {
+            return Ok(());
+        };
+        let (outcome, asked) = self.audit.step(ready, mirror, &self.conn, &self.range);
+        let Outcome::Verdict(verdict) = outcome else {
+            return Ok(());
+        };
+        self.counters.count(Counter::Audits);
+        match verdict {
+            Verdict::Right => {
+                self.feed.prove(asked);
+                Ok(())
+            }
+            Verdict::Wrong(keys) => Err(End::Wrong(keys)),
+            Verdict::WentBack => Err(End::WentBack),
         }
     }
 
@@ -202,9 +259,13 @@ impl Worker {
         if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
             return Err(End::WentBack);
         }
+        if self.mirror.is_some() {
+            self.counters.count(Counter::WatchRelists);
+        }
         let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
         mirror.relist(records, revision, self.epoch);
         self.feed.publish(mirror.clone(), asked);
+        self.audit.rest();
         Ok(())
     }
 
@@ -212,7 +273,7 @@ impl Worker {
         self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
     }
 
-    async fn open(&self) -> Result<WatchStream, End> {
+    async fn open(&mut self) -> Result<WatchStream, End> {
         let mut options =
             WatchOptions::new().with_start_revision(signed(self.seen().next())).with_progress_notify().with_fragment();
         if let Some(end) = &self.range.end {
@@ -225,26 +286,8 @@ impl Worker {
         self.conn.bulk.call("watch", open).await.map_err(End::Broken)
     }
 
-    /// The next message. A silent stream is asked for a sign of life and given up if it gives none.
-    async fn message(&self, stream: &mut WatchStream) -> Result<WatchResponse, End> {
-        let mut read = tokio::time::timeout(SILENCE, stream.message()).await;
-        if read.is_err() {
-            stream.request_progress().await.map_err(|error| End::Broken(classify(&error)))?;
-            read = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await;
-        }
-        let Ok(read) = read else {
-            self.conn.bulk.suspect();
-            return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
-        };
-        match read {
-            Ok(Some(message)) => Ok(message),
-            Ok(None) => Err(End::Broken(Failure::Lost(said("the watch ended")))),
-            Err(error) => Err(End::Broken(classify(&error))),
-        }
-    }
-
     /// Tells whether the message ends the watch.
-    async fn check(&self, message: &WatchResponse, created: bool) -> Result<(), End> {
+    async fn check(&mut self, message: &WatchResponse, created: bool) -> Result<(), End> {
         if message.compact_revision() > 0 {
             return Err(End::Compacted);
         }
@@ -263,33 +306,42 @@ impl Worker {
     }
 
     /// Takes what the message says; publishes at the end of a revision only.
-    fn take(&mut self, message: WatchResponse, created: bool, asked: Moment, parts: &mut Vec<KeyEvent>) {
+    fn take(
+        &mut self,
+        message: WatchResponse,
+        created: bool,
+        asked: Moment,
+        parts: &mut Vec<KeyEvent>,
+    ) -> Result<(), End> {
         let now = Moment::now();
         let header = header_revision(message.header());
         let (fragment, watch_id) = (message.0.fragment, message.watch_id());
         let has_events = !message.events().is_empty();
-        parts.extend(message.0.events.into_iter().filter_map(|event| {
-            let kv = event.kv?;
-            let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
-            let pair = etcd_pair(kv);
-            match event.r#type {
-                0 => Some(KeyEvent::Put(pair)),
-                1 => Some(KeyEvent::Delete { key: pair.key, revision }),
-                // An event type of a later etcd: nothing is known about the key.
-                _ => None,
+        for event in message.0.events {
+            match key_event(event) {
+                Some(event) => {
+                    self.audit.moved(event.key());
+                    parts.push(event);
+                }
+                // Nothing is known about its key, so something may be missed.
+                None => self.audit.soon(),
             }
-        }));
+        }
         if fragment {
-            return;
+            return Ok(());
         }
         let Some(mirror) = &mut self.mirror else {
-            return;
+            return Ok(());
         };
         if has_events || !parts.is_empty() {
+            let told = parts.len();
             let dropped = mirror.apply(std::mem::take(parts));
-            if dropped > 0 {
-                tracing::debug!(dropped, "events repeated");
+            self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
+            self.counters.add(Counter::WatchRepeats, dropped as u64);
+            if dropped == told && told > 0 {
+                return self.repeated();
             }
+            self.repeats = 0;
             self.feed.publish(mirror.clone(), now);
         } else if created {
             // Nothing has happened since what is known; or this began from what was known, and events will tell.
@@ -303,6 +355,49 @@ impl Worker {
             mirror.revision = header;
             self.feed.prove(now);
         }
+        Ok(())
+    }
+
+    /// A stream that tells nothing but what is known is not to be trusted for long.
+    fn repeated(&mut self) -> Result<(), End> {
+        tracing::debug!(range = %self.range.describe(), "events repeated");
+        self.repeats += 1;
+        if self.repeats < MAX_REPEATS {
+            return Ok(());
+        }
+        self.repeats = 0;
+        self.conn.bulk.suspect();
+        Err(End::Broken(Failure::Lost(said("the watch repeats itself"))))
+    }
+}
+
+/// The event; `None` for a type of a later etcd, or without a key.
+fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
+    let kv = event.kv?;
+    let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
+    let pair = etcd_pair(kv);
+    match event.r#type {
+        0 => Some(KeyEvent::Put(pair)),
+        1 => Some(KeyEvent::Delete { key: pair.key, revision }),
+        _ => None,
+    }
+}
+
+/// The next message. A silent stream is asked for a sign of life and given up if it gives none.
+async fn message(conn: &Connection, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+    let mut read = tokio::time::timeout(SILENCE, stream.message()).await;
+    if read.is_err() {
+        stream.request_progress().await.map_err(|error| End::Broken(classify(&error)))?;
+        read = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await;
+    }
+    let Ok(read) = read else {
+        conn.bulk.suspect();
+        return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
+    };
+    match read {
+        Ok(Some(message)) => Ok(message),
+        Ok(None) => Err(End::Broken(Failure::Lost(said("the watch ended")))),
+        Err(error) => Err(End::Broken(classify(&error))),
     }
 }
 

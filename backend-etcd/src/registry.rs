@@ -3,12 +3,16 @@
 //! What to do next is decided by [`enlist::reconcile`]; this file only does it. An own key is watched, because a lease can
 //! vanish although every renewal was answered. Compare `enlist-memory`'s file of the same name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
+    Backoff, Counter, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
     RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    backoff::spread,
     feed::FeedReader,
     reconcile::{self, Found, Mine, Observation, Step},
     registration,
@@ -24,8 +28,8 @@ use crate::{
     layout::{Decoded, LeaseScope},
     lease::{self, Lease, LeaseState, Purpose},
     mirror::Mirror,
-    pipeline::Hub,
-    record::Record,
+    own_keys::{Differs, OwnKeys, Ward},
+    record::{KeyRange, Record},
     session::Session,
 };
 
@@ -37,6 +41,9 @@ const SLOW: Duration = Duration::from_secs(10);
 
 /// etcd tells what is left of a lease in whole seconds.
 const SECOND: Duration = Duration::from_secs(1);
+
+/// How long a registration that lost its key waits to hear what became of the lease.
+const VERDICT: Duration = Duration::from_secs(1);
 
 /// How often a foreign lease is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -72,8 +79,12 @@ impl Registry for Etcd {
             backoff: options.backoff.start(),
             lease: None,
             mine: None,
+            known: Known::Absent,
+            ward: None,
+            alone: false,
             unsettled: None,
         };
+        self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let stop = self.session.tasks.stop_signal();
         self.session.tasks.spawn("registration", async move {
             stop.run_until_cancelled_owned(registrar.run()).await;
@@ -154,8 +165,42 @@ struct Registrar {
     backoff: Backoff,
     lease: Option<Arc<Lease>>,
     mine: Option<Mine>,
+    /// What etcd holds under the key, as far as that need not be asked.
+    known: Known,
+    ward: Option<Ward>,
+    /// The key could not be seen through a shared watch.
+    alone: bool,
     /// When a write was sent whose answer was lost.
     unsettled: Option<Moment>,
+}
+
+/// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
+#[derive(Default)]
+enum Known {
+    /// It has to be asked.
+    #[default]
+    Unknown,
+    Absent,
+    Is(Record),
+}
+
+impl From<Option<Record>> for Known {
+    fn from(record: Option<Record>) -> Self {
+        record.map_or(Self::Absent, Self::Is)
+    }
+}
+
+impl Drop for Registrar {
+    fn drop(&mut self) {
+        self.session.registrations.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL and at most a second,
+/// or what it takes for a session to stay below 2,000 in a second.
+fn herd_window(ttl: Duration, registrations: usize) -> Duration {
+    let many = Duration::from_micros(500).saturating_mul(u32::try_from(registrations).unwrap_or(u32::MAX));
+    (ttl / 10).min(Duration::from_secs(1)).max(many)
 }
 
 /// What there is to do after a step.
@@ -186,8 +231,15 @@ impl Registrar {
                 Ok(Pause::None) => {}
                 Ok(Pause::Settled(record)) => {
                     self.backoff.reset();
-                    if self.disturbed(&claim, record).await == Disturbance::Superseded {
-                        return self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    match self.disturbed(&claim, &record).await {
+                        Disturbance::Superseded => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+                        Disturbance::Wanted => self.known = Known::Is(record),
+                        Disturbance::Look => {}
+                        Disturbance::Blind => {
+                            self.alone = true;
+                            self.known = Known::Is(record);
+                        }
+                        Disturbance::Gone => self.lost().await,
                     }
                 }
                 Ok(Pause::Evicted) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
@@ -249,7 +301,16 @@ impl Registrar {
         let lease = self.lease().await?;
         let key = self.key(lease.id())?;
         let desired = self.driver.desired();
-        let (record, _) = self.session.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
+        let session = Arc::clone(&self.session);
+        let _turn = tokio::select! {
+            turn = session.writes.acquire() => turn,
+            () = unwanted(&mut self.driver) => return Ok(Pause::None),
+        };
+        let record = match std::mem::take(&mut self.known) {
+            Known::Unknown => session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0,
+            Known::Absent => None,
+            Known::Is(record) => Some(record),
+        };
         let found = record.as_ref().map(|record| self.found(record));
         let mut step = reconcile::step(found.as_ref(), self.mine, lease.id(), desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
@@ -302,6 +363,10 @@ impl Registrar {
         let sent = Moment::now();
         match self.session.conn.put(key, guard, &value, Some(lease.id())).await {
             Ok(Written::Done(revision)) => {
+                if matches!(guard, Guard::Absent) {
+                    let again = self.driver.was_stored();
+                    self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
+                }
                 let created = previous.map_or(revision, |record| record.created);
                 self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
                 self.driver.report_stored(*generation, revision);
@@ -314,7 +379,10 @@ impl Registrar {
                 };
                 Ok(Pause::Settled(record))
             }
-            Ok(Written::Refused(_)) => Ok(Pause::None),
+            Ok(Written::Refused(record)) => {
+                self.known = record.into();
+                Ok(Pause::None)
+            }
             Err(Failure::LeaseNotFound) => {
                 if !matches!(self.options.lease, LeaseChoice::Given(_)) {
                     lease.condemn();
@@ -358,7 +426,7 @@ impl Registrar {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
-        let delay = if error.is_retryable() { next } else { SLOW };
+        let delay = if error.is_retryable() { next } else { SLOW + spread(SLOW / 4) };
         tracing::debug!(service = %self.driver.service(), instance = %self.id, cause = %error, "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
@@ -367,7 +435,10 @@ impl Registrar {
         }
         // Whoever waits for a foreign key looks at it, so as not to come late.
         let mut foreign = match (conflict, &self.lease) {
-            (true, Some(lease)) => self.key(lease.id()).ok().and_then(|key| self.follow(&key, None).ok()),
+            (true, Some(lease)) => self
+                .key(lease.id())
+                .ok()
+                .and_then(|key| self.session.hub.follow(&self.session, &KeyRange::key(key)).ok()),
             _ => None,
         };
         tokio::select! {
@@ -377,21 +448,24 @@ impl Registrar {
         }
     }
 
-    fn follow(&self, key: &[u8], known: Option<&Record>) -> Result<FeedReader<Mirror>, Error> {
-        match known {
-            Some(record) => Hub::follow_key(&self.session, key, Some(record.clone()), record.modified),
-            None => self.session.hub.follow(&self.session, &crate::record::KeyRange::key(key)),
-        }
-    }
-
     /// Waits until something is no longer as it should be.
-    async fn disturbed(&mut self, claim: &Claim<Vec<u8>>, record: Record) -> Disturbance {
+    async fn disturbed(&mut self, claim: &Claim<Vec<u8>>, record: &Record) -> Disturbance {
         let Some(lease) = self.lease.clone() else {
             return Disturbance::Look;
         };
-        let Ok(mut own_key) = self.follow(&record.key, Some(&record)) else {
-            return Disturbance::Look;
+        let mut ward = match self.ward.take().filter(|ward| ward.key() == &*record.key) {
+            Some(ward) => ward,
+            None => match OwnKeys::watch(&self.session, self.driver.service(), record, self.alone) {
+                Ok(ward) => ward,
+                Err(_) => return Disturbance::Look,
+            },
         };
+        let disturbance = self.wait(claim, record, &lease, &mut ward).await;
+        self.ward = (disturbance != Disturbance::Blind).then_some(ward);
+        disturbance
+    }
+
+    async fn wait(&mut self, claim: &Claim<Vec<u8>>, record: &Record, lease: &Lease, ward: &mut Ward) -> Disturbance {
         let mut state = lease.state();
         let options = self.options.clone();
         let mut audit = std::pin::pin!(options.audit_due());
@@ -399,28 +473,46 @@ impl Registrar {
             tokio::select! {
                 () = &mut audit => return Disturbance::Look,
                 () = claim.superseded() => return Disturbance::Superseded,
-                () = self.driver.changed() => return Disturbance::Look,
+                () = self.driver.changed() => return Disturbance::Wanted,
                 changed = lease_changed(&mut state) => match changed {
-                    LeaseState::Lost => {
-                        self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
-                        return Disturbance::Look;
-                    }
+                    LeaseState::Lost => return Disturbance::Gone,
                     LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
                     LeaseState::Alive { .. } => {
                         self.driver.report(RegistrationState::Registered { revision: record.modified });
                     }
                 },
-                reading = own_key.next() => {
-                    let Ok(reading) = reading else { return Disturbance::Look };
-                    let intact = reading.value.get(&record.key).is_some_and(|now| now.modified == record.modified);
-                    if !intact {
-                        if reading.value.get(&record.key).is_none() {
-                            lease.doubt();
-                        }
-                        return Disturbance::Look;
-                    }
-                }
+                differs = ward.differs(record.modified) => match differs {
+                    Differs::Gone => return Disturbance::Gone,
+                    Differs::Changed => return Disturbance::Look,
+                    Differs::Blind => return Disturbance::Blind,
+                },
             }
+        }
+    }
+
+    /// The key is gone, or its lease is. Finds out which, and keeps those that lost it together from coming back together.
+    async fn lost(&mut self) {
+        let Some(lease) = self.lease.clone() else {
+            return;
+        };
+        let doubted = Moment::now();
+        lease.doubt();
+        let mut state = lease.state();
+        let told = async {
+            while !lease.is_lost() && lease.renewed().is_some_and(|sent| sent.since(doubted).is_zero()) {
+                lease_changed(&mut state).await;
+            }
+        };
+        // Without a verdict the key is looked at, and the guarded write settles it.
+        let heard = tokio::time::timeout(VERDICT, told).await.is_ok();
+        if heard && lease.is_lost() {
+            self.known = Known::Absent;
+            self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
+        }
+        let window = herd_window(lease.ttl(), self.session.registrations.load(Ordering::Relaxed));
+        tokio::select! {
+            () = tokio::time::sleep(spread(window)) => {}
+            () = unwanted(&mut self.driver) => {}
         }
     }
 
@@ -483,9 +575,18 @@ impl Registrar {
     }
 }
 
+/// What ended the rest of a registration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Disturbance {
+    /// Something else is wanted.
+    Wanted,
+    /// The key may be different.
     Look,
+    /// The key, or its lease, is gone.
+    Gone,
+    /// The watch cannot see the key.
+    Blind,
+    /// Another registration of this session has taken the key over.
     Superseded,
 }
 

@@ -3,20 +3,30 @@
 //! By default that runtime has its own thread, so a program that starves its runtime loses neither leases nor locks.
 //! Registrations, guards and watchers hold the session; when the last of them and the client are gone, it ends.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
-use enlist::{Error, TaskOwner, slots::Slots};
-use tokio::{runtime::Handle, sync::oneshot};
+use enlist::{Counters, Error, TaskOwner, slots::Slots};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, oneshot},
+};
 
 use crate::{
     connection::Connection,
     layout::{Layout, LockLayout},
     lease::{Leases, revoke},
+    own_keys::OwnKeys,
     pipeline::Hub,
 };
 
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How many registrations may write at the same time, so that thousands that lost their lease together do not stampede.
+const MAX_WRITES: usize = 16;
 
 /// Where a session runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,8 +46,16 @@ pub(crate) struct Session {
     pub(crate) leases: Leases,
     pub(crate) slots: Slots<Vec<u8>>,
     pub(crate) hub: Hub,
+    pub(crate) own_keys: OwnKeys,
+    /// So many registrations write at a time.
+    pub(crate) writes: Semaphore,
+    /// How many registrations there are.
+    pub(crate) registrations: AtomicUsize,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) lock_layout: Arc<dyn LockLayout>,
+    pub(crate) counters: Arc<Counters>,
+    /// How often watched ranges are audited.
+    pub(crate) audit: Option<Duration>,
     runtime: Handle,
     /// Dropping it tells the thread to end.
     _thread: Option<oneshot::Sender<()>>,
@@ -90,17 +108,24 @@ impl Session {
         conn: Connection,
         layout: Arc<dyn Layout>,
         lock_layout: Arc<dyn LockLayout>,
+        audit: Option<Duration>,
     ) -> Arc<Self> {
         let conn = Arc::new(conn);
+        let counters = Arc::<Counters>::default();
         let Ground { runtime, tasks, thread } = ground;
         Arc::new(Self {
-            leases: Leases::new(Arc::clone(&conn)),
+            leases: Leases::new(Arc::clone(&conn), Arc::clone(&counters)),
             conn,
             tasks,
             slots: Slots::default(),
             hub: Hub::default(),
+            own_keys: OwnKeys::default(),
+            writes: Semaphore::new(MAX_WRITES),
+            registrations: AtomicUsize::new(0),
             layout,
             lock_layout,
+            counters,
+            audit,
             runtime,
             _thread: thread,
         })

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Entry, Error, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    Change, Counter, Counters, Entry, Error, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
     feed::{FeedReader, Reading},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     layout::{Identity, Layout, Skip},
     mirror::{Difference, Mirror},
     record::Record,
+    session::Session,
 };
 
 #[async_trait]
@@ -29,14 +30,14 @@ impl Resolver for Etcd {
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut mirror = Mirror::new(revision, enlist::Epoch::default());
         mirror.relist(records, revision, enlist::Epoch::default());
-        let mut projection = Projection::new(service.clone(), Arc::clone(&self.session.layout));
+        let mut projection = self.projection(service);
         Ok(projection.follow(None, &mirror))
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let range = self.session.layout.service_range(service)?;
         let reader = self.session.hub.follow(&self.session, &range)?;
-        let projection = Projection::new(service.clone(), Arc::clone(&self.session.layout));
+        let projection = self.projection(service);
         Ok(Box::new(EtcdWatcher { reader, projection, seen: None, live: true }))
     }
 
@@ -50,6 +51,13 @@ impl Resolver for Etcd {
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let names = records.iter().filter_map(|record| layout.service_of(namespace, &record.key));
         Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
+    }
+}
+
+impl Etcd {
+    fn projection(&self, service: &ServiceRef) -> Projection {
+        let Session { layout, counters, .. } = &*self.session;
+        Projection::new(service.clone(), Arc::clone(layout), Arc::clone(counters))
     }
 }
 
@@ -91,6 +99,7 @@ type Twins = BTreeSet<(Revision, Arc<[u8]>)>;
 pub(crate) struct Projection {
     service: ServiceRef,
     layout: Arc<dyn Layout>,
+    counters: Arc<Counters>,
     /// The instance that each key holds.
     by_key: HashMap<Arc<[u8]>, Arc<Entry>>,
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
@@ -99,8 +108,8 @@ pub(crate) struct Projection {
 }
 
 impl Projection {
-    pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>) -> Self {
-        Self { service, layout, by_key: HashMap::new(), twins: BTreeMap::new(), snapshot: None }
+    pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>, counters: Arc<Counters>) -> Self {
+        Self { service, layout, counters, by_key: HashMap::new(), twins: BTreeMap::new(), snapshot: None }
     }
 
     /// The snapshot of `mirror`; `before` is the mirror that was followed last.
@@ -125,6 +134,7 @@ impl Projection {
             Ok(decoded) => Some(Arc::new(Entry::new(decoded.instance, record.created, record.modified))),
             Err(Skip::Foreign) => None,
             Err(Skip::Malformed(reason)) => {
+                self.counters.count(Counter::MalformedValues);
                 tracing::warn!(
                     service = %self.service, key = %record.key.escape_ascii(), reason, "malformed value skipped"
                 );
@@ -218,7 +228,7 @@ mod tests {
         fn new(layout: impl Layout) -> Self {
             let service = ServiceRef::parse("s").unwrap();
             let mirror = Mirror::new(Revision::default(), Epoch::default());
-            Self { projection: Projection::new(service, Arc::new(layout)), mirror }
+            Self { projection: Projection::new(service, Arc::new(layout), Arc::default()), mirror }
         }
 
         fn after(&mut self, event: KeyEvent) -> Vec<String> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::{
     clock::Moment,
     error::Error,
-    freshness::Freshness,
+    freshness::{Freshness, Proof},
     resolver::{Change, Watcher},
     snapshot::Snapshot,
 };
@@ -33,6 +33,7 @@ struct State<T> {
 #[derive(Debug)]
 pub struct Feed<T> {
     state: watch::Sender<State<T>>,
+    proof: Proof,
 }
 
 impl<T: Clone + PartialEq> Default for Feed<T> {
@@ -44,33 +45,36 @@ impl<T: Clone + PartialEq> Default for Feed<T> {
 impl<T: Clone + PartialEq> Feed<T> {
     /// A feed that knows nothing yet.
     pub fn new() -> Self {
-        let freshness = Freshness::Live { proven: Moment::now() };
-        Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }) }
+        let proof = Proof::new(Moment::now());
+        let freshness = Freshness::Live { proof: proof.clone() };
+        Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
     }
 
     /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if
     /// the feed was stale.
     pub fn publish(&self, value: T, proven: Moment) {
+        self.proof.renew(proven);
+        let freshness = Freshness::Live { proof: self.proof.clone() };
         self.state.send_if_modified(|state| {
             let wake = state.value.as_ref() != Some(&value) || !state.freshness.is_live() || state.refused.is_some();
-            *state = State { value: Some(value), freshness: Freshness::Live { proven }, refused: None, closed: false };
+            *state = State { value: Some(value), freshness, refused: None, closed: false };
             wake
         });
     }
 
     /// Notes that the last value was still right at `proven`. Wakes the readers only if the feed was stale.
     pub fn prove(&self, proven: Moment) {
-        self.state.send_if_modified(|state| {
-            let wake = !state.freshness.is_live();
-            state.freshness = Freshness::Live { proven };
-            wake
-        });
+        self.proof.renew(proven);
+        self.live();
     }
 
     /// Notes that changes arrive again, though nothing has been proven yet. Wakes the readers if the feed was stale.
     pub fn live(&self) {
-        let proven = self.state.borrow().freshness.proven();
-        self.prove(proven);
+        self.state.send_if_modified(|state| {
+            let wake = !state.freshness.is_live();
+            state.freshness = Freshness::Live { proof: self.proof.clone() };
+            wake
+        });
     }
 
     /// Notes that changes no longer arrive. The value stays.

@@ -1,20 +1,51 @@
 //! How old a picture of the store is, told honestly.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
 
 use crate::{clock::Moment, error::Error};
 
+/// When a picture of the store was last known to be right. Clones share it: a later proof shows in all of them.
+#[derive(Clone)]
+pub struct Proof(Arc<ArcSwap<Moment>>);
+
+impl Proof {
+    /// A proof that held at `moment`.
+    pub fn new(moment: Moment) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(moment)))
+    }
+
+    /// When it held last.
+    pub fn moment(&self) -> Moment {
+        **self.0.load()
+    }
+
+    /// For backends: notes that it held at `moment`, unless a later one is known. There is one writer.
+    pub fn renew(&self, moment: Moment) {
+        if !moment.since(self.moment()).is_zero() {
+            self.0.store(Arc::new(moment));
+        }
+    }
+}
+
+impl fmt::Debug for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.moment().fmt(f)
+    }
+}
+
 /// Whether a picture of the store is being kept up to date, and since when it is known to have been right.
 ///
-/// The age counts from the last *proof*: the sending of a list that succeeded, an ordered progress notice, or an event.
-/// A sign of life alone is not a proof.
+/// The age counts from the last *proof*: the sending of a list or an audit that succeeded, an ordered progress notice, or an
+/// event. A sign of life alone is not a proof.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Freshness {
     /// Changes arrive as they happen.
     Live {
-        /// When the picture was last proven right.
-        proven: Moment,
+        /// When the picture was last proven right; goes on being renewed.
+        proof: Proof,
     },
     /// Changes do not arrive; the picture is the last known one.
     Stale {
@@ -34,7 +65,8 @@ impl Freshness {
     /// When the picture was last proven right.
     pub fn proven(&self) -> Moment {
         match self {
-            Self::Live { proven } | Self::Stale { proven, .. } => *proven,
+            Self::Live { proof } => proof.moment(),
+            Self::Stale { proven, .. } => *proven,
         }
     }
 

@@ -11,6 +11,7 @@
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
 //! | have one leader | [`Election::campaign`], [`Leadership`] |
 //! | start and stop a server in order | [`Graceful`] |
+//! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
 //!
 //! # Example
@@ -60,6 +61,7 @@ mod revision;
 pub mod slots;
 mod snapshot;
 mod task;
+pub mod telemetry;
 
 #[doc(inline)]
 pub use self::{
@@ -71,7 +73,7 @@ pub use self::{
     endpoint::Endpoint,
     error::{Cause, Error},
     feed::{Feed, ServiceWatcher},
-    freshness::Freshness,
+    freshness::{Freshness, Proof},
     graceful::{Graceful, Shutdown},
     instance::{Draft, Entry, Health, Instance, Presence},
     lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
@@ -83,6 +85,7 @@ pub use self::{
     revision::{Epoch, FencingToken, LeaseId, Revision},
     snapshot::{Event, Snapshot},
     task::{StopError, TaskOwner},
+    telemetry::{Counter, Counters},
 };
 
 /// Runs the program in the README as a test.

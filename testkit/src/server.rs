@@ -396,6 +396,8 @@ impl Running {
             .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // The shell tells of the kill.
+            .stderr(Stdio::null())
             .kill_on_drop(false)
             .spawn()
             .map_err(|error| format!("sh: {error}"))?;

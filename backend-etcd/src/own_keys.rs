@@ -1,0 +1,322 @@
+//! Watching own keys: a registration learns from etcd, not from its lease, whether its key is still there.
+//!
+//! A few keys of a service have a watch each, which begins at what is known and costs no list. Many share the watch of their
+//! service, and of very many services that of the namespace, so that ten thousand own keys are a handful of watches. A shared
+//! watch hands each difference to the one registration it concerns.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use enlist::{Epoch, Error, Revision, ServiceRef, TaskOwner, feed::FeedReader};
+use tokio::sync::watch;
+
+use crate::{
+    mirror::{Difference, Mirror},
+    pipeline::Hub,
+    record::{KeyRange, Record},
+    session::Session,
+};
+
+/// So many keys of a service have a watch of their own.
+const FEW: usize = 8;
+
+/// So many watches of own keys there are before services share one.
+const MANY: usize = 64;
+
+/// What a watch last told of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// Nothing yet.
+    Nothing,
+    /// At this revision it had been changed last at `modified`, or was absent.
+    At { revision: Revision, epoch: Epoch, modified: Option<Revision> },
+    /// The watch cannot see it.
+    Blind,
+}
+
+/// How an own key differs from what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Differs {
+    Gone,
+    Changed,
+    /// It cannot be watched this way.
+    Blind,
+}
+
+/// Compares what a watch told with what was written at `written`, when the store's epoch was `epoch`.
+fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs> {
+    match seen {
+        Seen::Nothing => None,
+        Seen::Blind => Some(Differs::Blind),
+        Seen::At { epoch: now, .. } if epoch.is_some_and(|epoch| epoch != now) => Some(Differs::Changed),
+        // A picture from before the write says nothing about it.
+        Seen::At { revision, .. } if revision < written => None,
+        Seen::At { modified: None, .. } => Some(Differs::Gone),
+        Seen::At { modified: Some(modified), .. } => (modified != written).then_some(Differs::Changed),
+    }
+}
+
+/// The watch over one own key. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Ward {
+    key: Arc<[u8]>,
+    seen: watch::Receiver<Seen>,
+    /// That of the first picture.
+    epoch: Option<Epoch>,
+    group: Arc<Group>,
+}
+
+impl Ward {
+    pub(crate) fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Waits until the key differs from what was written at `written`.
+    ///
+    /// Dropping the future loses nothing.
+    pub(crate) async fn differs(&mut self, written: Revision) -> Differs {
+        loop {
+            let seen = *self.seen.borrow_and_update();
+            let differs = judge(seen, written, self.epoch);
+            if let Seen::At { epoch, .. } = seen {
+                self.epoch = Some(epoch);
+            }
+            if let Some(differs) = differs {
+                return differs;
+            }
+            if self.seen.changed().await.is_err() {
+                return Differs::Blind;
+            }
+        }
+    }
+}
+
+impl Drop for Ward {
+    fn drop(&mut self) {
+        let mut inner = self.group.inner();
+        inner.wards.remove(&self.key);
+        inner.unseen.remove(&self.key);
+    }
+}
+
+/// One watch and the own keys that it is for.
+#[derive(Debug)]
+struct Group {
+    inner: Mutex<Inner>,
+    tasks: TaskOwner,
+    /// How many groups there are.
+    count: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    wards: HashMap<Arc<[u8]>, watch::Sender<Seen>>,
+    /// Those whose key was not there when they were last told: written after that picture, and if deleted before the next
+    /// one, no difference tells of it.
+    unseen: HashSet<Arc<[u8]>>,
+    latest: Option<Mirror>,
+    blind: bool,
+}
+
+impl Inner {
+    fn look(&self, key: &[u8]) -> Seen {
+        match &self.latest {
+            _ if self.blind => Seen::Blind,
+            None => Seen::Nothing,
+            Some(mirror) => {
+                let modified = mirror.get(key).map(|record| record.modified);
+                Seen::At { revision: mirror.revision, epoch: mirror.epoch, modified }
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn tell(&mut self, keys: HashSet<Arc<[u8]>>) {
+        for key in keys {
+            let Some(ward) = self.wards.get(&key) else {
+                continue;
+            };
+            let seen = self.look(&key);
+            ward.send_replace(seen);
+            if matches!(seen, Seen::At { modified: Some(_), .. }) {
+                self.unseen.remove(&key);
+            } else {
+                self.unseen.insert(key);
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Group {
+    fn start(
+        session: &Arc<Session>,
+        count: &Arc<AtomicUsize>,
+        reader: impl FnOnce() -> Result<FeedReader<Mirror>, Error>,
+    ) -> Result<Arc<Self>, Error> {
+        count.fetch_add(1, Ordering::Relaxed);
+        let tasks = TaskOwner::on(session.runtime());
+        let group = Arc::new(Self { inner: Mutex::default(), tasks, count: Arc::clone(count) });
+        let reader = reader()?;
+        let (weak, stop) = (Arc::downgrade(&group), group.tasks.stop_signal());
+        group.tasks.spawn("own keys", async move {
+            stop.run_until_cancelled_owned(dispatch(weak, reader)).await;
+        })?;
+        Ok(group)
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ward(self: Arc<Self>, key: &Arc<[u8]>) -> Ward {
+        let mut inner = self.inner();
+        let (tell, seen) = watch::channel(inner.look(key));
+        inner.wards.insert(Arc::clone(key), tell);
+        inner.unseen.insert(Arc::clone(key));
+        drop(inner);
+        Ward { key: Arc::clone(key), seen, epoch: None, group: self }
+    }
+}
+
+/// Hands what the watch tells to those it concerns.
+async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
+    loop {
+        let read = reader.next().await;
+        let Some(group) = group.upgrade() else {
+            return;
+        };
+        let mut inner = group.inner();
+        match read {
+            Ok(reading) => {
+                let before = reading.before.as_ref().filter(|before| before.epoch == reading.value.epoch);
+                let differences = reading.value.differences(before).into_iter();
+                let mut news: HashSet<Arc<[u8]>> = differences.map(Difference::into_key).collect();
+                inner.latest = Some(reading.value);
+                if before.is_none() || std::mem::take(&mut inner.blind) {
+                    news.extend(inner.wards.keys().cloned());
+                } else {
+                    news.extend(inner.unseen.iter().cloned());
+                }
+                inner.tell(news);
+            }
+            Err(Error::Closed) => return,
+            Err(_) => {
+                inner.blind = true;
+                let all = inner.wards.keys().cloned().collect();
+                inner.tell(all);
+            }
+        }
+    }
+}
+
+/// All watches over own keys of a session.
+#[derive(Debug, Default)]
+pub(crate) struct OwnKeys {
+    shared: Mutex<HashMap<KeyRange, Weak<Group>>>,
+    /// Own keys with a watch each, by service.
+    single: Mutex<HashMap<ServiceRef, Vec<Weak<Group>>>>,
+    count: Arc<AtomicUsize>,
+}
+
+/// Which watch an own key gets, when its service has `single` of its own and the session `watches` in all.
+#[derive(Debug, PartialEq, Eq)]
+enum Share {
+    Own,
+    Service,
+    Namespace,
+}
+
+fn share(single: usize, watches: usize) -> Share {
+    match (single, watches) {
+        (_, MANY..) => Share::Namespace,
+        (..FEW, _) => Share::Own,
+        _ => Share::Service,
+    }
+}
+
+impl OwnKeys {
+    /// Watches the key of `record`, which was just written; `alone` if a shared watch could not see it.
+    pub(crate) fn watch(
+        session: &Arc<Session>,
+        service: &ServiceRef,
+        record: &Record,
+        alone: bool,
+    ) -> Result<Ward, Error> {
+        let this = &session.own_keys;
+        let mut single = this.single.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_service = single.entry(service.clone()).or_default();
+        of_service.retain(|group| group.strong_count() > 0);
+        let layout = &session.layout;
+        let share = if alone { Share::Own } else { share(of_service.len(), this.count.load(Ordering::Relaxed)) };
+        let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
+        let group = match share {
+            Share::Own => {
+                let known = || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified);
+                let group = Group::start(session, &this.count, known)?;
+                of_service.push(Arc::downgrade(&group));
+                group
+            }
+            Share::Service => this.shared(session, layout.service_range(service)?)?,
+            Share::Namespace => this.shared(session, namespace()?)?,
+        };
+        if of_service.is_empty() {
+            single.remove(service);
+        }
+        Ok(group.ward(&record.key))
+    }
+
+    fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<Group>, Error> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
+            return Ok(group);
+        }
+        shared.retain(|_, group| group.strong_count() > 0);
+        let group = Group::start(session, &self.count, || session.hub.follow(session, &range))?;
+        shared.insert(range, Arc::downgrade(&group));
+        Ok(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(revision: u64, modified: Option<u64>) -> Seen {
+        let revision = Revision::new(revision);
+        Seen::At { revision, epoch: Epoch::default(), modified: modified.map(Revision::new) }
+    }
+
+    #[test]
+    fn only_a_picture_from_after_the_write_says_something() {
+        let judge = |seen| judge(seen, Revision::new(5), Some(Epoch::default()));
+        assert_eq!(judge(Seen::Nothing), None);
+        assert_eq!(judge(at(4, None)), None);
+        assert_eq!(judge(at(4, Some(3))), None);
+        assert_eq!(judge(at(5, Some(5))), None);
+        assert_eq!(judge(at(9, Some(5))), None);
+        assert_eq!(judge(at(6, Some(6))), Some(Differs::Changed));
+        assert_eq!(judge(at(6, None)), Some(Differs::Gone));
+        assert_eq!(judge(Seen::Blind), Some(Differs::Blind));
+        let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), modified: None };
+        assert_eq!(judge(other), Some(Differs::Changed));
+    }
+
+    #[test]
+    fn many_own_keys_are_few_watches() {
+        assert_eq!(share(0, 0), Share::Own);
+        assert_eq!(share(FEW, FEW), Share::Service);
+        assert_eq!(share(0, MANY), Share::Namespace);
+    }
+}
