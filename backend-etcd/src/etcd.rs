@@ -67,15 +67,12 @@ impl Etcd {
         EtcdBuilder::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// A client over a channel that the caller made, which has to look after its own connection. It is not dialled again.
-    ///
-    /// # Errors
-    ///
-    /// As [`EtcdBuilder::build`].
-    pub fn from_channel(channel: Channel, runtime: SessionRuntime) -> Result<Self, Error> {
+    /// Options for a client over a channel that the caller made, which has to look after its own connection: it is not dialled
+    /// again.
+    pub fn from_channel(channel: Channel) -> EtcdBuilder {
         let mut builder = EtcdBuilder::new(Vec::new());
         builder.channel = Some(channel);
-        builder.runtime(runtime).build()
+        builder
     }
 
     /// What has happened so far: renewals, losses, resumed watches, audits and more.

@@ -5,7 +5,7 @@
 //! watch hands each difference to the one registration it concerns.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -66,8 +66,10 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
 pub(crate) struct Ward {
     key: Arc<[u8]>,
     seen: watch::Receiver<Seen>,
-    /// That of the first picture.
+    /// That of the last picture.
     epoch: Option<Epoch>,
+    /// What is watched for.
+    written: Option<Revision>,
     group: Arc<Group>,
 }
 
@@ -80,6 +82,11 @@ impl Ward {
     ///
     /// Dropping the future loses nothing.
     pub(crate) async fn differs(&mut self, written: Revision) -> Differs {
+        if self.written != Some(written) {
+            self.forget();
+            self.written = Some(written);
+            self.group.inner().expect(&self.key, written);
+        }
         loop {
             let seen = *self.seen.borrow_and_update();
             let differs = judge(seen, written, self.epoch);
@@ -96,11 +103,18 @@ impl Ward {
     }
 }
 
+impl Ward {
+    fn forget(&self) {
+        if let Some(written) = self.written {
+            self.group.inner().waiting.remove(&(written, Arc::clone(&self.key)));
+        }
+    }
+}
+
 impl Drop for Ward {
     fn drop(&mut self) {
-        let mut inner = self.group.inner();
-        inner.wards.remove(&self.key);
-        inner.unseen.remove(&self.key);
+        self.forget();
+        self.group.inner().wards.remove(&self.key);
     }
 }
 
@@ -116,9 +130,8 @@ struct Group {
 #[derive(Debug, Default)]
 struct Inner {
     wards: HashMap<Arc<[u8]>, watch::Sender<Seen>>,
-    /// Those whose key was not there when they were last told: written after that picture, and if deleted before the next
-    /// one, no difference tells of it.
-    unseen: HashSet<Arc<[u8]>>,
+    /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted before.
+    waiting: BTreeSet<(Revision, Arc<[u8]>)>,
     latest: Option<Mirror>,
     blind: bool,
 }
@@ -137,19 +150,29 @@ impl Inner {
 }
 
 impl Inner {
-    fn tell(&mut self, keys: HashSet<Arc<[u8]>>) {
-        for key in keys {
-            let Some(ward) = self.wards.get(&key) else {
-                continue;
-            };
-            let seen = self.look(&key);
-            ward.send_replace(seen);
-            if matches!(seen, Seen::At { modified: Some(_), .. }) {
-                self.unseen.remove(&key);
-            } else {
-                self.unseen.insert(key);
-            }
+    /// Tells the ward of `key` what is known, and again once there is a picture as new as `written`.
+    fn expect(&mut self, key: &Arc<[u8]>, written: Revision) {
+        self.tell(key);
+        if self.latest.as_ref().is_none_or(|mirror| mirror.revision < written) {
+            self.waiting.insert((written, Arc::clone(key)));
         }
+    }
+
+    fn tell(&self, key: &[u8]) {
+        if let Some(ward) = self.wards.get(key) {
+            ward.send_replace(self.look(key));
+        }
+    }
+
+    fn tell_all(&self) {
+        self.wards.keys().for_each(|key| self.tell(key));
+    }
+
+    /// Those that waited for a picture as new as the latest.
+    fn due(&mut self) -> BTreeSet<(Revision, Arc<[u8]>)> {
+        let now = self.latest.as_ref().map(|mirror| mirror.revision).unwrap_or_default();
+        let later = self.waiting.split_off(&(now.next(), [][..].into()));
+        std::mem::replace(&mut self.waiting, later)
     }
 }
 
@@ -182,11 +205,10 @@ impl Group {
 
     fn ward(self: Arc<Self>, key: &Arc<[u8]>) -> Ward {
         let mut inner = self.inner();
-        let (tell, seen) = watch::channel(inner.look(key));
+        let (tell, seen) = watch::channel(Seen::Nothing);
         inner.wards.insert(Arc::clone(key), tell);
-        inner.unseen.insert(Arc::clone(key));
         drop(inner);
-        Ward { key: Arc::clone(key), seen, epoch: None, group: self }
+        Ward { key: Arc::clone(key), seen, epoch: None, written: None, group: self }
     }
 }
 
@@ -201,21 +223,21 @@ async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
         match read {
             Ok(reading) => {
                 let before = reading.before.as_ref().filter(|before| before.epoch == reading.value.epoch);
-                let differences = reading.value.differences(before).into_iter();
-                let mut news: HashSet<Arc<[u8]>> = differences.map(Difference::into_key).collect();
-                inner.latest = Some(reading.value);
-                if before.is_none() || std::mem::take(&mut inner.blind) {
-                    news.extend(inner.wards.keys().cloned());
+                let differences = reading.value.differences(before);
+                let changed: Vec<_> = differences.into_iter().map(Difference::into_key).collect();
+                let anew = before.is_none() || inner.blind;
+                (inner.latest, inner.blind) = (Some(reading.value), false);
+                if anew {
+                    inner.tell_all();
                 } else {
-                    news.extend(inner.unseen.iter().cloned());
+                    changed.iter().for_each(|key| inner.tell(key));
                 }
-                inner.tell(news);
+                inner.due().iter().for_each(|(_, key)| inner.tell(key));
             }
             Err(Error::Closed) => return,
             Err(_) => {
                 inner.blind = true;
-                let all = inner.wards.keys().cloned().collect();
-                inner.tell(all);
+                inner.tell_all();
             }
         }
     }

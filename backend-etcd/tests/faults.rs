@@ -11,7 +11,7 @@ use enlist::{
     Endpoint, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment, RegisterOptions, Registration,
     Registry, Resolver, ServiceRef, Snapshot,
 };
-use enlist_etcd::Etcd;
+use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
 
 const TTL: Duration = Duration::from_secs(5);
@@ -206,7 +206,7 @@ async fn thousands_of_instances_are_listed_by_pages_and_go_in_one_revision() {
 async fn a_channel_that_the_caller_made_serves_as_well() {
     let server = own_server().await;
     let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect_lazy();
-    let etcd = Etcd::from_channel(channel, enlist_etcd::SessionRuntime::Caller).unwrap();
+    let etcd = Etcd::from_channel(channel).runtime(SessionRuntime::Caller).build().unwrap();
     let a = register(&etcd, "a", RegisterOptions::new()).await;
     let mut watcher = etcd.watch(&service()).await.unwrap();
     assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 1);

@@ -10,18 +10,22 @@
 //!
 //! # Features
 //!
-//! `containers`: etcd servers as containers, through testcontainers.
+//! `containers`: etcd servers as containers, through testcontainers. `etcd`: [`FakeEtcd`], which needs protoc to build.
 
 pub mod cases;
 #[cfg(feature = "containers")]
 mod container;
+#[cfg(feature = "etcd")]
+mod fake_etcd;
 mod harness;
 mod list;
 mod proxy;
 mod server;
 mod wait;
 
+#[cfg(feature = "etcd")]
+pub use fake_etcd::{FakeEtcd, Lie, Requests};
 pub use harness::{Backend, Carried, Client, Fate, Harness};
-pub use proxy::Proxy;
+pub use proxy::{Connection, Direction, Mode, Proxy};
 pub use server::{EtcdServer, Provider, ServerOptions};
 pub use wait::{LIMIT, begun, eventually, soon};

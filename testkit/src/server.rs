@@ -331,7 +331,7 @@ fn not_ours(address: SocketAddr) -> String {
 
 /// A free port below the range that outgoing connections take theirs from (32768 and up on Linux): one of those could take
 /// the port of a server that is down for a moment.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let free = |port: &u16| StdListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     std::iter::repeat_with(|| fastrand::u16(15_000..32_000))
         .take(1000)

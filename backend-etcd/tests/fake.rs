@@ -1,0 +1,452 @@
+//! What a real etcd cannot be made to do: a server that loses, repeats, reorders and invents, under a paused clock. And what
+//! timing decides: how registrations come back together, how a silent watch is found out.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use enlist::{
+    Change, Counter, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration, RegistrationState, Registry,
+    Resolver, ServiceRef, Snapshot, Start, Watcher,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, Lie, soon};
+
+const KEY: &str = "enlist/services/default/svc/";
+const AUDIT: Duration = Duration::from_secs(60);
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    builder.audit(Some(AUDIT)).build().unwrap()
+}
+
+fn value(id: &str, weight: u32) -> String {
+    format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"weight":{weight}}}"#)
+}
+
+fn put(fake: &FakeEtcd, id: &str, weight: u32) {
+    fake.put(format!("{KEY}{id}"), value(id, weight));
+}
+
+fn shown(snapshot: &Snapshot) -> BTreeMap<String, u32> {
+    snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
+}
+
+fn stored(fake: &FakeEtcd) -> BTreeMap<String, u32> {
+    let pairs = fake.under(KEY.as_bytes());
+    let parse = |(key, value): &(Vec<u8>, Vec<u8>)| {
+        let value: serde_json::Value = serde_json::from_slice(value).unwrap();
+        let id = String::from_utf8_lossy(&key[KEY.len()..]).into_owned();
+        (id, u32::try_from(value["weight"].as_u64().unwrap()).unwrap())
+    };
+    pairs.iter().map(parse).collect()
+}
+
+/// Reads changes until the view is what is stored, and checks that no event contradicts the one before.
+async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut Snapshot) -> Change {
+    let mut looking = async || loop {
+        let change = watcher.next().await.unwrap();
+        assert_eq!(change.events, change.snapshot.diff(seen), "the events are the difference");
+        *seen = change.snapshot.clone();
+        if shown(&change.snapshot) == stored(fake) && fake.told_all() {
+            return change;
+        }
+    };
+    // Paused time: an hour is nothing, and longer than any audit.
+    tokio::time::timeout(Duration::from_secs(3600), looking()).await.expect("the view becomes what is stored")
+}
+
+struct Watching {
+    fake: FakeEtcd,
+    etcd: Etcd,
+    watcher: Box<dyn Watcher>,
+    seen: Snapshot,
+}
+
+impl Watching {
+    /// A watch that has shown `a`, `b` and `c`.
+    async fn start() -> Self {
+        let fake = FakeEtcd::start();
+        for id in ["a", "b", "c"] {
+            put(&fake, id, 1);
+        }
+        let etcd = client(&fake);
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        let seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+        assert_eq!(seen.len(), 3);
+        Self { fake, etcd, watcher, seen }
+    }
+
+    async fn converged(&mut self) {
+        converged(&self.fake, &mut self.watcher, &mut self.seen).await;
+    }
+
+    /// Until the stream is open, so that what comes next goes over it.
+    async fn opened(&self) {
+        while self.fake.requests().watches == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        self.etcd.counters().get(counter)
+    }
+
+    /// Waits until audits have passed, and says what they repaired.
+    async fn audited(&self, audits: u64) -> u64 {
+        let target = self.count(Counter::Audits) + audits;
+        let passed = async {
+            while self.count(Counter::Audits) < target {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(36_000), passed).await.expect("audits go on");
+        self.count(Counter::AuditRepairs)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_honest_server_never_needs_a_repair() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    for round in 2..30 {
+        put(&watching.fake, "a", round);
+        watching.fake.delete(format!("{KEY}b").as_bytes());
+        watching.converged().await;
+        put(&watching.fake, "b", round);
+        watching.converged().await;
+        watching.audited(1).await;
+    }
+    assert_eq!(watching.count(Counter::AuditRepairs), 0);
+    assert_eq!(watching.count(Counter::WatchRepeats), 0);
+    assert_eq!((watching.count(Counter::WatchResumes), watching.count(Counter::WatchRelists)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Lose);
+    put(&watching.fake, "d", 1);
+    watching.converged().await;
+    watching.fake.lie(Lie::Lose);
+    watching.fake.delete(format!("{KEY}a").as_bytes());
+    watching.converged().await;
+    watching.fake.lie(Lie::Lose);
+    put(&watching.fake, "b", 9);
+    watching.converged().await;
+    assert_eq!(watching.count(Counter::AuditRepairs), 3);
+}
+
+/// The control of the test above: without audits the same lie stays for ever.
+#[tokio::test(start_paused = true)]
+async fn without_audits_a_lost_event_is_never_noticed() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let etcd = builder.audit(None).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+    while fake.requests().watches == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    fake.lie(Lie::Lose);
+    fake.delete(format!("{KEY}a").as_bytes());
+    let day = Duration::from_secs(24 * 3600);
+    assert!(tokio::time::timeout(day, watcher.next()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn repeated_events_are_dropped_and_counted() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Twice);
+    put(&watching.fake, "a", 2);
+    watching.converged().await;
+    put(&watching.fake, "a", 3);
+    watching.converged().await;
+    assert_eq!(watching.count(Counter::WatchRepeats), 1);
+    assert_eq!(watching.count(Counter::WatchResumes), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_only_repeats_itself_is_replaced() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Again(10));
+    put(&watching.fake, "a", 2);
+    watching.converged().await;
+    put(&watching.fake, "a", 3);
+    watching.converged().await;
+    assert!(watching.count(Counter::WatchResumes) >= 1);
+    assert_eq!(watching.audited(2).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::EarlyProgress);
+    put(&watching.fake, "a", 2);
+    watching.converged().await;
+    put(&watching.fake, "d", 1);
+    watching.converged().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_of_an_unknown_type_or_without_a_key_is_no_panic() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    for lie in [Lie::UnknownType, Lie::NoKey, Lie::NoRevision] {
+        watching.fake.lie(lie);
+        put(&watching.fake, "a", 2);
+        watching.converged().await;
+        watching.fake.delete(format!("{KEY}a").as_bytes());
+        watching.converged().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_fragmented_revision_is_never_shown() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::HalfFragment);
+    watching.fake.put_all(["d", "e", "f", "g"].map(|id| (format!("{KEY}{id}"), value(id, 1))));
+    let change = soon("a change", watching.watcher.next()).await.unwrap();
+    // The stream ended in between, which may show first.
+    let change =
+        if change.events.is_empty() { soon("the rest", watching.watcher.next()).await.unwrap() } else { change };
+    let change =
+        if change.events.is_empty() { soon("the rest", watching.watcher.next()).await.unwrap() } else { change };
+    assert_eq!(change.snapshot.len(), 7, "all of it, or nothing");
+    assert_eq!(watching.audited(4).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_from_the_future_do_not_stop_the_watch() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Future);
+    put(&watching.fake, "a", 2);
+    watching.converged().await;
+    put(&watching.fake, "b", 2);
+    watching.fake.delete(format!("{KEY}c").as_bytes());
+    watching.converged().await;
+    for weight in 3..10 {
+        put(&watching.fake, "a", weight);
+        watching.converged().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_is_replaced_within_eight_seconds() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Silence);
+    let begun = tokio::time::Instant::now();
+    put(&watching.fake, "a", 2);
+    watching.converged().await;
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(watching.audited(2).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_history_that_is_gone_becomes_the_difference() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Silence);
+    put(&watching.fake, "a", 2);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    put(&watching.fake, "d", 2);
+    watching.fake.delete(format!("{KEY}b").as_bytes());
+    watching.fake.compact();
+    watching.converged().await;
+    assert_eq!(watching.count(Counter::WatchRelists), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_refused_inside_a_stream_is_renewed_once() {
+    for reason in [
+        "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+    ] {
+        let fake = FakeEtcd::start();
+        put(&fake, "a", 1);
+        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let etcd = builder.user("u", "p".to_owned()).build().unwrap();
+        fake.lie(Lie::Refuse(reason));
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+        put(&fake, "b", 1);
+        converged(&fake, &mut watcher, &mut seen).await;
+        // One at the start and one after the refusal.
+        assert_eq!(fake.requests().tokens, 2, "{reason}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_refused_for_good_asks_at_a_slow_pace() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    let etcd = client(&fake);
+    for _ in 0..1000 {
+        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+    }
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+    let stale = soon("trouble", watcher.next()).await.unwrap();
+    assert!(!stale.freshness.is_live() && stale.snapshot.len() == 1, "the instances stay");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = fake.requests().watches;
+    assert!((30..=65).contains(&asked), "{asked} watches in ten minutes");
+}
+
+async fn register(etcd: &Etcd, id: usize) -> Registration {
+    let id = InstanceId::parse(format!("i{id}")).unwrap();
+    let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    soon("registered", etcd.register(&service(), instance, RegisterOptions::new())).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let registration = register(&etcd, 0).await;
+    let mut states = registration.states();
+    fake.lie(Lie::LeaseGone);
+    let lost = async {
+        while !matches!(states.next().await, Some(RegistrationState::Reregistering { .. })) {}
+        while !matches!(states.next().await, Some(RegistrationState::Registered { .. })) {}
+    };
+    soon("lost and back", lost).await;
+    assert_eq!(stored(&fake).len(), 1);
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 1);
+    registration.deregister().await.unwrap();
+    assert_eq!(stored(&fake).len(), 0);
+}
+
+/// The largest share of `times` that lies in one bucket of 100 ms.
+fn densest(times: &[tokio::time::Instant]) -> usize {
+    let first = times.iter().min().copied().unwrap();
+    let mut buckets = BTreeMap::<u128, usize>::new();
+    for time in times {
+        *buckets.entry(time.duration_since(first).as_millis() / 100).or_default() += 1;
+    }
+    buckets.values().max().copied().unwrap_or(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_thousand_instances_come_back_spread_with_two_requests_each_at_most() {
+    const COUNT: usize = 5000;
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let mut registrations = Vec::new();
+    for id in 0..COUNT {
+        let id = InstanceId::parse(format!("i{id}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let options = RegisterOptions::new().start(Start::Background);
+        registrations.push(etcd.register(&service(), instance, options).await.unwrap());
+    }
+    let all = async |count: usize| {
+        while fake.under(KEY.as_bytes()).len() != count {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    all(COUNT).await;
+    // All rest, watched by a handful of watches.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(fake.requests().watches <= 10, "{} watches", fake.requests().watches);
+    fake.forget_requests();
+    let lost = tokio::time::Instant::now();
+    fake.revoke_all();
+    assert_eq!(fake.under(KEY.as_bytes()).len(), 0);
+    all(COUNT).await;
+    let (requests, took) = (fake.requests(), lost.elapsed());
+    let each = (requests.txns + requests.ranges) as f64 / COUNT as f64;
+    println!("{each:.2} requests each, {} grants, all back after {took:?}", requests.grants);
+    assert!(each <= 2.0, "{each} requests each");
+    let densest = densest(&requests.txn_times);
+    assert!(densest * 5 <= COUNT, "{densest} of {COUNT} within 100 ms");
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    // They stay, and the leases of old are not granted again and again.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.under(KEY.as_bytes()).len(), COUNT);
+    assert_eq!(etcd.counters().get(Counter::Reregistrations), COUNT as u64);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_key_of_many_is_restored_and_an_overwritten_one_is_reported() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let mut registrations = Vec::new();
+    for id in 0..20 {
+        registrations.push(register(&etcd, id).await);
+    }
+    fake.delete(format!("{KEY}i15").as_bytes());
+    while fake.under(KEY.as_bytes()).len() != 20 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut states = registrations[16].states();
+    put(&fake, "i16", 7);
+    let refused = async {
+        loop {
+            if let Some(RegistrationState::Refused { cause }) = states.next().await {
+                return cause;
+            }
+        }
+    };
+    let cause = soon("refused", refused).await;
+    assert!(matches!(cause, Error::AlreadyRegistered { .. }), "{cause:?}");
+    // It is never fought: the foreign value stays.
+    let before = fake.revision();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!((stored(&fake)["i16"], fake.revision()), (7, before));
+    // Once the foreign one is gone, it is back.
+    fake.delete(format!("{KEY}i16").as_bytes());
+    while stored(&fake).get("i16") != Some(&100) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_quiet_service_stays_below_the_audit_interval_and_grows_once_nobody_answers() {
+    let watching = Watching::start().await;
+    let mut oldest = Duration::ZERO;
+    let mut watcher = watching.etcd.watch(&service()).await.unwrap();
+    let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
+    for _ in 0..3600 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        oldest = oldest.max(freshness.age());
+    }
+    assert!(oldest > AUDIT / 4 && oldest <= AUDIT * 2, "{oldest:?}");
+    watching.fake.freeze();
+    let before = freshness.age();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert!(freshness.age() >= before + Duration::from_secs(1000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_names_share_their_watches() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let mut registrations = Vec::new();
+    for number in 0..200 {
+        let service = ServiceRef::parse(&format!("svc{number}")).unwrap();
+        let instance =
+            Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        registrations
+            .push(soon("registered", etcd.register(&service, instance, RegisterOptions::new())).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(fake.requests().watches <= 66, "{} watches", fake.requests().watches);
+    fake.delete(b"enlist/services/default/svc199/a");
+    fake.delete(b"enlist/services/default/svc3/a");
+    while fake.under(b"enlist/services/").len() != 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(Arc::new(registrations));
+}

@@ -1,0 +1,462 @@
+//! A scripted etcd in this process: truthful by itself, and lying on demand in ways that no real server can be made to.
+//!
+//! It speaks etcd's protocol through the server traits of `etcd-client`, over an in-memory pipe, so that a paused clock
+//! works. Its store keeps revisions, leases and history; leases never run out by themselves. What it cannot do it refuses.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use enlist::TaskOwner;
+use etcd_client::proto::{
+    PbCompare, PbDeleteResponse, PbEvent, PbKeyValue, PbKvServer, PbLeaseServer, PbPutRequest, PbPutResponse,
+    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse,
+    PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Server},
+};
+
+mod services;
+
+/// Bytes in flight per direction of a pipe.
+const PIPE: usize = 1 << 20;
+
+/// What the next message of a watch, or the next renewal, is to be instead of the truth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Lie {
+    /// The changes of one revision are never told.
+    Lose,
+    /// They are told twice.
+    Twice,
+    /// They are told again and again: so many more times.
+    Again(u32),
+    /// A progress notice with their revision comes before them.
+    EarlyProgress,
+    /// Their type is one that does not exist.
+    UnknownType,
+    /// Only the first half of a fragmented revision comes, then the stream ends.
+    HalfFragment,
+    /// They claim a revision that is a thousand ahead.
+    Future,
+    /// Their message has no revision in its header.
+    NoRevision,
+    /// Their message has events without a key.
+    NoKey,
+    /// The watch falls silent: no events, and no signs of life.
+    Silence,
+    /// The next watch that is opened is refused inside the stream, with this reason.
+    Refuse(&'static str),
+    /// The next renewal says that the lease is gone, though it is not.
+    LeaseGone,
+}
+
+/// How often which kind of request came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Requests {
+    /// Reads.
+    pub ranges: usize,
+    /// Transactions and puts.
+    pub txns: usize,
+    /// Grants of leases.
+    pub grants: usize,
+    /// Renewals.
+    pub renewals: usize,
+    /// Watches that were opened.
+    pub watches: usize,
+    /// Tokens handed out.
+    pub tokens: usize,
+    /// When each transaction came.
+    pub txn_times: Vec<Instant>,
+}
+
+/// The fake. Dropping it ends it.
+#[derive(Debug)]
+pub struct FakeEtcd {
+    shared: Arc<Shared>,
+    channel: Channel,
+    _tasks: Arc<TaskOwner>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Mutex<Store>,
+    /// The latest revision.
+    revision: watch::Sender<i64>,
+    frozen: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Store {
+    revision: i64,
+    compacted: i64,
+    keys: BTreeMap<Vec<u8>, PbKeyValue>,
+    history: Vec<PbEvent>,
+    leases: BTreeMap<i64, i64>,
+    lies: VecDeque<Lie>,
+    requests: Requests,
+}
+
+impl FakeEtcd {
+    /// Starts it on the current runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime.
+    pub fn start() -> Self {
+        let store = Store { revision: 1, ..Store::default() };
+        let shared = Arc::new(Shared {
+            store: Mutex::new(store),
+            revision: watch::Sender::new(1),
+            frozen: watch::Sender::new(false),
+        });
+        let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
+        let tasks = Arc::new(TaskOwner::on(tokio::runtime::Handle::current()));
+        let stop = tasks.stop_signal();
+        let service = services::Service { shared: Arc::clone(&shared), tasks: Arc::default() };
+        let server = Server::builder()
+            .add_service(PbKvServer::new(service.clone()))
+            .add_service(PbLeaseServer::new(service.clone()))
+            .add_service(PbWatchServer::new(service))
+            .add_service(services::Auth(Arc::clone(&shared)));
+        let incoming =
+            futures::stream::poll_fn(move |cx| incoming.poll_recv(cx).map(|pipe| pipe.map(Ok::<_, std::io::Error>)));
+        tasks
+            .spawn("fake etcd", async move {
+                // An error means that the fake was dropped.
+                let _ = stop.run_until_cancelled_owned(server.serve_with_incoming(incoming)).await;
+            })
+            .expect("the caller is in a runtime, and nobody has stopped the owner");
+        let dial = tower::service_fn(move |_| {
+            let pipes = pipes.clone();
+            async move {
+                let (ours, theirs) = tokio::io::duplex(PIPE);
+                pipes.send(theirs).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(ours))
+            }
+        });
+        let channel = Endpoint::from_static("http://fake.etcd").connect_with_connector_lazy(dial);
+        Self { shared, channel, _tasks: tasks }
+    }
+
+    /// A channel to it, for `Etcd::from_channel`.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Tells this lie at the next occasion, after those that were asked for before.
+    pub fn lie(&self, lie: Lie) {
+        self.shared.store().lies.push_back(lie);
+    }
+
+    /// Says whether all lies have been told.
+    pub fn told_all(&self) -> bool {
+        self.shared.store().lies.is_empty()
+    }
+
+    /// The latest revision.
+    pub fn revision(&self) -> i64 {
+        self.shared.store().revision
+    }
+
+    /// Puts a key, as somebody else would.
+    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.shared.change(|store| store.put(key.into(), value.into(), 0));
+    }
+
+    /// Puts several keys in one revision.
+    pub fn put_all<K: Into<Vec<u8>>, V: Into<Vec<u8>>>(&self, pairs: impl IntoIterator<Item = (K, V)>) {
+        self.shared.change(|store| {
+            for (key, value) in pairs {
+                store.put(key.into(), value.into(), 0);
+            }
+        });
+    }
+
+    /// Deletes a key, as somebody else would.
+    pub fn delete(&self, key: &[u8]) {
+        self.shared.change(|store| {
+            store.delete(key);
+        });
+    }
+
+    /// Revokes all leases: their keys go in one revision.
+    pub fn revoke_all(&self) {
+        self.shared.change(Store::revoke_all);
+    }
+
+    /// Forgets the history up to now.
+    pub fn compact(&self) {
+        let mut store = self.shared.store();
+        store.compacted = store.revision;
+        store.history.clear();
+    }
+
+    /// The keys and values under a prefix.
+    pub fn under(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let store = self.shared.store();
+        let found = store.keys.iter().filter(|(key, _)| key.starts_with(prefix));
+        found.map(|(key, pair)| (key.clone(), pair.value.clone())).collect()
+    }
+
+    /// Answers nothing, until [`thaw`](Self::thaw).
+    pub fn freeze(&self) {
+        self.shared.frozen.send_replace(true);
+    }
+
+    /// Answers again, also what was asked meanwhile.
+    pub fn thaw(&self) {
+        self.shared.frozen.send_replace(false);
+    }
+
+    /// How many leases there are.
+    pub fn leases(&self) -> usize {
+        self.shared.store().leases.len()
+    }
+
+    /// What was asked so far.
+    pub fn requests(&self) -> Requests {
+        self.shared.store().requests.clone()
+    }
+
+    /// Starts counting anew.
+    pub fn forget_requests(&self) {
+        self.shared.store().requests = Requests::default();
+    }
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it is not frozen.
+    async fn awake(&self) {
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+    }
+
+    /// Makes changes that share one revision.
+    fn change<T>(&self, act: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        let (before, result) = store.at_next_revision(act);
+        let now = store.revision;
+        drop(store);
+        if now != before {
+            self.revision.send_replace(now);
+        }
+        result
+    }
+
+    /// Takes the next lie, if it is one of `these`.
+    fn lie(&self, these: impl Fn(&Lie) -> bool) -> Option<Lie> {
+        let mut store = self.store();
+        if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }
+    }
+}
+
+impl Store {
+    fn header(&self) -> Option<PbResponseHeader> {
+        Some(PbResponseHeader { cluster_id: 1, member_id: 1, revision: self.revision, raft_term: 1 })
+    }
+
+    /// Runs `act` at the next revision; returns the one before.
+    fn at_next_revision<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (i64, T) {
+        let (before, events) = (self.revision, self.history.len());
+        self.revision += 1;
+        let result = act(self);
+        if self.history.len() == events {
+            self.revision = before;
+        }
+        (before, result)
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
+        let old = self.keys.get(&key);
+        let pair = PbKeyValue {
+            create_revision: old.map_or(self.revision, |old| old.create_revision),
+            version: old.map_or(1, |old| old.version + 1),
+            mod_revision: self.revision,
+            key: key.clone(),
+            value,
+            lease,
+        };
+        self.keys.insert(key, pair.clone());
+        self.history.push(PbEvent { r#type: 0, kv: Some(pair), prev_kv: None });
+    }
+
+    fn delete(&mut self, key: &[u8]) -> bool {
+        let there = self.keys.remove(key).is_some();
+        if there {
+            let gone = PbKeyValue { key: key.to_vec(), mod_revision: self.revision, ..PbKeyValue::default() };
+            self.history.push(PbEvent { r#type: 1, kv: Some(gone), prev_kv: None });
+        }
+        there
+    }
+
+    fn revoke(&mut self, lease: i64) -> bool {
+        let known = self.leases.remove(&lease).is_some();
+        let keys: Vec<_> =
+            self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
+        for key in keys {
+            self.delete(&key);
+        }
+        known
+    }
+
+    fn revoke_all(&mut self) {
+        for lease in self.leases.keys().copied().collect::<Vec<_>>() {
+            self.revoke(lease);
+        }
+    }
+
+    fn within<'a>(&'a self, key: &[u8], end: &[u8]) -> Vec<&'a PbKeyValue> {
+        self.keys.values().filter(|pair| is_within(&pair.key, key, end)).collect()
+    }
+
+    fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
+        if request.revision != 0 && request.revision < self.compacted {
+            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
+        }
+        let mut pairs = self.within(&request.key, &request.range_end);
+        let count = pairs.len();
+        // By modification, descending: the only order that is asked for beside that of the keys.
+        if request.sort_target == 3 {
+            pairs.sort_by_key(|pair| std::cmp::Reverse(pair.mod_revision));
+        }
+        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let more = count > limit;
+        let kvs = if request.count_only { Vec::new() } else { pairs.into_iter().take(limit).cloned().collect() };
+        Ok(PbRangeResponse { header: self.header(), kvs, more, count: i64::try_from(count).unwrap_or(i64::MAX) })
+    }
+
+    fn put_request(&mut self, put: PbPutRequest) -> Result<PbPutResponse, Status> {
+        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+            return Err(Status::not_found("etcdserver: requested lease not found"));
+        }
+        self.put(put.key, put.value, put.lease);
+        Ok(PbPutResponse { header: self.header(), prev_kv: None })
+    }
+
+    fn holds(&self, compare: &PbCompare) -> bool {
+        let absent = PbKeyValue::default();
+        let pair = self.keys.get(&compare.key).unwrap_or(&absent);
+        let order = match &compare.target_union {
+            Some(PbTargetUnion::CreateRevision(revision)) => pair.create_revision.cmp(revision),
+            Some(PbTargetUnion::ModRevision(revision)) => pair.mod_revision.cmp(revision),
+            Some(PbTargetUnion::Lease(lease)) => pair.lease.cmp(lease),
+            Some(PbTargetUnion::Version(version)) => pair.version.cmp(version),
+            Some(PbTargetUnion::Value(value)) => pair.value.cmp(value),
+            None => return false,
+        };
+        match compare.result {
+            0 => order.is_eq(),
+            1 => order.is_gt(),
+            2 => order.is_lt(),
+            _ => order.is_ne(),
+        }
+    }
+
+    fn txn(&mut self, txn: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
+        let operations = if succeeded { txn.success } else { txn.failure };
+        let mut responses = Vec::new();
+        for operation in operations.into_iter().filter_map(|operation| operation.request) {
+            let response = match operation {
+                PbTxnOpRequest::RequestRange(range) => PbTxnOpResponse::ResponseRange(self.range(&range)?),
+                PbTxnOpRequest::RequestPut(put) => PbTxnOpResponse::ResponsePut(self.put_request(put)?),
+                PbTxnOpRequest::RequestDeleteRange(delete) => {
+                    let keys: Vec<_> =
+                        self.within(&delete.key, &delete.range_end).into_iter().map(|pair| pair.key.clone()).collect();
+                    let deleted = keys.iter().filter(|key| self.delete(key)).count();
+                    PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse {
+                        header: self.header(),
+                        deleted: i64::try_from(deleted).unwrap_or(i64::MAX),
+                        prev_kvs: Vec::new(),
+                    })
+                }
+                PbTxnOpRequest::RequestTxn(_) => return Err(Status::unimplemented("a transaction in a transaction")),
+            };
+            responses.push(PbResponseOp { response: Some(response) });
+        }
+        Ok(PbTxnResponse { header: self.header(), succeeded, responses })
+    }
+
+    /// The events of a range from `next` on, by revision.
+    fn events(&self, next: i64, key: &[u8], end: &[u8]) -> Vec<(i64, Vec<PbEvent>)> {
+        let mut by_revision: Vec<(i64, Vec<PbEvent>)> = Vec::new();
+        let first =
+            self.history.partition_point(|event| event.kv.as_ref().is_some_and(|pair| pair.mod_revision < next));
+        for event in &self.history[first..] {
+            let Some(pair) = &event.kv else { continue };
+            if !is_within(&pair.key, key, end) {
+                continue;
+            }
+            match by_revision.last_mut() {
+                Some((revision, events)) if *revision == pair.mod_revision => events.push(event.clone()),
+                _ => by_revision.push((pair.mod_revision, vec![event.clone()])),
+            }
+        }
+        by_revision
+    }
+}
+
+fn is_within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
+    match end {
+        [] => key == start,
+        [0] => key >= start,
+        end => key >= start && key < end,
+    }
+}
+
+fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) -> PbWatchResponse {
+    PbWatchResponse { header, events, ..PbWatchResponse::default() }
+}
+
+/// The messages of one revision, under a lie; whether the stream ends after them, or falls silent.
+fn told(
+    lie: Option<Lie>,
+    header: Option<PbResponseHeader>,
+    revision: i64,
+    events: Vec<PbEvent>,
+) -> (Vec<PbWatchResponse>, Option<Lie>) {
+    let truth = message(header.clone(), events.clone());
+    let at = |revision| header.clone().map(|header| PbResponseHeader { revision, ..header });
+    let altered = |alter: fn(&mut PbEvent)| {
+        let mut events = events.clone();
+        events.iter_mut().for_each(alter);
+        vec![message(header.clone(), events)]
+    };
+    let messages = match lie {
+        None => vec![truth],
+        Some(Lie::Lose | Lie::Silence) => Vec::new(),
+        Some(Lie::Twice) => vec![truth.clone(), truth],
+        Some(Lie::Again(times)) => vec![truth; times as usize + 1],
+        Some(Lie::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
+        Some(Lie::UnknownType) => altered(|event| event.r#type = 9),
+        Some(Lie::NoKey) => altered(|event| event.kv = None),
+        Some(Lie::Future) => altered(|event| {
+            if let Some(pair) = &mut event.kv {
+                pair.mod_revision += 1000;
+            }
+        }),
+        Some(Lie::NoRevision) => vec![message(at(0), events)],
+        Some(Lie::HalfFragment) => {
+            let half = events.len().div_ceil(2);
+            let first = events.into_iter().take(half).collect();
+            vec![PbWatchResponse { fragment: true, ..message(header, first) }]
+        }
+        Some(Lie::Refuse(_) | Lie::LeaseGone) => vec![truth],
+    };
+    (messages, lie)
+}

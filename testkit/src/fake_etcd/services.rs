@@ -1,0 +1,274 @@
+//! The services of the fake: thin, over its store.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use enlist::TaskOwner;
+use etcd_client::proto::{
+    PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest, PbCompactionResponse, PbDeleteRequest,
+    PbDeleteResponse, PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest,
+    PbLeaseKeepAliveResponse, PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse,
+    PbLeaseService, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbPutRequest, PbPutResponse, PbRangeRequest,
+    PbRangeResponse, PbRangeStreamResponse, PbTxnRequest, PbTxnResponse, PbWatchRequest, PbWatchRequestUnion,
+    PbWatchResponse, PbWatchService,
+};
+use futures::{future::BoxFuture, stream::BoxStream};
+use tokio::{sync::mpsc, time::Instant};
+use tonic::{
+    Request, Response, Status, Streaming, async_trait,
+    body::Body,
+    server::{NamedService, UnaryService},
+};
+
+use super::{Lie, Shared, message, told};
+
+/// Messages of a watch that wait for their reader.
+const QUEUE: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) shared: Arc<Shared>,
+    /// The watches.
+    pub(super) tasks: Arc<TaskOwner>,
+}
+
+#[async_trait]
+impl PbKvService for Service {
+    type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
+
+    async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
+        self.shared.awake().await;
+        let mut store = self.shared.store();
+        store.requests.ranges += 1;
+        store.range(request.get_ref()).map(Response::new)
+    }
+
+    async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("range stream"))
+    }
+
+    async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        self.shared.change(|store| store.put_request(request.into_inner())).map(Response::new)
+    }
+
+    async fn delete_range(&self, _: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
+        Err(Status::unimplemented("an unguarded delete"))
+    }
+
+    async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
+        self.shared.awake().await;
+        {
+            let mut store = self.shared.store();
+            store.requests.txns += 1;
+            store.requests.txn_times.push(Instant::now());
+        }
+        self.shared.change(|store| store.txn(request.into_inner())).map(Response::new)
+    }
+
+    async fn compact(&self, _: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
+        Err(Status::unimplemented("compact"))
+    }
+}
+
+#[async_trait]
+impl PbLeaseService for Service {
+    type LeaseKeepAliveStream = BoxStream<'static, Result<PbLeaseKeepAliveResponse, Status>>;
+
+    async fn lease_grant(
+        &self,
+        request: Request<PbLeaseGrantRequest>,
+    ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        self.shared.awake().await;
+        let mut store = self.shared.store();
+        store.requests.grants += 1;
+        let id = 1000 + store.leases.last_key_value().map_or(0, |(id, _)| *id);
+        let ttl = request.get_ref().ttl.max(2);
+        store.leases.insert(id, ttl);
+        Ok(Response::new(PbLeaseGrantResponse { header: store.header(), id, ttl, error: String::new() }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<PbLeaseRevokeRequest>,
+    ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        self.shared.awake().await;
+        let known = self.shared.change(|store| store.revoke(request.get_ref().id));
+        if !known {
+            return Err(Status::not_found("etcdserver: requested lease not found"));
+        }
+        Ok(Response::new(PbLeaseRevokeResponse { header: self.shared.store().header() }))
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<PbLeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let shared = Arc::clone(&self.shared);
+        let answers = futures::stream::unfold((request.into_inner(), shared), |(mut requests, shared)| async move {
+            let asked = requests.message().await.ok()??;
+            shared.awake().await;
+            let lied = shared.lie(|lie| *lie == Lie::LeaseGone).is_some();
+            let answer = {
+                let mut store = shared.store();
+                store.requests.renewals += 1;
+                let ttl = if lied { 0 } else { store.leases.get(&asked.id).copied().unwrap_or(0) };
+                PbLeaseKeepAliveResponse { header: store.header(), id: asked.id, ttl }
+            };
+            Some((Ok(answer), (requests, shared)))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<PbLeaseTimeToLiveRequest>,
+    ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        self.shared.awake().await;
+        let store = self.shared.store();
+        let id = request.get_ref().id;
+        let ttl = store.leases.get(&id).copied();
+        Ok(Response::new(PbLeaseTimeToLiveResponse {
+            header: store.header(),
+            id,
+            ttl: ttl.unwrap_or(-1),
+            granted_ttl: ttl.unwrap_or(0),
+            keys: Vec::new(),
+        }))
+    }
+
+    async fn lease_leases(&self, _: Request<PbLeaseLeasesRequest>) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        Err(Status::unimplemented("leases"))
+    }
+}
+
+#[async_trait]
+impl PbWatchService for Service {
+    type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        self.shared.store().requests.watches += 1;
+        let (tell, mut messages) = mpsc::channel(QUEUE);
+        let shared = Arc::clone(&self.shared);
+        let stop = self.tasks.stop_signal();
+        let served = self.tasks.spawn("fake watch", async move {
+            stop.run_until_cancelled_owned(serve(shared, request.into_inner(), tell)).await;
+        });
+        served.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(Box::pin(futures::stream::poll_fn(move |cx| messages.poll_recv(cx)))))
+    }
+}
+
+type Tell = mpsc::Sender<Result<PbWatchResponse, Status>>;
+
+/// Serves one watch stream. It ends when the client does, or where a lie says so.
+async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tell: Tell) {
+    let Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::CreateRequest(create)) })) =
+        requests.message().await
+    else {
+        return;
+    };
+    shared.awake().await;
+    let header = shared.store().header();
+    if let Some(Lie::Refuse(reason)) = shared.lie(|lie| matches!(lie, Lie::Refuse(_))) {
+        let refusal = PbWatchResponse {
+            created: true,
+            canceled: true,
+            watch_id: -1,
+            cancel_reason: reason.to_owned(),
+            ..message(header, Vec::new())
+        };
+        let _ = tell.send(Ok(refusal)).await;
+        return tell.closed().await;
+    }
+    if tell.send(Ok(PbWatchResponse { created: true, ..message(header, Vec::new()) })).await.is_err() {
+        return;
+    }
+    let mut revisions = shared.revision.subscribe();
+    let mut next = if create.start_revision == 0 { shared.store().revision + 1 } else { create.start_revision };
+    let compacted = shared.store().compacted;
+    if next <= compacted {
+        let cancel = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
+        let _ = tell.send(Ok(cancel)).await;
+        return tell.closed().await;
+    }
+    loop {
+        shared.awake().await;
+        let (header, due) = {
+            let store = shared.store();
+            (store.header(), store.events(next, &create.key, &create.range_end))
+        };
+        for (revision, events) in due {
+            let lie = shared.lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone));
+            let (messages, lie) = told(lie, header.clone(), revision, events);
+            for message in messages {
+                if tell.send(Ok(message)).await.is_err() {
+                    return;
+                }
+            }
+            next = revision + 1;
+            match lie {
+                Some(Lie::HalfFragment) => return,
+                Some(Lie::Silence) => return tell.closed().await,
+                _ => {}
+            }
+        }
+        tokio::select! {
+            () = tell.closed() => return,
+            _ = revisions.changed() => {}
+            request = requests.message() => match request {
+                Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => {
+                    shared.awake().await;
+                    let header = shared.store().header();
+                    let sign = PbWatchResponse { watch_id: -1, ..message(header, Vec::new()) };
+                    if tell.send(Ok(sign)).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            },
+        }
+    }
+}
+
+/// Hands out tokens. The trait of this service has messages that `etcd-client` does not export, so it is served by hand.
+#[derive(Clone, Debug)]
+pub(super) struct Auth(pub(super) Arc<Shared>);
+
+impl NamedService for Auth {
+    const NAME: &'static str = "etcdserverpb.Auth";
+}
+
+impl UnaryService<PbAuthenticateRequest> for Auth {
+    type Response = PbAuthenticateResponse;
+    type Future = std::future::Ready<Result<Response<Self::Response>, Status>>;
+
+    fn call(&mut self, _: Request<PbAuthenticateRequest>) -> Self::Future {
+        let mut store = self.0.store();
+        store.requests.tokens += 1;
+        let token = format!("token-{}", store.requests.tokens);
+        std::future::ready(Ok(Response::new(PbAuthenticateResponse { header: store.header(), token })))
+    }
+}
+
+impl tower::Service<http::Request<Body>> for Auth {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let authenticate = self.clone();
+        Box::pin(async move {
+            if !request.uri().path().ends_with("/Authenticate") {
+                return Ok(Status::unimplemented("only Authenticate").into_http());
+            }
+            let codec = tonic_prost::ProstCodec::<PbAuthenticateResponse, PbAuthenticateRequest>::default();
+            Ok(tonic::server::Grpc::new(codec).unary(authenticate, request).await)
+        })
+    }
+}
