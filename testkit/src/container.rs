@@ -17,12 +17,13 @@ pub(crate) const PORT: u16 = 2379;
 #[derive(Debug)]
 pub(crate) struct EtcdContainer {
     name: String,
+    host_network: bool,
     container: Option<ContainerAsync<GenericImage>>,
 }
 
 impl EtcdContainer {
     pub(crate) fn new(name: String) -> Self {
-        Self { name, container: None }
+        Self { name, host_network: false, container: None }
     }
 
     /// Starts it, or starts it again where it was killed.
@@ -32,15 +33,28 @@ impl EtcdContainer {
         }
         let image = image().await?;
         let command = std::iter::once("/etcd".to_owned()).chain(arguments.iter().cloned());
-        let started = image
-            .with_exposed_port(PORT.tcp())
-            .with_cmd(command)
-            .with_mapped_port(port, PORT.tcp())
-            .with_container_name(&self.name)
-            .start()
-            .await;
+        let request = image.with_exposed_port(PORT.tcp()).with_cmd(command).with_container_name(&self.name);
+        let started = if self.host_network {
+            request.with_network("host").start().await
+        } else {
+            request.with_mapped_port(port, PORT.tcp()).start().await
+        };
         self.container = Some(started.map_err(|error| error.to_string())?);
         Ok(())
+    }
+
+    pub(crate) fn use_host_network(&mut self) {
+        self.host_network = true;
+    }
+
+    pub(crate) async fn pause(&self) {
+        let container = self.container.as_ref().expect("it was started");
+        container.pause().await.expect("a running container can be frozen");
+    }
+
+    pub(crate) async fn unpause(&self) {
+        let container = self.container.as_ref().expect("it was started");
+        container.unpause().await.expect("a frozen container can go on");
     }
 
     pub(crate) async fn kill(&mut self) {

@@ -13,6 +13,7 @@
 //! `containers`: etcd servers as containers, through testcontainers. `etcd`: [`FakeEtcd`], which needs protoc to build.
 
 pub mod cases;
+mod cluster;
 #[cfg(feature = "containers")]
 mod container;
 #[cfg(feature = "etcd")]
@@ -23,6 +24,7 @@ mod proxy;
 mod server;
 mod wait;
 
+pub use cluster::EtcdCluster;
 #[cfg(feature = "etcd")]
 pub use fake_etcd::{FakeEtcd, Lie, Requests};
 pub use harness::{Backend, Carried, Client, Fate, Harness};

@@ -98,7 +98,16 @@ pub struct EtcdServer {
     options: ServerOptions,
     name: String,
     ports: Ports,
+    /// Where the other members find it, and who they are; a server of its own is alone.
+    peers: Option<Peers>,
     state: State,
+}
+
+/// What a member has to know of its cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Peers {
+    pub(crate) advertised: String,
+    pub(crate) initial: String,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -137,26 +146,55 @@ impl EtcdServer {
     pub async fn start_with(provider: Provider, options: ServerOptions) -> Self {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
-            let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
-            let name = format!("enlist-test-{}-{}", std::process::id(), ports.client);
-            let state = match &provider {
-                Provider::Environment(address) => State::Given(*address),
-                Provider::Process => {
-                    let directory = TempDir::with_prefix("enlist-etcd-").expect("a temporary directory can be made");
-                    State::Process { directory, running: None }
-                }
-                #[cfg(feature = "containers")]
-                Provider::Container => State::Container(Box::new(crate::container::EtcdContainer::new(name.clone()))),
-                #[cfg(not(feature = "containers"))]
-                Provider::Container => panic!("enlist-testkit was built without the feature `containers`"),
-            };
-            let mut server = Self { options: options.clone(), name, ports, state };
+            let mut server = Self::down(&provider, options.clone());
             match server.up().await {
                 Ok(()) => return server,
                 Err(why) => last = why,
             }
         }
         panic!("no etcd could be started after {ATTEMPTS} attempts: {last}");
+    }
+
+    /// A server that has not been started.
+    pub(crate) fn down(provider: &Provider, options: ServerOptions) -> Self {
+        let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
+        let name = format!("enlist-test-{}-{}", std::process::id(), ports.client);
+        let state = match provider {
+            Provider::Environment(address) => State::Given(*address),
+            Provider::Process => {
+                let directory = TempDir::with_prefix("enlist-etcd-").expect("a temporary directory can be made");
+                State::Process { directory, running: None }
+            }
+            #[cfg(feature = "containers")]
+            Provider::Container => State::Container(Box::new(crate::container::EtcdContainer::new(name.clone()))),
+            #[cfg(not(feature = "containers"))]
+            Provider::Container => panic!("enlist-testkit was built without the feature `containers`"),
+        };
+        Self { options, name, ports, peers: None, state }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it listens to other members.
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.ports.peer).into()
+    }
+
+    /// Makes it a member. A container is put on the host's network then, as members talk through proxies.
+    pub(crate) fn join(&mut self, peers: Peers) {
+        self.peers = Some(peers);
+        #[cfg(feature = "containers")]
+        if let State::Container(container) = &mut self.state {
+            container.use_host_network();
+        }
+    }
+
+    /// Its id and that of the leader it knows; `None` without an answer.
+    pub(crate) async fn status(&self) -> Option<(String, String)> {
+        let answer = ask(self.address(), "/v3/maintenance/status").await?;
+        Some((number(&answer, "member_id")?, number(&answer, "leader").unwrap_or_default()))
     }
 
     /// Where it serves plain text.
@@ -237,19 +275,36 @@ impl EtcdServer {
         self.restart().await;
     }
 
-    /// Sends a signal to it: `STOP` freezes it, `CONT` thaws it.
+    /// Freezes it: it holds its connections and does nothing, until [`resume`](Self::resume).
     ///
     /// # Panics
     ///
-    /// If it is not a running process of its own.
-    pub async fn signal(&self, signal: &str) {
+    /// If it is not a running server of its own.
+    pub async fn pause(&self) {
         match &self.state {
-            State::Process { running: Some(running), .. } => running.signal(signal).await,
-            _ => panic!("signals can be sent to running processes of the tests only"),
+            State::Process { running: Some(running), .. } => running.signal("STOP").await,
+            #[cfg(feature = "containers")]
+            State::Container(container) => container.pause().await,
+            _ => panic!("only a running server of the tests can be frozen"),
         }
     }
 
-    async fn up(&mut self) -> Result<(), String> {
+    /// Lets it go on.
+    ///
+    /// # Panics
+    ///
+    /// As [`pause`](Self::pause).
+    pub async fn resume(&self) {
+        match &self.state {
+            State::Process { running: Some(running), .. } => running.signal("CONT").await,
+            #[cfg(feature = "containers")]
+            State::Container(container) => container.unpause().await,
+            _ => panic!("only a frozen server of the tests can go on"),
+        }
+    }
+
+    /// Starts it for the first time.
+    pub(crate) async fn up(&mut self) -> Result<(), String> {
         let arguments = self.arguments();
         match &mut self.state {
             State::Given(address) => {
@@ -269,10 +324,10 @@ impl EtcdServer {
 
     fn arguments(&self) -> Vec<String> {
         let Ports { client, peer, tls } = self.ports;
-        // A container has interfaces of its own; its port is mapped to the loopback interface.
+        // A container has interfaces of its own, unless it is a member; its port is mapped to the loopback interface.
         let (listen, port) = match &self.state {
             #[cfg(feature = "containers")]
-            State::Container(_) => ("0.0.0.0", crate::container::PORT),
+            State::Container(_) if self.peers.is_none() => ("0.0.0.0", crate::container::PORT),
             _ => ("127.0.0.1", client),
         };
         let data = match &self.state {
@@ -284,14 +339,16 @@ impl EtcdServer {
             urls = format!("{urls},https://{listen}:{tls}");
         }
         let peer = format!("http://127.0.0.1:{peer}");
+        let alone = || Peers { advertised: peer.clone(), initial: format!("{}={peer}", self.name) };
+        let Peers { advertised, initial } = self.peers.clone().unwrap_or_else(alone);
         let mut arguments = vec![
             format!("--name={}", self.name),
             format!("--data-dir={data}"),
             format!("--listen-client-urls={urls}"),
             format!("--advertise-client-urls=http://127.0.0.1:{client}"),
             format!("--listen-peer-urls={peer}"),
-            format!("--initial-advertise-peer-urls={peer}"),
-            format!("--initial-cluster={}={peer}", self.name),
+            format!("--initial-advertise-peer-urls={advertised}"),
+            format!("--initial-cluster={initial}"),
             "--log-level=error".to_owned(),
         ];
         arguments.extend(self.options.arguments.iter().cloned());
@@ -339,12 +396,17 @@ pub(crate) fn free_port() -> u16 {
         .expect("one of a thousand ports is free")
 }
 
-/// Asks for the members over etcd's JSON gateway; `None` without an answer.
+/// Asks for the members; `None` without an answer.
 async fn ask_members(address: SocketAddr) -> Option<String> {
+    ask(address, "/v3/cluster/member/list").await
+}
+
+/// Asks over etcd's JSON gateway; `None` without an answer.
+async fn ask(address: SocketAddr, path: &str) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!(
-            "POST /v3/cluster/member/list HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
              Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
         );
         stream.write_all(request.as_bytes()).await.ok()?;
@@ -353,6 +415,13 @@ async fn ask_members(address: SocketAddr) -> Option<String> {
         answer.starts_with("HTTP/1.1 200").then_some(answer)
     };
     tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
+}
+
+/// The number that a JSON answer has under `field`, in quotes as the gateway writes it.
+fn number(answer: &str, field: &str) -> Option<String> {
+    let (_, rest) = answer.split_once(&format!("\"{field}\":\""))?;
+    let (number, _) = rest.split_once('"')?;
+    Some(number.to_owned())
 }
 
 /// The `etcd` to run.

@@ -1,0 +1,269 @@
+//! Faults of a cluster of three: a frozen leader, a member that is gone, a minority, no quorum.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use enlist::{
+    Counter, Endpoint, Error, Event, Freshness, Instance, InstanceId, Lock, LockName, LockOptions, Moment,
+    RegisterOptions, Registration, Registry, Resolver, ServiceRef, TaskOwner, clock::sleep_until_elapsed,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdCluster, eventually, soon};
+use tokio::sync::Mutex;
+
+const TTL: Duration = Duration::from_secs(5);
+const COUNT: usize = 20;
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn instance(id: usize) -> Instance {
+    Instance::new(InstanceId::parse(format!("i{id}")).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
+async fn register(etcd: &Etcd, id: usize) -> Registration {
+    soon("registered", etcd.register(&service(), instance(id), RegisterOptions::new().ttl(TTL))).await.unwrap()
+}
+
+/// How long each instance was missing, as a raw watch over the member `url` saw it.
+#[derive(Debug, Default)]
+struct Missing {
+    since: HashMap<Vec<u8>, Moment>,
+    total: HashMap<Vec<u8>, Duration>,
+    deletions: usize,
+}
+
+async fn oracle(url: String, prefix: &'static str) -> (Arc<Mutex<Missing>>, TaskOwner) {
+    let missing = Arc::new(Mutex::new(Missing::default()));
+    let tasks = TaskOwner::new();
+    let told = Arc::clone(&missing);
+    let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
+    let mut stream = raw.watch(prefix, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
+    let stop = tasks.stop_signal();
+    let reading = async move {
+        while let Ok(Some(message)) = stream.message().await {
+            let mut missing = told.lock().await;
+            for event in message.events() {
+                let key = event.kv().unwrap().key().to_vec();
+                if event.event_type() == etcd_client::EventType::Delete {
+                    missing.deletions += 1;
+                    missing.since.insert(key, Moment::now());
+                } else if let Some(since) = missing.since.remove(&key) {
+                    *missing.total.entry(key).or_default() += since.elapsed();
+                }
+            }
+        }
+    };
+    tasks
+        .spawn("oracle", async move {
+            stop.run_until_cancelled_owned(reading).await;
+        })
+        .unwrap();
+    (missing, tasks)
+}
+
+async fn all_there(etcd: &Etcd) {
+    eventually("all are there", || async {
+        match etcd.resolve(&service()).await {
+            Ok(snapshot) if snapshot.len() == COUNT => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+/// What most clients do: one long-lived stream on one member, waiting for each answer. Returns the leases.
+async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
+    let mut leases = Vec::new();
+    for _ in 0..COUNT {
+        let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
+        let lease = raw.lease_grant(5, None).await.unwrap().id();
+        leases.push(lease);
+        let stop = tasks.stop_signal();
+        let renew = async move {
+            let Ok((mut keeper, mut answers)) = raw.lease_keep_alive(lease).await else { return };
+            loop {
+                tokio::time::sleep(Duration::from_millis(1200)).await;
+                if keeper.keep_alive().await.is_err() || !matches!(answers.message().await, Ok(Some(_))) {
+                    return;
+                }
+            }
+        };
+        tasks
+            .spawn("naive", async move {
+                stop.run_until_cancelled_owned(renew).await;
+            })
+            .unwrap();
+    }
+    leases
+}
+
+/// Rows 4: the leader of three is frozen for 10 s and thawed. The control, one renewal stream per lease on a follower as most
+/// clients have it, loses its leases during the freeze.
+#[tokio::test]
+async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
+    let cluster = EtcdCluster::start().await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
+    let mut registrations = Vec::new();
+    for id in 0..COUNT {
+        registrations.push(register(&etcd, id).await);
+    }
+    let control = TaskOwner::new();
+    let naive = naive(&cluster.urls()[follower], &control).await;
+    let (missing, _oracle) = oracle(cluster.urls()[follower].clone(), "enlist/services/").await;
+
+    cluster.member(leader).pause().await;
+    let frozen = Moment::now();
+    sleep_until_elapsed(frozen, Duration::from_secs(10)).await;
+    assert_eq!(missing.lock().await.deletions, 0, "nothing is lost during the freeze");
+    let mut raw = etcd_client::Client::connect([cluster.urls()[follower].clone()], None).await.unwrap();
+    let mut lost = 0;
+    for lease in &naive {
+        lost += usize::from(raw.lease_time_to_live(*lease, None).await.unwrap().ttl() <= 0);
+    }
+    assert!(lost > COUNT / 2, "the control shows that the freeze is one: {lost} of {COUNT} lost");
+
+    cluster.member(leader).resume().await;
+    // Longer than leases live, so that whatever the thawed leader revokes is revoked.
+    sleep_until_elapsed(Moment::now(), 2 * TTL).await;
+    all_there(&etcd).await;
+    let missing = missing.lock().await;
+    let longest = missing.total.values().max().copied().unwrap_or_default();
+    println!("{} deletions after the thaw, the longest absence {longest:?}; control lost {lost}", missing.deletions);
+    assert!(missing.since.is_empty(), "{missing:?}");
+    assert!(longest <= Duration::from_secs(2), "{missing:?}");
+}
+
+/// Rows 5: a follower in use is frozen, then killed.
+#[tokio::test]
+async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
+    let mut cluster = EtcdCluster::start().await;
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    // Pinned to the follower first: it is the only one that is known to be there.
+    let urls = [cluster.urls()[follower].clone(), cluster.urls()[leader].clone()];
+    let (missing, _oracle) = oracle(cluster.urls()[leader].clone(), "enlist/services/").await;
+    let clients = [Etcd::builder(urls.clone()).connect().await.unwrap(), Etcd::builder(urls).connect().await.unwrap()];
+    let mut registrations = Vec::new();
+    let mut watchers = Vec::new();
+    for (number, etcd) in clients.iter().enumerate() {
+        registrations.push(register(etcd, number).await);
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        soon("a list", watcher.next()).await.unwrap();
+        watchers.push(watcher);
+    }
+    cluster.member(follower).pause().await;
+    let frozen = Moment::now();
+    sleep_until_elapsed(frozen, 2 * TTL).await;
+    assert_eq!(missing.lock().await.deletions, 0, "renewals went on through the other member");
+    // What happens while one member is frozen is seen by both, whichever they had used.
+    registrations.push(register(&clients[0], 2).await);
+    for watcher in &mut watchers {
+        while soon("the third", watcher.next()).await.unwrap().snapshot.len() < 3 {}
+    }
+    cluster.member(follower).resume().await;
+    cluster.member_mut(follower).kill().await;
+    let killed = Moment::now();
+    registrations.push(register(&clients[1], 3).await);
+    for watcher in &mut watchers {
+        while soon("the fourth", watcher.next()).await.unwrap().snapshot.len() < 4 {}
+    }
+    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}", killed.elapsed());
+    sleep_until_elapsed(killed, TTL + Duration::from_secs(1)).await;
+    assert_eq!(missing.lock().await.deletions, 0);
+}
+
+/// Row 6: the member in use is cut off from the others and does not know it; its clients still reach it.
+#[tokio::test]
+async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
+    let cluster = EtcdCluster::start().await;
+    let leader = cluster.leader().await;
+    let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let pinned = Etcd::builder([cluster.urls()[follower].clone(), cluster.urls()[other].clone()]);
+    let etcd = pinned.connect().await.unwrap();
+    let registration = register(&etcd, 0).await;
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+    for isolated in [follower, other] {
+        cluster.heal();
+        cluster.isolate(isolated);
+        let writer = Etcd::builder([cluster.urls()[leader].clone()]).connect().await;
+        let weight = isolated as u32 + 1;
+        // A leader that was isolated before may just have changed; both ways there is a quorum.
+        let _ = writer;
+        registration
+            .update(move |draft| {
+                draft.weight(weight);
+            })
+            .await
+            .unwrap();
+        let seen = async {
+            loop {
+                let change = watcher.next().await.unwrap();
+                if change.snapshot.entries().all(|entry| entry.instance().weight() == weight) {
+                    assert_eq!(change.snapshot.len(), 1);
+                    return;
+                }
+            }
+        };
+        soon("the change is seen", seen).await;
+    }
+    cluster.heal();
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+}
+
+/// Row 7: two of three are frozen. Views keep what they know and say how old it is; new work fails with a reason; afterwards all
+/// goes on by itself.
+#[tokio::test]
+async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
+    let cluster = EtcdCluster::start().await;
+    let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
+    let mut registrations = Vec::new();
+    for id in 0..COUNT {
+        registrations.push(register(&etcd, id).await);
+    }
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let mut last = soon("a list", watcher.next()).await.unwrap();
+    let (one, two) = (cluster.leader().await, (cluster.leader().await + 1) % 3);
+    cluster.member(one).pause().await;
+    cluster.member(two).pause().await;
+    let frozen = Moment::now();
+    let mut noticed = None;
+    while frozen.elapsed() < Duration::from_secs(15) {
+        if let Ok(change) = tokio::time::timeout(Duration::from_secs(1), watcher.next()).await {
+            last = change.unwrap();
+            assert_eq!(last.snapshot.len(), COUNT, "an outage removes nothing");
+        }
+        if matches!(last.freshness, Freshness::Stale { .. }) {
+            noticed.get_or_insert_with(|| frozen.elapsed());
+        }
+    }
+    let noticed = noticed.expect("the outage was noticed");
+    assert!(noticed < Duration::from_secs(15), "{noticed:?}");
+    assert!(last.freshness.age() >= Duration::from_secs(14), "{:?}", last.freshness);
+    let name = LockName::parse("l").unwrap();
+    let options = LockOptions::new().ttl(TTL).deadline(Duration::from_secs(2));
+    assert!(matches!(etcd.acquire(&name, options.clone()).await, Err(Error::Timeout { .. } | Error::Unavailable(_))));
+    cluster.member(one).resume().await;
+    cluster.member(two).resume().await;
+    let healed = Moment::now();
+    // Leases that ran out meanwhile, or are revoked late, are replaced.
+    let settled = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            assert!(change.events.iter().all(|event| !matches!(event, Event::Updated { .. })));
+            if change.snapshot.len() == COUNT && change.freshness.is_live() {
+                return;
+            }
+        }
+    };
+    soon("fresh again", settled).await;
+    all_there(&etcd).await;
+    println!("noticed after {noticed:?}, fresh again {:?} after the thaw", healed.elapsed());
+    let guard = soon("acquired", etcd.acquire(&name, options.deadline(Duration::from_secs(20)))).await.unwrap();
+    guard.release().await.unwrap();
+}
