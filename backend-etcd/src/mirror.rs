@@ -7,12 +7,17 @@ use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::record::Record;
 
+/// How many deleted keys are remembered.
+const MAX_GRAVES: usize = 4096;
+
 /// A range of keys at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone, Debug)]
 pub(crate) struct Mirror {
     pub(crate) revision: Revision,
     pub(crate) epoch: Epoch,
     records: OrdMap<Arc<[u8]>, Record>,
+    /// What deleted keys held last, so that a reader who saw something older can tell a departure from a death.
+    graves: OrdMap<Arc<[u8]>, Record>,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
     changes: u64,
 }
@@ -65,11 +70,16 @@ impl Difference<'_> {
 
 impl Mirror {
     pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
-        Self { revision, epoch, records: OrdMap::new(), changes: 0 }
+        Self { revision, epoch, records: OrdMap::new(), graves: OrdMap::new(), changes: 0 }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
         self.records.get(key)
+    }
+
+    /// What a key that was deleted held last, if that is remembered.
+    pub(crate) fn grave(&self, key: &[u8]) -> Option<&Record> {
+        self.graves.get(key)
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
@@ -120,6 +130,7 @@ impl Mirror {
                         continue;
                     }
                     self.changes += 1;
+                    self.graves.remove(&record.key);
                     self.records.insert(Arc::clone(&record.key), record);
                 }
                 KeyEvent::Delete { key, .. } => {
@@ -127,7 +138,13 @@ impl Mirror {
                         dropped += 1;
                         continue;
                     }
-                    self.changes += u64::from(self.records.remove(&key).is_some());
+                    if let Some(last) = self.records.remove(&key) {
+                        self.changes += 1;
+                        if self.graves.len() >= MAX_GRAVES {
+                            self.graves.clear();
+                        }
+                        self.graves.insert(key, last);
+                    }
                 }
             }
             self.revision = revision;

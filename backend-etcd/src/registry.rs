@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Counter, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
-    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    Backoff, Counter, Deregistered, Entry, Error, Health, Instance, InstanceId, LeaseChoice, LeaseId, Moment,
+    OnConflict, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     backoff::spread,
     feed::FeedReader,
     reconcile::{self, Found, Mine, Observation, Step},
@@ -25,7 +25,7 @@ use crate::{
     connection::{Guard, SETTLED, Written},
     error::Failure,
     etcd::Etcd,
-    layout::{Decoded, LeaseScope},
+    layout::{Decoded, LeaseScope, Part},
     lease::{self, Lease, LeaseState, Purpose},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
@@ -127,7 +127,11 @@ impl Registry for Etcd {
         let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
             what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
         })?;
-        match conn.delete(&key, Guard::Modified(record.modified)).await.map_err(failed)? {
+        let guard = match mark_leaving(&self.session, service, &record).await {
+            Some(Written::Done(revision)) => Guard::Modified(revision),
+            _ => Guard::Modified(record.modified),
+        };
+        match conn.delete(&key, guard).await.map_err(failed)? {
             Written::Done(_) => Ok(Entry::new(instance, record.created, record.modified)),
             Written::Refused(record) => Err(self.changed(service, id, record.as_ref())),
         }
@@ -148,6 +152,20 @@ impl Etcd {
             Some(record) => Error::Conflict { what: format!("{service}/{id}"), revision: record.modified },
         }
     }
+}
+
+/// Writes that the instance of `record` is about to leave, so that whoever watches can tell its departure from a death. Where
+/// the layout cannot say it, or it says so already, nothing is written; that it failed keeps nobody from leaving.
+async fn mark_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Written> {
+    let Session { layout, conn, .. } = session;
+    let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
+    if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {
+        return None;
+    }
+    let leaving = instance.with_health(Health::Draining);
+    let value = layout.encode(&leaving, owner.as_deref(), Some(&record.value)).ok()?;
+    let written = conn.put(&record.key, Guard::Modified(record.modified), &value, record.lease).await;
+    written.inspect_err(|failure| tracing::debug!(?failure, "instance not marked as leaving")).ok()
 }
 
 fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {
@@ -559,6 +577,7 @@ impl Registrar {
         if !reconcile::is_mine(&self.found(&record), self.mine, lease.id()) {
             return Ok(Some(Deregistered::AlreadyGone));
         }
+        mark_leaving(&self.session, self.driver.service(), &record).await;
         let guard = Guard::Mine(record.created, record.lease.unwrap_or_default());
         Ok(match self.session.conn.delete(key, guard).await? {
             Written::Done(_) => Some(Deregistered::Removed),

@@ -9,7 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Counter, Counters, Entry, Error, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    Change, Counter, Counters, Entry, Error, Health, InstanceId, Namespace, Resolver, Revision, ServiceName,
+    ServiceRef, Snapshot, Watcher,
     feed::{FeedReader, Reading},
 };
 
@@ -122,11 +123,25 @@ impl Projection {
                     Some(entry) => self.put(&mut snapshot, &record.key, entry),
                     None => self.drop_key(&mut snapshot, &record.key),
                 },
-                Difference::Gone(key) => self.drop_key(&mut snapshot, key),
+                Difference::Gone(key) => {
+                    let id = self.leaving(mirror, key);
+                    self.drop_key(&mut snapshot, key);
+                    if let Some(id) = id.filter(|id| snapshot.get(id).is_none()) {
+                        snapshot.leave(&id);
+                    }
+                }
             }
         }
         snapshot.advance(mirror.revision, mirror.epoch);
         self.snapshot.insert(snapshot).clone()
+    }
+
+    /// The instance of a key that is gone, if the last that was heard of it was that it was about to leave.
+    fn leaving(&self, mirror: &Mirror, key: &Arc<[u8]>) -> Option<InstanceId> {
+        let seen = self.by_key.get(key)?;
+        let last = mirror.grave(key).and_then(|record| self.decode(record));
+        let last = last.as_ref().unwrap_or(seen).instance();
+        (last.health() == Health::Draining).then(|| seen.instance().id().clone())
     }
 
     fn decode(&self, record: &Record) -> Option<Arc<Entry>> {

@@ -79,7 +79,7 @@ impl Registry for MemoryClient {
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.inner.check_open()?;
         let key = Key::instance(service, id);
-        let outcome = self.inner.link.ask(|store, _| store.delete(&key, |record| record.lease.is_none())).await?;
+        let outcome = self.inner.link.ask(|store, _| store.leave(&key, |record| record.lease.is_none())).await?;
         let record = outcome.map_err(|refusal| refused(service, &key, refusal))?;
         record.entry().ok_or_else(|| not_registered(service, &key))
     }
@@ -352,7 +352,7 @@ impl Registrar {
         }
         let begun = enlist::Moment::now();
         loop {
-            match self.client.link.ask(|store, _| store.delete(&self.key, guard)).await {
+            match self.client.link.ask(|store, _| store.leave(&self.key, guard)).await {
                 Ok(Ok(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
                 Ok(Err(_)) => return self.driver.report_end(outcome(Deregistered::AlreadyGone)),
                 Err(_) if begun.elapsed() >= PATIENCE => self.driver.report_end(outcome(Deregistered::LeftBehind)),

@@ -54,6 +54,8 @@ pub(crate) struct KeyChange {
     pub(crate) revision: Revision,
     pub(crate) key: Key,
     pub(crate) record: Option<Record>,
+    /// It was deleted on purpose, by its owner.
+    pub(crate) left: bool,
 }
 
 /// Why a write was not made. Nothing changed.
@@ -153,7 +155,12 @@ impl Store {
         self.revision = self.revision.next();
         let record = Record { value, created: created.unwrap_or(self.revision), modified: self.revision, lease };
         self.records.insert(key.clone(), record.clone());
-        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: Some(record) });
+        self.history.push_back(KeyChange {
+            revision: self.revision,
+            key: key.clone(),
+            record: Some(record),
+            left: false,
+        });
         Ok(self.revision)
     }
 
@@ -238,7 +245,16 @@ impl Store {
 
     fn erase(&mut self, key: &Key) {
         self.records.remove(key);
-        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: None });
+        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: None, left: false });
+    }
+
+    /// Deletes `key` as [`delete`](Self::delete) does, on behalf of its owner.
+    pub(crate) fn leave(&mut self, key: &Key, guard: impl FnOnce(&Record) -> bool) -> Result<Record, Refusal> {
+        let record = self.delete(key, guard)?;
+        if let Some(change) = self.history.back_mut() {
+            change.left = true;
+        }
+        Ok(record)
     }
 
     fn detach(&mut self, key: &Key, lease: Option<LeaseId>) {

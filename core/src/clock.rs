@@ -24,6 +24,12 @@ impl Moment {
         Self { tokio: tokio::time::Instant::now(), boot: boot_time::Instant::now() }
     }
 
+    /// The moment that was `age` ago; the earliest that can be told if the clocks do not reach back that far.
+    pub fn ago(age: Duration) -> Self {
+        let Self { tokio, boot } = Self::now();
+        Self { tokio: tokio.checked_sub(age).unwrap_or(tokio), boot: boot.checked_sub(age).unwrap_or(boot) }
+    }
+
     /// The time from this moment until now, suspension included. Never negative.
     pub fn elapsed(&self) -> Duration {
         Self::now().since(*self)

@@ -1,20 +1,29 @@
 //! The shared, local picture of services that users read and pick from.
 //!
 //! One watch per service and process, however many views. Readers never take a lock: the latest snapshot lies in an
-//! atomic pointer. See [`crate::picker`] for picking.
+//! atomic pointer. See [`crate::picker`] for picking and [`crate::pool`] for clients per instance.
+//!
+//! A view keeps what is known: an outage of the store makes it old, never empty, and says how old. If the store itself lists
+//! nobody any more, all at once and without their having left, the last ones are held for a while.
+
+mod disk;
+mod protection;
 
 use std::{
     collections::HashMap,
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
+use self::protection::Protection;
 use crate::{
     backoff::BackoffPolicy,
+    clock::Moment,
     error::Error,
     freshness::Freshness,
     name::ServiceRef,
@@ -22,10 +31,40 @@ use crate::{
     resolver::{Change, Resolver, Watcher},
     snapshot::Snapshot,
     task::TaskOwner,
+    telemetry,
 };
 
 /// How long a watch goes on after the last view of it was dropped, unless said otherwise.
 pub const DEFAULT_IDLE: Duration = Duration::from_secs(5);
+
+/// How long entries are held whose loss would empty a view, unless said otherwise.
+pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
+
+/// The least time between two publications of a view, unless said otherwise.
+pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
+
+/// How long a view waits for the store before it looks on disk.
+const DISK_AFTER: Duration = Duration::from_secs(1);
+
+/// The least time between two writes of a view to disk.
+const DISK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the age of a view is reported as a metric.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
+/// How often a picture that is too old is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// What a view shows when the store lists nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EmptyPolicy {
+    /// Nobody, once the time to hold has passed.
+    #[default]
+    Publish,
+    /// Those who were lost last, as held entries, until the store lists somebody. Whoever left in order is not kept.
+    Keep,
+}
 
 /// How a directory behaves.
 #[derive(Clone, Debug)]
@@ -33,11 +72,32 @@ pub const DEFAULT_IDLE: Duration = Duration::from_secs(5);
 pub struct DirectoryOptions {
     /// How long a watch goes on after the last view of it was dropped. Default: 5 s.
     pub idle: Duration,
+    /// How long entries whose removal would leave a view empty, and who did not leave in order, stay as
+    /// [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero never holds.
+    pub hold: Duration,
+    /// What a view shows when the store lists nobody. Default: nobody.
+    pub empty: EmptyPolicy,
+    /// How old a picture may be to be picked from. Older, [`NoPick::TooOld`](crate::NoPick::TooOld) says so and
+    /// [`ServiceView::ready`] waits. Default: `None`, any age. With etcd, keep it above 1.5 times the audit interval: a quiet
+    /// service is proven right no more often.
+    pub max_age: Option<Duration>,
+    /// The least time between two publications. The first change is published at once. Default: 50 ms.
+    pub debounce: Duration,
+    /// A directory on disk for the last picture of each service, which is used when the store does not answer at the start.
+    /// Written at most once a second, so the last second may be missing. Default: none.
+    pub disk: Option<PathBuf>,
 }
 
 impl Default for DirectoryOptions {
     fn default() -> Self {
-        Self { idle: DEFAULT_IDLE }
+        Self {
+            idle: DEFAULT_IDLE,
+            hold: DEFAULT_HOLD,
+            empty: EmptyPolicy::default(),
+            max_age: None,
+            debounce: DEFAULT_DEBOUNCE,
+            disk: None,
+        }
     }
 }
 
@@ -51,6 +111,41 @@ impl DirectoryOptions {
     #[must_use]
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
+        self
+    }
+
+    /// Sets how long lost entries are held where their loss would empty a view.
+    #[must_use]
+    pub fn hold(mut self, hold: Duration) -> Self {
+        self.hold = hold;
+        self
+    }
+
+    /// Sets what a view shows when the store lists nobody.
+    #[must_use]
+    pub fn empty(mut self, empty: EmptyPolicy) -> Self {
+        self.empty = empty;
+        self
+    }
+
+    /// Sets how old a picture may be to be picked from.
+    #[must_use]
+    pub fn max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = Some(max_age);
+        self
+    }
+
+    /// Sets the least time between two publications.
+    #[must_use]
+    pub fn debounce(mut self, debounce: Duration) -> Self {
+        self.debounce = debounce;
+        self
+    }
+
+    /// Sets where the last picture of each service is kept on disk.
+    #[must_use]
+    pub fn disk(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.disk = Some(directory.into());
         self
     }
 }
@@ -71,10 +166,32 @@ struct Inner {
 /// What the watch task writes and the views read.
 struct Shared {
     service: ServiceRef,
-    snapshot: Arc<ArcSwapOption<Snapshot>>,
+    published: Arc<ArcSwapOption<Published>>,
     status: watch::Sender<Status>,
     /// How many views there are.
     users: watch::Sender<usize>,
+}
+
+/// What pickers see.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) snapshot: Snapshot,
+    freshness: Freshness,
+    max_age: Option<Duration>,
+}
+
+impl Published {
+    #[cfg(test)]
+    pub(crate) fn fresh(snapshot: Snapshot) -> Self {
+        let freshness = Freshness::Live { proof: crate::freshness::Proof::new(Moment::now()) };
+        Self { snapshot, freshness, max_age: None }
+    }
+
+    /// The age, if it is above what is allowed.
+    pub(crate) fn too_old(&self) -> Option<Duration> {
+        let max_age = self.max_age?;
+        Some(self.freshness.age()).filter(|age| *age > max_age)
+    }
 }
 
 #[derive(Clone, Default)]
@@ -110,7 +227,7 @@ impl Directory {
         }
         let shared = Arc::new(Shared {
             service: service.clone(),
-            snapshot: Arc::default(),
+            published: Arc::default(),
             status: watch::Sender::default(),
             users: watch::Sender::new(1),
         });
@@ -118,7 +235,7 @@ impl Directory {
             resolver: Arc::clone(&self.inner.resolver),
             directory: Arc::downgrade(&self.inner),
             shared: Arc::clone(&shared),
-            idle: self.inner.options.idle,
+            options: self.inner.options.clone(),
         };
         let stop = self.inner.tasks.stop_signal();
         let started = self.inner.tasks.spawn("view", async move {
@@ -159,50 +276,206 @@ struct Keeper {
     resolver: Arc<dyn Resolver>,
     directory: std::sync::Weak<Inner>,
     shared: Arc<Shared>,
-    idle: Duration,
+    options: DirectoryOptions,
+}
+
+/// What the store lists, and when that was published.
+struct Picture {
+    listed: Option<(Snapshot, Freshness)>,
+    protection: Protection,
+    /// There is something to publish.
+    dirty: bool,
+    published: Option<Instant>,
+    /// When to look on disk, while nothing is known.
+    disk_due: Option<Instant>,
+    /// Why nothing is known yet.
+    trouble: Option<Error>,
+}
+
+impl Picture {
+    fn new(options: &DirectoryOptions) -> Self {
+        Self {
+            listed: None,
+            protection: Protection::new(options.hold, options.empty),
+            dirty: false,
+            published: None,
+            disk_due: options.disk.as_ref().map(|_| Instant::now() + DISK_AFTER),
+            trouble: None,
+        }
+    }
+
+    fn take(&mut self, change: Change) {
+        let Change { snapshot, events: _, freshness } = change;
+        // A watch that was started anew tells everything again.
+        let events = match &self.listed {
+            Some((listed, _)) => snapshot.diff(listed),
+            None => snapshot.as_added(),
+        };
+        self.protection.observe(&events, &snapshot, Moment::now());
+        self.listed = Some((snapshot, freshness));
+        self.dirty = true;
+    }
+
+    /// When there is something to do although the store says nothing.
+    fn wakes(&self, debounce: Duration) -> Option<Instant> {
+        let now = Instant::now();
+        let publication = self.dirty.then(|| self.published.map_or(now, |published| published + debounce));
+        let held = self.listed.as_ref().and_then(|(listed, _)| self.protection.expires_in(listed, Moment::now()));
+        [publication, held.map(|left| now + left), self.disk_due].into_iter().flatten().min()
+    }
+
+    fn is_due(&self, debounce: Duration) -> bool {
+        self.dirty && self.published.is_none_or(|published| published.elapsed() >= debounce)
+    }
 }
 
 impl Keeper {
     /// Follows the watch until nobody has looked for the idle time.
     async fn keep(&self) {
+        let (to_disk, writes) = watch::channel(None);
         tokio::select! {
-            () = self.follow() => {}
+            () = self.follow(&to_disk) => {}
+            () = self.write(writes) => {}
             () = self.idled() => tracing::debug!(service = %self.shared.service, "view idle, watch ended"),
         }
     }
 
-    async fn follow(&self) {
+    async fn follow(&self, to_disk: &watch::Sender<Option<Arc<Published>>>) {
         let mut backoff = BackoffPolicy::default().start();
+        let mut picture = Picture::new(&self.options);
         loop {
-            let mut watcher = match self.resolver.watch(&self.shared.service).await {
-                Ok(watcher) => watcher,
+            match self.resolver.watch(&self.shared.service).await {
+                Ok(mut watcher) => self.drain(&mut *watcher, &mut picture, &mut backoff, to_disk).await,
                 Err(error) => {
-                    self.shared.trouble(error);
-                    tokio::time::sleep(backoff.next_delay()).await;
-                    continue;
+                    self.trouble(&mut picture, error);
+                    let again = Instant::now() + backoff.next_delay();
+                    self.meanwhile(again, &mut picture, to_disk).await;
                 }
-            };
-            self.drain(&mut *watcher, &mut backoff).await;
+            }
         }
     }
 
     /// Publishes what the watcher says until it ends.
-    async fn drain(&self, watcher: &mut dyn Watcher, backoff: &mut crate::Backoff) {
+    async fn drain(
+        &self,
+        watcher: &mut dyn Watcher,
+        picture: &mut Picture,
+        backoff: &mut crate::Backoff,
+        to_disk: &watch::Sender<Option<Arc<Published>>>,
+    ) {
         loop {
-            match watcher.next().await {
-                Ok(change) => {
-                    backoff.reset();
-                    self.shared.publish(change);
-                }
-                Err(error) => {
-                    let ended = matches!(error, Error::Closed);
-                    self.shared.trouble(error);
-                    tokio::time::sleep(backoff.next_delay()).await;
-                    if ended {
-                        return;
+            tokio::select! {
+                next = watcher.next() => match next {
+                    Ok(change) => {
+                        backoff.reset();
+                        picture.take(change);
                     }
+                    Err(error) => {
+                        let ended = matches!(error, Error::Closed);
+                        self.trouble(picture, error);
+                        let again = Instant::now() + backoff.next_delay();
+                        self.meanwhile(again, picture, to_disk).await;
+                        if ended {
+                            return;
+                        }
+                    }
+                },
+                () = self.wake(picture) => {}
+            }
+            self.go_on(picture, to_disk).await;
+        }
+    }
+
+    /// Does what is due until `end`.
+    async fn meanwhile(&self, end: Instant, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
+        loop {
+            self.go_on(picture, to_disk).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => return,
+                () = self.wake(picture) => {}
+            }
+        }
+    }
+
+    async fn wake(&self, picture: &Picture) {
+        match picture.wakes(self.options.debounce) {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Publishes, and looks on disk, where that is due.
+    async fn go_on(&self, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
+        if let Some((listed, freshness)) = &picture.listed {
+            picture.disk_due = None;
+            let now = Moment::now();
+            let expired = picture.protection.expires_in(listed, now).is_some_and(|left| left.is_zero());
+            picture.dirty |= expired;
+            if picture.is_due(self.options.debounce) {
+                let shown = picture.protection.shown(listed, now);
+                let published = self.shared.publish(shown, freshness.clone(), self.options.max_age);
+                (picture.dirty, picture.published) = (false, Some(Instant::now()));
+                if self.options.disk.is_some() {
+                    to_disk.send_replace(Some(published));
                 }
             }
+        } else if picture.disk_due.is_some_and(|due| due <= Instant::now()) {
+            picture.disk_due = None;
+            self.read(picture).await;
+        }
+    }
+
+    /// Shows what lies on disk, as something old.
+    async fn read(&self, picture: &Picture) {
+        let Some(directory) = self.options.disk.clone() else {
+            return;
+        };
+        let service = self.shared.service.clone();
+        let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service)).await;
+        let Some((snapshot, age)) = read.ok().flatten() else {
+            return;
+        };
+        tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = ?age, "view read from disk");
+        let cause = picture.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
+        let freshness = Freshness::Stale { proven: Moment::ago(age), cause };
+        self.shared.publish(snapshot, freshness, self.options.max_age);
+    }
+
+    /// Writes what was published to disk, for ever.
+    async fn write(&self, mut writes: watch::Receiver<Option<Arc<Published>>>) {
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        loop {
+            tokio::select! {
+                // The sender lives as long as this future does.
+                _ = writes.changed() => {}
+                _ = report.tick(), if cfg!(feature = "metrics") => {
+                    self.shared.report();
+                    continue;
+                }
+            }
+            let (Some(published), Some(directory)) = (writes.borrow_and_update().clone(), self.options.disk.clone())
+            else {
+                continue;
+            };
+            let write = move || disk::write(&directory, &published.snapshot, published.freshness.age());
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
+                tracing::warn!(service = %self.shared.service, cause = %error, "view not written to disk");
+            }
+            tokio::time::sleep(DISK_EVERY).await;
+        }
+    }
+
+    fn trouble(&self, picture: &mut Picture, error: Error) {
+        if let Some((_, freshness)) = &mut picture.listed {
+            *freshness = Freshness::Stale { proven: freshness.proven(), cause: error };
+            picture.dirty = true;
+        } else {
+            // Nothing is known, and a look on disk need not wait for more.
+            picture.disk_due = picture.disk_due.map(|_| Instant::now());
+            if !error.is_retryable() {
+                self.shared.refuse(error.clone());
+            }
+            picture.trouble = Some(error);
         }
     }
 
@@ -213,7 +486,7 @@ impl Keeper {
             // The sender lives in `self.shared`, so neither wait can fail.
             let _ = users.wait_for(|users| *users == 0).await;
             let used_again = users.wait_for(|users| *users > 0);
-            if tokio::time::timeout(self.idle, used_again).await.is_err() && self.forget() {
+            if tokio::time::timeout(self.options.idle, used_again).await.is_err() && self.forget() {
                 return;
             }
         }
@@ -234,26 +507,29 @@ impl Keeper {
 }
 
 impl Shared {
-    fn publish(&self, change: Change) {
-        let Change { snapshot, events: _, freshness } = change;
-        self.snapshot.store(Some(Arc::new(snapshot)));
+    fn publish(&self, snapshot: Snapshot, freshness: Freshness, max_age: Option<Duration>) -> Arc<Published> {
+        let published = Arc::new(Published { snapshot, freshness: freshness.clone(), max_age });
+        self.published.store(Some(Arc::clone(&published)));
         self.status.send_modify(|status| {
             status.generation += 1;
             status.freshness = Some(freshness);
             status.refused = None;
         });
+        self.report();
+        published
     }
 
-    fn trouble(&self, error: Error) {
+    fn refuse(&self, error: Error) {
         self.status.send_modify(|status| {
-            if let Some(freshness) = &status.freshness {
-                status.freshness = Some(Freshness::Stale { proven: freshness.proven(), cause: error });
-                status.generation += 1;
-            } else if !error.is_retryable() {
-                status.refused = Some(error);
-                status.generation += 1;
-            }
+            status.refused = Some(error);
+            status.generation += 1;
         });
+    }
+
+    fn report(&self) {
+        if let Some(published) = &*self.published.load() {
+            telemetry::view(&self.service, published.snapshot.len(), published.freshness.age());
+        }
     }
 }
 
@@ -276,7 +552,7 @@ impl ServiceView {
         &self.shared.service
     }
 
-    /// Waits until the service is known, be it known to be empty.
+    /// Waits until the service is known, be it known to be empty, and no older than allowed.
     ///
     /// # Errors
     ///
@@ -288,18 +564,29 @@ impl ServiceView {
     /// Dropping the future has no effect.
     pub async fn ready(&self) -> Result<Snapshot, Error> {
         let mut status = self.shared.status.subscribe();
-        let known = |status: &Status| status.freshness.is_some() || status.refused.is_some() || status.closed;
-        let refused = status.wait_for(known).await.map_err(|_| Error::Closed)?.refused.clone();
-        match (self.snapshot(), refused) {
-            (Some(snapshot), _) => Ok(snapshot),
-            (None, Some(error)) => Err(error),
-            (None, None) => Err(Error::Closed),
+        loop {
+            let known = |status: &Status| status.freshness.is_some() || status.refused.is_some() || status.closed;
+            let (refused, closed) = {
+                let status = status.wait_for(known).await.map_err(|_| Error::Closed)?;
+                (status.refused.clone(), status.closed)
+            };
+            let published = self.shared.published.load_full();
+            match (published, refused) {
+                (Some(published), _) if published.too_old().is_none() => return Ok(published.snapshot.clone()),
+                (_, Some(error)) => return Err(error),
+                _ if closed => return Err(Error::Closed),
+                // A proof comes without a change.
+                _ => match tokio::time::timeout(LOOK_AGAIN, status.changed()).await {
+                    Ok(Err(_)) => return Err(Error::Closed),
+                    Ok(Ok(())) | Err(_) => {}
+                },
+            }
         }
     }
 
     /// The latest snapshot; `None` while nothing is known. Takes no lock.
     pub fn snapshot(&self) -> Option<Snapshot> {
-        self.shared.snapshot.load().as_deref().cloned()
+        self.shared.published.load().as_deref().map(|published| published.snapshot.clone())
     }
 
     /// How fresh the snapshot is; `None` while nothing is known.
@@ -332,7 +619,7 @@ impl ServiceView {
 
     /// A picker that sees only what `filter` lets through.
     pub fn picker_of(&self, policy: Policy, filter: Filter) -> Picker {
-        Picker::new(Arc::clone(&self.shared.snapshot), policy, filter)
+        Picker::new(Arc::clone(&self.shared.published), policy, filter)
     }
 }
 

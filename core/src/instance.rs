@@ -231,7 +231,8 @@ impl Draft {
 pub enum Presence {
     /// The store lists it.
     Live,
-    /// The store no longer does; it is kept for a while because its removal would have emptied the view.
+    /// The store no longer does, or not yet again: it is kept for a while because its removal would have emptied the view, or
+    /// was read from disk because the store does not answer.
     Held,
 }
 
@@ -248,6 +249,11 @@ impl Entry {
     /// A live entry, created and last changed at these revisions.
     pub fn new(instance: Instance, created: Revision, modified: Revision) -> Self {
         Self { instance, created, modified, presence: Presence::Live }
+    }
+
+    /// The same, as one that the store no longer lists.
+    pub(crate) fn held(&self) -> Self {
+        Self { presence: Presence::Held, ..self.clone() }
     }
 
     /// The instance.

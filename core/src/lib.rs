@@ -8,6 +8,7 @@
 //! | publish an instance | [`Registry::register`], [`Registration`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
 //! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
+//! | call instances over clients of your own | [`Pool`] |
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
 //! | have one leader | [`Election::campaign`], [`Leadership`] |
 //! | start and stop a server in order | [`Graceful`] |
@@ -53,6 +54,7 @@ pub mod instance;
 pub mod lock;
 pub mod name;
 pub mod picker;
+pub mod pool;
 pub mod reconcile;
 pub mod registration;
 pub mod registry;
@@ -68,7 +70,7 @@ pub use self::{
     advertise::advertise,
     backoff::{Backoff, BackoffPolicy},
     clock::Moment,
-    directory::{Directory, DirectoryOptions, ServiceView},
+    directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView},
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
     error::{Cause, Error},
@@ -79,6 +81,7 @@ pub use self::{
     lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
+    pool::{Pool, PoolError, Retry},
     registration::{Deregistered, Registration, RegistrationDriver, RegistrationState, registration},
     registry::{LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},

@@ -3,14 +3,14 @@
 //! A picker keeps a dense array of the candidates and rebuilds it when the view has a newer snapshot. A candidate is
 //! serving, has a weight above zero and passes the filter.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwapOption, Cache};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    directory::Published,
     instance::{Entry, Health, Instance},
-    snapshot::Snapshot,
 };
 
 /// Points on the hash ring per candidate of average weight. With 100 the share of each is within some 10 % of its due.
@@ -93,6 +93,12 @@ pub enum NoPick {
     /// The service is not known yet; wait for [`ServiceView::ready`](crate::ServiceView::ready).
     #[error("the service is not known yet")]
     Unknown,
+    /// What is known is older than the directory's options allow.
+    #[error("what is known is {age:?} old, which is too old")]
+    TooOld {
+        /// Its age.
+        age: Duration,
+    },
     /// The service is known and has no instance that could be picked.
     #[error("no instance can be picked, of {listed} that are listed")]
     Empty {
@@ -104,11 +110,11 @@ pub enum NoPick {
 /// Picks instances of one service for one task.
 #[derive(Debug)]
 pub struct Picker {
-    source: Cache<Arc<ArcSwapOption<Snapshot>>, Option<Arc<Snapshot>>>,
+    source: Cache<Arc<ArcSwapOption<Published>>, Option<Arc<Published>>>,
     policy: Policy,
     filter: Filter,
-    /// The snapshot that the fields below were built from.
-    built: Option<Arc<Snapshot>>,
+    /// What the fields below were built from.
+    built: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
     /// Running sums of the weights.
     weights: Vec<u64>,
@@ -118,7 +124,7 @@ pub struct Picker {
 }
 
 impl Picker {
-    pub(crate) fn new(source: Arc<ArcSwapOption<Snapshot>>, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn new(source: Arc<ArcSwapOption<Published>>, policy: Policy, filter: Filter) -> Self {
         Self {
             source: Cache::new(source),
             policy,
@@ -196,8 +202,11 @@ impl Picker {
         }
         match &self.built {
             None => Err(NoPick::Unknown),
-            Some(snapshot) if self.candidates.is_empty() => Err(NoPick::Empty { listed: snapshot.len() }),
-            Some(_) => Ok(()),
+            Some(published) => match published.too_old() {
+                Some(age) => Err(NoPick::TooOld { age }),
+                None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
+                None => Ok(()),
+            },
         }
     }
 
@@ -205,10 +214,11 @@ impl Picker {
         self.candidates.clear();
         self.weights.clear();
         self.ring.clear();
-        let Some(snapshot) = &self.built else {
+        let Some(published) = &self.built else {
             return;
         };
-        self.candidates.extend(snapshot.entries().filter(|entry| self.filter.lets_through(entry.instance())).cloned());
+        let entries = published.snapshot.entries();
+        self.candidates.extend(entries.filter(|entry| self.filter.lets_through(entry.instance())).cloned());
         if let Some((size, client)) = self.filter.subset {
             keep_subset(&mut self.candidates, size, client);
         }
@@ -256,19 +266,19 @@ fn ring(candidates: &[Arc<Entry>], total: u64) -> Vec<(u64, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Endpoint, Epoch, InstanceId, Revision, ServiceRef};
+    use crate::{Endpoint, Epoch, InstanceId, Revision, ServiceRef, Snapshot};
     use std::collections::{BTreeSet, HashMap};
 
     fn instance(id: &str) -> Instance {
         Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
     }
 
-    fn source(instances: Vec<Instance>) -> Arc<ArcSwapOption<Snapshot>> {
+    fn source(instances: Vec<Instance>) -> Arc<ArcSwapOption<Published>> {
         let mut snapshot = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(1), Epoch::default());
         for instance in instances {
             snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
         }
-        Arc::new(ArcSwapOption::from_pointee(snapshot))
+        Arc::new(ArcSwapOption::from_pointee(Published::fresh(snapshot)))
     }
 
     fn shares(picker: &mut Picker, draws: usize) -> HashMap<String, usize> {

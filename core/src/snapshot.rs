@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use imbl::{OrdMap, ordmap::DiffItem};
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
 
 use crate::{
     instance::Entry,
@@ -17,12 +17,17 @@ pub struct Snapshot {
     revision: Revision,
     epoch: Epoch,
     entries: OrdMap<InstanceId, Arc<Entry>>,
+    /// Instances that left in order and are not back.
+    left: OrdSet<InstanceId>,
 }
+
+/// How many instances that left are remembered. What is forgotten counts as dead, which is the careful side.
+const MAX_LEFT: usize = 1024;
 
 impl Snapshot {
     /// An empty snapshot of `service` at `revision`.
     pub fn empty(service: ServiceRef, revision: Revision, epoch: Epoch) -> Self {
-        Self { service, revision, epoch, entries: OrdMap::new() }
+        Self { service, revision, epoch, entries: OrdMap::new(), left: OrdSet::new() }
     }
 
     /// The service.
@@ -60,6 +65,11 @@ impl Snapshot {
         self.entries.values()
     }
 
+    /// Says whether `id` is absent because it was deregistered or removed, rather than because its lease ran out.
+    pub fn left(&self, id: &InstanceId) -> bool {
+        self.left.contains(id)
+    }
+
     /// The changes that lead from `older` to this snapshot, in the order of ids.
     ///
     /// Takes time proportional to the change where the two share their structure, as the snapshots of one watch do.
@@ -90,12 +100,22 @@ impl Snapshot {
 
     /// For backends: adds or replaces one entry.
     pub fn insert(&mut self, entry: Arc<Entry>) {
+        self.left.remove(entry.instance().id());
         self.entries.insert(entry.instance().id().clone(), entry);
     }
 
     /// For backends: removes one entry.
     pub fn remove(&mut self, id: &InstanceId) {
         self.entries.remove(id);
+    }
+
+    /// For backends: removes one entry that left in order.
+    pub fn leave(&mut self, id: &InstanceId) {
+        self.entries.remove(id);
+        if self.left.len() >= MAX_LEFT {
+            self.left.clear();
+        }
+        self.left.insert(id.clone());
     }
 
     /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an
@@ -106,6 +126,7 @@ impl Snapshot {
             let id = entry.instance().id().clone();
             let unchanged = gone.remove(&id).is_some_and(|old| old == entry);
             if !unchanged {
+                self.left.remove(&id);
                 self.entries.insert(id, entry);
             }
         }

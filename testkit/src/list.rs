@@ -9,6 +9,7 @@ macro_rules! each_case {
             register::a_registered_instance_is_found []
             register::everything_an_instance_says_is_carried [Id Endpoints Weight Details]
             register::two_instances_of_one_service_are_both_found []
+            register::a_departure_is_told_from_a_death [Id Details]
             register::a_deregistered_instance_is_gone_at_once []
             register::a_dropped_registration_is_withdrawn []
             register::dropping_the_register_future_withdraws_it []

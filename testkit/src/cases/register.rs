@@ -465,3 +465,22 @@ pub async fn namespaces_do_not_see_each_other(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*server, &one).await), expected(&["a"]));
     assert_eq!(endpoints(&resolve(&*server, &two).await), expected(&["b"]));
 }
+
+pub async fn a_departure_is_told_from_a_death(h: &impl Harness) {
+    let (leaving, dying, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let a = register(h, &leaving, &service, "a").await;
+    let _b = register(h, &dying, &service, "b").await;
+    let mut watcher = watch(&client, &service).await;
+    until(&mut watcher, "both", |change| change.snapshot.len() == 2).await;
+    soon("deregistered", a.deregister()).await.unwrap();
+    let left = until(&mut watcher, "one left", |change| change.snapshot.len() == 1).await;
+    assert!(left.snapshot.left(&id("a")), "whoever deregistered has left");
+    dying.crash().await;
+    let died = until(&mut watcher, "one died", |change| change.snapshot.is_empty()).await;
+    assert!(!died.snapshot.left(&id("b")), "whoever lost its lease has not");
+    let again = h.client().await;
+    let _a = register(h, &again, &service, "a").await;
+    let back = until(&mut watcher, "one is back", |change| !change.snapshot.is_empty()).await;
+    assert!(!back.snapshot.left(&id("a")));
+}
