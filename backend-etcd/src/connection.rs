@@ -3,7 +3,11 @@
 //! Two lanes, each a connection of its own: one for leases and small transactions, one for watches and lists. A full
 //! watch connection blocks every request on it, and renewals must not wait.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use enlist::{Error, LeaseId, Moment, Revision};
 use etcd_client::{
@@ -26,8 +30,11 @@ const MAX_ANSWER: usize = 64 << 20;
 /// After this long a write whose answer was lost cannot arrive any more: etcd itself gives requests up after 7 s.
 pub(crate) const SETTLED: Duration = Duration::from_secs(10);
 
-/// Keys per page of a list.
+/// Keys per page of a list, at most.
 const PAGE: i64 = 1000;
+
+/// Keys per page of a list over a slow connection.
+const SMALL_PAGE: i64 = 16;
 
 /// How often a request that was never sent is sent again within its deadline.
 const RESENDS: usize = 3;
@@ -170,6 +177,8 @@ pub(crate) struct Connection {
     pub(crate) fast: Lane,
     /// Watches and lists.
     pub(crate) bulk: Lane,
+    /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
+    page: AtomicI64,
 }
 
 /// A write that is done only if the key is as expected.
@@ -215,7 +224,8 @@ pub(crate) enum Written {
 
 impl Connection {
     pub(crate) fn new(fast: Failover, bulk: Failover, credentials: Option<&Credentials>, limit: Duration) -> Self {
-        Self { fast: Lane::new(fast, credentials.cloned(), limit), bulk: Lane::new(bulk, credentials.cloned(), limit) }
+        let lane = |channel| Lane::new(channel, credentials.cloned(), limit);
+        Self { fast: lane(fast), bulk: lane(bulk), page: AtomicI64::new(PAGE) }
     }
 
     /// One linearizable read of a key.
@@ -285,7 +295,7 @@ impl Connection {
         let mut records: Vec<Record> = Vec::new();
         let mut at = None;
         let mut from = range.start.clone();
-        let mut page = PAGE;
+        let mut page = self.page.load(Ordering::Relaxed);
         loop {
             let mut options = GetOptions::new().with_limit(page);
             if let Some(end) = &range.end {
@@ -303,13 +313,21 @@ impl Connection {
                     page = (page / 8).max(1);
                     continue;
                 }
+                // The next list asks for less at a time; this one is given up, so that trouble shows.
+                Err(Failure::Lost(cause)) => {
+                    self.page.store((page / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                    return Err(Failure::Lost(cause));
+                }
                 outcome => outcome?,
             };
             at.get_or_insert(revision_of(&response));
             records.extend(response.kvs().iter().map(Record::from));
             match records.last() {
                 Some(last) if response.more() => from = [&last.key[..], &[0]].concat(),
-                _ => return Ok((records, at.unwrap_or_default())),
+                _ => {
+                    self.page.store((page * 2).min(PAGE), Ordering::Relaxed);
+                    return Ok((records, at.unwrap_or_default()));
+                }
             }
         }
     }

@@ -1,0 +1,90 @@
+//! What the fault tests share.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::{future::Future, time::Duration};
+
+use enlist::{
+    Endpoint, Instance, InstanceId, Moment, RegisterOptions, Registration, Registry, Resolver, ServiceRef, Snapshot,
+    TaskOwner, clock::sleep_until_elapsed,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
+
+pub(crate) const TTL: Duration = Duration::from_secs(5);
+
+/// Where the instances lie.
+pub(crate) const PREFIX: &str = "enlist/services/default/svc/";
+
+pub(crate) fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+pub(crate) fn instance(id: &str) -> Instance {
+    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
+pub(crate) fn options() -> RegisterOptions {
+    RegisterOptions::new().ttl(TTL)
+}
+
+/// These tests stop their server, so they start one also where the environment offers one.
+pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
+    let provider = match Provider::from_env() {
+        Provider::Environment(_) => Provider::Process,
+        own => own,
+    };
+    EtcdServer::start_with(provider, ServerOptions::new().arguments(arguments.iter().copied())).await
+}
+
+pub(crate) async fn server() -> EtcdServer {
+    server_with(&[]).await
+}
+
+pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
+    etcd_client::Client::connect([server.url()], None).await.unwrap()
+}
+
+pub(crate) async fn register(etcd: &Etcd, id: &str) -> Registration {
+    soon("registered", etcd.register(&service(), instance(id), options())).await.unwrap()
+}
+
+pub(crate) async fn register_many(etcd: &Etcd, count: usize) -> Vec<Registration> {
+    let mut registrations = Vec::new();
+    for id in 0..count {
+        registrations.push(register(etcd, &format!("i{id}")).await);
+    }
+    registrations
+}
+
+pub(crate) async fn listed(etcd: &Etcd, count: usize) -> Snapshot {
+    eventually("all are listed", || async {
+        match etcd.resolve(&service()).await {
+            Ok(snapshot) if snapshot.len() == count => Ok(snapshot),
+            other => Err(other),
+        }
+    })
+    .await
+}
+
+/// Lets real time pass, which is what a fault that lasts needs. Nothing is asserted from its length alone.
+pub(crate) async fn pass(time: Duration) {
+    sleep_until_elapsed(Moment::now(), time).await;
+}
+
+/// Runs a task beside the test until the owner is dropped.
+pub(crate) fn beside(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 'static) {
+    let stop = tasks.stop_signal();
+    let run = async move {
+        stop.run_until_cancelled_owned(task).await;
+    };
+    tasks.spawn("beside", run).unwrap();
+}
+
+/// A number that repeats a randomized case: `ENLIST_SEED`, else a new one. It is printed, and shown when the test fails.
+pub(crate) fn seed() -> fastrand::Rng {
+    let given = std::env::var("ENLIST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("repeat with ENLIST_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}

@@ -1,0 +1,434 @@
+//! What becomes of watches and views when etcd, or the way to it, is not well.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{
+    Counter, Directory, Event, Freshness, Moment, Presence, Registration, Registry, Resolver, ServiceView, Snapshot,
+    Start, TaskOwner, Watcher,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
+use support::{PREFIX, TTL, beside, instance, listed, options, pass, raw, register, register_many, server};
+
+/// Watches a view, and counts how often it was empty.
+fn watch_for_empty(tasks: &TaskOwner, mut view: ServiceView) -> Arc<AtomicUsize> {
+    let empty = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&empty);
+    beside(tasks, async move {
+        while view.changed().await.is_ok() {
+            if view.snapshot().is_some_and(|snapshot| snapshot.is_empty()) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    empty
+}
+
+/// Follows each event of a raw watch, and tells how few there ever were.
+async fn fold(tasks: &TaskOwner, server: &EtcdServer, mut ids: BTreeSet<String>) -> Arc<AtomicUsize> {
+    let fewest = Arc::new(AtomicUsize::new(ids.len()));
+    let told = Arc::clone(&fewest);
+    let options = etcd_client::WatchOptions::new().with_prefix();
+    let mut stream = raw(server).await.watch(PREFIX, Some(options)).await.unwrap();
+    beside(tasks, async move {
+        while let Ok(Some(message)) = stream.message().await {
+            for event in message.events() {
+                let id = String::from_utf8_lossy(&event.kv().unwrap().key()[PREFIX.len()..]).into_owned();
+                if event.event_type() == etcd_client::EventType::Delete {
+                    ids.remove(&id);
+                } else {
+                    ids.insert(id);
+                }
+                told.fetch_min(ids.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    fewest
+}
+
+async fn set_weight(registration: &Registration, weight: u32) {
+    let update = registration.update(move |draft| {
+        draft.weight(weight);
+    });
+    soon("stored", update).await.unwrap();
+}
+
+async fn set_version(registration: &Registration, version: &'static str) {
+    let update = registration.update(move |draft| {
+        draft.version(version);
+    });
+    soon("stored", update).await.unwrap();
+}
+
+async fn shows(view: &ServiceView, fits: impl Fn(&Snapshot) -> bool) {
+    eventually("the view shows it", || async {
+        let snapshot = view.snapshot();
+        if snapshot.as_ref().is_some_and(&fits) { Ok(()) } else { Err(snapshot) }
+    })
+    .await;
+}
+
+/// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that nobody is left
+/// then; that a view which holds nothing shows it is a unit test of the protection.
+#[tokio::test]
+async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_thaw() {
+    const COUNT: usize = 10;
+    let server = server().await;
+    let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let _registrations = register_many(&owner, COUNT).await;
+    let before = listed(&user, COUNT).await;
+    let view = Directory::new(Arc::new(user.clone())).view(&support::service());
+    shows(&view, |snapshot| snapshot.len() == COUNT).await;
+    let tasks = TaskOwner::new();
+    let empty = watch_for_empty(&tasks, view.clone());
+    let fewest = fold(&tasks, &server, before.entries().map(|entry| entry.instance().id().to_string()).collect()).await;
+    server.pause().await;
+    pass(3 * TTL).await;
+    server.resume().await;
+    let thawed = Moment::now();
+    let back = async {
+        loop {
+            // Registered anew, not just not yet dropped.
+            let now = user.resolve(&support::service()).await;
+            let anew = now.ok().filter(|now| now.len() == COUNT);
+            if anew.is_some_and(|now| now.entries().all(|entry| entry.created() > before.revision())) {
+                return thawed.elapsed();
+            }
+        }
+    };
+    let back = soon("all are back", back).await;
+    assert!(back <= Duration::from_secs(2), "{back:?}");
+    shows(&view, |snapshot| {
+        snapshot.len() == COUNT && snapshot.entries().all(|entry| entry.presence() == Presence::Live)
+    })
+    .await;
+    assert_eq!(empty.load(Ordering::Relaxed), 0, "the view was never empty");
+    assert_eq!(fewest.load(Ordering::Relaxed), 0, "the control shows that nobody was left");
+}
+
+/// Row 1: killed and started again ten times while instances come and go.
+#[tokio::test]
+async fn an_etcd_killed_ten_times_under_load_removes_nobody() {
+    const COUNT: usize = 20;
+    let mut server = server().await;
+    let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let registrations = register_many(&owner, COUNT).await;
+    let before = listed(&user, COUNT).await;
+    let leases = raw(&server).await.leases().await.unwrap().leases().len();
+    let tasks = TaskOwner::new();
+    let removed = Arc::<AtomicUsize>::default();
+    let (count, mut watcher) = (Arc::clone(&removed), user.watch(&support::service()).await.unwrap());
+    soon("a list", watcher.next()).await.unwrap();
+    beside(&tasks, async move {
+        while let Ok(change) = watcher.next().await {
+            let gone = change.events.iter().filter(|event| matches!(event, Event::Removed(_)));
+            count.fetch_add(gone.count(), Ordering::Relaxed);
+        }
+    });
+    for round in 0..10u32 {
+        // Under load: each of them has a change under way when etcd dies.
+        for registration in &registrations {
+            drop(registration.update(move |draft| {
+                draft.weight(round + 1);
+            }));
+        }
+        server.kill().await;
+        server.restart().await;
+    }
+    eventually("the last update of each is stored", || async {
+        match user.resolve(&support::service()).await {
+            Ok(now) if now.entries().filter(|entry| entry.instance().weight() == 10).count() == COUNT => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let after = listed(&user, COUNT).await;
+    let created = |snapshot: &Snapshot| snapshot.entries().map(|entry| entry.created()).collect::<Vec<_>>();
+    assert_eq!(created(&after), created(&before), "nobody was registered anew");
+    assert_eq!(removed.load(Ordering::Relaxed), 0, "nobody was removed in between");
+    assert_eq!(raw(&server).await.leases().await.unwrap().leases().len(), leases);
+    assert_eq!(owner.counters().get(Counter::Reregistrations), 0);
+}
+
+/// Row 2: wiped. Also when the new history has passed the old revision by the time the watch comes back, which no revision
+/// tells. The control, a watch from the old revision on, hears nothing ever again.
+#[tokio::test]
+async fn a_wiped_etcd_stops_no_watcher() {
+    let mut server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let away = Etcd::builder([proxy.url()]).audit(Some(Duration::from_secs(4))).connect().await.unwrap();
+    let _registrations = register_many(&owner, 3).await;
+    // A key that the new history does not have.
+    let mut before = raw(&server).await;
+    let value = r#"{"v":1,"id":"old","endpoints":["h:1"]}"#;
+    before.put(format!("{PREFIX}old"), value, None).await.unwrap();
+    let open = async |etcd: &Etcd| {
+        let mut watcher = etcd.watch(&support::service()).await.unwrap();
+        while soon("all", watcher.next()).await.unwrap().snapshot.len() < 4 {}
+        watcher
+    };
+    let (mut near, mut far) = (open(&user).await, open(&away).await);
+    proxy.set(Mode::BlackHole(Direction::Both));
+    let old = before.get("\0", None).await.unwrap().header().unwrap().revision();
+    server.wipe().await;
+    let new = async |watcher: &mut Box<dyn Watcher>| loop {
+        let change = watcher.next().await.unwrap();
+        assert!(!change.snapshot.is_empty() || change.snapshot.epoch().get() > 0);
+        if change.snapshot.len() == 3 && change.snapshot.epoch().get() > 0 {
+            return;
+        }
+    };
+    soon("the new history is seen", new(&mut near)).await;
+    let mut raw = raw(&server).await;
+    let control = etcd_client::WatchOptions::new().with_prefix().with_start_revision(old + 1);
+    let mut control = raw.watch(PREFIX, Some(control)).await.unwrap();
+    assert!(soon("created", control.message()).await.unwrap().unwrap().created());
+    // Later registrations are seen, though not by the control.
+    let late = register(&owner, "late").await;
+    while soon("the late one", near.next()).await.unwrap().snapshot.len() < 4 {}
+    assert!(tokio::time::timeout(Duration::from_secs(1), control.message()).await.is_err());
+    // On to a revision above the old one.
+    while raw.put("filler", "x", None).await.unwrap().header().unwrap().revision() <= old + 5 {}
+    proxy.heal();
+    while soon("the far one sees it too", far.next()).await.unwrap().snapshot.get(&"old".parse().unwrap()).is_some() {}
+    soon("deregistered", late.deregister()).await.unwrap();
+    let settled = async {
+        loop {
+            let change = far.next().await.unwrap();
+            if change.snapshot.len() == 3 {
+                return;
+            }
+        }
+    };
+    soon("and goes on", settled).await;
+}
+
+/// Row 8: a black hole without a reset, with one endpoint. The control, a watch without signs of life, hangs.
+#[tokio::test]
+async fn a_black_hole_is_noticed_within_fifteen_seconds_and_the_age_is_honest() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let owner = Etcd::connect(server.url()).await.unwrap();
+    let a = register(&owner, "a").await;
+    for direction in [Direction::ToClient, Direction::Both] {
+        let user = Etcd::builder([proxy.url()]).connect().await.unwrap();
+        let view = Directory::new(Arc::new(user.clone())).view(&support::service());
+        shows(&view, |snapshot| snapshot.len() == 1).await;
+        let mut naive = etcd_client::Client::connect([proxy.url()], None).await.unwrap();
+        let mut control = naive.watch(PREFIX, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
+        soon("created", control.message()).await.unwrap().unwrap();
+        // The last proof is this change.
+        let weight = view.snapshot().unwrap().entries().next().unwrap().instance().weight() + 1;
+        set_weight(&a, weight).await;
+        shows(&view, |snapshot| snapshot.entries().all(|entry| entry.instance().weight() == weight)).await;
+        soon("seen", control.message()).await.unwrap().unwrap();
+        proxy.set(Mode::BlackHole(direction));
+        let begun = Moment::now();
+        // What the view shows is wrong from here on, and the age must say that it may be.
+        set_version(&a, "2").await;
+        let mut noticed = None;
+        while begun.elapsed() < Duration::from_secs(17) {
+            let freshness = view.freshness().unwrap();
+            if matches!(freshness, Freshness::Stale { .. }) {
+                noticed.get_or_insert_with(|| begun.elapsed());
+            }
+            let age = freshness.age();
+            assert!(age + Duration::from_secs(1) >= begun.elapsed(), "{age:?} after {:?}", begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let noticed = noticed.expect("it was noticed");
+        println!("{direction:?}: noticed after {noticed:?}");
+        assert!(noticed <= Duration::from_secs(15), "{noticed:?}");
+        assert_eq!(view.snapshot().unwrap().len(), 1, "the last picture stays");
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), control.message()).await.is_err(),
+            "the control hangs"
+        );
+        proxy.heal();
+        shows(&view, |snapshot| snapshot.entries().all(|entry| entry.instance().version() == Some("2"))).await;
+        eventually("fresh again", || async {
+            let freshness = view.freshness().unwrap();
+            if freshness.is_live() { Ok(()) } else { Err(freshness) }
+        })
+        .await;
+        set_version(&a, "1").await;
+    }
+}
+
+/// Row 10: a throttled connection, and a list that takes long over it.
+#[tokio::test]
+async fn a_slow_connection_starves_no_renewal_and_the_list_arrives() {
+    const COUNT: usize = 150;
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let mut raw = raw(&server).await;
+    let filler = "x".repeat(1000);
+    for id in 0..COUNT {
+        let value = format!(r#"{{"v":1,"id":"f{id}","endpoints":["h:1"],"metadata":{{"f":"{filler}"}}}}"#);
+        raw.put(format!("{PREFIX}f{id}"), value, None).await.unwrap();
+    }
+    let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
+    proxy.set(Mode::Throttle(20_000));
+    let registration = register(&etcd, "a").await;
+    let before = registration.state();
+    let mut watcher = etcd.watch(&support::service()).await.unwrap();
+    // 170 kB at 20 kB/s: longer than a request may take.
+    let begun = Moment::now();
+    let first = tokio::time::timeout(Duration::from_secs(60), watcher.next()).await.expect("the list arrives").unwrap();
+    println!("listed over the slow connection in {:?}", begun.elapsed());
+    assert_eq!(first.snapshot.len(), COUNT + 1);
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "{before:?} {:?}", registration.state());
+    // And it is live.
+    raw.delete(format!("{PREFIX}f0"), None).await.unwrap();
+    while soon("a change", watcher.next()).await.unwrap().snapshot.len() > COUNT {}
+}
+
+/// Row 9: half a second and up to half a second more, each way.
+#[tokio::test]
+async fn latency_and_jitter_cost_no_lease_and_views_converge() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
+    let _registrations = register_many(&etcd, 5).await;
+    let mut watcher = etcd.watch(&support::service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+    let half = Duration::from_millis(250);
+    proxy.set(Mode::Delay { delay: half, jitter: half });
+    pass(2 * TTL).await;
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+    let other = Etcd::connect(server.url()).await.unwrap();
+    let _late = register(&other, "late").await;
+    while soon("the late one", watcher.next()).await.unwrap().snapshot.len() < 6 {}
+    assert_eq!(other.resolve(&support::service()).await.unwrap().len(), 6);
+}
+
+/// Row 22: one lease with 100,000 keys is one revision of several megabytes when it is revoked. The control, a client with default
+/// limits and without fragments, fails at it and would at every resume.
+#[tokio::test]
+async fn a_hundred_thousand_keys_gone_in_one_revision_do_not_stop_the_watch() {
+    const COUNT: usize = 100_000;
+    let server = server().await;
+    let mut raw = raw(&server).await;
+    let lease = raw.lease_grant(600, None).await.unwrap().id();
+    for chunk in (0..COUNT).collect::<Vec<_>>().chunks(100) {
+        let put = |id: &usize| {
+            let value = format!(r#"{{"v":1,"id":"{id:06}","endpoints":["h:1"]}}"#);
+            let options = etcd_client::PutOptions::new().with_lease(lease);
+            etcd_client::TxnOp::put(format!("{PREFIX}{id:06}"), value, Some(options))
+        };
+        raw.txn(etcd_client::Txn::new().and_then(chunk.iter().map(put).collect::<Vec<_>>())).await.unwrap();
+    }
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut watcher = etcd.watch(&support::service()).await.unwrap();
+    let first = tokio::time::timeout(Duration::from_secs(60), watcher.next()).await.expect("the list arrives").unwrap();
+    assert_eq!(first.snapshot.len(), COUNT);
+    let mut control = raw.watch(PREFIX, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
+    soon("created", control.message()).await.unwrap().unwrap();
+    let begun = Moment::now();
+    raw.lease_revoke(lease).await.unwrap();
+    let gone = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            assert!(
+                matches!(change.snapshot.len(), 0 | COUNT),
+                "one revision is one change: {}",
+                change.snapshot.len()
+            );
+            if change.snapshot.is_empty() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the removal arrives");
+    let resumes = etcd.counters().get(Counter::WatchResumes) + etcd.counters().get(Counter::WatchRelists);
+    println!("removed after {:?} with {resumes} resumes", begun.elapsed());
+    assert!(resumes <= 2, "{resumes}");
+    let failed = soon("the control", control.message()).await.unwrap_err().to_string();
+    assert!(failed.contains("too large"), "{failed}");
+    // And it goes on.
+    let _a = register(&etcd, "a").await;
+    while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
+}
+
+/// Row 11: compacted while the client was in a black hole. The control, a raw watch from where it was, ends without a word.
+#[tokio::test]
+async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (owner, user) =
+        (Etcd::connect(server.url()).await.unwrap(), Etcd::builder([proxy.url()]).connect().await.unwrap());
+    let mut registrations = register_many(&owner, 5).await;
+    let mut watcher = user.watch(&support::service()).await.unwrap();
+    let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+    assert_eq!(seen.len(), 5);
+    proxy.set(Mode::BlackHole(Direction::Both));
+    let since = seen.revision().get();
+    soon("deregistered", registrations.remove(0).deregister()).await.unwrap();
+    set_weight(&registrations[0], 7).await;
+    registrations.push(register(&owner, "new").await);
+    let mut raw = raw(&server).await;
+    let now = raw.get("\0", None).await.unwrap().header().unwrap().revision();
+    raw.compact(now, None).await.unwrap();
+    let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(i64::try_from(since).unwrap() + 1);
+    let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
+    let mut said = Vec::new();
+    while let Ok(Ok(Some(message))) = tokio::time::timeout(Duration::from_secs(1), control.message()).await {
+        said.push((message.canceled(), message.events().len()));
+    }
+    assert_eq!(said, [(false, 0), (true, 0)], "the control is cancelled without events, and silent then");
+    // The streams end, as they do when somebody in between forgets them.
+    proxy.set(Mode::Reset);
+    proxy.heal();
+    let truth = owner.resolve(&support::service()).await.unwrap();
+    let exact = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            assert_eq!(change.events, change.snapshot.diff(&seen));
+            assert!(!change.snapshot.is_empty());
+            seen = change.snapshot;
+            if seen.entries().eq(truth.entries()) {
+                return change.events.len();
+            }
+        }
+    };
+    let events = soon("the difference", exact).await;
+    assert_eq!(events, 3, "one removed, one updated, one added");
+    assert!(user.counters().get(Counter::WatchRelists) >= 1);
+}
+
+/// Row 31: of several endpoints the first is dead or has no address; or all are.
+#[tokio::test]
+async fn dead_endpoints_cost_a_dial_and_a_start_without_any_says_so_in_time() {
+    let server = server().await;
+    let dead = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    let nameless = "http://no-such-host.invalid:2379".to_owned();
+    for _ in 0..5 {
+        let urls = [dead.clone(), nameless.clone(), server.url()];
+        let etcd = soon("connected", Etcd::builder(urls).connect()).await.unwrap();
+        assert!(etcd.resolve(&support::service()).await.unwrap().is_empty());
+    }
+    let begun = Moment::now();
+    let error = Etcd::builder([dead.clone(), nameless.clone()]).connect().await.unwrap_err();
+    assert!(error.is_retryable() && begun.elapsed() < Duration::from_secs(8), "{error} after {:?}", begun.elapsed());
+    let etcd = Etcd::builder([dead, nameless]).build().unwrap();
+    let view = Directory::new(Arc::new(etcd.clone())).view(&support::service());
+    assert!(tokio::time::timeout(Duration::from_secs(1), view.ready()).await.is_err(), "unknown is not empty");
+    let service = support::service();
+    let registered = etcd.register(&service, instance("a"), options().start(Start::FailFast));
+    assert!(soon("refused", registered).await.unwrap_err().is_retryable());
+}
