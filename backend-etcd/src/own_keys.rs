@@ -165,7 +165,9 @@ impl Inner {
     }
 
     fn tell_all(&self) {
-        self.wards.keys().for_each(|key| self.tell(key));
+        for key in self.wards.keys() {
+            self.tell(key);
+        }
     }
 
     /// Those that waited for a picture as new as the latest.
@@ -229,10 +231,11 @@ async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
                 (inner.latest, inner.blind) = (Some(reading.value), false);
                 if anew {
                     inner.tell_all();
-                } else {
-                    changed.iter().for_each(|key| inner.tell(key));
                 }
-                inner.due().iter().for_each(|(_, key)| inner.tell(key));
+                let due = inner.due();
+                for key in changed.iter().chain(due.iter().map(|(_, key)| key)) {
+                    inner.tell(key);
+                }
             }
             Err(Error::Closed) => return,
             Err(_) => {

@@ -30,8 +30,12 @@ use crate::{
 /// How long a watch may be silent before it is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long it may take to give one.
+/// How long it may take to give one. Twice as long after each time that none came: a server that prepares a revision of a hundred
+/// thousand keys is silent for many seconds, and would start over at each resumption.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+
+/// The most doublings of that.
+const MAX_PATIENCE: u32 = 4;
 
 /// After so many messages in a row that told nothing new the watch goes to another member.
 const MAX_REPEATS: u32 = 3;
@@ -98,6 +102,7 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Resu
         counters: Arc::clone(&session.counters),
         opened: false,
         repeats: 0,
+        silences: 0,
     };
     let published = Arc::clone(&feed);
     tasks.spawn("watch", async move {
@@ -136,6 +141,8 @@ struct Worker {
     opened: bool,
     /// How many messages in a row told nothing new.
     repeats: u32,
+    /// How often in a row a watch was given up because it was silent.
+    silences: u32,
 }
 
 impl Worker {
@@ -214,8 +221,8 @@ impl Worker {
         let mut parts = Vec::new();
         loop {
             tokio::select! {
-                message = message(&self.conn, &mut stream) => {
-                    let message = message?;
+                message = message(&mut stream, SIGN_OF_LIFE * 2u32.pow(self.silences)) => {
+                    let message = self.heard(message)?;
                     let created = message.created();
                     self.check(&message, created).await?;
                     *progressed = true;
@@ -228,6 +235,20 @@ impl Worker {
                 ready = self.audit.ready() => self.audited(ready)?,
             }
         }
+    }
+
+    /// Takes note of whether the watch is alive.
+    fn heard(&mut self, message: Option<Result<WatchResponse, Failure>>) -> Result<WatchResponse, End> {
+        let Some(message) = message else {
+            self.silences = (self.silences + 1).min(MAX_PATIENCE);
+            self.conn.bulk.suspect();
+            return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
+        };
+        let message = message.map_err(End::Broken)?;
+        if !message.created() {
+            self.silences = 0;
+        }
+        Ok(message)
     }
 
     /// Goes on with an audit.
@@ -383,22 +404,20 @@ fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
     }
 }
 
-/// The next message. A silent stream is asked for a sign of life and given up if it gives none.
-async fn message(conn: &Connection, stream: &mut WatchStream) -> Result<WatchResponse, End> {
+/// The next message; `None` from a silent stream that was asked for a sign of life and gave none.
+async fn message(stream: &mut WatchStream, sign_of_life: Duration) -> Option<Result<WatchResponse, Failure>> {
     let mut read = tokio::time::timeout(SILENCE, stream.message()).await;
     if read.is_err() {
-        stream.request_progress().await.map_err(|error| End::Broken(classify(&error)))?;
-        read = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await;
+        if let Err(error) = stream.request_progress().await {
+            return Some(Err(classify(&error)));
+        }
+        read = tokio::time::timeout(sign_of_life, stream.message()).await;
     }
-    let Ok(read) = read else {
-        conn.bulk.suspect();
-        return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
-    };
-    match read {
+    Some(match read.ok()? {
         Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(End::Broken(Failure::Lost(said("the watch ended")))),
-        Err(error) => Err(End::Broken(classify(&error))),
-    }
+        Ok(None) => Err(Failure::Lost(said("the watch ended"))),
+        Err(error) => Err(classify(&error)),
+    })
 }
 
 fn etcd_pair(kv: etcd_client::proto::PbKeyValue) -> Record {

@@ -541,7 +541,8 @@ impl Registrar {
         if gave_up.is_some() {
             self.driver.report_end(outcome(Deregistered::LeftBehind));
         }
-        let Some(lease) = self.lease.clone() else {
+        let written = self.mine.is_some() || self.unsettled.is_some();
+        let Some(lease) = self.lease.clone().filter(|_| written) else {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
         };
         let Ok(key) = self.key(lease.id()) else {
@@ -549,16 +550,20 @@ impl Registrar {
         };
         let begun = Moment::now();
         loop {
-            let pending = match self.try_remove(&key, &lease).await {
+            let (pending, refused) = match self.try_remove(&key, &lease).await {
                 Ok(Some(found)) if !self.may_still_arrive() => return self.driver.report_end(outcome(found)),
-                Ok(Some(_)) => true,
-                Ok(None) => false,
-                Err(_) => begun.elapsed() >= PATIENCE,
+                Ok(Some(_)) => (true, false),
+                Ok(None) => (false, false),
+                Err(failure) => {
+                    let refused = !self.failed(failure).is_retryable();
+                    (refused || begun.elapsed() >= PATIENCE, refused)
+                }
             };
             if pending {
                 self.driver.report_end(outcome(Deregistered::LeftBehind));
             }
-            tokio::time::sleep(self.backoff.next_delay().min(PATIENCE / 3)).await;
+            let soon = self.backoff.next_delay().min(PATIENCE / 3);
+            tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }).await;
         }
     }
 

@@ -576,10 +576,11 @@ impl ServiceView {
                 (_, Some(error)) => return Err(error),
                 _ if closed => return Err(Error::Closed),
                 // A proof comes without a change.
-                _ => match tokio::time::timeout(LOOK_AGAIN, status.changed()).await {
-                    Ok(Err(_)) => return Err(Error::Closed),
-                    Ok(Ok(())) | Err(_) => {}
-                },
+                _ => {
+                    if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, status.changed()).await {
+                        return Err(Error::Closed);
+                    }
+                }
             }
         }
     }

@@ -48,7 +48,7 @@ const REDRAWS: usize = 16;
 /// When a call is tried again, and where to stop. The decision is the caller's: only it knows whether a call that failed may
 /// have been done.
 pub struct Retry<E> {
-    retry_if: Box<dyn Fn(&E) -> bool + Send + Sync>,
+    accepts: Box<dyn Fn(&E) -> bool + Send + Sync>,
     attempts: u32,
     deadline: Duration,
     backoff: BackoffPolicy,
@@ -59,7 +59,7 @@ impl<E> Retry<E> {
     /// with delays of 200 ms growing to 10 s.
     pub fn new(retry_if: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         let (attempts, deadline) = (3, Duration::from_secs(10));
-        Self { retry_if: Box::new(retry_if), attempts, deadline, backoff: BackoffPolicy::default() }
+        Self { accepts: Box::new(retry_if), attempts, deadline, backoff: BackoffPolicy::default() }
     }
 
     /// Never tries again.
@@ -91,7 +91,7 @@ impl<E> Retry<E> {
 
 impl<E> fmt::Debug for Retry<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { retry_if: _, attempts, deadline, backoff } = self;
+        let Self { accepts: _, attempts, deadline, backoff } = self;
         let mut shown = f.debug_struct("Retry");
         shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff).finish_non_exhaustive()
     }
@@ -226,7 +226,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 Ok(answer) => return Ok(answer),
                 Err(cause) => cause,
             };
-            let again = (retry.retry_if)(&cause) && attempt < retry.attempts;
+            let again = (retry.accepts)(&cause) && attempt < retry.attempts;
             // A second failure of the same instance is the time to slow down.
             let delay = if tried.contains(&id) { backoff.next_delay() } else { Duration::ZERO };
             if !again || begun.remaining(retry.deadline) <= delay {

@@ -152,7 +152,7 @@ impl fmt::Debug for Snapshot {
             .field("revision", &self.revision)
             .field("epoch", &self.epoch)
             .field("instances", &self.entries.keys().collect::<Vec<_>>())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,7 @@
 //! The pool, on the memory backend and a paused clock.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
 use std::{
     sync::{
         Arc, Mutex,

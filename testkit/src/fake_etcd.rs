@@ -266,6 +266,8 @@ impl Shared {
 }
 
 impl Store {
+    /// The header of every answer. etcd always sends one, so it is wrapped as the messages have it.
+    #[expect(clippy::unnecessary_wraps, reason = "the messages have an optional header")]
     fn header(&self) -> Option<PbResponseHeader> {
         Some(PbResponseHeader { cluster_id: 1, member_id: 1, revision: self.revision, raft_term: 1 })
     }
@@ -430,15 +432,15 @@ fn told(
     revision: i64,
     events: Vec<PbEvent>,
 ) -> (Vec<PbWatchResponse>, Option<Lie>) {
-    let truth = message(header.clone(), events.clone());
-    let at = |revision| header.clone().map(|header| PbResponseHeader { revision, ..header });
+    let truth = message(header, events.clone());
+    let at = |revision| header.map(|header| PbResponseHeader { revision, ..header });
     let altered = |alter: fn(&mut PbEvent)| {
         let mut events = events.clone();
         events.iter_mut().for_each(alter);
-        vec![message(header.clone(), events)]
+        vec![message(header, events)]
     };
     let messages = match lie {
-        None => vec![truth],
+        None | Some(Lie::Refuse(_) | Lie::LeaseGone) => vec![truth],
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],
@@ -456,7 +458,6 @@ fn told(
             let first = events.into_iter().take(half).collect();
             vec![PbWatchResponse { fragment: true, ..message(header, first) }]
         }
-        Some(Lie::Refuse(_) | Lie::LeaseGone) => vec![truth],
     };
     (messages, lie)
 }

@@ -331,10 +331,7 @@ async fn pump(
     let mut reading = own.clone();
     let read = async {
         let mut buffer = vec![0; CHUNK];
-        loop {
-            let Ok(count @ 1..) = from.read(&mut buffer).await else {
-                break;
-            };
+        while let Ok(count @ 1..) = from.read(&mut buffer).await {
             if direction == Direction::ToServer {
                 reading.head.get_or_init(|| buffer[..count].to_vec());
             }

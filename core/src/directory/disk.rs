@@ -65,7 +65,7 @@ impl Stored {
     }
 
     fn entry(self) -> Option<Entry> {
-        let endpoints: Result<Vec<_>, _> = self.endpoints.iter().map(|text| Endpoint::parse(text)).collect();
+        let endpoints: Result<Vec<_>, _> = self.endpoints.iter().map(Endpoint::parse).collect();
         let mut instance = Instance::new(InstanceId::parse(self.id).ok()?, endpoints.ok()?).ok()?;
         instance = instance.with_weight(self.weight).with_health(Health::from_word(&self.health)?);
         instance = instance.with_version(self.version.unwrap_or_default()).with_zone(self.zone.unwrap_or_default());

@@ -101,7 +101,9 @@ mod tests {
     impl Case {
         fn new(ids: &[&str], hold: u64, empty: EmptyPolicy) -> Self {
             let mut listed = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(1), Epoch::default());
-            ids.iter().for_each(|id| listed.insert(entry(id)));
+            for id in ids {
+                listed.insert(entry(id));
+            }
             Self { protection: Protection::new(Duration::from_secs(hold), empty), listed }
         }
 
@@ -118,11 +120,19 @@ mod tests {
         }
 
         fn lose(&mut self, ids: &[&str]) -> Vec<(String, Presence)> {
-            self.change(|listed| ids.iter().for_each(|id| listed.remove(&InstanceId::parse(id).unwrap())))
+            self.change(|listed| {
+                for id in ids {
+                    listed.remove(&InstanceId::parse(id).unwrap());
+                }
+            })
         }
 
         fn leave(&mut self, ids: &[&str]) -> Vec<(String, Presence)> {
-            self.change(|listed| ids.iter().for_each(|id| listed.leave(&InstanceId::parse(id).unwrap())))
+            self.change(|listed| {
+                for id in ids {
+                    listed.leave(&InstanceId::parse(id).unwrap());
+                }
+            })
         }
     }
 

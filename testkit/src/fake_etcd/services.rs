@@ -201,7 +201,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
         };
         for (revision, events) in due {
             let lie = shared.lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone));
-            let (messages, lie) = told(lie, header.clone(), revision, events);
+            let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
                 if tell.send(Ok(message)).await.is_err() {
                     return;

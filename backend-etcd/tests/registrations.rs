@@ -1,0 +1,454 @@
+//! What becomes of registrations when etcd, the way to it, or the own process is not well.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    future::Future,
+    pin::pin,
+    process::{Command, Stdio},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use enlist::{
+    Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment,
+    RegisterOptions, Registration, RegistrationState, Registry, Resolver, Start,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdServer, Mode, Proxy, eventually, soon};
+use etcd_client::{Permission, PutOptions};
+use support::{PREFIX, TTL, instance, listed, options, pass, raw, register, register_many, server, server_with};
+
+async fn keys(server: &EtcdServer) -> Vec<String> {
+    let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
+    let found = raw(server).await.get("enlist/", Some(all)).await.unwrap();
+    found.kvs().iter().map(|pair| pair.key_str().unwrap().to_owned()).collect()
+}
+
+async fn leases(server: &EtcdServer) -> usize {
+    raw(server).await.leases().await.unwrap().leases().len()
+}
+
+/// Waits for a state that `fits`.
+async fn state(registration: &Registration, fits: impl Fn(&RegistrationState) -> bool) -> RegistrationState {
+    eventually("the state", || async {
+        let now = registration.state();
+        if fits(&now) { Ok(now) } else { Err(now) }
+    })
+    .await
+}
+
+fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
+}
+
+/// Row 13: the own key deleted by somebody else comes back, and a lease of which nobody took notice is no proof of it: the
+/// control keeps its lease alive like everybody, and is gone for good.
+#[tokio::test]
+async fn a_key_deleted_under_a_living_lease_comes_back() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let registration = register(&etcd, "a").await;
+    let mut raw = raw(&server).await;
+    let lease = raw.lease_grant(5, None).await.unwrap().id();
+    raw.put(format!("{PREFIX}control"), "{}", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    let (mut keeper, mut answers) = raw.lease_keep_alive(lease).await.unwrap();
+    for key in ["a", "control"] {
+        raw.delete(format!("{PREFIX}{key}"), None).await.unwrap();
+    }
+    let deleted = Moment::now();
+    listed(&etcd, 1).await;
+    assert!(deleted.elapsed() < Duration::from_secs(2), "{:?}", deleted.elapsed());
+    state(&registration, is_registered).await;
+    for _ in 0..5 {
+        keeper.keep_alive().await.unwrap();
+        assert!(answers.message().await.unwrap().unwrap().ttl() > 0);
+        pass(Duration::from_secs(1)).await;
+    }
+    assert_eq!(keys(&server).await, [format!("{PREFIX}a")], "the control never came back");
+}
+
+/// Row 13: overwritten by somebody else: reported, left alone, and taken back once the other is gone.
+#[tokio::test]
+async fn an_overwritten_key_is_reported_and_never_fought_for() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let registration = register(&etcd, "a").await;
+    let mut raw = raw(&server).await;
+    let theirs = r#"{"v":1,"id":"a","endpoints":["10.9.9.9:1"],"owner":"them"}"#;
+    raw.put(format!("{PREFIX}a"), theirs, None).await.unwrap();
+    let refused = state(&registration, |state| matches!(state, RegistrationState::Refused { .. })).await;
+    let RegistrationState::Refused { cause: Error::AlreadyRegistered { owner, .. } } = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(owner.as_deref(), Some("them"));
+    let before = raw.get("\0", None).await.unwrap().header().unwrap().revision();
+    pass(Duration::from_secs(12)).await;
+    let after = raw.get("\0", None).await.unwrap().header().unwrap().revision();
+    assert_eq!(before, after, "nobody wrote anything");
+    raw.delete(format!("{PREFIX}a"), None).await.unwrap();
+    state(&registration, is_registered).await;
+    assert!(keys(&server).await.contains(&format!("{PREFIX}a")));
+}
+
+/// Row 15: the role is taken away. What is there stays, what is new is refused, and asked for at a slow pace only.
+#[tokio::test]
+async fn a_lost_permission_is_told_and_asked_for_at_a_slow_pace() {
+    let server = server().await;
+    let mut raw = raw(&server).await;
+    for (user, role) in [("root", "root"), ("u", "r")] {
+        raw.user_add(user, "p", None).await.unwrap();
+        raw.role_add(role).await.unwrap();
+        raw.user_grant_role(user, role).await.unwrap();
+    }
+    raw.role_grant_permission("r", Permission::read_write("enlist/").with_prefix()).await.unwrap();
+    raw.auth_enable().await.unwrap();
+    let etcd = Etcd::builder([server.url()]).user("u", "p".to_owned()).connect().await.unwrap();
+    let kept = register(&etcd, "kept").await;
+    let as_root = Some(etcd_client::ConnectOptions::new().with_user("root", "p"));
+    let mut root = etcd_client::Client::connect([server.url()], as_root).await.unwrap();
+    root.user_revoke_role("u", "r").await.unwrap();
+    let refused = soon("refused", etcd.register(&support::service(), instance("new"), options())).await.unwrap_err();
+    assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
+    let background = options().start(Start::Background);
+    let waiting = etcd.register(&support::service(), instance("new"), background).await.unwrap();
+    state(&waiting, |state| matches!(state, RegistrationState::Refused { .. })).await;
+    let before = denied(&server).await;
+    pass(Duration::from_secs(22)).await;
+    let asked = denied(&server).await - before;
+    assert!((1..=3).contains(&asked), "{asked} attempts in 22 s");
+    assert!(is_registered(&kept.state()), "{:?}", kept.state());
+    root.user_grant_role("u", "r").await.unwrap();
+    state(&waiting, is_registered).await;
+    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 2);
+}
+
+/// How many requests etcd has refused for want of a permission, by its own count.
+async fn denied(server: &EtcdServer) -> u64 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let lines =
+        text.lines().filter(|line| line.starts_with("grpc_server_handled_total") && line.contains("PermissionDenied"));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// Row 17: the store is full. What is there stays and can leave; what is new is told so, and is there once there is room.
+#[tokio::test]
+async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
+    let server = server_with(&["--quota-backend-bytes=8388608"]).await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let registrations = register_many(&etcd, 2).await;
+    let mut raw = raw(&server).await;
+    let mut filler = 0;
+    while raw.put(format!("filler{filler}"), vec![b'x'; 900_000], None).await.is_ok() {
+        filler += 1;
+        assert!(filler < 100, "the quota is reached");
+    }
+    let refused = soon("refused", etcd.register(&support::service(), instance("new"), options())).await.unwrap_err();
+    assert!(matches!(refused, Error::StorageFull), "{refused:?}");
+    let waiting = options().start(Start::Background);
+    let waiting = etcd.register(&support::service(), instance("new"), waiting).await.unwrap();
+    state(&waiting, |state| matches!(state, RegistrationState::Refused { cause: Error::StorageFull })).await;
+    pass(2 * TTL).await;
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "renewals need no room");
+    let mut registrations = registrations.into_iter();
+    let leaving = registrations.next().unwrap();
+    assert_eq!(soon("deregistered", leaving.deregister()).await.unwrap(), Deregistered::Removed);
+    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 1);
+    // Room again, and the alarm disarmed by hand, as an operator has to.
+    raw.delete("filler", Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+    let now = raw.get("\0", None).await.unwrap().header().unwrap().revision();
+    raw.compact(now, Some(etcd_client::CompactionOptions::new().with_physical())).await.unwrap();
+    raw.defragment().await.unwrap();
+    let alarms = raw.alarm(etcd_client::AlarmAction::Get, etcd_client::AlarmType::Nospace, None).await.unwrap();
+    let member = alarms.alarms()[0].member_id();
+    let mut disarm = etcd_client::AlarmOptions::new();
+    disarm.with_member(member);
+    raw.alarm(etcd_client::AlarmAction::Deactivate, etcd_client::AlarmType::Nospace, Some(disarm)).await.unwrap();
+    state(&waiting, is_registered).await;
+    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 2);
+    drop(registrations);
+}
+
+/// 500 interleavings of a deregistration with the repair of a key that somebody deleted.
+#[tokio::test]
+async fn whoever_deregisters_while_being_repaired_does_not_come_back() {
+    const RACES: usize = 500;
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut random = support::seed();
+    let raw = raw(&server).await;
+    for batch in 0..RACES / 50 {
+        let registrations: Vec<_> = (0..50).map(|race| format!("r{batch}-{race}")).collect();
+        let service = support::service();
+        let registering = registrations.iter().map(|id| etcd.register(&service, instance(id), options()));
+        let registered = soon("registered", futures::future::try_join_all(registering)).await.unwrap();
+        let races = registered.into_iter().map(|registration| {
+            let (mut raw, id) = (raw.clone(), registration.instance().id().clone());
+            // From before the deletion to after the repair.
+            let wait = Duration::from_micros(random.u64(0..700_000));
+            async move {
+                raw.delete(format!("{PREFIX}{id}"), None).await.unwrap();
+                tokio::time::sleep(wait).await;
+                registration.deregister().await.unwrap()
+            }
+        });
+        let outcomes = soon("deregistered", futures::future::join_all(races)).await;
+        assert!(outcomes.iter().all(|outcome| *outcome != Deregistered::LeftBehind));
+        assert_eq!(keys(&server).await, Vec::<String>::new());
+    }
+    pass(Duration::from_secs(2)).await;
+    assert_eq!(keys(&server).await, Vec::<String>::new(), "nothing came back later");
+}
+
+/// A delayed removal of an old registration arrives after its successor has registered. The control, a removal without a guard,
+/// takes the successor away.
+#[tokio::test]
+async fn a_late_removal_leaves_the_successor_alone() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let (old, new) =
+        (Etcd::builder([proxy.url()]).connect().await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let first =
+        soon("registered", old.register(&support::service(), instance("a"), options().owner("o"))).await.unwrap();
+    // The bytes of the removal are held back on their way.
+    proxy.set(Mode::BlackHole(enlist_testkit::Direction::ToServer));
+    assert_eq!(soon("left behind", first.deregister()).await.unwrap(), Deregistered::LeftBehind);
+    let second =
+        soon("registered", new.register(&support::service(), instance("a"), options().owner("o"))).await.unwrap();
+    proxy.heal();
+    eventually("the old one has asked", || async {
+        let bytes: u64 = proxy.connections().iter().map(|connection| connection.to_server).sum();
+        let settled = proxy.connections().len() > 2 && bytes > 0;
+        if settled { Ok(()) } else { Err(bytes) }
+    })
+    .await;
+    pass(Duration::from_secs(3)).await;
+    assert_eq!(new.resolve(&support::service()).await.unwrap().len(), 1);
+    assert!(is_registered(&second.state()));
+    assert_eq!(new.counters().get(Counter::Reregistrations), 0, "it was never away");
+    raw(&server).await.delete(format!("{PREFIX}a"), None).await.unwrap();
+    eventually("the control shows that a removal is seen", || async {
+        let again = new.counters().get(Counter::Reregistrations);
+        if again == 1 { Ok(()) } else { Err(again) }
+    })
+    .await;
+}
+
+/// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point: there is
+/// exactly one key, with the last value, and one lease.
+#[tokio::test]
+async fn answers_lost_at_any_byte_leave_one_key_with_the_last_value() {
+    let server = server().await;
+    let mut random = support::seed();
+    for round in 0..40u32 {
+        let proxy = Proxy::start(server.address()).await.unwrap();
+        let etcd = Etcd::builder([proxy.url()]).build().unwrap();
+        proxy.set(Mode::CutAfter(random.u64(0..1200)));
+        let background = options().start(Start::Background).lease(LeaseChoice::Own);
+        let registration = etcd.register(&support::service(), instance("a"), background).await.unwrap();
+        for weight in 1..4 {
+            drop(registration.update(move |draft| {
+                draft.weight(round * 10 + weight);
+            }));
+            tokio::time::sleep(Duration::from_millis(random.u64(0..30))).await;
+            proxy.set(Mode::CutAfter(random.u64(0..1200)));
+        }
+        proxy.heal();
+        state(&registration, |state| is_registered(state) && registration.instance().weight() == round * 10 + 3).await;
+        let other = Etcd::connect(server.url()).await.unwrap();
+        eventually("the last value is stored, once", || async {
+            let now = other.resolve(&support::service()).await.unwrap();
+            let weights: Vec<_> = now.entries().map(|entry| entry.instance().weight()).collect();
+            if weights == [round * 10 + 3] { Ok(()) } else { Err(weights) }
+        })
+        .await;
+        soon("deregistered", registration.deregister()).await.unwrap();
+        assert_eq!(keys(&server).await, Vec::<String>::new());
+        etcd.close().await.unwrap();
+    }
+    eventually("no lease is left once the longest has run out", || async {
+        match leases(&server).await {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+}
+
+/// Polls `future` at most `polls` times, each after something may have happened, then drops it. Says whether it was done.
+async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
+    let mut future = pin!(future);
+    for _ in 0..polls {
+        let mut woken = false;
+        let ready = std::future::poll_fn(|cx| {
+            if std::mem::replace(&mut woken, true) {
+                return Poll::Ready(None);
+            }
+            match future.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(Some(done))),
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        // A wake-up, or a moment in which the session's thread gets on.
+        if let Ok(Some(done)) = tokio::time::timeout(Duration::from_millis(2), ready).await {
+            return done;
+        }
+    }
+    None
+}
+
+/// Row 26: each public async function, dropped after any number of polls, leaves nothing behind in etcd.
+#[tokio::test]
+async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
+    let server = server().await;
+    let name = LockName::parse("l").unwrap();
+    let service = support::service();
+    for polls in 0..12 {
+        let etcd = Etcd::connect(server.url()).await.unwrap();
+        let holder = Etcd::connect(server.url()).await.unwrap();
+        let held = soon("acquired", holder.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+        let kept = register(&etcd, "kept").await;
+        polled(etcd.register(&service, instance("a"), options()), polls).await;
+        polled(etcd.register(&service, instance("b"), options().lease(LeaseChoice::Own)), polls).await;
+        polled(
+            kept.update(|draft| {
+                draft.weight(1);
+            }),
+            polls,
+        )
+        .await;
+        polled(etcd.publish(&service, instance("fixed")), polls).await;
+        polled(etcd.remove(&service, &InstanceId::parse("fixed").unwrap()), polls).await;
+        polled(etcd.resolve(&service), polls).await;
+        polled(etcd.services(service.namespace()), polls).await;
+        if let Some(Ok(mut watcher)) = polled(etcd.watch(&service), polls).await {
+            polled(watcher.next(), polls).await;
+        }
+        // One waits behind the holder, the other finds the line free.
+        polled(etcd.acquire(&name, LockOptions::new().ttl(TTL)), polls).await;
+        polled(etcd.try_acquire(&LockName::parse("free").unwrap(), LockOptions::new().ttl(TTL)), polls).await;
+        polled(etcd.campaign(&LockName::parse("e").unwrap(), "me", LockOptions::new().ttl(TTL)), polls).await;
+        polled(etcd.leader(&LockName::parse("e").unwrap()), polls).await;
+        // Ends in the background what was begun.
+        polled(held.release(), polls).await;
+        polled(kept.deregister(), polls).await;
+        let _ = etcd.remove(&service, &InstanceId::parse("fixed").unwrap()).await;
+        eventually(&format!("nothing is left after {polls} polls"), || async {
+            let left = keys(&server).await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+        polled(etcd.close(), polls).await;
+        soon("closed", etcd.close()).await.unwrap();
+        soon("closed", holder.close()).await.unwrap();
+    }
+    eventually("no lease is left once the longest has run out", || async {
+        match leases(&server).await {
+            0 => Ok(()),
+            left => Err(left),
+        }
+    })
+    .await;
+    // Outside a task, polling any of them is no panic.
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let registering = pin!(etcd.register(&service, instance("a"), options()));
+    let _ = registering.poll(&mut Context::from_waker(Waker::noop()));
+}
+
+/// What the child process of the tests below does, when it is one.
+const CHILD: &str = "ENLIST_TEST_CHILD";
+
+/// The child process: it registers, and panics or waits.
+#[tokio::test]
+#[ignore = "no test of its own: other tests run it as a process of its own"]
+async fn child() {
+    let task = std::env::var(CHILD).expect("started by another test");
+    let (url, panics) = task.split_once(' ').unwrap();
+    let etcd = Etcd::connect(url).await.unwrap();
+    let short = RegisterOptions::new().ttl(Duration::from_secs(2));
+    let registration = etcd.register(&support::service(), instance("child"), short).await.unwrap();
+    let guard = etcd.acquire(&LockName::parse("child").unwrap(), LockOptions::new().ttl(Duration::from_secs(2))).await;
+    let guard = guard.unwrap();
+    assert!(panics != "panics", "as asked");
+    // Until it is killed; what happens to its lock meanwhile is not what is looked at.
+    let _ = guard.lost().await;
+    std::future::pending::<()>().await;
+    drop(registration);
+}
+
+fn spawn_child(server: &EtcdServer, panics: &str) -> std::process::Child {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["child", "--exact", "--ignored"]).env(CHILD, format!("{} {panics}", server.url()));
+    child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn signal(child: &std::process::Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Row 18: a process that is frozen for three TTLs loses its instance, and has it back when it goes on.
+#[tokio::test]
+async fn a_frozen_process_is_back_when_it_thaws() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut child = spawn_child(&server, "waits");
+    listed(&etcd, 1).await;
+    signal(&child, "-STOP");
+    listed(&etcd, 0).await;
+    pass(Duration::from_secs(4)).await;
+    signal(&child, "-CONT");
+    let thawed = Moment::now();
+    listed(&etcd, 1).await;
+    assert!(thawed.elapsed() < Duration::from_secs(3), "{:?}", thawed.elapsed());
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    listed(&etcd, 0).await;
+}
+
+/// Row 28: a process that panics while it holds, or is killed, is gone after its TTL.
+#[tokio::test]
+async fn a_process_that_panics_leaves_nothing_for_longer_than_its_ttl() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let mut child = spawn_child(&server, "panics");
+    assert!(!child.wait().unwrap().success(), "it panicked");
+    let dead = Moment::now();
+    eventually("nothing is left", || async {
+        let left = keys(&server).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+    assert!(dead.elapsed() < Duration::from_secs(4), "{:?}", dead.elapsed());
+    drop(etcd);
+}
+
+/// Row 28: the runtime is shut down while handles live, and they are dropped outside of any.
+#[test]
+fn a_runtime_that_is_gone_takes_its_instances_with_it_and_nothing_panics() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let server = other.block_on(server());
+    let name = LockName::parse("l").unwrap();
+    let (etcd, registration, guard) = runtime.block_on(async {
+        let etcd = Etcd::connect(server.url()).await.unwrap();
+        let registration = register(&etcd, "a").await;
+        let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+        (etcd, registration, guard)
+    });
+    runtime.shutdown_background();
+    assert!(guard.is_held() && is_registered(&registration.state()), "the session has a thread of its own");
+    drop((guard, registration, etcd));
+    other.block_on(async {
+        eventually("nothing is left", || async {
+            let left = keys(&server).await;
+            if left.is_empty() { Ok(()) } else { Err(left) }
+        })
+        .await;
+    });
+}
