@@ -8,15 +8,17 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, BackoffPolicy, Error, FencingToken, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Loss,
-    Moment, Released, Revision, Tenure,
+    Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions,
+    Loss, Moment, Released, Revision, Tenure,
     election::Proclamation,
     feed::FeedReader,
     lock::{GuardDriver, Place, Standing, lock_guard},
     standing,
+    telemetry::{Timer, measured},
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::{
     connection::{Guard, SETTLED, Written, signed},
@@ -81,11 +83,21 @@ impl Etcd {
         let value = layout.encode(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() });
         let (answer, won) = oneshot::channel();
         let deadline = options.deadline;
-        let stander = Stander { session: Arc::clone(&self.session), name: name.clone(), range, value, want, options };
+        let stander = Stander {
+            session: Arc::clone(&self.session),
+            name: name.clone(),
+            range,
+            value,
+            want,
+            options,
+            begun: Moment::now(),
+        };
+        let span = tracing::info_span!("lock", lock = %name);
         let stop = self.session.tasks.stop_signal();
-        self.session.tasks.spawn("lock", async move {
+        let run = async move {
             stop.run_until_cancelled_owned(stander.run(answer)).await;
-        })?;
+        };
+        self.session.tasks.spawn("lock", run.instrument(span))?;
         let won = async { won.await.map_err(|_| Error::Closed)? };
         match deadline {
             None => won.await,
@@ -107,6 +119,8 @@ struct Stander {
     value: Vec<u8>,
     want: Want,
     options: LockOptions,
+    /// When it was asked for.
+    begun: Moment,
 }
 
 /// A place that may be in etcd.
@@ -382,7 +396,16 @@ impl Stander {
         };
         // A caller that is gone drops the guard right here, which asks for the release.
         drop(answer.send(Ok(won)));
+        measured(Timer::LockWait, self.begun.elapsed());
+        tracing::info!(token = token.get(), "lock acquired");
         self.watch_over(&held, token, &driver, &mut proclaimed).await;
+        match driver.tenure().loss() {
+            None | Some(Loss::Released | Loss::SessionClosed) => tracing::info!("lock released"),
+            Some(loss) => {
+                self.session.counters.count(Counter::LockLosses);
+                tracing::warn!(token = token.get(), cause = ?loss, "lock lost");
+            }
+        }
         let mut leaving = std::pin::pin!(self.leave(&held, Some(token)));
         if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
             driver.report(Ok(outcome));

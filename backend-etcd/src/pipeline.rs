@@ -17,6 +17,7 @@ use std::{
 
 use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, TaskOwner, feed::FeedReader};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse, WatchStream};
+use tracing::Instrument;
 
 use crate::{
     audit::{Answer, Audit, Outcome, Verdict},
@@ -105,13 +106,15 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Resu
         silences: 0,
     };
     let published = Arc::clone(&feed);
-    tasks.spawn("watch", async move {
+    let span = tracing::info_span!("watch", range = %worker.range.describe());
+    let run = async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = closed.cancelled() => published.close(),
             () = worker.run() => {}
         }
-    })?;
+    };
+    tasks.spawn("watch", run.instrument(span))?;
     Ok(Pipeline { feed, _tasks: tasks })
 }
 
@@ -163,19 +166,19 @@ impl Worker {
             list = self.mirror.is_none();
             let delay = match end {
                 End::Compacted => {
-                    tracing::debug!(range = %self.range.describe(), "watch compacted, listing again");
+                    tracing::debug!("watch compacted, listing again");
                     list = true;
                     Duration::ZERO
                 }
                 End::WentBack => {
-                    tracing::warn!(range = %self.range.describe(), "store went back, listing again");
+                    tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
                     list = true;
                     Duration::ZERO
                 }
                 End::Wrong(keys) => {
-                    tracing::warn!(range = %self.range.describe(), keys, "watch had missed changes, listing again");
+                    tracing::warn!(keys, "watch had missed changes, listing again");
                     self.counters.add(Counter::AuditRepairs, keys as u64);
                     list = true;
                     Duration::ZERO
@@ -200,7 +203,7 @@ impl Worker {
             self.conn.bulk.suspect();
         }
         let error = failure.into_error(&self.range.describe());
-        tracing::debug!(range = %self.range.describe(), cause = %error, "watch broken");
+        tracing::debug!(cause = %error, "watch broken");
         if error.is_retryable() {
             self.feed.stale(error);
             backoff.next_delay()
@@ -381,7 +384,7 @@ impl Worker {
 
     /// A stream that tells nothing but what is known is not to be trusted for long.
     fn repeated(&mut self) -> Result<(), End> {
-        tracing::debug!(range = %self.range.describe(), "events repeated");
+        tracing::debug!("events repeated");
         self.repeats += 1;
         if self.repeats < MAX_REPEATS {
             return Ok(());

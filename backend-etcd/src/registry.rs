@@ -20,6 +20,7 @@ use enlist::{
     slots::Claim,
 };
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::{
     connection::{Guard, SETTLED, Written},
@@ -86,9 +87,11 @@ impl Registry for Etcd {
         };
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let stop = self.session.tasks.stop_signal();
-        self.session.tasks.spawn("registration", async move {
+        let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
+        let run = async move {
             stop.run_until_cancelled_owned(registrar.run()).await;
-        })?;
+        };
+        self.session.tasks.spawn("registration", run.instrument(span))?;
         registration.started(&options).await
     }
 
@@ -445,7 +448,7 @@ impl Registrar {
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
         let delay = if error.is_retryable() { next } else { SLOW + spread(SLOW / 4) };
-        tracing::debug!(service = %self.driver.service(), instance = %self.id, cause = %error, "not registered");
+        tracing::debug!(cause = %error, "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
         } else {

@@ -19,6 +19,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, time::Instant};
+use tracing::Instrument;
 
 use self::protection::Protection;
 use crate::{
@@ -238,10 +239,12 @@ impl Directory {
             options: self.inner.options.clone(),
         };
         let stop = self.inner.tasks.stop_signal();
-        let started = self.inner.tasks.spawn("view", async move {
+        let span = tracing::info_span!("view", %service);
+        let keep = async move {
             stop.run_until_cancelled(keeper.keep()).await;
             keeper.shared.status.send_modify(|status| status.closed = true);
-        });
+        };
+        let started = self.inner.tasks.spawn("view", keep.instrument(span));
         match started {
             Ok(()) => {
                 views.insert(service.clone(), Arc::clone(&shared));
@@ -510,11 +513,21 @@ impl Shared {
     fn publish(&self, snapshot: Snapshot, freshness: Freshness, max_age: Option<Duration>) -> Arc<Published> {
         let published = Arc::new(Published { snapshot, freshness: freshness.clone(), max_age });
         self.published.store(Some(Arc::clone(&published)));
+        let mut before = None;
+        let now = freshness.clone();
         self.status.send_modify(|status| {
             status.generation += 1;
-            status.freshness = Some(freshness);
+            before = status.freshness.replace(freshness);
             status.refused = None;
         });
+        let (service, age) = (&self.service, now.age());
+        match (before.map(|before| before.is_live()), &now) {
+            (Some(false), Freshness::Live { .. }) => tracing::info!(%service, "view live again"),
+            (Some(true) | None, Freshness::Stale { cause, .. }) => {
+                tracing::warn!(%service, ?age, %cause, "view stale");
+            }
+            _ => {}
+        }
         self.report();
         published
     }

@@ -388,19 +388,49 @@ impl RegistrationDriver {
 
     /// Reports the state; a repetition of it wakes nobody.
     pub fn report(&self, state: RegistrationState) {
-        self.shared.reported.send_if_modified(|reported| {
+        let new = state.clone();
+        let changed = self.shared.reported.send_if_modified(|reported| {
             let changed = !alike(&reported.state, &state);
             reported.state = state;
             changed
         });
+        if changed {
+            self.log(&new);
+        }
     }
 
     /// Reports that the store acknowledged `generation` at `revision`.
     pub fn report_stored(&self, generation: u64, revision: Revision) {
+        let mut again = false;
+        let state = RegistrationState::Registered { revision };
         self.shared.reported.send_modify(|reported| {
+            again = matches!(reported.state, RegistrationState::Registered { .. });
             reported.stored = Some((generation, revision));
-            reported.state = RegistrationState::Registered { revision };
+            reported.state = state.clone();
         });
+        if !again {
+            self.log(&state);
+        }
+    }
+
+    fn log(&self, state: &RegistrationState) {
+        use RegistrationState as S;
+        let service = &self.shared.service;
+        let instance = Arc::clone(&self.shared.desired.borrow().instance);
+        let instance = instance.id();
+        match state {
+            S::Registering { last: None } => {}
+            S::Registering { last: Some(cause) } => {
+                tracing::warn!(%service, %instance, %cause, "instance not registered yet");
+            }
+            S::Registered { revision } => tracing::info!(%service, %instance, %revision, "instance registered"),
+            S::Suspect { cause } => tracing::warn!(%service, %instance, %cause, "registration suspect"),
+            S::Reregistering { cause } => {
+                tracing::warn!(%service, %instance, %cause, "instance lost, registering again");
+            }
+            S::Refused { cause } => tracing::error!(%service, %instance, %cause, "registration refused"),
+            S::Ended => tracing::info!(%service, %instance, "registration ended"),
+        }
     }
 
     /// Reports a failed attempt, or the loss of what was stored. Trouble that will not pass by itself becomes
@@ -421,10 +451,15 @@ impl RegistrationDriver {
     /// Reports what became of the removal, or why it ended by itself. A later report replaces an earlier
     /// [`Deregistered::LeftBehind`], though a caller of `deregister` has seen only the first.
     pub fn report_end(&self, outcome: Result<Deregistered, Error>) {
+        let mut again = false;
         self.shared.reported.send_modify(|reported| {
+            again = reported.ended.is_some();
             reported.ended = Some(outcome);
             reported.state = RegistrationState::Ended;
         });
+        if !again {
+            self.log(&RegistrationState::Ended);
+        }
     }
 }
 

@@ -19,6 +19,7 @@ mod container;
 #[cfg(feature = "etcd")]
 mod fake_etcd;
 mod harness;
+pub mod history;
 mod list;
 mod proxy;
 mod server;

@@ -17,6 +17,7 @@ const HELP: &str = "\
 cargo xtask <command>
 
   test    get protoc and an etcd, then run every test and every example
+  soak    [SECONDS] random faults for that long (default 600), then the fault tests twenty times in a row
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   check that no crate depends on what it must not know, and that each one builds alone
 ";
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     let outcome = match command.as_str() {
         "test" => test(),
+        "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "env" => print_env(),
         "rules" => rules::check(),
         _ => {
@@ -76,10 +78,31 @@ fn run(command: &mut Command) -> Result {
 /// How many cases run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
 const SIDE_BY_SIDE: &str = "8";
 
+/// The programs whose tests inject faults.
+const FAULTS: [&str; 6] = ["faults", "fake", "cluster", "views", "registrations", "nemesis"];
+
+/// What takes too long for every day.
+fn soak(seconds: &str) -> Result {
+    let etcd = etcd::find()?;
+    let nemesis = ["test", "--package", "enlist-etcd", "--test", "nemesis", "--", "--nocapture"];
+    run(cargo()?.args(nemesis).env("ENLIST_SOAK_SECS", seconds).envs(etcd.variables()))?;
+    for round in 1..=20 {
+        println!("\n==> round {round} of 20");
+        let mut command = cargo()?;
+        command.args(["test", "--package", "enlist-etcd"]);
+        for program in FAULTS {
+            command.args(["--test", program]);
+        }
+        run(command.env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+    }
+    println!("\nthe soak passed");
+    Ok(())
+}
+
 fn test() -> Result {
     let etcd = etcd::find()?;
     println!("etcd for the tests: {etcd}");
-    let everything = ["test", "--workspace", "--features", "enlist-examples/etcd"];
+    let everything = ["test", "--workspace", "--features", "enlist-examples/etcd,enlist/metrics"];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
     if etcd.is_process() && etcd::docker_works() {
         let mut command = cargo()?;

@@ -1,0 +1,241 @@
+//! Judges what watchers showed and what registrations promised against what the store really held.
+//!
+//! Pure: a test records a [`History`] while things go wrong, and [`History::check`] says what was broken. The checker is tested
+//! itself: good histories pass, and each way of spoiling one is flagged.
+
+use std::{collections::BTreeMap, fmt};
+
+/// What one key held: when it was created and when it was last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
+pub struct Version {
+    /// When it was created.
+    pub created: u64,
+    /// When it was last changed.
+    pub modified: u64,
+}
+
+/// All instances of a service at one revision, by id.
+pub type Picture = BTreeMap<String, Version>;
+
+/// What happened.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// Every change of the store, in order: the revision, the id, and what it held then.
+    changes: Vec<(u64, String, Option<Version>)>,
+    /// What each watcher showed, in order.
+    watchers: Vec<Vec<(u64, Picture)>>,
+    /// Instances whose deregistration had been confirmed when the store was at this revision.
+    left: BTreeMap<String, u64>,
+}
+
+/// What was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Violation {
+    /// A watcher went back in time.
+    WentBack {
+        /// Which watcher.
+        watcher: usize,
+        /// From this revision.
+        from: u64,
+        /// To this one.
+        to: u64,
+    },
+    /// A watcher showed what the store did not hold at that revision.
+    NeverSo {
+        /// Which watcher.
+        watcher: usize,
+        /// At this revision.
+        revision: u64,
+        /// What it showed.
+        shown: Picture,
+        /// What the store held.
+        held: Picture,
+    },
+    /// A watcher showed nobody although there was always somebody.
+    Empty {
+        /// Which watcher.
+        watcher: usize,
+        /// At this revision.
+        revision: u64,
+    },
+    /// A watcher did not end at what the store holds.
+    NotConverged {
+        /// Which watcher.
+        watcher: usize,
+    },
+    /// An instance was put after its deregistration had been confirmed.
+    CameBack {
+        /// Which instance.
+        id: String,
+        /// At this revision.
+        revision: u64,
+    },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl History {
+    /// A history in which nothing has happened, with so many watchers.
+    pub fn new(watchers: usize) -> Self {
+        Self { watchers: vec![Vec::new(); watchers], ..Self::default() }
+    }
+
+    /// The store changed: at `revision` the key of `id` held `version`, or was deleted.
+    pub fn changed(&mut self, revision: u64, id: impl Into<String>, version: Option<Version>) {
+        self.changes.push((revision, id.into(), version));
+    }
+
+    /// A watcher showed `picture` as of `revision`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such watcher.
+    pub fn shown(&mut self, watcher: usize, revision: u64, picture: Picture) {
+        self.watchers[watcher].push((revision, picture));
+    }
+
+    /// The deregistration of `id` was confirmed while the store was at `revision`.
+    pub fn left(&mut self, id: impl Into<String>, revision: u64) {
+        self.left.insert(id.into(), revision);
+    }
+
+    /// What the store held at `revision`.
+    fn held(&self, revision: u64) -> Picture {
+        let mut held = Picture::new();
+        for (_, id, version) in self.changes.iter().take_while(|(at, _, _)| *at <= revision) {
+            match version {
+                Some(version) => held.insert(id.clone(), *version),
+                None => held.remove(id),
+            };
+        }
+        held
+    }
+
+    /// The first revision from which on there was always somebody; `None` if there was nobody at the end.
+    fn never_empty_from(&self) -> Option<u64> {
+        let mut held = Picture::new();
+        let mut since = None;
+        for (at, changes) in self.by_revision() {
+            for (id, version) in changes {
+                match version {
+                    Some(version) => held.insert(id, version),
+                    None => held.remove(&id),
+                };
+            }
+            since = if held.is_empty() { None } else { since.or(Some(at)) };
+        }
+        since
+    }
+
+    fn by_revision(&self) -> BTreeMap<u64, Vec<(String, Option<Version>)>> {
+        let mut revisions = BTreeMap::<u64, Vec<_>>::new();
+        for (at, id, version) in &self.changes {
+            revisions.entry(*at).or_default().push((id.clone(), *version));
+        }
+        revisions
+    }
+
+    /// Everything that was broken.
+    pub fn check(&self) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        let never_empty_from = self.never_empty_from();
+        let end = self.held(u64::MAX);
+        for (watcher, shown) in self.watchers.iter().enumerate() {
+            for pair in shown.windows(2) {
+                let (from, to) = (pair[0].0, pair[1].0);
+                if to < from {
+                    violations.push(Violation::WentBack { watcher, from, to });
+                }
+            }
+            for (revision, picture) in shown {
+                let (revision, held) = (*revision, self.held(*revision));
+                if *picture != held {
+                    violations.push(Violation::NeverSo { watcher, revision, shown: picture.clone(), held });
+                }
+                if picture.is_empty() && never_empty_from.is_some_and(|from| from <= revision) {
+                    violations.push(Violation::Empty { watcher, revision });
+                }
+            }
+            if shown.last().is_none_or(|(_, last)| *last != end) {
+                violations.push(Violation::NotConverged { watcher });
+            }
+        }
+        for (revision, id, version) in &self.changes {
+            if version.is_some() && self.left.get(id).is_some_and(|left| revision > left) {
+                violations.push(Violation::CameBack { id: id.clone(), revision: *revision });
+            }
+        }
+        violations
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn version(created: u64, modified: u64) -> Version {
+        Version { created, modified }
+    }
+
+    fn picture(versions: &[(&str, u64, u64)]) -> Picture {
+        versions.iter().map(|(id, created, modified)| ((*id).to_owned(), version(*created, *modified))).collect()
+    }
+
+    fn good() -> History {
+        let mut history = History::new(1);
+        history.changed(2, "a", Some(version(2, 2)));
+        history.changed(3, "b", Some(version(3, 3)));
+        history.changed(4, "a", Some(version(2, 4)));
+        history.changed(5, "b", None);
+        history.left("b", 5);
+        history.shown(0, 2, picture(&[("a", 2, 2)]));
+        history.shown(0, 4, picture(&[("a", 2, 4), ("b", 3, 3)]));
+        history.shown(0, 5, picture(&[("a", 2, 4)]));
+        history
+    }
+
+    /// Spoils a good history, and tells the kinds of what is found.
+    fn spoiled(spoil: impl FnOnce(&mut History)) -> Vec<String> {
+        let mut history = good();
+        spoil(&mut history);
+        let kind = |violation: &Violation| format!("{violation:?}").split(' ').next().unwrap_or_default().to_owned();
+        history.check().iter().map(kind).collect()
+    }
+
+    #[test]
+    fn a_good_history_passes_and_each_mutant_is_flagged() {
+        assert_eq!(good().check(), []);
+        assert_eq!(spoiled(|history| history.watchers[0].swap(1, 2)), ["WentBack", "NotConverged"]);
+        assert_eq!(spoiled(|history| drop(history.watchers[0].pop())), ["NotConverged"]);
+        assert_eq!(spoiled(|history| history.watchers[0].clear()), ["NotConverged"]);
+        // Half a list, a late removal, an older version, one that never was.
+        let show = |history: &mut History, shown| history.watchers[0][1].1 = shown;
+        assert_eq!(spoiled(|history| show(history, picture(&[("a", 2, 4)]))), ["NeverSo"]);
+        assert_eq!(spoiled(|history| show(history, picture(&[("a", 2, 2), ("b", 3, 3)]))), ["NeverSo"]);
+        assert_eq!(spoiled(|history| show(history, picture(&[("a", 2, 4), ("c", 3, 3)]))), ["NeverSo"]);
+        assert_eq!(spoiled(|history| show(history, Picture::new())), ["NeverSo", "Empty"]);
+        // A put after the end.
+        let late = |history: &mut History| {
+            history.changed(6, "b", Some(version(6, 6)));
+            history.changed(7, "b", None);
+            history.shown(0, 7, picture(&[("a", 2, 4)]));
+        };
+        assert_eq!(spoiled(late), ["CameBack"]);
+    }
+
+    #[test]
+    fn an_empty_picture_is_fine_where_the_store_was_empty() {
+        let mut history = History::new(1);
+        history.shown(0, 1, Picture::new());
+        history.changed(2, "a", Some(version(2, 2)));
+        history.changed(3, "a", None);
+        history.shown(0, 3, Picture::new());
+        assert_eq!(history.check(), []);
+    }
+}
