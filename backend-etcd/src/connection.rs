@@ -348,6 +348,16 @@ impl Connection {
         Ok((usize::try_from(response.count()).unwrap_or(0), newest))
     }
 
+    /// Says whether the member that watches go to answers anything within `limit`. A refusal is an answer.
+    pub(crate) async fn answers(&self, range: &KeyRange, limit: Duration) -> bool {
+        let ask = |mut clients: Clients| {
+            let start = range.start.clone();
+            async move { clients.kv.get(start, Some(GetOptions::new().with_count_only())).await }
+        };
+        let answer = self.bulk.call_within("sign of life", limit, ask).await;
+        !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_)))
+    }
+
     /// What is left of a lease, and what it was granted for; `None` if it is gone.
     pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
         let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };

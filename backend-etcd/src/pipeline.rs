@@ -31,12 +31,16 @@ use crate::{
 /// How long a watch may be silent before it is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long it may take to give one. Twice as long after each time that none came: a server that prepares a revision of a hundred
-/// thousand keys is silent for many seconds, and would start over at each resumption.
+/// How long it may take to give one.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 
+/// How long a watch may stay silent all the same if its member answers other requests, twice as long after each time that this
+/// did not help. A member that prepares a revision of a hundred thousand keys says nothing on the watch for 10 s and more, and
+/// would start over at each resumption.
+const PATIENCE: Duration = Duration::from_secs(24);
+
 /// The most doublings of that.
-const MAX_PATIENCE: u32 = 4;
+const MAX_DOUBLINGS: u32 = 3;
 
 /// After so many messages in a row that told nothing new the watch goes to another member.
 const MAX_REPEATS: u32 = 3;
@@ -224,7 +228,7 @@ impl Worker {
         let mut parts = Vec::new();
         loop {
             tokio::select! {
-                message = message(&mut stream, SIGN_OF_LIFE * 2u32.pow(self.silences)) => {
+                message = message(&self.conn, &self.range, &mut stream, PATIENCE * 2u32.pow(self.silences)) => {
                     let message = self.heard(message)?;
                     let created = message.created();
                     self.check(&message, created).await?;
@@ -243,7 +247,7 @@ impl Worker {
     /// Takes note of whether the watch is alive.
     fn heard(&mut self, message: Option<Result<WatchResponse, Failure>>) -> Result<WatchResponse, End> {
         let Some(message) = message else {
-            self.silences = (self.silences + 1).min(MAX_PATIENCE);
+            self.silences = (self.silences + 1).min(MAX_DOUBLINGS);
             self.conn.bulk.suspect();
             return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
         };
@@ -408,19 +412,40 @@ fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
 }
 
 /// The next message; `None` from a silent stream that was asked for a sign of life and gave none.
-async fn message(stream: &mut WatchStream, sign_of_life: Duration) -> Option<Result<WatchResponse, Failure>> {
-    let mut read = tokio::time::timeout(SILENCE, stream.message()).await;
-    if read.is_err() {
-        if let Err(error) = stream.request_progress().await {
-            return Some(Err(classify(&error)));
-        }
-        read = tokio::time::timeout(sign_of_life, stream.message()).await;
+async fn message(
+    conn: &Connection,
+    range: &KeyRange,
+    stream: &mut WatchStream,
+    patience: Duration,
+) -> Option<Result<WatchResponse, Failure>> {
+    if let Ok(read) = tokio::time::timeout(SILENCE, stream.message()).await {
+        return Some(told(read));
     }
-    Some(match read.ok()? {
+    if let Err(error) = stream.request_progress().await {
+        return Some(Err(classify(&error)));
+    }
+    let mut asking = std::pin::pin!(conn.answers(range, SIGN_OF_LIFE));
+    let mut limit = std::pin::pin!(tokio::time::sleep(SIGN_OF_LIFE));
+    let mut answers = None;
+    loop {
+        tokio::select! {
+            read = stream.message() => return Some(told(read)),
+            answer = &mut asking, if answers.is_none() => answers = Some(answer),
+            () = &mut limit => break,
+        }
+    }
+    if answers != Some(true) {
+        return None;
+    }
+    tokio::time::timeout(patience, stream.message()).await.ok().map(told)
+}
+
+fn told(read: Result<Option<WatchResponse>, etcd_client::Error>) -> Result<WatchResponse, Failure> {
+    match read {
         Ok(Some(message)) => Ok(message),
         Ok(None) => Err(Failure::Lost(said("the watch ended"))),
         Err(error) => Err(classify(&error)),
-    })
+    }
 }
 
 fn etcd_pair(kv: etcd_client::proto::PbKeyValue) -> Record {

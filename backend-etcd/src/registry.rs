@@ -321,12 +321,13 @@ impl Registrar {
     async fn reconcile(&mut self) -> Result<Pause, Error> {
         let lease = self.lease().await?;
         let key = self.key(lease.id())?;
-        let desired = self.driver.desired();
         let session = Arc::clone(&self.session);
         let _turn = tokio::select! {
             turn = session.writes.acquire() => turn,
             () = unwanted(&mut self.driver) => return Ok(Pause::None),
         };
+        // After the wait, which takes note of changes.
+        let desired = self.driver.desired();
         let record = match std::mem::take(&mut self.known) {
             Known::Unknown => session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0,
             Known::Absent => None,

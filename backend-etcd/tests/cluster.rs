@@ -100,7 +100,7 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
     leases
 }
 
-/// Rows 4: the leader of three is frozen for 10 s and thawed. The control, one renewal stream per lease on a follower as most
+/// Row 4: the leader of three is frozen for 10 s at least and thawed. The control, one renewal stream per lease on a follower as most
 /// clients have it, loses its leases during the freeze.
 #[tokio::test]
 async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
@@ -120,12 +120,18 @@ async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
     let frozen = Moment::now();
     sleep_until_elapsed(frozen, Duration::from_secs(10)).await;
     assert_eq!(missing.lock().await.deletions, 0, "nothing is lost during the freeze");
-    let mut raw = etcd_client::Client::connect([cluster.urls()[follower].clone()], None).await.unwrap();
-    let mut lost = 0;
-    for lease in &naive {
-        lost += usize::from(raw.lease_time_to_live(*lease, None).await.unwrap().ttl() <= 0);
-    }
-    assert!(lost > COUNT / 2, "the control shows that the freeze is one: {lost} of {COUNT} lost");
+    // A new leader gives leases their full time again, so how long the control lives depends on the election.
+    let raw = etcd_client::Client::connect([cluster.urls()[follower].clone()], None).await.unwrap();
+    let lost = eventually("the control shows that the freeze is one", || async {
+        let mut raw = raw.clone();
+        let mut lost = 0;
+        for lease in &naive {
+            lost += usize::from(raw.lease_time_to_live(*lease, None).await.unwrap().ttl() <= 0);
+        }
+        if lost > COUNT / 2 { Ok(lost) } else { Err(lost) }
+    })
+    .await;
+    assert_eq!(missing.lock().await.deletions, 0, "and nothing of ours is lost");
 
     cluster.member(leader).resume().await;
     // Longer than leases live, so that whatever the thawed leader revokes is revoked.
@@ -138,7 +144,7 @@ async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
     assert!(longest <= Duration::from_secs(2), "{missing:?}");
 }
 
-/// Rows 5: a follower in use is frozen, then killed.
+/// Row 5: a follower in use is frozen, then killed.
 #[tokio::test]
 async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
     let mut cluster = EtcdCluster::start().await;

@@ -240,6 +240,53 @@ async fn a_late_removal_leaves_the_successor_alone() {
     .await;
 }
 
+/// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is lost.
+#[tokio::test]
+async fn a_black_hole_costs_nothing_where_there_is_another_endpoint() {
+    let server = server().await;
+    let (first, second) =
+        (Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap());
+    let etcd = Etcd::builder([first.url(), second.url()]).connect().await.unwrap();
+    let registration = register(&etcd, "a").await;
+    let before = listed(&Etcd::connect(server.url()).await.unwrap(), 1).await;
+    for (hole, other) in [(&first, &second), (&second, &first)] {
+        other.heal();
+        hole.set(Mode::BlackHole(enlist_testkit::Direction::Both));
+        pass(2 * TTL).await;
+        // What is asked for meanwhile is done within two deadlines: one renewal's, or one request's, and a dial.
+        let begun = Moment::now();
+        let update = registration.update(|draft| {
+            draft.weight(7);
+        });
+        soon("stored", update).await.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+    let after = Etcd::connect(server.url()).await.unwrap().resolve(&support::service()).await.unwrap();
+    let created = |snapshot: &enlist::Snapshot| snapshot.entries().map(|entry| entry.created()).collect::<Vec<_>>();
+    assert_eq!(created(&after), created(&before));
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+}
+
+/// Row 8: with one endpoint the trouble is told, the instance runs out, and it is back after the black hole.
+#[tokio::test]
+async fn a_black_hole_before_the_only_endpoint_is_told_and_survived() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
+    let registration = register(&etcd, "a").await;
+    proxy.set(Mode::BlackHole(enlist_testkit::Direction::Both));
+    let begun = Moment::now();
+    state(&registration, |state| matches!(state, RegistrationState::Suspect { .. })).await;
+    assert!(begun.elapsed() < TTL, "told before the lease runs out: {:?}", begun.elapsed());
+    let other = Etcd::connect(server.url()).await.unwrap();
+    listed(&other, 0).await;
+    proxy.heal();
+    let healed = Moment::now();
+    listed(&other, 1).await;
+    assert!(healed.elapsed() < Duration::from_secs(5), "{:?}", healed.elapsed());
+    state(&registration, is_registered).await;
+}
+
 /// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point: there is
 /// exactly one key, with the last value, and one lease.
 #[tokio::test]
