@@ -89,7 +89,7 @@ async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_th
     const COUNT: usize = 10;
     let server = server().await;
     let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-    let _registrations = register_many(&owner, COUNT).await;
+    let registrations = register_many(&owner, COUNT).await;
     let before = listed(&user, COUNT).await;
     let view = Directory::new(Arc::new(user.clone())).view(&support::service());
     shows(&view, |snapshot| snapshot.len() == COUNT).await;
@@ -100,17 +100,18 @@ async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_th
     pass(3 * TTL).await;
     server.resume().await;
     let thawed = Moment::now();
-    let back = async {
-        loop {
-            // Registered anew, not just not yet dropped.
-            let now = user.resolve(&support::service()).await;
-            let anew = now.ok().filter(|now| now.len() == COUNT);
-            if anew.is_some_and(|now| now.entries().all(|entry| entry.created() > before.revision())) {
-                return thawed.elapsed();
+    let back = eventually("all are registered anew", || async {
+        let now = user.resolve(&support::service()).await;
+        let old = |now: &Snapshot| now.entries().any(|entry| entry.created() <= before.revision());
+        match now {
+            Ok(now) if now.len() == COUNT && !old(&now) => Ok(thawed.elapsed()),
+            other => {
+                let states: Vec<_> = registrations.iter().map(|registration| registration.state()).collect();
+                Err((other, before.revision(), states, owner.counters().get(Counter::LeaseLosses)))
             }
         }
-    };
-    let back = soon("all are back", back).await;
+    })
+    .await;
     assert!(back <= Duration::from_secs(2), "{back:?}");
     shows(&view, |snapshot| {
         snapshot.len() == COUNT && snapshot.entries().all(|entry| entry.presence() == Presence::Live)
