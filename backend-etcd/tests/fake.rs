@@ -113,6 +113,10 @@ impl Watching {
 async fn an_honest_server_never_needs_a_repair() {
     let mut watching = Watching::start().await;
     watching.opened().await;
+    // A quiet watch costs no request: its signs of life come over its own stream.
+    let before = watching.fake.requests().ranges;
+    tokio::time::sleep(AUDIT / 3).await;
+    assert_eq!(watching.fake.requests().ranges, before);
     for round in 2..30 {
         put(&watching.fake, "a", round);
         watching.fake.delete(format!("{KEY}b").as_bytes());
