@@ -31,8 +31,11 @@ use crate::{
 /// How long a watch may be silent before it is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long it may take to give one.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
+/// How long it may take to give one; a healthy one needs milliseconds.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// How long its member may then take to answer another request.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long a watch may stay silent all the same if its member answers other requests, twice as long after each time that this
 /// did not help. A member that prepares a revision of a hundred thousand keys says nothing on the watch for 10 s and more, and
@@ -424,13 +427,11 @@ async fn message(
     if let Err(error) = stream.request_progress().await {
         return Some(Err(classify(&error)));
     }
-    // A healthy stream answers in milliseconds.
-    if let Ok(read) = tokio::time::timeout(SIGN_OF_LIFE / 3, stream.message()).await {
+    if let Ok(read) = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await {
         return Some(told(read));
     }
-    let left = SIGN_OF_LIFE - SIGN_OF_LIFE / 3;
-    let mut asking = std::pin::pin!(conn.answers(range, left));
-    let mut limit = std::pin::pin!(tokio::time::sleep(left));
+    let mut asking = std::pin::pin!(conn.answers(range, ANSWER));
+    let mut limit = std::pin::pin!(tokio::time::sleep(ANSWER));
     let mut answers = None;
     loop {
         tokio::select! {

@@ -106,7 +106,7 @@ async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_th
         match now {
             Ok(now) if now.len() == COUNT && !old(&now) => Ok(thawed.elapsed()),
             other => {
-                let states: Vec<_> = registrations.iter().map(|registration| registration.state()).collect();
+                let states: Vec<_> = registrations.iter().map(Registration::state).collect();
                 Err((other, before.revision(), states, owner.counters().get(Counter::LeaseLosses)))
             }
         }

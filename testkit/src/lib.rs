@@ -10,7 +10,7 @@
 //!
 //! # Features
 //!
-//! `containers`: etcd servers as containers, through testcontainers. `etcd`: [`FakeEtcd`], which needs protoc to build.
+//! `containers`: etcd servers as containers, through testcontainers. `etcd`: `FakeEtcd`, which needs protoc to build.
 
 pub mod cases;
 mod cluster;
