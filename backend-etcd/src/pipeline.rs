@@ -375,8 +375,8 @@ impl Worker {
             self.repeats = 0;
             self.feed.publish(mirror.clone(), now);
         } else if created {
-            // Nothing has happened since what is known; or this began from what was known, and events will tell.
-            if header == mirror.revision || self.feed.latest().is_none() {
+            // No proof: a member that is cut off from the others says its own revision. An audit follows a resumption.
+            if self.feed.latest().is_none() {
                 self.feed.publish(mirror.clone(), asked);
             } else {
                 self.feed.live();
