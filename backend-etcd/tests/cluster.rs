@@ -85,7 +85,8 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
         let renew = async move {
             let Ok((mut keeper, mut answers)) = raw.lease_keep_alive(lease).await else { return };
             loop {
-                tokio::time::sleep(Duration::from_millis(1200)).await;
+                // Often, so that one is under way when the leader freezes.
+                tokio::time::sleep(Duration::from_millis(300)).await;
                 if keeper.keep_alive().await.is_err() || !matches!(answers.message().await, Ok(Some(_))) {
                     return;
                 }
@@ -135,7 +136,7 @@ async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
         for lease in &naive {
             lost += usize::from(raw.lease_time_to_live(*lease, None).await.unwrap().ttl() <= 0);
         }
-        if lost > COUNT / 2 { Ok(lost) } else { Err(lost) }
+        if lost > 0 { Ok(lost) } else { Err(lost) }
     })
     .await;
     assert_eq!(missing.lock().await.deletions, 0, "and nothing of ours is lost");

@@ -174,6 +174,12 @@ async fn repeated_events_are_dropped_and_counted() {
     put(&watching.fake, "a", 3);
     watching.converged().await;
     assert_eq!(watching.count(Counter::WatchRepeats), 1);
+    watching.fake.lie(Lie::Backwards);
+    put(&watching.fake, "a", 4);
+    watching.converged().await;
+    put(&watching.fake, "a", 5);
+    watching.converged().await;
+    assert_eq!(watching.count(Counter::WatchRepeats), 2);
     assert_eq!(watching.count(Counter::WatchResumes), 0);
 }
 

@@ -380,7 +380,15 @@ async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
         // One waits behind the holder, the other finds the line free.
         polled(etcd.acquire(&name, LockOptions::new().ttl(TTL)), polls).await;
         polled(etcd.try_acquire(&LockName::parse("free").unwrap(), LockOptions::new().ttl(TTL)), polls).await;
-        polled(etcd.campaign(&LockName::parse("e").unwrap(), "me", LockOptions::new().ttl(TTL)), polls).await;
+        let office = LockName::parse("e").unwrap();
+        polled(etcd.campaign(&office, "me", LockOptions::new().ttl(TTL)), polls).await;
+        let leading = soon("elected", holder.campaign(&office, "me", LockOptions::new().ttl(TTL))).await.unwrap();
+        polled(leading.proclaim("still me"), polls).await;
+        if let Some(Ok(mut leaders)) = polled(etcd.observe(&office), polls).await {
+            polled(leaders.next(), polls).await;
+        }
+        polled(leading.resign(), polls).await;
+        polled(Etcd::connect(server.url()), polls).await;
         polled(etcd.leader(&LockName::parse("e").unwrap()), polls).await;
         // Ends in the background what was begun.
         polled(held.release(), polls).await;

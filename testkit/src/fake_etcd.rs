@@ -40,6 +40,8 @@ pub enum Lie {
     Twice,
     /// They are told again and again: so many more times.
     Again(u32),
+    /// After them come the same changes as of a revision before the last: time seems to run backwards.
+    Backwards,
     /// A progress notice with their revision comes before them.
     EarlyProgress,
     /// Their type is one that does not exist.
@@ -444,6 +446,14 @@ fn told(
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],
+        Some(Lie::Backwards) => {
+            let earlier = altered(|event| {
+                if let Some(pair) = &mut event.kv {
+                    (pair.mod_revision, pair.value) = (1, b"from the past".to_vec());
+                }
+            });
+            std::iter::once(truth).chain(earlier).collect()
+        }
         Some(Lie::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
         Some(Lie::UnknownType) => altered(|event| event.r#type = 9),
         Some(Lie::NoKey) => altered(|event| event.kv = None),
