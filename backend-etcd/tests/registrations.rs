@@ -158,8 +158,15 @@ async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "renewals need no room");
     let mut registrations = registrations.into_iter();
     let leaving = registrations.next().unwrap();
-    assert_eq!(soon("deregistered", leaving.deregister()).await.unwrap(), Deregistered::Removed);
-    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 1);
+    // etcd 3.4.23 lets a guarded removal through, 3.5.1 refuses every transaction. An unguarded one could hit a successor, so
+    // there the instance is left behind until there is room, and says so.
+    let there = match soon("deregistered", leaving.deregister()).await.unwrap() {
+        Deregistered::Removed => 1,
+        Deregistered::LeftBehind => 2,
+        other => panic!("{other:?}"),
+    };
+    println!("{there} of 2 are listed after one has left a full store");
+    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), there);
     // Room again, and the alarm disarmed by hand, as an operator has to.
     raw.delete("filler", Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
     let now = raw.get("\0", None).await.unwrap().header().unwrap().revision();
@@ -171,7 +178,8 @@ async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
     disarm.with_member(member);
     raw.alarm(etcd_client::AlarmAction::Deactivate, etcd_client::AlarmType::Nospace, Some(disarm)).await.unwrap();
     state(&waiting, is_registered).await;
-    assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 2);
+    let now = listed(&etcd, 2).await;
+    assert!(now.get(waiting.instance().id()).is_some());
     drop(registrations);
 }
 
