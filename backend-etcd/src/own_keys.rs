@@ -65,6 +65,8 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
 #[derive(Debug)]
 pub(crate) struct Ward {
     key: Arc<[u8]>,
+    /// Tells it from others in its group.
+    number: u64,
     seen: watch::Receiver<Seen>,
     /// That of the last picture.
     epoch: Option<Epoch>,
@@ -101,9 +103,7 @@ impl Ward {
             }
         }
     }
-}
 
-impl Ward {
     fn forget(&self) {
         if let Some(written) = self.written {
             self.group.inner().waiting.remove(&(written, Arc::clone(&self.key)));
@@ -114,7 +114,11 @@ impl Ward {
 impl Drop for Ward {
     fn drop(&mut self) {
         self.forget();
-        self.group.inner().wards.remove(&self.key);
+        let mut inner = self.group.inner();
+        // A successor under the same key may have its place already.
+        if inner.wards.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            inner.wards.remove(&self.key);
+        }
     }
 }
 
@@ -129,7 +133,9 @@ struct Group {
 
 #[derive(Debug, Default)]
 struct Inner {
-    wards: HashMap<Arc<[u8]>, watch::Sender<Seen>>,
+    wards: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
+    /// How many wards there were.
+    made: u64,
     /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted before.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
     latest: Option<Mirror>,
@@ -147,9 +153,7 @@ impl Inner {
             }
         }
     }
-}
 
-impl Inner {
     /// Tells the ward of `key` what is known, and again once there is a picture as new as `written`.
     fn expect(&mut self, key: &Arc<[u8]>, written: Revision) {
         self.tell(key);
@@ -159,7 +163,7 @@ impl Inner {
     }
 
     fn tell(&self, key: &[u8]) {
-        if let Some(ward) = self.wards.get(key) {
+        if let Some((_, ward)) = self.wards.get(key) {
             ward.send_replace(self.look(key));
         }
     }
@@ -208,9 +212,11 @@ impl Group {
     fn ward(self: Arc<Self>, key: &Arc<[u8]>) -> Ward {
         let mut inner = self.inner();
         let (tell, seen) = watch::channel(Seen::Nothing);
-        inner.wards.insert(Arc::clone(key), tell);
+        inner.made += 1;
+        let number = inner.made;
+        inner.wards.insert(Arc::clone(key), (number, tell));
         drop(inner);
-        Ward { key: Arc::clone(key), seen, epoch: None, written: None, group: self }
+        Ward { key: Arc::clone(key), number, seen, epoch: None, written: None, group: self }
     }
 }
 
