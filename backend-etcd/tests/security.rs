@@ -198,11 +198,17 @@ impl Authority {
 
     /// Signs `name.pem` with `name.key` for localhost, as a server and as a client.
     fn sign(&self, name: &str) {
+        self.sign_until(name, 4096);
+    }
+
+    /// The same, valid until the end of the year before `year`.
+    fn sign_until(&self, name: &str, year: i32) {
         use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.extended_key_usages = vec![ServerAuth, ClientAuth];
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.path(&format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
@@ -241,6 +247,21 @@ async fn mutual_tls_works_from_files_and_its_failures_name_the_cause() {
     assert!(text.contains("certificate") || text.contains("name"), "{text}");
     let text = failure(client()).await;
     assert!(text.contains("certificate"), "no client certificate: {text}");
+    let port = server.tls_url().rsplit_once(':').unwrap().1.to_owned();
+    let plain = failure(Etcd::builder([format!("http://127.0.0.1:{port}")])).await;
+    assert!(plain.contains(&port), "plain against TLS: {plain}");
+    let secure = failure(with_identity(Etcd::builder([server.url().replace("http:", "https:")]))).await;
+    assert!(secure.contains(&server.address().port().to_string()), "TLS against plain: {secure}");
+
+    authority.sign_until("expired", 2020);
+    let options = ServerOptions::new().tls().arguments([
+        format!("--cert-file={}", authority.path("expired.pem")),
+        format!("--key-file={}", authority.path("expired.key")),
+    ]);
+    let expired = EtcdServer::start_with(Provider::Process, options).await;
+    let text = failure(Etcd::builder([expired.tls_url()]).ca_certificate(authority.path("ca.pem"))).await;
+    assert!(text.contains("expired") || text.contains("certificate"), "{text}");
+
     let missing = authority.path("missing.pem");
     assert!(!Path::new(&missing).exists());
     let text = failure(Etcd::builder([server.tls_url()]).ca_certificate(&missing)).await;

@@ -79,6 +79,27 @@ mod tests {
         assert_eq!(start.remaining(Duration::from_secs(60)), Duration::ZERO);
     }
 
+    /// A machine that was suspended: the boot-time clock went on, the other one did not.
+    #[tokio::test]
+    async fn a_suspension_counts() {
+        let hour = Duration::from_secs(3600);
+        let Moment { tokio, boot } = Moment::now();
+        let before = Moment { tokio, boot: boot.checked_sub(hour).unwrap() };
+        assert!(before.elapsed() >= hour && before.remaining(hour).is_zero());
+        let age = crate::Freshness::Live { proof: crate::Proof::new(before) }.age();
+        assert!(age >= hour, "{age:?}");
+        // Only what was left is waited for, not the hour.
+        let left = Duration::from_millis(50);
+        let waiting = sleep_until_elapsed(before, hour + left);
+        tokio::time::timeout(hour / 60, waiting).await.unwrap();
+    }
+
+    #[test]
+    fn an_age_reaches_back() {
+        let age = Duration::from_secs(10);
+        assert!(Moment::ago(age).elapsed() >= age && Moment::ago(age).elapsed() < 2 * age);
+    }
+
     #[test]
     fn an_earlier_moment_is_not_after_a_later_one() {
         let (first, second) = (Moment::now(), Moment::now());
