@@ -248,7 +248,7 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     }
     let known = last.snapshot.len();
     let mut noticed = None;
-    while frozen.elapsed() < Duration::from_secs(15) {
+    while frozen.elapsed() < Duration::from_secs(30) {
         if let Ok(change) = tokio::time::timeout(Duration::from_secs(1), watcher.next()).await {
             last = change.unwrap();
             assert_eq!(last.snapshot.len(), known, "an outage removes nothing");
@@ -259,7 +259,7 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     }
     let noticed = noticed.expect("the outage was noticed");
     assert!(noticed < Duration::from_secs(15), "{noticed:?}");
-    assert!(last.freshness.age() >= Duration::from_secs(14), "{:?}", last.freshness);
+    assert!(last.freshness.age() >= Duration::from_secs(29), "{:?}", last.freshness);
     let name = LockName::parse("l").unwrap();
     let options = LockOptions::new().ttl(TTL).deadline(Duration::from_secs(2));
     assert!(matches!(etcd.acquire(&name, options.clone()).await, Err(Error::Timeout { .. } | Error::Unavailable(_))));
