@@ -257,7 +257,10 @@ impl Registrar {
                         Disturbance::Wanted => self.known = Known::Is(record),
                         Disturbance::Look => {}
                         Disturbance::Blind => {
-                            self.alone = true;
+                            // A watch of its own that cannot see the key either is tried again at a slow pace.
+                            if std::mem::replace(&mut self.alone, true) {
+                                self.rest(SLOW + spread(SLOW / 4)).await;
+                            }
                             self.known = Known::Is(record);
                         }
                         Disturbance::Gone => self.lost().await,
@@ -532,8 +535,13 @@ impl Registrar {
             self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
         }
         let window = herd_window(lease.ttl(), self.session.registrations.load(Ordering::Relaxed));
+        self.rest(spread(window)).await;
+    }
+
+    /// Does nothing for a while, unless the registration is no longer wanted.
+    async fn rest(&mut self, time: Duration) {
         tokio::select! {
-            () = tokio::time::sleep(spread(window)) => {}
+            () = tokio::time::sleep(time) => {}
             () = unwanted(&mut self.driver) => {}
         }
     }

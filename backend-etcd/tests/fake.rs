@@ -349,6 +349,21 @@ async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
     assert_eq!(stored(&fake).len(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_registration_whose_key_cannot_be_watched_stays_and_asks_at_a_slow_pace() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    for _ in 0..10_000 {
+        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+    }
+    let registration = register(&etcd, 0).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
+    assert_eq!(stored(&fake).len(), 1);
+    let asked = fake.requests();
+    assert!(asked.watches <= 130 && asked.txns <= 10, "{} watches, {} writes", asked.watches, asked.txns);
+}
+
 /// The largest share of `times` that lies in one bucket of 100 ms.
 fn densest(times: &[tokio::time::Instant]) -> usize {
     let first = times.iter().min().copied().unwrap();
