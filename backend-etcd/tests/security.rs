@@ -14,7 +14,7 @@ use std::{
 };
 
 use enlist::{Endpoint, Error, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start};
-use enlist_etcd::{Etcd, EtcdBuilder};
+use enlist_etcd::{Etcd, EtcdBuilder, SessionRuntime};
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 use etcd_client::{Client, Permission, PermissionType};
 
@@ -82,8 +82,9 @@ async fn guarded(arguments: &[&str]) -> EtcdServer {
     server
 }
 
+/// On the runtime of the test, whose logs are looked at.
 fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
-    Etcd::builder([server.url()]).user(user, PASSWORD.to_owned())
+    Etcd::builder([server.url()]).runtime(SessionRuntime::Caller).user(user, PASSWORD.to_owned())
 }
 
 #[tokio::test]
@@ -98,7 +99,7 @@ async fn each_refusal_is_typed_names_its_cause_and_tells_no_secret() {
     let server = guarded(&[]).await;
     let fast = || RegisterOptions::new().start(Start::FailFast);
 
-    let wrong = Etcd::builder([server.url()]).user("root", "wrong-password-of-mine".to_owned());
+    let wrong = as_user(&server, "root").user("root", "wrong-password-of-mine".to_owned());
     told.note(&wrong);
     let error = wrong.connect().await.unwrap_err();
     assert!(matches!(error, Error::AuthFailed(_)), "{error:?}");
