@@ -3,15 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Change, Counter, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registration,
-    RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
+    Change, Counter, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration, RegistrationState, Registry,
+    Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, soon};
@@ -366,54 +362,6 @@ async fn a_registration_whose_key_cannot_be_watched_stays_and_asks_at_a_slow_pac
     assert_eq!(stored(&fake).len(), 1);
     let asked = fake.requests();
     assert!(asked.watches <= 130 && asked.txns <= 10, "{} watches, {} writes", asked.watches, asked.txns);
-}
-
-/// What was logged.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn logs_have_constant_messages_and_name_their_subject_in_fields() {
-    let logged = Logged::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::INFO)
-        .with_ansi(false)
-        .with_writer(Mutex::new(logged.clone()))
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
-    let fake = FakeEtcd::start();
-    let etcd = client(&fake);
-    let registration = register(&etcd, 0).await;
-    let guard = soon("acquired", etcd.acquire(&LockName::parse("job").unwrap(), LockOptions::new())).await.unwrap();
-    soon("released", guard.release()).await.unwrap();
-    fake.revoke_all();
-    let mut states = registration.states();
-    while !matches!(states.next().await, Some(RegistrationState::Reregistering { .. })) {}
-    while !matches!(states.next().await, Some(RegistrationState::Registered { .. })) {}
-    registration.deregister().await.unwrap();
-    let logged = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
-    let has = |parts: &[&str]| logged.lines().any(|line| parts.iter().all(|part| line.contains(part)));
-    for expected in [
-        &["INFO", "instance registered", "service=default/svc", "instance=i0", "revision="][..],
-        &["WARN", "instance lost, registering again", "instance=i0", "cause="],
-        &["WARN", "lease lost", "lease="],
-        &["INFO", "registration ended", "instance=i0"],
-        &["INFO", "lock{lock=", "lock acquired", "token="],
-        &["INFO", "lock{lock=", "lock released"],
-    ] {
-        assert!(has(expected), "{expected:?} in\n{logged}");
-    }
 }
 
 /// The largest share of `times` that lies in one bucket of 100 ms.
