@@ -229,21 +229,26 @@ impl Worker {
         let asked = Moment::now();
         let mut stream = self.open().await?;
         let mut parts = Vec::new();
+        let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
         loop {
-            tokio::select! {
-                message = message(&self.conn, &self.range, &mut stream, PATIENCE * 2u32.pow(self.silences)) => {
-                    let message = self.heard(message)?;
-                    let created = message.created();
-                    self.check(&message, created).await?;
-                    *progressed = true;
-                    if created && std::mem::replace(&mut self.opened, true) && !list {
-                        self.counters.count(Counter::WatchResumes);
-                        self.audit.soon();
-                    }
-                    self.take(message, created, asked, &mut parts)?;
+            let patience = PATIENCE * 2u32.pow(self.silences);
+            // One wait however many steps of an audit come in between: they are no sign of life.
+            let mut reading = std::pin::pin!(message(&conn, &range, &mut stream, patience));
+            let message = loop {
+                tokio::select! {
+                    message = &mut reading => break message,
+                    ready = self.audit.ready() => self.audited(ready)?,
                 }
-                ready = self.audit.ready() => self.audited(ready)?,
+            };
+            let message = self.heard(message)?;
+            let created = message.created();
+            self.check(&message, created).await?;
+            *progressed = true;
+            if created && std::mem::replace(&mut self.opened, true) && !list {
+                self.counters.count(Counter::WatchResumes);
+                self.audit.soon();
             }
+            self.take(message, created, asked, &mut parts)?;
         }
     }
 

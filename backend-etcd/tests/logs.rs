@@ -1,5 +1,7 @@
 //! What is logged. One test, in a program of its own: whether an event is of interest is decided once per process.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
 use std::sync::{Arc, Mutex};
 
 use enlist::{
