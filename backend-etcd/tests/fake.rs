@@ -488,7 +488,7 @@ async fn the_age_of_a_quiet_service_stays_below_the_audit_interval_and_grows_onc
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_names_share_their_watches() {
+async fn own_keys_of_many_services_share_their_watches() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let mut registrations = Vec::new();
