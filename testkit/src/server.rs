@@ -465,6 +465,9 @@ impl Running {
             .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // In a process group of its own: when a group loses the shell that it belongs to, the kernel lets its stopped
+            // members go on, and a frozen server would thaw.
+            .process_group(0)
             // The shell tells of the kill.
             .stderr(Stdio::null())
             .kill_on_drop(false)
