@@ -242,7 +242,7 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     cluster.member(one).pause().await;
     cluster.member(two).pause().await;
     let frozen = Moment::now();
-    // What was decided before the freeze may still be on its way: a starved leader can have dropped leases.
+    // What was decided before the freeze may still be on its way.
     while let Ok(change) = tokio::time::timeout(Duration::from_millis(500), watcher.next()).await {
         last = change.unwrap();
     }

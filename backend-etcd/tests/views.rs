@@ -113,7 +113,7 @@ async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_th
             assert!(back <= Duration::from_secs(2), "{back:?}");
             break;
         }
-        // An etcd that becomes leader anew at its thaw gives leases their full time again, and nobody is lost.
+        // Where nobody was lost the freeze was none, and is repeated.
     }
     shows(&view, |snapshot| {
         snapshot.len() == COUNT && snapshot.entries().all(|entry| entry.presence() == Presence::Live)
