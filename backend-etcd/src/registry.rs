@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use enlist::{
     Backoff, Counter, Deregistered, Entry, Error, Health, Instance, InstanceId, LeaseChoice, LeaseId, Moment,
     OnConflict, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
-    backoff::spread,
+    backoff::{herd_window, spread},
     feed::FeedReader,
     reconcile::{self, Found, Mine, Observation, Step},
     registration,
@@ -215,13 +215,6 @@ impl Drop for Registrar {
     fn drop(&mut self) {
         self.session.registrations.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// How far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL and at most a second,
-/// or what it takes for a session to stay below 2,000 in a second.
-fn herd_window(ttl: Duration, registrations: usize) -> Duration {
-    let many = Duration::from_micros(500).saturating_mul(u32::try_from(registrations).unwrap_or(u32::MAX));
-    (ttl / 10).min(Duration::from_secs(1)).max(many)
 }
 
 /// What there is to do after a step.

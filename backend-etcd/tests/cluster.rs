@@ -2,30 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
+mod support;
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use enlist::{
-    Counter, Endpoint, Error, Event, Freshness, Instance, InstanceId, Lock, LockName, LockOptions, Moment,
-    RegisterOptions, Registration, Registry, Resolver, ServiceRef, TaskOwner, clock::sleep_until_elapsed,
+    Counter, Error, Event, Freshness, Lock, LockName, LockOptions, Moment, Resolver, TaskOwner,
+    clock::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, eventually, soon};
+use support::{TTL, listed, register, register_many, service};
 use tokio::sync::Mutex;
 
-const TTL: Duration = Duration::from_secs(5);
 const COUNT: usize = 20;
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-fn instance(id: usize) -> Instance {
-    Instance::new(InstanceId::parse(format!("i{id}")).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
-}
-
-async fn register(etcd: &Etcd, id: usize) -> Registration {
-    soon("registered", etcd.register(&service(), instance(id), RegisterOptions::new().ttl(TTL))).await.unwrap()
-}
 
 /// How long each instance was missing, as a raw watch over the member `url` saw it.
 #[derive(Debug, Default)]
@@ -64,16 +54,6 @@ async fn oracle(url: String, prefix: &'static str) -> (Arc<Mutex<Missing>>, Task
     (missing, tasks)
 }
 
-async fn all_there(etcd: &Etcd) {
-    eventually("all are there", || async {
-        match etcd.resolve(&service()).await {
-            Ok(snapshot) if snapshot.len() == COUNT => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
-}
-
 /// What most clients do: one long-lived stream on one member, waiting for each answer. Returns the leases.
 async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
     let mut leases = Vec::new();
@@ -107,10 +87,7 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
 async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
     let cluster = EtcdCluster::start().await;
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
-    let mut registrations = Vec::new();
-    for id in 0..COUNT {
-        registrations.push(register(&etcd, id).await);
-    }
+    let _registrations = register_many(&etcd, COUNT).await;
     // On a busy machine the leader may change by itself, and freezing a former one proves nothing.
     let mut control = TaskOwner::new();
     let (leader, follower, naive) = loop {
@@ -144,7 +121,7 @@ async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
     cluster.member(leader).resume().await;
     // Longer than leases live, so that whatever the thawed leader revokes is revoked.
     sleep_until_elapsed(Moment::now(), 2 * TTL).await;
-    all_there(&etcd).await;
+    listed(&etcd, COUNT).await;
     let missing = missing.lock().await;
     let longest = missing.total.values().max().copied().unwrap_or_default();
     println!("{} deletions after the thaw, the longest absence {longest:?}; control lost {lost}", missing.deletions);
@@ -165,7 +142,7 @@ async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
     let mut registrations = Vec::new();
     let mut watchers = Vec::new();
     for (number, etcd) in clients.iter().enumerate() {
-        registrations.push(register(etcd, number).await);
+        registrations.push(register(etcd, &number.to_string()).await);
         let mut watcher = etcd.watch(&service()).await.unwrap();
         soon("a list", watcher.next()).await.unwrap();
         watchers.push(watcher);
@@ -175,14 +152,14 @@ async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
     sleep_until_elapsed(frozen, 2 * TTL).await;
     assert_eq!(missing.lock().await.deletions, 0, "renewals went on through the other member");
     // What happens while one member is frozen is seen by both, whichever they had used.
-    registrations.push(register(&clients[0], 2).await);
+    registrations.push(register(&clients[0], "2").await);
     for watcher in &mut watchers {
         while soon("the third", watcher.next()).await.unwrap().snapshot.len() < 3 {}
     }
     cluster.member(follower).resume().await;
     cluster.member_mut(follower).kill().await;
     let killed = Moment::now();
-    registrations.push(register(&clients[1], 3).await);
+    registrations.push(register(&clients[1], "3").await);
     for watcher in &mut watchers {
         while soon("the fourth", watcher.next()).await.unwrap().snapshot.len() < 4 {}
     }
@@ -198,7 +175,7 @@ async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
     let leader = cluster.leader().await;
     let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
-    let registration = register(&etcd, 0).await;
+    let registration = register(&etcd, "0").await;
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
     for (weight, isolated) in [(1, follower), (2, other), (3, leader)] {
@@ -231,10 +208,7 @@ async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
 async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     let cluster = EtcdCluster::start().await;
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
-    let mut registrations = Vec::new();
-    for id in 0..COUNT {
-        registrations.push(register(&etcd, id).await);
-    }
+    let _registrations = register_many(&etcd, COUNT).await;
     let mut watcher = etcd.watch(&service()).await.unwrap();
     let mut last = soon("a list", watcher.next()).await.unwrap();
     let one = cluster.leader().await;
@@ -277,7 +251,7 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
         }
     };
     soon("fresh again", settled).await;
-    all_there(&etcd).await;
+    listed(&etcd, COUNT).await;
     println!("noticed after {noticed:?}, fresh again {:?} after the thaw", healed.elapsed());
     let guard = soon("acquired", etcd.acquire(&name, options.deadline(Duration::from_secs(20)))).await.unwrap();
     guard.release().await.unwrap();

@@ -10,7 +10,7 @@ use enlist::{
     Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Lie, soon};
+use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
 
 const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
@@ -60,6 +60,11 @@ async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut S
     tokio::time::timeout(Duration::from_secs(3600), looking()).await.expect("the view becomes what is stored")
 }
 
+/// Waits until a watch is open.
+async fn watched(fake: &FakeEtcd) {
+    eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } }).await;
+}
+
 struct Watching {
     fake: FakeEtcd,
     etcd: Etcd,
@@ -87,9 +92,7 @@ impl Watching {
 
     /// Until the stream is open, so that what comes next goes over it.
     async fn opened(&self) {
-        while self.fake.requests().watches == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        watched(&self.fake).await;
     }
 
     fn count(&self, counter: Counter) -> u64 {
@@ -155,9 +158,7 @@ async fn without_audits_a_lost_event_is_never_noticed() {
     let etcd = builder.audit(None).build().unwrap();
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
-    while fake.requests().watches == 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    watched(&fake).await;
     fake.lie(Lie::Lose);
     fake.delete(format!("{KEY}a").as_bytes());
     let day = Duration::from_secs(24 * 3600);

@@ -2,47 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-mod common;
+mod support;
 
 use std::{sync::mpsc, time::Duration};
 
 use enlist::Lock;
-use enlist::{
-    Endpoint, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment, RegisterOptions, Registration,
-    Registry, Resolver, ServiceRef, Snapshot,
-};
+use enlist::{LeaseChoice, LockName, LockOptions, Moment, RegisterOptions, Registry, Resolver, Snapshot};
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
-
-const TTL: Duration = Duration::from_secs(5);
-
-fn service() -> ServiceRef {
-    ServiceRef::parse("svc").unwrap()
-}
-
-async fn register(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
-    let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-    soon("registered", etcd.register(&service(), instance, options.ttl(TTL))).await.unwrap()
-}
-
-async fn own_server() -> EtcdServer {
-    // These tests stop their server, so they start one also where the environment offers one.
-    let provider = match Provider::from_env() {
-        Provider::Environment(_) => Provider::Process,
-        own => own,
-    };
-    EtcdServer::start_with(provider, ServerOptions::new()).await
-}
-
-async fn back(etcd: &Etcd, count: usize) -> Snapshot {
-    eventually("all are back", || async {
-        match etcd.resolve(&service()).await {
-            Ok(snapshot) if snapshot.len() == count => Ok(snapshot),
-            other => Err(other),
-        }
-    })
-    .await
-}
+use enlist_testkit::{Proxy, eventually, soon};
+use support::{TTL, instance, listed, register_with as register, server as own_server, service};
 
 #[tokio::test]
 async fn a_killed_etcd_that_comes_back_finds_every_instance_as_it_was() {
@@ -55,7 +23,7 @@ async fn a_killed_etcd_that_comes_back_finds_every_instance_as_it_was() {
     assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 2);
     server.kill().await;
     server.restart().await;
-    let after = back(&other, 2).await;
+    let after = listed(&other, 2).await;
     let entries = |snapshot: &Snapshot| snapshot.entries().cloned().collect::<Vec<_>>();
     assert_eq!(entries(&after), entries(&before), "the old leases were renewed, nothing was registered anew");
     // A later change is seen, and nothing was removed on the way to it.
@@ -76,7 +44,7 @@ async fn a_wiped_etcd_gets_every_instance_again() {
     let _shared = register(&etcd, "shared", RegisterOptions::new()).await;
     let _own = register(&etcd, "own", RegisterOptions::new().lease(LeaseChoice::Own)).await;
     server.wipe().await;
-    back(&Etcd::connect(server.url()).await.unwrap(), 2).await;
+    listed(&Etcd::connect(server.url()).await.unwrap(), 2).await;
 }
 
 #[tokio::test]
@@ -89,7 +57,7 @@ async fn a_revoked_lease_is_replaced_within_two_seconds() {
     let lease = raw.leases().await.unwrap().leases()[0].id();
     let revoked = Moment::now();
     raw.lease_revoke(lease).await.unwrap();
-    let anew = back(&etcd, 1).await;
+    let anew = listed(&etcd, 1).await;
     assert!(revoked.elapsed() < Duration::from_secs(2), "{:?}", revoked.elapsed());
     assert!(anew.entries().next().unwrap().created() > before.revision());
 }
@@ -143,7 +111,7 @@ async fn a_starved_runtime_loses_neither_instance_nor_lock() {
     let server = own_server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let short = Duration::from_secs(2);
-    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let instance = instance("a");
     let options = RegisterOptions::new().ttl(short);
     let _a = soon("registered", etcd.register(&service(), instance, options)).await.unwrap();
     let guard =
@@ -168,7 +136,7 @@ async fn a_client_made_without_etcd_heals_when_it_comes() {
     let _a = register(&etcd, "a", options).await;
     let mut watcher = etcd.watch(&service()).await.unwrap();
     server.restart().await;
-    back(&etcd, 1).await;
+    listed(&etcd, 1).await;
     while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
 }
 

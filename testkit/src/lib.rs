@@ -18,6 +18,7 @@ mod cluster;
 mod container;
 #[cfg(feature = "etcd")]
 mod fake_etcd;
+mod gateway;
 mod harness;
 pub mod history;
 mod list;

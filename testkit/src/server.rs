@@ -19,10 +19,11 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
+
+use crate::gateway;
 
 /// How long a server may take to answer.
 const READY: Duration = Duration::from_secs(30);
@@ -193,8 +194,8 @@ impl EtcdServer {
 
     /// Its id and that of the leader it knows; `None` without an answer.
     pub(crate) async fn status(&self) -> Option<(String, String)> {
-        let answer = ask(self.address(), "/v3/maintenance/status").await?;
-        Some((number(&answer, "member_id")?, number(&answer, "leader").unwrap_or_default()))
+        let answer = gateway::ask(self.address(), "/v3/maintenance/status").await?;
+        Some((gateway::number(&answer, "member_id")?, gateway::number(&answer, "leader").unwrap_or_default()))
     }
 
     /// Where it serves plain text.
@@ -308,7 +309,7 @@ impl EtcdServer {
         let arguments = self.arguments();
         match &mut self.state {
             State::Given(address) => {
-                return match ask_members(*address).await {
+                return match gateway::members(*address).await {
                     Some(_) => Ok(()),
                     None => Err(format!("ENLIST_TEST_ETCD: no etcd answers at {address}")),
                 };
@@ -360,7 +361,7 @@ impl EtcdServer {
         let address = self.address();
         let asked = async {
             loop {
-                if let Some(members) = ask_members(address).await {
+                if let Some(members) = gateway::members(address).await {
                     return members;
                 }
                 if let State::Process { running: Some(running), .. } = &self.state
@@ -394,34 +395,6 @@ pub(crate) fn free_port() -> u16 {
         .take(1000)
         .find(free)
         .expect("one of a thousand ports is free")
-}
-
-/// Asks for the members; `None` without an answer.
-async fn ask_members(address: SocketAddr) -> Option<String> {
-    ask(address, "/v3/cluster/member/list").await
-}
-
-/// Asks over etcd's JSON gateway; `None` without an answer.
-async fn ask(address: SocketAddr, path: &str) -> Option<String> {
-    let ask = async {
-        let mut stream = TcpStream::connect(address).await.ok()?;
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
-             Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
-        );
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        answer.starts_with("HTTP/1.1 200").then_some(answer)
-    };
-    tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
-}
-
-/// The number that a JSON answer has under `field`, in quotes as the gateway writes it.
-fn number(answer: &str, field: &str) -> Option<String> {
-    let (_, rest) = answer.split_once(&format!("\"{field}\":\""))?;
-    let (number, _) = rest.split_once('"')?;
-    Some(number.to_owned())
 }
 
 /// The `etcd` to run.

@@ -46,7 +46,11 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
 }
 
 pub(crate) async fn register(etcd: &Etcd, id: &str) -> Registration {
-    soon("registered", etcd.register(&service(), instance(id), options())).await.unwrap()
+    register_with(etcd, id, RegisterOptions::new()).await
+}
+
+pub(crate) async fn register_with(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
+    soon("registered", etcd.register(&service(), instance(id), options.ttl(TTL))).await.unwrap()
 }
 
 pub(crate) async fn register_many(etcd: &Etcd, count: usize) -> Vec<Registration> {

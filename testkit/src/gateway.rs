@@ -1,0 +1,36 @@
+//! Questions to a test server over etcd's JSON gateway, which needs no client.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// Asks for the members; `None` without an answer.
+pub(crate) async fn members(address: SocketAddr) -> Option<String> {
+    ask(address, "/v3/cluster/member/list").await
+}
+
+/// Asks over etcd's JSON gateway; `None` without an answer.
+pub(crate) async fn ask(address: SocketAddr, path: &str) -> Option<String> {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+             Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+        );
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
+}
+
+/// The number that a JSON answer has under `field`, in quotes as the gateway writes it.
+pub(crate) fn number(answer: &str, field: &str) -> Option<String> {
+    let (_, rest) = answer.split_once(&format!("\"{field}\":\""))?;
+    let (number, _) = rest.split_once('"')?;
+    Some(number.to_owned())
+}
