@@ -608,6 +608,11 @@ impl ServiceView {
         self.status.borrow().freshness.clone()
     }
 
+    /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
+    pub fn too_old(&self) -> Option<Duration> {
+        self.shared.published.load().as_deref().and_then(Published::too_old)
+    }
+
     /// Waits for a snapshot or a freshness that this view has not waited for before.
     ///
     /// # Errors

@@ -60,6 +60,7 @@ pub mod registration;
 pub mod registry;
 mod resolver;
 mod revision;
+pub mod shares;
 pub mod slots;
 mod snapshot;
 mod task;
@@ -86,6 +87,7 @@ pub use self::{
     registry::{LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, FencingToken, LeaseId, Revision},
+    shares::{HashRing, Shares},
     snapshot::{Event, Snapshot},
     task::{StopError, TaskOwner},
     telemetry::{Counter, Counters},

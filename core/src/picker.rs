@@ -11,10 +11,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::{
     directory::Published,
     instance::{Entry, Health, Instance},
+    shares::{HashRing, Shares},
 };
-
-/// Points on the hash ring per candidate of average weight. With 100 the share of each is within some 10 % of its due.
-const RING_POINTS: u64 = 100;
 
 /// How a picker chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,10 +114,8 @@ pub struct Picker {
     /// What the fields below were built from.
     built: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
-    /// Running sums of the weights.
-    weights: Vec<u64>,
-    /// Points of the hash ring, in order, and whose they are.
-    ring: Vec<(u64, usize)>,
+    shares: Shares,
+    ring: HashRing,
     next: usize,
 }
 
@@ -131,8 +127,8 @@ impl Picker {
             filter,
             built: None,
             candidates: Vec::new(),
-            weights: Vec::new(),
-            ring: Vec::new(),
+            shares: Shares::default(),
+            ring: HashRing::default(),
             next: fastrand::usize(..),
         }
     }
@@ -151,7 +147,8 @@ impl Picker {
                 self.next = self.next.wrapping_add(1);
                 self.next % count
             }
-            Policy::Weighted | Policy::ConsistentHash => self.draw(),
+            // Candidates have weights above zero.
+            Policy::Weighted | Policy::ConsistentHash => self.shares.draw().unwrap_or(0),
         };
         Ok(&self.candidates[at])
     }
@@ -167,10 +164,8 @@ impl Picker {
             return self.pick();
         }
         self.refresh()?;
-        let point = xxh3_64(key);
-        let at = self.ring.partition_point(|(ring, _)| *ring < point);
-        let (_, candidate) = self.ring.get(at).copied().unwrap_or(self.ring[0]);
-        Ok(&self.candidates[candidate])
+        let at = self.ring.find(key).unwrap_or(0);
+        Ok(&self.candidates[at])
     }
 
     /// All candidates, for callers that choose themselves.
@@ -181,12 +176,6 @@ impl Picker {
     pub fn candidates(&mut self) -> Result<&[Arc<Entry>], NoPick> {
         self.refresh()?;
         Ok(&self.candidates)
-    }
-
-    fn draw(&self) -> usize {
-        let total = self.weights.last().copied().unwrap_or(0);
-        let ticket = fastrand::u64(..total);
-        self.weights.partition_point(|sum| *sum <= ticket)
     }
 
     fn refresh(&mut self) -> Result<(), NoPick> {
@@ -212,8 +201,6 @@ impl Picker {
 
     fn build(&mut self) {
         self.candidates.clear();
-        self.weights.clear();
-        self.ring.clear();
         let Some(published) = &self.built else {
             return;
         };
@@ -222,13 +209,11 @@ impl Picker {
         if let Some((size, client)) = self.filter.subset {
             keep_subset(&mut self.candidates, size, client);
         }
-        let mut sum = 0;
-        self.weights.extend(self.candidates.iter().map(|entry| {
-            sum += u64::from(entry.instance().weight());
-            sum
-        }));
+        let weights = || self.candidates.iter().map(|entry| entry.instance().weight());
+        self.shares = Shares::new(weights());
         if self.policy == Policy::ConsistentHash {
-            self.ring = ring(&self.candidates, sum);
+            let names = self.candidates.iter().map(|entry| entry.instance().id().as_str());
+            self.ring = HashRing::new(names.zip(weights()));
         }
     }
 }
@@ -247,20 +232,6 @@ fn keep_subset(candidates: &mut Vec<Arc<Entry>>, size: usize, client: u64) {
     };
     candidates.retain(|entry| rank(entry) >= lowest);
     candidates.truncate(size);
-}
-
-/// Points in proportion to the weights, at least one each. A point depends on the id alone, so a change of the set moves
-/// few keys.
-fn ring(candidates: &[Arc<Entry>], total: u64) -> Vec<(u64, usize)> {
-    let mut ring = Vec::new();
-    for (at, entry) in candidates.iter().enumerate() {
-        let weight = u64::from(entry.instance().weight());
-        let points = (weight * RING_POINTS * candidates.len() as u64 / total.max(1)).max(1);
-        let id = entry.instance().id().as_str().as_bytes();
-        ring.extend((0..points).map(|point| (xxh3_64_with_seed(id, point), at)));
-    }
-    ring.sort_unstable();
-    ring
 }
 
 #[cfg(test)]
