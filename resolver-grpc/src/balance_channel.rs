@@ -1,0 +1,130 @@
+//! A tonic channel that follows a service found by `enlist`.
+//!
+//! [`balance_channel`] feeds tonic's own balanced channel from a [`ServiceView`], so every generated client can be used and
+//! instances come and go without reconnecting by hand. It is an adapter, with the limits of what it adapts:
+//!
+//! - tonic picks at random among *all* endpoints, also those that refuse connections, and knows no weights. An instance with
+//!   weight 0, or one that is draining or not serving, is taken out of the channel.
+//! - Changes are applied when a request comes; a channel nobody uses keeps its connections.
+//! - With no instance at all, calls wait: give them a deadline.
+//!
+//! It knows no backend: what feeds the view is up to you, and no `protoc` is needed.
+
+use std::collections::BTreeMap;
+
+use enlist::{Endpoint, Entry, Error, Health, ServiceView, TaskOwner};
+use tokio::sync::mpsc::Sender;
+use tonic::transport::{Channel, Endpoint as Target, channel::Change};
+
+/// How many changes tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
+/// with the latest state of the view.
+const CHANGES: usize = 1024;
+
+/// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last set.
+#[derive(Debug)]
+#[must_use = "dropping it stops the feeding of the channel"]
+pub struct Balanced {
+    channel: Channel,
+    _tasks: TaskOwner,
+}
+
+impl Balanced {
+    /// The channel, for any number of generated clients. Cheap to clone.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+}
+
+/// A tonic channel whose endpoints are the instances of `view`: plain-text endpoints with the protocol `grpc`, `http` or
+/// `tcp`, or none. Of each instance the first such endpoint is used; an instance without one is left out, with a warning.
+///
+/// # Errors
+///
+/// [`Error::Closed`] outside a runtime.
+pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
+    // tonic starts a task of its own, and panics where it cannot.
+    tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
+    let (channel, changes) = Channel::balance_channel(CHANGES);
+    let tasks = TaskOwner::new();
+    let (stop, view) = (tasks.stop_signal(), view.clone());
+    tasks.spawn("balanced channel", async move {
+        stop.run_until_cancelled_owned(feed(view, changes)).await;
+    })?;
+    Ok(Balanced { channel, _tasks: tasks })
+}
+
+/// Tells the channel what differs, until the view is closed or the channel is gone.
+async fn feed(mut view: ServiceView, changes: Sender<Change<String, Target>>) {
+    let mut told: BTreeMap<String, String> = BTreeMap::new();
+    loop {
+        let wanted = targets(&view);
+        for change in difference(&told, &wanted) {
+            if changes.send(change).await.is_err() {
+                return;
+            }
+        }
+        told = wanted;
+        if view.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The URL of each instance that takes calls, by its id.
+fn targets(view: &ServiceView) -> BTreeMap<String, String> {
+    let Some(snapshot) = view.snapshot() else {
+        return BTreeMap::new();
+    };
+    let target = |entry: &Entry| {
+        let instance = entry.instance();
+        if instance.weight() == 0 || instance.health() != Health::Serving {
+            return None;
+        }
+        let Some(endpoint) = instance.endpoints().iter().find(|endpoint| is_plain(endpoint)) else {
+            tracing::warn!(service = %view.service(), instance = %instance.id(), "no plain-text endpoint, left out");
+            return None;
+        };
+        Some((instance.id().to_string(), format!("http://{}", endpoint.authority())))
+    };
+    snapshot.entries().filter_map(|entry| target(entry)).collect()
+}
+
+fn is_plain(endpoint: &Endpoint) -> bool {
+    matches!(endpoint.protocol(), None | Some("grpc" | "http" | "tcp"))
+}
+
+/// The changes that lead from `told` to `wanted`. Additions come first, so that the set does not pass through empty.
+fn difference(told: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> Vec<Change<String, Target>> {
+    let mut changes = Vec::new();
+    for (id, url) in wanted.iter().filter(|(id, url)| told.get(*id) != Some(url)) {
+        match Target::from_shared(url.clone()) {
+            Ok(target) => changes.push(Change::Insert(id.clone(), target)),
+            Err(error) => tracing::warn!(instance = id, %error, "no URL can be made of it, left out"),
+        }
+    }
+    changes.extend(told.keys().filter(|id| !wanted.contains_key(*id)).cloned().map(Change::Remove));
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(id, url)| ((*id).to_owned(), (*url).to_owned())).collect()
+    }
+
+    #[test]
+    fn only_what_differs_is_told_and_additions_come_first() {
+        let told = map(&[("a", "http://h:1"), ("b", "http://h:2"), ("c", "http://h:3")]);
+        let wanted = map(&[("a", "http://h:1"), ("b", "http://h:9"), ("d", "http://h:4")]);
+        let changes: Vec<_> = difference(&told, &wanted)
+            .iter()
+            .map(|change| match change {
+                Change::Insert(id, target) => format!("+{id} {}", target.uri()),
+                Change::Remove(id) => format!("-{id}"),
+            })
+            .collect();
+        assert_eq!(changes, ["+b http://h:9/", "+d http://h:4/", "-c"]);
+    }
+}

@@ -1,0 +1,424 @@
+//! The channel that generated clients take.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicUsize},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use enlist::{
+    BackoffPolicy, Directory, Endpoint, Error, Filter, Instance, InstanceId, Resolver, ServiceRef, ServiceView,
+    StopError, TaskOwner,
+};
+use tokio::sync::Notify;
+use tonic::{Status, body::Body, transport::Endpoint as Settings};
+use tower::{Service, retry::budget::TpsBudget};
+
+use crate::{
+    balance::Balance,
+    call::{Core, Intercept},
+    ejection::{Ejection, Ejections},
+    failure::BoxError,
+    retry::{Retries, RetryPolicy},
+    set::{Keeper, Rules},
+    settings::SettingsFor,
+    subchannel::{InstanceState, Terms},
+};
+
+/// How long a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(5);
+
+/// How long making a connection may take, unless said otherwise.
+pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How many bytes of a request are kept so that it can be sent again, unless said otherwise: 64 KiB.
+pub const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
+
+/// How long an instance that is no longer listed may take to finish its calls, unless said otherwise.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
+
+/// How long a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
+pub const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
+
+/// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
+///
+/// - An instance is a candidate only while its connection works. A failed connection is noticed with the first call, which is
+///   sent elsewhere if it provably never left, and dialled again after 100 ms, growing to 10 s, or at once when the instance is
+///   registered anew.
+/// - A service without instances fails with `UNAVAILABLE` at once; one that is not known yet is waited for.
+/// - If nobody is ready but somebody is connected (ejected, unhealthy, suspect), calls go there: better than nobody.
+/// - When the store is away, the last known instances stay.
+/// - Dropping the last clone ends its tasks; calls in flight finish, and their connections close with them.
+///
+/// ```
+/// # use enlist_grpc::{Balance, Channel, RetryPolicy};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = enlist_memory::MemoryStore::new();
+/// use enlist::{Directory, ServiceRef};
+/// use std::sync::Arc;
+///
+/// let directory = Directory::new(Arc::new(store.client()));
+/// let channel = Channel::builder()
+///     .balance(Balance::LeastLoaded)
+///     .retry("/grpc.health.v1.Health/Check", RetryPolicy::new())
+///     .build(&directory.view(&ServiceRef::parse("greeter")?))?;
+/// let client = tonic_health::pb::health_client::HealthClient::new(channel);
+/// # let _ = client;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Channel {
+    core: Arc<Core>,
+}
+
+impl Channel {
+    /// A channel to the instances in `view`, with the defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn new(view: &ServiceView) -> Result<Self, Error> {
+        Self::builder().build(view)
+    }
+
+    /// A channel to the instances of `service` that `resolver` finds, through a [`Directory`] of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn resolve(resolver: Arc<dyn Resolver>, service: &ServiceRef) -> Result<Self, Error> {
+        Self::new(&Directory::new(resolver).view(service))
+    }
+
+    /// Options for a channel.
+    pub fn builder() -> ChannelBuilder {
+        ChannelBuilder::default()
+    }
+
+    /// The view that it follows.
+    pub fn view(&self) -> &ServiceView {
+        &self.core.view
+    }
+
+    /// Waits, at most `limit`, until an instance is ready.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] if none was.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+        let mut pictures = self.core.shared.pictures.subscribe();
+        let is_ready = || {
+            let set = self.core.shared.set.load();
+            set.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready)
+        };
+        let wait = pictures.wait_for(|_| is_ready());
+        match tokio::time::timeout(limit, wait).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: None }),
+        }
+    }
+
+    /// How each instance stands with this channel, in the order of their ids. Those that leave are among them.
+    pub fn instances(&self) -> Vec<InstanceStats> {
+        let set = self.core.shared.set.load();
+        let stats = |subchannel: &Arc<crate::subchannel::Subchannel>| {
+            let (entry, (calls, failed)) = (subchannel.entry(), subchannel.counts());
+            InstanceStats {
+                id: entry.instance().id().clone(),
+                endpoint: subchannel.endpoint().clone(),
+                state: subchannel.state(),
+                in_flight: subchannel.in_flight(),
+                calls,
+                failed,
+                last_failure: subchannel.trouble().map(|trouble| trouble.to_string()),
+            }
+        };
+        let mut instances: Vec<_> = set.all.iter().chain(&set.leaving).map(stats).collect();
+        instances.sort_by(|a, b| a.id.cmp(&b.id));
+        instances
+    }
+
+    /// Ends all tasks and closes what is idle, for all clones; waits at most `limit`. Calls in flight finish, new ones fail.
+    ///
+    /// # Errors
+    ///
+    /// [`StopError`] if a task did not end in time or had panicked.
+    ///
+    /// # Cancel safety
+    ///
+    /// The tasks end in the background.
+    pub async fn close(&self, limit: Duration) -> Result<(), StopError> {
+        let closed = self.core.tasks.stop(limit).await;
+        self.core.shared.close();
+        closed
+    }
+
+    /// How many hold this channel.
+    pub(crate) fn holders(&self) -> usize {
+        Arc::strong_count(&self.core)
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let service = self.core.view.service();
+        f.debug_struct("Channel")
+            .field("service", service)
+            .field("instances", &self.instances())
+            .finish_non_exhaustive()
+    }
+}
+
+/// How an instance stands with a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InstanceStats {
+    /// Its id.
+    pub id: InstanceId,
+    /// The endpoint that is used.
+    pub endpoint: Endpoint,
+    /// Whether it takes calls, and why not.
+    pub state: InstanceState,
+    /// Calls that have not ended.
+    pub in_flight: usize,
+    /// Attempts that were sent to it so far.
+    pub calls: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Why it could not be connected to, if that is so.
+    pub last_failure: Option<String>,
+}
+
+/// The answer to a call, to come.
+pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<http::Response<Body>, Status>> + Send>>);
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Result<http::Response<Body>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl Service<http::Request<Body>> for Channel {
+    type Response = http::Response<Body>;
+    type Error = Status;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
+        let core = Arc::clone(&self.core);
+        ResponseFuture(Box::pin(async move { core.call(request).await }))
+    }
+}
+
+/// How a channel behaves. Clones are equal.
+#[derive(Clone)]
+#[must_use]
+pub struct ChannelBuilder {
+    rules: Rules,
+    settings: SettingsFor,
+    dial_timeout: Duration,
+    redial: BackoffPolicy,
+    health: Option<String>,
+    ejection: Option<Ejection>,
+    silence: Duration,
+    policies: HashMap<String, RetryPolicy>,
+    budget: (Duration, u32, f32),
+    replay_limit: usize,
+    wait_limit: Duration,
+    wait_for_ready: bool,
+    intercept: Option<Arc<dyn Intercept>>,
+}
+
+impl Default for ChannelBuilder {
+    fn default() -> Self {
+        let redial = BackoffPolicy::new(Duration::from_millis(100), Duration::from_secs(10)).unwrap_or_default();
+        Self {
+            rules: Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: DEFAULT_DRAIN },
+            settings: SettingsFor::default(),
+            dial_timeout: DEFAULT_DIAL_TIMEOUT,
+            redial,
+            health: None,
+            ejection: Some(Ejection::new()),
+            silence: DEFAULT_SILENCE,
+            policies: HashMap::new(),
+            budget: (Duration::from_secs(10), 10, 0.2),
+            replay_limit: DEFAULT_REPLAY_LIMIT,
+            wait_limit: DEFAULT_WAIT,
+            wait_for_ready: false,
+            intercept: None,
+        }
+    }
+}
+
+impl fmt::Debug for ChannelBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rules, health, ejection, policies, .. } = self;
+        let mut shown = f.debug_struct("ChannelBuilder");
+        shown.field("rules", rules).field("health", health).field("ejection", ejection).field("retries", policies);
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl ChannelBuilder {
+    /// Sets how an instance is chosen. Default: [`Balance::LeastLoaded`].
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.rules.balance = balance;
+        self
+    }
+
+    /// Sets which instances are used, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or
+    /// have weight 0 are never used.
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.rules.filter = filter;
+        self
+    }
+
+    /// Prefers instances in this zone. As long as more than 71 % of its weight is ready, all calls stay there; below, they spill
+    /// over to the others in proportion. A subset is taken before the zone is looked at. Default: none.
+    pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
+        self.rules.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets how long an instance that is no longer listed may take to finish its calls; then they are broken off. Default: 10 min.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.rules.drain = drain;
+        self
+    }
+
+    /// Changes tonic's settings for the connection to an instance: TLS, authority, timeouts, keep-alive. `local_address` and the
+    /// URL have no effect. An error counts as a failed dial. Called for every dial.
+    pub fn settings(
+        mut self,
+        change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings = SettingsFor::new(change);
+        self
+    }
+
+    /// Sets how long making a connection may take, until the server has said something. Default: 3 s; a `connect_timeout` in the
+    /// settings overrides it.
+    pub fn dial_timeout(mut self, dial_timeout: Duration) -> Self {
+        self.dial_timeout = dial_timeout;
+        self
+    }
+
+    /// Sets the delays between dials that fail. Default: 100 ms growing to 10 s.
+    pub fn redial(mut self, redial: BackoffPolicy) -> Self {
+        self.redial = redial;
+        self
+    }
+
+    /// Watches the health of `service` (empty: of the whole server) with the gRPC health checking protocol and uses only instances
+    /// that say they serve. A server without a health service counts as serving. Default: not watched.
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into());
+        self
+    }
+
+    /// Sets when an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    pub fn ejection(mut self, ejection: Option<Ejection>) -> Self {
+        self.ejection = ejection;
+        self
+    }
+
+    /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given up if none
+    /// comes within a second. Default: 10 s. A call that ends without an answer asks at once.
+    pub fn silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// Lets calls be tried again that were answered with an error or may have been done. `methods` is a path
+    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the closest one counts. Default: none; calls
+    /// that provably never left are sent elsewhere in any case.
+    pub fn retry(mut self, methods: impl Into<String>, policy: RetryPolicy) -> Self {
+        self.policies.insert(methods.into(), policy);
+        self
+    }
+
+    /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least `per_second`.
+    /// Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to 1,000.
+    pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
+        let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
+        self.budget = (window.clamp(shortest, longest), per_second, share.clamp(0.0, 1000.0));
+        self
+    }
+
+    /// Sets how many bytes of a request are kept so that it can be sent again. Default: 64 KiB.
+    pub fn replay_limit(mut self, replay_limit: usize) -> Self {
+        self.replay_limit = replay_limit;
+        self
+    }
+
+    /// Sets how long a call waits for a service that is not known yet, or for a connection that is being made; its own deadline
+    /// counts if that is sooner. Default: 5 s.
+    pub fn wait_limit(mut self, wait_limit: Duration) -> Self {
+        self.wait_limit = wait_limit;
+        self
+    }
+
+    /// Lets calls wait, within the same bound, also if nobody can be connected to or nobody is listed. Default: they fail at once.
+    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
+        self.wait_for_ready = wait_for_ready;
+        self
+    }
+
+    /// Sets what runs before each call. Default: nothing.
+    pub fn intercept(mut self, intercept: Arc<dyn Intercept>) -> Self {
+        self.intercept = Some(intercept);
+        self
+    }
+
+    /// The channel to the instances in `view`. Connections are made in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn build(self, view: &ServiceView) -> Result<Channel, Error> {
+        let Self { rules, settings, dial_timeout, redial, health, ejection, silence, .. } = self;
+        let (ejections, changed) = (Ejections::default(), Notify::new());
+        let terms = Arc::new(Terms { settings, dial_timeout, redial, health, ejection, ejections, silence, changed });
+        let balance = rules.balance.clone();
+        let keeper = Keeper::new(view.clone(), rules, Arc::clone(&terms));
+        let (shared, tasks) = (keeper.shared(), TaskOwner::new());
+        let stop = tasks.stop_signal();
+        tasks.spawn("channel", keeper.run(stop))?;
+        let (window, per_second, share) = self.budget;
+        let core = Core {
+            view: view.clone(),
+            shared,
+            terms,
+            balance,
+            turn: AtomicUsize::new(fastrand::usize(..)),
+            retries: Retries::new(self.policies, TpsBudget::new(window, per_second, share)),
+            replay_limit: self.replay_limit,
+            wait_limit: self.wait_limit,
+            wait_for_ready: self.wait_for_ready,
+            intercept: self.intercept,
+            tasks,
+        };
+        Ok(Channel { core: Arc::new(core) })
+    }
+}

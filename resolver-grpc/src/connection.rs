@@ -1,0 +1,209 @@
+//! One connection to one instance: dialled once, watched for signs of life, and never dialled again behind our back.
+//!
+//! tonic's channel counts an endpoint that refuses connections as ready and dials again by itself. Here its connector
+//! works once; when the connection is gone, the [subchannel](crate::subchannel) dials a new one when it sees fit.
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use enlist::Endpoint;
+use http::Uri;
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::transport::{Channel, Endpoint as Settings};
+use tower::Service;
+
+use crate::failure::BoxError;
+
+/// How long data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
+/// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+
+/// A connection that works, or did.
+pub(crate) struct Connection {
+    channel: Channel,
+    pulse: Arc<Pulse>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("pulse", &self.pulse).finish_non_exhaustive()
+    }
+}
+
+/// Signs of life of a connection.
+#[derive(Debug, Default)]
+struct Pulse {
+    reads: AtomicU64,
+    /// The other side has said something.
+    heard: CancellationToken,
+    /// The connection is gone.
+    lost: CancellationToken,
+    /// The connection is to be broken off.
+    cut: CancellationToken,
+}
+
+impl Connection {
+    /// Connects to `endpoint`, which takes calls once the other side has said something: a server that accepts and stays silent,
+    /// as a stopped process does, is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection.
+    pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Self, BoxError> {
+        let pulse = Arc::new(Pulse::default());
+        let connector = Connector {
+            path: endpoint.is_unix().then(|| endpoint.host().to_owned()),
+            tcp: tcp(settings),
+            pulse: Some(Arc::clone(&pulse)),
+        };
+        let channel = settings.connect_with_connector(connector).await?;
+        tokio::select! {
+            () = pulse.heard.cancelled() => Ok(Self { channel, pulse }),
+            () = pulse.lost.cancelled() => Err("closed before the server said anything".into()),
+        }
+    }
+
+    /// The channel over this connection alone.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// How often something was read. If the number has not changed, the other side has said nothing.
+    pub(crate) fn reads(&self) -> u64 {
+        self.pulse.reads.load(Ordering::Relaxed)
+    }
+
+    /// Says whether the connection is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.pulse.lost.is_cancelled()
+    }
+
+    /// Waits until the connection is gone.
+    pub(crate) async fn lost(&self) {
+        self.pulse.lost.cancelled().await;
+    }
+
+    /// Breaks the connection off; calls over it fail.
+    pub(crate) fn cut(&self) {
+        self.pulse.cut.cancel();
+    }
+}
+
+fn tcp(settings: &Settings) -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(settings.get_tcp_nodelay());
+    tcp.set_keepalive(settings.get_tcp_keepalive());
+    tcp.set_keepalive_interval(settings.get_tcp_keepalive_interval());
+    tcp.set_keepalive_retries(settings.get_tcp_keepalive_retries());
+    tcp.set_connect_timeout(settings.get_connect_timeout());
+    #[cfg(target_os = "linux")]
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp
+}
+
+/// Connects once.
+struct Connector {
+    /// Of a Unix socket.
+    path: Option<String>,
+    tcp: HttpConnector,
+    pulse: Option<Arc<Pulse>>,
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Tracked>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.tcp.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let Some(pulse) = self.pulse.take() else {
+            return Box::pin(async { Err("the connection is gone".into()) });
+        };
+        let path = self.path.take();
+        let connect = self.tcp.call(uri);
+        Box::pin(async move {
+            let stream: Box<dyn Stream> = match path {
+                Some(path) => Box::new(UnixStream::connect(path).await?),
+                None => Box::new(connect.await?.into_inner()),
+            };
+            let cut = Box::pin(pulse.cut.clone().cancelled_owned());
+            Ok(TokioIo::new(Tracked { stream, pulse, cut }))
+        })
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A stream that notes signs of life, and its own end.
+struct Tracked {
+    stream: Box<dyn Stream>,
+    pulse: Arc<Pulse>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl AsyncRead for Tracked {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before && self.pulse.reads.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.pulse.heard.cancel();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tracked {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.pulse.lost.cancel();
+    }
+}

@@ -1,0 +1,91 @@
+//! The deadline of a call: the `grpc-timeout` header, over all attempts and waits.
+
+use std::time::Duration;
+
+use enlist::Moment;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The header and its format are those of the gRPC protocol
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): at most eight digits and a unit.
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+
+/// The largest number that the header may hold.
+const MOST: u128 = 99_999_999;
+
+/// How long a call may take, from its beginning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    begun: Moment,
+    limit: Option<Duration>,
+}
+
+impl Deadline {
+    /// The deadline of a call that begins now.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let limit = headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(read);
+        Self { begun: Moment::now(), limit }
+    }
+
+    /// What is left; `None` if there is no deadline.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        self.limit.map(|limit| self.begun.remaining(limit))
+    }
+
+    /// Says whether there is time for a wait.
+    pub(crate) fn allows(&self, wait: Duration) -> bool {
+        self.left().is_none_or(|left| left > wait)
+    }
+
+    /// Tells the server what is left.
+    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+        if let Some(left) = self.left() {
+            headers.insert(TIMEOUT, write(left));
+        }
+    }
+}
+
+fn read(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|number| u128::from(*number) <= MOST)?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+fn write(left: Duration) -> HeaderValue {
+    let finest = [(left.as_micros(), 'u'), (left.as_millis(), 'm')].into_iter().find(|(number, _)| *number <= MOST);
+    let (number, unit) = finest.unwrap_or((u128::from(left.as_secs()).min(MOST), 'S'));
+    // Digits and a letter.
+    HeaderValue::try_from(format!("{number}{unit}")).unwrap_or(HeaderValue::from_static("0u"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_units_of_the_protocol_are_read() {
+        let seconds = |text| read(text).map(|limit| limit.as_secs_f64());
+        assert_eq!(["2H", "2M", "2S", "2000m"].map(seconds), [Some(7200.0), Some(120.0), Some(2.0), Some(2.0)]);
+        assert_eq!((seconds("1500000u"), seconds("500000000n")), (Some(1.5), None));
+        assert_eq!(["", "S", "1", "-1S", "1.5S", "é"].map(seconds), [None; 6]);
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_fits() {
+        for left in
+            [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(3600), Duration::from_secs(1 << 40)]
+        {
+            let written = write(left);
+            let text = written.to_str().unwrap();
+            assert!(text.len() <= 9 && read(text).is_some_and(|again| again <= left), "{left:?}: {text}");
+        }
+        assert_eq!(write(Duration::from_secs(3600)), "3600000m");
+    }
+}

@@ -1,0 +1,157 @@
+//! Letting instances rest that fail one call after the other.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{BackoffPolicy, Error};
+use tonic::Code;
+
+/// When an instance rests, and for how long. It is ejected after 5 calls in a row that ended with `UNAVAILABLE`, `INTERNAL` or
+/// `DEADLINE_EXCEEDED`, for 5 to 10 s, twice as long each time up to 5 min; at most a third of the instances at once, though one
+/// of at least two may always be. This is the consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Ejection {
+    failures: u32,
+    times: BackoffPolicy,
+    forgiven: Duration,
+    share: f64,
+    codes: Vec<Code>,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ejection {
+    /// The defaults.
+    pub fn new() -> Self {
+        let (first, max) = (Duration::from_secs(10), Duration::from_secs(300));
+        Self {
+            failures: 5,
+            times: BackoffPolicy::new(first, max).unwrap_or_default(),
+            forgiven: max,
+            share: 1.0 / 3.0,
+            codes: vec![Code::Unavailable, Code::Internal, Code::DeadlineExceeded],
+        }
+    }
+
+    /// Sets how many calls in a row have to fail. Zero counts as one.
+    pub fn failures(mut self, failures: u32) -> Self {
+        self.failures = failures.max(1);
+        self
+    }
+
+    /// Sets how long an instance rests: the first time up to `first`, then twice as long each time, up to `max`. An instance that
+    /// was back for `max` begins anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if `first` is zero or larger than `max`.
+    pub fn time(mut self, first: Duration, max: Duration) -> Result<Self, Error> {
+        (self.times, self.forgiven) = (BackoffPolicy::new(first, max)?, max);
+        Ok(self)
+    }
+
+    /// Sets the share of the instances, from 0 to 1, that may rest at once.
+    pub fn share(mut self, share: f64) -> Self {
+        self.share = share.clamp(0.0, 1.0);
+        self
+    }
+
+    /// Sets which codes speak against the instance that answered with them.
+    pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.codes = codes.into_iter().collect();
+        self
+    }
+
+    pub(crate) fn times(&self) -> BackoffPolicy {
+        self.times
+    }
+
+    /// How long an instance has to be back for its next rest to be a short one.
+    pub(crate) fn forgiven(&self) -> Duration {
+        self.forgiven
+    }
+
+    pub(crate) fn is_against(&self, code: Code) -> bool {
+        self.codes.contains(&code)
+    }
+
+    pub(crate) fn is_enough(&self, failures: u32) -> bool {
+        failures >= self.failures
+    }
+
+    /// How many of `total` may rest at once.
+    fn most(&self, total: usize) -> usize {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a number of instances, between 0 and that number"
+        )]
+        let share = (total as f64 * self.share) as usize;
+        if self.share > 0.0 && total >= 2 { share.max(1) } else { 0 }
+    }
+}
+
+/// How many instances of a channel rest.
+#[derive(Debug, Default)]
+pub(crate) struct Ejections {
+    now: Arc<AtomicUsize>,
+    total: AtomicUsize,
+}
+
+/// An instance rests as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Ejected(Arc<AtomicUsize>);
+
+impl Drop for Ejected {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Ejections {
+    /// Notes how many instances there are.
+    pub(crate) fn of(&self, total: usize) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Begins a rest, unless too many rest already.
+    pub(crate) fn begin(&self, ejection: &Ejection) -> Option<Ejected> {
+        let most = ejection.most(self.total.load(Ordering::Relaxed));
+        let one_more = |now: usize| (now < most).then_some(now + 1);
+        self.now.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        Some(Ejected(Arc::clone(&self.now)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_share_rests_at_once_and_the_last_one_never() {
+        let most = |share, total| Ejection::new().share(share).most(total);
+        assert_eq!([0, 1, 2, 3, 6, 100].map(|total| most(1.0 / 3.0, total)), [0, 0, 1, 1, 2, 33]);
+        assert_eq!((most(0.0, 10), most(1.0, 10)), (0, 10));
+    }
+
+    #[test]
+    fn a_rest_that_ended_makes_room() {
+        let (ejection, ejections) = (Ejection::new(), Ejections::default());
+        ejections.of(3);
+        let first = ejections.begin(&ejection).unwrap();
+        assert!(ejections.begin(&ejection).is_none());
+        drop(first);
+        assert!(ejections.begin(&ejection).is_some());
+    }
+}

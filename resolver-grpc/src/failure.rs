@@ -1,0 +1,133 @@
+//! What an error from below tonic's channel means: whether the call may have reached the server, and what to tell the caller.
+
+use std::error::Error as StdError;
+
+use tonic::{ConnectError, Status, TimeoutExpired};
+
+/// What lies below a channel fails with.
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// How far a call got that ended without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// It provably never left, or the server said that it did nothing with it.
+    NeverLeft,
+    /// It left, and what became of it is unknown.
+    Unknown,
+    /// Its time was up.
+    OutOfTime,
+}
+
+/// A call that ended without an answer.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) reach: Reach,
+    pub(crate) status: Status,
+    /// The connection is of no more use.
+    pub(crate) broken: bool,
+}
+
+impl Failure {
+    /// What `error` means for a call to `instance`.
+    pub(crate) fn of(error: BoxError, instance: &str) -> Self {
+        Self::reaching(reach(&*error), error, instance)
+    }
+
+    /// A connection that would not even take the call.
+    pub(crate) fn not_taken(error: BoxError, instance: &str) -> Self {
+        Self::reaching(Reach::NeverLeft, error, instance)
+    }
+
+    fn reaching(reach: Reach, error: BoxError, instance: &str) -> Self {
+        let broken = reach != Reach::OutOfTime && !is_reset(&*error);
+        let cause = innermost(&*error);
+        let status = match reach {
+            Reach::NeverLeft => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
+            Reach::OutOfTime => Status::deadline_exceeded(format!("instance {instance} did not answer in time")),
+            Reach::Unknown if !broken => return Self { reach, status: Status::from_error(error), broken },
+            Reach::Unknown => {
+                Status::unavailable(format!("the connection to instance {instance} was lost during the call: {cause}"))
+            }
+        };
+        Self { reach, status: with_source(status, error), broken }
+    }
+}
+
+fn with_source(mut status: Status, error: BoxError) -> Status {
+    status.set_source(std::sync::Arc::from(error));
+    status
+}
+
+/// The chain of sources, outermost first.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    chain(error).last().map_or_else(String::new, ToString::to_string)
+}
+
+fn reach(error: &(dyn StdError + 'static)) -> Reach {
+    for error in chain(error) {
+        if error.is::<TimeoutExpired>() {
+            return Reach::OutOfTime;
+        }
+        if error.is::<ConnectError>() || error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
+            return Reach::NeverLeft;
+        }
+        if error.downcast_ref().is_some_and(is_refusal) {
+            return Reach::NeverLeft;
+        }
+    }
+    Reach::Unknown
+}
+
+/// RFC 9113: a stream above the last one that a GOAWAY names was not processed (section 6.8), nor was one that is reset with
+/// `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is such a stream.
+fn is_refusal(error: &h2::Error) -> bool {
+    let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    gone || error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+}
+
+/// Says whether the server ended this one stream, which says nothing about the connection.
+fn is_reset(error: &(dyn StdError + 'static)) -> bool {
+    chain(error).filter_map(|error| error.downcast_ref()).any(h2::Error::is_reset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fmt, io};
+    use tonic::Code;
+
+    /// An error around another one, as each layer adds.
+    #[derive(Debug)]
+    struct Layer(BoxError);
+
+    impl fmt::Display for Layer {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("layer")
+        }
+    }
+
+    impl StdError for Layer {
+        fn source(&self) -> Option<&(dyn StdError + 'static)> {
+            Some(&*self.0)
+        }
+    }
+
+    #[test]
+    fn a_failed_dial_never_left_and_a_broken_connection_may_have() {
+        let cases: [(BoxError, Reach, Code); 4] = [
+            (Box::new(ConnectError("refused".into())), Reach::NeverLeft, Code::Unavailable),
+            (Box::new(h2::Error::from(h2::Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),
+            (Box::new(io::Error::from(io::ErrorKind::BrokenPipe)), Reach::Unknown, Code::Unavailable),
+            (Box::new(TimeoutExpired(())), Reach::OutOfTime, Code::DeadlineExceeded),
+        ];
+        for (error, reach, code) in cases {
+            let shown = format!("{error:?}");
+            let failure = Failure::of(Box::new(Layer(error)), "a");
+            assert_eq!((failure.reach, failure.status.code()), (reach, code), "{shown}");
+        }
+    }
+}

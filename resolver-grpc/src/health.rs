@@ -1,0 +1,90 @@
+//! Asking instances how they are, with the gRPC health checking protocol
+//! (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>, client side: gRFC A17).
+
+use std::time::Duration;
+
+use enlist::BackoffPolicy;
+use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+/// How long to wait before a health stream that broke is opened again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Asks for any answer at all; an error is one too.
+pub(crate) async fn ask(channel: Channel) {
+    let _ = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
+}
+
+/// What the health stream of an instance said so far.
+pub(crate) struct Watch {
+    client: HealthClient<Channel>,
+    service: String,
+    stream: Option<Streaming<HealthCheckResponse>>,
+    serving: bool,
+    /// The server has no health service, which counts as serving.
+    unknown: bool,
+}
+
+impl Watch {
+    /// Opens the stream and waits for its first word.
+    pub(crate) async fn begin(channel: Channel, service: &str) -> Self {
+        let client = HealthClient::new(channel);
+        let mut watch = Self { client, service: service.to_owned(), stream: None, serving: false, unknown: false };
+        watch.open().await;
+        watch
+    }
+
+    pub(crate) fn serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Tells `note` every change, for ever.
+    pub(crate) async fn follow(mut self, note: impl Fn(bool)) {
+        let mut backoff = BackoffPolicy::new(AGAIN.0, AGAIN.1).unwrap_or_default().start();
+        while !self.unknown {
+            if self.stream.is_some() {
+                self.listen().await;
+                backoff.reset();
+            } else {
+                tokio::time::sleep(backoff.next_delay()).await;
+                self.open().await;
+            }
+            note(self.serving);
+        }
+        std::future::pending::<()>().await;
+    }
+
+    async fn open(&mut self) {
+        let request = HealthCheckRequest { service: self.service.clone() };
+        match self.client.watch(request).await {
+            Ok(answer) => {
+                self.stream = Some(answer.into_inner());
+                self.listen().await;
+            }
+            Err(status) => self.broke(&status),
+        }
+    }
+
+    /// Waits for the next word of the stream.
+    async fn listen(&mut self) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        match stream.message().await {
+            Ok(Some(answer)) => self.serving = answer.status() == ServingStatus::Serving,
+            Ok(None) => self.broke(&Status::unavailable("the stream ended")),
+            Err(status) => self.broke(&status),
+        }
+    }
+
+    fn broke(&mut self, status: &Status) {
+        self.stream = None;
+        self.unknown = status.code() == Code::Unimplemented;
+        self.serving = self.unknown;
+        if self.unknown {
+            tracing::debug!("the instance has no health service, taken as serving");
+        }
+    }
+}

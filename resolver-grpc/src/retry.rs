@@ -1,0 +1,240 @@
+//! When a call is tried again: pure decisions. Calls that provably never left are always eligible; answers are, by option, as
+//! the gRPC retry specification describes (gRFC A6).
+
+use std::{collections::HashMap, fmt, time::Duration};
+
+use enlist::{Backoff, BackoffPolicy};
+use http::HeaderMap;
+use tonic::Code;
+use tower::retry::budget::{Budget as _, TpsBudget};
+
+use crate::failure::Reach;
+
+/// The header with which a server says when, or that not, to try again.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// gRFC A6 allows no more.
+const MOST_ATTEMPTS: u32 = 5;
+
+/// How many times a call that never left is sent elsewhere.
+const MOST_MOVES: u32 = 8;
+
+/// How a method is tried again after it was answered, or may have been done. Only for methods that can be repeated.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RetryPolicy {
+    attempts: u32,
+    backoff: BackoffPolicy,
+    codes: Vec<Code>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RetryPolicy {
+    /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with delays of
+    /// 50 ms growing to 1 s.
+    pub fn new() -> Self {
+        let backoff = BackoffPolicy::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap_or_default();
+        Self { attempts: 3, backoff, codes: vec![Code::Unavailable] }
+    }
+
+    /// Sets how many attempts there are in all: from 1 to 5, as gRFC A6 has it.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.clamp(1, MOST_ATTEMPTS);
+        self
+    }
+
+    /// Sets the delays between attempts. After a lost connection another instance is tried at once.
+    pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets after which codes there is another attempt.
+    pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.codes = codes.into_iter().collect();
+        self
+    }
+}
+
+/// Which methods are tried again, and how often in all.
+#[derive(Default)]
+pub(crate) struct Retries {
+    policies: HashMap<String, RetryPolicy>,
+    budget: TpsBudget,
+}
+
+impl fmt::Debug for Retries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retries").field("policies", &self.policies).finish_non_exhaustive()
+    }
+}
+
+impl Retries {
+    pub(crate) fn new(policies: HashMap<String, RetryPolicy>, budget: TpsBudget) -> Self {
+        Self { policies, budget }
+    }
+
+    /// The policy of the method at `path`: its own, else that of its service (`/package.Service/`), else that of all (empty).
+    pub(crate) fn policy(&self, path: &str) -> Option<&RetryPolicy> {
+        if self.policies.is_empty() {
+            return None;
+        }
+        let service = path.rfind('/').map(|slash| &path[..=slash]);
+        [Some(path), service, Some("")].into_iter().flatten().find_map(|name| self.policies.get(name))
+    }
+
+    /// Notes a call, which pays for part of a later retry.
+    pub(crate) fn deposit(&self) {
+        self.budget.deposit();
+    }
+
+    /// Takes one retry out of the budget, if there is one.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.budget.withdraw()
+    }
+}
+
+/// How an attempt went that could be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It got no answer.
+    Failed(Reach),
+    /// It was answered with a status and nothing else.
+    Answered { code: Code, pushback: Pushback },
+}
+
+/// What the server says about trying again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushback {
+    None,
+    After(Duration),
+    Never,
+}
+
+impl Pushback {
+    /// gRFC A6: a value that is no number of milliseconds means never.
+    pub(crate) fn read(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(PUSHBACK) else {
+            return Self::None;
+        };
+        let milliseconds = value.to_str().ok().and_then(|text| text.parse().ok());
+        milliseconds.map_or(Self::Never, |milliseconds| Self::After(Duration::from_millis(milliseconds)))
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug)]
+pub(crate) struct Attempts<'a> {
+    policy: Option<&'a RetryPolicy>,
+    backoff: Option<Backoff>,
+    /// Attempts that left.
+    left: u32,
+    /// Attempts that never did.
+    moved: u32,
+}
+
+impl<'a> Attempts<'a> {
+    pub(crate) fn new(policy: Option<&'a RetryPolicy>) -> Self {
+        Self { policy, backoff: None, left: 0, moved: 0 }
+    }
+
+    /// How many attempts left, as the next one tells the server.
+    pub(crate) fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// How long to wait before another attempt; `None` if there is none.
+    pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
+        if ended == Ended::Failed(Reach::NeverLeft) {
+            self.moved += 1;
+            return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
+        }
+        self.left += 1;
+        let policy = self.policy?;
+        let (code, pushback) = match ended {
+            Ended::Answered { code, pushback } => (code, pushback),
+            Ended::Failed(Reach::OutOfTime) => return None,
+            // Another instance is there at once.
+            Ended::Failed(_) => (Code::Unavailable, Pushback::After(Duration::ZERO)),
+        };
+        if self.left >= policy.attempts || !policy.codes.contains(&code) {
+            return None;
+        }
+        match pushback {
+            Pushback::None => Some(self.backoff.get_or_insert_with(|| policy.backoff.start()).next_delay()),
+            Pushback::After(delay) => Some(delay),
+            Pushback::Never => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOST: Ended = Ended::Failed(Reach::Unknown);
+
+    fn answered(code: Code, pushback: Pushback) -> Ended {
+        Ended::Answered { code, pushback }
+    }
+
+    #[test]
+    fn what_never_left_is_sent_elsewhere_whatever_the_policy_but_not_for_ever() {
+        let mut attempts = Attempts::new(None);
+        let never_left = Ended::Failed(Reach::NeverLeft);
+        assert!((0..MOST_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
+        assert_eq!(attempts.again(never_left), None);
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_repeated_only_by_a_policy() {
+        assert_eq!(Attempts::new(None).again(LOST), None);
+        let policy = RetryPolicy::new();
+        let mut attempts = Attempts::new(Some(&policy));
+        assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
+        assert_eq!(attempts.left(), 1);
+        assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
+        assert_eq!(attempts.again(LOST), None, "three attempts in all");
+        assert_eq!(Attempts::new(Some(&policy)).again(Ended::Failed(Reach::OutOfTime)), None);
+    }
+
+    #[test]
+    fn answers_are_repeated_by_their_code_and_as_the_server_says() {
+        let policy = RetryPolicy::new().attempts(9);
+        let again = |code, pushback| Attempts::new(Some(&policy)).again(answered(code, pushback));
+        assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
+        assert_eq!(again(Code::Internal, Pushback::None), None);
+        assert_eq!(again(Code::Unavailable, Pushback::Never), None);
+        let second = Duration::from_secs(1);
+        assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
+
+        let mut attempts = Attempts::new(Some(&policy));
+        let made = (1..).take_while(|_| attempts.again(answered(Code::Unavailable, Pushback::None)).is_some());
+        assert_eq!(made.count(), 4, "five attempts at most");
+    }
+
+    #[test]
+    fn a_pushback_that_is_no_number_means_never() {
+        let read = |value: &'static str| {
+            Pushback::read(&HeaderMap::from_iter([(PUSHBACK.parse().unwrap(), value.parse().unwrap())]))
+        };
+        assert_eq!(read("25"), Pushback::After(Duration::from_millis(25)));
+        assert_eq!((read("-1"), read("soon")), (Pushback::Never, Pushback::Never));
+        assert_eq!(Pushback::read(&HeaderMap::new()), Pushback::None);
+    }
+
+    #[test]
+    fn a_method_has_the_policy_that_names_it_best() {
+        let policies = [("", 2), ("/p.S/", 3), ("/p.S/M", 4)];
+        let policies = policies.map(|(name, attempts)| (name.to_owned(), RetryPolicy::new().attempts(attempts)));
+        let retries = Retries::new(HashMap::from(policies), TpsBudget::default());
+        let attempts = |path| retries.policy(path).map(|policy| policy.attempts);
+        assert_eq!([attempts("/p.S/M"), attempts("/p.S/N"), attempts("/p.T/M")], [Some(4), Some(3), Some(2)]);
+        assert!(Retries::default().policy("/p.S/M").is_none());
+    }
+}

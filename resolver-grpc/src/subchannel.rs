@@ -1,0 +1,469 @@
+//! One endpoint of a channel: a task dials it, asks it for signs of life, watches its health and lets it rest when it fails.
+//! The [set](crate::set) owns the task; calls only read atomics.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use enlist::{BackoffPolicy, Endpoint, Entry, Moment};
+use tokio::{sync::Notify, time::timeout};
+use tonic::Code;
+
+use crate::{
+    balance::Candidate,
+    connection::Connection,
+    ejection::{Ejection, Ejections},
+    failure::BoxError,
+    health,
+    settings::SettingsFor,
+};
+
+/// How long a connection has to have lasted for the next dial to come at once.
+const LASTED: Duration = Duration::from_secs(1);
+
+/// How long an instance may take to show that it is alive.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+/// What all subchannels of a channel go by.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) settings: SettingsFor,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) redial: BackoffPolicy,
+    /// The service whose health is watched, if it is.
+    pub(crate) health: Option<String>,
+    pub(crate) ejection: Option<Ejection>,
+    pub(crate) ejections: Ejections,
+    pub(crate) silence: Duration,
+    /// Told of every change of a condition.
+    pub(crate) changed: Notify,
+}
+
+/// What is known of a subchannel, in bits, so that a call reads it with one load.
+#[derive(Debug, Default)]
+struct Condition(AtomicU8);
+
+impl Condition {
+    const CONNECTED: u8 = 1;
+    /// The last dial failed.
+    const FAILED: u8 = 2;
+    /// A call got no answer, and nothing else was heard since.
+    const SUSPECT: u8 = 4;
+    const EJECTED: u8 = 8;
+    /// Its health service says that it does not serve.
+    const UNHEALTHY: u8 = 16;
+    /// The resolver no longer lists it.
+    const RETIRED: u8 = 32;
+
+    fn set(&self, bits: u8) {
+        self.0.fetch_or(bits, Ordering::AcqRel);
+    }
+
+    fn clear(&self, bits: u8) {
+        self.0.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    fn has(&self, bits: u8) -> bool {
+        self.bits() & bits != 0
+    }
+
+    fn bits(&self) -> u8 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// How an instance stands with a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InstanceState {
+    /// The first connection, or the next one after one that worked, is being made.
+    Connecting,
+    /// It takes calls.
+    Ready,
+    /// It cannot be connected to; the next try is due.
+    Failing,
+    /// It is connected and does not answer; it is being asked for a sign of life.
+    Suspect,
+    /// It failed several calls in a row and rests.
+    Ejected,
+    /// Its health service says that it does not serve.
+    Unhealthy,
+    /// It is no longer listed and finishes its calls.
+    Leaving,
+}
+
+/// An endpoint, the connection to it, and what is known of both.
+#[derive(Debug)]
+pub(crate) struct Subchannel {
+    endpoint: Endpoint,
+    /// As it was described last.
+    entry: ArcSwap<Entry>,
+    condition: Condition,
+    connection: ArcSwapOption<Connection>,
+    trouble: ArcSwapOption<String>,
+    in_flight: AtomicUsize,
+    /// Failed calls in a row.
+    failures: AtomicU32,
+    started: AtomicU64,
+    failed: AtomicU64,
+    /// Dial now.
+    wake: Notify,
+    /// The connection takes no more calls.
+    spent: Notify,
+    /// See whether it lives.
+    doubt: Notify,
+    /// Enough calls failed in a row.
+    enough: Notify,
+}
+
+impl fmt::Display for Subchannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.entry.load().instance().id(), self.endpoint)
+    }
+}
+
+impl Candidate for Arc<Subchannel> {
+    fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    fn is_ready(&self) -> bool {
+        self.condition.bits() == Condition::CONNECTED
+    }
+}
+
+impl Subchannel {
+    pub(crate) fn new(endpoint: Endpoint, entry: Arc<Entry>) -> Self {
+        Self {
+            endpoint,
+            entry: ArcSwap::new(entry),
+            condition: Condition::default(),
+            connection: ArcSwapOption::empty(),
+            trouble: ArcSwapOption::empty(),
+            in_flight: AtomicUsize::new(0),
+            failures: AtomicU32::new(0),
+            started: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            wake: Notify::new(),
+            spent: Notify::new(),
+            doubt: Notify::new(),
+            enough: Notify::new(),
+        }
+    }
+
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(crate) fn entry(&self) -> Arc<Entry> {
+        self.entry.load_full()
+    }
+
+    /// Takes a new description. One that was registered anew is dialled at once: it has been restarted.
+    pub(crate) fn describe(&self, entry: Arc<Entry>) {
+        let returned = self.condition.has(Condition::RETIRED);
+        self.condition.clear(Condition::RETIRED);
+        if returned || self.entry.load().created() != entry.created() {
+            self.wake.notify_one();
+        }
+        self.entry.store(entry);
+    }
+
+    /// Dials no more; the connection stays for the calls it has.
+    pub(crate) fn retire(&self) {
+        self.condition.set(Condition::RETIRED);
+    }
+
+    /// Breaks off what is left.
+    pub(crate) fn cut(&self) {
+        if let Some(connection) = self.connection.load_full() {
+            connection.cut();
+        }
+    }
+
+    /// Lets go of the connection, which closes once its calls have ended.
+    pub(crate) fn forget(&self) {
+        self.condition.clear(Condition::CONNECTED);
+        self.connection.store(None);
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How many calls were begun, and how many failed.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        (self.started.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Why the last dial failed.
+    pub(crate) fn trouble(&self) -> Option<Arc<String>> {
+        self.trouble.load_full()
+    }
+
+    /// Says whether it is connected, whatever else is known of it.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.condition.has(Condition::CONNECTED)
+    }
+
+    pub(crate) fn state(&self) -> InstanceState {
+        let bits = self.condition.bits();
+        let is = |bit| bits & bit != 0;
+        match () {
+            () if is(Condition::RETIRED) => InstanceState::Leaving,
+            () if !is(Condition::CONNECTED) && is(Condition::FAILED) => InstanceState::Failing,
+            () if !is(Condition::CONNECTED) => InstanceState::Connecting,
+            () if is(Condition::EJECTED) => InstanceState::Ejected,
+            () if is(Condition::UNHEALTHY) => InstanceState::Unhealthy,
+            () if is(Condition::SUSPECT) => InstanceState::Suspect,
+            () => InstanceState::Ready,
+        }
+    }
+
+    /// Keeps a connection, for ever.
+    pub(crate) async fn keep(&self, terms: &Terms) {
+        tokio::join!(self.stay_connected(terms), self.rest(terms));
+    }
+
+    async fn stay_connected(&self, terms: &Terms) {
+        let mut backoff = terms.redial.start();
+        loop {
+            while self.condition.has(Condition::RETIRED) {
+                self.wake.notified().await;
+            }
+            match self.dial(terms).await {
+                Ok((connection, health)) => {
+                    let connected = Moment::now();
+                    self.attend(terms, &connection, health).await;
+                    self.demote(terms, &connection);
+                    if connected.elapsed() >= LASTED {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+                Err(error) => {
+                    let chain = std::iter::successors(error.source(), |error| error.source());
+                    let text = chain.last().map_or_else(|| error.to_string(), ToString::to_string);
+                    tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
+                    self.trouble.store(Some(Arc::new(text)));
+                    self.condition.set(Condition::FAILED);
+                    terms.changed.notify_one();
+                }
+            }
+            // Whether it was woken or not, the next dial is due.
+            let _ = timeout(backoff.next_delay(), self.wake.notified()).await;
+        }
+    }
+
+    async fn dial(&self, terms: &Terms) -> Result<(Arc<Connection>, Option<health::Watch>), BoxError> {
+        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint)?;
+        let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
+        let connect = async {
+            let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
+            let health = match &terms.health {
+                Some(service) => Some(health::Watch::begin(connection.channel(), service).await),
+                None => None,
+            };
+            Ok((connection, health))
+        };
+        match timeout(limit, connect).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("no connection after {limit:?}").into()),
+        }
+    }
+
+    /// Lets calls use the connection until it is gone.
+    async fn attend(&self, terms: &Terms, connection: &Arc<Connection>, health: Option<health::Watch>) {
+        let serving = health.as_ref().is_none_or(health::Watch::serving);
+        self.note_health(terms, serving);
+        self.trouble.store(None);
+        self.failures.store(0, Ordering::Relaxed);
+        self.connection.store(Some(Arc::clone(connection)));
+        self.condition.clear(Condition::FAILED | Condition::SUSPECT);
+        self.condition.set(Condition::CONNECTED);
+        terms.changed.notify_one();
+        tracing::debug!(instance = %self, "instance connected");
+        let follow_health = async {
+            match health {
+                Some(health) => health.follow(|serving| self.note_health(terms, serving)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = connection.lost() => {}
+            () = self.spent(connection) => {}
+            () = self.listen(terms, connection) => connection.cut(),
+            () = follow_health => {}
+        }
+    }
+
+    fn note_health(&self, terms: &Terms, serving: bool) {
+        if serving {
+            self.condition.clear(Condition::UNHEALTHY);
+        } else {
+            self.condition.set(Condition::UNHEALTHY);
+        }
+        terms.changed.notify_one();
+    }
+
+    /// Waits until calls have found that the connection takes none any more.
+    async fn spent(&self, connection: &Arc<Connection>) {
+        while self.uses(connection) {
+            self.spent.notified().await;
+        }
+    }
+
+    /// Says whether calls use this very connection.
+    fn uses(&self, connection: &Arc<Connection>) -> bool {
+        self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection))
+    }
+
+    /// Takes no more calls over this connection, which was found not to work.
+    pub(crate) fn demote(&self, terms: &Terms, connection: &Arc<Connection>) {
+        let demoted = self.connection.compare_and_swap(connection, None);
+        if demoted.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
+            self.condition.clear(Condition::CONNECTED);
+            self.spent.notify_one();
+            terms.changed.notify_one();
+            tracing::debug!(instance = %self, "connection no longer used");
+        }
+    }
+
+    /// Returns once the other side shows no sign of life although it was asked for one.
+    async fn listen(&self, terms: &Terms, connection: &Arc<Connection>) {
+        loop {
+            tokio::select! {
+                () = self.doubt.notified() => {}
+                () = self.silent(connection, terms.silence) => {}
+            }
+            let before = connection.reads();
+            // Whatever is answered, an answer is a sign of life; so is anything else that is heard meanwhile.
+            let _ = timeout(SIGN_OF_LIFE, health::ask(connection.channel())).await;
+            if connection.reads() == before {
+                tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
+                return;
+            }
+            self.condition.clear(Condition::SUSPECT);
+            terms.changed.notify_one();
+        }
+    }
+
+    /// Waits until nothing was heard for so long although calls are in flight.
+    async fn silent(&self, connection: &Connection, silence: Duration) {
+        let mut heard = connection.reads();
+        loop {
+            tokio::time::sleep(silence).await;
+            let reads = connection.reads();
+            if reads == heard && self.in_flight() > 0 {
+                return;
+            }
+            heard = reads;
+        }
+    }
+
+    /// Lets the instance rest whenever it fails too often.
+    async fn rest(&self, terms: &Terms) {
+        let Some(ejection) = &terms.ejection else {
+            return;
+        };
+        let mut times = ejection.times().start();
+        let mut last = Moment::now();
+        loop {
+            self.enough.notified().await;
+            let Some(_ejected) = terms.ejections.begin(ejection) else {
+                self.failures.store(0, Ordering::Relaxed);
+                continue;
+            };
+            if last.elapsed() > ejection.forgiven() {
+                times.reset();
+            }
+            let time = times.next_delay();
+            tracing::warn!(instance = %self, ?time, "instance ejected, it failed several calls in a row");
+            self.condition.set(Condition::EJECTED);
+            terms.changed.notify_one();
+            tokio::time::sleep(time).await;
+            self.failures.store(0, Ordering::Relaxed);
+            self.condition.clear(Condition::EJECTED);
+            terms.changed.notify_one();
+            last = Moment::now();
+        }
+    }
+}
+
+/// A call in flight. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    subchannel: Arc<Subchannel>,
+    connection: Arc<Connection>,
+    terms: Arc<Terms>,
+    /// How much had been heard when it began.
+    heard: u64,
+    /// It is known how it went.
+    answered: bool,
+}
+
+impl Flight {
+    /// Begins a call, unless the connection was just lost.
+    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<Terms>) -> Option<Self> {
+        let connection = subchannel.connection.load_full()?;
+        subchannel.in_flight.fetch_add(1, Ordering::Relaxed);
+        subchannel.started.fetch_add(1, Ordering::Relaxed);
+        let heard = connection.reads();
+        let (subchannel, terms) = (Arc::clone(subchannel), Arc::clone(terms));
+        Some(Self { subchannel, connection, terms, heard, answered: false })
+    }
+
+    pub(crate) fn subchannel(&self) -> &Arc<Subchannel> {
+        &self.subchannel
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Notes that the server answered.
+    pub(crate) fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Notes with which code the call ended.
+    pub(crate) fn ended(&self, code: Code) {
+        let against = self.terms.ejection.as_ref().is_some_and(|ejection| ejection.is_against(code));
+        if code != Code::Ok {
+            self.subchannel.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if against {
+            let failures = self.subchannel.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if self.terms.ejection.as_ref().is_some_and(|ejection| ejection.is_enough(failures)) {
+                self.subchannel.enough.notify_one();
+            }
+        } else if self.subchannel.failures.load(Ordering::Relaxed) > 0 {
+            self.subchannel.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the connection takes no more calls.
+    pub(crate) fn demote(&mut self) {
+        self.answered = true;
+        self.subchannel.demote(&self.terms, &self.connection);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.subchannel.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // Nobody waits for the answer any more and nothing at all was heard meanwhile.
+        let silent = !self.answered && self.connection.reads() == self.heard;
+        if silent && !self.connection.is_lost() && self.subchannel.uses(&self.connection) {
+            self.subchannel.condition.set(Condition::SUSPECT);
+            self.subchannel.doubt.notify_one();
+            self.terms.changed.notify_one();
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! What a channel does while all is well: whom it picks, what it keeps, what it lets go of.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{Endpoint, Filter, Instance, Moment, RegisterOptions, Registry};
+use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
+use enlist_testkit::{LIMIT, eventually, soon};
+use support::{Server, World, begun, id, say, say_within, shares, stream, until};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+#[tokio::test]
+async fn generated_clients_take_it() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let mut client = HealthClient::new(channel);
+    let answer = soon("an answer", client.check(HealthCheckRequest::default())).await.unwrap();
+    assert_eq!(answer.into_inner().status, 1);
+}
+
+#[tokio::test]
+async fn a_call_waits_for_a_service_that_is_not_known_yet() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    world.client.cut();
+    let channel = Channel::new(&world.view()).unwrap();
+    let failed = say_within(&channel, "", Duration::from_millis(200)).await.unwrap_err();
+    assert_eq!(failed.code(), Code::DeadlineExceeded);
+    assert!(failed.message().contains("default/echo is not known yet"), "{failed}");
+    let call = begun(say(&channel, String::new()));
+    world.client.heal();
+    assert_eq!(soon("an answer", call).await.unwrap(), "a");
+}
+
+#[tokio::test]
+async fn an_empty_service_fails_at_once_and_says_why() {
+    let world = World::of(&[]).await;
+    let channel = Channel::new(&world.view()).unwrap();
+    world.view().ready().await.unwrap();
+    let start = Moment::now();
+    let failed = say(&channel, String::new()).await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(failed.code(), Code::Unavailable);
+    for part in ["default/echo", "0 listed, 0 ready, 0 held", "revision", "ago"] {
+        assert!(failed.message().contains(part), "{failed}");
+    }
+    // A call that says so waits for somebody to come.
+    let mut waiting = Request::new(String::new());
+    waiting.extensions_mut().insert(WaitForReady(true));
+    let call = begun(say(&channel, waiting));
+    let server = Server::start("late").await;
+    world.register(&server, server.instance()).await;
+    assert_eq!(soon("an answer", call).await.unwrap(), "late");
+}
+
+#[tokio::test]
+async fn a_weight_that_changes_moves_calls_and_keeps_connections() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    let before = shares(&channel, 400).await;
+    assert!(before.values().all(|share| (100..300).contains(share)), "{before:?}");
+
+    let registration = world.registration(&servers[0]);
+    let update = registration.update(|draft| {
+        draft.weight(900);
+    });
+    soon("updated", update).await.unwrap();
+    let view = world.view();
+    eventually("the client knows", || async {
+        let weight = view.snapshot().unwrap().get(&id("a")).unwrap().instance().weight();
+        if weight == 900 { Ok(()) } else { Err(weight) }
+    })
+    .await;
+    // The channel follows the view within a moment that cannot be seen from outside.
+    eventually("nine of ten go there", || async {
+        let after = shares(&channel, 200).await;
+        if after.get("a").is_some_and(|share| *share > 160) { Ok(()) } else { Err(after) }
+    })
+    .await;
+    assert_eq!(servers.iter().map(Server::dials).collect::<Vec<_>>(), [1, 1]);
+}
+
+#[tokio::test]
+async fn a_zone_keeps_its_calls_until_it_loses_its_instances() {
+    let servers = [Server::start("near-1").await, Server::start("near-2").await, Server::start("far").await];
+    let world = World::new();
+    for (server, zone) in servers.iter().zip(["eu", "eu", "us"]) {
+        world.register(server, server.instance().with_zone(zone)).await;
+    }
+    let channel = world.channel(Channel::builder().prefer_zone("eu"), 3).await;
+    assert_eq!(shares(&channel, 300).await.get("far"), None);
+    servers[0].kill();
+    until(&channel, "near-1", InstanceState::Failing).await;
+    // Half of the zone is ready: 1.4 times that stays, the rest spills over.
+    let half = shares(&channel, 600).await;
+    assert!((100..260).contains(&half["far"]), "{half:?}");
+    servers[1].kill();
+    until(&channel, "near-2", InstanceState::Failing).await;
+    assert_eq!(shares(&channel, 20).await["far"], 20);
+}
+
+#[tokio::test]
+async fn an_instance_that_leaves_finishes_its_calls() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    let slow: Vec<_> = (0..8).map(|_| begun(say(&channel, "sleep 700".to_owned()))).collect();
+    eventually("both are busy", || async {
+        let calls = servers.each_ref().map(Server::calls);
+        if calls.iter().all(|calls| *calls > 0) { Ok(()) } else { Err(calls) }
+    })
+    .await;
+    world.deregister(&servers[0]).await;
+    until(&channel, "a", InstanceState::Leaving).await;
+    let sent = servers[0].calls();
+    assert_eq!(shares(&channel, 50).await.get("a"), None);
+    assert_eq!(servers[0].calls(), sent);
+    for call in slow {
+        soon("an answer", call).await.unwrap();
+    }
+    eventually("the connection is let go of", || async {
+        match servers[0].open() {
+            0 => Ok(()),
+            open => Err(open),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_drain_limit_breaks_off_what_goes_on() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().drain(Duration::from_millis(300)), 1).await;
+    let mut endless = stream(&channel).await.unwrap();
+    assert_eq!(endless.message().await.unwrap().unwrap(), "a");
+    world.deregister(&servers[0]).await;
+    soon("the stream breaks", endless.message()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_call_is_in_flight_until_its_answer_ends() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let mut streams = Vec::new();
+    for opened in 1..=3 {
+        let mut stream = stream(&channel).await.unwrap();
+        stream.message().await.unwrap();
+        streams.push(stream);
+        assert_eq!(channel.instances()[0].in_flight, opened);
+    }
+    drop(streams);
+    assert_eq!(channel.instances()[0].in_flight, 0);
+    // A call that is dropped while it waits is no longer in flight either.
+    assert!(tokio::time::timeout(Duration::from_millis(50), say(&channel, "sleep 60000".to_owned())).await.is_err());
+    assert_eq!(channel.instances()[0].in_flight, 0);
+}
+
+#[tokio::test]
+async fn an_instance_that_is_registered_anew_keeps_its_connection() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    world.deregister(&servers[0]).await;
+    until(&channel, "a", InstanceState::Leaving).await;
+    // Under another id: what counts is the address.
+    let again = Instance::new(id("a-2"), servers[0].instance().endpoints().to_vec()).unwrap();
+    world.register(&servers[0], again).await;
+    until(&channel, "a-2", InstanceState::Ready).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "a");
+    assert_eq!(servers[0].dials(), 1);
+}
+
+#[tokio::test]
+async fn a_key_stays_where_it_is() {
+    let servers = [Server::start("a").await, Server::start("b").await, Server::start("c").await];
+    let world = World::of(&servers).await;
+    let by_header = Balance::ConsistentHash(Some("x-user".parse().unwrap()));
+    let channel = world.channel(Channel::builder().balance(by_header), 3).await;
+    let by_header = |user: usize| {
+        let mut request = Request::new(String::new());
+        request.metadata_mut().insert("x-user", user.to_string().parse().unwrap());
+        say(&channel, request)
+    };
+    let by_extension = |user: usize| {
+        let mut request = Request::new(String::new());
+        request.extensions_mut().insert(HashKey(user.to_string().into()));
+        say(&channel, request)
+    };
+    let mut places = std::collections::BTreeSet::new();
+    for user in 0..40 {
+        let place = by_header(user).await.unwrap();
+        assert_eq!(by_header(user).await.unwrap(), place);
+        assert_eq!(by_extension(user).await.unwrap(), place);
+        places.insert(place);
+    }
+    assert_eq!(places.len(), 3);
+}
+
+#[tokio::test]
+async fn what_the_filter_keeps_out_is_not_even_connected_to() {
+    let servers = [Server::start("old").await, Server::start("new").await];
+    let world = World::new();
+    for (server, version) in servers.iter().zip(["1", "2"]) {
+        world.register(server, server.instance().with_version(version)).await;
+    }
+    let channel = world.channel(Channel::builder().filter(Filter::new().version("2")), 1).await;
+    assert_eq!(shares(&channel, 20).await["new"], 20);
+    assert_eq!(servers[0].dials(), 0);
+}
+
+/// Ten thousand instances at addresses of their own, all of them one server.
+#[tokio::test]
+async fn a_subset_of_ten_thousand_costs_as_many_connections_as_it_is_large() {
+    let server = Server::start("many").await;
+    let port = server.address().port();
+    let world = World::new();
+    let listener = tokio::net::TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
+    let everywhere = listener.local_addr().unwrap().port();
+    // Whatever comes in on any address of the loopback network goes to the one server.
+    let tasks = enlist::TaskOwner::new();
+    let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = Arc::clone(&accepted);
+    let stop = tasks.stop_signal();
+    let forward = async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            connections.spawn(async move {
+                let mut to = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            });
+        }
+    };
+    tasks.spawn("forward", async move { _ = stop.run_until_cancelled(forward).await }).unwrap();
+    for n in 0..10_000_u32 {
+        let [_, _, high, low] = n.to_be_bytes();
+        let endpoint = Endpoint::parse(format!("127.1.{high}.{low}:{everywhere}")).unwrap();
+        let instance = Instance::new(id(&format!("i{n}")), [endpoint]).unwrap();
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let channel = world.channel(Channel::builder().filter(Filter::new().subset(20, "client")), 20).await;
+    assert_eq!(shares(&channel, 200).await["many"], 200);
+    assert_eq!((channel.instances().len(), accepted.load(std::sync::atomic::Ordering::SeqCst)), (20, 20));
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_an_endpoint_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("echo.sock");
+    let socket = tokio::net::UnixListener::bind(&path).unwrap();
+    let server = Server::start("inner").await;
+    let (tasks, address) = (enlist::TaskOwner::new(), server.address());
+    let stop = tasks.stop_signal();
+    let forward = async move {
+        let (mut from, _) = socket.accept().await.unwrap();
+        let mut to = tokio::net::TcpStream::connect(address).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+    };
+    tasks.spawn("forward", async move { _ = stop.run_until_cancelled(forward).await }).unwrap();
+    let world = World::new();
+    let endpoint = Endpoint::unix(path.to_str().unwrap()).unwrap();
+    let instance = Instance::new(id("socket"), [endpoint]).unwrap();
+    let _registration = world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap();
+    let channel = world.channel(Channel::builder(), 1).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "inner");
+}
+
+#[tokio::test]
+async fn settings_are_made_for_each_instance() {
+    let servers = [Server::start("good").await, Server::start("bad").await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().settings(|instance, settings| {
+        if instance.id().as_str() == "bad" {
+            return Err("not this one".into());
+        }
+        Ok(settings.user_agent("tests")?)
+    });
+    let channel = world.channel(builder, 1).await;
+    let agent = say(&channel, "header user-agent".to_owned()).await.unwrap();
+    assert!(agent.starts_with("tests "), "{agent}");
+    until(&channel, "bad", InstanceState::Failing).await;
+    let bad = channel.instances().into_iter().find(|one| one.id == id("bad")).unwrap();
+    assert_eq!(bad.last_failure.as_deref(), Some("not this one"));
+}
+
+/// Adds a token, and refuses one method.
+struct Guard;
+
+#[async_trait]
+impl Intercept for Guard {
+    async fn before(&self, call: CallHead<'_>) -> Result<(), Status> {
+        if call.path.starts_with("/grpc.health") {
+            return Err(Status::permission_denied("not for you"));
+        }
+        call.headers.insert("authorization", http::HeaderValue::from_static("Bearer token"));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_interceptor_adds_credentials_and_refuses() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().intercept(Arc::new(Guard)), 1).await;
+    assert_eq!(say(&channel, "header authorization".to_owned()).await.unwrap(), "Bearer token");
+    let refused = HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn a_closed_channel_refuses_and_one_outside_a_runtime_is_none() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let slow = begun(say(&channel, "sleep 300".to_owned()));
+    eventually("the call is under way", || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } }).await;
+    soon("closed", channel.close(Duration::from_secs(5))).await.unwrap();
+    let refused = say(&channel, String::new()).await.unwrap_err();
+    assert!(refused.code() == Code::Unavailable && refused.message().contains("closed"), "{refused}");
+    assert_eq!(soon("an answer", slow).await.unwrap(), "a");
+    let view = world.view();
+    std::thread::spawn(move || assert!(Channel::new(&view).is_err())).join().unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_left_of_a_thousand_channels() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let view = world.view();
+    view.ready().await.unwrap();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let round = |builder: enlist_grpc::ChannelBuilder| async {
+        let channel = builder.build(&view).unwrap();
+        channel.ready(LIMIT).await.unwrap();
+        shares(&channel, 2).await;
+    };
+    // The servers' own tasks end a moment after a connection does.
+    round(Channel::builder().health_check("")).await;
+    let closed = || async {
+        let open: usize = servers.iter().map(Server::open).sum();
+        if open == 0 { Ok(()) } else { Err(open) }
+    };
+    eventually("the connections are closed", closed).await;
+    let before = tasks();
+    for n in 0..1000 {
+        round(if n % 10 == 0 { Channel::builder().health_check("") } else { Channel::builder() }).await;
+    }
+    eventually("the connections are closed", closed).await;
+    eventually("the tasks have ended", || async {
+        let now = tasks();
+        if now <= before { Ok(()) } else { Err((before, now)) }
+    })
+    .await;
+}

@@ -1,0 +1,381 @@
+//! What a channel does when instances fail: refuse, swallow, break off, answer with errors, or fall ill.
+
+mod support;
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use enlist::{Directory, DirectoryOptions, Moment};
+use enlist_grpc::{Channel, Ejection, InstanceState, RetryPolicy, balance_channel};
+use enlist_testkit::{Direction, Mode, eventually, soon};
+use support::{Server, World, begun, calls_side_by_side, id, say, say_within, shares, stream, until, until_ready};
+use tonic::{Code, Request, Status};
+
+async fn three() -> [Server; 3] {
+    [Server::start("a").await, Server::start("b").await, Server::start("c").await]
+}
+
+/// The calls that `tonic`'s own balanced channel fails, over the same instances.
+async fn failed_by_tonic(world: &World, callers: usize, calls: usize) -> usize {
+    let view = world.view();
+    view.ready().await.unwrap();
+    let balanced = balance_channel(&view).unwrap();
+    let channel = balanced.channel();
+    calls_side_by_side(callers, calls, || say(&channel, String::new())).await.len()
+}
+
+#[tokio::test]
+async fn one_of_three_dead_costs_at_most_one_call_in_two_thousand() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    servers[0].kill();
+    for callers in [1, 20] {
+        let channel = world.channel(Channel::builder(), 2).await;
+        let failed = calls_side_by_side(callers, 2000, || say(&channel, String::new())).await;
+        assert!(failed.len() <= 1, "{callers} callers: {failed:?}");
+    }
+    let failed = failed_by_tonic(&world, 1, 2000).await;
+    println!("one of three dead, 2,000 calls: tonic's own balanced channel fails {failed}");
+    assert!(failed >= 100, "the control failed only {failed}");
+}
+
+#[tokio::test]
+async fn one_that_dies_under_load_costs_only_what_was_in_flight() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 3).await;
+    let idempotent = world.channel(Channel::builder().retry("", RetryPolicy::new()), 3).await;
+    let callers = 20;
+    let load = calls_side_by_side(callers, 2000, || say(&channel, "sleep 2".to_owned()));
+    let repeated = calls_side_by_side(callers, 2000, || say(&idempotent, "sleep 2".to_owned()));
+    let kill = async {
+        eventually("calls are under way", || async { if servers[0].calls() > 50 { Ok(()) } else { Err(()) } }).await;
+        let in_flight = channel.instances().iter().find(|one| one.id == id("a")).unwrap().in_flight;
+        servers[0].kill();
+        in_flight
+    };
+    let (failed, repeated, in_flight) = soon("all calls", async { tokio::join!(load, repeated, kill) }).await;
+    // What was in flight when it was counted may have been followed by one more of each caller by the time of the kill.
+    assert!(failed.len() <= callers, "{in_flight} in flight, {} failed: {failed:?}", failed.len());
+    assert!(failed.iter().all(|status| status.code() == Code::Unavailable), "{failed:?}");
+    assert!(repeated.is_empty(), "{repeated:?}");
+}
+
+#[tokio::test]
+async fn one_that_swallows_everything_costs_at_most_a_call_of_each_caller() {
+    let limit = Duration::from_millis(500);
+    for from_the_start in [false, true] {
+        let servers = three().await;
+        let world = World::of(&servers).await;
+        let black_hole = || servers[0].proxy.set(Mode::BlackHole(Direction::Both));
+        let channel = if from_the_start {
+            black_hole();
+            world.channel(Channel::builder(), 2).await
+        } else {
+            let channel = world.channel(Channel::builder(), 3).await;
+            shares(&channel, 30).await;
+            black_hole();
+            channel
+        };
+        let callers = 20;
+        let failed = calls_side_by_side(callers, 4000, || say_within(&channel, "", limit)).await;
+        println!("one black hole, from the start: {from_the_start}, {callers} callers: {} failed", failed.len());
+        assert!(failed.len() <= callers, "{}: {failed:?}", failed.len());
+        assert!(failed.iter().all(|status| status.code() == Code::DeadlineExceeded), "{failed:?}");
+        servers[0].proxy.heal();
+        until_ready(&channel, 3).await;
+    }
+}
+
+#[tokio::test]
+async fn a_silent_instance_does_not_hold_calls_that_have_no_deadline() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 2).await;
+    // An idle stream is no reason to think ill of an instance.
+    let mut idle = Vec::new();
+    for _ in 0..8 {
+        let mut stream = stream(&channel).await.unwrap();
+        stream.message().await.unwrap();
+        idle.push(stream);
+    }
+    let stuck = calls_side_by_side(8, 8, || say(&channel, "sleep 1500".to_owned())).await;
+    assert_eq!(stuck.len(), 0, "{stuck:?}");
+
+    servers[0].proxy.set(Mode::BlackHole(Direction::Both));
+    let calls = soon("all calls end", calls_side_by_side(8, 8, || say(&channel, String::new()))).await;
+    assert!(calls.iter().all(|status| status.code() == Code::Unavailable), "{calls:?}");
+    until(&channel, "a", InstanceState::Failing).await;
+    assert_eq!(shares(&channel, 20).await["b"], 20);
+    // The streams of the silent one were broken off, the others go on.
+    let mut broken = 0;
+    for stream in &mut idle {
+        broken += usize::from(tokio::time::timeout(Duration::from_millis(50), stream.message()).await.is_ok());
+    }
+    assert!((1..8).contains(&broken), "{broken}");
+}
+
+#[tokio::test]
+async fn one_that_is_slow_gets_less() {
+    let servers =
+        [Server::slow("slow", Duration::from_millis(100)).await, Server::start("b").await, Server::start("c").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 3).await;
+    let failed = calls_side_by_side(60, 3000, || say(&channel, String::new())).await;
+    assert!(failed.is_empty(), "{failed:?}");
+    let calls = servers.each_ref().map(Server::calls);
+    assert!(calls[0] < 600, "a third would be 1,000: {calls:?}");
+}
+
+/// Deregistered, killed, or both without the store's word: the answer comes at once and says what is known.
+#[tokio::test]
+async fn when_all_are_gone_calls_fail_at_once() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    servers.iter().for_each(Server::kill);
+    eventually("both are found to be gone", || async {
+        match say(&channel, String::new()).await {
+            Err(status) if status.message().contains("2 listed, 0 ready, 0 held") => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let fails_at_once = || async {
+        let start = Moment::now();
+        let status = say(&channel, String::new()).await.unwrap_err();
+        (status, start.elapsed())
+    };
+    let (status, took) = fails_at_once().await;
+    assert!(status.code() == Code::Unavailable && took < Duration::from_millis(50), "{took:?}: {status}");
+    assert!(status.message().contains("refused") || status.message().contains("reset"), "{status}");
+    // Their leases end too: the view holds them for a while, and says so.
+    for server in &servers {
+        world.store.delete(&world.service, &id(server.name));
+        drop(world.registration(server));
+    }
+    eventually("they are held", || async {
+        let (status, took) = fails_at_once().await;
+        if status.message().contains("2 held") && took < Duration::from_millis(50) { Ok(()) } else { Err(status) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_the_store_is_gone_traffic_goes_on() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    world.client.cut();
+    let view = world.view();
+    eventually("the view is stale", || async {
+        if view.freshness().is_some_and(|freshness| freshness.is_live()) { Err(()) } else { Ok(()) }
+    })
+    .await;
+    let shares = shares(&channel, 200).await;
+    assert!(shares.values().all(|share| *share > 50), "{shares:?}");
+    servers[0].kill();
+    until(&channel, "a", InstanceState::Failing).await;
+    servers[0].proxy.heal();
+    until_ready(&channel, 2).await;
+}
+
+#[tokio::test]
+async fn what_is_too_old_is_not_called() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let options = DirectoryOptions::new().max_age(Duration::from_secs(3));
+    let directory = Directory::with_options(std::sync::Arc::new(world.client.clone()), options);
+    let channel = Channel::new(&directory.view(&world.service)).unwrap();
+    until_ready(&channel, 1).await;
+    say(&channel, String::new()).await.unwrap();
+    world.client.cut();
+    let too_old = || async {
+        match say(&channel, String::new()).await {
+            Err(status) if status.message().contains("too long ago") => Ok(()),
+            other => Err(other),
+        }
+    };
+    eventually("it is too old", too_old).await;
+    world.client.heal();
+    eventually("it is called again", || say(&channel, String::new())).await;
+}
+
+/// Ends the connections to a server, and lets it be connected to again.
+async fn break_connections(server: &Server) {
+    server.proxy.cut();
+    eventually("the connections are broken", || async {
+        match server.open() {
+            0 => Ok(()),
+            open => Err(open),
+        }
+    })
+    .await;
+    server.proxy.heal();
+}
+
+#[tokio::test]
+async fn calls_that_wait_outlast_the_restart_of_the_only_instance() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().wait_for_ready(true), 1).await;
+    for restart in 1..=5 {
+        break_connections(&servers[0]).await;
+        let answer = soon("an answer", say(&channel, String::new())).await;
+        assert_eq!(answer.unwrap_or_else(|status| panic!("restart {restart}: {status}")), "a");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_stops_in_order_costs_nothing() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    let load = calls_side_by_side(10, 1000, || say(&channel, "sleep 2".to_owned()));
+    let stop = async {
+        eventually("calls are under way", || async { if servers[0].calls() > 50 { Ok(()) } else { Err(()) } }).await;
+        // Nobody has told the registry: its GOAWAY is all that clients see.
+        servers[0].stop().await;
+    };
+    let (failed, ()) = soon("all calls", async { tokio::join!(load, stop) }).await;
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[tokio::test]
+async fn errors_are_repeated_only_where_that_was_asked_for() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let fail_once = || servers.iter().for_each(|server| server.echo.failing.store(1, Ordering::SeqCst));
+    let plain = world.channel(Channel::builder(), 2).await;
+    fail_once();
+    assert_eq!(say(&plain, String::new()).await.unwrap_err().code(), Code::Unavailable);
+
+    let repeating = world.channel(Channel::builder().retry("/test.Echo/", RetryPolicy::new()), 2).await;
+    fail_once();
+    assert!(say(&repeating, String::new()).await.is_ok());
+    // Each attempt says how many there were before it.
+    fail_once();
+    let previous = say(&repeating, "header grpc-previous-rpc-attempts".to_owned()).await.unwrap();
+    assert!(["1", "2"].contains(&previous.as_str()), "{previous}");
+    let twice = RetryPolicy::new().attempts(2);
+    let other_method = world.channel(Channel::builder().retry("/test.Echo/Other", twice), 2).await;
+    fail_once();
+    assert!(say(&other_method, String::new()).await.is_err());
+    // What does not fit is not kept, and so cannot be repeated.
+    let small = Channel::builder().retry("", RetryPolicy::new()).replay_limit(10);
+    let small = world.channel(small, 2).await;
+    fail_once();
+    assert!(say(&small, "a text of more than ten bytes".to_owned()).await.is_err());
+}
+
+#[tokio::test]
+async fn retries_end_with_the_budget() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().ejection(None).retry("", RetryPolicy::new().attempts(5));
+    let channel = world.channel(builder.retry_budget(Duration::from_secs(10), 1, 0.0), 1).await;
+    servers[0].echo.failing.store(usize::MAX, Ordering::SeqCst);
+    for _ in 0..50 {
+        say(&channel, String::new()).await.unwrap_err();
+    }
+    // 50 calls, and one retry a second out of a window of ten.
+    let calls = servers[0].calls();
+    assert!((51..=65).contains(&calls), "{calls}");
+}
+
+#[tokio::test]
+async fn the_deadline_covers_all_attempts() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().ejection(None).retry("", RetryPolicy::new()), 1).await;
+    servers[0].echo.failing.store(1, Ordering::SeqCst);
+    let mut request = Request::new("header grpc-timeout".to_owned());
+    request.set_timeout(Duration::from_secs(10));
+    let told = say(&channel, request).await.unwrap();
+    let left: u64 = told.trim_end_matches('u').parse().unwrap();
+    assert!((5_000_000..10_000_000).contains(&left), "{told}");
+    let start = Moment::now();
+    let late = say_within(&channel, "sleep 5000", Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert!(start.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn an_instance_that_keeps_failing_rests_and_comes_back() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    let second = Duration::from_secs(1);
+    let ejection = Ejection::new().failures(5).time(second, second).unwrap();
+    let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
+    servers[0].echo.failing.store(5, Ordering::SeqCst);
+    let failed = calls_side_by_side(1, 60, || say(&channel, String::new())).await;
+    assert_eq!(failed.len(), 5);
+    until(&channel, "a", InstanceState::Ejected).await;
+    let before = servers[0].calls();
+    shares(&channel, 30).await;
+    assert_eq!(servers[0].calls(), before, "it rests");
+    until_ready(&channel, 3).await;
+    assert!(shares(&channel, 60).await.contains_key("a"));
+}
+
+#[tokio::test]
+async fn when_all_fail_only_some_rest() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 3).await;
+    for server in &servers {
+        server.echo.failing.store(usize::MAX, Ordering::SeqCst);
+    }
+    let failed = calls_side_by_side(1, 100, || say(&channel, String::new())).await;
+    assert_eq!(failed.len(), 100);
+    let resting = channel.instances().iter().filter(|one| one.state == InstanceState::Ejected).count();
+    assert_eq!(resting, 1, "a third of three");
+}
+
+#[tokio::test]
+async fn only_those_that_say_they_serve_are_called() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().health_check(""), 2).await;
+    let set = |server: usize, status| servers[server].health.set_service_status("", status);
+    set(0, tonic_health::ServingStatus::NotServing).await;
+    until(&channel, "a", InstanceState::Unhealthy).await;
+    assert_eq!(shares(&channel, 30).await["b"], 30);
+    // Nobody serves: better those than nobody.
+    set(1, tonic_health::ServingStatus::NotServing).await;
+    until(&channel, "b", InstanceState::Unhealthy).await;
+    shares(&channel, 10).await;
+    set(0, tonic_health::ServingStatus::Serving).await;
+    until(&channel, "a", InstanceState::Ready).await;
+    assert_eq!(shares(&channel, 30).await["a"], 30);
+    // A service that the health service does not know is not served.
+    let unknown = Channel::builder().health_check("nobody.knows").build(&world.view()).unwrap();
+    until(&unknown, "a", InstanceState::Unhealthy).await;
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_throws_no_bad_light_on_an_instance_that_lives() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    for _ in 0..20 {
+        let dropped = tokio::time::timeout(Duration::from_millis(5), say(&channel, "sleep 60000".to_owned()));
+        assert!(dropped.await.is_err());
+        assert!(say(&channel, String::new()).await.is_ok());
+    }
+    assert_eq!(servers[0].dials(), 1);
+    until_ready(&channel, 1).await;
+}
+
+#[tokio::test]
+async fn what_left_is_not_repeated_unless_a_policy_says_so() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let call = begun(say(&channel, "sleep 60000".to_owned()));
+    eventually("the call is under way", || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } }).await;
+    break_connections(&servers[0]).await;
+    let failed: Status = soon("the call fails", call).await.unwrap_err();
+    assert!(failed.code() == Code::Unavailable && failed.message().contains("lost during the call"), "{failed}");
+    until_ready(&channel, 1).await;
+    assert_eq!(servers[0].calls(), 1);
+}

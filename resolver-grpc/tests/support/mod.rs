@@ -1,0 +1,313 @@
+//! What the tests of the channel stand on: servers that answer with their names and do as they are told, behind proxies that
+//! can be made to fail, registered in a memory store.
+
+#![allow(dead_code, reason = "each test program uses its own part of it")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    future::{Future, ready},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use enlist::{
+    Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registration, Registry, ServiceRef, ServiceView,
+    TaskOwner,
+};
+use enlist_grpc::{Channel, ChannelBuilder};
+use enlist_memory::{MemoryClient, MemoryStore};
+use enlist_testkit::{Mode, Proxy, soon};
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use http::uri::PathAndQuery;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{
+    Code, Request, Response, Status, body::Body, client::GrpcService, metadata::MetadataMap, server::NamedService,
+};
+use tonic_prost::ProstCodec;
+use tower::{Service, service_fn};
+
+type Codec = ProstCodec<String, String>;
+
+/// A service with two methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on until it is
+/// dropped. The text says what to do: `sleep` milliseconds, `fail` with a code, `header` to hear one; else the name is said.
+#[derive(Clone, Debug)]
+pub(crate) struct Echo {
+    name: &'static str,
+    /// Calls that were begun.
+    pub(crate) calls: Arc<AtomicUsize>,
+    /// How many of the next calls are answered with `UNAVAILABLE`.
+    pub(crate) failing: Arc<AtomicUsize>,
+    slow: Duration,
+}
+
+impl NamedService for Echo {
+    const NAME: &'static str = "test.Echo";
+}
+
+impl Echo {
+    async fn answer(self, text: String, metadata: MetadataMap) -> Result<Response<String>, Status> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let fewer = |failing: usize| failing.checked_sub(1);
+        if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
+            return Err(Status::unavailable("told to fail"));
+        }
+        tokio::time::sleep(self.slow).await;
+        match text.split_once(' ') {
+            Some(("sleep", time)) => tokio::time::sleep(Duration::from_millis(time.parse().unwrap())).await,
+            Some(("fail", code)) => return Err(Status::new(Code::from_i32(code.parse().unwrap()), "told to fail")),
+            Some(("header", name)) => {
+                let value = metadata.get(name).map_or("", |value| value.to_str().unwrap());
+                return Ok(Response::new(value.to_owned()));
+            }
+            _ => {}
+        }
+        Ok(Response::new(self.name.to_owned()))
+    }
+}
+
+impl Service<http::Request<Body>> for Echo {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let echo = self.clone();
+        Box::pin(async move {
+            let mut grpc = tonic::server::Grpc::new(Codec::default());
+            if request.uri().path().ends_with("Stream") {
+                let stream = |_: Request<String>| {
+                    let name = Ok(echo.name.to_owned());
+                    let for_ever = futures::stream::once(ready(name)).chain(futures::stream::pending());
+                    ready(Ok::<Response<BoxStream<'static, Result<String, Status>>>, Status>(Response::new(Box::pin(
+                        for_ever,
+                    ))))
+                };
+                return Ok(grpc.server_streaming(service_fn(stream), request).await);
+            }
+            let say = move |request: Request<String>| {
+                let (metadata, _, text) = request.into_parts();
+                echo.clone().answer(text, metadata)
+            };
+            Ok(grpc.unary(service_fn(say), request).await)
+        })
+    }
+}
+
+/// A server behind a proxy.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) name: &'static str,
+    pub(crate) proxy: Proxy,
+    pub(crate) echo: Echo,
+    pub(crate) health: tonic_health::server::HealthReporter,
+    tasks: TaskOwner,
+}
+
+impl Server {
+    pub(crate) async fn start(name: &'static str) -> Self {
+        Self::slow(name, Duration::ZERO).await
+    }
+
+    /// Each answer takes so long.
+    pub(crate) async fn slow(name: &'static str, slow: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
+        let echo = Echo { name, calls: Arc::default(), failing: Arc::default(), slow };
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let tasks = TaskOwner::new();
+        let stop = tasks.stop_signal();
+        let server = tonic::transport::Server::builder()
+            .add_service(health_service)
+            .add_service(echo.clone())
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+        tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
+        Self { name, proxy, echo, health, tasks }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.proxy.address()
+    }
+
+    pub(crate) fn instance(&self) -> Instance {
+        Instance::new(id(self.name), [Endpoint::try_from(self.address()).unwrap()]).unwrap()
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.echo.calls.load(Ordering::SeqCst)
+    }
+
+    /// Its host lost its power, and then refuses: what a killed process looks like.
+    pub(crate) fn kill(&self) {
+        self.proxy.set(Mode::Refuse);
+    }
+
+    /// Connections that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.proxy.connections().iter().filter(|connection| !connection.ended).count()
+    }
+
+    /// Connections there ever were.
+    pub(crate) fn dials(&self) -> usize {
+        self.proxy.connections().len()
+    }
+
+    /// Stops in order, as seen by its clients: GOAWAY, then the end.
+    pub(crate) async fn stop(&self) {
+        self.tasks.stop(Duration::from_secs(5)).await.unwrap();
+    }
+}
+
+pub(crate) fn id(name: &str) -> InstanceId {
+    InstanceId::parse(name).unwrap()
+}
+
+/// A service in a memory store, and a client's directory.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) store: MemoryStore,
+    /// What servers register with.
+    pub(crate) servers: MemoryClient,
+    /// What the client resolves with.
+    pub(crate) client: MemoryClient,
+    pub(crate) directory: Directory,
+    pub(crate) service: ServiceRef,
+    registrations: Mutex<BTreeMap<&'static str, Registration>>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let store = MemoryStore::new();
+        let (servers, client) = (store.client(), store.client());
+        let directory = Directory::new(Arc::new(client.clone()));
+        let service = ServiceRef::parse("echo").unwrap();
+        Self { store, servers, client, directory, service, registrations: Mutex::default() }
+    }
+
+    /// A world with these servers in it.
+    pub(crate) async fn of(servers: &[Server]) -> Self {
+        let world = Self::new();
+        for server in servers {
+            world.register(server, server.instance()).await;
+        }
+        world
+    }
+
+    pub(crate) async fn register(&self, server: &Server, instance: Instance) {
+        let registered = self.servers.register(&self.service, instance, RegisterOptions::new());
+        let registration = soon("registered", registered).await.unwrap();
+        self.registrations.lock().unwrap().insert(server.name, registration);
+    }
+
+    pub(crate) fn registration(&self, server: &Server) -> Registration {
+        self.registrations.lock().unwrap().remove(server.name).unwrap()
+    }
+
+    pub(crate) async fn deregister(&self, server: &Server) {
+        soon("deregistered", self.registration(server).deregister()).await.unwrap();
+    }
+
+    pub(crate) fn view(&self) -> ServiceView {
+        self.directory.view(&self.service)
+    }
+
+    /// A channel, once `ready` instances are.
+    pub(crate) async fn channel(&self, builder: ChannelBuilder, ready: usize) -> Channel {
+        let channel = builder.build(&self.view()).unwrap();
+        until_ready(&channel, ready).await;
+        channel
+    }
+}
+
+/// Waits until so many instances are ready, and no other number.
+pub(crate) async fn until_ready(channel: &Channel, ready: usize) {
+    enlist_testkit::eventually("so many are ready", || async {
+        let instances = channel.instances();
+        let now = instances.iter().filter(|one| one.state == enlist_grpc::InstanceState::Ready).count();
+        if now == ready { Ok(()) } else { Err(instances) }
+    })
+    .await;
+}
+
+/// Waits until an instance is in a state.
+pub(crate) async fn until(channel: &Channel, name: &str, state: enlist_grpc::InstanceState) {
+    enlist_testkit::eventually("the instance is in the state", || async {
+        let instances = channel.instances();
+        let is = instances.iter().any(|one| one.id == id(name) && one.state == state);
+        if is { Ok(()) } else { Err(instances) }
+    })
+    .await;
+}
+
+/// Begins something now whose end is awaited later.
+pub(crate) fn begun<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> impl Future<Output = T> {
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(future);
+    async move { tasks.join_next().await.unwrap().unwrap() }
+}
+
+/// Calls `Say`.
+pub(crate) fn say<S, R>(channel: &S, request: R) -> impl Future<Output = Result<String, Status>> + use<S, R>
+where
+    R: tonic::IntoRequest<String>,
+    S: GrpcService<Body> + Clone,
+    S::ResponseBody: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    <S::ResponseBody as http_body::Body>::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut grpc, request) = (tonic::client::Grpc::new(channel.clone()), request.into_request());
+    async move {
+        grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+        let path = PathAndQuery::from_static("/test.Echo/Say");
+        Ok(grpc.unary(request, path, Codec::default()).await?.into_inner())
+    }
+}
+
+/// Calls `Say` and gives the answer a time.
+pub(crate) async fn say_within(channel: &Channel, text: &str, limit: Duration) -> Result<String, Status> {
+    let mut request = Request::new(text.to_owned());
+    request.set_timeout(limit);
+    say(channel, request).await
+}
+
+/// Opens a stream that says the server's name and then nothing.
+pub(crate) async fn stream(channel: &Channel) -> Result<tonic::Streaming<String>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await?;
+    let path = PathAndQuery::from_static("/test.Echo/Stream");
+    Ok(grpc.server_streaming(Request::new(String::new()), path, Codec::default()).await?.into_inner())
+}
+
+/// Who answers so many calls, one after the other. All have to succeed.
+pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, usize> {
+    let mut shares = BTreeMap::new();
+    for _ in 0..calls {
+        *shares.entry(say(channel, String::new()).await.unwrap()).or_default() += 1;
+    }
+    shares
+}
+
+/// What came of calls that several callers made side by side.
+pub(crate) async fn calls_side_by_side<F>(callers: usize, calls: usize, call: impl Fn() -> F) -> Vec<Status>
+where
+    F: Future<Output = Result<String, Status>>,
+{
+    let caller = || async {
+        let mut failed = Vec::new();
+        for _ in 0..calls / callers {
+            failed.extend(call().await.err());
+        }
+        failed
+    };
+    futures::future::join_all((0..callers).map(|_| caller())).await.concat()
+}
