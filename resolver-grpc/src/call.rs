@@ -87,7 +87,27 @@ enum Next {
 
 impl Core {
     pub(crate) async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        #[cfg_attr(not(feature = "trace"), expect(unused_mut, reason = "a trace adds headers"))]
         let (mut head, body) = request.into_parts();
+        #[cfg(feature = "trace")]
+        {
+            let span = crate::trace::client_span(&mut head);
+            let call = async {
+                let outcome = self.attempt(head, body).await;
+                crate::trace::ended(match &outcome {
+                    Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
+                    Err(status) => status.code(),
+                });
+                outcome
+            };
+            tracing::Instrument::instrument(call, span).await
+        }
+        #[cfg(not(feature = "trace"))]
+        self.attempt(head, body).await
+    }
+
+    /// As many attempts as it takes.
+    async fn attempt(&self, mut head: Parts, body: Body) -> Result<http::Response<Body>, Status> {
         if let Some(intercept) = &self.intercept {
             let Parts { uri, headers, .. } = &mut head;
             intercept.before(CallHead { service: self.view.service(), path: uri.path(), headers }).await?;
@@ -104,6 +124,8 @@ impl Core {
             };
             let request = assemble(&head, body, &attempts, &deadline);
             let subchannel = Arc::clone(flight.subchannel());
+            #[cfg(feature = "trace")]
+            crate::trace::called(subchannel.endpoint());
             let (ended, outcome) = send(flight, request).await;
             let Some(ended) = ended.filter(|_| replay.is_replayable()) else {
                 return outcome;

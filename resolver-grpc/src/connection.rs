@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     io,
     pin::Pin,
     sync::{
@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::{Channel, Endpoint as Settings};
-use tower::Service;
+use tower::{Service, service_fn};
 
 use crate::failure::BoxError;
 
@@ -66,12 +66,11 @@ impl Connection {
     /// Dropping the future closes the connection.
     pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Self, BoxError> {
         let pulse = Arc::new(Pulse::default());
-        let connector = Connector {
-            path: endpoint.is_unix().then(|| endpoint.host().to_owned()),
-            tcp: tcp(settings),
-            pulse: Some(Arc::clone(&pulse)),
+        let channel = {
+            let (endpoint, tcp, mut once) = (endpoint.clone(), tcp(settings), Some(Arc::clone(&pulse)));
+            let connector = service_fn(move |_: Uri| connect_once(endpoint.clone(), tcp.clone(), once.take()));
+            settings.connect_with_connector(connector).await?
         };
-        let channel = settings.connect_with_connector(connector).await?;
         tokio::select! {
             () = pulse.heard.cancelled() => Ok(Self { channel, pulse }),
             () = pulse.lost.cancelled() => Err("closed before the server said anything".into()),
@@ -104,7 +103,8 @@ impl Connection {
     }
 }
 
-fn tcp(settings: &Settings) -> HttpConnector {
+/// A connector with the TCP settings of `settings`.
+pub(crate) fn tcp(settings: &Settings) -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(settings.get_tcp_nodelay());
@@ -117,41 +117,29 @@ fn tcp(settings: &Settings) -> HttpConnector {
     tcp
 }
 
-/// Connects once.
-struct Connector {
-    /// Of a Unix socket.
-    path: Option<String>,
+/// A stream to `endpoint`.
+pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector) -> Result<Box<dyn Stream>, BoxError> {
+    if endpoint.is_unix() {
+        return Ok(Box::new(UnixStream::connect(endpoint.host()).await?));
+    }
+    poll_fn(|cx| tcp.poll_ready(cx)).await?;
+    let url = Uri::try_from(format!("http://{}", endpoint.authority()))?;
+    Ok(Box::new(tcp.call(url).await?.into_inner()))
+}
+
+async fn connect_once(
+    endpoint: Endpoint,
     tcp: HttpConnector,
-    pulse: Option<Arc<Pulse>>,
+    once: Option<Arc<Pulse>>,
+) -> Result<TokioIo<Tracked>, BoxError> {
+    let pulse = once.ok_or("the connection is gone")?;
+    let stream = connect(&endpoint, tcp).await?;
+    let cut = Box::pin(pulse.cut.clone().cancelled_owned());
+    Ok(TokioIo::new(Tracked { stream, pulse, cut }))
 }
 
-impl Service<Uri> for Connector {
-    type Response = TokioIo<Tracked>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.tcp.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let Some(pulse) = self.pulse.take() else {
-            return Box::pin(async { Err("the connection is gone".into()) });
-        };
-        let path = self.path.take();
-        let connect = self.tcp.call(uri);
-        Box::pin(async move {
-            let stream: Box<dyn Stream> = match path {
-                Some(path) => Box::new(UnixStream::connect(path).await?),
-                None => Box::new(connect.await?.into_inner()),
-            };
-            let cut = Box::pin(pulse.cut.clone().cancelled_owned());
-            Ok(TokioIo::new(Tracked { stream, pulse, cut }))
-        })
-    }
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What bytes are exchanged over.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 

@@ -1,8 +1,8 @@
 //! A tonic channel that only picks instances that answer.
 
+mod adapters;
 mod answer;
-pub mod balance;
-mod balance_channel;
+mod balance;
 mod call;
 pub mod channel;
 mod connection;
@@ -10,19 +10,31 @@ mod deadline;
 mod ejection;
 mod failure;
 mod health;
+mod locator;
+pub mod manager;
 mod replay;
 mod retry;
+mod serve;
 mod set;
 mod settings;
+mod sources;
 mod subchannel;
+mod target;
+#[cfg(feature = "trace")]
+pub mod trace;
 
 #[doc(inline)]
 pub use self::{
+    adapters::{Balanced, balance_channel, pick_first},
     balance::{Balance, HashKey},
-    balance_channel::{Balanced, balance_channel},
     call::{CallHead, Intercept, WaitForReady},
     channel::{Channel, ChannelBuilder, InstanceStats, ResponseFuture},
     ejection::Ejection,
+    locator::{Callee, Invocation, Locator},
+    manager::ConnectionManager,
     retry::RetryPolicy,
+    serve::{Serve, serve},
+    sources::{Dns, Fixed, Lookup, Schemes},
     subchannel::InstanceState,
+    target::Target,
 };

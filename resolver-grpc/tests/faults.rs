@@ -1,5 +1,7 @@
 //! What a channel does when instances fail: refuse, swallow, break off, answer with errors, or fall ill.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};

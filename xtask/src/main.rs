@@ -99,10 +99,13 @@ fn soak(seconds: &str) -> Result {
     Ok(())
 }
 
+/// What is tested beside the default features.
+const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring,enlist-grpc/trace";
+
 fn test() -> Result {
     let etcd = etcd::find()?;
     println!("etcd for the tests: {etcd}");
-    let everything = ["test", "--workspace", "--features", "enlist-examples/etcd,enlist/metrics"];
+    let everything = ["test", "--workspace", "--features", FEATURES];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
     if etcd.is_process() && etcd::docker_works() {
         let mut command = cargo()?;

@@ -105,6 +105,11 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
+/// The service, to be served by somebody else.
+pub(crate) fn echo(name: &'static str) -> Echo {
+    Echo { name, calls: Arc::default(), failing: Arc::default(), slow: Duration::ZERO }
+}
+
 /// A server behind a proxy.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -124,7 +129,7 @@ impl Server {
     pub(crate) async fn slow(name: &'static str, slow: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
-        let echo = Echo { name, calls: Arc::default(), failing: Arc::default(), slow };
+        let echo = Echo { slow, ..echo(name) };
         let (health, health_service) = tonic_health::server::health_reporter();
         let tasks = TaskOwner::new();
         let stop = tasks.stop_signal();

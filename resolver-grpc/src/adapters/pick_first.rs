@@ -1,0 +1,50 @@
+//! One connection at a time, to whoever can be connected to, in a plain tonic channel.
+
+use std::time::Duration;
+
+use enlist::{Error, NoPick, Policy, ServiceView};
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint as Settings};
+use tower::service_fn;
+
+use crate::{
+    connection::{Stream, connect, tcp},
+    failure::BoxError,
+    settings::usable,
+};
+
+/// How long a dial waits for a service that is not known yet.
+const UNKNOWN: Duration = Duration::from_secs(5);
+
+/// How long connecting to one instance may take before the next one is tried.
+const EACH: Duration = Duration::from_secs(2);
+
+/// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until one can be
+/// connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme says whether there is TLS.
+///
+/// - Nothing is spread: all calls go to one instance for as long as the connection lasts, also if the instance is no longer
+///   listed. A server that leaves in order closes its connections, which ends that.
+/// - After a lost connection the calls in flight fail; the next one dials. A dial waits up to 5 s for a service that is not known
+///   yet, and gives each instance 2 s.
+pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
+    let (view, shared) = (view.clone(), settings.clone());
+    let connector = service_fn(move |_: Uri| dial(view.clone(), shared.clone()));
+    settings.connect_with_connector_lazy(connector)
+}
+
+async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn Stream>>, BoxError> {
+    timeout(UNKNOWN, view.ready()).await.map_err(|_| Error::unavailable(NoPick::Unknown))??;
+    let mut candidates = view.picker(Policy::Random).candidates()?.to_vec();
+    fastrand::shuffle(&mut candidates);
+    let mut trouble: BoxError = "no instance has an endpoint that gRPC is spoken with".into();
+    for endpoint in candidates.iter().filter_map(|entry| usable(entry.instance())) {
+        match timeout(EACH, connect(endpoint, tcp(&settings))).await {
+            Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
+            Ok(Err(error)) => trouble = error,
+            Err(elapsed) => trouble = elapsed.into(),
+        }
+    }
+    Err(trouble)
+}

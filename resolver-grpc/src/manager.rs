@@ -1,0 +1,168 @@
+//! One channel per target, shared by whoever asks for it.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use enlist::{Error, Moment, StopError, TaskOwner};
+
+use crate::{
+    channel::{Channel, ChannelBuilder},
+    locator::{Callee, Locator},
+    sources::Schemes,
+    target::Target,
+};
+
+/// How long a channel that nobody holds is kept, unless said otherwise.
+pub const DEFAULT_KEEP: Duration = Duration::from_secs(300);
+
+/// Hands out channels: one per target, however many ask for it. A channel is made without waiting; its connections are made in the
+/// background. One that nobody but the manager holds is let go of after a while.
+///
+/// Dropping the manager ends its own task; channels that were handed out go on.
+pub struct ConnectionManager {
+    locator: Locator,
+    schemes: Schemes,
+    options: Box<dyn Fn(&Target) -> ChannelBuilder + Send + Sync>,
+    channels: Arc<Channels>,
+    tasks: TaskOwner,
+}
+
+#[derive(Default)]
+struct Channels {
+    by_target: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    kept: HashMap<Target, Kept>,
+    closed: bool,
+}
+
+struct Kept {
+    channel: Channel,
+    /// When somebody was last seen to hold it.
+    used: Moment,
+}
+
+impl ConnectionManager {
+    /// A manager of channels with the default options.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn new(locator: Locator, schemes: Schemes) -> Result<Self, Error> {
+        Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder())
+    }
+
+    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if `keep` is zero, [`Error::Closed`] outside a runtime.
+    pub fn with_options(
+        locator: Locator,
+        schemes: Schemes,
+        keep: Duration,
+        options: impl Fn(&Target) -> ChannelBuilder + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        if keep.is_zero() {
+            return Err(Error::invalid_config("keep", "a channel has to be kept for longer than no time"));
+        }
+        let (channels, tasks) = (Arc::<Channels>::default(), TaskOwner::new());
+        let (stop, evicted) = (tasks.stop_signal(), Arc::clone(&channels));
+        tasks.spawn("connection manager", async move {
+            let evict = async {
+                loop {
+                    tokio::time::sleep(keep / 2).await;
+                    evicted.evict(keep);
+                }
+            };
+            stop.run_until_cancelled_owned(evict).await;
+        })?;
+        Ok(Self { locator, schemes, options: Box::new(options), channels, tasks })
+    }
+
+    /// The channel to `callee`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Locator::target`] and [`channel_to`](Self::channel_to).
+    pub fn channel(&self, callee: &Callee) -> Result<Channel, Error> {
+        self.channel_to(&self.locator.target(callee)?)
+    }
+
+    /// The channel to `target`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Schemes::view`]; [`Error::Closed`] after [`close`](Self::close) and outside a runtime.
+    pub fn channel_to(&self, target: &Target) -> Result<Channel, Error> {
+        let mut state = self.channels.lock();
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        if let Some(kept) = state.kept.get_mut(target) {
+            kept.used = Moment::now();
+            return Ok(kept.channel.clone());
+        }
+        // Nothing waits in here: views and channels begin in the background.
+        let channel = (self.options)(target).build(&self.schemes.view(target)?)?;
+        state.kept.insert(target.clone(), Kept { channel: channel.clone(), used: Moment::now() });
+        Ok(channel)
+    }
+
+    /// The targets that there are channels to.
+    pub fn targets(&self) -> Vec<Target> {
+        self.channels.lock().kept.keys().cloned().collect()
+    }
+
+    /// Closes all channels and hands out no more; waits at most `limit` for each. Calls in flight finish.
+    ///
+    /// # Errors
+    ///
+    /// The first [`StopError`].
+    ///
+    /// # Cancel safety
+    ///
+    /// The manager stays closed; channels that were not reached end when they are dropped.
+    pub async fn close(&self, limit: Duration) -> Result<(), StopError> {
+        let kept = {
+            let mut state = self.channels.lock();
+            state.closed = true;
+            std::mem::take(&mut state.kept)
+        };
+        let closed = kept.values().map(|kept| kept.channel.close(limit));
+        let outcomes = futures::future::join_all(closed).await;
+        let own = self.tasks.stop(limit).await;
+        outcomes.into_iter().chain([own]).collect()
+    }
+}
+
+impl fmt::Debug for ConnectionManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionManager").field("targets", &self.targets()).finish_non_exhaustive()
+    }
+}
+
+impl Channels {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn evict(&self, keep: Duration) {
+        self.lock().kept.retain(|target, kept| {
+            if kept.channel.holders() > 1 {
+                kept.used = Moment::now();
+            }
+            let used = kept.used.elapsed() < keep;
+            if !used {
+                tracing::debug!(%target, "channel let go of, nobody used it");
+            }
+            used
+        });
+    }
+}

@@ -1,0 +1,166 @@
+//! A tonic server that comes and goes in order.
+
+use std::{future::Future, io, pin::Pin};
+
+use bytes::Bytes;
+use enlist::{Error, Graceful, Instance, RegisterOptions, Registry, ServiceRef, Shutdown};
+use tokio::net::TcpListener;
+use tonic::{
+    body::Body,
+    service::Routes,
+    transport::server::{Router, TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::{Layer, Service, layer::util::Identity};
+
+use crate::failure::BoxError;
+
+/// A tonic server about to be registered and run. See [`serve`].
+#[must_use = "it runs once it is registered"]
+pub struct Serve<L = Identity> {
+    listener: TcpListener,
+    router: Router<L>,
+    graceful: Graceful,
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    health: HealthReporter,
+    /// The services that the health service knows, beside the whole server.
+    services: Vec<String>,
+}
+
+impl<L> std::fmt::Debug for Serve<L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serve")
+            .field("listener", &self.listener)
+            .field("graceful", &self.graceful)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Serves `router` on `listener`, which listens already, with a gRPC health service added. The order: register; serve until
+/// SIGTERM or SIGINT (or [`Serve::until`]); health `NOT_SERVING` and draining; wait for clients to see that; deregister; finish
+/// what is in flight; stop. All of the end is under the deadline of [`Graceful`].
+///
+/// ```no_run
+/// # async fn f(registry: &dyn enlist::Registry, router: tonic::transport::server::Router) -> Result<(), Box<dyn std::error::Error>> {
+/// use enlist::{Instance, InstanceId, RegisterOptions, ServiceRef, advertise};
+///
+/// let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await?;
+/// let (endpoint, _) = advertise(listener.local_addr()?)?;
+/// let instance = Instance::new(InstanceId::parse("greeter-1")?, [endpoint])?;
+/// let serve = enlist_grpc::serve(listener, router).services(["hello.Greeter"]);
+/// let report = serve.register(registry, &ServiceRef::parse("greeter")?, instance, RegisterOptions::new()).await?;
+/// println!("drained: {}", report.drained);
+/// # Ok(())
+/// # }
+/// ```
+pub fn serve<L>(listener: TcpListener, router: Router<L>) -> Serve<L> {
+    let (health, service) = tonic_health::server::health_reporter();
+    Serve {
+        listener,
+        router: router.add_service(service),
+        graceful: Graceful::new(),
+        stop: Box::pin(signalled()),
+        health,
+        services: Vec::new(),
+    }
+}
+
+impl<L> Serve<L> {
+    /// Names the gRPC services (`package.Service`) that the health service answers for, beside the whole server (the empty name).
+    pub fn services(mut self, services: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.services.extend(services.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets the times of the shutdown. Default: [`Graceful::new`].
+    pub fn graceful(mut self, graceful: Graceful) -> Self {
+        self.graceful = graceful;
+        self
+    }
+
+    /// Shuts down when `stop` completes. Default: SIGTERM or SIGINT.
+    pub fn until(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.stop = Box::pin(stop);
+        self
+    }
+
+    /// What the health service says, to change it while the server runs.
+    pub fn health(&self) -> HealthReporter {
+        self.health.clone()
+    }
+
+    /// Registers `instance`, serves until told to stop, and shuts down in order. Says what was reached.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Registry::register`]; nothing was served then. What the server itself ended with is in the report.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the server, and the registration, which is withdrawn in the background.
+    pub async fn register<ResBody>(
+        self,
+        registry: &dyn Registry,
+        service: &ServiceRef,
+        instance: Instance,
+        options: RegisterOptions,
+    ) -> Result<Shutdown<Result<(), tonic::transport::Error>>, Error>
+    where
+        L: Layer<Routes>,
+        L::Service: Service<http::Request<Body>, Response = http::Response<ResBody>> + Clone + Send + 'static,
+        <L::Service as Service<http::Request<Body>>>::Future: Send,
+        <L::Service as Service<http::Request<Body>>>::Error: Into<BoxError> + Send,
+        ResBody: http_body::Body<Data = Bytes> + Send + 'static,
+        ResBody::Error: Into<BoxError>,
+    {
+        let Self { listener, router, graceful, stop, health, mut services } = self;
+        // The empty name is the whole server.
+        services.push(String::new());
+        say(&health, &services, ServingStatus::Serving).await;
+        let registration = registry.register(service, instance, options).await?;
+        let stop = async {
+            stop.await;
+            say(&health, &services, ServingStatus::NotServing).await;
+        };
+        let (mut ended, known) = (health.clone(), services.clone());
+        let report = graceful.run(registration, stop, |finish| {
+            let finish = async move {
+                finish.cancelled().await;
+                // Streams of health would keep the server busy for ever.
+                for service in known {
+                    ended.clear_service_status(&service).await;
+                }
+            };
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+            router.serve_with_incoming_shutdown(incoming, finish)
+        });
+        Ok(report.await)
+    }
+}
+
+async fn say(health: &HealthReporter, services: &[String], status: ServingStatus) {
+    for service in services {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Waits for SIGTERM or SIGINT. Where no handler can be installed, it waits for ever and says so.
+async fn signalled() {
+    let waited: io::Result<()> = async {
+        #[cfg(unix)]
+        {
+            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                interrupted = tokio::signal::ctrl_c() => interrupted,
+            }
+        }
+        #[cfg(not(unix))]
+        tokio::signal::ctrl_c().await
+    }
+    .await;
+    if let Err(error) = waited {
+        tracing::error!(%error, "no signal can be waited for, the server will not stop by one");
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,275 @@
+//! Instances that DNS knows: every address of a name, looked up again and again.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{
+    Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
+    Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+};
+use tokio::time::{Instant, timeout};
+
+/// How often a name is looked up, unless said otherwise.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// How long a lookup may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an answer holds.
+#[async_trait]
+pub trait Lookup: fmt::Debug + Send + Sync + 'static {
+    /// The addresses of `host`, with `port`.
+    ///
+    /// Signature: `async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>`.
+    ///
+    /// # Errors
+    ///
+    /// If there was no answer, or the name does not exist: the last known addresses are kept.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has to be harmless.
+    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
+
+/// `getaddrinfo`.
+#[derive(Debug)]
+struct System;
+
+#[async_trait]
+impl Lookup for System {
+    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host((host, port)).await?.collect())
+    }
+}
+
+/// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are looked up
+/// every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows no weights, health or
+/// draining.
+#[derive(Clone, Debug)]
+pub struct Dns {
+    lookup: Arc<dyn Lookup>,
+    every: Duration,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Dns {
+    /// A resolver over the system's, which does not tell how long an answer holds.
+    pub fn new() -> Self {
+        Self { lookup: Arc::new(System), every: EVERY }
+    }
+
+    /// Sets who looks names up.
+    #[must_use]
+    pub fn with_lookup(mut self, lookup: Arc<dyn Lookup>) -> Self {
+        self.lookup = lookup;
+        self
+    }
+
+    /// Sets how often names are looked up. Default: 5 s.
+    #[must_use]
+    pub fn every(mut self, every: Duration) -> Self {
+        self.every = every;
+        self
+    }
+
+    /// The service that stands for `host` and `port`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`] if the host is too long for a name.
+    pub fn service(host: &str, port: u16) -> Result<ServiceRef, Error> {
+        ServiceRef::parse(format!("{host}:{port}"))
+    }
+
+    async fn entries(&self, service: &ServiceRef, revision: Revision) -> Result<Vec<Arc<Entry>>, Error> {
+        let named = Endpoint::parse(service.name().as_str())?;
+        let lookup = self.lookup.lookup(named.host(), named.port());
+        let found = timeout(LIMIT, lookup).await.map_err(|_| Error::Timeout {
+            op: "looking a name up",
+            limit: LIMIT,
+            cause: None,
+        })?;
+        let addresses = found.map_err(Error::unavailable)?;
+        if addresses.is_empty() {
+            return Err(Error::unavailable(format!("{} has no address", named.host())));
+        }
+        let entry = |address: SocketAddr| {
+            let instance = Instance::new(InstanceId::parse(address.to_string())?, [Endpoint::try_from(address)?])?;
+            Ok(Arc::new(Entry::new(instance, revision, revision)))
+        };
+        addresses.into_iter().map(entry).collect()
+    }
+}
+
+#[async_trait]
+impl Resolver for Dns {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        let first = Revision::new(1);
+        let mut snapshot = Snapshot::empty(service.clone(), first, Epoch::default());
+        snapshot.patch(self.entries(service, first).await?);
+        Ok(snapshot)
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let proof = Proof::new(Moment::now());
+        Ok(Box::new(DnsWatcher {
+            dns: self.clone(),
+            service: service.clone(),
+            told: None,
+            live: true,
+            proof,
+            due: None,
+        }))
+    }
+
+    async fn services(&self, _: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        Err(Error::Unsupported { what: "listing the services of DNS".to_owned() })
+    }
+}
+
+#[derive(Debug)]
+struct DnsWatcher {
+    dns: Dns,
+    service: ServiceRef,
+    told: Option<Snapshot>,
+    live: bool,
+    proof: Proof,
+    due: Option<Instant>,
+}
+
+impl DnsWatcher {
+    /// What a lookup changes, if anything.
+    fn take(&mut self, found: Result<Vec<Arc<Entry>>, Error>, asked: Moment) -> Option<Change> {
+        let was_live = std::mem::replace(&mut self.live, found.is_ok());
+        let entries = match found {
+            Ok(entries) => entries,
+            Err(cause) => {
+                let snapshot = self.told.clone()?;
+                let freshness = Freshness::Stale { proven: self.proof.moment(), cause };
+                return was_live.then_some(Change { snapshot, events: Vec::new(), freshness });
+            }
+        };
+        self.proof.renew(asked);
+        let freshness = Freshness::Live { proof: self.proof.clone() };
+        let Some(told) = &self.told else {
+            let mut snapshot = Snapshot::empty(self.service.clone(), Revision::new(1), Epoch::default());
+            snapshot.patch(entries);
+            self.told = Some(snapshot.clone());
+            return Some(Change { events: snapshot.as_added(), snapshot, freshness });
+        };
+        let mut snapshot = told.clone();
+        // An address that stays is the instance that it was.
+        snapshot.patch(entries.into_iter().map(|entry| known(told, &entry).unwrap_or(entry)));
+        let events = snapshot.diff(told);
+        if events.is_empty() && was_live {
+            return None;
+        }
+        if !events.is_empty() {
+            snapshot.advance(next(told.revision()), Epoch::default());
+        }
+        self.told = Some(snapshot.clone());
+        Some(Change { snapshot, events, freshness })
+    }
+}
+
+fn next(revision: Revision) -> Revision {
+    Revision::new(revision.get() + 1)
+}
+
+fn known(told: &Snapshot, entry: &Entry) -> Option<Arc<Entry>> {
+    told.get(entry.instance().id()).cloned().map(Arc::new)
+}
+
+#[async_trait]
+impl Watcher for DnsWatcher {
+    async fn next(&mut self) -> Result<Change, Error> {
+        loop {
+            if let Some(due) = self.due {
+                tokio::time::sleep_until(due).await;
+            }
+            let (asked, revision) =
+                (Moment::now(), self.told.as_ref().map_or(Revision::new(1), |told| next(told.revision())));
+            let found = self.dns.entries(&self.service, revision).await;
+            self.due = Some(Instant::now() + self.dns.every);
+            let refused = found.as_ref().err().filter(|error| !error.is_retryable()).cloned();
+            if let Some(change) = self.take(found, asked) {
+                return Ok(change);
+            }
+            if let (None, Some(error)) = (&self.told, refused) {
+                return Err(error);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enlist::Directory;
+    use std::sync::Mutex;
+
+    /// Answers with what it was given last; with nothing, it fails.
+    #[derive(Debug, Default)]
+    struct Answers(Mutex<Vec<SocketAddr>>);
+
+    impl Answers {
+        fn set(&self, addresses: &[&str]) {
+            *self.0.lock().unwrap() = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        }
+    }
+
+    #[async_trait]
+    impl Lookup for Answers {
+        async fn lookup(&self, _: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+            let addresses = self.0.lock().unwrap().clone();
+            if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
+        }
+    }
+
+    fn ids(snapshot: &Snapshot) -> Vec<String> {
+        snapshot.entries().map(|entry| entry.instance().id().to_string()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_is_looked_up_again_and_keeps_its_last_addresses() {
+        let answers = Arc::new(Answers::default());
+        answers.set(&["10.0.0.1:80", "10.0.0.2:80"]);
+        let dns = Dns::new().with_lookup(answers.clone());
+        let mut watcher = dns.watch(&Dns::service("greeter.example", 80).unwrap()).await.unwrap();
+        let first = watcher.next().await.unwrap();
+        assert_eq!(ids(&first.snapshot), ["10.0.0.1:80", "10.0.0.2:80"]);
+
+        answers.set(&["10.0.0.2:80", "10.0.0.3:80"]);
+        let second = watcher.next().await.unwrap();
+        assert_eq!((ids(&second.snapshot), second.events.len()), (vec!["10.0.0.2:80".into(), "10.0.0.3:80".into()], 2));
+        assert!(second.snapshot.revision() > first.snapshot.revision());
+
+        answers.set(&[]);
+        let stale = watcher.next().await.unwrap();
+        assert!(!stale.freshness.is_live() && stale.events.is_empty());
+        assert_eq!(ids(&stale.snapshot), ids(&second.snapshot));
+
+        answers.set(&["10.0.0.2:80", "10.0.0.3:80"]);
+        let back = watcher.next().await.unwrap();
+        assert!(back.freshness.is_live() && back.events.is_empty());
+        assert!(back.freshness.age() < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_comes_late_is_found_and_a_service_that_is_no_name_is_refused() {
+        let answers = Arc::new(Answers::default());
+        let directory = Directory::new(Arc::new(Dns::new().with_lookup(answers.clone())));
+        let view = directory.view(&Dns::service("late.example", 80).unwrap());
+        assert!(timeout(Duration::from_secs(60), view.ready()).await.is_err());
+        answers.set(&["10.0.0.1:80"]);
+        assert_eq!(view.ready().await.unwrap().len(), 1);
+        let view = directory.view(&ServiceRef::parse("no port").unwrap());
+        assert!(matches!(view.ready().await, Err(Error::InvalidAddress { .. })));
+    }
+}

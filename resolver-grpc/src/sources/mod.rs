@@ -1,0 +1,11 @@
+//! Where the instances of a target come from: a resolver of the user's for each scheme, DNS, or the target itself.
+
+mod dns;
+mod fixed;
+mod schemes;
+
+pub use self::{
+    dns::{Dns, Lookup},
+    fixed::Fixed,
+    schemes::Schemes,
+};
