@@ -10,7 +10,7 @@ use enlist::{LockName, LockOptions};
 use enlist_examples::Store;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let store = Store::from_args()?;
     let (one, two, observer) = (store.client().await?, store.client().await?, store.client().await?);
     let name = LockName::parse("scheduler")?;

@@ -31,7 +31,7 @@ impl Ledger {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let store = Store::from_args()?;
     let (one, two) = (store.client().await?, store.client().await?);
     let (ledger, name) = (Ledger::default(), LockName::parse("nightly")?);

@@ -15,7 +15,7 @@ use enlist::{
 };
 use enlist_examples::{Backend, Store, flag};
 
-type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[tokio::main]
 async fn main() -> Result {

@@ -12,7 +12,7 @@ use enlist_examples::Store;
 use tokio::net::TcpListener;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let backend = Store::from_args()?.client().await?;
     let service = ServiceRef::parse("hello")?;
 

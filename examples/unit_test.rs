@@ -18,7 +18,7 @@ async fn describe(resolver: Arc<dyn Resolver>, service: &ServiceRef) -> Result<S
 }
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let service = ServiceRef::parse("search")?;
     println!("{}", describe(Arc::new(MemoryStore::new().client()), &service).await?);
     println!("the tests of this file run with `cargo test --example unit_test`");

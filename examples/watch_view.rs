@@ -10,7 +10,7 @@ use enlist::{Directory, Endpoint, Instance, InstanceId, Policy, RegisterOptions,
 use enlist_memory::MemoryStore;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let store = MemoryStore::new();
     let (server, client) = (store.client(), store.client());
     let service = ServiceRef::parse("search")?;

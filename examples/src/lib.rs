@@ -1,4 +1,6 @@
-//! What the examples share: the choice of the backend. Everything else is the same for all of them.
+//! What the examples share: the choice of the backend, and a gRPC service that greets.
+
+pub mod greeter;
 
 use std::{env, error::Error, sync::Arc};
 
@@ -27,7 +29,7 @@ impl Store {
     /// # Errors
     ///
     /// If `--etcd` is given without a URL, or without the feature `etcd`.
-    pub fn from_args() -> Result<Self, Box<dyn Error>> {
+    pub fn from_args() -> Result<Self, Box<dyn Error + Send + Sync>> {
         let mut args = env::args().skip_while(|arg| arg != "--etcd");
         if args.next().is_none() {
             return Ok(Self::Memory(MemoryStore::new()));

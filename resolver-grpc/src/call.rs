@@ -1,31 +1,24 @@
-//! One call: choose an instance, send, and where that is right, choose another one.
+//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One call is in
+//! [`crate::attempt`].
 
 use std::{
-    future::poll_fn,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use enlist::{Presence, ServiceRef, ServiceView, TaskOwner};
-use http::{HeaderMap, HeaderName, request::Parts};
+use http::{HeaderMap, request::Parts};
 use tokio::time::timeout;
-use tonic::{Code, Status, body::Body};
-use tower::Service;
+use tonic::Status;
 
 use crate::{
-    answer,
     balance::{Balance, Choice, HashKey},
     deadline::Deadline,
-    failure::{BoxError, Failure},
-    replay::Replay,
-    retry::{Attempts, Ended, Pushback, Retries},
+    retry::Retries,
     set::{Picture, Shared},
     subchannel::{Flight, InstanceState, Subchannel, Terms},
 };
-
-/// How many attempts were made before this one (gRFC A6).
-const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 /// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
 /// channel's bound, instead of failing at once. Overrides the channel's own choice.
@@ -86,64 +79,21 @@ enum Next {
 }
 
 impl Core {
-    pub(crate) async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
-        #[cfg_attr(not(feature = "trace"), expect(unused_mut, reason = "a trace adds headers"))]
-        let (mut head, body) = request.into_parts();
-        #[cfg(feature = "trace")]
-        {
-            let span = crate::trace::client_span(&mut head);
-            let call = async {
-                let outcome = self.attempt(head, body).await;
-                crate::trace::ended(match &outcome {
-                    Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
-                    Err(status) => status.code(),
-                });
-                outcome
-            };
-            tracing::Instrument::instrument(call, span).await
-        }
-        #[cfg(not(feature = "trace"))]
-        self.attempt(head, body).await
-    }
-
-    /// As many attempts as it takes.
-    async fn attempt(&self, mut head: Parts, body: Body) -> Result<http::Response<Body>, Status> {
-        if let Some(intercept) = &self.intercept {
-            let Parts { uri, headers, .. } = &mut head;
-            intercept.before(CallHead { service: self.view.service(), path: uri.path(), headers }).await?;
-        }
-        let deadline = Deadline::of(&head.headers);
-        let replay = Replay::new(body, self.replay_limit);
-        let mut attempts = Attempts::new(self.retries.policy(head.uri.path()));
-        let mut tried = Vec::new();
-        self.retries.deposit();
-        loop {
-            let flight = self.choose(&head, &tried, &deadline).await?;
-            let Some(body) = replay.attempt() else {
-                return Err(Status::internal("the request could not be sent again"));
-            };
-            let request = assemble(&head, body, &attempts, &deadline);
-            let subchannel = Arc::clone(flight.subchannel());
-            #[cfg(feature = "trace")]
-            crate::trace::called(subchannel.endpoint());
-            let (ended, outcome) = send(flight, request).await;
-            let Some(ended) = ended.filter(|_| replay.is_replayable()) else {
-                return outcome;
-            };
-            let Some(delay) = attempts.again(ended).filter(|delay| deadline.allows(*delay)) else {
-                return outcome;
-            };
-            if !self.retries.withdraw() {
-                return outcome;
-            }
-            tracing::debug!(instance = %subchannel, ?ended, ?delay, "call tried again");
-            tried.push(subchannel);
-            tokio::time::sleep(delay).await;
+    /// An instance that can take the call now.
+    pub(crate) fn choose_now(&self, head: &Parts) -> Option<Flight> {
+        match self.look(head, &[]) {
+            Next::Take(flight) => Some(flight),
+            Next::Wait | Next::Refuse => None,
         }
     }
 
     /// Chooses an instance, and waits for one where there may be one soon.
-    async fn choose(&self, head: &Parts, tried: &[Arc<Subchannel>], deadline: &Deadline) -> Result<Flight, Status> {
+    pub(crate) async fn choose(
+        &self,
+        head: &Parts,
+        tried: &[Arc<Subchannel>],
+        deadline: &Deadline,
+    ) -> Result<Flight, Status> {
         match self.look(head, tried) {
             Next::Take(flight) => return Ok(flight),
             Next::Refuse => return Err(Status::unavailable(self.explain())),
@@ -237,50 +187,4 @@ fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
 /// Says whether the instance is ready, or might be in a moment.
 fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
     matches!(subchannel.state(), InstanceState::Connecting | InstanceState::Ready)
-}
-
-/// One attempt's request.
-fn assemble(head: &Parts, body: Body, attempts: &Attempts<'_>, deadline: &Deadline) -> http::Request<Body> {
-    let mut head = head.clone();
-    if attempts.left() > 0 {
-        head.headers.insert(PREVIOUS, attempts.left().into());
-        deadline.tell(&mut head.headers);
-    }
-    http::Request::from_parts(head, body)
-}
-
-/// One attempt. Says how it ended if another one may be made.
-async fn send(
-    mut flight: Flight,
-    request: http::Request<Body>,
-) -> (Option<Ended>, Result<http::Response<Body>, Status>) {
-    let mut channel = flight.connection().channel();
-    let taken = poll_fn(|cx| channel.poll_ready(cx)).await;
-    let outcome = match taken {
-        Ok(()) => channel.call(request).await.map_err(|error| Failure::of(error.into(), &named(&flight))),
-        Err(error) => Err(Failure::not_taken(BoxError::from(error), &named(&flight))),
-    };
-    match outcome {
-        Ok(answer) => {
-            flight.answered();
-            (refused(&answer), Ok(answer::tracked(answer, flight)))
-        }
-        Err(Failure { reach, status, broken }) => {
-            flight.ended(status.code());
-            if broken {
-                flight.demote();
-            }
-            (Some(Ended::Failed(reach)), Err(status))
-        }
-    }
-}
-
-fn named(flight: &Flight) -> String {
-    flight.subchannel().to_string()
-}
-
-/// The answer is a status and nothing else: the only kind that gRFC A6 lets a client repeat.
-fn refused(answer: &http::Response<Body>) -> Option<Ended> {
-    let code = answer::code(answer.headers()).filter(|code| *code != Code::Ok)?;
-    Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
 }

@@ -3,8 +3,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::Duration,
@@ -19,6 +17,7 @@ use tonic::{Status, body::Body, transport::Endpoint as Settings};
 use tower::{Service, retry::budget::TpsBudget};
 
 use crate::{
+    attempt::ResponseFuture,
     balance::Balance,
     call::{Core, Intercept},
     ejection::{Ejection, Ejections},
@@ -199,23 +198,6 @@ pub struct InstanceStats {
     pub last_failure: Option<String>,
 }
 
-/// The answer to a call, to come.
-pub struct ResponseFuture(Pin<Box<dyn Future<Output = Result<http::Response<Body>, Status>> + Send>>);
-
-impl fmt::Debug for ResponseFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-impl Future for ResponseFuture {
-    type Output = Result<http::Response<Body>, Status>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
 impl Service<http::Request<Body>> for Channel {
     type Response = http::Response<Body>;
     type Error = Status;
@@ -226,8 +208,7 @@ impl Service<http::Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
-        let core = Arc::clone(&self.core);
-        ResponseFuture(Box::pin(async move { core.call(request).await }))
+        ResponseFuture::begin(&self.core, request)
     }
 }
 

@@ -5,25 +5,26 @@
 
 use std::{
     fmt,
-    future::{Future, poll_fn},
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use enlist::Endpoint;
+use futures::task::AtomicWaker;
 use http::Uri;
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint as Settings};
 use tower::{Service, service_fn};
 
@@ -54,7 +55,9 @@ struct Pulse {
     /// The connection is gone.
     lost: CancellationToken,
     /// The connection is to be broken off.
-    cut: CancellationToken,
+    cut: AtomicBool,
+    /// Who reads it.
+    reader: AtomicWaker,
 }
 
 impl Connection {
@@ -99,7 +102,8 @@ impl Connection {
 
     /// Breaks the connection off; calls over it fail.
     pub(crate) fn cut(&self) {
-        self.pulse.cut.cancel();
+        self.pulse.cut.store(true, Ordering::Release);
+        self.pulse.reader.wake();
     }
 }
 
@@ -134,8 +138,7 @@ async fn connect_once(
 ) -> Result<TokioIo<Tracked>, BoxError> {
     let pulse = once.ok_or("the connection is gone")?;
     let stream = connect(&endpoint, tcp).await?;
-    let cut = Box::pin(pulse.cut.clone().cancelled_owned());
-    Ok(TokioIo::new(Tracked { stream, pulse, cut }))
+    Ok(TokioIo::new(Tracked { stream, pulse }))
 }
 
 /// What bytes are exchanged over.
@@ -147,16 +150,20 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 struct Tracked {
     stream: Box<dyn Stream>,
     pulse: Arc<Pulse>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl AsyncRead for Tracked {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.cut.as_mut().poll(cx).is_ready() {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_pending() {
+            // Before the look, so that a cut between the two is not missed.
+            self.pulse.reader.register(cx.waker());
+        }
+        if self.pulse.cut.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(read)?;
         if buf.filled().len() > before && self.pulse.reads.fetch_add(1, Ordering::Relaxed) == 0 {
             self.pulse.heard.cancel();
         }

@@ -12,23 +12,20 @@ pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The largest number that the header may hold.
 const MOST: u128 = 99_999_999;
 
-/// How long a call may take, from its beginning.
+/// How long a call may take, from its beginning; `None` without end. Without one, no clock is read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Deadline {
-    begun: Moment,
-    limit: Option<Duration>,
-}
+pub(crate) struct Deadline(Option<(Moment, Duration)>);
 
 impl Deadline {
     /// The deadline of a call that begins now.
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let limit = headers.get(TIMEOUT).and_then(|value| value.to_str().ok()).and_then(read);
-        Self { begun: Moment::now(), limit }
+        Self(limit.map(|limit| (Moment::now(), limit)))
     }
 
     /// What is left; `None` if there is no deadline.
     pub(crate) fn left(&self) -> Option<Duration> {
-        self.limit.map(|limit| self.begun.remaining(limit))
+        self.0.map(|(begun, limit)| begun.remaining(limit))
     }
 
     /// Says whether there is time for a wait.

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod answer;
+mod attempt;
 mod balance;
 mod call;
 pub mod channel;
@@ -26,9 +27,10 @@ pub mod trace;
 #[doc(inline)]
 pub use self::{
     adapters::{Balanced, balance_channel, pick_first},
+    attempt::ResponseFuture,
     balance::{Balance, HashKey},
     call::{CallHead, Intercept, WaitForReady},
-    channel::{Channel, ChannelBuilder, InstanceStats, ResponseFuture},
+    channel::{Channel, ChannelBuilder, InstanceStats},
     ejection::Ejection,
     locator::{Callee, Invocation, Locator},
     manager::ConnectionManager,

@@ -34,16 +34,13 @@ impl Replay {
         Self(Arc::new(Mutex::new(kept)))
     }
 
-    /// The whole body, from its beginning; earlier attempts read no more. `None` if it cannot be had any more.
-    pub(crate) fn attempt(&self) -> Option<Body> {
+    /// The whole body, from its beginning, as long as it [is replayable](Self::is_replayable); earlier attempts read no more.
+    pub(crate) fn attempt(&self) -> Body {
         let mut kept = lock(&self.0);
-        if kept.overflown {
-            return None;
-        }
         kept.attempt += 1;
         let attempt = Attempt { kept: Arc::clone(&self.0), number: kept.attempt, sent: 0 };
         drop(kept);
-        Some(Body::new(attempt))
+        Body::new(attempt)
     }
 
     /// Says whether there can be another attempt.
@@ -145,16 +142,16 @@ mod tests {
     async fn every_attempt_sends_everything() {
         let replay = Replay::new(body(&["one ", "two ", "three"]), 100);
         for _ in 0..3 {
-            assert_eq!(read(replay.attempt().unwrap()).await, b"one two three");
+            assert_eq!(read(replay.attempt()).await, b"one two three");
         }
     }
 
     #[tokio::test]
     async fn an_attempt_goes_on_where_the_last_one_stopped_reading() {
         let replay = Replay::new(body(&["one ", "two ", "three"]), 100);
-        let mut first = replay.attempt().unwrap();
+        let mut first = replay.attempt();
         first.frame().await.unwrap().unwrap();
-        let second = replay.attempt().unwrap();
+        let second = replay.attempt();
         assert!(first.frame().await.unwrap().is_err(), "an earlier attempt must read no more");
         assert_eq!(read(second).await, b"one two three");
     }
@@ -162,11 +159,11 @@ mod tests {
     #[tokio::test]
     async fn what_was_read_beyond_the_limit_cannot_be_sent_again() {
         let replay = Replay::new(body(&["one ", "two ", "three"]), 4);
-        let mut first = replay.attempt().unwrap();
+        let mut first = replay.attempt();
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
         let sent = first.into_data_stream().map(Result::unwrap).collect::<Vec<_>>().await;
         assert_eq!(sent, ["two ", "three"]);
-        assert!(!replay.is_replayable() && replay.attempt().is_none());
+        assert!(!replay.is_replayable());
     }
 }

@@ -1,7 +1,7 @@
 //! When a call is tried again: pure decisions. Calls that provably never left are always eligible; answers are, by option, as
 //! the gRPC retry specification describes (gRFC A6).
 
-use std::{collections::HashMap, fmt, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use enlist::{Backoff, BackoffPolicy};
 use http::HeaderMap;
@@ -64,7 +64,7 @@ impl RetryPolicy {
 /// Which methods are tried again, and how often in all.
 #[derive(Default)]
 pub(crate) struct Retries {
-    policies: HashMap<String, RetryPolicy>,
+    policies: HashMap<String, Arc<RetryPolicy>>,
     budget: TpsBudget,
 }
 
@@ -76,16 +76,17 @@ impl fmt::Debug for Retries {
 
 impl Retries {
     pub(crate) fn new(policies: HashMap<String, RetryPolicy>, budget: TpsBudget) -> Self {
+        let policies = policies.into_iter().map(|(method, policy)| (method, Arc::new(policy))).collect();
         Self { policies, budget }
     }
 
     /// The policy of the method at `path`: its own, else that of its service (`/package.Service/`), else that of all (empty).
-    pub(crate) fn policy(&self, path: &str) -> Option<&RetryPolicy> {
+    pub(crate) fn policy(&self, path: &str) -> Option<Arc<RetryPolicy>> {
         if self.policies.is_empty() {
             return None;
         }
         let service = path.rfind('/').map(|slash| &path[..=slash]);
-        [Some(path), service, Some("")].into_iter().flatten().find_map(|name| self.policies.get(name))
+        [Some(path), service, Some("")].into_iter().flatten().find_map(|name| self.policies.get(name)).cloned()
     }
 
     /// Notes a call, which pays for part of a later retry.
@@ -129,8 +130,8 @@ impl Pushback {
 
 /// The attempts of one call.
 #[derive(Debug)]
-pub(crate) struct Attempts<'a> {
-    policy: Option<&'a RetryPolicy>,
+pub(crate) struct Attempts {
+    policy: Option<Arc<RetryPolicy>>,
     backoff: Option<Backoff>,
     /// Attempts that left.
     left: u32,
@@ -138,8 +139,8 @@ pub(crate) struct Attempts<'a> {
     moved: u32,
 }
 
-impl<'a> Attempts<'a> {
-    pub(crate) fn new(policy: Option<&'a RetryPolicy>) -> Self {
+impl Attempts {
+    pub(crate) fn new(policy: Option<Arc<RetryPolicy>>) -> Self {
         Self { policy, backoff: None, left: 0, moved: 0 }
     }
 
@@ -155,7 +156,7 @@ impl<'a> Attempts<'a> {
             return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
         }
         self.left += 1;
-        let policy = self.policy?;
+        let policy = self.policy.as_ref()?;
         let (code, pushback) = match ended {
             Ended::Answered { code, pushback } => (code, pushback),
             Ended::Failed(Reach::OutOfTime) => return None,
@@ -194,26 +195,26 @@ mod tests {
     #[test]
     fn what_may_have_been_done_is_repeated_only_by_a_policy() {
         assert_eq!(Attempts::new(None).again(LOST), None);
-        let policy = RetryPolicy::new();
-        let mut attempts = Attempts::new(Some(&policy));
+        let policy = Arc::new(RetryPolicy::new());
+        let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
         assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
         assert_eq!(attempts.left(), 1);
         assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
         assert_eq!(attempts.again(LOST), None, "three attempts in all");
-        assert_eq!(Attempts::new(Some(&policy)).again(Ended::Failed(Reach::OutOfTime)), None);
+        assert_eq!(Attempts::new(Some(Arc::clone(&policy))).again(Ended::Failed(Reach::OutOfTime)), None);
     }
 
     #[test]
     fn answers_are_repeated_by_their_code_and_as_the_server_says() {
-        let policy = RetryPolicy::new().attempts(9);
-        let again = |code, pushback| Attempts::new(Some(&policy)).again(answered(code, pushback));
+        let policy = Arc::new(RetryPolicy::new().attempts(9));
+        let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(answered(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(again(Code::Internal, Pushback::None), None);
         assert_eq!(again(Code::Unavailable, Pushback::Never), None);
         let second = Duration::from_secs(1);
         assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
 
-        let mut attempts = Attempts::new(Some(&policy));
+        let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
         let made = (1..).take_while(|_| attempts.again(answered(Code::Unavailable, Pushback::None)).is_some());
         assert_eq!(made.count(), 4, "five attempts at most");
     }

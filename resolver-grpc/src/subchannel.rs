@@ -448,9 +448,13 @@ impl Flight {
         }
     }
 
-    /// Notes that the connection takes no more calls.
-    pub(crate) fn demote(&mut self) {
+    /// Ends a call that was not even sent.
+    pub(crate) fn unused(mut self) {
         self.answered = true;
+    }
+
+    /// Notes that the connection takes no more calls.
+    pub(crate) fn demote(&self) {
         self.subchannel.demote(&self.terms, &self.connection);
     }
 }

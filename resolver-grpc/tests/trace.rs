@@ -90,11 +90,9 @@ async fn spans_have_the_names_of_the_conventions() {
     say(&channel, String::new()).await.unwrap();
     say(&channel, "fail 5".to_owned()).await.unwrap_err();
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let span = text
-        .lines()
-        .find(|line| line.contains("grpc call") && line.contains("close"))
-        .unwrap_or_else(|| panic!("{text}"));
     let port = format!("server.port={}", servers[0].address().port());
+    let mut spans = text.lines().filter(|line| line.contains("grpc call") && line.contains("close"));
+    let span = spans.find(|line| line.contains(&port)).unwrap_or_else(|| panic!("{text}"));
     for field in [
         "otel.kind=\"client\"",
         "otel.name=\"test.Echo/Say\"",

@@ -1,0 +1,48 @@
+//! How does a client call whoever answers?
+//!
+//! ```text
+//! cargo run --example greeter_client
+//! cargo run --example greeter_client --features etcd -- --etcd http://127.0.0.1:2379
+//! ```
+//!
+//! With etcd it calls the `greeter_server`s that are there, once a second until Ctrl-C. With the store in memory it starts two
+//! servers of its own and makes ten calls.
+
+use std::{error::Error, sync::Arc, time::Duration};
+
+use enlist::{Directory, RegisterOptions, ServiceRef};
+use enlist_examples::{
+    Store, flag,
+    greeter::{self, GreeterClient, HelloRequest},
+};
+use enlist_grpc::{Channel, RetryPolicy};
+use tokio::task::JoinSet;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let (store, stays) = (Store::from_args()?, flag("--etcd"));
+    let mut servers = JoinSet::new();
+    for id in ["greeter-1", "greeter-2"].iter().filter(|_| !stays) {
+        let backend = store.client().await?;
+        servers.spawn(async move {
+            greeter::serve(&*backend, id, RegisterOptions::new(), std::future::pending()).await.map(|_| ())
+        });
+    }
+
+    let directory = Directory::new(store.client().await? as Arc<dyn enlist::Resolver>);
+    let channel = Channel::builder()
+        .health_check("greeter.Greeter")
+        .retry("/greeter.Greeter/Hello", RetryPolicy::new())
+        .wait_for_ready(true)
+        .build(&directory.view(&ServiceRef::parse("greeter")?))?;
+    let mut client = GreeterClient::new(channel);
+    let (calls, pause) = if stays { (usize::MAX, 1000) } else { (10, 20) };
+    for _ in 0..calls {
+        match client.hello(HelloRequest { name: "world".to_owned() }).await {
+            Ok(reply) => println!("{}: {}", reply.get_ref().from, reply.get_ref().text),
+            Err(status) => println!("{status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! How does a tonic server come and go without a client noticing?
+//!
+//! ```text
+//! cargo run --example greeter_server
+//! cargo run --example greeter_server --features etcd -- --etcd http://127.0.0.1:2379
+//! ```
+//!
+//! With etcd it serves until Ctrl-C or SIGTERM; run several, and `greeter_client` beside them. With the store in memory nobody else
+//! could find it, so it stops by itself.
+
+use std::{error::Error, time::Duration};
+
+use enlist::RegisterOptions;
+use enlist_examples::{Store, flag, greeter};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let backend = Store::from_args()?.client().await?;
+    let id = format!("greeter-{}", std::process::id());
+    let stays = flag("--etcd");
+    let stop = async move {
+        if !stays {
+            return tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let _ = tokio::signal::ctrl_c().await;
+    };
+    println!("serving as {id}");
+    let report = greeter::serve(&*backend, &id, RegisterOptions::new(), stop).await?;
+    println!("drained: {}, deregistered: {:?}, served: {:?}", report.drained, report.deregistered?, report.served);
+    Ok(())
+}

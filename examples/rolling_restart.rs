@@ -1,0 +1,282 @@
+//! Does a client notice when all of its servers are restarted one by one?
+//!
+//! ```text
+//! cargo run --example rolling_restart [-- --kill]
+//! cargo run --example rolling_restart --features etcd -- --etcd http://127.0.0.1:2379 [--kill]
+//! ```
+//!
+//! Six servers, 1,500 calls a second. Each server leaves in order and comes back at another port. With `--kill` it gets no chance
+//! to: a process is killed with SIGKILL, and half of the calls go through a channel that was told that the method may be repeated.
+//! Servers are processes with etcd; with the store in memory each has a thread and a runtime of its own, which end as abruptly.
+//!
+//! It fails if a call failed that should not have: in order, any; killed, one that may be repeated, or one that was not in flight
+//! on the server that died.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    error::Error,
+    io::{IsTerminal, Write},
+    process::{Child, Command},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use enlist::{Directory, Moment, RegisterOptions, ServiceRef};
+use enlist_examples::{
+    Store, flag,
+    greeter::{self, GreeterClient, HelloRequest},
+};
+use enlist_grpc::{Channel, InstanceState, RetryPolicy};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, interval_at},
+};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+const SERVERS: usize = 6;
+const CALLERS: u32 = 30;
+const CALLS_PER_SECOND: u32 = 1500;
+
+/// How long a step may take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[tokio::main]
+async fn main() -> Result {
+    let store = Store::from_args()?;
+    if let Some(id) = env::args().skip_while(|arg| arg != "--serve").nth(1) {
+        return serve(&store, &id, terminated()).await;
+    }
+    let kill = flag("--kill");
+    let mut servers = Vec::new();
+    for number in 1..=SERVERS {
+        servers.push(Server::start(&store, format!("greeter-{number}"))?);
+    }
+    let directory = Directory::new(store.client().await? as Arc<dyn enlist::Resolver>);
+    let view = directory.view(&ServiceRef::parse("greeter")?);
+    let plain = Channel::new(&view)?;
+    let repeating = Channel::builder().retry("/greeter.Greeter/Hello", RetryPolicy::new()).build(&view)?;
+    until_ready(&plain).await?;
+    until_ready(&repeating).await?;
+
+    let tally = Arc::new(Mutex::new(Tally::default()));
+    let mut load = JoinSet::new();
+    for caller in 0..CALLERS {
+        let may_repeat = kill && caller % 2 == 0;
+        let channel = if may_repeat { &repeating } else { &plain };
+        let first = Duration::from_secs(1) * caller / CALLS_PER_SECOND;
+        load.spawn(call(channel.clone(), may_repeat, first, Arc::clone(&tally)));
+    }
+    let begun = Moment::now();
+    load.spawn(show(Arc::clone(&tally), begun));
+    for server in &mut servers {
+        server.end(kill).await?;
+        *server = Server::start(&store, server.id.clone())?;
+        // The dead one's last connection must be gone before "all are ready" means anything.
+        until_ready(&plain).await?;
+        until_ready(&repeating).await?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let took = begun.elapsed();
+    load.shutdown().await;
+    let tally = std::mem::take(&mut *lock(&tally));
+    for server in &mut servers {
+        server.end(false).await?;
+    }
+    tally.report(took, kill)
+}
+
+/// Runs one server.
+async fn serve(store: &Store, id: &str, stop: impl Future<Output = ()> + Send + 'static) -> Result {
+    let backend = store.client().await?;
+    // The next one under this id takes over what a killed one leaves behind.
+    let options = RegisterOptions::new().ttl(Duration::from_secs(5)).owner(id);
+    greeter::serve(&*backend, id, options, stop).await?.deregistered?;
+    Ok(())
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    if let Ok(mut terminate) = terminate {
+        terminate.recv().await;
+    }
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+struct Server {
+    id: String,
+    body: Body,
+}
+
+enum Body {
+    Process(Child),
+    Thread { runtime: Option<Runtime>, stop: Option<oneshot::Sender<()>>, ended: Option<oneshot::Receiver<Result>> },
+}
+
+impl Server {
+    fn start(store: &Store, id: String) -> Result<Self> {
+        if !matches!(store, Store::Memory(_)) {
+            let child = Command::new(env::current_exe()?).args(env::args().skip(1)).args(["--serve", &id]).spawn()?;
+            return Ok(Self { id, body: Body::Process(child) });
+        }
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let (store, name) = (store.clone(), id.clone());
+        // The runtime owns the task: it ends with it.
+        let mut tasks = JoinSet::new();
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        tasks.spawn_on(async move { _ = end.send(serve(&store, &name, stopped).await) }, runtime.handle());
+        tasks.detach_all();
+        Ok(Self { id, body: Body::Thread { runtime: Some(runtime), stop: Some(stop), ended: Some(ended) } })
+    }
+
+    /// Ends the server, in order or not, and returns once it has ended.
+    async fn end(&mut self, kill: bool) -> Result {
+        match &mut self.body {
+            Body::Process(child) => {
+                if kill {
+                    child.kill()?;
+                } else {
+                    Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+                }
+                let ended = async {
+                    while child.try_wait()?.is_none() {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Result::Ok(())
+                };
+                tokio::time::timeout(LIMIT, ended).await?
+            }
+            Body::Thread { runtime, stop, ended } => {
+                let (runtime, stop, ended) = (runtime.take(), stop.take(), ended.take());
+                if let (false, Some(stop), Some(ended)) = (kill, stop, ended) {
+                    let _ = stop.send(());
+                    tokio::time::timeout(LIMIT, ended).await???;
+                }
+                // Everything that runs on it is dropped where it stands.
+                if let Some(runtime) = runtime {
+                    runtime.shutdown_background();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Waits until all servers are ready, and no others are left.
+async fn until_ready(channel: &Channel) -> Result {
+    let wait = async {
+        loop {
+            let instances = channel.instances();
+            let listed = instances.iter().filter(|one| one.state != InstanceState::Leaving);
+            let (ready, others): (Vec<_>, Vec<_>) = listed.partition(|one| one.state == InstanceState::Ready);
+            if ready.len() == SERVERS && others.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    Ok(tokio::time::timeout(LIMIT, wait).await.map_err(|_| format!("not ready: {:?}", channel.instances()))?)
+}
+
+#[derive(Default)]
+struct Tally {
+    /// Microseconds.
+    times: Vec<u32>,
+    by_server: BTreeMap<String, u32>,
+    /// Calls, and failures, of methods that may be repeated.
+    repeating: (u32, Vec<String>),
+    /// Calls, and failures, of the others.
+    plain: (u32, Vec<String>),
+}
+
+fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One caller: it does not wait for a late answer before it counts the next call as due.
+async fn call(channel: Channel, may_repeat: bool, first: Duration, tally: Arc<Mutex<Tally>>) {
+    let mut client = GreeterClient::new(channel);
+    let mut due = interval_at(Instant::now() + first, Duration::from_secs(1) * CALLERS / CALLS_PER_SECOND);
+    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    loop {
+        due.tick().await;
+        let begun = Moment::now();
+        let answer = client.hello(HelloRequest { name: "world".to_owned() }).await;
+        let took = begun.elapsed();
+        let mut tally = lock(&tally);
+        tally.times.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+        let failed = match answer {
+            Ok(reply) => {
+                *tally.by_server.entry(reply.into_inner().from).or_default() += 1;
+                None
+            }
+            Err(status) => Some(status.to_string()),
+        };
+        let (calls, failures) = if may_repeat { &mut tally.repeating } else { &mut tally.plain };
+        *calls += 1;
+        failures.extend(failed);
+    }
+}
+
+/// Prints how it goes, in place where that can be done.
+async fn show(tally: Arc<Mutex<Tally>>, begun: Moment) {
+    let in_place = std::io::stdout().is_terminal();
+    let mut every = interval(Duration::from_millis(if in_place { 200 } else { 1000 }));
+    loop {
+        every.tick().await;
+        let line = {
+            let tally = lock(&tally);
+            let (calls, failed) = (tally.times.len(), tally.plain.1.len() + tally.repeating.1.len());
+            let share = |(id, calls_there): (&String, &u32)| {
+                format!("{id} {:2}%", u64::from(*calls_there) * 100 / calls.max(1) as u64)
+            };
+            let shares: Vec<_> = tally.by_server.iter().map(share).collect();
+            format!("{:4.1}s  {calls:6} calls  {failed:3} failed  {}", begun.elapsed().as_secs_f64(), shares.join("  "))
+        };
+        print!("{}{line}{}", if in_place { "\r\x1b[K" } else { "" }, if in_place { "" } else { "\n" });
+        let _ = std::io::stdout().flush();
+    }
+}
+
+impl Tally {
+    fn report(mut self, took: Duration, kill: bool) -> Result {
+        self.times.sort_unstable();
+        let calls = self.times.len();
+        let quantile = |percent: usize| {
+            let at = calls.saturating_sub(1).min(calls * percent / 100);
+            Duration::from_micros(self.times.get(at).copied().unwrap_or(0).into())
+        };
+        let per_second = f64::from(self.plain.0 + self.repeating.0) / took.as_secs_f64();
+        println!("\n{SERVERS} servers restarted under {per_second:.0} calls per second");
+        let lost = |failure: &&String| failure.contains("was lost during the call");
+        let in_flight = self.plain.1.iter().filter(lost).count();
+        if kill {
+            let ((repeated, unrepeated), (plain, failed)) =
+                ((self.repeating.0, self.repeating.1.len()), (self.plain.0, self.plain.1.len()));
+            println!("may be repeated: calls={repeated} failed={unrepeated}");
+            println!(
+                "may not: calls={plain} failed={failed}, of which in flight on a server that was killed: {in_flight}"
+            );
+        }
+        let failed = self.plain.1.len() + self.repeating.1.len();
+        println!("calls={calls} failed={failed} p50={:?} p99={:?}", quantile(50), quantile(99));
+        let allowed = if kill { in_flight } else { 0 };
+        if failed > allowed {
+            let all = self.repeating.1.iter().chain(&self.plain.1);
+            return Err(format!("{failed} calls failed, such as: {:?}", all.take(5).collect::<Vec<_>>()).into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! A gRPC service that greets, and its server.
+
+use std::{error::Error, future::Future, time::Duration};
+
+use enlist::{Graceful, Instance, InstanceId, RegisterOptions, ServiceRef, Shutdown, advertise};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status};
+
+use self::protocol::greeter_server::{Greeter, GreeterServer};
+pub use self::protocol::{HelloReply, HelloRequest, greeter_client::GreeterClient};
+use crate::Backend;
+
+mod protocol {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::allow_attributes_without_reason,
+        clippy::pedantic,
+        reason = "generated"
+    )]
+
+    tonic::include_proto!("greeter");
+}
+
+/// Greets in the name of an instance, after it has thought for a while.
+#[derive(Debug)]
+struct Greeting {
+    from: String,
+    thinks: Duration,
+}
+
+#[tonic::async_trait]
+impl Greeter for Greeting {
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        if !self.thinks.is_zero() {
+            tokio::time::sleep(self.thinks).await;
+        }
+        let text = format!("hello, {}", request.into_inner().name);
+        Ok(Response::new(HelloReply { text, from: self.from.clone() }))
+    }
+}
+
+/// A router with a greeter that thinks for a while before it answers.
+pub fn router(from: impl Into<String>, thinks: Duration) -> tonic::transport::server::Router {
+    let greeting = Greeting { from: from.into(), thinks };
+    tonic::transport::Server::builder().add_service(GreeterServer::new(greeting))
+}
+
+/// Runs the instance `id` of `greeter` until `stop`, and leaves in order.
+///
+/// # Errors
+///
+/// If no port can be had or the instance cannot be registered.
+///
+/// # Cancel safety
+///
+/// Dropping the future drops the server and withdraws the registration in the background.
+pub async fn serve(
+    backend: &dyn Backend,
+    id: &str,
+    options: RegisterOptions,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> Result<Shutdown<Result<(), tonic::transport::Error>>, Box<dyn Error + Send + Sync>> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let (endpoint, _) = advertise(listener.local_addr()?)?;
+    let instance = Instance::new(InstanceId::parse(id)?, [endpoint])?;
+    let server = enlist_grpc::serve(listener, router(id, Duration::from_millis(2)))
+        .services(["greeter.Greeter"])
+        .graceful(Graceful::new().propagation(Duration::from_millis(300)).deadline(Duration::from_secs(10)))
+        .until(stop);
+    Ok(server.register(backend, &ServiceRef::parse("greeter")?, instance, options).await?)
+}

@@ -1,0 +1,241 @@
+//! One call: send it to an instance, and where that is right, to another one.
+//!
+//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs what it
+//! costs over tonic's own. Whatever has to wait goes on in a boxed one.
+
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use http::{HeaderName, request::Parts};
+use tonic::{Code, Status, body::Body, transport::channel};
+use tower::Service;
+
+use crate::{
+    answer,
+    call::{CallHead, Core},
+    deadline::Deadline,
+    failure::{BoxError, Failure},
+    replay::Replay,
+    retry::{Attempts, Ended, Pushback},
+    subchannel::{Flight, Subchannel},
+};
+
+/// How many attempts were made before this one (gRFC A6).
+const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
+type Outcome = Result<http::Response<Body>, Status>;
+
+/// The answer to a call, to come.
+pub struct ResponseFuture(State);
+
+enum State {
+    /// The first attempt is under way.
+    First { sending: Sending, call: Option<Box<Call>> },
+    /// Something has to be waited for.
+    Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
+}
+
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl ResponseFuture {
+    /// Begins a call.
+    pub(crate) fn begin(core: &Arc<Core>, request: http::Request<Body>) -> Self {
+        if core.intercept.is_some() || cfg!(feature = "trace") {
+            let core = Arc::clone(core);
+            return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
+        }
+        let mut call = Box::new(Call::new(Arc::clone(core), request));
+        match call.send_now() {
+            Some(sending) => Self(State::First { sending, call: Some(call) }),
+            None => Self(State::Later(Box::pin(call.go_on()))),
+        }
+    }
+}
+
+impl Future for ResponseFuture {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            match &mut self.0 {
+                State::Later(later) => return later.as_mut().poll(cx),
+                State::First { sending, call } => {
+                    let (ended, outcome) = ready!(Pin::new(sending).poll(cx));
+                    let Some(mut call) = call.take() else { return Poll::Ready(outcome) };
+                    match call.judge(ended, outcome) {
+                        Verdict::Done(outcome) => return Poll::Ready(outcome),
+                        Verdict::Again(delay) => {
+                            self.0 = State::Later(Box::pin(async move {
+                                tokio::time::sleep(delay).await;
+                                call.go_on().await
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A call whose head somebody may change first, in its span.
+async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
+    let (mut head, body) = request.into_parts();
+    if let Some(intercept) = &core.intercept {
+        let Parts { uri, headers, .. } = &mut head;
+        intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers }).await?;
+    }
+    #[cfg(feature = "trace")]
+    {
+        let span = crate::trace::client_span(&mut head);
+        let call = async {
+            let outcome = Box::new(Call::new(core, http::Request::from_parts(head, body))).go_on().await;
+            crate::trace::ended(match &outcome {
+                Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
+                Err(status) => status.code(),
+            });
+            outcome
+        };
+        tracing::Instrument::instrument(call, span).await
+    }
+    #[cfg(not(feature = "trace"))]
+    Box::new(Call::new(core, http::Request::from_parts(head, body))).go_on().await
+}
+
+/// A call and its attempts so far.
+struct Call {
+    core: Arc<Core>,
+    head: Parts,
+    replay: Replay,
+    deadline: Deadline,
+    attempts: Attempts,
+    tried: Vec<Arc<Subchannel>>,
+    /// Whom the latest attempt was sent to.
+    current: Option<Arc<Subchannel>>,
+}
+
+/// What follows from how an attempt ended.
+enum Verdict {
+    Done(Outcome),
+    /// Another attempt, after a delay.
+    Again(Duration),
+}
+
+impl Call {
+    fn new(core: Arc<Core>, request: http::Request<Body>) -> Self {
+        let (head, body) = request.into_parts();
+        core.retries.deposit();
+        let deadline = Deadline::of(&head.headers);
+        let replay = Replay::new(body, core.replay_limit);
+        let attempts = Attempts::new(core.retries.policy(head.uri.path()));
+        Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None }
+    }
+
+    /// The first attempt, if it can be sent without waiting.
+    fn send_now(&mut self) -> Option<Sending> {
+        let flight = self.core.choose_now(&self.head)?;
+        let mut channel = flight.connection().channel();
+        // Nobody is to be woken: if there is no room, the call goes on elsewhere.
+        match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Some(self.send(flight, channel)),
+            Poll::Ready(Err(_)) | Poll::Pending => {
+                flight.unused();
+                None
+            }
+        }
+    }
+
+    /// All further attempts.
+    async fn go_on(mut self: Box<Self>) -> Outcome {
+        loop {
+            let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
+            let mut channel = flight.connection().channel();
+            let (ended, outcome) = match poll_fn(|cx| channel.poll_ready(cx)).await {
+                Ok(()) => self.send(flight, channel).await,
+                Err(error) => failed(&flight, Failure::not_taken(BoxError::from(error), &named(&flight))),
+            };
+            match self.judge(ended, outcome) {
+                Verdict::Done(outcome) => return outcome,
+                Verdict::Again(delay) => tokio::time::sleep(delay).await,
+            }
+        }
+    }
+
+    fn send(&mut self, flight: Flight, mut channel: channel::Channel) -> Sending {
+        #[cfg(feature = "trace")]
+        crate::trace::called(flight.subchannel().endpoint());
+        self.current = Some(Arc::clone(flight.subchannel()));
+        let mut head = self.head.clone();
+        if self.attempts.left() > 0 {
+            head.headers.insert(PREVIOUS, self.attempts.left().into());
+            self.deadline.tell(&mut head.headers);
+        }
+        let request = http::Request::from_parts(head, self.replay.attempt());
+        Sending { flight: Some(flight), answer: channel.call(request) }
+    }
+
+    fn judge(&mut self, ended: Option<Ended>, outcome: Outcome) -> Verdict {
+        let Some(ended) = ended.filter(|_| self.replay.is_replayable()) else {
+            return Verdict::Done(outcome);
+        };
+        let again = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay));
+        let Some(delay) = again.filter(|_| self.core.retries.withdraw()) else {
+            return Verdict::Done(outcome);
+        };
+        tracing::debug!(?ended, ?delay, "call tried again");
+        self.tried.extend(self.current.take());
+        Verdict::Again(delay)
+    }
+}
+
+/// One attempt. Says how it ended if another one may be made.
+struct Sending {
+    flight: Option<Flight>,
+    answer: channel::ResponseFuture,
+}
+
+impl Future for Sending {
+    type Output = (Option<Ended>, Outcome);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
+        let Some(mut flight) = self.flight.take() else {
+            return Poll::Ready((None, Err(Status::internal("polled after its end"))));
+        };
+        Poll::Ready(match answer {
+            Ok(answer) => {
+                flight.answered();
+                (refused(&answer), Ok(answer::tracked(answer, flight)))
+            }
+            Err(error) => failed(&flight, Failure::of(error.into(), &named(&flight))),
+        })
+    }
+}
+
+fn failed(flight: &Flight, failure: Failure) -> (Option<Ended>, Outcome) {
+    let Failure { reach, status, broken } = failure;
+    flight.ended(status.code());
+    if broken {
+        flight.demote();
+    }
+    (Some(Ended::Failed(reach)), Err(status))
+}
+
+fn named(flight: &Flight) -> String {
+    flight.subchannel().to_string()
+}
+
+/// The answer is a status and nothing else: the only kind that gRFC A6 lets a client repeat.
+fn refused(answer: &http::Response<Body>) -> Option<Ended> {
+    let code = answer::code(answer.headers()).filter(|code| *code != Code::Ok)?;
+    Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
+}
