@@ -1,4 +1,23 @@
-//! A tonic channel that only picks instances that answer.
+//! A tonic channel that only picks instances that answer, and what goes with it.
+//!
+//! | you want to | look at |
+//! |---|---|
+//! | call a service with a generated client | [`Channel`], [`ChannelBuilder`] |
+//! | repeat what failed | [`RetryPolicy`] |
+//! | let failing instances rest | [`Ejection`] |
+//! | add credentials to every call | [`Intercept`] |
+//! | serve, and leave without a call failing | [`serve()`] |
+//! | name what you call as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
+//! | share channels between callers | [`ConnectionManager`], [`Locator`], [`Invocation`] |
+//! | hand tonic's own channel to code that needs it | [`balance_channel`], [`pick_first`] |
+//!
+//! It knows no store: what feeds it is any [`Resolver`](enlist::Resolver), so the same code runs against etcd and against
+//! `enlist-memory` in tests. It needs no `protoc`.
+//!
+//! # Features
+//!
+//! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots`, `tls-webpki-roots` are tonic's of the same names; `trace` adds spans
+//! with OpenTelemetry's names and the W3C trace context.
 
 mod adapters;
 mod answer;

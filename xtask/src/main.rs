@@ -102,6 +102,20 @@ fn soak(seconds: &str) -> Result {
 /// What is tested beside the default features.
 const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring,enlist-grpc/trace";
 
+/// The examples, with their arguments.
+const EXAMPLES: &[&[&str]] = &[
+    &["quickstart"],
+    &["register_and_serve"],
+    &["watch_view"],
+    &["lock_job"],
+    &["leader"],
+    &["unit_test"],
+    &["greeter_server"],
+    &["greeter_client"],
+    &["rolling_restart"],
+    &["rolling_restart", "--kill"],
+];
+
 fn test() -> Result {
     let etcd = etcd::find()?;
     println!("etcd for the tests: {etcd}");
@@ -115,8 +129,10 @@ fn test() -> Result {
     } else {
         println!("\n==> not run with containers: there is no Docker engine, or the etcd is given");
     }
-    for example in ["quickstart", "register_and_serve", "watch_view", "lock_job", "leader", "unit_test"] {
-        run(cargo()?.args(["run", "--quiet", "--package", "enlist-examples", "--example", example]))?;
+    for example in EXAMPLES {
+        let (name, args) = example.split_first().ok_or("an example has a name")?;
+        let example = ["run", "--quiet", "--package", "enlist-examples", "--example", name, "--"];
+        run(cargo()?.args(example).args(args))?;
     }
     println!("\nevery test and every example passed");
     Ok(())
