@@ -158,6 +158,8 @@ impl Call {
     async fn go_on(mut self: Box<Self>) -> Outcome {
         loop {
             let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
+            // Time has passed since the caller set it.
+            self.deadline.tell(&mut self.head.headers);
             let mut channel = flight.connection().channel();
             let (ended, outcome) = match poll_fn(|cx| channel.poll_ready(cx)).await {
                 Ok(()) => self.send(flight, channel).await,
@@ -177,7 +179,6 @@ impl Call {
         let mut head = self.head.clone();
         if self.attempts.left() > 0 {
             head.headers.insert(PREVIOUS, self.attempts.left().into());
-            self.deadline.tell(&mut head.headers);
         }
         let request = http::Request::from_parts(head, self.replay.attempt());
         Sending { flight: Some(flight), answer: channel.call(request) }

@@ -161,7 +161,6 @@ impl Keeper {
         let (kept, terms, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.terms), stop.clone());
         self.tasks.spawn("subchannel", async move {
             stopped.run_until_cancelled(kept.keep(&terms)).await;
-            kept.forget();
         })?;
         Ok(Kept { subchannel, stop, left: None })
     }

@@ -55,13 +55,19 @@ fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
     Ok(settings.tls_config(tonic::transport::ClientTlsConfig::new().with_enabled_roots())?)
 }
 
-/// tonic without TLS would speak plain text to it.
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
 fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
-    if settings.uri().scheme_str() == Some("https") {
+    refuse_plain_text(&settings)?;
+    Ok(settings)
+}
+
+/// tonic without TLS speaks plain text to an `https` endpoint.
+pub(crate) fn refuse_plain_text(settings: &Settings) -> Result<(), BoxError> {
+    let can = cfg!(any(feature = "tls-ring", feature = "tls-aws-lc"));
+    if !can && settings.uri().scheme_str() == Some("https") {
         return Err("TLS needs the feature `tls-ring` or `tls-aws-lc` of enlist-grpc".into());
     }
-    Ok(settings)
+    Ok(())
 }
 
 /// The first endpoint that gRPC can be spoken with.

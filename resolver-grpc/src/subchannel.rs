@@ -187,9 +187,10 @@ impl Subchannel {
         }
     }
 
-    /// Lets go of the connection, which closes once its calls have ended.
-    pub(crate) fn forget(&self) {
+    /// Lets go of the connection, which closes once its calls have ended. Nobody dials any more.
+    fn end(&self) {
         self.condition.clear(Condition::CONNECTED);
+        self.condition.set(Condition::FAILED);
         self.connection.store(None);
     }
 
@@ -227,7 +228,12 @@ impl Subchannel {
     }
 
     /// Keeps a connection, for ever.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future lets go of the connection, as does a panic in the user's settings.
     pub(crate) async fn keep(&self, terms: &Terms) {
+        let _end = End(self);
         tokio::join!(self.stay_connected(terms), self.rest(terms));
     }
 
@@ -367,6 +373,24 @@ impl Subchannel {
         }
     }
 
+    /// Counts a call that ended.
+    fn count(&self, terms: &Terms, code: Code) {
+        if code != Code::Ok {
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        let Some(ejection) = &terms.ejection else {
+            return;
+        };
+        if ejection.is_against(code) {
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+            if ejection.is_enough(failures) {
+                self.enough.notify_one();
+            }
+        } else if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Lets the instance rest whenever it fails too often.
     async fn rest(&self, terms: &Terms) {
         let Some(ejection) = &terms.ejection else {
@@ -376,6 +400,10 @@ impl Subchannel {
         let mut last = Moment::now();
         loop {
             self.enough.notified().await;
+            if !ejection.is_enough(self.failures.load(Ordering::Relaxed)) {
+                // What failed while it rested is forgiven.
+                continue;
+            }
             let Some(_ejected) = terms.ejections.begin(ejection) else {
                 self.failures.store(0, Ordering::Relaxed);
                 continue;
@@ -393,6 +421,15 @@ impl Subchannel {
             terms.changed.notify_one();
             last = Moment::now();
         }
+    }
+}
+
+/// Ends a subchannel when its task does, however that comes.
+struct End<'a>(&'a Subchannel);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 
@@ -434,18 +471,7 @@ impl Flight {
 
     /// Notes with which code the call ended.
     pub(crate) fn ended(&self, code: Code) {
-        let against = self.terms.ejection.as_ref().is_some_and(|ejection| ejection.is_against(code));
-        if code != Code::Ok {
-            self.subchannel.failed.fetch_add(1, Ordering::Relaxed);
-        }
-        if against {
-            let failures = self.subchannel.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            if self.terms.ejection.as_ref().is_some_and(|ejection| ejection.is_enough(failures)) {
-                self.subchannel.enough.notify_one();
-            }
-        } else if self.subchannel.failures.load(Ordering::Relaxed) > 0 {
-            self.subchannel.failures.store(0, Ordering::Relaxed);
-        }
+        self.subchannel.count(&self.terms, code);
     }
 
     /// Ends a call that was not even sent.
@@ -468,6 +494,62 @@ impl Drop for Flight {
             self.subchannel.condition.set(Condition::SUSPECT);
             self.subchannel.doubt.notify_one();
             self.terms.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enlist::{Instance, InstanceId, Revision};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn subchannel() -> Subchannel {
+        let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint.clone()]).unwrap();
+        let subchannel = Subchannel::new(endpoint, Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
+        subchannel.condition.set(Condition::CONNECTED);
+        subchannel
+    }
+
+    fn terms() -> Arc<Terms> {
+        let ejection = Ejection::new().failures(3).share(1.0).time(SECOND, SECOND).unwrap();
+        let ejections = Ejections::default();
+        ejections.of(2);
+        Arc::new(Terms {
+            settings: SettingsFor::default(),
+            dial_timeout: SECOND,
+            redial: BackoffPolicy::default(),
+            health: None,
+            ejection: Some(ejection),
+            ejections,
+            silence: SECOND,
+            changed: Notify::new(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_that_fail_while_an_instance_rests_do_not_make_it_rest_again() {
+        let (subchannel, terms) = (subchannel(), terms());
+        let calls = async {
+            for _ in 0..3 {
+                subchannel.count(&terms, Code::Unavailable);
+            }
+            terms.changed.notified().await;
+            assert_eq!(subchannel.state(), InstanceState::Ejected);
+            // These were in flight.
+            for _ in 0..10 {
+                subchannel.count(&terms, Code::Unavailable);
+            }
+            terms.changed.notified().await;
+            assert_eq!(subchannel.state(), InstanceState::Ready);
+            tokio::time::sleep(SECOND * 10).await;
+            assert_eq!(subchannel.state(), InstanceState::Ready);
+        };
+        tokio::select! {
+            () = subchannel.rest(&terms) => panic!("it rests for ever"),
+            () = calls => {}
         }
     }
 }

@@ -302,11 +302,44 @@ async fn the_deadline_covers_all_attempts() {
 }
 
 #[tokio::test]
+async fn what_a_call_waited_counts_against_its_deadline() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    servers[0].proxy.set(Mode::BlackHole(Direction::Both));
+    let channel = Channel::new(&world.view()).unwrap();
+    let start = Moment::now();
+    let mut request = Request::new("header grpc-timeout".to_owned());
+    request.set_timeout(Duration::from_secs(20));
+    let call = begun(say(&channel, request));
+    until(&channel, "a", InstanceState::Connecting).await;
+    eventually("time has passed", || async {
+        if start.elapsed() > Duration::from_millis(500) { Ok(()) } else { Err(()) }
+    })
+    .await;
+    servers[0].proxy.heal();
+    let told = soon("an answer", call).await.unwrap();
+    let left: u64 = told.trim_end_matches('u').parse().unwrap();
+    assert!(left < 19_600_000, "{told}");
+}
+
+#[tokio::test]
+async fn settings_that_panic_fail_the_calls() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().settings(|_, _| panic!("on purpose"));
+    let channel = builder.build(&world.view()).unwrap();
+    until(&channel, "a", InstanceState::Failing).await;
+    let failed = say(&channel, String::new()).await.unwrap_err();
+    assert_eq!(failed.code(), Code::Unavailable);
+}
+
+#[tokio::test]
 async fn an_instance_that_keeps_failing_rests_and_comes_back() {
     let servers = three().await;
     let world = World::of(&servers).await;
-    let second = Duration::from_secs(1);
-    let ejection = Ejection::new().failures(5).time(second, second).unwrap();
+    // At least half of it, which is long enough to be seen however slow the machine is.
+    let rest = Duration::from_secs(10);
+    let ejection = Ejection::new().failures(5).time(rest, rest).unwrap();
     let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
     servers[0].echo.failing.store(5, Ordering::SeqCst);
     let failed = calls_side_by_side(1, 60, || say(&channel, String::new())).await;

@@ -12,7 +12,7 @@ use tower::service_fn;
 use crate::{
     connection::{Stream, connect, tcp},
     failure::BoxError,
-    settings::usable,
+    settings::{refuse_plain_text, usable},
 };
 
 /// How long a dial waits for a service that is not known yet.
@@ -35,6 +35,7 @@ pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
 }
 
 async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn Stream>>, BoxError> {
+    refuse_plain_text(&settings)?;
     timeout(UNKNOWN, view.ready()).await.map_err(|_| Error::unavailable(NoPick::Unknown))??;
     let mut candidates = view.picker(Policy::Random).candidates()?.to_vec();
     fastrand::shuffle(&mut candidates);
