@@ -52,7 +52,9 @@ mod watcher;
 
 pub use self::{
     etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
-    layout::{EtcdConcurrency, GoZero, Layout, LockLayout, Native},
+    layout::{
+        Dubbo, EtcdConcurrency, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, LockLayout, Native,
+    },
     record::KeyRange,
     session::SessionRuntime,
 };

@@ -68,9 +68,11 @@ impl Registry for Etcd {
         } else {
             slot
         };
-        layout.encode(&instance, options.owner.as_deref(), None)?;
+        layout.encode(service, &instance, options.owner.as_deref(), None)?;
         let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
         let (registration, driver) = registration(service.clone(), instance, source);
+        let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
+        driver.accept_only(move |instance| layout.encode(&named, instance, owner.as_deref(), None).map(drop));
         let registrar = Registrar {
             session: Arc::clone(&self.session),
             id: registration.instance().id().clone(),
@@ -106,7 +108,7 @@ impl Registry for Etcd {
             return Err(self.not_owner(service, instance.id(), owned));
         }
         let previous = present.as_ref().map(|record| &*record.value);
-        let value = layout.encode(&instance, None, previous)?;
+        let value = layout.encode(service, &instance, None, previous)?;
         let guard = present.as_ref().map_or(Guard::Absent, |record| Guard::Modified(record.modified));
         match conn.put(&key, guard, &value, None).await.map_err(failed)? {
             Written::Done(revision) => Ok(revision),
@@ -166,7 +168,7 @@ async fn mark_leaving(session: &Session, service: &ServiceRef, record: &Record) 
         return None;
     }
     let leaving = instance.with_health(Health::Draining);
-    let value = layout.encode(&leaving, owner.as_deref(), Some(&record.value)).ok()?;
+    let value = layout.encode(service, &leaving, owner.as_deref(), Some(&record.value)).ok()?;
     let written = conn.put(&record.key, Guard::Modified(record.modified), &value, record.lease).await;
     written.inspect_err(|failure| tracing::debug!(?failure, "instance not marked as leaving")).ok()
 }
@@ -377,7 +379,12 @@ impl Registrar {
     ) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
         let owner = self.options.owner.as_deref();
-        let value = self.session.layout.encode(instance, owner, previous.map(|record| &*record.value))?;
+        let value = self.session.layout.encode(
+            self.driver.service(),
+            instance,
+            owner,
+            previous.map(|record| &*record.value),
+        )?;
         let sent = Moment::now();
         match self.session.conn.put(key, guard, &value, Some(lease.id())).await {
             Ok(Written::Done(revision)) => {

@@ -4,31 +4,32 @@
 
 mod common;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use common::EtcdHarness;
 use enlist::{
-    Endpoint, FencingToken, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceRef,
+    Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace,
+    RegisterOptions, Registry, Resolver, ServiceRef,
     lock::{Place, Standing},
     standing,
 };
 use enlist_etcd::{
-    EtcdConcurrency, GoZero, Layout, LockLayout, Native,
-    layout::{Line, PlaceValue, Skip},
+    Dubbo, Etcd, EtcdConcurrency, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, LockLayout, Native,
+    layout::{Line, PlaceValue},
 };
 use enlist_testkit::{
-    Carried,
+    Carried, EtcdServer,
     cases::{Case, all},
+    soon,
 };
 use serde_json::Value;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-const GO_ZERO: &str = include_str!("fixtures/go-zero.json");
 const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 
-/// How many cases run side by side, each with an etcd of its own.
-const SIDE_BY_SIDE: usize = 6;
+/// How many cases of the whole program run side by side, each with an etcd of its own.
+static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(8);
 
 /// Runs the cases that need no more than `carries`, and prints what it leaves out.
 async fn conform<F>(carries: &'static [Carried], wanted: impl Fn(&str) -> bool, harness: fn() -> F)
@@ -42,13 +43,11 @@ where
         println!("left out: {} needs {:?}", case.name, case.needs);
     }
     println!("running {} cases, {} are left out", selected.len(), left_out.len());
-    let permits = Arc::new(Semaphore::new(SIDE_BY_SIDE));
     let mut running = JoinSet::new();
     let mut names = HashMap::new();
     for case in selected {
-        let permits = Arc::clone(&permits);
         let task = running.spawn(async move {
-            let _permit = permits.acquire().await.unwrap();
+            let _permit = SIDE_BY_SIDE.acquire().await.unwrap();
             (case.run)(&harness().await).await;
         });
         names.insert(task.id(), case.name);
@@ -75,6 +74,53 @@ async fn go_zero_keeps_every_promise_it_can_carry() {
         )
     };
     conform(&[Carried::LockDetails], |_| true, harness).await;
+}
+
+/// Runs what a layout of instances can carry, beside native locks.
+macro_rules! conforms {
+    ($($test:ident: $layout:expr, carries $carries:expr;)+) => {
+        $(#[tokio::test]
+        async fn $test() {
+            const CARRIES: &[Carried] = &$carries;
+            let harness = || {
+                EtcdHarness::over(
+                    Namespace::default(),
+                    CARRIES.to_vec(),
+                    Arc::new($layout),
+                    Arc::new(Native::default()),
+                    |builder| builder.layout($layout),
+                )
+            };
+            conform(CARRIES, |topic| !["lock", "election"].contains(&topic), harness).await;
+        })+
+    };
+}
+
+conforms! {
+    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming, carries [Carried::Id];
+    go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [Carried::Id, Carried::Services];
+    go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [Carried::Id, Carried::Services];
+    dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [Carried::Id, Carried::Weight, Carried::Services];
+    gobase_keeps_every_promise_it_can_carry: Gobase, carries [Carried::Id, Carried::Weight, Carried::Services];
+}
+
+/// What the layout cannot hold is refused at once, and does not keep the instance from coming back.
+#[tokio::test]
+async fn an_update_that_a_layout_cannot_carry_is_refused() {
+    let server = EtcdServer::start().await;
+    let etcd = Etcd::builder([server.url()]).layout(EtcdNaming).connect().await.unwrap();
+    let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
+    let registration = etcd.register(&service, instance.clone(), RegisterOptions::new()).await.unwrap();
+    let refused = soon("refused", registration.update(|draft| _ = draft.weight(7))).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    let refused = registration.health_check(Duration::from_secs(1), || async { Health::Serving });
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    assert_eq!(*registration.instance(), instance);
+    let update = registration.update(|draft| _ = draft.metadata("k", "v"));
+    soon("stored", update).await.unwrap();
+    let found = etcd.resolve(&service).await.unwrap();
+    assert_eq!(found.get(instance.id()).unwrap().instance().metadata()["k"], "v");
 }
 
 #[tokio::test]
@@ -104,60 +150,6 @@ fn cases<'a>(fixture: &'a Value, list: &str) -> &'a Vec<Value> {
     let cases = fixture[list].as_array().unwrap();
     assert!(!cases.is_empty());
     cases
-}
-
-fn instance(value: &Value) -> Instance {
-    let endpoints = value["endpoints"].as_array().unwrap().iter().map(|endpoint| {
-        let port = u16::try_from(endpoint["port"].as_u64().unwrap()).unwrap();
-        Endpoint::new(text(endpoint, "host"), port).unwrap()
-    });
-    Instance::new(InstanceId::parse(text(value, "id")).unwrap(), endpoints).unwrap()
-}
-
-#[test]
-fn go_zero_writes_the_bytes_that_go_writes() {
-    let fixture: Value = serde_json::from_str(GO_ZERO).unwrap();
-    for case in cases(&fixture, "write") {
-        let service = ServiceRef::parse(text(case, "service")).unwrap();
-        let instance = instance(&case["instance"]);
-        // With a fixed id go-zero's key has the id instead of the lease.
-        let lease = text(&case["options"], "lease_id").parse().unwrap();
-        let lease = case["options"]["id"].is_null().then(|| LeaseId::new(lease));
-        assert_eq!(GoZero.key(&service, instance.id(), lease).unwrap(), text(case, "key").as_bytes());
-        assert_eq!(GoZero.encode(&instance, None, None).unwrap(), bytes(case), "{}", text(case, "name"));
-    }
-    for example in fixture["list_prefix"]["examples"].as_array().unwrap() {
-        let service = ServiceRef::parse(text(example, "service")).unwrap();
-        let range = GoZero.service_range(&service).unwrap();
-        assert_eq!(range.bounds().0, text(example, "prefix").as_bytes());
-    }
-}
-
-#[test]
-fn go_zero_reads_what_it_may_meet() {
-    let fixture: Value = serde_json::from_str(GO_ZERO).unwrap();
-    for case in cases(&fixture, "read") {
-        let service = ServiceRef::parse(text(case, "service")).unwrap();
-        let decoded = GoZero.decode(&service, text(case, "key").as_bytes(), &bytes(case));
-        let name = text(case, "name");
-        match case["expect"]["skip"].as_str() {
-            Some("foreign") => assert_eq!(decoded, Err(Skip::Foreign), "{name}"),
-            Some("malformed") => assert!(matches!(decoded, Err(Skip::Malformed(_))), "{name}: {decoded:?}"),
-            _ => assert_eq!(decoded.unwrap().instance, instance(&case["expect"]), "{name}"),
-        }
-    }
-}
-
-#[test]
-fn what_go_zero_cannot_carry_is_refused_and_not_lost() {
-    let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
-    assert!(GoZero.encode(&plain, None, None).is_ok());
-    for rich in [plain.clone().with_weight(1), plain.clone().with_zone("z"), plain.clone().with_metadata("k", "v")] {
-        assert!(GoZero.encode(&rich, None, None).is_err());
-    }
-    assert!(GoZero.encode(&plain, Some("owner"), None).is_err());
-    let elsewhere = ServiceRef::new(Namespace::parse("team").unwrap(), enlist::ServiceName::parse("s").unwrap());
-    assert!(GoZero.service_range(&elsewhere).is_err());
 }
 
 fn line_of(kind: &Value) -> Line {

@@ -3,7 +3,12 @@
 //! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
 //! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -94,19 +99,38 @@ struct Reported {
     ended: Option<Result<Deregistered, Error>>,
 }
 
-#[derive(Debug)]
 struct Shared {
     service: ServiceRef,
     desired: watch::Sender<Desired>,
     reported: watch::Sender<Reported>,
+    /// What the store can hold.
+    accepts: OnceLock<Accepts>,
+}
+
+type Accepts = Box<dyn Fn(&Instance) -> Result<(), Error> + Send + Sync>;
+
+impl Shared {
+    /// Refuses what no store can hold, or this one cannot.
+    fn check(&self, instance: &Instance) -> Result<(), Error> {
+        instance.check()?;
+        self.accepts.get().map_or(Ok(()), |accepts| accepts(instance))
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { service, desired, reported, accepts: _ } = self;
+        let mut shown = f.debug_struct("Shared");
+        shown.field("service", service).field("desired", desired).field("reported", reported).finish_non_exhaustive()
+    }
 }
 
 /// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
 pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
     let reported = Reported { state: RegistrationState::Registering { last: None }, stored: None, ended: None };
-    let shared =
-        Arc::new(Shared { service, desired: watch::Sender::new(desired), reported: watch::Sender::new(reported) });
+    let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
+    let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
     (Registration { shared, checks: TaskOwner::new(), _source: source }, driver)
 }
@@ -184,7 +208,7 @@ impl Registration {
             let mut draft = Draft::new((*desired.instance).clone());
             change(&mut draft);
             let instance = draft.finish();
-            if let Err(error) = instance.check() {
+            if let Err(error) = self.shared.check(&instance) {
                 result = Err(error);
                 return false;
             }
@@ -202,7 +226,8 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime.
+    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Unsupported`] if the store cannot hold a health;
+    /// [`Error::Closed`] outside a runtime.
     pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
     where
         F: Fn() -> C + Send + Sync + 'static,
@@ -211,6 +236,7 @@ impl Registration {
         if interval.is_zero() {
             return Err(Error::invalid_config("interval", "it must be above zero"));
         }
+        self.shared.check(&(*self.instance()).clone().with_health(Health::NotServing))?;
         let stop = self.checks.stop_signal();
         let shared = Arc::clone(&self.shared);
         self.checks.spawn("health check", async move {
@@ -357,6 +383,13 @@ pub struct RegistrationDriver {
 }
 
 impl RegistrationDriver {
+    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the background. Only the
+    /// first call counts.
+    pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
+        // A second one would come after changes that the first one let through.
+        let _ = self.shared.accepts.set(Box::new(accepts));
+    }
+
     /// The service to publish under.
     pub fn service(&self) -> &ServiceRef {
         &self.shared.service

@@ -5,7 +5,7 @@
 
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, not_carried};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, go, not_carried};
 use crate::record::KeyRange;
 
 /// The layout of go-zero.
@@ -13,10 +13,7 @@ use crate::record::KeyRange;
 pub struct GoZero;
 
 fn prefix(service: &ServiceRef) -> Result<String, Error> {
-    let name = service.name().as_str();
-    if *service.namespace() != Namespace::default() {
-        return Err(Error::Unsupported { what: "a namespace other than `default` in the layout go-zero".to_owned() });
-    }
+    let name = go::without_namespace(&GoZero, service)?;
     if name.ends_with('/') {
         return Err(not_carried("service", '/'));
     }
@@ -64,16 +61,15 @@ impl Layout for GoZero {
     }
 
     /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.
-    fn encode(&self, instance: &Instance, owner: Option<&str>, _: Option<&[u8]>) -> Result<Vec<u8>, Error> {
-        let [endpoint] = instance.endpoints() else {
-            return Err(Error::Unsupported { what: "more than one endpoint in the layout go-zero".to_owned() });
-        };
-        let plain = Instance::new(instance.id().clone(), [endpoint.clone()])?;
-        if endpoint.protocol().is_some() || *instance != plain || owner.is_some() {
-            let what = "anything but `host:port` (protocol, weight, version, zone, health, metadata, owner) in the layout go-zero";
-            return Err(Error::Unsupported { what: what.to_owned() });
-        }
-        Ok(endpoint.authority().into_bytes())
+    fn encode(
+        &self,
+        _: &ServiceRef,
+        instance: &Instance,
+        owner: Option<&str>,
+        _: Option<&[u8]>,
+    ) -> Result<Vec<u8>, Error> {
+        go::refuse_loss(self, instance, owner)?;
+        Ok(go::only_plain_endpoint(self, instance)?.authority().into_bytes())
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {

@@ -3,15 +3,30 @@
 //! A layout is the dialect of one ecosystem. It may carry less than an [`Instance`] says; [`Layout::carries`] tells. A layout
 //! never reports another service's instance, and refuses a name it cannot carry instead of mangling it.
 
+mod dubbo;
 mod etcd_concurrency;
+mod etcd_naming;
+mod go;
+mod go_kit;
+mod go_micro;
 mod go_zero;
+mod gobase;
+mod kitex;
+mod kratos;
 mod native;
+mod tree;
 
 use std::fmt;
 
-use enlist::{Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef};
+use enlist::{
+    Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
+    instance::DEFAULT_WEIGHT,
+};
 
-pub use self::{etcd_concurrency::EtcdConcurrency, go_zero::GoZero, native::Native};
+pub use self::{
+    dubbo::Dubbo, etcd_concurrency::EtcdConcurrency, etcd_naming::EtcdNaming, go_kit::GoKit, go_micro::GoMicro,
+    go_zero::GoZero, gobase::Gobase, kitex::Kitex, kratos::Kratos, native::Native,
+};
 use crate::record::KeyRange;
 
 /// What of an instance a layout can hold.
@@ -87,6 +102,11 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// What it carries.
     fn carries(&self) -> &'static [Part];
 
+    /// The weight of an instance that says nothing about it.
+    fn default_weight(&self) -> u32 {
+        DEFAULT_WEIGHT
+    }
+
     /// What tells one instance from another.
     fn identity(&self) -> Identity;
 
@@ -113,12 +133,18 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The service that a key of [`services_range`](Self::services_range) belongs to.
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName>;
 
-    /// The value of an instance. `previous` is the value that it replaces, whose unknown fields are kept.
+    /// The value of an instance of `service`. `previous` is the value that it replaces, whose unknown fields are kept.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if `previous` is of a newer version.
-    fn encode(&self, instance: &Instance, owner: Option<&str>, previous: Option<&[u8]>) -> Result<Vec<u8>, Error>;
+    fn encode(
+        &self,
+        service: &ServiceRef,
+        instance: &Instance,
+        owner: Option<&str>,
+        previous: Option<&[u8]>,
+    ) -> Result<Vec<u8>, Error>;
 
     /// Reads an instance of `service`. Keys are judged before values.
     ///

@@ -1,0 +1,204 @@
+//! What the layouts of the Go ecosystems have in common: JSON as Go's `encoding/json` writes it, keys in segments, addresses as
+//! Go joins them, and the refusal of whatever a layout would lose.
+
+use std::{collections::BTreeMap, io};
+
+use enlist::{
+    Endpoint, Error, Health, Instance, InstanceId, Namespace, ServiceRef, endpoint::UNIX, instance::MAX_INSTANCE_BYTES,
+};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::{Serializer, ser::Formatter};
+
+use super::{Layout, Part, Skip, not_carried};
+
+/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
+const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
+
+/// Metadata as Go has it: sorted by bytes; `null` if empty.
+pub(super) type Tags = Option<BTreeMap<String, String>>;
+
+/// Escapes what Go escapes for the sake of HTML and JavaScript, which `serde_json` does not.
+struct AsGoDoes;
+
+impl Formatter for AsGoDoes {
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(['<', '>', '&', '\u{2028}', '\u{2029}']) {
+            let (plain, special) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            let mut characters = special.chars();
+            if let Some(character) = characters.next() {
+                write!(writer, "\\u{:04x}", u32::from(character))?;
+            }
+            rest = characters.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Writes a value as Go does.
+pub(super) fn write(value: &impl Serialize) -> Result<Vec<u8>, Error> {
+    let mut bytes = Vec::new();
+    let written = value.serialize(&mut Serializer::with_formatter(&mut bytes, AsGoDoes));
+    written.map_err(|error| Error::Unsupported { what: format!("this instance ({error})") })?;
+    Ok(bytes)
+}
+
+pub(super) fn malformed(reason: impl Into<String>) -> Skip {
+    Skip::Malformed(reason.into())
+}
+
+/// Reads a value. The reason says where, not what: values are not to be logged.
+pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(malformed(format!("{} bytes", value.len())));
+    }
+    let place = |error: serde_json::Error| {
+        malformed(format!(
+            "not as due: {:?} error at line {}, column {}",
+            error.classify(),
+            error.line(),
+            error.column()
+        ))
+    };
+    // By way of a tree, so that of a field that is there twice the last one counts, as in Go.
+    let tree: serde_json::Value = serde_json::from_slice(value).map_err(place)?;
+    serde_json::from_value(tree).map_err(|_| malformed("a field is missing or of another type"))
+}
+
+/// For fields that are as good absent as `null`.
+pub(super) fn or_default<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Metadata to be written.
+pub(super) fn tags(metadata: &BTreeMap<String, String>) -> Tags {
+    (!metadata.is_empty()).then(|| metadata.clone())
+}
+
+/// The one segment of `key` below `prefix`. Whatever goes deeper, or is no text, is somebody else's.
+pub(super) fn segment<'a>(key: &'a [u8], prefix: &str) -> Result<&'a str, Skip> {
+    let segment = key.strip_prefix(prefix.as_bytes()).ok_or(Skip::Foreign)?;
+    let text = std::str::from_utf8(segment).map_err(|_| Skip::Foreign)?;
+    if text.is_empty() || text.contains('/') { Err(Skip::Foreign) } else { Ok(text) }
+}
+
+/// A name as a segment of a key.
+pub(super) fn as_segment<'a>(field: &'static str, name: &'a str) -> Result<&'a str, Error> {
+    if name.contains('/') { Err(not_carried(field, '/')) } else { Ok(name) }
+}
+
+/// A prefix of keys that a user gave.
+pub(super) fn checked_prefix(prefix: &str) -> Result<String, Error> {
+    if prefix.chars().any(char::is_control) {
+        return Err(Error::invalid_config("prefix", "it must not have control characters"));
+    }
+    Ok(prefix.to_owned())
+}
+
+/// The name of a service in a layout without namespaces.
+pub(super) fn without_namespace<'a>(layout: &dyn Layout, service: &'a ServiceRef) -> Result<&'a str, Error> {
+    if *service.namespace() == Namespace::default() {
+        return Ok(service.name().as_str());
+    }
+    let what = format!("a namespace other than `default` in the layout {}", layout.name());
+    Err(Error::Unsupported { what })
+}
+
+/// Refuses whatever a layout would lose of an instance, endpoints aside.
+pub(super) fn refuse_loss(layout: &dyn Layout, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
+    let default = layout.default_weight();
+    let says = [
+        (Part::Owner, "an owner token", owner.is_some()),
+        (Part::Weight, "a weight other than the default one", instance.weight() != default),
+        (Part::Version, "a version", instance.version().is_some()),
+        (Part::Zone, "a zone", instance.zone().is_some()),
+        (Part::Health, "a health other than serving", instance.health() != Health::Serving),
+        (Part::Metadata, "metadata", !instance.metadata().is_empty()),
+    ];
+    match says.iter().find(|(part, _, said)| *said && !layout.carries().contains(part)) {
+        Some((_, what, _)) => Err(lost(layout, what)),
+        None => Ok(()),
+    }
+}
+
+/// The error for something that a layout cannot carry.
+pub(super) fn lost(layout: &dyn Layout, what: &str) -> Error {
+    Error::Unsupported { what: format!("{what} in the layout {}", layout.name()) }
+}
+
+/// The only endpoint, which is no Unix socket.
+pub(super) fn only_endpoint<'a>(layout: &dyn Layout, instance: &'a Instance) -> Result<&'a Endpoint, Error> {
+    match instance.endpoints() {
+        [endpoint] if endpoint.protocol() != Some(UNIX) => Ok(endpoint),
+        [_] => Err(lost(layout, "a unix socket")),
+        _ => Err(lost(layout, "more than one endpoint")),
+    }
+}
+
+/// The only endpoint, which has no protocol.
+pub(super) fn only_plain_endpoint<'a>(layout: &dyn Layout, instance: &'a Instance) -> Result<&'a Endpoint, Error> {
+    let endpoint = only_endpoint(layout, instance)?;
+    if endpoint.protocol().is_some() { Err(lost(layout, "the protocol of an endpoint")) } else { Ok(endpoint) }
+}
+
+/// Reads `host:port`. Some writers leave the brackets of an IPv6 address out: what follows the last colon is the port then.
+pub(super) fn address(text: &str) -> Result<Endpoint, Skip> {
+    let no_address = |_| malformed("no host:port");
+    if text.contains("://") {
+        return Err(malformed("a URL where host:port is due"));
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if host.contains(':') && !host.starts_with('[') => {
+            Endpoint::parse(format!("[{host}]:{port}")).map_err(no_address)
+        }
+        _ => Endpoint::parse(text).map_err(no_address),
+    }
+}
+
+/// Reads a host and a port.
+pub(super) fn host_and_port(host: &str, port: i64) -> Result<Endpoint, Skip> {
+    let port = u16::try_from(port).map_err(|_| malformed("no port"))?;
+    Endpoint::new(host, port).map_err(|_| malformed("no address"))
+}
+
+/// A weight that is above zero, else `default`.
+pub(super) fn weight_or(weight: Option<i64>, default: u32) -> u32 {
+    match weight {
+        Some(weight) if weight > 0 => u32::try_from(weight).unwrap_or(u32::MAX),
+        _ => default,
+    }
+}
+
+/// An instance with this id and these endpoints.
+pub(super) fn instance(id: &str, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Instance, Skip> {
+    let id = InstanceId::parse(id).map_err(|_| malformed("no id"))?;
+    Instance::new(id, endpoints).map_err(|_| malformed("no endpoint"))
+}
+
+/// The same instance with this metadata.
+pub(super) fn with_metadata(instance: Instance, metadata: impl IntoIterator<Item = (String, String)>) -> Instance {
+    metadata.into_iter().fold(instance, |instance, (key, value)| instance.with_metadata(key, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_escaped_as_go_does() {
+        let text = "a<b>&\"\\\u{2028}\u{2029}\n\u{1}\u{7f}é🚲/";
+        let written = String::from_utf8(write(&text).unwrap()).unwrap();
+        assert_eq!(written, "\"a\\u003cb\\u003e\\u0026\\\"\\\\\\u2028\\u2029\\n\\u0001\u{7f}é🚲/\"");
+    }
+
+    #[test]
+    fn an_address_without_brackets_has_its_port_at_the_end() {
+        let shown = |text| address(text).map(|endpoint| endpoint.to_string()).ok();
+        assert_eq!(shown("fd00::5:80").as_deref(), Some("[fd00::5]:80"));
+        assert_eq!(shown("[fd00::5]:80").as_deref(), Some("[fd00::5]:80"));
+        assert_eq!((shown("h"), shown("h:"), shown("http://h:1"), shown("[::1:80")), (None, None, None, None));
+    }
+}

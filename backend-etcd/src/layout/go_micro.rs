@@ -1,0 +1,88 @@
+//! The layout of go-micro's etcd registry: `/micro/registry/{service}/{node id}` holds the whole service with this one node.
+//!
+//! go-micro writes `-` for a `/` in a name, so that `a/b` and `a-b` share their keys; here such names are refused.
+
+use std::collections::BTreeMap;
+
+use enlist::{Error, Instance, ServiceRef};
+use serde::{Deserialize, Serialize};
+
+use super::{Part, Skip, go, tree::Dialect};
+
+const PREFIX: &str = "/micro/registry/";
+
+/// The layout of go-micro.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GoMicro;
+
+#[derive(Serialize)]
+struct Written<'a> {
+    name: &'a str,
+    version: &'a str,
+    /// Of the service; nothing is said of it.
+    metadata: Option<()>,
+    endpoints: [(); 0],
+    nodes: [WrittenNode<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct WrittenNode<'a> {
+    metadata: go::Tags,
+    id: &'a str,
+    address: String,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    #[serde(default, deserialize_with = "go::or_default")]
+    name: String,
+    #[serde(default, deserialize_with = "go::or_default")]
+    version: String,
+    #[serde(default, deserialize_with = "go::or_default")]
+    nodes: Vec<ReadNode>,
+}
+
+#[derive(Deserialize)]
+struct ReadNode {
+    #[serde(default, deserialize_with = "go::or_default")]
+    metadata: BTreeMap<String, String>,
+    #[serde(default, deserialize_with = "go::or_default")]
+    id: String,
+    address: String,
+    /// Of releases before 1.8, whose address is the host alone.
+    #[serde(default)]
+    port: Option<i64>,
+}
+
+impl Dialect for GoMicro {
+    const NAME: &'static str = "go-micro";
+    const CARRIES: &'static [Part] = &[Part::Id, Part::Version, Part::Metadata];
+
+    fn root(&self) -> String {
+        PREFIX.to_owned()
+    }
+
+    fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
+        let address = go::only_plain_endpoint(self, instance)?.authority();
+        let node = WrittenNode { metadata: go::tags(instance.metadata()), id: instance.id().as_str(), address };
+        let (name, version) = (service.name().as_str(), instance.version().unwrap_or_default());
+        go::write(&Written { name, version, metadata: None, endpoints: [], nodes: [node] })
+    }
+
+    /// A value that names another service is somebody else's: go-micro's names can share a key.
+    fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
+        let Read { name, version, nodes } = go::read(value)?;
+        if name != service.name().as_str() {
+            return Err(Skip::Foreign);
+        }
+        let [node] = <[ReadNode; 1]>::try_from(nodes)
+            .map_err(|nodes| go::malformed(format!("{} nodes where one is due", nodes.len())))?;
+        let endpoint = match node.port {
+            Some(port) if port > 0 => go::host_and_port(&node.address, port)?,
+            _ => go::address(&node.address)?,
+        };
+        let id = if node.id.is_empty() { key } else { &node.id };
+        let instance = go::instance(id, [endpoint])?.with_version(version);
+        Ok(go::with_metadata(instance, node.metadata))
+    }
+}

@@ -1,0 +1,94 @@
+//! The layout of kitex's `registry-etcd`: `{prefix}/{service}/{address}` holds `{"network":…,"address":…,"weight":…,"tags":…}`.
+//!
+//! There are no namespaces beside the prefix, which is `kitex/registry-etcd`, and empty in kitex's deprecated constructors.
+
+use enlist::{Error, Instance, ServiceRef};
+use serde::{Deserialize, Serialize};
+
+use super::{Part, Skip, go, tree::Dialect};
+
+/// The weight that kitex gives to instances that say nothing about it.
+const DEFAULT_WEIGHT: u32 = 10;
+
+/// The network of an endpoint that names none: kitex dials by it.
+const NETWORK: &str = "tcp";
+
+/// The layout of kitex.
+#[derive(Clone, Debug)]
+pub struct Kitex {
+    prefix: String,
+}
+
+impl Default for Kitex {
+    fn default() -> Self {
+        Self { prefix: "kitex/registry-etcd".to_owned() }
+    }
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    network: &'a str,
+    address: String,
+    weight: u32,
+    tags: go::Tags,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    #[serde(default)]
+    network: Option<String>,
+    address: String,
+    #[serde(default)]
+    weight: Option<i64>,
+    #[serde(default)]
+    tags: go::Tags,
+}
+
+impl Kitex {
+    /// The layout under another prefix, which may be empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for control characters, and for `%`, which kitex takes for a directive of its format string.
+    pub fn with_prefix(prefix: &str) -> Result<Self, Error> {
+        if prefix.contains('%') {
+            return Err(Error::invalid_config("prefix", "kitex cannot use a prefix with `%`"));
+        }
+        Ok(Self { prefix: go::checked_prefix(prefix)? })
+    }
+}
+
+impl Dialect for Kitex {
+    const NAME: &'static str = "kitex";
+    const CARRIES: &'static [Part] = &[Part::Id, Part::Weight, Part::Metadata];
+    const WEIGHT: u32 = DEFAULT_WEIGHT;
+
+    fn root(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
+    /// The protocol of the endpoint is kitex's network; without one it is `tcp`. A weight of 0, which kitex does not know, is
+    /// refused.
+    fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
+        let endpoint = go::only_endpoint(self, instance)?;
+        if instance.weight() == 0 {
+            return Err(go::lost(self, "a weight of 0"));
+        }
+        go::write(&Written {
+            network: endpoint.protocol().unwrap_or(NETWORK),
+            address: endpoint.authority(),
+            weight: instance.weight(),
+            tags: go::tags(instance.metadata()),
+        })
+    }
+
+    fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
+        let Read { network, address, weight, tags } = go::read(value)?;
+        let mut endpoint = go::address(&address)?;
+        if let Some(network) = network.filter(|network| !network.is_empty()) {
+            endpoint = endpoint.with_protocol(network).map_err(|_| go::malformed("no network"))?;
+        }
+        let instance = go::instance(id, [endpoint])?.with_weight(go::weight_or(weight, DEFAULT_WEIGHT));
+        Ok(go::with_metadata(instance, tags.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,106 @@
+//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] says the rest, and is a
+//! [`Layout`] by that.
+
+use std::fmt;
+
+use enlist::{Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT};
+
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, go};
+use crate::record::KeyRange;
+
+/// What tells one such layout from another.
+pub(super) trait Dialect: fmt::Debug + Send + Sync + 'static {
+    const NAME: &'static str;
+    const CARRIES: &'static [Part];
+    const WEIGHT: u32 = DEFAULT_WEIGHT;
+
+    /// What all keys of a namespace begin with. Without namespaces: of the default one.
+    fn root(&self) -> String;
+
+    /// The root of a namespace.
+    fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
+        if *namespace == Namespace::default() {
+            return Ok(self.root());
+        }
+        Err(Error::Unsupported { what: format!("a namespace other than `default` in the layout {}", Self::NAME) })
+    }
+
+    /// What all keys of a service begin with.
+    fn prefix(&self, service: &ServiceRef) -> Result<String, Error> {
+        Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
+    }
+
+    /// Whether the service can be told from a key alone.
+    fn tells_services(&self) -> bool {
+        true
+    }
+
+    /// A key without what the original's readers cut off.
+    fn trimmed<'a>(&self, key: &'a [u8]) -> &'a [u8] {
+        key
+    }
+
+    /// The value of an instance that has nothing the layout would lose, endpoints aside.
+    fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
+
+    /// The instance in a value, whose key ends in `id`.
+    fn read(&self, service: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip>;
+}
+
+impl<D: Dialect> Layout for D {
+    fn name(&self) -> &'static str {
+        D::NAME
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        D::CARRIES
+    }
+
+    fn default_weight(&self) -> u32 {
+        D::WEIGHT
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Id
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::Shared
+    }
+
+    fn key(&self, service: &ServiceRef, id: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{}", self.prefix(service)?, go::as_segment("id", id.as_str())?).into_bytes())
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(self.prefix(service)?))
+    }
+
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
+        self.root_of(namespace).ok().filter(|_| self.tells_services()).map(KeyRange::prefix)
+    }
+
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        let root = self.root_of(namespace).ok().filter(|_| self.tells_services())?;
+        let rest = std::str::from_utf8(self.trimmed(key).strip_prefix(root.as_bytes())?).ok()?;
+        let (service, id) = rest.split_once('/')?;
+        if id.is_empty() || id.contains('/') { None } else { ServiceName::parse(service).ok() }
+    }
+
+    fn encode(
+        &self,
+        service: &ServiceRef,
+        instance: &Instance,
+        owner: Option<&str>,
+        _: Option<&[u8]>,
+    ) -> Result<Vec<u8>, Error> {
+        go::refuse_loss(self, instance, owner)?;
+        self.write(service, instance)
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let prefix = self.prefix(service).map_err(|_| Skip::Foreign)?;
+        let id = go::segment(self.trimmed(key), &prefix)?;
+        Ok(Decoded { instance: self.read(service, id, value)?, owner: None })
+    }
+}
