@@ -142,10 +142,18 @@ async fn when_all_are_gone_calls_fail_at_once() {
         }
     })
     .await;
+    // The quickest of a few: the machine may have other things to do.
     let fails_at_once = || async {
-        let start = Moment::now();
-        let status = say(&channel, String::new()).await.unwrap_err();
-        (status, start.elapsed())
+        let mut quickest = None;
+        for _ in 0..10 {
+            let start = Moment::now();
+            let status = say(&channel, String::new()).await.unwrap_err();
+            let took = start.elapsed();
+            if quickest.as_ref().is_none_or(|(_, quickest)| took < *quickest) {
+                quickest = Some((status, took));
+            }
+        }
+        quickest.unwrap()
     };
     let (status, took) = fails_at_once().await;
     assert!(status.code() == Code::Unavailable && took < Duration::from_millis(50), "{took:?}: {status}");
