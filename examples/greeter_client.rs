@@ -25,7 +25,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for id in ["greeter-1", "greeter-2"].iter().filter(|_| !stays) {
         let backend = store.client().await?;
         servers.spawn(async move {
-            greeter::serve(&*backend, id, RegisterOptions::new(), std::future::pending()).await.map(|_| ())
+            greeter::serve(&*backend, id, RegisterOptions::new(), Some(Box::pin(std::future::pending())))
+                .await
+                .map(|_| ())
         });
     }
 

@@ -17,13 +17,8 @@ use enlist_examples::{Store, flag, greeter};
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let backend = Store::from_args()?.client().await?;
     let id = format!("greeter-{}", std::process::id());
-    let stays = flag("--etcd");
-    let stop = async move {
-        if !stays {
-            return tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        let _ = tokio::signal::ctrl_c().await;
-    };
+    let ends: greeter::Stop = Box::pin(tokio::time::sleep(Duration::from_secs(1)));
+    let stop = (!flag("--etcd")).then_some(ends);
     println!("serving as {id}");
     let report = greeter::serve(&*backend, &id, RegisterOptions::new(), stop).await?;
     println!("drained: {}, deregistered: {:?}, served: {:?}", report.drained, report.deregistered?, report.served);

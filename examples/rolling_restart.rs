@@ -48,7 +48,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 async fn main() -> Result {
     let store = Store::from_args()?;
     if let Some(id) = env::args().skip_while(|arg| arg != "--serve").nth(1) {
-        return serve(&store, &id, terminated()).await;
+        return serve(&store, &id, None).await;
     }
     let kill = flag("--kill");
     let mut servers = Vec::new();
@@ -90,25 +90,12 @@ async fn main() -> Result {
 }
 
 /// Runs one server.
-async fn serve(store: &Store, id: &str, stop: impl Future<Output = ()> + Send + 'static) -> Result {
+async fn serve(store: &Store, id: &str, stop: Option<greeter::Stop>) -> Result {
     let backend = store.client().await?;
     // The next one under this id takes over what a killed one leaves behind.
     let options = RegisterOptions::new().ttl(Duration::from_secs(5)).owner(id);
     greeter::serve(&*backend, id, options, stop).await?.deregistered?;
     Ok(())
-}
-
-#[cfg(unix)]
-async fn terminated() {
-    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
-    if let Ok(mut terminate) = terminate {
-        terminate.recv().await;
-    }
-}
-
-#[cfg(not(unix))]
-async fn terminated() {
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 struct Server {
@@ -133,10 +120,10 @@ impl Server {
         let (store, name) = (store.clone(), id.clone());
         // The runtime owns the task: it ends with it.
         let mut tasks = JoinSet::new();
-        let stopped = async {
+        let stopped: greeter::Stop = Box::pin(async {
             let _ = stopped.await;
-        };
-        tasks.spawn_on(async move { _ = end.send(serve(&store, &name, stopped).await) }, runtime.handle());
+        });
+        tasks.spawn_on(async move { _ = end.send(serve(&store, &name, Some(stopped)).await) }, runtime.handle());
         tasks.detach_all();
         Ok(Self { id, body: Body::Thread { runtime: Some(runtime), stop: Some(stop), ended: Some(ended) } })
     }
@@ -170,6 +157,16 @@ impl Server {
                 }
                 Ok(())
             }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Body::Process(child) = &mut self.body {
+            // None is left behind when something fails. One that has ended already cannot be killed again.
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }

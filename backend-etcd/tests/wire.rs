@@ -3,12 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+mod fixture;
+
 use enlist::{Endpoint, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, Native,
     layout::{Part, Skip},
 };
+use fixture::{bytes, cases, text};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -76,20 +78,6 @@ const DIALECTS: &[Dialect] = &[
         inexpressible: &[],
     },
 ];
-
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field].as_str().unwrap_or_else(|| panic!("{field} in {value}"))
-}
-
-fn bytes(value: &Value) -> Vec<u8> {
-    STANDARD.decode(text(value, "value_base64")).unwrap()
-}
-
-fn cases<'a>(fixture: &'a Value, list: &str) -> &'a Vec<Value> {
-    let cases = fixture[list].as_array().unwrap();
-    assert!(!cases.is_empty());
-    cases
-}
 
 /// The instance of a case; what is null has its default.
 fn instance(value: &Value, layout: &dyn Layout) -> Instance {

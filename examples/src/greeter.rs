@@ -1,6 +1,6 @@
 //! A gRPC service that greets, and its server.
 
-use std::{error::Error, future::Future, time::Duration};
+use std::{error::Error, future::Future, pin::Pin, time::Duration};
 
 use enlist::{Graceful, Instance, InstanceId, RegisterOptions, ServiceRef, Shutdown, advertise};
 use tokio::net::TcpListener;
@@ -46,7 +46,10 @@ pub fn router(from: impl Into<String>, thinks: Duration) -> tonic::transport::se
     tonic::transport::Server::builder().add_service(GreeterServer::new(greeting))
 }
 
-/// Runs the instance `id` of `greeter` until `stop`, and leaves in order.
+/// What ends a server, if not SIGTERM or Ctrl-C.
+pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs the instance `id` of `greeter` until `stop`, without one until SIGTERM or Ctrl-C, and leaves in order.
 ///
 /// # Errors
 ///
@@ -59,14 +62,16 @@ pub async fn serve(
     backend: &dyn Backend,
     id: &str,
     options: RegisterOptions,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: Option<Stop>,
 ) -> Result<Shutdown<Result<(), tonic::transport::Error>>, Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, _) = advertise(listener.local_addr()?)?;
     let instance = Instance::new(InstanceId::parse(id)?, [endpoint])?;
-    let server = enlist_grpc::serve(listener, router(id, Duration::from_millis(2)))
+    let mut server = enlist_grpc::serve(listener, router(id, Duration::from_millis(2)))
         .services(["greeter.Greeter"])
-        .graceful(Graceful::new().propagation(Duration::from_millis(300)).deadline(Duration::from_secs(10)))
-        .until(stop);
+        .graceful(Graceful::new().propagation(Duration::from_millis(300)).deadline(Duration::from_secs(10)));
+    if let Some(stop) = stop {
+        server = server.until(stop);
+    }
     Ok(server.register(backend, &ServiceRef::parse("greeter")?, instance, options).await?)
 }

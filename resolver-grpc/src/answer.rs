@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Code, Status, body::Body};
 
-use crate::subchannel::Flight;
+use crate::flight::Flight;
 
 /// Counts the call as in flight until `answer` ends or is dropped.
 pub(crate) fn tracked(answer: http::Response<Body>, flight: Flight) -> http::Response<Body> {

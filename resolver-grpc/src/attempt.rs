@@ -13,6 +13,7 @@ use std::{
 };
 
 use http::{HeaderName, request::Parts};
+use tokio::time::timeout;
 use tonic::{Code, Status, body::Body, transport::channel};
 use tower::Service;
 
@@ -21,9 +22,10 @@ use crate::{
     call::{CallHead, Core},
     deadline::Deadline,
     failure::{BoxError, Failure},
+    flight::Flight,
     replay::Replay,
     retry::{Attempts, Ended, Pushback},
-    subchannel::{Flight, Subchannel},
+    subchannel::Subchannel,
 };
 
 /// How many attempts were made before this one (gRFC A6).
@@ -91,8 +93,14 @@ impl Future for ResponseFuture {
 async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     if let Some(intercept) = &core.intercept {
+        let deadline = Deadline::of(&head.headers);
         let Parts { uri, headers, .. } = &mut head;
-        intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers }).await?;
+        let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
+        match deadline.left() {
+            None => before.await?,
+            Some(left) => timeout(left, before).await.map_err(|_| late())??,
+        }
+        deadline.tell(&mut head.headers);
     }
     #[cfg(feature = "trace")]
     {
@@ -109,6 +117,10 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     }
     #[cfg(not(feature = "trace"))]
     Box::new(Call::new(core, http::Request::from_parts(head, body))).go_on().await
+}
+
+fn late() -> Status {
+    Status::deadline_exceeded("the interceptor took too long")
 }
 
 /// A call and its attempts so far.

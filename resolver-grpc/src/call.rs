@@ -15,9 +15,10 @@ use tonic::Status;
 use crate::{
     balance::{Balance, Choice, HashKey},
     deadline::Deadline,
+    flight::Flight,
     retry::Retries,
     set::{Picture, Shared},
-    subchannel::{Flight, InstanceState, Subchannel, Terms},
+    subchannel::{InstanceState, Subchannel, Terms},
 };
 
 /// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the

@@ -212,7 +212,7 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
-/// How a channel behaves. Clones are equal.
+/// How a channel behaves.
 #[derive(Clone)]
 #[must_use]
 pub struct ChannelBuilder {

@@ -4,10 +4,14 @@
 use std::time::Duration;
 
 use enlist::BackoffPolicy;
+use tokio::time::timeout;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
 };
+
+/// How long opening a health stream may take, to its first word.
+const OPEN: Duration = Duration::from_secs(5);
 
 /// How long to wait before a health stream that broke is opened again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -49,7 +53,8 @@ impl Watch {
                 backoff.reset();
             } else {
                 tokio::time::sleep(backoff.next_delay()).await;
-                self.open().await;
+                // Without a first word the instance stays as it was said last: not serving.
+                let _ = timeout(OPEN, self.open()).await;
             }
             note(self.serving);
         }

@@ -29,6 +29,7 @@ mod connection;
 mod deadline;
 mod ejection;
 mod failure;
+mod flight;
 mod health;
 mod locator;
 pub mod manager;

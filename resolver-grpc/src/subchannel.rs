@@ -117,7 +117,7 @@ pub(crate) struct Subchannel {
     /// The connection takes no more calls.
     spent: Notify,
     /// See whether it lives.
-    doubt: Notify,
+    doubted: Notify,
     /// Enough calls failed in a row.
     enough: Notify,
 }
@@ -152,7 +152,7 @@ impl Subchannel {
             failed: AtomicU64::new(0),
             wake: Notify::new(),
             spent: Notify::new(),
-            doubt: Notify::new(),
+            doubted: Notify::new(),
             enough: Notify::new(),
         }
     }
@@ -345,7 +345,7 @@ impl Subchannel {
     async fn listen(&self, terms: &Terms, connection: &Arc<Connection>) {
         loop {
             tokio::select! {
-                () = self.doubt.notified() => {}
+                () = self.doubted.notified() => {}
                 () = self.silent(connection, terms.silence) => {}
             }
             let before = connection.reads();
@@ -373,8 +373,30 @@ impl Subchannel {
         }
     }
 
+    /// Begins a call over the connection there is, if there is one.
+    pub(crate) fn begin(&self) -> Option<Arc<Connection>> {
+        let connection = self.connection.load_full()?;
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.started.fetch_add(1, Ordering::Relaxed);
+        Some(connection)
+    }
+
+    /// Notes that a call that was begun is no longer in flight.
+    pub(crate) fn end_of_call(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
+    pub(crate) fn doubt(&self, terms: &Terms, connection: &Arc<Connection>) {
+        if !connection.is_lost() && self.uses(connection) {
+            self.condition.set(Condition::SUSPECT);
+            self.doubted.notify_one();
+            terms.changed.notify_one();
+        }
+    }
+
     /// Counts a call that ended.
-    fn count(&self, terms: &Terms, code: Code) {
+    pub(crate) fn count(&self, terms: &Terms, code: Code) {
         if code != Code::Ok {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -430,71 +452,6 @@ struct End<'a>(&'a Subchannel);
 impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-/// A call in flight. Dropping it ends it.
-#[derive(Debug)]
-pub(crate) struct Flight {
-    subchannel: Arc<Subchannel>,
-    connection: Arc<Connection>,
-    terms: Arc<Terms>,
-    /// How much had been heard when it began.
-    heard: u64,
-    /// It is known how it went.
-    answered: bool,
-}
-
-impl Flight {
-    /// Begins a call, unless the connection was just lost.
-    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<Terms>) -> Option<Self> {
-        let connection = subchannel.connection.load_full()?;
-        subchannel.in_flight.fetch_add(1, Ordering::Relaxed);
-        subchannel.started.fetch_add(1, Ordering::Relaxed);
-        let heard = connection.reads();
-        let (subchannel, terms) = (Arc::clone(subchannel), Arc::clone(terms));
-        Some(Self { subchannel, connection, terms, heard, answered: false })
-    }
-
-    pub(crate) fn subchannel(&self) -> &Arc<Subchannel> {
-        &self.subchannel
-    }
-
-    pub(crate) fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    /// Notes that the server answered.
-    pub(crate) fn answered(&mut self) {
-        self.answered = true;
-    }
-
-    /// Notes with which code the call ended.
-    pub(crate) fn ended(&self, code: Code) {
-        self.subchannel.count(&self.terms, code);
-    }
-
-    /// Ends a call that was not even sent.
-    pub(crate) fn unused(mut self) {
-        self.answered = true;
-    }
-
-    /// Notes that the connection takes no more calls.
-    pub(crate) fn demote(&self) {
-        self.subchannel.demote(&self.terms, &self.connection);
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.subchannel.in_flight.fetch_sub(1, Ordering::Relaxed);
-        // Nobody waits for the answer any more and nothing at all was heard meanwhile.
-        let silent = !self.answered && self.connection.reads() == self.heard;
-        if silent && !self.connection.is_lost() && self.subchannel.uses(&self.connection) {
-            self.subchannel.condition.set(Condition::SUSPECT);
-            self.subchannel.doubt.notify_one();
-            self.terms.changed.notify_one();
-        }
     }
 }
 

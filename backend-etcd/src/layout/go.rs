@@ -3,16 +3,11 @@
 
 use std::{collections::BTreeMap, io};
 
-use enlist::{
-    Endpoint, Error, Health, Instance, InstanceId, Namespace, ServiceRef, endpoint::UNIX, instance::MAX_INSTANCE_BYTES,
-};
+use enlist::{Endpoint, Error, Health, Instance, InstanceId, Namespace, endpoint::UNIX};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Serializer, ser::Formatter};
 
-use super::{Layout, Part, Skip, not_carried};
-
-/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
-const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
+use super::{Layout, MAX_VALUE_BYTES, Part, Skip, not_carried};
 
 /// Metadata as Go has it: sorted by bytes; `null` if empty.
 pub(super) type Tags = Option<BTreeMap<String, String>>;
@@ -98,13 +93,9 @@ pub(super) fn checked_prefix(prefix: &str) -> Result<String, Error> {
     Ok(prefix.to_owned())
 }
 
-/// The name of a service in a layout without namespaces.
-pub(super) fn without_namespace<'a>(layout: &dyn Layout, service: &'a ServiceRef) -> Result<&'a str, Error> {
-    if *service.namespace() == Namespace::default() {
-        return Ok(service.name().as_str());
-    }
-    let what = format!("a namespace other than `default` in the layout {}", layout.name());
-    Err(Error::Unsupported { what })
+/// Refuses namespaces in a layout without them.
+pub(super) fn only_default(layout: &dyn Layout, namespace: &Namespace) -> Result<(), Error> {
+    if *namespace == Namespace::default() { Ok(()) } else { Err(lost(layout, "a namespace other than `default`")) }
 }
 
 /// Refuses whatever a layout would lose of an instance, endpoints aside.

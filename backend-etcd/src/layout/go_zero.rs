@@ -13,7 +13,8 @@ use crate::record::KeyRange;
 pub struct GoZero;
 
 fn prefix(service: &ServiceRef) -> Result<String, Error> {
-    let name = go::without_namespace(&GoZero, service)?;
+    go::only_default(&GoZero, service.namespace())?;
+    let name = service.name().as_str();
     if name.ends_with('/') {
         return Err(not_carried("service", '/'));
     }

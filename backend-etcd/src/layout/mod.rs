@@ -20,7 +20,7 @@ use std::fmt;
 
 use enlist::{
     Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
-    instance::DEFAULT_WEIGHT,
+    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
 };
 
 pub use self::{
@@ -28,6 +28,9 @@ pub use self::{
     go_zero::GoZero, gobase::Gobase, kitex::Kitex, kratos::Kratos, native::Native,
 };
 use crate::record::KeyRange;
+
+/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
+const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
 /// What of an instance a layout can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -14,13 +14,13 @@ use std::{collections::BTreeMap, process, sync::OnceLock};
 
 use enlist::{
     Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
-    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
+    instance::DEFAULT_WEIGHT,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, Part, PlaceValue, Skip};
+use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, Part, PlaceValue, Skip};
 use crate::record::KeyRange;
 
 /// The version of values that this code writes.
@@ -31,9 +31,6 @@ const DEFAULT_PREFIX: &str = "enlist";
 
 /// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
-
-/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
-const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
 /// enlist's own layout.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, go};
 use crate::record::KeyRange;
 
 /// What tells one such layout from another.
-pub(super) trait Dialect: fmt::Debug + Send + Sync + 'static {
+pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     const NAME: &'static str;
     const CARRIES: &'static [Part];
     const WEIGHT: u32 = DEFAULT_WEIGHT;
@@ -19,10 +19,8 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + 'static {
 
     /// The root of a namespace.
     fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
-        if *namespace == Namespace::default() {
-            return Ok(self.root());
-        }
-        Err(Error::Unsupported { what: format!("a namespace other than `default` in the layout {}", Self::NAME) })
+        go::only_default(self, namespace)?;
+        Ok(self.root())
     }
 
     /// What all keys of a service begin with.

@@ -1,0 +1,69 @@
+//! A call in flight: it counts on its instance, and its end says how the instance did.
+
+use std::sync::Arc;
+
+use tonic::Code;
+
+use crate::{
+    connection::Connection,
+    subchannel::{Subchannel, Terms},
+};
+
+/// A call in flight. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    subchannel: Arc<Subchannel>,
+    connection: Arc<Connection>,
+    terms: Arc<Terms>,
+    /// How much had been heard when it began.
+    heard: u64,
+    /// It is known how it went.
+    answered: bool,
+}
+
+impl Flight {
+    /// Begins a call, unless the connection was just lost.
+    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<Terms>) -> Option<Self> {
+        let connection = subchannel.begin()?;
+        let heard = connection.reads();
+        let (subchannel, terms) = (Arc::clone(subchannel), Arc::clone(terms));
+        Some(Self { subchannel, connection, terms, heard, answered: false })
+    }
+
+    pub(crate) fn subchannel(&self) -> &Arc<Subchannel> {
+        &self.subchannel
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Notes that the server answered.
+    pub(crate) fn answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Notes with which code the call ended.
+    pub(crate) fn ended(&self, code: Code) {
+        self.subchannel.count(&self.terms, code);
+    }
+
+    /// Ends a call that was not even sent.
+    pub(crate) fn unused(mut self) {
+        self.answered = true;
+    }
+
+    /// Notes that the connection takes no more calls.
+    pub(crate) fn demote(&self) {
+        self.subchannel.demote(&self.terms, &self.connection);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.subchannel.end_of_call();
+        if !self.answered && self.connection.reads() == self.heard {
+            self.subchannel.doubt(&self.terms, &self.connection);
+        }
+    }
+}
