@@ -235,7 +235,11 @@ impl Stander {
 
     async fn try_enter(&mut self) -> Result<Held, Error> {
         let Inner { link, tasks, leases, .. } = &*self.client;
-        let lease = leases.shared(link, tasks, Purpose::Lock, self.options.ttl).await?;
+        let lease = if self.options.own_lease {
+            leases.own(link, tasks, self.options.ttl).await?
+        } else {
+            leases.shared(link, tasks, Purpose::Lock, self.options.ttl).await?
+        };
         let member = format!("{}-{}", lease.id(), NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
         let key = Key { group: self.group(), member: member.into() };
         let value = Value::Place { mode: self.options.mode, text: self.text() };

@@ -10,7 +10,8 @@
 //! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
-//! | have one leader | [`Election::campaign`], [`Leadership`] |
+//! | refuse who lost its lock, at the resource | [`LockGuard::fencing_token`], [`Fence`] |
+//! | have one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
@@ -42,12 +43,14 @@
 
 pub mod advertise;
 pub mod backoff;
+mod candidate;
 pub mod clock;
 pub mod directory;
 pub mod election;
 pub mod endpoint;
 pub mod error;
 pub mod feed;
+mod fence;
 mod freshness;
 pub mod graceful;
 pub mod instance;
@@ -70,12 +73,14 @@ pub mod telemetry;
 pub use self::{
     advertise::advertise,
     backoff::{Backoff, BackoffPolicy},
+    candidate::Candidate,
     clock::Moment,
     directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView},
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
     error::{Cause, Error},
     feed::{Feed, ServiceWatcher},
+    fence::{Fence, Overtaken},
     freshness::{Freshness, Proof},
     graceful::{Graceful, Shutdown},
     instance::{Draft, Entry, Health, Instance, Presence},

@@ -88,11 +88,19 @@ pub struct LockOptions {
     pub deadline: Option<Duration>,
     /// How long to wait more when the last holder did not release, so that it can notice its loss. Default: zero.
     pub lock_delay: Duration,
+    /// Whether this acquisition has a lease to itself. Default: no, locks of one session and TTL share leases.
+    pub own_lease: bool,
 }
 
 impl Default for LockOptions {
     fn default() -> Self {
-        Self { mode: LockMode::Exclusive, ttl: DEFAULT_TTL, deadline: None, lock_delay: Duration::ZERO }
+        Self {
+            mode: LockMode::Exclusive,
+            ttl: DEFAULT_TTL,
+            deadline: None,
+            lock_delay: Duration::ZERO,
+            own_lease: false,
+        }
     }
 }
 
@@ -127,6 +135,15 @@ impl LockOptions {
     #[must_use]
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;
+        self
+    }
+
+    /// Asks for a lease of its own: whatever ends it ends no other lock, and its end takes along everything that may still
+    /// be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that asked for
+    /// a [`lock_delay`](Self::lock_delay) waits it out after a release too, because the lease is gone then as after a crash.
+    #[must_use]
+    pub fn own_lease(mut self) -> Self {
+        self.own_lease = true;
         self
     }
 
@@ -275,7 +292,7 @@ pub fn lock_guard(
 ) -> (LockGuard, GuardDriver) {
     let shared =
         Arc::new(Shared { name, token, tenure, release: CancellationToken::new(), released: watch::Sender::new(None) });
-    (LockGuard { shared: Arc::clone(&shared), _source: source }, GuardDriver { shared })
+    (LockGuard { shared: Arc::clone(&shared), source }, GuardDriver { shared })
 }
 
 /// A held lock.
@@ -286,7 +303,7 @@ pub fn lock_guard(
 #[must_use = "dropping it releases the lock"]
 pub struct LockGuard {
     shared: Arc<Shared>,
-    _source: KeepAlive,
+    source: KeepAlive,
 }
 
 impl LockGuard {
@@ -332,6 +349,11 @@ impl LockGuard {
             loss = self.lost() => Err(loss),
             output = work => Ok(output),
         }
+    }
+
+    /// For backends: what was given to [`lock_guard`], by which a backend knows its own guards again.
+    pub fn source(&self) -> &KeepAlive {
+        &self.source
     }
 
     /// Releases the lock. Guarded: what somebody else holds by now is left alone.
