@@ -3,10 +3,15 @@
 //! Pure: a test records a [`History`] while things go wrong, and [`History::check`] says what was broken. The checker is tested
 //! itself: good histories pass, and each way of spoiling one is flagged.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, fs, io, path::Path};
+
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+
+use crate::lock_history::LockHistory;
 
 /// What one key held: when it was created and when it was last changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Version {
     /// When it was created.
@@ -19,7 +24,7 @@ pub struct Version {
 pub type Picture = BTreeMap<String, Version>;
 
 /// What happened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Every change of the store, in order: the revision, the id, and what it held then.
     changes: Vec<(u64, String, Option<Version>)>,
@@ -105,47 +110,31 @@ impl History {
         self.left.insert(id.into(), revision);
     }
 
-    /// What the store held at `revision`.
-    fn held(&self, revision: u64) -> Picture {
-        let mut held = Picture::new();
-        for (_, id, version) in self.changes.iter().take_while(|(at, _, _)| *at <= revision) {
+    /// What the store held after each of its revisions.
+    fn pictures(&self) -> BTreeMap<u64, OrdMap<String, Version>> {
+        let mut changes: Vec<_> = self.changes.iter().collect();
+        changes.sort_by_key(|(at, _, _)| *at);
+        let mut held = OrdMap::new();
+        let mut pictures = BTreeMap::new();
+        for (at, id, version) in changes {
             match version {
                 Some(version) => held.insert(id.clone(), *version),
                 None => held.remove(id),
             };
+            pictures.insert(*at, held.clone());
         }
-        held
-    }
-
-    /// The first revision from which on there was always somebody; `None` if there was nobody at the end.
-    fn never_empty_from(&self) -> Option<u64> {
-        let mut held = Picture::new();
-        let mut since = None;
-        for (at, changes) in self.by_revision() {
-            for (id, version) in changes {
-                match version {
-                    Some(version) => held.insert(id, version),
-                    None => held.remove(&id),
-                };
-            }
-            since = if held.is_empty() { None } else { since.or(Some(at)) };
-        }
-        since
-    }
-
-    fn by_revision(&self) -> BTreeMap<u64, Vec<(String, Option<Version>)>> {
-        let mut revisions = BTreeMap::<u64, Vec<_>>::new();
-        for (at, id, version) in &self.changes {
-            revisions.entry(*at).or_default().push((id.clone(), *version));
-        }
-        revisions
+        pictures
     }
 
     /// Everything that was broken.
     pub fn check(&self) -> Vec<Violation> {
         let mut violations = Vec::new();
-        let never_empty_from = self.never_empty_from();
-        let end = self.held(u64::MAX);
+        let pictures = self.pictures();
+        let held =
+            |revision: u64| pictures.range(..=revision).next_back().map(|(_, held)| held.clone()).unwrap_or_default();
+        // The first revision from which on there was always somebody; `None` if there was nobody at the end.
+        let never_empty_from = pictures.iter().rev().take_while(|(_, held)| !held.is_empty()).last().map(|(at, _)| *at);
+        let end = held(u64::MAX);
         for (watcher, shown) in self.watchers.iter().enumerate() {
             for pair in shown.windows(2) {
                 let (from, to) = (pair[0].0, pair[1].0);
@@ -154,15 +143,16 @@ impl History {
                 }
             }
             for (revision, picture) in shown {
-                let (revision, held) = (*revision, self.held(*revision));
-                if *picture != held {
+                let (revision, held) = (*revision, held(*revision));
+                if !same(picture, &held) {
+                    let held = held.into_iter().collect();
                     violations.push(Violation::NeverSo { watcher, revision, shown: picture.clone(), held });
                 }
                 if picture.is_empty() && never_empty_from.is_some_and(|from| from <= revision) {
                     violations.push(Violation::Empty { watcher, revision });
                 }
             }
-            if shown.last().is_none_or(|(_, last)| *last != end) {
+            if shown.last().is_none_or(|(_, last)| !same(last, &end)) {
                 violations.push(Violation::NotConverged { watcher });
             }
         }
@@ -172,6 +162,49 @@ impl History {
             }
         }
         violations
+    }
+}
+
+fn same(picture: &Picture, held: &OrdMap<String, Version>) -> bool {
+    picture.len() == held.len() && picture.iter().zip(held).all(|(shown, held)| shown == held)
+}
+
+/// Everything that a run recorded, as it is kept for later: the program `judge` of this crate reads it again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
+pub struct Record {
+    /// What watchers showed and registrations promised.
+    pub instances: History,
+    /// What holders of a lock believed and did.
+    pub locks: LockHistory,
+}
+
+impl Record {
+    /// Everything that was broken, as text.
+    pub fn check(&self) -> Vec<String> {
+        let instances = self.instances.check().into_iter().map(|violation| violation.to_string());
+        instances.chain(self.locks.check().into_iter().map(|violation| violation.to_string())).collect()
+    }
+
+    /// Writes it to a file.
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be done.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        fs::write(path, serde_json::to_vec(self)?)
+    }
+
+    /// Reads it from a file.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such file, or it holds something else.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(path)?)?)
     }
 }
 
@@ -227,6 +260,19 @@ mod tests {
             history.shown(0, 7, picture(&[("a", 2, 4)]));
         };
         assert_eq!(spoiled(late), ["CameBack"]);
+    }
+
+    #[test]
+    fn a_saved_record_is_judged_as_before() {
+        let mut record = Record { instances: good(), locks: LockHistory::default() };
+        record.locks.ended(1, Vec::new());
+        record.instances.watchers[0].clear();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("new").join("record.json");
+        record.save(&path).unwrap();
+        let loaded = Record::load(&path).unwrap();
+        assert_eq!(loaded, record);
+        assert_eq!(loaded.check().len(), 2, "{:?}", loaded.check());
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //!
 //! `containers`: etcd servers as containers, through testcontainers. `etcd`: `FakeEtcd`, which needs protoc to build.
 
+mod beside;
 pub mod cases;
 mod cluster;
 #[cfg(feature = "containers")]
@@ -22,10 +23,12 @@ mod gateway;
 mod harness;
 pub mod history;
 mod list;
+pub mod lock_history;
 mod proxy;
 mod server;
 mod wait;
 
+pub use beside::Beside;
 pub use cluster::EtcdCluster;
 #[cfg(feature = "etcd")]
 pub use fake_etcd::{FakeEtcd, Lie, Requests};

@@ -103,6 +103,7 @@ macro_rules! each_case {
             lock::locks_whose_names_begin_alike_do_not_see_each_other [LockDetails]
             lock::two_acquisitions_of_one_process_exclude_each_other []
             lock::work_is_aborted_at_the_loss []
+            lock::a_lock_on_a_lease_of_its_own_dies_alone []
             lock::a_waiter_whose_lease_dies_learns_it []
             lock::locks_and_registrations_never_share_a_lease [Id]
             lock::a_lock_delay_passes_after_a_crash_and_not_after_a_release [LockDetails]

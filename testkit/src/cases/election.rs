@@ -4,6 +4,7 @@ use enlist::{Error, LeaderWatcher, Leadership, LockName, LockOptions, election::
 
 use super::support::*;
 use crate::{
+    beside::Beside,
     harness::{Client, Harness},
     wait::{eventually, soon},
 };

@@ -12,6 +12,7 @@ use enlist::{Error, LockGuard, LockName, LockOptions, Loss, Moment, Released};
 
 use super::support::*;
 use crate::{
+    beside::Beside,
     harness::{Client, Harness},
     wait::{begun, eventually, soon},
 };
@@ -340,6 +341,20 @@ pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
     let (aborted, ()) =
         soon("aborted", async { tokio::join!(guard.run(std::future::pending::<()>()), h.delete_holder(&name)) }).await;
     assert_eq!(aborted, Err(Loss::KeyGone));
+}
+
+pub async fn a_lock_on_a_lease_of_its_own_dies_alone(h: &impl Harness) {
+    let (client, name, other) = (h.client().await, lock(h, "own"), lock(h, "other"));
+    let shared = acquire(h, &client, &other).await;
+    let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+    let lease = h.lease_of_holder(&name).await.unwrap();
+    assert_ne!(Some(lease), h.lease_of_holder(&other).await);
+    h.revoke(lease).await;
+    lost_within_a_second(&own).await;
+    assert!(shared.is_held());
+    let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+    assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
+    in_line(h, &name, 0).await;
 }
 
 pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {

@@ -9,6 +9,7 @@ use enlist::{
 
 use super::support::*;
 use crate::{
+    beside::Beside,
     harness::Harness,
     wait::{begun, eventually, soon},
 };

@@ -1,6 +1,6 @@
 //! Small words that make the cases short.
 
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 
 use enlist::{
     Change, Endpoint, Entry, Error, Instance, InstanceId, LeaseChoice, LockName, LockOptions, RegisterOptions,
@@ -11,28 +11,6 @@ use crate::{
     harness::{Client, Harness},
     wait::{eventually, soon},
 };
-
-/// Runs a future beside the case; it ends with the case.
-pub(super) struct Beside<T> {
-    tasks: tokio::task::JoinSet<T>,
-}
-
-impl<T: Send + 'static> Beside<T> {
-    pub(super) fn run(future: impl Future<Output = T> + Send + 'static) -> Self {
-        let mut tasks = tokio::task::JoinSet::new();
-        tasks.spawn(future);
-        Self { tasks }
-    }
-
-    pub(super) async fn done(&mut self, what: &str) -> T {
-        soon(what, self.tasks.join_next()).await.expect("asked once").expect("did not panic")
-    }
-
-    /// Drops the future where it is.
-    pub(super) async fn abort(mut self) {
-        self.tasks.shutdown().await;
-    }
-}
 
 pub(super) fn service(harness: &impl Harness, name: &str) -> ServiceRef {
     ServiceRef::new(harness.namespace(), ServiceName::parse(name).unwrap())

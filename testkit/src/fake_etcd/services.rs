@@ -83,7 +83,13 @@ impl PbLeaseService for Service {
         self.shared.awake().await;
         let mut store = self.shared.store();
         store.requests.grants += 1;
-        let id = 1000 + store.leases.last_key_value().map_or(0, |(id, _)| *id);
+        let id = match request.get_ref().id {
+            0 => 1000 + store.leases.last_key_value().map_or(0, |(id, _)| *id),
+            id if store.leases.contains_key(&id) => {
+                return Err(Status::failed_precondition("etcdserver: lease already exists"));
+            }
+            id => id,
+        };
         let ttl = request.get_ref().ttl.max(2);
         store.leases.insert(id, ttl);
         Ok(Response::new(PbLeaseGrantResponse { header: store.header(), id, ttl, error: String::new() }))
