@@ -6,7 +6,7 @@
 
 use std::error::Error;
 
-use enlist::{LockName, LockOptions};
+use enlist::{Candidate, LockName, LockOptions};
 use enlist_examples::Store;
 
 #[tokio::main]
@@ -30,5 +30,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let next = next?;
     println!("the second leads with token {}: {:?}", next.fencing_token(), two.leader(&name).await?);
     next.resign().await?;
+
+    // Work that only the leader does: aborted when leadership is lost, and begun anew after the next victory.
+    let candidate = Candidate::new(one, name, "10.0.0.1:9000").again_after_loss();
+    let done = candidate.run(async |leadership| format!("worked under token {}", leadership.fencing_token())).await?;
+    println!("{done}");
     Ok(())
 }

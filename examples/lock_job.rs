@@ -4,27 +4,20 @@
 //! cargo run --example lock_job
 //! ```
 
-use std::{
-    error::Error,
-    sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{error::Error, time::Duration};
 
-use enlist::{FencingToken, LockName, LockOptions};
+use enlist::{Fence, FencingToken, LockName, LockOptions, Overtaken};
 use enlist_examples::Store;
 
 /// A resource that refuses whoever comes with a smaller token than it has seen: the only complete protection.
 #[derive(Default)]
 struct Ledger {
-    seen: AtomicU64,
+    fence: Fence,
 }
 
 impl Ledger {
-    fn write(&self, token: FencingToken, what: &str) -> Result<(), String> {
-        let seen = self.seen.fetch_max(token.get(), Ordering::SeqCst);
-        if token.get() < seen {
-            return Err(format!("{what}: token {token} is older than {seen}"));
-        }
+    fn write(&mut self, token: FencingToken, what: &str) -> Result<(), Overtaken> {
+        self.fence.admit(token)?;
         println!("{what} (token {token})");
         Ok(())
     }
@@ -34,7 +27,7 @@ impl Ledger {
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let store = Store::from_args()?;
     let (one, two) = (store.client().await?, store.client().await?);
-    let (ledger, name) = (Ledger::default(), LockName::parse("nightly")?);
+    let (mut ledger, name) = (Ledger::default(), LockName::parse("nightly")?);
 
     let guard = one.acquire(&name, LockOptions::new().ttl(Duration::from_secs(5))).await?;
     let old = guard.fencing_token();

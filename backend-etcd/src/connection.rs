@@ -21,6 +21,7 @@ use tower::util::BoxCloneSyncService;
 use crate::{
     channel::Failover,
     error::{Failure, classify, said},
+    handover::Successor,
     record::{KeyRange, Record},
 };
 
@@ -277,6 +278,26 @@ impl Connection {
         let response = self.txn(&txn).await?;
         let records: Vec<Record> = gets(&response).into_iter().flatten().collect();
         Ok(if response.succeeded() { Ok((txn_revision(&response), records)) } else { Err(records.into_iter().next()) })
+    }
+
+    /// Deletes the key created at `created`, confirms the place of `successor` and reads a range after both, in one transaction.
+    /// `None` if one of the two keys is not as expected; nothing was done then.
+    pub(crate) async fn hand_over(
+        &self,
+        (key, created): (&[u8], Revision),
+        successor: &Successor,
+        (range, options): (&[u8], GetOptions),
+    ) -> Result<Option<Vec<Record>>, Failure> {
+        let mut guards = Guard::Created(created).compares(key);
+        guards.extend(Guard::Created(successor.token).compares(&successor.key));
+        let put = TxnOp::put(
+            &successor.key[..],
+            &successor.value[..],
+            Some(PutOptions::new().with_lease(successor.lease.get())),
+        );
+        let steps = [TxnOp::delete(key, None), put, TxnOp::get(range, Some(options))];
+        let response = self.txn(&Txn::new().when(guards).and_then(steps)).await?;
+        Ok(response.succeeded().then(|| gets(&response).into_iter().flatten().collect()))
     }
 
     async fn txn(&self, txn: &Txn) -> Result<TxnResponse, Failure> {

@@ -22,6 +22,8 @@ pub(crate) enum Failure {
     StaleToken(Cause),
     /// The lease is unknown; the request was not done.
     LeaseNotFound,
+    /// There is a lease with this id already; the request was not done.
+    LeaseExists,
     /// The history asked for has been compacted away.
     Compacted,
     /// The revision asked for lies ahead of the store.
@@ -43,6 +45,7 @@ impl Failure {
             }
             Self::StaleToken(cause) => Error::AuthFailed(cause),
             Self::LeaseNotFound => Error::LeaseLost,
+            Self::LeaseExists => Error::unavailable("the lease was granted before"),
             // Both are dealt with where histories are read; elsewhere they mean that the store is catching up.
             Self::Compacted | Self::FutureRevision => Error::unavailable("the store cannot serve this revision yet"),
             Self::Denied => Error::PermissionDenied { what: what.to_owned() },
@@ -105,6 +108,7 @@ fn classify_status(status: &Status) -> Failure {
         Code::InvalidArgument if has("user name is empty") || has("authentication failed") => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
         }
+        Code::FailedPrecondition if has("lease already exists") => Failure::LeaseExists,
         Code::FailedPrecondition if has("authentication is not enabled") => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
         }
@@ -196,6 +200,7 @@ mod tests {
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Final"),
             (Code::ResourceExhausted, "etcdserver: too many requests", "Lost"),
             (Code::NotFound, "etcdserver: requested lease not found", "LeaseNotFound"),
+            (Code::FailedPrecondition, "etcdserver: lease already exists", "LeaseExists"),
             (Code::Unavailable, "etcdserver: no leader", "Leaderless"),
             (Code::Unavailable, "etcdserver: request timed out", "Leaderless"),
             (Code::Unavailable, "http2 error", "Lost"),

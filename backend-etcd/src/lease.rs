@@ -18,6 +18,7 @@ use enlist::{
     registry::whole_seconds,
     telemetry::{Timer, measured},
 };
+use etcd_client::LeaseGrantOptions;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -165,11 +166,8 @@ impl Leases {
     /// A lease of its own.
     pub(crate) async fn own(&self, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Failure> {
         let asked = whole_seconds(ttl);
-        let seconds = i64::try_from(asked.as_secs()).unwrap_or(i64::MAX);
         let sent = Moment::now();
-        let grant = |mut clients: crate::connection::Clients| async move { clients.lease.grant(seconds, None).await };
-        let granted = self.conn.fast.call("lease grant", grant).await?;
-        let (id, ttl) = (LeaseId::new(granted.id()), Duration::from_secs(granted.ttl().unsigned_abs()));
+        let (id, ttl) = self.grant(asked).await?;
         if ttl != asked {
             tracing::warn!(lease = id.get(), asked = ?asked, granted = ?ttl, "lease granted with another TTL");
         }
@@ -210,6 +208,30 @@ impl Leases {
         granted.retain(|lease| lease.strong_count() > 0);
         granted.push(Arc::downgrade(&lease));
         Ok(lease)
+    }
+}
+
+impl Leases {
+    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two.
+    async fn grant(&self, asked: Duration) -> Result<(LeaseId, Duration), Failure> {
+        let seconds = i64::try_from(asked.as_secs()).unwrap_or(i64::MAX);
+        let id = fastrand::i64(1..);
+        let grant = |mut clients: crate::connection::Clients| async move {
+            clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await
+        };
+        let mut repeated = false;
+        loop {
+            match self.conn.fast.call("lease grant", grant).await {
+                Ok(granted) => return Ok((LeaseId::new(id), Duration::from_secs(granted.ttl().unsigned_abs()))),
+                Err(failure) if failure.is_ambiguous() && !repeated => repeated = true,
+                Err(Failure::LeaseExists) if repeated => {
+                    let id = LeaseId::new(id);
+                    let (_, ttl) = self.conn.time_to_live(id).await?.ok_or(Failure::LeaseNotFound)?;
+                    return Ok((id, ttl));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
     }
 }
 

@@ -31,6 +31,7 @@
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
+//! | `handover` | who of this session waits for a lock of this session |
 //! | [`layout`] | the only place that knows keys and values |
 
 mod audit;
@@ -39,6 +40,7 @@ mod connection;
 mod election;
 mod error;
 mod etcd;
+mod handover;
 pub mod layout;
 mod lease;
 mod lock;
@@ -55,6 +57,7 @@ pub use self::{
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, LockLayout, Native,
     },
+    lock::lock_condition,
     record::KeyRange,
     session::SessionRuntime,
 };

@@ -16,7 +16,7 @@ use enlist::{
     standing,
     telemetry::{Timer, measured},
 };
-use etcd_client::{GetOptions, SortOrder, SortTarget};
+use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, SortTarget};
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
@@ -24,6 +24,7 @@ use crate::{
     connection::{Guard, SETTLED, Written, signed},
     error::{Failure, said},
     etcd::Etcd,
+    handover::Successor,
     layout::{LeaseScope, Line, PlaceValue},
     lease::{Lease, LeaseState, Purpose},
     mirror::Mirror,
@@ -56,6 +57,39 @@ impl Lock for Etcd {
             _ => Ok(None),
         }
     }
+}
+
+/// What a guard of this backend holds on to.
+struct Source {
+    key: Vec<u8>,
+    _session: Arc<Session>,
+}
+
+/// The condition under which a lock is held, for a transaction of the caller's own on the same etcd: what such a transaction
+/// writes is written only while `guard` holds the lock. For data in etcd this is the complete protection, without a token to
+/// store; see `docs/locks.md`.
+///
+/// ```no_run
+/// # use etcd_client::{Txn, TxnOp};
+/// # async fn example(guard: &enlist::LockGuard, client: &mut etcd_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let condition = enlist_etcd::lock_condition(guard)?;
+/// let put = TxnOp::put("jobs/last-run", "2026-11-21", None);
+/// let written = client.txn(Txn::new().when([condition]).and_then([put])).await?;
+/// if !written.succeeded() {
+///     return Err("the lock was lost, nothing was written".into());
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] for a guard of another backend.
+pub fn lock_condition(guard: &LockGuard) -> Result<Compare, Error> {
+    let source = guard.source().downcast_ref::<Source>();
+    let source = source.ok_or_else(|| Error::Unsupported { what: "a lock that is not held in etcd".to_owned() })?;
+    let created = signed(Revision::new(guard.fencing_token().get()));
+    Ok(Compare::create_revision(&source.key[..], CompareOp::Equal, created))
 }
 
 /// What a caller stands in line for.
@@ -155,7 +189,7 @@ impl Stander {
                 // The caller may be gone, which is what `answer` says then.
                 let _ = answer.send(Err(error));
                 if let Some(held) = held {
-                    self.leave(&held, None).await;
+                    self.leave(&held, None, false).await;
                 }
                 return;
             }
@@ -168,16 +202,16 @@ impl Stander {
         match waited {
             Some(Ok(true)) => self.hold(held, token, answer).await,
             Some(Ok(false)) => {
-                self.leave(&held, Some(token)).await;
+                self.leave(&held, Some(token), false).await;
                 let _ = answer.send(Ok(Won::Nothing));
             }
             Some(Err(error)) => {
                 let _ = answer.send(Err(error));
-                self.leave(&held, Some(token)).await;
+                self.leave(&held, Some(token), false).await;
             }
             None => {
                 // A confirmation may have been under way; it only touches a key that exists, so nothing can come back.
-                self.leave(&held, Some(token)).await;
+                self.leave(&held, Some(token), false).await;
             }
         }
     }
@@ -189,8 +223,10 @@ impl Stander {
     async fn held(&self) -> Result<Held, Failure> {
         let Session { tasks, leases, lock_layout, .. } = &*self.session;
         let lease = match lock_layout.lease_scope() {
-            LeaseScope::Shared => leases.shared(tasks, Purpose::Lock, self.options.ttl).await?,
-            LeaseScope::PerKey => leases.own(tasks, self.options.ttl).await?,
+            LeaseScope::Shared if !self.options.own_lease => {
+                leases.shared(tasks, Purpose::Lock, self.options.ttl).await?
+            }
+            LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.ttl).await?,
         };
         let key = lock_layout.place(self.want.line, &self.name, lease.id(), fastrand::u64(..));
         Ok(Held { key: key.map_err(Failure::Final)?, lease, unsettled: None })
@@ -334,11 +370,17 @@ impl Stander {
                 None => own.insert(self.session.hub.follow(&self.session, &KeyRange::key(held.key.clone()))?),
             };
             let predecessor = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at)?;
+            let mut seat = self.session.heirs.wait(&before.key, self.successor(held, token));
             let mut lease = held.lease.state();
             tokio::select! {
+                // Handed over in order, so no delay is called for.
+                () = seat.confirmed() => return Ok(true),
                 () = replaced(predecessor, before.created) => {}
                 () = vanished(own_key, &held.key, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
+            }
+            if seat.handed_over().await {
+                return Ok(true);
             }
             let fell = self.fell(&before).await;
             turn = self.confirmed(held, token, &mut backoff).await?;
@@ -349,6 +391,10 @@ impl Stander {
                 }
             }
         }
+    }
+
+    fn successor(&self, held: &Held, token: Revision) -> Successor {
+        Successor { key: held.key.clone(), value: self.value.clone(), lease: held.lease.id(), token }
     }
 
     /// Confirms until etcd answers. A lost answer is harmless: confirming again tells the same.
@@ -381,11 +427,11 @@ impl Stander {
     async fn hold(self, held: Held, token: Revision, answer: oneshot::Sender<Result<Won, Error>>) {
         let Some(sent) = held.lease.renewed() else {
             let _ = answer.send(Err(Error::LeaseLost));
-            self.leave(&held, Some(token)).await;
+            self.leave(&held, Some(token), false).await;
             return;
         };
         let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
-        let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
+        let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
         let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), tenure, source);
         let (won, mut proclaimed) = match self.want.line {
             Line::Lock => (Won::Lock(guard), None),
@@ -406,7 +452,7 @@ impl Stander {
                 tracing::warn!(token = token.get(), cause = ?loss, "lock lost");
             }
         }
-        let mut leaving = std::pin::pin!(self.leave(&held, Some(token)));
+        let mut leaving = std::pin::pin!(self.give_up(&held, token, &driver));
         if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
             driver.report(Ok(outcome));
         } else {
@@ -458,17 +504,42 @@ impl Stander {
         let _ = reply.send(outcome);
     }
 
+    /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
+    async fn give_up(&self, held: &Held, token: Revision, driver: &GuardDriver) -> Released {
+        let in_order = matches!(driver.tenure().loss(), None | Some(Loss::Released));
+        let Some(heir) = self.session.heirs.take(&held.key).filter(|_| in_order) else {
+            return self.leave(held, Some(token), false).await;
+        };
+        let first = (&self.range.start[..], self.first());
+        let handed = self.session.conn.hand_over((&held.key, token), &heir.successor, first).await;
+        match handed {
+            Ok(Some(line)) => {
+                if line.first().is_some_and(|first| *first.key == *heir.successor.key) {
+                    heir.tell();
+                }
+                Released::Released
+            }
+            // The heir gave up, or this place is gone.
+            Ok(None) => self.leave(held, Some(token), false).await,
+            Err(failure) => self.leave(held, Some(token), failure.is_ambiguous()).await,
+        }
+    }
+
     /// Removes the place until etcd has confirmed it, or its lease cannot be alive any more. The key is unique to this
-    /// acquisition, so whatever is found there is its own.
-    async fn leave(&self, held: &Held, token: Option<Revision>) -> Released {
+    /// acquisition, so whatever is found there is its own. `removed` says that a removal may have been done before.
+    async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let may_arrive = held.unsettled.is_some_and(|sent| sent.elapsed() < SETTLED);
             match self.try_leave(held, token).await {
+                Ok(Some(Released::AlreadyLost)) if removed => return Released::Released,
                 Ok(Some(outcome)) if !may_arrive || token.is_some() => return outcome,
                 Ok(_) => {}
-                Err(failure) => tracing::debug!(lock = %self.name, ?failure, "place not removed yet"),
+                Err(failure) => {
+                    removed |= failure.is_ambiguous();
+                    tracing::debug!(lock = %self.name, ?failure, "place not removed yet");
+                }
             }
             if held.lease.is_lost() || begun.elapsed() > held.lease.ttl() * 2 + SETTLED {
                 return Released::AlreadyLost;

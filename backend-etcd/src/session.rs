@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     connection::Connection,
+    handover::Heirs,
     layout::{Layout, LockLayout},
     lease::{Leases, revoke},
     own_keys::OwnKeys,
@@ -47,6 +48,7 @@ pub(crate) struct Session {
     pub(crate) slots: Slots<Vec<u8>>,
     pub(crate) hub: Hub,
     pub(crate) own_keys: OwnKeys,
+    pub(crate) heirs: Heirs,
     /// So many registrations write at a time.
     pub(crate) writes: Semaphore,
     /// How many registrations there are.
@@ -120,6 +122,7 @@ impl Session {
             slots: Slots::default(),
             hub: Hub::default(),
             own_keys: OwnKeys::default(),
+            heirs: Heirs::default(),
             writes: Semaphore::new(MAX_WRITES),
             registrations: AtomicUsize::new(0),
             layout,

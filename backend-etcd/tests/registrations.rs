@@ -127,11 +127,7 @@ async fn a_lost_permission_is_told_and_asked_for_at_a_slow_pace() {
 
 /// How many requests etcd has refused for want of a permission, by its own count.
 async fn denied(server: &EtcdServer) -> u64 {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await.unwrap();
+    let text = support::metrics(server).await;
     let lines =
         text.lines().filter(|line| line.starts_with("grpc_server_handled_total") && line.contains("PermissionDenied"));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()

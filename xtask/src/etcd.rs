@@ -55,12 +55,12 @@ pub(crate) fn find() -> Result<Etcd> {
     if let Ok(image) = env::var("ENLIST_TEST_IMAGE") {
         return out_of_image(&image).map(Etcd::Binary);
     }
-    if let Some(path) = on_path() {
+    if let Some(path) = on_path("etcd") {
         return Ok(Etcd::Binary(path));
     }
     if may_install() {
-        install()?;
-        if let Some(path) = on_path() {
+        install("etcd-server")?;
+        if let Some(path) = on_path("etcd") {
             return Ok(Etcd::Binary(path));
         }
     }
@@ -70,9 +70,29 @@ pub(crate) fn find() -> Result<Etcd> {
         .into())
 }
 
-fn on_path() -> Option<PathBuf> {
+fn on_path(program: &str) -> Option<PathBuf> {
     let paths = env::var_os("PATH")?;
-    env::split_paths(&paths).map(|directory| directory.join("etcd")).find(|path| path.is_file())
+    env::split_paths(&paths).map(|directory| directory.join(program)).find(|path| path.is_file())
+}
+
+/// Makes sure that there is an `etcdctl`, beside which some tests queue for a lock.
+pub(crate) fn need_etcdctl() -> Result {
+    let beside = env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
+    if env::var_os("ENLIST_ETCDCTL_BIN").is_some()
+        || beside.is_some_and(|path| path.is_file())
+        || on_path("etcdctl").is_some()
+    {
+        return Ok(());
+    }
+    if may_install() {
+        install("etcd-client")?;
+        if on_path("etcdctl").is_some() {
+            return Ok(());
+        }
+    }
+    Err("the tests need `etcdctl` and it could not be had. Install it (Debian and Ubuntu: `sudo apt-get install etcd-client`), or \
+         set ENLIST_ETCDCTL_BIN"
+        .into())
 }
 
 fn quietly(program: &str, args: &[&str]) -> Option<String> {
@@ -106,12 +126,12 @@ fn may_install() -> bool {
     root && quietly("apt-get", &["--version"]).is_some()
 }
 
-fn install() -> Result {
-    println!("no etcd on the PATH; installing Debian's package");
+fn install(package: &str) -> Result {
+    println!("installing Debian's package {package}");
     let mut update = Command::new("apt-get");
     run(update.args(["-q", "update"]))?;
     let mut install = Command::new("apt-get");
-    install.args(["-q", "install", "-y", "--no-install-recommends", "etcd-server"]);
-    // The package would start a server of its own, which the tests do not want.
+    install.args(["-q", "install", "-y", "--no-install-recommends", package]);
+    // The server's package would start one of its own, which the tests do not want.
     run(install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
 }

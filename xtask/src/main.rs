@@ -17,6 +17,9 @@ const HELP: &str = "\
 cargo xtask <command>
 
   test    get protoc and an etcd, then run every test and every example
+  nemesis [--seed N] [--minutes M] [--replay FILE]
+          random faults against registrations, watchers and locks (default: 10 minutes, another seed each time), or judge the
+          saved record of a failed run again
   soak    [SECONDS] random faults for that long (default 600), then the fault tests twenty times in a row
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   check that no crate depends on what it must not know, and that each one builds alone
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     let outcome = match command.as_str() {
         "test" => test(),
+        "nemesis" => nemesis(env::args().skip(2)),
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "env" => print_env(),
         "rules" => rules::check(),
@@ -79,13 +83,38 @@ fn run(command: &mut Command) -> Result {
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
-const FAULTS: [&str; 6] = ["faults", "fake", "cluster", "views", "registrations", "nemesis"];
+const FAULTS: [&str; 8] = ["faults", "fake", "cluster", "views", "registrations", "nemesis", "locks", "replies"];
+
+/// A long run of random faults, or what a former one recorded.
+fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
+    let (mut seed, mut minutes) = (None, 10.0);
+    while let Some(flag) = args.next() {
+        let value = args.next().ok_or(format!("{flag} needs a value"))?;
+        match flag.as_str() {
+            "--seed" => seed = Some(value.parse::<u64>()?),
+            "--minutes" => minutes = value.parse::<f64>()?,
+            "--replay" => {
+                let judge = ["run", "--quiet", "--package", "enlist-testkit", "--bin", "judge", "--", &value];
+                return run(cargo()?.args(judge));
+            }
+            _ => return Err(format!("{flag} is no option of nemesis\n\n{HELP}").into()),
+        }
+    }
+    random_faults(&format!("{:.0}", minutes * 60.0), seed)
+}
+
+fn random_faults(seconds: &str, seed: Option<u64>) -> Result {
+    let mut command = cargo()?;
+    command.args(["test", "--package", "enlist-etcd", "--test", "nemesis", "--", "--nocapture"]);
+    command.env("ENLIST_SOAK_SECS", seconds).envs(seed.map(|seed| ("ENLIST_SEED", seed.to_string())));
+    run(command.envs(etcd::find()?.variables()))
+}
 
 /// What takes too long for every day.
 fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
-    let nemesis = ["test", "--package", "enlist-etcd", "--test", "nemesis", "--", "--nocapture"];
-    run(cargo()?.args(nemesis).env("ENLIST_SOAK_SECS", seconds).envs(etcd.variables()))?;
+    etcd::need_etcdctl()?;
+    random_faults(seconds, None)?;
     for round in 1..=20 {
         println!("\n==> round {round} of 20");
         let mut command = cargo()?;
@@ -108,6 +137,7 @@ const EXAMPLES: &[&[&str]] = &[
     &["register_and_serve"],
     &["watch_view"],
     &["lock_job"],
+    &["fencing"],
     &["leader"],
     &["unit_test"],
     &["greeter_server"],
@@ -118,6 +148,7 @@ const EXAMPLES: &[&[&str]] = &[
 
 fn test() -> Result {
     let etcd = etcd::find()?;
+    etcd::need_etcdctl()?;
     println!("etcd for the tests: {etcd}");
     let everything = ["test", "--workspace", "--features", FEATURES];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;

@@ -45,6 +45,16 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
+/// What etcd counts, as text.
+pub(crate) async fn metrics(server: &EtcdServer) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
 pub(crate) async fn register(etcd: &Etcd, id: &str) -> Registration {
     register_with(etcd, id, RegisterOptions::new()).await
 }

@@ -1,0 +1,554 @@
+//! What is special about locks on a real etcd: hand-over in one transaction, conditions for transactions, `etcdctl` in the same
+//! line, a frozen holder and its fence, a thousand contenders.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{
+    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
+    Tenure, lock_guard,
+};
+use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime, lock_condition};
+use enlist_testkit::{Beside, EtcdCluster, EtcdServer, eventually, soon};
+use etcd_client::{EventType, GetOptions, Txn, TxnOp, WatchOptions};
+use support::{TTL, beside, pass, raw, server};
+use tokio::{sync::mpsc, task::JoinSet};
+
+const LINE: &str = "enlist/locks/default/l/";
+
+fn name() -> LockName {
+    LockName::parse("l").unwrap()
+}
+
+fn short() -> LockOptions {
+    LockOptions::new().ttl(TTL)
+}
+
+async fn acquire(etcd: &Etcd) -> LockGuard {
+    soon("acquired", etcd.acquire(&name(), short())).await.unwrap()
+}
+
+/// A contender that runs beside the test.
+fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuard> {
+    let etcd = etcd.clone();
+    Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
+}
+
+/// Waits until so many keys are below `prefix`.
+async fn in_line(server: &EtcdServer, prefix: &str, count: usize) {
+    let raw = raw(server).await;
+    eventually(&format!("{count} are in line"), || async {
+        let options = GetOptions::new().with_prefix().with_count_only();
+        let now = raw.clone().get(prefix, Some(options)).await.unwrap().count();
+        if usize::try_from(now) == Ok(count) { Ok(()) } else { Err(now) }
+    })
+    .await;
+}
+
+async fn no_lease_is_left(server: &EtcdServer) {
+    eventually("no lease is left", || async {
+        let left = raw(server).await.leases().await.unwrap().leases().len();
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn within_a_process_a_lock_is_handed_over_in_one_transaction() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let first = acquire(&etcd).await;
+    let mut next = contend(&etcd, name(), short());
+    in_line(&server, LINE, 2).await;
+    let mut events = raw(&server).await.watch(LINE, Some(WatchOptions::new().with_prefix())).await.unwrap();
+    assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
+    let next = next.done("its turn").await;
+    // The first one only says that the watch is there.
+    let mut message = soon("created", events.message()).await.unwrap().unwrap();
+    while message.events().is_empty() {
+        message = soon("the events", events.message()).await.unwrap().unwrap();
+    }
+    let seen: Vec<_> = message
+        .events()
+        .iter()
+        .map(|event| (event.event_type(), event.kv().unwrap().mod_revision(), event.kv().unwrap().create_revision()))
+        .collect();
+    let [(EventType::Delete, left, _), (EventType::Put, confirmed, created)] = seen[..] else {
+        panic!("one goes and the other is confirmed: {seen:?}");
+    };
+    assert_eq!(left, confirmed, "in one revision");
+    assert_eq!(u64::try_from(created).unwrap(), next.fencing_token().get());
+    // Nothing else was written for it.
+    let now = raw(&server).await.get("\0", None).await.unwrap().header().unwrap().revision();
+    assert_eq!(now, confirmed);
+    assert!(next.is_held());
+}
+
+/// Readers that wait for the same writer: one of them is confirmed by it, the others see it go.
+#[tokio::test]
+async fn all_readers_behind_a_writer_of_their_process_get_their_turn() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let writer = acquire(&etcd).await;
+    let readers: Vec<_> = (0..5).map(|_| contend(&etcd, name(), short().shared())).collect();
+    in_line(&server, LINE, 6).await;
+    let mut last = contend(&etcd, name(), short());
+    in_line(&server, LINE, 7).await;
+    soon("released", writer.release()).await.unwrap();
+    let mut guards = Vec::new();
+    for mut reader in readers {
+        guards.push(reader.done("its turn").await);
+    }
+    assert!(guards.iter().all(LockGuard::is_held));
+    last.assert_running();
+    for guard in guards {
+        assert_eq!(soon("released", guard.release()).await.unwrap(), Released::Released);
+    }
+    assert!(last.done("its turn").await.is_held());
+}
+
+#[tokio::test]
+async fn a_transaction_of_the_users_own_is_bound_to_the_lock() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let guard = acquire(&etcd).await;
+    let mut raw = raw(&server).await;
+    let write = |value: &'static str| {
+        Txn::new().when([lock_condition(&guard).unwrap()]).and_then([TxnOp::put("result", value, None)])
+    };
+    assert!(raw.txn(write("held")).await.unwrap().succeeded());
+    raw.delete(LINE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
+    assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
+    assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
+    // A guard of some other backend.
+    let tenure = Arc::new(Tenure::new(Moment::now(), TTL));
+    let (foreign, _driver) = lock_guard(name(), FencingToken::new(1), tenure, Arc::new(()));
+    assert!(matches!(lock_condition(&foreign), Err(Error::Unsupported { .. })));
+}
+
+#[tokio::test]
+async fn a_lock_on_a_lease_of_its_own_dies_alone_and_leaves_no_lease() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let own = soon("acquired", etcd.acquire(&name(), short().own_lease())).await.unwrap();
+    let mut raw = raw(&server).await;
+    let lease = raw.leases().await.unwrap().leases()[0].id();
+    let other = LockName::parse("other").unwrap();
+    let shared = soon("acquired", etcd.acquire(&other, short())).await.unwrap();
+    raw.lease_revoke(lease).await.unwrap();
+    assert!(matches!(soon("lost", own.lost()).await, Loss::LeaseGone | Loss::KeyGone));
+    assert!(shared.is_held());
+    assert_eq!(soon("released", own.release()).await.unwrap(), Released::AlreadyLost);
+    let again = soon("acquired", etcd.acquire(&name(), short().own_lease())).await.unwrap();
+    soon("released", again.release()).await.unwrap();
+    drop(shared);
+    etcd.close().await.unwrap();
+    no_lease_is_left(&server).await;
+}
+
+/// Reads what the real `etcdctl` prints, line by line.
+struct Etcdctl {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Etcdctl {
+    fn start(server: &EtcdServer, arguments: &[&str]) -> Self {
+        let mut command = Command::new(etcdctl());
+        command.args(["--endpoints", &server.url()]).args(arguments).env("ETCDCTL_API", "3");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = mpsc::unbounded_channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, lines }
+    }
+
+    async fn line(&mut self) -> String {
+        soon("etcdctl says something", self.lines.recv()).await.expect("etcdctl ended")
+    }
+
+    fn is_silent(&mut self) -> bool {
+        self.lines.try_recv().is_err()
+    }
+
+    /// What Ctrl-C does: it releases.
+    fn interrupt(mut self) {
+        signal(&self.child, "-INT");
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Etcdctl {
+    fn drop(&mut self) {
+        // An error says that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn signal(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// The real `etcdctl`: given, beside the etcd of the tests, or on the `PATH`.
+fn etcdctl() -> PathBuf {
+    let given = std::env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
+    let beside = std::env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcdctl"));
+    given.into_iter().chain(beside.into_iter().chain(on_path).filter(|path| path.is_file())).next().expect(
+        "these tests need the real `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), on the PATH or given by ENLIST_ETCDCTL_BIN",
+    )
+}
+
+#[tokio::test]
+async fn etcdctl_lock_and_ours_queue_behind_each_other() {
+    let server = server().await;
+    let etcd = Etcd::builder([server.url()]).lock_layout(EtcdConcurrency).connect().await.unwrap();
+    let job = LockName::parse("nightly").unwrap();
+    let ours = soon("acquired", etcd.acquire(&job, short())).await.unwrap();
+    let mut theirs = Etcdctl::start(&server, &["lock", "nightly"]);
+    in_line(&server, "nightly/", 2).await;
+    let mut next = contend(&etcd, job.clone(), short());
+    in_line(&server, "nightly/", 3).await;
+    let mut last = Etcdctl::start(&server, &["lock", "nightly"]);
+    in_line(&server, "nightly/", 4).await;
+    assert!(theirs.is_silent());
+    next.assert_running();
+    assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
+
+    assert_eq!(soon("released", ours.release()).await.unwrap(), Released::Released);
+    assert!(theirs.line().await.starts_with("nightly/"), "it prints the key that it holds");
+    assert!(last.is_silent());
+    next.assert_running();
+    theirs.interrupt();
+    let ours = next.done("its turn").await;
+    assert!(ours.is_held() && last.is_silent());
+    soon("released", ours.release()).await.unwrap();
+    assert!(last.line().await.starts_with("nightly/"));
+    // A holder that is killed: its lease runs out after etcdctl's TTL of 10 s.
+    let mut next = contend(&etcd, job, short());
+    in_line(&server, "nightly/", 2).await;
+    signal(&last.child, "-KILL");
+    assert!(next.done("its turn").await.is_held());
+}
+
+#[tokio::test]
+async fn etcdctl_elect_and_ours_queue_behind_each_other() {
+    let server = server().await;
+    let etcd = Etcd::builder([server.url()]).lock_layout(EtcdConcurrency).connect().await.unwrap();
+    let office = LockName::parse("office").unwrap();
+    let mut observer = etcd.observe(&office).await.unwrap();
+    let ours = soon("elected", etcd.campaign(&office, "ours", short())).await.unwrap();
+    let mut listener = Etcdctl::start(&server, &["elect", "--listen", "office"]);
+    assert!(listener.line().await.starts_with("office/"));
+    assert_eq!(listener.line().await, "ours");
+    soon("proclaimed", ours.proclaim("still ours")).await.unwrap();
+    assert!(listener.line().await.starts_with("office/"));
+    assert_eq!(listener.line().await, "still ours");
+
+    let mut theirs = Etcdctl::start(&server, &["elect", "office", "theirs"]);
+    in_line(&server, "office/", 2).await;
+    assert!(theirs.is_silent());
+    soon("resigned", ours.resign()).await.unwrap();
+    assert!(theirs.line().await.starts_with("office/"));
+    assert_eq!(theirs.line().await, "theirs");
+    let leads = |wanted: &'static str| {
+        eventually("the leader is known", move || {
+            let (etcd, office) = (etcd.clone(), office.clone());
+            async move {
+                let now = etcd.leader(&office).await.unwrap().map(|leader| leader.value);
+                if now.as_deref() == Some(wanted) { Ok(()) } else { Err(now) }
+            }
+        })
+    };
+    leads("theirs").await;
+    while soon("observed", observer.next()).await.unwrap().leader.is_none_or(|leader| leader.value != "theirs") {}
+    theirs.interrupt();
+}
+
+/// A number that is read and written over the network, with or without a fence.
+struct Resource {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    fence: Fence,
+    fenced: bool,
+    value: u64,
+    /// Writes that were accepted.
+    accepted: u64,
+}
+
+impl State {
+    fn answer(&mut self, request: &str) -> String {
+        let mut words = request.split(' ');
+        let (verb, token) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+        if let Err(overtaken) = self.fence.admit(FencingToken::new(token))
+            && self.fenced
+        {
+            return overtaken.to_string();
+        }
+        if verb == "write" {
+            self.value = words.next().unwrap().parse().unwrap();
+            self.accepted += 1;
+        }
+        self.value.to_string()
+    }
+}
+
+impl Resource {
+    fn start(fenced: bool) -> Self {
+        let state = Arc::new(Mutex::new(State { fenced, ..State::default() }));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, shared) = (stream.unwrap(), Arc::clone(&shared));
+                std::thread::spawn(move || {
+                    let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+                    for line in lines.map_while(Result::ok) {
+                        let answer = shared.lock().unwrap().answer(&line);
+                        writeln!(stream, "{answer}").unwrap();
+                    }
+                });
+            }
+        });
+        Self { address, state }
+    }
+}
+
+/// Asks the resource, and says what it answered.
+fn ask(address: SocketAddr, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    writeln!(stream, "{request}").unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    answer.trim_end().to_owned()
+}
+
+const CHILD: &str = "ENLIST_TEST_CHILD";
+
+/// The holder as a process of its own: it reads, waits for a line, and writes whatever became of its lock meanwhile.
+#[tokio::test]
+#[ignore = "no test of its own: another test runs it as a process of its own"]
+async fn child() {
+    let task = std::env::var(CHILD).expect("started by another test");
+    let (url, address) = task.split_once(' ').unwrap();
+    let address = address.parse().unwrap();
+    let etcd = Etcd::connect(url).await.unwrap();
+    let guard = etcd.acquire(&name(), LockOptions::new().ttl(Duration::from_secs(2))).await.unwrap();
+    let token = guard.fencing_token();
+    let value: u64 = ask(address, &format!("read {token}")).parse().unwrap();
+    eprintln!("child: read");
+    // Blocks this thread, as a pause of the process does; the session has a thread of its own.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    let held = guard.is_held();
+    let answer = ask(address, &format!("write {token} {}", value + 1));
+    eprintln!("child: held {held}");
+    eprintln!("child: {answer}");
+}
+
+/// What the frozen holder said when it woke, and what the resource held at the end: value and accepted writes.
+async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
+    const WRITES: u64 = 10;
+    let server = server().await;
+    let resource = Resource::start(fenced);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["child", "--exact", "--ignored", "--nocapture"]);
+    command.env(CHILD, format!("{} {}", server.url(), resource.address));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let (send, mut lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let ours =
+            said.lines().map_while(Result::ok).filter_map(|line| line.strip_prefix("child: ").map(str::to_owned));
+        ours.for_each(|line| drop(send.send(line)));
+    });
+    assert_eq!(soon("it has read", lines.recv()).await.unwrap(), "read");
+    signal(&child, "-STOP");
+    let stopped = Moment::now();
+
+    // Its successor works meanwhile.
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let guard = acquire(&etcd).await;
+    let token = guard.fencing_token();
+    for _ in 0..WRITES {
+        let value: u64 = ask(resource.address, &format!("read {token}")).parse().unwrap();
+        assert!(guard.is_held());
+        ask(resource.address, &format!("write {token} {}", value + 1));
+    }
+    // Three times its TTL in all; its line is there when it wakes.
+    pass(Duration::from_secs(6).saturating_sub(stopped.elapsed())).await;
+    writeln!(child.stdin.take().unwrap()).unwrap();
+    signal(&child, "-CONT");
+    let held = soon("it woke", lines.recv()).await.unwrap();
+    let answer = soon("it wrote", lines.recv()).await.unwrap();
+    child.wait().unwrap();
+    let state = resource.state.lock().unwrap();
+    (held, answer, state.value, state.accepted)
+}
+
+#[tokio::test]
+async fn a_frozen_holder_knows_its_loss_when_it_wakes_and_a_fence_stops_its_write() {
+    let (held, answer, value, accepted) = frozen_holder(true).await;
+    assert_eq!(held, "held false", "the first check after the thaw");
+    assert!(answer.contains("was overtaken by"), "{answer}");
+    assert_eq!((value, accepted), (10, 10), "the counter is exact");
+    // The control: without the fence the same late write gets through, and the ten updates are lost.
+    let (held, answer, value, accepted) = frozen_holder(false).await;
+    assert_eq!((held.as_str(), answer.as_str()), ("held false", "1"));
+    assert_eq!((value, accepted), (1, 11), "updates are lost");
+}
+
+/// What etcd has counted so far: requests, and events sent to watchers.
+async fn work(server: &EtcdServer) -> (f64, f64) {
+    let metrics = support::metrics(server).await;
+    let sum = |name: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    };
+    (sum("grpc_server_started_total"), sum("etcd_debugging_mvcc_events_total"))
+}
+
+/// How many clients contend.
+const SESSIONS: usize = 20;
+
+/// So many contenders in twenty sessions queue for one lock; a tenth is killed and a tenth is cancelled while they wait. Returns how
+/// many requests and events etcd counted for each.
+async fn contest(contenders: u16) -> (f64, f64) {
+    let each = f64::from(contenders);
+    let contenders = usize::from(contenders);
+    let server = server().await;
+    let holder = Etcd::connect(server.url()).await.unwrap();
+    let first = acquire(&holder).await;
+    // Killed: the runtime that their sessions live in goes away without a word.
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut sessions = Vec::new();
+    for number in 0..SESSIONS {
+        let url = server.url();
+        sessions.push(if number < SESSIONS / 10 {
+            let connect = async move { Etcd::builder([url]).runtime(SessionRuntime::Caller).connect().await.unwrap() };
+            doomed.spawn(connect).await.unwrap()
+        } else {
+            Etcd::connect(url).await.unwrap()
+        });
+    }
+    let granted = Arc::new(Mutex::new(Vec::new()));
+    let busy = Arc::new(AtomicBool::new(false));
+    let (mut waiting, mut cancelled) = (JoinSet::new(), JoinSet::new());
+    for number in 0..contenders {
+        let (session, granted, busy) = (sessions[number % SESSIONS].clone(), Arc::clone(&granted), Arc::clone(&busy));
+        let contender = async move {
+            let guard = session.acquire(&name(), short()).await.unwrap();
+            assert!(!busy.swap(true, Ordering::SeqCst), "somebody else is inside");
+            granted.lock().unwrap().push(guard.fencing_token());
+            tokio::task::yield_now().await;
+            assert!(guard.is_held());
+            busy.store(false, Ordering::SeqCst);
+            assert_eq!(guard.release().await.unwrap(), Released::Released);
+        };
+        match number % SESSIONS {
+            0 | 1 => drop(doomed.spawn(contender)),
+            2 | 3 => drop(cancelled.spawn(contender)),
+            _ => drop(waiting.spawn(contender)),
+        }
+    }
+    in_line(&server, LINE, contenders + 1).await;
+    cancelled.abort_all();
+    doomed.shutdown_background();
+    let (killed, stayed) = (contenders / 10, waiting.len());
+    in_line(&server, LINE, 1 + contenders - contenders / 10).await;
+    soon("released", first.release()).await.unwrap();
+    let all = async { while waiting.join_next().await.transpose().unwrap().is_some() {} };
+    tokio::time::timeout(Duration::from_secs(120), all).await.expect("each gets its turn");
+    let granted = granted.lock().unwrap().clone();
+    assert!(granted.is_sorted(), "first come, first served");
+    let once: BTreeSet<_> = granted.iter().collect();
+    assert_eq!((granted.len(), once.len()), (stayed, stayed), "{killed} were killed and as many cancelled");
+    in_line(&server, LINE, 0).await;
+    let (requests, events) = work(&server).await;
+    drop(sessions);
+    holder.close().await.unwrap();
+    no_lease_is_left(&server).await;
+    let (requests, events) = (requests / each, events / each);
+    println!("{contenders} contenders: {requests:.1} requests and {events:.1} events each");
+    (requests, events)
+}
+
+/// Row 25.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_contenders_are_served_in_order_once_each_and_the_work_is_linear() {
+    let (few_requests, few_events) = contest(200).await;
+    let (requests, events) = contest(1000).await;
+    assert!(requests <= few_requests * 1.3, "{requests} per contender, with a fifth of them {few_requests}");
+    assert!(events <= few_events * 1.3, "{events} per contender, with a fifth of them {few_events}");
+}
+
+/// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once, and no write
+/// gets past the fence.
+#[tokio::test]
+async fn a_frozen_leader_costs_no_lock_and_its_thaw_no_update() {
+    let cluster = EtcdCluster::start().await;
+    let state = Arc::new(Mutex::new(State { fenced: true, ..State::default() }));
+    let tasks = TaskOwner::new();
+    let refused = Arc::new(Mutex::new(0));
+    for _ in 0..3 {
+        let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
+        let (state, refused) = (Arc::clone(&state), Arc::clone(&refused));
+        beside(&tasks, async move {
+            loop {
+                let Ok(guard) = etcd.acquire(&name(), short()).await else { continue };
+                let token = guard.fencing_token();
+                // Long enough that somebody holds it whenever something happens.
+                for _ in 0..20 {
+                    if !guard.is_held() {
+                        break;
+                    }
+                    let read = state.lock().unwrap().answer(&format!("read {token}"));
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    let written = read.parse::<u64>().map(|value| format!("write {token} {}", value + 1));
+                    let answer = written.map(|write| state.lock().unwrap().answer(&write));
+                    if !answer.is_ok_and(|answer| answer.parse::<u64>().is_ok()) {
+                        *refused.lock().unwrap() += 1;
+                    }
+                }
+                let _ = guard.release().await;
+            }
+        });
+    }
+    let accepted = || state.lock().unwrap().accepted;
+    let works = async |what: &str| {
+        let before = accepted();
+        eventually(what, || async { if accepted() > before + 20 { Ok(()) } else { Err(accepted()) } }).await;
+    };
+    works("they work").await;
+    let leader = cluster.leader().await;
+    cluster.member(leader).pause().await;
+    pass(2 * TTL).await;
+    works("they work without the leader").await;
+    cluster.member(leader).resume().await;
+    pass(2 * TTL).await;
+    works("they work after the thaw").await;
+    drop(tasks);
+    let state = state.lock().unwrap();
+    println!("{} updates, {} refused by the fence", state.accepted, refused.lock().unwrap());
+    assert_eq!(state.value, state.accepted, "no update is lost");
+}
