@@ -75,6 +75,11 @@ impl Etcd {
         builder
     }
 
+    /// The weight of an instance that says nothing about it, in the layout in use; what [`enlist::Side::default_weight`] wants.
+    pub fn default_weight(&self) -> u32 {
+        self.session.layout.default_weight()
+    }
+
     /// What has happened so far: renewals, losses, resumed watches, audits and more.
     pub fn counters(&self) -> &Counters {
         &self.session.counters

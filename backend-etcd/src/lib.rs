@@ -55,7 +55,8 @@ mod watcher;
 pub use self::{
     etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
     layout::{
-        Dubbo, EtcdConcurrency, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, LockLayout, Native,
+        Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
+        Kratos, Layout, LockLayout, Native,
     },
     lock::lock_condition,
     record::KeyRange,

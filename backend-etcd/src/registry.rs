@@ -26,7 +26,7 @@ use crate::{
     connection::{Guard, SETTLED, Written},
     error::Failure,
     etcd::Etcd,
-    layout::{Decoded, LeaseScope, Part},
+    layout::{Decoded, LeaseScope, Part, Writing},
     lease::{self, Lease, LeaseState, Purpose},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
@@ -68,11 +68,11 @@ impl Registry for Etcd {
         } else {
             slot
         };
-        layout.encode(service, &instance, options.owner.as_deref(), None)?;
+        layout.encode(service, &instance, &trial(options.owner.as_deref()))?;
         let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
         let (registration, driver) = registration(service.clone(), instance, source);
         let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
-        driver.accept_only(move |instance| layout.encode(&named, instance, owner.as_deref(), None).map(drop));
+        driver.accept_only(move |instance| layout.encode(&named, instance, &trial(owner.as_deref())).map(drop));
         let registrar = Registrar {
             session: Arc::clone(&self.session),
             id: registration.instance().id().clone(),
@@ -108,7 +108,7 @@ impl Registry for Etcd {
             return Err(self.not_owner(service, instance.id(), owned));
         }
         let previous = present.as_ref().map(|record| &*record.value);
-        let value = layout.encode(service, &instance, None, previous)?;
+        let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
         let guard = present.as_ref().map_or(Guard::Absent, |record| Guard::Modified(record.modified));
         match conn.put(&key, guard, &value, None).await.map_err(failed)? {
             Written::Done(revision) => Ok(revision),
@@ -159,6 +159,11 @@ impl Etcd {
     }
 }
 
+/// A value that is written only to see whether the layout can carry it.
+fn trial(owner: Option<&str>) -> Writing<'_> {
+    Writing { owner, previous: None, lease: Some(LeaseId::new(0)) }
+}
+
 /// Writes that the instance of `record` is about to leave, so that whoever watches can tell its departure from a death. Where
 /// the layout cannot say it, or it says so already, nothing is written; that it failed keeps nobody from leaving.
 async fn mark_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Written> {
@@ -168,7 +173,8 @@ async fn mark_leaving(session: &Session, service: &ServiceRef, record: &Record) 
         return None;
     }
     let leaving = instance.with_health(Health::Draining);
-    let value = layout.encode(service, &leaving, owner.as_deref(), Some(&record.value)).ok()?;
+    let writing = Writing { owner: owner.as_deref(), previous: Some(&record.value), lease: record.lease };
+    let value = layout.encode(service, &leaving, &writing).ok()?;
     let written = conn.put(&record.key, Guard::Modified(record.modified), &value, record.lease).await;
     written.inspect_err(|failure| tracing::debug!(?failure, "instance not marked as leaving")).ok()
 }
@@ -378,13 +384,12 @@ impl Registrar {
         lease: &Lease,
     ) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
-        let owner = self.options.owner.as_deref();
-        let value = self.session.layout.encode(
-            self.driver.service(),
-            instance,
-            owner,
-            previous.map(|record| &*record.value),
-        )?;
+        let writing = Writing {
+            owner: self.options.owner.as_deref(),
+            previous: previous.map(|record| &*record.value),
+            lease: Some(lease.id()),
+        };
+        let value = self.session.layout.encode(self.driver.service(), instance, &writing)?;
         let sent = Moment::now();
         match self.session.conn.put(key, guard, &value, Some(lease.id())).await {
             Ok(Written::Done(revision)) => {

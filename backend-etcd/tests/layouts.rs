@@ -9,14 +9,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use common::EtcdHarness;
 use enlist::{
-    Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace,
-    RegisterOptions, Registry, Resolver, ServiceRef,
+    Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Migration, Namespace,
+    RegisterOptions, Registry, Resolver, ServiceName, ServiceRef, Side,
     lock::{Place, Standing},
     standing,
 };
 use enlist_etcd::{
-    Dubbo, Etcd, EtcdConcurrency, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, LockLayout, Native,
-    layout::{Line, PlaceValue},
+    Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
+    KeyRange, Kitex, Kratos, Layout, LockLayout, Native,
+    layout::{Decoded, Identity, LeaseScope, Line, Part, PlaceValue, Skip, Writing},
 };
 use enlist_testkit::{
     Carried, EtcdServer,
@@ -30,7 +31,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 
 /// How many cases of the whole program run side by side, each with an etcd of its own.
-static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(6);
+static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(10);
 
 /// Runs the cases that need no more than `carries`, and prints what it leaves out.
 async fn conform<F>(carries: &'static [Carried], wanted: impl Fn(&str) -> bool, harness: fn() -> F)
@@ -83,13 +84,124 @@ macro_rules! conforms {
     };
 }
 
+/// A layout that wants a protocol in each endpoint: the cases name none, so one is added on the way in and taken off on the way out.
+#[derive(Debug)]
+struct Speaking<L>(L);
+
+fn with_protocol(instance: &Instance, protocol: Option<&str>) -> Instance {
+    let endpoints: Vec<_> = instance
+        .endpoints()
+        .iter()
+        .map(|endpoint| {
+            let plain = Endpoint::new(endpoint.host(), endpoint.port()).unwrap();
+            match protocol {
+                Some(protocol) => plain.with_protocol(protocol).unwrap(),
+                None => plain,
+            }
+        })
+        .collect();
+    let bare = Instance::new(instance.id().clone(), endpoints).unwrap().with_weight(instance.weight());
+    let bare = bare.with_version(instance.version().unwrap_or_default());
+    instance.metadata().iter().fold(bare, |all, (key, value)| all.with_metadata(key, value))
+}
+
+impl<L: Layout> Layout for Speaking<L> {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        self.0.carries()
+    }
+
+    fn default_weight(&self) -> u32 {
+        self.0.default_weight()
+    }
+
+    fn identity(&self) -> Identity {
+        self.0.identity()
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        self.0.lease_scope()
+    }
+
+    fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        self.0.key(service, id, lease)
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        self.0.service_range(service)
+    }
+
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
+        self.0.services_range(namespace)
+    }
+
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        self.0.service_of(namespace, key)
+    }
+
+    fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        self.0.encode(service, &with_protocol(instance, Some("grpc")), writing)
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let decoded = self.0.decode(service, key, value)?;
+        Ok(Decoded { instance: with_protocol(&decoded.instance, None), ..decoded })
+    }
+}
+
 conforms! {
+    kitex_keeps_every_promise_it_can_carry: Speaking(Kitex::default()), carries [Carried::Id, Carried::Services];
+    kratos_keeps_every_promise_it_can_carry: Speaking(Kratos::default()), carries [Carried::Id, Carried::Weight, Carried::Services];
+    fireflycore_keeps_every_promise_it_can_carry:
+        Fireflycore::new("prod").unwrap(), carries [Carried::Id, Carried::Weight, Carried::Services];
+    fireflycore_by_lease_keeps_every_promise_it_can_carry:
+        FireflycoreByLease::new("prod").unwrap(), carries [Carried::Weight, Carried::Services];
     go_zero_keeps_every_promise_it_can_carry: GoZero, carries [];
     etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming, carries [Carried::Id];
     go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [Carried::Id, Carried::Services];
     go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [Carried::Id, Carried::Services];
     dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [Carried::Id, Carried::Weight, Carried::Services];
     gobase_keeps_every_promise_it_can_carry: Gobase, carries [Carried::Id, Carried::Weight, Carried::Services];
+}
+
+/// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in proportion.
+#[tokio::test]
+async fn a_migration_joins_two_layouts() {
+    let server = EtcdServer::start().await;
+    let native = Arc::new(Etcd::connect(server.url()).await.unwrap());
+    let kitex = Arc::new(Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap());
+    let side = |etcd: &Arc<Etcd>| Side::new(Arc::clone(etcd)).default_weight(etcd.default_weight());
+    let both = Migration::new(side(&native)).and(side(&kitex));
+    let service = ServiceRef::parse("s").unwrap();
+    let instance = |id: &str, port: u16| {
+        let endpoint = Endpoint::new("10.0.0.1", port).unwrap().with_protocol("tcp").unwrap();
+        Instance::new(InstanceId::parse(id).unwrap(), [endpoint]).unwrap()
+    };
+    let weights = async |resolver: &dyn Resolver| -> Vec<(String, u32)> {
+        let snapshot = soon("resolved", resolver.resolve(&service)).await.unwrap();
+        snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
+    };
+    let moved =
+        soon("registered", both.register(&service, instance("moved", 1), RegisterOptions::new())).await.unwrap();
+    let old = instance("old", 2).with_weight(20);
+    let _old = soon("registered", kitex.register(&service, old, RegisterOptions::new())).await.unwrap();
+    assert_eq!(weights(&*kitex).await, [("moved".into(), 10), ("old".into(), 20)]);
+    assert_eq!(weights(&*native).await, [("moved".into(), 100)]);
+    assert_eq!(weights(&both).await, [("moved".into(), 100), ("old".into(), 200)]);
+    soon("updated", moved.update(|draft| _ = draft.weight(50))).await.unwrap();
+    assert_eq!(weights(&*kitex).await[0], ("moved".into(), 5));
+    // kitex has no zones, so nothing is registered anywhere.
+    let refused = both.register(&service, instance("zoned", 3).with_zone("z"), RegisterOptions::new()).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    soon("deregistered", moved.deregister()).await.unwrap();
+    eventually("only the old one is left", || async {
+        let left = weights(&both).await;
+        if left == [("old".into(), 200)] { Ok(()) } else { Err(left) }
+    })
+    .await;
 }
 
 /// What the layout cannot hold is refused at once, and does not keep the instance from coming back.

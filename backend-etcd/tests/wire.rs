@@ -7,8 +7,8 @@ mod fixture;
 
 use enlist::{Endpoint, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
-    Dubbo, EtcdNaming, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, Native,
-    layout::{Part, Skip},
+    Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, Native,
+    layout::{Part, Skip, Writing},
 };
 use fixture::{bytes, cases, text};
 use proptest::prelude::*;
@@ -77,7 +77,35 @@ const DIALECTS: &[Dialect] = &[
         namespace: Some("cluster"),
         inexpressible: &[],
     },
+    Dialect {
+        fixture: include_str!("fixtures/fireflycore-v0.2.9.json"),
+        layout: |options| Box::new(FireflycoreByLease::from(fireflycore(options))),
+        namespace: Some("namespace"),
+        inexpressible: &[],
+    },
+    Dialect {
+        fixture: include_str!("fixtures/fireflycore-v0.3.1.json"),
+        layout: |options| Box::new(fireflycore(options)),
+        namespace: Some("namespace"),
+        inexpressible: &[],
+    },
 ];
+
+/// What an instance of fireflycore says that is not enlist's.
+fn fireflycore(options: &Value) -> Fireflycore {
+    let word = |name| option(options, name).unwrap_or_default();
+    let layout = Fireflycore::new(word("env"))
+        .unwrap()
+        .network(word("network_sn"), word("network_external"))
+        .kernel(word("kernel_language"), word("kernel_version"))
+        .run_date(word("run_date"));
+    let methods = options["methods"].as_array().into_iter().flatten().map(|method| method.as_str().unwrap());
+    let layout = layout.methods(options["proto_count"].as_u64().unwrap_or(0), methods);
+    match options["default_port"].as_u64() {
+        Some(port) => layout.default_port(u16::try_from(port).unwrap()),
+        None => layout,
+    }
+}
 
 /// The instance of a case; what is null has its default.
 fn instance(value: &Value, layout: &dyn Layout) -> Instance {
@@ -139,7 +167,7 @@ fn what_go_writes_is_written_byte_for_byte() {
             let lease = lease.map(|lease| LeaseId::new(lease.parse().unwrap()));
             let key = layout.key(&service, instance.id(), lease).unwrap();
             assert_eq!(String::from_utf8(key).unwrap(), text(case, "key"), "{}: {name}", layout.name());
-            let value = layout.encode(&service, &instance, None, None).unwrap();
+            let value = layout.encode(&service, &instance, &Writing { lease, ..Writing::default() }).unwrap();
             let shown = String::from_utf8_lossy(&value).into_owned();
             assert_eq!(shown, String::from_utf8_lossy(&bytes(case)), "{}: {name}", layout.name());
             assert_eq!(value, bytes(case), "{}: {name}", layout.name());
@@ -185,6 +213,10 @@ fn what_go_may_have_written_is_read() {
     }
 }
 
+fn leased() -> Writing<'static> {
+    Writing { lease: Some(LeaseId::new(1)), ..Writing::default() }
+}
+
 /// All layouts with their default options.
 fn layouts() -> Vec<Box<dyn Layout>> {
     vec![
@@ -197,6 +229,8 @@ fn layouts() -> Vec<Box<dyn Layout>> {
         Box::new(GoZero),
         Box::new(Dubbo),
         Box::new(Gobase),
+        Box::new(Fireflycore::new("prod").unwrap()),
+        Box::new(FireflycoreByLease::new("prod").unwrap()),
     ]
 }
 
@@ -222,7 +256,7 @@ fn what_a_layout_does_not_carry_is_refused_and_what_it_carries_is_kept() {
         ];
         let key = layout.key(&service, plain.id(), Some(LeaseId::new(1))).unwrap();
         let through = |instance: &Instance, owner: Option<&str>| {
-            let value = layout.encode(&service, instance, owner, None)?;
+            let value = layout.encode(&service, instance, &Writing { owner, ..leased() })?;
             let decoded = layout.decode(&service, &key, &value).unwrap();
             assert_eq!(&decoded.instance, instance, "{}", layout.name());
             assert_eq!(decoded.owner.as_deref(), owner);
@@ -255,7 +289,7 @@ proptest! {
             let Ok(id) = InstanceId::parse(&id) else { continue };
             let instance = plain(&*layout);
             let Ok(key) = layout.key(&theirs, &id, Some(LeaseId::new(7))) else { continue };
-            let Ok(value) = layout.encode(&theirs, &instance, None, None) else { continue };
+            let Ok(value) = layout.encode(&theirs, &instance, &leased()) else { continue };
             if mine != theirs && layout.service_range(&mine).is_ok() {
                 prop_assert_eq!(layout.decode(&mine, &key, &value), Err(Skip::Foreign), "{}", layout.name());
             }
@@ -273,7 +307,7 @@ proptest! {
             if carries(Part::Weight) { instance = instance.with_weight(weight); }
             if carries(Part::Metadata) { instance = instance.with_metadata(&key, &value); }
             let key = layout.key(&service, instance.id(), Some(LeaseId::new(1))).unwrap();
-            let Ok(written) = layout.encode(&service, &instance, None, None) else { continue };
+            let Ok(written) = layout.encode(&service, &instance, &leased()) else { continue };
             let read = layout.decode(&service, &key, &written);
             prop_assert_eq!(read.map(|read| read.instance), Ok(instance), "{}", layout.name());
         }

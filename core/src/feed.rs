@@ -50,13 +50,23 @@ impl<T: Clone + PartialEq> Feed<T> {
         Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
     }
 
-    /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if
-    /// the feed was stale.
+    /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the feed was
+    /// stale.
     pub fn publish(&self, value: T, proven: Moment) {
         self.proof.renew(proven);
-        let freshness = Freshness::Live { proof: self.proof.clone() };
+        self.set(value, Freshness::Live { proof: self.proof.clone() });
+    }
+
+    /// Publishes `value`, which was right at `proven`, though changes do not arrive at present.
+    pub fn publish_stale(&self, value: T, proven: Moment, cause: Error) {
+        self.set(value, Freshness::Stale { proven, cause });
+    }
+
+    fn set(&self, value: T, freshness: Freshness) {
         self.state.send_if_modified(|state| {
-            let wake = state.value.as_ref() != Some(&value) || !state.freshness.is_live() || state.refused.is_some();
+            let wake = state.value.as_ref() != Some(&value)
+                || state.freshness.is_live() != freshness.is_live()
+                || state.refused.is_some();
             *state = State { value: Some(value), freshness, refused: None, closed: false };
             wake
         });

@@ -12,6 +12,7 @@
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
 //! | refuse who lost its lock, at the resource | [`LockGuard::fencing_token`], [`Fence`] |
 //! | have one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
+//! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
@@ -55,6 +56,7 @@ mod freshness;
 pub mod graceful;
 pub mod instance;
 pub mod lock;
+mod migration;
 pub mod name;
 pub mod picker;
 pub mod pool;
@@ -85,6 +87,7 @@ pub use self::{
     graceful::{Graceful, Shutdown},
     instance::{Draft, Entry, Health, Instance, Presence},
     lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
+    migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
     pool::{Pool, PoolError, Retry},

@@ -220,6 +220,12 @@ impl Registration {
         result
     }
 
+    /// Says whether the store can hold an instance, for as long as the session lives.
+    pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move |instance| shared.check(instance)
+    }
+
     /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
     ///
     /// A check that takes longer than `interval` counts as [`Health::NotServing`].

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, io};
 
-use enlist::{Endpoint, Error, Health, Instance, InstanceId, Namespace, endpoint::UNIX};
+use enlist::{Endpoint, Error, Health, Instance, InstanceId, LeaseId, Namespace, endpoint::UNIX};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Serializer, ser::Formatter};
 
@@ -112,6 +112,14 @@ pub(super) fn refuse_loss(layout: &dyn Layout, instance: &Instance, owner: Optio
     match says.iter().find(|(part, _, said)| *said && !layout.carries().contains(part)) {
         Some((_, what, _)) => Err(lost(layout, what)),
         None => Ok(()),
+    }
+}
+
+/// The number at the end of a key that is numbered by lease. A fixed instance, which has no lease, has to have a number as its id.
+pub(super) fn number(layout: &dyn Layout, id: &InstanceId, lease: Option<LeaseId>) -> Result<i64, Error> {
+    match lease {
+        Some(lease) => Ok(lease.get()),
+        None => id.as_str().parse().map_err(|_| lost(layout, "a fixed instance whose id is no number")),
     }
 }
 

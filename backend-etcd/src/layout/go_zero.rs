@@ -5,7 +5,7 @@
 
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, go, not_carried};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried};
 use crate::record::KeyRange;
 
 /// The layout of go-zero.
@@ -40,13 +40,7 @@ impl Layout for GoZero {
 
     /// A fixed instance, which has no lease, is keyed by its id, which has to be a number as go-zero's `WithId` is.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        let number = match lease {
-            Some(lease) => lease.get(),
-            None => id.as_str().parse::<i64>().map_err(|_| Error::Unsupported {
-                what: "a fixed instance whose id is no number in the layout go-zero".to_owned(),
-            })?,
-        };
-        Ok(format!("{}{number}", prefix(service)?).into_bytes())
+        Ok(format!("{}{}", prefix(service)?, go::number(self, id, lease)?).into_bytes())
     }
 
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
@@ -62,14 +56,8 @@ impl Layout for GoZero {
     }
 
     /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.
-    fn encode(
-        &self,
-        _: &ServiceRef,
-        instance: &Instance,
-        owner: Option<&str>,
-        _: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Error> {
-        go::refuse_loss(self, instance, owner)?;
+    fn encode(&self, _: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        go::refuse_loss(self, instance, writing.owner)?;
         Ok(go::only_plain_endpoint(self, instance)?.authority().into_bytes())
     }
 

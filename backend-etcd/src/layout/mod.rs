@@ -6,6 +6,7 @@
 mod dubbo;
 mod etcd_concurrency;
 mod etcd_naming;
+mod fireflycore;
 mod go;
 mod go_kit;
 mod go_micro;
@@ -24,8 +25,17 @@ use enlist::{
 };
 
 pub use self::{
-    dubbo::Dubbo, etcd_concurrency::EtcdConcurrency, etcd_naming::EtcdNaming, go_kit::GoKit, go_micro::GoMicro,
-    go_zero::GoZero, gobase::Gobase, kitex::Kitex, kratos::Kratos, native::Native,
+    dubbo::Dubbo,
+    etcd_concurrency::EtcdConcurrency,
+    etcd_naming::EtcdNaming,
+    fireflycore::{Fireflycore, FireflycoreByLease},
+    go_kit::GoKit,
+    go_micro::GoMicro,
+    go_zero::GoZero,
+    gobase::Gobase,
+    kitex::Kitex,
+    kratos::Kratos,
+    native::Native,
 };
 use crate::record::KeyRange;
 
@@ -75,6 +85,18 @@ pub enum LeaseScope {
     Shared,
     /// Each key needs its own.
     PerKey,
+}
+
+/// What a value is written with, beside the instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "tests of layouts outside this crate build it")]
+pub struct Writing<'a> {
+    /// The owner token.
+    pub owner: Option<&'a str>,
+    /// The value that is replaced, whose unknown fields are kept.
+    pub previous: Option<&'a [u8]>,
+    /// The lease of the key; fixed instances have none.
+    pub lease: Option<LeaseId>,
 }
 
 /// What a layout reads out of a key and its value.
@@ -136,18 +158,13 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The service that a key of [`services_range`](Self::services_range) belongs to.
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName>;
 
-    /// The value of an instance of `service`. `previous` is the value that it replaces, whose unknown fields are kept.
+    /// The value of an instance of `service`.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if `previous` is of a newer version.
-    fn encode(
-        &self,
-        service: &ServiceRef,
-        instance: &Instance,
-        owner: Option<&str>,
-        previous: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Error>;
+    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if the value that is replaced is of a newer
+    /// version.
+    fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
     /// Reads an instance of `service`. Keys are judged before values.
     ///

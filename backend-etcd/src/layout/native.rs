@@ -20,7 +20,9 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, Part, PlaceValue, Skip};
+use super::{
+    Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, Part, PlaceValue, Skip, Writing,
+};
 use crate::record::KeyRange;
 
 /// The version of values that this code writes.
@@ -152,8 +154,7 @@ impl Layout for Native {
         &self,
         _: &ServiceRef,
         instance: &Instance,
-        owner: Option<&str>,
-        previous: Option<&[u8]>,
+        &Writing { owner, previous, .. }: &Writing<'_>,
     ) -> Result<Vec<u8>, Error> {
         let unknown = match previous.and_then(|value| serde_json::from_slice::<Wire>(value).ok()) {
             Some(newer) if newer.v > VERSION => {
@@ -318,7 +319,8 @@ mod tests {
         let key = Layout::key(&layout, &service(), instance().id(), None).unwrap();
         assert_eq!(String::from_utf8(key).unwrap(), "enlist/services/default/greeter/g 1%2F%25");
         let full = instance().with_version("1.4.2").with_zone("eu-1a").with_metadata("team", "blue");
-        let value = Layout::encode(&layout, &service(), &full, Some("me"), None).unwrap();
+        let value =
+            Layout::encode(&layout, &service(), &full, &Writing { owner: Some("me"), ..Writing::default() }).unwrap();
         assert_eq!(
             String::from_utf8(value).unwrap(),
             r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me"}"#
@@ -334,12 +336,15 @@ mod tests {
         Layout::decode(&layout, &service(), &key, value.as_bytes())
     }
 
+    fn over(previous: &str) -> Writing<'_> {
+        Writing { previous: Some(previous.as_bytes()), ..Writing::default() }
+    }
+
     #[test]
     fn absent_fields_take_their_defaults_and_unknown_ones_survive_an_update() {
         let minimal = r#"{"new":{"x":[1]},"endpoints":["grpc://10.0.0.1:8080"],"id":"g 1/%","v":1}"#;
         assert_eq!(decode(minimal).unwrap().instance, instance());
-        let updated =
-            Layout::encode(&Native::default(), &service(), &instance().with_weight(5), None, Some(minimal.as_bytes()));
+        let updated = Layout::encode(&Native::default(), &service(), &instance().with_weight(5), &over(minimal));
         let updated: Value = serde_json::from_slice(&updated.unwrap()).unwrap();
         assert_eq!((&updated["new"]["x"][0], &updated["weight"]), (&Value::from(1), &Value::from(5)));
     }
@@ -348,7 +353,7 @@ mod tests {
     fn a_newer_version_is_read_and_never_overwritten() {
         let newer = r#"{"v":2,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"health":"sleepy"}"#;
         assert_eq!(decode(newer).unwrap().instance.health(), Health::NotServing);
-        let refused = Layout::encode(&Native::default(), &service(), &instance(), None, Some(newer.as_bytes()));
+        let refused = Layout::encode(&Native::default(), &service(), &instance(), &over(newer));
         assert!(matches!(refused, Err(Error::Unsupported { .. })));
     }
 
@@ -397,7 +402,7 @@ mod tests {
             let instance = Instance::new(InstanceId::parse(&id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
                 .with_weight(weight).with_version(&text).with_metadata(&text, &text);
             let key = Layout::key(&layout, &place(&service), instance.id(), None).unwrap();
-            let value = Layout::encode(&layout, &place(&service), &instance, Some(&text), None).unwrap();
+            let value = Layout::encode(&layout, &place(&service), &instance, &Writing { owner: Some(&text), ..Writing::default() }).unwrap();
             let decoded = Layout::decode(&layout, &place(&service), &key, &value).unwrap();
             prop_assert_eq!(decoded, Decoded { instance, owner: Some(text) });
             prop_assert_eq!(layout.service_of(&namespace, &key), Some(place(&service).name().clone()));

@@ -5,7 +5,7 @@ use std::fmt;
 
 use enlist::{Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, go};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go};
 use crate::record::KeyRange;
 
 /// What tells one such layout from another.
@@ -85,14 +85,8 @@ impl<D: Dialect> Layout for D {
         if id.is_empty() || id.contains('/') { None } else { ServiceName::parse(service).ok() }
     }
 
-    fn encode(
-        &self,
-        service: &ServiceRef,
-        instance: &Instance,
-        owner: Option<&str>,
-        _: Option<&[u8]>,
-    ) -> Result<Vec<u8>, Error> {
-        go::refuse_loss(self, instance, owner)?;
+    fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        go::refuse_loss(self, instance, writing.owner)?;
         self.write(service, instance)
     }
 

@@ -1,0 +1,307 @@
+//! The layouts of fireflycore's go-etcd: what its registry (up to v0.2.9) writes, with the lease's number at the end of the key and in
+//! the value, and what its Locator (v0.3.1) reads, with an id of one's own.
+//!
+//! enlist's namespace is fireflycore's (the registry's default is `firefly`, the Locator's `default`), and its application id is the
+//! service. The environment is an option of the layout.
+
+use std::collections::BTreeMap;
+
+use enlist::{
+    Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT,
+    name::DEFAULT_NAMESPACE,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, tree::Dialect};
+use crate::record::KeyRange;
+
+/// The layout of the Locator: `{namespace}/{env}/{service}/{id}`. It also reads what the registry of v0.2.9 writes.
+#[derive(Clone, Debug)]
+pub struct Fireflycore {
+    env: String,
+    default_port: Option<u16>,
+    proto_count: u64,
+    methods: BTreeMap<String, bool>,
+    serial: String,
+    external: String,
+    language: String,
+    version: String,
+    run_date: String,
+}
+
+/// The layout of the registry of v0.2.9: `{namespace}/{env}/{service}/{lease id, decimal}`. Each instance needs a lease of its own and
+/// gets a new key when it is registered anew.
+#[derive(Clone, Debug)]
+pub struct FireflycoreByLease {
+    inner: Fireflycore,
+}
+
+impl Fireflycore {
+    /// The layout in the environment `env`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for an empty one, a `/` or control characters.
+    pub fn new(env: &str) -> Result<Self, Error> {
+        if env.is_empty() || env.chars().any(|character| character == '/' || character.is_control()) {
+            return Err(Error::invalid_config("env", "it must be one segment of a key"));
+        }
+        Ok(Self {
+            env: env.to_owned(),
+            default_port: None,
+            proto_count: 0,
+            methods: BTreeMap::new(),
+            serial: String::new(),
+            external: String::new(),
+            language: "Rust".to_owned(),
+            version: String::new(),
+            run_date: String::new(),
+        })
+    }
+
+    /// The port of addresses that have none, as those have which the original fills in by itself. Without this they are malformed.
+    #[must_use]
+    pub fn default_port(mut self, port: u16) -> Self {
+        self.default_port = Some(port);
+        self
+    }
+
+    /// What instances say in `methods` and `proto_count`. Default: none.
+    #[must_use]
+    pub fn methods<M: Into<String>>(mut self, proto_count: u64, methods: impl IntoIterator<Item = M>) -> Self {
+        self.proto_count = proto_count;
+        self.methods = methods.into_iter().map(|method| (method.into(), true)).collect();
+        self
+    }
+
+    /// What instances say in `network.sn` and `network.external`. Default: nothing.
+    #[must_use]
+    pub fn network(mut self, serial: impl Into<String>, external: impl Into<String>) -> Self {
+        (self.serial, self.external) = (serial.into(), external.into());
+        self
+    }
+
+    /// What instances say in `kernel`. Default: `Rust`, and no version.
+    #[must_use]
+    pub fn kernel(mut self, language: impl Into<String>, version: impl Into<String>) -> Self {
+        (self.language, self.version) = (language.into(), version.into());
+        self
+    }
+
+    /// What instances say in `run_date`. Default: nothing.
+    #[must_use]
+    pub fn run_date(mut self, text: impl Into<String>) -> Self {
+        self.run_date = text.into();
+        self
+    }
+
+    fn value<'a, M>(&'a self, instance: &'a Instance, lease_id: Option<i64>, meta: M) -> Result<Written<'a, M>, Error> {
+        if instance.weight() == 0 {
+            return Err(go::lost(self, "a weight of 0"));
+        }
+        Ok(Written {
+            proto_count: self.proto_count,
+            lease_id,
+            weight: instance.weight(),
+            run_date: &self.run_date,
+            methods: &self.methods,
+            network: Network {
+                sn: &self.serial,
+                internal: go::only_plain_endpoint(self, instance)?.authority(),
+                external: &self.external,
+            },
+            kernel: Kernel { language: &self.language, version: &self.version },
+            meta,
+        })
+    }
+
+    fn address(&self, text: &str) -> Result<Endpoint, Skip> {
+        // A bare address is an IP or a host without a colon.
+        let is_bare = text.parse::<std::net::IpAddr>().is_ok() || !text.contains(':');
+        match self.default_port {
+            Some(port) if is_bare => go::host_and_port(text, i64::from(port)),
+            None if is_bare => Err(go::malformed("no port, and no default port")),
+            _ => go::address(text),
+        }
+    }
+
+    fn instance(&self, id: &str, read: Read) -> Result<Instance, Skip> {
+        let endpoint = self.address(&read.network.internal)?;
+        let version = read.meta.and_then(|meta| meta.version).unwrap_or_default();
+        let weight = go::weight_or(read.weight, DEFAULT_WEIGHT);
+        Ok(go::instance(id, [endpoint])?.with_weight(weight).with_version(version))
+    }
+}
+
+#[derive(Serialize)]
+struct Written<'a, M> {
+    proto_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_id: Option<i64>,
+    weight: u32,
+    run_date: &'a str,
+    methods: &'a BTreeMap<String, bool>,
+    network: Network<'a>,
+    kernel: Kernel<'a>,
+    meta: M,
+}
+
+#[derive(Serialize)]
+struct Network<'a> {
+    sn: &'a str,
+    internal: String,
+    external: &'a str,
+}
+
+#[derive(Serialize)]
+struct Kernel<'a> {
+    language: &'a str,
+    version: &'a str,
+}
+
+/// As the Locator's model has it.
+#[derive(Serialize)]
+struct LocatorMeta<'a> {
+    app_id: &'a str,
+    instance_id: &'a str,
+    version: &'a str,
+    env: &'a str,
+}
+
+/// As the registry's model has it.
+#[derive(Serialize)]
+struct RegistryMeta<'a> {
+    env: &'a str,
+    app_id: &'a str,
+    version: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    #[serde(default)]
+    weight: Option<i64>,
+    network: ReadNetwork,
+    #[serde(default)]
+    meta: Option<ReadMeta>,
+}
+
+#[derive(Deserialize)]
+struct ReadNetwork {
+    internal: String,
+}
+
+#[derive(Deserialize)]
+struct ReadMeta {
+    #[serde(default)]
+    env: Option<String>,
+    #[serde(default)]
+    app_id: Option<String>,
+    #[serde(default)]
+    version: Option<String>,
+}
+
+impl Dialect for Fireflycore {
+    const NAME: &'static str = "fireflycore";
+    const CARRIES: &'static [Part] = &[Part::Id, Part::Namespace, Part::Weight, Part::Version];
+
+    fn root(&self) -> String {
+        format!("{DEFAULT_NAMESPACE}/{}/", self.env)
+    }
+
+    fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
+        Ok(format!("{}/{}/", go::as_segment("namespace", namespace.as_str())?, self.env))
+    }
+
+    fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
+        go::write(&self.value(
+            instance,
+            None,
+            LocatorMeta {
+                app_id: service.name().as_str(),
+                instance_id: instance.id().as_str(),
+                version: instance.version().unwrap_or_default(),
+                env: &self.env,
+            },
+        )?)
+    }
+
+    fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
+        self.instance(id, go::read(value)?)
+    }
+}
+
+impl FireflycoreByLease {
+    /// The layout in the environment `env`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Fireflycore::new`].
+    pub fn new(env: &str) -> Result<Self, Error> {
+        Fireflycore::new(env).map(Self::from)
+    }
+}
+
+/// With the options of `inner`.
+impl From<Fireflycore> for FireflycoreByLease {
+    fn from(inner: Fireflycore) -> Self {
+        Self { inner }
+    }
+}
+
+impl Layout for FireflycoreByLease {
+    fn name(&self) -> &'static str {
+        "fireflycore-by-lease"
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        &[Part::Namespace, Part::Weight, Part::Version]
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Lease
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::PerKey
+    }
+
+    /// A fixed instance, which has no lease, is keyed by its id, which has to be a number.
+    fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{}", self.inner.prefix(service)?, go::number(self, id, lease)?).into_bytes())
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        self.inner.service_range(service)
+    }
+
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
+        self.inner.services_range(namespace)
+    }
+
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        self.inner.service_of(namespace, key)
+    }
+
+    fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        go::refuse_loss(self, instance, writing.owner)?;
+        let lease_id = go::number(self, instance.id(), writing.lease)?;
+        let meta = RegistryMeta {
+            env: &self.inner.env,
+            app_id: service.name().as_str(),
+            version: instance.version().unwrap_or_default(),
+        };
+        go::write(&self.inner.value(instance, Some(lease_id), meta)?)
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let prefix = self.inner.prefix(service).map_err(|_| Skip::Foreign)?;
+        let id = go::segment(key, &prefix)?;
+        let read: Read = go::read(value)?;
+        let says = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
+        // The original skips these too.
+        if !read.meta.as_ref().is_some_and(|meta| says(&meta.env) && says(&meta.app_id)) {
+            return Err(go::malformed("no environment or application id"));
+        }
+        Ok(Decoded { instance: self.inner.instance(id, read)?, owner: None })
+    }
+}

@@ -1,0 +1,185 @@
+//! Migrations between registries, on the memory backend.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Deregistered, Directory, Endpoint, Error, Event, Health, Instance, InstanceId, Migration, RegisterOptions,
+    Registry, Resolver, ServiceRef, Side, Snapshot,
+};
+use enlist_memory::{MemoryClient, MemoryStore};
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn instance(id: &str, port: u16) -> Instance {
+    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap()
+}
+
+fn side(client: &MemoryClient) -> Side {
+    Side::new(Arc::new(client.clone()))
+}
+
+fn shown(snapshot: &Snapshot) -> Vec<(String, u32)> {
+    snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
+}
+
+async fn stored(store: &MemoryStore) -> Vec<(String, u32)> {
+    shown(&store.client().resolve(&service()).await.unwrap())
+}
+
+fn options() -> RegisterOptions {
+    RegisterOptions::new().ttl(Duration::from_secs(5))
+}
+
+/// The three steps of a move, each beside the one before: everybody sees everybody, once.
+#[tokio::test(start_paused = true)]
+async fn programs_of_neighbouring_steps_see_each_other() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let (o, n) = (old.client(), new.client());
+    let before = o.clone();
+    let first = Migration::new(side(&o)).and(side(&n).read_only());
+    let second = Migration::new(side(&n)).and(side(&o));
+    let third = Migration::new(side(&n)).and(side(&o).read_only());
+    let all = [
+        before.register(&service(), instance("a", 1), options()).await.unwrap(),
+        first.register(&service(), instance("b", 2), options()).await.unwrap(),
+        second.register(&service(), instance("c", 3), options()).await.unwrap(),
+        third.register(&service(), instance("d", 4), options()).await.unwrap(),
+    ];
+    let sees = |snapshot: Snapshot| shown(&snapshot).into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(sees(before.resolve(&service()).await.unwrap()), ["a", "b", "c"]);
+    for migration in [&first, &second, &third] {
+        assert_eq!(sees(migration.resolve(&service()).await.unwrap()), ["a", "b", "c", "d"]);
+    }
+    let names = second.services(service().namespace()).await.unwrap();
+    assert_eq!(names, [service().name().clone()]);
+    for registration in all {
+        assert_eq!(registration.deregister().await.unwrap(), Deregistered::Removed);
+    }
+    assert_eq!((stored(&old).await, stored(&new).await), (vec![], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn weights_keep_their_proportion_and_updates_reach_every_side() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let migration = Migration::new(side(&new.client())).and(side(&old.client()).default_weight(10));
+    let registration = migration.register(&service(), instance("a", 1).with_weight(50), options()).await.unwrap();
+    assert_eq!((stored(&new).await, stored(&old).await), (vec![("a".into(), 50)], vec![("a".into(), 5)]));
+    registration.update(|draft| _ = draft.weight(300).metadata("k", "v")).await.unwrap();
+    assert_eq!((stored(&new).await, stored(&old).await), (vec![("a".into(), 300)], vec![("a".into(), 30)]));
+    registration.update(|draft| _ = draft.remove_metadata("k").weight(1)).await.unwrap();
+    assert_eq!(stored(&old).await, [("a".into(), 1)], "what is picked stays so");
+    // Read, the proportion is the other way round.
+    let _theirs = old.client().register(&service(), instance("b", 2).with_weight(10), options()).await.unwrap();
+    assert_eq!(shown(&migration.resolve(&service()).await.unwrap()), [("a".into(), 1), ("b".into(), 100)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_with_one_address_the_own_sides_is_shown() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let migration = Migration::new(side(&new.client())).and(side(&old.client()));
+    let mut watcher = migration.watch(&service()).await.unwrap();
+    assert!(watcher.next().await.unwrap().snapshot.is_empty());
+    let _theirs = old.client().register(&service(), instance("theirs", 1), options()).await.unwrap();
+    assert_eq!(shown(&watcher.next().await.unwrap().snapshot), [("theirs".into(), 100)]);
+    let ours = new.client().register(&service(), instance("ours", 1), options()).await.unwrap();
+    let change = watcher.next().await.unwrap();
+    assert_eq!(shown(&change.snapshot), [("ours".into(), 100)]);
+    assert!(matches!(&change.events[..], [Event::Added(_), Event::Removed(_)]), "{:?}", change.events);
+    ours.deregister().await.unwrap();
+    // The draining mark may show first.
+    while shown(&watcher.next().await.unwrap().snapshot) != [("theirs".into(), 100)] {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_on_one_side_is_mended_there_and_told() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let migration = Migration::new(side(&new.client())).and(side(&old.client()));
+    let registration = migration.register(&service(), instance("a", 1), options()).await.unwrap();
+    let mut states = registration.states();
+    old.revoke(old.leases()[0]);
+    while !matches!(states.next().await.unwrap(), enlist::RegistrationState::Reregistering { .. }) {}
+    while !matches!(states.next().await.unwrap(), enlist::RegistrationState::Registered { .. }) {}
+    assert_eq!(stored(&old).await.len(), 1);
+    drop(registration);
+    while !(stored(&old).await.is_empty() && stored(&new).await.is_empty()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_of_one_side_makes_the_view_stale_and_removes_nobody() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let theirs = old.client();
+    let migration = Migration::new(side(&new.client())).and(side(&theirs));
+    let (_a, _b) = (
+        new.client().register(&service(), instance("a", 1), options()).await.unwrap(),
+        old.client().register(&service(), instance("b", 2), options()).await.unwrap(),
+    );
+    let view = Directory::new(Arc::new(migration)).view(&service());
+    view.ready().await.unwrap();
+    theirs.cut();
+    while view.freshness().unwrap().is_live() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let _c = new.client().register(&service(), instance("c", 3), options()).await.unwrap();
+    while view.snapshot().unwrap().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!view.freshness().unwrap().is_live(), "one half is old, and it is told");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(view.freshness().unwrap().age() >= Duration::from_secs(60));
+    theirs.heal();
+    while !view.freshness().unwrap().is_live() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(view.snapshot().unwrap().len(), 3);
+    // A quiet service does not grow old while its sides are proven.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(view.freshness().unwrap().age() < Duration::from_secs(30), "{:?}", view.freshness().unwrap().age());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_one_side_refuses_is_registered_nowhere() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let nobody = Migration::new(side(&new.client()).read_only());
+    let refused = nobody.register(&service(), instance("a", 1), options()).await;
+    assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
+    let closed = old.client();
+    closed.close().await.unwrap();
+    let half = Migration::new(side(&new.client())).and(side(&closed));
+    assert!(matches!(half.register(&service(), instance("a", 1), options()).await, Err(Error::Closed)));
+    while !stored(&new).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_side_cannot_carry_is_fitted_if_asked() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let plain = side(&old.client())
+        .fit(|instance| Instance::new(instance.id().clone(), instance.endpoints().to_vec()).unwrap())
+        .fit_options(|mut options| {
+            options.owner = None;
+            options
+        });
+    let migration = Migration::new(side(&new.client())).and(plain);
+    let rich = instance("a", 1).with_zone("z").with_metadata("k", "v");
+    let registration = migration.register(&service(), rich.clone(), options().owner("me")).await.unwrap();
+    registration.update(|draft| _ = draft.health(Health::Draining)).await.unwrap();
+    let held = async |store: &MemoryStore| {
+        let snapshot = store.client().resolve(&service()).await.unwrap();
+        snapshot.entries().next().unwrap().instance().clone()
+    };
+    assert_eq!(held(&new).await, rich.with_health(Health::Draining));
+    assert_eq!(held(&old).await, instance("a", 1));
+    // Fixed instances take the same ways.
+    migration.publish(&service(), instance("fixed", 9)).await.unwrap();
+    assert_eq!((stored(&old).await.len(), stored(&new).await.len()), (2, 2));
+    migration.remove(&service(), &InstanceId::parse("fixed").unwrap()).await.unwrap();
+    let gone = migration.remove(&service(), &InstanceId::parse("fixed").unwrap()).await;
+    assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
+}
