@@ -1,10 +1,14 @@
 //! List, then watch, for ever: keeps a [`Mirror`] of a range up to date and publishes it.
 //!
 //! ```text
-//! Unsynced ─list at R─► Live ─stream ends─► resume from the last complete revision + 1
+//! Unsynced ─list at R─► Live ─stream ends─► resume from the last complete revision R, less what it told before
 //!     ▲                  │
 //!     └── history gone, or the store went back: list again, and the readers see the difference
 //! ```
+//!
+//! Not from R + 1: some releases of etcd forget a deletion at the revision to which the history was compacted
+//! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that R is
+//! gone.
 //!
 //! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`]. A watch that is
 //! silent is asked for a sign of life, because a dead peer says nothing.
@@ -109,6 +113,7 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Resu
         audit: Audit::new(session.audit),
         counters: Arc::clone(&session.counters),
         opened: false,
+        begins: Revision::default(),
         repeats: 0,
         silences: 0,
     };
@@ -149,6 +154,8 @@ struct Worker {
     counters: Arc<Counters>,
     /// A watch was open before.
     opened: bool,
+    /// Where the watch begins that is open. What it tells of this revision itself is known.
+    begins: Revision,
     /// How many messages in a row told nothing new.
     repeats: u32,
     /// How often in a row a watch was given up because it was silent.
@@ -227,7 +234,7 @@ impl Worker {
             *progressed = true;
         }
         let asked = Moment::now();
-        let mut stream = self.open().await?;
+        let mut stream = self.open(list).await?;
         let mut parts = Vec::new();
         let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
         loop {
@@ -309,9 +316,13 @@ impl Worker {
         self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
     }
 
-    async fn open(&mut self) -> Result<WatchStream, End> {
-        let mut options =
-            WatchOptions::new().with_start_revision(signed(self.seen().next())).with_progress_notify().with_fragment();
+    async fn open(&mut self, listed: bool) -> Result<WatchStream, End> {
+        self.begins = self.seen();
+        // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
+        // begins in the past within 100 ms.
+        let past = (listed || self.opened) && self.begins > Revision::default();
+        let from = if past { self.begins } else { self.begins.next() };
+        let mut options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify().with_fragment();
         if let Some(end) = &self.range.end {
             options = options.with_range(end.clone());
         }
@@ -355,6 +366,7 @@ impl Worker {
         let has_events = !message.events().is_empty();
         for event in message.0.events {
             match key_event(event) {
+                Some(event) if event.revision() == self.begins => {}
                 Some(event) => {
                     self.audit.moved(event.key());
                     parts.push(event);
@@ -369,7 +381,7 @@ impl Worker {
         let Some(mirror) = &mut self.mirror else {
             return Ok(());
         };
-        if has_events || !parts.is_empty() {
+        if !parts.is_empty() {
             let told = parts.len();
             let dropped = mirror.apply(std::mem::take(parts));
             self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
@@ -379,6 +391,8 @@ impl Worker {
             }
             self.repeats = 0;
             self.feed.publish(mirror.clone(), now);
+        } else if has_events {
+            // Nothing but what was known. Its header may be ahead of events that are still to come, so it is no notice.
         } else if created {
             // No proof: a member that is cut off from the others says its own revision. An audit follows a resumption.
             if self.feed.latest().is_none() {

@@ -449,6 +449,40 @@ async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     assert!(user.counters().get(Counter::WatchRelists) >= 1);
 }
 
+/// Row 11: the one revision that was missed is a deletion, and the history is compacted to just there. Some releases of etcd forget
+/// it then (etcd-io/etcd#18089, #19179; the control shows whether this one does), so a resumed watch begins at what was seen last.
+#[tokio::test]
+async fn a_deletion_at_which_the_history_was_compacted_is_not_missed() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let user = Etcd::builder([proxy.url()]).connect().await.unwrap();
+    let mut raw = raw(&server).await;
+    let value = r#"{"v":1,"id":"a","endpoints":["h:1"]}"#;
+    raw.put(format!("{PREFIX}a"), value, None).await.unwrap();
+    let mut watcher = user.watch(&support::service()).await.unwrap();
+    assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 1);
+    // A change that the watch itself told, so that it is known to be open.
+    let seen = raw.put(format!("{PREFIX}a"), value, None).await.unwrap().header().unwrap().revision();
+    while soon("a change", watcher.next()).await.unwrap().snapshot.revision().get() < u64::try_from(seen).unwrap() {}
+    proxy.set(Mode::Refuse);
+    let gone = raw.delete(format!("{PREFIX}a"), None).await.unwrap().header().unwrap().revision();
+    assert_eq!(gone, seen + 1);
+    let physical = etcd_client::CompactionOptions::new().with_physical();
+    raw.compact(gone, Some(physical)).await.unwrap();
+    proxy.heal();
+    let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(gone);
+    let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
+    raw.put(format!("{PREFIX}b"), "no instance", None).await.unwrap();
+    let mut told = Vec::new();
+    while told.is_empty() {
+        let message = soon("the control hears of b", control.message()).await.unwrap().unwrap();
+        told.extend(message.events().iter().map(|event| event.kv().unwrap().mod_revision()));
+    }
+    println!("the deletion at {gone}: a raw watch from there tells {told:?}");
+    while !soon("the deletion", watcher.next()).await.unwrap().snapshot.is_empty() {}
+    assert_eq!(user.counters().get(Counter::AuditRepairs), 0, "the watch itself told");
+}
+
 /// Row 31: of several endpoints the first is dead or has no address; or all are.
 #[tokio::test]
 async fn dead_endpoints_cost_a_dial_and_a_start_without_any_says_so_in_time() {
