@@ -324,6 +324,11 @@ impl LockGuard {
         self.shared.tenure.is_held()
     }
 
+    /// How much longer the lock may be believed in if no other renewal is acknowledged; zero once it is lost.
+    pub fn left(&self) -> Duration {
+        if self.is_held() { self.shared.tenure.left() } else { Duration::ZERO }
+    }
+
     /// Waits for the loss of the lock.
     ///
     /// # Cancel safety
@@ -543,7 +548,9 @@ mod tests {
         let name = LockName::parse("l").unwrap();
         let (guard, driver) = lock_guard(name, FencingToken::new(1), tenure, Arc::new(()));
         assert_eq!(guard.run(async { 7 }).await, Ok(7));
+        assert_eq!(guard.left(), safe_tenure(Duration::from_secs(5)));
         driver.tenure().lose(Loss::KeyGone);
+        assert_eq!(guard.left(), Duration::ZERO);
         assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));
         assert_eq!(guard.run(async { 7 }).await, Err(Loss::KeyGone));
     }

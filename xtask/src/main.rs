@@ -20,7 +20,8 @@ cargo xtask <command>
   nemesis [--seed N] [--minutes M] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time), or judge the
           saved record of a failed run again
-  soak    [SECONDS] random faults for that long (default 600), then the fault tests twenty times in a row
+  soak    [SECONDS] random faults for that long (default 600), five minutes of `enlist lock` with frozen holders, then the fault
+          tests twenty times in a row
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   check that no crate depends on what it must not know, and that each one builds alone
 ";
@@ -115,6 +116,8 @@ fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl()?;
     random_faults(seconds, None)?;
+    let locks = ["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"];
+    run(cargo()?.args(locks).env("ENLIST_SOAK_SECS", "300").envs(etcd.variables()))?;
     for round in 1..=20 {
         println!("\n==> round {round} of 20");
         let mut command = cargo()?;

@@ -1,0 +1,101 @@
+//! From global options to a client.
+
+use std::{env, fs};
+
+use enlist::{LockName, Namespace, ServiceName, ServiceRef};
+use enlist_etcd::{
+    Dubbo, Etcd, EtcdBuilder, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
+    Gobase, Kitex, Kratos,
+};
+
+use crate::{
+    args::{Global, LayoutChoice, LockLayoutChoice},
+    output::Failure,
+};
+
+impl Global {
+    /// The endpoints as URLs; `host:port` alone means plain HTTP, or TLS where there are options for that.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        let scheme = if self.cacert.is_some() || self.cert.is_some() { "https" } else { "http" };
+        let url = |endpoint: &String| match endpoint.trim() {
+            url if url.contains("://") => url.to_owned(),
+            bare => format!("{scheme}://{bare}"),
+        };
+        self.endpoints.iter().map(url).collect()
+    }
+
+    /// User and password, if there is a user.
+    pub(crate) fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
+        let password = match &self.password_file {
+            Some(path) => {
+                let text = fs::read_to_string(path).map_err(|error| {
+                    Failure::usage(format!("the password file {} cannot be read: {error}", path.display()))
+                })?;
+                Some(text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+            None => env::var("ENLIST_PASSWORD").ok().filter(|password| !password.is_empty()),
+        };
+        match (&self.user, password) {
+            (Some(user), Some(password)) => Ok(Some((user.clone(), password))),
+            (Some(_), None) => Err(Failure::usage("--user needs --password-file, or ENLIST_PASSWORD")),
+            (None, Some(_)) if self.password_file.is_some() => Err(Failure::usage("--password-file needs --user")),
+            (None, _) => Ok(None),
+        }
+    }
+
+    fn builder(&self) -> Result<EtcdBuilder, Failure> {
+        let mut builder = Etcd::builder(self.urls()).request_timeout(self.timeout);
+        builder = builder.connect_timeout(self.timeout.min(enlist_etcd::DEFAULT_CONNECT_TIMEOUT));
+        if let Some((user, password)) = self.credentials()? {
+            builder = builder.user(user, password);
+        }
+        if let Some(cacert) = &self.cacert {
+            builder = builder.ca_certificate(cacert);
+        }
+        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
+            builder = builder.client_certificate(cert, key);
+        }
+        let prefix = self.prefix.as_deref();
+        builder = match (self.layout, prefix) {
+            (LayoutChoice::Native, _) => builder,
+            (LayoutChoice::Kitex, Some(prefix)) => builder.layout(Kitex::with_prefix(prefix)?),
+            (LayoutChoice::Kitex, None) => builder.layout(Kitex::default()),
+            (LayoutChoice::Kratos, Some(prefix)) => builder.layout(Kratos::with_namespace(prefix)?),
+            (LayoutChoice::Kratos, None) => builder.layout(Kratos::default()),
+            (LayoutChoice::GoKit, Some(prefix)) => builder.layout(GoKit::with_prefix(prefix)?),
+            (LayoutChoice::GoKit, None) => builder.layout(GoKit::default()),
+            (LayoutChoice::EtcdNaming, _) => builder.layout(EtcdNaming),
+            (LayoutChoice::GoMicro, _) => builder.layout(GoMicro),
+            (LayoutChoice::GoZero, _) => builder.layout(GoZero),
+            (LayoutChoice::Dubbo, _) => builder.layout(Dubbo),
+            (LayoutChoice::Gobase, _) => builder.layout(Gobase),
+            (LayoutChoice::Fireflycore, _) => builder.layout(Fireflycore::new(&self.layout_env)?),
+            (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::new(&self.layout_env)?),
+        };
+        if self.lock_layout == LockLayoutChoice::EtcdConcurrency {
+            builder = builder.lock_layout(EtcdConcurrency);
+        }
+        // Of the native layouts; it stands for those of locks too.
+        if let (Some(prefix), LayoutChoice::Native) = (prefix, self.layout) {
+            builder = builder.prefix(prefix);
+        }
+        Ok(builder)
+    }
+
+    /// A client that may not be connected yet, and heals by itself.
+    pub(crate) fn client(&self) -> Result<Etcd, Failure> {
+        Ok(self.builder()?.build()?)
+    }
+
+    pub(crate) fn namespace(&self) -> Result<Namespace, Failure> {
+        Ok(Namespace::parse(&self.namespace)?)
+    }
+
+    pub(crate) fn service(&self, name: &str) -> Result<ServiceRef, Failure> {
+        Ok(ServiceRef::new(self.namespace()?, ServiceName::parse(name)?))
+    }
+
+    pub(crate) fn lock(&self, name: &str) -> Result<LockName, Failure> {
+        Ok(LockName::parse(name)?.within(self.namespace()?))
+    }
+}

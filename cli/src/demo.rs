@@ -1,0 +1,186 @@
+//! `enlist demo`: two services, a few instances and a rolling restart, in memory.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Directory, Endpoint, Health, Instance, InstanceId, Moment, Policy, RegisterOptions, Registration, Registry,
+    Resolver, ServiceRef, ServiceView,
+};
+use enlist_memory::MemoryStore;
+use serde_json::json;
+
+use crate::{
+    args::Demo,
+    instances,
+    output::{Failure, Output, Paint, To},
+    signals::Signals,
+    table::Live,
+};
+
+/// How long each scene lasts.
+const SCENE: Duration = Duration::from_millis(1200);
+
+/// How often the picture is drawn.
+const FRAME: Duration = Duration::from_millis(100);
+
+pub(crate) async fn run(demo: &Demo, output: Output) -> Result<u8, Failure> {
+    let mut signals = Signals::ending()?;
+    let begun = Moment::now();
+    let mut stage = Stage::new(output).await?;
+    let over = async {
+        match demo.length {
+            Some(length) => tokio::time::sleep(length).await,
+            None => std::future::pending().await,
+        }
+    };
+    let code = tokio::select! {
+        played = stage.play() => match played? {},
+        signal = signals.next() => signal.as_exit(),
+        () = over => 0,
+    };
+    stage.say(&format!(
+        "that was the demo, after {:.0} s; `enlist --help` lists what works on a real etcd",
+        begun.elapsed().as_secs_f64()
+    ))?;
+    Ok(code)
+}
+
+fn service(name: &str) -> Result<ServiceRef, enlist::Error> {
+    ServiceRef::parse(name)
+}
+
+fn instance(name: &str, number: u16, version: &str) -> Result<Instance, enlist::Error> {
+    let endpoint = Endpoint::new(format!("10.0.0.{number}"), 8080)?.with_protocol("grpc")?;
+    let zone = if number.is_multiple_of(2) { "eu-1b" } else { "eu-1a" };
+    Ok(Instance::new(InstanceId::parse(format!("{name}-{number}"))?, [endpoint])?.with_version(version).with_zone(zone))
+}
+
+struct Stage {
+    output: Output,
+    store: MemoryStore,
+    views: Vec<ServiceView>,
+    shops: Vec<Registration>,
+    _payments: Vec<Registration>,
+    live: Option<Live>,
+    caption: String,
+    calls: u64,
+}
+
+impl Stage {
+    async fn new(output: Output) -> Result<Self, Failure> {
+        let store = MemoryStore::new();
+        let client = store.client();
+        let directory = Directory::new(Arc::new(store.client()) as Arc<dyn Resolver>);
+        let (mut shops, mut payments) = (Vec::new(), Vec::new());
+        for number in 1..=3 {
+            shops.push(
+                client.register(&service("shop")?, instance("shop", number, "1.0")?, RegisterOptions::new()).await?,
+            );
+        }
+        for number in 1..=2 {
+            let instance = instance("payment", number, "2.3")?;
+            payments.push(client.register(&service("payment")?, instance, RegisterOptions::new()).await?);
+        }
+        let views = vec![directory.view(&service("shop")?), directory.view(&service("payment")?)];
+        for view in &views {
+            view.ready().await?;
+        }
+        let live = output.is_live().then(Live::default);
+        let caption = String::new();
+        Ok(Self { output, store, views, shops, _payments: payments, live, caption, calls: 0 })
+    }
+
+    /// A line of the story.
+    fn say(&mut self, text: &str) -> Result<(), Failure> {
+        text.clone_into(&mut self.caption);
+        if self.live.is_some() {
+            return self.draw();
+        }
+        let shown: Vec<_> = self
+            .views
+            .iter()
+            .map(|view| {
+                json!({
+                    "service": view.service().to_string(),
+                    "instances": view.snapshot().map_or(0, |snapshot| snapshot.len()),
+                })
+            })
+            .collect();
+        let object = json!({ "scene": text, "calls": self.calls, "services": shown });
+        self.output.line(To::Stdout, text, &object)?;
+        if !self.output.json {
+            for line in self.picture() {
+                self.output.line(To::Stdout, line, &())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn picture(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for view in &self.views {
+            if let Some(snapshot) = view.snapshot() {
+                lines.extend(instances::shown(view.service(), &snapshot, self.output));
+            }
+        }
+        lines
+    }
+
+    fn draw(&mut self) -> Result<(), Failure> {
+        let mut lines = vec![
+            self.output.paint(To::Stdout, Paint::Good, &self.caption),
+            format!("{} calls were sent to an instance that serves", self.calls),
+            String::new(),
+        ];
+        lines.extend(self.picture());
+        if let Some(live) = &mut self.live {
+            live.draw(&lines)?;
+        }
+        Ok(())
+    }
+
+    /// Shows the picture for a while, and calls what it shows.
+    async fn scene(&mut self, text: &str) -> Result<(), Failure> {
+        let mut picker = self.views[0].picker(Policy::Weighted);
+        let begun = Moment::now();
+        // The views follow within a moment.
+        tokio::time::sleep(FRAME).await;
+        self.say(text)?;
+        while begun.elapsed() < SCENE {
+            for _ in 0..10 {
+                self.calls += u64::from(picker.pick().is_ok());
+            }
+            if self.live.is_some() {
+                self.draw()?;
+            }
+            tokio::time::sleep(FRAME).await;
+        }
+        Ok(())
+    }
+
+    /// The story, again and again.
+    async fn play(&mut self) -> Result<std::convert::Infallible, Failure> {
+        let client = self.store.client();
+        let mut release = 0;
+        loop {
+            self.scene("three instances of shop, two of payment; each is kept by a lease").await?;
+            release += 1;
+            let version = format!("1.{release}");
+            for number in 1..=3_u16 {
+                let leaving = self.shops.remove(0);
+                // Clients see the mark and stop picking it before it goes.
+                leaving.update(|draft| _ = draft.health(Health::Draining)).await?;
+                self.scene(&format!("rolling restart: shop-{number} drains")).await?;
+                leaving.deregister().await?;
+                let next = instance("shop", number, &version)?;
+                self.shops.push(client.register(&service("shop")?, next, RegisterOptions::new()).await?);
+                self.scene(&format!("rolling restart: shop-{number} is back with version {version}")).await?;
+            }
+            for lease in self.store.leases() {
+                self.store.revoke(lease);
+            }
+            self.scene("somebody revoked all leases: everybody comes back without help, and no view was ever empty")
+                .await?;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Finding instances, and fixed ones.
+
+use enlist::{
+    Change, Endpoint, Entry, Event, Freshness, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot,
+};
+use enlist_etcd::Etcd;
+use serde_json::json;
+
+use crate::{
+    args::{Details, Global, Publish},
+    output::{Failure, InstanceObject, Output, Paint, To, endpoints, health},
+    signals::Signals,
+    table::{self, Live},
+};
+
+/// The instance that the command line describes.
+pub(crate) fn instance(addresses: Vec<Endpoint>, details: &Details, etcd: &Etcd) -> Result<Instance, Failure> {
+    let id = match &details.id {
+        Some(id) => id.clone(),
+        None => addresses.first().map(Endpoint::authority).unwrap_or_default(),
+    };
+    let mut instance = Instance::new(InstanceId::parse(id)?, addresses)?;
+    instance = instance.with_weight(details.weight.unwrap_or_else(|| etcd.default_weight()));
+    if let Some(version) = &details.version {
+        instance = instance.with_version(version);
+    }
+    if let Some(zone) = &details.zone {
+        instance = instance.with_zone(zone);
+    }
+    Ok(details.meta.iter().fold(instance, |instance, (key, value)| instance.with_metadata(key, value)))
+}
+
+fn object(service: &ServiceRef, entry: &Entry) -> serde_json::Value {
+    let mut object = json!({ "service": service.to_string() });
+    if let (Some(object), Ok(serde_json::Value::Object(fields))) =
+        (object.as_object_mut(), serde_json::to_value(InstanceObject::from(entry)))
+    {
+        object.extend(fields);
+    }
+    object
+}
+
+pub(crate) async fn resolve(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(service)?);
+    let snapshot = etcd.resolve(&service).await?;
+    if output.json {
+        for entry in snapshot.entries() {
+            output.line(To::Stdout, "", &object(&service, entry))?;
+        }
+    } else if snapshot.is_empty() {
+        output.line(To::Stderr, format!("{service} has no instances"), &())?;
+    } else {
+        for line in table::lines(output, snapshot.entries().map(|entry| &**entry)) {
+            output.line(To::Stdout, line, &())?;
+        }
+    }
+    Ok(0)
+}
+
+pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(service)?);
+    let mut signals = Signals::ending()?;
+    let mut watcher = etcd.watch(&service).await?;
+    let mut live = output.is_live().then(Live::default);
+    let mut fresh = true;
+    let mut first = true;
+    loop {
+        let change = tokio::select! {
+            change = watcher.next() => change?,
+            signal = signals.next() => return Ok(signal.as_exit()),
+        };
+        match &mut live {
+            Some(live) => live.draw(&picture(&service, &change, output))?,
+            None => tell(&service, &change, std::mem::take(&mut first), &mut fresh, output)?,
+        }
+    }
+}
+
+/// What a live table shows.
+fn picture(service: &ServiceRef, change: &Change, output: Output) -> Vec<String> {
+    let mut lines = vec![match &change.freshness {
+        Freshness::Stale { cause, .. } => {
+            let stale = format!("{service}: not up to date, {cause}");
+            output.paint(To::Stdout, Paint::Bad, &stale)
+        }
+        _ => format!("{service}: {} instances at revision {}", change.snapshot.len(), change.snapshot.revision()),
+    }];
+    lines.extend(table::lines(output, change.snapshot.entries().map(|entry| &**entry)));
+    lines
+}
+
+/// A line per change.
+fn tell(service: &ServiceRef, change: &Change, first: bool, fresh: &mut bool, output: Output) -> Result<(), Failure> {
+    let revision = change.snapshot.revision().get();
+    let name = service.to_string();
+    for event in &change.events {
+        let (sign, word, entry) = match event {
+            Event::Added(entry) => ("+", "added", entry),
+            Event::Updated { new, .. } => ("~", "updated", new),
+            Event::Removed(entry) => ("-", "removed", entry),
+        };
+        let instance = entry.instance();
+        let text = format!(
+            "{sign} {} {} weight={} health={}",
+            instance.id().as_str().escape_debug(),
+            endpoints(instance).join(","),
+            instance.weight(),
+            health(instance.health())
+        );
+        let object = json!({
+            "event": word, "service": name, "revision": revision, "instance": InstanceObject::from(&**entry),
+        });
+        output.line(To::Stdout, text, &object)?;
+    }
+    if first {
+        let text = format!("= {} instances at revision {revision}", change.snapshot.len());
+        let object =
+            json!({ "event": "synced", "service": name, "revision": revision, "instances": change.snapshot.len() });
+        output.line(To::Stdout, text, &object)?;
+    }
+    let live = change.freshness.is_live();
+    if *fresh != live {
+        *fresh = live;
+        let age = change.freshness.age().as_secs_f64();
+        let cause = match &change.freshness {
+            Freshness::Stale { cause, .. } => Some(crate::output::with_causes(cause)),
+            _ => None,
+        };
+        let text = match &cause {
+            Some(cause) => format!("! not up to date: {cause}"),
+            None => "! up to date again".to_owned(),
+        };
+        let object = json!({
+            "event": "freshness", "service": name, "live": live, "age_seconds": age, "cause": cause,
+        });
+        output.line(To::Stdout, text, &object)?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn services(global: &Global, output: Output) -> Result<u8, Failure> {
+    let (etcd, namespace) = (global.client()?, global.namespace()?);
+    for name in etcd.services(&namespace).await? {
+        let object = json!({ "namespace": namespace.as_str(), "service": name.as_str() });
+        output.line(To::Stdout, name, &object)?;
+    }
+    Ok(0)
+}
+
+pub(crate) async fn publish(global: &Global, publish: &Publish, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(&publish.service)?);
+    let addresses: Result<Vec<_>, _> = publish.addresses.iter().map(Endpoint::parse).collect();
+    let instance = instance(addresses?, &publish.details, &etcd)?;
+    let id = instance.id().clone();
+    let revision = etcd.publish(&service, instance).await?;
+    let object = json!({
+        "event": "published", "service": service.to_string(), "id": id.as_str(), "revision": revision.get(),
+    });
+    output.line(To::Stdout, format!("published {service}/{id} at revision {revision}"), &object)?;
+    Ok(0)
+}
+
+pub(crate) async fn remove(global: &Global, service: &str, id: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(service)?);
+    let removed = etcd.remove(&service, &InstanceId::parse(id)?).await?;
+    let object = json!({
+        "event": "removed", "service": service.to_string(), "instance": InstanceObject::from(&removed),
+    });
+    output.line(To::Stdout, format!("removed {service}/{}", removed.instance().id()), &object)?;
+    Ok(0)
+}
+
+/// The instances of a snapshot, for the demo.
+pub(crate) fn shown(service: &ServiceRef, snapshot: &Snapshot, output: Output) -> Vec<String> {
+    let mut lines = vec![format!("{service}: {} instances", snapshot.len())];
+    lines.extend(table::lines(output, snapshot.entries().map(|entry| &**entry)));
+    lines.push(String::new());
+    lines
+}

@@ -1,0 +1,279 @@
+//! `enlist lock`, `elect`, `leader` and `observe`.
+
+use std::time::Duration;
+
+use enlist::{
+    Election, Error, Freshness, Leader, LeaderWatcher, Leadership, LockGuard, LockMode, LockName, LockOptions, Loss,
+    Moment, Released, lock::safe_tenure,
+};
+use enlist_etcd::Etcd;
+use serde_json::json;
+
+use crate::{
+    args::{Elect, Global, Lock, Run},
+    child::{Running, exit_code},
+    output::{Failure, Output, To, with_causes},
+    signals::Signals,
+};
+
+/// The lock was held by somebody else for as long as this one would wait.
+const NOT_ACQUIRED: u8 = 123;
+
+/// The lock was lost while it was held.
+const LOST: u8 = 124;
+
+/// How often the reaper is told how long the command may live.
+const PULSE: Duration = Duration::from_millis(100);
+
+/// How long a release is waited for; it goes on without anybody waiting for as long as the process lives.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Something that is held.
+enum Held {
+    Lock(LockGuard),
+    Leadership(Leadership),
+}
+
+impl Held {
+    fn guard(&self) -> &LockGuard {
+        match self {
+            Self::Lock(guard) => guard,
+            Self::Leadership(leadership) => leadership,
+        }
+    }
+
+    async fn release(self) -> Result<Released, Error> {
+        match self {
+            Self::Lock(guard) => guard.release().await,
+            Self::Leadership(leadership) => leadership.resign().await,
+        }
+    }
+}
+
+pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<u8, Failure> {
+    use enlist::Lock as _;
+    let (etcd, name) = (global.client()?, global.lock(&lock.name)?);
+    let mut options = LockOptions::new().ttl(lock.ttl).lock_delay(lock.delay);
+    if lock.shared {
+        options.mode = LockMode::Shared;
+    }
+    options.deadline = lock.wait;
+    let acquiring = async {
+        if lock.attempt {
+            Ok(etcd.try_acquire(&name, options).await?.map(Held::Lock))
+        } else {
+            etcd.acquire(&name, options).await.map(|guard| Some(Held::Lock(guard)))
+        }
+    };
+    hold(&etcd, &name, acquiring, ("lock", lock.ttl), &lock.run, output).await
+}
+
+pub(crate) async fn elect(global: &Global, elect: Elect, output: Output) -> Result<u8, Failure> {
+    let (etcd, name) = (global.client()?, global.lock(&elect.name)?);
+    let mut options = LockOptions::new().ttl(elect.ttl);
+    options.deadline = elect.wait;
+    let campaigning =
+        async { etcd.campaign(&name, &elect.value, options).await.map(|won| Some(Held::Leadership(won))) };
+    hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, output).await
+}
+
+/// Says what becomes of the lock.
+struct Told<'a> {
+    output: Output,
+    to: To,
+    what: &'static str,
+    name: &'a LockName,
+}
+
+impl Told<'_> {
+    fn tell(&self, event: &str, text: &str, more: serde_json::Value) {
+        let mut object = json!({ "event": event, self.what: self.name.to_string() });
+        if let (Some(object), serde_json::Value::Object(more)) = (object.as_object_mut(), more) {
+            object.extend(more);
+        }
+        self.output.tell(self.to, format!("enlist: {} {} {event}{text}", self.what, self.name), &object);
+    }
+}
+
+/// Acquires, runs the command while it is held, and gives it back.
+async fn hold(
+    etcd: &Etcd,
+    name: &LockName,
+    acquiring: impl Future<Output = Result<Option<Held>, Error>>,
+    (what, ttl): (&'static str, Duration),
+    run: &Run,
+    output: Output,
+) -> Result<u8, Failure> {
+    // The output of a command stays its own.
+    let to = if run.command.is_empty() { To::Stdout } else { To::Stderr };
+    let told = Told { output, to, what, name };
+    let mut signals = Signals::all()?;
+    let acquired = tokio::select! {
+        acquired = acquiring => acquired,
+        signal = ending(&mut signals) => {
+            // The place in line is given up; the end of the session revokes what is left of it.
+            let _ = etcd.close().await;
+            return Ok(signal);
+        }
+    };
+    let held = match acquired {
+        Ok(Some(held)) => held,
+        Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => {
+            told.tell("not-acquired", ": somebody else holds it", json!({}));
+            let _ = etcd.close().await;
+            return Ok(NOT_ACQUIRED);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let token = held.guard().fencing_token();
+    told.tell("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
+    let outcome = if run.command.is_empty() {
+        wait(held.guard(), &mut signals).await
+    } else {
+        let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", name.to_string())];
+        work(held.guard(), Running::start(&run.command, &variables).await?, (ttl, run.grace), &mut signals, &told).await
+    };
+    let code = match outcome? {
+        Outcome::Done(code) => {
+            // Nobody of the command is left, so another may begin.
+            match tokio::time::timeout(PATIENCE, held.release()).await {
+                Ok(Ok(Released::Released)) => told.tell("released", "", json!({ "result": "released" })),
+                Ok(Ok(_)) => {
+                    told.tell("released", ", though it had been lost before", json!({ "result": "already-lost" }));
+                    return Ok(LOST);
+                }
+                Ok(Err(_)) | Err(_) => told.tell(
+                    "released",
+                    ", which etcd has not confirmed; it is free at the latest after its TTL",
+                    json!({ "result": "unconfirmed" }),
+                ),
+            }
+            code
+        }
+        Outcome::Lost => LOST,
+    };
+    let _ = etcd.close().await;
+    Ok(code)
+}
+
+enum Outcome {
+    Done(u8),
+    Lost,
+}
+
+async fn ending(signals: &mut Signals) -> u8 {
+    loop {
+        let signal = signals.next().await;
+        if signal.ends() {
+            return signal.as_exit();
+        }
+    }
+}
+
+fn tell_loss(told: &Told<'_>, loss: Loss) {
+    let cause = match loss {
+        Loss::Expired => "no renewal was acknowledged in time",
+        Loss::LeaseGone => "its lease is gone",
+        Loss::KeyGone => "its key was deleted",
+        _ => "the session has ended",
+    };
+    told.tell("lost", &format!(": {cause}"), json!({ "cause": cause }));
+}
+
+/// Holds it until a signal.
+async fn wait(guard: &LockGuard, signals: &mut Signals) -> Result<Outcome, Failure> {
+    tokio::select! {
+        code = ending(signals) => Ok(Outcome::Done(code)),
+        _ = guard.lost() => Ok(Outcome::Lost),
+    }
+}
+
+/// Runs the command until it ends or the lock is lost, which ends it.
+async fn work(
+    guard: &LockGuard,
+    mut running: Running,
+    (ttl, grace): (Duration, Duration),
+    signals: &mut Signals,
+    told: &Told<'_>,
+) -> Result<Outcome, Failure> {
+    let mut pulse = tokio::time::interval(PULSE);
+    loop {
+        tokio::select! {
+            // Loss first: nothing else is worth anything after it.
+            biased;
+            loss = guard.lost() => {
+                let begun = Moment::now();
+                tell_loss(told, loss);
+                // An expiry is known before the lock can be another's, and so is the end of the command.
+                let grace = if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace };
+                running.end(grace).await?;
+                let after = begun.elapsed().as_secs_f64();
+                told.tell("stopped", &format!(" {after:.3} s after the loss"), json!({ "seconds": after }));
+                return Ok(Outcome::Lost);
+            }
+            status = running.ended() => {
+                let code = exit_code(status?);
+                // What the command started and left behind holds no lock of its own.
+                running.end(grace).await?;
+                return Ok(Outcome::Done(code));
+            }
+            signal = signals.next() => running.signal(signal),
+            // Should this process be frozen, the reaper ends the command before the lock can be another's.
+            _ = pulse.tick() => running.allow(guard.left() + margin(ttl) * 3 / 4).await,
+        }
+    }
+}
+
+/// How long before the lease can run out the lock counts as lost.
+fn margin(ttl: Duration) -> Duration {
+    ttl.saturating_sub(safe_tenure(ttl))
+}
+
+fn leader_object(name: &LockName, leader: Option<&Leader>) -> serde_json::Value {
+    json!({
+        "election": name.to_string(),
+        "leader": leader.map(|leader| &leader.value),
+        "token": leader.map(|leader| leader.token.get()),
+        "modified": leader.map(|leader| leader.modified.get()),
+    })
+}
+
+pub(crate) async fn leader(global: &Global, name: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, name) = (global.client()?, global.lock(name)?);
+    let leader = etcd.leader(&name).await?;
+    let object = leader_object(&name, leader.as_ref());
+    if let Some(leader) = &leader {
+        output.line(To::Stdout, &leader.value, &object)?;
+    } else {
+        let to = if output.json { To::Stdout } else { To::Stderr };
+        output.line(to, format!("nobody leads {name}"), &object)?;
+    }
+    Ok(u8::from(leader.is_none()))
+}
+
+pub(crate) async fn observe(global: &Global, name: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, name) = (global.client()?, global.lock(name)?);
+    let mut signals = Signals::ending()?;
+    let mut watcher: LeaderWatcher = etcd.observe(&name).await?;
+    loop {
+        let change = tokio::select! {
+            change = watcher.next() => change?,
+            signal = signals.next() => return Ok(signal.as_exit()),
+        };
+        let cause = match &change.freshness {
+            Freshness::Stale { cause, .. } => Some(with_causes(cause)),
+            _ => None,
+        };
+        let mut text = match &change.leader {
+            Some(leader) => format!("{} (token {})", leader.value.escape_debug(), leader.token),
+            None => "nobody leads".to_owned(),
+        };
+        if let Some(cause) = &cause {
+            text = format!("{text}, not up to date: {cause}");
+        }
+        let mut object = leader_object(&name, change.leader.as_ref());
+        object["live"] = cause.is_none().into();
+        object["cause"] = cause.into();
+        output.line(To::Stdout, text, &object)?;
+    }
+}

@@ -1,0 +1,82 @@
+//! The `enlist` command. `enlist --help` lists what it does; `docs/cli.md` has the details.
+
+mod args;
+mod child;
+mod connect;
+mod demo;
+mod doctor;
+mod instances;
+mod locks;
+mod output;
+mod reaper;
+mod register;
+mod signals;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command};
+use output::{Failure, Output};
+
+/// Usage errors, as clap reports them too.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.output, cli.global.color);
+    let outcome = match cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "enlist", &mut std::io::stdout());
+            Ok(0)
+        }
+        Command::Man { command } => man(command.as_deref()),
+        Command::Reap => Ok(reaper::run()),
+        command => {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(run(&cli.global, command, output)),
+                Err(error) => Err(Failure::said(format!("no runtime could be started: {error}"))),
+            }
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => failure.tell(output),
+    }
+}
+
+async fn run(global: &args::Global, command: Command, output: Output) -> Result<u8, Failure> {
+    match command {
+        Command::Register(register) => register::run(global, register, output).await,
+        Command::Resolve { service } => instances::resolve(global, &service, output).await,
+        Command::Watch { service } => instances::watch(global, &service, output).await,
+        Command::Services => instances::services(global, output).await,
+        Command::Publish(publish) => instances::publish(global, &publish, output).await,
+        Command::Remove { service, id } => instances::remove(global, &service, &id, output).await,
+        Command::Lock(lock) => locks::lock(global, lock, output).await,
+        Command::Elect(elect) => locks::elect(global, elect, output).await,
+        Command::Leader { name } => locks::leader(global, &name, output).await,
+        Command::Observe { name } => locks::observe(global, &name, output).await,
+        Command::Doctor => doctor::run(global, output).await,
+        Command::Demo(demo) => demo::run(&demo, output).await,
+        // Dealt with before there is a runtime.
+        Command::Completions { .. } | Command::Man { .. } | Command::Reap => Ok(0),
+    }
+}
+
+/// The man page of the command, or of one of its subcommands.
+fn man(of: Option<&str>) -> Result<u8, Failure> {
+    let mut root = Cli::command();
+    root.build();
+    let page = match of {
+        None => root,
+        Some(name) => {
+            let found = root.find_subcommand(name).cloned();
+            found.ok_or_else(|| Failure::usage(format!("there is no command `{name}`; `enlist --help` lists them")))?
+        }
+    };
+    clap_mangen::Man::new(page).render(&mut std::io::stdout())?;
+    Ok(0)
+}

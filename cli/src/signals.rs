@@ -1,0 +1,62 @@
+//! Signals: those that end this process, and those that only a command is told.
+
+use std::io;
+
+use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
+
+/// A signal by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Signal(pub(crate) SignalKind);
+
+impl Signal {
+    /// The exit status of a process that it ended.
+    pub(crate) fn as_exit(self) -> u8 {
+        128_u8.saturating_add(u8::try_from(self.0.as_raw_value()).unwrap_or(0))
+    }
+
+    /// Says whether whoever sends it wants an end.
+    pub(crate) fn ends(self) -> bool {
+        ENDING.contains(&self.0)
+    }
+}
+
+const ENDING: [SignalKind; 4] =
+    [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
+
+const TOLD: [SignalKind; 3] = [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::window_change()];
+
+/// The signals that arrive from now on.
+#[derive(Debug)]
+pub(crate) struct Signals {
+    streams: Vec<(Signal, Stream)>,
+}
+
+impl Signals {
+    /// Those that ask for an end.
+    pub(crate) fn ending() -> io::Result<Self> {
+        Self::of(&ENDING)
+    }
+
+    /// Also those that only a command is told.
+    pub(crate) fn all() -> io::Result<Self> {
+        Self::of(&[&ENDING[..], &TOLD[..]].concat())
+    }
+
+    fn of(kinds: &[SignalKind]) -> io::Result<Self> {
+        let streams = kinds.iter().map(|kind| Ok((Signal(*kind), signal(*kind)?))).collect::<io::Result<_>>()?;
+        Ok(Self { streams })
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|cx| {
+            for (signal, stream) in &mut self.streams {
+                if stream.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*signal);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}

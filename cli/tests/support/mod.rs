@@ -1,0 +1,163 @@
+//! Runs the `enlist` command against an etcd of its own.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Output, Stdio},
+};
+
+use enlist_testkit::{EtcdServer, Provider, ServerOptions, soon};
+use tokio::sync::mpsc;
+
+/// A server that the test may stop.
+pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
+    let provider = match Provider::from_env() {
+        Provider::Environment(_) => Provider::Process,
+        own => own,
+    };
+    EtcdServer::start_with(provider, ServerOptions::new().arguments(arguments.iter().copied())).await
+}
+
+pub(crate) async fn server() -> EtcdServer {
+    server_with(&[]).await
+}
+
+pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
+    etcd_client::Client::connect([server.url()], None).await.unwrap()
+}
+
+/// The command, with no options from the environment of the test.
+pub(crate) fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_enlist"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ENLIST_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+pub(crate) fn enlist<A: AsRef<OsStr>>(server: &EtcdServer, arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = bare();
+    command.env("ENLIST_ENDPOINTS", server.url()).args(arguments);
+    command
+}
+
+/// What a finished command did.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(mut command: Command) -> Done {
+    let running = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output().unwrap());
+    soon("the command ends", running).await.unwrap().into()
+}
+
+/// A command that runs beside the test. Dropping it kills it.
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    stdout: mpsc::UnboundedReceiver<String>,
+    stderr: mpsc::UnboundedReceiver<String>,
+}
+
+fn lines(stream: impl std::io::Read + Send + 'static) -> mpsc::UnboundedReceiver<String> {
+    let (send, receive) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+    });
+    receive
+}
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (stdout, stderr) = (lines(child.stdout.take().unwrap()), lines(child.stderr.take().unwrap()));
+        Self { child, stdout, stderr }
+    }
+
+    /// Waits for a line of the output that contains `part`.
+    pub(crate) async fn says(&mut self, part: &str) -> String {
+        Self::wait(&mut self.stdout, part).await
+    }
+
+    /// Waits for a line of the errors that contains `part`.
+    pub(crate) async fn warns(&mut self, part: &str) -> String {
+        Self::wait(&mut self.stderr, part).await
+    }
+
+    async fn wait(lines: &mut mpsc::UnboundedReceiver<String>, part: &str) -> String {
+        let mut before = Vec::new();
+        soon(&format!("it says {part:?}"), async {
+            loop {
+                match lines.recv().await {
+                    Some(line) if line.contains(part) => return line,
+                    Some(line) => before.push(line),
+                    None => panic!("it ended without {part:?}: {before:#?}"),
+                }
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    pub(crate) async fn code(&mut self) -> Option<i32> {
+        soon("the command ends", async {
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    use std::os::unix::process::ExitStatusExt;
+                    return status.code().or_else(|| status.signal().map(|number| -number));
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error says that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub(crate) fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+/// Says whether a process still runs; one that has ended and was not waited for does not.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
+    state.is_some_and(|state| !"ZX".contains(state))
+}
+
+/// Compares with the file of that name in `tests/snapshots`; `ENLIST_UPDATE_SNAPSHOTS=1` writes it.
+pub(crate) fn assert_snapshot(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/snapshots").join(name);
+    if std::env::var_os("ENLIST_UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "ENLIST_UPDATE_SNAPSHOTS=1 accepts the new text of {name}");
+}
