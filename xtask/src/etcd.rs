@@ -70,7 +70,7 @@ pub(crate) fn find() -> Result<Etcd> {
         .into())
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let paths = env::var_os("PATH")?;
     env::split_paths(&paths).map(|directory| directory.join(program)).find(|path| path.is_file())
 }
@@ -127,11 +127,20 @@ fn may_install() -> bool {
 }
 
 fn install(package: &str) -> Result {
-    println!("installing Debian's package {package}");
+    install_all(&[package])
+}
+
+/// Installs packages of Debian, where that is possible.
+pub(crate) fn install_all(packages: &[&str]) -> Result {
+    let names = packages.join(" ");
+    if !may_install() {
+        return Err(format!("this needs Debian's packages {names}: `sudo apt-get install {names}`").into());
+    }
+    println!("installing Debian's packages {names}");
     let mut update = Command::new("apt-get");
     run(update.args(["-q", "update"]))?;
     let mut install = Command::new("apt-get");
-    install.args(["-q", "install", "-y", "--no-install-recommends", package]);
+    install.args(["-q", "install", "-y", "--no-install-recommends"]).args(packages);
     // The server's package would start one of its own, which the tests do not want.
     run(install.env("DEBIAN_FRONTEND", "noninteractive").env("RUNLEVEL", "1"))
 }

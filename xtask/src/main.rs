@@ -17,6 +17,7 @@ const HELP: &str = "\
 cargo xtask <command>
 
   test    get protoc and an etcd, then run every test and every example
+  interop get Go and etcd's and go-kit's libraries, and run both sides together
   nemesis [--seed N] [--minutes M] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time), or judge the
           saved record of a failed run again
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     let outcome = match command.as_str() {
         "test" => test(),
+        "interop" => interop(),
         "nemesis" => nemesis(env::args().skip(2)),
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "env" => print_env(),
@@ -85,6 +87,34 @@ const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
 const FAULTS: [&str; 8] = ["faults", "fake", "cluster", "views", "registrations", "nemesis", "locks", "replies"];
+
+/// Debian's packages that the Go side is built from, without network.
+const GO_PACKAGES: [&str; 3] = ["golang-go", "golang-etcd-server-dev", "golang-github-go-kit-kit-dev"];
+
+/// Where they lie.
+const GO_PATH: &str = "/usr/share/gocode";
+
+/// Rust and Go, side by side on one etcd.
+fn interop() -> Result {
+    let etcd = etcd::find()?;
+    let has_sources = ["go.etcd.io/etcd/clientv3", "github.com/go-kit/kit/sd"]
+        .iter()
+        .all(|package| std::path::Path::new(GO_PATH).join("src").join(package).is_dir());
+    if etcd::on_path("go").is_none() || !has_sources {
+        etcd::install_all(&GO_PACKAGES)?;
+    }
+    let target = env::current_dir()?.join("target");
+    let program = target.join("interop-go");
+    let mut build = Command::new("go");
+    build.args(["build", "-o"]).arg(&program).arg("./testkit/interop-go");
+    // In GOPATH mode nothing is downloaded.
+    build.env("GO111MODULE", "off").env("GOPATH", GO_PATH).env("GOFLAGS", "").env("GOCACHE", target.join("go-cache"));
+    run(&mut build)?;
+    let test = ["test", "--workspace", "--features", FEATURES, "--test", "interop", "--", "--ignored"];
+    run(cargo()?.args(test).env("ENLIST_INTEROP_BIN", &program).envs(etcd.variables()))?;
+    println!("\nboth sides understand each other");
+    Ok(())
+}
 
 /// A long run of random faults, or what a former one recorded.
 fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
