@@ -1,0 +1,108 @@
+//! Every decoder, fed with mutated fixtures for a bounded time on the stable toolchain. `fuzz/` feeds the same functions with libFuzzer.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod fixture;
+#[path = "fuzzed/targets.rs"]
+mod targets;
+
+use std::{fs, path::Path};
+
+use fixture::bytes;
+use serde_json::Value;
+use targets::{TARGETS, feed};
+
+/// How often each target is fed.
+const TIMES: usize = 20_000;
+
+/// What a target is fed with: the byte that says how long the end of the key is, that end, the value.
+fn food(tail: &[u8], value: &[u8]) -> Vec<u8> {
+    let tail = &tail[..tail.len().min(255)];
+    [&[u8::try_from(tail.len()).unwrap()], tail, value].concat()
+}
+
+/// The pairs of a fixture, and a few of our own.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let mut corpus =
+        vec![food(b"", b""), food(b"1", b"{}"), food(b"1", b"null"), food(b"a/b", b"h:1"), food(b"1", b"[::1]:80")];
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{target}.json"));
+    if let Ok(text) = fs::read_to_string(path) {
+        let fixture: Value = serde_json::from_str(&text).unwrap();
+        let list = |name: &str| fixture[name].as_array().cloned().unwrap_or_default();
+        for case in list("write").iter().chain(&list("read")) {
+            if let (Some(key), true) = (case["key"].as_str(), case["value_base64"].is_string()) {
+                let tail = key.rsplit('/').next().unwrap();
+                corpus.push(food(tail.as_bytes(), &bytes(case)));
+            }
+        }
+    }
+    corpus.push(food(
+        b"a",
+        br#"{"v":1,"id":"a","endpoints":["grpc://10.0.0.1:8080"],"weight":7,"version":"1","zone":"z","health":"draining","metadata":{"k":"v"},"owner":"o"}"#,
+    ));
+    corpus.push(food(b"000000000000001f-0000000000000abc", br#"{"v":1,"mode":"shared","holder":"h:1"}"#));
+    corpus.push(food(b"x", "grpc://[::1]:80".as_bytes()));
+    corpus
+}
+
+/// One change to a piece of food.
+fn mutate(food: &mut Vec<u8>, other: &[u8], random: &mut fastrand::Rng) {
+    const WORDS: [&str; 12] =
+        ["null", "-1", "99999999999999999999", "\"\"", "{", "}", "[", "\\u0000", "\u{2028}", "%2F", "/", "\u{fe}"];
+    let at = random.usize(..=food.len());
+    match random.u8(..7) {
+        0 if at < food.len() => food[at] = random.u8(..),
+        1 if at < food.len() => food[at] ^= 1 << random.u8(..8),
+        2 => food.truncate(at),
+        3 => food.insert(at, random.u8(..)),
+        4 => {
+            let end = random.usize(at..=food.len());
+            food.drain(at..end);
+        }
+        5 => {
+            let word = WORDS[random.usize(..WORDS.len())];
+            food.splice(at..at, word.bytes());
+        }
+        _ => {
+            let from = random.usize(..=other.len());
+            food.splice(at.., other[from..].iter().copied());
+        }
+    }
+}
+
+#[test]
+fn no_decoder_panics_mistakes_an_owner_or_loses_what_it_read() {
+    let given = std::env::var("ENLIST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| fastrand::u64(..));
+    println!("repeat with ENLIST_SEED={seed}");
+    for (target, _, _) in TARGETS {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let corpus = corpus(target);
+        let whole = corpus.iter().filter(|food| feed(target, food)).count();
+        assert!(whole > 0, "{target}: nothing of the corpus is read");
+        let mut read = 0;
+        for _ in 0..TIMES {
+            let (one, other) = (&corpus[random.usize(..corpus.len())], &corpus[random.usize(..corpus.len())]);
+            let mut food = one.clone();
+            for _ in 0..random.u8(1..4) {
+                mutate(&mut food, other, &mut random);
+            }
+            read += usize::from(feed(target, &food));
+        }
+        println!("{target}: {whole} of {} seeds and {read} of {TIMES} mutants are read", corpus.len());
+        assert!(read > 0, "{target}: all mutants are refused, so nothing behind the first check was tried");
+    }
+}
+
+/// `cargo test -p enlist-etcd --test fuzzed -- --ignored` writes the corpus that `cargo fuzz` begins with.
+#[test]
+#[ignore = "writes files for cargo-fuzz"]
+fn write_the_corpus() {
+    for (target, _, _) in TARGETS {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+        fs::create_dir_all(&directory).unwrap();
+        for (number, food) in corpus(target).iter().enumerate() {
+            fs::write(directory.join(format!("fixture-{number:02}")), food).unwrap();
+        }
+    }
+}

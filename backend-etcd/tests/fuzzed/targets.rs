@@ -1,0 +1,123 @@
+// What is fuzzed: every decoder of keys and values, by name. `fuzz/` runs it with libFuzzer, `tests/fuzzed.rs` for a bounded time
+// on the stable toolchain.
+
+use enlist::{Endpoint, Instance, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
+use enlist_etcd::{
+    Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos,
+    Layout, LockLayout, Native,
+    layout::{Identity, Line, Skip, Writing},
+};
+
+/// A target, and the namespace and service that its fixture is about.
+pub(crate) const TARGETS: &[(&str, &str, &str)] = &[
+    ("native", "default", "s"),
+    ("etcd-naming", "default", "foo/bar/my-service"),
+    ("kitex", "default", "echo"),
+    ("kratos", "default", "helloworld"),
+    ("go-kit", "default", "foosvc"),
+    ("go-micro", "default", "greeter"),
+    ("go-zero", "default", "user.rpc"),
+    ("dubbo-application", "default", "greet-app"),
+    ("gobase", "prod", "user"),
+    ("fireflycore-v0.3.1", "default", "auth"),
+    ("fireflycore-v0.2.9", "firefly", "auth"),
+    ("etcd-concurrency", "default", "l"),
+    ("native-locks", "default", "l"),
+    ("names", "default", "s"),
+];
+
+fn layout(target: &str) -> Option<Box<dyn Layout>> {
+    Some(match target {
+        "native" => Box::new(Native::default()),
+        "etcd-naming" => Box::new(EtcdNaming),
+        "kitex" => Box::new(Kitex::default()),
+        "kratos" => Box::new(Kratos::default()),
+        "go-kit" => Box::new(GoKit::default()),
+        "go-micro" => Box::new(GoMicro),
+        "go-zero" => Box::new(GoZero),
+        "dubbo-application" => Box::new(Dubbo),
+        "gobase" => Box::new(Gobase),
+        "fireflycore-v0.3.1" => Box::new(Fireflycore::new("prod").ok()?),
+        "fireflycore-v0.2.9" => Box::new(FireflycoreByLease::new("prod").ok()?),
+        _ => return None,
+    })
+}
+
+fn service(namespace: &str, name: &str) -> Option<ServiceRef> {
+    Some(ServiceRef::new(Namespace::parse(namespace).ok()?, ServiceName::parse(name).ok()?))
+}
+
+/// Feeds a target: a byte that says how long the end of the key is, the end of the key, the value. Says whether something was read.
+pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
+    let Some((_, namespace, name)) = TARGETS.iter().find(|(known, _, _)| *known == target) else {
+        panic!("no target {target}");
+    };
+    let Some((&split, rest)) = data.split_first() else { return false };
+    let (tail, value) = rest.split_at(usize::from(split).min(rest.len()));
+    match target {
+        "etcd-concurrency" => locks(&EtcdConcurrency, tail, value),
+        "native-locks" => locks(&Native::default(), tail, value),
+        "names" => names(value),
+        _ => {
+            let (Some(layout), Some(service)) = (layout(target), service(namespace, name)) else {
+                panic!("{target} is a layout");
+            };
+            instances(&*layout, &service, tail, value)
+        }
+    }
+}
+
+fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8]) -> bool {
+    let range = layout.service_range(service).expect("a name that it carries");
+    let key = [range.bounds().0, tail].concat();
+    let _ = layout.service_of(service.namespace(), &key);
+    let Ok(read) = layout.decode(service, &key, value) else { return false };
+    // It is nobody else's.
+    for other in ["t", "s2", "foosvc2", "auth2", "helloworld2", "a/b"] {
+        let other = ServiceRef::new(service.namespace().clone(), ServiceName::parse(other).expect("a name"));
+        if layout.service_range(&other).is_ok() {
+            assert_eq!(layout.decode(&other, &key, value), Err(Skip::Foreign), "{}: {other}", layout.name());
+        }
+    }
+    // What can be written again is read again as it was.
+    let writing = Writing { owner: read.owner.as_deref(), previous: None, lease: Some(LeaseId::new(7)) };
+    let (Ok(key), Ok(value)) = (
+        layout.key(service, read.instance.id(), Some(LeaseId::new(7))),
+        layout.encode(service, &read.instance, &writing),
+    ) else {
+        return true;
+    };
+    let again = layout.decode(service, &key, &value).expect("what is written is read");
+    let comparable = |instance: &Instance| {
+        let endpoints: Vec<String> = instance.endpoints().iter().map(Endpoint::authority).collect();
+        let id = (layout.identity() == Identity::Id).then(|| instance.id().clone());
+        (id, endpoints, instance.weight(), instance.version().map(str::to_owned), instance.metadata().clone())
+    };
+    assert_eq!(comparable(&again.instance), comparable(&read.instance), "{}", layout.name());
+    true
+}
+
+fn locks(layout: &dyn LockLayout, tail: &[u8], value: &[u8]) -> bool {
+    let name = LockName::parse("l").expect("a name");
+    let mut read = false;
+    for line in [Line::Lock, Line::Election] {
+        let range = layout.line(line, &name).expect("a name that it carries");
+        let key = [range.bounds().0, tail].concat();
+        let Some(place) = layout.decode(line, &name, &key, value) else { continue };
+        read = true;
+        let written = layout.encode(line, &place);
+        assert!(layout.decode(line, &name, &key, &written).is_some(), "what is written is read");
+        let other = LockName::parse("l2").expect("a name");
+        assert_eq!(layout.decode(line, &other, &key, value), None, "it is in nobody else's line");
+    }
+    read
+}
+
+fn names(value: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(value) else { return false };
+    let (name, endpoint) = (ServiceName::parse(text), Endpoint::parse(text));
+    if let Ok(endpoint) = &endpoint {
+        assert_eq!(Endpoint::parse(endpoint.to_string()).ok().as_ref(), Some(endpoint));
+    }
+    name.is_ok() || endpoint.is_ok()
+}

@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../../backend-etcd/tests/fuzzed/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = targets::feed("native-locks", data));
