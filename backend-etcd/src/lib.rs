@@ -61,4 +61,5 @@ pub use self::{
     lock::lock_condition,
     record::KeyRange,
     session::SessionRuntime,
+    watcher::Payload,
 };

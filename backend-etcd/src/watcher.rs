@@ -55,7 +55,43 @@ impl Resolver for Etcd {
     }
 }
 
+/// What lies under one key of a service, as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Payload {
+    /// The key; bytes that are no text are replaced.
+    pub key: String,
+    /// What its value says: in the layout of gobase what the JSON string holds, else the value itself.
+    pub text: String,
+    /// When it was last changed.
+    pub modified: Revision,
+}
+
 impl Etcd {
+    /// What lies under the keys of `service`, as text, by one linearizable read: also what is no instance, because go-kit and gobase
+    /// let their users store whatever they like. Values that are no text are left out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Resolver::resolve`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn payloads(&self, service: &ServiceRef) -> Result<Vec<Payload>, Error> {
+        self.session.check_open()?;
+        let layout = &self.session.layout;
+        let range = layout.service_range(service)?;
+        let listed = self.session.conn.list(&range).await;
+        let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let own = |record: &&Record| layout.decode(service, &record.key, &record.value) != Err(Skip::Foreign);
+        let payload = |record: &Record| {
+            let key = String::from_utf8_lossy(&record.key).into_owned();
+            Some(Payload { key, text: layout.text(&record.value)?, modified: record.modified })
+        };
+        Ok(records.iter().filter(own).filter_map(payload).collect())
+    }
+
     fn projection(&self, service: &ServiceRef) -> Projection {
         let Session { layout, counters, .. } = &*self.session;
         Projection::new(service.clone(), Arc::clone(layout), Arc::clone(counters))

@@ -204,6 +204,39 @@ async fn a_migration_joins_two_layouts() {
     .await;
 }
 
+/// go-kit and gobase hand on whatever their users store.
+#[tokio::test]
+async fn what_is_no_instance_is_reachable_as_text() {
+    let server = EtcdServer::start().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    for (key, value) in [
+        ("/services/foosvc/a", r#"{"any":"thing"}"#),
+        ("/services/foosvc/b", "10.0.0.1:80"),
+        ("/services/foosvc/v2/c", "deeper"),
+        ("/services/foosvc2/d", "another's"),
+        ("/default/user/e", r#""{\"name\":\"x\"}""#),
+        ("/default/user/f", "plain"),
+    ] {
+        raw.put(key, value, None).await.unwrap();
+    }
+    raw.put("/services/foosvc/g", [0xff], None).await.unwrap();
+    let texts = async |etcd: Etcd, service: &str| {
+        let found = etcd.payloads(&ServiceRef::parse(service).unwrap()).await.unwrap();
+        found.into_iter().map(|payload| (payload.key, payload.text)).collect::<Vec<_>>()
+    };
+    let pair = |key: &str, text: &str| (key.to_owned(), text.to_owned());
+    let kit = Etcd::builder([server.url()]).layout(GoKit::default()).connect().await.unwrap();
+    assert_eq!(
+        texts(kit, "foosvc").await,
+        [pair("/services/foosvc/a", r#"{"any":"thing"}"#), pair("/services/foosvc/b", "10.0.0.1:80")]
+    );
+    let gobase = Etcd::builder([server.url()]).layout(Gobase).connect().await.unwrap();
+    assert_eq!(
+        texts(gobase, "user").await,
+        [pair("/default/user/e", r#"{"name":"x"}"#), pair("/default/user/f", "plain")]
+    );
+}
+
 /// What the layout cannot hold is refused at once, and does not keep the instance from coming back.
 #[tokio::test]
 async fn an_update_that_a_layout_cannot_carry_is_refused() {

@@ -47,7 +47,7 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
     let to = if register.run.command.is_empty() { To::Stdout } else { To::Stderr };
     let told = Told { output, to, name: format!("{service}/{}", registration.instance().id()) };
 
-    // The command starts once it can be found, so that nobody finds the instance before it listens for long.
+    // Beside the registration, which may take its time: a command that serves is better early than late.
     let running = match &register.run.command[..] {
         [] => None,
         command => {

@@ -60,10 +60,38 @@ impl Live {
             // To the first line of what was drawn, and nothing left of it.
             write!(out, "\x1b[{}A\x1b[0J", self.drawn)?;
         }
-        for line in lines {
+        let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_row));
+        let drawn = fitting(lines, rows);
+        // Without wrapping, so that a line is a line however narrow the terminal is.
+        write!(out, "\x1b[?7l")?;
+        for line in &drawn {
             writeln!(out, "{line}")?;
         }
-        self.drawn = lines.len();
+        write!(out, "\x1b[?7h")?;
+        self.drawn = drawn.len();
         out.flush()
+    }
+}
+
+/// As many lines as a terminal of so many rows can be drawn over with; 0 rows are as many as one likes.
+fn fitting(lines: &[String], rows: usize) -> Vec<String> {
+    if rows < 3 || lines.len() < rows {
+        return lines.to_vec();
+    }
+    let shown = rows - 2;
+    let more = format!("… and {} more lines", lines.len() - shown);
+    lines[..shown].iter().cloned().chain([more]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_fits_its_terminal() {
+        let lines: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+        assert_eq!(fitting(&lines, 0), lines);
+        assert_eq!(fitting(&lines, 11), lines);
+        assert_eq!(fitting(&lines, 5), ["0", "1", "2", "… and 7 more lines"]);
     }
 }

@@ -4,9 +4,8 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{BoxFuture, join_all, select_all, try_join_all},
-    stream::FuturesUnordered,
 };
 
 use crate::{
@@ -388,10 +387,9 @@ type Updating = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
 impl Publisher {
     async fn run(mut self) {
         let mut states: Vec<_> = self.held.iter().map(Registration::states).collect();
-        let mut updates: FuturesUnordered<Updating> = FuturesUnordered::new();
         let mut wanted = self.driver.desired();
-        // What was registered is the first generation.
-        updates.push(self.update(wanted.generation));
+        // What was registered is the first generation. A later update takes an earlier one along.
+        let mut updating = Some(self.update(wanted.generation));
         let mut news = true;
         loop {
             match wanted.goal {
@@ -412,10 +410,11 @@ impl Publisher {
             tokio::select! {
                 () = self.driver.changed() => {
                     wanted = self.driver.desired();
-                    updates.push(self.update(wanted.generation));
+                    updating = Some(self.update(wanted.generation));
                 }
                 _ = changed => news = true,
-                Some((generation, stored)) = updates.next() => {
+                (generation, stored) = finished(updating.as_mut()) => {
+                    updating = None;
                     if let Ok(revisions) = stored {
                         self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
                     }
@@ -452,6 +451,13 @@ impl Publisher {
     fn abandon(self) {
         self.held.into_iter().for_each(Registration::abandon);
         self.driver.report_end(Ok(Deregistered::LeftBehind));
+    }
+}
+
+async fn finished(updating: Option<&mut Updating>) -> (u64, Result<Vec<Revision>, Error>) {
+    match updating {
+        Some(updating) => updating.await,
+        None => std::future::pending().await,
     }
 }
 

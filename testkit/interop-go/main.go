@@ -54,6 +54,19 @@ func client() *clientv3.Client {
 	return etcd
 }
 
+// A lease that is kept alive.
+func kept(etcd *clientv3.Client) clientv3.LeaseID {
+	lease, err := etcd.Grant(context.Background(), 5)
+	check(err)
+	alive, err := etcd.KeepAlive(context.Background(), lease.ID)
+	check(err)
+	go func() {
+		for range alive {
+		}
+	}()
+	return lease.ID
+}
+
 // Serves gRPC health at a free port.
 func serve() string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -67,18 +80,11 @@ func serve() string {
 // A server that registers with etcd's own naming endpoints until it is told to leave.
 func namingServer(target string) {
 	etcd, address := client(), serve()
-	lease, err := etcd.Grant(context.Background(), 5)
-	check(err)
-	alive, err := etcd.KeepAlive(context.Background(), lease.ID)
-	check(err)
-	go func() {
-		for range alive {
-		}
-	}()
+	lease := kept(etcd)
 	manager, err := endpoints.NewManager(etcd, target)
 	check(err)
 	key := target + "/" + address
-	check(manager.AddEndpoint(context.Background(), key, endpoints.Endpoint{Addr: address}, clientv3.WithLease(lease.ID)))
+	check(manager.AddEndpoint(context.Background(), key, endpoints.Endpoint{Addr: address}, clientv3.WithLease(lease)))
 	fmt.Println("registered", address)
 	line()
 	check(manager.DeleteEndpoint(context.Background(), key))
@@ -158,15 +164,8 @@ func kitClient(prefix string) {
 // A registration as go-kit's registrar makes it: a raw value under a lease.
 func kitServer(key, value string) {
 	etcd := client()
-	lease, err := etcd.Grant(context.Background(), 5)
-	check(err)
-	alive, err := etcd.KeepAlive(context.Background(), lease.ID)
-	check(err)
-	go func() {
-		for range alive {
-		}
-	}()
-	_, err = etcd.Put(context.Background(), key, value, clientv3.WithLease(lease.ID))
+	lease := kept(etcd)
+	_, err := etcd.Put(context.Background(), key, value, clientv3.WithLease(lease))
 	check(err)
 	fmt.Println("registered", value)
 	line()

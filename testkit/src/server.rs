@@ -44,6 +44,14 @@ pub enum Provider {
 }
 
 impl Provider {
+    /// As [`from_env`](Self::from_env), but for a test that stops its server: never the one that the environment lends.
+    pub fn own() -> Self {
+        match Self::from_env() {
+            Self::Environment(_) => Self::Process,
+            own => own,
+        }
+    }
+
     /// What the environment says.
     ///
     /// # Panics

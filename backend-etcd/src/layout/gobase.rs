@@ -58,6 +58,14 @@ impl Dialect for Gobase {
         go::write(&String::from_utf8_lossy(&inner))
     }
 
+    /// What the JSON string holds, which is what gobase's user gave.
+    fn said(&self, value: &[u8]) -> Option<String> {
+        match go::read(value) {
+            Ok(Value::String(inner)) => Some(inner),
+            _ => String::from_utf8(value.to_vec()).ok(),
+        }
+    }
+
     /// A value that is the object itself is read as it stands.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
         let Read { ip, port, weight } = match go::read(value)? {

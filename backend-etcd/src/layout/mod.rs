@@ -172,6 +172,11 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     ///
     /// [`Skip`] says whether the key is somebody else's or broken.
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip>;
+
+    /// What a value says, as text, whether or not it is an instance; `None` if it is no text.
+    fn text(&self, value: &[u8]) -> Option<String> {
+        String::from_utf8(value.to_vec()).ok()
+    }
 }
 
 /// Locks or elections.

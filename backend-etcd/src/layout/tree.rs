@@ -41,6 +41,11 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     /// The value of an instance that has nothing the layout would lose, endpoints aside.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
 
+    /// What a value says, as text.
+    fn said(&self, value: &[u8]) -> Option<String> {
+        String::from_utf8(value.to_vec()).ok()
+    }
+
     /// The instance in a value, whose key ends in `id`.
     fn read(&self, service: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip>;
 }
@@ -88,6 +93,10 @@ impl<D: Dialect> Layout for D {
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         go::refuse_loss(self, instance, writing.owner)?;
         self.write(service, instance)
+    }
+
+    fn text(&self, value: &[u8]) -> Option<String> {
+        self.said(value)
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {

@@ -30,11 +30,7 @@ pub(crate) fn options() -> RegisterOptions {
 
 /// These tests stop their server, so they start one also where the environment offers one.
 pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
-    let provider = match Provider::from_env() {
-        Provider::Environment(_) => Provider::Process,
-        own => own,
-    };
-    EtcdServer::start_with(provider, ServerOptions::new().arguments(arguments.iter().copied())).await
+    EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments(arguments.iter().copied())).await
 }
 
 pub(crate) async fn server() -> EtcdServer {

@@ -13,11 +13,7 @@ use tokio::sync::mpsc;
 
 /// A server that the test may stop.
 pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
-    let provider = match Provider::from_env() {
-        Provider::Environment(_) => Provider::Process,
-        own => own,
-    };
-    EtcdServer::start_with(provider, ServerOptions::new().arguments(arguments.iter().copied())).await
+    EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments(arguments.iter().copied())).await
 }
 
 pub(crate) async fn server() -> EtcdServer {
