@@ -128,29 +128,40 @@ async fn hold(
     let token = held.guard().fencing_token();
     told.tell("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
     let outcome = if run.command.is_empty() {
-        wait(held.guard(), &mut signals).await
+        Ok(wait(held.guard(), &mut signals, &told).await)
     } else {
         let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", name.to_string())];
-        work(held.guard(), Running::start(&run.command, &variables).await?, (ttl, run.grace), &mut signals, &told).await
+        match Running::start(&run.command, &variables).await {
+            Ok(running) => work(held.guard(), running, (ttl, run.grace), &mut signals, &told).await,
+            Err(failure) => Err(failure),
+        }
     };
-    let code = match outcome? {
-        Outcome::Done(code) => {
+    let code = match outcome {
+        Err(failure) => {
+            // Whoever waits need not wait for the lease to run out.
+            drop(held);
+            let _ = etcd.close().await;
+            return Err(failure);
+        }
+        Ok(Outcome::Done(code)) => {
             // Nobody of the command is left, so another may begin.
             match tokio::time::timeout(PATIENCE, held.release()).await {
-                Ok(Ok(Released::Released)) => told.tell("released", "", json!({ "result": "released" })),
+                Ok(Ok(Released::Released)) => {
+                    told.tell("released", "", json!({ "result": "released" }));
+                    code
+                }
                 Ok(Ok(_)) => {
                     told.tell("released", ", though it had been lost before", json!({ "result": "already-lost" }));
-                    return Ok(LOST);
+                    LOST
                 }
-                Ok(Err(_)) | Err(_) => told.tell(
-                    "released",
-                    ", which etcd has not confirmed; it is free at the latest after its TTL",
-                    json!({ "result": "unconfirmed" }),
-                ),
+                Ok(Err(_)) | Err(_) => {
+                    let text = ", which etcd has not confirmed; it is free at the latest after its TTL";
+                    told.tell("released", text, json!({ "result": "unconfirmed" }));
+                    code
+                }
             }
-            code
         }
-        Outcome::Lost => LOST,
+        Ok(Outcome::Lost) => LOST,
     };
     let _ = etcd.close().await;
     Ok(code)
@@ -181,10 +192,13 @@ fn tell_loss(told: &Told<'_>, loss: Loss) {
 }
 
 /// Holds it until a signal.
-async fn wait(guard: &LockGuard, signals: &mut Signals) -> Result<Outcome, Failure> {
+async fn wait(guard: &LockGuard, signals: &mut Signals, told: &Told<'_>) -> Outcome {
     tokio::select! {
-        code = ending(signals) => Ok(Outcome::Done(code)),
-        _ = guard.lost() => Ok(Outcome::Lost),
+        code = ending(signals) => Outcome::Done(code),
+        loss = guard.lost() => {
+            tell_loss(told, loss);
+            Outcome::Lost
+        }
     }
 }
 

@@ -52,14 +52,21 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
         [] => None,
         command => {
             let id = registration.instance().id().to_string();
-            Some(Running::start(command, &[("ENLIST_INSTANCE_ID", id)]).await?)
+            match Running::start(command, &[("ENLIST_INSTANCE_ID", id)]).await {
+                Ok(running) => Some(running),
+                Err(failure) => {
+                    leave(registration, &told, Duration::ZERO).await;
+                    let _ = etcd.close().await;
+                    return Err(failure);
+                }
+            }
         }
     };
     let kept = Kept { registration, running, told, drain: register.drain, grace: register.run.grace };
-    let code = kept.keep(&mut signals).await?;
+    let outcome = kept.keep(&mut signals).await;
     // Leases are revoked; nothing is lost if that cannot be said.
     let _ = etcd.close().await;
-    Ok(code)
+    outcome
 }
 
 /// Says what becomes of the registration.
@@ -192,7 +199,7 @@ impl Kept {
                             return Ok(End::Refused(error));
                         }
                         // Somebody else has the id, or the store will not have it: tried for ever elsewhere, told here.
-                        RegistrationState::Refused { cause } if !cause.is_retryable() && fatal(&cause) => {
+                        RegistrationState::Refused { cause } if fatal(&cause) => {
                             return Ok(End::Refused(cause));
                         }
                         _ => {}

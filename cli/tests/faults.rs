@@ -135,6 +135,32 @@ async fn register_refuses_a_live_id_and_takes_the_command_along() {
     is_there(&server, KEY, true).await;
 }
 
+/// A command that cannot be started holds nothing up.
+#[tokio::test]
+async fn a_command_that_cannot_be_started_leaves_nothing() {
+    let server = server().await;
+    let locked = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", "/nonexistent"])).await;
+    assert_eq!(locked.code, Some(1), "{locked:?}");
+    let registered = run(register(&server, &["--ttl", "1h", "--", "/nonexistent"])).await;
+    assert_eq!(registered.code, Some(1), "{registered:?}");
+    let mut raw = raw(&server).await;
+    let left = raw.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    let left: Vec<_> = left.kvs().iter().map(|pair| pair.key_str().unwrap().to_owned()).collect();
+    assert_eq!(left, Vec::<String>::new(), "{locked:?} {registered:?}");
+    assert_eq!(raw.leases().await.unwrap().leases().len(), 0);
+}
+
+/// A lock that is held without a command says when it is lost.
+#[tokio::test]
+async fn a_lock_without_a_command_tells_its_loss() {
+    let server = server().await;
+    let mut running = Running::start(enlist(&server, ["lock", "l"]));
+    running.says("acquired").await;
+    revoke_all(&server).await;
+    running.says("lost: ").await;
+    assert_eq!(running.code().await, Some(124));
+}
+
 /// Whatever ends, the whole group of the command ends, and the lock is free.
 #[tokio::test]
 async fn no_process_of_the_command_is_left_behind() {

@@ -174,6 +174,8 @@ impl Migration {
         let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         let mut entries = Vec::new();
         for (side, snapshot) in self.sides.iter().zip(snapshots) {
+            // Within a side nothing stands for anything else.
+            let mut own_addresses = Vec::new();
             for entry in snapshot.entries() {
                 let instance = entry.instance();
                 let theirs: Vec<String> = instance.endpoints().iter().map(crate::Endpoint::authority).collect();
@@ -181,9 +183,10 @@ impl Migration {
                     continue;
                 }
                 ids.insert(instance.id().clone());
-                addresses.extend(theirs);
+                own_addresses.extend(theirs);
                 entries.push(in_proportion(entry, side.default_weight, own));
             }
+            addresses.extend(own_addresses);
         }
         let left: Vec<InstanceId> = merged
             .entries()

@@ -89,6 +89,10 @@ async fn of_two_with_one_address_the_own_sides_is_shown() {
     let change = watcher.next().await.unwrap();
     assert_eq!(shown(&change.snapshot), [("ours".into(), 100)]);
     assert!(matches!(&change.events[..], [Event::Added(_), Event::Removed(_)]), "{:?}", change.events);
+    // Two on one side are two.
+    let twin = new.client().register(&service(), instance("twin", 1), options()).await.unwrap();
+    assert_eq!(shown(&watcher.next().await.unwrap().snapshot), [("ours".into(), 100), ("twin".into(), 100)]);
+    twin.deregister().await.unwrap();
     ours.deregister().await.unwrap();
     // The draining mark may show first.
     while shown(&watcher.next().await.unwrap().snapshot) != [("theirs".into(), 100)] {}
