@@ -17,8 +17,8 @@ use std::{
 };
 
 use enlist::{
-    Counter, Entry, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, RegisterOptions,
-    Registration, Registry, Resolver, TaskOwner,
+    Change, Counter, Entry, Event, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment,
+    RegisterOptions, Registration, Registry, Resolver, TaskOwner,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{
@@ -27,6 +27,7 @@ use enlist_testkit::{
     lock_history::Step,
     soon,
 };
+use futures::FutureExt;
 use support::{PREFIX, beside, instance, server};
 use tokio::task::JoinSet;
 
@@ -119,6 +120,7 @@ async fn truth(url: String, recorder: Recorder, read: Arc<AtomicI64>) {
             continue;
         };
         while let Ok(Some(message)) = stream.message().await {
+            let now = recorder.micros();
             let mut record = recorder.record();
             for event in message.events() {
                 let pair = event.kv().unwrap();
@@ -130,7 +132,7 @@ async fn truth(url: String, recorder: Recorder, read: Arc<AtomicI64>) {
                         created: number(pair.create_revision()),
                         modified: number(pair.mod_revision()),
                     });
-                    record.instances.changed(number(pair.mod_revision()), id, version);
+                    record.instances.changed(now, number(pair.mod_revision()), id, version);
                 } else if put && pair.key().starts_with(LINE.as_bytes()) {
                     record.locks.placed(number(pair.create_revision()), pair.lease());
                 }
@@ -234,13 +236,40 @@ async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Record
     let mut watch = etcd.watch(&support::service()).await.unwrap();
     let recorder = recorder.clone();
     beside(tasks, async move {
-        while let Ok(change) = watch.next().await {
-            let version = |entry: &Entry| {
-                let version = Version { created: entry.created().get(), modified: entry.modified().get() };
-                (entry.instance().id().to_string(), version)
-            };
+        let version = |entry: &Entry| {
+            let version = Version { created: entry.created().get(), modified: entry.modified().get() };
+            (entry.instance().id().to_string(), version)
+        };
+        // What the events alone make of it.
+        let mut folded = Picture::new();
+        let mut last: Option<Change> = None;
+        loop {
+            let mut next = tokio::time::timeout(Duration::from_millis(500), watch.next()).await.ok();
+            if let (None, Some(Change { snapshot, freshness, .. })) = (&next, &last) {
+                let age = u64::try_from(freshness.age().as_micros()).unwrap();
+                let now = recorder.micros();
+                // A change that has come since is what the age is about.
+                next = watch.next().now_or_never();
+                if next.is_none() {
+                    recorder.record().instances.aged(watcher, now, snapshot.revision().get(), age);
+                }
+            }
+            let Some(next) = next else { continue };
+            let Ok(change) = next else { return };
+            for event in &change.events {
+                match event {
+                    Event::Added(entry) | Event::Updated { new: entry, .. } => folded.extend([version(entry)]),
+                    Event::Removed(entry) => drop(folded.remove(&version(entry).0)),
+                }
+            }
+            let revision = change.snapshot.revision().get();
             let picture: Picture = change.snapshot.entries().map(|entry| version(entry)).collect();
-            recorder.record().instances.shown(watcher, change.snapshot.revision().get(), picture);
+            let mut record = recorder.record();
+            if folded != picture {
+                record.instances.torn(watcher, revision);
+            }
+            record.instances.shown(watcher, revision, picture);
+            last = Some(change);
         }
     });
 }

@@ -26,18 +26,62 @@ pub type Picture = BTreeMap<String, Version>;
 /// What happened.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// Every change of the store, in order: the revision, the id, and what it held then.
-    changes: Vec<(u64, String, Option<Version>)>,
+    /// Every change of the store, in order.
+    changes: Vec<Changed>,
     /// What each watcher showed, in order.
     watchers: Vec<Vec<(u64, Picture)>>,
+    /// How old each watcher said it was.
+    ages: Vec<Vec<Age>>,
+    /// Watchers whose events, taken together, were not the picture that came with them, and at which revision.
+    torn: Vec<(usize, u64)>,
     /// Instances whose deregistration had been confirmed when the store was at this revision.
     left: BTreeMap<String, u64>,
 }
+
+/// A change of the store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Changed {
+    revision: u64,
+    id: String,
+    /// What the key held then.
+    version: Option<Version>,
+    /// When it was known, in microseconds; it may have been so for longer.
+    micros: u64,
+}
+
+/// What a watcher said about its age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Age {
+    micros: u64,
+    /// The revision of the picture it had.
+    revision: u64,
+    /// How long before that the picture had been proven, in microseconds.
+    told: u64,
+}
+
+/// By how much an age may be told too small, in microseconds.
+pub const HONEST: u64 = 1_000_000;
 
 /// What was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
+    /// The events that a watcher told did not lead to the picture that it showed.
+    Torn {
+        /// Which watcher.
+        watcher: usize,
+        /// At this revision.
+        revision: u64,
+    },
+    /// A watcher said that its picture was newer than it was.
+    Dishonest {
+        /// Which watcher.
+        watcher: usize,
+        /// The revision that it showed.
+        revision: u64,
+        /// A change that it should have shown by its own word.
+        missed: u64,
+    },
     /// A watcher went back in time.
     WentBack {
         /// Which watcher.
@@ -88,12 +132,26 @@ impl fmt::Display for Violation {
 impl History {
     /// A history in which nothing has happened, with so many watchers.
     pub fn new(watchers: usize) -> Self {
-        Self { watchers: vec![Vec::new(); watchers], ..Self::default() }
+        Self { watchers: vec![Vec::new(); watchers], ages: vec![Vec::new(); watchers], ..Self::default() }
     }
 
-    /// The store changed: at `revision` the key of `id` held `version`, or was deleted.
-    pub fn changed(&mut self, revision: u64, id: impl Into<String>, version: Option<Version>) {
-        self.changes.push((revision, id.into(), version));
+    /// The store changed: at `revision` the key of `id` held `version`, or was deleted, which was known at `micros`.
+    pub fn changed(&mut self, micros: u64, revision: u64, id: impl Into<String>, version: Option<Version>) {
+        self.changes.push(Changed { revision, id: id.into(), version, micros });
+    }
+
+    /// At `micros` a watcher had the picture of `revision`, and said that it had been proven `age` microseconds before.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such watcher.
+    pub fn aged(&mut self, watcher: usize, micros: u64, revision: u64, age: u64) {
+        self.ages[watcher].push(Age { micros, revision, told: age });
+    }
+
+    /// The events of a watcher, taken together, were not the picture that it showed at `revision`.
+    pub fn torn(&mut self, watcher: usize, revision: u64) {
+        self.torn.push((watcher, revision));
     }
 
     /// A watcher showed `picture` as of `revision`.
@@ -113,17 +171,51 @@ impl History {
     /// What the store held after each of its revisions.
     fn pictures(&self) -> BTreeMap<u64, OrdMap<String, Version>> {
         let mut changes: Vec<_> = self.changes.iter().collect();
-        changes.sort_by_key(|(at, _, _)| *at);
+        changes.sort_by_key(|change| change.revision);
         let mut held = OrdMap::new();
         let mut pictures = BTreeMap::new();
-        for (at, id, version) in changes {
+        for Changed { revision, id, version, .. } in changes {
             match version {
                 Some(version) => held.insert(id.clone(), *version),
                 None => held.remove(id),
             };
-            pictures.insert(*at, held.clone());
+            pictures.insert(*revision, held.clone());
         }
         pictures
+    }
+
+    /// When which changes of the picture were known, in order of time. What is no instance changes none.
+    fn known(&self, pictures: &BTreeMap<u64, OrdMap<String, Version>>) -> BTreeMap<u64, u64> {
+        let mut known = BTreeMap::new();
+        let mut newest = 0;
+        for Changed { revision, micros, .. } in &self.changes {
+            let before = pictures.range(..*revision).next_back().map(|(_, held)| held);
+            let differs = match before {
+                Some(before) => pictures.get(revision) != Some(before),
+                None => pictures.get(revision).is_some_and(|held| !held.is_empty()),
+            };
+            if differs {
+                newest = newest.max(*revision);
+                known.insert(*micros, newest);
+            }
+        }
+        known
+    }
+
+    /// Ages that were told too small.
+    fn dishonest(&self, pictures: &BTreeMap<u64, OrdMap<String, Version>>) -> Vec<Violation> {
+        let known = self.known(pictures);
+        let mut violations = Vec::new();
+        for (watcher, ages) in self.ages.iter().enumerate() {
+            for Age { micros, revision, told } in ages {
+                let by_its_word = micros.saturating_sub(told + HONEST);
+                let due = known.range(..=by_its_word).next_back().map_or(0, |(_, due)| *due);
+                if due > *revision {
+                    violations.push(Violation::Dishonest { watcher, revision: *revision, missed: due });
+                }
+            }
+        }
+        violations
     }
 
     /// Everything that was broken.
@@ -156,7 +248,11 @@ impl History {
                 violations.push(Violation::NotConverged { watcher });
             }
         }
-        for (revision, id, version) in &self.changes {
+        violations.extend(
+            self.torn.iter().map(|(watcher, revision)| Violation::Torn { watcher: *watcher, revision: *revision }),
+        );
+        violations.extend(self.dishonest(&pictures));
+        for Changed { revision, id, version, .. } in &self.changes {
             if version.is_some() && self.left.get(id).is_some_and(|left| revision > left) {
                 violations.push(Violation::CameBack { id: id.clone(), revision: *revision });
             }
@@ -212,6 +308,8 @@ impl Record {
 mod tests {
     use super::*;
 
+    const SECOND: u64 = 1_000_000;
+
     fn version(created: u64, modified: u64) -> Version {
         Version { created, modified }
     }
@@ -222,11 +320,15 @@ mod tests {
 
     fn good() -> History {
         let mut history = History::new(1);
-        history.changed(2, "a", Some(version(2, 2)));
-        history.changed(3, "b", Some(version(3, 3)));
-        history.changed(4, "a", Some(version(2, 4)));
-        history.changed(5, "b", None);
+        history.changed(2 * SECOND, 2, "a", Some(version(2, 2)));
+        history.changed(3 * SECOND, 3, "b", Some(version(3, 3)));
+        history.changed(4 * SECOND, 4, "a", Some(version(2, 4)));
+        history.changed(5 * SECOND, 5, "b", None);
+        // What is no instance is no change.
+        history.changed(6 * SECOND, 6, "garbage", None);
         history.left("b", 5);
+        history.aged(0, 4 * SECOND, 2, SECOND);
+        history.aged(0, 60 * SECOND, 5, 0);
         history.shown(0, 2, picture(&[("a", 2, 2)]));
         history.shown(0, 4, picture(&[("a", 2, 4), ("b", 3, 3)]));
         history.shown(0, 5, picture(&[("a", 2, 4)]));
@@ -255,11 +357,15 @@ mod tests {
         assert_eq!(spoiled(|history| show(history, Picture::new())), ["NeverSo", "Empty"]);
         // A put after the end.
         let late = |history: &mut History| {
-            history.changed(6, "b", Some(version(6, 6)));
-            history.changed(7, "b", None);
-            history.shown(0, 7, picture(&[("a", 2, 4)]));
+            history.changed(70 * SECOND, 7, "b", Some(version(7, 7)));
+            history.changed(70 * SECOND, 8, "b", None);
+            history.shown(0, 8, picture(&[("a", 2, 4)]));
         };
         assert_eq!(spoiled(late), ["CameBack"]);
+        // An age that is told too small, and events that lead elsewhere.
+        assert_eq!(spoiled(|history| history.aged(0, 5 * SECOND, 2, SECOND)), ["Dishonest"]);
+        assert_eq!(spoiled(|history| history.aged(0, 5 * SECOND - 1, 2, SECOND)), [""; 0]);
+        assert_eq!(spoiled(|history| history.torn(0, 4)), ["Torn"]);
     }
 
     #[test]
@@ -279,8 +385,8 @@ mod tests {
     fn an_empty_picture_is_fine_where_the_store_was_empty() {
         let mut history = History::new(1);
         history.shown(0, 1, Picture::new());
-        history.changed(2, "a", Some(version(2, 2)));
-        history.changed(3, "a", None);
+        history.changed(0, 2, "a", Some(version(2, 2)));
+        history.changed(0, 3, "a", None);
         history.shown(0, 3, Picture::new());
         assert_eq!(history.check(), []);
     }
