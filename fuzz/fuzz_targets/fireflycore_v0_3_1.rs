@@ -3,4 +3,6 @@
 #[path = "../../backend-etcd/tests/fuzzed/targets.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = targets::feed("fireflycore-v0.3.1", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let _ = targets::feed("fireflycore-v0.3.1", data);
+});

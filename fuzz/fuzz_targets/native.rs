@@ -3,4 +3,6 @@
 #[path = "../../backend-etcd/tests/fuzzed/targets.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| _ = targets::feed("native", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let _ = targets::feed("native", data);
+});
