@@ -75,9 +75,14 @@ impl Etcd {
         builder
     }
 
-    /// The weight of an instance that says nothing about it, in the layout in use; what [`enlist::Side::default_weight`] wants.
-    pub fn default_weight(&self) -> u32 {
-        self.session.layout.default_weight()
+    /// How instances lie in etcd.
+    pub fn layout(&self) -> &dyn Layout {
+        &*self.session.layout
+    }
+
+    /// How locks and elections lie in etcd.
+    pub fn lock_layout(&self) -> &dyn LockLayout {
+        &*self.session.lock_layout
     }
 
     /// What has happened so far: renewals, losses, resumed watches, audits and more.

@@ -31,6 +31,7 @@
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
+//! | `stander` | the task behind one place in a line |
 //! | `handover` | who of this session waits for a lock of this session |
 //! | [`layout`] | the only place that knows keys and values |
 
@@ -50,6 +51,7 @@ mod pipeline;
 mod record;
 mod registry;
 mod session;
+mod stander;
 mod watcher;
 
 pub use self::{

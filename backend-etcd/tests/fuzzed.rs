@@ -8,7 +8,7 @@ mod targets;
 
 use std::{fs, path::Path};
 
-use fixture::bytes;
+use fixture::{bytes, cases};
 use serde_json::Value;
 use targets::{TARGETS, feed};
 
@@ -28,11 +28,12 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(format!("{target}.json"));
     if let Ok(text) = fs::read_to_string(path) {
         let fixture: Value = serde_json::from_str(&text).unwrap();
-        let list = |name: &str| fixture[name].as_array().cloned().unwrap_or_default();
-        for case in list("write").iter().chain(&list("read")) {
-            if let (Some(key), true) = (case["key"].as_str(), case["value_base64"].is_string()) {
-                let tail = key.rsplit('/').next().unwrap();
-                corpus.push(food(tail.as_bytes(), &bytes(case)));
+        for list in ["write", "read"].into_iter().filter(|list| fixture[list].is_array()) {
+            for case in cases(&fixture, list) {
+                if let (Some(key), true) = (case["key"].as_str(), case["value_base64"].is_string()) {
+                    let tail = key.rsplit('/').next().unwrap();
+                    corpus.push(food(tail.as_bytes(), &bytes(case)));
+                }
             }
         }
     }

@@ -173,7 +173,7 @@ async fn a_migration_joins_two_layouts() {
     let server = EtcdServer::start().await;
     let native = Arc::new(Etcd::connect(server.url()).await.unwrap());
     let kitex = Arc::new(Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap());
-    let side = |etcd: &Arc<Etcd>| Side::new(Arc::clone(etcd)).default_weight(etcd.default_weight());
+    let side = |etcd: &Arc<Etcd>| Side::new(Arc::clone(etcd)).default_weight(etcd.layout().default_weight());
     let both = Migration::new(side(&native)).and(side(&kitex));
     let service = ServiceRef::parse("s").unwrap();
     let instance = |id: &str, port: u16| {

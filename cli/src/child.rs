@@ -55,7 +55,12 @@ impl Running {
 
     /// Lets the group live for so long at most, unless it is told again: should this process be frozen, the reaper acts.
     pub(crate) async fn allow(&mut self, left: Duration) {
-        let _ = self.reaper.write_all(format!("{}\n", left.as_millis()).as_bytes()).await;
+        self.tell_reaper(&left.as_millis().to_string()).await;
+    }
+
+    /// One line, which is written whole or not at all. A reaper that does not read is not waited for.
+    async fn tell_reaper(&mut self, line: &str) {
+        let _ = tokio::time::timeout(LOOK, self.reaper.write_all(format!("{line}\n").as_bytes())).await;
     }
 
     /// Waits for the end of the command itself.
@@ -72,9 +77,12 @@ impl Running {
     }
 
     /// Ends the whole group: SIGTERM, and SIGKILL after `grace`. Returns once nobody of it is left, with the command's exit
-    /// status.
+    /// status: a process that even SIGKILL does not end is one that still runs.
     pub(crate) async fn end(mut self, grace: Duration) -> io::Result<ExitStatus> {
-        let _ = kill_process_group(self.group, Number::TERM);
+        // The number of a group that is gone may be another's.
+        if has_members(self.group) {
+            let _ = kill_process_group(self.group, Number::TERM);
+        }
         let in_time = tokio::time::timeout(grace, self.gone()).await;
         let status = if let Ok(status) = in_time {
             status
@@ -82,7 +90,7 @@ impl Running {
             let _ = kill_process_group(self.group, Number::KILL);
             self.gone().await
         };
-        let _ = self.reaper.write_all(b"done\n").await;
+        self.tell_reaper("done").await;
         status
     }
 

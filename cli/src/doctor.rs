@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use enlist::{Moment, Namespace};
+use enlist::Moment;
+use enlist_etcd::layout::Line;
 use etcd_client::{
-    AlarmAction, AlarmType, Certificate, Client, ConnectOptions, DeleteOptions, GetOptions, Identity, PutOptions,
+    AlarmAction, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
     TlsOptions, Txn, TxnOp, WatchOptions,
 };
 use serde_json::json;
 use tokio::net::TcpStream;
 
 use crate::{
-    args::{Global, LayoutChoice},
+    args::Global,
     output::{Failure, Output, Paint, To},
 };
 
@@ -212,26 +213,19 @@ fn is_about_users(error: &etcd_client::Error) -> bool {
     ["authentication", "user name", "auth token"].iter().any(|part| text.contains(part))
 }
 
-/// What the checks of permissions try: below the prefixes that enlist writes to.
-fn prefixes(global: &Global) -> Result<Vec<String>, Failure> {
-    let namespace = Namespace::parse(&global.namespace)?;
-    Ok(match (global.layout, &global.prefix) {
-        (LayoutChoice::Native, prefix) => {
-            let prefix = prefix.as_deref().unwrap_or("enlist");
-            vec![format!("{prefix}/services/{namespace}/"), format!("{prefix}/locks/{namespace}/")]
-        }
-        (LayoutChoice::Kitex, prefix) => vec![format!("{}/", prefix.as_deref().unwrap_or("kitex/registry-etcd"))],
-        (LayoutChoice::Kratos, prefix) => vec![format!("{}/", prefix.as_deref().unwrap_or("/microservices"))],
-        (LayoutChoice::GoKit, prefix) => vec![prefix.clone().unwrap_or_else(|| "/services/".to_owned())],
-        (LayoutChoice::GoMicro, _) => vec!["/micro/registry/".to_owned()],
-        (LayoutChoice::Dubbo, _) => vec!["/services/".to_owned()],
-        (LayoutChoice::Gobase, _) => vec![format!("/{namespace}/")],
-        (LayoutChoice::Fireflycore | LayoutChoice::FireflycoreByLease, _) => {
-            vec![format!("{namespace}/{}/", global.layout_env)]
-        }
-        // Keys begin with the service, which is not known here.
-        (LayoutChoice::EtcdNaming | LayoutChoice::GoZero, _) => vec!["enlist-doctor/".to_owned()],
-    })
+/// The name of a service and a lock that nobody has.
+const NOBODY: &str = "enlist-doctor";
+
+/// Below which keys the permissions are tried: where the layouts in use keep the namespace's services, or one of them, and a lock.
+fn prefixes(global: &Global) -> Result<Vec<Vec<u8>>, Failure> {
+    let etcd = global.client()?;
+    let (namespace, service, lock) = (global.namespace()?, global.service(NOBODY)?, global.lock(NOBODY)?);
+    let services = match etcd.layout().services_range(&namespace) {
+        Some(range) => range,
+        None => etcd.layout().service_range(&service)?,
+    };
+    let line = etcd.lock_layout().line(Line::Lock, &lock)?;
+    Ok([services, line].iter().map(|range| range.bounds().0.to_vec()).collect())
 }
 
 struct Doctor {
@@ -292,35 +286,35 @@ impl Doctor {
     }
 
     /// Tries what enlist does, below each prefix, and leaves nothing behind.
-    async fn permissions(&mut self, prefixes: &[String]) -> Result<(), Failure> {
+    async fn permissions(&mut self, prefixes: &[Vec<u8>]) -> Result<(), Failure> {
         let limit = self.limit;
-        let advice = |prefix: &str| format!("grant the user's role readwrite on everything that begins with {prefix}");
         for prefix in prefixes {
+            let shown = prefix.escape_ascii().to_string();
+            let advice = format!("grant the user's role readwrite on everything that begins with {shown}");
             let range = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
-            let read = tokio::time::timeout(limit, self.client.get(prefix.as_str(), Some(range))).await;
-            self.tell("read", prefix, &verdict(&read), &advice(prefix))?;
+            let read = tokio::time::timeout(limit, self.client.get(&prefix[..], Some(range))).await;
+            self.tell("read", &shown, &verdict(&read), &advice)?;
 
             let granted = tokio::time::timeout(limit, self.client.lease_grant(10, None)).await;
-            self.tell("lease", prefix, &verdict(&granted), "leases need no permission: is there a leader and room?")?;
+            self.tell("lease", &shown, &verdict(&granted), "leases need no permission: is there a leader and room?")?;
             let Ok(Ok(lease)) = granted else {
                 self.report.skip(&["write", "watch"], "there is no lease")?;
                 continue;
             };
-            let key = format!("{prefix}.doctor-{:016x}", fastrand::u64(..));
-            let put = TxnOp::put(&*key, "doctor", Some(PutOptions::new().with_lease(lease.id())));
-            let written = tokio::time::timeout(limit, self.client.txn(Txn::new().and_then([put]))).await;
-            let outcome = verdict(&written);
-            self.tell("write", prefix, &outcome, &advice(prefix))?;
+            let key = [&prefix[..], format!(".doctor-{:016x}", fastrand::u64(..)).as_bytes()].concat();
+            let absent = Compare::create_revision(&key[..], CompareOp::Equal, 0);
+            let put = TxnOp::put(&key[..], "doctor", Some(PutOptions::new().with_lease(lease.id())));
+            let written = tokio::time::timeout(limit, self.client.txn(Txn::new().when([absent]).and_then([put]))).await;
+            self.tell("write", &shown, &verdict(&written), &advice)?;
             let watched = self.watch(&key).await;
-            self.tell("watch", prefix, &watched, &advice(prefix))?;
-            // Both fail where writing does; the lease runs out.
-            let _ = tokio::time::timeout(limit, self.client.delete(&*key, None::<DeleteOptions>)).await;
+            self.tell("watch", &shown, &watched, &advice)?;
+            // Takes the key along; where it fails, both run out.
             let _ = tokio::time::timeout(limit, self.client.lease_revoke(lease.id())).await;
         }
         Ok(())
     }
 
-    async fn watch(&mut self, key: &str) -> Result<(), String> {
+    async fn watch(&mut self, key: &[u8]) -> Result<(), String> {
         let watching = async {
             let mut stream = self.client.watch(key, Some(WatchOptions::new())).await?;
             stream.message().await

@@ -20,7 +20,7 @@ pub(crate) fn instance(addresses: Vec<Endpoint>, details: &Details, etcd: &Etcd)
         None => addresses.first().map(Endpoint::authority).unwrap_or_default(),
     };
     let mut instance = Instance::new(InstanceId::parse(id)?, addresses)?;
-    instance = instance.with_weight(details.weight.unwrap_or_else(|| etcd.default_weight()));
+    instance = instance.with_weight(details.weight.unwrap_or_else(|| etcd.layout().default_weight()));
     if let Some(version) = &details.version {
         instance = instance.with_version(version);
     }

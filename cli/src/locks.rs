@@ -218,8 +218,8 @@ async fn work(
             loss = guard.lost() => {
                 let begun = Moment::now();
                 tell_loss(told, loss);
-                // An expiry is known before the lock can be another's, and so is the end of the command.
-                let grace = if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace };
+                let grace = grace_after(loss, ttl, grace);
+                running.allow(grace + PULSE).await;
                 running.end(grace).await?;
                 let after = begun.elapsed().as_secs_f64();
                 told.tell("stopped", &format!(" {after:.3} s after the loss"), json!({ "seconds": after }));
@@ -227,15 +227,27 @@ async fn work(
             }
             status = running.ended() => {
                 let code = exit_code(status?);
-                // What the command started and left behind holds no lock of its own.
+                // What the command started and left behind holds no lock of its own; the reaper keeps it from outliving this one.
                 running.end(grace).await?;
                 return Ok(Outcome::Done(code));
             }
             signal = signals.next() => running.signal(signal),
             // Should this process be frozen, the reaper ends the command before the lock can be another's.
-            _ = pulse.tick() => running.allow(guard.left() + margin(ttl) * 3 / 4).await,
+            _ = pulse.tick() => running.allow(allowed(guard.left(), ttl)).await,
         }
     }
+}
+
+/// How long the command gets between SIGTERM and SIGKILL. An expiry is known before the lock can be another's, and the command
+/// has to end before that too; whoever was robbed is late already.
+fn grace_after(loss: Loss, ttl: Duration, grace: Duration) -> Duration {
+    if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace }
+}
+
+/// How long the command may live if nothing more is heard of this process: a little longer than the lock is believed in, which is
+/// when this process would act, and less than until the lease can run out.
+fn allowed(left: Duration, ttl: Duration) -> Duration {
+    left + margin(ttl) * 3 / 4
 }
 
 /// How long before the lease can run out the lock counts as lost.
@@ -289,5 +301,22 @@ pub(crate) async fn observe(global: &Global, name: &str, output: Output) -> Resu
         object["live"] = cause.is_none().into();
         object["cause"] = cause.into();
         output.line(To::Stdout, text, &object)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_ends_before_the_lock_can_be_anothers() {
+        for ttl in [2, 5, 15, 600].map(Duration::from_secs) {
+            let hour = Duration::from_secs(3600);
+            assert!(safe_tenure(ttl) + grace_after(Loss::Expired, ttl, hour) < ttl);
+            assert!(allowed(safe_tenure(ttl), ttl) < ttl);
+            // This process acts first, if it can.
+            assert!(allowed(Duration::ZERO, ttl) > grace_after(Loss::Expired, ttl, hour));
+            assert_eq!(grace_after(Loss::LeaseGone, ttl, hour), hour);
+        }
     }
 }

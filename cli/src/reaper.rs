@@ -15,11 +15,17 @@ use crate::child::has_members;
 /// Between SIGTERM and SIGKILL, once the starter is gone.
 const GRACE: Duration = Duration::from_millis(200);
 
+/// How often a group that is to end is looked at.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Lines that are read ahead.
+const QUEUE: usize = 4;
+
 /// For ever, as far as a group is concerned whose starter says nothing about it.
 const UNLIMITED: Duration = Duration::from_secs(u32::MAX as u64);
 
 pub(crate) fn run() -> u8 {
-    let (send, lines) = mpsc::channel();
+    let (send, lines) = mpsc::sync_channel(QUEUE);
     // It ends with its input.
     std::thread::spawn(move || io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
     let Some(group) = lines.recv().ok().and_then(|line| Pid::from_raw(line.parse().ok()?)) else { return 0 };
@@ -35,7 +41,7 @@ pub(crate) fn run() -> u8 {
                 // Errors say that nobody is left.
                 let _ = kill_process_group(group, Signal::TERM);
                 while has_members(group) && asked.elapsed() < GRACE.min(told.remaining(allowed)) {
-                    std::thread::yield_now();
+                    std::thread::park_timeout(LOOK);
                 }
                 break;
             }

@@ -70,6 +70,7 @@ pub mod slots;
 mod snapshot;
 mod task;
 pub mod telemetry;
+mod tenure;
 
 #[doc(inline)]
 pub use self::{

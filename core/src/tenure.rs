@@ -1,0 +1,133 @@
+//! How long a lock may be believed in.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    clock::{Moment, sleep_until_elapsed},
+    lock::Loss,
+};
+
+/// The least that a holder stops before the store could grant the lock to another by expiry.
+const LEAST_MARGIN: Duration = Duration::from_millis(500);
+
+/// How long a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
+/// different rates (10 %, at least 0.5 s).
+pub fn safe_tenure(granted: Duration) -> Duration {
+    granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
+}
+
+/// For backends: how long a lock may be believed in. Loss is for ever.
+///
+/// The deadline counts from the *sending* of the last renewal that was acknowledged, on a clock that counts suspension.
+#[derive(Debug)]
+pub struct Tenure {
+    start: Moment,
+    /// Nanoseconds after `start` until which it is held.
+    until: AtomicU64,
+    lost: watch::Sender<Option<Loss>>,
+}
+
+impl Tenure {
+    /// A tenure that rests on a grant or renewal sent at `sent` for `granted`.
+    pub fn new(sent: Moment, granted: Duration) -> Self {
+        let until = AtomicU64::new(nanos(safe_tenure(granted)));
+        Self { start: sent, until, lost: watch::Sender::new(None) }
+    }
+
+    /// Notes an acknowledged renewal that was sent at `sent` for `granted`. Has no effect after a loss.
+    pub fn renewed(&self, sent: Moment, granted: Duration) {
+        if self.is_held() {
+            let until = nanos(sent.since(self.start).saturating_add(safe_tenure(granted)));
+            self.until.fetch_max(until, Ordering::AcqRel);
+        }
+    }
+
+    /// Ends it. The first reason stays.
+    pub fn lose(&self, loss: Loss) {
+        self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            if first {
+                *lost = Some(loss);
+            }
+            first
+        });
+    }
+
+    /// Says whether the lock may still be believed in. Once false, always false.
+    pub fn is_held(&self) -> bool {
+        if self.lost.borrow().is_some() {
+            return false;
+        }
+        if self.left().is_zero() {
+            self.lose(Loss::Expired);
+            return false;
+        }
+        true
+    }
+
+    /// Why it was lost, if it was.
+    pub fn loss(&self) -> Option<Loss> {
+        self.is_held();
+        *self.lost.borrow()
+    }
+
+    /// What is left of it without another renewal.
+    pub fn left(&self) -> Duration {
+        self.start.remaining(Duration::from_nanos(self.until.load(Ordering::Acquire)))
+    }
+
+    /// Waits for the loss.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn lost(&self) -> Loss {
+        let mut lost = self.lost.subscribe();
+        loop {
+            if let Some(loss) = self.loss() {
+                return loss;
+            }
+            let expiry = sleep_until_elapsed(Moment::now(), self.left());
+            tokio::select! {
+                // The sender lives in `self`, so waiting for a change cannot fail.
+                _ = lost.changed() => {}
+                () = expiry => {}
+            }
+        }
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn tenure_ends_before_the_lease_and_a_late_renewal_does_not_revive_it() {
+        let ttl = Duration::from_secs(5);
+        let tenure = Tenure::new(Moment::now(), ttl);
+        let started = Moment::now();
+        assert_eq!(tenure.lost().await, Loss::Expired);
+        assert!(started.elapsed() < ttl && started.elapsed() >= Duration::from_secs(4));
+        tenure.renewed(Moment::now(), ttl);
+        assert!(!tenure.is_held());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_counts_from_its_sending() {
+        let ttl = Duration::from_secs(5);
+        let tenure = Tenure::new(Moment::now(), ttl);
+        let sent = Moment::now();
+        tokio::time::advance(Duration::from_secs(3)).await;
+        tenure.renewed(sent, ttl);
+        assert!(tenure.left() <= Duration::from_millis(1600), "{:?}", tenure.left());
+    }
+}
