@@ -137,10 +137,7 @@ impl MemoryClient {
             want,
             options,
         };
-        let stop = self.inner.tasks.stop_signal();
-        self.inner.tasks.spawn("lock", async move {
-            stop.run_until_cancelled_owned(stander.run(answer)).await;
-        })?;
+        self.inner.tasks.run("lock", stander.run(answer))?;
         let won = async { won.await.map_err(|_| Error::Closed)? };
         match deadline {
             None => won.await,

@@ -44,7 +44,6 @@ impl Registry for MemoryClient {
         let key = Key::instance(service, instance.id());
         let (registration, driver) = registration(service.clone(), instance, self.keep_alive());
         let client = Arc::clone(&self.inner);
-        let stop = client.tasks.stop_signal();
         let registrar = Registrar {
             changes: client.link.hub().changes(),
             backoff: options.backoff.start(),
@@ -55,9 +54,7 @@ impl Registry for MemoryClient {
             driver,
             options: options.clone(),
         };
-        client.tasks.spawn("registration", async move {
-            stop.run_until_cancelled_owned(registrar.run()).await;
-        })?;
+        client.tasks.run("registration", registrar.run())?;
         registration.started(&options).await
     }
 

@@ -1,6 +1,10 @@
 //! What is registered: an instance, and the entry that a view holds for it.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
 
 use crate::{endpoint::Endpoint, error::Error, name::InstanceId, revision::Revision};
 
@@ -54,12 +58,22 @@ impl Health {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
     id: InstanceId,
-    endpoints: Vec<Endpoint>,
+    endpoints: Box<[Endpoint]>,
     weight: u32,
-    version: Option<String>,
-    zone: Option<String>,
     health: Health,
-    metadata: BTreeMap<String, String>,
+    // Most instances of a service say the same here, and share it: see `Interner`.
+    version: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
+    metadata: Option<Arc<Metadata>>,
+}
+
+type Metadata = BTreeMap<String, String>;
+
+static NO_METADATA: Metadata = BTreeMap::new();
+
+/// The text; an empty one is none.
+fn text(text: String) -> Option<Arc<str>> {
+    Some(text).filter(|text| !text.is_empty()).map(Arc::from)
 }
 
 impl Instance {
@@ -69,7 +83,7 @@ impl Instance {
     ///
     /// [`Error::InvalidAddress`] if there is no endpoint.
     pub fn new(id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
-        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        let endpoints: Box<[_]> = endpoints.into_iter().collect();
         if endpoints.is_empty() {
             return Err(Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" });
         }
@@ -77,10 +91,10 @@ impl Instance {
             id,
             endpoints,
             weight: DEFAULT_WEIGHT,
+            health: Health::default(),
             version: None,
             zone: None,
-            health: Health::default(),
-            metadata: BTreeMap::new(),
+            metadata: None,
         })
     }
 
@@ -94,14 +108,14 @@ impl Instance {
     /// Sets the version; an empty one is none.
     #[must_use]
     pub fn with_version(mut self, version: impl Into<String>) -> Self {
-        self.version = Some(version.into()).filter(|version| !version.is_empty());
+        self.version = text(version.into());
         self
     }
 
     /// Sets the zone; an empty one is none.
     #[must_use]
     pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = Some(zone.into()).filter(|zone| !zone.is_empty());
+        self.zone = text(zone.into());
         self
     }
 
@@ -115,8 +129,12 @@ impl Instance {
     /// Sets one entry of the metadata.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
+        self.metadata_mut().insert(key.into(), value.into());
         self
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        Arc::make_mut(self.metadata.get_or_insert_default())
     }
 
     /// What tells it from the others.
@@ -151,7 +169,7 @@ impl Instance {
 
     /// Anything else it says about itself.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        &self.metadata
+        self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
     /// Refuses what no store can hold. Backends call this before they send anything.
@@ -160,10 +178,10 @@ impl Instance {
     ///
     /// [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
     pub fn check(&self) -> Result<(), Error> {
-        let Self { id, endpoints, weight: _, version, zone, health: _, metadata } = self;
+        let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
         let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(str::len);
         let endpoints = endpoints.iter().map(|endpoint| endpoint.host().len() + 16);
-        let metadata = metadata.iter().map(|(key, value)| key.len() + value.len());
+        let metadata = metadata.iter().flat_map(|all| all.iter()).map(|(key, value)| key.len() + value.len());
         let size: usize = texts.chain(endpoints).chain(metadata).sum();
         if size > MAX_INSTANCE_BYTES {
             return Err(Error::TooLarge { what: "the instance", size, limit: MAX_INSTANCE_BYTES });
@@ -202,7 +220,7 @@ impl Draft {
 
     /// Sets the version; an empty one is none.
     pub fn version(&mut self, version: impl Into<String>) -> &mut Self {
-        self.instance.version = Some(version.into()).filter(|version| !version.is_empty());
+        self.instance.version = text(version.into());
         self
     }
 
@@ -214,15 +232,51 @@ impl Draft {
 
     /// Sets one entry of the metadata.
     pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) -> &mut Self {
-        self.instance.metadata.insert(key.into(), value.into());
+        self.instance.metadata_mut().insert(key.into(), value.into());
         self
     }
 
     /// Removes one entry of the metadata.
     pub fn remove_metadata(&mut self, key: &str) -> &mut Self {
-        self.instance.metadata.remove(key);
+        let metadata = self.instance.metadata_mut();
+        metadata.remove(key);
+        if metadata.is_empty() {
+            self.instance.metadata = None;
+        }
         self
     }
+}
+
+/// For backends: lets instances share what they say alike, their version, zone and metadata. In a service these are few.
+#[derive(Debug, Default)]
+pub struct Interner {
+    texts: HashSet<Arc<str>>,
+    metadata: HashSet<Arc<Metadata>>,
+}
+
+/// How many different values an interner knows; then it begins anew.
+const MAX_INTERNED: usize = 4096;
+
+impl Interner {
+    /// Replaces what is equal to something known by that.
+    pub fn share(&mut self, instance: &mut Instance) {
+        let Instance { version, zone, metadata, .. } = instance;
+        intern(&mut self.texts, version);
+        intern(&mut self.texts, zone);
+        intern(&mut self.metadata, metadata);
+    }
+}
+
+fn intern<T: ?Sized + Eq + Hash>(known: &mut HashSet<Arc<T>>, value: &mut Option<Arc<T>>) {
+    let Some(value) = value else { return };
+    if let Some(known) = known.get(value) {
+        *value = Arc::clone(known);
+        return;
+    }
+    if known.len() >= MAX_INTERNED {
+        known.clear();
+    }
+    known.insert(Arc::clone(value));
 }
 
 /// Whether the store still lists an entry.
@@ -295,6 +349,29 @@ mod tests {
         let large = instance().with_metadata("blob", "x".repeat(2 << 20));
         assert!(matches!(large.check(), Err(Error::TooLarge { limit: MAX_INSTANCE_BYTES, .. })));
         assert!(instance().check().is_ok());
+    }
+
+    #[test]
+    fn instances_that_say_the_same_share_it() {
+        let mut interner = Interner::default();
+        let mut pair =
+            [instance(), instance()].map(|instance| instance.with_zone("z").with_version("1").with_metadata("k", "v"));
+        let before = pair.clone();
+        for instance in &mut pair {
+            interner.share(instance);
+        }
+        assert_eq!(pair, before);
+        let [a, b] = &pair;
+        assert!(std::ptr::eq(a.zone().unwrap(), b.zone().unwrap()) && std::ptr::eq(a.metadata(), b.metadata()));
+        let changed = b.clone().with_metadata("k", "w");
+        assert_eq!((a.metadata()["k"].as_str(), changed.metadata()["k"].as_str()), ("v", "w"));
+    }
+
+    #[test]
+    fn without_its_last_entry_metadata_is_as_if_there_never_was_one() {
+        let mut draft = Draft::new(instance().with_metadata("a", "1"));
+        draft.remove_metadata("a").remove_metadata("b");
+        assert_eq!(draft.finish(), instance());
     }
 
     #[test]

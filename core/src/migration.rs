@@ -230,10 +230,7 @@ impl Resolver for Migration {
         let tasks = TaskOwner::new();
         let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
         let follower = Follower { migration: self.clone(), merged, feed: Arc::clone(&feed) };
-        let stop = tasks.stop_signal();
-        tasks.spawn("migration", async move {
-            stop.run_until_cancelled_owned(follower.follow(watchers)).await;
-        })?;
+        tasks.run("migration", follower.follow(watchers))?;
         Ok(Box::new(ServiceWatcher::new(feed.reader(Arc::new(tasks)))))
     }
 
@@ -347,10 +344,7 @@ impl Registry for Migration {
             checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
         });
         let publisher = Publisher { driver, sides, held, own };
-        let stop = tasks.stop_signal();
-        tasks.spawn("migration", async move {
-            stop.run_until_cancelled_owned(publisher.run()).await;
-        })?;
+        tasks.run("migration", publisher.run())?;
         outer.started(&options).await
     }
 

@@ -181,7 +181,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared { factory: Box::new(factory), clients: Mutex::default() });
         let tasks = TaskOwner::new();
-        let (stop, mut watched, kept) = (tasks.stop_signal(), view.clone(), Arc::clone(&shared));
+        let (mut watched, kept) = (view.clone(), Arc::clone(&shared));
         let tidy = async move {
             while watched.changed().await.is_ok() {
                 let Some(snapshot) = watched.snapshot() else { continue };
@@ -191,9 +191,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 kept.clients().retain(is_there);
             }
         };
-        tasks.spawn("pool", async move {
-            stop.run_until_cancelled_owned(tidy).await;
-        })?;
+        tasks.run("pool", tidy)?;
         Ok(Self { view, shared, pickers: Mutex::default(), _tasks: tasks })
     }
 

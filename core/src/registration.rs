@@ -132,7 +132,7 @@ pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) 
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
     let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
-    (Registration { shared, checks: TaskOwner::new(), _source: source }, driver)
+    (Registration { shared, checks: OnceLock::new(), _source: source }, driver)
 }
 
 /// A published instance.
@@ -144,7 +144,8 @@ pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) 
 #[must_use = "dropping it deregisters the instance"]
 pub struct Registration {
     shared: Arc<Shared>,
-    checks: TaskOwner,
+    /// The health checks, once there is one.
+    checks: OnceLock<TaskOwner>,
     _source: KeepAlive,
 }
 
@@ -243,9 +244,10 @@ impl Registration {
             return Err(Error::invalid_config("interval", "it must be above zero"));
         }
         self.shared.check(&(*self.instance()).clone().with_health(Health::NotServing))?;
-        let stop = self.checks.stop_signal();
+        let checks = self.checks.get_or_init(TaskOwner::new);
+        let stop = checks.stop_signal();
         let shared = Arc::clone(&self.shared);
-        self.checks.spawn("health check", async move {
+        checks.spawn("health check", async move {
             let checking = async {
                 loop {
                     let health = tokio::time::timeout(interval, check()).await.unwrap_or(Health::NotServing);
@@ -255,6 +257,12 @@ impl Registration {
             };
             stop.run_until_cancelled(checking).await;
         })
+    }
+
+    fn stop_checks(&self) {
+        if let Some(checks) = self.checks.get() {
+            checks.stop_signal().cancel();
+        }
     }
 
     /// Removes the instance and confirms it. After this returns no late write brings it back.
@@ -272,7 +280,7 @@ impl Registration {
     ///
     /// The removal goes on in the background.
     pub async fn deregister(self) -> Result<Deregistered, Error> {
-        self.checks.stop_signal().cancel();
+        self.stop_checks();
         set_goal(&self.shared, Goal::Absent);
         let mut reported = self.shared.reported.subscribe();
         let reported = reported.wait_for(|reported| reported.ended.is_some()).await.map_err(|_| Error::Closed)?;
@@ -282,7 +290,7 @@ impl Registration {
     /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts. An
     /// instance on a shared or given lease is no longer looked after, and lives as long as that lease.
     pub fn abandon(self) {
-        self.checks.stop_signal().cancel();
+        self.stop_checks();
         set_goal(&self.shared, Goal::Abandoned);
     }
 

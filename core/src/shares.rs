@@ -64,8 +64,9 @@ impl Shares {
 /// Places keys on positions in proportion to their weights, so that a change of the set moves few keys.
 #[derive(Clone, Debug, Default)]
 pub struct HashRing {
-    /// Points in order, and whose they are.
-    points: Vec<(u64, usize)>,
+    /// Points in order, and whose they are. Apart from each other, because a search reads points only.
+    points: Vec<u64>,
+    owners: Vec<u32>,
 }
 
 impl HashRing {
@@ -74,20 +75,22 @@ impl HashRing {
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
         let members: Vec<_> = members.into_iter().collect();
         let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
-        let mut points = Vec::new();
+        let mut points: Vec<(u64, u32)> = Vec::new();
         for (at, (name, weight)) in members.iter().enumerate() {
             let due = (u64::from(*weight) * RING_POINTS * members.len() as u64 / total.max(1)).max(1);
-            points.extend((0..due).map(|point| (xxh3_64_with_seed(name.as_bytes(), point), at)));
+            let owner = u32::try_from(at).unwrap_or(u32::MAX);
+            points.extend((0..due).map(|point| (xxh3_64_with_seed(name.as_bytes(), point), owner)));
         }
         points.sort_unstable();
-        Self { points }
+        let (points, owners) = points.into_iter().unzip();
+        Self { points, owners }
     }
 
     /// The position that `key` belongs to; `None` on an empty ring.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
         let point = xxh3_64(key);
-        let at = self.points.partition_point(|(ring, _)| *ring < point);
-        self.points.get(at).or(self.points.first()).map(|(_, position)| *position)
+        let at = self.points.partition_point(|ring| *ring < point);
+        self.owners.get(at).or(self.owners.first()).map(|owner| *owner as usize)
     }
 }
 

@@ -7,22 +7,25 @@ use std::{
     collections::HashMap,
     fmt,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use tokio_util::sync::CancellationToken;
 
 use crate::registry::{OnConflict, RegisterOptions};
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Occupant {
     owner: Option<String>,
-    leaving: CancellationToken,
+    leaving: AtomicBool,
     superseded: CancellationToken,
     gone: CancellationToken,
 }
 
-type Map<K> = Arc<Mutex<HashMap<K, Occupant>>>;
+type Map<K> = Arc<Mutex<HashMap<K, Arc<Occupant>>>>;
 
 /// The keys that registrations of this session have claimed.
 pub struct Slots<K> {
@@ -46,7 +49,7 @@ impl<K> fmt::Debug for Slots<K> {
 pub struct Claim<K: Eq + Hash> {
     key: K,
     map: Map<K>,
-    me: Occupant,
+    me: Arc<Occupant>,
 }
 
 impl<K: Eq + Hash> fmt::Debug for Claim<K> {
@@ -71,25 +74,25 @@ impl<K: Eq + Hash + Clone> Slots<K> {
             let same_owner = options.owner.is_some() && options.owner == occupant.owner;
             if same_owner || options.on_conflict == OnConflict::TakeOver {
                 occupant.superseded.cancel();
-            } else if options.on_conflict == OnConflict::Refuse && !occupant.leaving.is_cancelled() {
+            } else if options.on_conflict == OnConflict::Refuse && !occupant.leaving.load(Ordering::Acquire) {
                 return None;
             }
             occupant.gone.cancelled().await;
         }
     }
 
-    fn try_claim(&self, key: &K, options: &RegisterOptions) -> Result<Claim<K>, Occupant> {
+    fn try_claim(&self, key: &K, options: &RegisterOptions) -> Result<Claim<K>, Arc<Occupant>> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(occupant) = map.get(key) {
-            return Err(occupant.clone());
+            return Err(Arc::clone(occupant));
         }
-        let me = Occupant {
+        let me = Arc::new(Occupant {
             owner: options.owner.clone(),
-            leaving: CancellationToken::new(),
+            leaving: AtomicBool::new(false),
             superseded: CancellationToken::new(),
             gone: CancellationToken::new(),
-        };
-        map.insert(key.clone(), me.clone());
+        });
+        map.insert(key.clone(), Arc::clone(&me));
         Ok(Claim { key: key.clone(), map: Arc::clone(&self.map), me })
     }
 }
@@ -97,7 +100,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
 impl<K: Eq + Hash> Claim<K> {
     /// Says that this registration is about to leave, so that a successor waits for it instead of giving up.
     pub fn leave(&self) {
-        self.me.leaving.cancel();
+        self.me.leaving.store(true, Ordering::Release);
     }
 
     /// Waits until a successor wants the key. The registration has to end then, and to leave the key as it is.

@@ -62,6 +62,8 @@ impl TaskOwner {
             return Err(Error::Closed);
         }
         let panicked = Arc::clone(&self.panicked);
+        // Boxed: each layer around a future may hold it twice.
+        let task = Box::pin(task);
         let guarded = async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked");
@@ -70,6 +72,18 @@ impl TaskOwner {
         };
         self.tracker.spawn_on(guarded, &runtime);
         Ok(())
+    }
+
+    /// Starts a task that a stop ends at its next await.
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Self::spawn).
+    pub fn run(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        let (stop, task) = (self.stop.clone(), Box::pin(task));
+        self.spawn(name, async move {
+            stop.run_until_cancelled_owned(task).await;
+        })
     }
 
     /// Waits, at most `limit`, for the tasks to end by themselves. Says whether they did.

@@ -4,7 +4,7 @@
 //! back a second later. Whoever emptied its view in between would fail all its calls.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -37,12 +37,16 @@ impl Protection {
 
     /// Takes note of how the store's list became `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
+        if !self.lost.is_empty() {
+            // At once, so that a hundred thousand that come back together cost no more than they are.
+            let back: HashSet<_> =
+                events.iter().filter(|event| !matches!(event, Event::Removed(_))).map(Event::id).collect();
+            self.lost.retain(|(_, lost)| !back.contains(lost.instance().id()));
+        }
         for event in events {
             match event {
                 Event::Added(entry) | Event::Updated { new: entry, .. } => {
-                    let id = entry.instance().id();
-                    self.held.remove(id);
-                    self.lost.retain(|(_, lost)| lost.instance().id() != id);
+                    self.held.remove(entry.instance().id());
                 }
                 Event::Removed(entry) => {
                     let id = entry.instance().id();
