@@ -5,14 +5,17 @@
 
 use std::{
     future::Future,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
-use enlist::{Error, LeaseId, Moment, Revision};
+use enlist::{Error, LeaseId, Moment, Revision, TaskOwner};
 use etcd_client::{
-    Channel, Client, Compare, CompareOp, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions,
-    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient,
+    Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget,
+    TxnOp, WatchClient,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
@@ -21,8 +24,9 @@ use tower::util::BoxCloneSyncService;
 use crate::{
     channel::Failover,
     error::{Failure, classify, said},
-    handover::Successor,
+    handover::OwnPlace,
     record::{KeyRange, Record},
+    writes::{Batcher, Guard, Line, Outcome, Write},
 };
 
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
@@ -171,42 +175,25 @@ impl Lane {
     }
 }
 
+/// How many transactions with registrations are under way at a time.
+const REGISTRATIONS: usize = 2;
+
+/// How many transactions with places in line are under way at a time.
+const PLACES: usize = 4;
+
 /// Both lanes.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// Leases and small transactions.
-    pub(crate) fast: Lane,
+    pub(crate) fast: Arc<Lane>,
+    /// Guarded writes of instances.
+    writes: Batcher,
+    /// Guarded writes of places in line.
+    places: Batcher,
     /// Watches and lists.
     pub(crate) bulk: Lane,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
     page: AtomicI64,
-}
-
-/// A write that is done only if the key is as expected.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Guard {
-    /// The key must be absent.
-    Absent,
-    /// The key must have been changed last at this revision.
-    Modified(Revision),
-    /// The key must have been created at this revision.
-    Created(Revision),
-    /// The key must have been created at this revision and be kept by this lease.
-    Mine(Revision, LeaseId),
-}
-
-impl Guard {
-    fn compares(self, key: &[u8]) -> Vec<Compare> {
-        let equal = CompareOp::Equal;
-        match self {
-            Self::Absent => vec![Compare::create_revision(key, equal, 0)],
-            Self::Modified(revision) => vec![Compare::mod_revision(key, equal, signed(revision))],
-            Self::Created(revision) => vec![Compare::create_revision(key, equal, signed(revision))],
-            Self::Mine(revision, lease) => {
-                vec![Compare::create_revision(key, equal, signed(revision)), Compare::lease(key, equal, lease.get())]
-            }
-        }
-    }
 }
 
 /// A revision as etcd's API has it.
@@ -223,10 +210,37 @@ pub(crate) enum Written {
     Refused(Option<Record>),
 }
 
+impl Written {
+    fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done { revision, .. } => Self::Done(revision),
+            Outcome::Refused(found) => Self::Refused(found.into_iter().flatten().next()),
+        }
+    }
+}
+
+impl OwnPlace {
+    fn put(&self) -> TxnOp {
+        put(&self.key, &self.value, Some(self.lease))
+    }
+
+    fn size(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+}
+
 impl Connection {
-    pub(crate) fn new(fast: Failover, bulk: Failover, credentials: Option<&Credentials>, limit: Duration) -> Self {
+    pub(crate) fn new(
+        tasks: &TaskOwner,
+        fast: Failover,
+        bulk: Failover,
+        credentials: Option<&Credentials>,
+        limit: Duration,
+    ) -> Self {
         let lane = |channel| Lane::new(channel, credentials.cloned(), limit);
-        Self { fast: lane(fast), bulk: lane(bulk), page: AtomicI64::new(PAGE) }
+        let fast = Arc::new(lane(fast));
+        let (writes, places) = (Batcher::start(tasks, &fast, REGISTRATIONS), Batcher::start(tasks, &fast, PLACES));
+        Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE) }
     }
 
     /// One linearizable read of a key.
@@ -244,64 +258,75 @@ impl Connection {
         value: &[u8],
         lease: Option<LeaseId>,
     ) -> Result<Written, Failure> {
-        let options = PutOptions::new().with_lease(lease.map_or(0, LeaseId::get));
-        let put = TxnOp::put(key, value, Some(options));
-        self.guarded(key, guard, put).await
+        let ops = vec![put(key, value, lease)];
+        let write = Write {
+            guards: vec![(key.into(), guard)],
+            ops,
+            size: key.len() + value.len(),
+            line: Line::Apart,
+            patient: false,
+        };
+        self.writes.send(write).await.map(Written::of)
     }
 
     /// Deletes a key under a guard.
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
-        self.guarded(key, guard, TxnOp::delete(key, None)).await
+        let ops = vec![TxnOp::delete(key, None)];
+        let write =
+            Write { guards: vec![(key.into(), guard)], ops, size: key.len(), line: Line::Apart, patient: false };
+        self.writes.send(write).await.map(Written::of)
     }
 
-    async fn guarded(&self, key: &[u8], guard: Guard, op: TxnOp) -> Result<Written, Failure> {
-        let txn = Txn::new().when(guard.compares(key)).and_then([op]).or_else([TxnOp::get(key, None)]);
-        let response = self.txn(&txn).await?;
-        if response.succeeded() {
-            return Ok(Written::Done(txn_revision(&response)));
-        }
-        Ok(Written::Refused(gets(&response).into_iter().flatten().next()))
-    }
-
-    /// Puts a key under a guard and reads a range in the same transaction: `Ok` if the guard held, else what the key is.
-    pub(crate) async fn put_and_read(
+    /// Creates a place in `line` and reads the line after that: `Ok` if it was not there, else what it is. Who is `patient` may
+    /// wait a moment for another write to go along with.
+    pub(crate) async fn enter(
         &self,
-        key: &[u8],
-        guard: Guard,
-        value: &[u8],
-        lease: LeaseId,
-        (range, options): (&[u8], GetOptions),
+        place: &OwnPlace,
+        line: &KeyRange,
+        read: GetOptions,
+        patient: bool,
     ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
-        let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.get())));
-        let read = TxnOp::get(range, Some(options));
-        let txn = Txn::new().when(guard.compares(key)).and_then([put, read]).or_else([TxnOp::get(key, None)]);
-        let response = self.txn(&txn).await?;
-        let records: Vec<Record> = gets(&response).into_iter().flatten().collect();
-        Ok(if response.succeeded() { Ok((txn_revision(&response), records)) } else { Err(records.into_iter().next()) })
+        let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
+        let guards = vec![(place.key[..].into(), Guard::Absent)];
+        let write = Write { guards, ops, size: place.size(), line: Line::Enters(line.start.clone()), patient };
+        self.places.send(write).await.map(read_of)
     }
 
-    /// Deletes the key created at `created`, confirms the place of `successor` and reads a range after both, in one transaction.
-    /// `None` if one of the two keys is not as expected; nothing was done then.
+    /// Writes a place again, which proves that it is there, and reads the line after that: `Ok` if the place is the one that was
+    /// created then.
+    pub(crate) async fn confirm(
+        &self,
+        place: &OwnPlace,
+        line: &KeyRange,
+        read: GetOptions,
+    ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
+        let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
+        let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
+        self.places
+            .send(Write { guards, ops, size: place.size(), line: Line::Apart, patient: false })
+            .await
+            .map(read_of)
+    }
+
+    /// Deletes the place in `line` that was created at `created`, and confirms that of `successor`, in one transaction. Says whether
+    /// both were there; nothing was done otherwise.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
-        successor: &Successor,
-        (range, options): (&[u8], GetOptions),
-    ) -> Result<Option<Vec<Record>>, Failure> {
-        let mut guards = Guard::Created(created).compares(key);
-        guards.extend(Guard::Created(successor.token).compares(&successor.key));
-        let put = TxnOp::put(
-            &successor.key[..],
-            &successor.value[..],
-            Some(PutOptions::new().with_lease(successor.lease.get())),
-        );
-        let steps = [TxnOp::delete(key, None), put, TxnOp::get(range, Some(options))];
-        let response = self.txn(&Txn::new().when(guards).and_then(steps)).await?;
-        Ok(response.succeeded().then(|| gets(&response).into_iter().flatten().collect()))
-    }
-
-    async fn txn(&self, txn: &Txn) -> Result<TxnResponse, Failure> {
-        self.fast.call("transaction", |mut clients| async move { clients.kv.txn(txn.clone()).await }).await
+        successor: &OwnPlace,
+        line: &KeyRange,
+    ) -> Result<bool, Failure> {
+        let guards =
+            vec![(key.into(), Guard::Created(created)), (successor.key[..].into(), Guard::Created(successor.token))];
+        let ops = vec![TxnOp::delete(key, None), successor.put()];
+        let write = Write {
+            guards,
+            ops,
+            size: key.len() + successor.size(),
+            line: Line::Leaves(line.start.clone()),
+            patient: false,
+        };
+        self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
     }
 
     /// Reads a range, sorted or limited as `options` say.
@@ -392,21 +417,22 @@ fn revision_of(response: &GetResponse) -> Revision {
     header_revision(response.header())
 }
 
-fn txn_revision(response: &TxnResponse) -> Revision {
-    header_revision(response.header())
-}
-
 /// The revision in a header; 0 where there is none, which orders before everything.
 pub(crate) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
     Revision::new(header.map_or(0, |header| u64::try_from(header.revision()).unwrap_or(0)))
 }
 
-fn gets(response: &TxnResponse) -> Vec<Vec<Record>> {
-    let read = |response: &TxnOpResponse| match response {
-        TxnOpResponse::Get(get) => Some(get.kvs().iter().map(Record::from).collect()),
-        _ => None,
-    };
-    response.op_responses().iter().filter_map(read).collect()
+/// A put of a key that `lease` keeps.
+fn put(key: &[u8], value: &[u8], lease: Option<LeaseId>) -> TxnOp {
+    TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.map_or(0, LeaseId::get))))
+}
+
+/// What a write that read once has found, or what its key is.
+fn read_of(outcome: Outcome) -> Result<(Revision, Vec<Record>), Option<Record>> {
+    match outcome {
+        Outcome::Done { revision, reads } => Ok((revision, reads.into_iter().flatten().collect())),
+        Outcome::Refused(found) => Err(found.into_iter().flatten().next()),
+    }
 }
 
 /// Checks that a URL names a scheme that etcd serves, and that TLS options go with `https`.

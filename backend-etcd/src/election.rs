@@ -44,7 +44,7 @@ impl Election for Etcd {
         let mut reader = self.session.hub.follow(&self.session, &range)?;
         let feed = Arc::new(Feed::new());
         let tasks = TaskOwner::on(self.session.runtime());
-        let (stop, leaders, name) = (tasks.stop_signal(), Arc::clone(&feed), name.clone());
+        let (leaders, name) = (Arc::clone(&feed), name.clone());
         let follow = async move {
             loop {
                 match reader.next().await {
@@ -59,9 +59,7 @@ impl Election for Etcd {
                 }
             }
         };
-        tasks.spawn("observe", async move {
-            stop.run_until_cancelled_owned(follow).await;
-        })?;
+        tasks.run("observe", follow)?;
         Ok(LeaderWatcher::new(feed.reader(Arc::new((tasks, Arc::clone(&self.session))))))
     }
 }

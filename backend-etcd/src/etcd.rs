@@ -11,6 +11,7 @@ use crate::{
     channel::{Failover, Members, TlsFiles},
     connection::{Connection, Credentials, check_url},
     layout::{Layout, LockLayout, Native},
+    record::KeyRange,
     session::{Ground, Session, SessionRuntime},
 };
 
@@ -19,6 +20,9 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a request may take, unless said otherwise.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the connection for watches is waited for when a client is made.
+const DIAL: Duration = Duration::from_secs(3);
 
 /// How long a close waits for the session's tasks.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -264,7 +268,7 @@ impl EtcdBuilder {
         let ground = Ground::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
-        let conn = Connection::new(fast, bulk, credentials.as_ref(), self.request_timeout);
+        let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout);
         let layout = layout.unwrap_or_else(|| Arc::new(native.clone()));
         let lock_layout = lock_layout.unwrap_or_else(|| Arc::new(native));
         Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit) })
@@ -283,7 +287,13 @@ impl EtcdBuilder {
     pub async fn connect(self) -> Result<Etcd, Error> {
         let etcd = self.build()?;
         etcd.session.check_open()?;
-        match etcd.session.conn.get(b"\0").await {
+        let conn = &etcd.session.conn;
+        // The other connection is about to be needed, and is dialled meanwhile; whether it answers shows then.
+        let other = Arc::clone(conn);
+        etcd.session.tasks.run("dial", async move {
+            other.answers(&KeyRange::key(*b"\0"), DIAL).await;
+        })?;
+        match conn.get(b"\0").await {
             Ok(_) | Err(crate::error::Failure::Denied) => Ok(etcd),
             Err(failure) => Err(failure.into_error("connecting")),
         }

@@ -1,8 +1,8 @@
 //! Hand-over within a session: whoever releases a lock confirms the place of its successor in the same transaction, if that
-//! one waits in this session too. That saves the successor an event and a request of its own.
+//! one waits in this session too. The successor watches nothing then.
 //!
-//! It is an optimization only. A successor watches its predecessor all the same, and confirms by itself whenever this does
-//! not come about.
+//! It is an optimization only. A successor whose predecessor does not hand over, for whatever reason, is told so, and confirms
+//! its place by itself.
 
 use std::{
     collections::HashMap,
@@ -12,67 +12,109 @@ use std::{
 use enlist::{LeaseId, Revision};
 use tokio::sync::oneshot;
 
-/// A place in line that waits, as far as others have to know it to confirm it.
+/// The numbers that tell the places of this session in a line apart. They are used again: each key that ever was in a line costs
+/// etcd time at every look at the line, until the history is compacted.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    lines: Mutex<HashMap<Vec<u8>, InUse>>,
+}
+
+/// The numbers of one line.
+#[derive(Debug, Default)]
+struct InUse {
+    /// How many were taken at most.
+    taken: u64,
+    free: Vec<u64>,
+}
+
+impl Numbers {
+    /// Takes a number that no place in `line` has.
+    pub(crate) fn take(&self, line: &[u8]) -> u64 {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let numbers = lines.entry(line.to_vec()).or_default();
+        numbers.free.pop().unwrap_or_else(|| {
+            numbers.taken += 1;
+            numbers.taken - 1
+        })
+    }
+
+    /// How many places of this session there are in `line`.
+    pub(crate) fn in_use(&self, line: &[u8]) -> u64 {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.get(line).map_or(0, |numbers| numbers.taken - numbers.free.len() as u64)
+    }
+
+    /// Gives a number back whose key is gone for good.
+    pub(crate) fn give_back(&self, line: &[u8], number: u64) {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(numbers) = lines.get_mut(line) {
+            numbers.free.push(number);
+            if numbers.free.len() as u64 == numbers.taken {
+                lines.remove(line);
+            }
+        }
+    }
+}
+
+/// A place of this session in a line.
 #[derive(Clone, Debug)]
-pub(crate) struct Successor {
+pub(crate) struct OwnPlace {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) lease: LeaseId,
+    /// The revision at which it was created; 0 before that.
     pub(crate) token: Revision,
 }
 
-/// A place that waits for another one of this session. Dropping it leaves the successor to itself.
+/// A place that waits for another one of this session. Dropping it leaves the place to itself.
 #[derive(Debug)]
 pub(crate) struct Heir {
-    pub(crate) successor: Successor,
+    pub(crate) place: OwnPlace,
     confirmed: oneshot::Sender<()>,
 }
 
 impl Heir {
-    /// Tells the successor that its place was confirmed and is the first.
+    /// Tells the heir that its place was confirmed, and that it is the first.
     pub(crate) fn tell(self) {
         // One that no longer waits gives its place up by itself.
         let _ = self.confirmed.send(());
     }
 }
 
-/// Who waits for whom, by the key of the predecessor.
+/// The places of this session that are looked after, and who waits for each.
 #[derive(Debug, Default)]
 pub(crate) struct Heirs {
     waiting: Mutex<HashMap<Vec<u8>, Vec<Heir>>>,
 }
 
-/// That somebody waits. Dropping it ends that.
+/// That a place is looked after. Dropping it leaves those that wait for it to themselves.
 #[derive(Debug)]
-pub(crate) struct Seat<'a> {
+pub(crate) struct Presence<'a> {
     heirs: &'a Heirs,
-    before: Vec<u8>,
-    token: Revision,
-    /// `None` once the predecessor has failed to.
-    confirmed: Option<oneshot::Receiver<()>>,
+    key: Vec<u8>,
+}
+
+/// That somebody waits for a place.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    confirmed: oneshot::Receiver<()>,
 }
 
 impl Heirs {
-    /// Notes that `successor` waits until the place at `before` is given up.
-    pub(crate) fn wait(&self, before: &[u8], successor: Successor) -> Seat<'_> {
-        let (tell, confirmed) = oneshot::channel();
-        let token = successor.token;
-        self.with(|waiting| {
-            waiting.entry(before.to_vec()).or_default().push(Heir { successor, confirmed: tell });
-        });
-        Seat { heirs: self, before: before.to_vec(), token, confirmed: Some(confirmed) }
+    /// Notes that the place at `key` is looked after.
+    pub(crate) fn stay(&self, key: &[u8]) -> Presence<'_> {
+        self.with(|waiting| waiting.insert(key.to_vec(), Vec::new()));
+        Presence { heirs: self, key: key.to_vec() }
     }
 
-    /// Takes the first of those that wait for the place at `key`.
-    pub(crate) fn take(&self, key: &[u8]) -> Option<Heir> {
+    /// Notes that `place` waits for the one at `before`; `None` if that is not one of this session.
+    pub(crate) fn wait(&self, before: &[u8], place: OwnPlace) -> Option<Seat> {
         self.with(|waiting| {
-            let heirs = waiting.get_mut(key)?;
-            let (first, _) = heirs.iter().enumerate().min_by_key(|(_, heir)| heir.successor.token)?;
-            let heir = heirs.swap_remove(first);
-            if heirs.is_empty() {
-                waiting.remove(key);
-            }
-            Some(heir)
+            let heirs = waiting.get_mut(before)?;
+            heirs.retain(|heir| !heir.confirmed.is_closed());
+            let (tell, confirmed) = oneshot::channel();
+            heirs.push(Heir { place, confirmed: tell });
+            Some(Seat { confirmed })
         })
     }
 
@@ -81,78 +123,83 @@ impl Heirs {
     }
 }
 
-impl Seat<'_> {
-    /// Waits until the place is confirmed by its predecessor, for ever if that does not happen.
-    pub(crate) async fn confirmed(&mut self) {
-        if let Some(confirmed) = &mut self.confirmed {
-            if confirmed.await.is_ok() {
-                return;
-            }
-            self.confirmed = None;
-        }
-        std::future::pending::<()>().await;
-    }
-
-    /// Says whether the predecessor confirms the place. Waits only while it is at it, which ends with its request.
-    pub(crate) async fn handed_over(mut self) -> bool {
-        self.leave();
-        match self.confirmed.take() {
-            Some(confirmed) => confirmed.await.is_ok(),
-            None => false,
-        }
-    }
-
-    fn leave(&self) {
+impl Presence<'_> {
+    /// Takes the first of those that wait for this place.
+    pub(crate) fn heir(&self) -> Option<Heir> {
         self.heirs.with(|waiting| {
-            if let Some(heirs) = waiting.get_mut(&self.before) {
-                heirs.retain(|heir| heir.successor.token != self.token);
-                if heirs.is_empty() {
-                    waiting.remove(&self.before);
-                }
-            }
-        });
+            let heirs = waiting.get_mut(&self.key)?;
+            heirs.retain(|heir| !heir.confirmed.is_closed());
+            let (first, _) = heirs.iter().enumerate().min_by_key(|(_, heir)| heir.place.token)?;
+            Some(heirs.swap_remove(first))
+        })
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Presence<'_> {
     fn drop(&mut self) {
-        self.leave();
+        self.heirs.with(|waiting| waiting.remove(&self.key));
+    }
+}
+
+impl Seat {
+    /// Waits for the predecessor's end. Says whether it has confirmed the place.
+    ///
+    /// Dropping the future gives the seat up.
+    pub(crate) async fn inherits(self) -> bool {
+        self.confirmed.await.is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
 
-    fn successor(token: u64) -> Successor {
+    #[test]
+    fn numbers_are_used_again_and_never_twice_at_a_time() {
+        let numbers = Numbers::default();
+        assert_eq!([numbers.take(b"l"), numbers.take(b"l"), numbers.take(b"other")], [0, 1, 0]);
+        numbers.give_back(b"l", 0);
+        assert_eq!([numbers.take(b"l"), numbers.take(b"l")], [0, 2]);
+        assert_eq!([numbers.in_use(b"l"), numbers.in_use(b"nobody's")], [3, 0]);
+        for number in 0..3 {
+            numbers.give_back(b"l", number);
+        }
+        numbers.give_back(b"other", 0);
+        assert!(numbers.lines.lock().unwrap().is_empty());
+    }
+
+    fn place(token: u64) -> OwnPlace {
         let (lease, token) = (LeaseId::new(1), Revision::new(token));
-        Successor { key: vec![1], value: Vec::new(), lease, token }
+        OwnPlace { key: vec![1], value: Vec::new(), lease, token }
     }
 
     #[tokio::test]
     async fn the_first_inherits_and_who_left_does_not() {
         let heirs = Heirs::default();
-        let (mut second, gone, mut third) =
-            (heirs.wait(b"k", successor(2)), heirs.wait(b"k", successor(1)), heirs.wait(b"k", successor(3)));
+        assert!(heirs.wait(b"k", place(1)).is_none(), "nobody is there");
+        let here = heirs.stay(b"k");
+        let (second, gone, third) =
+            (heirs.wait(b"k", place(2)), heirs.wait(b"k", place(1)), heirs.wait(b"k", place(3)));
         drop(gone);
-        heirs.take(b"k").unwrap().tell();
-        second.confirmed().await;
-        let taken = heirs.take(b"k").unwrap();
-        assert_eq!(taken.successor.token, Revision::new(3));
-        assert!(heirs.take(b"k").is_none() && heirs.take(b"other").is_none());
+        here.heir().unwrap().tell();
+        assert!(second.unwrap().inherits().await);
+        let taken = here.heir().unwrap();
+        assert_eq!(taken.place.token, Revision::new(3));
+        assert!(here.heir().is_none());
         // The request failed.
         drop(taken);
-        assert!(futures::FutureExt::now_or_never(third.confirmed()).is_none());
-        assert!(!third.handed_over().await);
+        assert!(!third.unwrap().inherits().await);
     }
 
     #[tokio::test]
-    async fn whoever_sees_the_predecessor_go_waits_only_for_a_confirmation_under_way() {
+    async fn whoever_is_not_looked_after_any_more_leaves_its_heirs_to_themselves() {
         let heirs = Heirs::default();
-        assert!(!heirs.wait(b"k", successor(2)).handed_over().await);
-        let seat = heirs.wait(b"k", successor(3));
-        heirs.take(b"k").unwrap().tell();
-        assert!(seat.handed_over().await);
+        let here = heirs.stay(b"k");
+        let mut waits = Box::pin(heirs.wait(b"k", place(2)).unwrap().inherits());
+        assert!(waits.as_mut().now_or_never().is_none());
+        drop(here);
+        assert!(!waits.await);
         assert!(heirs.waiting.lock().unwrap().is_empty());
     }
 }

@@ -54,6 +54,7 @@ pub(crate) struct Lease {
     /// What the store granted, which may be more than was asked for.
     ttl: Duration,
     state: watch::Receiver<LeaseState>,
+    phase: watch::Receiver<LeaseState>,
     end: CancellationToken,
     abandoned: CancellationToken,
     /// Told by whoever has a reason to think that the lease may be gone.
@@ -73,6 +74,11 @@ impl Lease {
 
     pub(crate) fn state(&self) -> watch::Receiver<LeaseState> {
         self.state.clone()
+    }
+
+    /// The state for those who do not want to hear of each renewal, only of trouble and of its end.
+    pub(crate) fn phase(&self) -> watch::Receiver<LeaseState> {
+        self.phase.clone()
     }
 
     fn is_alive(&self) -> bool {
@@ -172,6 +178,7 @@ impl Leases {
             tracing::warn!(lease = id.get(), asked = ?asked, granted = ?ttl, "lease granted with another TTL");
         }
         let (report, state) = watch::channel(LeaseState::Alive { sent });
+        let (turn, phase) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned, doubted) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
         let keeper = Keeper {
             conn: Arc::clone(&self.conn),
@@ -180,12 +187,14 @@ impl Leases {
             ttl,
             renewed: sent,
             report,
+            turn,
             doubted: Arc::clone(&doubted),
         };
         let lease = Arc::new(Lease {
             id,
             ttl,
             state,
+            phase,
             end: end.clone(),
             abandoned: abandoned.clone(),
             doubted,
@@ -248,9 +257,10 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
 pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     // The sender may go: the receiver keeps the last value.
     let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
+    let phase = state.clone();
     let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
     let (doubted, condemned) = (Arc::default(), AtomicBool::new(false));
-    Arc::new(Lease { id, ttl, state, end, abandoned, doubted, condemned })
+    Arc::new(Lease { id, ttl, state, phase, end, abandoned, doubted, condemned })
 }
 
 struct Keeper {
@@ -261,6 +271,8 @@ struct Keeper {
     /// When the last acknowledged renewal was sent.
     renewed: Moment,
     report: watch::Sender<LeaseState>,
+    /// For those who want to hear of changes only.
+    turn: watch::Sender<LeaseState>,
     doubted: Arc<tokio::sync::Notify>,
 }
 
@@ -298,22 +310,31 @@ impl Keeper {
                     measured(Timer::Renewal, sent.elapsed());
                     self.renewed = sent;
                     wait = pause(self.ttl, None);
-                    self.report.send_replace(LeaseState::Alive { sent });
+                    self.tell(LeaseState::Alive { sent });
                 }
                 Err(Failure::LeaseNotFound) => {
                     tracing::warn!(lease = self.id.get(), "lease lost");
                     self.counters.count(Counter::LeaseLosses);
-                    self.report.send_replace(LeaseState::Lost);
+                    self.tell(LeaseState::Lost);
                     return;
                 }
                 Err(failure) => {
                     wait = pause(self.ttl, Some(&mut backoff));
                     let cause = failure.into_error("lease renewal");
                     tracing::debug!(lease = self.id.get(), %cause, "lease not renewed");
-                    self.report.send_replace(LeaseState::Suspect { sent: self.renewed, cause });
+                    self.tell(LeaseState::Suspect { sent: self.renewed, cause });
                 }
             }
         }
+    }
+
+    fn tell(&self, state: LeaseState) {
+        self.turn.send_if_modified(|last| {
+            let turned = std::mem::discriminant(last) != std::mem::discriminant(&state);
+            *last = state.clone();
+            turned
+        });
+        self.report.send_replace(state);
     }
 
     async fn renew(&self) -> Result<(), Failure> {

@@ -24,7 +24,8 @@
 //! |---|---|
 //! | `etcd` | options, TLS, user; what the traits are implemented on |
 //! | `channel` | one pinned endpoint, another one when it fails |
-//! | `connection` | requests with deadlines, token renewal, guarded writes |
+//! | `connection` | requests with deadlines, token renewal |
+//! | `writes` | guarded writes, several in one transaction |
 //! | `error` | what etcd says, turned into what a caller can do |
 //! | `session` | the runtime that owns leases and tasks |
 //! | `lease` | grants and renewals |
@@ -53,6 +54,7 @@ mod registry;
 mod session;
 mod stander;
 mod watcher;
+mod writes;
 
 pub use self::{
     etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},

@@ -98,11 +98,7 @@ impl Etcd {
             begun: Moment::now(),
         };
         let span = tracing::info_span!("lock", lock = %name);
-        let stop = self.session.tasks.stop_signal();
-        let run = async move {
-            stop.run_until_cancelled_owned(stander.run(answer)).await;
-        };
-        self.session.tasks.spawn("lock", run.instrument(span))?;
+        self.session.tasks.run("lock", stander.run(answer).instrument(span))?;
         let won = async { won.await.map_err(|_| Error::Closed)? };
         match deadline {
             None => won.await,

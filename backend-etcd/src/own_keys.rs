@@ -1,4 +1,5 @@
-//! Watching own keys: a registration learns from etcd, not from its lease, whether its key is still there.
+//! Watching own keys: a registration, or whoever stands in line for a lock, learns from etcd, not from its lease, whether its key
+//! is still there.
 //!
 //! A few keys of a service have a watch each, which begins at what is known and costs no list. Many share the watch of their
 //! service, and of very many services that of the namespace, so that ten thousand own keys are a handful of watches. A shared
@@ -33,10 +34,17 @@ const MANY: usize = 64;
 enum Seen {
     /// Nothing yet.
     Nothing,
-    /// At this revision it had been changed last at `modified`, or was absent.
-    At { revision: Revision, epoch: Epoch, modified: Option<Revision> },
+    /// At this revision it was this, or absent.
+    At { revision: Revision, epoch: Epoch, found: Option<Versions> },
     /// The watch cannot see it.
     Blind,
+}
+
+/// When a key was created and changed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Versions {
+    created: Revision,
+    modified: Revision,
 }
 
 /// How an own key differs from what was written.
@@ -56,8 +64,18 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
         Seen::At { epoch: now, .. } if epoch.is_some_and(|epoch| epoch != now) => Some(Differs::Changed),
         // A picture from before the write says nothing about it.
         Seen::At { revision, .. } if revision < written => None,
-        Seen::At { modified: None, .. } => Some(Differs::Gone),
-        Seen::At { modified: Some(modified), .. } => (modified != written).then_some(Differs::Changed),
+        Seen::At { found: None, .. } => Some(Differs::Gone),
+        Seen::At { found: Some(found), .. } => (found.modified != written).then_some(Differs::Changed),
+    }
+}
+
+/// Says whether a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer there.
+fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
+    match seen {
+        Seen::Nothing | Seen::Blind => false,
+        Seen::At { found: Some(found), .. } if found.created == created => false,
+        // A picture from before the creation says nothing about it, unless it is one of another history.
+        Seen::At { revision, epoch: now, .. } => revision >= created || epoch.is_some_and(|epoch| epoch != now),
     }
 }
 
@@ -84,24 +102,52 @@ impl Ward {
     ///
     /// Dropping the future loses nothing.
     pub(crate) async fn differs(&mut self, written: Revision) -> Differs {
-        if self.written != Some(written) {
-            self.forget();
-            self.written = Some(written);
-            self.group.inner().expect(&self.key, written);
-        }
+        self.expect(written);
         loop {
-            let seen = *self.seen.borrow_and_update();
-            let differs = judge(seen, written, self.epoch);
-            if let Seen::At { epoch, .. } = seen {
-                self.epoch = Some(epoch);
-            }
-            if let Some(differs) = differs {
+            let (seen, epoch) = self.look();
+            if let Some(differs) = judge(seen, written, epoch) {
                 return differs;
             }
             if self.seen.changed().await.is_err() {
                 return Differs::Blind;
             }
         }
+    }
+
+    /// Waits until the key that was created at `created` is known not to be there any more. Who cannot see it waits on.
+    ///
+    /// Dropping the future loses nothing.
+    pub(crate) async fn vanished(&mut self, created: Revision) {
+        self.expect(created);
+        loop {
+            let (seen, epoch) = self.look();
+            if is_gone(seen, created, epoch) {
+                return;
+            }
+            if self.seen.changed().await.is_err() {
+                // The session has ended, and whoever waits here with it.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Asks for a picture that is as new as what was written at `written`.
+    fn expect(&mut self, written: Revision) {
+        if self.written != Some(written) {
+            self.forget();
+            self.written = Some(written);
+            self.group.inner().expect(&self.key, written);
+        }
+    }
+
+    /// The latest picture, and the epoch of the one before.
+    fn look(&mut self) -> (Seen, Option<Epoch>) {
+        let seen = *self.seen.borrow_and_update();
+        let before = self.epoch;
+        if let Seen::At { epoch, .. } = seen {
+            self.epoch = Some(epoch);
+        }
+        (seen, before)
     }
 
     fn forget(&self) {
@@ -148,8 +194,9 @@ impl Inner {
             _ if self.blind => Seen::Blind,
             None => Seen::Nothing,
             Some(mirror) => {
-                let modified = mirror.get(key).map(|record| record.modified);
-                Seen::At { revision: mirror.revision, epoch: mirror.epoch, modified }
+                let found = mirror.get(key);
+                let found = found.map(|record| Versions { created: record.created, modified: record.modified });
+                Seen::At { revision: mirror.revision, epoch: mirror.epoch, found }
             }
         }
     }
@@ -198,10 +245,7 @@ impl Group {
         let tasks = TaskOwner::on(session.runtime());
         let group = Arc::new(Self { inner: Mutex::default(), tasks, count: Arc::clone(count) });
         let reader = reader()?;
-        let (weak, stop) = (Arc::downgrade(&group), group.tasks.stop_signal());
-        group.tasks.spawn("own keys", async move {
-            stop.run_until_cancelled_owned(dispatch(weak, reader)).await;
-        })?;
+        group.tasks.run("own keys", dispatch(Arc::downgrade(&group), reader))?;
         Ok(group)
     }
 
@@ -308,6 +352,19 @@ impl OwnKeys {
         Ok(group.ward(&record.key))
     }
 
+    /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of several, else by
+    /// itself.
+    pub(crate) fn place(session: &Arc<Session>, others: Option<&KeyRange>, record: Record) -> Result<Ward, Error> {
+        let (this, key) = (&session.own_places, Arc::clone(&record.key));
+        let group = if let Some(range) = others {
+            this.shared(session, range.clone())?
+        } else {
+            let revision = record.modified;
+            Group::start(session, &this.count, || Hub::follow_key(session, &key, Some(record), revision))?
+        };
+        Ok(group.ward(&key))
+    }
+
     fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<Group>, Error> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
@@ -326,7 +383,8 @@ mod tests {
 
     fn at(revision: u64, modified: Option<u64>) -> Seen {
         let revision = Revision::new(revision);
-        Seen::At { revision, epoch: Epoch::default(), modified: modified.map(Revision::new) }
+        let found = modified.map(|modified| Versions { created: Revision::new(3), modified: Revision::new(modified) });
+        Seen::At { revision, epoch: Epoch::default(), found }
     }
 
     #[test]
@@ -340,8 +398,19 @@ mod tests {
         assert_eq!(judge(at(6, Some(6))), Some(Differs::Changed));
         assert_eq!(judge(at(6, None)), Some(Differs::Gone));
         assert_eq!(judge(Seen::Blind), Some(Differs::Blind));
-        let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), modified: None };
+        let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
         assert_eq!(judge(other), Some(Differs::Changed));
+    }
+
+    #[test]
+    fn a_place_is_gone_when_a_later_picture_or_another_history_lacks_it() {
+        let gone = |seen, created| is_gone(seen, Revision::new(created), Some(Epoch::default()));
+        assert!(!gone(Seen::Nothing, 3) && !gone(Seen::Blind, 3));
+        assert!(!gone(at(2, None), 3), "from before");
+        assert!(!gone(at(5, Some(4)), 3) && !gone(at(9, Some(9)), 3), "written again");
+        assert!(gone(at(3, None), 3) && gone(at(9, Some(9)), 4), "deleted, created anew");
+        let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
+        assert!(gone(other, 3));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 //! silent is asked for a sign of life, because a dead peer says nothing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
@@ -62,10 +62,15 @@ pub(crate) struct Pipeline {
     _tasks: TaskOwner,
 }
 
+/// How long a pipeline goes on after the last reader, where somebody is likely to read it again.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// The pipelines of a session: one per range, however many readers.
 #[derive(Debug, Default)]
 pub(crate) struct Hub {
     running: Mutex<HashMap<KeyRange, Weak<Pipeline>>>,
+    /// Those that somebody keeps for a while.
+    lingering: Arc<Mutex<HashSet<KeyRange>>>,
 }
 
 impl Hub {
@@ -82,6 +87,26 @@ impl Hub {
         };
         let feed = Arc::clone(&pipeline.feed);
         Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+    }
+
+    /// Keeps the pipeline of `range`, if there is one, for a while after its last reader. It does not keep the session.
+    pub(crate) fn linger(&self, tasks: &TaskOwner, range: &KeyRange) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pipeline) = running.get(range).and_then(Weak::upgrade) else {
+            return;
+        };
+        drop(running);
+        let lingering = Arc::clone(&self.lingering);
+        if !lingering.lock().unwrap_or_else(PoisonError::into_inner).insert(range.clone()) {
+            return;
+        }
+        let (range, stop) = (range.clone(), tasks.stop_signal());
+        // After the end of the session nothing lingers.
+        let _ = tasks.spawn("linger", async move {
+            stop.run_until_cancelled(tokio::time::sleep(LINGER)).await;
+            lingering.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+            drop(pipeline);
+        });
     }
 
     /// A reader of one key that begins with what is known of it, without a list. Not shared.

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::{
-    connection::{Guard, SETTLED, Written},
+    connection::{SETTLED, Written},
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, LeaseScope, Part, Writing},
@@ -32,6 +32,7 @@ use crate::{
     own_keys::{Differs, OwnKeys, Ward},
     record::{KeyRange, Record},
     session::Session,
+    writes::Guard,
 };
 
 /// How long `deregister` waits for etcd before it says `LeftBehind`.
@@ -46,6 +47,10 @@ const SECOND: Duration = Duration::from_secs(1);
 /// How long a registration that lost its key waits to hear what became of the lease.
 const VERDICT: Duration = Duration::from_secs(1);
 
+/// A key is watched once it is this old, from its writing on. So thousands that are written together cost no events of their
+/// own, and a service that is shared with others is listed once.
+const UNWATCHED: Duration = Duration::from_millis(500);
+
 /// How often a foreign lease is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -57,43 +62,8 @@ impl Registry for Etcd {
         instance: Instance,
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
-        options.check()?;
-        instance.check()?;
-        self.session.check_open()?;
-        // Whatever the layout refuses is refused now, not in the background.
-        let layout = &self.session.layout;
-        let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
-        let slot = if layout.lease_scope() == LeaseScope::PerKey {
-            format!("{service}\n{}", instance.id()).into_bytes()
-        } else {
-            slot
-        };
-        layout.encode(service, &instance, &trial(options.owner.as_deref()))?;
-        let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
-        let (registration, driver) = registration(service.clone(), instance, source);
-        let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
-        driver.accept_only(move |instance| layout.encode(&named, instance, &trial(owner.as_deref())).map(drop));
-        let registrar = Registrar {
-            session: Arc::clone(&self.session),
-            id: registration.instance().id().clone(),
-            slot,
-            driver,
-            options: options.clone(),
-            backoff: options.backoff.start(),
-            lease: None,
-            mine: None,
-            known: Known::Absent,
-            ward: None,
-            alone: false,
-            unsettled: None,
-        };
-        self.session.registrations.fetch_add(1, Ordering::Relaxed);
-        let stop = self.session.tasks.stop_signal();
-        let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
-        let run = async move {
-            stop.run_until_cancelled_owned(registrar.run()).await;
-        };
-        self.session.tasks.spawn("registration", run.instrument(span))?;
+        // Begun outside of the future, which stays small.
+        let registration = self.begin(service, instance, &options)?;
         registration.started(&options).await
     }
 
@@ -144,6 +114,49 @@ impl Registry for Etcd {
 }
 
 impl Etcd {
+    /// Starts the task behind a registration.
+    fn begin(
+        &self,
+        service: &ServiceRef,
+        instance: Instance,
+        options: &RegisterOptions,
+    ) -> Result<Registration, Error> {
+        options.check()?;
+        instance.check()?;
+        self.session.check_open()?;
+        // Whatever the layout refuses is refused now, not in the background.
+        let layout = &self.session.layout;
+        let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
+        let slot = if layout.lease_scope() == LeaseScope::PerKey {
+            format!("{service}\n{}", instance.id()).into_bytes()
+        } else {
+            slot
+        };
+        layout.encode(service, &instance, &trial(options.owner.as_deref()))?;
+        let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
+        let (registration, driver) = registration(service.clone(), instance, source);
+        let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
+        driver.accept_only(move |instance| layout.encode(&named, instance, &trial(owner.as_deref())).map(drop));
+        let registrar = Registrar {
+            session: Arc::clone(&self.session),
+            id: registration.instance().id().clone(),
+            slot: slot.into(),
+            driver,
+            options: options.clone(),
+            backoff: options.backoff.start(),
+            lease: None,
+            mine: None,
+            known: Known::Absent,
+            ward: None,
+            alone: false,
+            unsettled: None,
+        };
+        self.session.registrations.fetch_add(1, Ordering::Relaxed);
+        let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
+        self.session.tasks.run("registration", registrar.run().instrument(span))?;
+        Ok(registration)
+    }
+
     fn not_owner(&self, service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {
         let owner = owner_of(&self.session, service, record);
         let lease = record.lease.unwrap_or_default();
@@ -188,7 +201,7 @@ struct Registrar {
     session: Arc<Session>,
     id: InstanceId,
     /// What the registrations of this session are kept apart by.
-    slot: Vec<u8>,
+    slot: Arc<[u8]>,
     driver: RegistrationDriver,
     options: RegisterOptions,
     backoff: Backoff,
@@ -279,7 +292,7 @@ impl Registrar {
     }
 
     /// Waits for the key to be free of other registrations of this session.
-    async fn claim(&mut self) -> Option<Claim<Vec<u8>>> {
+    async fn claim(&mut self) -> Option<Claim<Arc<[u8]>>> {
         let claimed = tokio::select! {
             claim = self.session.slots.claim(&self.slot, &self.options) => claim,
             () = unwanted(&mut self.driver) => {
@@ -324,28 +337,26 @@ impl Registrar {
     /// Brings etcd one step closer to what is desired.
     async fn reconcile(&mut self) -> Result<Pause, Error> {
         let lease = self.lease().await?;
-        let key = self.key(lease.id())?;
+        let key = self.key(lease)?;
         let session = Arc::clone(&self.session);
-        let _turn = tokio::select! {
-            turn = session.writes.acquire() => turn,
-            () = unwanted(&mut self.driver) => return Ok(Pause::None),
-        };
-        // After the wait, which takes note of changes.
         let desired = self.driver.desired();
         let record = match std::mem::take(&mut self.known) {
-            Known::Unknown => session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0,
+            Known::Unknown => {
+                let _turn = session.reads.acquire().await;
+                session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0
+            }
             Known::Absent => None,
             Known::Is(record) => Some(record),
         };
         let found = record.as_ref().map(|record| self.found(record));
-        let mut step = reconcile::step(found.as_ref(), self.mine, lease.id(), desired.generation, &self.options);
+        let mut step = reconcile::step(found.as_ref(), self.mine, lease, desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
             step = reconcile::after_observation(found, self.observe(*lease).await?);
         }
         match step {
-            Step::Create => self.write(&key, None, Guard::Absent, &desired, &lease).await,
+            Step::Create => self.write(&key, None, Guard::Absent, &desired, lease).await,
             Step::Replace { modified } => {
-                self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, &lease).await
+                self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await
             }
             Step::Keep => {
                 let Some(record) = record else { return Ok(Pause::None) };
@@ -357,9 +368,10 @@ impl Registrar {
         }
     }
 
-    async fn lease(&mut self) -> Result<Arc<Lease>, Error> {
+    /// The lease; only its id, because each that holds a lease counts as one of its keys.
+    async fn lease(&mut self) -> Result<LeaseId, Error> {
         if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) {
-            return Ok(Arc::clone(lease));
+            return Ok(lease.id());
         }
         let Session { tasks, leases, layout, .. } = &*self.session;
         let own = layout.lease_scope() == LeaseScope::PerKey;
@@ -371,8 +383,7 @@ impl Registrar {
             _ => leases.shared(tasks, Purpose::Registration, self.options.ttl).await,
         };
         let lease = granted.map_err(|failure| self.failed(failure))?;
-        self.lease = Some(Arc::clone(&lease));
-        Ok(lease)
+        Ok(self.lease.insert(lease).id())
     }
 
     async fn write(
@@ -381,32 +392,27 @@ impl Registrar {
         previous: Option<&Record>,
         guard: Guard,
         desired: &Desired,
-        lease: &Lease,
+        lease: LeaseId,
     ) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
         let writing = Writing {
             owner: self.options.owner.as_deref(),
             previous: previous.map(|record| &*record.value),
-            lease: Some(lease.id()),
+            lease: Some(lease),
         };
         let value = self.session.layout.encode(self.driver.service(), instance, &writing)?;
         let sent = Moment::now();
-        match self.session.conn.put(key, guard, &value, Some(lease.id())).await {
+        match self.session.conn.put(key, guard, &value, Some(lease)).await {
             Ok(Written::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
                     self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
-                self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
+                self.mine = Some(Mine { created, lease: lease, generation: *generation });
                 self.driver.report_stored(*generation, revision);
-                let record = Record {
-                    key: key.into(),
-                    value: value.into(),
-                    created,
-                    modified: revision,
-                    lease: Some(lease.id()),
-                };
+                let record =
+                    Record { key: key.into(), value: value.into(), created, modified: revision, lease: Some(lease) };
                 Ok(Pause::Settled(record))
             }
             Ok(Written::Refused(record)) => {
@@ -415,8 +421,9 @@ impl Registrar {
             }
             Err(Failure::LeaseNotFound) => {
                 if !matches!(self.options.lease, LeaseChoice::Given(_)) {
-                    lease.condemn();
-                    self.lease = None;
+                    if let Some(lost) = self.lease.take() {
+                        lost.condemn();
+                    }
                 }
                 Err(Error::LeaseLost)
             }
@@ -479,39 +486,55 @@ impl Registrar {
     }
 
     /// Waits until something is no longer as it should be.
-    async fn disturbed(&mut self, claim: &Claim<Vec<u8>>, record: &Record) -> Disturbance {
-        let Some(lease) = self.lease.clone() else {
+    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>, record: &Record) -> Disturbance {
+        let Some(lease) = &self.lease else {
             return Disturbance::Look;
         };
-        let mut ward = match self.ward.take().filter(|ward| ward.key() == &*record.key) {
-            Some(ward) => ward,
-            None => match OwnKeys::watch(&self.session, self.driver.service(), record, self.alone) {
-                Ok(ward) => ward,
-                Err(_) => return Disturbance::Look,
-            },
-        };
-        let disturbance = self.wait(claim, record, &lease, &mut ward).await;
-        self.ward = (disturbance != Disturbance::Blind).then_some(ward);
+        // Not the lease itself: whoever rests counts once among its keys.
+        let phase = lease.phase();
+        let mut ward = self.ward.take().filter(|ward| ward.key() == &*record.key);
+        let disturbance = self.wait(claim, record, phase, &mut ward).await;
+        self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
         disturbance
     }
 
-    async fn wait(&mut self, claim: &Claim<Vec<u8>>, record: &Record, lease: &Lease, ward: &mut Ward) -> Disturbance {
-        let mut state = lease.state();
-        let options = self.options.clone();
+    async fn wait(
+        &mut self,
+        claim: &Claim<Arc<[u8]>>,
+        record: &Record,
+        mut phase: watch::Receiver<LeaseState>,
+        ward: &mut Option<Ward>,
+    ) -> Disturbance {
+        let Self { session, driver, options, alone, .. } = self;
+        let service = driver.service().clone();
+        let mut differs = std::pin::pin!(async {
+            if ward.is_none() {
+                tokio::time::sleep(UNWATCHED).await;
+            }
+            let made = match ward.take() {
+                Some(ward) => Ok(ward),
+                None => OwnKeys::watch(session, &service, record, *alone),
+            };
+            match made {
+                Ok(made) => ward.insert(made).differs(record.modified).await,
+                // The session has ended, and this task with it.
+                Err(_) => std::future::pending().await,
+            }
+        });
         let mut audit = std::pin::pin!(options.audit_due());
         loop {
             tokio::select! {
                 () = &mut audit => return Disturbance::Look,
                 () = claim.superseded() => return Disturbance::Superseded,
-                () = self.driver.changed() => return Disturbance::Wanted,
-                changed = lease_changed(&mut state) => match changed {
+                () = driver.changed() => return Disturbance::Wanted,
+                changed = lease_changed(&mut phase) => match changed {
                     LeaseState::Lost => return Disturbance::Gone,
-                    LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
+                    LeaseState::Suspect { cause, .. } => driver.report(RegistrationState::Suspect { cause }),
                     LeaseState::Alive { .. } => {
-                        self.driver.report(RegistrationState::Registered { revision: record.modified });
+                        driver.report(RegistrationState::Registered { revision: record.modified });
                     }
                 },
-                differs = ward.differs(record.modified) => match differs {
+                differs = &mut differs => match differs {
                     Differs::Gone => return Disturbance::Gone,
                     Differs::Changed => return Disturbance::Look,
                     Differs::Blind => return Disturbance::Blind,

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     connection::Connection,
-    handover::Heirs,
+    handover::{Heirs, Numbers},
     layout::{Layout, LockLayout},
     lease::{Leases, revoke},
     own_keys::OwnKeys,
@@ -26,8 +26,9 @@ use crate::{
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How many registrations may write at the same time, so that thousands that lost their lease together do not stampede.
-const MAX_WRITES: usize = 16;
+/// How many registrations may look at their key at the same time, so that thousands that lost their watch together do not
+/// stampede.
+const MAX_READS: usize = 16;
 
 /// Where a session runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,12 +46,16 @@ pub(crate) struct Session {
     pub(crate) conn: Arc<Connection>,
     pub(crate) tasks: Arc<TaskOwner>,
     pub(crate) leases: Leases,
-    pub(crate) slots: Slots<Vec<u8>>,
+    pub(crate) slots: Slots<Arc<[u8]>>,
     pub(crate) hub: Hub,
     pub(crate) own_keys: OwnKeys,
+    /// The same for places in line.
+    pub(crate) own_places: OwnKeys,
     pub(crate) heirs: Heirs,
-    /// So many registrations write at a time.
-    pub(crate) writes: Semaphore,
+    /// What tells places of this session apart.
+    pub(crate) numbers: Numbers,
+    /// So many registrations look at their key at a time.
+    pub(crate) reads: Semaphore,
     /// How many registrations there are.
     pub(crate) registrations: AtomicUsize,
     pub(crate) layout: Arc<dyn Layout>,
@@ -66,7 +71,7 @@ pub(crate) struct Session {
 /// A runtime for a session, and what ends it.
 pub(crate) struct Ground {
     pub(crate) runtime: Handle,
-    tasks: Arc<TaskOwner>,
+    pub(crate) tasks: Arc<TaskOwner>,
     thread: Option<oneshot::Sender<()>>,
 }
 
@@ -122,8 +127,10 @@ impl Session {
             slots: Slots::default(),
             hub: Hub::default(),
             own_keys: OwnKeys::default(),
+            own_places: OwnKeys::default(),
             heirs: Heirs::default(),
-            writes: Semaphore::new(MAX_WRITES),
+            numbers: Numbers::default(),
+            reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),
             layout,
             lock_layout,

@@ -15,24 +15,33 @@ use enlist::{
     telemetry::{Timer, measured},
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
-    connection::{Guard, SETTLED, Written, signed},
+    connection::{SETTLED, Written, signed},
     error::{Failure, said},
-    handover::Successor,
+    handover::{OwnPlace, Presence},
     layout::{LeaseScope, Line, PlaceValue},
     lease::{Lease, LeaseState, Purpose},
     lock::{Want, Won},
     mirror::Mirror,
+    own_keys::{OwnKeys, Ward},
     pipeline::Hub,
     record::{KeyRange, Record},
     registry::lease_changed,
     session::Session,
+    writes::Guard,
 };
 
 /// How long `release` waits for etcd before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is robbed is still told
+/// within a second.
+const UNWATCHED: Duration = Duration::from_millis(200);
 
 /// How often a lease that turns out to be gone is replaced at once, before that counts as trouble.
 const GRANTS: usize = 2;
@@ -58,9 +67,17 @@ pub(crate) struct Stander {
 /// A place that may be in etcd.
 struct Held {
     key: Vec<u8>,
+    /// What tells it from the other places of this session in the line.
+    number: u64,
     lease: Arc<Lease>,
     /// When a write was sent whose answer was lost.
     unsettled: Option<Moment>,
+    /// Its removal is confirmed.
+    gone: bool,
+    /// When it was chosen.
+    begun: Instant,
+    /// What tells that it is gone, once it is watched.
+    ward: Option<Ward>,
 }
 
 /// Where a place stands.
@@ -81,35 +98,55 @@ struct Placed {
 
 impl Stander {
     pub(crate) async fn run(mut self, mut answer: oneshot::Sender<Result<Won, Error>>) {
-        let (mut held, placed) = match self.enter(&mut answer).await {
-            Ok(entered) => entered,
+        let mut held = match self.enter(&mut answer).await {
+            Ok((mut held, placed)) => {
+                self.stand(&mut held, placed, answer).await;
+                held
+            }
             Err((held, error)) => {
                 // The caller may be gone, which is what `answer` says then.
                 let _ = answer.send(Err(error));
-                if let Some(held) = held {
-                    self.leave(&held, None, false).await;
-                }
-                return;
+                let Some(mut held) = held else {
+                    return;
+                };
+                self.leave(&mut held, None, false).await;
+                held
             }
         };
+        if held.unsettled.is_some() {
+            // A write of it may arrive although another one was removed.
+            self.leave(&mut held, None, true).await;
+        } else if held.gone {
+            self.session.numbers.give_back(&self.range.start, held.number);
+        }
+        // Whoever took a lock is likely to take it again.
+        if let Some(range) = self.places(&held) {
+            self.session.hub.linger(&self.session.tasks, &range);
+        }
+    }
+
+    /// Waits, holds and leaves.
+    async fn stand(&self, held: &mut Held, placed: Placed, mut answer: oneshot::Sender<Result<Won, Error>>) {
         let token = placed.token;
+        let here = self.session.heirs.stay(&held.key);
         let waited = tokio::select! {
-            waited = self.wait(&mut held, placed) => Some(waited),
+            waited = self.wait(held, placed) => Some(waited),
             () = answer.closed() => None,
         };
         match waited {
-            Some(Ok(true)) => self.hold(held, token, answer).await,
+            Some(Ok(true)) => self.hold(held, token, here, answer).await,
             Some(Ok(false)) => {
-                self.leave(&held, Some(token), false).await;
+                self.leave(held, Some(token), false).await;
                 let _ = answer.send(Ok(Won::Nothing));
             }
             Some(Err(error)) => {
                 let _ = answer.send(Err(error));
-                self.leave(&held, Some(token), false).await;
+                drop(here);
+                self.leave(held, Some(token), false).await;
             }
             None => {
                 // A confirmation may have been under way; it only touches a key that exists, so nothing can come back.
-                self.leave(&held, Some(token), false).await;
+                self.leave(held, Some(token), false).await;
             }
         }
     }
@@ -126,8 +163,55 @@ impl Stander {
             }
             LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.ttl).await?,
         };
-        let key = lock_layout.place(self.want.line, &self.name, lease.id(), fastrand::u64(..));
-        Ok(Held { key: key.map_err(Failure::Final)?, lease, unsettled: None })
+        let number = self.session.numbers.take(&self.range.start);
+        let key = lock_layout.place(self.want.line, &self.name, lease.id(), number);
+        Ok(Held {
+            key: key.map_err(Failure::Final)?,
+            number,
+            lease,
+            unsettled: None,
+            gone: false,
+            begun: Instant::now(),
+            ward: None,
+        })
+    }
+
+    /// The range of the places in this line that share the lease of this one.
+    fn places(&self, held: &Held) -> Option<KeyRange> {
+        let layout = &self.session.lock_layout;
+        let shares = layout.lease_scope() == LeaseScope::Shared && !self.options.own_lease;
+        layout.places(self.want.line, &self.name, held.lease.id()).filter(|_| shares)
+    }
+
+    /// The place as others have to know it.
+    fn own_place(&self, held: &Held, token: Revision) -> OwnPlace {
+        OwnPlace { key: held.key.clone(), value: self.value.clone(), lease: held.lease.id(), token }
+    }
+
+    /// Waits until the own place is known to be gone.
+    ///
+    /// Dropping the future loses nothing.
+    async fn robbed(&self, held: &mut Held, token: Revision) {
+        let shared = self.places(held);
+        let ward = match &mut held.ward {
+            Some(ward) => ward,
+            ward @ None => {
+                tokio::time::sleep_until(held.begun + UNWATCHED).await;
+                let own = Record {
+                    key: (&held.key[..]).into(),
+                    value: (&self.value[..]).into(),
+                    created: token,
+                    modified: token,
+                    lease: Some(held.lease.id()),
+                };
+                match OwnKeys::place(&self.session, shared.as_ref(), own) {
+                    Ok(made) => ward.insert(made),
+                    // The session has ended, and this task with it.
+                    Err(_) => return std::future::pending().await,
+                }
+            }
+        };
+        ward.vanished(token).await;
     }
 
     /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because the key is unique and only
@@ -172,9 +256,11 @@ impl Stander {
             None => held.insert(self.held().await?),
         };
         let sent = Moment::now();
-        let first = (&self.range.start[..], self.first());
-        let put = self.session.conn.put_and_read(&held.key, Guard::Absent, &self.value, held.lease.id(), first);
-        let (token, line) = match put.await {
+        // The own place is the last of the line then.
+        let own = self.own_place(held, Revision::default());
+        // Behind others of this session it has to wait anyway.
+        let patient = self.want.wait && self.session.numbers.in_use(&self.range.start) > 1;
+        let (token, line) = match self.session.conn.enter(&own, &self.range, self.last_two(), patient).await {
             Ok(Ok(entered)) => entered,
             // Created by an attempt whose answer was lost.
             Ok(Err(Some(own))) => return self.confirm(held, own.created).await,
@@ -190,9 +276,9 @@ impl Stander {
         Ok(Placed { token, turn })
     }
 
-    /// Reads the first in line only.
-    fn first(&self) -> GetOptions {
-        self.line_options().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1)
+    /// Reads the last two in line only.
+    fn last_two(&self) -> GetOptions {
+        self.line_options().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(2)
     }
 
     fn line_options(&self) -> GetOptions {
@@ -204,31 +290,29 @@ impl Stander {
 
     /// Proves by a write that the place is still there, and reads where it stands. The creation revision stays.
     async fn confirm(&self, held: &Held, token: Revision) -> Result<Placed, Failure> {
-        let first = (&self.range.start[..], self.first());
-        let guard = Guard::Created(token);
-        let put = self.session.conn.put_and_read(&held.key, guard, &self.value, held.lease.id(), first);
-        let turn = match put.await? {
+        let until_here = self.last_two().with_max_create_revision(signed(token));
+        let own = self.own_place(held, token);
+        let turn = match self.session.conn.confirm(&own, &self.range, until_here).await? {
             Ok((at, line)) => self.turn(held, token, at, line).await?,
             Err(_) => Turn::Gone,
         };
         Ok(Placed { token, turn })
     }
 
-    /// Where the place stands: `line` holds the first key of the range, which decides in the usual case.
+    /// Where the place stands. `line` holds it and the one right before it, which decides in the usual case.
     async fn turn(&self, held: &Held, token: Revision, at: Revision, line: Vec<Record>) -> Result<Turn, Failure> {
-        if line.first().is_some_and(|first| *first.key == *held.key) {
-            return Ok(Turn::Mine);
+        let own = line.first().is_some_and(|own| *own.key == *held.key);
+        match line.into_iter().nth(1) {
+            None if own => return Ok(Turn::Mine),
+            // An exclusive place need not know more than the one right before.
+            Some(before) if own && self.options.mode == LockMode::Exclusive && self.place(&before).is_some() => {
+                return Ok(Turn::Behind { before, at });
+            }
+            _ => {}
         }
-        // Somebody, or something foreign, is before it. An exclusive place need not know more than the one right before.
+        // Something foreign is before it, or a shared place has to know who of those before it is exclusive.
         let before = self.line_options().with_max_create_revision(signed(token));
-        let two = before.clone().with_sort(SortTarget::Create, SortOrder::Descend).with_limit(2);
-        let exclusive = self.options.mode == LockMode::Exclusive;
-        let nearest = if exclusive { &two } else { &before };
-        let (mut records, mut now) = self.session.conn.range(&self.range.start, nearest).await?;
-        if exclusive && records.iter().any(|record| self.place(record).is_none()) {
-            // The one right before is nobody in line, so the whole line has to tell.
-            (records, now) = self.session.conn.range(&self.range.start, &before).await?;
-        }
+        let (records, now) = self.session.conn.range(&self.range.start, &before).await?;
         if now < at {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the write.
             return Err(Failure::Lost(said("the line was read from a member that lags")));
@@ -255,7 +339,6 @@ impl Stander {
     async fn wait(&self, held: &mut Held, placed: Placed) -> Result<bool, Error> {
         let Placed { token, mut turn } = placed;
         let mut backoff = BackoffPolicy::default().start();
-        let mut own: Option<FeedReader<Mirror>> = None;
         loop {
             let (before, at) = match turn {
                 Turn::Mine => return Ok(true),
@@ -263,36 +346,33 @@ impl Stander {
                 Turn::Behind { .. } if !self.want.wait => return Ok(false),
                 Turn::Behind { before, at } => (before, at),
             };
-            let own_key = match &mut own {
-                Some(own) => own,
-                None => own.insert(self.session.hub.follow(&self.session, &KeyRange::key(held.key.clone()))?),
-            };
-            let predecessor = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at)?;
-            let mut seat = self.session.heirs.wait(&before.key, self.successor(held, token));
             let mut lease = held.lease.state();
+            let seat = self.session.heirs.wait(&before.key, self.own_place(held, token));
+            let inherits = async {
+                if let Some(seat) = seat {
+                    return Ok(seat.inherits().await);
+                }
+                let followed = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at)?;
+                replaced(followed, before.created).await;
+                Ok(false)
+            };
             tokio::select! {
                 // Handed over in order, so no delay is called for.
-                () = seat.confirmed() => return Ok(true),
-                () = replaced(predecessor, before.created) => {}
-                () = vanished(own_key, &held.key, token) => return Err(Error::LeaseLost),
+                confirmed = inherits => if confirmed? {
+                    return Ok(true);
+                },
+                () = self.robbed(held, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
-            }
-            if seat.handed_over().await {
-                return Ok(true);
             }
             let fell = self.fell(&before).await;
             turn = self.confirmed(held, token, &mut backoff).await?;
             if fell && matches!(turn, Turn::Mine) {
                 tokio::select! {
                     () = tokio::time::sleep(self.options.lock_delay) => {}
-                    () = vanished(own_key, &held.key, token) => return Err(Error::LeaseLost),
+                    () = self.robbed(held, token) => return Err(Error::LeaseLost),
                 }
             }
         }
-    }
-
-    fn successor(&self, held: &Held, token: Revision) -> Successor {
-        Successor { key: held.key.clone(), value: self.value.clone(), lease: held.lease.id(), token }
     }
 
     /// Confirms until etcd answers. A lost answer is harmless: confirming again tells the same.
@@ -322,10 +402,17 @@ impl Stander {
     }
 
     /// Hands the guard over and watches over it until it is released or lost.
-    async fn hold(self, held: Held, token: Revision, answer: oneshot::Sender<Result<Won, Error>>) {
+    async fn hold(
+        &self,
+        held: &mut Held,
+        token: Revision,
+        here: Presence<'_>,
+        answer: oneshot::Sender<Result<Won, Error>>,
+    ) {
         let Some(sent) = held.lease.renewed() else {
             let _ = answer.send(Err(Error::LeaseLost));
-            self.leave(&held, Some(token), false).await;
+            drop(here);
+            self.leave(held, Some(token), false).await;
             return;
         };
         let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
@@ -342,7 +429,7 @@ impl Stander {
         drop(answer.send(Ok(won)));
         measured(Timer::LockWait, self.begun.elapsed());
         tracing::info!(token = token.get(), "lock acquired");
-        self.watch_over(&held, token, &driver, &mut proclaimed).await;
+        self.watch_over(held, token, &driver, &mut proclaimed).await;
         match driver.tenure().loss() {
             None | Some(Loss::Released | Loss::SessionClosed) => tracing::info!("lock released"),
             Some(loss) => {
@@ -350,7 +437,7 @@ impl Stander {
                 tracing::warn!(token = token.get(), cause = ?loss, "lock lost");
             }
         }
-        let mut leaving = std::pin::pin!(self.give_up(&held, token, &driver));
+        let mut leaving = std::pin::pin!(self.give_up(held, token, here, &driver));
         if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
             driver.report(Ok(outcome));
         } else {
@@ -362,37 +449,35 @@ impl Stander {
     /// Returns once the lock is to be released, or is lost.
     async fn watch_over(
         &self,
-        held: &Held,
+        held: &mut Held,
         token: Revision,
         driver: &GuardDriver,
         proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
     ) {
         let mut lease = held.lease.state();
-        // From before the grant on, so that nothing that happened meanwhile is missed.
-        let Ok(mut own) = self.session.hub.follow(&self.session, &KeyRange::key(held.key.clone())) else {
-            return;
-        };
+        let granted = held.lease.ttl();
+        let own = self.own_place(held, token);
         loop {
             tokio::select! {
                 () = driver.release_wanted() => return,
                 // What is lost is given up: a key that a healed session kept alive would block everybody.
                 _ = driver.tenure().lost() => return,
                 state = lease_changed(&mut lease) => match state {
-                    LeaseState::Alive { sent } => driver.tenure().renewed(sent, held.lease.ttl()),
+                    LeaseState::Alive { sent } => driver.tenure().renewed(sent, granted),
                     LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
                     LeaseState::Suspect { .. } => {}
                 },
-                () = vanished(&mut own, &held.key, token) => driver.tenure().lose(Loss::KeyGone),
-                proclamation = next(proclaimed) => self.proclaim(held, token, proclamation).await,
+                () = self.robbed(held, token) => driver.tenure().lose(Loss::KeyGone),
+                proclamation = next(proclaimed) => self.proclaim(&own, proclamation).await,
             }
         }
     }
 
-    async fn proclaim(&self, held: &Held, token: Revision, proclamation: Proclamation) {
+    async fn proclaim(&self, own: &OwnPlace, proclamation: Proclamation) {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
         let value = self.session.lock_layout.encode(self.want.line, &place);
-        let put = self.session.conn.put(&held.key, Guard::Created(token), &value, Some(held.lease.id()));
+        let put = self.session.conn.put(&own.key, Guard::Created(own.token), &value, Some(own.lease));
         let outcome = match put.await {
             Ok(Written::Done(revision)) => Ok(revision),
             Ok(Written::Refused(_)) => Err(Error::LeaseLost),
@@ -403,36 +488,42 @@ impl Stander {
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
-    async fn give_up(&self, held: &Held, token: Revision, driver: &GuardDriver) -> Released {
-        let in_order = matches!(driver.tenure().loss(), None | Some(Loss::Released));
-        let Some(heir) = self.session.heirs.take(&held.key).filter(|_| in_order) else {
+    async fn give_up(&self, held: &mut Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
+        if !matches!(driver.tenure().loss(), None | Some(Loss::Released)) {
+            // Whoever waits for it may get it sooner than this one learns that its place is gone.
+            drop(here);
             return self.leave(held, Some(token), false).await;
-        };
-        let first = (&self.range.start[..], self.first());
-        let handed = self.session.conn.hand_over((&held.key, token), &heir.successor, first).await;
-        match handed {
-            Ok(Some(line)) => {
-                if line.first().is_some_and(|first| *first.key == *heir.successor.key) {
-                    heir.tell();
-                }
-                Released::Released
-            }
-            // The heir gave up, or this place is gone.
-            Ok(None) => self.leave(held, Some(token), false).await,
-            Err(failure) => self.leave(held, Some(token), failure.is_ambiguous()).await,
         }
+        // After an exclusive holder whoever waits right behind it is the first.
+        let heir = here.heir().filter(|_| self.options.mode == LockMode::Exclusive);
+        let mut removed = false;
+        if let Some(heir) = heir {
+            match self.session.conn.hand_over((&held.key, token), &heir.place, &self.range).await {
+                Ok(true) => {
+                    heir.tell();
+                    held.gone = true;
+                    return Released::Released;
+                }
+                // The heir gave up, or this place is gone.
+                Ok(false) => {}
+                Err(failure) => removed = failure.is_ambiguous(),
+            }
+        }
+        self.leave(held, Some(token), removed).await
     }
 
     /// Removes the place until etcd has confirmed it, or its lease cannot be alive any more. The key is unique to this
     /// acquisition, so whatever is found there is its own. `removed` says that a removal may have been done before.
-    async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
+    async fn leave(&self, held: &mut Held, token: Option<Revision>, mut removed: bool) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let may_arrive = held.unsettled.is_some_and(|sent| sent.elapsed() < SETTLED);
             match self.try_leave(held, token).await {
-                Ok(Some(Released::AlreadyLost)) if removed => return Released::Released,
-                Ok(Some(outcome)) if !may_arrive || token.is_some() => return outcome,
+                Ok(Some(outcome)) if !may_arrive || token.is_some() => {
+                    held.gone = true;
+                    return if removed { Released::Released } else { outcome };
+                }
                 Ok(_) => {}
                 Err(failure) => {
                     removed |= failure.is_ambiguous();
@@ -470,16 +561,6 @@ async fn replaced(mut reader: FeedReader<Mirror>, created: Revision) {
         }
     }
     // The session has ended, and this task with it.
-    std::future::pending::<()>().await;
-}
-
-/// Waits until `key` is known not to be the one created at `token`.
-async fn vanished(reader: &mut FeedReader<Mirror>, key: &[u8], token: Revision) {
-    while let Ok(reading) = reader.next().await {
-        if reading.value.get(key).is_none_or(|record| record.created != token) {
-            return;
-        }
-    }
     std::future::pending::<()>().await;
 }
 

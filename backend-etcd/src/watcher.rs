@@ -12,6 +12,7 @@ use enlist::{
     Change, Counter, Counters, Entry, Error, Health, InstanceId, Namespace, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
     feed::{FeedReader, Reading},
+    instance::Interner,
 };
 
 use crate::{
@@ -142,11 +143,20 @@ pub(crate) struct Projection {
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
     twins: BTreeMap<String, Twins>,
     snapshot: Option<Snapshot>,
+    interner: Interner,
 }
 
 impl Projection {
     pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>, counters: Arc<Counters>) -> Self {
-        Self { service, layout, counters, by_key: HashMap::new(), twins: BTreeMap::new(), snapshot: None }
+        Self {
+            service,
+            layout,
+            counters,
+            by_key: HashMap::new(),
+            twins: BTreeMap::new(),
+            snapshot: None,
+            interner: Interner::default(),
+        }
     }
 
     /// The snapshot of `mirror`; `before` is the mirror that was followed last.
@@ -173,16 +183,19 @@ impl Projection {
     }
 
     /// The instance of a key that is gone, if the last that was heard of it was that it was about to leave.
-    fn leaving(&self, mirror: &Mirror, key: &Arc<[u8]>) -> Option<InstanceId> {
-        let seen = self.by_key.get(key)?;
+    fn leaving(&mut self, mirror: &Mirror, key: &Arc<[u8]>) -> Option<InstanceId> {
         let last = mirror.grave(key).and_then(|record| self.decode(record));
+        let seen = self.by_key.get(key)?;
         let last = last.as_ref().unwrap_or(seen).instance();
         (last.health() == Health::Draining).then(|| seen.instance().id().clone())
     }
 
-    fn decode(&self, record: &Record) -> Option<Arc<Entry>> {
+    fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {
         match self.layout.decode(&self.service, &record.key, &record.value) {
-            Ok(decoded) => Some(Arc::new(Entry::new(decoded.instance, record.created, record.modified))),
+            Ok(mut decoded) => {
+                self.interner.share(&mut decoded.instance);
+                Some(Arc::new(Entry::new(decoded.instance, record.created, record.modified)))
+            }
             Err(Skip::Foreign) => None,
             Err(Skip::Malformed(reason)) => {
                 self.counters.count(Counter::MalformedValues);

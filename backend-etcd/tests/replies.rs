@@ -123,15 +123,15 @@ fn options() -> LockOptions {
 async fn everything(server: &EtcdServer, between: &Between) {
     let (one, two) = (Etcd::builder([&between.url]).build().unwrap(), Etcd::builder([&between.url]).build().unwrap());
     let name = LockName::parse("l").unwrap();
-    let waits = |etcd: &Etcd| {
+    let waits = |etcd: &Etcd, options: LockOptions| {
         let (etcd, name) = (etcd.clone(), name.clone());
-        Beside::run(async move { etcd.acquire(&name, options()).await.unwrap() })
+        Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
     };
     let first = soon("acquired", one.acquire(&name, options())).await.unwrap();
     assert_eq!((count(server, LINE).await, leases(server).await), (1, 1));
-    let mut second = waits(&two);
+    let mut second = waits(&two, options());
     becomes("the second is in line", 2, || count(server, LINE)).await;
-    let mut third = waits(&two);
+    let mut third = waits(&two, options());
     becomes("the third is in line", 3, || count(server, LINE)).await;
     assert_eq!(leases(server).await, 2, "one for each process");
     // To another process, within one, and to nobody.
@@ -144,6 +144,16 @@ async fn everything(server: &EtcdServer, between: &Between) {
         assert_eq!(count(server, LINE).await, left);
         assert_eq!(soon("released", guard.release()).await.unwrap(), Released::Released);
     }
+    becomes("nobody is in line", 0, || count(server, LINE)).await;
+
+    // A shared place has to know who of those before it is exclusive.
+    let writer = soon("acquired", one.acquire(&name, options())).await.unwrap();
+    let mut reader = waits(&two, options().shared());
+    becomes("the reader is in line", 2, || count(server, LINE)).await;
+    assert_eq!(soon("released", writer.release()).await.unwrap(), Released::Released);
+    let guard = reader.done("its turn").await;
+    assert!(guard.is_held());
+    assert_eq!(soon("released", guard.release()).await.unwrap(), Released::Released);
     becomes("nobody is in line", 0, || count(server, LINE)).await;
 
     // An attempt gives up at the first failure, and leaves nothing either way.

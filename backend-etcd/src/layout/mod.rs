@@ -224,6 +224,12 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// As [`line`](Self::line).
     fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
+    /// The range of all places in a line that one lease keeps, and nobody else's, if there is one. A session watches its own
+    /// places through it. Default: none.
+    fn places(&self, _line: Line, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
+        None
+    }
+
     /// The value of a place.
     fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8>;
 

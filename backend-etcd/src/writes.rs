@@ -1,0 +1,410 @@
+//! Guarded writes, and group commit: writes that are asked for while others are under way go to etcd in one transaction.
+//!
+//! A write alone is sent at once, so it waits for nothing. Of those that come meanwhile, as many as etcd takes make the next
+//! transaction: all of its guards hold, or nothing is done and etcd says what the guarded keys are. Then those that are refused
+//! are told, and the others go again. Not by transactions within one: some releases of etcd do not check permissions there.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use enlist::{Error, LeaseId, Revision, TaskOwner};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    connection::{Clients, Lane, header_revision, signed},
+    error::{Failure, said},
+    record::Record,
+};
+
+/// The most operations, and the most guards, of a transaction: etcd's own limit, unless its operator set another one.
+const MAX_OPS: usize = 128;
+
+/// The most bytes of keys and values of a transaction. etcd refuses requests above 1.5 MiB.
+const MAX_BYTES: usize = 512 << 10;
+
+/// How many writes wait at most; who comes later waits to be let in.
+const MAX_WAITING: usize = 16384;
+
+/// How long a write that is in no hurry waits for another one to go along with.
+const COMPANY: Duration = Duration::from_millis(1);
+
+/// How many of a refused transaction are sent alone at the same time.
+const ALONE: usize = 16;
+
+/// When a write is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Guard {
+    /// The key must be absent.
+    Absent,
+    /// The key must have been changed last at this revision.
+    Modified(Revision),
+    /// The key must have been created at this revision.
+    Created(Revision),
+    /// The key must have been created at this revision and be kept by this lease.
+    Mine(Revision, LeaseId),
+}
+
+impl Guard {
+    fn compares(self, key: &[u8]) -> Vec<Compare> {
+        let equal = CompareOp::Equal;
+        match self {
+            Self::Absent => vec![Compare::create_revision(key, equal, 0)],
+            Self::Modified(revision) => vec![Compare::mod_revision(key, equal, signed(revision))],
+            Self::Created(revision) => vec![Compare::create_revision(key, equal, signed(revision))],
+            Self::Mine(revision, lease) => {
+                vec![Compare::create_revision(key, equal, signed(revision)), Compare::lease(key, equal, lease.get())]
+            }
+        }
+    }
+
+    /// How many comparisons it is.
+    fn len(self) -> usize {
+        if matches!(self, Self::Mine(..)) { 2 } else { 1 }
+    }
+
+    /// Says whether it holds for a key that is this.
+    fn holds(self, key: Option<&Record>) -> bool {
+        match (self, key) {
+            (Self::Absent, key) => key.is_none(),
+            (_, None) => false,
+            (Self::Modified(revision), Some(key)) => key.modified == revision,
+            (Self::Created(revision), Some(key)) => key.created == revision,
+            (Self::Mine(revision, lease), Some(key)) => key.created == revision && key.lease == Some(lease),
+        }
+    }
+}
+
+/// What a write has to do with a line of keys whose order is that of their creation.
+#[derive(Clone, Debug)]
+pub(crate) enum Line {
+    /// None.
+    Apart,
+    /// It creates a place. Two in one transaction would have the same creation revision, and who gets in line has to see
+    /// who leaves in the same transaction.
+    Enters(Vec<u8>),
+    /// It removes a place.
+    Leaves(Vec<u8>),
+}
+
+/// What is written if every guard holds. It writes no other key than those that it guards.
+#[derive(Clone, Debug)]
+pub(crate) struct Write {
+    pub(crate) guards: Vec<(Arc<[u8]>, Guard)>,
+    pub(crate) ops: Vec<TxnOp>,
+    /// Bytes of keys and values.
+    pub(crate) size: usize,
+    pub(crate) line: Line,
+    /// It may wait a moment for another one to go along with.
+    pub(crate) patient: bool,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// It was done at this revision; these are what its reads found.
+    Done { revision: Revision, reads: Vec<Vec<Record>> },
+    /// A guard did not hold; these are what the guarded keys are.
+    Refused(Vec<Option<Record>>),
+}
+
+#[derive(Debug)]
+struct Asked {
+    write: Write,
+    /// When it was asked for.
+    since: Instant,
+    answer: oneshot::Sender<Result<Outcome, Failure>>,
+}
+
+/// Sends writes.
+#[derive(Debug)]
+pub(crate) struct Batcher {
+    queue: mpsc::Sender<Asked>,
+}
+
+impl Batcher {
+    /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and all are
+    /// answered.
+    pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<Lane>, under_way: usize) -> Self {
+        let (queue, asked) = mpsc::channel(MAX_WAITING);
+        // In a session that was closed nothing is sent, and whoever asks hears that.
+        let _ = tasks.run("writes", run(asked, Arc::clone(lane), under_way));
+        Self { queue }
+    }
+
+    /// Sends a write, alone or with others.
+    pub(crate) async fn send(&self, write: Write) -> Result<Outcome, Failure> {
+        let (answer, outcome) = oneshot::channel();
+        let closed = || Failure::Final(Error::Closed);
+        self.queue.send(Asked { write, since: Instant::now(), answer }).await.map_err(|_| closed())?;
+        outcome.await.map_err(|_| closed())?
+    }
+}
+
+async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
+    let mut waiting = VecDeque::new();
+    let mut under_way = FuturesUnordered::new();
+    let mut open = true;
+    while open || !waiting.is_empty() || !under_way.is_empty() {
+        tokio::select! {
+            asked = queue.recv(), if open && waiting.len() < MAX_WAITING => match asked {
+                Some(asked) => waiting.push_back(asked),
+                None => open = false,
+            },
+            Some(()) = under_way.next() => {}
+            () = patience(&waiting), if under_way.len() < most && !waiting.is_empty() => {}
+        }
+        // Whoever is about to ask as well gets the chance to.
+        tokio::task::yield_now().await;
+        while let Some(asked) = (waiting.len() < MAX_WAITING).then(|| queue.try_recv().ok()).flatten() {
+            waiting.push_back(asked);
+        }
+        while under_way.len() < most && is_due(&waiting) {
+            // Whoever is in a hurry first.
+            waiting.make_contiguous().sort_by_key(|asked: &Asked| asked.write.patient);
+            under_way.push(settle(&lane, take(&mut waiting)));
+        }
+    }
+}
+
+/// Says whether one of these is not to wait for others any longer.
+fn is_due(waiting: &VecDeque<Asked>) -> bool {
+    waiting.iter().any(|asked| !asked.write.patient || asked.since.elapsed() >= COMPANY)
+}
+
+/// Waits until the patience of the first is over.
+async fn patience(waiting: &VecDeque<Asked>) {
+    if let Some(first) = waiting.front() {
+        tokio::time::sleep_until(first.since + COMPANY).await;
+    }
+}
+
+/// Takes the next that fit into one transaction, in their order; one that does not fit holds back those that touch the same.
+/// Whoever no longer waits for an answer is left out: nothing was sent for it.
+fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
+    let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+    let (mut ops, mut guards, mut size) = (0, 0, 0);
+    let mut keys: HashSet<Arc<[u8]>> = HashSet::new();
+    let mut lines: HashSet<Vec<u8>> = HashSet::new();
+    while ops < MAX_OPS && guards < MAX_OPS {
+        let Some(asked) = waiting.pop_front() else { break };
+        if asked.answer.is_closed() {
+            continue;
+        }
+        let Write { guards: guarded, ops: own, size: bytes, line, patient: _ } = &asked.write;
+        let compares: usize = guarded.iter().map(|(_, guard)| guard.len()).sum();
+        let room = ops + own.len() <= MAX_OPS && guards + compares <= MAX_OPS && size + bytes <= MAX_BYTES;
+        let free = guarded.iter().all(|(key, _)| !keys.contains(key))
+            && match line {
+                Line::Apart => true,
+                Line::Enters(line) | Line::Leaves(line) => !lines.contains(line),
+            };
+        keys.extend(guarded.iter().map(|(key, _)| Arc::clone(key)));
+        if let Line::Enters(line) = line {
+            lines.insert(line.clone());
+        }
+        if batch.is_empty() || (room && free) {
+            (ops, guards, size) = (ops + own.len(), guards + compares, size + bytes);
+            batch.push(asked);
+        } else {
+            if let Line::Leaves(line) = line {
+                lines.insert(line.clone());
+            }
+            later.push_back(asked);
+        }
+    }
+    later.append(waiting);
+    *waiting = later;
+    batch
+}
+
+/// Sends a batch until each of it has an answer.
+fn settle(lane: &Arc<Lane>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
+    let lane = Arc::clone(lane);
+    async move {
+        while !batch.is_empty() {
+            batch = match attempt(&lane, &batch).await {
+                Ok(outcomes) => answer(batch, outcomes),
+                // One of them is refused, and which one it is shows when each is sent alone.
+                Err(failure) if batch.len() > 1 && is_refusal(&failure) => {
+                    let alone = batch.into_iter().map(|asked| settle(&lane, vec![asked]));
+                    return stream::iter(alone).buffer_unordered(ALONE).collect().await;
+                }
+                Err(failure) => {
+                    for asked in batch {
+                        // Whoever asked may be gone.
+                        let _ = asked.answer.send(Err(failure.clone()));
+                    }
+                    return;
+                }
+            };
+        }
+    }
+    .boxed()
+}
+
+/// Says whether etcd has answered, with a refusal that may concern one of several writes only.
+fn is_refusal(failure: &Failure) -> bool {
+    !failure.is_ambiguous() && !matches!(failure, Failure::NeverSent(_) | Failure::StaleToken(_))
+}
+
+/// Tells each what became of it; returns those that another one kept from being done.
+fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
+    let mut again = Vec::new();
+    let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done { .. }));
+    let alone = batch.len() == 1;
+    for (asked, outcome) in batch.into_iter().zip(outcomes) {
+        let innocent = match &outcome {
+            Outcome::Done { .. } => false,
+            Outcome::Refused(found) => {
+                asked.write.guards.iter().zip(found).all(|((_, guard), key)| guard.holds(key.as_ref()))
+            }
+        };
+        if innocent && !done && !alone {
+            again.push(asked);
+        } else {
+            let _ = asked.answer.send(Ok(outcome));
+        }
+    }
+    again
+}
+
+/// Sends a batch in one transaction: all of it is done, or each hears what its keys are.
+async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
+    let writes = || batch.iter().map(|asked| &asked.write);
+    let guards = || writes().flat_map(|write| &write.guards);
+    let txn = || {
+        Txn::new()
+            .when(guards().flat_map(|(key, guard)| guard.compares(key)).collect::<Vec<_>>())
+            .and_then(writes().flat_map(|write| write.ops.iter().cloned()).collect::<Vec<_>>())
+            .or_else(guards().map(|(key, _)| TxnOp::get(&key[..], None)).collect::<Vec<_>>())
+    };
+    let send = |mut clients: Clients| {
+        let txn = txn();
+        async move { clients.kv.txn(txn).await }
+    };
+    let response = lane.call("transaction", send).await?;
+    let revision = header_revision(response.header());
+    let expected: usize =
+        if response.succeeded() { writes().map(|write| write.ops.len()).sum() } else { guards().count() };
+    let mut responses = reads(&response).into_iter();
+    if responses.len() != expected {
+        return Err(Failure::Lost(said("the answer to a transaction is not complete")));
+    }
+    let outcome = |write: &Write| {
+        if response.succeeded() {
+            let reads = responses.by_ref().take(write.ops.len()).flatten().collect();
+            Outcome::Done { revision, reads }
+        } else {
+            let found = responses.by_ref().take(write.guards.len()).map(|read| read?.into_iter().next());
+            Outcome::Refused(found.collect())
+        }
+    };
+    Ok(writes().map(outcome).collect())
+}
+
+/// What each operation read; `None` for one that wrote.
+fn reads(response: &TxnResponse) -> Vec<Option<Vec<Record>>> {
+    let read = |response: &TxnOpResponse| match response {
+        TxnOpResponse::Get(get) => Some(get.kvs().iter().map(Record::from).collect()),
+        _ => None,
+    };
+    response.op_responses().iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
+
+    fn asked(keys: &[&str], line: Line, size: usize) -> (Asked, Answer) {
+        let guards = keys.iter().map(|key| (key.as_bytes().into(), Guard::Absent)).collect();
+        let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
+        let (answer, outcome) = oneshot::channel();
+        let write = Write { guards, ops, size, line, patient: false };
+        (Asked { write, since: Instant::now(), answer }, outcome)
+    }
+
+    fn keys(batch: &[Asked]) -> Vec<String> {
+        let key = |asked: &Asked| String::from_utf8_lossy(&asked.write.guards[0].0).into_owned();
+        batch.iter().map(key).collect()
+    }
+
+    fn waiting(all: Vec<(Asked, Answer)>) -> (VecDeque<Asked>, Vec<Answer>) {
+        all.into_iter().unzip()
+    }
+
+    #[test]
+    fn what_touches_the_same_key_keeps_its_order_and_waits_for_the_next_transaction() {
+        let apart = |keys: &[&str]| asked(keys, Line::Apart, 1);
+        let (mut all, _answers) = waiting(vec![apart(&["a"]), apart(&["a", "b"]), apart(&["b"]), apart(&["c"])]);
+        assert_eq!(keys(&take(&mut all)), ["a", "c"]);
+        assert_eq!(keys(&take(&mut all)), ["a"]);
+        assert_eq!(keys(&take(&mut all)), ["b"]);
+        assert!(take(&mut all).is_empty());
+    }
+
+    #[test]
+    fn a_line_gets_one_place_per_transaction_and_whoever_leaves_goes_first() {
+        let line = || b"line".to_vec();
+        let all = vec![
+            asked(&["leaves"], Line::Leaves(line()), 1),
+            asked(&["enters"], Line::Enters(line()), 1),
+            asked(&["second"], Line::Enters(line()), 1),
+            asked(&["leaves later"], Line::Leaves(line()), 1),
+            asked(&["elsewhere"], Line::Enters(b"other".to_vec()), 1),
+        ];
+        let (mut all, _answers) = waiting(all);
+        assert_eq!(keys(&take(&mut all)), ["leaves", "enters", "elsewhere"]);
+        assert_eq!(keys(&take(&mut all)), ["second"]);
+        assert_eq!(keys(&take(&mut all)), ["leaves later"]);
+    }
+
+    #[test]
+    fn a_transaction_has_bounds_and_whoever_is_gone_is_left_out() {
+        let name = |number: usize| format!("k{number}");
+        let all = (0..200).map(|number| asked(&[&name(number)], Line::Apart, 1)).collect();
+        let (mut all, mut answers) = waiting(all);
+        drop(answers.remove(0));
+        let first = take(&mut all);
+        assert_eq!((first.len(), keys(&first)[0].as_str()), (MAX_OPS, "k1"));
+        assert_eq!(take(&mut all).len(), 200 - 1 - MAX_OPS);
+        let large = |key: &str| asked(&[key], Line::Apart, MAX_BYTES);
+        let (mut all, _answers) = waiting(vec![large("a"), large("b")]);
+        assert_eq!(take(&mut all).len(), 1);
+    }
+
+    #[test]
+    fn whom_another_kept_from_being_written_goes_again() {
+        let record = Record {
+            key: b"a"[..].into(),
+            value: [][..].into(),
+            created: Revision::new(3),
+            modified: Revision::new(4),
+            lease: Some(LeaseId::new(7)),
+        };
+        for guard in [Guard::Absent, Guard::Created(Revision::new(1)), Guard::Mine(Revision::new(1), LeaseId::new(1))] {
+            assert_eq!(guard.compares(b"k").len(), guard.len());
+        }
+        let holds = |guard: Guard| (guard.holds(Some(&record)), guard.holds(None));
+        assert_eq!(holds(Guard::Absent), (false, true));
+        assert_eq!(holds(Guard::Modified(Revision::new(4))), (true, false));
+        assert_eq!(holds(Guard::Created(Revision::new(4))), (false, false));
+        assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(7))), (true, false));
+        assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(8))), (false, false));
+
+        let (batch, mut answers) = waiting(vec![asked(&["a"], Line::Apart, 1), asked(&["b"], Line::Apart, 1)]);
+        let outcomes = vec![Outcome::Refused(vec![Some(record)]), Outcome::Refused(vec![None])];
+        assert_eq!(keys(&answer(batch.into(), outcomes)), ["b"]);
+        assert!(matches!(answers[0].try_recv(), Ok(Ok(Outcome::Refused(_)))));
+        assert!(answers[1].try_recv().is_err());
+    }
+}
