@@ -409,7 +409,7 @@ impl Registrar {
                     self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
-                self.mine = Some(Mine { created, lease: lease, generation: *generation });
+                self.mine = Some(Mine { created, lease, generation: *generation });
                 self.driver.report_stored(*generation, revision);
                 let record =
                     Record { key: key.into(), value: value.into(), created, modified: revision, lease: Some(lease) };
@@ -420,10 +420,9 @@ impl Registrar {
                 Ok(Pause::None)
             }
             Err(Failure::LeaseNotFound) => {
-                if !matches!(self.options.lease, LeaseChoice::Given(_)) {
-                    if let Some(lost) = self.lease.take() {
-                        lost.condemn();
-                    }
+                let given = matches!(self.options.lease, LeaseChoice::Given(_));
+                if let Some(lost) = self.lease.take_if(|_| !given) {
+                    lost.condemn();
                 }
                 Err(Error::LeaseLost)
             }
