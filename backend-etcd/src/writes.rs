@@ -257,17 +257,18 @@ fn is_refusal(failure: &Failure) -> bool {
 
 /// Tells each what became of it; returns those that another one kept from being done.
 fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
+    let is_innocent = |(asked, outcome): (&Asked, &Outcome)| match outcome {
+        Outcome::Done { .. } => false,
+        Outcome::Refused(found) => {
+            asked.write.guards.iter().zip(found).all(|((_, guard), key)| guard.holds(key.as_ref()))
+        }
+    };
+    let innocent: Vec<bool> = batch.iter().zip(&outcomes).map(is_innocent).collect();
+    // Somebody has to be to blame, or the same would be sent for ever.
+    let blamed = innocent.contains(&false);
     let mut again = Vec::new();
-    let done = outcomes.iter().all(|outcome| matches!(outcome, Outcome::Done { .. }));
-    let alone = batch.len() == 1;
-    for (asked, outcome) in batch.into_iter().zip(outcomes) {
-        let innocent = match &outcome {
-            Outcome::Done { .. } => false,
-            Outcome::Refused(found) => {
-                asked.write.guards.iter().zip(found).all(|((_, guard), key)| guard.holds(key.as_ref()))
-            }
-        };
-        if innocent && !done && !alone {
+    for ((asked, outcome), innocent) in batch.into_iter().zip(outcomes).zip(innocent) {
+        if innocent && blamed {
             again.push(asked);
         } else {
             let _ = asked.answer.send(Ok(outcome));

@@ -98,6 +98,28 @@ async fn within_a_process_a_lock_is_handed_over_in_one_transaction() {
     assert!(next.is_held());
 }
 
+/// Each key that ever stood in a line costs etcd time at every look at the line, until its history is compacted.
+#[tokio::test]
+async fn keys_of_locks_are_used_again() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let options = WatchOptions::new().with_prefix().with_start_revision(1);
+    let mut events = raw(&server).await.watch(LINE, Some(options)).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(soon("released", acquire(&etcd).await.release()).await.unwrap(), Released::Released);
+    }
+    let (held, other) = (acquire(&etcd).await, contend(&etcd, name(), short()));
+    in_line(&server, LINE, 2).await;
+    let (mut keys, mut seen) = (BTreeSet::new(), 0);
+    while seen < 42 {
+        let message = soon("the events", events.message()).await.unwrap().unwrap();
+        seen += message.events().len();
+        keys.extend(message.events().iter().map(|event| event.kv().unwrap().key().to_vec()));
+    }
+    assert_eq!(keys.len(), 2, "as many as stood in line at a time");
+    drop((held, other));
+}
+
 /// Readers that wait for the same writer: one of them is confirmed by it, the others see it go.
 #[tokio::test]
 async fn all_readers_behind_a_writer_of_their_process_get_their_turn() {
@@ -498,8 +520,12 @@ async fn contest(contenders: u16) -> (f64, f64) {
 async fn a_thousand_contenders_are_served_in_order_once_each_and_the_work_is_linear() {
     let (few_requests, few_events) = contest(200).await;
     let (requests, events) = contest(1000).await;
-    assert!(requests <= few_requests * 1.3, "{requests} per contender, with a fifth of them {few_requests}");
-    assert!(events <= few_events * 1.3, "{events} per contender, with a fifth of them {few_events}");
+    // To get in line, to watch the one before, to confirm and to leave: four, and what the sessions need. Its own session is told of
+    // three changes of each place, and who waits for it of two.
+    for (requests, events) in [(few_requests, few_events), (requests, events)] {
+        assert!(requests <= 5.0, "{requests} requests per contender");
+        assert!(events <= 5.5, "{events} events per contender");
+    }
 }
 
 /// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once, and no write

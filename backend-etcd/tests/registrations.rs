@@ -70,6 +70,26 @@ async fn a_key_deleted_under_a_living_lease_comes_back() {
     assert_eq!(keys(&server).await, [format!("{PREFIX}a")], "the control never came back");
 }
 
+/// Those that register at the same time are written together. One whose id is taken is refused, and keeps nobody else out.
+#[tokio::test]
+async fn a_taken_id_among_many_keeps_nobody_from_being_registered() {
+    let server = server().await;
+    let (etcd, other) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+    let _theirs = register(&other, "i7").await;
+    let revision = async || raw(&server).await.get("\0", None).await.unwrap().header().unwrap().revision();
+    let before = revision().await;
+    let service = support::service();
+    let all = (0..40).map(|number| etcd.register(&service, instance(&format!("i{number}")), options()));
+    let all = soon("all have an answer", futures::future::join_all(all)).await;
+    let refused = |outcome: &Result<_, Error>| matches!(outcome, Err(Error::AlreadyRegistered { .. }));
+    let positions: Vec<_> = (0..all.len()).filter(|at| refused(&all[*at])).collect();
+    assert_eq!(positions, [7], "{all:?}");
+    assert_eq!(all.iter().filter(|outcome| outcome.is_ok()).count(), 39);
+    assert_eq!(keys(&server).await.len(), 40);
+    let transactions = revision().await - before;
+    assert!(transactions <= 10, "{transactions} transactions for 39 instances");
+}
+
 /// Row 13: overwritten by somebody else: reported, left alone, and taken back once the other is gone.
 #[tokio::test]
 async fn an_overwritten_key_is_reported_and_never_fought_for() {
