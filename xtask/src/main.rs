@@ -23,6 +23,7 @@ cargo xtask <command>
           saved record of a failed run again
   soak    [SECONDS] random faults for that long (default 600), five minutes of `enlist lock` with frozen holders, then the fault
           tests twenty times in a row
+  bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   check that no crate depends on what it must not know, and that each one builds alone
 ";
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         "interop" => interop(),
         "nemesis" => nemesis(env::args().skip(2)),
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
+        "bench" => bench(env::args().skip(2)),
         "env" => print_env(),
         "rules" => rules::check(),
         _ => {
@@ -159,6 +161,19 @@ fn soak(seconds: &str) -> Result {
     }
     println!("\nthe soak passed");
     Ok(())
+}
+
+/// The measurements, as they are for a program that is shipped. Nothing but their own lines goes to the standard output.
+fn bench(arguments: impl Iterator<Item = String>) -> Result {
+    let etcd = etcd::find()?;
+    // It starts others of its programs, which have to be there.
+    let build = cargo()?.args(["build", "--release", "--package", "enlist-bench", "--bins"]).status()?;
+    if !build.success() {
+        return Err("the measurements were not built".into());
+    }
+    let run = ["run", "--quiet", "--release", "--package", "enlist-bench", "--bin", "bench", "--"];
+    let measured = cargo()?.args(run).args(arguments).envs(etcd.variables()).status()?;
+    if measured.success() { Ok(()) } else { Err(format!("not all targets were met: {measured}").into()) }
 }
 
 /// What is tested beside the default features.

@@ -13,7 +13,6 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("enlist-testkit", &["etcd-client", "enlist-etcd", "enlist-memory", "enlist-grpc"]),
     // Without its feature `etcd`.
     ("enlist-examples", &["etcd-client", "enlist-etcd"]),
-    ("enlist-bench", &["etcd-client", "enlist-etcd"]),
     ("enlist-cli", &["enlist-grpc"]),
     ("xtask", &["enlist", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-testkit"]),
 ];

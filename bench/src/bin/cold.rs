@@ -1,0 +1,42 @@
+//! A process that picks once from etcd and ends: what a command or a function that is started for each request pays.
+//!
+//! ```text
+//! cold ours URL SERVICE    connect, view, pick
+//! cold raw URL SERVICE     connect, read the range, take one
+//! ```
+
+use std::sync::Arc;
+
+use enlist::{Directory, Policy, ServiceRef};
+use enlist_bench::{measure::Result, world::range};
+use enlist_etcd::Etcd;
+use etcd_client::{Client, GetOptions};
+
+#[tokio::main]
+async fn main() -> Result {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [side, url, service] = &arguments[..] else {
+        return Err("cold ours|raw URL SERVICE".into());
+    };
+    let service = ServiceRef::parse(service)?;
+    let picked = if side == "ours" { ours(url, &service).await? } else { raw(url, &service).await? };
+    println!("{picked}");
+    // Neither side tidies up.
+    std::process::exit(0);
+}
+
+async fn ours(url: &str, service: &ServiceRef) -> Result<String> {
+    // Neither side asks whether etcd is there before it asks for what it wants.
+    let etcd = Etcd::builder([url]).build()?;
+    let view = Directory::new(Arc::new(etcd)).view(service);
+    view.ready().await?;
+    Ok(view.picker(Policy::RoundRobin).pick()?.instance().id().to_string())
+}
+
+async fn raw(url: &str, service: &ServiceRef) -> Result<String> {
+    let mut client = Client::connect([url], None).await?;
+    let (start, end) = range(service)?;
+    let listed = client.get(start, Some(GetOptions::new().with_range(end))).await?;
+    let one = listed.kvs().first().ok_or("nobody")?;
+    Ok(one.value_str()?.to_owned())
+}

@@ -1,0 +1,213 @@
+//! What was measured, as a table for people and a line of JSON each for programs.
+
+use std::fmt;
+
+use serde_json::json;
+
+use crate::measure::{Digits, Spread, Turns};
+
+/// What a measurement has to keep to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "there is no third side of a bound")]
+pub enum Bound {
+    /// It may be this much.
+    AtMost(f64),
+    /// It has to be this much.
+    AtLeast(f64),
+}
+
+impl Bound {
+    fn holds(self, measured: f64) -> bool {
+        match self {
+            Self::AtMost(most) => measured <= most,
+            Self::AtLeast(least) => measured >= least,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtMost(most) => write!(f, "≤ {}", Digits(*most)),
+            Self::AtLeast(least) => write!(f, "≥ {}", Digits(*least)),
+        }
+    }
+}
+
+/// One line of the report.
+#[derive(Clone, Debug)]
+pub struct Row {
+    scenario: &'static str,
+    case: String,
+    unit: &'static str,
+    ours: Spread,
+    reference: Option<Spread>,
+    ratio: Option<Spread>,
+    bound: Option<Bound>,
+}
+
+impl Row {
+    /// Whether the bound holds; what has none is only told. What is no number keeps to nothing.
+    fn holds(&self) -> bool {
+        let judged = self.ratio.unwrap_or(self.ours).median;
+        self.bound.is_none_or(|bound| bound.holds(judged))
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let spread = |spread: &Spread| json!({ "median": spread.median, "low": spread.low, "high": spread.high });
+        let bound = match self.bound {
+            None => json!(null),
+            Some(Bound::AtMost(most)) => json!({ "at_most": most }),
+            Some(Bound::AtLeast(least)) => json!({ "at_least": least }),
+        };
+        json!({
+            "scenario": self.scenario,
+            "case": self.case,
+            "unit": self.unit,
+            "ours": spread(&self.ours),
+            "reference": self.reference.as_ref().map(spread),
+            "ratio": self.ratio.as_ref().map(spread),
+            "bound": bound,
+            "holds": self.holds(),
+        })
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scenario, case, unit, ours, reference, ratio, bound } = self;
+        write!(f, "{scenario:<10} {case:<58} {:>9} {unit:<8}", Digits(ours.median).to_string())?;
+        match (reference, ratio) {
+            (Some(reference), Some(ratio)) => {
+                let range = format!("{}–{}", Digits(ratio.low), Digits(ratio.high));
+                write!(
+                    f,
+                    " {:>9} {:>7} × {range:<13}",
+                    Digits(reference.median).to_string(),
+                    Digits(ratio.median).to_string()
+                )?;
+            }
+            _ => write!(f, "{:35}", "")?,
+        }
+        match bound {
+            Some(bound) => write!(f, " {:<8} {}", bound.to_string(), if self.holds() { "met" } else { "MISSED" }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The lines of a run, printed as they come.
+#[derive(Debug)]
+pub struct Report {
+    json: bool,
+    missed: Vec<String>,
+}
+
+impl Report {
+    /// An empty one, of JSON lines or of text.
+    pub fn new(json: bool) -> Self {
+        Self { json, missed: Vec::new() }
+    }
+
+    /// Says where and with what it was measured.
+    pub fn machine(&self, facts: &[(&'static str, String)]) {
+        if self.json {
+            let facts: serde_json::Map<_, _> =
+                facts.iter().map(|(name, fact)| ((*name).to_owned(), json!(fact))).collect();
+            println!("{}", json!({ "machine": facts }));
+            return;
+        }
+        let facts: Vec<_> = facts.iter().map(|(name, fact)| format!("{name}: {fact}")).collect();
+        println!("{}\n", facts.join("; "));
+        println!(
+            "{:<10} {:<58} {:>9} {:<8} {:>9} {:>9} {:<13} target",
+            "scenario", "case", "ours", "", "reference", "ratio", "middle half"
+        );
+    }
+
+    /// Two sides in turns; the bound is one of their ratio.
+    pub fn turns(
+        &mut self,
+        scenario: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        turns: &Turns,
+        bound: Option<Bound>,
+    ) {
+        self.add(&Row {
+            scenario,
+            case: case.into(),
+            unit,
+            ours: Spread::of(turns.ours.iter().copied()),
+            reference: Some(Spread::of(turns.reference.iter().copied())),
+            ratio: Some(turns.ratio()),
+            bound,
+        });
+    }
+
+    /// A number without a reference; the bound is one of itself.
+    pub fn number(
+        &mut self,
+        scenario: &'static str,
+        case: impl Into<String>,
+        unit: &'static str,
+        number: Spread,
+        bound: Option<Bound>,
+    ) {
+        self.add(&Row { scenario, case: case.into(), unit, ours: number, reference: None, ratio: None, bound });
+    }
+
+    fn add(&mut self, row: &Row) {
+        if self.json {
+            println!("{}", row.json());
+        } else {
+            println!("{row}");
+        }
+        if !row.holds() {
+            self.missed.push(format!("{} ({})", row.scenario, row.case));
+        }
+    }
+
+    /// What was missed.
+    ///
+    /// # Errors
+    ///
+    /// If anything was.
+    pub fn finish(self) -> Result<(), String> {
+        if self.missed.is_empty() { Ok(()) } else { Err(format!("missed: {}", self.missed.join(", "))) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_misses_its_bound_or_is_no_number_is_told() {
+        let finish = |number: f64, bound: Bound| {
+            let mut report = Report::new(true);
+            report.number("s", "c", "ns", Spread::exactly(number), Some(bound));
+            report.finish()
+        };
+        assert!(finish(1.0, Bound::AtMost(1.05)).is_ok() && finish(1.1, Bound::AtMost(1.05)).is_err());
+        assert!(finish(6.0, Bound::AtLeast(5.0)).is_ok() && finish(4.9, Bound::AtLeast(5.0)).is_err());
+        assert!(finish(f64::NAN, Bound::AtMost(1.0)).is_err() && finish(f64::NAN, Bound::AtLeast(1.0)).is_err());
+    }
+
+    #[test]
+    fn the_bound_of_two_sides_is_one_of_their_ratio() {
+        let turns = Turns { ours: vec![10.0], reference: vec![20.0] };
+        let row = Row {
+            scenario: "s",
+            case: "c".to_owned(),
+            unit: "ns",
+            ours: Spread::exactly(10.0),
+            reference: Some(Spread::exactly(20.0)),
+            ratio: Some(turns.ratio()),
+            bound: Some(Bound::AtMost(0.5)),
+        };
+        assert!(row.holds());
+        assert_eq!(row.json()["ratio"]["median"], 0.5);
+        assert!(row.to_string().contains("met"));
+    }
+}

@@ -1,0 +1,244 @@
+//! Changes on their way from the store to a view, beside a plain watch on the same range.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{Directory, Moment, ServiceRef, ServiceView};
+use etcd_client::{Client, Txn, WatchOptions, WatchStream};
+use futures::{StreamExt, TryStreamExt};
+
+use crate::{
+    measure::{Result, Spread, Turns, in_turns, processor_time, slope},
+    report::{Bound, Report},
+    world::{World, micros, pair, put, range},
+};
+
+/// Changes of one side before it is the other's turn.
+const BLOCK: u32 = 40;
+
+const ROUNDS: usize = 4;
+
+/// Longer than the time between two publications of a view.
+const PAUSE: Duration = Duration::from_millis(60);
+
+/// No change takes longer.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Something that shows the weight of instance 0.
+#[async_trait::async_trait]
+trait Follower: Send {
+    async fn until_weight(&mut self, weight: u32) -> Result;
+}
+
+#[async_trait::async_trait]
+impl Follower for ServiceView {
+    async fn until_weight(&mut self, weight: u32) -> Result {
+        let id = crate::world::instance(0)?.id().clone();
+        loop {
+            let snapshot = self.snapshot().ok_or("the view is ready")?;
+            if snapshot.get(&id).is_some_and(|entry| entry.instance().weight() == weight) {
+                return Ok(());
+            }
+            self.changed().await?;
+        }
+    }
+}
+
+/// A watch and the value that instance 0 has with a weight.
+struct Plain {
+    stream: WatchStream,
+    service: ServiceRef,
+}
+
+#[async_trait::async_trait]
+impl Follower for Plain {
+    async fn until_weight(&mut self, weight: u32) -> Result {
+        let (key, value) = pair(&self.service, 0, weight)?;
+        loop {
+            let message = self.stream.message().await?.ok_or("the watch ended")?;
+            let mut pairs = message.events().iter().filter_map(|event| event.kv());
+            if pairs.any(|pair| pair.key() == key && pair.value() == value) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A plain watch of a service, from now on.
+pub(crate) async fn plain_watch(client: &mut Client, service: &ServiceRef) -> Result<WatchStream> {
+    let (start, end) = range(service)?;
+    let mut stream = client.watch(start, Some(WatchOptions::new().with_range(end).with_fragment())).await?;
+    stream.message().await?.ok_or("the watch ended")?;
+    Ok(stream)
+}
+
+pub(crate) async fn run(report: &mut Report) -> Result {
+    let mut times = Vec::new();
+    for size in [100, 1000, 10_000, 100_000] {
+        let measured = at_size(size).await?;
+        let case = format!("one instance of {size} changes, beside a plain watch");
+        report.turns("change", case, "µs", &measured.latency, Some(Bound::AtMost(1.25)));
+        times.push((size, measured));
+    }
+    let processor: Vec<f64> =
+        times.iter().map(|(_, measured)| Spread::of(measured.processor.ours.clone()).median).collect();
+    if let [small, .., large] = &times[..] {
+        let turns = Turns { ours: large.1.processor.ours.clone(), reference: small.1.processor.ours.clone() };
+        let case = "processor time of a change among 100,000, beside 100";
+        report.turns("change", case, "µs", &turns, Some(Bound::AtMost(1.5)));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "sizes")]
+    let points: Vec<_> = times.iter().zip(processor).map(|((size, _), time)| (*size as f64, time)).collect();
+    report.number("change", "exponent of the processor time by size", "", Spread::exactly(slope(&points)), None);
+    Ok(())
+}
+
+/// What a change costs among so many instances.
+pub(crate) struct Change {
+    /// From sending it to seeing it, in microseconds.
+    pub(crate) latency: Turns,
+    /// The processor time of this process, which puts it and sees it, in microseconds.
+    pub(crate) processor: Turns,
+}
+
+pub(crate) async fn at_size(size: usize) -> Result<Change> {
+    let (world, service) = (World::start().await, ServiceRef::parse("changing")?);
+    world.fill(&service, size).await?;
+    let ours = world.ours().await?;
+    let (mut writer, mut watcher) = (world.raw().await?, world.raw().await?);
+    let (mut our_processor, mut their_processor) = (Vec::new(), Vec::new());
+    let mut weight = 1000;
+    let mut turns = Turns::default();
+    for round in 0..=ROUNDS {
+        let mut view = Directory::new(Arc::new(ours.clone())).view(&service);
+        view.ready().await?;
+        let (latency, processor) = block(&mut writer, &service, &mut weight, &mut view).await?;
+        drop(view);
+        let mut plain = Plain { stream: plain_watch(&mut watcher, &service).await?, service: service.clone() };
+        let (plain_latency, plain_processor) = block(&mut writer, &service, &mut weight, &mut plain).await?;
+        if round > 0 {
+            turns.ours.push(latency);
+            turns.reference.push(plain_latency);
+            our_processor.push(processor);
+            their_processor.push(plain_processor);
+        }
+    }
+    Ok(Change { latency: turns, processor: Turns { ours: our_processor, reference: their_processor } })
+}
+
+/// The median time of a change, and the mean processor time, in microseconds.
+async fn block(
+    writer: &mut Client,
+    service: &ServiceRef,
+    weight: &mut u32,
+    follower: &mut impl Follower,
+) -> Result<(f64, f64)> {
+    let mut times = Vec::new();
+    // What opening it left to do is not its.
+    tokio::time::sleep(PAUSE * 5).await;
+    let mut processor = 0.0;
+    for change in 0..=BLOCK {
+        tokio::time::sleep(PAUSE).await;
+        *weight += 1;
+        let txn = Txn::new().and_then([put(service, 0, *weight, None)?]);
+        let (begun, used) = (Moment::now(), processor_time());
+        let (written, seen) =
+            tokio::join!(writer.txn(txn), tokio::time::timeout(LIMIT, follower.until_weight(*weight)));
+        written?;
+        seen.map_err(|_| "the change was not seen")??;
+        if change > 0 {
+            times.push(micros(begun.elapsed()));
+            processor += processor_time() - used;
+        }
+    }
+    Ok((Spread::of(times).median, processor / f64::from(BLOCK)))
+}
+
+/// Changes in a burst.
+const BURST: usize = 10_000;
+
+/// Puts under way at a time.
+const AT_ONCE: usize = 64;
+
+pub(crate) async fn burst(report: &mut Report) -> Result {
+    let (world, service) = (World::start().await, ServiceRef::parse("bursting")?);
+    world.fill(&service, BURST).await?;
+    let ours = world.ours().await?;
+    let (writer, mut watcher) = (world.raw().await?, world.raw().await?);
+    let rounds = std::cell::Cell::new(1000);
+    let next = || {
+        rounds.set(rounds.get() + 1);
+        rounds.get()
+    };
+    let mut publications = Vec::new();
+    let turns = {
+        let publications = std::cell::RefCell::new(&mut publications);
+        let watcher = tokio::sync::Mutex::new(&mut watcher);
+        in_turns(
+            5,
+            || async {
+                let weight = next();
+                let mut view = Directory::new(Arc::new(ours.clone())).view(&service);
+                view.ready().await?;
+                // The first publication is behind, and seen.
+                tokio::time::sleep(PAUSE).await;
+                view.changed().await?;
+                let begun = Moment::now();
+                let (written, seen) = tokio::join!(write_all(&writer, &service, weight), published(&mut view, weight));
+                written?;
+                let (time, seen) = (begun.elapsed(), seen?);
+                let most = time.as_secs_f64() / 0.05 + 1.0;
+                publications.borrow_mut().push(seen / most);
+                Ok(time.as_secs_f64() * 1e3)
+            },
+            || async {
+                let weight = next();
+                let mut watcher = watcher.lock().await;
+                let mut stream = plain_watch(&mut watcher, &service).await?;
+                let begun = Moment::now();
+                let (written, drained) = tokio::join!(write_all(&writer, &service, weight), drain(&mut stream, BURST));
+                written?;
+                drained?;
+                Ok(begun.elapsed().as_secs_f64() * 1e3)
+            },
+        )
+        .await?
+    };
+    report.turns("burst", "10,000 changes, 64 at a time, beside a plain watch", "ms", &turns, Some(Bound::AtMost(1.3)));
+    let case = "publications, beside one per 50 ms and one";
+    report.number("burst", case, "", Spread::of(publications), Some(Bound::AtMost(1.0)));
+    Ok(())
+}
+
+/// Gives every instance a weight.
+async fn write_all(writer: &Client, service: &ServiceRef, weight: u32) -> Result {
+    let puts = futures::stream::iter(0..BURST).map(|number| {
+        let mut writer = writer.kv_client();
+        async move {
+            let (key, value) = pair(service, number, weight)?;
+            writer.put(key, value, None).await?;
+            Ok(())
+        }
+    });
+    puts.buffer_unordered(AT_ONCE).try_collect::<()>().await
+}
+
+/// Waits until every instance has the weight; returns in how many publications that came.
+async fn published(view: &mut ServiceView, weight: u32) -> Result<f64> {
+    let mut publications = 0.0;
+    loop {
+        tokio::time::timeout(LIMIT, view.changed()).await??;
+        publications += 1.0;
+        let snapshot = view.snapshot().ok_or("the view is ready")?;
+        if snapshot.len() == BURST && snapshot.entries().all(|entry| entry.instance().weight() == weight) {
+            return Ok(publications);
+        }
+    }
+}
+
+async fn drain(stream: &mut WatchStream, events: usize) -> Result {
+    let mut seen = 0;
+    while seen < events {
+        seen += stream.message().await?.ok_or("the watch ended")?.events().len();
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Calls through our channel, beside tonic's plain and balanced ones, in one process.
+
+use std::{
+    error::Error,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{Directory, Endpoint, Instance, InstanceId, Moment, Registry, ServiceRef, ServiceView, TaskOwner};
+use enlist_examples::greeter::{self, GreeterClient, HelloRequest};
+use enlist_grpc::{Channel, balance_channel};
+use enlist_memory::MemoryStore;
+use tokio::{net::TcpListener, runtime::Builder};
+use tonic::transport::server::TcpIncoming;
+
+use crate::{
+    measure::{Result, Spread, Turns, quantile},
+    report::{Bound, Report},
+    world::micros,
+};
+
+/// How often both channels are made anew: where the tasks of a connection happen to run makes more of a difference than what
+/// is to be measured.
+const PAIRS: usize = 20;
+
+/// The same for large messages, which take longer.
+const LARGE_PAIRS: usize = 10;
+
+/// Blocks of each side with the same two channels; blocks of the two sides alternate.
+const BLOCKS: usize = 5;
+
+/// Calls in a block.
+const BLOCK: usize = 200;
+
+/// Calls in a block of many callers.
+const CROWDED_BLOCK: usize = 640;
+
+pub(crate) async fn run(report: &mut Report) -> Result {
+    // The runtimes of this scenario are its own.
+    let measured = tokio::task::spawn_blocking(both_sides).await??;
+    for Measured { case, medians, tails } in measured.calls {
+        report.turns("grpc", format!("{case}: median"), "µs", &medians, Some(Bound::AtMost(1.05)));
+        report.turns("grpc", format!("{case}: 99 %"), "µs", &tails, Some(Bound::AtMost(1.15)));
+    }
+    let failed = Spread::exactly(f64::from(measured.failed));
+    report.number("grpc", "failed calls of 2,000, one of three dead", "", failed, Some(Bound::AtMost(1.0)));
+    let tonics = Spread::exactly(f64::from(measured.tonics_failed));
+    report.number("grpc", "the same through tonic's balanced channel", "", tonics, None);
+    let case = "3,000 calls, one of three slow, beside the balanced channel";
+    report.turns("grpc", case, "ms", &measured.slow, Some(Bound::AtMost(0.6)));
+    Ok(())
+}
+
+fn both_sides() -> Result<Outcome> {
+    // Servers and clients have a thread each, so that work is measured and not which thread a scheduler happens to wake.
+    let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let clients = Builder::new_current_thread().enable_all().build()?;
+    let world = servers.block_on(World::start())?;
+    clients.block_on(measure(&world))
+}
+
+/// Calls of one kind.
+struct Measured {
+    case: String,
+    medians: Turns,
+    tails: Turns,
+}
+
+struct Outcome {
+    calls: Vec<Measured>,
+    failed: u32,
+    tonics_failed: u32,
+    slow: Turns,
+}
+
+struct World {
+    store: MemoryStore,
+    /// Answer at once.
+    quick: Vec<SocketAddr>,
+    /// Thinks for 100 ms.
+    slow: SocketAddr,
+    _tasks: TaskOwner,
+}
+
+impl World {
+    async fn start() -> Result<Self> {
+        let tasks = TaskOwner::new();
+        let mut quick = Vec::new();
+        for _ in 0..3 {
+            quick.push(serve(&tasks, Duration::ZERO).await?);
+        }
+        let slow = serve(&tasks, Duration::from_millis(100)).await?;
+        Ok(Self { store: MemoryStore::new(), quick, slow, _tasks: tasks })
+    }
+
+    async fn view(&self, name: &str, addresses: &[SocketAddr]) -> Result<ServiceView> {
+        let (client, service) = (self.store.client(), ServiceRef::parse(name)?);
+        for address in addresses {
+            let id = InstanceId::parse(address.to_string())?;
+            client.publish(&service, Instance::new(id, [Endpoint::try_from(*address)?])?).await?;
+        }
+        let view = Directory::new(Arc::new(client)).view(&service);
+        view.ready().await?;
+        Ok(view)
+    }
+}
+
+async fn serve(tasks: &TaskOwner, thinks: Duration) -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    // Without Nagle's algorithm: an answer larger than a window would wait 40 ms for an acknowledgement.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let (stop, server) = (tasks.stop_signal(), greeter::router("bench", thinks));
+    tasks.spawn("server", async move {
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()).await {
+            eprintln!("the server ended: {error}");
+        }
+    })?;
+    Ok(address)
+}
+
+async fn measure(world: &World) -> Result<Outcome> {
+    let one = world.view("one", &world.quick[..1]).await?;
+    let three = world.view("three", &world.quick).await?;
+    let plain = tonic::transport::Endpoint::from_shared(format!("http://{}", world.quick[0]))?.tcp_nodelay(true);
+    let mut calls = Vec::new();
+    for (callers, size) in [(1, 0), (1, 64 << 10), (64, 0), (64, 64 << 10)] {
+        let load = Load { callers, size };
+        let mut single = Sides::default();
+        let mut triple = Sides::default();
+        for _ in 0..if size == 0 { PAIRS } else { LARGE_PAIRS } {
+            single.take(load, ready(&one, 1).await?, plain.connect().await?).await?;
+            triple.take(load, ready(&three, 3).await?, balance_channel(&three)?.channel()).await?;
+        }
+        let callers = format!("{callers} callers, {} KiB", size >> 10);
+        calls.push(single.measured(format!("{callers}, 1 instance, beside a plain channel")));
+        calls.push(triple.measured(format!("{callers}, 3 instances, beside a balanced channel")));
+    }
+
+    let dead = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let with_a_dead_one = world.view("dead", &[world.quick[0], world.quick[1], dead]).await?;
+    let balanced = balance_channel(&with_a_dead_one)?;
+    let (failed, _) = side_by_side(&GreeterClient::new(ready(&with_a_dead_one, 2).await?), 1, 2000).await;
+    let (tonics_failed, _) = side_by_side(&GreeterClient::new(balanced.channel()), 1, 2000).await;
+
+    let with_a_slow_one = world.view("slow", &[world.quick[0], world.quick[1], world.slow]).await?;
+    let balanced = balance_channel(&with_a_slow_one)?;
+    let (_, our_time) = side_by_side(&GreeterClient::new(ready(&with_a_slow_one, 3).await?), 60, 3000).await;
+    let (_, tonics_time) = side_by_side(&GreeterClient::new(balanced.channel()), 60, 3000).await;
+    let slow = Turns { ours: vec![micros(our_time) / 1e3], reference: vec![micros(tonics_time) / 1e3] };
+    Ok(Outcome { calls, failed, tonics_failed, slow })
+}
+
+/// A channel of which so many instances are ready.
+async fn ready(view: &ServiceView, instances: usize) -> Result<Channel> {
+    let channel = Channel::new(view)?;
+    let are_ready = || {
+        let all = channel.instances();
+        all.iter().filter(|one| one.state == enlist_grpc::InstanceState::Ready).count() == instances
+    };
+    let begun = Moment::now();
+    while !are_ready() {
+        if begun.elapsed() > Duration::from_secs(10) {
+            return Err(format!("not ready: {channel:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(channel)
+}
+
+/// Calls the greeter once.
+macro_rules! call {
+    ($client:expr, $name:expr) => {
+        $client.hello(HelloRequest { name: $name }).await
+    };
+}
+
+/// How calls are made.
+#[derive(Clone, Copy)]
+struct Load {
+    callers: usize,
+    /// Bytes of a request, and of its answer.
+    size: usize,
+}
+
+/// The times of calls that two channels made in turns.
+#[derive(Default)]
+struct Sides {
+    medians: Turns,
+    tails: Turns,
+}
+
+impl Sides {
+    async fn take(&mut self, load: Load, ours: Channel, tonics: tonic::transport::Channel) -> Result {
+        let (ours, tonics) = (GreeterClient::new(ours), GreeterClient::new(tonics));
+        let (mut our_times, mut tonics_times) = (Vec::new(), Vec::new());
+        for block in 0..=BLOCKS {
+            // The first block warms up.
+            let (some, others) = (block_of(load, &ours).await?, block_of(load, &tonics).await?);
+            if block > 0 {
+                our_times.extend(some);
+                tonics_times.extend(others);
+            }
+        }
+        our_times.sort_unstable_by(f64::total_cmp);
+        tonics_times.sort_unstable_by(f64::total_cmp);
+        for (turns, part) in [(&mut self.medians, 0.5), (&mut self.tails, 0.99)] {
+            turns.ours.push(quantile(&our_times, part));
+            turns.reference.push(quantile(&tonics_times, part));
+        }
+        Ok(())
+    }
+
+    fn measured(self, case: String) -> Measured {
+        let Self { medians, tails } = self;
+        Measured { case, medians, tails }
+    }
+}
+
+/// The times of a block of calls, in microseconds.
+async fn block_of<C>(load: Load, client: &GreeterClient<C>) -> Result<Vec<f64>>
+where
+    C: tonic::client::GrpcService<tonic::body::Body> + Clone,
+    C::Error: Into<Box<dyn Error + Send + Sync>>,
+    C::ResponseBody: tonic::codegen::Body<Data = tonic::codegen::Bytes> + Send + 'static,
+    <C::ResponseBody as tonic::codegen::Body>::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+{
+    let calls = if load.callers == 1 { BLOCK } else { CROWDED_BLOCK / load.callers };
+    let caller = || async {
+        let (mut client, mut times) = (client.clone(), Vec::with_capacity(calls));
+        for _ in 0..calls {
+            let name = "x".repeat(load.size);
+            let begun = Moment::now();
+            call!(client, name)?;
+            times.push(micros(begun.elapsed()));
+        }
+        Result::Ok(times)
+    };
+    let times = futures::future::try_join_all((0..load.callers).map(|_| caller())).await?;
+    Ok(times.concat())
+}
+
+/// How many calls of several callers failed, and how long all took.
+async fn side_by_side<C>(client: &GreeterClient<C>, callers: u32, calls: u32) -> (u32, Duration)
+where
+    C: tonic::client::GrpcService<tonic::body::Body> + Clone,
+    C::Error: Into<Box<dyn Error + Send + Sync>>,
+    C::ResponseBody: tonic::codegen::Body<Data = tonic::codegen::Bytes> + Send + 'static,
+    <C::ResponseBody as tonic::codegen::Body>::Error: Into<Box<dyn Error + Send + Sync>> + Send,
+{
+    let (begun, made) = (Moment::now(), AtomicU32::new(0));
+    let caller = || async {
+        let (mut client, mut failed) = (client.clone(), 0);
+        while made.fetch_add(1, Ordering::Relaxed) < calls {
+            failed += u32::from(call!(client, "world".to_owned()).is_err());
+        }
+        failed
+    };
+    let failed = futures::future::join_all((0..callers).map(|_| caller())).await;
+    (failed.into_iter().sum(), begun.elapsed())
+}

@@ -1,0 +1,290 @@
+//! Locks, beside the same protocol in plain calls, as Go's `concurrency.Mutex` makes them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{Lock, LockName, LockOptions, Moment};
+use enlist_etcd::Etcd;
+use etcd_client::{
+    Client, Compare, CompareOp, EventType, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
+};
+use futures::future::join_all;
+use tokio::task::JoinSet;
+
+use crate::{
+    measure::{Result, Spread, in_turns},
+    report::{Bound, Report},
+    world::World,
+};
+
+/// Locks taken in a round without contention.
+const ALONE: u32 = 300;
+
+pub(crate) async fn alone(report: &mut Report) -> Result {
+    let world = World::start().await;
+    let (ours, raw) = (world.ours().await?, world.raw().await?);
+    let name = LockName::parse("alone")?;
+    let lease = raw.lease_client().grant(60, None).await?.id();
+    let turns = in_turns(
+        15,
+        || async {
+            let begun = Moment::now();
+            for _ in 0..ALONE {
+                ours.acquire(&name, LockOptions::new()).await?.release().await?;
+            }
+            Ok(f64::from(ALONE) / begun.elapsed().as_secs_f64())
+        },
+        || async {
+            let mut client = raw.kv_client();
+            let begun = Moment::now();
+            for _ in 0..ALONE {
+                let absent = Compare::create_revision("alone/key", CompareOp::Equal, 0);
+                let put = TxnOp::put("alone/key", "", Some(PutOptions::new().with_lease(lease)));
+                let entered = client.txn(Txn::new().when([absent]).and_then([put])).await?;
+                let token = entered.header().ok_or("no header")?.revision();
+                let mine = Compare::create_revision("alone/key", CompareOp::Equal, token);
+                let delete = TxnOp::delete("alone/key", None);
+                client.txn(Txn::new().when([mine]).and_then([delete])).await?;
+            }
+            Ok(f64::from(ALONE) / begun.elapsed().as_secs_f64())
+        },
+    )
+    .await?;
+    let case = "acquire and release, beside two plain transactions";
+    report.turns("lock", case, "per s", &turns, Some(Bound::AtLeast(0.85)));
+    Ok(())
+}
+
+/// How long contenders contend in a round.
+const CONTEND: Duration = Duration::from_secs(3);
+
+/// How long it may take until each had it once.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn contended(report: &mut Report) -> Result {
+    let world = World::start().await;
+    let one = world.ours().await?;
+    let clients = clients(&world, 50).await?;
+    let sessions = sessions(&world, 50).await?;
+    let turns = in_turns(
+        5,
+        || async { Ok(ours(&world, &clients, 50).await?.per_second) },
+        || async { Ok(plain(&world, &sessions).await?.per_second) },
+    )
+    .await?;
+    let case = "50 contenders in 50 sessions, beside Go's protocol in plain calls";
+    report.turns("contended", case, "per s", &turns, Some(Bound::AtLeast(1.0)));
+    let turns = in_turns(
+        5,
+        || async { Ok(ours(&world, std::slice::from_ref(&one), 50).await?.per_second) },
+        || async { Ok(plain(&world, &sessions).await?.per_second) },
+    )
+    .await?;
+    let case = "50 contenders in one session, beside the same 50 in 50";
+    report.turns("contended", case, "per s", &turns, Some(Bound::AtLeast(3.0)));
+    drop((clients, sessions));
+
+    let mut requests = Vec::new();
+    for contenders in [50, 200, 1000] {
+        let clients = self::clients(&world, contenders).await?;
+        let grants = ours(&world, &clients, contenders).await?;
+        let case = format!("requests per grant, {contenders} contenders in as many sessions");
+        report.number("contended", case, "", Spread::exactly(grants.requests), None);
+        requests.push(grants.requests);
+        close(clients).await;
+    }
+    if let [few, .., many] = requests[..] {
+        // A tenth for what falls into the time without belonging to a grant.
+        let case = "requests per grant, 1,000 contenders beside 50";
+        report.number("contended", case, "×", Spread::exactly(many / few), Some(Bound::AtMost(1.1)));
+    }
+    Ok(())
+}
+
+/// How a lock was handed on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grants {
+    pub(crate) per_second: f64,
+    /// Messages to etcd for each.
+    pub(crate) requests: f64,
+}
+
+/// Clients with a session each.
+pub(crate) async fn clients(world: &World, count: usize) -> Result<Vec<Etcd>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        clients.push(world.ours().await?);
+    }
+    Ok(clients)
+}
+
+/// Ends the sessions.
+pub(crate) async fn close(clients: Vec<Etcd>) {
+    join_all(clients.iter().map(Etcd::close)).await;
+}
+
+/// `contenders` tasks, spread over the clients, take the same lock again and again.
+pub(crate) async fn ours(world: &World, clients: &[Etcd], contenders: usize) -> Result<Grants> {
+    let name = LockName::parse("contended")?;
+    let counted = Arc::new(Counted::default());
+    let contend = |client: Etcd| {
+        let (counted, name) = (Arc::clone(&counted), name.clone());
+        async move {
+            while counted.goes_on() {
+                let guard = client.acquire(&name, LockOptions::new()).await?;
+                counted.count();
+                guard.release().await?;
+            }
+            Result::Ok(())
+        }
+    };
+    let mut running: JoinSet<_> =
+        (0..contenders).map(|number| contend(clients[number % clients.len()].clone())).collect();
+    let grants = counted.measure(world, contenders).await?;
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok(grants)
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    grants: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Counted {
+    fn goes_on(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        self.grants.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts for a while once each had it: what they did to get in line for the first time is behind them then.
+    #[expect(clippy::cast_precision_loss, reason = "thousands")]
+    async fn measure(&self, world: &World, contenders: usize) -> Result<Grants> {
+        let begun = Moment::now();
+        while self.grants.load(Ordering::Relaxed) < contenders as u64 {
+            if begun.elapsed() > LIMIT {
+                return Err("the contenders do not get the lock".into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let (begun, before, requests) = (Moment::now(), self.grants.load(Ordering::Relaxed), world.requests().await?);
+        tokio::time::sleep(CONTEND).await;
+        let (time, after, now) = (begun.elapsed(), self.grants.load(Ordering::Relaxed), world.requests().await?);
+        self.over.store(true, Ordering::Relaxed);
+        let grants = (after - before) as f64;
+        Ok(Grants { per_second: grants / time.as_secs_f64(), requests: (now - requests) / grants.max(1.0) })
+    }
+}
+
+/// A session as Go's clients have it: a connection and a lease.
+pub(crate) struct Session {
+    client: Client,
+    lease: i64,
+}
+
+/// So many sessions.
+pub(crate) async fn sessions(world: &World, count: usize) -> Result<Vec<Session>> {
+    let mut sessions = Vec::new();
+    for _ in 0..count {
+        let client = world.raw().await?;
+        let lease = client.lease_client().grant(600, None).await?.id();
+        sessions.push(Session { client, lease });
+    }
+    Ok(sessions)
+}
+
+/// A task per session takes the same lock again and again.
+pub(crate) async fn plain(world: &World, sessions: &[Session]) -> Result<Grants> {
+    let counted = Arc::new(Counted::default());
+    let contend = |session: &Session| {
+        let (counted, client, lease) = (Arc::clone(&counted), session.client.clone(), session.lease);
+        async move {
+            let mutex = GoMutex { client, lease, key: format!("plain/{lease:x}").into_bytes() };
+            while counted.goes_on() {
+                mutex.lock().await?;
+                counted.count();
+                mutex.unlock().await?;
+            }
+            Result::Ok(())
+        }
+    };
+    let mut running: JoinSet<_> = sessions.iter().map(contend).collect();
+    let grants = counted.measure(world, sessions.len()).await?;
+    while let Some(ended) = running.join_next().await {
+        ended??;
+    }
+    Ok(grants)
+}
+
+/// `concurrency.Mutex` of etcd's Go client (client/v3/concurrency/mutex.go and key.go), call by call.
+struct GoMutex {
+    client: Client,
+    lease: i64,
+    key: Vec<u8>,
+}
+
+impl GoMutex {
+    async fn lock(&self) -> Result {
+        let mut kv = self.client.kv_client();
+        let absent = Compare::create_revision(&self.key[..], CompareOp::Equal, 0);
+        let put = TxnOp::put(&self.key[..], "", Some(PutOptions::new().with_lease(self.lease)));
+        let get = TxnOp::get(&self.key[..], None);
+        let first = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
+        let owner = || TxnOp::get("plain/", Some(first.clone()));
+        let entered = Txn::new().when([absent]).and_then([put, owner()]).or_else([get, owner()]);
+        let entered = kv.txn(entered).await?;
+        let revision = entered.header().ok_or("no header")?.revision();
+        let own = if entered.succeeded() { revision } else { return Err("the key was there".into()) };
+        let owner = entered.op_responses().into_iter().find_map(|op| match op {
+            TxnOpResponse::Get(get) => get.kvs().first().map(etcd_client::KeyValue::create_revision),
+            _ => None,
+        });
+        if owner.is_none_or(|owner| owner == own) {
+            return Ok(());
+        }
+        self.wait(own).await?;
+        // Since 3.4.11: is the own key still there?
+        if kv.get(&self.key[..], None).await?.kvs().is_empty() { Err("the session ended".into()) } else { Ok(()) }
+    }
+
+    /// Waits for the deletion of all keys that were created before, the last of them first.
+    async fn wait(&self, own: i64) -> Result {
+        let mut kv = self.client.kv_client();
+        loop {
+            let last = GetOptions::new()
+                .with_prefix()
+                .with_sort(SortTarget::Create, SortOrder::Descend)
+                .with_limit(1)
+                .with_max_create_revision(own - 1);
+            let before = kv.get("plain/", Some(last)).await?;
+            let Some(pair) = before.kvs().first() else {
+                return Ok(());
+            };
+            let from = before.header().ok_or("no header")?.revision();
+            let options = WatchOptions::new().with_start_revision(from);
+            let mut watch = self.client.watch_client().watch(pair.key(), Some(options)).await?;
+            'deleted: loop {
+                let message = watch.message().await?.ok_or("the watch ended")?;
+                if message.events().iter().any(|event| event.event_type() == EventType::Delete) {
+                    break 'deleted;
+                }
+            }
+        }
+    }
+
+    async fn unlock(&self) -> Result {
+        self.client.kv_client().delete(&self.key[..], None).await?;
+        Ok(())
+    }
+}

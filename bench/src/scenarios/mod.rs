@@ -1,0 +1,104 @@
+//! The scenarios, one file for each part of the library.
+
+mod change;
+mod cold;
+mod growth;
+mod grpc;
+mod lock;
+mod memory;
+pub mod pick;
+mod register;
+mod sync;
+
+use std::{future::Future, pin::Pin};
+
+use crate::{measure::Result, report::Report};
+
+type Run = for<'a> fn(&'a mut Report) -> Pin<Box<dyn Future<Output = Result> + 'a>>;
+
+/// A scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// What it measures.
+    pub about: &'static str,
+    /// Measures it.
+    pub run: Run,
+}
+
+/// All of them, in the order in which they run.
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "pick",
+        about: "one pick among 1,000 instances, on one thread and on two",
+        run: |report| Box::pin(pick::run(report)),
+    },
+    Scenario {
+        name: "change",
+        about: "one instance changes among 100 to 100,000, from the store to the view",
+        run: |report| Box::pin(change::run(report)),
+    },
+    Scenario {
+        name: "burst",
+        about: "10,000 changes as fast as etcd takes them",
+        run: |report| Box::pin(change::burst(report)),
+    },
+    Scenario {
+        name: "sync",
+        about: "the first picture of 100,000 instances, and what it keeps on the heap",
+        run: |report| Box::pin(sync::run(report)),
+    },
+    Scenario {
+        name: "register",
+        about: "one instance after the other, and 32 at a time",
+        run: |report| Box::pin(register::few(report)),
+    },
+    Scenario {
+        name: "many",
+        about: "10,000 instances from one process",
+        run: |report| Box::pin(register::many(report)),
+    },
+    Scenario {
+        name: "steady",
+        about: "what 10,000 registrations cost while nothing happens (a minute)",
+        run: |report| Box::pin(register::steady(report)),
+    },
+    Scenario {
+        name: "lock",
+        about: "acquire and release without contention",
+        run: |report| Box::pin(lock::alone(report)),
+    },
+    Scenario {
+        name: "contended",
+        about: "a lock that 50 want, in 50 sessions and in one; requests per grant up to 1,000",
+        run: |report| Box::pin(lock::contended(report)),
+    },
+    Scenario { name: "grpc", about: "calls beside tonic's own channels", run: |report| Box::pin(grpc::run(report)) },
+    Scenario {
+        name: "memory",
+        about: "the memory backend, without a reference",
+        run: |report| Box::pin(memory::run(report)),
+    },
+    Scenario {
+        name: "cold",
+        about: "from the start of a process to its first pick among 1,000",
+        run: |report| Box::pin(cold::run(report)),
+    },
+    Scenario {
+        name: "growth",
+        about: "cost by size: instances, contenders, watchers (minutes; only when named)",
+        run: |report| Box::pin(growth::run(report)),
+    },
+];
+
+/// Runs a program that was built beside this one, and returns what it prints.
+async fn helper(name: &str, arguments: &[&str]) -> Result<String> {
+    let program = std::env::current_exe()?.with_file_name(name);
+    let output = tokio::process::Command::new(&program).args(arguments).output().await?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{}: {}: {said}", program.display(), output.status).into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}

@@ -1,0 +1,140 @@
+//! Picking among 1,000 instances, beside the shared list with a counter that most programs begin with.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Arc, Barrier, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use enlist::{Directory, Entry, Moment, Picker, Policy, Registry, ServiceRef, ServiceView};
+use enlist_memory::MemoryStore;
+
+use crate::{
+    measure::{Result, Spread, Turns, in_turns},
+    report::{Bound, Report},
+    world::instance,
+};
+
+/// How many instances there are to pick from.
+pub const INSTANCES: usize = 1000;
+
+/// Picks of each thread in a round.
+const PICKS: u32 = 200_000;
+
+const ROUNDS: usize = 25;
+
+/// What a program without a library does.
+struct Shared {
+    list: RwLock<Vec<Arc<Entry>>>,
+    next: AtomicUsize,
+}
+
+impl Shared {
+    fn pick(&self) -> Option<Arc<Entry>> {
+        let list = self.list.read().ok()?;
+        let at = self.next.fetch_add(1, Ordering::Relaxed) % list.len();
+        list.get(at).cloned()
+    }
+}
+
+/// A view of so many instances of different weights, in memory.
+///
+/// # Errors
+///
+/// None.
+pub async fn view(instances: usize) -> Result<ServiceView> {
+    let (client, service) = (MemoryStore::new().client(), ServiceRef::parse("picked")?);
+    for number in 0..instances {
+        let weight = 50 + u32::try_from(number % 100)?;
+        client.publish(&service, instance(number)?.with_weight(weight)).await?;
+    }
+    let view = Directory::new(Arc::new(client)).view(&service);
+    while view.ready().await?.len() < instances {
+        tokio::task::yield_now().await;
+    }
+    Ok(view)
+}
+
+pub(crate) async fn run(report: &mut Report) -> Result {
+    let view = view(INSTANCES).await?;
+    let list = view.snapshot().ok_or("the view is ready")?.entries().cloned().collect();
+    let shared = Arc::new(Shared { list: RwLock::new(list), next: AtomicUsize::new(0) });
+    let policies = [
+        ("round robin", Policy::RoundRobin, 0.5),
+        ("weighted", Policy::Weighted, 0.75),
+        ("hash", Policy::ConsistentHash, 2.0),
+    ];
+    for (name, policy, alone) in policies {
+        let mut by_threads = Vec::new();
+        for (threads, most) in [(1, alone), (2, 0.3)] {
+            let turns = in_turns(
+                ROUNDS,
+                || async {
+                    Ok(timed(threads, || {
+                        let mut picker = view.picker(policy);
+                        // A picker builds its list at the first pick.
+                        let _ = picker.pick();
+                        let mut key = fastrand::u64(..);
+                        move || {
+                            key = key.wrapping_add(1);
+                            pick(&mut picker, policy, key);
+                        }
+                    }))
+                },
+                || async {
+                    Ok(timed(threads, || {
+                        let shared = Arc::clone(&shared);
+                        move || drop(black_box(shared.pick()))
+                    }))
+                },
+            )
+            .await?;
+            let case = format!("{name}, {threads} threads, beside RwLock<Vec<Arc>>");
+            report.turns("pick", case, "ns", &turns, Some(Bound::AtMost(most)));
+            by_threads.push(turns.ours);
+        }
+        let [alone, together] = <[_; 2]>::try_from(by_threads).map_err(|_| "two numbers of threads")?;
+        let turns = Turns { ours: together, reference: alone };
+        // A tenth for the noise of a shared machine.
+        report.turns("pick", format!("{name}, 2 threads, beside 1 thread"), "ns", &turns, Some(Bound::AtMost(1.1)));
+    }
+    let allocations: f64 = super::helper("heap", &["pick"]).await?.trim().parse()?;
+    let case = "allocations of 100,000 picks by each policy";
+    report.number("pick", case, "", Spread::exactly(allocations), Some(Bound::AtMost(0.0)));
+    Ok(())
+}
+
+/// One pick, in whatever way the policy is used.
+pub fn pick(picker: &mut Picker, policy: Policy, key: u64) {
+    if policy == Policy::ConsistentHash {
+        let _ = black_box(picker.pick_for(&key.to_le_bytes()));
+    } else {
+        let _ = black_box(picker.pick());
+    }
+}
+
+/// The time of one pick, in nanoseconds, when so many threads pick at the same time.
+fn timed<P: FnMut() + Send>(threads: usize, mut make: impl FnMut() -> P) -> f64 {
+    let start = Barrier::new(threads);
+    let pickers: Vec<P> = (0..threads).map(|_| make()).collect();
+    let total: f64 = std::thread::scope(|scope| {
+        let run = |mut pick: P| {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                let begun = Moment::now();
+                for _ in 0..PICKS {
+                    pick();
+                }
+                begun.elapsed().as_secs_f64() * 1e9 / f64::from(PICKS)
+            })
+        };
+        let running: Vec<_> = pickers.into_iter().map(run).collect();
+        running.into_iter().map(|thread| thread.join().unwrap_or(f64::NAN)).sum()
+    });
+    #[expect(clippy::cast_precision_loss, reason = "one or two")]
+    let threads = threads as f64;
+    total / threads
+}

@@ -1,0 +1,177 @@
+//! What the scenarios measure on: an etcd of their own, full of instances, and how many requests it got.
+
+use std::{net::SocketAddr, time::Duration};
+
+use enlist::{Endpoint, Instance, InstanceId, Moment, ServiceRef};
+use enlist_etcd::{Etcd, Layout, Native, layout::Writing};
+use enlist_testkit::{EtcdServer, Provider, ServerOptions};
+use etcd_client::{Client, PutOptions, Txn, TxnOp};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::measure::Result;
+
+/// The most operations of a transaction.
+pub const MAX_OPS: usize = 128;
+
+/// Room for many revisions of a hundred thousand keys.
+const QUOTA: &str = "--quota-backend-bytes=8589934592";
+
+/// An etcd and clients of it.
+#[derive(Debug)]
+pub struct World {
+    server: EtcdServer,
+}
+
+impl World {
+    /// Starts an etcd.
+    pub async fn start() -> Self {
+        Self { server: EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments([QUOTA])).await }
+    }
+
+    /// Where it listens.
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// A client of ours, connected.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    pub async fn ours(&self) -> Result<Etcd> {
+        Ok(Etcd::connect(self.url()).await?)
+    }
+
+    /// A plain client with a connection of its own, connected.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not answer.
+    pub async fn raw(&self) -> Result<Client> {
+        let mut client = Client::connect([self.url()], None).await?;
+        client.get("connected?", None).await?;
+        Ok(client)
+    }
+
+    /// Puts `count` instances of `service` without a lease.
+    ///
+    /// # Errors
+    ///
+    /// If etcd refuses.
+    pub async fn fill(&self, service: &ServiceRef, count: usize) -> Result {
+        let mut client = self.raw().await?;
+        let numbers: Vec<usize> = (0..count).collect();
+        for some in numbers.chunks(MAX_OPS) {
+            let puts: Result<Vec<TxnOp>> = some.iter().map(|number| put(service, *number, 100, None)).collect();
+            client.txn(Txn::new().and_then(puts?)).await?;
+        }
+        Ok(())
+    }
+
+    /// How many messages etcd has got, renewals aside: each request, and each message on a watch.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not say.
+    pub async fn requests(&self) -> Result<f64> {
+        let metrics = get(self.server.address(), "/metrics").await?;
+        let received = metrics.lines().filter(|line| line.starts_with("grpc_server_msg_received_total{"));
+        let received = received.filter(|line| !line.contains("LeaseKeepAlive"));
+        let numbers = received.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+        Ok(numbers.sum())
+    }
+
+    /// The version of etcd.
+    ///
+    /// # Errors
+    ///
+    /// If etcd does not say.
+    pub async fn version(&self) -> Result<String> {
+        let answer: serde_json::Value = serde_json::from_str(&get(self.server.address(), "/version").await?)?;
+        Ok(answer["etcdserver"].as_str().unwrap_or("?").to_owned())
+    }
+}
+
+async fn get(address: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await??;
+    let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+    Ok(body.to_owned())
+}
+
+/// An instance as they are in production: its value is some 150 bytes of JSON.
+///
+/// # Errors
+///
+/// None; names are well-formed.
+pub fn instance(number: usize) -> Result<Instance> {
+    let id = InstanceId::parse(format!("i-{number:06}"))?;
+    let [_, a, b, c] = u32::try_from(number)?.to_be_bytes();
+    let endpoint = Endpoint::parse(format!("grpc://10.{a}.{b}.{c}:8080"))?;
+    Ok(Instance::new(id, [endpoint])?.with_version("1.4").with_zone("eu-1").with_metadata("team", "blue"))
+}
+
+/// What a put of instance `number` with this weight writes.
+///
+/// # Errors
+///
+/// None; names are well-formed.
+pub fn put(service: &ServiceRef, number: usize, weight: u32, lease: Option<i64>) -> Result<TxnOp> {
+    let (key, value) = pair(service, number, weight)?;
+    Ok(TxnOp::put(key, value, lease.map(|lease| PutOptions::new().with_lease(lease))))
+}
+
+/// Key and value of instance `number` with this weight, in our own layout.
+///
+/// # Errors
+///
+/// None; names are well-formed.
+pub fn pair(service: &ServiceRef, number: usize, weight: u32) -> Result<(Vec<u8>, Vec<u8>)> {
+    let (layout, instance) = (Native::default(), instance(number)?.with_weight(weight));
+    let key = layout.key(service, instance.id(), None)?;
+    let value = layout.encode(service, &instance, &Writing::default())?;
+    Ok((key, value))
+}
+
+/// The range of keys of a service.
+///
+/// # Errors
+///
+/// None; names are well-formed.
+pub fn range(service: &ServiceRef) -> Result<(Vec<u8>, Vec<u8>)> {
+    let range = Native::default().service_range(service)?;
+    let (start, end) = range.bounds();
+    Ok((start.to_vec(), end.unwrap_or_default().to_vec()))
+}
+
+/// How long a write of 4 KiB to the disk takes until it is safe, in microseconds: what bounds every write of etcd.
+///
+/// # Errors
+///
+/// If the disk cannot be written to.
+pub fn sync_time() -> Result<f64> {
+    use std::io::Write as _;
+    let directory = std::env::temp_dir();
+    let path = directory.join(format!("enlist-bench-{}", std::process::id()));
+    let mut file = std::fs::File::create(&path)?;
+    let mut times = Vec::new();
+    for _ in 0..50 {
+        let begun = Moment::now();
+        file.write_all(&[7; 4096])?;
+        file.sync_data()?;
+        times.push(micros(begun.elapsed()));
+    }
+    std::fs::remove_file(&path)?;
+    Ok(crate::measure::Spread::of(times).median)
+}
+
+/// Microseconds.
+pub fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
