@@ -255,7 +255,10 @@ impl Stander {
             if let Ok((now, delay)) = self.look(held, before.as_ref()).await {
                 match now {
                     Look::Holder => {
-                        tokio::time::sleep(delay).await;
+                        // Also a sleep of nothing lasts until the timer's next millisecond.
+                        if !delay.is_zero() {
+                            tokio::time::sleep(delay).await;
+                        }
                         return Ok(true);
                     }
                     Look::Gone => return Err(Error::LeaseLost),
