@@ -212,7 +212,7 @@ struct Registrar {
     ward: Option<Ward>,
     /// The key could not be seen through a shared watch.
     alone: bool,
-    /// When a write was sent whose answer was lost.
+    /// When the answer to a write was given up.
     unsettled: Option<Moment>,
 }
 
@@ -295,7 +295,7 @@ impl Registrar {
     async fn claim(&mut self) -> Option<Claim<Arc<[u8]>>> {
         let claimed = tokio::select! {
             claim = self.session.slots.claim(&self.slot, &self.options) => claim,
-            () = unwanted(&mut self.driver) => {
+            () = self.driver.unwanted() => {
                 self.driver.report_end(Ok(Deregistered::AlreadyGone));
                 return None;
             }
@@ -342,7 +342,10 @@ impl Registrar {
         let desired = self.driver.desired();
         let record = match std::mem::take(&mut self.known) {
             Known::Unknown => {
-                let _turn = session.reads.acquire().await;
+                let _turn = tokio::select! {
+                    turn = session.reads.acquire() => turn,
+                    () = self.driver.unwanted() => return Ok(Pause::None),
+                };
                 session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0
             }
             Known::Absent => None,
@@ -401,8 +404,16 @@ impl Registrar {
             lease: Some(lease),
         };
         let value = self.session.layout.encode(self.driver.service(), instance, &writing)?;
-        let sent = Moment::now();
-        match self.session.conn.put(key, guard, &value, Some(lease)).await {
+        let session = Arc::clone(&self.session);
+        let written = tokio::select! {
+            written = session.conn.put(key, guard, &value, Some(lease)) => written,
+            () = impatient(&self.driver) => {
+                // It waits behind others, or etcd is silent. What was not sent is not sent any more; the rest may still be done.
+                self.unsettled = Some(Moment::now());
+                return Ok(Pause::None);
+            }
+        };
+        match written {
             Ok(Written::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
@@ -428,7 +439,8 @@ impl Registrar {
             }
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    self.unsettled = Some(sent);
+                    // Not from when it was asked for: it may have waited for others before it was sent.
+                    self.unsettled = Some(Moment::now());
                 }
                 Err(self.failed(failure))
             }
@@ -569,7 +581,7 @@ impl Registrar {
     async fn rest(&mut self, time: Duration) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
-            () = unwanted(&mut self.driver) => {}
+            () = self.driver.unwanted() => {}
         }
     }
 
@@ -609,7 +621,7 @@ impl Registrar {
     /// Says whether a write whose answer was lost could still be done.
     fn may_still_arrive(&self) -> bool {
         let lost = self.lease.as_ref().is_some_and(|lease| lease.is_lost());
-        !lost && self.unsettled.is_some_and(|sent| sent.elapsed() < SETTLED)
+        !lost && self.unsettled.is_some_and(|lost| lost.elapsed() < SETTLED)
     }
 
     /// Removes the key if it is this registration's. `None`: it changed meanwhile, look again.
@@ -653,11 +665,10 @@ enum Disturbance {
     Superseded,
 }
 
-/// Waits until the registration is no longer wanted.
-async fn unwanted(driver: &mut RegistrationDriver) {
-    while driver.goal() == Goal::Present {
-        driver.changed().await;
-    }
+/// Waits until the registration is no longer wanted, and then as long as an answer may take.
+async fn impatient(driver: &RegistrationDriver) {
+    driver.unwanted().await;
+    tokio::time::sleep(PATIENCE).await;
 }
 
 /// Waits until the key that is followed is gone.

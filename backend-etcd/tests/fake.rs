@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Change, Counter, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration, RegistrationState, Registry,
-    Resolver, ServiceRef, Snapshot, Start, Watcher,
+    Change, Counter, Deregistered, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration,
+    RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -435,6 +435,36 @@ async fn an_update_made_while_waiting_for_a_turn_is_stored() {
     fake.thaw();
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(stored(&fake).values().all(|weight| *weight == 3), "{:?}", stored(&fake));
+}
+
+/// Thousands wait to be written while etcd is silent: who leaves does not wait for them.
+#[tokio::test(start_paused = true)]
+async fn a_departure_does_not_wait_for_the_writes_of_others() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let _first = register(&etcd, 0).await;
+    fake.freeze();
+    let mut registrations = Vec::new();
+    for id in 1..900 {
+        let id = InstanceId::parse(format!("i{id}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let options = RegisterOptions::new().start(Start::Background);
+        registrations.push(etcd.register(&service(), instance, options).await.unwrap());
+    }
+    // All of them wait.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let last = registrations.pop().unwrap();
+    let asked = tokio::time::Instant::now();
+    let outcome = last.deregister().await.unwrap();
+    assert_eq!(outcome, Deregistered::LeftBehind, "it may have been sent");
+    assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
+    fake.thaw();
+    while fake.under(KEY.as_bytes()).len() != 899 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Nothing brings it back.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
 }
 
 #[tokio::test(start_paused = true)]

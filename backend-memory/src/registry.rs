@@ -166,7 +166,7 @@ impl Registrar {
     async fn claim(&mut self) -> Option<Claim<Key>> {
         let claimed = tokio::select! {
             claim = self.client.slots.claim(&self.key, &self.options) => claim,
-            () = unwanted(&mut self.driver) => {
+            () = self.driver.unwanted() => {
                 self.driver.report_end(Ok(Deregistered::AlreadyGone));
                 return None;
             }
@@ -384,13 +384,6 @@ enum Disturbance {
 impl Disturbance {
     fn is_superseded(self) -> bool {
         self == Self::Superseded
-    }
-}
-
-/// Waits until the registration is no longer wanted.
-async fn unwanted(driver: &mut RegistrationDriver) {
-    while driver.goal() == Goal::Present {
-        driver.changed().await;
     }
 }
 

@@ -433,6 +433,16 @@ impl RegistrationDriver {
         let _ = self.desired.changed().await;
     }
 
+    /// Waits until the instance is no longer to be present. Takes note of nothing that [`changed`](Self::changed) tells.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn unwanted(&self) {
+        // The sender lives in `shared`, so this cannot fail.
+        let _ = self.shared.desired.subscribe().wait_for(|desired| desired.goal != Goal::Present).await;
+    }
+
     /// Reports the state; a repetition of it wakes nobody.
     pub fn report(&self, state: RegistrationState) {
         let new = state.clone();
