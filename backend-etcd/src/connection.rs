@@ -26,7 +26,7 @@ use crate::{
     error::{Failure, classify, said},
     handover::OwnPlace,
     record::{KeyRange, Record},
-    writes::{Batcher, Guard, Line, Outcome, Write},
+    writes::{Batcher, Guard, InLine, Outcome, Write},
 };
 
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
@@ -263,7 +263,7 @@ impl Connection {
             guards: vec![(key.into(), guard)],
             ops,
             size: key.len() + value.len(),
-            line: Line::Apart,
+            line: InLine::Apart,
             patient: false,
         };
         self.writes.send(write).await.map(Written::of)
@@ -273,7 +273,7 @@ impl Connection {
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
         let ops = vec![TxnOp::delete(key, None)];
         let write =
-            Write { guards: vec![(key.into(), guard)], ops, size: key.len(), line: Line::Apart, patient: false };
+            Write { guards: vec![(key.into(), guard)], ops, size: key.len(), line: InLine::Apart, patient: false };
         self.writes.send(write).await.map(Written::of)
     }
 
@@ -288,7 +288,7 @@ impl Connection {
     ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
         let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
         let guards = vec![(place.key[..].into(), Guard::Absent)];
-        let write = Write { guards, ops, size: place.size(), line: Line::Enters(line.start.clone()), patient };
+        let write = Write { guards, ops, size: place.size(), line: InLine::Enters(line.start.clone()), patient };
         self.places.send(write).await.map(read_of)
     }
 
@@ -303,7 +303,7 @@ impl Connection {
         let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
         let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
         self.places
-            .send(Write { guards, ops, size: place.size(), line: Line::Apart, patient: false })
+            .send(Write { guards, ops, size: place.size(), line: InLine::Apart, patient: false })
             .await
             .map(read_of)
     }
@@ -323,7 +323,7 @@ impl Connection {
             guards,
             ops,
             size: key.len() + successor.size(),
-            line: Line::Leaves(line.start.clone()),
+            line: InLine::Leaves(line.start.clone()),
             patient: false,
         };
         self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))

@@ -12,50 +12,6 @@ use std::{
 use enlist::{LeaseId, Revision};
 use tokio::sync::oneshot;
 
-/// The numbers that tell the places of this session in a line apart. They are used again: each key that ever was in a line costs
-/// etcd time at every look at the line, until the history is compacted.
-#[derive(Debug, Default)]
-pub(crate) struct Numbers {
-    lines: Mutex<HashMap<Vec<u8>, InUse>>,
-}
-
-/// The numbers of one line.
-#[derive(Debug, Default)]
-struct InUse {
-    /// How many were taken at most.
-    taken: u64,
-    free: Vec<u64>,
-}
-
-impl Numbers {
-    /// Takes a number that no place in `line` has.
-    pub(crate) fn take(&self, line: &[u8]) -> u64 {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbers = lines.entry(line.to_vec()).or_default();
-        numbers.free.pop().unwrap_or_else(|| {
-            numbers.taken += 1;
-            numbers.taken - 1
-        })
-    }
-
-    /// How many places of this session there are in `line`.
-    pub(crate) fn in_use(&self, line: &[u8]) -> u64 {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.get(line).map_or(0, |numbers| numbers.taken - numbers.free.len() as u64)
-    }
-
-    /// Gives a number back whose key is gone for good.
-    pub(crate) fn give_back(&self, line: &[u8], number: u64) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(numbers) = lines.get_mut(line) {
-            numbers.free.push(number);
-            if numbers.free.len() as u64 == numbers.taken {
-                lines.remove(line);
-            }
-        }
-    }
-}
-
 /// A place of this session in a line.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnPlace {
@@ -154,20 +110,6 @@ impl Seat {
 mod tests {
     use super::*;
     use futures::FutureExt;
-
-    #[test]
-    fn numbers_are_used_again_and_never_twice_at_a_time() {
-        let numbers = Numbers::default();
-        assert_eq!([numbers.take(b"l"), numbers.take(b"l"), numbers.take(b"other")], [0, 1, 0]);
-        numbers.give_back(b"l", 0);
-        assert_eq!([numbers.take(b"l"), numbers.take(b"l")], [0, 2]);
-        assert_eq!([numbers.in_use(b"l"), numbers.in_use(b"nobody's")], [3, 0]);
-        for number in 0..3 {
-            numbers.give_back(b"l", number);
-        }
-        numbers.give_back(b"other", 0);
-        assert!(numbers.lines.lock().unwrap().is_empty());
-    }
 
     fn place(token: u64) -> OwnPlace {
         let (lease, token) = (LeaseId::new(1), Revision::new(token));

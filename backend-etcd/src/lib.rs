@@ -33,6 +33,7 @@
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
 //! | `stander` | the task behind one place in a line |
+//! | `numbers` | what tells the places of a session in a line apart |
 //! | `handover` | who of this session waits for a lock of this session |
 //! | [`layout`] | the only place that knows keys and values |
 
@@ -47,6 +48,7 @@ pub mod layout;
 mod lease;
 mod lock;
 mod mirror;
+mod numbers;
 mod own_keys;
 mod pipeline;
 mod record;

@@ -16,9 +16,10 @@ use tokio::{
 
 use crate::{
     connection::Connection,
-    handover::{Heirs, Numbers},
+    handover::Heirs,
     layout::{Layout, LockLayout},
     lease::{Leases, revoke},
+    numbers::Numbers,
     own_keys::OwnKeys,
     pipeline::Hub,
 };

@@ -70,7 +70,7 @@ struct Held {
     /// What tells it from the other places of this session in the line.
     number: u64,
     lease: Arc<Lease>,
-    /// When a write was sent whose answer was lost.
+    /// When the answer to a write was given up.
     unsettled: Option<Moment>,
     /// Its removal is confirmed.
     gone: bool,
@@ -115,8 +115,11 @@ impl Stander {
         };
         if held.unsettled.is_some() {
             // A write of it may arrive although another one was removed.
+            held.gone = false;
             self.leave(&mut held, None, true).await;
-        } else if held.gone {
+        }
+        // What a lost lease kept is gone as well.
+        if held.gone || held.lease.is_lost() {
             self.session.numbers.give_back(&self.range.start, held.number);
         }
         // Whoever took a lock is likely to take it again.
@@ -165,6 +168,7 @@ impl Stander {
         };
         let number = self.session.numbers.take(&self.range.start);
         let key = lock_layout.place(self.want.line, &self.name, lease.id(), number);
+        let key = key.inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
         Ok(Held {
             key: key.map_err(Failure::Final)?,
             number,
@@ -214,8 +218,8 @@ impl Stander {
         ward.vanished(token).await;
     }
 
-    /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because the key is unique and only
-    /// created once. On an error the place that may be left is returned with it.
+    /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because nobody else uses the key
+    /// meanwhile, and it is only created if it is absent. On an error the place that may be left is returned with it.
     async fn enter(
         &mut self,
         answer: &mut oneshot::Sender<Result<Won, Error>>,
@@ -234,6 +238,7 @@ impl Stander {
             let leaseless = held.take_if(|_| matches!(failure, Failure::LeaseNotFound));
             if let Some(gone) = leaseless {
                 gone.lease.condemn();
+                self.session.numbers.give_back(&self.range.start, gone.number);
                 if renewed < GRANTS {
                     renewed += 1;
                     continue;
@@ -255,7 +260,6 @@ impl Stander {
             Some(held) => held,
             None => held.insert(self.held().await?),
         };
-        let sent = Moment::now();
         // The own place is the last of the line then.
         let own = self.own_place(held, Revision::default());
         // Behind others of this session it has to wait anyway.
@@ -267,7 +271,8 @@ impl Stander {
             Ok(Err(None)) => return Err(Failure::Lost(said("the line changed meanwhile"))),
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    held.unsettled = Some(sent);
+                    // Not from when it was asked for: it may have waited for others before it was sent.
+                    held.unsettled = Some(Moment::now());
                 }
                 return Err(failure);
             }
@@ -512,13 +517,13 @@ impl Stander {
         self.leave(held, Some(token), removed).await
     }
 
-    /// Removes the place until etcd has confirmed it, or its lease cannot be alive any more. The key is unique to this
-    /// acquisition, so whatever is found there is its own. `removed` says that a removal may have been done before.
+    /// Removes the place until etcd has confirmed it, or its lease cannot be alive any more. No other acquisition
+    /// uses the key before that, so whatever is found there is its own. `removed` says that a removal may have been done before.
     async fn leave(&self, held: &mut Held, token: Option<Revision>, mut removed: bool) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
         loop {
-            let may_arrive = held.unsettled.is_some_and(|sent| sent.elapsed() < SETTLED);
+            let may_arrive = held.unsettled.is_some_and(|lost| lost.elapsed() < SETTLED);
             match self.try_leave(held, token).await {
                 Ok(Some(outcome)) if !may_arrive || token.is_some() => {
                     held.gone = true;

@@ -84,7 +84,7 @@ impl Guard {
 
 /// What a write has to do with a line of keys whose order is that of their creation.
 #[derive(Clone, Debug)]
-pub(crate) enum Line {
+pub(crate) enum InLine {
     /// None.
     Apart,
     /// It creates a place. Two in one transaction would have the same creation revision, and who gets in line has to see
@@ -101,7 +101,7 @@ pub(crate) struct Write {
     pub(crate) ops: Vec<TxnOp>,
     /// Bytes of keys and values.
     pub(crate) size: usize,
-    pub(crate) line: Line,
+    pub(crate) line: InLine,
     /// It may wait a moment for another one to go along with.
     pub(crate) patient: bool,
 }
@@ -203,18 +203,18 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
         let room = ops + own.len() <= MAX_OPS && guards + compares <= MAX_OPS && size + bytes <= MAX_BYTES;
         let free = guarded.iter().all(|(key, _)| !keys.contains(key))
             && match line {
-                Line::Apart => true,
-                Line::Enters(line) | Line::Leaves(line) => !lines.contains(line),
+                InLine::Apart => true,
+                InLine::Enters(line) | InLine::Leaves(line) => !lines.contains(line),
             };
         keys.extend(guarded.iter().map(|(key, _)| Arc::clone(key)));
-        if let Line::Enters(line) = line {
+        if let InLine::Enters(line) = line {
             lines.insert(line.clone());
         }
         if batch.is_empty() || (room && free) {
             (ops, guards, size) = (ops + own.len(), guards + compares, size + bytes);
             batch.push(asked);
         } else {
-            if let Line::Leaves(line) = line {
+            if let InLine::Leaves(line) = line {
                 lines.insert(line.clone());
             }
             later.push_back(asked);
@@ -326,7 +326,7 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
 
-    fn asked(keys: &[&str], line: Line, size: usize) -> (Asked, Answer) {
+    fn asked(keys: &[&str], line: InLine, size: usize) -> (Asked, Answer) {
         let guards = keys.iter().map(|key| (key.as_bytes().into(), Guard::Absent)).collect();
         let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
         let (answer, outcome) = oneshot::channel();
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn what_touches_the_same_key_keeps_its_order_and_waits_for_the_next_transaction() {
-        let apart = |keys: &[&str]| asked(keys, Line::Apart, 1);
+        let apart = |keys: &[&str]| asked(keys, InLine::Apart, 1);
         let (mut all, _answers) = waiting(vec![apart(&["a"]), apart(&["a", "b"]), apart(&["b"]), apart(&["c"])]);
         assert_eq!(keys(&take(&mut all)), ["a", "c"]);
         assert_eq!(keys(&take(&mut all)), ["a"]);
@@ -357,11 +357,11 @@ mod tests {
     fn a_line_gets_one_place_per_transaction_and_whoever_leaves_goes_first() {
         let line = || b"line".to_vec();
         let all = vec![
-            asked(&["leaves"], Line::Leaves(line()), 1),
-            asked(&["enters"], Line::Enters(line()), 1),
-            asked(&["second"], Line::Enters(line()), 1),
-            asked(&["leaves later"], Line::Leaves(line()), 1),
-            asked(&["elsewhere"], Line::Enters(b"other".to_vec()), 1),
+            asked(&["leaves"], InLine::Leaves(line()), 1),
+            asked(&["enters"], InLine::Enters(line()), 1),
+            asked(&["second"], InLine::Enters(line()), 1),
+            asked(&["leaves later"], InLine::Leaves(line()), 1),
+            asked(&["elsewhere"], InLine::Enters(b"other".to_vec()), 1),
         ];
         let (mut all, _answers) = waiting(all);
         assert_eq!(keys(&take(&mut all)), ["leaves", "enters", "elsewhere"]);
@@ -372,13 +372,13 @@ mod tests {
     #[test]
     fn a_transaction_has_bounds_and_whoever_is_gone_is_left_out() {
         let name = |number: usize| format!("k{number}");
-        let all = (0..200).map(|number| asked(&[&name(number)], Line::Apart, 1)).collect();
+        let all = (0..200).map(|number| asked(&[&name(number)], InLine::Apart, 1)).collect();
         let (mut all, mut answers) = waiting(all);
         drop(answers.remove(0));
         let first = take(&mut all);
         assert_eq!((first.len(), keys(&first)[0].as_str()), (MAX_OPS, "k1"));
         assert_eq!(take(&mut all).len(), 200 - 1 - MAX_OPS);
-        let large = |key: &str| asked(&[key], Line::Apart, MAX_BYTES);
+        let large = |key: &str| asked(&[key], InLine::Apart, MAX_BYTES);
         let (mut all, _answers) = waiting(vec![large("a"), large("b")]);
         assert_eq!(take(&mut all).len(), 1);
     }
@@ -402,7 +402,7 @@ mod tests {
         assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(7))), (true, false));
         assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(8))), (false, false));
 
-        let (batch, mut answers) = waiting(vec![asked(&["a"], Line::Apart, 1), asked(&["b"], Line::Apart, 1)]);
+        let (batch, mut answers) = waiting(vec![asked(&["a"], InLine::Apart, 1), asked(&["b"], InLine::Apart, 1)]);
         let outcomes = vec![Outcome::Refused(vec![Some(record)]), Outcome::Refused(vec![None])];
         assert_eq!(keys(&answer(batch.into(), outcomes)), ["b"]);
         assert!(matches!(answers[0].try_recv(), Ok(Ok(Outcome::Refused(_)))));
