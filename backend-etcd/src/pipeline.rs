@@ -261,11 +261,11 @@ impl Worker {
         let asked = Moment::now();
         let mut stream = self.open(list).await?;
         let mut parts = Vec::new();
-        let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
+        let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
         loop {
             let patience = PATIENCE * 2u32.pow(self.silences);
             // One wait however many steps of an audit come in between: they are no sign of life.
-            let mut reading = std::pin::pin!(message(&conn, &range, &mut stream, patience));
+            let mut reading = std::pin::pin!(message(&conn, &counters, &range, &mut stream, patience));
             let message = loop {
                 tokio::select! {
                     message = &mut reading => break message,
@@ -461,6 +461,7 @@ fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
 /// The next message; `None` from a silent stream that was asked for a sign of life and gave none.
 async fn message(
     conn: &Connection,
+    counters: &Counters,
     range: &KeyRange,
     stream: &mut WatchStream,
     patience: Duration,
@@ -468,6 +469,7 @@ async fn message(
     if let Ok(read) = tokio::time::timeout(SILENCE, stream.message()).await {
         return Some(told(read));
     }
+    counters.count(Counter::WatchChecks);
     if let Err(error) = stream.request_progress().await {
         return Some(Err(classify(&error)));
     }

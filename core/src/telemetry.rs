@@ -10,6 +10,7 @@
 //! | `enlist_reregistrations_total` | counter | instances put again after they were lost |
 //! | `enlist_watch_resumes_total` | counter | watches that went on after the last seen revision |
 //! | `enlist_watch_relists_total` | counter | watches that had to list again |
+//! | `enlist_watch_checks_total` | counter | times a silent watch was asked for a sign of life |
 //! | `enlist_watch_events_total` | counter | events applied |
 //! | `enlist_watch_repeats_total` | counter | events dropped because they were known or out of order |
 //! | `enlist_store_went_back_total` | counter | times the store was seen going back |
@@ -66,6 +67,8 @@ counters! {
     WatchResumes = "enlist_watch_resumes_total",
     /// Watches that had to list again.
     WatchRelists = "enlist_watch_relists_total",
+    /// Times a silent watch was asked for a sign of life.
+    WatchChecks = "enlist_watch_checks_total",
     /// Events applied.
     WatchEvents = "enlist_watch_events_total",
     /// Events dropped because they were known or out of order.

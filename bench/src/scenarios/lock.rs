@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Lock, LockName, LockOptions, Moment};
+use enlist::{Counter, Lock, LockName, LockOptions, Moment};
 use enlist_etcd::Etcd;
 use etcd_client::{
     Client, Compare, CompareOp, EventType, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
@@ -111,7 +111,7 @@ pub(crate) async fn contended(report: &mut Report) -> Result {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grants {
     pub(crate) per_second: f64,
-    /// Messages to etcd for each.
+    /// Messages to etcd for each, renewals and signs of life of silent watches aside.
     pub(crate) requests: f64,
 }
 
@@ -146,7 +146,8 @@ pub(crate) async fn ours(world: &World, clients: &[Etcd], contenders: usize) -> 
     };
     let mut running: JoinSet<_> =
         (0..contenders).map(|number| contend(clients[number % clients.len()].clone())).collect();
-    let grants = counted.measure(world, contenders).await?;
+    let checks = || clients.iter().map(|client| client.counters().get(Counter::WatchChecks)).sum();
+    let grants = counted.measure(world, contenders, checks).await?;
     while let Some(ended) = running.join_next().await {
         ended??;
     }
@@ -168,9 +169,10 @@ impl Counted {
         self.grants.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts for a while once each had it: what they did to get in line for the first time is behind them then.
+    /// Counts for a while once each had it: what they did to get in line for the first time is behind them then. `checks` says
+    /// how often a silent watch was asked for a sign of life so far.
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
-    async fn measure(&self, world: &World, contenders: usize) -> Result<Grants> {
+    async fn measure(&self, world: &World, contenders: usize, checks: impl Fn() -> u64) -> Result<Grants> {
         let begun = Moment::now();
         while self.grants.load(Ordering::Relaxed) < contenders as u64 {
             if begun.elapsed() > LIMIT {
@@ -178,12 +180,16 @@ impl Counted {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let (begun, before, requests) = (Moment::now(), self.grants.load(Ordering::Relaxed), world.requests().await?);
+        let granted = || self.grants.load(Ordering::Relaxed);
+        // These go with the time, however many contend.
+        let requests = async || Result::Ok(world.requests().await? - checks() as f64);
+        let (begun, grants_before, requests_before) = (Moment::now(), granted(), requests().await?);
         tokio::time::sleep(CONTEND).await;
-        let (time, after, now) = (begun.elapsed(), self.grants.load(Ordering::Relaxed), world.requests().await?);
+        let (time, grants, requests) =
+            (begun.elapsed(), granted() - grants_before, requests().await? - requests_before);
         self.over.store(true, Ordering::Relaxed);
-        let grants = (after - before) as f64;
-        Ok(Grants { per_second: grants / time.as_secs_f64(), requests: (now - requests) / grants.max(1.0) })
+        let grants = grants as f64;
+        Ok(Grants { per_second: grants / time.as_secs_f64(), requests: requests / grants.max(1.0) })
     }
 }
 
@@ -220,7 +226,7 @@ pub(crate) async fn plain(world: &World, sessions: &[Session]) -> Result<Grants>
         }
     };
     let mut running: JoinSet<_> = sessions.iter().map(contend).collect();
-    let grants = counted.measure(world, sessions.len()).await?;
+    let grants = counted.measure(world, sessions.len(), || 0).await?;
     while let Some(ended) = running.join_next().await {
         ended??;
     }
