@@ -17,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwapOption;
 use tokio::{sync::watch, time::Instant};
 use tracing::Instrument;
 
@@ -28,7 +27,7 @@ use crate::{
     error::Error,
     freshness::Freshness,
     name::ServiceRef,
-    picker::{Filter, Picker, Policy},
+    picker::{Filter, Latest, Picker, Policy},
     resolver::{Change, Resolver, Watcher},
     snapshot::Snapshot,
     task::TaskOwner,
@@ -167,7 +166,7 @@ struct Inner {
 /// What the watch task writes and the views read.
 struct Shared {
     service: ServiceRef,
-    published: Arc<ArcSwapOption<Published>>,
+    published: Arc<Latest>,
     status: watch::Sender<Status>,
     /// How many views there are.
     users: watch::Sender<usize>,
@@ -192,6 +191,11 @@ impl Published {
     pub(crate) fn too_old(&self) -> Option<Duration> {
         let max_age = self.max_age?;
         Some(self.freshness.age()).filter(|age| *age > max_age)
+    }
+
+    /// Says whether any age is allowed.
+    pub(crate) fn may_be_old(&self) -> bool {
+        self.max_age.is_none()
     }
 }
 
@@ -512,7 +516,7 @@ impl Keeper {
 impl Shared {
     fn publish(&self, snapshot: Snapshot, freshness: Freshness, max_age: Option<Duration>) -> Arc<Published> {
         let published = Arc::new(Published { snapshot, freshness: freshness.clone(), max_age });
-        self.published.store(Some(Arc::clone(&published)));
+        self.published.publish(Arc::clone(&published));
         let mut before = None;
         let now = freshness.clone();
         self.status.send_modify(|status| {
@@ -540,7 +544,7 @@ impl Shared {
     }
 
     fn report(&self) {
-        if let Some(published) = &*self.published.load() {
+        if let Some(published) = &*self.published.get() {
             telemetry::view(&self.service, published.snapshot.len(), published.freshness.age());
         }
     }
@@ -583,7 +587,7 @@ impl ServiceView {
                 let status = status.wait_for(known).await.map_err(|_| Error::Closed)?;
                 (status.refused.clone(), status.closed)
             };
-            let published = self.shared.published.load_full();
+            let published = Option::clone(&self.shared.published.get());
             match (published, refused) {
                 (Some(published), _) if published.too_old().is_none() => return Ok(published.snapshot.clone()),
                 (_, Some(error)) => return Err(error),
@@ -600,7 +604,7 @@ impl ServiceView {
 
     /// The latest snapshot; `None` while nothing is known. Takes no lock.
     pub fn snapshot(&self) -> Option<Snapshot> {
-        self.shared.published.load().as_deref().map(|published| published.snapshot.clone())
+        self.shared.published.get().as_deref().map(|published| published.snapshot.clone())
     }
 
     /// How fresh the snapshot is; `None` while nothing is known.
@@ -610,7 +614,7 @@ impl ServiceView {
 
     /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
     pub fn too_old(&self) -> Option<Duration> {
-        self.shared.published.load().as_deref().and_then(Published::too_old)
+        self.shared.published.get().as_deref().and_then(Published::too_old)
     }
 
     /// Waits for a snapshot or a freshness that this view has not waited for before.

@@ -54,6 +54,7 @@ pub mod feed;
 mod fence;
 mod freshness;
 pub mod graceful;
+mod guide;
 pub mod instance;
 pub mod lock;
 mod migration;

@@ -3,9 +3,17 @@
 //! A picker keeps a dense array of the candidates and rebuilds it when the view has a newer snapshot. A candidate is
 //! serving, has a weight above zero and passes the filter.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use arc_swap::{ArcSwapOption, Cache};
+use arc_swap::{ArcSwapOption, Guard};
+use fastrand::Rng;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
@@ -105,31 +113,60 @@ pub enum NoPick {
     },
 }
 
+/// What a view published last.
+#[derive(Debug, Default)]
+pub(crate) struct Latest {
+    published: ArcSwapOption<Published>,
+    /// How often something was published: each pick reads only this.
+    count: AtomicU64,
+}
+
+impl Latest {
+    pub(crate) fn publish(&self, published: Arc<Published>) {
+        self.published.store(Some(published));
+        // Whoever sees the count sees what was published.
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn get(&self) -> Guard<Option<Arc<Published>>> {
+        self.published.load()
+    }
+}
+
 /// Picks instances of one service for one task.
 #[derive(Debug)]
 pub struct Picker {
-    source: Cache<Arc<ArcSwapOption<Published>>, Option<Arc<Published>>>,
+    source: Arc<Latest>,
+    /// How often something had been published when this was built.
+    count: u64,
     policy: Policy,
     filter: Filter,
     /// What the fields below were built from.
     built: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
+    /// There are candidates, and they are never too old.
+    sure: bool,
     shares: Shares,
     ring: HashRing,
-    next: usize,
+    /// Whose turn it was last.
+    last: usize,
+    random: fastrand::Rng,
 }
 
 impl Picker {
-    pub(crate) fn new(source: Arc<ArcSwapOption<Published>>, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn new(source: Arc<Latest>, policy: Policy, filter: Filter) -> Self {
         Self {
-            source: Cache::new(source),
+            source,
+            count: 0,
             policy,
             filter,
             built: None,
             candidates: Vec::new(),
+            sure: false,
             shares: Shares::default(),
             ring: HashRing::default(),
-            next: fastrand::usize(..),
+            last: usize::MAX,
+            random: Rng::new(),
         }
     }
 
@@ -138,17 +175,21 @@ impl Picker {
     /// # Errors
     ///
     /// [`NoPick`] says whether the service is unknown or empty.
+    #[inline]
     pub fn pick(&mut self) -> Result<&Arc<Entry>, NoPick> {
-        self.refresh()?;
+        if !self.is_ready() {
+            self.check()?;
+        }
         let count = self.candidates.len();
         let at = match self.policy {
-            Policy::Random => fastrand::usize(..count),
+            Policy::Random => self.random.usize(..count),
             Policy::RoundRobin => {
-                self.next = self.next.wrapping_add(1);
-                self.next % count
+                // Not by division, which is slow.
+                self.last = if self.last + 1 < count { self.last + 1 } else { 0 };
+                self.last
             }
             // Candidates have weights above zero.
-            Policy::Weighted | Policy::ConsistentHash => self.shares.draw().unwrap_or(0),
+            Policy::Weighted | Policy::ConsistentHash => self.shares.drawn(self.random.u64(..)).unwrap_or(0),
         };
         Ok(&self.candidates[at])
     }
@@ -159,11 +200,14 @@ impl Picker {
     /// # Errors
     ///
     /// As [`pick`](Self::pick).
+    #[inline]
     pub fn pick_for(&mut self, key: &[u8]) -> Result<&Arc<Entry>, NoPick> {
         if self.policy != Policy::ConsistentHash {
             return self.pick();
         }
-        self.refresh()?;
+        if !self.is_ready() {
+            self.check()?;
+        }
         let at = self.ring.find(key).unwrap_or(0);
         Ok(&self.candidates[at])
     }
@@ -174,33 +218,40 @@ impl Picker {
     ///
     /// As [`pick`](Self::pick).
     pub fn candidates(&mut self) -> Result<&[Arc<Entry>], NoPick> {
-        self.refresh()?;
+        if !self.is_ready() {
+            self.check()?;
+        }
         Ok(&self.candidates)
     }
 
-    fn refresh(&mut self) -> Result<(), NoPick> {
-        let latest = self.source.load();
-        let fresh = match (latest, &self.built) {
-            (Some(latest), Some(built)) => Arc::ptr_eq(latest, built),
-            (None, None) => true,
-            _ => false,
-        };
-        if !fresh {
-            self.built = latest.clone();
+    /// Says whether what was built is the latest, and can be picked from.
+    #[inline]
+    fn is_ready(&self) -> bool {
+        self.sure && self.source.count.load(Ordering::Acquire) == self.count
+    }
+
+    #[cold]
+    fn check(&mut self) -> Result<(), NoPick> {
+        // The count first: what is published in between is seen at the next pick.
+        let count = self.source.count.load(Ordering::Acquire);
+        if count != self.count {
+            self.count = count;
+            self.built = self.source.published.load_full();
             self.build();
         }
-        match &self.built {
-            None => Err(NoPick::Unknown),
-            Some(published) => match published.too_old() {
-                Some(age) => Err(NoPick::TooOld { age }),
-                None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
-                None => Ok(()),
-            },
+        let Some(published) = &self.built else {
+            return Err(NoPick::Unknown);
+        };
+        match published.too_old() {
+            Some(age) => Err(NoPick::TooOld { age }),
+            None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
+            None => Ok(()),
         }
     }
 
     fn build(&mut self) {
         self.candidates.clear();
+        self.sure = false;
         let Some(published) = &self.built else {
             return;
         };
@@ -209,8 +260,14 @@ impl Picker {
         if let Some((size, client)) = self.filter.subset {
             keep_subset(&mut self.candidates, size, client);
         }
+        self.sure = !self.candidates.is_empty() && published.may_be_old();
+        if self.last >= self.candidates.len() {
+            self.last = self.random.usize(..self.candidates.len().max(1));
+        }
         let weights = || self.candidates.iter().map(|entry| entry.instance().weight());
-        self.shares = Shares::new(weights());
+        if matches!(self.policy, Policy::Weighted | Policy::ConsistentHash) {
+            self.shares = Shares::new(weights());
+        }
         if self.policy == Policy::ConsistentHash {
             let names = self.candidates.iter().map(|entry| entry.instance().id().as_str());
             self.ring = HashRing::new(names.zip(weights()));
@@ -244,12 +301,18 @@ mod tests {
         Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
     }
 
-    fn source(instances: Vec<Instance>) -> Arc<ArcSwapOption<Published>> {
+    fn published(instances: Vec<Instance>) -> Arc<Published> {
         let mut snapshot = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(1), Epoch::default());
         for instance in instances {
             snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
         }
-        Arc::new(ArcSwapOption::from_pointee(Published::fresh(snapshot)))
+        Arc::new(Published::fresh(snapshot))
+    }
+
+    fn source(instances: Vec<Instance>) -> Arc<Latest> {
+        let latest = Arc::new(Latest::default());
+        latest.publish(published(instances));
+        latest
     }
 
     fn shares(picker: &mut Picker, draws: usize) -> HashMap<String, usize> {
@@ -262,12 +325,12 @@ mod tests {
 
     #[test]
     fn unknown_and_empty_are_told_apart() {
-        let unknown = Arc::new(ArcSwapOption::from(None));
+        let unknown = Arc::new(Latest::default());
         let mut picker = Picker::new(Arc::clone(&unknown), Policy::Random, Filter::new());
         assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
-        unknown.store(source(vec![instance("a").with_weight(0)]).load_full());
+        unknown.publish(published(vec![instance("a").with_weight(0)]));
         assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1 });
-        unknown.store(source(vec![instance("b")]).load_full());
+        unknown.publish(published(vec![instance("b")]));
         assert_eq!(picker.pick().unwrap().instance().id().as_str(), "b");
     }
 
@@ -311,7 +374,7 @@ mod tests {
         let place =
             |picker: &mut Picker, key: u32| picker.pick_for(&key.to_le_bytes()).unwrap().instance().id().to_string();
         let before: Vec<_> = (0..1000).map(|key| place(&mut picker, key)).collect();
-        cell.store(source(all[1..].to_vec()).load_full());
+        cell.publish(published(all[1..].to_vec()));
         let after: Vec<_> = (0..1000).map(|key| place(&mut picker, key)).collect();
         let moved = before.iter().zip(&after).filter(|(a, b)| a != b).count();
         let due = before.iter().filter(|id| *id == "i0").count();
