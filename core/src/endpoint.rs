@@ -67,10 +67,8 @@ impl Endpoint {
     /// [`Error::InvalidAddress`], as for [`Endpoint::new`], and if the port is missing or no number.
     pub fn parse(text: impl AsRef<str>) -> Result<Self, Error> {
         let text = text.as_ref();
-        let (protocol, rest) = match text.split_once("://") {
-            Some((protocol, rest)) => (Some(protocol), rest),
-            None => (None, text),
-        };
+        let colon = text.split_once(':').and_then(|(protocol, rest)| Some((protocol, rest.strip_prefix("//")?)));
+        let (protocol, rest) = colon.map_or((None, text), |(protocol, rest)| (Some(protocol), rest));
         if protocol == Some(UNIX) {
             return Self::unix(rest);
         }
@@ -119,11 +117,7 @@ impl Endpoint {
 
     /// `host:port` without the protocol, an IPv6 address in brackets; the path of a Unix socket.
     pub fn authority(&self) -> String {
-        match (self.is_unix(), self.host.contains(':')) {
-            (true, _) => self.host.to_string(),
-            (false, true) => format!("[{}]:{}", self.host, self.port),
-            (false, false) => format!("{}:{}", self.host, self.port),
-        }
+        Authority(self).to_string()
     }
 }
 
@@ -169,9 +163,24 @@ impl FromStr for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(protocol) = self.protocol() {
-            write!(f, "{protocol}://")?;
+            f.write_str(protocol)?;
+            f.write_str("://")?;
         }
-        f.write_str(&self.authority())
+        Authority(self).fmt(f)
+    }
+}
+
+/// An endpoint without its protocol.
+struct Authority<'a>(&'a Endpoint);
+
+impl fmt::Display for Authority<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Endpoint { host, port, .. } = self.0;
+        match (self.0.is_unix(), host.contains(':')) {
+            (true, _) => f.write_str(host),
+            (false, true) => write!(f, "[{host}]:{port}"),
+            (false, false) => write!(f, "{host}:{port}"),
+        }
     }
 }
 

@@ -72,7 +72,7 @@ type Metadata = BTreeMap<String, String>;
 static NO_METADATA: Metadata = BTreeMap::new();
 
 /// The text; an empty one is none.
-fn text(text: String) -> Option<Arc<str>> {
+fn text(text: &str) -> Option<Arc<str>> {
     Some(text).filter(|text| !text.is_empty()).map(Arc::from)
 }
 
@@ -107,15 +107,15 @@ impl Instance {
 
     /// Sets the version; an empty one is none.
     #[must_use]
-    pub fn with_version(mut self, version: impl Into<String>) -> Self {
-        self.version = text(version.into());
+    pub fn with_version(mut self, version: impl AsRef<str>) -> Self {
+        self.version = text(version.as_ref());
         self
     }
 
     /// Sets the zone; an empty one is none.
     #[must_use]
-    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = text(zone.into());
+    pub fn with_zone(mut self, zone: impl AsRef<str>) -> Self {
+        self.zone = text(zone.as_ref());
         self
     }
 
@@ -130,6 +130,13 @@ impl Instance {
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata_mut().insert(key.into(), value.into());
+        self
+    }
+
+    /// Replaces the metadata.
+    #[must_use]
+    pub fn with_all_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
+        self.metadata = Some(metadata).filter(|metadata| !metadata.is_empty()).map(Arc::new);
         self
     }
 
@@ -219,8 +226,8 @@ impl Draft {
     }
 
     /// Sets the version; an empty one is none.
-    pub fn version(&mut self, version: impl Into<String>) -> &mut Self {
-        self.instance.version = text(version.into());
+    pub fn version(&mut self, version: impl AsRef<str>) -> &mut Self {
+        self.instance.version = text(version.as_ref());
         self
     }
 

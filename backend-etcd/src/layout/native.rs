@@ -17,7 +17,7 @@ use enlist::{
     instance::DEFAULT_WEIGHT,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
 use super::{
@@ -30,6 +30,12 @@ const VERSION: u64 = 1;
 
 /// The prefix of all keys, unless another one is given.
 const DEFAULT_PREFIX: &str = "enlist";
+
+/// What a key takes as a rule.
+const KEY_BYTES: usize = 96;
+
+/// What a value takes as a rule.
+const VALUE_BYTES: usize = 256;
 
 /// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
@@ -61,11 +67,18 @@ impl Native {
     }
 
     fn services(&self, namespace: &Namespace) -> String {
-        format!("{}/services/{}/", self.prefix, escape(namespace.as_str()))
+        let mut key = String::with_capacity(KEY_BYTES);
+        key.extend([&self.prefix, "/services/"]);
+        escape(&mut key, namespace.as_str());
+        key.push('/');
+        key
     }
 
     fn service(&self, service: &ServiceRef) -> String {
-        format!("{}{}/", self.services(service.namespace()), escape(service.name().as_str()))
+        let mut key = self.services(service.namespace());
+        escape(&mut key, service.name().as_str());
+        key.push('/');
+        key
     }
 
     /// What follows the prefix of a service in `key`. Decoding is done for each of many keys, so it copies nothing.
@@ -80,12 +93,19 @@ impl Native {
             Line::Lock => "locks",
             Line::Election => "elections",
         };
-        format!("{}/{kind}/{}/{}/", self.prefix, escape(name.namespace().as_str()), escape(name.name()))
+        let mut key = String::with_capacity(KEY_BYTES);
+        key.extend([&self.prefix, "/", kind, "/"]);
+        escape(&mut key, name.namespace().as_str());
+        key.push('/');
+        escape(&mut key, name.name());
+        key.push('/');
+        key
     }
 }
 
-fn escape(segment: &str) -> String {
-    utf8_percent_encode(segment, ESCAPED).collect::<String>()
+/// Appends a segment.
+fn escape(key: &mut String, segment: &str) {
+    key.extend(utf8_percent_encode(segment, ESCAPED));
 }
 
 /// The text of a segment, if it is one that `escape` writes.
@@ -100,26 +120,33 @@ fn strip<'a>(key: &'a [u8], segment: &str) -> Option<&'a [u8]> {
     utf8_percent_encode(segment, ESCAPED).try_fold(key, |key, part| key.strip_prefix(part.as_bytes()))
 }
 
-#[derive(Serialize, Deserialize)]
-struct Wire {
+/// What is written.
+#[derive(Serialize)]
+struct Written<'a> {
     v: u64,
-    id: String,
-    endpoints: Vec<String>,
-    #[serde(default = "default_weight")]
+    id: &'a str,
+    #[serde(serialize_with = "texts")]
+    endpoints: &'a [Endpoint],
     weight: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    zone: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    health: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    metadata: Option<BTreeMap<String, String>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    health: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<&'a str>,
     /// Fields of a later version, kept on update.
     #[serde(flatten)]
     unknown: serde_json::Map<String, Value>,
+}
+
+/// The fields of this version.
+const KNOWN: [&str; 9] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner"];
+
+fn texts<S: Serializer>(endpoints: &[Endpoint], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(endpoints.iter().map(ToString::to_string))
 }
 
 fn default_weight() -> u32 {
@@ -174,7 +201,9 @@ impl Layout for Native {
     }
 
     fn key(&self, service: &ServiceRef, id: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{}", self.service(service), escape(id.as_str())).into_bytes())
+        let mut key = self.service(service);
+        escape(&mut key, id.as_str());
+        Ok(key.into_bytes())
     }
 
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
@@ -198,27 +227,29 @@ impl Layout for Native {
         instance: &Instance,
         &Writing { owner, previous, .. }: &Writing<'_>,
     ) -> Result<Vec<u8>, Error> {
-        let unknown = match previous.and_then(|value| serde_json::from_slice::<Wire>(value).ok()) {
-            Some(newer) if newer.v > VERSION => {
-                let what = format!("writing over a value of version {} (this is version {VERSION})", newer.v);
-                return Err(Error::Unsupported { what });
-            }
-            Some(known) => known.unknown,
-            None => serde_json::Map::new(),
-        };
-        let wire = Wire {
+        let mut unknown: serde_json::Map<_, _> =
+            previous.and_then(|value| serde_json::from_slice(value).ok()).unwrap_or_default();
+        if let Some(newer) = unknown.get("v").and_then(Value::as_u64).filter(|version| *version > VERSION) {
+            let what = format!("writing over a value of version {newer} (this is version {VERSION})");
+            return Err(Error::Unsupported { what });
+        }
+        unknown.retain(|field, _| !KNOWN.contains(&field.as_str()));
+        let written = Written {
             v: VERSION,
-            id: instance.id().to_string(),
-            endpoints: instance.endpoints().iter().map(ToString::to_string).collect(),
+            id: instance.id().as_str(),
+            endpoints: instance.endpoints(),
             weight: instance.weight(),
-            version: instance.version().map(str::to_owned),
-            zone: instance.zone().map(str::to_owned),
-            health: Some(instance.health().as_str().to_owned()),
-            metadata: Some(instance.metadata().clone()).filter(|metadata| !metadata.is_empty()),
-            owner: owner.map(str::to_owned),
+            version: instance.version(),
+            zone: instance.zone(),
+            health: instance.health().as_str(),
+            metadata: instance.metadata(),
+            owner,
             unknown,
         };
-        serde_json::to_vec(&wire).map_err(|error| Error::Unsupported { what: format!("this instance ({error})") })
+        let mut value = Vec::with_capacity(VALUE_BYTES);
+        serde_json::to_writer(&mut value, &written)
+            .map_err(|error| Error::Unsupported { what: format!("this instance ({error})") })?;
+        Ok(value)
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
@@ -229,7 +260,8 @@ impl Layout for Native {
             return Err(malformed(format!("{} bytes", value.len())));
         }
         // The error's text can quote the value, which is not to be logged; its place is enough.
-        let wire: Read<'_> = serde_json::from_slice(value).map_err(|error| {
+        let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
+        let wire: Read<'_> = serde_json::from_str(text).map_err(|error| {
             malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
         })?;
         if wire.id != id.as_str() {
@@ -242,15 +274,13 @@ impl Layout for Native {
             // A word of a later version: known to be something else than serving.
             Some(word) => Health::from_word(&word.0).unwrap_or(Health::NotServing),
         };
-        let mut instance = Instance::new(id, endpoints)
+        let instance = Instance::new(id, endpoints)
             .map_err(|_| malformed("there is no endpoint".to_owned()))?
             .with_weight(wire.weight)
             .with_version(wire.version.map_or(Cow::default(), |text| text.0))
             .with_zone(wire.zone.map_or(Cow::default(), |text| text.0))
+            .with_all_metadata(wire.metadata.unwrap_or_default())
             .with_health(health);
-        for (key, value) in wire.metadata.unwrap_or_default() {
-            instance = instance.with_metadata(key, value);
-        }
         Ok(Decoded { instance, owner: wire.owner })
     }
 }
