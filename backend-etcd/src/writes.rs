@@ -149,7 +149,7 @@ impl Batcher {
 }
 
 async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
-    let mut waiting = VecDeque::new();
+    let mut waiting: VecDeque<Asked> = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     let mut open = true;
     while open || !waiting.is_empty() || !under_way.is_empty() {
@@ -168,7 +168,9 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
         }
         while under_way.len() < most && is_due(&waiting) {
             // Whoever is in a hurry first.
-            waiting.make_contiguous().sort_by_key(|asked: &Asked| asked.write.patient);
+            if waiting.iter().any(|asked| asked.write.patient) {
+                waiting.make_contiguous().sort_by_key(|asked| asked.write.patient);
+            }
             under_way.push(settle(&lane, take(&mut waiting)));
         }
     }
@@ -201,12 +203,13 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
         let Write { guards: guarded, ops: own, size: bytes, line, patient: _ } = &asked.write;
         let compares: usize = guarded.iter().map(|(_, guard)| guard.len()).sum();
         let room = ops + own.len() <= MAX_OPS && guards + compares <= MAX_OPS && size + bytes <= MAX_BYTES;
-        let free = guarded.iter().all(|(key, _)| !keys.contains(key))
-            && match line {
-                InLine::Apart => true,
-                InLine::Enters(line) | InLine::Leaves(line) => !lines.contains(line),
-            };
-        keys.extend(guarded.iter().map(|(key, _)| Arc::clone(key)));
+        let mut free = match line {
+            InLine::Apart => true,
+            InLine::Enters(line) | InLine::Leaves(line) => !lines.contains(line),
+        };
+        for (key, _) in guarded {
+            free &= keys.insert(Arc::clone(key));
+        }
         if let InLine::Enters(line) = line {
             lines.insert(line.clone());
         }
@@ -220,8 +223,10 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
             later.push_back(asked);
         }
     }
-    later.append(waiting);
-    *waiting = later;
+    // To the front again. Not the other way round: there may be thousands behind them.
+    while let Some(asked) = later.pop_back() {
+        waiting.push_front(asked);
+    }
     batch
 }
 
