@@ -4,13 +4,16 @@ mod change;
 mod cold;
 mod growth;
 mod grpc;
+mod instructions;
 mod lock;
 mod memory;
 pub mod pick;
 mod register;
 mod sync;
 
-use std::{future::Future, pin::Pin};
+use std::{fmt::Display, future::Future, pin::Pin, process::Output};
+
+use tokio::process::Command;
 
 use crate::{measure::Result, report::Report};
 
@@ -90,15 +93,26 @@ pub const ALL: &[Scenario] = &[
         about: "cost by size: instances, contenders, watchers (minutes; only when named)",
         run: |report| Box::pin(growth::run(report)),
     },
+    Scenario {
+        name: "instructions",
+        about: "instructions of what is too quick to be timed well (needs valgrind; only when named)",
+        run: |report| Box::pin(instructions::run(report)),
+    },
 ];
 
 /// Runs a program that was built beside this one, and returns what it prints.
 async fn helper(name: &str, arguments: &[&str]) -> Result<String> {
-    let program = std::env::current_exe()?.with_file_name(name);
-    let output = tokio::process::Command::new(&program).args(arguments).output().await?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{}: {}: {said}", program.display(), output.status).into());
-    }
+    let output = finished(Command::new(std::env::current_exe()?.with_file_name(name)).args(arguments)).await?;
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a program leaves that succeeds.
+async fn finished(command: &mut Command) -> Result<Output> {
+    let program = command.as_std().get_program().display().to_string();
+    let failed = |problem: &dyn Display| format!("{program}: {problem}");
+    let output = command.output().await.map_err(|error| failed(&error))?;
+    if !output.status.success() {
+        return Err(failed(&String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(output)
 }

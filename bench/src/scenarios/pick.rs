@@ -26,13 +26,25 @@ const PICKS: u32 = 200_000;
 const ROUNDS: usize = 25;
 
 /// What a program without a library does.
-struct Shared {
+#[derive(Debug)]
+pub struct Shared {
     list: RwLock<Vec<Arc<Entry>>>,
     next: AtomicUsize,
 }
 
 impl Shared {
-    fn pick(&self) -> Option<Arc<Entry>> {
+    /// The instances of a view.
+    ///
+    /// # Errors
+    ///
+    /// If the view is not ready.
+    pub fn of(view: &ServiceView) -> Result<Self> {
+        let list = view.snapshot().ok_or("the view is not ready")?.entries().cloned().collect();
+        Ok(Self { list: RwLock::new(list), next: AtomicUsize::new(0) })
+    }
+
+    /// Picks one after the other.
+    pub fn pick(&self) -> Option<Arc<Entry>> {
         let list = self.list.read().ok()?;
         let at = self.next.fetch_add(1, Ordering::Relaxed) % list.len();
         list.get(at).cloned()
@@ -59,8 +71,7 @@ pub async fn view(instances: usize) -> Result<ServiceView> {
 
 pub(crate) async fn run(report: &mut Report) -> Result {
     let view = view(INSTANCES).await?;
-    let list = view.snapshot().ok_or("the view is ready")?.entries().cloned().collect();
-    let shared = Arc::new(Shared { list: RwLock::new(list), next: AtomicUsize::new(0) });
+    let shared = Arc::new(Shared::of(&view)?);
     let policies = [
         ("round robin", Policy::RoundRobin, 0.5),
         ("weighted", Policy::Weighted, 0.75),

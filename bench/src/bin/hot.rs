@@ -1,0 +1,63 @@
+//! Does one thing so many times, for callgrind: see `scenarios/instructions.rs`.
+//!
+//! ```text
+//! hot PATH COUNT
+//! ```
+
+use std::hint::black_box;
+
+use enlist::{Policy, ServiceRef};
+use enlist_bench::{
+    measure::Result,
+    scenarios::pick::{self, Shared},
+    world::{instance, pair},
+};
+use enlist_etcd::layout::{Layout, Native, Writing};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [path, often] = &arguments[..] else {
+        return Err("hot PATH COUNT".into());
+    };
+    let often: u64 = often.parse()?;
+    match path.as_str() {
+        "pick-shared" => {
+            let shared = Shared::of(&pick::view(pick::INSTANCES).await?)?;
+            (0..often).for_each(|_| drop(black_box(shared.pick())));
+        }
+        "pick-round-robin" => picks(Policy::RoundRobin, often).await?,
+        "pick-weighted" => picks(Policy::Weighted, often).await?,
+        "pick-hash" => picks(Policy::ConsistentHash, often).await?,
+        "encode" => {
+            let (layout, service, instance) = (Native::default(), ServiceRef::parse("hot")?, instance(7)?);
+            for _ in 0..often {
+                black_box(layout.encode(&service, &instance, &Writing::default())?);
+            }
+        }
+        "decode" => {
+            let (layout, service) = (Native::default(), ServiceRef::parse("hot")?);
+            let (key, value) = pair(&service, 7, 100)?;
+            for _ in 0..often {
+                black_box(layout.decode(&service, &key, &value).map_err(|skip| format!("{skip:?}"))?);
+            }
+        }
+        "json" => {
+            let (_, value) = pair(&ServiceRef::parse("hot")?, 7, 100)?;
+            for _ in 0..often {
+                black_box(serde_json::from_slice::<serde_json::Value>(&value)?);
+            }
+        }
+        _ => return Err(format!("{path} is not known").into()),
+    }
+    Ok(())
+}
+
+async fn picks(policy: Policy, often: u64) -> Result {
+    let view = pick::view(pick::INSTANCES).await?;
+    let mut picker = view.picker(policy);
+    for key in 0..often {
+        pick::pick(&mut picker, policy, key);
+    }
+    Ok(())
+}

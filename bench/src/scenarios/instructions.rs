@@ -1,0 +1,41 @@
+//! Instructions of what is too quick to be timed well on a shared machine, counted by callgrind.
+
+use tokio::process::Command;
+
+use super::finished;
+use crate::{
+    measure::{Result, Spread},
+    report::Report,
+};
+
+/// How often something is done; then twice as often. What the program does besides is the same both times.
+const OFTEN: u32 = 20_000;
+
+/// What the program `hot` can do, and how a reader knows it.
+const PATHS: [(&str, &str); 7] = [
+    ("pick-shared", "pick from RwLock<Vec<Arc>>, the reference"),
+    ("pick-round-robin", "pick, round robin"),
+    ("pick-weighted", "pick, weighted"),
+    ("pick-hash", "pick, hash"),
+    ("encode", "encode an instance"),
+    ("decode", "decode an instance"),
+    ("json", "read the same value as JSON of no particular kind"),
+];
+
+pub(crate) async fn run(report: &mut Report) -> Result {
+    for (path, what) in PATHS {
+        let (once, twice) = (counted(path, OFTEN).await?, counted(path, 2 * OFTEN).await?);
+        let each = (twice - once) / f64::from(OFTEN);
+        report.number("instructions", what, "", Spread::exactly(each), None);
+    }
+    Ok(())
+}
+
+async fn counted(path: &str, often: u32) -> Result<f64> {
+    let hot = std::env::current_exe()?.with_file_name("hot");
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(hot).args([path, &often.to_string()]);
+    let said = String::from_utf8(finished(&mut valgrind).await?.stderr)?;
+    let collected = said.lines().find_map(|line| line.split_once("Collected :")).ok_or("callgrind says nothing")?;
+    Ok(collected.1.trim().parse()?)
+}
