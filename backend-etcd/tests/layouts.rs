@@ -16,7 +16,7 @@ use enlist::{
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
-    KeyRange, Kitex, Kratos, Layout, LockLayout, Native,
+    KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
     layout::{Decoded, Identity, LeaseScope, Line, Part, PlaceValue, Skip, Writing},
 };
 use enlist_testkit::{
@@ -76,7 +76,8 @@ macro_rules! conforms {
                     CARRIES.to_vec(),
                     Arc::new($layout),
                     Arc::new(Native::default()),
-                    |builder| builder.layout($layout),
+                    // Not on threads of their own: what a cut client still tries ends with the test, not with the program.
+                    |builder| builder.layout($layout).runtime(SessionRuntime::Caller),
                 )
             };
             conform(CARRIES, |topic| !["lock", "election"].contains(&topic), harness).await;
@@ -271,7 +272,7 @@ async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
             carries,
             Arc::new(Native::default()),
             Arc::new(EtcdConcurrency),
-            |builder| builder.lock_layout(EtcdConcurrency),
+            |builder| builder.lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller),
         )
     };
     conform(&[Carried::Id], |topic| ["lock", "election"].contains(&topic), harness).await;
