@@ -72,8 +72,6 @@ struct Held {
     lease: Arc<Lease>,
     /// When the answer to a write was given up.
     unsettled: Option<Moment>,
-    /// Its removal is confirmed.
-    gone: bool,
     /// When it was chosen.
     begun: Instant,
     /// What tells that it is gone, once it is watched.
@@ -98,7 +96,7 @@ struct Placed {
 
 impl Stander {
     pub(crate) async fn run(mut self, mut answer: oneshot::Sender<Result<Won, Error>>) {
-        let mut held = match self.enter(&mut answer).await {
+        let held = match self.enter(&mut answer).await {
             Ok((mut held, placed)) => {
                 self.stand(&mut held, placed, answer).await;
                 held
@@ -106,22 +104,19 @@ impl Stander {
             Err((held, error)) => {
                 // The caller may be gone, which is what `answer` says then.
                 let _ = answer.send(Err(error));
-                let Some(mut held) = held else {
+                let Some(held) = held else {
                     return;
                 };
-                self.leave(&mut held, None, false).await;
+                self.leave(&held, None, false).await;
                 held
             }
         };
         if held.unsettled.is_some() {
             // A write of it may arrive although another one was removed.
-            held.gone = false;
-            self.leave(&mut held, None, true).await;
+            self.leave(&held, None, true).await;
         }
-        // What a lost lease kept is gone as well.
-        if held.gone || held.lease.is_lost() {
-            self.session.numbers.give_back(&self.range.start, held.number);
-        }
+        // Its key is gone by now, or the lease that kept it.
+        self.session.numbers.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
         if let Some(range) = self.places(&held) {
             self.session.hub.linger(&self.session.tasks, &range);
@@ -174,7 +169,6 @@ impl Stander {
             number,
             lease,
             unsettled: None,
-            gone: false,
             begun: Instant::now(),
             ward: None,
         })
@@ -493,7 +487,7 @@ impl Stander {
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
-    async fn give_up(&self, held: &mut Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
+    async fn give_up(&self, held: &Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
         if !matches!(driver.tenure().loss(), None | Some(Loss::Released)) {
             // Whoever waits for it may get it sooner than this one learns that its place is gone.
             drop(here);
@@ -506,7 +500,6 @@ impl Stander {
             match self.session.conn.hand_over((&held.key, token), &heir.place, &self.range).await {
                 Ok(true) => {
                     heir.tell();
-                    held.gone = true;
                     return Released::Released;
                 }
                 // The heir gave up, or this place is gone.
@@ -517,16 +510,15 @@ impl Stander {
         self.leave(held, Some(token), removed).await
     }
 
-    /// Removes the place until etcd has confirmed it, or its lease cannot be alive any more. No other acquisition
-    /// uses the key before that, so whatever is found there is its own. `removed` says that a removal may have been done before.
-    async fn leave(&self, held: &mut Held, token: Option<Revision>, mut removed: bool) -> Released {
-        let begun = Moment::now();
+    /// Removes the place until etcd has confirmed it, or said that its lease is gone: one that outlives an outage of etcd would
+    /// keep the place for as long as it is renewed. No other acquisition uses the key before that, so whatever is found there is its
+    /// own. `removed` says that a removal may have been done before.
+    async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let may_arrive = held.unsettled.is_some_and(|lost| lost.elapsed() < SETTLED);
             match self.try_leave(held, token).await {
                 Ok(Some(outcome)) if !may_arrive || token.is_some() => {
-                    held.gone = true;
                     return if removed { Released::Released } else { outcome };
                 }
                 Ok(_) => {}
@@ -535,7 +527,7 @@ impl Stander {
                     tracing::debug!(lock = %self.name, ?failure, "place not removed yet");
                 }
             }
-            if held.lease.is_lost() || begun.elapsed() > held.lease.ttl() * 2 + SETTLED {
+            if held.lease.is_lost() {
                 return Released::AlreadyLost;
             }
             tokio::time::sleep(backoff.next_delay().min(Duration::from_secs(1))).await;

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Change, Counter, Deregistered, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration,
-    RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
+    Change, Counter, Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions,
+    Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -120,6 +120,7 @@ async fn an_honest_server_never_needs_a_repair() {
     let before = watching.fake.requests().ranges;
     tokio::time::sleep(AUDIT / 3).await;
     assert_eq!(watching.fake.requests().ranges, before);
+    assert!(watching.count(Counter::WatchChecks) >= 2);
     for round in 2..30 {
         put(&watching.fake, "a", round);
         watching.fake.delete(format!("{KEY}b").as_bytes());
@@ -465,6 +466,27 @@ async fn a_departure_does_not_wait_for_the_writes_of_others() {
     // Nothing brings it back.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
+}
+
+/// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the lock again.
+#[tokio::test(start_paused = true)]
+async fn a_lock_released_while_etcd_is_away_is_free_however_long_that_was() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let name = LockName::parse("night").unwrap();
+    let guard = etcd.acquire(&name, LockOptions::new()).await.unwrap();
+    assert_eq!(fake.under(b"enlist/locks/").len(), 1);
+    fake.freeze();
+    assert!(matches!(guard.release().await, Err(Error::Timeout { .. })));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    fake.thaw();
+    eventually("nobody is in line", || async {
+        let places = fake.under(b"enlist/locks/");
+        if places.is_empty() { Ok(()) } else { Err(places) }
+    })
+    .await;
+    // Its number is free again as well.
+    let _again = soon("the lock", etcd.acquire(&name, LockOptions::new())).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
