@@ -15,10 +15,8 @@ use crate::{
 
 /// The instance that the command line describes.
 pub(crate) fn instance(addresses: Vec<Endpoint>, details: &Details, etcd: &Etcd) -> Result<Instance, Failure> {
-    let id = match &details.id {
-        Some(id) => id.clone(),
-        None => addresses.first().map(Endpoint::authority).unwrap_or_default(),
-    };
+    let first = addresses.first().map(Endpoint::authority);
+    let id = details.id.as_deref().or(first).unwrap_or_default();
     let mut instance = Instance::new(InstanceId::parse(id)?, addresses)?;
     instance = instance.with_weight(details.weight.unwrap_or_else(|| etcd.layout().default_weight()));
     if let Some(version) = &details.version {

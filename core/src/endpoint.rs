@@ -1,6 +1,7 @@
 //! An address at which an instance accepts connections.
 
 use std::{
+    cmp::Ordering,
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -13,16 +14,22 @@ pub const UNIX: &str = "unix";
 
 /// An address at which an instance accepts connections: `grpc://10.0.0.1:8080`, `10.0.0.1:8080`, `[2001:db8::1]:80`
 /// or `unix:///run/app.sock`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    protocol: Option<Box<str>>,
-    host: Box<str>,
+    /// As it is written: `[protocol://]host:port`. One text, because a process may hold a hundred thousand of them.
+    text: Box<str>,
+    /// Where the protocol ends; 0 without one.
+    protocol: usize,
+    /// 0 for a Unix socket only.
     port: u16,
 }
 
 fn refused(input: &str, reason: &'static str) -> Error {
     Error::InvalidAddress { input: input.to_owned(), reason }
 }
+
+/// What stands between the protocol and the rest.
+const AFTER_PROTOCOL: &str = "://";
 
 impl Endpoint {
     /// An endpoint of `host` (a name, an IPv4 or an IPv6 address without brackets) and `port`.
@@ -33,18 +40,8 @@ impl Endpoint {
     /// address nor a plausible name.
     pub fn new(host: impl AsRef<str>, port: u16) -> Result<Self, Error> {
         let host = host.as_ref();
-        if port == 0 {
-            return Err(refused(host, "port 0 is no port to connect to; register after listening"));
-        }
-        match host.parse::<IpAddr>() {
-            Ok(ip) if ip.is_unspecified() => {
-                return Err(refused(host, "clients cannot connect to it; `advertise` finds a reachable address"));
-            }
-            Ok(_) => {}
-            Err(_) if is_host_name(host) => {}
-            Err(_) => return Err(refused(host, "neither an IP address nor a host name")),
-        }
-        Ok(Self { protocol: None, host: host.into(), port })
+        check_address(host, port)?;
+        Ok(Self::of(None, host, port))
     }
 
     /// An endpoint that is the Unix domain socket at the absolute `path`.
@@ -57,7 +54,7 @@ impl Endpoint {
         if !path.starts_with('/') || path.chars().any(char::is_control) {
             return Err(refused(path, "the path of a unix socket must be absolute"));
         }
-        Ok(Self { protocol: Some(UNIX.into()), host: path.into(), port: 0 })
+        Ok(Self { text: [UNIX, AFTER_PROTOCOL, path].concat().into(), protocol: UNIX.len(), port: 0 })
     }
 
     /// Reads `[protocol://]host:port` or `unix://path`.
@@ -73,11 +70,14 @@ impl Endpoint {
             return Self::unix(rest);
         }
         let (host, port) = split_host_port(rest).map_err(|reason| refused(text, reason))?;
-        let endpoint = Self::new(host, port)?;
-        match protocol {
-            Some(protocol) => endpoint.with_protocol(protocol),
-            None => Ok(endpoint),
+        check_address(host, port)?;
+        protocol.map_or(Ok(()), check_protocol)?;
+        let brackets = if needs_brackets(host) { "[]".len() } else { 0 };
+        if rest.len() != host.len() + brackets + ":".len() + port.ilog10() as usize + 1 {
+            // It has brackets that it does not need, or zeros before the port.
+            return Ok(Self::of(protocol, host, port));
         }
+        Ok(Self { text: text.into(), protocol: protocol.map_or(0, str::len), port })
     }
 
     /// The same address with `protocol`: letters, digits, `+`, `-`, `.`.
@@ -85,24 +85,40 @@ impl Endpoint {
     /// # Errors
     ///
     /// [`Error::InvalidAddress`] for any other character, an empty word, and for making a socket of what is none.
-    pub fn with_protocol(mut self, protocol: impl AsRef<str>) -> Result<Self, Error> {
+    pub fn with_protocol(self, protocol: impl AsRef<str>) -> Result<Self, Error> {
         let protocol = protocol.as_ref();
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
-        if protocol.is_empty() || !protocol.chars().all(plain) || (protocol == UNIX) != self.is_unix() {
-            return Err(refused(protocol, "not a protocol that this address can have"));
+        if self.is_unix() && protocol == UNIX {
+            return Ok(self);
         }
-        self.protocol = Some(protocol.into());
-        Ok(self)
+        check_protocol(protocol)?;
+        if self.is_unix() { Err(no_protocol(protocol)) } else { Ok(Self::of(Some(protocol), self.host(), self.port)) }
+    }
+
+    /// Of parts that were checked.
+    fn of(protocol: Option<&str>, host: &str, port: u16) -> Self {
+        let before = protocol.map_or(String::new(), |protocol| format!("{protocol}{AFTER_PROTOCOL}"));
+        let text =
+            if needs_brackets(host) { format!("{before}[{host}]:{port}") } else { format!("{before}{host}:{port}") };
+        Self { text: text.into(), protocol: protocol.map_or(0, str::len), port }
+    }
+
+    /// The whole, as [`parse`](Self::parse) reads it and `Display` prints it.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
     /// The protocol, if one was given.
     pub fn protocol(&self) -> Option<&str> {
-        self.protocol.as_deref()
+        Some(&self.text[..self.protocol]).filter(|protocol| !protocol.is_empty())
     }
 
     /// The host: a name, an address without brackets, or the path of a Unix socket.
     pub fn host(&self) -> &str {
-        &self.host
+        let authority = self.authority();
+        match authority.rsplit_once(':') {
+            Some((host, _)) if !self.is_unix() => host.trim_matches(['[', ']']),
+            _ => authority,
+        }
     }
 
     /// The port; 0 for a Unix socket only.
@@ -112,13 +128,42 @@ impl Endpoint {
 
     /// Says whether this is a Unix domain socket.
     pub fn is_unix(&self) -> bool {
-        self.protocol() == Some(UNIX)
+        self.port == 0
     }
 
     /// `host:port` without the protocol, an IPv6 address in brackets; the path of a Unix socket.
-    pub fn authority(&self) -> String {
-        Authority(self).to_string()
+    pub fn authority(&self) -> &str {
+        let rest = &self.text[self.protocol..];
+        if self.protocol > 0 { &rest[AFTER_PROTOCOL.len()..] } else { rest }
     }
+}
+
+fn check_address(host: &str, port: u16) -> Result<(), Error> {
+    if port == 0 {
+        return Err(refused(host, "port 0 is no port to connect to; register after listening"));
+    }
+    match host.parse::<IpAddr>() {
+        Ok(ip) if ip.is_unspecified() => {
+            Err(refused(host, "clients cannot connect to it; `advertise` finds a reachable address"))
+        }
+        Err(_) if !is_host_name(host) => Err(refused(host, "neither an IP address nor a host name")),
+        _ => Ok(()),
+    }
+}
+
+fn check_protocol(protocol: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let is_word = !protocol.is_empty() && protocol.chars().all(plain);
+    if is_word && protocol != UNIX { Ok(()) } else { Err(no_protocol(protocol)) }
+}
+
+fn no_protocol(protocol: &str) -> Error {
+    refused(protocol, "not a protocol that this address can have")
+}
+
+/// Of all hosts only IPv6 addresses have colons.
+fn needs_brackets(host: &str) -> bool {
+    host.contains(':')
 }
 
 fn is_host_name(host: &str) -> bool {
@@ -160,27 +205,21 @@ impl FromStr for Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(protocol) = self.protocol() {
-            f.write_str(protocol)?;
-            f.write_str("://")?;
-        }
-        Authority(self).fmt(f)
+impl PartialOrd for Endpoint {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
-/// An endpoint without its protocol.
-struct Authority<'a>(&'a Endpoint);
+impl Ord for Endpoint {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.protocol(), self.host(), self.port).cmp(&(other.protocol(), other.host(), other.port))
+    }
+}
 
-impl fmt::Display for Authority<'_> {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Endpoint { host, port, .. } = self.0;
-        match (self.0.is_unix(), host.contains(':')) {
-            (true, _) => f.write_str(host),
-            (false, true) => write!(f, "[{host}]:{port}"),
-            (false, false) => write!(f, "{host}:{port}"),
-        }
+        f.write_str(&self.text)
     }
 }
 
@@ -200,6 +239,29 @@ mod tests {
         for text in ["10.0.0.1:80", "grpc://[2001:db8::1]:8080", "http://host-1.example:9", "unix:///run/a b.sock"] {
             assert_eq!(Endpoint::parse(text).unwrap().to_string(), text);
         }
+    }
+
+    #[test]
+    fn an_endpoint_is_its_parts_however_it_was_written() {
+        for (text, protocol, host, port, authority) in [
+            ("10.0.0.1:80", None, "10.0.0.1", 80, "10.0.0.1:80"),
+            ("grpc://[2001:db8::1]:8080", Some("grpc"), "2001:db8::1", 8080, "[2001:db8::1]:8080"),
+            ("grpc://[2001:db8::1]:08080", Some("grpc"), "2001:db8::1", 8080, "[2001:db8::1]:8080"),
+            ("[host]:007", None, "host", 7, "host:7"),
+            ("unix:///run/a:1", Some("unix"), "/run/a:1", 0, "/run/a:1"),
+        ] {
+            let endpoint = Endpoint::parse(text).unwrap();
+            let parts = (endpoint.protocol(), endpoint.host(), endpoint.port(), endpoint.authority());
+            assert_eq!(parts, (protocol, host, port, authority), "{text}");
+            let built = match protocol {
+                Some(UNIX) => Endpoint::unix(host),
+                None => Endpoint::new(host, port),
+                Some(protocol) => Endpoint::new(host, port).and_then(|endpoint| endpoint.with_protocol(protocol)),
+            };
+            assert_eq!(built.unwrap(), endpoint, "{text}");
+        }
+        let in_order = ["h:9", "h:10", "i:1", "grpc://a:1", "unix:///a"].map(|text| Endpoint::parse(text).unwrap());
+        assert!(in_order.is_sorted());
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl Migration {
             let mut own_addresses = Vec::new();
             for entry in snapshot.entries() {
                 let instance = entry.instance();
-                let theirs: Vec<String> = instance.endpoints().iter().map(crate::Endpoint::authority).collect();
+                let theirs: Vec<&str> = instance.endpoints().iter().map(crate::Endpoint::authority).collect();
                 if ids.contains(instance.id()) || theirs.iter().any(|address| addresses.contains(address)) {
                     continue;
                 }

@@ -18,9 +18,9 @@ pub struct EtcdNaming;
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Written {
+struct Written<'a> {
     op: u8,
-    addr: String,
+    addr: &'a str,
     metadata: go::Tags,
 }
 

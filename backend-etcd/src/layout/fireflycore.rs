@@ -149,7 +149,7 @@ struct Written<'a, M> {
 #[derive(Serialize)]
 struct Network<'a> {
     sn: &'a str,
-    internal: String,
+    internal: &'a str,
     external: &'a str,
 }
 

@@ -29,7 +29,7 @@ struct Written<'a> {
 struct WrittenNode<'a> {
     metadata: go::Tags,
     id: &'a str,
-    address: String,
+    address: &'a str,
 }
 
 #[derive(Deserialize)]

@@ -58,7 +58,7 @@ impl Layout for GoZero {
     /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.
     fn encode(&self, _: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         go::refuse_loss(self, instance, writing.owner)?;
-        Ok(go::only_plain_endpoint(self, instance)?.authority().into_bytes())
+        Ok(go::only_plain_endpoint(self, instance)?.authority().as_bytes().to_vec())
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {

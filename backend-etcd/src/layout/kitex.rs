@@ -28,7 +28,7 @@ impl Default for Kitex {
 #[derive(Serialize)]
 struct Written<'a> {
     network: &'a str,
-    address: String,
+    address: &'a str,
     weight: u32,
     tags: go::Tags,
 }
