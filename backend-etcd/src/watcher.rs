@@ -144,6 +144,8 @@ pub(crate) struct Projection {
     twins: BTreeMap<String, Twins>,
     snapshot: Option<Snapshot>,
     interner: Interner,
+    /// What was read last; the next one will say much the same.
+    last: Option<Arc<Entry>>,
 }
 
 impl Projection {
@@ -156,6 +158,7 @@ impl Projection {
             twins: BTreeMap::new(),
             snapshot: None,
             interner: Interner::default(),
+            last: None,
         }
     }
 
@@ -163,7 +166,11 @@ impl Projection {
     pub(crate) fn follow(&mut self, before: Option<&Mirror>, mirror: &Mirror) -> Snapshot {
         let empty = || Snapshot::empty(self.service.clone(), mirror.revision, mirror.epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
-        for difference in mirror.differences(before) {
+        let differences = mirror.differences(before);
+        if before.is_none() {
+            self.by_key.reserve(differences.len());
+        }
+        for difference in differences {
             match difference {
                 Difference::Present(record) => match self.decode(record) {
                     Some(entry) => self.put(&mut snapshot, &record.key, entry),
@@ -191,10 +198,17 @@ impl Projection {
     }
 
     fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {
-        match self.layout.decode(&self.service, &record.key, &record.value) {
+        let Self { layout, service, last, .. } = self;
+        let decoded = match last {
+            Some(last) => layout.decode_like(last.instance(), service, &record.key, &record.value),
+            None => layout.decode(service, &record.key, &record.value),
+        };
+        match decoded {
             Ok(mut decoded) => {
                 self.interner.share(&mut decoded.instance);
-                Some(Arc::new(Entry::new(decoded.instance, record.created, record.modified)))
+                let entry = Arc::new(Entry::new(decoded.instance, record.created, record.modified));
+                self.last = Some(Arc::clone(&entry));
+                Some(entry)
             }
             Err(Skip::Foreign) => None,
             Err(Skip::Malformed(reason)) => {
@@ -208,23 +222,27 @@ impl Projection {
     }
 
     fn put(&mut self, snapshot: &mut Snapshot, key: &Arc<[u8]>, entry: Arc<Entry>) {
-        self.drop_key(snapshot, key);
-        if self.layout.identity() == Identity::Lease {
-            let twins = self.twins.entry(place(&entry)).or_default();
-            let newest = twins.last().cloned();
-            twins.insert((entry.created(), Arc::clone(key)));
-            self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
-            match newest {
-                Some((created, _)) if created > entry.created() => return,
-                Some((_, older)) => {
-                    if let Some(older) = self.by_key.get(&older) {
-                        snapshot.remove(older.instance().id());
-                    }
-                }
-                None => {}
+        if self.layout.identity() == Identity::Id {
+            let before = self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
+            if let Some(before) = before.filter(|before| before.instance().id() != entry.instance().id()) {
+                snapshot.remove(before.instance().id());
             }
-        } else {
-            self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
+            snapshot.insert(entry);
+            return;
+        }
+        self.drop_key(snapshot, key);
+        let twins = self.twins.entry(place(&entry)).or_default();
+        let newest = twins.last().cloned();
+        twins.insert((entry.created(), Arc::clone(key)));
+        self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
+        match newest {
+            Some((created, _)) if created > entry.created() => return,
+            Some((_, older)) => {
+                if let Some(older) = self.by_key.get(&older) {
+                    snapshot.remove(older.instance().id());
+                }
+            }
+            None => {}
         }
         snapshot.insert(entry);
     }

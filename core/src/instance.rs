@@ -71,9 +71,11 @@ type Metadata = BTreeMap<String, String>;
 
 static NO_METADATA: Metadata = BTreeMap::new();
 
-/// The text; an empty one is none.
-fn text(text: &str) -> Option<Arc<str>> {
-    Some(text).filter(|text| !text.is_empty()).map(Arc::from)
+/// Replaces a text; an empty one is none. One that is the same stays, and stays shared.
+fn set(text: &mut Option<Arc<str>>, new: &str) {
+    if text.as_deref().unwrap_or_default() != new {
+        *text = Some(new).filter(|new| !new.is_empty()).map(Arc::from);
+    }
 }
 
 impl Instance {
@@ -98,6 +100,18 @@ impl Instance {
         })
     }
 
+    /// An instance that says the same under another id and at other endpoints, and shares with this one what it says. What is
+    /// set to what it is already stays shared.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn sibling(&self, id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let Self { id: _, endpoints: _, weight, health, version, zone, metadata } = self;
+        let (version, zone, metadata) = (version.clone(), zone.clone(), metadata.clone());
+        Ok(Self { weight: *weight, health: *health, version, zone, metadata, ..Self::new(id, endpoints)? })
+    }
+
     /// Sets the weight; 0 means "not picked".
     #[must_use]
     pub fn with_weight(mut self, weight: u32) -> Self {
@@ -108,14 +122,14 @@ impl Instance {
     /// Sets the version; an empty one is none.
     #[must_use]
     pub fn with_version(mut self, version: impl AsRef<str>) -> Self {
-        self.version = text(version.as_ref());
+        set(&mut self.version, version.as_ref());
         self
     }
 
     /// Sets the zone; an empty one is none.
     #[must_use]
     pub fn with_zone(mut self, zone: impl AsRef<str>) -> Self {
-        self.zone = text(zone.as_ref());
+        set(&mut self.zone, zone.as_ref());
         self
     }
 
@@ -135,8 +149,27 @@ impl Instance {
 
     /// Replaces the metadata.
     #[must_use]
-    pub fn with_all_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
-        self.metadata = Some(metadata).filter(|metadata| !metadata.is_empty()).map(Arc::new);
+    pub fn with_all_metadata<K, V>(mut self, metadata: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: AsRef<str> + Into<String>,
+        V: AsRef<str> + Into<String>,
+    {
+        let mut new = metadata.into_iter();
+        let mut old = self.metadata().iter();
+        let mut alike = 0;
+        // As long as it is what there is already, nothing is copied.
+        let other = loop {
+            match (old.next(), new.next()) {
+                (None, None) => return self,
+                (Some((key, value)), Some(pair)) if *key == *pair.0.as_ref() && *value == *pair.1.as_ref() => {
+                    alike += 1
+                }
+                (_, other) => break other,
+            }
+        };
+        let kept = self.metadata().iter().take(alike).map(|(key, value)| (key.clone(), value.clone()));
+        let added = other.into_iter().chain(new).map(|(key, value)| (key.into(), value.into()));
+        self.metadata = Some(kept.chain(added).collect()).filter(|all: &Metadata| !all.is_empty()).map(Arc::new);
         self
     }
 
@@ -227,7 +260,7 @@ impl Draft {
 
     /// Sets the version; an empty one is none.
     pub fn version(&mut self, version: impl AsRef<str>) -> &mut Self {
-        self.instance.version = text(version.as_ref());
+        set(&mut self.instance.version, version.as_ref());
         self
     }
 
@@ -257,33 +290,58 @@ impl Draft {
 /// For backends: lets instances share what they say alike, their version, zone and metadata. In a service these are few.
 #[derive(Debug, Default)]
 pub struct Interner {
-    texts: HashSet<Arc<str>>,
-    metadata: HashSet<Arc<Metadata>>,
+    versions: Known<str>,
+    zones: Known<str>,
+    metadata: Known<Metadata>,
 }
-
-/// How many different values an interner knows; then it begins anew.
-const MAX_INTERNED: usize = 4096;
 
 impl Interner {
     /// Replaces what is equal to something known by that.
     pub fn share(&mut self, instance: &mut Instance) {
         let Instance { version, zone, metadata, .. } = instance;
-        intern(&mut self.texts, version);
-        intern(&mut self.texts, zone);
-        intern(&mut self.metadata, metadata);
+        self.versions.share(version);
+        self.zones.share(zone);
+        self.metadata.share(metadata);
     }
 }
 
-fn intern<T: ?Sized + Eq + Hash>(known: &mut HashSet<Arc<T>>, value: &mut Option<Arc<T>>) {
-    let Some(value) = value else { return };
-    if let Some(known) = known.get(value) {
-        *value = Arc::clone(known);
-        return;
+/// How many different values an interner knows of each kind; then it begins anew.
+const MAX_INTERNED: usize = 4096;
+
+#[derive(Debug)]
+struct Known<T: ?Sized> {
+    all: HashSet<Arc<T>>,
+    /// Most often the next one is the same.
+    last: Option<Arc<T>>,
+}
+
+impl<T: ?Sized> Default for Known<T> {
+    fn default() -> Self {
+        Self { all: HashSet::new(), last: None }
     }
-    if known.len() >= MAX_INTERNED {
-        known.clear();
+}
+
+impl<T: ?Sized + Eq + Hash> Known<T> {
+    fn share(&mut self, value: &mut Option<Arc<T>>) {
+        let Some(value) = value else { return };
+        if self.last.as_ref().is_none_or(|last| last != value) {
+            self.last = Some(self.known(value));
+        }
+        if let Some(last) = self.last.as_ref().filter(|last| !Arc::ptr_eq(last, value)) {
+            *value = Arc::clone(last);
+        }
     }
-    known.insert(Arc::clone(value));
+
+    fn known(&mut self, value: &Arc<T>) -> Arc<T> {
+        if let Some(known) = self.all.get(value) {
+            return Arc::clone(known);
+        }
+        if self.all.len() >= MAX_INTERNED {
+            self.all.clear();
+        }
+        self.all.insert(Arc::clone(value));
+        Arc::clone(value)
+    }
 }
 
 /// Whether the store still lists an entry.
@@ -372,6 +430,34 @@ mod tests {
         assert!(std::ptr::eq(a.zone().unwrap(), b.zone().unwrap()) && std::ptr::eq(a.metadata(), b.metadata()));
         let changed = b.clone().with_metadata("k", "w");
         assert_eq!((a.metadata()["k"].as_str(), changed.metadata()["k"].as_str()), ("v", "w"));
+    }
+
+    #[test]
+    fn a_sibling_shares_what_it_is_told_again_and_nothing_else() {
+        let first =
+            instance().with_version("1").with_zone("z").with_metadata("a", "1").with_metadata("b", "2").with_weight(7);
+        let sibling = |pairs: &[(&str, &str)]| {
+            let twin = first.sibling(InstanceId::parse("t").unwrap(), [Endpoint::parse("h:2").unwrap()]).unwrap();
+            twin.with_version("1").with_zone("y").with_all_metadata(pairs.iter().copied())
+        };
+        let same = sibling(&[("a", "1"), ("b", "2")]);
+        assert_eq!((same.id().as_str(), same.endpoints()[0].as_str(), same.weight()), ("t", "h:2", 7));
+        assert!(std::ptr::eq(same.version().unwrap(), first.version().unwrap()));
+        assert!(std::ptr::eq(same.metadata(), first.metadata()));
+        assert_eq!((same.zone(), first.zone()), (Some("y"), Some("z")));
+        for pairs in [
+            &[][..],
+            &[("a", "1")],
+            &[("a", "1"), ("a", "1")],
+            &[("a", "1"), ("a", "3")],
+            &[("b", "2"), ("a", "1")],
+            &[("a", "1"), ("b", "2"), ("c", "3")],
+        ] {
+            let expected: Metadata =
+                pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(*sibling(pairs).metadata(), expected, "{pairs:?}");
+            assert_eq!(*instance().with_all_metadata(pairs.iter().copied()).metadata(), expected, "{pairs:?}");
+        }
     }
 
     #[test]

@@ -173,6 +173,16 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// [`Skip`] says whether the key is somebody else's or broken.
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip>;
 
+    /// As [`decode`](Self::decode), and the same comes of it. Where it says what `like` says, an instance that was read before,
+    /// it may share that ([`Instance::sibling`]), which is quicker. Default: it is simply read.
+    ///
+    /// # Errors
+    ///
+    /// As [`decode`](Self::decode).
+    fn decode_like(&self, _like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        self.decode(service, key, value)
+    }
+
     /// What a value says, as text, whether or not it is an instance; `None` if it is no text.
     fn text(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()

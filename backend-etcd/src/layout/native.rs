@@ -19,7 +19,7 @@ use enlist::{
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, SeqAccess, Visitor},
+    de::{self, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::Value;
 
@@ -186,10 +186,35 @@ struct Read<'a> {
     zone: Option<Text<'a>>,
     #[serde(borrow, default)]
     health: Option<Text<'a>>,
-    #[serde(default)]
-    metadata: Option<BTreeMap<String, String>>,
+    #[serde(borrow, default)]
+    metadata: Option<Pairs<'a>>,
     #[serde(default)]
     owner: Option<String>,
+}
+
+/// The entries of an object of texts, in its order.
+struct Pairs<'a>(Vec<(Text<'a>, Text<'a>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Pairs<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Pairs<'de>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = entries.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 /// Reads endpoints without a list of their texts.
@@ -295,6 +320,16 @@ impl Layout for Native {
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        self.read(None, service, key, value)
+    }
+
+    fn decode_like(&self, like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        self.read(Some(like), service, key, value)
+    }
+}
+
+impl Native {
+    fn read(&self, like: Option<&Instance>, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         let segment = self.strip_service(key, service).ok_or(Skip::Foreign)?;
         let id = unescape(segment).and_then(|id| InstanceId::parse(id).ok()).ok_or(Skip::Foreign)?;
         let malformed = |reason: String| Skip::Malformed(reason);
@@ -314,12 +349,17 @@ impl Layout for Native {
             // A word of a later version: known to be something else than serving.
             Some(word) => Health::from_word(&word.0).unwrap_or(Health::NotServing),
         };
-        let instance = Instance::new(id, wire.endpoints)
+        let instance = match like {
+            Some(like) => like.sibling(id, wire.endpoints),
+            None => Instance::new(id, wire.endpoints),
+        };
+        let metadata = wire.metadata.map_or(Vec::new(), |pairs| pairs.0);
+        let instance = instance
             .map_err(|_| malformed("there is no endpoint".to_owned()))?
             .with_weight(wire.weight)
             .with_version(wire.version.map_or(Cow::default(), |text| text.0))
             .with_zone(wire.zone.map_or(Cow::default(), |text| text.0))
-            .with_all_metadata(wire.metadata.unwrap_or_default())
+            .with_all_metadata(metadata.into_iter().map(|(key, value)| (key.0, value.0)))
             .with_health(health);
         Ok(Decoded { instance, owner: wire.owner })
     }
@@ -520,6 +560,11 @@ mod tests {
             let key = Layout::key(&layout, &place(&service), instance.id(), None).unwrap();
             let value = Layout::encode(&layout, &place(&service), &instance, &Writing { owner: Some(&text), ..Writing::default() }).unwrap();
             let decoded = Layout::decode(&layout, &place(&service), &key, &value).unwrap();
+            let other_words = self::instance().with_zone(&text).with_metadata(&text, "x").with_health(Health::Draining);
+            for like in [&instance, &other_words] {
+                let read_like = layout.decode_like(like, &place(&service), &key, &value);
+                prop_assert_eq!(read_like.as_ref(), Ok(&decoded));
+            }
             prop_assert_eq!(decoded, Decoded { instance, owner: Some(text) });
             prop_assert_eq!(layout.service_of(&namespace, &key), Some(place(&service).name().clone()));
             if other != service {

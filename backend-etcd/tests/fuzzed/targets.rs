@@ -89,7 +89,8 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
     };
     let again = layout.decode(service, &key, &value).expect("what is written is read");
     let comparable = |instance: &Instance| {
-        let endpoints: Vec<String> = instance.endpoints().iter().map(Endpoint::authority).collect();
+        let endpoints: Vec<String> =
+            instance.endpoints().iter().map(|endpoint| endpoint.authority().to_owned()).collect();
         let id = (layout.identity() == Identity::Id).then(|| instance.id().clone());
         (id, endpoints, instance.weight(), instance.version().map(str::to_owned), instance.metadata().clone())
     };
