@@ -246,8 +246,8 @@ impl Connection {
     /// One linearizable read of a key.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let response = self.fast.call("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
-        let record = response.kvs().first().map(Record::from);
-        Ok((record, revision_of(&response)))
+        let revision = revision_of(&response);
+        Ok((records(response).next(), revision))
     }
 
     /// Puts a key under a guard.
@@ -333,7 +333,8 @@ impl Connection {
     pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
         let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };
         let response = self.fast.call("range", read).await?;
-        Ok((response.kvs().iter().map(Record::from).collect(), revision_of(&response)))
+        let revision = revision_of(&response);
+        Ok((records(response).collect(), revision))
     }
 
     /// Lists a range by pages, all at one revision.
@@ -367,9 +368,10 @@ impl Connection {
                 outcome => outcome?,
             };
             at.get_or_insert(revision_of(&response));
-            records.extend(response.kvs().iter().map(Record::from));
+            let more = response.more();
+            records.extend(self::records(response));
             match records.last() {
-                Some(last) if response.more() => from = [&last.key[..], &[0]].concat(),
+                Some(last) if more => from = [&last.key[..], &[0]].concat(),
                 _ => {
                     self.page.store((page * 2).min(PAGE), Ordering::Relaxed);
                     return Ok((records, at.unwrap_or_default()));
@@ -390,8 +392,8 @@ impl Connection {
             async move { clients.kv.get(start, Some(options)).await }
         };
         let response = self.bulk.call("numbers", read).await?;
-        let newest = response.kvs().first().map(|pair| Record::from(pair).modified).unwrap_or_default();
-        Ok((usize::try_from(response.count()).unwrap_or(0), newest))
+        let count = usize::try_from(response.count()).unwrap_or(0);
+        Ok((count, records(response).next().map(|record| record.modified).unwrap_or_default()))
     }
 
     /// Says whether the member that watches go to answers anything within `limit`. A refusal is an answer.
@@ -411,6 +413,11 @@ impl Connection {
         let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
     }
+}
+
+/// What was read.
+pub(crate) fn records(response: GetResponse) -> impl Iterator<Item = Record> {
+    response.0.kvs.into_iter().map(Record::from)
 }
 
 fn revision_of(response: &GetResponse) -> Revision {

@@ -15,9 +15,9 @@ const MAX_GRAVES: usize = 4096;
 pub(crate) struct Mirror {
     pub(crate) revision: Revision,
     pub(crate) epoch: Epoch,
-    records: OrdMap<Arc<[u8]>, Record>,
+    records: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// What deleted keys held last, so that a reader who saw something older can tell a departure from a death.
-    graves: OrdMap<Arc<[u8]>, Record>,
+    graves: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
     changes: u64,
 }
@@ -74,16 +74,16 @@ impl Mirror {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
-        self.records.get(key)
+        self.records.get(key).map(|record| &**record)
     }
 
     /// What a key that was deleted held last, if that is remembered.
     pub(crate) fn grave(&self, key: &[u8]) -> Option<&Record> {
-        self.graves.get(key)
+        self.graves.get(key).map(|record| &**record)
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.values()
+        self.records.values().map(|record| &**record)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -99,10 +99,10 @@ impl Mirror {
     pub(crate) fn relist(&mut self, records: Vec<Record>, revision: Revision, epoch: Epoch) {
         let mut gone = self.records.clone();
         for record in records {
-            let unchanged = gone.remove(&record.key).is_some_and(|old| old == record);
+            let unchanged = gone.remove(&record.key).is_some_and(|old| *old == record);
             if !unchanged {
                 self.changes += 1;
-                self.records.insert(Arc::clone(&record.key), record);
+                self.records.insert(Arc::clone(&record.key), Arc::new(record));
             }
         }
         for key in gone.keys() {
@@ -131,7 +131,7 @@ impl Mirror {
                     }
                     self.changes += 1;
                     self.graves.remove(&record.key);
-                    self.records.insert(Arc::clone(&record.key), record);
+                    self.records.insert(Arc::clone(&record.key), Arc::new(record));
                 }
                 KeyEvent::Delete { key, .. } => {
                     if self.records.get(&key).is_some_and(|old| old.modified > revision) {
@@ -155,7 +155,7 @@ impl Mirror {
     /// What differs from `older`, or everything where there is none.
     pub(crate) fn differences<'a>(&'a self, older: Option<&'a Self>) -> Vec<Difference<'a>> {
         let Some(older) = older else {
-            return self.records.values().map(Difference::Present).collect();
+            return self.records().map(Difference::Present).collect();
         };
         older
             .records

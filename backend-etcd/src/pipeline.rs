@@ -450,7 +450,7 @@ impl Worker {
 fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
     let kv = event.kv?;
     let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
-    let pair = etcd_pair(kv);
+    let pair = Record::from(kv);
     match event.r#type {
         0 => Some(KeyEvent::Put(pair)),
         1 => Some(KeyEvent::Delete { key: pair.key, revision }),
@@ -497,16 +497,5 @@ fn told(read: Result<Option<WatchResponse>, etcd_client::Error>) -> Result<Watch
         Ok(Some(message)) => Ok(message),
         Ok(None) => Err(Failure::Lost(said("the watch ended"))),
         Err(error) => Err(classify(&error)),
-    }
-}
-
-fn etcd_pair(kv: etcd_client::proto::PbKeyValue) -> Record {
-    let revision = |number: i64| Revision::new(u64::try_from(number).unwrap_or(0));
-    Record {
-        key: kv.key.into(),
-        value: kv.value.into(),
-        created: revision(kv.create_revision),
-        modified: revision(kv.mod_revision),
-        lease: Some(enlist::LeaseId::new(kv.lease)).filter(|lease| lease.get() != 0),
     }
 }

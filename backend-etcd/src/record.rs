@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use enlist::{LeaseId, Revision};
-use etcd_client::KeyValue;
+use etcd_client::proto::PbKeyValue;
 
 /// One key with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) key: Arc<[u8]>,
-    pub(crate) value: Arc<[u8]>,
+    pub(crate) value: Vec<u8>,
     pub(crate) created: Revision,
     pub(crate) modified: Revision,
     pub(crate) lease: Option<LeaseId>,
@@ -19,14 +19,15 @@ fn revision(number: i64) -> Revision {
     Revision::new(u64::try_from(number).unwrap_or(0))
 }
 
-impl From<&KeyValue> for Record {
-    fn from(pair: &KeyValue) -> Self {
+/// Takes the value over: lists are long.
+impl From<PbKeyValue> for Record {
+    fn from(pair: PbKeyValue) -> Self {
         Self {
-            key: pair.key().into(),
-            value: pair.value().into(),
-            created: revision(pair.create_revision()),
-            modified: revision(pair.mod_revision()),
-            lease: Some(LeaseId::new(pair.lease())).filter(|lease| lease.get() != 0),
+            key: pair.key.into(),
+            value: pair.value,
+            created: revision(pair.create_revision),
+            modified: revision(pair.mod_revision),
+            lease: Some(LeaseId::new(pair.lease)).filter(|lease| lease.get() != 0),
         }
     }
 }

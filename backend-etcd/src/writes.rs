@@ -11,7 +11,7 @@ use std::{
 };
 
 use enlist::{Error, LeaseId, Revision, TaskOwner};
-use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnOpResponse, TxnResponse};
+use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnResponse, proto::PbTxnOpResponse};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -297,15 +297,14 @@ async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> 
         async move { clients.kv.txn(txn).await }
     };
     let response = lane.call("transaction", send).await?;
-    let revision = header_revision(response.header());
-    let expected: usize =
-        if response.succeeded() { writes().map(|write| write.ops.len()).sum() } else { guards().count() };
-    let mut responses = reads(&response).into_iter();
+    let (revision, succeeded) = (header_revision(response.header()), response.succeeded());
+    let expected: usize = if succeeded { writes().map(|write| write.ops.len()).sum() } else { guards().count() };
+    let mut responses = reads(response);
     if responses.len() != expected {
         return Err(Failure::Lost(said("the answer to a transaction is not complete")));
     }
     let outcome = |write: &Write| {
-        if response.succeeded() {
+        if succeeded {
             let reads = responses.by_ref().take(write.ops.len()).flatten().collect();
             Outcome::Done { revision, reads }
         } else {
@@ -317,12 +316,11 @@ async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> 
 }
 
 /// What each operation read; `None` for one that wrote.
-fn reads(response: &TxnResponse) -> Vec<Option<Vec<Record>>> {
-    let read = |response: &TxnOpResponse| match response {
-        TxnOpResponse::Get(get) => Some(get.kvs().iter().map(Record::from).collect()),
+fn reads(response: TxnResponse) -> impl ExactSizeIterator<Item = Option<Vec<Record>>> {
+    response.0.responses.into_iter().map(|operation| match operation.response {
+        Some(PbTxnOpResponse::ResponseRange(found)) => Some(found.kvs.into_iter().map(Record::from).collect()),
         _ => None,
-    };
-    response.op_responses().iter().map(read).collect()
+    })
 }
 
 #[cfg(test)]
