@@ -137,7 +137,8 @@ impl Etcd {
         let (registration, driver) = registration(service.clone(), instance, source);
         let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| layout.encode(&named, instance, &trial(owner.as_deref())).map(drop));
-        let registrar = Registrar {
+        // Boxed: its task would hold it twice.
+        let registrar = Box::new(Registrar {
             session: Arc::clone(&self.session),
             id: registration.instance().id().clone(),
             slot: slot.into(),
@@ -150,7 +151,7 @@ impl Etcd {
             ward: None,
             alone: false,
             unsettled: None,
-        };
+        });
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
         self.session.tasks.run("registration", registrar.run().instrument(span))?;
@@ -249,7 +250,7 @@ enum Pause {
 }
 
 impl Registrar {
-    async fn run(mut self) {
+    async fn run(mut self: Box<Self>) {
         let Some(claim) = self.claim().await else {
             return;
         };
@@ -258,7 +259,7 @@ impl Registrar {
                 Goal::Present => {}
                 Goal::Absent => {
                     claim.leave();
-                    return self.leave(None).await;
+                    return Box::pin(self.leave(None)).await;
                 }
                 _ => return self.abandon(),
             }
@@ -283,7 +284,7 @@ impl Registrar {
                 Ok(Pause::Evicted) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
                 Err(error) => {
                     if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
-                        return self.leave(Some(error)).await;
+                        return Box::pin(self.leave(Some(error))).await;
                     }
                     self.fail(error).await;
                 }
@@ -587,7 +588,7 @@ impl Registrar {
 
     /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
     /// last attempt may have left: the lease lives on, and would keep it for ever.
-    async fn leave(mut self, gave_up: Option<Error>) {
+    async fn leave(mut self: Box<Self>, gave_up: Option<Error>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if gave_up.is_some() {
             self.driver.report_end(outcome(Deregistered::LeftBehind));
@@ -641,7 +642,7 @@ impl Registrar {
         })
     }
 
-    fn abandon(self) {
+    fn abandon(&self) {
         let own = self.options.lease == LeaseChoice::Own || self.session.layout.lease_scope() == LeaseScope::PerKey;
         if let (Some(lease), true) = (&self.lease, own) {
             lease.abandon();

@@ -4,7 +4,7 @@
 //! before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     hash::Hash,
     sync::{
@@ -83,16 +83,17 @@ impl<K: Eq + Hash + Clone> Slots<K> {
 
     fn try_claim(&self, key: &K, options: &RegisterOptions) -> Result<Claim<K>, Arc<Occupant>> {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(occupant) = map.get(key) {
-            return Err(Arc::clone(occupant));
-        }
+        let place = match map.entry(key.clone()) {
+            Entry::Occupied(taken) => return Err(Arc::clone(taken.get())),
+            Entry::Vacant(place) => place,
+        };
         let me = Arc::new(Occupant {
             owner: options.owner.clone(),
             leaving: AtomicBool::new(false),
             superseded: CancellationToken::new(),
             gone: CancellationToken::new(),
         });
-        map.insert(key.clone(), Arc::clone(&me));
+        place.insert(Arc::clone(&me));
         Ok(Claim { key: key.clone(), map: Arc::clone(&self.map), me })
     }
 }
