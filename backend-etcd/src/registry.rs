@@ -423,8 +423,7 @@ impl Registrar {
                 let created = previous.map_or(revision, |record| record.created);
                 self.mine = Some(Mine { created, lease, generation: *generation });
                 self.driver.report_stored(*generation, revision);
-                let record =
-                    Record { key: key.into(), value: value.into(), created, modified: revision, lease: Some(lease) };
+                let record = Record { key: key.into(), value, created, modified: revision, lease: Some(lease) };
                 Ok(Pause::Settled(record))
             }
             Ok(Written::Refused(record)) => {

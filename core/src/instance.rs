@@ -154,22 +154,22 @@ impl Instance {
         K: AsRef<str> + Into<String>,
         V: AsRef<str> + Into<String>,
     {
-        let mut new = metadata.into_iter();
-        let mut old = self.metadata().iter();
-        let mut alike = 0;
+        let (mut new, mut old) = (metadata.into_iter().fuse(), self.metadata().iter());
         // As long as it is what there is already, nothing is copied.
-        let other = loop {
-            match (old.next(), new.next()) {
+        let mut alike = 0;
+        let differing = loop {
+            let (known, given) = (old.next(), new.next());
+            match (known, &given) {
                 (None, None) => return self,
-                (Some((key, value)), Some(pair)) if *key == *pair.0.as_ref() && *value == *pair.1.as_ref() => {
-                    alike += 1
+                (Some(known), Some(given)) if (&**known.0, &**known.1) == (given.0.as_ref(), given.1.as_ref()) => {
+                    alike += 1;
                 }
-                (_, other) => break other,
+                _ => break given,
             }
         };
         let kept = self.metadata().iter().take(alike).map(|(key, value)| (key.clone(), value.clone()));
-        let added = other.into_iter().chain(new).map(|(key, value)| (key.into(), value.into()));
-        self.metadata = Some(kept.chain(added).collect()).filter(|all: &Metadata| !all.is_empty()).map(Arc::new);
+        let others = differing.into_iter().chain(new).map(|(key, value)| (key.into(), value.into()));
+        self.metadata = Some(kept.chain(others).collect()).filter(|all: &Metadata| !all.is_empty()).map(Arc::new);
         self
     }
 
