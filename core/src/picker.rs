@@ -1,12 +1,13 @@
 //! Picking one instance: each task has its own picker, so a pick takes no lock, sends nothing and allocates nothing.
 //!
-//! A picker keeps a dense array of the candidates and rebuilds it when the view has a newer snapshot. A candidate is
-//! serving, has a weight above zero and passes the filter.
+//! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is serving, has a
+//! weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a change costs the same
+//! however many tasks pick.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -119,6 +120,7 @@ pub(crate) struct Latest {
     published: ArcSwapOption<Published>,
     /// How often something was published: each pick reads only this.
     count: AtomicU64,
+    choices: Mutex<Choices>,
 }
 
 impl Latest {
@@ -131,23 +133,94 @@ impl Latest {
     pub(crate) fn get(&self) -> Guard<Option<Arc<Published>>> {
         self.published.load()
     }
+
+    /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it, instead of
+    /// making the same.
+    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<Choice>, u64) {
+        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        // The count first: what is published in between is seen at the next pick.
+        let count = self.count.load(Ordering::Acquire);
+        if choices.count != count {
+            *choices = Choices { count, made: Vec::new() };
+        }
+        let alike = |made: &&(Policy, Filter, Weak<Choice>)| made.0 == policy && made.1 == *filter;
+        if let Some(choice) = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade()) {
+            return (choice, count);
+        }
+        let choice = Arc::new(Choice::new(self.published.load_full(), policy, filter));
+        choices.made.retain(|(_, _, made)| made.strong_count() > 0);
+        choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
+        (choice, count)
+    }
+}
+
+/// What pickers choose from at present.
+#[derive(Debug, Default)]
+struct Choices {
+    /// How often something had been published.
+    count: u64,
+    made: Vec<(Policy, Filter, Weak<Choice>)>,
+}
+
+/// What pickers with the same policy and filter choose from.
+#[derive(Debug, Default)]
+struct Choice {
+    /// What it was made from.
+    published: Option<Arc<Published>>,
+    candidates: Vec<Arc<Entry>>,
+    shares: Shares,
+    ring: HashRing,
+}
+
+impl Choice {
+    fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
+        let entries = published.iter().flat_map(|published| published.snapshot.entries());
+        let mut candidates: Vec<_> = entries.filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
+        if let Some((size, client)) = filter.subset {
+            keep_subset(&mut candidates, size, client);
+        }
+        let weights = || candidates.iter().map(|entry| entry.instance().weight());
+        let names = candidates.iter().map(|entry| entry.instance().id().as_str());
+        let shares = match policy {
+            Policy::Weighted | Policy::ConsistentHash => Shares::new(weights()),
+            Policy::Random | Policy::RoundRobin => Shares::default(),
+        };
+        let ring = match policy {
+            Policy::ConsistentHash => HashRing::new(names.zip(weights())),
+            _ => HashRing::default(),
+        };
+        Self { published, candidates, shares, ring }
+    }
+
+    /// Why nothing can be picked, if that is so.
+    fn check(&self) -> Result<(), NoPick> {
+        let Some(published) = &self.published else {
+            return Err(NoPick::Unknown);
+        };
+        match published.too_old() {
+            Some(age) => Err(NoPick::TooOld { age }),
+            None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Says whether there are candidates, and they are never too old.
+    fn is_sure(&self) -> bool {
+        !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
+    }
 }
 
 /// Picks instances of one service for one task.
 #[derive(Debug)]
 pub struct Picker {
     source: Arc<Latest>,
-    /// How often something had been published when this was built.
+    /// How often something had been published when the choice was made.
     count: u64,
     policy: Policy,
     filter: Filter,
-    /// What the fields below were built from.
-    built: Option<Arc<Published>>,
-    candidates: Vec<Arc<Entry>>,
-    /// There are candidates, and they are never too old.
+    choice: Arc<Choice>,
+    /// Nothing needs to be checked before the next publication.
     sure: bool,
-    shares: Shares,
-    ring: HashRing,
     /// Whose turn it was last.
     last: usize,
     random: fastrand::Rng,
@@ -160,11 +233,8 @@ impl Picker {
             count: 0,
             policy,
             filter,
-            built: None,
-            candidates: Vec::new(),
+            choice: Arc::default(),
             sure: false,
-            shares: Shares::default(),
-            ring: HashRing::default(),
             last: usize::MAX,
             random: Rng::new(),
         }
@@ -180,7 +250,8 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let count = self.candidates.len();
+        let Choice { candidates, shares, .. } = &*self.choice;
+        let count = candidates.len();
         let at = match self.policy {
             Policy::Random => self.random.usize(..count),
             Policy::RoundRobin => {
@@ -189,9 +260,9 @@ impl Picker {
                 self.last
             }
             // Candidates have weights above zero.
-            Policy::Weighted | Policy::ConsistentHash => self.shares.drawn(self.random.u64(..)).unwrap_or(0),
+            Policy::Weighted | Policy::ConsistentHash => shares.drawn(self.random.u64(..)).unwrap_or(0),
         };
-        Ok(&self.candidates[at])
+        Ok(&candidates[at])
     }
 
     /// Picks the instance that `key` belongs to under [`Policy::ConsistentHash`]; under any other policy the key has no
@@ -208,8 +279,8 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let at = self.ring.find(key).unwrap_or(0);
-        Ok(&self.candidates[at])
+        let at = self.choice.ring.find(key).unwrap_or(0);
+        Ok(&self.choice.candidates[at])
     }
 
     /// All candidates, for callers that choose themselves.
@@ -221,10 +292,10 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        Ok(&self.candidates)
+        Ok(&self.choice.candidates)
     }
 
-    /// Says whether what was built is the latest, and can be picked from.
+    /// Says whether the choice is the latest, and can be picked from.
     #[inline]
     fn is_ready(&self) -> bool {
         self.sure && self.source.count.load(Ordering::Acquire) == self.count
@@ -232,46 +303,14 @@ impl Picker {
 
     #[cold]
     fn check(&mut self) -> Result<(), NoPick> {
-        // The count first: what is published in between is seen at the next pick.
-        let count = self.source.count.load(Ordering::Acquire);
-        if count != self.count {
-            self.count = count;
-            self.built = self.source.published.load_full();
-            self.build();
+        if self.source.count.load(Ordering::Acquire) != self.count {
+            (self.choice, self.count) = self.source.choice(self.policy, &self.filter);
+            self.sure = self.choice.is_sure();
+            if self.last >= self.choice.candidates.len() {
+                self.last = self.random.usize(..self.choice.candidates.len().max(1));
+            }
         }
-        let Some(published) = &self.built else {
-            return Err(NoPick::Unknown);
-        };
-        match published.too_old() {
-            Some(age) => Err(NoPick::TooOld { age }),
-            None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
-            None => Ok(()),
-        }
-    }
-
-    fn build(&mut self) {
-        self.candidates.clear();
-        self.sure = false;
-        let Some(published) = &self.built else {
-            return;
-        };
-        let entries = published.snapshot.entries();
-        self.candidates.extend(entries.filter(|entry| self.filter.lets_through(entry.instance())).cloned());
-        if let Some((size, client)) = self.filter.subset {
-            keep_subset(&mut self.candidates, size, client);
-        }
-        self.sure = !self.candidates.is_empty() && published.may_be_old();
-        if self.last >= self.candidates.len() {
-            self.last = self.random.usize(..self.candidates.len().max(1));
-        }
-        let weights = || self.candidates.iter().map(|entry| entry.instance().weight());
-        if matches!(self.policy, Policy::Weighted | Policy::ConsistentHash) {
-            self.shares = Shares::new(weights());
-        }
-        if self.policy == Policy::ConsistentHash {
-            let names = self.candidates.iter().map(|entry| entry.instance().id().as_str());
-            self.ring = HashRing::new(names.zip(weights()));
-        }
+        self.choice.check()
     }
 }
 
@@ -364,6 +403,32 @@ mod tests {
         let filter = Filter::new().zone("z").version("1").metadata("k", "v");
         let shares = shares(&mut Picker::new(source(all), Policy::Random, filter), 100);
         assert_eq!(shares.keys().collect::<Vec<_>>(), ["good"]);
+    }
+
+    #[test]
+    fn pickers_that_choose_alike_share_what_they_choose_from() {
+        let cell = source(vec![instance("a"), instance("b")]);
+        let zone = Filter::new().zone("z");
+        let mut pickers = [
+            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new()),
+            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new()),
+            Picker::new(Arc::clone(&cell), Policy::RoundRobin, Filter::new()),
+            Picker::new(Arc::clone(&cell), Policy::ConsistentHash, zone),
+        ];
+        let picked = pickers.each_mut().map(|picker| picker.pick().is_ok());
+        assert_eq!(picked, [true, true, true, false]);
+        let shared = |a: &Picker, b: &Picker| Arc::ptr_eq(&a.choice, &b.choice);
+        let [first, second, other, elsewhere] = &mut pickers;
+        assert!(shared(first, second) && !shared(first, other) && !shared(first, elsewhere));
+        cell.publish(published(vec![instance("a").with_zone("z")]));
+        assert!(first.pick().is_ok() && elsewhere.pick().is_ok());
+        assert!(!shared(first, second), "what was there before is not given away");
+        assert!(second.pick().is_ok() && shared(first, second));
+        // Nobody picks from it any more, so it is not kept.
+        let before = Arc::downgrade(&elsewhere.choice);
+        cell.publish(published(vec![instance("a")]));
+        assert_eq!(elsewhere.pick().unwrap_err(), NoPick::Empty { listed: 1 });
+        assert_eq!(before.strong_count(), 0);
     }
 
     #[test]

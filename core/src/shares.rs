@@ -8,9 +8,6 @@ use crate::guide::Guide;
 /// Points on a [`HashRing`] per candidate of average weight. With 100 the share of each is within some 10 % of its due.
 const RING_POINTS: u64 = 100;
 
-/// Points in a bucket of a ring's guide: half a cache line.
-const POINTS_PER_BUCKET: usize = 4;
-
 /// The lower half of a number.
 const LOW: u64 = u32::MAX as u64;
 
@@ -132,7 +129,7 @@ impl HashRing {
             points.extend((0..due).map(|point| place(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
         }
         points.sort_unstable();
-        Self { guide: Guide::new(&points, u64::MAX, POINTS_PER_BUCKET), points }
+        Self { guide: Guide::new(&points), points }
     }
 
     /// The position that `key` belongs to; `None` on an empty ring.
