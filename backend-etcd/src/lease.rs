@@ -344,6 +344,14 @@ impl Keeper {
     }
 }
 
+/// Waits for the next state of the lease; a keeper that is gone says nothing more.
+pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> LeaseState {
+    if state.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    state.borrow_and_update().clone()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,6 +32,7 @@
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
+//! | `registrar` | the task behind one registration |
 //! | `stander` | the task behind one place in a line |
 //! | `numbers` | what tells the places of a session in a line apart |
 //! | `handover` | who of this session waits for a lock of this session |
@@ -52,6 +53,7 @@ mod numbers;
 mod own_keys;
 mod pipeline;
 mod record;
+mod registrar;
 mod registry;
 mod session;
 mod stander;

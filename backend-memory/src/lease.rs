@@ -213,3 +213,11 @@ impl Keeper {
         let _ = self.link.ask(|store, _| store.revoke(self.id)).await;
     }
 }
+
+/// Waits for the next state of the lease; a keeper that is gone says nothing more.
+pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> LeaseState {
+    if state.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    state.borrow_and_update().clone()
+}

@@ -25,8 +25,7 @@ use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
     hub::{Changes, up},
-    lease::{Lease, LeaseState, Purpose},
-    registry::lease_changed,
+    lease::{Lease, LeaseState, Purpose, lease_changed},
     store::{Group, Key, KeyChange, Kind, Record, Refusal, Store, Value},
     watcher::WatchedState,
 };

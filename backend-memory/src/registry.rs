@@ -14,13 +14,12 @@ use enlist::{
     registration::{Desired, Goal},
     slots::Claim,
 };
-use tokio::sync::watch;
 
 use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
     hub::Changes,
-    lease::{self, Lease, LeaseState, Purpose},
+    lease::{self, Lease, LeaseState, Purpose, lease_changed},
     store::{Key, Record, Refusal, Value},
 };
 
@@ -385,12 +384,4 @@ impl Disturbance {
     fn is_superseded(self) -> bool {
         self == Self::Superseded
     }
-}
-
-/// Waits for the next state of the lease; a keeper that is gone says nothing more.
-pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> LeaseState {
-    if state.changed().await.is_err() {
-        std::future::pending::<()>().await;
-    }
-    state.borrow_and_update().clone()
 }
