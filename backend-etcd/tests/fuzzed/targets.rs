@@ -1,7 +1,7 @@
 // What is fuzzed: every decoder of keys and values, by name. `fuzz/` runs it with libFuzzer, `tests/fuzzed.rs` for a bounded time
 // on the stable toolchain.
 
-use enlist::{Endpoint, Instance, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
+use enlist::{Endpoint, Health, Instance, InstanceId, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos,
     Layout, LockLayout, Native,
@@ -71,7 +71,10 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
     let range = layout.service_range(service).expect("a name that it carries");
     let key = [range.bounds().0, tail].concat();
     let _ = layout.service_of(service.namespace(), &key);
-    let Ok(read) = layout.decode(service, &key, value) else { return false };
+    let read = layout.decode(service, &key, value);
+    // What was read before makes no difference.
+    assert_eq!(layout.decode_like(&another(), service, &key, value), read, "{}", layout.name());
+    let Ok(read) = read else { return false };
     // It is nobody else's.
     for other in ["t", "s2", "foosvc2", "auth2", "helloworld2", "a/b"] {
         let other = ServiceRef::new(service.namespace().clone(), ServiceName::parse(other).expect("a name"));
@@ -96,6 +99,14 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
     };
     assert_eq!(comparable(&again.instance), comparable(&read.instance), "{}", layout.name());
     true
+}
+
+/// An instance that says everything.
+fn another() -> Instance {
+    let (id, endpoint) = (InstanceId::parse("another"), Endpoint::parse("grpc://h:1"));
+    let instance = Instance::new(id.expect("a name"), [endpoint.expect("an address")]).expect("an endpoint");
+    let instance = instance.with_weight(7).with_health(Health::Draining).with_version("1").with_zone("z");
+    instance.with_metadata("a", "1").with_metadata("b", "2")
 }
 
 fn locks(layout: &dyn LockLayout, tail: &[u8], value: &[u8]) -> bool {
