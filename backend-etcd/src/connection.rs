@@ -253,14 +253,14 @@ impl Connection {
     /// Puts a key under a guard.
     pub(crate) async fn put(
         &self,
-        key: &[u8],
+        key: &Arc<[u8]>,
         guard: Guard,
         value: &[u8],
         lease: Option<LeaseId>,
     ) -> Result<Written, Failure> {
         let ops = vec![put(key, value, lease)];
         let write = Write {
-            guards: vec![(key.into(), guard)],
+            guards: vec![(Arc::clone(key), guard)],
             ops,
             size: key.len() + value.len(),
             line: InLine::Apart,

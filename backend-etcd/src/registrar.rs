@@ -53,7 +53,7 @@ const LOOK: Duration = Duration::from_millis(250);
 pub(crate) struct Registrar {
     session: Arc<Session>,
     id: InstanceId,
-    /// What the registrations of this session are kept apart by.
+    /// What the registrations of this session are kept apart by: the key, unless that depends on the lease.
     slot: Arc<[u8]>,
     driver: RegistrationDriver,
     options: RegisterOptions,
@@ -207,8 +207,13 @@ impl Registrar {
         }
     }
 
-    fn key(&self, lease: LeaseId) -> Result<Vec<u8>, Error> {
-        self.session.layout.key(self.driver.service(), &self.id, Some(lease))
+    fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
+        let layout = &self.session.layout;
+        match layout.lease_scope() {
+            // Whatever the lease is.
+            LeaseScope::Shared => Ok(Arc::clone(&self.slot)),
+            LeaseScope::PerKey => layout.key(self.driver.service(), &self.id, Some(lease)).map(Into::into),
+        }
     }
 
     /// Brings etcd one step closer to what is desired.
@@ -268,7 +273,7 @@ impl Registrar {
 
     async fn write(
         &mut self,
-        key: &[u8],
+        key: &Arc<[u8]>,
         previous: Option<&Record>,
         guard: Guard,
         desired: &Desired,
@@ -299,7 +304,7 @@ impl Registrar {
                 let created = previous.map_or(revision, |record| record.created);
                 self.mine = Some(Mine { created, lease, generation: *generation });
                 self.driver.report_stored(*generation, revision);
-                let record = Record { key: key.into(), value, created, modified: revision, lease: Some(lease) };
+                let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 Ok(Pause::Settled(record))
             }
             Ok(Written::Refused(record)) => {
@@ -362,7 +367,7 @@ impl Registrar {
             (true, Some(lease)) => self
                 .key(lease.id())
                 .ok()
-                .and_then(|key| self.session.hub.follow(&self.session, &KeyRange::key(key)).ok()),
+                .and_then(|key| self.session.hub.follow(&self.session, &KeyRange::key(key.to_vec())).ok()),
             _ => None,
         };
         tokio::select! {

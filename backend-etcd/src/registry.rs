@@ -38,7 +38,7 @@ impl Registry for Etcd {
         instance.check()?;
         self.session.check_open()?;
         let Session { layout, conn, .. } = &*self.session;
-        let key = layout.key(service, instance.id(), None)?;
+        let key: Arc<[u8]> = layout.key(service, instance.id(), None)?.into();
         let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
         let (present, _) = conn.get(&key).await.map_err(failed)?;
         if let Some(owned) = present.as_ref().filter(|record| record.lease.is_some()) {
@@ -94,16 +94,15 @@ impl Etcd {
         // Whatever the layout refuses is refused now, not in the background.
         let layout = &self.session.layout;
         let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
-        let slot = if layout.lease_scope() == LeaseScope::PerKey {
-            format!("{service}\n{}", instance.id()).into_bytes()
-        } else {
-            slot
+        let slot = match layout.lease_scope() {
+            LeaseScope::Shared => slot,
+            LeaseScope::PerKey => format!("{service}\n{}", instance.id()).into_bytes(),
         };
-        layout.encode(service, &instance, &trial(options.owner.as_deref()))?;
+        layout.accepts(service, &instance, options.owner.as_deref())?;
         let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
         let (registration, driver) = registration(service.clone(), instance, source);
         let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
-        driver.accept_only(move |instance| layout.encode(&named, instance, &trial(owner.as_deref())).map(drop));
+        driver.accept_only(move |instance| layout.accepts(&named, instance, owner.as_deref()));
         let registrar = Registrar::new(&self.session, slot.into(), registration.instance().id(), driver, options);
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
@@ -124,9 +123,4 @@ impl Etcd {
             Some(record) => Error::Conflict { what: format!("{service}/{id}"), revision: record.modified },
         }
     }
-}
-
-/// A value that is written only to see whether the layout can carry it.
-fn trial(owner: Option<&str>) -> Writing<'_> {
-    Writing { owner, previous: None, lease: Some(LeaseId::new(0)) }
 }

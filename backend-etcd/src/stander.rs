@@ -475,7 +475,8 @@ impl Stander {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
         let value = self.session.lock_layout.encode(self.want.line, &place);
-        let put = self.session.conn.put(&own.key, Guard::Created(own.token), &value, Some(own.lease));
+        let key = own.key[..].into();
+        let put = self.session.conn.put(&key, Guard::Created(own.token), &value, Some(own.lease));
         let outcome = match put.await {
             Ok(Written::Done(revision)) => Ok(revision),
             Ok(Written::Refused(_)) => Err(Error::LeaseLost),

@@ -81,7 +81,7 @@ pub enum Identity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseScope {
-    /// Many keys may share one.
+    /// Many keys may share one, and what a key is does not depend on it.
     Shared,
     /// Each key needs its own.
     PerKey,
@@ -165,6 +165,16 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if the value that is replaced is of a newer
     /// version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
+
+    /// Says whether it can hold an instance of `service`, under whatever lease. Default: it is written, to see.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
+        let writing = Writing { owner, previous: None, lease: Some(LeaseId::new(0)) };
+        self.encode(service, instance, &writing).map(drop)
+    }
 
     /// Reads an instance of `service`. Keys are judged before values.
     ///

@@ -91,6 +91,42 @@ impl Native {
         strip(rest, service.name().as_str())?.strip_prefix(b"/")
     }
 
+    /// Reads an instance; `like` is one that was read before, if there is one.
+    fn read(&self, like: Option<&Instance>, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        let segment = self.strip_service(key, service).ok_or(Skip::Foreign)?;
+        let id = unescape(segment).and_then(|id| InstanceId::parse(id).ok()).ok_or(Skip::Foreign)?;
+        let malformed = |reason: String| Skip::Malformed(reason);
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(malformed(format!("{} bytes", value.len())));
+        }
+        // The error's text can quote the value, which is not to be logged; its place is enough.
+        let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
+        let wire: Read<'_> = serde_json::from_str(text).map_err(|error| {
+            malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
+        })?;
+        if wire.id != id.as_str() {
+            return Err(malformed("the id in the value is not the one in the key".to_owned()));
+        }
+        let health = match wire.health {
+            None => Health::Serving,
+            // A word of a later version: known to be something else than serving.
+            Some(word) => Health::from_word(&word.0).unwrap_or(Health::NotServing),
+        };
+        let instance = match like {
+            Some(like) => like.sibling(id, wire.endpoints),
+            None => Instance::new(id, wire.endpoints),
+        };
+        let metadata = wire.metadata.map_or(Vec::new(), |pairs| pairs.0);
+        let instance = instance
+            .map_err(|_| malformed("there is no endpoint".to_owned()))?
+            .with_weight(wire.weight)
+            .with_version(wire.version.map_or(Cow::default(), |text| text.0))
+            .with_zone(wire.zone.map_or(Cow::default(), |text| text.0))
+            .with_all_metadata(metadata.into_iter().map(|(key, value)| (key.0, value.0)))
+            .with_health(health);
+        Ok(Decoded { instance, owner: wire.owner })
+    }
+
     fn line_prefix(&self, line: Line, name: &LockName) -> String {
         let kind = match line {
             Line::Lock => "locks",
@@ -106,7 +142,7 @@ impl Native {
     }
 }
 
-/// Says whether a segment is written as it is. Nearly all are, and to look first takes a tenth of the time.
+/// Says whether a segment is written as it is. Nearly all are, so it is looked at first.
 fn is_plain(segment: &[u8]) -> bool {
     segment.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'/' | b'%'))
 }
@@ -319,49 +355,17 @@ impl Layout for Native {
         Ok(value)
     }
 
+    /// It carries everything.
+    fn accepts(&self, _: &ServiceRef, _: &Instance, _: Option<&str>) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         self.read(None, service, key, value)
     }
 
     fn decode_like(&self, like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         self.read(Some(like), service, key, value)
-    }
-}
-
-impl Native {
-    fn read(&self, like: Option<&Instance>, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
-        let segment = self.strip_service(key, service).ok_or(Skip::Foreign)?;
-        let id = unescape(segment).and_then(|id| InstanceId::parse(id).ok()).ok_or(Skip::Foreign)?;
-        let malformed = |reason: String| Skip::Malformed(reason);
-        if value.len() > MAX_VALUE_BYTES {
-            return Err(malformed(format!("{} bytes", value.len())));
-        }
-        // The error's text can quote the value, which is not to be logged; its place is enough.
-        let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
-        let wire: Read<'_> = serde_json::from_str(text).map_err(|error| {
-            malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
-        })?;
-        if wire.id != id.as_str() {
-            return Err(malformed("the id in the value is not the one in the key".to_owned()));
-        }
-        let health = match wire.health {
-            None => Health::Serving,
-            // A word of a later version: known to be something else than serving.
-            Some(word) => Health::from_word(&word.0).unwrap_or(Health::NotServing),
-        };
-        let instance = match like {
-            Some(like) => like.sibling(id, wire.endpoints),
-            None => Instance::new(id, wire.endpoints),
-        };
-        let metadata = wire.metadata.map_or(Vec::new(), |pairs| pairs.0);
-        let instance = instance
-            .map_err(|_| malformed("there is no endpoint".to_owned()))?
-            .with_weight(wire.weight)
-            .with_version(wire.version.map_or(Cow::default(), |text| text.0))
-            .with_zone(wire.zone.map_or(Cow::default(), |text| text.0))
-            .with_all_metadata(metadata.into_iter().map(|(key, value)| (key.0, value.0)))
-            .with_health(health);
-        Ok(Decoded { instance, owner: wire.owner })
     }
 }
 
