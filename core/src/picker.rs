@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -136,20 +136,28 @@ impl Latest {
 
     /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it, instead of
     /// making the same.
-    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<Choice>, u64) {
+    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<Choice>>, u64) {
+        let (choice, count) = self.place(policy, filter);
+        // Not under the lock: others do not wait for it.
+        choice.get_or_init(|| Choice::new(self.published.load_full(), policy, filter));
+        (choice, count)
+    }
+
+    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<Choice>>, u64) {
         let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         // The count first: what is published in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
         if choices.count != count {
             *choices = Choices { count, made: Vec::new() };
         }
-        let alike = |made: &&(Policy, Filter, Weak<Choice>)| made.0 == policy && made.1 == *filter;
-        if let Some(choice) = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade()) {
-            return (choice, count);
-        }
-        let choice = Arc::new(Choice::new(self.published.load_full(), policy, filter));
-        choices.made.retain(|(_, _, made)| made.strong_count() > 0);
-        choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
+        let alike = |made: &&(Policy, Filter, Weak<_>)| made.0 == policy && made.1 == *filter;
+        let made = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade());
+        let choice = made.unwrap_or_else(|| {
+            let choice = Arc::default();
+            choices.made.retain(|(_, _, made)| made.strong_count() > 0);
+            choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
+            choice
+        });
         (choice, count)
     }
 }
@@ -159,7 +167,7 @@ impl Latest {
 struct Choices {
     /// How often something had been published.
     count: u64,
-    made: Vec<(Policy, Filter, Weak<Choice>)>,
+    made: Vec<(Policy, Filter, Weak<OnceLock<Choice>>)>,
 }
 
 /// What pickers with the same policy and filter choose from.
@@ -218,7 +226,7 @@ pub struct Picker {
     count: u64,
     policy: Policy,
     filter: Filter,
-    choice: Arc<Choice>,
+    choice: Arc<OnceLock<Choice>>,
     /// Nothing needs to be checked before the next publication.
     sure: bool,
     /// Whose turn it was last.
@@ -250,7 +258,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let Choice { candidates, shares, .. } = &*self.choice;
+        let Choice { candidates, shares, .. } = made(&self.choice);
         let count = candidates.len();
         let at = match self.policy {
             Policy::Random => self.random.usize(..count),
@@ -279,8 +287,8 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let at = self.choice.ring.find(key).unwrap_or(0);
-        Ok(&self.choice.candidates[at])
+        let Choice { candidates, ring, .. } = made(&self.choice);
+        Ok(&candidates[ring.find(key).unwrap_or(0)])
     }
 
     /// All candidates, for callers that choose themselves.
@@ -292,7 +300,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        Ok(&self.choice.candidates)
+        Ok(&made(&self.choice).candidates)
     }
 
     /// Says whether the choice is the latest, and can be picked from.
@@ -305,13 +313,20 @@ impl Picker {
     fn check(&mut self) -> Result<(), NoPick> {
         if self.source.count.load(Ordering::Acquire) != self.count {
             (self.choice, self.count) = self.source.choice(self.policy, &self.filter);
-            self.sure = self.choice.is_sure();
-            if self.last >= self.choice.candidates.len() {
-                self.last = self.random.usize(..self.choice.candidates.len().max(1));
+            let choice = made(&self.choice);
+            self.sure = choice.is_sure();
+            if self.last >= choice.candidates.len() {
+                self.last = self.random.usize(..choice.candidates.len().max(1));
             }
         }
-        self.choice.check()
+        made(&self.choice).check()
     }
+}
+
+/// What was made; nothing before the first pick.
+#[inline]
+fn made(choice: &OnceLock<Choice>) -> &Choice {
+    choice.get_or_init(Choice::default)
 }
 
 /// Keeps the `size` candidates with the highest hash of (client, id), in the order they stood.
