@@ -14,6 +14,7 @@ use enlist::{
     feed::{FeedReader, Reading},
     instance::Interner,
 };
+use foldhash::fast::RandomState;
 
 use crate::{
     etcd::Etcd,
@@ -139,7 +140,7 @@ pub(crate) struct Projection {
     layout: Arc<dyn Layout>,
     counters: Arc<Counters>,
     /// The instance that each key holds.
-    by_key: HashMap<Arc<[u8]>, Arc<Entry>>,
+    by_key: HashMap<Arc<[u8]>, Arc<Entry>, RandomState>,
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
     twins: BTreeMap<String, Twins>,
     snapshot: Option<Snapshot>,
@@ -154,7 +155,7 @@ impl Projection {
             service,
             layout,
             counters,
-            by_key: HashMap::new(),
+            by_key: HashMap::default(),
             twins: BTreeMap::new(),
             snapshot: None,
             interner: Interner::default(),

@@ -12,6 +12,7 @@ use std::{
 
 use enlist::{Error, LeaseId, Revision, TaskOwner};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnResponse, proto::PbTxnOpResponse};
+use foldhash::fast::RandomState;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -191,9 +192,9 @@ async fn patience(waiting: &VecDeque<Asked>) {
 /// Takes the next that fit into one transaction, in their order; one that does not fit holds back those that touch the same.
 /// Whoever no longer waits for an answer is left out: nothing was sent for it.
 fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
-    let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+    let (mut batch, mut later) = (Vec::with_capacity(waiting.len().min(MAX_OPS)), VecDeque::new());
     let (mut ops, mut guards, mut size) = (0, 0, 0);
-    let mut keys: HashSet<Arc<[u8]>> = HashSet::new();
+    let mut keys: HashSet<Arc<[u8]>, RandomState> = HashSet::default();
     let mut lines: HashSet<Vec<u8>> = HashSet::new();
     while ops < MAX_OPS && guards < MAX_OPS {
         let Some(asked) = waiting.pop_front() else { break };

@@ -13,6 +13,7 @@ use std::{
     },
 };
 
+use foldhash::fast::RandomState;
 use tokio_util::sync::CancellationToken;
 
 use crate::registry::{OnConflict, RegisterOptions};
@@ -25,7 +26,7 @@ struct Occupant {
     gone: CancellationToken,
 }
 
-type Map<K> = Arc<Mutex<HashMap<K, Arc<Occupant>>>>;
+type Map<K> = Arc<Mutex<HashMap<K, Arc<Occupant>, RandomState>>>;
 
 /// The keys that registrations of this session have claimed.
 pub struct Slots<K> {
