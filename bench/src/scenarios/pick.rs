@@ -12,7 +12,7 @@ use enlist::{Directory, Entry, Moment, Picker, Policy, Registry, ServiceRef, Ser
 use enlist_memory::MemoryStore;
 
 use crate::{
-    measure::{Result, Spread, Turns, in_turns},
+    measure::{Result, Spread, in_turns},
     report::{Bound, Report},
     world::instance,
 };
@@ -77,37 +77,32 @@ pub(crate) async fn run(report: &mut Report) -> Result {
         ("weighted", Policy::Weighted, 0.75),
         ("hash", Policy::ConsistentHash, 2.0),
     ];
+    let (view, shared) = (&view, &shared);
     for (name, policy, alone) in policies {
-        let mut by_threads = Vec::new();
+        let ours = |threads| async move {
+            Ok(timed(threads, || {
+                let mut picker = view.picker(policy);
+                // A picker gets its list at the first pick.
+                let _ = picker.pick();
+                let mut key = fastrand::u64(..);
+                move || {
+                    key = key.wrapping_add(1);
+                    pick(&mut picker, policy, key);
+                }
+            }))
+        };
         for (threads, most) in [(1, alone), (2, 0.3)] {
-            let turns = in_turns(
-                ROUNDS,
-                || async {
-                    Ok(timed(threads, || {
-                        let mut picker = view.picker(policy);
-                        // A picker builds its list at the first pick.
-                        let _ = picker.pick();
-                        let mut key = fastrand::u64(..);
-                        move || {
-                            key = key.wrapping_add(1);
-                            pick(&mut picker, policy, key);
-                        }
-                    }))
-                },
-                || async {
-                    Ok(timed(threads, || {
-                        let shared = Arc::clone(&shared);
-                        move || drop(black_box(shared.pick()))
-                    }))
-                },
-            )
-            .await?;
+            let reference = || async {
+                Ok(timed(threads, || {
+                    let shared = Arc::clone(shared);
+                    move || drop(black_box(shared.pick()))
+                }))
+            };
+            let turns = in_turns(ROUNDS, || ours(threads), reference).await?;
             let case = format!("{name}, {threads} threads, beside RwLock<Vec<Arc>>");
             report.turns("pick", case, "ns", &turns, Some(Bound::AtMost(most)));
-            by_threads.push(turns.ours);
         }
-        let [alone, together] = <[_; 2]>::try_from(by_threads).map_err(|_| "two numbers of threads")?;
-        let turns = Turns { ours: together, reference: alone };
+        let turns = in_turns(ROUNDS, || ours(2), || ours(1)).await?;
         // A tenth for the noise of a shared machine.
         report.turns("pick", format!("{name}, 2 threads, beside 1 thread"), "ns", &turns, Some(Bound::AtMost(1.1)));
     }
