@@ -42,6 +42,13 @@ async fn main() -> Result {
                 black_box(layout.decode(&service, &key, &value).map_err(|skip| format!("{skip:?}"))?);
             }
         }
+        "decode-like" => {
+            let (layout, service, like) = (Native::default(), ServiceRef::parse("hot")?, instance(8)?);
+            let (key, value) = pair(&service, 7, 100)?;
+            for _ in 0..often {
+                black_box(layout.decode_like(&like, &service, &key, &value).map_err(|skip| format!("{skip:?}"))?);
+            }
+        }
         "json" => {
             let (_, value) = pair(&ServiceRef::parse("hot")?, 7, 100)?;
             for _ in 0..often {

@@ -12,13 +12,14 @@ use crate::{
 const OFTEN: u32 = 20_000;
 
 /// What the program `hot` can do, and how a reader knows it.
-const PATHS: [(&str, &str); 7] = [
+const PATHS: [(&str, &str); 8] = [
     ("pick-shared", "pick from RwLock<Vec<Arc>>, the reference"),
     ("pick-round-robin", "pick, round robin"),
     ("pick-weighted", "pick, weighted"),
     ("pick-hash", "pick, hash"),
     ("encode", "encode an instance"),
     ("decode", "decode an instance"),
+    ("decode-like", "decode an instance with one at hand that says much the same"),
     ("json", "read the same value as JSON of no particular kind"),
 ];
 
