@@ -2,7 +2,8 @@
 //!
 //! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is serving, has a
 //! weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a change costs the same
-//! however many tasks pick.
+//! however many tasks pick: the first pick after it takes a lock for a moment, and makes what there is to choose from or waits for
+//! whoever makes it.
 
 use std::{
     collections::BTreeMap,
