@@ -5,17 +5,18 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use enlist::{
     Backoff, Counter, Deregistered, Error, Health, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
-    RegisterOptions, RegistrationDriver, RegistrationState, ServiceRef,
+    RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
     backoff::{herd_window, spread},
     feed::FeedReader,
-    reconcile::{self, Found, Mine, Observation, Step},
+    observation::Look,
+    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration::{Desired, Goal},
-    slots::Claim,
+    slots::{Approach, Claim},
 };
 use tokio::sync::watch;
 
@@ -26,6 +27,7 @@ use crate::{
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
+    pipeline::Hub,
     record::{KeyRange, Record},
     session::Session,
     writes::Guard,
@@ -49,6 +51,11 @@ const UNWATCHED: Duration = Duration::from_millis(500);
 
 /// How often a foreign lease is looked at.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
+/// the first are forgotten, and would be taken for foreign.
+const MAX_UNKNOWN: usize = 32;
+
 /// The task behind one registration.
 pub(crate) struct Registrar {
     session: Arc<Session>,
@@ -59,7 +66,13 @@ pub(crate) struct Registrar {
     options: RegisterOptions,
     backoff: Backoff,
     lease: Option<Arc<Lease>>,
-    mine: Option<Mine>,
+    entitlement: Entitlement,
+    /// The last write that was acknowledged.
+    stored: Option<Stored>,
+    /// Writes whose answer was lost.
+    unknown: Vec<Sent>,
+    /// Another registration of this session had the key since.
+    gave_way: bool,
     /// What etcd holds under the key, as far as that need not be asked.
     known: Known,
     ward: Option<Ward>,
@@ -69,6 +82,19 @@ pub(crate) struct Registrar {
     unsettled: Option<Moment>,
 }
 
+/// A write that was acknowledged.
+struct Stored {
+    record: Record,
+    /// The generation of the instance in it.
+    generation: u64,
+}
+
+/// A write that may have been done, or may yet be.
+struct Sent {
+    value: Vec<u8>,
+    lease: Option<LeaseId>,
+}
+
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
 #[derive(Default)]
 enum Known {
@@ -76,6 +102,8 @@ enum Known {
     #[default]
     Unknown,
     Absent,
+    /// What was stored.
+    AsStored,
     Is(Record),
 }
 
@@ -93,12 +121,14 @@ impl Drop for Registrar {
 
 /// What there is to do after a step.
 enum Pause {
-    /// All is as it should be; the key is this record.
-    Settled(Record),
+    /// All is as it should be.
+    Settled,
     /// Something changed meanwhile; look again at once.
     None,
     /// It is over.
     Evicted,
+    /// Another registration has the key.
+    Superseded(Record),
 }
 
 impl Registrar {
@@ -118,7 +148,10 @@ impl Registrar {
             options: options.clone(),
             backoff: options.backoff.start(),
             lease: None,
-            mine: None,
+            entitlement: Entitlement::default(),
+            stored: None,
+            unknown: Vec::new(),
+            gave_way: false,
             known: Known::Absent,
             ward: None,
             alone: false,
@@ -127,40 +160,71 @@ impl Registrar {
     }
 
     pub(crate) async fn run(mut self: Box<Self>) {
-        let Some(claim) = self.claim().await else {
-            return;
-        };
+        let mut approach = Approach::New;
+        while let Some(claim) = self.claim(approach).await {
+            // Where it has to give way, it waits for the key behind its successor.
+            let Some(superseded) = self.keep(claim).await else {
+                return;
+            };
+            self = superseded;
+            self.gave_way = true;
+            approach = Approach::Again;
+        }
+    }
+
+    /// Keeps the instance present until the end, or until another registration of this session wants the key.
+    async fn keep(mut self: Box<Self>, claim: Claim<Arc<[u8]>>) -> Option<Box<Self>> {
         loop {
             match self.driver.goal() {
                 Goal::Present => {}
-                Goal::Absent => {
+                Goal::Absent | Goal::Dropped => {
                     claim.leave();
-                    return Box::pin(self.leave(None)).await;
+                    Box::pin(self.remove(None)).await;
+                    return None;
                 }
-                _ => return self.abandon(),
+                _ => {
+                    self.abandon();
+                    return None;
+                }
             }
             match self.reconcile().await {
                 Ok(Pause::None) => {}
-                Ok(Pause::Settled(record)) => {
+                Ok(Pause::Settled) => {
                     self.backoff.reset();
-                    match self.disturbed(&claim, &record).await {
-                        Disturbance::Superseded => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
-                        Disturbance::Wanted => self.known = Known::Is(record),
+                    match self.disturbed(&claim).await {
+                        Disturbance::Superseded => {
+                            self.superseded(self.options.owner.clone(), LeaseId::default());
+                            return Some(self);
+                        }
+                        Disturbance::Wanted => self.known = Known::AsStored,
                         Disturbance::Look => {}
                         Disturbance::Blind => {
                             // A watch of its own that cannot see the key either is tried again at a slow pace.
                             if std::mem::replace(&mut self.alone, true) {
                                 self.rest(SLOW + spread(SLOW / 4)).await;
                             }
-                            self.known = Known::Is(record);
+                            self.known = Known::AsStored;
                         }
                         Disturbance::Gone => self.lost().await,
                     }
                 }
-                Ok(Pause::Evicted) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+                Ok(Pause::Superseded(record)) => {
+                    self.superseded(self.owner_of(&record), record.lease.unwrap_or_default());
+                    match self.wait_until_free(&claim, record).await {
+                        Disturbance::Superseded => return Some(self),
+                        Disturbance::Gone => self.known = Known::Absent,
+                        _ => {}
+                    }
+                }
+                Ok(Pause::Evicted) => {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    return None;
+                }
                 Err(error) => {
                     if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
-                        return Box::pin(self.leave(Some(error))).await;
+                        claim.leave();
+                        Box::pin(self.remove(Some(error))).await;
+                        return None;
                     }
                     self.fail(error).await;
                 }
@@ -169,29 +233,40 @@ impl Registrar {
     }
 
     /// Waits for the key to be free of other registrations of this session.
-    async fn claim(&mut self) -> Option<Claim<Arc<[u8]>>> {
+    async fn claim(&mut self, approach: Approach) -> Option<Claim<Arc<[u8]>>> {
+        let withdrawal = self.driver.withdrawal();
         let claimed = tokio::select! {
-            claim = self.session.slots.claim(&self.slot, &self.options) => claim,
+            // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
+            biased;
+            claim = self.session.slots.claim(&self.slot, &self.options, &withdrawal, approach) => claim,
             () = self.driver.unwanted() => {
-                self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                if approach == Approach::New {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                } else {
+                    // The successor may have given up before it wrote anything.
+                    Box::pin(self.remove(None)).await;
+                }
                 return None;
             }
         };
-        if claimed.is_none() {
-            let error = self.conflict(None);
-            self.driver.report(RegistrationState::Refused { cause: error.clone() });
-            self.driver.report_end(Err(error));
-        }
         claimed
+            .map_err(|created| {
+                let error = self.conflict(None, created);
+                self.driver.report(RegistrationState::Refused { cause: error.clone() });
+                self.driver.report_end(Err(error));
+            })
+            .ok()
     }
 
-    fn conflict(&self, found: Option<&Found>) -> Error {
-        Error::AlreadyRegistered {
-            service: self.driver.service().clone(),
-            id: self.id.clone(),
-            owner: found.and_then(|found| found.owner.clone()),
-            created: found.map(|found| found.created).unwrap_or_default(),
+    fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
+        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, created }
+    }
+
+    fn superseded(&self, owner: Option<String>, lease: LeaseId) {
+        if !matches!(self.driver.state(), RegistrationState::Superseded { .. }) {
+            self.session.counters.count(Counter::Superseded);
         }
+        self.driver.report_superseded(owner, lease);
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -203,8 +278,38 @@ impl Registrar {
             created: record.created,
             modified: record.modified,
             lease: record.lease,
-            owner: owner_of(&self.session, self.driver.service(), record),
+            owner: self.owner_of(record),
+            term: self.session.layout.term(&record.value),
+            own: self.is_own(record),
         }
+    }
+
+    fn owner_of(&self, record: &Record) -> Option<String> {
+        owner_of(&self.session, self.driver.service(), record)
+    }
+
+    /// Returns `true` if this registration wrote exactly this, as far as it remembers.
+    fn is_own(&self, record: &Record) -> bool {
+        let stored = self.stored.as_ref().map(|stored| (&stored.record.value, stored.record.lease));
+        let unknown = self.unknown.iter().map(|sent| (&sent.value, sent.lease));
+        stored.into_iter().chain(unknown).any(|(value, lease)| lease == record.lease && *value == record.value)
+    }
+
+    /// Forgets what was stored: it was replaced, so its absence is no eviction.
+    fn disown(&mut self) {
+        self.stored = None;
+    }
+
+    /// Remembers a write whose answer was lost: what it wrote is this registration's own, should it be found.
+    fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>) {
+        let known = self.unknown.iter().any(|sent| sent.lease == lease && sent.value == value);
+        if known {
+            return;
+        }
+        if self.unknown.len() == MAX_UNKNOWN {
+            self.unknown.remove(0);
+        }
+        self.unknown.push(Sent { value, lease });
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -231,12 +336,29 @@ impl Registrar {
                 session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0
             }
             Known::Absent => None,
+            Known::AsStored => self.stored.as_ref().map(|stored| stored.record.clone()),
             Known::Is(record) => Some(record),
         };
         let found = record.as_ref().map(|record| self.found(record));
-        let mut step = reconcile::step(found.as_ref(), self.mine, lease, desired.generation, &self.options);
+        let own = found.as_ref().is_some_and(|found| found.own);
+        if own {
+            // Also by a write whose answer was lost.
+            self.entitlement.stored();
+        } else if std::mem::take(&mut self.gave_way) {
+            self.disown();
+        }
+        let mine = self.stored.as_ref().map(|Stored { record, generation }| Mine {
+            created: record.created,
+            lease: record.lease.unwrap_or_default(),
+            generation: *generation,
+        });
+        let mut step =
+            reconcile::step(found.as_ref(), mine, self.entitlement, lease, desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
-            step = reconcile::after_observation(found, self.observe(*lease).await?);
+            let Some(observation) = self.observe(*lease).await? else {
+                return Ok(Pause::None);
+            };
+            step = reconcile::after_observation(found, observation);
         }
         match step {
             Step::Create => self.write(&key, None, Guard::Absent, &desired, lease).await,
@@ -246,9 +368,17 @@ impl Registrar {
             Step::Keep => {
                 let Some(record) = record else { return Ok(Pause::None) };
                 self.driver.report_stored(desired.generation, record.modified);
-                Ok(Pause::Settled(record))
+                self.stored = Some(Stored { record, generation: desired.generation });
+                Ok(Pause::Settled)
             }
-            Step::Observe { .. } | Step::Conflict => Err(self.conflict(found.as_ref())),
+            Step::Observe { .. } | Step::Conflict => {
+                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
+                Err(self.conflict(owner, created))
+            }
+            Step::Superseded => {
+                self.disown();
+                Ok(record.map_or(Pause::None, Pause::Superseded))
+            }
             Step::Evicted => Ok(Pause::Evicted),
         }
     }
@@ -280,18 +410,21 @@ impl Registrar {
         lease: LeaseId,
     ) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
+        let session = Arc::clone(&self.session);
+        let layout = &session.layout;
         let writing = Writing {
             owner: self.options.owner.as_deref(),
             previous: previous.map(|record| &*record.value),
             lease: Some(lease),
+            term: self.entitlement.claim(previous.and_then(|record| layout.term(&record.value)), SystemTime::now()),
         };
-        let value = self.session.layout.encode(self.driver.service(), instance, &writing)?;
-        let session = Arc::clone(&self.session);
+        let value = layout.encode(self.driver.service(), instance, &writing)?;
         let written = tokio::select! {
             written = session.conn.put(key, guard, &value, Some(lease)) => written,
             () = impatient(&self.driver) => {
                 // It waits behind others, or etcd is silent. What was not sent is not sent any more; the rest may still be done.
                 self.unsettled = Some(Moment::now());
+                self.remember(value, Some(lease));
                 return Ok(Pause::None);
             }
         };
@@ -302,12 +435,16 @@ impl Registrar {
                     self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
-                self.mine = Some(Mine { created, lease, generation: *generation });
+                self.entitlement.stored();
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
-                Ok(Pause::Settled(record))
+                self.stored = Some(Stored { record, generation: *generation });
+                Ok(Pause::Settled)
             }
             Ok(Written::Refused(record)) => {
+                if self.unknown.is_empty() {
+                    self.entitlement.refused();
+                }
                 self.known = record.into();
                 Ok(Pause::None)
             }
@@ -322,32 +459,35 @@ impl Registrar {
                 if failure.is_ambiguous() {
                     // Not from when it was asked for: it may have waited for others before it was sent.
                     self.unsettled = Some(Moment::now());
+                    self.remember(value, Some(lease));
                 }
                 Err(self.failed(failure))
             }
         }
     }
 
-    /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow?
-    async fn observe(&self, lease: LeaseId) -> Result<Observation, Error> {
-        let conn = &self.session.conn;
-        let ask = || async { conn.time_to_live(lease).await.map_err(|failure| self.failed(failure)) };
-        let Some((first, granted)) = ask().await? else {
-            return Ok(Observation::Gone);
-        };
-        let begun = Moment::now();
-        while begun.elapsed() < reconcile::observation_period(granted, SECOND) {
-            tokio::time::sleep(LOOK).await;
+    /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is
+    /// no longer wanted; a later one goes on with what was seen.
+    async fn observe(&self, lease: LeaseId) -> Result<Option<Observation>, Error> {
+        let Session { conn, observations, .. } = &*self.session;
+        loop {
             let asked = Moment::now();
-            match ask().await? {
-                None => return Ok(Observation::Gone),
-                Some((now, _)) if reconcile::is_renewed(first, asked.since(begun), now, SECOND) => {
-                    return Ok(Observation::Renewed);
-                }
-                Some(_) => {}
+            let answer = conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            let Some((left, granted)) = answer else {
+                observations.forget(&self.slot);
+                return Ok(Some(Observation::Gone));
+            };
+            let left = match observations.look(&self.slot, Look { lease, left, granted, asked, unit: SECOND }) {
+                Ok(observation) => return Ok(Some(observation)),
+                Err(left) => left,
+            };
+            let (service, id) = (self.driver.service().clone(), self.id.clone());
+            self.driver.report_trouble(Error::Observing { service, id, left });
+            tokio::select! {
+                () = tokio::time::sleep(LOOK.min(left)) => {}
+                () = self.driver.unwanted() => return Ok(None),
             }
         }
-        Ok(Observation::Falling)
     }
 
     /// Reports a failure and waits until it is worth another try.
@@ -377,15 +517,26 @@ impl Registrar {
         }
     }
 
+    /// Waits until the key that another registration has, as `record`, is free.
+    async fn wait_until_free(&self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
+        let (key, revision) = (Arc::clone(&record.key), record.modified);
+        let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision).ok();
+        tokio::select! {
+            () = gone(&mut followed) => Disturbance::Gone,
+            () = claim.superseded() => Disturbance::Superseded,
+            () = self.rest(SLOW + spread(SLOW / 4)) => Disturbance::Look,
+        }
+    }
+
     /// Waits until something is no longer as it should be.
-    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>, record: &Record) -> Disturbance {
-        let Some(lease) = &self.lease else {
+    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>) -> Disturbance {
+        let (Some(lease), Some(stored)) = (&self.lease, &self.stored) else {
             return Disturbance::Look;
         };
         // Not the lease itself: whoever rests counts once among its keys.
         let phase = lease.phase();
-        let mut ward = self.ward.take().filter(|ward| ward.key() == &*record.key);
-        let disturbance = self.wait(claim, record, phase, &mut ward).await;
+        let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.record.key);
+        let disturbance = self.wait(claim, phase, &mut ward).await;
         self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
         disturbance
     }
@@ -393,11 +544,12 @@ impl Registrar {
     async fn wait(
         &mut self,
         claim: &Claim<Arc<[u8]>>,
-        record: &Record,
         mut phase: watch::Receiver<LeaseState>,
         ward: &mut Option<Ward>,
     ) -> Disturbance {
-        let Self { session, driver, options, alone, .. } = self;
+        let Self { session, driver, options, alone, stored: Some(Stored { record, .. }), .. } = self else {
+            return Disturbance::Look;
+        };
         let service = driver.service().clone();
         let mut differs = std::pin::pin!(async {
             if ward.is_none() {
@@ -459,7 +611,7 @@ impl Registrar {
     }
 
     /// Does nothing for a while, unless the registration is no longer wanted.
-    async fn rest(&mut self, time: Duration) {
+    async fn rest(&self, time: Duration) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
             () = self.driver.unwanted() => {}
@@ -468,21 +620,17 @@ impl Registrar {
 
     /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
     /// last attempt may have left: the lease lives on, and would keep it for ever.
-    async fn leave(mut self: Box<Self>, gave_up: Option<Error>) {
+    async fn remove(&mut self, gave_up: Option<Error>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if gave_up.is_some() {
             self.driver.report_end(outcome(Deregistered::LeftBehind));
         }
-        let written = self.mine.is_some() || self.unsettled.is_some();
-        let Some(lease) = self.lease.clone().filter(|_| written) else {
-            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
-        };
-        let Ok(key) = self.key(lease.id()) else {
+        let Some(key) = self.removable() else {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
         };
         let begun = Moment::now();
         loop {
-            let (pending, refused) = match self.try_remove(&key, &lease).await {
+            let (pending, refused) = match self.try_remove(&key).await {
                 Ok(Some(found)) if !self.may_still_arrive() => return self.driver.report_end(outcome(found)),
                 Ok(Some(_)) => (true, false),
                 Ok(None) => (false, false),
@@ -499,6 +647,24 @@ impl Registrar {
         }
     }
 
+    /// The key, if there may be something to remove under it.
+    fn removable(&self) -> Option<Arc<[u8]>> {
+        if let Some(Stored { record, .. }) = &self.stored {
+            return Some(Arc::clone(&record.key));
+        }
+        match self.unknown.last() {
+            Some(sent) => self.key(sent.lease.unwrap_or_default()).ok(),
+            None => self.leftover_owner().and_then(|_| self.key(LeaseId::default()).ok()),
+        }
+    }
+
+    /// The owner token by which what a dead predecessor left is this registration's to remove: it would have been taken over,
+    /// had there been time.
+    fn leftover_owner(&self) -> Option<&str> {
+        let never_wrote = !self.entitlement.is_stored() && self.session.layout.lease_scope() == LeaseScope::Shared;
+        self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
+    }
+
     /// Says whether a write whose answer was lost could still be done.
     fn may_still_arrive(&self) -> bool {
         let lost = self.lease.as_ref().is_some_and(|lease| lease.is_lost());
@@ -506,17 +672,28 @@ impl Registrar {
     }
 
     /// Removes the key if it is this registration's. `None`: it changed meanwhile, look again.
-    async fn try_remove(&self, key: &[u8], lease: &Lease) -> Result<Option<Deregistered>, Failure> {
-        let (record, _) = self.session.conn.get(key).await?;
+    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<Deregistered>, Failure> {
+        let session = Arc::clone(&self.session);
+        let (record, _) = session.conn.get(key).await?;
         let Some(record) = record else {
             return Ok(Some(Deregistered::AlreadyGone));
         };
-        if !reconcile::is_mine(&self.found(&record), self.mine, lease.id()) {
+        let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
+        if !self.is_own(&record) && !self.leftover_owner().is_some_and(is_leftover) {
             return Ok(Some(Deregistered::AlreadyGone));
         }
-        mark_leaving(&self.session, self.driver.service(), &record).await;
-        let guard = Guard::Mine(record.created, record.lease.unwrap_or_default());
-        Ok(match self.session.conn.delete(key, guard).await? {
+        let mut modified = record.modified;
+        if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
+            // Its answer may be lost.
+            self.remember(value.clone(), record.lease);
+            match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
+                Ok(Written::Done(revision)) => modified = revision,
+                Ok(Written::Refused(_)) => return Ok(None),
+                // That it failed keeps nobody from leaving.
+                Err(failure) => tracing::debug!(?failure, "instance not marked as leaving"),
+            }
+        }
+        Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
             Written::Done(_) => Some(Deregistered::Removed),
             Written::Refused(_) => None,
         })
@@ -566,19 +743,21 @@ async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
     }
 }
 
-/// Writes that the instance of `record` is about to leave, so that whoever watches can tell its departure from a death. Where
-/// the layout cannot say it, or it says so already, nothing is written; that it failed keeps nobody from leaving.
-pub(crate) async fn mark_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Written> {
-    let Session { layout, conn, .. } = session;
+/// The value of `record` with the mark that the instance is about to leave, by which watchers tell its departure from a death.
+/// `None` where the layout cannot say it, or the value says so already.
+pub(crate) fn marked_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
+    let layout = &session.layout;
     let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
     if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {
         return None;
     }
-    let leaving = instance.with_health(Health::Draining);
-    let writing = Writing { owner: owner.as_deref(), previous: Some(&record.value), lease: record.lease };
-    let value = layout.encode(service, &leaving, &writing).ok()?;
-    let written = conn.put(&record.key, Guard::Modified(record.modified), &value, record.lease).await;
-    written.inspect_err(|failure| tracing::debug!(?failure, "instance not marked as leaving")).ok()
+    let writing = Writing {
+        owner: owner.as_deref(),
+        previous: Some(&record.value),
+        lease: record.lease,
+        term: layout.term(&record.value).unwrap_or_default(),
+    };
+    layout.encode(service, &instance.with_health(Health::Draining), &writing).ok()
 }
 
 pub(crate) fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {

@@ -16,7 +16,7 @@ use crate::{
     etcd::Etcd,
     layout::{Decoded, LeaseScope, Writing},
     record::Record,
-    registrar::{Registrar, mark_leaving, owner_of},
+    registrar::{Registrar, marked_leaving, owner_of},
     session::Session,
     writes::Guard,
 };
@@ -69,10 +69,13 @@ impl Registry for Etcd {
         let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
             what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
         })?;
-        let guard = match mark_leaving(&self.session, service, &record).await {
-            Some(Written::Done(revision)) => Guard::Modified(revision),
-            _ => Guard::Modified(record.modified),
-        };
+        let mut guard = Guard::Modified(record.modified);
+        if let Some(value) = marked_leaving(&self.session, service, &record) {
+            // That it failed keeps nothing from being removed.
+            if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
+                guard = Guard::Modified(revision);
+            }
+        }
         match conn.delete(&key, guard).await.map_err(failed)? {
             Written::Done(_) => Ok(Entry::new(instance, record.created, record.modified)),
             Written::Refused(record) => Err(self.changed(service, id, record.as_ref())),

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Counters, Error, TaskOwner, slots::Slots};
+use enlist::{Counters, Error, TaskOwner, observation::Observations, slots::Slots};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -48,6 +48,8 @@ pub(crate) struct Session {
     pub(crate) tasks: Arc<TaskOwner>,
     pub(crate) leases: Leases,
     pub(crate) slots: Slots<Arc<[u8]>>,
+    /// Of leases behind keys that registrations of this session want.
+    pub(crate) observations: Observations<Arc<[u8]>>,
     pub(crate) hub: Hub,
     pub(crate) own_keys: OwnKeys,
     /// The same for places in line.
@@ -126,6 +128,7 @@ impl Session {
             conn,
             tasks,
             slots: Slots::default(),
+            observations: Observations::default(),
             hub: Hub::default(),
             own_keys: OwnKeys::default(),
             own_places: OwnKeys::default(),

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, LeaseId, Revision, TaskOwner};
+use enlist::{Error, Revision, TaskOwner};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp, TxnResponse, proto::PbTxnOpResponse};
 use foldhash::fast::RandomState;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::FuturesUnordered};
@@ -49,26 +49,15 @@ pub(crate) enum Guard {
     Modified(Revision),
     /// The key must have been created at this revision.
     Created(Revision),
-    /// The key must have been created at this revision and be kept by this lease.
-    Mine(Revision, LeaseId),
 }
 
 impl Guard {
-    fn compares(self, key: &[u8]) -> Vec<Compare> {
-        let equal = CompareOp::Equal;
+    fn compare(self, key: &[u8]) -> Compare {
         match self {
-            Self::Absent => vec![Compare::create_revision(key, equal, 0)],
-            Self::Modified(revision) => vec![Compare::mod_revision(key, equal, signed(revision))],
-            Self::Created(revision) => vec![Compare::create_revision(key, equal, signed(revision))],
-            Self::Mine(revision, lease) => {
-                vec![Compare::create_revision(key, equal, signed(revision)), Compare::lease(key, equal, lease.get())]
-            }
+            Self::Absent => Compare::create_revision(key, CompareOp::Equal, 0),
+            Self::Modified(revision) => Compare::mod_revision(key, CompareOp::Equal, signed(revision)),
+            Self::Created(revision) => Compare::create_revision(key, CompareOp::Equal, signed(revision)),
         }
-    }
-
-    /// How many comparisons it is.
-    fn len(self) -> usize {
-        if matches!(self, Self::Mine(..)) { 2 } else { 1 }
     }
 
     /// Says whether it holds for a key that is this.
@@ -78,7 +67,6 @@ impl Guard {
             (_, None) => false,
             (Self::Modified(revision), Some(key)) => key.modified == revision,
             (Self::Created(revision), Some(key)) => key.created == revision,
-            (Self::Mine(revision, lease), Some(key)) => key.created == revision && key.lease == Some(lease),
         }
     }
 }
@@ -202,8 +190,7 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
             continue;
         }
         let Write { guards: guarded, ops: own, size: bytes, line, patient: _ } = &asked.write;
-        let compares: usize = guarded.iter().map(|(_, guard)| guard.len()).sum();
-        let room = ops + own.len() <= MAX_OPS && guards + compares <= MAX_OPS && size + bytes <= MAX_BYTES;
+        let room = ops + own.len() <= MAX_OPS && guards + guarded.len() <= MAX_OPS && size + bytes <= MAX_BYTES;
         let mut free = match line {
             InLine::Apart => true,
             InLine::Enters(line) | InLine::Leaves(line) => !lines.contains(line),
@@ -215,7 +202,7 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
             lines.insert(line.clone());
         }
         if batch.is_empty() || (room && free) {
-            (ops, guards, size) = (ops + own.len(), guards + compares, size + bytes);
+            (ops, guards, size) = (ops + own.len(), guards + guarded.len(), size + bytes);
             batch.push(asked);
         } else {
             if let InLine::Leaves(line) = line {
@@ -289,7 +276,7 @@ async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> 
     let guards = || writes().flat_map(|write| &write.guards);
     let txn = || {
         Txn::new()
-            .when(guards().flat_map(|(key, guard)| guard.compares(key)).collect::<Vec<_>>())
+            .when(guards().map(|(key, guard)| guard.compare(key)).collect::<Vec<_>>())
             .and_then(writes().flat_map(|write| write.ops.iter().cloned()).collect::<Vec<_>>())
             .or_else(guards().map(|(key, _)| TxnOp::get(&key[..], None)).collect::<Vec<_>>())
     };
@@ -394,17 +381,13 @@ mod tests {
             value: [][..].into(),
             created: Revision::new(3),
             modified: Revision::new(4),
-            lease: Some(LeaseId::new(7)),
+            lease: None,
         };
-        for guard in [Guard::Absent, Guard::Created(Revision::new(1)), Guard::Mine(Revision::new(1), LeaseId::new(1))] {
-            assert_eq!(guard.compares(b"k").len(), guard.len());
-        }
         let holds = |guard: Guard| (guard.holds(Some(&record)), guard.holds(None));
         assert_eq!(holds(Guard::Absent), (false, true));
         assert_eq!(holds(Guard::Modified(Revision::new(4))), (true, false));
         assert_eq!(holds(Guard::Created(Revision::new(4))), (false, false));
-        assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(7))), (true, false));
-        assert_eq!(holds(Guard::Mine(Revision::new(3), LeaseId::new(8))), (false, false));
+        assert_eq!(holds(Guard::Created(Revision::new(3))), (true, false));
 
         let (batch, mut answers) = waiting(vec![asked(&["a"], InLine::Apart, 1), asked(&["b"], InLine::Apart, 1)]);
         let outcomes = vec![Outcome::Refused(vec![Some(record)]), Outcome::Refused(vec![None])];

@@ -468,6 +468,29 @@ async fn a_departure_does_not_wait_for_the_writes_of_others() {
     assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
 }
 
+/// A call that was dropped while etcd was silent does not stand in the way of its repetition.
+#[tokio::test(start_paused = true)]
+async fn registering_again_after_a_frozen_attempt_succeeds() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let _first = register(&etcd, 0).await;
+    fake.freeze();
+    let instance = Instance::new(InstanceId::parse("i1").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let (second, service) = (Duration::from_secs(1), service());
+    let attempt = etcd.register(&service, instance.clone(), RegisterOptions::new());
+    assert!(tokio::time::timeout(second, attempt).await.is_err());
+    let again = etcd.register(&service, instance, RegisterOptions::new().start(Start::Wait(second * 60)));
+    let thaw = async {
+        tokio::time::sleep(second).await;
+        fake.thaw();
+    };
+    let (again, ()) = tokio::join!(again, thaw);
+    let again = again.unwrap();
+    assert_eq!(stored(&fake).len(), 2);
+    again.deregister().await.unwrap();
+    assert_eq!(stored(&fake).len(), 1);
+}
+
 /// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the lock again.
 #[tokio::test(start_paused = true)]
 async fn a_lock_released_while_etcd_is_away_is_free_however_long_that_was() {
@@ -503,15 +526,15 @@ async fn a_deleted_key_of_many_is_restored_and_an_overwritten_one_is_reported() 
     }
     let mut states = registrations[16].states();
     put(&fake, "i16", 7);
-    let refused = async {
+    let superseded = async {
         loop {
-            if let Some(RegistrationState::Refused { cause }) = states.next().await {
+            if let Some(RegistrationState::Superseded { cause }) = states.next().await {
                 return cause;
             }
         }
     };
-    let cause = soon("refused", refused).await;
-    assert!(matches!(cause, Error::AlreadyRegistered { .. }), "{cause:?}");
+    let cause = soon("superseded", superseded).await;
+    assert!(matches!(cause, Error::NotOwner { .. }), "{cause:?}");
     // It is never fought: the foreign value stays.
     let before = fake.revision();
     tokio::time::sleep(Duration::from_secs(120)).await;

@@ -99,9 +99,9 @@ async fn an_overwritten_key_is_reported_and_never_fought_for() {
     let mut raw = raw(&server).await;
     let theirs = r#"{"v":1,"id":"a","endpoints":["10.9.9.9:1"],"owner":"them"}"#;
     raw.put(format!("{PREFIX}a"), theirs, None).await.unwrap();
-    let refused = state(&registration, |state| matches!(state, RegistrationState::Refused { .. })).await;
-    let RegistrationState::Refused { cause: Error::AlreadyRegistered { owner, .. } } = refused else {
-        panic!("{refused:?}");
+    let superseded = state(&registration, |state| matches!(state, RegistrationState::Superseded { .. })).await;
+    let RegistrationState::Superseded { cause: Error::NotOwner { owner, .. } } = superseded else {
+        panic!("{superseded:?}");
     };
     assert_eq!(owner.as_deref(), Some("them"));
     let before = raw.get("\0", None).await.unwrap().header().unwrap().revision();

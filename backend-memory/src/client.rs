@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive, slots::Slots,
+    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive,
+    observation::Observations, slots::Slots,
 };
 
 #[cfg(feature = "defects")]
@@ -52,6 +53,7 @@ impl MemoryStore {
             tasks: TaskOwner::new(),
             leases: Leases::default(),
             slots: Slots::default(),
+            observations: Observations::default(),
         };
         MemoryClient { inner: Arc::new(inner) }
     }
@@ -143,6 +145,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskOwner,
     pub(crate) leases: Leases,
     pub(crate) slots: Slots<Key>,
+    pub(crate) observations: Observations<Key>,
 }
 
 impl Inner {

@@ -241,7 +241,7 @@ fn place(number: u64) -> Key {
 fn instance(weight: u32) -> Value {
     let id = InstanceId::parse("i").unwrap();
     let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap().with_weight(weight);
-    Value::Instance { instance: Arc::new(instance), owner: None }
+    Value::Instance { instance: Arc::new(instance), owner: None, term: 0 }
 }
 
 impl Subject {

@@ -3,16 +3,20 @@
 //! What to do next is decided by [`enlist::reconcile`]; this file only does it. Compare `enlist-etcd`'s file of the same
 //! name.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, RegisterOptions, Registration,
-    RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
-    reconcile::{self, Found, Mine, Observation, Step},
+    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, RegisterOptions,
+    Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    observation::Look,
+    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
-    slots::Claim,
+    slots::{Approach, Claim},
 };
 
 use crate::{
@@ -28,6 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The pace at which a conflict, or trouble that somebody has to mend, is looked at again.
 const SLOW: Duration = Duration::from_secs(10);
+
+/// How often a foreign lease is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What remains of a lease is exact, but the two clocks of a [`Moment`] need not agree to the nanosecond.
+const UNIT: Duration = Duration::from_millis(1);
 
 #[async_trait]
 impl Registry for MemoryClient {
@@ -48,6 +58,9 @@ impl Registry for MemoryClient {
             backoff: options.backoff.start(),
             lease: None,
             mine: None,
+            entitlement: Entitlement::default(),
+            stored: None,
+            gave_way: false,
             client: Arc::clone(&client),
             key,
             driver,
@@ -61,7 +74,7 @@ impl Registry for MemoryClient {
         instance.check()?;
         self.inner.check_open()?;
         let key = Key::instance(service, instance.id());
-        let value = Value::Instance { instance: Arc::new(instance), owner: None };
+        let value = Value::Instance { instance: Arc::new(instance), owner: None, term: 0 };
         let outcome = self.inner.link.ask(|store, _| {
             let present = store.get(&key);
             match present.and_then(|record| record.lease) {
@@ -97,15 +110,6 @@ fn refused(service: &ServiceRef, key: &Key, refusal: Refusal) -> Error {
     }
 }
 
-fn found(record: &Record) -> Found {
-    Found {
-        created: record.created,
-        modified: record.modified,
-        lease: record.lease,
-        owner: record.owner().map(str::to_owned),
-    }
-}
-
 /// The task behind one registration.
 struct Registrar {
     client: Arc<Inner>,
@@ -116,6 +120,11 @@ struct Registrar {
     backoff: Backoff,
     lease: Option<Arc<Lease>>,
     mine: Option<Mine>,
+    entitlement: Entitlement,
+    /// The instance that was written last.
+    stored: Option<Arc<Instance>>,
+    /// Another registration of this session had the key since.
+    gave_way: bool,
 }
 
 /// Why a registration has nothing to do for now.
@@ -126,34 +135,63 @@ enum Pause {
     None,
     /// It is over.
     Evicted,
+    /// Another registration has the key.
+    Superseded(Found),
 }
 
 impl Registrar {
     async fn run(mut self) {
-        let Some(claim) = self.claim().await else {
-            return;
-        };
+        let mut approach = Approach::New;
+        while let Some(claim) = self.claim(approach).await {
+            // Where it has to give way, it waits for the key behind its successor.
+            let Some(superseded) = self.keep(claim).await else {
+                return;
+            };
+            self = superseded;
+            self.gave_way = true;
+            approach = Approach::Again;
+        }
+    }
+
+    /// Keeps the instance present until the end, or until another registration of this session wants the key.
+    async fn keep(mut self, claim: Claim<Key>) -> Option<Self> {
         loop {
             match self.driver.goal() {
                 Goal::Present => {}
-                Goal::Absent => {
+                Goal::Absent | Goal::Dropped => {
                     claim.leave();
-                    return self.leave(None).await;
+                    self.remove(None).await;
+                    return None;
                 }
-                _ => return self.abandon(),
+                _ => {
+                    self.abandon();
+                    return None;
+                }
             }
             match self.reconcile().await {
                 Ok(Pause::None) => {}
                 Ok(Pause::Settled) => {
                     self.backoff.reset();
                     if self.disturbed(&claim).await.is_superseded() {
-                        return self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                        self.driver.report_superseded(self.options.owner.clone(), LeaseId::default());
+                        return Some(self);
                     }
                 }
-                Ok(Pause::Evicted) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+                Ok(Pause::Superseded(found)) => {
+                    self.driver.report_superseded(found.owner, found.lease.unwrap_or_default());
+                    if self.wait_until_free(&claim).await.is_superseded() {
+                        return Some(self);
+                    }
+                }
+                Ok(Pause::Evicted) => {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    return None;
+                }
                 Err(error) => {
                     if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
-                        return self.leave(Some(error)).await;
+                        claim.leave();
+                        self.remove(Some(error)).await;
+                        return None;
                     }
                     self.fail(error).await;
                 }
@@ -162,29 +200,56 @@ impl Registrar {
     }
 
     /// Waits for the key to be free of other registrations of this session.
-    async fn claim(&mut self) -> Option<Claim<Key>> {
+    async fn claim(&mut self, approach: Approach) -> Option<Claim<Key>> {
+        let withdrawal = self.driver.withdrawal();
         let claimed = tokio::select! {
-            claim = self.client.slots.claim(&self.key, &self.options) => claim,
+            // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
+            biased;
+            claim = self.client.slots.claim(&self.key, &self.options, &withdrawal, approach) => claim,
             () = self.driver.unwanted() => {
-                self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                if approach == Approach::New {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                } else {
+                    // The successor may have given up before it wrote anything.
+                    self.remove(None).await;
+                }
                 return None;
             }
         };
-        if claimed.is_none() {
-            let error = self.conflict(None);
-            self.driver.report(RegistrationState::Refused { cause: error.clone() });
-            self.driver.report_end(Err(error));
-        }
         claimed
+            .map_err(|created| {
+                let error = self.conflict(None, created);
+                self.driver.report(RegistrationState::Refused { cause: error.clone() });
+                self.driver.report_end(Err(error));
+            })
+            .ok()
     }
 
-    fn conflict(&self, found: Option<&Found>) -> Error {
-        Error::AlreadyRegistered {
-            service: self.driver.service().clone(),
-            id: self.key.id(),
-            owner: found.and_then(|found| found.owner.clone()),
-            created: found.map(|found| found.created).unwrap_or_default(),
-        }
+    fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
+        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.key.id(), owner, created }
+    }
+
+    fn found(&self, record: &Record) -> Found {
+        let (owner, term) = match &record.value {
+            Value::Instance { owner, term, .. } => (owner.clone(), Some(*term)),
+            Value::Place { .. } => (None, None),
+        };
+        let Record { created, modified, lease, .. } = *record;
+        Found { created, modified, lease, owner, term, own: self.is_own(record) }
+    }
+
+    /// Forgets what was written: it was replaced, so its absence is no eviction.
+    fn disown(&mut self) {
+        (self.mine, self.stored) = (None, None);
+    }
+
+    /// Returns `true` if this registration wrote exactly this.
+    fn is_own(&self, record: &Record) -> bool {
+        let Value::Instance { instance, .. } = &record.value else {
+            return false;
+        };
+        let stored = self.stored.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, instance));
+        stored && self.mine.is_some_and(|mine| record.lease == Some(mine.lease))
     }
 
     /// Brings the store one step closer to what is desired.
@@ -192,23 +257,38 @@ impl Registrar {
         let lease = self.lease().await?;
         let desired = self.driver.desired();
         let record = self.client.link.ask(|store, _| store.get(&self.key).cloned()).await?;
-        let found = record.as_ref().map(found);
-        let mut step = reconcile::step(found.as_ref(), self.mine, lease.id(), desired.generation, &self.options);
+        let found = record.as_ref().map(|record| self.found(record));
+        if std::mem::take(&mut self.gave_way) && !found.as_ref().is_some_and(|found| found.own) {
+            self.disown();
+        }
+        let (mine, entitlement) = (self.mine, self.entitlement);
+        let mut step =
+            reconcile::step(found.as_ref(), mine, entitlement, lease.id(), desired.generation, &self.options);
         if self.defect(Defect::OverwritesForeignKeys) {
             step = found.as_ref().map_or(Step::Create, |found| Step::Replace { modified: found.modified });
         }
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
-            step = reconcile::after_observation(found, self.observe(*lease).await?);
+            let Some(observation) = self.observe(*lease).await? else {
+                return Ok(Pause::None);
+            };
+            step = reconcile::after_observation(found, observation);
         }
         match step {
             Step::Create => self.write(None, &desired, &lease).await,
-            Step::Replace { modified } => self.write(Some(modified), &desired, &lease).await,
+            Step::Replace { .. } => self.write(found.as_ref(), &desired, &lease).await,
             Step::Keep => {
                 let revision = found.map(|found| found.modified).unwrap_or_default();
                 self.driver.report_stored(desired.generation, revision);
                 Ok(Pause::Settled)
             }
-            Step::Observe { .. } | Step::Conflict => Err(self.conflict(found.as_ref())),
+            Step::Observe { .. } | Step::Conflict => {
+                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
+                Err(self.conflict(owner, created))
+            }
+            Step::Superseded => {
+                self.disown();
+                Ok(found.map_or(Pause::None, Pause::Superseded))
+            }
             Step::Evicted => Ok(Pause::Evicted),
         }
     }
@@ -228,22 +308,28 @@ impl Registrar {
         Ok(lease)
     }
 
-    async fn write(&mut self, guard: Option<Revision>, desired: &Desired, lease: &Lease) -> Result<Pause, Error> {
+    async fn write(&mut self, found: Option<&Found>, desired: &Desired, lease: &Lease) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
-        let value = Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone() };
+        let term = self.entitlement.claim(found.and_then(|found| found.term), SystemTime::now());
+        let value = Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone(), term };
         let under = (!(self.defect(Defect::UpdateLosesTheLease) && *generation > 1)).then_some(lease.id());
         let outcome = self.client.link.ask(|store, _| {
-            let revision = store.put(&self.key, guard, value, under)?;
+            let revision = store.put(&self.key, found.map(|found| found.modified), value, under)?;
             let created = store.get(&self.key).map(|record| record.created);
             Ok((revision, created.unwrap_or(revision)))
         });
         match outcome.await? {
             Ok((revision, created)) => {
                 self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
+                self.stored = Some(Arc::clone(instance));
+                self.entitlement.stored();
                 self.driver.report_stored(*generation, revision);
                 Ok(Pause::Settled)
             }
-            Err(Refusal::Guard(_)) => Ok(Pause::None),
+            Err(Refusal::Guard(_)) => {
+                self.entitlement.refused();
+                Ok(Pause::None)
+            }
             Err(Refusal::NoLease) => {
                 if !matches!(self.options.lease, LeaseChoice::Given(_)) {
                     self.lease = None;
@@ -253,21 +339,27 @@ impl Registrar {
         }
     }
 
-    /// Watches a foreign lease for one renewal period and a bit.
-    async fn observe(&mut self, lease: enlist::LeaseId) -> Result<Observation, Error> {
-        let Some((mut left, ttl)) = self.client.link.ask(|store, now| store.time_to_live(lease, now)).await? else {
-            return Ok(Observation::Gone);
-        };
-        let looks = 4;
-        for _ in 0..looks {
-            tokio::time::sleep(ttl / 3 / (looks - 1)).await;
-            match self.client.link.ask(|store, now| store.time_to_live(lease, now)).await? {
-                None => return Ok(Observation::Gone),
-                Some((now_left, _)) if now_left > left => return Ok(Observation::Renewed),
-                Some((now_left, _)) => left = now_left,
+    /// Watches a foreign lease for one renewal period and a bit. `None` if the registration is no longer wanted; a later one
+    /// goes on with what was seen.
+    async fn observe(&mut self, lease: LeaseId) -> Result<Option<Observation>, Error> {
+        let Inner { link, observations, .. } = &*self.client;
+        loop {
+            let asked = Moment::now();
+            let Some((left, granted)) = link.ask(|store, now| store.time_to_live(lease, now)).await? else {
+                observations.forget(&self.key);
+                return Ok(Some(Observation::Gone));
+            };
+            let left = match observations.look(&self.key, Look { lease, left, granted, asked, unit: UNIT }) {
+                Ok(observation) => return Ok(Some(observation)),
+                Err(left) => left,
+            };
+            let (service, id) = (self.driver.service().clone(), self.key.id());
+            self.driver.report_trouble(Error::Observing { service, id, left });
+            tokio::select! {
+                () = tokio::time::sleep(LOOK.min(left)) => {}
+                () = self.driver.unwanted() => return Ok(None),
             }
         }
-        Ok(Observation::Falling)
     }
 
     /// Reports a failure and waits until it is worth another try.
@@ -286,6 +378,24 @@ impl Registrar {
             () = tokio::time::sleep(delay) => {}
             () = self.driver.changed() => {}
             () = self.changes.next(), if waits => {}
+        }
+    }
+
+    /// Waits until the key that another registration has is free, or the registration is no longer wanted.
+    async fn wait_until_free(&mut self, claim: &Claim<Key>) -> Disturbance {
+        let mut slow = std::pin::pin!(tokio::time::sleep(SLOW));
+        loop {
+            tokio::select! {
+                () = &mut slow => return Disturbance::Look,
+                () = claim.superseded() => return Disturbance::Superseded,
+                () = self.driver.unwanted() => return Disturbance::Look,
+                () = self.changes.next() => {
+                    let taken = self.client.link.hub().with(|store, _| store.get(&self.key).is_some());
+                    if !taken {
+                        return Disturbance::Look;
+                    }
+                }
+            }
         }
     }
 
@@ -310,22 +420,22 @@ impl Registrar {
                         return Disturbance::Look;
                     }
                     LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
-                    LeaseState::Alive { .. } => if !self.is_intact(lease.id()) { return Disturbance::Look },
+                    LeaseState::Alive { .. } => if !self.is_intact() { return Disturbance::Look },
                 },
-                () = self.changes.next() => if !self.is_intact(lease.id()) { return Disturbance::Look },
+                () = self.changes.next() => if !self.is_intact() { return Disturbance::Look },
                 // A healed link: what happened meanwhile was not seen.
-                _ = link.changed() => if !self.is_intact(lease.id()) { return Disturbance::Look },
+                _ = link.changed() => if !self.is_intact() { return Disturbance::Look },
             }
         }
     }
 
     /// Says whether the key is still as this registration wrote it, as far as can be seen; if so, it is registered.
-    fn is_intact(&self, lease: enlist::LeaseId) -> bool {
+    fn is_intact(&self) -> bool {
         if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
             return true;
         }
         let record = self.client.link.hub().with(|store, _| store.get(&self.key).cloned());
-        let intact = record.as_ref().filter(|record| record.lease == Some(lease));
+        let intact = record.as_ref().filter(|record| self.is_own(record));
         if let Some(record) = intact {
             self.driver.report(RegistrationState::Registered { revision: record.modified });
         }
@@ -334,19 +444,23 @@ impl Registrar {
 
     /// Removes the instance until the store has confirmed it. A registration that gave up says so at once and removes what
     /// it had: the lease lives on, and would keep it for ever.
-    async fn leave(mut self, gave_up: Option<Error>) {
-        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
-        if gave_up.is_some() {
-            self.driver.report_end(outcome(Deregistered::LeftBehind));
+    async fn remove(&mut self, gave_up: Option<Error>) {
+        if let Some(error) = &gave_up {
+            self.driver.report_end(Err(error.clone()));
         }
-        let (mine, lease) = (self.mine, self.lease.as_ref().map(|lease| lease.id()));
+        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         let unguarded = self.defect(Defect::DeletesUnguarded);
-        let guard =
-            |record: &Record| unguarded || lease.is_some_and(|lease| reconcile::is_mine(&found(record), mine, lease));
-        if lease.is_none() && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
+        let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
+        let guard = |record: &Record| {
+            unguarded || self.is_own(record) || owner.is_some() && record.lease.is_some() && record.owner() == owner
+        };
+        let nothing = self.mine.is_none() && owner.is_none();
+        if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
         }
-        let begun = enlist::Moment::now();
+        let begun = Moment::now();
+        let mut link = self.client.link.watch();
+        let mut backoff = self.options.backoff.start();
         loop {
             match self.client.link.ask(|store, _| store.leave(&self.key, guard)).await {
                 Ok(Ok(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
@@ -354,12 +468,16 @@ impl Registrar {
                 Err(_) if begun.elapsed() >= PATIENCE => self.driver.report_end(outcome(Deregistered::LeftBehind)),
                 Err(_) => {}
             }
-            let mut link = self.client.link.watch();
             tokio::select! {
-                () = tokio::time::sleep(self.backoff.next_delay()) => {}
+                () = tokio::time::sleep(backoff.next_delay().min(PATIENCE / 3)) => {}
                 _ = link.changed() => {}
             }
         }
+    }
+
+    /// Returns `true` if what a predecessor with an equal owner left would have been taken over, had there been time.
+    fn may_have_a_leftover(&self) -> bool {
+        self.driver.goal() == Goal::Absent && !self.entitlement.is_stored()
     }
 
     fn abandon(self) {

@@ -36,7 +36,7 @@ pub(crate) struct Key {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Value {
-    Instance { instance: Arc<Instance>, owner: Option<String> },
+    Instance { instance: Arc<Instance>, owner: Option<String>, term: u64 },
     Place { mode: LockMode, text: String },
 }
 

@@ -83,6 +83,7 @@ impl Told {
             RegistrationState::Registered { revision } => ("registered", Some(revision.get()), None),
             RegistrationState::Suspect { cause } => ("suspect", None, Some(cause)),
             RegistrationState::Reregistering { cause } => ("reregistering", None, Some(cause)),
+            RegistrationState::Superseded { cause } => ("superseded", None, Some(cause)),
             RegistrationState::Refused { cause } => ("refused", None, Some(cause)),
             _ => ("ended", None, None),
         };

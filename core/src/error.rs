@@ -87,6 +87,17 @@ pub enum Error {
         /// When the other instance was created.
         created: Revision,
     },
+    /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The observation
+    /// goes on while no call waits for it, so a repeated call completes it.
+    #[error("instance {id} of {service} is held by a lease that may be a leftover, which is decided in {:.1} s", left.as_secs_f64())]
+    Observing {
+        /// The service.
+        service: ServiceRef,
+        /// The contested id.
+        id: InstanceId,
+        /// Time until the observation is complete.
+        left: Duration,
+    },
     /// There is no such instance.
     #[error("no instance {id} of {service}")]
     NotRegistered {
@@ -183,7 +194,11 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         // No `_` arm, so that a new variant has to decide.
         match self {
-            Self::Conflict { .. } | Self::LeaseLost | Self::Unavailable(_) | Self::Timeout { .. } => true,
+            Self::Observing { .. }
+            | Self::Conflict { .. }
+            | Self::LeaseLost
+            | Self::Unavailable(_)
+            | Self::Timeout { .. } => true,
             Self::InvalidName { .. }
             | Self::InvalidAddress { .. }
             | Self::InvalidConfig { .. }

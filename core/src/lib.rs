@@ -59,6 +59,7 @@ pub mod instance;
 pub mod lock;
 mod migration;
 pub mod name;
+pub mod observation;
 pub mod picker;
 pub mod pool;
 pub mod reconcile;

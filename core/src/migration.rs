@@ -392,6 +392,8 @@ impl Publisher {
             match wanted.goal {
                 Goal::Present => {}
                 Goal::Absent => return self.leave().await,
+                // Each side is dropped as well.
+                Goal::Dropped => return self.driver.report_end(Ok(Deregistered::LeftBehind)),
                 Goal::Abandoned => return self.abandon(),
             }
             let state = worst(self.held.iter().map(Registration::state));
@@ -478,8 +480,9 @@ fn worst(states: impl Iterator<Item = RegistrationState>) -> RegistrationState {
         RegistrationState::Suspect { .. } => 1,
         RegistrationState::Registering { .. } => 2,
         RegistrationState::Reregistering { .. } => 3,
-        RegistrationState::Refused { .. } => 4,
-        RegistrationState::Ended => 5,
+        RegistrationState::Superseded { .. } => 4,
+        RegistrationState::Refused { .. } => 5,
+        RegistrationState::Ended => 6,
     };
     states.max_by_key(badness).unwrap_or(RegistrationState::Ended)
 }

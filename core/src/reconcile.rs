@@ -1,10 +1,12 @@
-//! For backends: what a registration has to do next, decided without any I/O.
+//! For backends: the next step of a registration, decided without any I/O.
 //!
 //! The input is what the store holds under the key and what this registration knows to be its own. The rules are the same
 //! for every backend: nothing foreign is ever overwritten or deleted, except where the options say so or the foreign key
-//! is provably a leftover.
+//! is provably a leftover, and of two live registrations under one key the newer one stands. An [`Entitlement`] holds what
+//! makes that so: terms are fixed, and each replacement of a live registration strictly raises the stored term, so `n`
+//! registrations write at most `n` times per absence of the key.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::{
     registry::{OnConflict, OnDelete, RegisterOptions},
@@ -23,9 +25,14 @@ pub struct Found {
     pub lease: Option<LeaseId>,
     /// The owner token in its value.
     pub owner: Option<String>,
+    /// The term in its value; `None` in a layout without terms.
+    pub term: Option<u64>,
+    /// This registration wrote exactly this value under exactly this lease. Neither alone would do: several processes can
+    /// be given one lease, and several registrations can write one value.
+    pub own: bool,
 }
 
-/// What this registration wrote and nobody has changed since, as far as it knows.
+/// The last write of this registration that was acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Mine {
@@ -35,6 +42,54 @@ pub struct Mine {
     pub lease: LeaseId,
     /// The generation of the instance that was stored.
     pub generation: u64,
+}
+
+/// The right of a registration to replace a foreign key that has an equal owner, or any under
+/// [`OnConflict::TakeOver`].
+///
+/// A registration draws its term with its first claim and keeps it, so that a first claim exceeds what it finds and a later
+/// one gives way to whatever is newer. In a layout without terms the first stored write spends the right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entitlement {
+    term: Option<u64>,
+    stored: bool,
+}
+
+impl Entitlement {
+    /// Returns the term for a claim, and draws it if there is none yet: the milliseconds since the Unix epoch, but more
+    /// than the term that was `found`.
+    pub fn claim(&mut self, found: Option<u64>, now: SystemTime) -> u64 {
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        *self.term.get_or_insert(millis.max(found.map_or(0, |term| term.saturating_add(1))))
+    }
+
+    /// Notes that the store refused the only claim so far, so that the next one draws again. Not for a claim of unknown
+    /// outcome: its registration would have two terms.
+    pub fn refused(&mut self) {
+        if !self.stored {
+            self.term = None;
+        }
+    }
+
+    /// Notes that a write was stored.
+    pub fn stored(&mut self) {
+        self.stored = true;
+    }
+
+    /// Returns `true` once a write was stored.
+    pub fn is_stored(&self) -> bool {
+        self.stored
+    }
+
+    /// Returns `true` if a foreign value with the term `found` may be replaced, given the right to.
+    fn exceeds(self, found: Option<u64>) -> bool {
+        match (found, self.term) {
+            (Some(found), Some(own)) => found < own,
+            // The first claim draws a larger one; without terms the first stored write has spent the right.
+            _ => !self.stored,
+        }
+    }
 }
 
 /// The next step.
@@ -55,23 +110,20 @@ pub enum Step {
         /// The incumbent's lease.
         lease: LeaseId,
     },
-    /// Leave it: somebody else has the key.
+    /// Leave it: the key belongs to another registration.
     Conflict,
-    /// End: somebody evicted the instance, and the options say to respect that.
+    /// Leave it: this registration was stored, and another one has the key since. Wait until it is free.
+    Superseded,
+    /// The key was deleted although its lease is believed to be alive, and the options say to respect that: end, if the
+    /// store confirms that the lease is.
     Evicted,
-}
-
-/// Says whether what was found is this registration's own: by its lease, which no other process writes under, and by the
-/// creation where an earlier lease kept it. Keys of one session are serialised before this is asked.
-pub fn is_mine(found: &Found, mine: Option<Mine>, lease: LeaseId) -> bool {
-    let same = |mine: Mine| found.created == mine.created && found.lease == Some(mine.lease);
-    found.lease == Some(lease) || mine.is_some_and(same)
 }
 
 /// Decides the next step of a registration that wants to be present under `lease` with the instance of `generation`.
 pub fn step(
     found: Option<&Found>,
     mine: Option<Mine>,
+    entitlement: Entitlement,
     lease: LeaseId,
     generation: u64,
     options: &RegisterOptions,
@@ -84,16 +136,17 @@ pub fn step(
         };
     };
     let modified = found.modified;
-    if is_mine(found, mine, lease) {
+    if found.own {
         let stored = mine.is_some_and(|mine| mine.generation == generation && mine.created == found.created);
         return if stored && found.lease == Some(lease) { Step::Keep } else { Step::Replace { modified } };
     }
     let same_owner = options.owner.is_some() && found.owner == options.owner;
-    match (found.lease, options.on_conflict) {
-        _ if same_owner => Step::Replace { modified },
-        (_, OnConflict::TakeOver) => Step::Replace { modified },
-        (Some(lease), OnConflict::Refuse | OnConflict::Wait) => Step::Observe { lease },
-        (None, OnConflict::Refuse | OnConflict::Wait) => Step::Conflict,
+    let entitled = same_owner || options.on_conflict == OnConflict::TakeOver;
+    match found.lease {
+        _ if entitled && entitlement.exceeds(found.term) => Step::Replace { modified },
+        _ if entitlement.stored => Step::Superseded,
+        Some(lease) if !entitled => Step::Observe { lease },
+        _ => Step::Conflict,
     }
 }
 
@@ -140,17 +193,27 @@ mod tests {
     const LEASE: LeaseId = LeaseId::new(7);
     const OTHER: LeaseId = LeaseId::new(8);
 
+    /// A foreign key.
     fn found(lease: Option<LeaseId>, owner: Option<&str>) -> Found {
         let owner = owner.map(str::to_owned);
-        Found { created: Revision::new(5), modified: Revision::new(6), lease, owner }
+        Found { created: Revision::new(5), modified: Revision::new(6), lease, owner, term: Some(0), own: false }
+    }
+
+    fn own(lease: LeaseId) -> Found {
+        Found { own: true, ..found(Some(lease), None) }
     }
 
     fn mine(lease: LeaseId) -> Mine {
         Mine { created: Revision::new(5), lease, generation: 1 }
     }
 
+    /// Of a registration that drew the term 10, once it was stored.
+    fn entitlement(stored: bool) -> Entitlement {
+        Entitlement { term: stored.then_some(10), stored }
+    }
+
     fn decide(found: Option<&Found>, mine: Option<Mine>, options: &RegisterOptions) -> Step {
-        step(found, mine, LEASE, 1, options)
+        step(found, mine, entitlement(mine.is_some()), LEASE, 1, options)
     }
 
     const REPLACE: Step = Step::Replace { modified: Revision::new(6) };
@@ -169,12 +232,12 @@ mod tests {
     #[test]
     fn an_own_key_is_kept_or_brought_up_to_date() {
         let options = RegisterOptions::new();
-        assert_eq!(decide(Some(&found(Some(LEASE), None)), Some(mine(LEASE)), &options), Step::Keep);
-        assert_eq!(step(Some(&found(Some(LEASE), None)), Some(mine(LEASE)), LEASE, 2, &options), REPLACE);
+        assert_eq!(decide(Some(&own(LEASE)), Some(mine(LEASE)), &options), Step::Keep);
+        assert_eq!(step(Some(&own(LEASE)), Some(mine(LEASE)), entitlement(true), LEASE, 2, &options), REPLACE);
         // A creation whose answer was lost.
-        assert_eq!(decide(Some(&found(Some(LEASE), None)), None, &options), REPLACE);
+        assert_eq!(decide(Some(&own(LEASE)), None, &options), REPLACE);
         // Still under the old lease.
-        assert_eq!(decide(Some(&found(Some(OTHER), None)), Some(mine(OTHER)), &options), REPLACE);
+        assert_eq!(decide(Some(&own(OTHER)), Some(mine(OTHER)), &options), REPLACE);
     }
 
     #[test]
@@ -212,13 +275,19 @@ mod tests {
     }
 
     #[test]
-    fn a_key_overwritten_under_another_lease_is_foreign_although_its_creation_is_the_same() {
+    fn a_stored_registration_whose_key_is_foreign_is_superseded() {
+        for options in [RegisterOptions::new(), RegisterOptions::new().on_conflict(OnConflict::Wait)] {
+            for lease in [Some(OTHER), Some(LEASE), None] {
+                assert_eq!(decide(Some(&found(lease, None)), Some(mine(LEASE)), &options), Step::Superseded);
+            }
+        }
+    }
+
+    #[test]
+    fn the_own_lease_alone_does_not_make_a_key_own() {
+        // Another process was given the same lease.
         let options = RegisterOptions::new();
-        assert_eq!(
-            decide(Some(&found(Some(OTHER), None)), Some(mine(LEASE)), &options),
-            Step::Observe { lease: OTHER }
-        );
-        assert_eq!(decide(Some(&found(None, None)), Some(mine(LEASE)), &options), Step::Conflict);
+        assert_eq!(decide(Some(&found(Some(LEASE), None)), None, &options), Step::Observe { lease: LEASE });
     }
 
     #[test]
@@ -233,5 +302,73 @@ mod tests {
             decide(Some(&found(Some(OTHER), None)), None, &RegisterOptions::new()),
             Step::Observe { lease: OTHER }
         );
+    }
+
+    #[test]
+    fn a_stored_registration_replaces_smaller_terms_only() {
+        let entitled = [RegisterOptions::new().owner("me"), RegisterOptions::new().on_conflict(OnConflict::TakeOver)];
+        for options in entitled {
+            let with_term = |term| Found { term, ..found(Some(OTHER), Some("me")) };
+            let decide = |term| decide(Some(&with_term(term)), Some(mine(LEASE)), &options);
+            assert_eq!(decide(Some(9)), REPLACE);
+            assert_eq!(decide(Some(10)), Step::Superseded);
+            assert_eq!(decide(Some(11)), Step::Superseded);
+            // The first stored write has spent the right in a layout without terms.
+            assert_eq!(decide(None), Step::Superseded);
+            // A claim of unknown outcome that turns out to be older than what is there.
+            let claimed = Entitlement { term: Some(10), stored: false };
+            assert_eq!(step(Some(&with_term(Some(10))), None, claimed, LEASE, 1, &options), Step::Conflict);
+            assert_eq!(step(Some(&with_term(Some(9))), None, claimed, LEASE, 1, &options), REPLACE);
+        }
+    }
+
+    #[test]
+    fn a_first_claim_exceeds_what_it_finds_and_later_ones_do_not_change() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(50);
+        let mut entitlement = Entitlement::default();
+        assert_eq!(entitlement.claim(Some(70), now), 71);
+        assert_eq!(entitlement.claim(Some(90), now), 71, "the outcome of the first one is unknown");
+        entitlement.refused();
+        assert_eq!(entitlement.claim(None, now), 50);
+        entitlement.stored();
+        entitlement.refused();
+        assert_eq!(entitlement.claim(Some(90), now), 50, "a stored one is kept");
+        assert_eq!(Entitlement::default().claim(Some(u64::MAX), now), u64::MAX);
+    }
+
+    /// Any number of registrations with one owner, in any order of looking, write at most once each per absence.
+    #[test]
+    fn registrations_under_one_key_write_at_most_once_each() {
+        let options = RegisterOptions::new().owner("me");
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(50);
+        let lease_of = |number: usize| LeaseId::new(i64::try_from(number).unwrap() + 1);
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let count = random.usize(2..6);
+            let mut entitlements = vec![Entitlement::default(); count];
+            for _absence in 0..3 {
+                let mut key: Option<(usize, u64)> = None;
+                let mut writes = 0;
+                for _look in 0..100 {
+                    let me = random.usize(..count);
+                    let at = |(writer, term): (usize, u64)| Found {
+                        term: Some(term),
+                        own: writer == me,
+                        ..found(Some(lease_of(writer)), Some("me"))
+                    };
+                    let (entitlement, lease) = (&mut entitlements[me], lease_of(me));
+                    let mine = entitlement.is_stored().then(|| self::mine(lease));
+                    match step(key.map(at).as_ref(), mine, *entitlement, lease, 1, &options) {
+                        Step::Create | Step::Replace { .. } => {
+                            key = Some((me, entitlement.claim(key.map(|(_, term)| term), now)));
+                            entitlement.stored();
+                            writes += 1;
+                        }
+                        _ => {}
+                    }
+                }
+                assert!(writes <= count, "{writes} writes of {count}, seed {seed}");
+            }
+        }
     }
 }

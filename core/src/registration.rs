@@ -18,7 +18,7 @@ use crate::{
     instance::{Draft, Health, Instance},
     name::ServiceRef,
     registry::{RegisterOptions, Start},
-    revision::Revision,
+    revision::{LeaseId, Revision},
     task::TaskOwner,
 };
 
@@ -44,6 +44,12 @@ pub enum RegistrationState {
     /// It was published, is not any more, and is being put back.
     Reregistering {
         /// Why it was lost, or why the last attempt failed.
+        cause: Error,
+    },
+    /// It was published, and another registration has the key since: a newer one, or one that was told to take over. This
+    /// one writes nothing, watches the key, and is published again when that is free.
+    Superseded {
+        /// [`Error::NotOwner`], with the lease of the other one.
         cause: Error,
     },
     /// Not published for a reason that somebody has to mend; it is tried again at a slow pace.
@@ -73,8 +79,10 @@ pub enum Deregistered {
 pub enum Goal {
     /// The instance is to be published.
     Present,
-    /// The instance is to be removed, and this confirmed.
+    /// The instance is to be removed, and this confirmed. So is what a dead predecessor with an equal owner left.
     Absent,
+    /// As `Absent`, but the handle was dropped: what this registration never wrote is left alone.
+    Dropped,
     /// The instance is to be left alone, and its lease no longer renewed.
     Abandoned,
 }
@@ -175,8 +183,10 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], and nothing changes; [`Error::Closed`] once the registration has ended. Without an answer
-    /// from the store the future waits on: put a deadline on it where that matters.
+    /// [`Error::TooLarge`], and nothing changes; [`Error::NotOwner`] while the registration is
+    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again; [`Error::Closed`]
+    /// once the registration has ended. Without an answer from the store the future waits on: put a deadline on it where that
+    /// matters.
     ///
     /// # Cancel safety
     ///
@@ -190,11 +200,14 @@ impl Registration {
         async move {
             let generation = generation?;
             let done = |reported: &Reported| {
-                reported.ended.is_some() || reported.stored.is_some_and(|(stored, _)| stored >= generation)
+                reported.ended.is_some()
+                    || reported.stored.is_some_and(|(stored, _)| stored >= generation)
+                    || matches!(reported.state, RegistrationState::Superseded { .. })
             };
             let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
-            match reported.stored {
-                Some((stored, revision)) if stored >= generation => Ok(revision),
+            match (&reported.stored, &reported.state) {
+                (Some((stored, revision)), _) if *stored >= generation => Ok(*revision),
+                (_, RegistrationState::Superseded { cause }) => Err(cause.clone()),
                 _ => Err(Error::Closed),
             }
         }
@@ -267,7 +280,8 @@ impl Registration {
 
     /// Removes the instance and confirms it. After this returns no late write brings it back.
     ///
-    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone.
+    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone. What a
+    /// dead process with an equal `owner` left under the id is removed, also before it could be taken over.
     ///
     /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
     /// background until the removal is confirmed.
@@ -288,7 +302,8 @@ impl Registration {
     }
 
     /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts. An
-    /// instance on a shared or given lease is no longer looked after, and lives as long as that lease.
+    /// instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later registration
+    /// of the same process needs an equal `owner` to take it over.
     pub fn abandon(self) {
         self.stop_checks();
         set_goal(&self.shared, Goal::Abandoned);
@@ -312,6 +327,7 @@ impl Registration {
         let fail_fast = options.start == Start::FailFast;
         let mut reported = self.shared.reported.subscribe();
         let first = reported.wait_for(|reported| match &reported.state {
+            RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
             RegistrationState::Registering { last } => fail_fast && last.is_some(),
             _ => true,
         });
@@ -322,7 +338,7 @@ impl Registration {
             Err(_) => self.state(),
         };
         match state {
-            RegistrationState::Registering { last: Some(error) } if fail_fast => Err(error),
+            RegistrationState::Registering { last: Some(error) } if fail_fast && !is_observing(&error) => Err(error),
             RegistrationState::Registering { last } => {
                 let cause = last.map(|error| Arc::new(error) as Cause);
                 Err(Error::Timeout { op: "register", limit, cause })
@@ -331,7 +347,8 @@ impl Registration {
             RegistrationState::Ended => Err(self.end_cause()),
             RegistrationState::Registered { .. }
             | RegistrationState::Suspect { .. }
-            | RegistrationState::Reregistering { .. } => Ok(self),
+            | RegistrationState::Reregistering { .. }
+            | RegistrationState::Superseded { .. } => Ok(self),
         }
     }
 
@@ -345,7 +362,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        set_goal(&self.shared, Goal::Absent);
+        set_goal(&self.shared, Goal::Dropped);
     }
 }
 
@@ -389,6 +406,24 @@ impl RegistrationStates {
     }
 }
 
+/// For backends: a look at another registration of the same session, which keeps nothing alive but the state.
+#[derive(Clone, Debug)]
+pub struct Withdrawal {
+    shared: Arc<Shared>,
+}
+
+impl Withdrawal {
+    /// Returns `true` once the instance is no longer to be present.
+    pub fn is_withdrawn(&self) -> bool {
+        self.shared.desired.borrow().goal != Goal::Present
+    }
+
+    /// Returns the revision of the last acknowledged write; 0 before one.
+    pub fn stored(&self) -> Revision {
+        self.shared.reported.borrow().stored.map(|(_, revision)| revision).unwrap_or_default()
+    }
+}
+
 /// For backends: the end of a registration that does the work. Dropping it ends the registration.
 #[derive(Debug)]
 pub struct RegistrationDriver {
@@ -407,6 +442,11 @@ impl RegistrationDriver {
     /// The service to publish under.
     pub fn service(&self) -> &ServiceRef {
         &self.shared.service
+    }
+
+    /// Tells other registrations whether this one is on its way out.
+    pub fn withdrawal(&self) -> Withdrawal {
+        Withdrawal { shared: Arc::clone(&self.shared) }
     }
 
     /// The desired state.
@@ -443,6 +483,11 @@ impl RegistrationDriver {
         let _ = self.shared.desired.subscribe().wait_for(|desired| desired.goal != Goal::Present).await;
     }
 
+    /// The state that was reported last.
+    pub fn state(&self) -> RegistrationState {
+        self.shared.reported.borrow().state.clone()
+    }
+
     /// Reports the state; a repetition of it wakes nobody.
     pub fn report(&self, state: RegistrationState) {
         let new = state.clone();
@@ -454,6 +499,13 @@ impl RegistrationDriver {
         if changed {
             self.log(&new);
         }
+    }
+
+    /// Reports that the key belongs to another registration, under `lease`.
+    pub fn report_superseded(&self, owner: Option<String>, lease: LeaseId) {
+        let service = self.shared.service.clone();
+        let id = self.shared.desired.borrow().instance.id().clone();
+        self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });
     }
 
     /// Reports that the store acknowledged `generation` at `revision`.
@@ -477,6 +529,9 @@ impl RegistrationDriver {
         let instance = instance.id();
         match state {
             S::Registering { last: None } => {}
+            S::Registering { last: Some(cause) } if is_observing(cause) => {
+                tracing::info!(%service, %instance, %cause, "id held, equal `owner` options would take it over at once");
+            }
             S::Registering { last: Some(cause) } => {
                 tracing::warn!(%service, %instance, %cause, "instance not registered yet");
             }
@@ -485,19 +540,29 @@ impl RegistrationDriver {
             S::Reregistering { cause } => {
                 tracing::warn!(%service, %instance, %cause, "instance lost, registering again");
             }
+            S::Superseded { cause } => tracing::warn!(%service, %instance, %cause, "registration superseded"),
             S::Refused { cause } => tracing::error!(%service, %instance, %cause, "registration refused"),
             S::Ended => tracing::info!(%service, %instance, "registration ended"),
         }
     }
 
+    /// Reports why the instance is not published yet, or not any more; the attempt goes on.
+    pub fn report_trouble(&self, cause: Error) {
+        self.report(if self.was_stored() {
+            RegistrationState::Reregistering { cause }
+        } else {
+            RegistrationState::Registering { last: Some(cause) }
+        });
+    }
+
     /// Reports a failed attempt, or the loss of what was stored. Trouble that will not pass by itself becomes
     /// [`RegistrationState::Refused`].
     pub fn report_failure(&self, error: Error) {
-        self.report(match (error.is_retryable(), self.was_stored()) {
-            (false, _) => RegistrationState::Refused { cause: error },
-            (true, true) => RegistrationState::Reregistering { cause: error },
-            (true, false) => RegistrationState::Registering { last: Some(error) },
-        });
+        if error.is_retryable() {
+            self.report_trouble(error);
+        } else {
+            self.report(RegistrationState::Refused { cause: error });
+        }
     }
 
     /// Says whether the registration was published at least once.
@@ -533,15 +598,22 @@ impl Drop for RegistrationDriver {
     }
 }
 
-/// Says whether two states would tell a reader the same. Causes are compared by their text.
+fn is_observing(error: &Error) -> bool {
+    matches!(error, Error::Observing { .. })
+}
+
+/// Says whether two states would tell a reader the same. Causes are compared by their text, and the time that an observation
+/// still takes makes no difference.
 fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
     use RegistrationState as S;
     let text = |error: &Error| error.to_string();
     match (old, new) {
+        (S::Registering { last: Some(a) }, S::Registering { last: Some(b) }) if is_observing(a) => is_observing(b),
         (S::Registering { last: a }, S::Registering { last: b }) => a.as_ref().map(text) == b.as_ref().map(text),
         (S::Registered { revision: a }, S::Registered { revision: b }) => a == b,
         (S::Suspect { cause: a }, S::Suspect { cause: b })
         | (S::Reregistering { cause: a }, S::Reregistering { cause: b })
+        | (S::Superseded { cause: a }, S::Superseded { cause: b })
         | (S::Refused { cause: a }, S::Refused { cause: b }) => text(a) == text(b),
         (S::Ended, S::Ended) => true,
         _ => false,
@@ -592,7 +664,7 @@ mod tests {
     async fn dropping_the_handle_wants_it_absent_and_abandoning_stays_abandoned() {
         let (registration, driver) = pair();
         drop(registration);
-        assert_eq!(driver.goal(), Goal::Absent);
+        assert_eq!(driver.goal(), Goal::Dropped);
         let (registration, driver) = pair();
         registration.abandon();
         assert_eq!(driver.goal(), Goal::Abandoned);
@@ -624,7 +696,7 @@ mod tests {
         let options = RegisterOptions::new().start(Start::Wait(Duration::from_secs(3)));
         let error = registration.started(&options).await.unwrap_err();
         assert!(matches!(error, Error::Timeout { cause: Some(_), .. }), "{error:?}");
-        assert_eq!(driver.goal(), Goal::Absent);
+        assert_eq!(driver.goal(), Goal::Dropped);
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,7 +39,9 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]);
+    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]). To tell that from a
+    /// leftover takes a third of its TTL and 3 s; a call that waits for less returns [`Error::Timeout`] with
+    /// [`Error::Observing`] as its cause, and a repeated one completes it. An equal `owner` needs no observation.
     /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`], [`Error::AuthFailed`] end the wait
     /// early; [`Error::Timeout`] if the store did not answer in time; [`Error::InvalidConfig`] for the options.
     ///
@@ -103,7 +105,8 @@ pub enum OnConflict {
     Refuse,
     /// Wait until the other one is gone.
     Wait,
-    /// Replace it. The other one is not told; it sees its key change and stops writing.
+    /// Replace it. The other one sees its key change, stops writing, and is
+    /// [`Superseded`](crate::RegistrationState::Superseded) until the key is free.
     TakeOver,
 }
 
@@ -115,7 +118,8 @@ pub enum LeaseChoice {
     Shared,
     /// One of its own, so that it lives and dies alone.
     Own,
-    /// An existing one that somebody else keeps alive and that is never revoked from here.
+    /// An existing one that somebody else keeps alive and that is never revoked from here. It does not identify an instance:
+    /// a process that restarts with it needs an `owner` to take its old instance over at once.
     Given(LeaseId),
 }
 
@@ -136,7 +140,8 @@ pub struct RegisterOptions {
     /// When `register` returns. Default: `Wait(10 s)`.
     pub start: Start,
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
-    /// that restarts under one id and owner is back without waiting for its old lease. Default: none.
+    /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with one
+    /// owner the newer one stands. Default: none.
     pub owner: Option<String>,
     /// What to do when somebody else's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,

@@ -1,32 +1,59 @@
 //! For backends: one registration at a time per key and session.
 //!
 //! The registrations of a session share leases, so the lease alone does not tell them apart. A registration claims its key
-//! before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor.
+//! before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor. Claims on one
+//! key are served in the order in which they were asked for: a registration that gives way gets the key again behind those
+//! that it gave way to.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
     fmt,
     hash::Hash,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use foldhash::fast::RandomState;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Notify, Semaphore};
 
-use crate::registry::{OnConflict, RegisterOptions};
+use crate::{
+    registration::Withdrawal,
+    registry::{OnConflict, RegisterOptions},
+    revision::Revision,
+};
 
+/// One claimed key.
+#[derive(Debug)]
+struct Slot {
+    /// One permit while the key is free.
+    turn: Semaphore,
+    occupant: Mutex<Occupant>,
+    /// Notified when the key changes hands, and when the occupant is to give way.
+    changed: Notify,
+}
+
+/// The registration that has a key, or that had it last.
 #[derive(Debug)]
 struct Occupant {
     owner: Option<String>,
-    leaving: AtomicBool,
-    superseded: CancellationToken,
-    gone: CancellationToken,
+    withdrawal: Withdrawal,
+    /// It is about to leave, or has left.
+    leaving: bool,
+    /// A successor wants the key.
+    wanted: bool,
 }
 
-type Map<K> = Arc<Mutex<HashMap<K, Arc<Occupant>, RandomState>>>;
+impl Occupant {
+    fn new(options: &RegisterOptions, withdrawal: &Withdrawal) -> Self {
+        Self { owner: options.owner.clone(), withdrawal: withdrawal.clone(), leaving: false, wanted: false }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving || self.withdrawal.is_withdrawn()
+    }
+}
+
+type Map<K> = Arc<Mutex<HashMap<K, Arc<Slot>, RandomState>>>;
 
 /// The keys that registrations of this session have claimed.
 pub struct Slots<K> {
@@ -46,107 +73,253 @@ impl<K> fmt::Debug for Slots<K> {
     }
 }
 
+/// What a claim does about a registration of this session that has the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a registration claims its key anew only after it gave way")]
+pub enum Approach {
+    /// What the options say.
+    New,
+    /// Waits for it: this registration gave way before.
+    Again,
+}
+
 /// A claimed key. Dropping it frees the key.
 pub struct Claim<K: Eq + Hash> {
-    key: K,
-    map: Map<K>,
-    me: Arc<Occupant>,
+    visit: Visit<K>,
 }
 
 impl<K: Eq + Hash> fmt::Debug for Claim<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Claim").field("me", &self.me).finish_non_exhaustive()
+        f.debug_struct("Claim").field("slot", &self.visit.slot).finish_non_exhaustive()
     }
 }
 
+/// A registration that has a key or waits for it. The last one to go forgets the slot.
+struct Visit<K: Eq + Hash> {
+    key: K,
+    map: Map<K>,
+    slot: Arc<Slot>,
+}
+
 impl<K: Eq + Hash + Clone> Slots<K> {
-    /// Claims `key`, after waiting for an occupant that leaves or that `options` supersede or wait for. `None` if it is
-    /// taken and `options` refuse to wait.
+    /// Claims `key`, after waiting for an occupant that leaves or that `options` supersede or wait for.
+    ///
+    /// # Errors
+    ///
+    /// The revision of the occupant's last acknowledged write (0 before one), if `options` refuse to wait for it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future claims nothing; an occupant that was superseded stays so.
-    pub async fn claim(&self, key: &K, options: &RegisterOptions) -> Option<Claim<K>> {
+    /// Dropping the future claims nothing; an occupant that was asked to give way stays so.
+    pub async fn claim(
+        &self,
+        key: &K,
+        options: &RegisterOptions,
+        withdrawal: &Withdrawal,
+        approach: Approach,
+    ) -> Result<Claim<K>, Revision> {
+        let (visit, is_free) = self.visit(key, options, withdrawal);
+        if is_free {
+            return Ok(Claim { visit });
+        }
+        let slot = Arc::clone(&visit.slot);
         loop {
-            let occupant = match self.try_claim(key, options) {
-                Ok(claim) => return Some(claim),
-                Err(occupant) => occupant,
-            };
-            let same_owner = options.owner.is_some() && options.owner == occupant.owner;
-            if same_owner || options.on_conflict == OnConflict::TakeOver {
-                occupant.superseded.cancel();
-            } else if options.on_conflict == OnConflict::Refuse && !occupant.leaving.load(Ordering::Acquire) {
-                return None;
+            let mut changed = pin!(slot.changed.notified());
+            // Before the look at the occupant, so that no change is missed.
+            changed.as_mut().enable();
+            if approach == Approach::New {
+                slot.approach(options)?;
             }
-            occupant.gone.cancelled().await;
+            tokio::select! {
+                // A permit that was assigned is not given back because of a change at the same time.
+                biased;
+                permit = slot.turn.acquire() => {
+                    // It is never closed, so there is one.
+                    if let Ok(permit) = permit {
+                        permit.forget();
+                    }
+                    slot.occupy(Occupant::new(options, withdrawal));
+                    return Ok(Claim { visit });
+                }
+                () = changed => {}
+            }
         }
     }
 
-    fn try_claim(&self, key: &K, options: &RegisterOptions) -> Result<Claim<K>, Arc<Occupant>> {
+    /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
+    fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = match map.entry(key.clone()) {
-            Entry::Occupied(taken) => return Err(Arc::clone(taken.get())),
-            Entry::Vacant(place) => place,
+        let (slot, is_free) = match map.entry(key.clone()) {
+            Entry::Occupied(taken) => (Arc::clone(taken.get()), false),
+            Entry::Vacant(place) => {
+                let slot = Slot {
+                    turn: Semaphore::new(0),
+                    occupant: Mutex::new(Occupant::new(options, withdrawal)),
+                    changed: Notify::new(),
+                };
+                (Arc::clone(place.insert(Arc::new(slot))), true)
+            }
         };
-        let me = Arc::new(Occupant {
-            owner: options.owner.clone(),
-            leaving: AtomicBool::new(false),
-            superseded: CancellationToken::new(),
-            gone: CancellationToken::new(),
-        });
-        place.insert(Arc::clone(&me));
-        Ok(Claim { key: key.clone(), map: Arc::clone(&self.map), me })
+        (Visit { key: key.clone(), map: Arc::clone(&self.map), slot }, is_free)
+    }
+}
+
+impl Slot {
+    fn occupant(&self) -> MutexGuard<'_, Occupant> {
+        self.occupant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn occupy(&self, occupant: Occupant) {
+        *self.occupant() = occupant;
+        self.changed.notify_waiters();
+    }
+
+    /// Asks the occupant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
+    fn approach(&self, options: &RegisterOptions) -> Result<(), Revision> {
+        let mut occupant = self.occupant();
+        let same_owner = options.owner.is_some() && options.owner == occupant.owner;
+        if same_owner || options.on_conflict == OnConflict::TakeOver {
+            if !std::mem::replace(&mut occupant.wanted, true) {
+                drop(occupant);
+                self.changed.notify_waiters();
+            }
+            return Ok(());
+        }
+        let waits = options.on_conflict != OnConflict::Refuse || occupant.is_leaving();
+        if waits { Ok(()) } else { Err(occupant.withdrawal.stored()) }
     }
 }
 
 impl<K: Eq + Hash> Claim<K> {
-    /// Says that this registration is about to leave, so that a successor waits for it instead of giving up.
+    /// Notes that this registration is about to leave, so that a successor waits for it instead of giving up.
     pub fn leave(&self) {
-        self.me.leaving.store(true, Ordering::Release);
+        self.visit.slot.occupant().leaving = true;
+        self.visit.slot.changed.notify_waiters();
     }
 
-    /// Waits until a successor wants the key. The registration has to end then, and to leave the key as it is.
+    /// Waits until a successor wants the key. The registration has to give way then, and to leave the key as it is.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect.
     pub async fn superseded(&self) {
-        self.me.superseded.cancelled().await;
+        let slot = &self.visit.slot;
+        loop {
+            let mut changed = pin!(slot.changed.notified());
+            changed.as_mut().enable();
+            if slot.occupant().wanted {
+                return;
+            }
+            changed.await;
+        }
     }
 }
 
 impl<K: Eq + Hash> Drop for Claim<K> {
     fn drop(&mut self) {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-        self.me.gone.cancel();
+        // Nobody has the key until it is handed on.
+        self.visit.slot.occupant().leaving = true;
+        self.visit.slot.turn.add_permits(1);
+    }
+}
+
+impl<K: Eq + Hash> Drop for Visit<K> {
+    fn drop(&mut self) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and this one: slots are entered under the same lock.
+        if Arc::strong_count(&self.slot) <= 2 {
+            map.remove(&self.key);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
+    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, registration};
+
+    struct Party {
+        options: RegisterOptions,
+        registration: Registration,
+        withdrawal: Withdrawal,
+    }
+
+    impl Party {
+        fn new(options: RegisterOptions) -> Self {
+            let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+            let (registration, driver) = registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()));
+            Self { options, withdrawal: driver.withdrawal(), registration }
+        }
+
+        async fn claim(&self, slots: &Slots<&'static str>, approach: Approach) -> Option<Claim<&'static str>> {
+            slots.claim(&"key", &self.options, &self.withdrawal, approach).await.ok()
+        }
+    }
+
+    fn stranger() -> Party {
+        Party::new(RegisterOptions::new())
+    }
+
+    fn mine() -> Party {
+        Party::new(RegisterOptions::new().owner("me"))
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_taken_key_is_refused_until_its_occupant_leaves() {
         let slots = Slots::default();
-        let options = RegisterOptions::new();
-        let first = slots.claim(&"key", &options).await.unwrap();
-        assert!(slots.claim(&"other", &options).await.is_some());
-        assert!(slots.claim(&"key", &options).await.is_none());
+        let (one, two) = (stranger(), stranger());
+        let first = one.claim(&slots, Approach::New).await.unwrap();
+        let other = slots.claim(&"other", &two.options, &two.withdrawal, Approach::New).await;
+        assert!(other.is_ok());
+        assert!(two.claim(&slots, Approach::New).await.is_none());
         first.leave();
-        let (second, ()) = tokio::join!(slots.claim(&"key", &options), async { drop(first) });
+        let (second, ()) = tokio::join!(two.claim(&slots, Approach::New), async { drop(first) });
+        drop((second.unwrap(), other));
+        assert!(slots.map.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_withdrawn_occupant_is_waited_for_although_it_has_not_noticed_yet() {
+        let slots = Slots::default();
+        let (one, two) = (stranger(), stranger());
+        let first = one.claim(&slots, Approach::New).await.unwrap();
+        drop(one.registration);
+        let (second, ()) = tokio::join!(two.claim(&slots, Approach::New), async { drop(first) });
         assert!(second.is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_equal_owner_supersedes() {
+    async fn an_equal_owner_supersedes_and_gives_the_key_back() {
         let slots = Slots::default();
-        let options = RegisterOptions::new().owner("me");
-        let first = slots.claim(&"key", &options).await.unwrap();
-        let (second, ()) = tokio::join!(slots.claim(&"key", &options), async {
-            first.superseded().await;
-            drop(first);
-        });
-        assert!(second.is_some());
+        let (one, two) = (mine(), mine());
+        let first = one.claim(&slots, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&slots, Approach::New));
+        assert!(second.as_mut().now_or_never().is_none());
+        first.superseded().await;
+        drop(first);
+        // It asks at once, and is behind.
+        let mut again = Box::pin(one.claim(&slots, Approach::Again));
+        assert!(again.as_mut().now_or_never().is_none());
+        let second = second.await.unwrap();
+        assert!(again.as_mut().now_or_never().is_none());
+        assert!(second.superseded().now_or_never().is_none(), "it waits, and wants nothing");
+        drop(second);
+        assert!(again.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_that_gives_up_leaves_the_key_to_the_next() {
+        let slots = Slots::default();
+        let (one, two) = (mine(), mine());
+        let first = one.claim(&slots, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&slots, Approach::New));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(second);
+        first.superseded().await;
+        drop(first);
+        drop(one.claim(&slots, Approach::Again).await.unwrap());
+        assert!(slots.map.lock().unwrap().is_empty());
     }
 }

@@ -8,6 +8,7 @@
 //! | `enlist_lease_losses_total` | counter | leases that the store said were gone |
 //! | `enlist_registrations_total` | counter | instances put for the first time |
 //! | `enlist_reregistrations_total` | counter | instances put again after they were lost |
+//! | `enlist_registrations_superseded_total` | counter | times a registration gave way to another one with its id |
 //! | `enlist_watch_resumes_total` | counter | watches that went on after the last seen revision |
 //! | `enlist_watch_relists_total` | counter | watches that had to list again |
 //! | `enlist_watch_checks_total` | counter | times a silent watch was asked for a sign of life |
@@ -63,6 +64,8 @@ counters! {
     Registrations = "enlist_registrations_total",
     /// Instances put again after they were lost.
     Reregistrations = "enlist_reregistrations_total",
+    /// Times a registration gave way to another one with its id.
+    Superseded = "enlist_registrations_superseded_total",
     /// Watches that went on after the last seen revision.
     WatchResumes = "enlist_watch_resumes_total",
     /// Watches that had to list again.

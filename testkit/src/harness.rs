@@ -14,6 +14,8 @@ pub enum Carried {
     Id,
     /// The owner token.
     Owner,
+    /// The term, by which the newer one of two registrations with one owner is told.
+    Term,
     /// Namespaces.
     Namespace,
     /// The protocol of an endpoint, more than one endpoint, and Unix sockets.
@@ -30,9 +32,10 @@ pub enum Carried {
 
 impl Carried {
     /// All of them: what a native layout carries.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Id,
         Self::Owner,
+        Self::Term,
         Self::Namespace,
         Self::Endpoints,
         Self::Weight,

@@ -97,6 +97,8 @@ pub struct Writing<'a> {
     pub previous: Option<&'a [u8]>,
     /// The lease of the key; fixed instances have none.
     pub lease: Option<LeaseId>,
+    /// The term of the registration, where the layout carries it; 0 for fixed instances.
+    pub term: u64,
 }
 
 /// What a layout reads out of a key and its value.
@@ -172,7 +174,7 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     ///
     /// As [`encode`](Self::encode).
     fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
-        let writing = Writing { owner, previous: None, lease: Some(LeaseId::new(0)) };
+        let writing = Writing { owner, lease: Some(LeaseId::new(0)), ..Writing::default() };
         self.encode(service, instance, &writing).map(drop)
     }
 
@@ -191,6 +193,12 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// As [`decode`](Self::decode).
     fn decode_like(&self, _like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         self.decode(service, key, value)
+    }
+
+    /// Returns the term in a value: 0 if it says nothing, `None` if the layout carries no terms. Of two registrations with one
+    /// owner the one with the larger term stands; without terms the one that wrote last. Default: none.
+    fn term(&self, _value: &[u8]) -> Option<u64> {
+        None
     }
 
     /// What a value says, as text, whether or not it is an instance; `None` if it is no text.

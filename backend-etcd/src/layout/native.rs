@@ -191,10 +191,17 @@ struct Written<'a> {
     metadata: &'a BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_zero")]
+    term: u64,
 }
 
 /// The fields of this version.
-const KNOWN: [&str; 9] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner"];
+const KNOWN: [&str; 10] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(term: &u64) -> bool {
+    *term == 0
+}
 
 fn texts<S: Serializer>(endpoints: &[Endpoint], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(endpoints.iter().map(Endpoint::as_str))
@@ -323,7 +330,7 @@ impl Layout for Native {
         &self,
         _: &ServiceRef,
         instance: &Instance,
-        &Writing { owner, previous, .. }: &Writing<'_>,
+        &Writing { owner, previous, term, .. }: &Writing<'_>,
     ) -> Result<Vec<u8>, Error> {
         let mut unknown: serde_json::Map<_, _> =
             previous.and_then(|value| serde_json::from_slice(value).ok()).unwrap_or_default();
@@ -342,6 +349,7 @@ impl Layout for Native {
             health: instance.health().as_str(),
             metadata: instance.metadata(),
             owner,
+            term,
         };
         let refused = |error: serde_json::Error| Error::Unsupported { what: format!("this instance ({error})") };
         let mut value = Vec::with_capacity(VALUE_BYTES);
@@ -367,6 +375,22 @@ impl Layout for Native {
     fn decode_like(&self, like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
         self.read(Some(like), service, key, value)
     }
+
+    fn term(&self, value: &[u8]) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct OfTerm {
+            #[serde(default)]
+            term: Value,
+        }
+        let term = serde_json::from_slice(value).map_or(Value::Null, |OfTerm { term }| term);
+        Some(saturating(&term))
+    }
+}
+
+/// The term that a JSON value is: one that is no natural number, or too large a one, becomes the nearest.
+fn saturating(term: &Value) -> u64 {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "such casts saturate")]
+    term.as_u64().unwrap_or_else(|| term.as_f64().map_or(0, |term| term as u64))
 }
 
 #[derive(Serialize, Deserialize)]
@@ -479,15 +503,37 @@ mod tests {
         let key = Layout::key(&layout, &service(), instance().id(), None).unwrap();
         assert_eq!(String::from_utf8(key).unwrap(), "enlist/services/default/greeter/g 1%2F%25");
         let full = instance().with_version("1.4.2").with_zone("eu-1a").with_metadata("team", "blue");
-        let value =
-            Layout::encode(&layout, &service(), &full, &Writing { owner: Some("me"), ..Writing::default() }).unwrap();
+        let value = Layout::encode(
+            &layout,
+            &service(),
+            &full,
+            &Writing { owner: Some("me"), term: 1_795_000_000_000, ..Writing::default() },
+        )
+        .unwrap();
         assert_eq!(
             String::from_utf8(value).unwrap(),
-            r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me"}"#
+            r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me","term":1795000000000}"#
         );
         let lock = LockName::parse("a/b").unwrap();
         let place = layout.place(Line::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
         assert_eq!(String::from_utf8(place).unwrap(), "enlist/locks/default/a%2Fb/000000000000001f-0000000000000abc");
+    }
+
+    #[test]
+    fn a_term_is_read_whatever_lies_in_its_place() {
+        let read = |term: &str| Native::default().term(format!(r#"{{"v":1,"id":"a"{term}}}"#).as_bytes());
+        for (written, term) in [
+            ("", 0),
+            (r#","term":7"#, 7),
+            (r#","term":18446744073709551615"#, u64::MAX),
+            (r#","term":1e30"#, u64::MAX),
+            (r#","term":-5"#, 0),
+            (r#","term":"7""#, 0),
+            (r#","term":null"#, 0),
+        ] {
+            assert_eq!(read(written), Some(term), "{written}");
+        }
+        assert_eq!(Native::default().term(b"garbage"), Some(0));
     }
 
     fn decode(value: &str) -> Result<Decoded, Skip> {

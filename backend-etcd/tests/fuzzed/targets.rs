@@ -83,7 +83,7 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
         }
     }
     // What can be written again is read again as it was.
-    let writing = Writing { owner: read.owner.as_deref(), previous: None, lease: Some(LeaseId::new(7)) };
+    let writing = Writing { owner: read.owner.as_deref(), lease: Some(LeaseId::new(7)), ..Writing::default() };
     let (Ok(key), Ok(value)) = (
         layout.key(service, read.instance.id(), Some(LeaseId::new(7))),
         layout.encode(service, &read.instance, &writing),

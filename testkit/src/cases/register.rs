@@ -1,16 +1,16 @@
 //! Registering, updating and leaving while the store is well.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use enlist::{
-    Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, RegisterOptions,
-    RegistrationState, ServiceName, ServiceRef, Start,
+    Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, RegisterOptions, Registration,
+    RegistrationState, ServiceName, ServiceRef, Snapshot, Start,
 };
 
 use super::support::*;
 use crate::{
     beside::Beside,
-    harness::Harness,
+    harness::{Client, Harness},
     wait::{begun, eventually, soon},
 };
 
@@ -70,7 +70,9 @@ pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
             tokio::select! {
                 biased;
                 registered = &mut registering => {
-                    done = registered.is_ok();
+                    // One that was dropped before is waited for, and never a conflict.
+                    drop(registered.unwrap());
+                    done = true;
                     break;
                 }
                 () = tokio::task::yield_now() => {}
@@ -221,6 +223,63 @@ pub async fn a_leftover_is_taken_over(h: &impl Harness) {
     listed(&two, &service, &["a", "clock"]).await;
 }
 
+pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = options(h).ttl(h.ttl() * 3);
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    let before = only(&two, &service, |_| true).await;
+    one.crash().await;
+    let short = long.start(Start::Wait(h.ttl() / 4));
+    let mut lefts = Vec::new();
+    let _b = loop {
+        match soon("an answer", two.register(&service, instance("a"), short.clone())).await {
+            Ok(registration) => break registration,
+            Err(Error::Timeout { cause: Some(cause), .. }) => match cause.downcast_ref() {
+                Some(Error::Observing { left, .. }) => lefts.push(*left),
+                _ => panic!("{cause:?}"),
+            },
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    assert!(lefts.len() >= 2 && lefts.is_sorted_by(|one, next| one > next), "{lefts:?}");
+    // Taken over, and not created after the lease had ended.
+    assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
+}
+
+pub async fn deregistering_at_once_removes_what_a_dead_predecessor_left(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let b = two.register(&service, instance("a"), long.start(Start::Background)).await.unwrap();
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*two, &service).await.is_empty());
+    // What is not its own stays.
+    let _c = register(h, &two, &service, "c").await;
+    let stranger = options(h).owner("another").start(Start::Background);
+    let d = two.register(&service, instance("c"), stranger).await.unwrap();
+    let _ = soon("deregistered", d.deregister()).await;
+    assert_eq!(endpoints(&resolve(&*two, &service).await), expected(&["c"]));
+}
+
+pub async fn dropping_at_once_leaves_what_a_predecessor_has(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = one.register(&service, instance("a"), mine.clone()).await.unwrap();
+    for _ in 0..5 {
+        drop(begun(two.register(&service, instance("a"), mine.clone().start(Start::Background))).await);
+        // Whether or not it got so far as to take the key over.
+        only(&one, &service, |_| true).await;
+    }
+    eventually("it is registered", || async {
+        match a.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
 pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
     let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
@@ -252,19 +311,138 @@ pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
     let a = register(h, &one, &service, "a").await;
     let takes = options(h).on_conflict(OnConflict::TakeOver);
     let _b = two.register(&service, instance("a").with_weight(7), takes).await.unwrap();
-    eventually("the loser says so", || async {
-        match a.state() {
-            RegistrationState::Refused { cause: Error::AlreadyRegistered { .. } } => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    superseded(&a).await;
     // It does not fight, whatever it is asked to do.
     drop(a.update(|draft| {
         draft.weight(1);
     }));
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
     assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn registrations_with_one_owner_do_not_fight(h: &impl Harness) {
+    newest_stands(h, options(h).owner("me")).await;
+}
+
+pub async fn registrations_that_take_over_do_not_fight(h: &impl Harness) {
+    newest_stands(h, options(h).on_conflict(OnConflict::TakeOver)).await;
+}
+
+/// Registers one id in two processes, both with the right to replace it.
+async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
+    let (one, two, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let a = one.register(&service, instance("a").with_weight(1), entitled.clone()).await.unwrap();
+    let b = two.register(&service, instance("a").with_weight(2), entitled).await.unwrap();
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "{writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "{:?}", b.state());
+    let update = a.update(|draft| {
+        draft.weight(3);
+    });
+    assert!(matches!(soon("refused", update).await, Err(Error::NotOwner { .. })));
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    let free = Moment::now();
+    only(&client, &service, |entry| entry.instance().weight() == 3).await;
+    assert!(free.elapsed() < Duration::from_secs(2), "back after {:?}", free.elapsed());
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+pub async fn of_two_with_one_owner_the_newer_stands_after_a_wipe(h: &impl Harness) {
+    let (one, two, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let mine = options(h).owner("me");
+    let a = one.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    let b = two.register(&service, instance("a").with_weight(2), mine).await.unwrap();
+    superseded(&a).await;
+    h.wipe().await;
+    only(&client, &service, |entry| entry.instance().weight() == 2).await;
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "{writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "{:?}", b.state());
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+}
+
+pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    let b = server.register(&service, instance("a").with_weight(2), mine).await.unwrap();
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "{writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    only(&client, &service, |entry| entry.instance().weight() == 1).await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+pub async fn a_successor_that_is_withdrawn_at_once_gives_the_id_back(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    for weight in 2..12 {
+        let background = mine.clone().start(Start::Background);
+        drop(server.register(&service, instance("a").with_weight(weight), background).await.unwrap());
+    }
+    only(&client, &service, |entry| entry.instance().weight() == 1).await;
+    eventually("it is registered again", || async {
+        match a.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*client, &service).await.is_empty());
+}
+
+pub async fn two_processes_with_one_given_lease_do_not_overwrite_each_other(h: &impl Harness) {
+    let (keeper, one, two) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let _lease = register(h, &keeper, &service, "keeper").await;
+    let given = options(h).lease(LeaseChoice::Given(h.lease_of(&service, &id("keeper")).await.unwrap()));
+    let a = one.register(&service, instance("a").with_weight(1), given.clone()).await.unwrap();
+    let waits = given.start(Start::Wait(Duration::from_secs(60)));
+    let refused = soon("refused", two.register(&service, instance("a").with_weight(2), waits)).await;
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    let weight = |snapshot: &Snapshot| snapshot.get(&id("a")).map(|entry| entry.instance().weight());
+    assert_eq!(weight(&resolve(&*two, &service).await), Some(1));
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert_eq!(endpoints(&resolve(&*two, &service).await), expected(&["keeper"]));
+}
+
+async fn superseded(registration: &Registration) {
+    eventually("it is superseded", || async {
+        match registration.state() {
+            RegistrationState::Superseded { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+/// Counts the changes of a service for two TTLs.
+async fn writes(h: &impl Harness, client: &Client, service: &ServiceRef) -> usize {
+    let clock = ServiceRef::new(h.namespace(), ServiceName::parse("clock").unwrap());
+    let clocked = client.register(&clock, instance("clock"), own(h).ttl(h.ttl() * 2)).await.unwrap();
+    let (mut watcher, mut ticking) = (watch(client, service).await, watch(client, &clock).await);
+    next(&mut watcher).await;
+    clocked.abandon();
+    let mut ended = pin!(until(&mut ticking, "the clock has run out", |change| change.snapshot.is_empty()));
+    let mut writes = 0;
+    loop {
+        tokio::select! {
+            change = watcher.next() => writes += change.unwrap().events.len(),
+            _ = &mut ended => return writes,
+        }
+    }
 }
 
 pub async fn deregistering_leaves_a_successor_alone(h: &impl Harness) {
@@ -321,6 +499,42 @@ pub async fn waiting_for_the_start_ends_at_its_deadline(h: &impl Harness) {
     // It was withdrawn: a later registration of the same client is the only one.
     let _b = register(h, &server, &service, "b").await;
     listed(&client, &service, &["b"]).await;
+}
+
+pub async fn registering_again_after_a_timeout_succeeds(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let start = Start::Wait(Duration::from_millis(300));
+    let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
+    assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
+    // While the store is still away it fails in the same way.
+    let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
+    assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
+    let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
+    let again = {
+        let (server, service) = (server.clone(), service.clone());
+        Beside::run(async move { server.register(&service, instance("a"), waits).await })
+    };
+    server.heal().await;
+    let mut again = again;
+    let _a = again.done("registered").await.unwrap();
+    listed(&client, &service, &["a"]).await;
+}
+
+pub async fn registering_again_after_giving_up_succeeds(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let once = options(h).max_attempts(1);
+    assert!(is_outage(&soon("given up", server.register(&service, instance("a"), once)).await.unwrap_err()));
+    let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
+    let again = {
+        let (server, service) = (server.clone(), service.clone());
+        Beside::run(async move { server.register(&service, instance("a"), waits).await })
+    };
+    server.heal().await;
+    let mut again = again;
+    let _a = again.done("registered").await.unwrap();
+    listed(&client, &service, &["a"]).await;
 }
 
 pub async fn attempts_are_limited_if_asked(h: &impl Harness) {
