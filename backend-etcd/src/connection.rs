@@ -278,18 +278,19 @@ impl Connection {
     }
 
     /// Creates a place in `line` and reads the line after that: `Ok` if it was not there, else what it is. Who is `patient` may
-    /// wait a moment for another write to go along with.
+    /// wait a moment for another write to go along with. Given up before it was sent, it is not sent.
     pub(crate) async fn enter(
         &self,
         place: &OwnPlace,
         line: &KeyRange,
         read: GetOptions,
         patient: bool,
+        given_up: impl Future<Output = ()>,
     ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
         let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
         let guards = vec![(place.key[..].into(), Guard::Absent)];
         let write = Write { guards, ops, size: place.size(), line: InLine::Enters(line.start.clone()), patient };
-        self.places.send(write).await.map(read_of)
+        self.places.send_unless(write, given_up).await.map(read_of)
     }
 
     /// Writes a place again, which proves that it is there, and reads the line after that: `Ok` if the place is the one that was

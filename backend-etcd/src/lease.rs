@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,7 +19,7 @@ use enlist::{
     telemetry::{Timer, measured},
 };
 use etcd_client::LeaseGrantOptions;
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{connection::Connection, error::Failure};
@@ -29,6 +29,9 @@ const MAX_KEYS: usize = 1000;
 
 /// The longest that a renewal waits for its reply.
 const MAX_REPLY: Duration = Duration::from_secs(2);
+
+/// How many leases that are not shared are granted at a time. While etcd is silent no more tasks than these wait for it.
+const MAX_GRANTS: usize = 16;
 
 /// What a lease is for; locks never share one with registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,76 +123,231 @@ impl Drop for Lease {
     }
 }
 
-/// A pool keeps its leases for as long as the session lives: the next lock or instance needs no grant, and a waiter can
-/// tell a release, after which the lease lives on, from a crash.
-type Slot = Arc<AsyncMutex<Vec<Arc<Lease>>>>;
+/// The leases of one purpose and TTL that a session shares, kept for as long as the session lives: the next lock or instance needs
+/// no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
+#[derive(Debug, Default)]
+struct Pool {
+    leases: Vec<Arc<Lease>>,
+    /// The outcome of the grant that is under way; all that want such a lease wait for it. Without a sender there is none.
+    granting: Option<watch::Receiver<GrantOutcome>>,
+}
+
+/// What became of the grant of a shared lease, which is in its pool then; `None` while it is under way.
+type GrantOutcome = Option<Result<(), Failure>>;
+
+type PoolKey = (Purpose, Duration);
+
+/// What a session knows of its leases.
+#[derive(Debug, Default)]
+struct Leased {
+    pools: HashMap<PoolKey, Pool>,
+    /// All that were granted and may be alive, for the end of the session.
+    granted: Vec<Weak<Lease>>,
+}
+
+/// A shared lease that can be used, or the outcome to wait for.
+enum Sharing {
+    Usable(Arc<Lease>),
+    Granting(watch::Receiver<GrantOutcome>),
+}
 
 /// Hands out leases.
 #[derive(Debug)]
 pub(crate) struct Leases {
     conn: Arc<Connection>,
     counters: Arc<Counters>,
-    pools: Mutex<HashMap<(Purpose, Duration), Slot>>,
-    /// All that were granted and may be alive, for the end of the session.
-    granted: Mutex<Vec<Weak<Lease>>>,
+    leased: Arc<Mutex<Leased>>,
+    /// So many leases that are not shared are granted at a time.
+    turns: Arc<Semaphore>,
 }
 
 impl Leases {
     pub(crate) fn new(conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
-        Self { conn, counters, pools: Mutex::default(), granted: Mutex::default() }
+        Self { conn, counters, leased: Arc::default(), turns: Arc::new(Semaphore::new(MAX_GRANTS)) }
     }
 
     /// The leases that this session holds.
     pub(crate) fn alive(&self) -> Vec<LeaseId> {
-        let granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
+        locked(&self.leased).granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
     }
 
-    /// A lease shared by all of this session that have the same purpose and TTL.
+    /// A lease shared by all of this session that have the same purpose and TTL. Whoever asks while none can be used waits for one
+    /// grant, and hears of its failure.
+    ///
+    /// Dropping the future costs nothing; the grant goes on.
     pub(crate) async fn shared(
         &self,
         tasks: &TaskOwner,
         purpose: Purpose,
         ttl: Duration,
     ) -> Result<Arc<Lease>, Failure> {
-        let slot = {
-            let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(pools.entry((purpose, whole_seconds(ttl))).or_default())
-        };
-        // Held over the grant, so that a thousand waiters make one lease.
-        let mut leases = slot.lock().await;
-        leases.retain(|lease| !lease.is_lost());
+        loop {
+            let mut granting = match self.share(tasks, (purpose, whole_seconds(ttl)))? {
+                Sharing::Usable(lease) => return Ok(lease),
+                Sharing::Granting(outcome) => outcome,
+            };
+            let outcome = granting.wait_for(Option::is_some).await;
+            // Its task ends with the session only.
+            let outcome = outcome.map_err(|_| Failure::Final(Error::Closed))?.clone();
+            // A thousand may have been waiting, which is more than one lease is for: look again.
+            outcome.unwrap_or(Ok(()))?;
+        }
+    }
+
+    fn share(&self, tasks: &TaskOwner, key: PoolKey) -> Result<Sharing, Failure> {
+        let mut leased = locked(&self.leased);
+        let pool = leased.pools.entry(key).or_default();
+        pool.leases.retain(|lease| !lease.is_lost());
         // The pool itself holds one count.
         let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
-        if let Some(lease) = leases.iter().find(usable) {
-            return Ok(Arc::clone(lease));
+        if let Some(lease) = pool.leases.iter().find(usable) {
+            return Ok(Sharing::Usable(Arc::clone(lease)));
         }
-        let lease = self.own(tasks, ttl).await?;
-        leases.push(Arc::clone(&lease));
-        Ok(lease)
+        if let Some(outcome) = pool.granting.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
+            return Ok(Sharing::Granting(outcome.clone()));
+        }
+        let (tell, outcome) = watch::channel(None);
+        pool.granting = Some(outcome.clone());
+        drop(leased);
+        self.begin(tasks, key.1, Waiting::Pool(key, tell))?;
+        Ok(Sharing::Granting(outcome))
     }
 
     /// A lease of its own.
+    ///
+    /// Dropping the future gives it up: what was not sent is not sent, and what was granted is revoked.
     pub(crate) async fn own(&self, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Failure> {
-        let asked = whole_seconds(ttl);
+        let (tell, outcome) = oneshot::channel();
+        self.begin(tasks, whole_seconds(ttl), Waiting::One(tell))?;
+        outcome.await.map_err(|_| Failure::Final(Error::Closed))?
+    }
+
+    /// Starts the task of a lease, which gets it granted and keeps it.
+    fn begin(&self, tasks: &TaskOwner, ttl: Duration, waiting: Waiting) -> Result<(), Failure> {
+        let granting = Granting {
+            conn: Arc::clone(&self.conn),
+            counters: Arc::clone(&self.counters),
+            leased: Arc::downgrade(&self.leased),
+            turns: Arc::clone(&self.turns),
+            asked: ttl,
+            waiting,
+        };
+        let (conn, stop) = (Arc::clone(&self.conn), tasks.stop_signal());
+        let kept = tasks.spawn("lease", async move {
+            let granted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                granted = granting.run() => granted,
+            };
+            let Some(Granted { keeper, end, abandoned }) = granted else {
+                return;
+            };
+            let id = keeper.id;
+            tokio::select! {
+                // A session that stops drops its leases as well, and that must not revoke them: stop first.
+                biased;
+                () = stop.cancelled() => {}
+                () = abandoned.cancelled() => {}
+                () = end.cancelled() => revoke(&conn, id).await,
+                () = keeper.keep() => {}
+            }
+        });
+        kept.map_err(Failure::Final)
+    }
+}
+
+fn locked(leased: &Mutex<Leased>) -> MutexGuard<'_, Leased> {
+    leased.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those that a lease is granted for.
+enum Waiting {
+    /// One, that has it to itself.
+    One(oneshot::Sender<Result<Arc<Lease>, Failure>>),
+    /// All that share those of a pool.
+    Pool(PoolKey, watch::Sender<GrantOutcome>),
+}
+
+impl Waiting {
+    /// Says whether anybody still waits.
+    fn is_wanted(&self) -> bool {
+        match self {
+            Self::One(tell) => !tell.is_closed(),
+            // The pool itself holds one.
+            Self::Pool(_, tell) => tell.receiver_count() > 1,
+        }
+    }
+
+    /// Hands the lease over, or the failure. One that nobody takes is dropped, which revokes it.
+    fn deliver(self, outcome: Result<Arc<Lease>, Failure>, leased: &Weak<Mutex<Leased>>) {
+        let leased = leased.upgrade();
+        let mut leased = leased.as_deref().map(locked);
+        if let (Ok(lease), Some(leased)) = (&outcome, &mut leased) {
+            leased.granted.retain(|lease| lease.strong_count() > 0);
+            leased.granted.push(Arc::downgrade(lease));
+        }
+        match self {
+            // Whoever waited may be gone.
+            Self::One(tell) => drop(tell.send(outcome)),
+            Self::Pool(key, tell) => {
+                if let Some(pool) = leased.as_mut().and_then(|leased| leased.pools.get_mut(&key)) {
+                    pool.granting = None;
+                    pool.leases.extend(outcome.as_ref().ok().cloned());
+                }
+                tell.send_replace(Some(outcome.map(drop)));
+            }
+        }
+    }
+}
+
+/// A lease that is about to be granted.
+struct Granting {
+    conn: Arc<Connection>,
+    counters: Arc<Counters>,
+    /// Not the leases themselves, which end with the session.
+    leased: Weak<Mutex<Leased>>,
+    turns: Arc<Semaphore>,
+    asked: Duration,
+    waiting: Waiting,
+}
+
+/// What it takes to keep a lease that was granted, and what ends that.
+struct Granted {
+    keeper: Keeper,
+    end: CancellationToken,
+    abandoned: CancellationToken,
+}
+
+impl Granting {
+    /// Gets the lease granted and hands it over. `None`: there is none to keep.
+    async fn run(mut self) -> Option<Granted> {
+        let turn = Arc::clone(&self.turns);
+        let turn = match &mut self.waiting {
+            Waiting::Pool(..) => None,
+            Waiting::One(tell) => tokio::select! {
+                turn = turn.acquire_owned() => turn.ok(),
+                // Nothing was sent for it.
+                () = tell.closed() => return None,
+            },
+        };
         let sent = Moment::now();
-        let (id, ttl) = self.grant(asked).await?;
+        let granted = self.grant().await;
+        drop(turn);
+        let Self { conn, counters, leased, asked, waiting, .. } = self;
+        let (id, ttl) = match granted {
+            Ok(granted) => granted,
+            Err(failure) => {
+                waiting.deliver(Err(failure), &leased);
+                return None;
+            }
+        };
         if ttl != asked {
-            tracing::warn!(lease = id.get(), asked = ?asked, granted = ?ttl, "lease granted with another TTL");
+            tracing::warn!(lease = id.get(), ?asked, granted = ?ttl, "lease granted with another TTL");
         }
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (turn, phase) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned, doubted) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
-        let keeper = Keeper {
-            conn: Arc::clone(&self.conn),
-            counters: Arc::clone(&self.counters),
-            id,
-            ttl,
-            renewed: sent,
-            report,
-            turn,
-            doubted: Arc::clone(&doubted),
-        };
+        let keeper = Keeper { conn, counters, id, ttl, renewed: sent, report, turn, doubted: Arc::clone(&doubted) };
         let lease = Arc::new(Lease {
             id,
             ttl,
@@ -200,41 +358,28 @@ impl Leases {
             doubted,
             condemned: AtomicBool::new(false),
         });
-        let stop = tasks.stop_signal();
-        let kept = tasks.spawn("lease", async move {
-            let conn = Arc::clone(&keeper.conn);
-            tokio::select! {
-                // A session that stops drops its leases as well, and that must not revoke them: stop first.
-                biased;
-                () = stop.cancelled() => {}
-                () = abandoned.cancelled() => {}
-                () = end.cancelled() => revoke(&conn, id).await,
-                () = keeper.keep() => {}
-            }
-        });
-        kept.map_err(Failure::Final)?;
-        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        granted.retain(|lease| lease.strong_count() > 0);
-        granted.push(Arc::downgrade(&lease));
-        Ok(lease)
+        waiting.deliver(Ok(lease), &leased);
+        Some(Granted { keeper, end, abandoned })
     }
-}
 
-impl Leases {
-    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two.
-    async fn grant(&self, asked: Duration) -> Result<(LeaseId, Duration), Failure> {
-        let seconds = i64::try_from(asked.as_secs()).unwrap_or(i64::MAX);
-        let id = fastrand::i64(1..);
+    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two. Nothing is
+    /// repeated for nobody: what may have been granted is revoked then.
+    async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
+        let seconds = i64::try_from(self.asked.as_secs()).unwrap_or(i64::MAX);
+        let id = LeaseId::new(fastrand::i64(1..));
         let grant = |mut clients: crate::connection::Clients| async move {
-            clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id))).await
+            clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id.get()))).await
         };
         let mut repeated = false;
         loop {
             match self.conn.fast.call("lease grant", grant).await {
-                Ok(granted) => return Ok((LeaseId::new(id), Duration::from_secs(granted.ttl().unsigned_abs()))),
+                Ok(granted) => return Ok((id, Duration::from_secs(granted.ttl().unsigned_abs()))),
+                Err(failure) if failure.is_ambiguous() && !self.waiting.is_wanted() => {
+                    revoke(&self.conn, id).await;
+                    return Err(failure);
+                }
                 Err(failure) if failure.is_ambiguous() && !repeated => repeated = true,
                 Err(Failure::LeaseExists) if repeated => {
-                    let id = LeaseId::new(id);
                     let (_, ttl) = self.conn.time_to_live(id).await?.ok_or(Failure::LeaseNotFound)?;
                     return Ok((id, ttl));
                 }

@@ -323,7 +323,9 @@ impl Registrar {
 
     /// Brings etcd one step closer to what is desired.
     async fn reconcile(&mut self) -> Result<Pause, Error> {
-        let lease = self.lease().await?;
+        let Some(lease) = self.lease().await? else {
+            return Ok(Pause::None);
+        };
         let key = self.key(lease)?;
         let session = Arc::clone(&self.session);
         let desired = self.driver.desired();
@@ -383,22 +385,29 @@ impl Registrar {
         }
     }
 
-    /// The lease; only its id, because each that holds a lease counts as one of its keys.
-    async fn lease(&mut self) -> Result<LeaseId, Error> {
+    /// The lease; only its id, because each that holds a lease counts as one of its keys. `None`: the registration is no longer
+    /// wanted.
+    async fn lease(&mut self) -> Result<Option<LeaseId>, Error> {
         if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) {
-            return Ok(lease.id());
+            return Ok(Some(lease.id()));
         }
         let Session { tasks, leases, layout, .. } = &*self.session;
         let own = layout.lease_scope() == LeaseScope::PerKey;
-        let granted = match self.options.lease {
-            LeaseChoice::Given(_) if self.lease.is_some() => return Err(Error::LeaseLost),
-            LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
-            LeaseChoice::Own => leases.own(tasks, self.options.ttl).await,
-            _ if own => leases.own(tasks, self.options.ttl).await,
-            _ => leases.shared(tasks, Purpose::Registration, self.options.ttl).await,
+        let granting = async {
+            match self.options.lease {
+                LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
+                LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
+                LeaseChoice::Own => leases.own(tasks, self.options.ttl).await,
+                _ if own => leases.own(tasks, self.options.ttl).await,
+                _ => leases.shared(tasks, Purpose::Registration, self.options.ttl).await,
+            }
+        };
+        let granted = tokio::select! {
+            granted = granting => granted,
+            () = self.driver.unwanted() => return Ok(None),
         };
         let lease = granted.map_err(|failure| self.failed(failure))?;
-        Ok(self.lease.insert(lease).id())
+        Ok(Some(self.lease.insert(lease).id()))
     }
 
     async fn write(

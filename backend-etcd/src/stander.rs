@@ -69,6 +69,8 @@ struct Held {
     /// What tells it from the other places of this session in the line.
     number: u64,
     lease: Arc<Lease>,
+    /// A write that creates it may have been done.
+    entered: bool,
     /// When the answer to a write was given up.
     unsettled: Option<Moment>,
     /// When it was chosen.
@@ -106,7 +108,9 @@ impl Stander {
                 let Some(held) = held else {
                     return;
                 };
-                self.leave(&held, None, false).await;
+                if held.entered {
+                    self.leave(&held, None, false).await;
+                }
                 held
             }
         };
@@ -167,6 +171,7 @@ impl Stander {
             key: key.map_err(Failure::Final)?,
             number,
             lease,
+            entered: false,
             unsettled: None,
             begun: Instant::now(),
             ward: None,
@@ -212,7 +217,8 @@ impl Stander {
     }
 
     /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because nobody else uses the key
-    /// meanwhile, and it is only created if it is absent. On an error the place that may be left is returned with it.
+    /// meanwhile, and it is only created if it is absent. On an error the place that may be left is returned with it. A caller that
+    /// is gone costs no further request.
     async fn enter(
         &mut self,
         answer: &mut oneshot::Sender<Result<Won, Error>>,
@@ -221,7 +227,7 @@ impl Stander {
         let mut held: Option<Held> = None;
         let mut renewed = 0;
         loop {
-            let failure = match self.try_enter(&mut held).await {
+            let failure = match self.try_enter(&mut held, answer).await {
                 Ok(placed) => match held {
                     Some(held) => return Ok((held, placed)),
                     None => return Err((None, Error::Closed)),
@@ -248,16 +254,31 @@ impl Stander {
         }
     }
 
-    async fn try_enter(&self, held: &mut Option<Held>) -> Result<Placed, Failure> {
-        let held = match held {
-            Some(held) => held,
-            None => held.insert(self.held().await?),
+    async fn try_enter(
+        &self,
+        held: &mut Option<Held>,
+        answer: &mut oneshot::Sender<Result<Won, Error>>,
+    ) -> Result<Placed, Failure> {
+        if held.is_none() {
+            *held = tokio::select! {
+                made = self.held() => Some(made?),
+                () = answer.closed() => None,
+            };
+        }
+        let Some(held) = held else {
+            return Err(Failure::Final(Error::Closed));
         };
         // The own place is the last of the line then.
         let own = self.own_place(held, Revision::default());
         // Behind others of this session it has to wait anyway.
         let patient = self.want.wait && self.session.numbers.in_use(&self.range.start) > 1;
-        let (token, line) = match self.session.conn.enter(&own, &self.range, self.last_two(), patient).await {
+        let conn = &self.session.conn;
+        let entered = conn.enter(&own, &self.range, self.last_two(), patient, answer.closed()).await;
+        held.entered |= match &entered {
+            Ok(entered) => !matches!(entered, Err(None)),
+            Err(failure) => failure.is_ambiguous(),
+        };
+        let (token, line) = match entered {
             Ok(Ok(entered)) => entered,
             // Created by an attempt whose answer was lost.
             Ok(Err(Some(own))) => return self.confirm(held, own.created).await,
@@ -266,6 +287,8 @@ impl Stander {
                 if failure.is_ambiguous() {
                     // Not from when it was asked for: it may have waited for others before it was sent.
                     held.unsettled = Some(Moment::now());
+                    // While etcd is silent nothing more is sent under this lease.
+                    held.lease.doubt();
                 }
                 return Err(failure);
             }

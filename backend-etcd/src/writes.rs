@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -110,6 +113,15 @@ struct Asked {
     /// When it was asked for.
     since: Instant,
     answer: oneshot::Sender<Result<Outcome, Failure>>,
+    /// Set by whichever comes first: it is sent, or its caller gives it up. Only for those that have to know.
+    decided: Option<Arc<AtomicBool>>,
+}
+
+impl Asked {
+    /// Takes it to be sent. `false`: it was given up.
+    fn depart(&self) -> bool {
+        !self.answer.is_closed() && self.decided.as_ref().is_none_or(|decided| !decided.swap(true, Ordering::AcqRel))
+    }
 }
 
 /// Sends writes.
@@ -130,9 +142,32 @@ impl Batcher {
 
     /// Sends a write, alone or with others.
     pub(crate) async fn send(&self, write: Write) -> Result<Outcome, Failure> {
+        self.ask(write, None).await
+    }
+
+    /// As [`send`](Self::send), until `given_up`: [`Failure::NeverSent`] then, if it was not sent, else [`Failure::Lost`].
+    pub(crate) async fn send_unless(
+        &self,
+        write: Write,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Outcome, Failure> {
+        let decided = Arc::new(AtomicBool::new(false));
+        tokio::select! {
+            // What is known counts.
+            biased;
+            outcome = self.ask(write, Some(Arc::clone(&decided))) => outcome,
+            () = given_up => Err(if decided.swap(true, Ordering::AcqRel) {
+                Failure::Lost(said("given up before the answer came"))
+            } else {
+                Failure::NeverSent(said("given up before it was sent"))
+            }),
+        }
+    }
+
+    async fn ask(&self, write: Write, decided: Option<Arc<AtomicBool>>) -> Result<Outcome, Failure> {
         let (answer, outcome) = oneshot::channel();
         let closed = || Failure::Final(Error::Closed);
-        self.queue.send(Asked { write, since: Instant::now(), answer }).await.map_err(|_| closed())?;
+        self.queue.send(Asked { write, since: Instant::now(), answer, decided }).await.map_err(|_| closed())?;
         outcome.await.map_err(|_| closed())?
     }
 }
@@ -202,8 +237,10 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
             lines.insert(line.clone());
         }
         if batch.is_empty() || (room && free) {
-            (ops, guards, size) = (ops + own.len(), guards + guarded.len(), size + bytes);
-            batch.push(asked);
+            if asked.depart() {
+                (ops, guards, size) = (ops + own.len(), guards + guarded.len(), size + bytes);
+                batch.push(asked);
+            }
         } else {
             if let InLine::Leaves(line) = line {
                 lines.insert(line.clone());
@@ -222,7 +259,12 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
 fn settle(lane: &Arc<Lane>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
     let lane = Arc::clone(lane);
     async move {
-        while !batch.is_empty() {
+        loop {
+            // Also what goes again does not go for a caller that has given up.
+            batch.retain(|asked| !asked.answer.is_closed());
+            if batch.is_empty() {
+                return;
+            }
             batch = match attempt(&lane, &batch).await {
                 Ok(outcomes) => answer(batch, outcomes),
                 // One of them is refused, and which one it is shows when each is sent alone.
@@ -322,7 +364,7 @@ mod tests {
         let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
         let (answer, outcome) = oneshot::channel();
         let write = Write { guards, ops, size, line, patient: false };
-        (Asked { write, since: Instant::now(), answer }, outcome)
+        (Asked { write, since: Instant::now(), answer, decided: None }, outcome)
     }
 
     fn keys(batch: &[Asked]) -> Vec<String> {
@@ -372,6 +414,21 @@ mod tests {
         let large = |key: &str| asked(&[key], InLine::Apart, MAX_BYTES);
         let (mut all, _answers) = waiting(vec![large("a"), large("b")]);
         assert_eq!(take(&mut all).len(), 1);
+    }
+
+    #[test]
+    fn a_write_is_sent_or_given_up_and_never_both() {
+        let both = || {
+            let (mut asked, answer) = asked(&["a"], InLine::Apart, 1);
+            let decided = Arc::clone(asked.decided.insert(Arc::default()));
+            (asked, answer, decided)
+        };
+        let (asked, _answer, decided) = both();
+        assert_eq!(take(&mut VecDeque::from([asked])).len(), 1);
+        assert!(decided.swap(true, Ordering::AcqRel), "whoever gives it up now knows that it was sent");
+        let (asked, _answer, decided) = both();
+        assert!(!decided.swap(true, Ordering::AcqRel), "whoever gives it up first knows that it is not");
+        assert!(take(&mut VecDeque::from([asked])).is_empty());
     }
 
     #[test]

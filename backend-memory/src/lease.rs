@@ -3,15 +3,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use enlist::{BackoffPolicy, Error, LeaseId, Moment, TaskOwner, registry::whole_seconds};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::hub::Link;
+use crate::{hub::Link, store::Store};
 
 /// The most keys that share a lease: revoking one is one revision, and a huge one chokes watchers.
 const MAX_KEYS: usize = 1000;
@@ -86,35 +86,53 @@ impl Drop for Lease {
     }
 }
 
-/// A pool keeps its leases for as long as the session lives: the next lock or instance needs no grant, and a waiter can
-/// tell a release, after which the lease lives on, from a crash.
-type Slot = Arc<AsyncMutex<Vec<Arc<Lease>>>>;
+/// What a session knows of its leases.
+#[derive(Debug, Default)]
+struct Leased {
+    /// Shared ones, kept for as long as the session lives: the next lock or instance needs no grant, and a waiter can tell a
+    /// release, after which the lease lives on, from a crash.
+    pools: HashMap<(Purpose, Duration), Vec<Arc<Lease>>>,
+    /// All that were granted and may be alive, for the end of the session.
+    granted: Vec<Weak<Lease>>,
+}
+
+impl Leased {
+    fn usable(&mut self, key: (Purpose, Duration)) -> Option<Arc<Lease>> {
+        let pool = self.pools.entry(key).or_default();
+        pool.retain(|lease| !lease.is_lost());
+        // The pool itself holds one count.
+        let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
+        pool.iter().find(usable).cloned()
+    }
+}
 
 /// Hands out leases.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    pools: Mutex<HashMap<(Purpose, Duration), Slot>>,
-    /// All that were granted and may be alive, for the end of the session.
-    granted: Mutex<Vec<Weak<Lease>>>,
+    leased: Mutex<Leased>,
 }
 
 impl Leases {
+    fn leased(&self) -> MutexGuard<'_, Leased> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The leases that this session holds.
     pub(crate) fn alive(&self) -> Vec<LeaseId> {
-        let granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
+        self.leased().granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
     }
 
     /// A lease of its own.
+    ///
+    /// Dropping the future costs nothing.
     pub(crate) async fn own(&self, link: &Link, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Error> {
-        let lease = grant(link, tasks, ttl).await?;
-        let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-        granted.retain(|lease| lease.strong_count() > 0);
-        granted.push(Arc::downgrade(&lease));
-        Ok(lease)
+        let sent = Moment::now();
+        link.ask(|store, now| self.grant(store, now, sent, link, tasks, ttl)).await?
     }
 
     /// A lease shared by all of this client that have the same purpose and TTL.
+    ///
+    /// Dropping the future costs nothing.
     pub(crate) async fn shared(
         &self,
         link: &Link,
@@ -122,44 +140,55 @@ impl Leases {
         purpose: Purpose,
         ttl: Duration,
     ) -> Result<Arc<Lease>, Error> {
-        let slot = {
-            let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(pools.entry((purpose, whole_seconds(ttl))).or_default())
-        };
-        // Held over the grant, so that a thousand waiters make one lease.
-        let mut leases = slot.lock().await;
-        leases.retain(|lease| !lease.is_lost());
-        // The pool itself holds one count.
-        let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
-        if let Some(lease) = leases.iter().find(usable) {
-            return Ok(Arc::clone(lease));
+        let key = (purpose, whole_seconds(ttl));
+        if let Some(lease) = self.leased().usable(key) {
+            return Ok(lease);
         }
-        let lease = self.own(link, tasks, ttl).await?;
-        leases.push(Arc::clone(&lease));
+        let sent = Moment::now();
+        let granted = link.ask(|store, now| {
+            // Of a thousand that ask at the same time the first makes the lease of all.
+            if let Some(lease) = self.leased().usable(key) {
+                return Ok(lease);
+            }
+            let lease = self.grant(store, now, sent, link, tasks, ttl)?;
+            self.leased().pools.entry(key).or_default().push(Arc::clone(&lease));
+            Ok(lease)
+        });
+        granted.await?
+    }
+
+    /// Grants a lease by a request sent at `sent`, and starts the task that keeps it.
+    fn grant(
+        &self,
+        store: &mut Store,
+        now: Instant,
+        sent: Moment,
+        link: &Link,
+        tasks: &TaskOwner,
+        ttl: Duration,
+    ) -> Result<Arc<Lease>, Error> {
+        let ttl = whole_seconds(ttl);
+        let id = store.grant(ttl, now);
+        let (report, state) = watch::channel(LeaseState::Alive { sent });
+        let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
+        let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
+        let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone() });
+        let stop = tasks.stop_signal();
+        tasks.spawn("lease", async move {
+            tokio::select! {
+                // A session that stops drops its leases as well, and that must not revoke them: stop first.
+                biased;
+                () = stop.cancelled() => {}
+                () = abandoned.cancelled() => {}
+                () = end.cancelled() => keeper.revoke().await,
+                () = keeper.keep() => {}
+            }
+        })?;
+        let mut leased = self.leased();
+        leased.granted.retain(|lease| lease.strong_count() > 0);
+        leased.granted.push(Arc::downgrade(&lease));
         Ok(lease)
     }
-}
-
-async fn grant(link: &Link, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Error> {
-    let ttl = whole_seconds(ttl);
-    let sent = Moment::now();
-    let id = link.ask(|store, now| store.grant(ttl, now)).await?;
-    let (report, state) = watch::channel(LeaseState::Alive { sent });
-    let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
-    let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
-    let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone() });
-    let stop = tasks.stop_signal();
-    tasks.spawn("lease", async move {
-        tokio::select! {
-            // A session that stops drops its leases as well, and that must not revoke them: stop first.
-            biased;
-            () = stop.cancelled() => {}
-            () = abandoned.cancelled() => {}
-            () = end.cancelled() => keeper.revoke().await,
-            () = keeper.keep() => {}
-        }
-    })?;
-    Ok(lease)
 }
 
 /// A lease that somebody else keeps; it is neither renewed nor revoked from here.

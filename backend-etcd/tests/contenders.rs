@@ -1,0 +1,112 @@
+//! Contenders of a scripted etcd under a paused clock: silence, refusals and answers that come late, which a real server cannot be
+//! made to show at the right moment.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry,
+    ServiceRef, Start,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, Requests, soon};
+use tokio::{task::JoinSet, time::Instant};
+
+/// How long a caller waits that gives up early.
+const IMPATIENT: Duration = Duration::from_millis(100);
+
+/// How long a request may take; a grant is sent twice at most.
+const REQUEST: Duration = Duration::from_secs(5);
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
+}
+
+fn name() -> LockName {
+    LockName::parse("l").unwrap()
+}
+
+/// How many tasks live in this runtime, those of the fake included.
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// A thousand callers in turn, each of which gives up before etcd answers. Returns the most tasks there were meanwhile.
+async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
+    let mut most = 0;
+    for _ in 0..1000 {
+        let late = etcd.acquire(&name(), options.clone().deadline(IMPATIENT)).await;
+        assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
+        most = most.max(tasks());
+    }
+    most
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_gave_up_while_etcd_was_silent_cost_no_transaction_and_no_task() {
+    // Without a lease, with one from before the silence, and with one for each.
+    for (own, known) in [(false, false), (false, true), (true, false)] {
+        let fake = FakeEtcd::start();
+        let etcd = client(&fake);
+        let options = if own { LockOptions::new().own_lease() } else { LockOptions::new() };
+        if known {
+            soon("acquired", etcd.acquire(&name(), options.clone())).await.unwrap().release().await.unwrap();
+        }
+        fake.freeze();
+        fake.forget_requests();
+        let before = tasks();
+        let most = a_thousand_give_up(&etcd, &options).await;
+        fake.thaw();
+        // A marker: what was still under way came before it.
+        let guard = soon("the lock", etcd.acquire(&name(), options)).await.unwrap();
+        let Requests { txns, grants, .. } = fake.requests();
+        println!("own lease {own}, known {known}: {} tasks, {txns} transactions, {grants} grants", most - before);
+        assert!(most - before <= 100, "{} tasks for a thousand callers that gave up", most - before);
+        assert_eq!(txns, 1, "that of the marker");
+        assert!(grants <= if own { 20 } else { 2 }, "{grants} grants");
+        drop(guard);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_that_wait_for_a_lease_hear_of_the_failure_of_one_grant() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.freeze();
+    let begun = Instant::now();
+    let mut trying = JoinSet::new();
+    for _ in 0..100 {
+        let etcd = etcd.clone();
+        trying.spawn(async move { etcd.try_acquire(&name(), LockOptions::new()).await });
+    }
+    while let Some(tried) = trying.join_next().await {
+        let tried = tried.unwrap();
+        assert!(matches!(tried, Err(Error::Unavailable(_))), "{tried:?}");
+        assert!(begun.elapsed() <= 2 * REQUEST + IMPATIENT, "{:?}", begun.elapsed());
+    }
+    fake.thaw();
+    let guard = soon("the lock", etcd.try_acquire(&name(), LockOptions::new())).await.unwrap();
+    assert!(guard.is_some() && fake.leases() <= 2, "{} leases", fake.leases());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_never_got_a_lease_is_deregistered_at_once() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.freeze();
+    let service = ServiceRef::parse("svc").unwrap();
+    let mut registrations = Vec::new();
+    for id in 0..20 {
+        let id = InstanceId::parse(format!("i{id}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let options = RegisterOptions::new().start(Start::Background);
+        registrations.push(etcd.register(&service, instance, options).await.unwrap());
+    }
+    tokio::time::sleep(IMPATIENT).await;
+    let begun = Instant::now();
+    let last = registrations.pop().unwrap();
+    assert_eq!(last.deregister().await.unwrap(), Deregistered::AlreadyGone);
+    assert!(begun.elapsed() < Duration::from_secs(3) + REQUEST, "{:?}", begun.elapsed());
+    fake.thaw();
+}

@@ -1,0 +1,41 @@
+//! Locks over a link that is slow, which the conformance suite cannot ask of every backend.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{Lock, LockName, LockOptions};
+use enlist_memory::MemoryStore;
+use enlist_testkit::soon;
+use tokio::{task::JoinSet, time::Instant};
+
+const DELAY: Duration = Duration::from_secs(1);
+
+fn name() -> LockName {
+    LockName::parse("l").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn callers_that_wait_for_a_lease_do_not_wait_for_each_other() {
+    let store = MemoryStore::new();
+    let client = store.client();
+    client.delay(DELAY);
+    client.cut();
+    let begun = Instant::now();
+    let mut trying = JoinSet::new();
+    for _ in 0..100 {
+        let client = client.clone();
+        trying.spawn(async move { client.try_acquire(&name(), LockOptions::new()).await });
+    }
+    while let Some(tried) = trying.join_next().await {
+        assert!(tried.unwrap().is_err());
+        assert!(begun.elapsed() <= 2 * DELAY, "{:?}", begun.elapsed());
+    }
+    client.heal();
+    for _ in 0..100 {
+        let client = client.clone();
+        trying.spawn(async move { client.try_acquire(&name(), LockOptions::new()).await });
+    }
+    let all = soon("all have tried", trying.join_all()).await;
+    assert_eq!(all.into_iter().filter(|tried| matches!(tried, Ok(Some(_)))).count(), 1);
+    assert_eq!(store.leases().len(), 1, "one for all");
+}
