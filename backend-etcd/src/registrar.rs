@@ -746,8 +746,9 @@ async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
     loop {
         match reader.next().await {
             Ok(reading) if reading.value.records().next().is_none() => return,
-            Ok(_) => {}
-            Err(_) => return std::future::pending().await,
+            Err(Error::Closed) => return std::future::pending().await,
+            // A watch that is refused is opened again.
+            Ok(_) | Err(_) => {}
         }
     }
 }

@@ -573,15 +573,17 @@ impl Stander {
     }
 }
 
-/// Waits until the key that `reader` follows is no longer the one created at `created`.
+/// Waits until the key that `reader` follows is no longer the one created at `created`. A watch that is refused is opened again, so
+/// only the end of the session ends the wait for it.
 async fn replaced(mut reader: FeedReader<Mirror>, created: Revision) {
-    while let Ok(reading) = reader.next().await {
-        if reading.value.records().all(|record| record.created != created) {
-            return;
+    loop {
+        match reader.next().await {
+            Ok(reading) if reading.value.records().all(|record| record.created != created) => return,
+            // This task ends with the session.
+            Err(Error::Closed) => return std::future::pending().await,
+            Ok(_) | Err(_) => {}
         }
     }
-    // The session has ended, and this task with it.
-    std::future::pending::<()>().await;
 }
 
 async fn lost(state: &mut tokio::sync::watch::Receiver<LeaseState>) {

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use enlist::{
-    Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry,
-    ServiceRef, Start,
+    Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, RegisterOptions,
+    Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Requests, soon};
+use enlist_testkit::{Beside, FakeEtcd, Lie, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
 /// How long a caller waits that gives up early.
@@ -25,6 +25,16 @@ fn client(fake: &FakeEtcd) -> Etcd {
 
 fn name() -> LockName {
     LockName::parse("l").unwrap()
+}
+
+async fn acquire(etcd: &Etcd) -> LockGuard {
+    soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.unwrap()
+}
+
+/// A contender that runs beside the test.
+fn contend(etcd: &Etcd) -> Beside<LockGuard> {
+    let etcd = etcd.clone();
+    Beside::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
 }
 
 /// How many tasks live in this runtime, those of the fake included.
@@ -109,4 +119,29 @@ async fn a_registration_that_never_got_a_lease_is_deregistered_at_once() {
     assert_eq!(last.deregister().await.unwrap(), Deregistered::AlreadyGone);
     assert!(begun.elapsed() < Duration::from_secs(3) + REQUEST, "{:?}", begun.elapsed());
     fake.thaw();
+}
+
+/// A role that is taken away for a moment, or a token that cannot be renewed.
+#[tokio::test(start_paused = true)]
+async fn a_contender_whose_watch_is_refused_takes_its_turn() {
+    let fake = FakeEtcd::start();
+    let (one, two) = (client(&fake), client(&fake));
+    let holder = acquire(&one).await;
+    eventually("the holder's own key is watched", || async {
+        if fake.requests().watches > 0 { Ok(()) } else { Err("no watch") }
+    })
+    .await;
+    // That of the one before, that of its own key, and again that of the one before.
+    for _ in 0..3 {
+        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+    }
+    let mut next = contend(&two);
+    eventually("all are refused", || async { if fake.told_all() { Ok(()) } else { Err(fake.requests()) } }).await;
+    next.assert_running();
+    holder.release().await.unwrap();
+    let guard = next.done("its turn").await;
+    assert!(guard.is_held());
+    // Nobody is kept waiting by it.
+    guard.release().await.unwrap();
+    assert!(acquire(&one).await.is_held());
 }
