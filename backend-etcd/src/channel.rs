@@ -3,6 +3,9 @@
 //! The client library's own balanced channel keeps picking a dead member (26 % of calls fail with one of three down). This
 //! one dials the members in turn, stays with the first that answers, and moves on when a call fails in transport or its
 //! user says that the member does not answer. Dialling happens on the session's runtime, whoever calls.
+//!
+//! A failure counts against the connection on which it occurred, never against a newer one: each connection is a [`Dialled`],
+//! and [`Used`] carries it from here to the request layer, which notices that an answer does not come.
 
 use std::{
     fmt,
@@ -14,6 +17,7 @@ use std::{
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
@@ -88,6 +92,53 @@ pub(crate) enum Members {
     Fixed(Channel),
 }
 
+/// One connection of a [`Failover`]. Clones are the same connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialled {
+    /// Counts the connections of its channel.
+    generation: u64,
+    given_up: CancellationToken,
+}
+
+impl Dialled {
+    /// Waits until the connection is given up. Its streams have to move then, or it stays open beside its successor.
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn given_up(&self) {
+        self.given_up.cancelled().await;
+    }
+}
+
+tokio::task_local! {
+    /// Where the channel notes the connection that the present call uses. The client between the two carries nothing.
+    static USED: Used;
+}
+
+/// The connection that a call uses.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Used(Arc<Mutex<Option<Dialled>>>);
+
+impl Used {
+    /// Runs `call`, whose requests note their connection here.
+    pub(crate) async fn by<F: Future>(&self, call: F) -> F::Output {
+        USED.scope(self.clone(), call).await
+    }
+
+    /// The connection of the latest request; `None` while it is being dialled.
+    pub(crate) fn connection(&self) -> Option<Dialled> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that nothing is outstanding: the connection has answered.
+    pub(crate) fn answered(&self) {
+        self.set(None);
+    }
+
+    fn set(&self, connection: Option<Dialled>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+}
+
 /// A channel that fails over. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Failover {
@@ -108,7 +159,7 @@ struct Pinned {
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
-    channel: Option<Channel>,
+    current: Option<(Dialled, Channel)>,
 }
 
 impl Failover {
@@ -121,12 +172,6 @@ impl Failover {
         let pinned = Mutex::new(Pinned { at, ..Pinned::default() });
         let shared = Shared { members, runtime, pinned, dialling: tokio::sync::Mutex::default() };
         Self { shared: Arc::new(shared) }
-    }
-
-    /// Gives the present member up: it does not answer. The next call goes to another one.
-    pub(crate) fn suspect(&self) {
-        let generation = self.pinned().generation;
-        self.give_up(generation);
     }
 
     fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
@@ -145,19 +190,23 @@ impl Failover {
         matches!(&self.shared.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
     }
 
-    fn current(&self) -> Option<(u64, Channel)> {
-        let pinned = self.pinned();
-        pinned.channel.clone().map(|channel| (pinned.generation, channel))
+    fn current(&self) -> Option<(Dialled, Channel)> {
+        self.pinned().current.clone()
     }
 
-    fn give_up(&self, generation: u64) {
+    /// Gives a connection up: its member does not answer. The next call goes to another one. A connection that was given up
+    /// before stays so, whatever has been dialled since.
+    pub(crate) fn give_up(&self, connection: &Dialled) {
         let mut pinned = self.pinned();
-        if pinned.generation == generation && pinned.channel.take().is_some() {
+        let current = pinned.current.take_if(|(current, _)| current.generation == connection.generation);
+        if let Some((given_up, _)) = current {
             pinned.at = pinned.at.wrapping_add(1);
+            drop(pinned);
+            given_up.given_up.cancel();
         }
     }
 
-    async fn connected(&self) -> Result<(u64, Channel), DialError> {
+    async fn connected(&self) -> Result<(Dialled, Channel), DialError> {
         if let Some(current) = self.current() {
             return Ok(current);
         }
@@ -171,8 +220,8 @@ impl Failover {
         };
         let mut pinned = self.pinned();
         pinned.generation += 1;
-        pinned.channel = Some(channel.clone());
-        Ok((pinned.generation, channel))
+        let connection = Dialled { generation: pinned.generation, given_up: CancellationToken::new() };
+        Ok(pinned.current.insert((connection, channel)).clone())
     }
 
     /// Dials the members in turn, each once.
@@ -276,15 +325,18 @@ impl Service<http::Request<Body>> for Failover {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let this = self.clone();
+        let used = USED.try_with(Used::clone).unwrap_or_default();
+        used.set(None);
         Box::pin(async move {
-            let (generation, mut channel) = this.connected().await?;
+            let (connection, mut channel) = this.connected().await?;
+            used.set(Some(connection.clone()));
             let url = this.url();
             let answered = match channel.ready().await {
                 Ok(ready) => ready.call(request).await,
                 Err(error) => Err(error),
             };
             answered.map_err(|error| {
-                this.give_up(generation);
+                this.give_up(&connection);
                 BoxError::from(Broken { url, shows_no_identity: this.shows_no_identity(), source: error })
             })
         })

@@ -15,14 +15,14 @@ use std::{
 use enlist::{Error, LeaseId, Moment, Revision, TaskOwner};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget,
-    TxnOp, WatchClient,
+    TxnOp, WatchClient, WatchOptions, WatchStream,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 use tower::util::BoxCloneSyncService;
 
 use crate::{
-    channel::Failover,
+    channel::{Dialled, Failover, Used},
     error::{Failure, classify, said},
     handover::OwnPlace,
     record::{KeyRange, Record},
@@ -81,9 +81,9 @@ impl Lane {
         Self { channel, credentials, clients: OnceCell::new(), limit, refreshed: tokio::sync::Mutex::new(None) }
     }
 
-    /// Gives the present member up because it does not answer.
-    pub(crate) fn suspect(&self) {
-        self.channel.suspect();
+    /// Gives a connection up because its member does not answer. A newer one is left alone.
+    pub(crate) fn give_up(&self, connection: &Dialled) {
+        self.channel.give_up(connection);
     }
 
     /// The clients; the first call authenticates, if there is a user.
@@ -107,24 +107,39 @@ impl Lane {
 
     /// Gets a new token, unless another caller just did.
     pub(crate) async fn refresh_token(&self) -> Result<(), Failure> {
+        let used = Used::default();
+        self.within("refreshing the token", self.limit, &used, self.refresh(&used)).await
+    }
+
+    async fn refresh(&self, used: &Used) -> Result<(), Failure> {
         let asked = Moment::now();
         let mut refreshed = self.refreshed.lock().await;
         if refreshed.is_some_and(|last| last.since(asked) > Duration::ZERO) {
             return Ok(());
         }
         let clients = self.clients().await?;
-        let refresh = Box::pin(clients.client.refresh_token());
-        match tokio::time::timeout(self.limit, refresh).await {
-            Ok(outcome) => outcome.map_err(|error| classify(&error))?,
-            Err(_) => return Err(self.silent("refreshing the token")),
-        }
+        let outcome = Box::pin(clients.client.refresh_token()).await;
+        used.answered();
+        outcome.map_err(|error| classify(&error))?;
         *refreshed = Some(Moment::now());
         Ok(())
     }
 
-    fn silent(&self, what: &str) -> Failure {
-        self.suspect();
-        Failure::Lost(said(format!("{what}: no answer within {:?}", self.limit)))
+    /// Waits for `call`, at most `limit`. At the limit the connection that owes an answer is given up, if there is one.
+    async fn within<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        used: &Used,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        if let Ok(outcome) = tokio::time::timeout(limit, used.by(call)).await {
+            return outcome;
+        }
+        if let Some(connection) = used.connection() {
+            self.give_up(&connection);
+        }
+        Err(Failure::Lost(said(format!("{what}: no answer within {limit:?}"))))
     }
 
     /// Sends a request under the lane's deadline. What was never sent is sent again, and a stale token is renewed once.
@@ -145,6 +160,20 @@ impl Lane {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.open(what, limit, request).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`call_within`](Self::call_within); with the answer comes the connection that it came over, on which a stream goes on.
+    async fn open<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        request: impl Fn(Clients) -> F,
+    ) -> Result<(T, Option<Dialled>), Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let used = Used::default();
         // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
         let attempts = Box::pin(async {
             let mut renewed = false;
@@ -154,23 +183,39 @@ impl Lane {
                     Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
                     Err(failure) => Err(failure),
                 };
+                let connection = used.connection();
+                used.answered();
                 match outcome {
                     Err(Failure::StaleToken(_)) if !renewed => {
                         renewed = true;
-                        self.refresh_token().await?;
+                        self.refresh(&used).await?;
                     }
                     Err(Failure::NeverSent(_)) if sends < RESENDS => sends += 1,
-                    Err(Failure::Leaderless(cause)) => {
-                        self.suspect();
-                        return Err(Failure::Leaderless(cause));
+                    outcome => {
+                        if let (Err(failure), Some(connection)) = (&outcome, &connection) {
+                            self.blame(connection, failure);
+                        }
+                        return Ok((outcome?, connection));
                     }
-                    outcome => return outcome,
                 }
             }
         });
-        match tokio::time::timeout(limit, attempts).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(self.silent(what)),
+        self.within(what, limit, &used, attempts).await
+    }
+
+    /// Opens a watch. With it comes its connection.
+    pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
+        let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
+        let (stream, connection) = self.open("watch", self.limit, open).await?;
+        // What was answered was sent over some connection.
+        let connection = connection.ok_or_else(|| Failure::Lost(said("a watch without a connection")))?;
+        Ok((stream, connection))
+    }
+
+    /// Gives a connection up whose member answered with `failure`, if another one may do better.
+    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) {
+        if matches!(failure, Failure::Leaderless(_)) {
+            self.give_up(connection);
         }
     }
 }

@@ -25,7 +25,8 @@ use tracing::Instrument;
 
 use crate::{
     audit::{Answer, Audit, Outcome, Verdict},
-    connection::{Clients, Connection, header_revision, signed},
+    channel::Dialled,
+    connection::{Connection, header_revision, signed},
     error::{Failure, classify, classify_cancel, said},
     mirror::{KeyEvent, Mirror},
     record::{KeyRange, Record},
@@ -238,9 +239,6 @@ impl Worker {
 
     /// Publishes the trouble; returns how long to leave it alone.
     fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
-        if matches!(failure, Failure::Leaderless(_)) {
-            self.conn.bulk.suspect();
-        }
         let error = failure.into_error(&self.range.describe());
         tracing::debug!(cause = %error, "watch broken");
         if error.is_retryable() {
@@ -259,7 +257,7 @@ impl Worker {
             *progressed = true;
         }
         let asked = Moment::now();
-        let mut stream = self.open(list).await?;
+        let (mut stream, connection) = self.open(list).await?;
         let mut parts = Vec::new();
         let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
         loop {
@@ -270,9 +268,10 @@ impl Worker {
                 tokio::select! {
                     message = &mut reading => break message,
                     ready = self.audit.ready() => self.audited(ready)?,
+                    () = connection.given_up() => return Err(lost("the connection of the watch was given up")),
                 }
             };
-            let message = self.heard(message)?;
+            let message = self.heard(message, &connection)?;
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
@@ -280,18 +279,25 @@ impl Worker {
                 self.counters.count(Counter::WatchResumes);
                 self.audit.soon();
             }
-            self.take(message, created, asked, &mut parts)?;
+            self.take(message, created, asked, &mut parts, &connection)?;
         }
     }
 
     /// Takes note of whether the watch is alive.
-    fn heard(&mut self, message: Option<Result<WatchResponse, Failure>>) -> Result<WatchResponse, End> {
+    fn heard(
+        &mut self,
+        message: Option<Result<WatchResponse, Failure>>,
+        connection: &Dialled,
+    ) -> Result<WatchResponse, End> {
         let Some(message) = message else {
             self.silences = (self.silences + 1).min(MAX_DOUBLINGS);
-            self.conn.bulk.suspect();
-            return Err(End::Broken(Failure::Lost(said("the watch gives no sign of life"))));
+            self.conn.bulk.give_up(connection);
+            return Err(lost("the watch gives no sign of life"));
         };
-        let message = message.map_err(End::Broken)?;
+        let message = message.map_err(|failure| {
+            self.conn.bulk.blame(connection, &failure);
+            End::Broken(failure)
+        })?;
         if !message.created() {
             self.silences = 0;
         }
@@ -341,7 +347,7 @@ impl Worker {
         self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
     }
 
-    async fn open(&mut self, listed: bool) -> Result<WatchStream, End> {
+    async fn open(&mut self, listed: bool) -> Result<(WatchStream, Dialled), End> {
         self.begins = self.seen();
         // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
         // begins in the past within 100 ms.
@@ -351,11 +357,7 @@ impl Worker {
         if let Some(end) = &self.range.end {
             options = options.with_range(end.clone());
         }
-        let open = |mut clients: Clients| {
-            let (start, options) = (self.range.start.clone(), options.clone());
-            async move { clients.watch.watch(start, Some(options)).await }
-        };
-        self.conn.bulk.call("watch", open).await.map_err(End::Broken)
+        self.conn.bulk.watch(&self.range.start, &options).await.map_err(End::Broken)
     }
 
     /// Tells whether the message ends the watch.
@@ -384,6 +386,7 @@ impl Worker {
         created: bool,
         asked: Moment,
         parts: &mut Vec<KeyEvent>,
+        connection: &Dialled,
     ) -> Result<(), End> {
         let now = Moment::now();
         let header = header_revision(message.header());
@@ -412,7 +415,7 @@ impl Worker {
             self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
             self.counters.add(Counter::WatchRepeats, dropped as u64);
             if dropped == told && told > 0 {
-                return self.repeated();
+                return self.repeated(connection);
             }
             self.repeats = 0;
             self.feed.publish(mirror.clone(), now);
@@ -434,16 +437,21 @@ impl Worker {
     }
 
     /// A stream that tells nothing but what is known is not to be trusted for long.
-    fn repeated(&mut self) -> Result<(), End> {
+    fn repeated(&mut self, connection: &Dialled) -> Result<(), End> {
         tracing::debug!("events repeated");
         self.repeats += 1;
         if self.repeats < MAX_REPEATS {
             return Ok(());
         }
         self.repeats = 0;
-        self.conn.bulk.suspect();
-        Err(End::Broken(Failure::Lost(said("the watch repeats itself"))))
+        self.conn.bulk.give_up(connection);
+        Err(lost("the watch repeats itself"))
     }
+}
+
+/// A watch that ended without a word of etcd.
+fn lost(why: &str) -> End {
+    End::Broken(Failure::Lost(said(why)))
 }
 
 /// The event; `None` for a type of a later etcd, or without a key.
