@@ -8,6 +8,7 @@
 
 mod disk;
 mod protection;
+mod view_task;
 
 use std::{
     collections::HashMap,
@@ -17,18 +18,16 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tracing::Instrument;
 
-use self::protection::Protection;
+use self::view_task::Keeper;
 use crate::{
-    backoff::BackoffPolicy,
-    clock::Moment,
     error::Error,
     freshness::Freshness,
     name::ServiceRef,
     picker::{Filter, Latest, Picker, Policy},
-    resolver::{Change, Resolver, Watcher},
+    resolver::Resolver,
     snapshot::Snapshot,
     task::TaskOwner,
     telemetry,
@@ -42,15 +41,6 @@ pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
 /// The least time between two publications of a view, unless said otherwise.
 pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
-
-/// How long a view waits for the store before it looks on disk.
-const DISK_AFTER: Duration = Duration::from_secs(1);
-
-/// The least time between two writes of a view to disk.
-const DISK_EVERY: Duration = Duration::from_secs(1);
-
-/// How often the age of a view is reported as a metric.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// How often a picture that is too old is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -183,7 +173,7 @@ pub(crate) struct Published {
 impl Published {
     #[cfg(test)]
     pub(crate) fn fresh(snapshot: Snapshot) -> Self {
-        let freshness = Freshness::Live { proof: crate::freshness::Proof::new(Moment::now()) };
+        let freshness = Freshness::Live { proof: crate::freshness::Proof::new(crate::Moment::now()) };
         Self { snapshot, freshness, max_age: None }
     }
 
@@ -275,241 +265,6 @@ impl Directory {
 impl fmt::Debug for Directory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Directory").field("resolver", &self.inner.resolver).finish_non_exhaustive()
-    }
-}
-
-/// The task behind the views of one service.
-struct Keeper {
-    resolver: Arc<dyn Resolver>,
-    directory: std::sync::Weak<Inner>,
-    shared: Arc<Shared>,
-    options: DirectoryOptions,
-}
-
-/// What the store lists, and when that was published.
-struct Picture {
-    listed: Option<(Snapshot, Freshness)>,
-    protection: Protection,
-    /// There is something to publish.
-    dirty: bool,
-    published: Option<Instant>,
-    /// When to look on disk, while nothing is known.
-    disk_due: Option<Instant>,
-    /// Why nothing is known yet.
-    trouble: Option<Error>,
-}
-
-impl Picture {
-    fn new(options: &DirectoryOptions) -> Self {
-        Self {
-            listed: None,
-            protection: Protection::new(options.hold, options.empty),
-            dirty: false,
-            published: None,
-            disk_due: options.disk.as_ref().map(|_| Instant::now() + DISK_AFTER),
-            trouble: None,
-        }
-    }
-
-    fn take(&mut self, change: Change) {
-        let Change { snapshot, events: _, freshness } = change;
-        // A watch that was started anew tells everything again.
-        let events = match &self.listed {
-            Some((listed, _)) => snapshot.diff(listed),
-            None => snapshot.as_added(),
-        };
-        self.protection.observe(&events, &snapshot, Moment::now());
-        self.listed = Some((snapshot, freshness));
-        self.dirty = true;
-    }
-
-    /// When there is something to do although the store says nothing.
-    fn wakes(&self, debounce: Duration) -> Option<Instant> {
-        let now = Instant::now();
-        let publication = self.dirty.then(|| self.published.map_or(now, |published| published + debounce));
-        let held = self.listed.as_ref().and_then(|(listed, _)| self.protection.expires_in(listed, Moment::now()));
-        [publication, held.map(|left| now + left), self.disk_due].into_iter().flatten().min()
-    }
-
-    fn is_due(&self, debounce: Duration) -> bool {
-        self.dirty && self.published.is_none_or(|published| published.elapsed() >= debounce)
-    }
-}
-
-impl Keeper {
-    /// Follows the watch until nobody has looked for the idle time.
-    async fn keep(&self) {
-        let (to_disk, writes) = watch::channel(None);
-        tokio::select! {
-            () = self.follow(&to_disk) => {}
-            () = self.write(writes) => {}
-            () = self.idled() => tracing::debug!(service = %self.shared.service, "view idle, watch ended"),
-        }
-    }
-
-    async fn follow(&self, to_disk: &watch::Sender<Option<Arc<Published>>>) {
-        let mut backoff = BackoffPolicy::default().start();
-        let mut picture = Picture::new(&self.options);
-        loop {
-            match self.resolver.watch(&self.shared.service).await {
-                Ok(mut watcher) => self.drain(&mut *watcher, &mut picture, &mut backoff, to_disk).await,
-                Err(error) => {
-                    self.trouble(&mut picture, error);
-                    let again = Instant::now() + backoff.next_delay();
-                    self.meanwhile(again, &mut picture, to_disk).await;
-                }
-            }
-        }
-    }
-
-    /// Publishes what the watcher says until it ends.
-    async fn drain(
-        &self,
-        watcher: &mut dyn Watcher,
-        picture: &mut Picture,
-        backoff: &mut crate::Backoff,
-        to_disk: &watch::Sender<Option<Arc<Published>>>,
-    ) {
-        loop {
-            tokio::select! {
-                next = watcher.next() => match next {
-                    Ok(change) => {
-                        backoff.reset();
-                        picture.take(change);
-                    }
-                    Err(error) => {
-                        let ended = matches!(error, Error::Closed);
-                        self.trouble(picture, error);
-                        let again = Instant::now() + backoff.next_delay();
-                        self.meanwhile(again, picture, to_disk).await;
-                        if ended {
-                            return;
-                        }
-                    }
-                },
-                () = self.wake(picture) => {}
-            }
-            self.go_on(picture, to_disk).await;
-        }
-    }
-
-    /// Does what is due until `end`.
-    async fn meanwhile(&self, end: Instant, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
-        loop {
-            self.go_on(picture, to_disk).await;
-            tokio::select! {
-                () = tokio::time::sleep_until(end) => return,
-                () = self.wake(picture) => {}
-            }
-        }
-    }
-
-    async fn wake(&self, picture: &Picture) {
-        match picture.wakes(self.options.debounce) {
-            Some(due) => tokio::time::sleep_until(due).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Publishes, and looks on disk, where that is due.
-    async fn go_on(&self, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
-        if let Some((listed, freshness)) = &picture.listed {
-            picture.disk_due = None;
-            let now = Moment::now();
-            let expired = picture.protection.expires_in(listed, now).is_some_and(|left| left.is_zero());
-            picture.dirty |= expired;
-            if picture.is_due(self.options.debounce) {
-                let shown = picture.protection.shown(listed, now);
-                let published = self.shared.publish(shown, freshness.clone(), self.options.max_age);
-                (picture.dirty, picture.published) = (false, Some(Instant::now()));
-                if self.options.disk.is_some() {
-                    to_disk.send_replace(Some(published));
-                }
-            }
-        } else if picture.disk_due.is_some_and(|due| due <= Instant::now()) {
-            picture.disk_due = None;
-            self.read(picture).await;
-        }
-    }
-
-    /// Shows what lies on disk, as something old.
-    async fn read(&self, picture: &Picture) {
-        let Some(directory) = self.options.disk.clone() else {
-            return;
-        };
-        let service = self.shared.service.clone();
-        let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service)).await;
-        let Some((snapshot, age)) = read.ok().flatten() else {
-            return;
-        };
-        tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = ?age, "view read from disk");
-        let cause = picture.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
-        let freshness = Freshness::Stale { proven: Moment::ago(age), cause };
-        self.shared.publish(snapshot, freshness, self.options.max_age);
-    }
-
-    /// Writes what was published to disk, for ever.
-    async fn write(&self, mut writes: watch::Receiver<Option<Arc<Published>>>) {
-        let mut report = tokio::time::interval(REPORT_EVERY);
-        loop {
-            tokio::select! {
-                // The sender lives as long as this future does.
-                _ = writes.changed() => {}
-                _ = report.tick(), if cfg!(feature = "metrics") => {
-                    self.shared.report();
-                    continue;
-                }
-            }
-            let (Some(published), Some(directory)) = (writes.borrow_and_update().clone(), self.options.disk.clone())
-            else {
-                continue;
-            };
-            let write = move || disk::write(&directory, &published.snapshot, published.freshness.age());
-            if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
-                tracing::warn!(service = %self.shared.service, cause = %error, "view not written to disk");
-            }
-            tokio::time::sleep(DISK_EVERY).await;
-        }
-    }
-
-    fn trouble(&self, picture: &mut Picture, error: Error) {
-        if let Some((_, freshness)) = &mut picture.listed {
-            *freshness = Freshness::Stale { proven: freshness.proven(), cause: error };
-            picture.dirty = true;
-        } else {
-            // Nothing is known, and a look on disk need not wait for more.
-            picture.disk_due = picture.disk_due.map(|_| Instant::now());
-            if !error.is_retryable() {
-                self.shared.refuse(error.clone());
-            }
-            picture.trouble = Some(error);
-        }
-    }
-
-    /// Returns once there was no view for the idle time, and the next one will start a new watch.
-    async fn idled(&self) {
-        let mut users = self.shared.users.subscribe();
-        loop {
-            // The sender lives in `self.shared`, so neither wait can fail.
-            let _ = users.wait_for(|users| *users == 0).await;
-            let used_again = users.wait_for(|users| *users > 0);
-            if tokio::time::timeout(self.options.idle, used_again).await.is_err() && self.forget() {
-                return;
-            }
-        }
-    }
-
-    fn forget(&self) -> bool {
-        let Some(directory) = self.directory.upgrade() else {
-            return true;
-        };
-        let mut views = directory.views.lock().unwrap_or_else(PoisonError::into_inner);
-        // `view` counts users up under the same lock, so nobody can come in between.
-        let idle = *self.shared.users.borrow() == 0;
-        if idle {
-            views.remove(&self.shared.service);
-        }
-        idle
     }
 }
 
