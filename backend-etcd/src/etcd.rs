@@ -3,7 +3,7 @@
 
 use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use enlist::{Counters, Error, StopError, registry::DEFAULT_AUDIT};
+use enlist::{Counters, Error, StopError, clock::LONGEST, registry::DEFAULT_AUDIT};
 use secrecy::SecretString;
 use tonic::transport::{Channel, Endpoint};
 
@@ -231,7 +231,7 @@ impl EtcdBuilder {
     /// what keeps the age of a quiet service below that. Each is one small request, every fourth reads the range. Default:
     /// 5 minutes; `None` never does.
     pub fn audit(mut self, audit: Option<Duration>) -> Self {
-        self.audit = audit;
+        self.audit = audit.map(|audit| audit.min(LONGEST));
         self
     }
 

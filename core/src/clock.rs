@@ -48,6 +48,10 @@ impl Moment {
     }
 }
 
+/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a moment never
+/// overflows.
+pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
 /// How long a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
 const CHECK: Duration = Duration::from_secs(1);
 

@@ -23,6 +23,7 @@ use tracing::Instrument;
 
 use self::view_task::Keeper;
 use crate::{
+    clock::LONGEST,
     error::Error,
     freshness::Freshness,
     name::ServiceRef,
@@ -56,7 +57,7 @@ pub enum EmptyPolicy {
     Keep,
 }
 
-/// How a directory behaves.
+/// How a directory behaves. Times above [`LONGEST`](crate::clock::LONGEST) count as that.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DirectoryOptions {
@@ -138,6 +139,13 @@ impl DirectoryOptions {
         self.disk = Some(directory.into());
         self
     }
+
+    /// The options with times that can be added to a moment.
+    fn clamped(self) -> Self {
+        let Self { idle, hold, empty, max_age, debounce, disk } = self;
+        let [idle, hold, debounce] = [idle, hold, debounce].map(|time| time.min(LONGEST));
+        Self { idle, hold, empty, max_age: max_age.map(|age| age.min(LONGEST)), debounce, disk }
+    }
 }
 
 /// Hands out views of services. Clones share everything.
@@ -207,45 +215,57 @@ impl Directory {
 
     /// A directory with options.
     pub fn with_options(resolver: Arc<dyn Resolver>, options: DirectoryOptions) -> Self {
+        let options = options.clamped();
         let inner = Inner { resolver, options, views: Mutex::default(), tasks: TaskOwner::new() };
         Self { inner: Arc::new(inner) }
     }
 
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
-    /// Called outside a runtime, or after [`close`](Self::close), the view is closed from the start.
+    /// If the watch ended with the runtime that it ran on, this starts it anew, on the runtime of the caller, also for the views
+    /// and pickers that there are already. Called outside a runtime, or after [`close`](Self::close), the view is closed from the
+    /// start.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = views.get(service) {
-            shared.users.send_modify(|users| *users += 1);
-            return ServiceView::new(&self.inner, Arc::clone(shared));
+            let user = ViewUser::count(&self.inner, shared);
+            if shared.is_closed() && !self.inner.tasks.stop_signal().is_cancelled() {
+                shared.status.send_modify(|status| status.closed = false);
+                // Without a runtime it is closed again, as it was.
+                let _ = self.start(shared);
+            }
+            return ServiceView::new(user);
         }
         let shared = Arc::new(Shared {
             service: service.clone(),
             published: Arc::default(),
             status: watch::Sender::default(),
-            users: watch::Sender::new(1),
+            users: watch::Sender::new(0),
         });
+        let user = ViewUser::count(&self.inner, &shared);
+        if self.start(&shared).is_ok() {
+            views.insert(service.clone(), shared);
+        }
+        ServiceView::new(user)
+    }
+
+    /// Starts the task behind the views of a service. Its end is reported to them, however that comes.
+    fn start(&self, shared: &Arc<Shared>) -> Result<(), Error> {
         let keeper = Keeper {
             resolver: Arc::clone(&self.inner.resolver),
             directory: Arc::downgrade(&self.inner),
-            shared: Arc::clone(&shared),
+            shared: Arc::clone(shared),
             options: self.inner.options.clone(),
         };
         let stop = self.inner.tasks.stop_signal();
-        let span = tracing::info_span!("view", %service);
+        let span = tracing::info_span!("view", service = %shared.service);
+        let end = EndOfTask(Arc::clone(shared));
         let keep = async move {
+            // Dropped with the future: a runtime that is gone ends a task without a word.
+            let _end = end;
             stop.run_until_cancelled(keeper.keep()).await;
-            keeper.shared.status.send_modify(|status| status.closed = true);
         };
-        let started = self.inner.tasks.spawn("view", keep.instrument(span));
-        match started {
-            Ok(()) => {
-                views.insert(service.clone(), Arc::clone(&shared));
-            }
-            Err(_) => shared.status.send_modify(|status| status.closed = true),
-        }
-        ServiceView::new(&self.inner, shared)
+        self.inner.tasks.spawn("view", keep.instrument(span))
     }
 
     /// Ends all watches and waits for their tasks, at most `limit`. Views keep their last snapshot.
@@ -268,7 +288,38 @@ impl fmt::Debug for Directory {
     }
 }
 
+/// Reports the end of the task behind a view, once this is dropped.
+struct EndOfTask(Arc<Shared>);
+
+impl Drop for EndOfTask {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 impl Shared {
+    fn is_closed(&self) -> bool {
+        self.status.borrow().closed
+    }
+
+    /// Notes that nobody follows the watch any more: what was published is no longer live.
+    fn close(&self) {
+        let published = self.published.get();
+        let stale = published.as_deref().filter(|published| published.freshness.is_live()).map(|published| {
+            let freshness = Freshness::Stale { proven: published.freshness.proven(), cause: Error::Closed };
+            Published { snapshot: published.snapshot.clone(), freshness, max_age: published.max_age }
+        });
+        let freshness = stale.as_ref().map(|stale| stale.freshness.clone());
+        if let Some(stale) = stale {
+            self.published.publish(Arc::new(stale));
+        }
+        self.status.send_modify(|status| {
+            status.closed = true;
+            status.generation += 1;
+            status.freshness = freshness.or_else(|| status.freshness.take());
+        });
+    }
+
     fn publish(&self, snapshot: Snapshot, freshness: Freshness, max_age: Option<Duration>) -> Arc<Published> {
         let published = Arc::new(Published { snapshot, freshness: freshness.clone(), max_age });
         self.published.publish(Arc::clone(&published));
@@ -305,23 +356,66 @@ impl Shared {
     }
 }
 
-/// A view of one service: the latest snapshot, and what to pick from. It keeps its directory alive.
-pub struct ServiceView {
+/// One user of the views of a service: while there is one, the watch goes on. It keeps its directory alive.
+pub(crate) struct ViewUser {
     directory: Arc<Inner>,
     shared: Arc<Shared>,
+}
+
+impl ViewUser {
+    /// Counts one more user.
+    fn count(directory: &Arc<Inner>, shared: &Arc<Shared>) -> Self {
+        // Only the first one and the last one are news to the task.
+        shared.users.send_if_modified(|users| {
+            *users += 1;
+            *users == 1
+        });
+        Self { directory: Arc::clone(directory), shared: Arc::clone(shared) }
+    }
+
+    /// The cell that the task publishes in.
+    pub(crate) fn published(&self) -> &Arc<Latest> {
+        &self.shared.published
+    }
+}
+
+impl Clone for ViewUser {
+    fn clone(&self) -> Self {
+        Self::count(&self.directory, &self.shared)
+    }
+}
+
+impl Drop for ViewUser {
+    fn drop(&mut self) {
+        self.shared.users.send_if_modified(|users| {
+            *users -= 1;
+            *users == 0
+        });
+    }
+}
+
+impl fmt::Debug for ViewUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ViewUser").field("service", &self.shared.service).finish_non_exhaustive()
+    }
+}
+
+/// A view of one service: the latest snapshot, and what to pick from. It keeps its directory alive.
+#[derive(Clone)]
+pub struct ServiceView {
+    user: ViewUser,
     status: watch::Receiver<Status>,
 }
 
 impl ServiceView {
-    /// A view that has been counted already.
-    fn new(directory: &Arc<Inner>, shared: Arc<Shared>) -> Self {
-        let status = shared.status.subscribe();
-        Self { directory: Arc::clone(directory), shared, status }
+    fn new(user: ViewUser) -> Self {
+        let status = user.shared.status.subscribe();
+        Self { user, status }
     }
 
     /// The service.
     pub fn service(&self) -> &ServiceRef {
-        &self.shared.service
+        &self.user.shared.service
     }
 
     /// Waits until the service is known, be it known to be empty, and no older than allowed.
@@ -329,20 +423,21 @@ impl ServiceView {
     /// # Errors
     ///
     /// Trouble that will not pass by itself, such as [`Error::PermissionDenied`]; the view goes on trying, so the call
-    /// may be repeated. [`Error::Closed`] once the directory is closed.
+    /// may be repeated. [`Error::Closed`] once the directory is closed, or the runtime that follows the watch is gone, until
+    /// [`Directory::view`] is called again.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self) -> Result<Snapshot, Error> {
-        let mut status = self.shared.status.subscribe();
+        let mut status = self.user.shared.status.subscribe();
         loop {
             let known = |status: &Status| status.freshness.is_some() || status.refused.is_some() || status.closed;
             let (refused, closed) = {
                 let status = status.wait_for(known).await.map_err(|_| Error::Closed)?;
                 (status.refused.clone(), status.closed)
             };
-            let published = Option::clone(&self.shared.published.get());
+            let published = Option::clone(&self.user.shared.published.get());
             match (published, refused) {
                 (Some(published), _) if published.too_old().is_none() => return Ok(published.snapshot.clone()),
                 (_, Some(error)) => return Err(error),
@@ -359,7 +454,7 @@ impl ServiceView {
 
     /// The latest snapshot; `None` while nothing is known. Takes no lock.
     pub fn snapshot(&self) -> Option<Snapshot> {
-        self.shared.published.get().as_deref().map(|published| published.snapshot.clone())
+        self.user.shared.published.get().as_deref().map(|published| published.snapshot.clone())
     }
 
     /// How fresh the snapshot is; `None` while nothing is known.
@@ -369,14 +464,15 @@ impl ServiceView {
 
     /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
     pub fn too_old(&self) -> Option<Duration> {
-        self.shared.published.get().as_deref().and_then(Published::too_old)
+        self.user.shared.published.get().as_deref().and_then(Published::too_old)
     }
 
     /// Waits for a snapshot or a freshness that this view has not waited for before.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] once the directory is closed.
+    /// [`Error::Closed`] once the directory is closed, or the runtime that follows the watch is gone, until
+    /// [`Directory::view`] is called again.
     ///
     /// # Cancel safety
     ///
@@ -390,27 +486,14 @@ impl ServiceView {
         Ok(())
     }
 
-    /// A picker of its own for one task.
+    /// A picker of its own for one task. The watch goes on for as long as a picker of it lives, also without the view.
     pub fn picker(&self, policy: Policy) -> Picker {
         self.picker_of(policy, Filter::new())
     }
 
     /// A picker that sees only what `filter` lets through.
     pub fn picker_of(&self, policy: Policy, filter: Filter) -> Picker {
-        Picker::new(Arc::clone(&self.shared.published), policy, filter)
-    }
-}
-
-impl Clone for ServiceView {
-    fn clone(&self) -> Self {
-        self.shared.users.send_modify(|users| *users += 1);
-        Self { directory: Arc::clone(&self.directory), shared: Arc::clone(&self.shared), status: self.status.clone() }
-    }
-}
-
-impl Drop for ServiceView {
-    fn drop(&mut self) {
-        self.shared.users.send_modify(|users| *users -= 1);
+        Picker::of_view(self.user.clone(), policy, filter)
     }
 }
 

@@ -19,7 +19,7 @@ use fastrand::Rng;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
-    directory::Published,
+    directory::{Published, ViewUser},
     instance::{Entry, Health, Instance},
     shares::{HashRing, Shares},
 };
@@ -219,7 +219,7 @@ impl Choice {
     }
 }
 
-/// Picks instances of one service for one task.
+/// Picks instances of one service for one task. It keeps the watch of its view going, and the directory alive.
 #[derive(Debug)]
 pub struct Picker {
     source: Arc<Latest>,
@@ -233,6 +233,8 @@ pub struct Picker {
     /// Whose turn it was last.
     last: usize,
     random: fastrand::Rng,
+    /// Keeps the watch going that `source` is fed from.
+    _user: Option<ViewUser>,
 }
 
 impl Picker {
@@ -246,7 +248,14 @@ impl Picker {
             sure: false,
             last: usize::MAX,
             random: Rng::new(),
+            _user: None,
         }
+    }
+
+    /// A picker that keeps the watch of its view going.
+    pub(crate) fn of_view(user: ViewUser, policy: Policy, filter: Filter) -> Self {
+        let source = Arc::clone(user.published());
+        Self { _user: Some(user), ..Self::new(source, policy, filter) }
     }
 
     /// Picks one instance.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     backoff::{BackoffPolicy, spread},
+    clock::LONGEST,
     error::Error,
     instance::{Entry, Instance},
     name::{InstanceId, ServiceRef},
@@ -252,7 +253,10 @@ impl RegisterOptions {
     /// Dropping the future has no effect.
     pub async fn audit_due(&self) {
         match self.audit {
-            Some(audit) => tokio::time::sleep(audit / 2 + spread(audit)).await,
+            Some(audit) => {
+                let audit = audit.min(LONGEST);
+                tokio::time::sleep(audit / 2 + spread(audit)).await;
+            }
             None => std::future::pending().await,
         }
     }
@@ -288,7 +292,7 @@ pub fn check_ttl(ttl: Duration) -> Result<(), Error> {
 
 /// The TTL in whole seconds, rounded up, as leases are granted.
 pub fn whole_seconds(ttl: Duration) -> Duration {
-    Duration::from_secs(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0))
+    Duration::from_secs(ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)))
 }
 
 #[cfg(test)]
@@ -310,9 +314,20 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_audit_without_end_is_never_due() {
+        let options = RegisterOptions::new().audit(Some(Duration::MAX));
+        assert!(options.check().is_ok());
+        // The pause is drawn at random.
+        for _ in 0..64 {
+            assert!(futures::FutureExt::now_or_never(options.audit_due()).is_none());
+        }
+    }
+
     #[test]
     fn part_seconds_are_rounded_up() {
         assert_eq!(whole_seconds(Duration::from_millis(1001)), Duration::from_secs(2));
         assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(whole_seconds(Duration::MAX), Duration::from_secs(u64::MAX));
     }
 }

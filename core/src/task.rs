@@ -1,6 +1,7 @@
 //! Ownership of tasks: whoever starts one can stop it and wait for its end.
 
 use std::{
+    any::Any,
     future::Future,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
@@ -124,6 +125,21 @@ impl Drop for TaskOwner {
     }
 }
 
+/// Runs code of the user's; a panic in it is an error that carries its message.
+///
+/// # Cancel safety
+///
+/// As `call`.
+pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String> {
+    AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| message(&*panic))
+}
+
+/// The message of a panic.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message").to_owned()
+}
+
 /// How a stop fell short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -176,6 +192,15 @@ mod tests {
         let owner = TaskOwner::new();
         owner.spawn("stuck", std::future::pending()).unwrap();
         assert_eq!(owner.stop(LIMIT).await, Err(StopError::StillRunning { tasks: 1 }));
+    }
+
+    #[tokio::test]
+    async fn a_panic_that_is_caught_keeps_its_message() {
+        assert_eq!(caught(async { 7 }).await, Ok(7));
+        assert_eq!(caught(async { panic!("on purpose") }).await, Err::<(), _>("on purpose".to_owned()));
+        assert_eq!(caught(async { panic!("{} times", 3) }).await, Err::<(), _>("3 times".to_owned()));
+        let odd = caught(async { std::panic::panic_any(7) }).await;
+        assert_eq!(odd, Err::<(), _>("without a message".to_owned()));
     }
 
     #[test]

@@ -1,10 +1,18 @@
 //! The directory, on the memory backend and a paused clock.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use enlist::{
-    Directory, DirectoryOptions, Endpoint, Error, Health, Instance, InstanceId, NoPick, Policy, Presence,
-    RegisterOptions, Registration, Registry, ServiceRef, ServiceView,
+    Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Feed, Health, Instance, InstanceId, Moment,
+    Namespace, NoPick, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
+    ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -24,6 +32,167 @@ async fn until(view: &mut ServiceView, count: usize) {
     while view.snapshot().is_none_or(|snapshot| snapshot.len() != count) {
         tokio::time::timeout(LIMIT, view.changed()).await.expect("in time").expect("open");
     }
+}
+
+/// Waits until `picker` picks from so many candidates.
+async fn until_candidates(picker: &mut Picker, count: usize) {
+    let wait = async {
+        while picker.candidates().map_or(0, <[_]>::len) != count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("in time");
+}
+
+/// A resolver without a task of its own: its watches show what was published here. The next `panics` of them panic.
+#[derive(Debug, Default)]
+struct Published {
+    feed: Feed<Snapshot>,
+    panics: Arc<AtomicU32>,
+}
+
+impl Published {
+    fn publish(&self, ids: &[&str]) {
+        let revision = Revision::new(self.feed.latest().map_or(1, |snapshot: Snapshot| snapshot.revision().get() + 1));
+        let entry = |id: &&str| {
+            let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
+            let instance = Instance::new(InstanceId::parse(id).expect("a valid id"), [endpoint]).expect("one endpoint");
+            Arc::new(Entry::new(instance, revision, revision))
+        };
+        let mut snapshot = Snapshot::empty(service(), revision, Epoch::default());
+        snapshot.patch(ids.iter().map(entry));
+        self.feed.publish(snapshot, Moment::now());
+    }
+}
+
+#[async_trait]
+impl Resolver for Published {
+    async fn resolve(&self, _: &ServiceRef) -> Result<Snapshot, Error> {
+        Err(Error::Unsupported { what: "resolving".to_owned() })
+    }
+
+    async fn watch(&self, _: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let watcher = ServiceWatcher::new(self.feed.reader(Arc::new(())));
+        Ok(Box::new(Panicking { watcher, panics: Arc::clone(&self.panics) }))
+    }
+
+    async fn services(&self, _: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        Err(Error::Unsupported { what: "listing services".to_owned() })
+    }
+}
+
+#[derive(Debug)]
+struct Panicking {
+    watcher: ServiceWatcher,
+    panics: Arc<AtomicU32>,
+}
+
+#[async_trait]
+impl Watcher for Panicking {
+    async fn next(&mut self) -> Result<Change, Error> {
+        let change = self.watcher.next().await?;
+        let panics = self.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |panics| panics.checked_sub(1));
+        assert!(panics.is_err(), "on purpose");
+        Ok(change)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_picker_keeps_its_view_alive_and_its_end_ends_the_watch() {
+    let resolver = Arc::new(Published::default());
+    resolver.publish(&["a"]);
+    let directory = Directory::new(Arc::<Published>::clone(&resolver));
+    let mut picker = directory.view(&service()).picker(Policy::Random);
+    until_candidates(&mut picker, 1).await;
+    // Longer than the watch goes on without a view.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    resolver.publish(&["a", "b"]);
+    until_candidates(&mut picker, 2).await;
+    drop(picker);
+    tokio::time::timeout(Duration::from_secs(60), resolver.feed.unread()).await.expect("the watch ends");
+}
+
+#[test]
+fn a_view_whose_runtime_is_gone_says_so_and_the_next_view_brings_it_back() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let resolver = Arc::new(Published::default());
+    resolver.publish(&["a"]);
+    let directory = Directory::new(Arc::<Published>::clone(&resolver));
+    let first = runtime();
+    let (mut old, mut picker) = first.block_on(async {
+        let view = directory.view(&service());
+        view.ready().await.unwrap();
+        assert!(view.freshness().unwrap().is_live());
+        (view.clone(), view.picker(Policy::Random))
+    });
+    drop(first);
+    assert!(!old.freshness().unwrap().is_live(), "nobody follows the watch");
+    assert_eq!(old.snapshot().map(|snapshot| snapshot.len()), Some(1), "what was known stays");
+
+    runtime().block_on(async {
+        let ended = async { while old.changed().await.is_ok() {} };
+        tokio::time::timeout(LIMIT, ended).await.expect("the end is reported");
+        resolver.publish(&["a", "b"]);
+        let mut new = directory.view(&service());
+        until(&mut new, 2).await;
+        assert!(old.freshness().unwrap().is_live(), "older views follow again");
+        until(&mut old, 2).await;
+        until_candidates(&mut picker, 2).await;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_panics_makes_a_view_stale_for_a_moment_and_is_watched_anew() {
+    let resolver = Arc::new(Published::default());
+    resolver.publish(&["a"]);
+    let mut view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
+    view.ready().await.unwrap();
+    view.changed().await.unwrap();
+    resolver.panics.store(1, Ordering::SeqCst);
+    resolver.publish(&["a", "b"]);
+    let mut stale = false;
+    let back = async {
+        while view.snapshot().is_some_and(|snapshot| snapshot.len() == 1) {
+            view.changed().await.unwrap();
+            stale |= !view.freshness().unwrap().is_live();
+        }
+    };
+    tokio::time::timeout(LIMIT, back).await.expect("in time");
+    assert!(stale && view.freshness().unwrap().is_live());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_whose_resolver_panics_from_the_start_is_an_error_and_not_a_wait() {
+    let resolver = Arc::new(Published::default());
+    resolver.publish(&["a"]);
+    resolver.panics.store(1, Ordering::SeqCst);
+    let view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
+    let ready = tokio::time::timeout(Duration::from_millis(50), view.ready()).await.expect("at once");
+    assert!(matches!(&ready, Err(Error::Unavailable(cause)) if cause.to_string().contains("on purpose")), "{ready:?}");
+    until_candidates(&mut view.picker(Policy::Random), 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn options_without_end_do_not_end_a_view() {
+    let store = MemoryStore::new();
+    let client = store.client();
+    let _a = register(&client, "a").await;
+    let options = DirectoryOptions::new().hold(Duration::MAX).idle(Duration::MAX).max_age(Duration::MAX);
+    let mut view = Directory::with_options(Arc::new(store.client()), options.clone()).view(&service());
+    let mut rare = Directory::with_options(Arc::new(store.client()), options.debounce(Duration::MAX)).view(&service());
+    until(&mut view, 1).await;
+    until(&mut rare, 1).await;
+    client.crash().await.unwrap();
+    while view.snapshot().unwrap().entries().any(|entry| entry.presence() == Presence::Live) {
+        view.changed().await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let _b = register(&store.client(), "b").await;
+    until(&mut view, 2).await;
+    // A view that is published once is not ended.
+    rare.changed().await.unwrap();
+    assert!(tokio::time::timeout(LIMIT, rare.changed()).await.is_err());
+    assert!(rare.freshness().unwrap().is_live() && rare.snapshot().unwrap().len() == 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! The task behind the views of one service: follows the watch, protects what is shown, publishes, and reads and writes the disk.
 
 use std::{
+    future::Future,
     sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
@@ -15,6 +16,7 @@ use crate::{
     freshness::Freshness,
     resolver::{Change, Resolver, Watcher},
     snapshot::Snapshot,
+    task::caught,
 };
 
 /// How long a view waits for the store before it looks on disk.
@@ -84,6 +86,29 @@ impl Picture {
     }
 }
 
+/// Trouble with the resolver.
+enum Failure {
+    /// It answered with an error.
+    Error(Error),
+    /// It panicked, which this error says.
+    Panic(Error),
+}
+
+impl Failure {
+    /// Says whether the watcher must not be asked again.
+    fn ends_the_watcher(&self) -> bool {
+        matches!(self, Self::Error(Error::Closed) | Self::Panic(_))
+    }
+
+    /// Says whether it will not pass by itself.
+    fn is_for_good(&self) -> bool {
+        match self {
+            Self::Error(error) => !error.is_retryable(),
+            Self::Panic(_) => true,
+        }
+    }
+}
+
 impl Keeper {
     /// Follows the watch until nobody has looked for the idle time.
     pub(super) async fn keep(&self) {
@@ -99,13 +124,24 @@ impl Keeper {
         let mut backoff = BackoffPolicy::default().start();
         let mut picture = Picture::new(&self.options);
         loop {
-            match self.resolver.watch(&self.shared.service).await {
+            match self.asked(self.resolver.watch(&self.shared.service)).await {
                 Ok(mut watcher) => self.drain(&mut *watcher, &mut picture, &mut backoff, to_disk).await,
-                Err(error) => {
-                    self.trouble(&mut picture, error);
+                Err(failure) => {
+                    self.trouble(&mut picture, failure);
                     let again = Instant::now() + backoff.next_delay();
                     self.meanwhile(again, &mut picture, to_disk).await;
                 }
+            }
+        }
+    }
+
+    /// Runs code of the resolver, which is not ours: a panic in it is trouble like any other.
+    async fn asked<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
+        match caught(call).await {
+            Ok(answer) => answer.map_err(Failure::Error),
+            Err(message) => {
+                tracing::error!(service = %self.shared.service, message, "resolver panicked, its watch is started anew");
+                Err(Failure::Panic(Error::unavailable(format!("the resolver panicked: {message}"))))
             }
         }
     }
@@ -120,14 +156,14 @@ impl Keeper {
     ) {
         loop {
             tokio::select! {
-                next = watcher.next() => match next {
+                next = self.asked(watcher.next()) => match next {
                     Ok(change) => {
                         backoff.reset();
                         picture.take(change);
                     }
-                    Err(error) => {
-                        let ended = matches!(error, Error::Closed);
-                        self.trouble(picture, error);
+                    Err(failure) => {
+                        let ended = failure.ends_the_watcher();
+                        self.trouble(picture, failure);
                         let again = Instant::now() + backoff.next_delay();
                         self.meanwhile(again, picture, to_disk).await;
                         if ended {
@@ -220,14 +256,16 @@ impl Keeper {
         }
     }
 
-    fn trouble(&self, picture: &mut Picture, error: Error) {
+    fn trouble(&self, picture: &mut Picture, failure: Failure) {
+        let for_good = failure.is_for_good();
+        let (Failure::Error(error) | Failure::Panic(error)) = failure;
         if let Some((_, freshness)) = &mut picture.listed {
             *freshness = Freshness::Stale { proven: freshness.proven(), cause: error };
             picture.dirty = true;
         } else {
             // Nothing is known, and a look on disk need not wait for more.
             picture.disk_due = picture.disk_due.map(|_| Instant::now());
-            if !error.is_retryable() {
+            if for_good {
                 self.shared.refuse(error.clone());
             }
             picture.trouble = Some(error);

@@ -5,7 +5,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    Revision, ServiceName, ServiceRef, Snapshot, Watcher, clock::LONGEST,
 };
 use tokio::time::{Instant, timeout};
 
@@ -74,7 +74,7 @@ impl Dns {
     /// Sets how often names are looked up. Default: 5 s.
     #[must_use]
     pub fn every(mut self, every: Duration) -> Self {
-        self.every = every;
+        self.every = every.min(LONGEST);
         self
     }
 
@@ -259,6 +259,16 @@ mod tests {
         let back = watcher.next().await.unwrap();
         assert!(back.freshness.is_live() && back.events.is_empty());
         assert!(back.freshness.age() < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_never_looked_up_again_keeps_its_addresses() {
+        let answers = Arc::new(Answers::default());
+        answers.set(&["10.0.0.1:80"]);
+        let dns = Dns::new().every(Duration::MAX).with_lookup(answers.clone());
+        let mut watcher = dns.watch(&Dns::service("greeter.example", 80).unwrap()).await.unwrap();
+        assert_eq!(ids(&watcher.next().await.unwrap().snapshot), ["10.0.0.1:80"]);
+        assert!(timeout(Duration::from_secs(3600), watcher.next()).await.is_err());
     }
 
     #[tokio::test(start_paused = true)]
