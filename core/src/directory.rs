@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use tracing::Instrument;
 
 use self::view_task::Keeper;
@@ -204,6 +204,7 @@ struct Status {
     freshness: Option<Freshness>,
     /// Trouble that will not pass by itself while nothing is known yet.
     refused: Option<Error>,
+    /// There is no task that follows the watch.
     closed: bool,
 }
 
@@ -222,50 +223,17 @@ impl Directory {
 
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
-    /// If the watch ended with the runtime that it ran on, this starts it anew, on the runtime of the caller, also for the views
-    /// and pickers that there are already. Called outside a runtime, or after [`close`](Self::close), the view is closed from the
-    /// start.
+    /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does waiting for
+    /// [`changed`](ServiceView::changed) or [`ready`](ServiceView::ready): for all views and pickers that there are. Called outside a
+    /// runtime, or after [`close`](Self::close), the view is closed.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
-        let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = views.get(service) {
-            let user = ViewUser::count(&self.inner, shared);
-            if shared.is_closed() && !self.inner.tasks.stop_signal().is_cancelled() {
-                shared.status.send_modify(|status| status.closed = false);
-                // Without a runtime it is closed again, as it was.
-                let _ = self.start(shared);
-            }
-            return ServiceView::new(user);
-        }
-        let shared = Arc::new(Shared {
-            service: service.clone(),
-            published: Arc::default(),
-            status: watch::Sender::default(),
-            users: watch::Sender::new(0),
-        });
-        let user = ViewUser::count(&self.inner, &shared);
-        if self.start(&shared).is_ok() {
-            views.insert(service.clone(), shared);
-        }
+        let user = {
+            let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
+            let shared = views.entry(service.clone()).or_insert_with(|| Arc::new(Shared::new(service.clone())));
+            ViewUser::count(&self.inner, shared)
+        };
+        user.revive();
         ServiceView::new(user)
-    }
-
-    /// Starts the task behind the views of a service. Its end is reported to them, however that comes.
-    fn start(&self, shared: &Arc<Shared>) -> Result<(), Error> {
-        let keeper = Keeper {
-            resolver: Arc::clone(&self.inner.resolver),
-            directory: Arc::downgrade(&self.inner),
-            shared: Arc::clone(shared),
-            options: self.inner.options.clone(),
-        };
-        let stop = self.inner.tasks.stop_signal();
-        let span = tracing::info_span!("view", service = %shared.service);
-        let end = EndOfTask(Arc::clone(shared));
-        let keep = async move {
-            // Dropped with the future: a runtime that is gone ends a task without a word.
-            let _end = end;
-            stop.run_until_cancelled(keeper.keep()).await;
-        };
-        self.inner.tasks.spawn("view", keep.instrument(span))
     }
 
     /// Ends all watches and waits for their tasks, at most `limit`. Views keep their last snapshot.
@@ -288,6 +256,36 @@ impl fmt::Debug for Directory {
     }
 }
 
+impl Inner {
+    /// Starts the task behind the views of a service, if there is none. Says whether there is one now.
+    fn revive(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
+        // One at a time: two tasks would overwrite each other's pictures.
+        let _one = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if !shared.is_closed() {
+            return true;
+        }
+        if self.tasks.stop_signal().is_cancelled() || Handle::try_current().is_err() {
+            return false;
+        }
+        shared.status.send_modify(|status| status.closed = false);
+        let keeper = Keeper {
+            resolver: Arc::clone(&self.resolver),
+            directory: Arc::downgrade(self),
+            shared: Arc::clone(shared),
+            options: self.options.clone(),
+        };
+        let stop = self.tasks.stop_signal();
+        let span = tracing::info_span!("view", service = %shared.service);
+        let end = EndOfTask(Arc::clone(shared));
+        let keep = async move {
+            // Dropped with the future: a runtime that is gone ends a task without a word.
+            let _end = end;
+            stop.run_until_cancelled(keeper.keep()).await;
+        };
+        self.tasks.spawn("view", keep.instrument(span)).is_ok()
+    }
+}
+
 /// Reports the end of the task behind a view, once this is dropped.
 struct EndOfTask(Arc<Shared>);
 
@@ -298,6 +296,12 @@ impl Drop for EndOfTask {
 }
 
 impl Shared {
+    /// What a service's views share before there is a task behind them.
+    fn new(service: ServiceRef) -> Self {
+        let status = Status { closed: true, ..Status::default() };
+        Self { service, published: Arc::default(), status: watch::Sender::new(status), users: watch::Sender::new(0) }
+    }
+
     fn is_closed(&self) -> bool {
         self.status.borrow().closed
     }
@@ -373,6 +377,11 @@ impl ViewUser {
         Self { directory: Arc::clone(directory), shared: Arc::clone(shared) }
     }
 
+    /// Sees to it that the watch is followed. Says whether it is.
+    fn revive(&self) -> bool {
+        self.directory.revive(&self.shared)
+    }
+
     /// The cell that the task publishes in.
     pub(crate) fn published(&self) -> &Arc<Latest> {
         &self.shared.published
@@ -423,8 +432,7 @@ impl ServiceView {
     /// # Errors
     ///
     /// Trouble that will not pass by itself, such as [`Error::PermissionDenied`]; the view goes on trying, so the call
-    /// may be repeated. [`Error::Closed`] once the directory is closed, or the runtime that follows the watch is gone, until
-    /// [`Directory::view`] is called again.
+    /// may be repeated. [`Error::Closed`] once the directory is closed.
     ///
     /// # Cancel safety
     ///
@@ -441,7 +449,8 @@ impl ServiceView {
             match (published, refused) {
                 (Some(published), _) if published.too_old().is_none() => return Ok(published.snapshot.clone()),
                 (_, Some(error)) => return Err(error),
-                _ if closed => return Err(Error::Closed),
+                _ if closed && !self.user.revive() => return Err(Error::Closed),
+                _ if closed => {}
                 // A proof comes without a change.
                 _ => {
                     if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, status.changed()).await {
@@ -471,15 +480,14 @@ impl ServiceView {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] once the directory is closed, or the runtime that follows the watch is gone, until
-    /// [`Directory::view`] is called again.
+    /// [`Error::Closed`] once the directory is closed.
     ///
     /// # Cancel safety
     ///
     /// What was not returned is returned by the next call.
     pub async fn changed(&mut self) -> Result<(), Error> {
         self.status.changed().await.map_err(|_| Error::Closed)?;
-        if self.status.borrow_and_update().closed {
+        if self.status.borrow_and_update().closed && !self.user.revive() {
             self.status.mark_changed();
             return Err(Error::Closed);
         }

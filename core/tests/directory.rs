@@ -112,32 +112,56 @@ async fn a_picker_keeps_its_view_alive_and_its_end_ends_the_watch() {
     tokio::time::timeout(Duration::from_secs(60), resolver.feed.unread()).await.expect("the watch ends");
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
+}
+
+/// A view and a picker that were made on a runtime that is gone.
+fn left_over(directory: &Directory) -> (ServiceView, Picker) {
+    let gone = runtime();
+    let left = gone.block_on(async {
+        let view = directory.view(&service());
+        view.ready().await.expect("ready");
+        assert!(view.freshness().is_some_and(|freshness| freshness.is_live()));
+        let picker = view.picker(Policy::Random);
+        (view, picker)
+    });
+    drop(gone);
+    left
+}
+
 #[test]
 fn a_view_whose_runtime_is_gone_says_so_and_the_next_view_brings_it_back() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
-    let first = runtime();
-    let (mut old, mut picker) = first.block_on(async {
-        let view = directory.view(&service());
-        view.ready().await.unwrap();
-        assert!(view.freshness().unwrap().is_live());
-        (view.clone(), view.picker(Policy::Random))
-    });
-    drop(first);
+    let (mut old, mut picker) = left_over(&directory);
     assert!(!old.freshness().unwrap().is_live(), "nobody follows the watch");
     assert_eq!(old.snapshot().map(|snapshot| snapshot.len()), Some(1), "what was known stays");
-
+    resolver.publish(&["a", "b"]);
     runtime().block_on(async {
-        let ended = async { while old.changed().await.is_ok() {} };
-        tokio::time::timeout(LIMIT, ended).await.expect("the end is reported");
-        resolver.publish(&["a", "b"]);
         let mut new = directory.view(&service());
         until(&mut new, 2).await;
         assert!(old.freshness().unwrap().is_live(), "older views follow again");
         until(&mut old, 2).await;
         until_candidates(&mut picker, 2).await;
+    });
+}
+
+#[test]
+fn waiting_for_a_view_whose_runtime_is_gone_brings_it_back() {
+    let resolver = Arc::new(Published::default());
+    resolver.publish(&["a"]);
+    let directory = Directory::new(Arc::<Published>::clone(&resolver));
+    let (mut old, mut picker) = left_over(&directory);
+    resolver.publish(&["a", "b"]);
+    runtime().block_on(async {
+        until(&mut old, 2).await;
+        until_candidates(&mut picker, 2).await;
+        directory.close(LIMIT).await.unwrap();
+        let ended = async { while old.changed().await.is_ok() {} };
+        tokio::time::timeout(LIMIT, ended).await.expect("a closed directory stays closed");
+        assert!(!old.freshness().unwrap().is_live());
     });
 }
 

@@ -290,7 +290,8 @@ impl Keeper {
             return true;
         };
         let mut views = directory.views.lock().unwrap_or_else(PoisonError::into_inner);
-        // `view` counts users up under the same lock, so nobody can come in between.
+        // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view, because none is
+        // left to clone.
         let idle = *self.shared.users.borrow() == 0;
         if idle {
             views.remove(&self.shared.service);
