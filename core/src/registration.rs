@@ -3,6 +3,8 @@
 //! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
 //! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
+mod health;
+
 use std::{
     fmt,
     future::Future,
@@ -123,6 +125,10 @@ impl Shared {
         instance.check()?;
         self.accepts.get().map_or(Ok(()), |accepts| accepts(instance))
     }
+
+    fn has_ended(&self) -> bool {
+        self.reported.borrow().ended.is_some()
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -242,7 +248,8 @@ impl Registration {
 
     /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
     ///
-    /// A check that takes longer than `interval` counts as [`Health::NotServing`].
+    /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
+    /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
     ///
     /// # Errors
     ///
@@ -261,14 +268,7 @@ impl Registration {
         let stop = checks.stop_signal();
         let shared = Arc::clone(&self.shared);
         checks.spawn("health check", async move {
-            let checking = async {
-                loop {
-                    let health = tokio::time::timeout(interval, check()).await.unwrap_or(Health::NotServing);
-                    set_health(&shared, health);
-                    tokio::time::sleep(interval).await;
-                }
-            };
-            stop.run_until_cancelled(checking).await;
+            stop.run_until_cancelled(health::drive(&shared, interval, check)).await;
         })
     }
 
@@ -374,17 +374,6 @@ fn set_goal(shared: &Shared, goal: Goal) {
             desired.goal = goal;
         }
         first
-    });
-}
-
-fn set_health(shared: &Shared, health: Health) {
-    shared.desired.send_if_modified(|desired| {
-        let changes = desired.goal == Goal::Present && desired.instance.health() != health;
-        if changes {
-            desired.instance = Arc::new((*desired.instance).clone().with_health(health));
-            desired.generation += 1;
-        }
-        changes
     });
 }
 
@@ -625,7 +614,7 @@ mod tests {
     use super::*;
     use crate::{Endpoint, InstanceId};
 
-    fn pair() -> (Registration, RegistrationDriver) {
+    pub(super) fn pair() -> (Registration, RegistrationDriver) {
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
         registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()))
     }
@@ -705,14 +694,5 @@ mod tests {
         driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
         let options = RegisterOptions::new().start(Start::FailFast);
         assert!(matches!(registration.started(&options).await, Err(Error::LeaseLost)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_health_check_drives_the_health_and_a_stuck_one_counts_as_failing() {
-        let (registration, mut driver) = pair();
-        registration.health_check(Duration::from_secs(1), std::future::pending).unwrap();
-        driver.changed().await;
-        assert_eq!(driver.desired().instance.health(), Health::NotServing);
-        assert!(registration.health_check(Duration::ZERO, || async { Health::Serving }).is_err());
     }
 }

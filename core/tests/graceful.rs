@@ -54,6 +54,28 @@ async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_health_check_does_not_undo_draining() {
+    let store = MemoryStore::new();
+    let registration = register(&store.client()).await;
+    registration.health_check(Duration::from_millis(50), || async { Health::Serving }).unwrap();
+    let mut watcher = store.client().watch(&service()).await.unwrap();
+    let seen = async {
+        let mut seen = Vec::new();
+        loop {
+            let snapshot = watcher.next().await.unwrap().snapshot;
+            let Some(entry) = snapshot.entries().next() else { return seen };
+            seen.push(entry.instance().health());
+        }
+    };
+    let graceful = Graceful::new().propagation(Duration::from_secs(2));
+    let stop = tokio::time::sleep(Duration::from_secs(1));
+    let run = graceful.run(registration, stop, |finish| async move { finish.cancelled().await });
+    let (report, seen) = tokio::join!(run, seen);
+    assert!(report.drained);
+    assert_eq!(seen, [Health::Serving, Health::Draining]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_will_not_end_is_dropped_at_the_deadline() {
     let store = MemoryStore::new();
     let registration = register(&store.client()).await;

@@ -1,0 +1,113 @@
+//! The health of an instance, as checks of the user's find it.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use super::{Goal, Shared};
+use crate::{instance::Health, task::caught};
+
+/// Runs `check` every `interval` and wants what it finds stored, until the registration ends.
+pub(super) async fn drive<C>(shared: &Shared, interval: Duration, check: impl Fn() -> C)
+where
+    C: Future<Output = Health>,
+{
+    let mut panicked = false;
+    while !shared.has_ended() {
+        // Called in there, because the call itself may panic too.
+        let found = caught(tokio::time::timeout(interval, async { check().await })).await;
+        if let (Err(message), false) = (&found, panicked) {
+            let instance = Arc::clone(&shared.desired.borrow().instance);
+            tracing::error!(service = %shared.service, instance = %instance.id(), message, "health check panicked");
+        }
+        panicked = found.is_err();
+        let health = found.map_or(Health::NotServing, |found| found.unwrap_or(Health::NotServing));
+        set(shared, health);
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// Wants `health` stored, unless the instance drains: a server that is about to leave must not be called again because it is well.
+fn set(shared: &Shared, health: Health) {
+    shared.desired.send_if_modified(|desired| {
+        let now = desired.instance.health();
+        let changes = desired.goal == Goal::Present && now != Health::Draining && now != health;
+        if changes {
+            desired.instance = Arc::new((*desired.instance).clone().with_health(health));
+            desired.generation += 1;
+        }
+        changes
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registration::tests::pair;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_health_check_drives_the_health_and_a_stuck_one_counts_as_failing() {
+        let (registration, mut driver) = pair();
+        registration.health_check(Duration::from_secs(1), std::future::pending).unwrap();
+        driver.changed().await;
+        assert_eq!(driver.desired().instance.health(), Health::NotServing);
+        assert!(registration.health_check(Duration::ZERO, || async { Health::Serving }).is_err());
+    }
+
+    /// Collects what is logged on this thread.
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(line)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_health_check_that_panics_counts_as_failing_and_is_logged_once() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _logging = tracing::subscriber::set_default(subscriber);
+        let (registration, mut driver) = pair();
+        let checks = std::sync::atomic::AtomicU32::new(0);
+        let check = move || {
+            let check = checks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            // The first and the second panic in different places: in the call, and in the future.
+            assert!(check != 0, "on purpose");
+            async move {
+                assert!(check != 1, "on purpose");
+                Health::Serving
+            }
+        };
+        registration.health_check(Duration::from_secs(1), check).unwrap();
+        for health in [Health::NotServing, Health::Serving] {
+            tokio::time::timeout(Duration::from_secs(60), driver.changed()).await.expect("it goes on");
+            assert_eq!(driver.desired().instance.health(), health);
+        }
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        let panics: Vec<_> = log.lines().filter(|line| line.contains("health check panicked")).collect();
+        assert!(panics.len() == 1 && panics[0].contains("on purpose"), "{log}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_health_check_says_nothing_while_the_instance_drains() {
+        let (registration, mut driver) = pair();
+        drop(registration.update(|draft| {
+            draft.health(Health::Draining);
+        }));
+        driver.desired();
+        registration.health_check(Duration::from_secs(1), || async { Health::NotServing }).unwrap();
+        let changed = tokio::time::timeout(Duration::from_secs(60), driver.changed()).await;
+        assert!(changed.is_err() && driver.desired().instance.health() == Health::Draining);
+        drop(registration.update(|draft| {
+            draft.health(Health::Serving);
+        }));
+        driver.desired();
+        tokio::time::timeout(Duration::from_secs(60), driver.changed()).await.expect("it goes on");
+        assert_eq!(driver.desired().instance.health(), Health::NotServing, "an update ends it");
+    }
+}
