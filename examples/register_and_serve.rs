@@ -1,13 +1,14 @@
-//! How does a server come and go without a client noticing? An axum server that registers, serves and leaves in order.
+//! How does a server come and go without a client noticing? An axum server that registers, takes more calls once it is warm, and
+//! leaves in order.
 //!
 //! ```text
 //! cargo run --example register_and_serve
 //! ```
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, future::IntoFuture, time::Duration};
 
 use axum::{Router, routing::get};
-use enlist::{Graceful, Instance, InstanceId, RegisterOptions, ServiceRef, advertise};
+use enlist::{Graceful, Instance, InstanceHandle, InstanceId, RegisterOptions, ServiceRef, advertise};
 use enlist_examples::Store;
 use tokio::net::TcpListener;
 
@@ -20,7 +21,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, chosen) = advertise(listener.local_addr()?)?;
     println!("serving at {endpoint} ({chosen:?})");
-    let instance = Instance::new(InstanceId::parse(format!("hello-{}", std::process::id()))?, [endpoint])?;
+    // A tenth of the usual share of the calls, until it is warm.
+    let instance =
+        Instance::new(InstanceId::parse(format!("hello-{}", std::process::id()))?, [endpoint])?.with_weight(10);
     let registration = backend.register(&service, instance, RegisterOptions::new()).await?;
     println!("registered: {:?}", registration.state());
 
@@ -30,11 +33,20 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let report = Graceful::new()
         .propagation(Duration::from_millis(500))
         .deadline(Duration::from_secs(10))
-        .run(registration, stop, |finish| {
-            let server = axum::serve(listener, router).with_graceful_shutdown(finish.cancelled_owned());
-            async { server.await }
+        .run(registration, stop, |finish, instance| async move {
+            let serving = axum::serve(listener, router).with_graceful_shutdown(finish.cancelled_owned());
+            let (ended, warm) = tokio::join!(serving.into_future(), warm_up(instance));
+            ended.and(warm.map_err(std::io::Error::other))
         })
         .await;
     println!("drained: {}, deregistered: {:?}, served: {:?}", report.drained, report.deregistered?, report.served);
+    Ok(())
+}
+
+/// Fills the caches, and asks for the usual share of the calls.
+async fn warm_up(instance: InstanceHandle) -> Result<(), enlist::Error> {
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let revision = instance.update(|draft| _ = draft.weight(100)).await?;
+    println!("warm: full weight since revision {revision}");
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::{
     clock::Moment,
     error::Error,
     instance::Health,
-    registration::{Deregistered, Registration},
+    registration::{Deregistered, InstanceHandle, Registration},
 };
 
 /// How long clients get to notice the draining mark, unless said otherwise.
@@ -66,8 +66,9 @@ impl Graceful {
     }
 
     /// Runs the server that `serve` makes until `stop` completes, then shuts it down in order. The token given to `serve`
-    /// is its signal to stop accepting and to finish what is in flight. The server must listen already, or requests that
-    /// come right after registration are refused.
+    /// is its signal to stop accepting and to finish what is in flight. The handle is there to change the instance while the server
+    /// runs; it works until the instance is deregistered. An update that sets the health while the server drains overrides the mark.
+    /// The server must listen already, or requests that come right after registration are refused.
     ///
     /// A server that ends by itself is deregistered at once.
     ///
@@ -78,10 +79,10 @@ impl Graceful {
         self,
         registration: Registration,
         stop: impl Future<Output = ()>,
-        serve: impl FnOnce(CancellationToken) -> S,
+        serve: impl FnOnce(CancellationToken, InstanceHandle) -> S,
     ) -> Shutdown<S::Output> {
         let finish = CancellationToken::new();
-        let mut serving = std::pin::pin!(serve(finish.clone()));
+        let mut serving = std::pin::pin!(serve(finish.clone(), registration.handle()));
         let served = tokio::select! {
             output = &mut serving => Some(output),
             () = stop => None,

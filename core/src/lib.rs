@@ -5,7 +5,7 @@
 //!
 //! | you want to | look at |
 //! |---|---|
-//! | publish an instance | [`Registry::register`], [`Registration`] |
+//! | publish an instance, and change it from other tasks | [`Registry::register`], [`Registration`], [`InstanceHandle`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
 //! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
@@ -94,7 +94,7 @@ pub use self::{
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
     pool::{Pool, PoolError, Retry},
-    registration::{Deregistered, Registration, RegistrationDriver, RegistrationState, registration},
+    registration::{Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, registration},
     registry::{LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, FencingToken, LeaseId, Revision},

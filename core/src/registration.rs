@@ -3,6 +3,7 @@
 //! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
 //! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
+mod handle;
 mod health;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 use tokio::sync::watch;
 
+pub use self::handle::InstanceHandle;
 use crate::{
     error::{Cause, Error},
     feed::KeepAlive,
@@ -115,6 +117,8 @@ struct Shared {
     reported: watch::Sender<Reported>,
     /// What the store can hold.
     accepts: OnceLock<Accepts>,
+    /// The health checks, once there is one.
+    checks: OnceLock<TaskOwner>,
 }
 
 type Accepts = Box<dyn Fn(&Instance) -> Result<(), Error> + Send + Sync>;
@@ -126,14 +130,22 @@ impl Shared {
         self.accepts.get().map_or(Ok(()), |accepts| accepts(instance))
     }
 
+    fn stop_checks(&self) {
+        if let Some(checks) = self.checks.get() {
+            checks.stop_signal().cancel();
+        }
+    }
+
+    /// Says whether the registration is over, or about to be.
     fn has_ended(&self) -> bool {
-        self.reported.borrow().ended.is_some()
+        let unwanted = self.desired.borrow().goal != Goal::Present;
+        unwanted || self.reported.borrow().ended.is_some()
     }
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { service, desired, reported, accepts: _ } = self;
+        let Self { service, desired, reported, accepts: _, checks: _ } = self;
         let mut shown = f.debug_struct("Shared");
         shown.field("service", service).field("desired", desired).field("reported", reported).finish_non_exhaustive()
     }
@@ -144,9 +156,9 @@ pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) 
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
     let reported = Reported { state: RegistrationState::Registering { last: None }, stored: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
-    let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new() });
+    let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
-    (Registration { shared, checks: OnceLock::new(), _source: source }, driver)
+    (Registration { handle: InstanceHandle::new(shared), _source: source }, driver)
 }
 
 /// A published instance.
@@ -157,42 +169,41 @@ pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) 
 #[derive(Debug)]
 #[must_use = "dropping it deregisters the instance"]
 pub struct Registration {
-    shared: Arc<Shared>,
-    /// The health checks, once there is one.
-    checks: OnceLock<TaskOwner>,
+    handle: InstanceHandle,
     _source: KeepAlive,
 }
 
 impl Registration {
+    /// A handle to read the state and to change the instance with, for other tasks. It does not keep the instance registered.
+    pub fn handle(&self) -> InstanceHandle {
+        self.handle.clone()
+    }
+
     /// The service it is published under.
     pub fn service(&self) -> &ServiceRef {
-        &self.shared.service
+        self.handle.service()
     }
 
     /// The instance as it should be; the store follows.
     pub fn instance(&self) -> Arc<Instance> {
-        Arc::clone(&self.shared.desired.borrow().instance)
+        self.handle.instance()
     }
 
     /// How far it is.
     pub fn state(&self) -> RegistrationState {
-        self.shared.reported.borrow().state.clone()
+        self.handle.state()
     }
 
     /// The changes of [`state`](Self::state), for a task of its own.
     pub fn states(&self) -> RegistrationStates {
-        RegistrationStates { reported: self.shared.reported.subscribe() }
+        self.handle.states()
     }
 
-    /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
-    /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
+    /// Changes the instance in place, see [`InstanceHandle::update`].
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], and nothing changes; [`Error::NotOwner`] while the registration is
-    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again; [`Error::Closed`]
-    /// once the registration has ended. Without an answer from the store the future waits on: put a deadline on it where that
-    /// matters.
+    /// Those of [`InstanceHandle::update`].
     ///
     /// # Cancel safety
     ///
@@ -201,81 +212,36 @@ impl Registration {
         &self,
         change: impl FnOnce(&mut Draft),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
-        let generation = self.edit(change);
-        let mut reported = self.shared.reported.subscribe();
-        async move {
-            let generation = generation?;
-            let done = |reported: &Reported| {
-                reported.ended.is_some()
-                    || reported.stored.is_some_and(|(stored, _)| stored >= generation)
-                    || matches!(reported.state, RegistrationState::Superseded { .. })
-            };
-            let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
-            match (&reported.stored, &reported.state) {
-                (Some((stored, revision)), _) if *stored >= generation => Ok(*revision),
-                (_, RegistrationState::Superseded { cause }) => Err(cause.clone()),
-                _ => Err(Error::Closed),
-            }
-        }
+        self.handle.update(change)
     }
 
-    fn edit(&self, change: impl FnOnce(&mut Draft)) -> Result<u64, Error> {
-        let mut result = Err(Error::Closed);
-        self.shared.desired.send_if_modified(|desired| {
-            if desired.goal != Goal::Present {
-                return false;
-            }
-            let mut draft = Draft::new((*desired.instance).clone());
-            change(&mut draft);
-            let instance = draft.finish();
-            if let Err(error) = self.shared.check(&instance) {
-                result = Err(error);
-                return false;
-            }
-            desired.instance = Arc::new(instance);
-            desired.generation += 1;
-            result = Ok(desired.generation);
-            true
-        });
-        result
-    }
-
-    /// Says whether the store can hold an instance, for as long as the session lives.
-    pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
-        let shared = Arc::clone(&self.shared);
-        move |instance| shared.check(instance)
-    }
-
-    /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
-    ///
-    /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
-    /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
+    /// Lets a check drive the health, see [`InstanceHandle::health_check`].
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Unsupported`] if the store cannot hold a health;
-    /// [`Error::Closed`] outside a runtime.
+    /// Those of [`InstanceHandle::health_check`].
     pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
     where
         F: Fn() -> C + Send + Sync + 'static,
         C: Future<Output = Health> + Send + 'static,
     {
-        if interval.is_zero() {
-            return Err(Error::invalid_config("interval", "it must be above zero"));
-        }
-        self.shared.check(&(*self.instance()).clone().with_health(Health::NotServing))?;
-        let checks = self.checks.get_or_init(TaskOwner::new);
-        let stop = checks.stop_signal();
-        let shared = Arc::clone(&self.shared);
-        checks.spawn("health check", async move {
-            stop.run_until_cancelled(health::drive(&shared, interval, check)).await;
-        })
+        self.handle.health_check(interval, check)
     }
 
-    fn stop_checks(&self) {
-        if let Some(checks) = self.checks.get() {
-            checks.stop_signal().cancel();
-        }
+    /// Says whether the store can hold an instance, for as long as the session lives.
+    pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
+        let shared = Arc::clone(self.shared());
+        move |instance| shared.check(instance)
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.handle.shared()
+    }
+
+    /// Wants something else than the instance to be present; the checks end.
+    fn end(&self, goal: Goal) {
+        set_goal(self.shared(), goal);
+        self.shared().stop_checks();
     }
 
     /// Removes the instance and confirms it. After this returns no late write brings it back.
@@ -294,9 +260,8 @@ impl Registration {
     ///
     /// The removal goes on in the background.
     pub async fn deregister(self) -> Result<Deregistered, Error> {
-        self.stop_checks();
-        set_goal(&self.shared, Goal::Absent);
-        let mut reported = self.shared.reported.subscribe();
+        self.end(Goal::Absent);
+        let mut reported = self.shared().reported.subscribe();
         let reported = reported.wait_for(|reported| reported.ended.is_some()).await.map_err(|_| Error::Closed)?;
         reported.ended.clone().unwrap_or(Err(Error::Closed))
     }
@@ -305,8 +270,7 @@ impl Registration {
     /// instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later registration
     /// of the same process needs an equal `owner` to take it over.
     pub fn abandon(self) {
-        self.stop_checks();
-        set_goal(&self.shared, Goal::Abandoned);
+        self.end(Goal::Abandoned);
     }
 
     /// For backends: what `register` does after the driver was started: waits as `start` says.
@@ -325,7 +289,7 @@ impl Registration {
             Start::Wait(limit) => limit,
         };
         let fail_fast = options.start == Start::FailFast;
-        let mut reported = self.shared.reported.subscribe();
+        let mut reported = self.shared().reported.subscribe();
         let first = reported.wait_for(|reported| match &reported.state {
             RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
             RegistrationState::Registering { last } => fail_fast && last.is_some(),
@@ -353,7 +317,7 @@ impl Registration {
     }
 
     fn end_cause(&self) -> Error {
-        match &self.shared.reported.borrow().ended {
+        match &self.shared().reported.borrow().ended {
             Some(Err(error)) => error.clone(),
             _ => Error::Closed,
         }
@@ -362,7 +326,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        set_goal(&self.shared, Goal::Dropped);
+        self.end(Goal::Dropped);
     }
 }
 
@@ -614,9 +578,12 @@ mod tests {
     use super::*;
     use crate::{Endpoint, InstanceId};
 
+    pub(super) fn instance() -> Instance {
+        Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
     pub(super) fn pair() -> (Registration, RegistrationDriver) {
-        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
-        registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()))
+        registration(ServiceRef::parse("s").unwrap(), instance(), Arc::new(()))
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Deregistered, Endpoint, Graceful, Health, Instance, InstanceId, Moment, RegisterOptions, Registration, Registry,
-    Resolver, ServiceRef,
+    Deregistered, Endpoint, Error, Graceful, Health, Instance, InstanceId, Moment, RegisterOptions, Registration,
+    RegistrationState, Registry, Resolver, ServiceRef,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -33,7 +33,7 @@ async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
     let record = Arc::clone(&seen);
     let report = Graceful::new()
         .propagation(Duration::from_secs(2))
-        .run(registration, tokio::time::sleep(Duration::from_secs(1)), |finish| async move {
+        .run(registration, tokio::time::sleep(Duration::from_secs(1)), |finish, _| async move {
             let mut last = None;
             while !finish.is_cancelled() {
                 let now = health(&observer).await;
@@ -69,10 +69,41 @@ async fn a_health_check_does_not_undo_draining() {
     };
     let graceful = Graceful::new().propagation(Duration::from_secs(2));
     let stop = tokio::time::sleep(Duration::from_secs(1));
-    let run = graceful.run(registration, stop, |finish| async move { finish.cancelled().await });
+    let run = graceful.run(registration, stop, |finish, _| async move { finish.cancelled().await });
     let (report, seen) = tokio::join!(run, seen);
     assert!(report.drained);
     assert_eq!(seen, [Health::Serving, Health::Draining]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_changes_its_instance_while_it_serves_and_while_it_drains() {
+    let store = MemoryStore::new();
+    let registration = register(&store.client()).await;
+    let observer = store.client();
+    let graceful = Graceful::new().propagation(Duration::from_secs(2));
+    let stop = tokio::time::sleep(Duration::from_secs(10));
+    let report = graceful.run(registration, stop, |finish, instance| async move {
+        let entry =
+            || async { observer.resolve(&service()).await.unwrap().entries().next().map(|entry| (**entry).clone()) };
+        let changed = instance.update(|draft| _ = draft.weight(7)).await.unwrap();
+        assert!(matches!(instance.state(), RegistrationState::Registered { revision } if revision == changed));
+        assert_eq!(entry().await.unwrap().instance().weight(), 7);
+        while instance.instance().health() != Health::Draining {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        instance.update(|draft| _ = draft.metadata("left", "3 jobs")).await.unwrap();
+        let draining = entry().await.unwrap();
+        assert_eq!((draining.instance().weight(), draining.instance().health()), (7, Health::Draining));
+        assert_eq!(draining.instance().metadata()["left"], "3 jobs");
+        finish.cancelled().await;
+        assert!(matches!(instance.state(), RegistrationState::Ended));
+        assert!(matches!(instance.update(|draft| _ = draft.weight(1)).await, Err(Error::Closed)));
+        assert!(entry().await.is_none());
+        "finished"
+    });
+    let report = report.await;
+    assert_eq!((report.served, report.drained), (Some("finished"), true));
+    assert_eq!(report.deregistered.unwrap(), Deregistered::Removed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,7 +112,7 @@ async fn a_server_that_will_not_end_is_dropped_at_the_deadline() {
     let registration = register(&store.client()).await;
     let begun = Moment::now();
     let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(5));
-    let report = graceful.run(registration, async {}, |_| std::future::pending::<()>()).await;
+    let report = graceful.run(registration, async {}, |_, _| std::future::pending::<()>()).await;
     assert!(report.served.is_none() && report.drained);
     assert!(begun.elapsed() < Duration::from_secs(6));
 }
@@ -93,7 +124,7 @@ async fn without_the_store_it_ends_all_the_same_and_says_what_is_left() {
     let registration = register(&server).await;
     server.cut();
     let graceful = Graceful::new().propagation(Duration::from_secs(1)).deadline(Duration::from_secs(10));
-    let report = graceful.run(registration, async {}, |finish| async move { finish.cancelled().await }).await;
+    let report = graceful.run(registration, async {}, |finish, _| async move { finish.cancelled().await }).await;
     assert!(report.served.is_some() && !report.drained);
     assert_eq!(report.deregistered.unwrap(), Deregistered::LeftBehind);
 }
@@ -102,7 +133,7 @@ async fn without_the_store_it_ends_all_the_same_and_says_what_is_left() {
 async fn a_server_that_ends_by_itself_is_deregistered() {
     let store = MemoryStore::new();
     let registration = register(&store.client()).await;
-    let report = Graceful::new().run(registration, std::future::pending(), |_| async { "crashed" }).await;
+    let report = Graceful::new().run(registration, std::future::pending(), |_, _| async { "crashed" }).await;
     assert_eq!((report.served, report.drained), (Some("crashed"), false));
     assert_eq!(health(&store.client()).await, None);
 }

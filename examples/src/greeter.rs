@@ -73,5 +73,5 @@ pub async fn serve(
     if let Some(stop) = stop {
         server = server.until(stop);
     }
-    Ok(server.register(backend, &ServiceRef::parse("greeter")?, instance, options).await?)
+    Ok(server.register_and_run(backend, &ServiceRef::parse("greeter")?, instance, options).await?)
 }

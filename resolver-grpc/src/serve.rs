@@ -3,7 +3,7 @@
 use std::{future::Future, io, pin::Pin};
 
 use bytes::Bytes;
-use enlist::{Error, Graceful, Instance, RegisterOptions, Registry, ServiceRef, Shutdown};
+use enlist::{Error, Graceful, Instance, InstanceHandle, RegisterOptions, Registry, ServiceRef, Shutdown};
 use tokio::net::TcpListener;
 use tonic::{
     body::Body,
@@ -16,12 +16,13 @@ use tower::{Layer, Service, layer::util::Identity};
 use crate::failure::BoxError;
 
 /// A tonic server about to be registered and run. See [`serve`].
-#[must_use = "it runs once it is registered"]
+#[must_use = "it does nothing until `register_and_run`"]
 pub struct Serve<L = Identity> {
     listener: TcpListener,
     router: Router<L>,
     graceful: Graceful,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    registered: Box<dyn FnOnce(InstanceHandle) + Send>,
     health: HealthReporter,
     /// The services that the health service knows, beside the whole server.
     services: Vec<String>,
@@ -48,7 +49,8 @@ impl<L> std::fmt::Debug for Serve<L> {
 /// let (endpoint, _) = advertise(listener.local_addr()?)?;
 /// let instance = Instance::new(InstanceId::parse("greeter-1")?, [endpoint])?;
 /// let serve = enlist_grpc::serve(listener, router).services(["hello.Greeter"]);
-/// let report = serve.register(registry, &ServiceRef::parse("greeter")?, instance, RegisterOptions::new()).await?;
+/// let service = ServiceRef::parse("greeter")?;
+/// let report = serve.register_and_run(registry, &service, instance, RegisterOptions::new()).await?;
 /// println!("drained: {}", report.drained);
 /// # Ok(())
 /// # }
@@ -60,6 +62,7 @@ pub fn serve<L>(listener: TcpListener, router: Router<L>) -> Serve<L> {
         router: router.add_service(service),
         graceful: Graceful::new(),
         stop: Box::pin(signalled()),
+        registered: Box::new(drop),
         health,
         services: Vec::new(),
     }
@@ -84,12 +87,29 @@ impl<L> Serve<L> {
         self
     }
 
+    /// Gives `registered` a handle of the instance, to change it and to read its state while the server runs: once
+    /// [`Registry::register`] has returned, before the first call is served. Default: nothing.
+    ///
+    /// ```no_run
+    /// # fn f(server: enlist_grpc::Serve) {
+    /// let (handle, registered) = tokio::sync::oneshot::channel();
+    /// let server = server.on_registered(|instance| _ = handle.send(instance));
+    /// // In another task: `registered.await?.update(|draft| _ = draft.weight(50)).await?`.
+    /// # let _: (enlist_grpc::Serve, tokio::sync::oneshot::Receiver<enlist::InstanceHandle>) = (server, registered);
+    /// # }
+    /// ```
+    pub fn on_registered(mut self, registered: impl FnOnce(InstanceHandle) + Send + 'static) -> Self {
+        self.registered = Box::new(registered);
+        self
+    }
+
     /// What the health service says, to change it while the server runs.
     pub fn health(&self) -> HealthReporter {
         self.health.clone()
     }
 
-    /// Registers `instance`, serves until told to stop, and shuts down in order. Says what was reached.
+    /// Registers `instance`, serves until told to stop, and shuts down in order: it returns when the server has stopped, and says
+    /// what was reached.
     ///
     /// # Errors
     ///
@@ -98,7 +118,7 @@ impl<L> Serve<L> {
     /// # Cancel safety
     ///
     /// Dropping the future drops the server, and the registration, which is withdrawn in the background.
-    pub async fn register<ResBody>(
+    pub async fn register_and_run<ResBody>(
         self,
         registry: &dyn Registry,
         service: &ServiceRef,
@@ -113,7 +133,7 @@ impl<L> Serve<L> {
         ResBody: http_body::Body<Data = Bytes> + Send + 'static,
         ResBody::Error: Into<BoxError>,
     {
-        let Self { listener, router, graceful, stop, health, mut services } = self;
+        let Self { listener, router, graceful, stop, registered, health, mut services } = self;
         // The empty name is the whole server.
         services.push(String::new());
         say(&health, &services, ServingStatus::Serving).await;
@@ -123,7 +143,8 @@ impl<L> Serve<L> {
             say(&health, &services, ServingStatus::NotServing).await;
         };
         let (mut ended, known) = (health.clone(), services.clone());
-        let report = graceful.run(registration, stop, |finish| {
+        let report = graceful.run(registration, stop, |finish, instance| {
+            registered(instance);
             let finish = async move {
                 finish.cancelled().await;
                 // Streams of health would keep the server busy for ever.

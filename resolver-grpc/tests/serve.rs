@@ -4,7 +4,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Deregistered, Endpoint, Graceful, Instance, RegisterOptions};
+use enlist::{Deregistered, Endpoint, Graceful, Instance, RegisterOptions, RegistrationState, Resolver};
 use enlist_grpc::{Channel, serve};
 use enlist_testkit::{eventually, soon};
 use support::{Server, World, begun, id, say, until_ready};
@@ -26,10 +26,9 @@ async fn a_server_leaves_without_a_call_failing() {
             let _ = stopped.await;
         });
         let world = Arc::clone(&world);
-        let run =
-            begun(
-                async move { server.register(&world.servers, &world.service, instance, RegisterOptions::new()).await },
-            );
+        let run = begun(async move {
+            server.register_and_run(&world.servers, &world.service, instance, RegisterOptions::new()).await
+        });
         servers.push((stop, run));
     }
     // A watched health keeps a stream open, which must not hold the server up.
@@ -68,7 +67,7 @@ async fn health_tells_that_a_server_is_about_to_leave() {
         let _ = stopped.await;
     });
     let (servers, service) = (world.servers.clone(), world.service.clone());
-    let run = begun(async move { server.register(&servers, &service, instance, RegisterOptions::new()).await });
+    let run = begun(async move { server.register_and_run(&servers, &service, instance, RegisterOptions::new()).await });
 
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let status = |service: &'static str| {
@@ -103,7 +102,40 @@ async fn what_cannot_be_registered_is_not_served() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let router = tonic::transport::Server::builder().add_service(support::echo("b"));
     let options = RegisterOptions::new().on_conflict(enlist::OnConflict::Refuse);
-    let refused = serve(listener, router).register(&world.servers, &world.service, servers[0].instance(), options);
+    let refused =
+        serve(listener, router).register_and_run(&world.servers, &world.service, servers[0].instance(), options);
     let refused = soon("refused", refused).await.unwrap_err();
     assert!(matches!(refused, enlist::Error::AlreadyRegistered { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_server_has_a_handle_of_its_instance_from_registration_to_its_end() {
+    let world = Arc::new(World::new());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Endpoint::try_from(listener.local_addr().unwrap()).unwrap();
+    let instance = Instance::new(id("a"), [endpoint]).unwrap();
+    let router = tonic::transport::Server::builder().add_service(support::echo("a"));
+    let ((stop, stopped), (handle, registered)) = (oneshot::channel::<()>(), oneshot::channel());
+    let server = serve(listener, router)
+        .graceful(Graceful::new().propagation(Duration::from_millis(100)))
+        .on_registered(|instance| {
+            let _ = handle.send(instance);
+        })
+        .until(async {
+            let _ = stopped.await;
+        });
+    let shared = Arc::clone(&world);
+    let run = begun(async move {
+        server.register_and_run(&shared.servers, &shared.service, instance, RegisterOptions::new()).await
+    });
+    let instance = soon("registered", registered).await.unwrap();
+    assert!(matches!(instance.state(), RegistrationState::Registered { .. }));
+    soon("stored", instance.update(|draft| _ = draft.weight(7))).await.unwrap();
+    let listed = world.servers.resolve(&world.service).await.unwrap();
+    assert_eq!(listed.entries().map(|entry| entry.instance().weight()).collect::<Vec<_>>(), [7]);
+    stop.send(()).unwrap();
+    // The handle does not keep the instance, nor the server.
+    let report = soon("the end", run).await.unwrap();
+    assert!(report.drained && matches!(report.deregistered, Ok(Deregistered::Removed)), "{report:?}");
+    assert!(matches!(instance.update(|draft| _ = draft.weight(1)).await, Err(enlist::Error::Closed)));
 }

@@ -1,0 +1,213 @@
+//! The part of a registration that other tasks may have: reads its state and changes the instance.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use super::{Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
+use crate::{
+    error::Error,
+    instance::{Draft, Health, Instance},
+    name::ServiceRef,
+    revision::Revision,
+    task::TaskOwner,
+};
+
+/// Reads the state of a registered instance and changes it in place. Clones share the registration.
+///
+/// It keeps neither the instance registered nor the session alive: that is up to the [`Registration`](super::Registration) that it
+/// comes from. Once that has ended, however that came, [`update`](Self::update) and [`health_check`](Self::health_check) fail with
+/// [`Error::Closed`], and [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered.
+///
+/// ```
+/// # use enlist::{Endpoint, Graceful, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = enlist_memory::MemoryStore::new();
+/// # let service = ServiceRef::parse("greeter")?;
+/// # let instance = Instance::new(InstanceId::parse("a")?, [Endpoint::parse("10.0.0.1:80")?])?;
+/// let registration = store.client().register(&service, instance, RegisterOptions::new()).await?;
+/// let instance = registration.handle();
+/// instance.update(|draft| _ = draft.weight(50)).await?;
+/// registration.deregister().await?;
+/// assert!(instance.update(|draft| _ = draft.weight(100)).await.is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct InstanceHandle {
+    shared: Arc<Shared>,
+}
+
+impl InstanceHandle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The service it is published under.
+    pub fn service(&self) -> &ServiceRef {
+        &self.shared.service
+    }
+
+    /// The instance as it should be; the store follows.
+    pub fn instance(&self) -> Arc<Instance> {
+        Arc::clone(&self.shared.desired.borrow().instance)
+    }
+
+    /// How far it is.
+    pub fn state(&self) -> RegistrationState {
+        self.shared.reported.borrow().state.clone()
+    }
+
+    /// The changes of [`state`](Self::state), for a task of its own.
+    pub fn states(&self) -> RegistrationStates {
+        RegistrationStates { reported: self.shared.reported.subscribe() }
+    }
+
+    /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
+    /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`], and nothing changes; [`Error::NotOwner`] while the registration is
+    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again; [`Error::Closed`]
+    /// once the registration has ended. Without an answer from the store the future waits on: put a deadline on it where that
+    /// matters.
+    ///
+    /// # Cancel safety
+    ///
+    /// The change is made even if the future is never polled.
+    pub fn update(
+        &self,
+        change: impl FnOnce(&mut Draft),
+    ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
+        let generation = self.edit(change);
+        let mut reported = self.shared.reported.subscribe();
+        async move {
+            let generation = generation?;
+            let done = |reported: &Reported| {
+                reported.ended.is_some()
+                    || reported.stored.is_some_and(|(stored, _)| stored >= generation)
+                    || matches!(reported.state, RegistrationState::Superseded { .. })
+            };
+            let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
+            match (&reported.stored, &reported.state) {
+                (Some((stored, revision)), _) if *stored >= generation => Ok(*revision),
+                (_, RegistrationState::Superseded { cause }) => Err(cause.clone()),
+                _ => Err(Error::Closed),
+            }
+        }
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Draft)) -> Result<u64, Error> {
+        let mut result = Err(Error::Closed);
+        if self.shared.has_ended() {
+            return result;
+        }
+        self.shared.desired.send_if_modified(|desired| {
+            if desired.goal != Goal::Present {
+                return false;
+            }
+            let mut draft = Draft::new((*desired.instance).clone());
+            change(&mut draft);
+            let instance = draft.finish();
+            if let Err(error) = self.shared.check(&instance) {
+                result = Err(error);
+                return false;
+            }
+            desired.instance = Arc::new(instance);
+            desired.generation += 1;
+            result = Ok(desired.generation);
+            true
+        });
+        result
+    }
+
+    /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
+    ///
+    /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
+    /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Unsupported`] if the store cannot hold a health;
+    /// [`Error::Closed`] outside a runtime, and once the registration has ended.
+    pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
+    where
+        F: Fn() -> C + Send + Sync + 'static,
+        C: Future<Output = Health> + Send + 'static,
+    {
+        if interval.is_zero() {
+            return Err(Error::invalid_config("interval", "it must be above zero"));
+        }
+        self.shared.check(&(*self.instance()).clone().with_health(Health::NotServing))?;
+        if self.shared.has_ended() {
+            return Err(Error::Closed);
+        }
+        let checks = self.shared.checks.get_or_init(TaskOwner::new);
+        let stop = checks.stop_signal();
+        let shared = Arc::clone(&self.shared);
+        checks.spawn("health check", async move {
+            stop.run_until_cancelled(health::drive(&shared, interval, check)).await;
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Deregistered, registration::registration, registration::tests::instance};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handle_keeps_neither_the_instance_nor_the_session() {
+        let source = Arc::new(());
+        let service = ServiceRef::parse("s").unwrap();
+        let (registration, driver) = registration(service, instance(), Arc::<()>::clone(&source));
+        let handle = registration.handle();
+        assert_eq!(handle.instance().id().as_str(), "a");
+        drop(registration);
+        assert_eq!((driver.goal(), Arc::strong_count(&source)), (Goal::Absent, 1));
+
+        let refused = handle.update(|draft| {
+            draft.weight(7);
+        });
+        assert!(matches!(refused.await, Err(Error::Closed)));
+        let refused = handle.health_check(Duration::from_secs(1), || async { Health::Serving });
+        assert!(matches!(refused, Err(Error::Closed)));
+        let mut states = handle.states();
+        driver.report_end(Ok(Deregistered::Removed));
+        assert!(matches!(states.next().await, Some(RegistrationState::Ended)));
+        assert!(matches!(handle.state(), RegistrationState::Ended));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ended_by_itself_is_not_changed_any_more() {
+        let (registration, mut driver) = crate::registration::tests::pair();
+        driver.report_end(Err(Error::Closed));
+        let refused = registration.handle().update(|draft| {
+            draft.weight(7);
+        });
+        assert!(matches!(refused.await, Err(Error::Closed)));
+        assert_eq!(driver.desired().generation, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn checks_end_with_the_registration_and_not_with_the_handle_that_began_them() {
+        let (registration, mut driver) = crate::registration::tests::pair();
+        let checked = Arc::new(());
+        let check = Arc::clone(&checked);
+        let check = move || {
+            drop(Arc::clone(&check));
+            async { Health::NotServing }
+        };
+        registration.handle().health_check(Duration::from_secs(1), check).unwrap();
+        driver.changed().await;
+        assert_eq!(driver.desired().instance.health(), Health::NotServing);
+        drop(registration);
+        while Arc::strong_count(&checked) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
