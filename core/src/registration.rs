@@ -210,7 +210,7 @@ impl Registration {
     /// The change is made even if the future is never polled.
     pub fn update(
         &self,
-        change: impl FnOnce(&mut Draft),
+        change: impl FnMut(&mut Draft),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
         self.handle.update(change)
     }
@@ -385,8 +385,8 @@ pub struct RegistrationDriver {
 }
 
 impl RegistrationDriver {
-    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the background. Only the
-    /// first call counts.
+    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the background. It is called
+    /// without a lock. Only the first call counts.
     pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
         // A second one would come after changes that the first one let through.
         let _ = self.shared.accepts.set(Box::new(accepts));

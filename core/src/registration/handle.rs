@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use super::{Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
+use super::{Desired, Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
 use crate::{
     error::Error,
     instance::{Draft, Health, Instance},
@@ -10,6 +10,9 @@ use crate::{
     revision::Revision,
     task::TaskOwner,
 };
+
+/// How often a change is made anew because another one came in between.
+const MOST_TRIES: u32 = 64;
 
 /// Reads the state of a registered instance and changes it in place. Clones share the registration.
 ///
@@ -69,19 +72,23 @@ impl InstanceHandle {
     /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
     /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
     ///
+    /// `change` runs on the caller's thread, before this returns, and holds up nobody else. If the instance was changed
+    /// meanwhile it runs again, on what the instance is then, so that of several changes at once none is lost.
+    ///
     /// # Errors
     ///
     /// [`Error::TooLarge`], and nothing changes; [`Error::NotOwner`] while the registration is
     /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again; [`Error::Closed`]
-    /// once the registration has ended. Without an answer from the store the future waits on: put a deadline on it where that
-    /// matters.
+    /// once the registration has ended; [`Error::Conflict`], and nothing changes, if `change` was overtaken 64 times: it
+    /// updates the instance itself, or takes very long. Without an answer from the store the future waits on: put a deadline
+    /// on it where that matters.
     ///
     /// # Cancel safety
     ///
     /// The change is made even if the future is never polled.
     pub fn update(
         &self,
-        change: impl FnOnce(&mut Draft),
+        change: impl FnMut(&mut Draft),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
         let generation = self.edit(change);
         let mut reported = self.shared.reported.subscribe();
@@ -101,28 +108,31 @@ impl InstanceHandle {
         }
     }
 
-    fn edit(&self, change: impl FnOnce(&mut Draft)) -> Result<u64, Error> {
-        let mut result = Err(Error::Closed);
-        if self.shared.has_ended() {
-            return result;
-        }
-        self.shared.desired.send_if_modified(|desired| {
-            if desired.goal != Goal::Present {
-                return false;
+    /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's session
+    /// takes as well.
+    fn edit(&self, mut change: impl FnMut(&mut Draft)) -> Result<u64, Error> {
+        for _ in 0..MOST_TRIES {
+            if self.shared.has_ended() {
+                return Err(Error::Closed);
             }
-            let mut draft = Draft::new((*desired.instance).clone());
+            let Desired { instance, generation, .. } = self.shared.desired.borrow().clone();
+            let mut draft = Draft::new((*instance).clone());
             change(&mut draft);
-            let instance = draft.finish();
-            if let Err(error) = self.shared.check(&instance) {
-                result = Err(error);
-                return false;
+            let instance = Arc::new(draft.finish());
+            self.shared.check(&instance)?;
+            let replaced = self.shared.desired.send_if_modified(|desired| {
+                let same = desired.goal == Goal::Present && desired.generation == generation;
+                if same {
+                    (desired.instance, desired.generation) = (instance, generation + 1);
+                }
+                same
+            });
+            if replaced {
+                return Ok(generation + 1);
             }
-            desired.instance = Arc::new(instance);
-            desired.generation += 1;
-            result = Ok(desired.generation);
-            true
-        });
-        result
+        }
+        let revision = self.shared.reported.borrow().stored.map(|(_, revision)| revision);
+        Err(Error::Conflict { what: "the instance".to_owned(), revision: revision.unwrap_or_default() })
     }
 
     /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
@@ -158,7 +168,13 @@ impl InstanceHandle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Deregistered, registration::registration, registration::tests::instance};
+    use crate::{
+        Deregistered,
+        registration::{
+            registration,
+            tests::{instance, pair},
+        },
+    };
 
     #[tokio::test(start_paused = true)]
     async fn a_handle_keeps_neither_the_instance_nor_the_session() {
@@ -184,7 +200,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ended_by_itself_is_not_changed_any_more() {
-        let (registration, mut driver) = crate::registration::tests::pair();
+        let (registration, mut driver) = pair();
         driver.report_end(Err(Error::Closed));
         let refused = registration.handle().update(|draft| {
             draft.weight(7);
@@ -195,7 +211,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn checks_end_with_the_registration_and_not_with_the_handle_that_began_them() {
-        let (registration, mut driver) = crate::registration::tests::pair();
+        let (registration, mut driver) = pair();
         let checked = Arc::new(());
         let check = Arc::clone(&checked);
         let check = move || {
@@ -209,5 +225,72 @@ mod tests {
         while Arc::strong_count(&checked) > 1 {
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Runs `act` on a thread of its own, so that a deadlock in it fails the test instead of blocking it.
+    fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+        let (done, outcome) = std::sync::mpsc::channel();
+        std::thread::spawn(move || done.send(act()));
+        outcome.recv_timeout(Duration::from_secs(5)).expect("in time")
+    }
+
+    #[test]
+    fn the_closure_of_an_update_may_look_at_the_registration() {
+        let (registration, mut driver) = pair();
+        in_time(move || {
+            drop(registration.update(|draft| {
+                assert!(matches!(registration.state(), RegistrationState::Registering { .. }));
+                draft.weight(registration.instance().weight() + 1);
+            }));
+            assert_eq!(driver.desired().instance.weight(), 101);
+        });
+    }
+
+    #[test]
+    fn the_closure_of_an_update_holds_up_nobody_else() {
+        let (registration, mut driver) = pair();
+        let (begun, begins) = std::sync::mpsc::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let handle = registration.handle();
+        let slow = std::thread::spawn(move || {
+            drop(handle.update(|draft| {
+                let _ = begun.send(());
+                let _ = ends.recv();
+                draft.weight(7);
+            }));
+        });
+        begins.recv().unwrap();
+        let (goal, generation) = in_time(move || (driver.goal(), driver.desired().generation));
+        assert_eq!((goal, generation), (Goal::Present, 1));
+        drop(end);
+        slow.join().unwrap();
+        assert_eq!(registration.instance().weight(), 7);
+    }
+
+    #[test]
+    fn no_change_of_many_at_once_is_lost() {
+        let (registration, _driver) = pair();
+        let handle = registration.handle();
+        let add = || {
+            for _ in 0..100 {
+                drop(handle.update(|draft| _ = draft.weight(draft.instance().weight() + 1)));
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|_| _ = scope.spawn(add)));
+        assert_eq!(registration.instance().weight(), 500);
+    }
+
+    #[test]
+    fn an_update_within_an_update_is_made_and_the_outer_one_is_refused() {
+        let (registration, _driver) = pair();
+        let (outer, weight) = in_time(move || {
+            let outer = registration.update(|draft| {
+                drop(registration.update(|draft| _ = draft.weight(7)));
+                draft.weight(8);
+            });
+            (futures::FutureExt::now_or_never(outer), registration.instance().weight())
+        });
+        assert!(matches!(outer, Some(Err(Error::Conflict { .. }))), "{outer:?}");
+        assert_eq!(weight, 7);
     }
 }
