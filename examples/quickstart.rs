@@ -46,9 +46,8 @@ async fn main() -> Result {
     })
     .await?;
     tell(&mut *watcher).await?;
-    while view.snapshot().is_none_or(|snapshot| snapshot.entries().all(|entry| entry.instance().weight() > 0)) {
-        view.clone().changed().await?;
-    }
+    let mut changes = view.changes();
+    while changes.next().await?.snapshot.entries().all(|entry| entry.instance().weight() > 0) {}
     show_picks(&view)?;
 
     println!("4. greeter-3 dies without a goodbye; its lease of 2 s runs out.");

@@ -18,7 +18,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let _registration = server.register(&service, instance, RegisterOptions::new()).await?;
 
     let directory = Directory::new(Arc::new(client.clone()));
-    let mut view = directory.view(&service);
+    let view = directory.view(&service);
     println!("known at revision {}: {:?}", view.ready().await?.revision(), view.snapshot());
 
     // Each task has a picker of its own; a pick takes no lock and sends nothing.
@@ -26,16 +26,14 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("picked {}", picker.pick()?.instance().endpoints()[0]);
 
     client.cut();
-    while view.freshness().is_some_and(|freshness| freshness.is_live()) {
-        view.changed().await?;
-    }
+    // The view as it is comes first, then each change of it.
+    let mut changes = view.changes();
+    while changes.next().await?.freshness.is_live() {}
     println!("cut off: {:?}", view.freshness());
     println!("still picked {}", picker.pick()?.instance().endpoints()[0]);
 
     client.heal();
-    while view.freshness().is_some_and(|freshness| !freshness.is_live()) {
-        view.changed().await?;
-    }
+    while !changes.next().await?.freshness.is_live() {}
     println!("live again, {:?} old", view.freshness().map(|freshness| freshness.age()));
     Ok(())
 }

@@ -341,8 +341,8 @@ async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
     let mut states = registration.states();
     fake.lie(Lie::LeaseGone);
     let lost = async {
-        while !matches!(states.next().await, Some(RegistrationState::Reregistering { .. })) {}
-        while !matches!(states.next().await, Some(RegistrationState::Registered { .. })) {}
+        while !matches!(states.next().await, Ok(RegistrationState::Reregistering { .. })) {}
+        while !matches!(states.next().await, Ok(RegistrationState::Registered { .. })) {}
     };
     soon("lost and back", lost).await;
     assert_eq!(stored(&fake).len(), 1);
@@ -528,7 +528,7 @@ async fn a_deleted_key_of_many_is_restored_and_an_overwritten_one_is_reported() 
     put(&fake, "i16", 7);
     let superseded = async {
         loop {
-            if let Some(RegistrationState::Superseded { cause }) = states.next().await {
+            if let Ok(RegistrationState::Superseded { cause }) = states.next().await {
                 return cause;
             }
         }

@@ -45,8 +45,8 @@ async fn logs_have_constant_messages_and_name_their_subject_in_fields() {
     soon("released", guard.release()).await.unwrap();
     fake.revoke_all();
     let mut states = registration.states();
-    while !matches!(states.next().await, Some(RegistrationState::Reregistering { .. })) {}
-    while !matches!(states.next().await, Some(RegistrationState::Registered { .. })) {}
+    while !matches!(states.next().await, Ok(RegistrationState::Reregistering { .. })) {}
+    while !matches!(states.next().await, Ok(RegistrationState::Registered { .. })) {}
     registration.deregister().await.unwrap();
     let logged = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
     let has = |parts: &[&str]| logged.lines().any(|line| parts.iter().all(|part| line.contains(part)));

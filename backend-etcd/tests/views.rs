@@ -25,12 +25,12 @@ use support::{PREFIX, TTL, beside, instance, listed, options, pass, raw, registe
 const LARGE: Duration = Duration::from_secs(180);
 
 /// Watches a view, and counts how often it was empty.
-fn watch_for_empty(tasks: &TaskOwner, mut view: ServiceView) -> Arc<AtomicUsize> {
+fn watch_for_empty(tasks: &TaskOwner, view: &ServiceView) -> Arc<AtomicUsize> {
     let empty = Arc::<AtomicUsize>::default();
-    let count = Arc::clone(&empty);
+    let (count, mut changes) = (Arc::clone(&empty), view.changes());
     beside(tasks, async move {
-        while view.changed().await.is_ok() {
-            if view.snapshot().is_some_and(|snapshot| snapshot.is_empty()) {
+        while let Ok(change) = changes.next().await {
+            if change.snapshot.is_empty() {
                 count.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -93,7 +93,7 @@ async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_th
     let view = Directory::new(Arc::new(user.clone())).view(&support::service());
     shows(&view, |snapshot| snapshot.len() == COUNT).await;
     let tasks = TaskOwner::new();
-    let empty = watch_for_empty(&tasks, view.clone());
+    let empty = watch_for_empty(&tasks, &view);
     let ids = view.snapshot().unwrap().entries().map(|entry| entry.instance().id().to_string()).collect();
     let fewest = fold(&tasks, &server, ids).await;
     for attempt in 1..=3 {

@@ -177,22 +177,19 @@ impl Kept {
     }
 
     async fn until_the_end(&mut self, signals: &mut Signals) -> Result<End, Failure> {
-        let mut changes = self.registration.states();
         // It may have got somewhere while the command was started.
-        let mut news =
-            Some(self.registration.state()).filter(|now| !matches!(now, RegistrationState::Registering { .. }));
+        let mut changes = self.registration.states();
+        let mut begun = false;
         loop {
-            let next = async {
-                match news.take() {
-                    Some(state) => Some(state),
-                    None => changes.next().await,
-                }
-            };
             tokio::select! {
-                state = next => {
-                    let Some(state) = state else {
+                state = changes.next() => {
+                    let Ok(state) = state else {
                         return Ok(End::Refused(enlist::Error::Closed));
                     };
+                    // That it begins is no news.
+                    if !std::mem::replace(&mut begun, true) && matches!(state, RegistrationState::Registering { .. }) {
+                        continue;
+                    }
                     self.told.state(&state);
                     match state {
                         RegistrationState::Ended => {

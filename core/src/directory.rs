@@ -6,6 +6,7 @@
 //! A view keeps what is known: an outage of the store makes it old, never empty, and says how old. If the store itself lists
 //! nobody any more, all at once and without their having left, the last ones are held for a while.
 
+mod changes;
 mod disk;
 mod protection;
 mod view_task;
@@ -21,6 +22,7 @@ use std::{
 use tokio::{runtime::Handle, sync::watch};
 use tracing::Instrument;
 
+pub use self::changes::ViewChanges;
 use self::view_task::Keeper;
 use crate::{
     clock::LONGEST,
@@ -224,7 +226,7 @@ impl Directory {
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
     /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does waiting for
-    /// [`changed`](ServiceView::changed) or [`ready`](ServiceView::ready): for all views and pickers that there are. Called outside a
+    /// [`ViewChanges::next`] or [`ready`](ServiceView::ready): for all views and pickers that there are. Called outside a
     /// runtime, or after [`close`](Self::close), the view is closed.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
@@ -233,7 +235,7 @@ impl Directory {
             ViewUser::count(&self.inner, shared)
         };
         user.revive();
-        ServiceView::new(user)
+        ServiceView { user }
     }
 
     /// Ends all watches and waits for their tasks, at most `limit`. Views keep their last snapshot.
@@ -413,15 +415,9 @@ impl fmt::Debug for ViewUser {
 #[derive(Clone)]
 pub struct ServiceView {
     user: ViewUser,
-    status: watch::Receiver<Status>,
 }
 
 impl ServiceView {
-    fn new(user: ViewUser) -> Self {
-        let status = user.shared.status.subscribe();
-        Self { user, status }
-    }
-
     /// The service.
     pub fn service(&self) -> &ServiceRef {
         &self.user.shared.service
@@ -468,7 +464,7 @@ impl ServiceView {
 
     /// How fresh the snapshot is; `None` while nothing is known.
     pub fn freshness(&self) -> Option<Freshness> {
-        self.status.borrow().freshness.clone()
+        self.user.published().get().as_deref().map(|published| published.freshness.clone())
     }
 
     /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
@@ -476,22 +472,9 @@ impl ServiceView {
         self.user.shared.published.get().as_deref().and_then(Published::too_old)
     }
 
-    /// Waits for a snapshot or a freshness that this view has not waited for before.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Closed`] once the directory is closed.
-    ///
-    /// # Cancel safety
-    ///
-    /// What was not returned is returned by the next call.
-    pub async fn changed(&mut self) -> Result<(), Error> {
-        self.status.changed().await.map_err(|_| Error::Closed)?;
-        if self.status.borrow_and_update().closed && !self.user.revive() {
-            self.status.mark_changed();
-            return Err(Error::Closed);
-        }
-        Ok(())
+    /// The changes of the snapshot and its freshness, for a task of its own: the snapshot as it is now comes first.
+    pub fn changes(&self) -> ViewChanges {
+        ViewChanges::new(self.user.clone())
     }
 
     /// A picker of its own for one task. The watch goes on for as long as a picker of it lives, also without the view.

@@ -33,12 +33,13 @@ use std::{
 use crate::{
     backoff::BackoffPolicy,
     clock::Moment,
-    directory::ServiceView,
+    directory::{ServiceView, ViewChanges},
     endpoint::Endpoint,
     error::Error,
     instance::Entry,
     name::InstanceId,
     picker::{NoPick, Picker, Policy},
+    snapshot::Snapshot,
     task::TaskOwner,
 };
 
@@ -161,6 +162,18 @@ impl<T> Shared<T> {
     }
 }
 
+/// The next snapshot; `None` once the directory is closed.
+async fn next(changes: &mut ViewChanges) -> Option<Snapshot> {
+    loop {
+        match changes.next().await {
+            Ok(change) => return Some(change.snapshot),
+            Err(Error::Closed) => return None,
+            // The view goes on trying.
+            Err(_) => {}
+        }
+    }
+}
+
 /// One client per instance of a service. Dropping it ends its task and drops its clients, once their calls are done.
 pub struct Pool<T> {
     view: ServiceView,
@@ -181,10 +194,9 @@ impl<T: Send + Sync + 'static> Pool<T> {
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared { factory: Box::new(factory), clients: Mutex::default() });
         let tasks = TaskOwner::new();
-        let (mut watched, kept) = (view.clone(), Arc::clone(&shared));
+        let (mut changes, kept) = (view.changes(), Arc::clone(&shared));
         let tidy = async move {
-            while watched.changed().await.is_ok() {
-                let Some(snapshot) = watched.snapshot() else { continue };
+            while let Some(snapshot) = next(&mut changes).await {
                 let is_there = |id: &InstanceId, kept: &mut Kept<T>| {
                     snapshot.get(id).is_some_and(|entry| entry.instance().endpoints() == kept.endpoints)
                 };

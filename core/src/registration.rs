@@ -194,7 +194,7 @@ impl Registration {
         self.handle.state()
     }
 
-    /// The changes of [`state`](Self::state), for a task of its own.
+    /// The states, for a task of its own: the one as it is now comes first.
     pub fn states(&self) -> RegistrationStates {
         self.handle.states()
     }
@@ -341,21 +341,38 @@ fn set_goal(shared: &Shared, goal: Goal) {
     });
 }
 
-/// The changes of a registration's state. A slow reader gets the latest one.
+/// The states of a registration, for one reader.
 #[derive(Debug)]
 pub struct RegistrationStates {
     reported: watch::Receiver<Reported>,
+    /// The end was returned.
+    ended: bool,
 }
 
 impl RegistrationStates {
-    /// Waits for the next state; `None` once the registration has ended and that was returned.
+    fn new(mut reported: watch::Receiver<Reported>) -> Self {
+        // The first call returns the state as it is.
+        reported.mark_changed();
+        Self { reported, ended: false }
+    }
+
+    /// First the state as it is now, then each change; a slow reader skips states and gets the latest one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] once [`RegistrationState::Ended`] was returned.
     ///
     /// # Cancel safety
     ///
     /// What was not returned is returned by the next call.
-    pub async fn next(&mut self) -> Option<RegistrationState> {
-        self.reported.changed().await.ok()?;
-        Some(self.reported.borrow_and_update().state.clone())
+    pub async fn next(&mut self) -> Result<RegistrationState, Error> {
+        if self.ended {
+            return Err(Error::Closed);
+        }
+        self.reported.changed().await.map_err(|_| Error::Closed)?;
+        let state = self.reported.borrow_and_update().state.clone();
+        self.ended = matches!(state, RegistrationState::Ended);
+        Ok(state)
     }
 }
 

@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Feed, Health, Instance, InstanceId, Moment,
-    Namespace, NoPick, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
+    Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Feed, Health, Instance, InstanceId,
+    Moment, Namespace, NoPick, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
     ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
@@ -28,10 +28,17 @@ async fn register(client: &MemoryClient, id: &str) -> Registration {
     client.register(&service(), instance, RegisterOptions::new()).await.expect("registered")
 }
 
-async fn until(view: &mut ServiceView, count: usize) {
-    while view.snapshot().is_none_or(|snapshot| snapshot.len() != count) {
-        tokio::time::timeout(LIMIT, view.changed()).await.expect("in time").expect("open");
-    }
+async fn until(view: &ServiceView, count: usize) {
+    let mut changes = view.changes();
+    while tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").expect("open").snapshot.len() != count {}
+}
+
+/// Waits for the end of the changes of `view`.
+async fn until_closed(view: &ServiceView) {
+    let mut changes = view.changes();
+    let ended = async { while changes.next().await.is_ok() {} };
+    tokio::time::timeout(LIMIT, ended).await.expect("in time");
+    assert!(matches!(changes.next().await, Err(Error::Closed)), "it stays so");
 }
 
 /// Waits until `picker` picks from so many candidates.
@@ -135,15 +142,15 @@ fn a_view_whose_runtime_is_gone_says_so_and_the_next_view_brings_it_back() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
-    let (mut old, mut picker) = left_over(&directory);
+    let (old, mut picker) = left_over(&directory);
     assert!(!old.freshness().unwrap().is_live(), "nobody follows the watch");
     assert_eq!(old.snapshot().map(|snapshot| snapshot.len()), Some(1), "what was known stays");
     resolver.publish(&["a", "b"]);
     runtime().block_on(async {
-        let mut new = directory.view(&service());
-        until(&mut new, 2).await;
+        let new = directory.view(&service());
+        until(&new, 2).await;
         assert!(old.freshness().unwrap().is_live(), "older views follow again");
-        until(&mut old, 2).await;
+        until(&old, 2).await;
         until_candidates(&mut picker, 2).await;
     });
 }
@@ -153,14 +160,13 @@ fn waiting_for_a_view_whose_runtime_is_gone_brings_it_back() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
-    let (mut old, mut picker) = left_over(&directory);
+    let (old, mut picker) = left_over(&directory);
     resolver.publish(&["a", "b"]);
     runtime().block_on(async {
-        until(&mut old, 2).await;
+        until(&old, 2).await;
         until_candidates(&mut picker, 2).await;
         directory.close(LIMIT).await.unwrap();
-        let ended = async { while old.changed().await.is_ok() {} };
-        tokio::time::timeout(LIMIT, ended).await.expect("a closed directory stays closed");
+        until_closed(&old).await;
         assert!(!old.freshness().unwrap().is_live());
     });
 }
@@ -169,16 +175,15 @@ fn waiting_for_a_view_whose_runtime_is_gone_brings_it_back() {
 async fn a_resolver_that_panics_makes_a_view_stale_for_a_moment_and_is_watched_anew() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
-    let mut view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
-    view.ready().await.unwrap();
-    view.changed().await.unwrap();
+    let view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
+    let mut changes = view.changes();
+    assert!(changes.next().await.unwrap().freshness.is_live());
     resolver.panics.store(1, Ordering::SeqCst);
     resolver.publish(&["a", "b"]);
     let mut stale = false;
     let back = async {
         while view.snapshot().is_some_and(|snapshot| snapshot.len() == 1) {
-            view.changed().await.unwrap();
-            stale |= !view.freshness().unwrap().is_live();
+            stale |= !changes.next().await.unwrap().freshness.is_live();
         }
     };
     tokio::time::timeout(LIMIT, back).await.expect("in time");
@@ -202,30 +207,30 @@ async fn options_without_end_do_not_end_a_view() {
     let client = store.client();
     let _a = register(&client, "a").await;
     let options = DirectoryOptions::new().hold(Duration::MAX).idle(Duration::MAX).max_age(Duration::MAX);
-    let mut view = Directory::with_options(Arc::new(store.client()), options.clone()).view(&service());
-    let mut rare = Directory::with_options(Arc::new(store.client()), options.debounce(Duration::MAX)).view(&service());
-    until(&mut view, 1).await;
-    until(&mut rare, 1).await;
+    let view = Directory::with_options(Arc::new(store.client()), options.clone()).view(&service());
+    let rare = Directory::with_options(Arc::new(store.client()), options.debounce(Duration::MAX)).view(&service());
+    until(&view, 1).await;
+    until(&rare, 1).await;
     client.crash().await.unwrap();
-    while view.snapshot().unwrap().entries().any(|entry| entry.presence() == Presence::Live) {
-        view.changed().await.unwrap();
-    }
+    let mut changes = view.changes();
+    while changes.next().await.unwrap().snapshot.entries().any(|entry| entry.presence() == Presence::Live) {}
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let _b = register(&store.client(), "b").await;
-    until(&mut view, 2).await;
+    until(&view, 2).await;
     // A view that is published once is not ended.
-    rare.changed().await.unwrap();
-    assert!(tokio::time::timeout(LIMIT, rare.changed()).await.is_err());
+    let mut changes = rare.changes();
+    changes.next().await.unwrap();
+    assert!(tokio::time::timeout(LIMIT, changes.next()).await.is_err());
     assert!(rare.freshness().unwrap().is_live() && rare.snapshot().unwrap().len() == 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_view_lives_on_without_the_directory_it_came_from() {
     let store = MemoryStore::new();
-    let mut view = Directory::new(Arc::new(store.client())).view(&service());
+    let view = Directory::new(Arc::new(store.client())).view(&service());
     assert!(view.ready().await.unwrap().is_empty());
     let _a = register(&store.client(), "a").await;
-    until(&mut view, 1).await;
+    until(&view, 1).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,20 +238,50 @@ async fn unknown_is_not_empty() {
     let store = MemoryStore::new();
     let client = store.client();
     client.cut();
-    let mut view = Directory::new(Arc::new(client.clone())).view(&service());
+    let view = Directory::new(Arc::new(client.clone())).view(&service());
     let mut picker = view.picker(Policy::Random);
     assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
     assert!(view.snapshot().is_none() && view.freshness().is_none());
     client.heal();
-    until(&mut view, 0).await;
+    until(&view, 0).await;
     assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 0 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_reader_of_a_view_gets_the_view_as_it_is_and_then_the_difference() {
+    let store = MemoryStore::new();
+    let client = store.client();
+    let a = register(&store.client(), "a").await;
+    let view = Directory::new(Arc::new(client.clone())).view(&service());
+    let told = |change: &Change| {
+        let events = change.events.iter().map(|event| match event {
+            Event::Added(entry) => format!("+{}", entry.instance().id()),
+            Event::Updated { new, .. } => format!("~{}", new.instance().id()),
+            Event::Removed(entry) => format!("-{}", entry.instance().id()),
+        });
+        events.collect::<Vec<_>>().join(" ")
+    };
+    let mut slow = view.changes();
+    assert_eq!(told(&slow.next().await.unwrap()), "+a");
+    let _b = register(&store.client(), "b").await;
+    until(&view, 2).await;
+    a.deregister().await.unwrap();
+    until(&view, 1).await;
+    assert_eq!(told(&slow.next().await.unwrap()), "-a +b");
+    assert_eq!(told(&view.changes().next().await.unwrap()), "+b", "another one begins anew");
+    client.cut();
+    let stale = slow.next().await.unwrap();
+    assert!(stale.events.is_empty() && !stale.freshness.is_live());
+    client.heal();
+    assert!(slow.next().await.unwrap().freshness.is_live());
+    assert!(tokio::time::timeout(Duration::from_secs(60), slow.next()).await.is_err(), "nothing is told twice");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_instance_that_drains_is_no_longer_picked() {
     let store = MemoryStore::new();
     let a = register(&store.client(), "a").await;
-    let mut view = Directory::new(Arc::new(store.client())).view(&service());
+    let view = Directory::new(Arc::new(store.client())).view(&service());
     view.ready().await.unwrap();
     let mut picker = view.picker(Policy::Weighted);
     assert!(picker.pick().is_ok());
@@ -255,9 +290,9 @@ async fn an_instance_that_drains_is_no_longer_picked() {
     })
     .await
     .unwrap();
-    view.changed().await.unwrap();
+    let mut changes = view.changes();
     while picker.pick().is_ok() {
-        tokio::time::timeout(LIMIT, view.changed()).await.expect("in time").expect("open");
+        tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").expect("open");
     }
     assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1 });
 }
@@ -285,10 +320,10 @@ async fn a_closed_directory_says_so_and_keeps_the_last_picture() {
     let store = MemoryStore::new();
     let _a = register(&store.client(), "a").await;
     let directory = Directory::new(Arc::new(store.client()));
-    let mut view = directory.view(&service());
+    let view = directory.view(&service());
     view.ready().await.unwrap();
     directory.close(LIMIT).await.unwrap();
-    while view.changed().await.is_ok() {}
+    until_closed(&view).await;
     assert_eq!(view.snapshot().map(|snapshot| snapshot.len()), Some(1));
     let late = directory.view(&ServiceRef::parse("other").unwrap());
     assert!(matches!(late.ready().await, Err(Error::Closed)));
@@ -299,26 +334,26 @@ async fn the_loss_of_all_is_held_and_a_departure_is_not() {
     let store = MemoryStore::new();
     let client = store.client();
     let options = DirectoryOptions::new().hold(Duration::from_secs(15));
-    let mut view = Directory::with_options(Arc::new(store.client()), options).view(&service());
+    let view = Directory::with_options(Arc::new(store.client()), options).view(&service());
     let _a = register(&client, "a").await;
     let _b = register(&client, "b").await;
-    until(&mut view, 2).await;
+    until(&view, 2).await;
     // A process that is gone: its lease runs out, and nobody comes back.
     client.crash().await.unwrap();
     let mut held = false;
     let begun = tokio::time::Instant::now();
+    let mut changes = view.changes();
     while view.snapshot().is_some_and(|snapshot| !snapshot.is_empty()) {
-        view.changed().await.unwrap();
-        let snapshot = view.snapshot().unwrap();
+        let snapshot = changes.next().await.unwrap().snapshot;
         held |= snapshot.len() == 2 && snapshot.entries().all(|entry| entry.presence() == Presence::Held);
     }
     assert!(held && begun.elapsed() >= Duration::from_secs(15), "{:?}", begun.elapsed());
 
     let c = register(&store.client(), "c").await;
-    until(&mut view, 1).await;
+    until(&view, 1).await;
     c.deregister().await.unwrap();
     let left = tokio::time::Instant::now();
-    until(&mut view, 0).await;
+    until(&view, 0).await;
     assert!(left.elapsed() < Duration::from_secs(1), "whoever leaves is gone at once");
 }
 
@@ -326,10 +361,11 @@ async fn the_loss_of_all_is_held_and_a_departure_is_not() {
 async fn a_burst_is_published_at_most_every_fifty_milliseconds_and_its_first_change_at_once() {
     let store = MemoryStore::new();
     let a = register(&store.client(), "a").await;
-    let mut view = Directory::new(Arc::new(store.client())).view(&service());
+    let view = Directory::new(Arc::new(store.client())).view(&service());
     view.ready().await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    view.changed().await.unwrap();
+    let mut changes = view.changes();
+    changes.next().await.unwrap();
     let begun = tokio::time::Instant::now();
     let burst = async {
         for weight in 0..200 {
@@ -342,9 +378,9 @@ async fn a_burst_is_published_at_most_every_fifty_milliseconds_and_its_first_cha
     let watching = async {
         let mut published = Vec::new();
         loop {
-            view.changed().await.unwrap();
+            let change = changes.next().await.unwrap();
             published.push(begun.elapsed());
-            if view.snapshot().unwrap().entries().all(|entry| entry.instance().weight() == 199) {
+            if change.snapshot.entries().all(|entry| entry.instance().weight() == 199) {
                 return published;
             }
         }
@@ -400,14 +436,15 @@ async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
     let client = store.client();
     client.cut();
     let second = Directory::with_options(Arc::new(client.clone()), options.clone());
-    let mut view = second.view(&service());
+    let view = second.view(&service());
     let snapshot = tokio::time::timeout(LIMIT, view.ready()).await.expect("in time").unwrap();
     assert_eq!(snapshot.entries().map(|entry| entry.presence()).collect::<Vec<_>>(), [Presence::Held]);
     assert!(!view.freshness().unwrap().is_live());
     assert!(view.picker(Policy::Random).pick().is_ok());
     client.heal();
+    let mut changes = view.changes();
     while view.snapshot().unwrap().entries().any(|entry| entry.presence() == Presence::Held) {
-        tokio::time::timeout(LIMIT, view.changed()).await.expect("in time").unwrap();
+        tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").unwrap();
     }
     assert!(view.freshness().unwrap().is_live());
 

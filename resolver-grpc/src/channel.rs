@@ -382,7 +382,7 @@ impl ChannelBuilder {
         let (ejections, changed) = (Ejections::default(), Notify::new());
         let terms = Arc::new(Terms { settings, dial_timeout, redial, health, ejection, ejections, silence, changed });
         let balance = rules.balance.clone();
-        let keeper = Keeper::new(view.clone(), rules, Arc::clone(&terms));
+        let keeper = Keeper::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
         tasks.spawn("channel", keeper.run(stop))?;

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, mem, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use enlist::{Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner};
+use enlist::{Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -79,7 +79,7 @@ impl Drop for Kept {
 
 /// The task.
 pub(crate) struct Keeper {
-    view: ServiceView,
+    changes: ViewChanges,
     picker: Picker,
     rules: Rules,
     terms: Arc<Terms>,
@@ -91,11 +91,11 @@ pub(crate) struct Keeper {
 }
 
 impl Keeper {
-    pub(crate) fn new(view: ServiceView, rules: Rules, terms: Arc<Terms>) -> Self {
+    pub(crate) fn new(view: &ServiceView, rules: Rules, terms: Arc<Terms>) -> Self {
         let picker = view.picker_of(Policy::Random, rules.filter.clone());
         let shared = Arc::new(Shared { set: ArcSwap::default(), pictures: watch::Sender::new(0) });
         let (known, kept, tasks) = (false, HashMap::new(), TaskOwner::new());
-        Self { view, picker, rules, terms, shared, known, kept, tasks }
+        Self { changes: view.changes(), picker, rules, terms, shared, known, kept, tasks }
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
@@ -119,8 +119,8 @@ impl Keeper {
             self.shared.pictures.send_modify(|pictures| *pictures += 1);
             let leaving = self.kept.values().any(|kept| kept.left.is_some());
             tokio::select! {
-                changed = self.view.changed(), if open => {
-                    open = changed.is_ok();
+                changed = self.changes.next(), if open => {
+                    open = !matches!(changed, Err(Error::Closed));
                     self.reconcile();
                 }
                 () = self.terms.changed.notified() => {}

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Directory, Moment, ServiceRef, ServiceView};
+use enlist::{Directory, Moment, ServiceRef, ViewChanges};
 use etcd_client::{Client, Txn, WatchOptions, WatchStream};
 use futures::{StreamExt, TryStreamExt};
 
@@ -30,15 +30,14 @@ trait Follower: Send {
 }
 
 #[async_trait::async_trait]
-impl Follower for ServiceView {
+impl Follower for ViewChanges {
     async fn until_weight(&mut self, weight: u32) -> Result {
         let id = crate::world::instance(0)?.id().clone();
         loop {
-            let snapshot = self.snapshot().ok_or("the view is ready")?;
+            let snapshot = self.next().await?.snapshot;
             if snapshot.get(&id).is_some_and(|entry| entry.instance().weight() == weight) {
                 return Ok(());
             }
-            self.changed().await?;
         }
     }
 }
@@ -109,10 +108,11 @@ pub(crate) async fn at_size(size: usize) -> Result<Change> {
     let mut weight = 1000;
     let mut turns = Turns::default();
     for round in 0..=ROUNDS {
-        let mut view = Directory::new(Arc::new(ours.clone())).view(&service);
+        let view = Directory::new(Arc::new(ours.clone())).view(&service);
         view.ready().await?;
-        let (latency, processor) = block(&mut writer, &service, &mut weight, &mut view).await?;
-        drop(view);
+        let mut changes = view.changes();
+        let (latency, processor) = block(&mut writer, &service, &mut weight, &mut changes).await?;
+        drop((view, changes));
         let mut plain = Plain { stream: plain_watch(&mut watcher, &service).await?, service: service.clone() };
         let (plain_latency, plain_processor) = block(&mut writer, &service, &mut weight, &mut plain).await?;
         if round > 0 {
@@ -177,13 +177,15 @@ pub(crate) async fn burst(report: &mut Report) -> Result {
             5,
             || async {
                 let weight = next();
-                let mut view = Directory::new(Arc::new(ours.clone())).view(&service);
+                let view = Directory::new(Arc::new(ours.clone())).view(&service);
                 view.ready().await?;
                 // The first publication is behind, and seen.
                 tokio::time::sleep(PAUSE).await;
-                view.changed().await?;
+                let mut changes = view.changes();
+                changes.next().await?;
                 let begun = Moment::now();
-                let (written, seen) = tokio::join!(write_all(&writer, &service, weight), published(&mut view, weight));
+                let (written, seen) =
+                    tokio::join!(write_all(&writer, &service, weight), published(&mut changes, weight));
                 written?;
                 let (time, seen) = (begun.elapsed(), seen?);
                 let most = time.as_secs_f64() / 0.05 + 1.0;
@@ -223,12 +225,11 @@ async fn write_all(writer: &Client, service: &ServiceRef, weight: u32) -> Result
 }
 
 /// Waits until every instance has the weight; returns in how many publications that came.
-async fn published(view: &mut ServiceView, weight: u32) -> Result<f64> {
+async fn published(changes: &mut ViewChanges, weight: u32) -> Result<f64> {
     let mut publications = 0.0;
     loop {
-        tokio::time::timeout(LIMIT, view.changed()).await??;
+        let snapshot = tokio::time::timeout(LIMIT, changes.next()).await??.snapshot;
         publications += 1.0;
-        let snapshot = view.snapshot().ok_or("the view is ready")?;
         if snapshot.len() == BURST && snapshot.entries().all(|entry| entry.instance().weight() == weight) {
             return Ok(publications);
         }

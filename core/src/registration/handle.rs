@@ -18,7 +18,8 @@ const MOST_TRIES: u32 = 64;
 ///
 /// It keeps neither the instance registered nor the session alive: that is up to the [`Registration`](super::Registration) that it
 /// comes from. Once that has ended, however that came, [`update`](Self::update) and [`health_check`](Self::health_check) fail with
-/// [`Error::Closed`], and [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered.
+/// [`Error::Closed`]; [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered, and
+/// [`states`](Self::states) end.
 ///
 /// ```
 /// # use enlist::{Endpoint, Graceful, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};
@@ -64,9 +65,9 @@ impl InstanceHandle {
         self.shared.reported.borrow().state.clone()
     }
 
-    /// The changes of [`state`](Self::state), for a task of its own.
+    /// The states, for a task of its own: the one as it is now comes first.
     pub fn states(&self) -> RegistrationStates {
-        RegistrationStates { reported: self.shared.reported.subscribe() }
+        RegistrationStates::new(self.shared.reported.subscribe())
     }
 
     /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
@@ -193,9 +194,16 @@ mod tests {
         let refused = handle.health_check(Duration::from_secs(1), || async { Health::Serving });
         assert!(matches!(refused, Err(Error::Closed)));
         let mut states = handle.states();
+        assert!(
+            matches!(states.next().await, Ok(RegistrationState::Registering { .. })),
+            "the state as it is comes first"
+        );
         driver.report_end(Ok(Deregistered::Removed));
-        assert!(matches!(states.next().await, Some(RegistrationState::Ended)));
         assert!(matches!(handle.state(), RegistrationState::Ended));
+        for mut states in [states, handle.states()] {
+            assert!(matches!(states.next().await, Ok(RegistrationState::Ended)));
+            assert!(matches!(states.next().await, Err(Error::Closed)), "although the handle is still there");
+        }
     }
 
     #[tokio::test(start_paused = true)]

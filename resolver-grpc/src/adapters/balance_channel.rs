@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enlist::{Endpoint, Entry, Error, Health, ServiceView, TaskOwner};
+use enlist::{Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges};
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
@@ -48,7 +48,7 @@ pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
     tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
     let (channel, changes) = Channel::balance_channel(CHANGES);
     let tasks = TaskOwner::new();
-    let (stop, view) = (tasks.stop_signal(), view.clone());
+    let (stop, view) = (tasks.stop_signal(), view.changes());
     tasks.spawn("balanced channel", async move {
         stop.run_until_cancelled_owned(feed(view, changes)).await;
     })?;
@@ -56,34 +56,33 @@ pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
 }
 
 /// Tells the channel what differs, until the view is closed or the channel is gone.
-async fn feed(mut view: ServiceView, changes: Sender<Change<String, Target>>) {
+async fn feed(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     loop {
-        let wanted = targets(&view);
+        let wanted = match view.next().await {
+            Ok(change) => targets(&change.snapshot),
+            Err(Error::Closed) => return,
+            // The view goes on trying.
+            Err(_) => continue,
+        };
         for change in difference(&told, &wanted) {
             if changes.send(change).await.is_err() {
                 return;
             }
         }
         told = wanted;
-        if view.changed().await.is_err() {
-            return;
-        }
     }
 }
 
 /// The URL of each instance that takes calls, by its id.
-fn targets(view: &ServiceView) -> BTreeMap<String, String> {
-    let Some(snapshot) = view.snapshot() else {
-        return BTreeMap::new();
-    };
+fn targets(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let target = |entry: &Entry| {
         let instance = entry.instance();
         if instance.weight() == 0 || instance.health() != Health::Serving {
             return None;
         }
         let Some(endpoint) = instance.endpoints().iter().find(|endpoint| is_plain(endpoint)) else {
-            tracing::warn!(service = %view.service(), instance = %instance.id(), "no plain-text endpoint, left out");
+            tracing::warn!(service = %snapshot.service(), instance = %instance.id(), "no plain-text endpoint, left out");
             return None;
         };
         Some((instance.id().to_string(), format!("http://{}", endpoint.authority())))

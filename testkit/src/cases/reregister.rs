@@ -123,9 +123,9 @@ pub async fn states_tell_what_happened(h: &impl Harness) {
     let back = async {
         loop {
             match states.next().await {
-                Some(RegistrationState::Registered { revision }) if revision > first => return,
-                Some(_) => {}
-                None => panic!("the states ended"),
+                Ok(RegistrationState::Registered { revision }) if revision > first => return,
+                Ok(_) => {}
+                Err(error) => panic!("the states ended: {error}"),
             }
         }
     };
@@ -133,7 +133,7 @@ pub async fn states_tell_what_happened(h: &impl Harness) {
     soon("deregistered", a.deregister()).await.unwrap();
     let ended = async {
         let mut last = None;
-        while let Some(state) = states.next().await {
+        while let Ok(state) = states.next().await {
             last = Some(state);
         }
         assert!(matches!(last, Some(RegistrationState::Ended)), "{last:?}");

@@ -281,16 +281,17 @@ pub async fn resolving_fails_during_an_outage(h: &impl Harness) {
 pub async fn a_view_follows_and_survives_an_outage(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let directory = Directory::new(client.resolver());
-    let mut view = directory.view(&service);
+    let view = directory.view(&service);
     assert!(soon("ready", view.ready()).await.unwrap().is_empty());
     let _a = register(h, &server, &service, "a").await;
     let mut picker = view.picker(Policy::Weighted);
+    let mut changes = view.changes();
     while picker.pick().is_err() {
-        soon("a change", view.changed()).await.unwrap();
+        soon("a change", changes.next()).await.unwrap();
     }
     client.cut().await;
     while view.freshness().is_some_and(|freshness| freshness.is_live()) {
-        soon("a change", view.changed()).await.unwrap();
+        soon("a change", changes.next()).await.unwrap();
     }
     assert_eq!(picker.pick().unwrap().instance().endpoints()[0].to_string(), endpoint("a"));
     soon("closed", directory.close(Duration::from_secs(5))).await.unwrap();
