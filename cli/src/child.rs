@@ -1,4 +1,7 @@
 //! The command that runs while something is held: in a process group of its own, none of which is left behind.
+//!
+//! The group's first process is the [reaper](crate::reaper), which ends the group when this process cannot. It is there, and knows how
+//! long the group may live, before the command is started.
 
 use std::{
     ffi::OsString,
@@ -13,7 +16,11 @@ use tokio::{
     process::{Child, ChildStdin, Command},
 };
 
-use crate::{output::Failure, signals::Signal};
+use crate::{
+    output::Failure,
+    reaper,
+    signals::{self, Signal},
+};
 
 /// How often a group that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -22,45 +29,50 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
-    group: Pid,
-    /// Tells the reaper how long the group may live and that it is not needed; its end tells it that it is.
-    reaper: ChildStdin,
-    /// Collects the reaper.
-    _reaping: Child,
+    group: Group,
+}
+
+/// A process group and its reaper. Dropping it ends the group.
+#[derive(Debug)]
+struct Group {
+    /// Its number, which is the reaper's, and is nobody else's until that is collected.
+    id: Pid,
+    /// Tells the reaper how long the group may live; its end tells it that the group has to end.
+    deadlines: ChildStdin,
+    reaper: Child,
 }
 
 impl Running {
-    /// Starts `command` with `variables` in its environment.
-    pub(crate) async fn start(command: &[OsString], variables: &[(&str, String)]) -> Result<Self, Failure> {
+    /// Starts `command` with `variables` in its environment. Unless it is [allowed](Self::allow) more, it may live for `limit`, also
+    /// if this process is frozen at once; `None` is as long as this process.
+    pub(crate) async fn start(
+        command: &[OsString],
+        variables: &[(&str, String)],
+        limit: Option<Duration>,
+    ) -> Result<Self, Failure> {
         let [program, arguments @ ..] = command else {
             return Err(Failure::usage("there is no command after `--`"));
         };
         let failed = |error: io::Error| Failure::said(format!("{} cannot be started: {error}", program.display()));
-        // First, so that there is no moment without it.
-        let (reaping, mut reaper) = reaper().map_err(failed)?;
+        let mut group = Group::start().map_err(failed)?;
+        if let Some(limit) = limit {
+            group.allow(limit).await.map_err(failed)?;
+        }
         let mut command = Command::new(program);
-        command.args(arguments).process_group(0).kill_on_drop(true);
+        command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         let child = command.spawn().map_err(failed)?;
-        let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let group = group.ok_or_else(|| Failure::said("the command ended before it had begun"))?;
-        // A reaper that is gone cannot be told, and is not there to act.
-        let _ = reaper.write_all(format!("{}\n", group.as_raw_nonzero()).as_bytes()).await;
         if io::stdin().is_terminal() {
             // The command is in front now: it may read, and gets what the keyboard sends. The shell takes the terminal back.
-            let _ = rustix::termios::tcsetpgrp(io::stdin(), group);
+            let _ = rustix::termios::tcsetpgrp(io::stdin(), group.id);
         }
-        Ok(Self { child, group, reaper, _reaping: reaping })
+        Ok(Self { child, group })
     }
 
     /// Lets the group live for so long at most, unless it is told again: should this process be frozen, the reaper acts.
     pub(crate) async fn allow(&mut self, left: Duration) {
-        self.tell_reaper(&left.as_millis().to_string()).await;
-    }
-
-    /// One line, which is written whole or not at all. A reaper that does not read is not waited for.
-    async fn tell_reaper(&mut self, line: &str) {
-        let _ = tokio::time::timeout(LOOK, self.reaper.write_all(format!("{line}\n").as_bytes())).await;
+        // A reaper that is gone cannot be told, and is not there to act.
+        let _ = self.group.allow(left).await;
     }
 
     /// Waits for the end of the command itself.
@@ -71,68 +83,78 @@ impl Running {
     /// Passes a signal on to the whole group.
     pub(crate) fn signal(&self, signal: Signal) {
         if let Some(number) = Number::from_named_raw(signal.0.as_raw_value()) {
-            // A group that is gone needs none.
-            let _ = kill_process_group(self.group, number);
+            self.group.signal(number);
         }
     }
 
     /// Ends the whole group: SIGTERM, and SIGKILL after `grace`. Returns once nobody of it is left, with the command's exit
     /// status: a process that even SIGKILL does not end is one that still runs.
     pub(crate) async fn end(mut self, grace: Duration) -> io::Result<ExitStatus> {
-        // The number of a group that is gone may be another's.
-        if has_members(self.group) {
-            let _ = kill_process_group(self.group, Number::TERM);
+        if has_members(self.group.id) {
+            self.group.signal(Number::TERM);
+            // One that is stopped has to be told as well.
+            self.group.signal(Number::CONT);
         }
-        let in_time = tokio::time::timeout(grace, self.gone()).await;
-        let status = if let Ok(status) = in_time {
-            status
-        } else {
-            let _ = kill_process_group(self.group, Number::KILL);
-            self.gone().await
-        };
-        self.tell_reaper("done").await;
+        // Too late is dealt with by SIGKILL, which is also for the reaper, and for what was started while nobody looked.
+        let _ = tokio::time::timeout(grace, self.gone()).await;
+        self.group.signal(Number::KILL);
+        let status = self.gone().await;
+        self.group.reaper.wait().await?;
         status
     }
 
     async fn gone(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await;
-        while has_members(self.group) {
+        while has_members(self.group.id) {
             tokio::time::sleep(LOOK).await;
         }
         status
     }
 }
 
-/// Says whether somebody of a group still runs. Those that have ended and whose parent has not yet taken note count for the kernel,
-/// and not here.
+impl Group {
+    /// Starts the reaper, in which all that the group may be sent is blocked from the beginning.
+    fn start() -> io::Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("reap").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut reaper = signals::starting_with_all_blocked(|| command.spawn())?;
+        let deadlines = reaper.stdin.take().ok_or_else(|| io::Error::other("no pipe to the reaper"))?;
+        let id = reaper.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let id = id.ok_or_else(|| io::Error::other("the reaper has ended"))?;
+        Ok(Self { id, deadlines, reaper })
+    }
+
+    /// Writes one line, whole or not at all. A reaper that does not read is not waited for.
+    async fn allow(&mut self, left: Duration) -> io::Result<()> {
+        let line = format!("{}\n", reaper::now().saturating_add(left).as_millis());
+        let writing = tokio::time::timeout(LOOK, self.deadlines.write_all(line.as_bytes()));
+        writing.await.unwrap_or_else(|late| Err(late.into()))
+    }
+
+    fn signal(&self, signal: Number) {
+        // A group that is gone needs none.
+        let _ = kill_process_group(self.id, signal);
+    }
+}
+
+/// Returns `true` if somebody of a group still runs, beside the reaper. Those that have ended and whose parent has not yet taken note
+/// count for the kernel, and not here. Without `/proc`, nobody is seen.
 pub(crate) fn has_members(group: Pid) -> bool {
     if test_kill_process_group(group).is_err() {
         return false;
     }
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    let mut readable = false;
-    for process in processes.flatten() {
-        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { continue };
-        readable = true;
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    let group = group.as_raw_nonzero().to_string();
+    processes.flatten().any(|process| {
+        if process.file_name() == *group {
+            return false;
+        }
+        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else { return false };
         // After the name in parentheses: state, parent, group.
         let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
         let (state, of) = (fields.next(), fields.nth(1));
-        let runs = state.is_some_and(|state| !["Z", "X"].contains(&state));
-        if runs && of.is_some_and(|of| of.parse() == Ok(group.as_raw_nonzero().get())) {
-            return true;
-        }
-    }
-    // Without such files the kernel's word has to do.
-    !readable
-}
-
-/// A process that ends the group should this one be killed.
-fn reaper() -> io::Result<(Child, ChildStdin)> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.arg("reap").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    let mut child = command.spawn()?;
-    let stdin = child.stdin.take().ok_or_else(|| io::Error::other("no pipe to the reaper"))?;
-    Ok((child, stdin))
+        state.is_some_and(|state| !["Z", "X"].contains(&state)) && of == Some(&group)
+    })
 }
 
 /// The exit status of a command, for ourselves: its own, or 128 and the number of the signal that ended it.

@@ -131,7 +131,8 @@ async fn hold(
         Ok(wait(held.guard(), &mut signals, &told).await)
     } else {
         let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", name.to_string())];
-        match Running::start(&run.command, &variables).await {
+        let limit = allowed(held.guard().left(), ttl);
+        match Running::start(&run.command, &variables, Some(limit)).await {
             Ok(running) => work(held.guard(), running, (ttl, run.grace), &mut signals, &told).await,
             Err(failure) => Err(failure),
         }

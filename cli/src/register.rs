@@ -52,7 +52,7 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
         [] => None,
         command => {
             let id = registration.instance().id().to_string();
-            match Running::start(command, &[("ENLIST_INSTANCE_ID", id)]).await {
+            match Running::start(command, &[("ENLIST_INSTANCE_ID", id)], None).await {
                 Ok(running) => Some(running),
                 Err(failure) => {
                     leave(registration, &told, Duration::ZERO).await;

@@ -1,7 +1,8 @@
-//! Signals: those that end this process, and those that only a command is told.
+//! Signals: those that end this process, those that only a command is told, and those that are kept off.
 
 use std::io;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 /// A signal by its number.
@@ -59,4 +60,17 @@ impl Signals {
         })
         .await
     }
+}
+
+/// Blocks every signal in this thread and in those that it starts from now on. SIGKILL and SIGSTOP cannot be blocked.
+pub(crate) fn block_all() -> io::Result<()> {
+    Ok(SigSet::all().thread_block()?)
+}
+
+/// Starts a process in which every signal is blocked from its beginning.
+pub(crate) fn starting_with_all_blocked<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = start();
+    before.thread_set_mask()?;
+    started
 }

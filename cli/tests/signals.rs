@@ -1,0 +1,70 @@
+//! Signals, and kills at the worst moment.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::process::CommandExt,
+    process::{Command, Stdio},
+};
+
+use enlist_testkit::{eventually, soon};
+use support::{Running, bare, enlist, is_alive, server, signal};
+
+/// Processes that a process has started, in order.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let mut children: Vec<u32> =
+        lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    children.sort_unstable();
+    children
+}
+
+/// `enlist` is killed as soon as its command is there, often before it has been told of its start: nothing of the command is left.
+#[tokio::test]
+async fn a_kill_at_the_start_of_a_command_leaves_nothing_of_it() {
+    let server = server().await;
+    for round in 0..20 {
+        let name = format!("l{round}");
+        let mut running = Running::start(enlist(&server, ["lock", &name, "--", "sleep", "1000"]));
+        let pid = running.child.id();
+        let searching = tokio::task::spawn_blocking(move || {
+            loop {
+                // The first one is the reaper.
+                if let [_, command, ..] = children(pid)[..] {
+                    signal(pid, "-KILL");
+                    return command;
+                }
+            }
+        });
+        let command = soon("the command is started", searching).await.unwrap();
+        running.code().await;
+        eventually(&format!("round {round}: the command is gone"), || async {
+            if is_alive(command) { Err(command) } else { Ok(()) }
+        })
+        .await;
+    }
+}
+
+/// The internal command ends nobody but its own group, whatever it reads.
+#[tokio::test]
+async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
+    let mut other = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+    for own_group in [true, false] {
+        let mut command = bare();
+        command.arg("reap").stdin(Stdio::piped()).stderr(Stdio::null());
+        if own_group {
+            command.process_group(0);
+        }
+        let mut reaper = command.spawn().unwrap();
+        writeln!(reaper.stdin.take().unwrap(), "{}", other.id()).unwrap();
+        tokio::task::spawn_blocking(move || reaper.wait().unwrap()).await.unwrap();
+        assert_eq!(other.try_wait().unwrap(), None, "own group: {own_group}");
+    }
+    other.kill().unwrap();
+    other.wait().unwrap();
+}
