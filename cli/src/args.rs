@@ -192,6 +192,18 @@ pub(crate) enum Command {
     Reap,
 }
 
+impl Command {
+    /// Returns `true` if a command is run, which gets the terminal.
+    pub(crate) fn runs_a_command(&self) -> bool {
+        match self {
+            Self::Register(Register { run, .. }) | Self::Lock(Lock { run, .. }) | Self::Elect(Elect { run, .. }) => {
+                !run.command.is_empty()
+            }
+            _ => false,
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Register {
     /// The service

@@ -5,7 +5,7 @@
 
 use std::{
     ffi::OsString,
-    io::{self, IsTerminal},
+    io,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -20,6 +20,7 @@ use crate::{
     output::Failure,
     reaper,
     signals::{self, Signal},
+    terminal,
 };
 
 /// How often a group that is to end is looked at.
@@ -61,11 +62,9 @@ impl Running {
         let mut command = Command::new(program);
         command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
-        let child = command.spawn().map_err(failed)?;
-        if io::stdin().is_terminal() {
-            // The command is in front now: it may read, and gets what the keyboard sends. The shell takes the terminal back.
-            let _ = rustix::termios::tcsetpgrp(io::stdin(), group.id);
-        }
+        // Before it is there, so that it need not wait for the terminal.
+        terminal::lend(group.id);
+        let child = signals::starting_with_terminal_stop(|| command.spawn()).map_err(failed)?;
         Ok(Self { child, group })
     }
 

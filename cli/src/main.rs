@@ -12,6 +12,7 @@ mod reaper;
 mod register;
 mod signals;
 mod table;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,12 @@ fn main() -> ExitCode {
         Command::Man { command } => man(command.as_deref()),
         Command::Reap => Ok(reaper::run()),
         command => {
+            // Before there are threads, which inherit it.
+            if command.runs_a_command()
+                && let Err(error) = signals::block_terminal_stop()
+            {
+                return Failure::said(format!("SIGTTOU cannot be blocked: {error}")).tell(output);
+            }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             match runtime {
                 Ok(runtime) => runtime.block_on(run(&cli.global, command, output)),

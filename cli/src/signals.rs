@@ -2,7 +2,7 @@
 
 use std::io;
 
-use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
 /// A signal by its number.
@@ -67,9 +67,29 @@ pub(crate) fn block_all() -> io::Result<()> {
     Ok(SigSet::all().thread_block()?)
 }
 
+/// Blocks SIGTTOU in this thread and in those that it starts from now on: a process in the background of a terminal may then write to
+/// it and take it back, and is not stopped for that.
+pub(crate) fn block_terminal_stop() -> io::Result<()> {
+    Ok(terminal_stop().thread_block()?)
+}
+
 /// Starts a process in which every signal is blocked from its beginning.
 pub(crate) fn starting_with_all_blocked<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    with_mask(SigmaskHow::SIG_BLOCK, &SigSet::all(), start)
+}
+
+/// Starts a process in which SIGTTOU is not blocked.
+pub(crate) fn starting_with_terminal_stop<T>(start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    with_mask(SigmaskHow::SIG_UNBLOCK, &terminal_stop(), start)
+}
+
+fn terminal_stop() -> SigSet {
+    SigSet::from_iter([Number::SIGTTOU])
+}
+
+/// Processes inherit the mask of the thread that starts them.
+fn with_mask<T>(how: SigmaskHow, set: &SigSet, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = set.thread_swap_mask(how)?;
     let started = start();
     before.thread_set_mask()?;
     started

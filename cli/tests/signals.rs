@@ -12,7 +12,7 @@ use std::{
 };
 
 use enlist_testkit::{eventually, soon};
-use support::{Running, bare, enlist, is_alive, server, signal};
+use support::{Running, bare, enlist, is_alive, run, server, signal};
 
 /// Processes that a process has started, in order.
 fn children(pid: u32) -> Vec<u32> {
@@ -67,4 +67,13 @@ async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
     }
     other.kill().unwrap();
     other.wait().unwrap();
+}
+
+/// A command does not inherit what is blocked around it.
+#[tokio::test]
+async fn a_command_has_no_signals_blocked() {
+    let server = server().await;
+    let command = ["lock", "l", "--", "grep", "SigBlk", "/proc/self/status"];
+    let done = run(enlist(&server, command)).await;
+    assert_eq!(done.stdout, "SigBlk:\t0000000000000000\n", "{done:?}");
 }

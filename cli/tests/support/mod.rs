@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub(crate) mod pty;
+
 use std::{
     ffi::OsStr,
     io::{BufRead, BufReader},
