@@ -20,7 +20,7 @@ use crate::{
     output::Failure,
     reaper,
     signals::{self, Signal},
-    terminal,
+    terminal::Job,
 };
 
 /// How often a group that is to end is looked at.
@@ -30,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
+    id: Pid,
+    /// Its terminal, if it has one.
+    job: Option<Job>,
     group: Group,
 }
 
@@ -63,9 +66,10 @@ impl Running {
         command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         // Before it is there, so that it need not wait for the terminal.
-        terminal::lend(group.id);
+        let job = Job::begin(group.id).map_err(failed)?;
         let child = signals::starting_with_terminal_stop(|| command.spawn()).map_err(failed)?;
-        Ok(Self { child, group })
+        let id = process(&child).map_err(failed)?;
+        Ok(Self { child, id, job, group })
     }
 
     /// Lets the group live for so long at most, unless it is told again: should this process be frozen, the reaper acts.
@@ -74,9 +78,20 @@ impl Running {
         let _ = self.group.allow(left).await;
     }
 
-    /// Waits for the end of the command itself.
+    /// Waits for the end of the command itself. Until then, what stops it in its terminal stops this process as well.
     pub(crate) async fn ended(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait().await
+        loop {
+            let step = async {
+                match &mut self.job {
+                    Some(job) => job.step(self.id).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                status = self.child.wait() => return status,
+                () = step => {}
+            }
+        }
     }
 
     /// Passes a signal on to the whole group.
@@ -98,6 +113,8 @@ impl Running {
         let _ = tokio::time::timeout(grace, self.gone()).await;
         self.group.signal(Number::KILL);
         let status = self.gone().await;
+        // Of a group that exists still: its number could be another's afterwards.
+        drop(self.job);
         self.group.reaper.wait().await?;
         status
     }
@@ -118,8 +135,7 @@ impl Group {
         command.arg("reap").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut reaper = signals::starting_with_all_blocked(|| command.spawn())?;
         let deadlines = reaper.stdin.take().ok_or_else(|| io::Error::other("no pipe to the reaper"))?;
-        let id = reaper.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let id = id.ok_or_else(|| io::Error::other("the reaper has ended"))?;
+        let id = process(&reaper)?;
         Ok(Self { id, deadlines, reaper })
     }
 
@@ -134,6 +150,12 @@ impl Group {
         // A group that is gone needs none.
         let _ = kill_process_group(self.id, signal);
     }
+}
+
+/// The number of a process that nobody has waited for.
+fn process(child: &Child) -> io::Result<Pid> {
+    let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    id.ok_or_else(|| io::Error::other("it has ended already"))
 }
 
 /// Returns `true` if somebody of a group still runs, beside the reaper. Those that have ended and whose parent has not yet taken note

@@ -24,3 +24,69 @@ async fn a_lock_taken_in_the_background_of_a_shell_is_kept() {
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(fs::read_to_string(&file).unwrap(), "first begins\nfirst ends\nsecond begins\n");
 }
+
+/// Once the command has ended, a script that runs from the terminal may read again.
+#[tokio::test]
+async fn a_script_reads_from_its_terminal_after_a_command() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("script");
+    let text =
+        "$E lock l -- sh -c 'read line; echo command has $line'\necho asking\nread line\necho script has $line\n";
+    fs::write(&script, text).unwrap();
+    let mut shell = Shell::start(&server).await;
+    shell.types(&format!("sh {}\n", script.display()));
+    shell.shows("acquired").await;
+    shell.types("one\n");
+    shell.shows("command has one").await;
+    shell.shows("asking").await;
+    shell.types("two\n");
+    shell.shows("script has two").await;
+}
+
+/// Ctrl-Z stops the command and `enlist`, so that the shell is back; `fg` continues both, and the command reads again.
+#[tokio::test]
+async fn a_stopped_command_gives_the_shell_back_and_continues_in_front() {
+    let server = server().await;
+    let mut shell = Shell::start(&server).await;
+    shell.types("$E lock l --ttl 60s -- sh -c 'echo rea\"\"dy; read line; echo command has $line'\n");
+    shell.shows("ready").await;
+    shell.types("\x1a");
+    shell.shows("Stopped").await;
+    shell.types("echo shell is ba''ck\n");
+    shell.shows("shell is back").await;
+    shell.types("fg\n");
+    shell.shows("lock l").await;
+    shell.types("one\n");
+    shell.shows("command has one").await;
+    shell.shows("released").await;
+    // So does one that was started in the background and wants to read.
+    shell.types("$E lock l --ttl 60s -- sh -c 'read line; echo command has $line' &\n");
+    shell.shows("acquired").await;
+    eventually_stopped(&mut shell).await;
+    shell.types("fg\n");
+    shell.shows("lock l").await;
+    shell.types("two\n");
+    shell.shows("command has two").await;
+    shell.shows("released").await;
+}
+
+/// Types an empty line until the shell says that the job is stopped: it says so before a prompt.
+async fn eventually_stopped(shell: &mut Shell) {
+    shell.types("until jobs | grep -q Stopped; do :; done; echo it is stop''ped\n");
+    shell.shows("it is stopped").await;
+}
+
+/// Where nobody could continue it, a command that is stopped from the keyboard goes on.
+#[tokio::test]
+async fn a_command_without_a_shell_to_continue_it_is_not_stopped() {
+    let server = server().await;
+    let mut shell = Shell::start(&server).await;
+    // Nobody of the session is left who controls jobs: the group is orphaned.
+    shell.types("exec $E lock l --ttl 60s -- sh -c 'echo rea\"\"dy; read line; echo command has $line'\n");
+    shell.shows("ready").await;
+    shell.types("\x1a");
+    shell.types("one\n");
+    shell.shows("command has one").await;
+    shell.shows("released").await;
+}
