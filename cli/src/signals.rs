@@ -43,8 +43,12 @@ impl Signals {
         Self::of(&[&ENDING[..], &TOLD[..]].concat())
     }
 
+    /// Those of `kinds` that are not ignored: `nohup`, and scripts for what they start in the background, mean them to stay ignored, for a
+    /// command as well.
     fn of(kinds: &[SignalKind]) -> io::Result<Self> {
-        let streams = kinds.iter().map(|kind| Ok((Signal(*kind), signal(*kind)?))).collect::<io::Result<_>>()?;
+        let ignored = ignored(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        let heard = kinds.iter().filter(|kind| !ignored.contains(kind));
+        let streams = heard.map(|kind| Ok((Signal(*kind), signal(*kind)?))).collect::<io::Result<_>>()?;
         Ok(Self { streams })
     }
 
@@ -60,6 +64,13 @@ impl Signals {
         })
         .await
     }
+}
+
+/// The signals that a process ignores, by its `/proc/…/status`; none where there is no such file.
+fn ignored(status: &str) -> Vec<SignalKind> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    (1..=64).filter(|number| mask >> (number - 1) & 1 == 1).map(SignalKind::from_raw).collect()
 }
 
 /// Blocks every signal in this thread and in those that it starts from now on. SIGKILL and SIGSTOP cannot be blocked.
@@ -93,4 +104,17 @@ fn with_mask<T>(how: SigmaskHow, set: &SigSet, start: impl FnOnce() -> io::Resul
     let started = start();
     before.thread_set_mask()?;
     started
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status_of_a_process() {
+        let status = "Name:\tenlist\nSigBlk:\t0000000000000002\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000004\n";
+        assert_eq!(ignored(status), [SignalKind::hangup(), SignalKind::pipe()]);
+        assert_eq!(ignored(""), []);
+        assert_eq!(ignored("SigIgn:\tnonsense"), []);
+    }
 }

@@ -50,6 +50,23 @@ async fn a_kill_at_the_start_of_a_command_leaves_nothing_of_it() {
     }
 }
 
+/// A signal that is ignored at the start stays ignored, as `nohup` wants it.
+#[tokio::test]
+async fn a_hangup_ends_nothing_under_nohup() {
+    let server = server().await;
+    let mut command = Command::new("nohup");
+    let script = "trap 'echo usr1; exit 5' USR1; echo begun; while :; do sleep 0.05; done";
+    let inner = enlist(&server, ["lock", "l", "--", "sh", "-c", script]);
+    command.arg(inner.get_program()).args(inner.get_args()).env("ENLIST_ENDPOINTS", server.url());
+    let mut running = Running::start(command);
+    running.says("begun").await;
+    running.signal("-HUP");
+    // The next one is passed on, to a command that still runs.
+    running.signal("-USR1");
+    running.says("usr1").await;
+    assert_eq!(running.code().await, Some(5));
+}
+
 /// The internal command ends nobody but its own group, whatever it reads.
 #[tokio::test]
 async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
@@ -61,7 +78,8 @@ async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
             command.process_group(0);
         }
         let mut reaper = command.spawn().unwrap();
-        writeln!(reaper.stdin.take().unwrap(), "{}", other.id()).unwrap();
+        // One that refuses to begin does not read it.
+        let _ = writeln!(reaper.stdin.take().unwrap(), "{}", other.id());
         tokio::task::spawn_blocking(move || reaper.wait().unwrap()).await.unwrap();
         assert_eq!(other.try_wait().unwrap(), None, "own group: {own_group}");
     }
