@@ -91,6 +91,12 @@ impl Output {
     }
 }
 
+/// The columns of the terminal on the standard output, if it is one and tells.
+pub(crate) fn columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {

@@ -1,19 +1,35 @@
 //! Tables, once or live.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use enlist::Entry;
 
-use crate::output::{Output, Paint, To, endpoints, health};
+use crate::output::{self, Output, Paint, To, endpoints, health};
 
-const HEAD: [&str; 7] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
+const COLUMNS: usize = 7;
+
+/// Spaces between columns.
+const GAP: usize = 2;
+
+/// Characters that a column keeps on any terminal.
+const NARROWEST: usize = 6;
+
+/// Characters that a column is padded to at most where there is no terminal.
+const PADDED: usize = 64;
+
+type Row = [String; COLUMNS];
+
+const HEAD: [&str; COLUMNS] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
 
 /// Control characters, which would move the cursor, made visible.
 fn plain(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
 }
 
-fn row(entry: &Entry) -> [String; 7] {
+fn row(entry: &Entry) -> Row {
     let instance = entry.instance();
     let metadata: Vec<_> = instance.metadata().iter().map(|(key, value)| format!("{key}={value}")).collect();
     let or_dash = |text: Option<&str>| plain(text.unwrap_or("-"));
@@ -28,23 +44,53 @@ fn row(entry: &Entry) -> [String; 7] {
     ]
 }
 
-/// The lines of a table of instances.
+/// The lines of a table of instances. On a terminal each fits into one of its lines.
 pub(crate) fn lines<'a>(output: Output, entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
-    let rows: Vec<_> = entries.map(row).collect();
-    let widths: Vec<usize> = (0..HEAD.len())
-        .map(|column| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([HEAD[column].len()]).max().unwrap_or(0)
-        })
-        .collect();
-    let line = |cells: &[String]| {
-        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    let head = line(&HEAD.map(str::to_owned));
-    let mut lines = vec![output.paint(To::Stdout, Paint::Faint, &head)];
-    lines.extend(rows.iter().map(|row| line(row)));
+    let rows: Vec<_> = [HEAD.map(str::to_owned)].into_iter().chain(entries.map(row)).collect();
+    let mut lines = arranged(&rows, output::columns());
+    lines[0] = output.paint(To::Stdout, Paint::Faint, &lines[0]);
     lines
+}
+
+/// Rows as lines of so many columns; `None` cuts nothing.
+fn arranged(rows: &[Row], columns: Option<usize>) -> Vec<String> {
+    let widths = widths(rows, columns);
+    let line = |row: &Row| {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let cell = if columns.is_some() { cut(cell, width) } else { cell.into() };
+            line.push_str(&cell);
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + GAP));
+        }
+        // Nothing follows the last cell.
+        let line = line.trim_end();
+        columns.map_or(line.into(), |columns| cut(line, columns)).into_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+/// The widths of the columns: as wide as their widest cell, but on a terminal the widest ones only as wide as there is room for, and
+/// elsewhere not so wide that one long cell widens every line.
+fn widths(rows: &[Row], columns: Option<usize>) -> [usize; COLUMNS] {
+    let natural: [usize; COLUMNS] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+    let limit = match columns {
+        None => PADDED,
+        Some(columns) => {
+            let room = columns.saturating_sub(GAP * (COLUMNS - 1));
+            let fits = |limit: &usize| natural.iter().map(|width| width.min(limit)).sum::<usize>() <= room;
+            (NARROWEST..=room).rev().find(fits).unwrap_or(NARROWEST)
+        }
+    };
+    natural.map(|width| width.min(limit))
+}
+
+/// The text if it has at most `width` characters, else its beginning and an ellipsis.
+fn cut(text: &str, width: usize) -> Cow<'_, str> {
+    if text.chars().nth(width).is_none() {
+        return text.into();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
 /// A picture on a terminal that is drawn over itself.
@@ -86,6 +132,40 @@ fn fitting(lines: &[String], rows: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(cells: [&str; COLUMNS]) -> Row {
+        cells.map(str::to_owned)
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_its_cells_and_the_last_column_is_not_padded() {
+        let rows = [row(HEAD), row(["a", "h:1", "100", "-", "-", "serving", "-"])];
+        for columns in [None, Some(200)] {
+            assert_eq!(
+                arranged(&rows, columns),
+                [
+                    "ID  ENDPOINTS  WEIGHT  VERSION  ZONE  HEALTH   METADATA",
+                    "a   h:1        100     -        -     serving  -"
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn a_long_cell_is_cut_to_a_terminal_and_widens_no_other_line_elsewhere() {
+        let long = "x".repeat(70_000);
+        let rows = [row(HEAD), row(["a", "h:1", "100", &long, "-", "serving", &long]), row(["é"; COLUMNS])];
+        for columns in 0..200 {
+            for line in arranged(&rows, Some(columns)) {
+                assert!(line.chars().count() <= columns.max(1), "{columns}: {line}");
+            }
+        }
+        let at = arranged(&rows, Some(80));
+        assert!(at[1].starts_with("a   h:1        100     xxx") && at[1].matches('…').count() == 2, "{}", at[1]);
+        let free = arranged(&rows, None);
+        assert!(free[0].len() < 200 && free[2].chars().count() < 200);
+        assert_eq!(free[1].matches('x').count(), 140_000);
+    }
 
     #[test]
     fn a_picture_fits_its_terminal() {

@@ -8,7 +8,11 @@ mod support;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use support::{Done, Running, assert_snapshot, bare, enlist, raw, run, server, server_with};
+use support::{
+    Done, Running, assert_snapshot, bare, enlist,
+    pty::{self, Shell},
+    raw, run, server, server_with,
+};
 
 const COMMANDS: [&str; 14] = [
     "register",
@@ -379,4 +383,36 @@ async fn a_closed_output_ends_what_is_read_and_not_what_is_held() {
         if there == 1 { Ok(()) } else { Err(there) }
     })
     .await;
+}
+
+/// One writer's very long values break nobody's table; JSON has them whole.
+#[tokio::test]
+async fn a_very_long_value_breaks_no_table() {
+    let server = server().await;
+    let long = "x".repeat(70_000);
+    for arguments in [
+        vec!["publish", "db", "10.0.0.1:80", "--id", "a"],
+        vec!["publish", "db", "10.0.0.2:80", "--id", "b", "--version", &long, "--meta", &format!("k={long}")],
+    ] {
+        assert_eq!(run(enlist(&server, arguments)).await.code, Some(0));
+    }
+    let table = run(enlist(&server, ["resolve", "db"])).await;
+    assert_eq!(table.code, Some(0), "{}", table.stderr);
+    let lines: Vec<_> = table.stdout.lines().collect();
+    // Other rows are as wide as they are without it, and nothing is cut where there is no terminal.
+    assert!(lines[0].len() < 200 && lines[1].len() < 200, "{} {}", lines[0].len(), lines[1].len());
+    assert_eq!(lines[2].matches('x').count(), 140_000);
+    let mut json = enlist(&server, ["resolve", "db"]);
+    json.env("ENLIST_OUTPUT", "json");
+    assert_eq!(run(json).await.stdout.matches(&long).count(), 2);
+    // On a terminal a row is one line of it.
+    let mut shell = Shell::start(&server).await;
+    shell.types("$E resolve db; echo do''ne\n");
+    let shown = shell.shows("done").await;
+    let lines: Vec<_> = shown.lines().filter(|line| !line.is_empty()).collect();
+    assert_eq!(lines.len(), 3, "{shown}");
+    for line in &lines {
+        assert!(line.chars().count() <= usize::from(pty::COLUMNS), "{line}");
+    }
+    assert!(lines[2].starts_with("b ") && lines[2].contains("x…") && lines[2].contains("k=x"), "{shown}");
 }
