@@ -381,7 +381,7 @@ impl Registrar {
                 self.disown();
                 Ok(record.map_or(Pause::None, Pause::Superseded))
             }
-            Step::Evicted => Ok(Pause::Evicted),
+            Step::Evicted => self.evicted(lease).await,
         }
     }
 
@@ -457,13 +457,7 @@ impl Registrar {
                 self.known = record.into();
                 Ok(Pause::None)
             }
-            Err(Failure::LeaseNotFound) => {
-                let given = matches!(self.options.lease, LeaseChoice::Given(_));
-                if let Some(lost) = self.lease.take_if(|_| !given) {
-                    lost.condemn();
-                }
-                Err(Error::LeaseLost)
-            }
+            Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
             Err(failure) => {
                 if failure.is_ambiguous() {
                     // Not from when it was asked for: it may have waited for others before it was sent.
@@ -473,6 +467,22 @@ impl Registrar {
                 Err(self.failed(failure))
             }
         }
+    }
+
+    /// Notes that etcd does not know the lease. A given one is never replaced.
+    fn lease_lost(&mut self) -> Error {
+        let given = matches!(self.options.lease, LeaseChoice::Given(_));
+        if let Some(lost) = self.lease.take_if(|_| !given) {
+            lost.condemn();
+        }
+        Error::LeaseLost
+    }
+
+    /// The key is gone: by hand, if its lease is still there. Nothing else proves an eviction; renewals may have gone unanswered for
+    /// a while.
+    async fn evicted(&mut self, lease: LeaseId) -> Result<Pause, Error> {
+        let left = self.session.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+        if left.is_some() { Ok(Pause::Evicted) } else { Err(self.lease_lost()) }
     }
 
     /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is

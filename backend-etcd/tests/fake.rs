@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Change, Counter, Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions,
-    Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
+    Change, Counter, Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, OnDelete,
+    RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -466,6 +466,38 @@ async fn a_departure_does_not_wait_for_the_writes_of_others() {
     // Nothing brings it back.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
+}
+
+/// A lost lease is no eviction, also if nothing can be heard of the lease for a while.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_lost_while_renewals_hang_is_no_eviction() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let options = RegisterOptions::new().on_delete(OnDelete::Respect);
+    let registration = etcd.register(&service(), instance, options).await.unwrap();
+    watched(&fake).await;
+    fake.hold_renewals(true);
+    fake.revoke_all();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    fake.hold_renewals(false);
+    eventually("it is back", || async {
+        match (registration.state(), stored(&fake).len()) {
+            (RegistrationState::Registered { .. }, 1) => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    // An eviction is one still.
+    fake.delete(format!("{KEY}i0").as_bytes());
+    eventually("it has ended", || async {
+        match registration.state() {
+            RegistrationState::Ended => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(stored(&fake).len(), 0);
 }
 
 /// A call that was dropped while etcd was silent does not stand in the way of its repetition.

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,8 @@ pub(crate) struct Lease {
     /// Told to the keeper at the end; it revokes the lease unless it was abandoned.
     end: CancellationToken,
     abandoned: CancellationToken,
+    /// Set when the store has said that it is gone, before its keeper heard.
+    condemned: AtomicBool,
 }
 
 impl Lease {
@@ -71,7 +76,12 @@ impl Lease {
     }
 
     pub(crate) fn is_lost(&self) -> bool {
-        matches!(*self.state.borrow(), LeaseState::Lost)
+        self.condemned.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
+    }
+
+    /// Notes that the store does not know it. It is handed out no more.
+    pub(crate) fn condemn(&self) {
+        self.condemned.store(true, Ordering::Release);
     }
 
     /// Stops renewing it and leaves it to run out.
@@ -172,7 +182,8 @@ impl Leases {
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
         let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
-        let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone() });
+        let (end_of_lease, abandoned_of_lease, condemned) = (end.clone(), abandoned.clone(), AtomicBool::new(false));
+        let lease = Arc::new(Lease { id, ttl, state, end: end_of_lease, abandoned: abandoned_of_lease, condemned });
         let stop = tasks.stop_signal();
         tasks.spawn("lease", async move {
             tokio::select! {
@@ -195,7 +206,8 @@ impl Leases {
 pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     // The sender may go: the receiver keeps the last value.
     let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
-    Arc::new(Lease { id, ttl, state, end: CancellationToken::new(), abandoned: CancellationToken::new() })
+    let (end, abandoned, condemned) = (CancellationToken::new(), CancellationToken::new(), AtomicBool::new(false));
+    Arc::new(Lease { id, ttl, state, end, abandoned, condemned })
 }
 
 struct Keeper {

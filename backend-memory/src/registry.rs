@@ -289,7 +289,7 @@ impl Registrar {
                 self.disown();
                 Ok(found.map_or(Pause::None, Pause::Superseded))
             }
-            Step::Evicted => Ok(Pause::Evicted),
+            Step::Evicted => self.evicted(&lease).await,
         }
     }
 
@@ -330,12 +330,24 @@ impl Registrar {
                 self.entitlement.refused();
                 Ok(Pause::None)
             }
-            Err(Refusal::NoLease) => {
-                if !matches!(self.options.lease, LeaseChoice::Given(_)) {
-                    self.lease = None;
-                }
-                Err(Error::LeaseLost)
-            }
+            Err(Refusal::NoLease) => Err(self.lease_lost(lease)),
+        }
+    }
+
+    /// Notes that the store does not know the lease. A given one is never replaced.
+    fn lease_lost(&mut self, lease: &Lease) -> Error {
+        if !matches!(self.options.lease, LeaseChoice::Given(_)) {
+            lease.condemn();
+            self.lease = None;
+        }
+        Error::LeaseLost
+    }
+
+    /// The key is gone: by hand, if its lease is still there.
+    async fn evicted(&mut self, lease: &Lease) -> Result<Pause, Error> {
+        match self.client.link.ask(|store, now| store.time_to_live(lease.id(), now)).await? {
+            Some(_) => Ok(Pause::Evicted),
+            None => Err(self.lease_lost(lease)),
         }
     }
 

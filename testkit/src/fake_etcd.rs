@@ -96,6 +96,8 @@ struct Shared {
     /// The latest revision.
     revision: watch::Sender<i64>,
     frozen: watch::Sender<bool>,
+    /// Renewals are not answered.
+    renewals_held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -121,6 +123,7 @@ impl FakeEtcd {
             store: Mutex::new(store),
             revision: watch::Sender::new(1),
             frozen: watch::Sender::new(false),
+            renewals_held: watch::Sender::new(false),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
         let tasks = Arc::new(TaskOwner::on(tokio::runtime::Handle::current()));
@@ -219,6 +222,11 @@ impl FakeEtcd {
     /// Answers again, also what was asked meanwhile.
     pub fn thaw(&self) {
         self.shared.frozen.send_replace(false);
+    }
+
+    /// Answers no renewals while `held`, as a member does whose leader is frozen.
+    pub fn hold_renewals(&self, held: bool) {
+        self.shared.renewals_held.send_replace(held);
     }
 
     /// How many leases there are.

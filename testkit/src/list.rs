@@ -63,6 +63,7 @@ macro_rules! each_case {
             reregister::an_update_survives_reregistration [Id Weight]
             reregister::an_update_made_during_an_outage_is_stored_after_it [Weight]
             reregister::an_eviction_is_respected_if_asked [Id]
+            reregister::a_lost_lease_is_no_eviction [Id]
             reregister::states_tell_what_happened [Id]
             publish::a_published_instance_outlives_its_publisher [Id]
             publish::publishing_again_replaces_it [Id Weight]

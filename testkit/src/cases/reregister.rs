@@ -112,6 +112,18 @@ pub async fn an_eviction_is_respected_if_asked(h: &impl Harness) {
     assert!(resolve(&*server, &service).await.is_empty());
 }
 
+pub async fn a_lost_lease_is_no_eviction(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let respects = options(h).on_delete(OnDelete::Respect);
+    let a = server.register(&service, instance("a"), respects).await.unwrap();
+    for _ in 0..2 {
+        let before = only(&client, &service, |_| true).await;
+        h.revoke(h.lease_of(&service, &id("a")).await.unwrap()).await;
+        only(&client, &service, |entry| entry.created() > before.created()).await;
+    }
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
 pub async fn states_tell_what_happened(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;

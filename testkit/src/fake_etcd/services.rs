@@ -115,6 +115,8 @@ impl PbLeaseService for Service {
         let answers = futures::stream::unfold((request.into_inner(), shared), |(mut requests, shared)| async move {
             let asked = requests.message().await.ok()??;
             shared.awake().await;
+            // The sender lives as long as this, so waiting cannot fail.
+            let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
             let lied = shared.lie(|lie| *lie == Lie::LeaseGone).is_some();
             let answer = {
                 let mut store = shared.store();
