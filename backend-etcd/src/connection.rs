@@ -26,6 +26,7 @@ use crate::{
     error::{Failure, classify, said},
     handover::OwnPlace,
     record::{KeyRange, Record},
+    recovery::{PROBE_LIMIT, Recovery},
     writes::{Batcher, Guard, InLine, Outcome, Write},
 };
 
@@ -40,6 +41,9 @@ const PAGE: i64 = 1000;
 
 /// Keys per page of a list over a slow connection.
 const SMALL_PAGE: i64 = 16;
+
+/// The key that is read to see whether etcd answers. A refusal is an answer too.
+const PROBED: &[u8] = b"\0";
 
 /// How often a request that was never sent is sent again within its deadline.
 const RESENDS: usize = 3;
@@ -68,6 +72,7 @@ pub(crate) struct Lane {
     limit: Duration,
     /// One refresh of the token at a time; holds when the last one was.
     refreshed: tokio::sync::Mutex<Option<Moment>>,
+    recovery: Recovery,
 }
 
 impl std::fmt::Debug for Lane {
@@ -78,7 +83,8 @@ impl std::fmt::Debug for Lane {
 
 impl Lane {
     fn new(channel: Failover, credentials: Option<Credentials>, limit: Duration) -> Self {
-        Self { channel, credentials, clients: OnceCell::new(), limit, refreshed: tokio::sync::Mutex::new(None) }
+        let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
+        Self { channel, credentials, clients, limit, refreshed, recovery }
     }
 
     /// Gives a connection up because its member does not answer. A newer one is left alone.
@@ -200,7 +206,21 @@ impl Lane {
                 }
             }
         });
-        self.within(what, limit, &used, attempts).await
+        let outcome = self.within(what, limit, &used, attempts).await;
+        self.recovery.note(&outcome);
+        outcome
+    }
+
+    /// Waits until etcd answers requests on this lane again. Never returns if it answered the latest one.
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn recovered(&self) {
+        let count = GetOptions::new().with_count_only();
+        let ask = |mut clients: Clients| {
+            let options = count.clone();
+            async move { clients.kv.get(PROBED, Some(options)).await }
+        };
+        self.recovery.recovered(|| self.call_within("probe", PROBE_LIMIT, ask)).await;
     }
 
     /// Opens a watch. With it comes its connection.

@@ -53,6 +53,7 @@ mod numbers;
 mod own_keys;
 mod pipeline;
 mod record;
+mod recovery;
 mod registrar;
 mod registry;
 mod session;

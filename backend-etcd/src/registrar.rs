@@ -73,6 +73,8 @@ pub(crate) struct Registrar {
     unknown: Vec<Sent>,
     /// Another registration of this session had the key since.
     gave_way: bool,
+    /// What was stored is known to be gone.
+    gone: bool,
     /// What etcd holds under the key, as far as that need not be asked.
     known: Known,
     ward: Option<Ward>,
@@ -152,6 +154,7 @@ impl Registrar {
             stored: None,
             unknown: Vec::new(),
             gave_way: false,
+            gone: false,
             known: Known::Absent,
             ward: None,
             alone: false,
@@ -346,6 +349,7 @@ impl Registrar {
         if own {
             // Also by a write whose answer was lost.
             self.entitlement.stored();
+            self.gone = false;
         } else if std::mem::take(&mut self.gave_way) {
             self.disown();
         }
@@ -445,6 +449,7 @@ impl Registrar {
                 }
                 let created = previous.map_or(revision, |record| record.created);
                 self.entitlement.stored();
+                self.gone = false;
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 self.stored = Some(Stored { record, generation: *generation });
@@ -514,10 +519,13 @@ impl Registrar {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
-        let delay = if error.is_retryable() { next } else { SLOW + spread(SLOW / 4) };
+        let retryable = error.is_retryable();
+        let delay = if retryable { next } else { SLOW + spread(SLOW / 4) };
         tracing::debug!(cause = %error, "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
+        } else if retryable && self.may_be_there() {
+            self.driver.report(RegistrationState::Suspect { cause: error });
         } else {
             self.driver.report_failure(error);
         }
@@ -529,11 +537,23 @@ impl Registrar {
                 .and_then(|key| self.session.hub.follow(&self.session, &KeyRange::key(key.to_vec())).ok()),
             _ => None,
         };
+        let session = Arc::clone(&self.session);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = self.driver.changed() => {}
             () = gone(&mut foreign) => {}
+            () = session.conn.fast.recovered(), if retryable => {
+                // With all the others that were waiting.
+                let ttl = self.options.ttl;
+                self.rest(spread(herd_window(ttl, session.registrations.load(Ordering::Relaxed)))).await;
+            }
         }
+    }
+
+    /// Returns `true` while the instance may be published, for all that is known: it was stored, and neither its key nor its lease
+    /// is known to be gone.
+    fn may_be_there(&self) -> bool {
+        !self.gone && self.stored.is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
     }
 
     /// Waits until the key that another registration has, as `record`, is free.
@@ -611,6 +631,7 @@ impl Registrar {
         let Some(lease) = self.lease.clone() else {
             return;
         };
+        self.gone = true;
         let doubted = Moment::now();
         lease.doubt();
         let mut state = lease.state();

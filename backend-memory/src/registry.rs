@@ -22,7 +22,7 @@ use enlist::{
 use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
-    hub::Changes,
+    hub::{Changes, up},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     store::{Key, Record, Refusal, Value},
 };
@@ -381,15 +381,22 @@ impl Registrar {
             && !self.driver.was_stored();
         let next = self.backoff.next_delay();
         let delay = if error.is_retryable() { next } else { SLOW };
+        let away = self.client.link.check().is_err();
+        let may_be_there = self.mine.is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost());
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
+        } else if away && may_be_there {
+            self.driver.report(RegistrationState::Suspect { cause: error });
         } else {
             self.driver.report_failure(error);
         }
+        let mut link = self.client.link.watch();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = self.driver.changed() => {}
             () = self.changes.next(), if waits => {}
+            // A healed link is worth another try at once.
+            () = up(&mut link), if away => {}
         }
     }
 

@@ -62,6 +62,8 @@ macro_rules! each_case {
             reregister::an_instance_comes_back_after_an_outage_longer_than_its_ttl []
             reregister::an_update_survives_reregistration [Id Weight]
             reregister::an_update_made_during_an_outage_is_stored_after_it [Weight]
+            reregister::an_update_made_during_a_long_outage_is_stored_soon_after_it [Weight]
+            reregister::a_registration_begun_during_a_long_outage_is_made_soon_after_it []
             reregister::an_eviction_is_respected_if_asked [Id]
             reregister::a_lost_lease_is_no_eviction [Id]
             reregister::states_tell_what_happened [Id]

@@ -1,10 +1,14 @@
 //! Coming back without help.
 
-use enlist::{Deregistered, LeaseChoice, OnDelete, RegistrationState};
+use std::time::Duration;
+
+use enlist::{
+    Deregistered, LeaseChoice, Moment, OnDelete, RegisterOptions, RegistrationState, ServiceName, ServiceRef, Start,
+};
 
 use super::support::*;
 use crate::{
-    harness::Harness,
+    harness::{Client, Harness},
     wait::{eventually, soon},
 };
 
@@ -94,6 +98,46 @@ pub async fn an_update_made_during_an_outage_is_stored_after_it(h: &impl Harness
     server.heal().await;
     soon("stored", update).await.unwrap();
     only(&client, &service, |entry| entry.instance().weight() == 7).await;
+}
+
+pub async fn an_update_made_during_a_long_outage_is_stored_soon_after_it(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300));
+    let a = server.register(&service, instance("a"), long).await.unwrap();
+    server.cut().await;
+    let update = a.update(|draft| {
+        draft.weight(7);
+    });
+    // Attempts follow each other at the slowest pace by then.
+    outlast(h, &client, h.ttl() * 5).await;
+    assert!(matches!(a.state(), RegistrationState::Suspect { .. }), "its lease lives: {:?}", a.state());
+    server.heal().await;
+    let healed = Moment::now();
+    soon("stored", update).await.unwrap();
+    assert!(healed.elapsed() < SOON, "{:?} after the outage", healed.elapsed());
+    only(&client, &service, |entry| entry.instance().weight() == 7).await;
+}
+
+pub async fn a_registration_begun_during_a_long_outage_is_made_soon_after_it(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let _a = server.register(&service, instance("a"), options(h).start(Start::Background)).await.unwrap();
+    outlast(h, &client, h.ttl() * 5).await;
+    server.heal().await;
+    let healed = Moment::now();
+    listed(&client, &service, &["a"]).await;
+    assert!(healed.elapsed() < SOON, "{:?} after the outage", healed.elapsed());
+}
+
+/// Maximum time from the end of an outage to the first successful attempt: a probe and its limit, a dial, and the spread of those
+/// that waited together.
+const SOON: Duration = Duration::from_secs(4);
+
+/// Waits for as long as a lease lives that nobody renews.
+async fn outlast(h: &impl Harness, client: &Client, time: Duration) {
+    let clock = ServiceRef::new(h.namespace(), ServiceName::parse("clock").unwrap());
+    client.register(&clock, instance("clock"), own(h).ttl(time)).await.unwrap().abandon();
+    listed(client, &clock, &[]).await;
 }
 
 pub async fn an_eviction_is_respected_if_asked(h: &impl Harness) {

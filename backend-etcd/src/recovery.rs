@@ -1,0 +1,122 @@
+//! Noticing that etcd answers again, so that a reconnection cuts short what waits for its next try.
+//!
+//! A lane notes whether its requests are answered. While they are not, one of those that wait sends a small request at a
+//! steady pace; as soon as any request is answered, all of them go on.
+
+use std::{future::Future, time::Duration};
+
+use enlist::backoff::spread;
+use tokio::sync::{Mutex, watch};
+
+use crate::error::Failure;
+
+/// Pause between two probes; jittered by half of it.
+const PROBE_EVERY: Duration = Duration::from_millis(250);
+
+/// Maximum time that a probe waits for its answer; a healthy member needs milliseconds.
+pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Whether requests are answered.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    answered: watch::Sender<bool>,
+    /// Held by the one that probes.
+    probing: Mutex<()>,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self { answered: watch::Sender::new(true), probing: Mutex::default() }
+    }
+}
+
+/// Returns `true` if a member has answered, be it with a refusal.
+pub(crate) fn is_answer<T>(outcome: &Result<T, Failure>) -> bool {
+    !matches!(outcome, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_)))
+}
+
+impl Recovery {
+    /// Takes note of a request's outcome.
+    pub(crate) fn note<T>(&self, outcome: &Result<T, Failure>) {
+        let now = is_answer(outcome);
+        self.answered.send_if_modified(|answered| std::mem::replace(answered, now) != now);
+    }
+
+    /// Waits until requests are answered again, with `probe` as the request if there is no other. Never returns if the latest one
+    /// was answered: then it is not etcd that is away.
+    ///
+    /// Dropping the future leaves the probing to the next that waits.
+    pub(crate) async fn recovered<F: Future>(&self, probe: impl Fn() -> F) {
+        let mut answered = self.answered.subscribe();
+        if *answered.borrow_and_update() {
+            return std::future::pending().await;
+        }
+        let probing = async {
+            let _turn = self.probing.lock().await;
+            loop {
+                tokio::time::sleep(PROBE_EVERY / 2 + spread(PROBE_EVERY)).await;
+                // Its lane takes note of its outcome.
+                probe().await;
+            }
+        };
+        tokio::select! {
+            // The sender lives as long as this.
+            _ = answered.wait_for(|answered| *answered) => {}
+            () = probing => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::error::said;
+
+    fn lost() -> Result<(), Failure> {
+        Err(Failure::Lost(said("silent")))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_of_those_that_wait_probes_and_an_answer_wakes_all() {
+        let recovery = Recovery::default();
+        recovery.note(&lost());
+        let probes = AtomicUsize::new(0);
+        let probe = || async {
+            let outcome = if probes.fetch_add(1, Ordering::Relaxed) < 9 { lost() } else { Ok(()) };
+            recovery.note(&outcome);
+        };
+        let begun = tokio::time::Instant::now();
+        futures::future::join_all((0..100).map(|_| recovery.recovered(probe))).await;
+        assert_eq!(probes.load(Ordering::Relaxed), 10);
+        assert!(begun.elapsed() < PROBE_EVERY * 15, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_prober_that_gives_up_is_succeeded() {
+        let recovery = Recovery::default();
+        recovery.note(&lost());
+        let probe = || async { recovery.note(&Ok(())) };
+        let mut first = Box::pin(recovery.recovered(probe));
+        assert!(first.as_mut().now_or_never().is_none());
+        let mut second = Box::pin(recovery.recovered(probe));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(first);
+        second.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_waited_for_while_etcd_answers() {
+        let recovery = Recovery::default();
+        let refused: Result<(), _> = Err(Failure::Denied);
+        for outcome in [Ok(()), refused] {
+            recovery.note(&lost());
+            recovery.note(&outcome);
+            let waits = recovery.recovered(|| async { unreachable!("nothing is to be probed") });
+            assert!(tokio::time::timeout(Duration::from_secs(60), waits).await.is_err());
+        }
+    }
+}
