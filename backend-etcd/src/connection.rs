@@ -33,9 +33,6 @@ use crate::{
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// After this long a write whose answer was lost cannot arrive any more: etcd itself gives requests up after 7 s.
-pub(crate) const SETTLED: Duration = Duration::from_secs(10);
-
 /// Keys per page of a list, at most.
 const PAGE: i64 = 1000;
 
@@ -323,6 +320,18 @@ impl Connection {
         value: &[u8],
         lease: Option<LeaseId>,
     ) -> Result<Written, Failure> {
+        self.put_unless(key, guard, value, lease, std::future::pending()).await
+    }
+
+    /// As [`put`](Self::put). Given up before it was sent, it is not sent.
+    pub(crate) async fn put_unless(
+        &self,
+        key: &Arc<[u8]>,
+        guard: Guard,
+        value: &[u8],
+        lease: Option<LeaseId>,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Written, Failure> {
         let ops = vec![put(key, value, lease)];
         let write = Write {
             guards: vec![(Arc::clone(key), guard)],
@@ -331,7 +340,7 @@ impl Connection {
             line: InLine::Apart,
             patient: false,
         };
-        self.writes.send(write).await.map(Written::of)
+        self.writes.send_unless(write, given_up).await.map(Written::of)
     }
 
     /// Deletes a key under a guard.

@@ -5,7 +5,7 @@
 //! to another member at once. A long-lived stream can be stuck behind a frozen leader for as long as the lease lives.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -46,6 +46,9 @@ pub(crate) enum LeaseState {
     Alive { sent: Moment },
     /// Last renewed by a request sent at `sent`, and not in time since, for this reason; it may still be alive.
     Suspect { sent: Moment, cause: Error },
+    /// A write of unknown outcome may yet create a key under it. Registrations move to another lease, and it is revoked once
+    /// nothing needs it any more. Only in [`Lease::phase`].
+    Retired,
     /// The store says it is gone.
     Lost,
 }
@@ -57,9 +60,11 @@ pub(crate) struct Lease {
     /// What the store granted, which may be more than was asked for.
     ttl: Duration,
     state: watch::Receiver<LeaseState>,
-    phase: watch::Receiver<LeaseState>,
+    phase: watch::Sender<LeaseState>,
     end: CancellationToken,
     abandoned: CancellationToken,
+    retired: Arc<AtomicBool>,
+    revoked: watch::Receiver<bool>,
     /// Told by whoever has a reason to think that the lease may be gone.
     doubted: Arc<tokio::sync::Notify>,
     /// Set by whoever heard from the store that it is.
@@ -81,7 +86,18 @@ impl Lease {
 
     /// The state for those who do not want to hear of each renewal, only of trouble and of its end.
     pub(crate) fn phase(&self) -> watch::Receiver<LeaseState> {
-        self.phase.clone()
+        self.phase.subscribe()
+    }
+
+    /// Returns `true` once it is not to be used for new keys any more.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// Becomes `true` once the store has acknowledged that it is gone. From then on no write under it is done. Only for a lease that
+    /// was [retired](Leases::retire).
+    pub(crate) fn revoked(&self) -> Revoked {
+        Revoked { acknowledged: self.revoked.clone() }
     }
 
     fn is_alive(&self) -> bool {
@@ -96,7 +112,7 @@ impl Lease {
     pub(crate) fn renewed(&self) -> Option<Moment> {
         match *self.state.borrow() {
             LeaseState::Alive { sent } | LeaseState::Suspect { sent, .. } => Some(sent),
-            LeaseState::Lost => None,
+            LeaseState::Retired | LeaseState::Lost => None,
         }
     }
 
@@ -114,6 +130,27 @@ impl Lease {
     /// Asks for a renewal now: a key that it keeps is gone, so it may be gone itself.
     pub(crate) fn doubt(&self) {
         self.doubted.notify_one();
+    }
+}
+
+/// Tells whether a retired lease is gone for good. Does not keep it alive.
+#[derive(Clone, Debug)]
+pub(crate) struct Revoked {
+    acknowledged: watch::Receiver<bool>,
+}
+
+impl Revoked {
+    pub(crate) fn is_acknowledged(&self) -> bool {
+        *self.acknowledged.borrow()
+    }
+
+    /// Waits until the store has acknowledged it. Never returns for a lease that is never revoked from here.
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn acknowledged(&mut self) {
+        if self.acknowledged.wait_for(|acknowledged| *acknowledged).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -141,8 +178,8 @@ type PoolKey = (Purpose, Duration);
 #[derive(Debug, Default)]
 struct Leased {
     pools: HashMap<PoolKey, Pool>,
-    /// All that were granted and may be alive, for the end of the session.
-    granted: Vec<Weak<Lease>>,
+    /// All that were granted and are not known to be gone, for the end of the session.
+    granted: HashSet<LeaseId>,
 }
 
 /// A shared lease that can be used, or the outcome to wait for.
@@ -168,7 +205,26 @@ impl Leases {
 
     /// The leases that this session holds.
     pub(crate) fn alive(&self) -> Vec<LeaseId> {
-        locked(&self.leased).granted.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
+        locked(&self.leased).granted.iter().copied().collect()
+    }
+
+    /// Takes a lease out of use, because a write of unknown outcome may yet create a key under it. It is revoked once nobody holds
+    /// it any more; after that such a write is refused, whenever it arrives.
+    pub(crate) fn retire(&self, lease: &Arc<Lease>) {
+        if lease.retired.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!(lease = lease.id.get(), "lease retired, a write under it may yet be done");
+        for pool in locked(&self.leased).pools.values_mut() {
+            pool.leases.retain(|pooled| !Arc::ptr_eq(pooled, lease));
+        }
+        lease.phase.send_if_modified(|phase| {
+            let lives = !matches!(phase, LeaseState::Lost);
+            if lives {
+                *phase = LeaseState::Retired;
+            }
+            lives
+        });
     }
 
     /// A lease shared by all of this session that have the same purpose and TTL. Whoever asks while none can be used waits for one
@@ -232,25 +288,10 @@ impl Leases {
             asked: ttl,
             waiting,
         };
-        let (conn, stop) = (Arc::clone(&self.conn), tasks.stop_signal());
+        let stop = tasks.stop_signal();
         let kept = tasks.spawn("lease", async move {
-            let granted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                granted = granting.run() => granted,
-            };
-            let Some(Granted { keeper, end, abandoned }) = granted else {
-                return;
-            };
-            let id = keeper.id;
-            tokio::select! {
-                // A session that stops drops its leases as well, and that must not revoke them: stop first.
-                biased;
-                () = stop.cancelled() => {}
-                () = abandoned.cancelled() => {}
-                () = end.cancelled() => revoke(&conn, id).await,
-                () = keeper.keep() => {}
-            }
+            // A session that stops drops its leases as well, and that must not revoke them here: it does so itself.
+            stop.run_until_cancelled(granting.grant_and_keep()).await;
         });
         kept.map_err(Failure::Final)
     }
@@ -283,8 +324,7 @@ impl Waiting {
         let leased = leased.upgrade();
         let mut leased = leased.as_deref().map(locked);
         if let (Ok(lease), Some(leased)) = (&outcome, &mut leased) {
-            leased.granted.retain(|lease| lease.strong_count() > 0);
-            leased.granted.push(Arc::downgrade(lease));
+            leased.granted.insert(lease.id());
         }
         match self {
             // Whoever waited may be gone.
@@ -314,11 +354,59 @@ struct Granting {
 /// What it takes to keep a lease that was granted, and what ends that.
 struct Granted {
     keeper: Keeper,
+    leased: Weak<Mutex<Leased>>,
     end: CancellationToken,
     abandoned: CancellationToken,
+    retired: Arc<AtomicBool>,
+    revoked: watch::Sender<bool>,
+}
+
+/// What ended the keeping of a lease.
+enum End {
+    /// Nobody holds it any more.
+    Unused,
+    /// It is left to run out.
+    Abandoned,
+    /// The store says that it is gone.
+    Lost,
+}
+
+impl Granted {
+    async fn keep(self) {
+        let Self { keeper, leased, end, abandoned, retired, revoked } = self;
+        let (id, conn) = (keeper.id, Arc::clone(&keeper.conn));
+        let ended = tokio::select! {
+            biased;
+            () = abandoned.cancelled() => End::Abandoned,
+            () = end.cancelled() => End::Unused,
+            () = keeper.keep() => End::Lost,
+        };
+        if matches!(ended, End::Lost) {
+            // It may be retired yet by those that hold it.
+            end.cancelled().await;
+        }
+        match ended {
+            // Only a write through the log proves that no later one is done under it.
+            End::Unused | End::Lost if retired.load(Ordering::Acquire) => {
+                revoke_for_good(&conn, id).await;
+                revoked.send_replace(true);
+            }
+            End::Unused => revoke(&conn, id).await,
+            End::Abandoned | End::Lost => {}
+        }
+        if let Some(leased) = leased.upgrade() {
+            locked(&leased).granted.remove(&id);
+        }
+    }
 }
 
 impl Granting {
+    async fn grant_and_keep(self) {
+        if let Some(granted) = self.run().await {
+            granted.keep().await;
+        }
+    }
+
     /// Gets the lease granted and hands it over. `None`: there is none to keep.
     async fn run(mut self) -> Option<Granted> {
         let turn = Arc::clone(&self.turns);
@@ -345,8 +433,10 @@ impl Granting {
             tracing::warn!(lease = id.get(), ?asked, granted = ?ttl, "lease granted with another TTL");
         }
         let (report, state) = watch::channel(LeaseState::Alive { sent });
-        let (turn, phase) = watch::channel(LeaseState::Alive { sent });
+        let phase = watch::Sender::new(LeaseState::Alive { sent });
         let (end, abandoned, doubted) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
+        let (retired, revoked) = (Arc::<AtomicBool>::default(), watch::Sender::new(false));
+        let turn = phase.clone();
         let keeper = Keeper { conn, counters, id, ttl, renewed: sent, report, turn, doubted: Arc::clone(&doubted) };
         let lease = Arc::new(Lease {
             id,
@@ -355,11 +445,13 @@ impl Granting {
             phase,
             end: end.clone(),
             abandoned: abandoned.clone(),
+            retired: Arc::clone(&retired),
+            revoked: revoked.subscribe(),
             doubted,
             condemned: AtomicBool::new(false),
         });
         waiting.deliver(Ok(lease), &leased);
-        Some(Granted { keeper, end, abandoned })
+        Some(Granted { keeper, leased, end, abandoned, retired, revoked })
     }
 
     /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two. Nothing is
@@ -398,14 +490,31 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     }
 }
 
+/// Revokes a lease until the store has acknowledged that it is gone, or that it does not know it.
+async fn revoke_for_good(conn: &Connection, id: LeaseId) {
+    let revoke = |mut clients: crate::connection::Clients| async move { clients.lease.revoke(id.get()).await };
+    let mut backoff = BackoffPolicy::default().start();
+    loop {
+        match conn.fast.call("lease revoke", revoke).await {
+            Ok(_) | Err(Failure::LeaseNotFound) => return,
+            Err(failure) => tracing::debug!(lease = id.get(), ?failure, "lease not revoked yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            () = conn.fast.recovered() => {}
+        }
+    }
+}
+
 /// A lease that somebody else keeps; it is neither renewed nor revoked from here.
 pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     // The sender may go: the receiver keeps the last value.
     let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
-    let phase = state.clone();
+    let phase = watch::Sender::new(LeaseState::Alive { sent: Moment::now() });
     let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
-    let (doubted, condemned) = (Arc::default(), AtomicBool::new(false));
-    Arc::new(Lease { id, ttl, state, phase, end, abandoned, doubted, condemned })
+    let (_, revoked) = watch::channel(false);
+    let (doubted, condemned, retired) = (Arc::default(), AtomicBool::new(false), Arc::default());
+    Arc::new(Lease { id, ttl, state, phase, end, abandoned, retired, revoked, doubted, condemned })
 }
 
 struct Keeper {
@@ -475,6 +584,10 @@ impl Keeper {
 
     fn tell(&self, state: LeaseState) {
         self.turn.send_if_modified(|last| {
+            // What is retired stays so, until it is lost.
+            if matches!(last, LeaseState::Retired) && !matches!(state, LeaseState::Lost) {
+                return false;
+            }
             let turned = std::mem::discriminant(last) != std::mem::discriminant(&state);
             *last = state.clone();
             turned

@@ -58,6 +58,7 @@ mod registrar;
 mod registry;
 mod session;
 mod stander;
+mod sweep;
 mod watcher;
 mod writes;
 

@@ -21,7 +21,7 @@ use enlist::{
 use tokio::sync::watch;
 
 use crate::{
-    connection::{SETTLED, Written},
+    connection::Written,
     error::Failure,
     layout::{Decoded, LeaseScope, Part, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
@@ -30,6 +30,7 @@ use crate::{
     pipeline::Hub,
     record::{KeyRange, Record},
     session::Session,
+    sweep::{Impossible, appears},
     writes::Guard,
 };
 
@@ -66,6 +67,8 @@ pub(crate) struct Registrar {
     options: RegisterOptions,
     backoff: Backoff,
     lease: Option<Arc<Lease>>,
+    /// The retired lease that the key is under until it is written under another one.
+    former: Option<Arc<Lease>>,
     entitlement: Entitlement,
     /// The last write that was acknowledged.
     stored: Option<Stored>,
@@ -80,8 +83,6 @@ pub(crate) struct Registrar {
     ward: Option<Ward>,
     /// The key could not be seen through a shared watch.
     alone: bool,
-    /// When the answer to a write was given up.
-    unsettled: Option<Moment>,
 }
 
 /// A write that was acknowledged.
@@ -95,6 +96,28 @@ struct Stored {
 struct Sent {
     value: Vec<u8>,
     lease: Option<LeaseId>,
+    effect: Effect,
+}
+
+/// What a write of unknown outcome can do when it arrives late.
+enum Effect {
+    /// Nothing, once the key that it changes is removed.
+    Change,
+    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did.
+    Claim,
+    /// The same, and when it is impossible.
+    LateClaim(Impossible),
+}
+
+impl Sent {
+    /// Returns `true` while it can make the key this registration's.
+    fn may_claim(&self) -> bool {
+        match &self.effect {
+            Effect::Change => false,
+            Effect::Claim => true,
+            Effect::LateClaim(impossible) => !impossible.is_proved(),
+        }
+    }
 }
 
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
@@ -150,6 +173,7 @@ impl Registrar {
             options: options.clone(),
             backoff: options.backoff.start(),
             lease: None,
+            former: None,
             entitlement: Entitlement::default(),
             stored: None,
             unknown: Vec::new(),
@@ -158,7 +182,6 @@ impl Registrar {
             known: Known::Absent,
             ward: None,
             alone: false,
-            unsettled: None,
         })
     }
 
@@ -209,6 +232,10 @@ impl Registrar {
                             self.known = Known::AsStored;
                         }
                         Disturbance::Gone => self.lost().await,
+                        Disturbance::Retired => {
+                            self.rest(spread(self.herd_window())).await;
+                            self.known = Known::AsStored;
+                        }
                     }
                 }
                 Ok(Pause::Superseded(record)) => {
@@ -300,19 +327,42 @@ impl Registrar {
 
     /// Forgets what was stored: it was replaced, so its absence is no eviction.
     fn disown(&mut self) {
-        self.stored = None;
+        (self.stored, self.former) = (None, None);
     }
 
     /// Remembers a write whose answer was lost: what it wrote is this registration's own, should it be found.
-    fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>) {
-        let known = self.unknown.iter().any(|sent| sent.lease == lease && sent.value == value);
-        if known {
+    fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>, effect: Effect) {
+        let changes = |sent: &Sent| matches!(sent.effect, Effect::Change);
+        let known = self.unknown.iter().any(|sent| changes(sent) && sent.lease == lease && sent.value == value);
+        if known && matches!(effect, Effect::Change) {
             return;
         }
-        if self.unknown.len() == MAX_UNKNOWN {
-            self.unknown.remove(0);
+        // Claims are few: a lease has one at most.
+        if self.unknown.len() >= MAX_UNKNOWN
+            && let Some(oldest) = self.unknown.iter().position(changes)
+        {
+            self.unknown.remove(oldest);
         }
-        self.unknown.push(Sent { value, lease });
+        self.unknown.push(Sent { value, lease, effect });
+    }
+
+    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
+    /// yet be done, and nothing more is written under its lease.
+    fn settle(&mut self, found: Option<&Record>) {
+        let Self { session, unknown, lease, options, .. } = self;
+        for sent in unknown.iter_mut().filter(|sent| matches!(sent.effect, Effect::Claim)) {
+            let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
+            let under = lease.as_ref().filter(|lease| Some(lease.id()) == sent.lease);
+            sent.effect = match under {
+                // Under a lease that is lost nothing is done any more.
+                None => Effect::Change,
+                Some(_) if done => Effect::Change,
+                Some(under) => {
+                    let given = matches!(options.lease, LeaseChoice::Given(_));
+                    Effect::LateClaim(Impossible::after(session, under, given))
+                }
+            };
+        }
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -344,6 +394,12 @@ impl Registrar {
             Known::AsStored => self.stored.as_ref().map(|stored| stored.record.clone()),
             Known::Is(record) => Some(record),
         };
+        self.settle(record.as_ref());
+        if self.lease.as_ref().is_some_and(|lease| lease.is_retired()) {
+            // The next look is for another lease, and needs no request.
+            self.known = record.into();
+            return Ok(Pause::None);
+        }
         let found = record.as_ref().map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
         if own {
@@ -392,8 +448,12 @@ impl Registrar {
     /// The lease; only its id, because each that holds a lease counts as one of its keys. `None`: the registration is no longer
     /// wanted.
     async fn lease(&mut self) -> Result<Option<LeaseId>, Error> {
-        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) {
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost() && !lease.is_retired()) {
             return Ok(Some(lease.id()));
+        }
+        if let Some(retired) = self.lease.take_if(|lease| lease.is_retired()) {
+            // The key lives under it until it is written under another one.
+            self.former = Some(retired);
         }
         let Session { tasks, leases, layout, .. } = &*self.session;
         let own = layout.lease_scope() == LeaseScope::PerKey;
@@ -432,16 +492,10 @@ impl Registrar {
             term: self.entitlement.claim(previous.and_then(|record| layout.term(&record.value)), SystemTime::now()),
         };
         let value = layout.encode(self.driver.service(), instance, &writing)?;
-        let written = tokio::select! {
-            written = session.conn.put(key, guard, &value, Some(lease)) => written,
-            () = impatient(&self.driver) => {
-                // It waits behind others, or etcd is silent. What was not sent is not sent any more; the rest may still be done.
-                self.unsettled = Some(Moment::now());
-                self.remember(value, Some(lease));
-                return Ok(Pause::None);
-            }
-        };
-        match written {
+        let claims = previous.is_none_or(|record| !self.is_own(record));
+        // Given up, it waited behind others, or etcd is silent. What was not sent is not sent any more.
+        let given_up = impatient(&self.driver);
+        match session.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
             Ok(Written::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
@@ -453,6 +507,8 @@ impl Registrar {
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 self.stored = Some(Stored { record, generation: *generation });
+                self.former = None;
+                self.unknown.retain(Sent::may_claim);
                 Ok(Pause::Settled)
             }
             Ok(Written::Refused(record)) => {
@@ -465,11 +521,9 @@ impl Registrar {
             Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    // Not from when it was asked for: it may have waited for others before it was sent.
-                    self.unsettled = Some(Moment::now());
-                    self.remember(value, Some(lease));
+                    self.remember(value, Some(lease), if claims { Effect::Claim } else { Effect::Change });
                 }
-                Err(self.failed(failure))
+                if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(Pause::None) }
             }
         }
     }
@@ -544,8 +598,7 @@ impl Registrar {
             () = gone(&mut foreign) => {}
             () = session.conn.fast.recovered(), if retryable => {
                 // With all the others that were waiting.
-                let ttl = self.options.ttl;
-                self.rest(spread(herd_window(ttl, session.registrations.load(Ordering::Relaxed)))).await;
+                self.rest(spread(self.herd_window())).await;
             }
         }
     }
@@ -574,6 +627,9 @@ impl Registrar {
         };
         // Not the lease itself: whoever rests counts once among its keys.
         let phase = lease.phase();
+        if lease.is_retired() {
+            return Disturbance::Retired;
+        }
         let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.record.key);
         let disturbance = self.wait(claim, phase, &mut ward).await;
         self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
@@ -612,6 +668,7 @@ impl Registrar {
                 () = driver.changed() => return Disturbance::Wanted,
                 changed = lease_changed(&mut phase) => match changed {
                     LeaseState::Lost => return Disturbance::Gone,
+                    LeaseState::Retired => return Disturbance::Retired,
                     LeaseState::Suspect { cause, .. } => driver.report(RegistrationState::Suspect { cause }),
                     LeaseState::Alive { .. } => {
                         driver.report(RegistrationState::Registered { revision: record.modified });
@@ -646,8 +703,12 @@ impl Registrar {
             self.known = Known::Absent;
             self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
         }
-        let window = herd_window(lease.ttl(), self.session.registrations.load(Ordering::Relaxed));
-        self.rest(spread(window)).await;
+        self.rest(spread(self.herd_window())).await;
+    }
+
+    /// How far apart those are drawn that go on together.
+    fn herd_window(&self) -> Duration {
+        herd_window(self.options.ttl, self.session.registrations.load(Ordering::Relaxed))
     }
 
     /// Does nothing for a while, unless the registration is no longer wanted.
@@ -669,21 +730,45 @@ impl Registrar {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
         };
         let begun = Moment::now();
+        let mut result = Deregistered::AlreadyGone;
         loop {
-            let (pending, refused) = match self.try_remove(&key).await {
-                Ok(Some(found)) if !self.may_still_arrive() => return self.driver.report_end(outcome(found)),
-                Ok(Some(_)) => (true, false),
-                Ok(None) => (false, false),
-                Err(failure) => {
-                    let refused = !self.failed(failure).is_retryable();
-                    (refused || begun.elapsed() >= PATIENCE, refused)
+            let (absent, refused) = match self.try_remove(&key).await {
+                Ok(Some((found, absent))) => {
+                    if found == Deregistered::Removed {
+                        result = found;
+                    }
+                    if !self.unknown.iter().any(Sent::may_claim) {
+                        return self.driver.report_end(outcome(result));
+                    }
+                    // The leases of what may still be done are given up: what is written under them by then is removed on sight.
+                    (self.lease, self.former) = (None, None);
+                    (absent, false)
                 }
+                Ok(None) => (None, false),
+                Err(failure) => (None, !self.failed(failure).is_retryable()),
             };
-            if pending {
+            if refused || begun.elapsed() >= PATIENCE {
                 self.driver.report_end(outcome(Deregistered::LeftBehind));
             }
             let soon = self.backoff.next_delay().min(PATIENCE / 3);
-            tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }).await;
+            let session = Arc::clone(&self.session);
+            let late = self.unknown.iter_mut().find(|sent| sent.may_claim());
+            let impossible = late.and_then(|sent| match &mut sent.effect {
+                Effect::LateClaim(impossible) => Some(impossible),
+                Effect::Change | Effect::Claim => None,
+            });
+            tokio::select! {
+                () = proved(&session, impossible) => self.impossible(),
+                () = appears(&session, &key, absent) => {}
+                () = tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }) => {}
+            }
+        }
+    }
+
+    /// Notes that the first of the late claims is impossible.
+    fn impossible(&mut self) {
+        if let Some(sent) = self.unknown.iter_mut().find(|sent| sent.may_claim()) {
+            sent.effect = Effect::Change;
         }
     }
 
@@ -705,27 +790,23 @@ impl Registrar {
         self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
     }
 
-    /// Says whether a write whose answer was lost could still be done.
-    fn may_still_arrive(&self) -> bool {
-        let lost = self.lease.as_ref().is_some_and(|lease| lease.is_lost());
-        !lost && self.unsettled.is_some_and(|lost| lost.elapsed() < SETTLED)
-    }
-
-    /// Removes the key if it is this registration's. `None`: it changed meanwhile, look again.
-    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<Deregistered>, Failure> {
+    /// Removes the key if it is this registration's, and says at which revision it was absent, if it was. `None`: it changed
+    /// meanwhile, look again.
+    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
         let session = Arc::clone(&self.session);
-        let (record, _) = session.conn.get(key).await?;
+        let (record, at) = session.conn.get(key).await?;
+        self.settle(record.as_ref());
         let Some(record) = record else {
-            return Ok(Some(Deregistered::AlreadyGone));
+            return Ok(Some((Deregistered::AlreadyGone, Some(at))));
         };
         let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
         if !self.is_own(&record) && !self.leftover_owner().is_some_and(is_leftover) {
-            return Ok(Some(Deregistered::AlreadyGone));
+            return Ok(Some((Deregistered::AlreadyGone, None)));
         }
         let mut modified = record.modified;
         if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
             // Its answer may be lost.
-            self.remember(value.clone(), record.lease);
+            self.remember(value.clone(), record.lease, Effect::Change);
             match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
                 Ok(Written::Done(revision)) => modified = revision,
                 Ok(Written::Refused(_)) => return Ok(None),
@@ -734,7 +815,7 @@ impl Registrar {
             }
         }
         Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
-            Written::Done(_) => Some(Deregistered::Removed),
+            Written::Done(revision) => Some((Deregistered::Removed, Some(revision))),
             Written::Refused(_) => None,
         })
     }
@@ -757,6 +838,8 @@ enum Disturbance {
     Look,
     /// The key, or its lease, is gone.
     Gone,
+    /// The lease is to be left for another one.
+    Retired,
     /// The watch cannot see the key.
     Blind,
     /// Another registration of this session has taken the key over.
@@ -767,6 +850,14 @@ enum Disturbance {
 async fn impatient(driver: &RegistrationDriver) {
     driver.unwanted().await;
     tokio::time::sleep(PATIENCE).await;
+}
+
+/// Waits for the proof that a late claim is impossible, if there is one to wait for.
+async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
+    match impossible {
+        Some(impossible) => impossible.proved(session).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits until the key that is followed is gone.

@@ -1,7 +1,10 @@
 //! Registration: what users ask for. What a registration does for as long as it lives is done by its task, see `registrar`.
 //! Compare `enlist-memory`'s file of the same name, which holds both.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use enlist::{
@@ -20,6 +23,9 @@ use crate::{
     session::Session,
     writes::Guard,
 };
+
+/// TTL of the lease that a fixed instance is created under, which is revoked once it is detached.
+const DETACH_WITHIN: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl Registry for Etcd {
@@ -46,8 +52,11 @@ impl Registry for Etcd {
         }
         let previous = present.as_ref().map(|record| &*record.value);
         let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
-        let guard = present.as_ref().map_or(Guard::Absent, |record| Guard::Modified(record.modified));
-        match conn.put(&key, guard, &value, None).await.map_err(failed)? {
+        let written = match &present {
+            Some(record) => conn.put(&key, Guard::Modified(record.modified), &value, None).await,
+            None => self.create_fixed(&key, &value).await,
+        };
+        match written.map_err(failed)? {
             Written::Done(revision) => Ok(revision),
             Written::Refused(record) => Err(self.changed(service, instance.id(), record.as_ref())),
         }
@@ -111,6 +120,22 @@ impl Etcd {
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
         self.session.tasks.run("registration", registrar.run().instrument(span))?;
         Ok(registration)
+    }
+
+    /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could otherwise be done
+    /// after a removal; this one ends with its lease.
+    async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
+        let Session { tasks, leases, conn, .. } = &*self.session;
+        let lease = leases.own(tasks, DETACH_WITHIN).await?;
+        // Also if this future is dropped: what is not detached goes with the lease.
+        let created = conn.put(key, Guard::Absent, value, Some(lease.id())).await;
+        if created.as_ref().is_err_and(Failure::is_ambiguous) {
+            leases.retire(&lease);
+        }
+        match created? {
+            Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
+            refused @ Written::Refused(_) => Ok(refused),
+        }
     }
 
     fn not_owner(&self, service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {

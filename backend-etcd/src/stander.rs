@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    connection::{SETTLED, Written, signed},
+    connection::{Written, signed},
     error::{Failure, said},
     handover::{OwnPlace, Presence},
     layout::{LeaseScope, Line, PlaceValue},
@@ -32,6 +32,7 @@ use crate::{
     pipeline::Hub,
     record::{KeyRange, Record},
     session::Session,
+    sweep::{Impossible, sweep},
     writes::Guard,
 };
 
@@ -71,8 +72,8 @@ struct Held {
     lease: Arc<Lease>,
     /// A write that creates it may have been done.
     entered: bool,
-    /// When the answer to a write was given up.
-    unsettled: Option<Moment>,
+    /// The answer to a write that creates it was lost.
+    unknown: bool,
     /// When it was chosen.
     begun: Instant,
     /// What tells that it is gone, once it is watched.
@@ -108,16 +109,15 @@ impl Stander {
                 let Some(held) = held else {
                     return;
                 };
+                if held.unknown {
+                    return forsake(self.session, self.range, held).await;
+                }
                 if held.entered {
                     self.leave(&held, None, false).await;
                 }
                 held
             }
         };
-        if held.unsettled.is_some() {
-            // A write of it may arrive although another one was removed.
-            self.leave(&held, None, true).await;
-        }
         // Its key is gone by now, or the lease that kept it.
         self.session.numbers.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
@@ -172,7 +172,7 @@ impl Stander {
             number,
             lease,
             entered: false,
-            unsettled: None,
+            unknown: false,
             begun: Instant::now(),
             ward: None,
         })
@@ -265,6 +265,24 @@ impl Stander {
                 () = answer.closed() => None,
             };
         }
+        if let Some(unknown) = held.take_if(|held| held.unknown) {
+            match self.session.conn.get(&unknown.key).await {
+                Ok((Some(own), _)) => {
+                    let known = held.insert(Held { unknown: false, ..unknown });
+                    return self.confirm(known, own.created).await;
+                }
+                Ok((None, _)) => {
+                    // It may yet be done. Another place is taken, under another lease.
+                    let forsaken = forsake(Arc::clone(&self.session), self.range.clone(), unknown);
+                    self.session.tasks.run("sweep", forsaken).map_err(Failure::Final)?;
+                    return Err(Failure::Lost(said("the answer to getting in line was lost")));
+                }
+                Err(failure) => {
+                    *held = Some(unknown);
+                    return Err(failure);
+                }
+            }
+        }
         let Some(held) = held else {
             return Err(Failure::Final(Error::Closed));
         };
@@ -285,8 +303,7 @@ impl Stander {
             Ok(Err(None)) => return Err(Failure::Lost(said("the line changed meanwhile"))),
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    // Not from when it was asked for: it may have waited for others before it was sent.
-                    held.unsettled = Some(Moment::now());
+                    held.unknown = true;
                     // While etcd is silent nothing more is sent under this lease.
                     held.lease.doubt();
                 }
@@ -486,7 +503,8 @@ impl Stander {
                 state = lease_changed(&mut lease) => match state {
                     LeaseState::Alive { sent } => driver.tenure().renewed(sent, granted),
                     LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
-                    LeaseState::Suspect { .. } => {}
+                    // A retired one is kept until the lock is released.
+                    LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
                 () = self.robbed(held, token) => driver.tenure().lose(Loss::KeyGone),
                 proclamation = next(proclaimed) => self.proclaim(&own, proclamation).await,
@@ -539,12 +557,9 @@ impl Stander {
     async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
-            let may_arrive = held.unsettled.is_some_and(|lost| lost.elapsed() < SETTLED);
             match self.try_leave(held, token).await {
-                Ok(Some(outcome)) if !may_arrive || token.is_some() => {
-                    return if removed { Released::Released } else { outcome };
-                }
-                Ok(_) => {}
+                Ok(Some(outcome)) => return if removed { Released::Released } else { outcome },
+                Ok(None) => {}
                 Err(failure) => {
                     removed |= failure.is_ambiguous();
                     tracing::debug!(lock = %self.name, ?failure, "place not removed yet");
@@ -584,6 +599,22 @@ async fn replaced(mut reader: FeedReader<Mirror>, created: Revision) {
             Ok(_) | Err(_) => {}
         }
     }
+}
+
+/// Leaves a place whose creation has an unknown outcome. One that was done is removed; else it may yet be done, so its lease is
+/// retired, and the place removed on sight until that is revoked.
+async fn forsake(session: Arc<Session>, range: KeyRange, held: Held) {
+    let Held { key, number, lease, .. } = held;
+    if let Ok((Some(own), _)) = session.conn.get(&key).await
+        && let Ok(Written::Done(_)) = session.conn.delete(&key, Guard::Created(own.created)).await
+    {
+        return session.numbers.give_back(&range.start, number);
+    }
+    let impossible = Impossible::after(&session, &lease, false);
+    // It is revoked once nobody holds it. No other place has its keys, so the number is free.
+    drop(lease);
+    session.numbers.give_back(&range.start, number);
+    sweep(&session, &key, impossible).await;
 }
 
 async fn lost(state: &mut tokio::sync::watch::Receiver<LeaseState>) {

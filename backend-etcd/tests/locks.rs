@@ -23,7 +23,7 @@ use enlist::{
     Tenure, lock_guard,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime, lock_condition};
-use enlist_testkit::{Beside, EtcdCluster, EtcdServer, eventually, soon};
+use enlist_testkit::{Beside, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{EventType, GetOptions, Txn, TxnOp, WatchOptions};
 use support::{TTL, beside, pass, raw, server};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -46,6 +46,74 @@ async fn acquire(etcd: &Etcd) -> LockGuard {
 fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuard> {
     let etcd = etcd.clone();
     Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
+}
+
+/// A place that is created long after it was given up, when the connection that its bytes lie in goes on: it is removed on sight, and
+/// blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are several rounds.
+#[tokio::test]
+async fn a_place_whose_creation_lay_in_a_frozen_connection_is_removed_on_sight() {
+    let server = server().await;
+    let proxies = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
+    let urls = proxies.iter().map(Proxy::url);
+    let etcd = Etcd::builder(urls).request_timeout(Duration::from_secs(1)).connect().await.unwrap();
+    let mut raw_client = raw(&server).await;
+    let watched = Some(WatchOptions::new().with_prefix().with_start_revision(1));
+    let mut events = raw_client.watch(LINE, watched).await.unwrap();
+    let long = || LockOptions::new().ttl(Duration::from_secs(60));
+    let other = |round: usize| LockName::parse(format!("other{round}")).unwrap();
+    let mut held = Vec::new();
+    for round in 0..20 {
+        // The lease that the place is to be under lives for as long as this lock is held.
+        held.push(soon("acquired", etcd.acquire(&other(round), long())).await.unwrap());
+        let before: Vec<usize> = proxies.iter().map(|proxy| proxy.connections().len()).collect();
+        for proxy in &proxies {
+            proxy.set(Mode::BlackHole(Direction::ToServer));
+        }
+        let given_up = etcd.acquire(&name(), long().deadline(Duration::from_millis(300))).await;
+        assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
+        let (frozen, healthy) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        eventually("its connection is given up", || async {
+            let now: Vec<usize> = proxies.iter().map(|proxy| proxy.connections().len()).collect();
+            if now > before { Ok(()) } else { Err(now) }
+        })
+        .await;
+        proxies[healthy].heal();
+        // Whoever asks now is answered over the healthy one, and so was the search for the place.
+        let _probe = soon("acquired", etcd.acquire(&LockName::parse("probe").unwrap(), long())).await.unwrap();
+        proxies[frozen].heal();
+        let marker = format!("{LINE}marker{round}");
+        eventually("what lay in the frozen connections has arrived", || async {
+            let connections = proxies[frozen].connections();
+            let open = connections.iter().take(before[frozen]).filter(|connection| !connection.ended).count();
+            if open <= 1 { Ok(()) } else { Err(open) }
+        })
+        .await;
+        raw_client.put(&*marker, "", None).await.unwrap();
+        let mut late = None;
+        let told = async {
+            loop {
+                for event in events.message().await.unwrap().unwrap().events() {
+                    let pair = event.kv().unwrap();
+                    match event.event_type() {
+                        EventType::Put if pair.key() == marker.as_bytes() => return,
+                        EventType::Put if pair.lease() != 0 => late = Some(pair.key().to_vec()),
+                        _ => {}
+                    }
+                }
+            }
+        };
+        soon("all that happened before the marker", told).await;
+        let Some(late) = late else { continue };
+        eventually("the late place is removed", || async {
+            let found = raw_client.clone().get(late.clone(), None).await.unwrap();
+            if found.count() == 0 { Ok(()) } else { Err(found) }
+        })
+        .await;
+        let stranger = Etcd::connect(server.url()).await.unwrap();
+        let _theirs = soon("acquired", stranger.acquire(&name(), long())).await.unwrap();
+        return;
+    }
+    panic!("in no round was the late creation done");
 }
 
 /// Waits until so many keys are below `prefix`.

@@ -73,7 +73,8 @@ pub enum Deregistered {
     Removed,
     /// It was not there any more, or somebody else's instance has its place, which was left alone.
     AlreadyGone,
-    /// The store has not confirmed the removal. The session goes on until it does; at the latest the lease runs out.
+    /// The store has not confirmed the removal, or that an earlier write whose answer was lost can no longer bring the
+    /// instance back. The session goes on until it has; at the latest the lease runs out.
     LeftBehind,
 }
 

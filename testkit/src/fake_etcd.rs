@@ -60,6 +60,8 @@ pub enum Lie {
     Refuse(&'static str),
     /// The next renewal says that the lease is gone, though it is not.
     LeaseGone,
+    /// The next transaction is done so many seconds later, and never answered, as by a member that is frozen meanwhile.
+    LateWrite(u64),
 }
 
 /// How often which kind of request came.
@@ -108,6 +110,8 @@ struct Store {
     history: Vec<PbEvent>,
     leases: BTreeMap<i64, i64>,
     lies: VecDeque<Lie>,
+    /// What became of the late transactions: the error of one that was refused.
+    late: Vec<Result<bool, Status>>,
     requests: Requests,
 }
 
@@ -162,6 +166,11 @@ impl FakeEtcd {
     /// Tells this lie at the next occasion, after those that were asked for before.
     pub fn lie(&self, lie: Lie) {
         self.shared.store().lies.push_back(lie);
+    }
+
+    /// What became of each transaction that came late: whether its guards held, or why it was refused.
+    pub fn late_writes(&self) -> Vec<Result<bool, Status>> {
+        self.shared.store().late.clone()
     }
 
     /// Says whether all lies have been told.
@@ -232,6 +241,11 @@ impl FakeEtcd {
     /// How many leases there are.
     pub fn leases(&self) -> usize {
         self.shared.store().leases.len()
+    }
+
+    /// The leases that there are.
+    pub fn lease_ids(&self) -> Vec<i64> {
+        self.shared.store().leases.keys().copied().collect()
     }
 
     /// What was asked so far.
@@ -450,7 +464,7 @@ fn told(
         vec![message(header, events)]
     };
     let messages = match lie {
-        None | Some(Lie::Refuse(_) | Lie::LeaseGone) => vec![truth],
+        None | Some(Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_)) => vec![truth],
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],

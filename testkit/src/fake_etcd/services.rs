@@ -3,6 +3,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use enlist::TaskOwner;
@@ -64,11 +65,31 @@ impl PbKvService for Service {
             store.requests.txns += 1;
             store.requests.txn_times.push(Instant::now());
         }
+        if let Some(Lie::LateWrite(seconds)) = self.shared.lie(|lie| matches!(lie, Lie::LateWrite(_))) {
+            return self.late(seconds, request.into_inner()).await;
+        }
         self.shared.change(|store| store.txn(request.into_inner())).map(Response::new)
     }
 
     async fn compact(&self, _: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
         Err(Status::unimplemented("compact"))
+    }
+}
+
+impl Service {
+    /// Does a transaction later, whether or not its caller still waits; there is no answer.
+    async fn late(&self, seconds: u64, txn: PbTxnRequest) -> Result<Response<PbTxnResponse>, Status> {
+        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
+        let execute = async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            let outcome = shared.change(|store| store.txn(txn)).map(|answer| answer.succeeded);
+            shared.store().late.push(outcome);
+        };
+        let run = async move {
+            stop.run_until_cancelled_owned(execute).await;
+        };
+        self.tasks.spawn("late write", run).map_err(|error| Status::unavailable(error.to_string()))?;
+        std::future::pending().await
     }
 }
 
@@ -208,7 +229,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             (store.header(), store.events(next, &create.key, &create.range_end))
         };
         for (revision, events) in due {
-            let lie = shared.lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone));
+            let lie = shared.lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_)));
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
                 if tell.send(Ok(message)).await.is_err() {

@@ -1,0 +1,217 @@
+//! Writes that are done long after they were given up, as by a member that is frozen meanwhile and goes on after another one has
+//! answered every question. No time that passes makes them harmless; the end of their lease does. A scripted etcd under a paused
+//! clock does them when all waits that a client could think of are over.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict,
+    RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
+
+const SERVICES: &[u8] = b"enlist/services/";
+const LOCKS: &[u8] = b"enlist/locks/default/l/";
+
+/// Seconds after which the late write is done: longer than any request, and than etcd's own limit.
+const LATE: u64 = 30;
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
+}
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn instance(id: &str) -> Instance {
+    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
+fn key(id: &str) -> String {
+    format!("enlist/services/default/svc/{id}")
+}
+
+fn ids(fake: &FakeEtcd) -> Vec<String> {
+    let id = |(key, _): (Vec<u8>, Vec<u8>)| String::from_utf8_lossy(&key).rsplit('/').next().unwrap().to_owned();
+    fake.under(SERVICES).into_iter().map(id).collect()
+}
+
+async fn begin(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
+    etcd.register(&service(), instance(id), options.start(Start::Background)).await.unwrap()
+}
+
+/// Waits until the first attempt has failed without an answer.
+async fn unanswered(registration: &Registration) {
+    eventually("the first attempt has failed", || async {
+        match registration.state() {
+            RegistrationState::Registering { last: Some(Error::Unavailable(_)) } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+/// Waits until the late write was done or refused; returns `true` if it was done.
+async fn late_write(fake: &FakeEtcd) -> bool {
+    let mut seen = Vec::new();
+    let arrived = async {
+        while seen.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            seen = fake.late_writes();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(LATE * 2), arrived).await.expect("the late write comes");
+    match &seen[..] {
+        [Ok(done)] => *done,
+        [Err(refused)] => {
+            assert!(refused.message().contains("lease not found"), "{refused:?}");
+            false
+        }
+        other => panic!("one late write: {other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is_revoked() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let keeper =
+        soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
+    fake.lie(Lie::LateWrite(LATE));
+    let late = begin(&etcd, "late", RegisterOptions::new()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Given up while its write is under way.
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::AlreadyGone);
+    assert!(!late_write(&fake).await, "nothing is done under a lease that is revoked");
+    assert_eq!(ids(&fake), ["keeper"]);
+    assert!(matches!(keeper.state(), RegistrationState::Registered { .. }), "{:?}", keeper.state());
+    assert_eq!(fake.leases(), 1, "the others have moved to another lease");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unknown_outcome() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let keeper =
+        soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
+    let before = fake.under(SERVICES);
+    fake.lie(Lie::LateWrite(LATE));
+    let late = begin(&etcd, "late", RegisterOptions::new()).await;
+    unanswered(&late).await;
+    eventually("it is registered", || async {
+        match late.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert!(!late_write(&fake).await);
+    assert_eq!(ids(&fake), ["keeper", "late"]);
+    assert_eq!(fake.under(SERVICES)[0], before[0], "moved in place, never absent");
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::Removed);
+    assert_eq!(keeper.deregister().await.unwrap(), Deregistered::Removed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
+    let fake = FakeEtcd::start();
+    let (etcd, other) = (client(&fake), client(&fake));
+    let own = RegisterOptions::new().lease(LeaseChoice::Own);
+    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
+    let lease = LeaseId::new(fake.lease_ids()[0]);
+    fake.lie(Lie::LateWrite(LATE));
+    let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
+    assert!(late_write(&fake).await, "nobody ends a given lease");
+    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+    // The search ends with the lease.
+    fake.revoke_all();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    fake.forget_requests();
+    fake.put(key("late"), "whatever");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(ids(&fake).contains(&"late".to_owned()), "a later one is not its own");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_alone() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let theirs = r#"{"v":1,"id":"a","endpoints":["10.9.9.9:1"]}"#;
+    fake.put(key("a"), theirs);
+    let _keeper = soon("registered", etcd.register(&service(), instance("b"), RegisterOptions::new())).await.unwrap();
+    // Its creation is refused; the next write takes over.
+    let takes = RegisterOptions::new().on_conflict(OnConflict::TakeOver);
+    let background = begin(&etcd, "a", takes).await;
+    fake.lie(Lie::LateWrite(LATE));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let ended = background.deregister().await.unwrap();
+    assert_eq!(ended, Deregistered::AlreadyGone);
+    assert!(!late_write(&fake).await);
+    assert_eq!(fake.under(key("a").as_bytes()), [(key("a").into_bytes(), theirs.as_bytes().to_vec())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.lie(Lie::LateWrite(LATE));
+    let published = soon("answered", etcd.publish(&service(), instance("a"))).await;
+    assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
+    let removed = etcd.remove(&service(), instance("a").id()).await;
+    assert!(matches!(removed, Err(Error::NotRegistered { .. })), "{removed:?}");
+    assert!(!late_write(&fake).await);
+    assert!(ids(&fake).is_empty());
+    // Done in time, it outlives its lease.
+    soon("published", etcd.publish(&service(), instance("a"))).await.unwrap();
+    eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
+    assert_eq!(ids(&fake), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_lease_lives() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
+    // The lease of both stays for as long as this one is held.
+    let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
+    fake.lie(Lie::LateWrite(LATE));
+    let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
+    assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
+    assert!(late_write(&fake).await, "its lease lives, so it is done");
+    eventually("the place is removed", || async {
+        let places = fake.under(LOCKS);
+        if places.is_empty() { Ok(()) } else { Err(places) }
+    })
+    .await;
+    let stranger = client(&fake);
+    let guard = soon("acquired", stranger.acquire(&name, LockOptions::new())).await.unwrap();
+    assert!(held.is_held());
+    guard.release().await.unwrap();
+    held.release().await.unwrap();
+    eventually("its lease is revoked", || async { if fake.leases() == 1 { Ok(()) } else { Err(fake.leases()) } }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unknown_outcome() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
+    let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
+    fake.lie(Lie::LateWrite(LATE));
+    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
+    assert!(late_write(&fake).await);
+    eventually("the late place is removed", || async {
+        let places = fake.under(LOCKS);
+        if places.len() == 1 { Ok(()) } else { Err(places) }
+    })
+    .await;
+    assert!(guard.is_held() && held.is_held());
+    guard.release().await.unwrap();
+    assert!(fake.under(LOCKS).is_empty());
+}
