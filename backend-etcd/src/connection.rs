@@ -383,6 +383,17 @@ impl Connection {
             .map(read_of)
     }
 
+    /// Reads a key along with what is written for places at the moment. The answer is at least as new as every earlier one.
+    pub(crate) async fn look(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
+        let ops = vec![TxnOp::get(key, None)];
+        let guards = vec![(key.into(), Guard::Any)];
+        let write = Write { guards, ops, size: key.len(), line: InLine::Apart, patient: false };
+        match self.places.send(write).await? {
+            Outcome::Done { revision, reads } => Ok((reads.into_iter().flatten().next(), revision)),
+            Outcome::Refused(_) => Err(Failure::Lost(said("a read without a condition was refused"))),
+        }
+    }
+
     /// Deletes the place in `line` that was created at `created`, and confirms that of `successor`, in one transaction. Says whether
     /// both were there; nothing was done otherwise.
     pub(crate) async fn hand_over(

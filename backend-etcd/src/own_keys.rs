@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::{
     mirror::{Difference, Mirror},
-    pipeline::Hub,
+    pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
 };
@@ -338,7 +338,8 @@ impl OwnKeys {
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
         let group = match share {
             Share::Own => {
-                let known = || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified);
+                let known =
+                    || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified, Begin::Known);
                 let group = Group::start(session, &this.count, known)?;
                 of_service.push(Arc::downgrade(&group));
                 group
@@ -360,7 +361,7 @@ impl OwnKeys {
             this.shared(session, range.clone())?
         } else {
             let revision = record.modified;
-            Group::start(session, &this.count, || Hub::follow_key(session, &key, Some(record), revision))?
+            Group::start(session, &this.count, || Hub::follow_key(session, &key, Some(record), revision, Begin::Known))?
         };
         Ok(group.ward(&key))
     }

@@ -116,17 +116,29 @@ impl Hub {
         key: &[u8],
         known: Option<Record>,
         revision: Revision,
+        begin: Begin,
     ) -> Result<FeedReader<Mirror>, Error> {
+        let range = KeyRange::key(key);
         let mut mirror = Mirror::new(revision, Epoch::default());
         mirror.relist(known.into_iter().collect(), revision, Epoch::default());
-        let pipeline = start(session, KeyRange::key(key), Some(mirror))?;
+        let pipeline = start(session, range, Some((mirror, begin)))?;
         let feed = Arc::clone(&pipeline.feed);
         Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
     }
 }
 
-fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Result<Pipeline, Error> {
+/// Where the watch of a key begins of which something is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in the past.
+    Known,
+    /// Now, which is served at once. What happened in between is read once it is open.
+    Now,
+}
+
+fn start(session: &Arc<Session>, range: KeyRange, known: Option<(Mirror, Begin)>) -> Result<Pipeline, Error> {
     session.check_open()?;
+    let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));
     let feed = Arc::new(Feed::new());
     let tasks = TaskOwner::on(session.runtime());
     let (stop, closed) = (tasks.stop_signal(), session.tasks.stop_signal());
@@ -134,12 +146,14 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<Mirror>) -> Resu
         conn: Arc::clone(&session.conn),
         range,
         feed: Arc::clone(&feed),
-        mirror: known,
+        mirror,
         epoch: Epoch::default(),
         audit: Audit::new(session.audit),
         counters: Arc::clone(&session.counters),
         opened: false,
+        begin,
         begins: Revision::default(),
+        read: Revision::default(),
         repeats: 0,
         silences: 0,
     };
@@ -180,8 +194,12 @@ struct Worker {
     counters: Arc<Counters>,
     /// A watch was open before.
     opened: bool,
+    /// Where the first one begins.
+    begin: Begin,
     /// Where the watch begins that is open. What it tells of this revision itself is known.
     begins: Revision,
+    /// What the watch tells up to this revision was read once it was open.
+    read: Revision,
     /// How many messages in a row told nothing new.
     repeats: u32,
     /// How often in a row a watch was given up because it was silent.
@@ -352,12 +370,34 @@ impl Worker {
         // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
         // begins in the past within 100 ms.
         let past = (listed || self.opened) && self.begins > Revision::default();
-        let from = if past { self.begins } else { self.begins.next() };
+        let from = match self.begin {
+            _ if past => self.begins,
+            Begin::Known => self.begins.next(),
+            Begin::Now => Revision::default(),
+        };
         let mut options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify().with_fragment();
         if let Some(end) = &self.range.end {
             options = options.with_range(end.clone());
         }
         self.conn.bulk.watch(&self.range.start, &options).await.map_err(End::Broken)
+    }
+
+    /// Reads what happened between what is known and `opened`, the revision after which a watch tells that began now.
+    async fn catch_up(&mut self, opened: Revision) -> Result<(), End> {
+        let Some(mirror) = self.mirror.as_mut().filter(|mirror| mirror.revision != opened) else {
+            return Ok(());
+        };
+        let (record, now) = self.conn.look(&self.range.start).await.map_err(End::Broken)?;
+        if now < mirror.revision {
+            return Err(End::WentBack);
+        }
+        if now < opened {
+            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); what is between would be missed.
+            return Err(End::Broken(Failure::Lost(said("a read was answered by a member that lags"))));
+        }
+        mirror.relist(record.into_iter().collect(), now, self.epoch);
+        self.read = now;
+        Ok(())
     }
 
     /// Tells whether the message ends the watch.
@@ -367,6 +407,9 @@ impl Worker {
         }
         if message.canceled() {
             return Err(End::Broken(classify_cancel(message.cancel_reason())));
+        }
+        if created && self.begin == Begin::Now && !self.opened {
+            return self.catch_up(header_revision(message.header())).await;
         }
         if created && header_revision(message.header()) < self.seen() {
             // A member that lags, or a store that went back: a linearizable read tells them apart.
@@ -394,7 +437,7 @@ impl Worker {
         let has_events = !message.events().is_empty();
         for event in message.0.events {
             match key_event(event) {
-                Some(event) if event.revision() == self.begins => {}
+                Some(event) if event.revision() == self.begins || event.revision() <= self.read => {}
                 Some(event) => {
                     self.audit.moved(event.key());
                     parts.push(event);

@@ -27,7 +27,7 @@ use crate::{
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
-    pipeline::Hub,
+    pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
     sweep::{Impossible, appears},
@@ -612,7 +612,7 @@ impl Registrar {
     /// Waits until the key that another registration has, as `record`, is free.
     async fn wait_until_free(&self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
-        let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision).ok();
+        let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision, Begin::Known).ok();
         tokio::select! {
             () = gone(&mut followed) => Disturbance::Gone,
             () = claim.superseded() => Disturbance::Superseded,

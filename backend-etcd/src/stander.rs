@@ -29,7 +29,7 @@ use crate::{
     lock::{Want, Won},
     mirror::Mirror,
     own_keys::{OwnKeys, Ward},
-    pipeline::Hub,
+    pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
     sweep::{Impossible, sweep},
@@ -390,7 +390,7 @@ impl Stander {
                 if let Some(seat) = seat {
                     return Ok(seat.inherits().await);
                 }
-                let followed = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at)?;
+                let followed = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at, Begin::Now)?;
                 replaced(followed, before.created).await;
                 Ok(false)
             };

@@ -11,7 +11,7 @@ use crate::{
     connection::Written,
     error::Failure,
     lease::{Lease, Revoked},
-    pipeline::Hub,
+    pipeline::{Begin, Hub},
     record::Record,
     session::Session,
     writes::Guard,
@@ -99,7 +99,7 @@ async fn remove(session: &Session, key: &[u8]) -> Result<Option<Revision>, Failu
 ///
 /// Dropping the future has no effect.
 pub(crate) async fn appears(session: &Arc<Session>, key: &[u8], absent_at: Option<Revision>) {
-    let followed = absent_at.and_then(|at| Hub::follow_key(session, key, None, at).ok());
+    let followed = absent_at.and_then(|at| Hub::follow_key(session, key, None, at, Begin::Known).ok());
     let Some(mut reader) = followed else {
         return std::future::pending().await;
     };

@@ -46,6 +46,8 @@ const ALONE: usize = 16;
 /// When a write is done.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Guard {
+    /// The key may be whatever it is; nothing else that touches it goes along.
+    Any,
     /// The key must be absent.
     Absent,
     /// The key must have been changed last at this revision.
@@ -55,17 +57,19 @@ pub(crate) enum Guard {
 }
 
 impl Guard {
-    fn compare(self, key: &[u8]) -> Compare {
+    fn compare(self, key: &[u8]) -> Option<Compare> {
         match self {
-            Self::Absent => Compare::create_revision(key, CompareOp::Equal, 0),
-            Self::Modified(revision) => Compare::mod_revision(key, CompareOp::Equal, signed(revision)),
-            Self::Created(revision) => Compare::create_revision(key, CompareOp::Equal, signed(revision)),
+            Self::Any => None,
+            Self::Absent => Some(Compare::create_revision(key, CompareOp::Equal, 0)),
+            Self::Modified(revision) => Some(Compare::mod_revision(key, CompareOp::Equal, signed(revision))),
+            Self::Created(revision) => Some(Compare::create_revision(key, CompareOp::Equal, signed(revision))),
         }
     }
 
     /// Says whether it holds for a key that is this.
     fn holds(self, key: Option<&Record>) -> bool {
         match (self, key) {
+            (Self::Any, _) => true,
             (Self::Absent, key) => key.is_none(),
             (_, None) => false,
             (Self::Modified(revision), Some(key)) => key.modified == revision,
@@ -318,7 +322,7 @@ async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> 
     let guards = || writes().flat_map(|write| &write.guards);
     let txn = || {
         Txn::new()
-            .when(guards().map(|(key, guard)| guard.compare(key)).collect::<Vec<_>>())
+            .when(guards().filter_map(|(key, guard)| guard.compare(key)).collect::<Vec<_>>())
             .and_then(writes().flat_map(|write| write.ops.iter().cloned()).collect::<Vec<_>>())
             .or_else(guards().map(|(key, _)| TxnOp::get(&key[..], None)).collect::<Vec<_>>())
     };
@@ -441,6 +445,7 @@ mod tests {
             lease: None,
         };
         let holds = |guard: Guard| (guard.holds(Some(&record)), guard.holds(None));
+        assert_eq!(holds(Guard::Any), (true, true));
         assert_eq!(holds(Guard::Absent), (false, true));
         assert_eq!(holds(Guard::Modified(Revision::new(4))), (true, false));
         assert_eq!(holds(Guard::Created(Revision::new(4))), (false, false));

@@ -37,6 +37,23 @@ fn contend(etcd: &Etcd) -> Beside<LockGuard> {
     Beside::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
 }
 
+/// Whoever holds the lock, once its own key is watched: what watch is opened next is that of a contender.
+async fn watched_holder(fake: &FakeEtcd, etcd: &Etcd) -> LockGuard {
+    let holder = acquire(etcd).await;
+    eventually("the holder's own key is watched", || async {
+        if fake.requests().watches > 0 { Ok(()) } else { Err("no watch") }
+    })
+    .await;
+    holder
+}
+
+/// Runs what is ready until a watch is asked for.
+async fn watch_asked_for(fake: &FakeEtcd) {
+    while fake.requests().watches == 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 /// How many tasks live in this runtime, those of the fake included.
 fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
@@ -126,11 +143,7 @@ async fn a_registration_that_never_got_a_lease_is_deregistered_at_once() {
 async fn a_contender_whose_watch_is_refused_takes_its_turn() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
-    let holder = acquire(&one).await;
-    eventually("the holder's own key is watched", || async {
-        if fake.requests().watches > 0 { Ok(()) } else { Err("no watch") }
-    })
-    .await;
+    let holder = watched_holder(&fake, &one).await;
     // That of the one before, that of its own key, and again that of the one before.
     for _ in 0..3 {
         fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
@@ -144,4 +157,44 @@ async fn a_contender_whose_watch_is_refused_takes_its_turn() {
     // Nobody is kept waiting by it.
     guard.release().await.unwrap();
     assert!(acquire(&one).await.is_held());
+}
+
+/// A watch that begins in the past is served 100 ms later at worst; with others writing all the time each one would be.
+#[tokio::test(start_paused = true)]
+async fn a_hand_over_does_not_wait_for_a_watch_that_begins_in_the_past() {
+    const LATE: Duration = Duration::from_millis(10);
+    let fake = FakeEtcd::start();
+    fake.delay_unsynced_watches();
+    let (one, two) = (client(&fake), client(&fake));
+    let holder = watched_holder(&fake, &one).await;
+    fake.forget_requests();
+    fake.lie(Lie::LateWatch(LATE));
+    let mut next = contend(&two);
+    watch_asked_for(&fake).await;
+    fake.put("somebody's", "write");
+    let begun = Instant::now();
+    holder.release().await.unwrap();
+    assert!(next.done("its turn").await.is_held());
+    assert!(begun.elapsed() <= 3 * LATE, "{:?}", begun.elapsed());
+    // To get in line, the watch, the read after it, to confirm, and to leave of the one before.
+    let Requests { txns, ranges, watches, .. } = fake.requests();
+    assert!(txns + ranges + watches <= 5, "{txns} transactions, {ranges} reads, {watches} watches");
+}
+
+/// What happens between the look at the line and the beginning of the watch is not told by the watch.
+#[tokio::test(start_paused = true)]
+async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
+    let fake = FakeEtcd::start();
+    let (one, two) = (client(&fake), client(&fake));
+    let holder = watched_holder(&fake, &one).await;
+    let place = fake.under(b"enlist/locks/").remove(0).0;
+    fake.forget_requests();
+    fake.lie(Lie::LateWatch(Duration::from_secs(1)));
+    let mut next = contend(&two);
+    watch_asked_for(&fake).await;
+    fake.delete(&place);
+    let begun = Instant::now();
+    assert!(next.done("its turn").await.is_held());
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(!holder.is_held());
 }

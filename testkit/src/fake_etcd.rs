@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use enlist::TaskOwner;
@@ -29,6 +30,9 @@ mod services;
 
 /// Bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;
+
+/// How often etcd serves watches that begin in the past.
+const UNSYNCED: Duration = Duration::from_millis(100);
 
 /// What the next message of a watch, or the next renewal, is to be instead of the truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub enum Lie {
     Silence,
     /// The next watch that is opened is refused inside the stream, with this reason.
     Refuse(&'static str),
+    /// The next watch that is opened is there only this much later.
+    LateWatch(Duration),
     /// The next renewal says that the lease is gone, though it is not.
     LeaseGone,
     /// The next transaction is done so many seconds later, and never answered, as by a member that is frozen meanwhile.
@@ -113,6 +119,8 @@ struct Store {
     /// What became of the late transactions: the error of one that was refused.
     late: Vec<Result<bool, Status>>,
     requests: Requests,
+    /// Watches that begin in the past are served this much later.
+    unsynced: Duration,
 }
 
 impl FakeEtcd {
@@ -238,6 +246,11 @@ impl FakeEtcd {
         self.shared.renewals_held.send_replace(held);
     }
 
+    /// Serves watches that begin in the past 100 ms later, which is how often etcd does. Without this at once.
+    pub fn delay_unsynced_watches(&self) {
+        self.shared.store().unsynced = UNSYNCED;
+    }
+
     /// How many leases there are.
     pub fn leases(&self) -> usize {
         self.shared.store().leases.len()
@@ -356,9 +369,19 @@ impl Store {
         }
         let mut pairs = self.within(&request.key, &request.range_end);
         let count = pairs.len();
-        // By modification, descending: the only order that is asked for beside that of the keys.
-        if request.sort_target == 3 {
-            pairs.sort_by_key(|pair| std::cmp::Reverse(pair.mod_revision));
+        // As in etcd the count is that of the range, and what is filtered out is left out of the answer only.
+        let created = |pair: &&PbKeyValue| match request.max_create_revision {
+            0 => true,
+            most => pair.create_revision <= most,
+        };
+        pairs.retain(created);
+        match request.sort_target {
+            2 => pairs.sort_by_key(|pair| pair.create_revision),
+            3 => pairs.sort_by_key(|pair| pair.mod_revision),
+            _ => {}
+        }
+        if request.sort_order == 2 {
+            pairs.reverse();
         }
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let more = count > limit;
@@ -464,7 +487,7 @@ fn told(
         vec![message(header, events)]
     };
     let messages = match lie {
-        None | Some(Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_)) => vec![truth],
+        None | Some(Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_) | Lie::LateWatch(_)) => vec![truth],
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Counter, Lock, LockName, LockOptions, Moment};
+use enlist::{Counter, Lock, LockName, LockOptions, Moment, TaskOwner};
 use enlist_etcd::Etcd;
 use etcd_client::{
     Client, Compare, CompareOp, EventType, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
@@ -67,8 +67,76 @@ const CONTEND: Duration = Duration::from_secs(3);
 /// How long it may take until each had it once.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How many sessions contend while a lock goes from hand to hand at once, and how many times the rate of Go's protocol is due while
+/// others write.
+const FEW: [(usize, f64); 3] = [(2, 5.0), (5, 3.0), (10, 2.0)];
+
+/// How many puts per second the others make.
+const OTHERS: u32 = 500;
+
+/// Clients that have nothing to do with the lock and put keys of their own. Dropping it ends them.
+#[derive(Debug)]
+struct Others {
+    puts: Arc<AtomicU64>,
+    _tasks: TaskOwner,
+}
+
+impl Others {
+    /// How many of them there are; each waits for its put.
+    const WRITERS: u32 = 10;
+
+    async fn start(world: &World) -> Result<Self> {
+        let (puts, tasks) = (Arc::<AtomicU64>::default(), TaskOwner::new());
+        for number in 0..Self::WRITERS {
+            let (mut client, puts) = (world.raw().await?.kv_client(), Arc::clone(&puts));
+            tasks.run("others", async move {
+                let mut due = tokio::time::interval(Duration::from_secs(1) * Self::WRITERS / OTHERS);
+                loop {
+                    due.tick().await;
+                    puts.fetch_add(1, Ordering::Relaxed);
+                    // A put that fails is one less.
+                    let _ = client.put(format!("others/{number}"), "value", None).await;
+                }
+            })?;
+        }
+        Ok(Self { puts, _tasks: tasks })
+    }
+}
+
+/// A lock that few want, each in a session of its own.
+async fn few(report: &mut Report, world: &World) -> Result {
+    for busy in [false, true] {
+        let others = if busy { Some(Others::start(world).await?) } else { None };
+        let meanwhile = if busy { format!(", {OTHERS} puts/s") } else { String::new() };
+        let puts = || others.as_ref().map_or(0, |others| others.puts.load(Ordering::Relaxed));
+        for (count, at_least) in FEW {
+            let clients = clients(world, count).await?;
+            let sessions = sessions(world, count).await?;
+            let requests = std::cell::RefCell::new(Vec::new());
+            let turns = in_turns(
+                3,
+                || async {
+                    let grants = contend(world, &clients, count, puts).await?;
+                    requests.borrow_mut().push(grants.requests);
+                    Ok(grants.per_second)
+                },
+                || async { Ok(plain(world, &sessions).await?.per_second) },
+            )
+            .await?;
+            let case = format!("{count} sessions{meanwhile}, beside Go's protocol");
+            report.turns("contended", case, "per s", &turns, busy.then_some(Bound::AtLeast(at_least)));
+            let case = format!("requests per grant, {count} sessions{meanwhile}");
+            let requests = Spread::of(requests.into_inner());
+            report.number("contended", case, "", requests, Some(Bound::AtMost(5.0)));
+            close(clients).await;
+        }
+    }
+    Ok(())
+}
+
 pub(crate) async fn contended(report: &mut Report) -> Result {
     let world = World::start().await;
+    few(report, &world).await?;
     let one = world.ours().await?;
     let clients = clients(&world, 50).await?;
     let sessions = sessions(&world, 50).await?;
@@ -131,6 +199,11 @@ pub(crate) async fn close(clients: Vec<Etcd>) {
 
 /// `contenders` tasks, spread over the clients, take the same lock again and again.
 pub(crate) async fn ours(world: &World, clients: &[Etcd], contenders: usize) -> Result<Grants> {
+    contend(world, clients, contenders, || 0).await
+}
+
+/// As [`ours`], beside others that have made so many requests so far.
+async fn contend(world: &World, clients: &[Etcd], contenders: usize, others: impl Fn() -> u64) -> Result<Grants> {
     let name = LockName::parse("contended")?;
     let counted = Arc::new(Counted::default());
     let contend = |client: Etcd| {
@@ -146,7 +219,7 @@ pub(crate) async fn ours(world: &World, clients: &[Etcd], contenders: usize) -> 
     };
     let mut running: JoinSet<_> =
         (0..contenders).map(|number| contend(clients[number % clients.len()].clone())).collect();
-    let checks = || clients.iter().map(|client| client.counters().get(Counter::WatchChecks)).sum();
+    let checks = || clients.iter().map(|client| client.counters().get(Counter::WatchChecks)).sum::<u64>() + others();
     let grants = counted.measure(world, contenders, checks).await?;
     while let Some(ended) = running.join_next().await {
         ended??;
@@ -170,7 +243,7 @@ impl Counted {
     }
 
     /// Counts for a while once each had it: what they did to get in line for the first time is behind them then. `checks` says
-    /// how often a silent watch was asked for a sign of life so far.
+    /// how many requests there were so far that have nothing to do with grants.
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     async fn measure(&self, world: &World, contenders: usize, checks: impl Fn() -> u64) -> Result<Grants> {
         let begun = Moment::now();

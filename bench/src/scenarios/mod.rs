@@ -74,7 +74,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "contended",
-        about: "a lock that 50 want, in 50 sessions and in one; requests per grant up to 1,000",
+        about: "a lock that 2 to 10 want, also while others write; that 50 want, in 50 sessions and in one; requests per grant",
         run: |report| Box::pin(lock::contended(report)),
     },
     Scenario { name: "grpc", about: "calls beside tonic's own channels", run: |report| Box::pin(grpc::run(report)) },

@@ -199,7 +199,13 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
         return;
     };
     shared.awake().await;
-    let header = shared.store().header();
+    if let Some(Lie::LateWatch(delay)) = shared.lie(|lie| matches!(lie, Lie::LateWatch(_))) {
+        tokio::time::sleep(delay).await;
+    }
+    let (header, revision, compacted, unsynced) = {
+        let store = shared.store();
+        (store.header(), store.revision, store.compacted, store.unsynced)
+    };
     if let Some(Lie::Refuse(reason)) = shared.lie(|lie| matches!(lie, Lie::Refuse(_))) {
         let refusal = PbWatchResponse {
             created: true,
@@ -215,12 +221,14 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
         return;
     }
     let mut revisions = shared.revision.subscribe();
-    let mut next = if create.start_revision == 0 { shared.store().revision + 1 } else { create.start_revision };
-    let compacted = shared.store().compacted;
+    let mut next = if create.start_revision == 0 { revision + 1 } else { create.start_revision };
     if next <= compacted {
         let cancel = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
         let _ = tell.send(Ok(cancel)).await;
         return tell.closed().await;
+    }
+    if next <= revision && !unsynced.is_zero() {
+        tokio::time::sleep(unsynced).await;
     }
     loop {
         shared.awake().await;
@@ -229,7 +237,8 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             (store.header(), store.events(next, &create.key, &create.range_end))
         };
         for (revision, events) in due {
-            let lie = shared.lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_)));
+            let lie = shared
+                .lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_) | Lie::LateWatch(_)));
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
                 if tell.send(Ok(message)).await.is_err() {
