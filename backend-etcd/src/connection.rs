@@ -282,8 +282,13 @@ impl Written {
 }
 
 impl OwnPlace {
-    fn put(&self) -> TxnOp {
+    fn create(&self) -> TxnOp {
         put(&self.key, &self.value, Some(self.lease))
+    }
+
+    /// Writes the place again and keeps its value: what is done late must not undo a proclamation.
+    fn rewrite(&self) -> TxnOp {
+        TxnOp::put(&self.key[..], "", Some(PutOptions::new().with_lease(self.lease.get()).with_ignore_value()))
     }
 
     fn size(&self) -> usize {
@@ -361,7 +366,7 @@ impl Connection {
         patient: bool,
         given_up: impl Future<Output = ()>,
     ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
-        let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
+        let ops = vec![place.create(), TxnOp::get(&line.start[..], Some(read))];
         let guards = vec![(place.key[..].into(), Guard::Absent)];
         let write = Write { guards, ops, size: place.size(), line: InLine::Enters(line.start.clone()), patient };
         self.places.send_unless(write, given_up).await.map(read_of)
@@ -375,7 +380,7 @@ impl Connection {
         line: &KeyRange,
         read: GetOptions,
     ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
-        let ops = vec![place.put(), TxnOp::get(&line.start[..], Some(read))];
+        let ops = vec![place.rewrite(), TxnOp::get(&line.start[..], Some(read))];
         let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
         self.places
             .send(Write { guards, ops, size: place.size(), line: InLine::Apart, patient: false })
@@ -394,17 +399,17 @@ impl Connection {
         }
     }
 
-    /// Deletes the place in `line` that was created at `created`, and confirms that of `successor`, in one transaction. Says whether
-    /// both were there; nothing was done otherwise.
+    /// Deletes the place in `line` that was created at `created`, and confirms that of `successor`, in one transaction, at the
+    /// revision that is returned. `None`: one of them was not there, and nothing was done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
         successor: &OwnPlace,
         line: &KeyRange,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Option<Revision>, Failure> {
         let guards =
             vec![(key.into(), Guard::Created(created)), (successor.key[..].into(), Guard::Created(successor.token))];
-        let ops = vec![TxnOp::delete(key, None), successor.put()];
+        let ops = vec![TxnOp::delete(key, None), successor.rewrite()];
         let write = Write {
             guards,
             ops,
@@ -412,7 +417,10 @@ impl Connection {
             line: InLine::Leaves(line.start.clone()),
             patient: false,
         };
-        self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
+        self.places.send(write).await.map(|outcome| match outcome {
+            Outcome::Done { revision, .. } => Some(revision),
+            Outcome::Refused(_) => None,
+        })
     }
 
     /// Reads a range, sorted or limited as `options` say.

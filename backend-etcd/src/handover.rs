@@ -26,14 +26,14 @@ pub(crate) struct OwnPlace {
 #[derive(Debug)]
 pub(crate) struct Heir {
     pub(crate) place: OwnPlace,
-    confirmed: oneshot::Sender<()>,
+    confirmed: oneshot::Sender<Revision>,
 }
 
 impl Heir {
-    /// Tells the heir that its place was confirmed, and that it is the first.
-    pub(crate) fn tell(self) {
+    /// Tells the heir that its place was confirmed at `revision`, and that it is the first.
+    pub(crate) fn tell(self, revision: Revision) {
         // One that no longer waits gives its place up by itself.
-        let _ = self.confirmed.send(());
+        let _ = self.confirmed.send(revision);
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Presence<'a> {
 /// That somebody waits for a place.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    confirmed: oneshot::Receiver<()>,
+    confirmed: oneshot::Receiver<Revision>,
 }
 
 impl Heirs {
@@ -98,11 +98,11 @@ impl Drop for Presence<'_> {
 }
 
 impl Seat {
-    /// Waits for the predecessor's end. Says whether it has confirmed the place.
+    /// Waits for the predecessor's end. Returns the revision at which it has confirmed the place, if it has.
     ///
     /// Dropping the future gives the seat up.
-    pub(crate) async fn inherits(self) -> bool {
-        self.confirmed.await.is_ok()
+    pub(crate) async fn inherits(self) -> Option<Revision> {
+        self.confirmed.await.ok()
     }
 }
 
@@ -124,14 +124,14 @@ mod tests {
         let (second, gone, third) =
             (heirs.wait(b"k", place(2)), heirs.wait(b"k", place(1)), heirs.wait(b"k", place(3)));
         drop(gone);
-        here.heir().unwrap().tell();
-        assert!(second.unwrap().inherits().await);
+        here.heir().unwrap().tell(Revision::new(7));
+        assert_eq!(second.unwrap().inherits().await, Some(Revision::new(7)));
         let taken = here.heir().unwrap();
         assert_eq!(taken.place.token, Revision::new(3));
         assert!(here.heir().is_none());
         // The request failed.
         drop(taken);
-        assert!(!third.unwrap().inherits().await);
+        assert_eq!(third.unwrap().inherits().await, None);
     }
 
     #[tokio::test]
@@ -141,7 +141,7 @@ mod tests {
         let mut waits = Box::pin(heirs.wait(b"k", place(2)).unwrap().inherits());
         assert!(waits.as_mut().now_or_never().is_none());
         drop(here);
-        assert!(!waits.await);
+        assert_eq!(waits.await, None);
         assert!(heirs.waiting.lock().unwrap().is_empty());
     }
 }

@@ -74,6 +74,8 @@ struct Held {
     entered: bool,
     /// The answer to a write that creates it was lost.
     unknown: bool,
+    /// When it was changed last, as far as that is known.
+    modified: Revision,
     /// When it was chosen.
     begun: Instant,
     /// What tells that it is gone, once it is watched.
@@ -93,6 +95,8 @@ enum Turn {
 /// A place in line with what is known about it.
 struct Placed {
     token: Revision,
+    /// When it was changed last.
+    modified: Revision,
     turn: Turn,
 }
 
@@ -173,6 +177,7 @@ impl Stander {
             lease,
             entered: false,
             unknown: false,
+            modified: Revision::default(),
             begun: Instant::now(),
             ward: None,
         })
@@ -311,7 +316,7 @@ impl Stander {
             }
         };
         let turn = self.turn(held, token, token, line).await?;
-        Ok(Placed { token, turn })
+        Ok(Placed { token, modified: token, turn })
     }
 
     /// Reads the last two in line only.
@@ -330,11 +335,11 @@ impl Stander {
     async fn confirm(&self, held: &Held, token: Revision) -> Result<Placed, Failure> {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = self.own_place(held, token);
-        let turn = match self.session.conn.confirm(&own, &self.range, until_here).await? {
-            Ok((at, line)) => self.turn(held, token, at, line).await?,
-            Err(_) => Turn::Gone,
+        let (modified, turn) = match self.session.conn.confirm(&own, &self.range, until_here).await? {
+            Ok((at, line)) => (at, self.turn(held, token, at, line).await?),
+            Err(_) => (Revision::default(), Turn::Gone),
         };
-        Ok(Placed { token, turn })
+        Ok(Placed { token, modified, turn })
     }
 
     /// Where the place stands. `line` holds it and the one right before it, which decides in the usual case.
@@ -375,7 +380,8 @@ impl Stander {
 
     /// Waits for the turn. `false`: it is not the turn, and the caller does not want to wait.
     async fn wait(&self, held: &mut Held, placed: Placed) -> Result<bool, Error> {
-        let Placed { token, mut turn } = placed;
+        let Placed { token, modified, mut turn } = placed;
+        held.modified = modified;
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let (before, at) = match turn {
@@ -392,18 +398,20 @@ impl Stander {
                 }
                 let followed = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at, Begin::Now)?;
                 replaced(followed, before.created).await;
-                Ok(false)
+                Ok(None)
             };
             tokio::select! {
                 // Handed over in order, so no delay is called for.
-                confirmed = inherits => if confirmed? {
+                confirmed = inherits => if let Some(modified) = confirmed? {
+                    held.modified = modified;
                     return Ok(true);
                 },
                 () = self.robbed(held, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
             }
             let fell = self.fell(&before).await;
-            turn = self.confirmed(held, token, &mut backoff).await?;
+            let placed = self.confirmed(held, token, &mut backoff).await?;
+            (held.modified, turn) = (placed.modified, placed.turn);
             if fell && matches!(turn, Turn::Mine) {
                 tokio::select! {
                     () = tokio::time::sleep(self.options.lock_delay) => {}
@@ -414,10 +422,10 @@ impl Stander {
     }
 
     /// Confirms until etcd answers. A lost answer is harmless: confirming again tells the same.
-    async fn confirmed(&self, held: &Held, token: Revision, backoff: &mut Backoff) -> Result<Turn, Error> {
+    async fn confirmed(&self, held: &Held, token: Revision, backoff: &mut Backoff) -> Result<Placed, Error> {
         loop {
             match self.confirm(held, token).await {
-                Ok(Placed { turn, .. }) => return Ok(turn),
+                Ok(placed) => return Ok(placed),
                 Err(Failure::LeaseNotFound) => return Err(Error::LeaseLost),
                 Err(failure) => {
                     let error = self.failed(failure);
@@ -495,6 +503,7 @@ impl Stander {
         let mut lease = held.lease.state();
         let granted = held.lease.ttl();
         let own = self.own_place(held, token);
+        let mut modified = held.modified;
         loop {
             tokio::select! {
                 () = driver.release_wanted() => return,
@@ -507,24 +516,33 @@ impl Stander {
                     LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
                 () = self.robbed(held, token) => driver.tenure().lose(Loss::KeyGone),
-                proclamation = next(proclaimed) => self.proclaim(&own, proclamation).await,
+                proclamation = next(proclaimed) => modified = self.proclaim(&own, modified, proclamation).await,
             }
         }
     }
 
-    async fn proclaim(&self, own: &OwnPlace, proclamation: Proclamation) {
+    /// Writes what the leader says, if the place was changed last at `modified`; returns when it was changed last after that. So an
+    /// older proclamation whose answer was lost is refused once this one was done.
+    async fn proclaim(&self, own: &OwnPlace, mut modified: Revision, proclamation: Proclamation) -> Revision {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
         let value = self.session.lock_layout.encode(self.want.line, &place);
         let key = own.key[..].into();
-        let put = self.session.conn.put(&key, Guard::Created(own.token), &value, Some(own.lease));
-        let outcome = match put.await {
-            Ok(Written::Done(revision)) => Ok(revision),
-            Ok(Written::Refused(_)) => Err(Error::LeaseLost),
-            Err(failure) => Err(self.failed(failure)),
+        let outcome = loop {
+            match self.session.conn.put(&key, Guard::Modified(modified), &value, Some(own.lease)).await {
+                Ok(Written::Done(revision)) => {
+                    modified = revision;
+                    break Ok(revision);
+                }
+                // An older proclamation, or a confirmation, was done although its answer was lost.
+                Ok(Written::Refused(Some(found))) if found.created == own.token => modified = found.modified,
+                Ok(Written::Refused(_)) => break Err(Error::LeaseLost),
+                Err(failure) => break Err(self.failed(failure)),
+            }
         };
         // A leader that no longer waits for the answer needs none.
         let _ = reply.send(outcome);
+        modified
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
@@ -539,12 +557,12 @@ impl Stander {
         let mut removed = false;
         if let Some(heir) = heir {
             match self.session.conn.hand_over((&held.key, token), &heir.place, &self.range).await {
-                Ok(true) => {
-                    heir.tell();
+                Ok(Some(confirmed)) => {
+                    heir.tell(confirmed);
                     return Released::Released;
                 }
                 // The heir gave up, or this place is gone.
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(failure) => removed = failure.is_ambiguous(),
             }
         }

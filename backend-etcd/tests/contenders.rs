@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use enlist::{
-    Deregistered, Endpoint, Error, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, RegisterOptions,
-    Registry, ServiceRef, Start,
+    Deregistered, Election, Endpoint, Error, Instance, InstanceId, Leadership, Lock, LockGuard, LockName, LockOptions,
+    RegisterOptions, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{Beside, FakeEtcd, Lie, Requests, eventually, soon};
@@ -197,4 +197,59 @@ async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
     assert!(next.done("its turn").await.is_held());
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     assert!(!holder.is_held());
+}
+
+/// How much later than its caller gives up a transaction is done.
+const LATE: Duration = Duration::from_secs(20);
+
+async fn led_by(etcd: &Etcd) -> Option<String> {
+    soon("the leader", etcd.leader(&name())).await.unwrap().map(|leader| leader.value)
+}
+
+/// Lets the transaction be done that was to be late.
+async fn late_is_done(fake: &FakeEtcd) {
+    let before = fake.requests().txns;
+    tokio::time::sleep(LATE).await;
+    assert_eq!(fake.requests().txns, before + 1, "it was done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_proclamation_is_not_reverted_by_an_older_one() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let leadership = soon("elected", etcd.campaign(&name(), "first", LockOptions::new())).await.unwrap();
+    fake.lie(Lie::LateTxn(LATE));
+    let lost = soon("given up", leadership.proclaim("lost")).await;
+    assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
+    soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
+    late_is_done(&fake).await;
+    assert_eq!(led_by(&etcd).await.as_deref(), Some("acknowledged"));
+    // One that was done although its answer was lost does not stand in the way.
+    soon("proclaimed", leadership.proclaim("last")).await.unwrap();
+    assert_eq!(led_by(&etcd).await.as_deref(), Some("last"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
+    let fake = FakeEtcd::start();
+    let (one, two) = (client(&fake), client(&fake));
+    let _first = soon("elected", one.campaign(&name(), "one", LockOptions::new())).await.unwrap();
+    let mut next: Beside<Leadership> = {
+        let two = two.clone();
+        Beside::run(async move { two.campaign(&name(), "two", LockOptions::new()).await.unwrap() })
+    };
+    eventually("both are in line, and each key is watched", || async {
+        let now = (fake.under(b"enlist/elections/").len(), fake.requests().watches);
+        if now == (2, 3) { Ok(()) } else { Err(now) }
+    })
+    .await;
+    // The end of the first session is no transaction, so the next one is the confirmation.
+    fake.lie(Lie::LateTxn(LATE));
+    one.close().await.unwrap();
+    let leadership = next.done("elected").await;
+    soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
+    late_is_done(&fake).await;
+    assert_eq!(led_by(&two).await.as_deref(), Some("acknowledged"));
+    soon("proclaimed", leadership.proclaim("last")).await.unwrap();
+    assert!(leadership.is_held());
 }

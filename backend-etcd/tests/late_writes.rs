@@ -16,8 +16,8 @@ use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
 
-/// Seconds after which the late write is done: longer than any request, and than etcd's own limit.
-const LATE: u64 = 30;
+/// Time after which the late write is done: longer than any request, and than etcd's own limit.
+const LATE: Duration = Duration::from_secs(30);
 
 fn client(fake: &FakeEtcd) -> Etcd {
     Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
@@ -64,7 +64,7 @@ async fn late_write(fake: &FakeEtcd) -> bool {
             seen = fake.late_writes();
         }
     };
-    tokio::time::timeout(Duration::from_secs(LATE * 2), arrived).await.expect("the late write comes");
+    tokio::time::timeout(LATE * 2, arrived).await.expect("the late write comes");
     match &seen[..] {
         [Ok(done)] => *done,
         [Err(refused)] => {
@@ -81,7 +81,7 @@ async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is
     let etcd = client(&fake);
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Given up while its write is under way.
@@ -99,7 +99,7 @@ async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unk
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
     let before = fake.under(SERVICES);
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     unanswered(&late).await;
     eventually("it is registered", || async {
@@ -123,7 +123,7 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let lease = LeaseId::new(fake.lease_ids()[0]);
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -148,7 +148,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
     // Its creation is refused; the next write takes over.
     let takes = RegisterOptions::new().on_conflict(OnConflict::TakeOver);
     let background = begin(&etcd, "a", takes).await;
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ended = background.deregister().await.unwrap();
     assert_eq!(ended, Deregistered::AlreadyGone);
@@ -160,7 +160,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
 async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let published = soon("answered", etcd.publish(&service(), instance("a"))).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     let removed = etcd.remove(&service(), instance("a").id()).await;
@@ -180,7 +180,7 @@ async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_leas
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     // The lease of both stays for as long as this one is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
     assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
     assert!(late_write(&fake).await, "its lease lives, so it is done");
@@ -203,7 +203,7 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Lie::LateWrite(LATE));
+    fake.lie(Lie::LateTxn(LATE));
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
     assert!(late_write(&fake).await);
     eventually("the late place is removed", || async {

@@ -64,10 +64,18 @@ pub enum Lie {
     Refuse(&'static str),
     /// The next watch that is opened is there only this much later.
     LateWatch(Duration),
+    /// The next transaction is done, and answered, only this much later, whether or not its caller still waits then, as by a
+    /// member that is frozen meanwhile. [`FakeEtcd::late_writes`] tells what became of it.
+    LateTxn(Duration),
     /// The next renewal says that the lease is gone, though it is not.
     LeaseGone,
-    /// The next transaction is done so many seconds later, and never answered, as by a member that is frozen meanwhile.
-    LateWrite(u64),
+}
+
+impl Lie {
+    /// Says whether it is about what a watch tells that is open.
+    fn is_of_events(&self) -> bool {
+        !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone)
+    }
 }
 
 /// How often which kind of request came.
@@ -295,6 +303,15 @@ impl Shared {
         result
     }
 
+    fn txn(&self, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        {
+            let mut store = self.store();
+            store.requests.txns += 1;
+            store.requests.txn_times.push(Instant::now());
+        }
+        self.change(|store| store.txn(request))
+    }
+
     /// Takes the next lie, if it is one of `these`.
     fn lie(&self, these: impl Fn(&Lie) -> bool) -> Option<Lie> {
         let mut store = self.store();
@@ -389,7 +406,12 @@ impl Store {
         Ok(PbRangeResponse { header: self.header(), kvs, more, count: i64::try_from(count).unwrap_or(i64::MAX) })
     }
 
-    fn put_request(&mut self, put: PbPutRequest) -> Result<PbPutResponse, Status> {
+    fn put_request(&mut self, mut put: PbPutRequest) -> Result<PbPutResponse, Status> {
+        if put.ignore_value {
+            let present =
+                self.keys.get(&put.key).ok_or_else(|| Status::invalid_argument("etcdserver: key not found"))?;
+            put.value.clone_from(&present.value);
+        }
         if put.lease != 0 && !self.leases.contains_key(&put.lease) {
             return Err(Status::not_found("etcdserver: requested lease not found"));
         }
@@ -487,7 +509,7 @@ fn told(
         vec![message(header, events)]
     };
     let messages = match lie {
-        None | Some(Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_) | Lie::LateWatch(_)) => vec![truth],
+        None | Some(Lie::Refuse(_) | Lie::LateWatch(_) | Lie::LateTxn(_) | Lie::LeaseGone) => vec![truth],
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],

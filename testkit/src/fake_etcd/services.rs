@@ -3,7 +3,6 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use enlist::TaskOwner;
@@ -16,7 +15,7 @@ use etcd_client::proto::{
     PbWatchResponse, PbWatchService,
 };
 use futures::{future::BoxFuture, stream::BoxStream};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::{mpsc, oneshot};
 use tonic::{
     Request, Response, Status, Streaming, async_trait,
     body::Body,
@@ -60,36 +59,26 @@ impl PbKvService for Service {
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         self.shared.awake().await;
-        {
-            let mut store = self.shared.store();
-            store.requests.txns += 1;
-            store.requests.txn_times.push(Instant::now());
-        }
-        if let Some(Lie::LateWrite(seconds)) = self.shared.lie(|lie| matches!(lie, Lie::LateWrite(_))) {
-            return self.late(seconds, request.into_inner()).await;
-        }
-        self.shared.change(|store| store.txn(request.into_inner())).map(Response::new)
+        let request = request.into_inner();
+        let Some(Lie::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Lie::LateTxn(_))) else {
+            return self.shared.txn(request).map(Response::new);
+        };
+        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
+        let (tell, told) = oneshot::channel();
+        let late = self.tasks.spawn("late transaction", async move {
+            if stop.run_until_cancelled_owned(tokio::time::sleep(delay)).await.is_some() {
+                let outcome = shared.txn(request);
+                shared.store().late.push(outcome.as_ref().map(|answer| answer.succeeded).map_err(Clone::clone));
+                // Whoever asked may be gone.
+                let _ = tell.send(outcome);
+            }
+        });
+        late.map_err(|error| Status::unavailable(error.to_string()))?;
+        told.await.map_err(|_| Status::unavailable("the fake has ended"))?.map(Response::new)
     }
 
     async fn compact(&self, _: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
         Err(Status::unimplemented("compact"))
-    }
-}
-
-impl Service {
-    /// Does a transaction later, whether or not its caller still waits; there is no answer.
-    async fn late(&self, seconds: u64, txn: PbTxnRequest) -> Result<Response<PbTxnResponse>, Status> {
-        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
-        let execute = async move {
-            tokio::time::sleep(Duration::from_secs(seconds)).await;
-            let outcome = shared.change(|store| store.txn(txn)).map(|answer| answer.succeeded);
-            shared.store().late.push(outcome);
-        };
-        let run = async move {
-            stop.run_until_cancelled_owned(execute).await;
-        };
-        self.tasks.spawn("late write", run).map_err(|error| Status::unavailable(error.to_string()))?;
-        std::future::pending().await
     }
 }
 
@@ -237,8 +226,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             (store.header(), store.events(next, &create.key, &create.range_end))
         };
         for (revision, events) in due {
-            let lie = shared
-                .lie(|lie| !matches!(lie, Lie::Refuse(_) | Lie::LeaseGone | Lie::LateWrite(_) | Lie::LateWatch(_)));
+            let lie = shared.lie(Lie::is_of_events);
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
                 if tell.send(Ok(message)).await.is_err() {
