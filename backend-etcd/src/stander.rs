@@ -15,6 +15,10 @@ use enlist::{
     telemetry::{Timer, measured},
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
+use futures::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -504,6 +508,8 @@ impl Stander {
         let granted = held.lease.ttl();
         let own = self.own_place(held, token);
         let mut modified = held.modified;
+        // Beside all else: one that etcd does not answer must not keep a renewal from counting.
+        let mut proclaiming = std::pin::pin!(Fuse::terminated());
         loop {
             tokio::select! {
                 () = driver.release_wanted() => return,
@@ -516,7 +522,10 @@ impl Stander {
                     LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
                 () = self.robbed(held, token) => driver.tenure().lose(Loss::KeyGone),
-                proclamation = next(proclaimed) => modified = self.proclaim(&own, modified, proclamation).await,
+                proclamation = next(proclaimed), if proclaiming.is_terminated() => {
+                    proclaiming.set(self.proclaim(&own, modified, proclamation).fuse());
+                }
+                last = &mut proclaiming => modified = last,
             }
         }
     }

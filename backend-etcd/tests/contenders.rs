@@ -253,3 +253,15 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
     soon("proclaimed", leadership.proclaim("last")).await.unwrap();
     assert!(leadership.is_held());
 }
+
+#[tokio::test(start_paused = true)]
+async fn renewals_count_while_a_proclamation_is_under_way() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let options = LockOptions::new().ttl(Duration::from_secs(3));
+    let leadership = soon("elected", etcd.campaign(&name(), "first", options)).await.unwrap();
+    fake.lie(Lie::LateTxn(LATE));
+    let lost = soon("given up", leadership.proclaim("lost")).await;
+    assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
+    assert!(leadership.is_held(), "{:?}", leadership.lost().await);
+}

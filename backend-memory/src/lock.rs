@@ -19,6 +19,10 @@ use enlist::{
     lock::{GuardDriver, Place, Standing, lock_guard},
     standing,
 };
+use futures::{
+    FutureExt,
+    future::{Fuse, FusedFuture},
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -343,12 +347,15 @@ impl Stander {
         driver: &GuardDriver,
         proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
     ) {
+        let Self { client, changes, .. } = self;
         let mut lease = held.lease.state();
-        let mut link: watch::Receiver<_> = self.client.link.watch();
-        let blind = self.client.link.hub().has(Defect::BlindToLoss);
+        let mut link: watch::Receiver<_> = client.link.watch();
+        let blind = client.link.hub().has(Defect::BlindToLoss);
+        // Beside all else: a slow one must not keep a renewal from counting.
+        let mut proclaiming = std::pin::pin!(Fuse::terminated());
         loop {
-            let cut = self.client.link.check().is_err();
-            if !blind && !cut && self.client.link.hub().with(|store, _| store.get(&held.key).is_none()) {
+            let cut = client.link.check().is_err();
+            if !blind && !cut && client.link.hub().with(|store, _| store.get(&held.key).is_none()) {
                 driver.tenure().lose(Loss::KeyGone);
             }
             tokio::select! {
@@ -360,28 +367,14 @@ impl Stander {
                     LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
                     LeaseState::Suspect { .. } => {}
                 },
-                () = self.changes.next() => {}
+                () = changes.next() => {}
                 () = up(&mut link), if cut => {}
-                proclamation = next(proclaimed) => self.proclaim(held, proclamation).await,
+                proclamation = next(proclaimed), if proclaiming.is_terminated() => {
+                    proclaiming.set(proclaim(client, held, proclamation).fuse());
+                }
+                () = &mut proclaiming => {}
             }
         }
-    }
-
-    async fn proclaim(&self, held: &Held, Proclamation { value, reply, .. }: Proclamation) {
-        let place = Value::Place { mode: LockMode::Exclusive, text: value };
-        let outcome = self.client.link.ask(|store, _| {
-            let guard = store.get(&held.key).map(|record| record.modified);
-            match guard {
-                None => Err(Refusal::Guard(None)),
-                Some(modified) => store.put(&held.key, Some(modified), place, Some(held.lease.id())),
-            }
-        });
-        let outcome: Result<Revision, Error> = match outcome.await {
-            Ok(stored) => stored.map_err(|_| Error::LeaseLost),
-            Err(error) => Err(error),
-        };
-        // A leader that no longer waits for the answer needs none.
-        let _ = reply.send(outcome);
     }
 
     /// Removes the place until the store has confirmed it, or its lease cannot be alive any more.
@@ -411,6 +404,23 @@ enum Look {
     Holder,
     Behind(Key),
     Gone,
+}
+
+async fn proclaim(client: &Inner, held: &Held, Proclamation { value, reply, .. }: Proclamation) {
+    let place = Value::Place { mode: LockMode::Exclusive, text: value };
+    let outcome = client.link.ask(|store, _| {
+        let guard = store.get(&held.key).map(|record| record.modified);
+        match guard {
+            None => Err(Refusal::Guard(None)),
+            Some(modified) => store.put(&held.key, Some(modified), place, Some(held.lease.id())),
+        }
+    });
+    let outcome: Result<Revision, Error> = match outcome.await {
+        Ok(stored) => stored.map_err(|_| Error::LeaseLost),
+        Err(error) => Err(error),
+    };
+    // A leader that no longer waits for the answer needs none.
+    let _ = reply.send(outcome);
 }
 
 /// The next proclamation, where there can be one and the leader still lives.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use enlist::{Lock, LockName, LockOptions};
+use enlist::{Election, Lock, LockName, LockOptions};
 use enlist_memory::MemoryStore;
 use enlist_testkit::soon;
 use tokio::{task::JoinSet, time::Instant};
@@ -38,4 +38,23 @@ async fn callers_that_wait_for_a_lease_do_not_wait_for_each_other() {
     let all = soon("all have tried", trying.join_all()).await;
     assert_eq!(all.into_iter().filter(|tried| matches!(tried, Ok(Some(_)))).count(), 1);
     assert_eq!(store.leases().len(), 1, "one for all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_count_while_a_proclamation_is_under_way() {
+    let client = MemoryStore::new().client();
+    let options = LockOptions::new().ttl(Duration::from_secs(3));
+    let leadership = soon("elected", client.campaign(&name(), "first", options)).await.unwrap();
+    client.delay(10 * DELAY);
+    let proclaiming = async {
+        let proclaimed = leadership.proclaim("second").await;
+        (proclaimed, leadership.is_held())
+    };
+    let mending = async {
+        // It is under way, and what comes after it is quick again.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        client.delay(Duration::ZERO);
+    };
+    let ((proclaimed, held), ()) = soon("proclaimed", async { tokio::join!(proclaiming, mending) }).await;
+    assert!(proclaimed.is_ok() && held, "{proclaimed:?} {:?}", leadership.lost().await);
 }
