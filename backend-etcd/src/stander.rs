@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::{
     Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, Loss, Moment,
     Released, Revision, Tenure,
+    backoff::spread,
     election::Proclamation,
     feed::FeedReader,
     lock::{GuardDriver, Place, Standing, lock_guard},
@@ -46,6 +47,12 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is robbed is still told
 /// within a second.
 const UNWATCHED: Duration = Duration::from_millis(200);
+
+/// The longest pause between two removals that etcd did not answer.
+const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The pace at which a removal is tried again that somebody has to mend, for want of a permission for instance.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// How often a lease that turns out to be gone is replaced at once, before that counts as trouble.
 const GRANTS: usize = 2;
@@ -584,18 +591,22 @@ impl Stander {
     async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
+            let mut pause = backoff.next_delay().min(MAX_REMOVAL_PAUSE);
             match self.try_leave(held, token).await {
                 Ok(Some(outcome)) => return if removed { Released::Released } else { outcome },
                 Ok(None) => {}
                 Err(failure) => {
                     removed |= failure.is_ambiguous();
                     tracing::debug!(lock = %self.name, ?failure, "place not removed yet");
+                    if !self.failed(failure).is_retryable() {
+                        pause = SLOW + spread(SLOW / 4);
+                    }
                 }
             }
             if held.lease.is_lost() {
                 return Released::AlreadyLost;
             }
-            tokio::time::sleep(backoff.next_delay().min(Duration::from_secs(1))).await;
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -265,3 +265,23 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
     assert!(leadership.is_held(), "{:?}", leadership.lost().await);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_without_permission_asks_at_a_slow_pace() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let guard = acquire(&etcd).await;
+    fake.set_denied(true);
+    let late = soon("given up waiting", guard.release()).await;
+    assert!(matches!(late, Err(Error::Timeout { op: "release", .. })), "{late:?}");
+    fake.forget_requests();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let Requests { denied, .. } = fake.requests();
+    assert!((30..=65).contains(&denied), "{denied} requests in ten minutes");
+    fake.set_denied(false);
+    eventually("nobody is in line", || async {
+        let places = fake.under(b"enlist/locks/");
+        if places.is_empty() { Ok(()) } else { Err(places) }
+    })
+    .await;
+}

@@ -94,6 +94,8 @@ pub struct Requests {
     pub watches: usize,
     /// Tokens handed out.
     pub tokens: usize,
+    /// Reads and transactions that were refused for want of a permission.
+    pub denied: usize,
     /// When each transaction came.
     pub txn_times: Vec<Instant>,
 }
@@ -129,6 +131,8 @@ struct Store {
     requests: Requests,
     /// Watches that begin in the past are served this much later.
     unsynced: Duration,
+    /// Reads and transactions are refused.
+    denies: bool,
 }
 
 impl FakeEtcd {
@@ -254,6 +258,11 @@ impl FakeEtcd {
         self.shared.renewals_held.send_replace(held);
     }
 
+    /// Takes the permission to read and write away, or gives it back. Leases need none.
+    pub fn set_denied(&self, denied: bool) {
+        self.shared.store().denies = denied;
+    }
+
     /// Serves watches that begin in the past 100 ms later, which is how often etcd does. Without this at once.
     pub fn delay_unsynced_watches(&self) {
         self.shared.store().unsynced = UNSYNCED;
@@ -303,7 +312,17 @@ impl Shared {
         result
     }
 
+    fn check_permission(&self) -> Result<(), Status> {
+        let mut store = self.store();
+        if !store.denies {
+            return Ok(());
+        }
+        store.requests.denied += 1;
+        Err(Status::permission_denied("etcdserver: permission denied"))
+    }
+
     fn txn(&self, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        self.check_permission()?;
         {
             let mut store = self.store();
             store.requests.txns += 1;

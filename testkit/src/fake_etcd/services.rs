@@ -40,6 +40,7 @@ impl PbKvService for Service {
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         self.shared.awake().await;
+        self.shared.check_permission()?;
         let mut store = self.shared.store();
         store.requests.ranges += 1;
         store.range(request.get_ref()).map(Response::new)
