@@ -54,6 +54,9 @@ const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 /// The pace at which a removal is tried again that somebody has to mend, for want of a permission for instance.
 const SLOW: Duration = Duration::from_secs(10);
 
+/// Whoever stood in line for so long before the place was lost gets in line again without the delays of earlier losses.
+const STOOD_LONG: Duration = Duration::from_secs(10);
+
 /// How often a lease that turns out to be gone is replaced at once, before that counts as trouble.
 const GRANTS: usize = 2;
 
@@ -111,60 +114,99 @@ struct Placed {
     turn: Turn,
 }
 
+/// Where the caller waits for what becomes of its acquisition.
+type Answer = oneshot::Sender<Result<Won, Error>>;
+
 impl Stander {
-    pub(crate) async fn run(mut self, mut answer: oneshot::Sender<Result<Won, Error>>) {
-        let held = match self.enter(&mut answer).await {
-            Ok((mut held, placed)) => {
-                self.stand(&mut held, placed, answer).await;
-                held
-            }
-            Err((held, error)) => {
-                // The caller may be gone, which is what `answer` says then.
-                let _ = answer.send(Err(error));
-                let Some(held) = held else {
-                    return;
-                };
-                if held.unknown {
-                    return forsake(self.session, self.range, held).await;
+    /// Gets in line, waits, holds and leaves; gets in line again, at its end, if the place is lost before it is its turn.
+    pub(crate) async fn run(mut self, mut answer: Answer) {
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            let (held, unanswered) = match self.enter(&mut answer).await {
+                Ok((mut held, placed)) => {
+                    let unanswered = self.stand(&mut held, placed, answer).await;
+                    (held, unanswered)
                 }
-                if held.entered {
-                    self.leave(&held, None, false).await;
+                Err((held, error)) => {
+                    // The caller may be gone, which is what `answer` says then.
+                    let _ = answer.send(Err(error));
+                    let Some(held) = held else {
+                        return;
+                    };
+                    if held.unknown {
+                        return forsake(self.session, self.range, held).await;
+                    }
+                    if held.entered {
+                        self.leave(&held, None, false).await;
+                    }
+                    (held, None)
                 }
-                held
+            };
+            self.end(&held);
+            let Some(unanswered) = unanswered else {
+                return;
+            };
+            answer = unanswered;
+            if held.begun.elapsed() >= STOOD_LONG {
+                backoff.reset();
             }
-        };
+            drop(held);
+            tracing::warn!("queue entry lost, entering the queue again");
+            tokio::select! {
+                () = answer.closed() => return,
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+
+    /// Gives back what a place had that is gone.
+    fn end(&self, held: &Held) {
         // Its key is gone by now, or the lease that kept it.
         self.session.numbers.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
-        if let Some(range) = self.places(&held) {
+        if let Some(range) = self.places(held) {
             self.session.hub.linger(&self.session.tasks, &range);
         }
     }
 
-    /// Waits, holds and leaves.
-    async fn stand(&self, held: &mut Held, placed: Placed, mut answer: oneshot::Sender<Result<Won, Error>>) {
+    /// Waits, holds and leaves. A place that is lost before it is its turn leaves the caller without an answer, unless it wants to
+    /// hear of that; then its answer is returned.
+    async fn stand(&self, held: &mut Held, placed: Placed, mut answer: Answer) -> Option<Answer> {
         let token = placed.token;
         let here = self.session.heirs.stay(&held.key);
         let waited = tokio::select! {
             waited = self.wait(held, placed) => Some(waited),
             () = answer.closed() => None,
         };
-        match waited {
-            Some(Ok(true)) => self.hold(held, token, here, answer).await,
-            Some(Ok(false)) => {
+        let again = self.want.wait && !self.options.fail_on_lost_entry;
+        match (waited, held.lease.renewed()) {
+            (Some(Ok(true)), Some(sent)) => self.hold(held, token, sent, here, answer).await,
+            (Some(Ok(true)), None) | (Some(Err(Error::LeaseLost)), _) if again => {
+                drop(here);
+                held.lease.doubt();
+                self.leave(held, Some(token), false).await;
+                return Some(answer);
+            }
+            (Some(Ok(true)), None) => {
+                let _ = answer.send(Err(Error::LeaseLost));
+                drop(here);
+                self.leave(held, Some(token), false).await;
+            }
+            (Some(Ok(false)), _) => {
                 self.leave(held, Some(token), false).await;
                 let _ = answer.send(Ok(Won::Nothing));
             }
-            Some(Err(error)) => {
+            (Some(Err(error)), _) => {
                 let _ = answer.send(Err(error));
                 drop(here);
                 self.leave(held, Some(token), false).await;
             }
-            None => {
+            (None, _) => {
                 // A confirmation may have been under way; it only touches a key that exists, so nothing can come back.
                 self.leave(held, Some(token), false).await;
             }
         }
+        None
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -235,10 +277,7 @@ impl Stander {
     /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because nobody else uses the key
     /// meanwhile, and it is only created if it is absent. On an error the place that may be left is returned with it. A caller that
     /// is gone costs no further request.
-    async fn enter(
-        &mut self,
-        answer: &mut oneshot::Sender<Result<Won, Error>>,
-    ) -> Result<(Held, Placed), (Option<Held>, Error)> {
+    async fn enter(&mut self, answer: &mut Answer) -> Result<(Held, Placed), (Option<Held>, Error)> {
         let mut backoff = BackoffPolicy::default().start();
         let mut held: Option<Held> = None;
         let mut renewed = 0;
@@ -270,11 +309,7 @@ impl Stander {
         }
     }
 
-    async fn try_enter(
-        &self,
-        held: &mut Option<Held>,
-        answer: &mut oneshot::Sender<Result<Won, Error>>,
-    ) -> Result<Placed, Failure> {
+    async fn try_enter(&self, held: &mut Option<Held>, answer: &mut Answer) -> Result<Placed, Failure> {
         if held.is_none() {
             *held = tokio::select! {
                 made = self.held() => Some(made?),
@@ -458,20 +493,8 @@ impl Stander {
         !matches!(self.session.conn.time_to_live(lease).await, Ok(Some((left, _))) if !left.is_zero())
     }
 
-    /// Hands the guard over and watches over it until it is released or lost.
-    async fn hold(
-        &self,
-        held: &mut Held,
-        token: Revision,
-        here: Presence<'_>,
-        answer: oneshot::Sender<Result<Won, Error>>,
-    ) {
-        let Some(sent) = held.lease.renewed() else {
-            let _ = answer.send(Err(Error::LeaseLost));
-            drop(here);
-            self.leave(held, Some(token), false).await;
-            return;
-        };
+    /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
+    async fn hold(&self, held: &mut Held, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
         let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
         let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
         let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), tenure, source);

@@ -45,7 +45,7 @@ pub(crate) struct Lease {
     /// Told to the keeper at the end; it revokes the lease unless it was abandoned.
     end: CancellationToken,
     abandoned: CancellationToken,
-    /// Set when the store has said that it is gone, before its keeper heard.
+    /// Set by whoever heard from the store that it is gone.
     condemned: AtomicBool,
 }
 
@@ -182,8 +182,8 @@ impl Leases {
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
         let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
-        let (end_of_lease, abandoned_of_lease, condemned) = (end.clone(), abandoned.clone(), AtomicBool::new(false));
-        let lease = Arc::new(Lease { id, ttl, state, end: end_of_lease, abandoned: abandoned_of_lease, condemned });
+        let condemned = AtomicBool::new(false);
+        let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone(), condemned });
         let stop = tasks.stop_signal();
         tasks.spawn("lease", async move {
             tokio::select! {
@@ -206,8 +206,8 @@ impl Leases {
 pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     // The sender may go: the receiver keeps the last value.
     let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
-    let (end, abandoned, condemned) = (CancellationToken::new(), CancellationToken::new(), AtomicBool::new(false));
-    Arc::new(Lease { id, ttl, state, end, abandoned, condemned })
+    let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
+    Arc::new(Lease { id, ttl, state, end, abandoned, condemned: AtomicBool::new(false) })
 }
 
 struct Keeper {

@@ -37,6 +37,9 @@ use crate::{
 /// How long `release` waits for the store before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Whoever stood in line for so long before the place was lost gets in line again without the delays of earlier losses.
+const STOOD_LONG: Duration = Duration::from_secs(10);
+
 /// Makes the key of each place unique within the process; the lease makes it so between clients.
 static NEXT_PLACE: AtomicU64 = AtomicU64::new(1);
 
@@ -154,6 +157,9 @@ impl MemoryClient {
     }
 }
 
+/// Where the caller waits for what becomes of its acquisition.
+type Answer = oneshot::Sender<Result<Won, Error>>;
+
 /// The task behind one place in a line.
 struct Stander {
     client: Arc<Inner>,
@@ -171,34 +177,65 @@ struct Held {
 }
 
 impl Stander {
-    async fn run(mut self, mut answer: oneshot::Sender<Result<Won, Error>>) {
-        let entered = tokio::select! {
-            entered = self.enter() => entered,
-            () = answer.closed() => return,
-        };
-        let held = match entered {
-            Ok(held) => held,
-            Err(error) => return drop(answer.send(Err(error))),
-        };
+    /// Gets in line, waits, holds and leaves; gets in line again, at its end, if the place is lost before it is its turn.
+    async fn run(mut self, mut answer: Answer) {
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            let entered = tokio::select! {
+                entered = self.enter() => entered,
+                () = answer.closed() => return,
+            };
+            let held = match entered {
+                Ok(held) => held,
+                Err(error) => return drop(answer.send(Err(error))),
+            };
+            let begun = Moment::now();
+            let Some(unanswered) = self.stand(held, answer).await else {
+                return;
+            };
+            answer = unanswered;
+            if begun.elapsed() >= STOOD_LONG {
+                backoff.reset();
+            }
+            tokio::select! {
+                () = answer.closed() => return,
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+
+    /// Waits, holds and leaves. A place that is lost before it is its turn leaves the caller without an answer, unless it wants to
+    /// hear of that; then its answer is returned.
+    async fn stand(&mut self, held: Held, mut answer: Answer) -> Option<Answer> {
         let waited = tokio::select! {
             waited = self.wait(&held) => Some(waited),
             () = answer.closed() => None,
         };
-        match waited {
-            Some(Ok(true)) => self.hold(held, answer).await,
-            Some(Ok(false)) => {
+        let again = self.waits() && !self.options.fail_on_lost_entry;
+        match (waited, held.lease.renewed()) {
+            (Some(Ok(true)), Some(sent)) => self.hold(held, sent, answer).await,
+            (Some(Ok(true)), None) | (Some(Err(Error::LeaseLost)), _) if again => {
+                self.leave(&held).await;
+                return Some(answer);
+            }
+            (Some(Ok(true)), None) => {
+                let _ = answer.send(Err(Error::LeaseLost));
+                self.leave(&held).await;
+            }
+            (Some(Ok(false)), _) => {
                 self.leave(&held).await;
                 let _ = answer.send(Ok(Won::Nothing));
             }
-            Some(Err(error)) => {
+            (Some(Err(error)), _) => {
                 let _ = answer.send(Err(error));
                 self.leave(&held).await;
             }
-            None if self.client.link.hub().has(Defect::LeavesWaiters) => std::future::pending().await,
-            None => {
+            (None, _) if self.client.link.hub().has(Defect::LeavesWaiters) => std::future::pending().await,
+            (None, _) => {
                 self.leave(&held).await;
             }
         }
+        None
     }
 
     fn group(&self) -> Group {
@@ -245,7 +282,10 @@ impl Stander {
         let value = Value::Place { mode: self.options.mode, text: self.text() };
         let created = link.ask(|store, _| store.put(&key, None, value, Some(lease.id()))).await?;
         // The key is new, so only the lease can be at fault.
-        let created = created.map_err(|_| Error::LeaseLost)?;
+        let created = created.map_err(|_| {
+            lease.condemn();
+            Error::LeaseLost
+        })?;
         Ok(Held { key, token: FencingToken::new(created.get()), lease })
     }
 
@@ -309,13 +349,8 @@ impl Stander {
         self.client.link.ask(look).await
     }
 
-    /// Hands the guard over and watches over it until it is released or lost.
-    async fn hold(mut self, held: Held, answer: oneshot::Sender<Result<Won, Error>>) {
-        let Some(sent) = held.lease.renewed() else {
-            let _ = answer.send(Err(Error::LeaseLost));
-            self.leave(&held).await;
-            return;
-        };
+    /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
+    async fn hold(&mut self, held: Held, sent: Moment, answer: Answer) {
         let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
         let constant = self.client.link.hub().has(Defect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { held.token };

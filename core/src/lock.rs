@@ -25,14 +25,15 @@ pub use crate::tenure::{Tenure, safe_tenure};
 #[async_trait]
 pub trait Lock: fmt::Debug + Send + Sync + 'static {
     /// Waits for the lock `name` and returns once this caller is a holder. Waiters are served in the order in which
-    /// the store saw them.
+    /// the store saw them. A waiter whose queue entry is lost, because its lease ended or the store was wiped, enters the queue
+    /// again, at its end; the deadline stays.
     ///
     /// Signature: `async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>`.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] at the deadline; [`Error::LeaseLost`] if the waiter's own lease died while it waited;
-    /// [`Error::Unavailable`] if the store could not be reached to get in line before the deadline (without a deadline it
+    /// [`Error::Timeout`] at the deadline; [`Error::LeaseLost`] if the queue entry was lost while it waited and the options
+    /// [say so](LockOptions::fail_on_lost_entry), otherwise it enters the queue again; [`Error::Unavailable`] if the store could not be reached to get in line before the deadline (without a deadline it
     /// keeps trying); [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
     ///
     /// # Cancel safety
@@ -80,6 +81,8 @@ pub struct LockOptions {
     pub lock_delay: Duration,
     /// Whether this acquisition has a lease to itself. Default: no, locks of one session and TTL share leases.
     pub own_lease: bool,
+    /// Whether the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.
+    pub fail_on_lost_entry: bool,
 }
 
 impl Default for LockOptions {
@@ -90,6 +93,7 @@ impl Default for LockOptions {
             deadline: None,
             lock_delay: Duration::ZERO,
             own_lease: false,
+            fail_on_lost_entry: false,
         }
     }
 }
@@ -134,6 +138,14 @@ impl LockOptions {
     #[must_use]
     pub fn own_lease(mut self) -> Self {
         self.own_lease = true;
+        self
+    }
+
+    /// Asks for [`Error::LeaseLost`] when the queue entry is lost while it waits, instead of entering the queue again at its end:
+    /// for callers to whom their turn matters, and not only the lock.
+    #[must_use]
+    pub fn fail_on_lost_entry(mut self) -> Self {
+        self.fail_on_lost_entry = true;
         self
     }
 

@@ -364,13 +364,63 @@ pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
     let other = lock(h, "other");
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let _other = two.acquire(&other, long.clone()).await.unwrap();
-    let mut waiting = contend(&two, &name, long);
+    let mut waiting = contend(&two, &name, long.fail_on_lost_entry());
     in_line(h, &name, 2).await;
     let lease = h.lease_of_waiter(&name).await.unwrap();
     h.revoke(lease).await;
     let died = waiting.done("the waiter's end").await;
     assert!(matches!(died, Err(Error::LeaseLost)), "{died:?}");
     assert!(guard.is_held());
+    in_line(h, &name, 1).await;
+}
+
+pub async fn a_waiter_whose_lease_is_revoked_enters_the_queue_again(h: &impl Harness) {
+    let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
+    let guard = acquire(h, &one, &name).await;
+    let mut robbed = contend(&two, &name, lock_options(h));
+    in_line(h, &name, 2).await;
+    let lease = h.lease_of_waiter(&name).await.unwrap();
+    let mut behind = contend(&three, &name, lock_options(h));
+    in_line(h, &name, 3).await;
+    h.revoke(lease).await;
+    in_line(h, &name, 3).await;
+    assert!(guard.is_held());
+    robbed.assert_running();
+    // Its place is lost: whoever was behind it is served before it now.
+    soon("released", guard.release()).await.unwrap();
+    let guard = behind.done("its turn").await.unwrap();
+    robbed.assert_running();
+    let before = guard.fencing_token();
+    soon("released", guard.release()).await.unwrap();
+    let guard = robbed.done("its turn after all").await.unwrap();
+    assert!(guard.is_held() && guard.fencing_token() > before);
+    soon("released", guard.release()).await.unwrap();
+    in_line(h, &name, 0).await;
+}
+
+pub async fn a_waiter_enters_the_queue_again_after_a_wipe(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let guard = acquire(h, &one, &name).await;
+    let mut waiting = contend(&two, &name, lock_options(h));
+    in_line(h, &name, 2).await;
+    h.wipe().await;
+    let successor = waiting.done("its turn").await.unwrap();
+    assert!(successor.is_held());
+    soon("the loss", guard.lost()).await;
+    in_line(h, &name, 1).await;
+}
+
+pub async fn a_waiter_that_entered_the_queue_again_keeps_its_deadline(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let _guard = acquire(h, &one, &name).await;
+    let limit = h.ttl() * 2;
+    let begun = Moment::now();
+    let mut waiting = contend(&two, &name, lock_options(h).deadline(limit));
+    in_line(h, &name, 2).await;
+    h.revoke(h.lease_of_waiter(&name).await.unwrap()).await;
+    let late = waiting.done("the deadline").await;
+    assert!(matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit), "{late:?}");
+    assert!(begun.elapsed() >= limit && begun.elapsed() < limit * 2, "{:?}", begun.elapsed());
     in_line(h, &name, 1).await;
 }
 
