@@ -151,14 +151,34 @@ impl<T> Shared<T> {
 
     fn client(&self, entry: &Entry) -> Result<Arc<T>, Error> {
         let instance = entry.instance();
-        let mut clients = self.clients();
-        if let Some(kept) = clients.get(instance.id()).filter(|kept| kept.endpoints == instance.endpoints()) {
-            return Ok(Arc::clone(&kept.client));
+        let known = |clients: &HashMap<InstanceId, Kept<T>>| {
+            let kept = clients.get(instance.id()).filter(|kept| kept.endpoints == instance.endpoints())?;
+            Some(Arc::clone(&kept.client))
+        };
+        if let Some(client) = known(&self.clients()) {
+            return Ok(client);
         }
-        let client = Arc::new((self.factory)(entry)?);
-        let kept = Kept { endpoints: instance.endpoints().to_vec(), client: Arc::clone(&client) };
-        clients.insert(instance.id().clone(), kept);
+        // Under no lock, as is every drop of a client below: both are code of the user's, which may use the pool.
+        let made = Arc::new((self.factory)(entry)?);
+        let (client, _replaced) = {
+            let mut clients = self.clients();
+            if let Some(client) = known(&clients) {
+                (client, None)
+            } else {
+                let kept = Kept { endpoints: instance.endpoints().to_vec(), client: Arc::clone(&made) };
+                (made, clients.insert(instance.id().clone(), kept))
+            }
+        };
         Ok(client)
+    }
+
+    /// Lets go of the clients of instances that are not in `snapshot`, or are elsewhere there.
+    fn keep_only(&self, snapshot: &Snapshot) {
+        let is_gone = |id: &InstanceId, kept: &mut Kept<T>| {
+            snapshot.get(id).is_none_or(|entry| entry.instance().endpoints() != kept.endpoints)
+        };
+        let gone: Vec<_> = self.clients().extract_if(is_gone).collect();
+        drop(gone);
     }
 }
 
@@ -183,7 +203,8 @@ pub struct Pool<T> {
 }
 
 impl<T: Send + Sync + 'static> Pool<T> {
-    /// A pool whose clients `factory` makes. It must not block; a client that has to connect does so at its first call.
+    /// A pool whose clients `factory` makes. It must not block; a client that has to connect does so at its first call. Calls that
+    /// need the same one at the same time may each make one; the first is kept and the others are dropped.
     ///
     /// # Errors
     ///
@@ -197,10 +218,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         let (mut changes, kept) = (view.changes(), Arc::clone(&shared));
         let tidy = async move {
             while let Some(snapshot) = next(&mut changes).await {
-                let is_there = |id: &InstanceId, kept: &mut Kept<T>| {
-                    snapshot.get(id).is_some_and(|entry| entry.instance().endpoints() == kept.endpoints)
-                };
-                kept.clients().retain(is_there);
+                kept.keep_only(&snapshot);
             }
         };
         tasks.run("pool", tidy)?;

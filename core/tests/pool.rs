@@ -3,8 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::{
+    future::Future,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -130,4 +131,62 @@ async fn the_deadline_covers_all_attempts_and_the_delays_between_them() {
     assert!(begun.elapsed() <= Duration::from_secs(5));
     let stuck = case.pool.call(Policy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()).await;
     assert!(matches!(stuck, Err(PoolError::Deadline { attempts: 1 })));
+}
+
+/// Runs `test` on a thread and a runtime of its own, so that a deadlock fails the test instead of blocking it.
+fn in_time<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
+    let (done, outcome) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(test());
+        done.send(())
+    });
+    outcome.recv_timeout(Duration::from_secs(10)).expect("in time");
+}
+
+/// A client that looks at its pool when it is made and when it is dropped.
+struct Nosy(Weak<OnceLock<Pool<Nosy>>>);
+
+impl Nosy {
+    fn new(pool: &Weak<OnceLock<Pool<Self>>>) -> Self {
+        let nosy = Self(Weak::clone(pool));
+        nosy.look();
+        nosy
+    }
+
+    fn look(&self) {
+        if let Some(pool) = self.0.upgrade()
+            && let Some(pool) = pool.get()
+        {
+            let _ = pool.len();
+        }
+    }
+}
+
+impl Drop for Nosy {
+    fn drop(&mut self) {
+        self.look();
+    }
+}
+
+#[test]
+fn clients_may_use_the_pool_when_they_are_made_and_when_they_are_dropped() {
+    in_time(|| async {
+        let store = MemoryStore::new();
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);
+        let registered = store.client().register(&service(), instance.unwrap(), RegisterOptions::new()).await.unwrap();
+        let options = DirectoryOptions::new().hold(Duration::ZERO);
+        let view = Directory::with_options(Arc::new(store.client()), options).view(&service());
+        view.ready().await.unwrap();
+        let pool = Arc::<OnceLock<_>>::default();
+        let weak = Arc::downgrade(&pool);
+        assert!(pool.set(Pool::new(view, move |_| Ok(Nosy::new(&weak))).unwrap()).is_ok());
+        let pool = pool.get().unwrap();
+        pool.call(Policy::Random, &Retry::<&str>::never(), |_| async { Ok(()) }).await.unwrap();
+        assert_eq!(pool.len(), 1);
+        registered.deregister().await.unwrap();
+        while !pool.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
 }
