@@ -15,6 +15,7 @@
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
+//! | write a balancer | [`balance`], [`ejection`], [`Shares`], [`HashRing`] |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
 //!
 //! # Example
@@ -44,9 +45,11 @@
 
 pub mod advertise;
 pub mod backoff;
+pub mod balance;
 mod candidate;
 pub mod clock;
 pub mod directory;
+pub mod ejection;
 pub mod election;
 pub mod endpoint;
 pub mod error;
@@ -81,6 +84,7 @@ pub use self::{
     candidate::Candidate,
     clock::Moment,
     directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView, ViewChanges},
+    ejection::Ejection,
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
     error::{Cause, Error},

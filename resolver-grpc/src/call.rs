@@ -7,13 +7,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use enlist::{Presence, ServiceRef, ServiceView, TaskOwner};
+use enlist::{Presence, ServiceRef, ServiceView, TaskOwner, balance::Choice};
 use http::{HeaderMap, request::Parts};
 use tokio::time::timeout;
 use tonic::Status;
 
 use crate::{
-    balance::{Balance, Choice, HashKey},
+    balance::{Balance, HashKey},
     deadline::Deadline,
     flight::Flight,
     retry::Retries,
@@ -124,7 +124,7 @@ impl Core {
             return Next::Refuse;
         }
         let picture = self.shared.set.load();
-        let choice = Choice { balance: &self.balance, key: self.key(head), turn: &self.turn };
+        let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
         let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
         let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
         if let Some(flight) = ready.and_then(|subchannel| Flight::begin(subchannel, &self.terms)) {

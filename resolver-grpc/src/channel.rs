@@ -9,18 +9,17 @@ use std::{
 };
 
 use enlist::{
-    BackoffPolicy, Directory, Endpoint, Error, Filter, Instance, InstanceId, Resolver, ServiceRef, ServiceView,
-    StopError, TaskOwner,
+    BackoffPolicy, Directory, Ejection, Endpoint, Error, Filter, Instance, InstanceId, Resolver, ServiceRef,
+    ServiceView, StopError, TaskOwner, ejection::Ejections,
 };
 use tokio::sync::Notify;
-use tonic::{Status, body::Body, transport::Endpoint as Settings};
+use tonic::{Code, Status, body::Body, transport::Endpoint as Settings};
 use tower::{Service, retry::budget::TpsBudget};
 
 use crate::{
     attempt::ResponseFuture,
     balance::Balance,
     call::{Core, Intercept},
-    ejection::{Ejection, Ejections},
     failure::BoxError,
     retry::{Retries, RetryPolicy},
     set::{Keeper, Rules},
@@ -222,6 +221,7 @@ pub struct ChannelBuilder {
     redial: BackoffPolicy,
     health: Option<String>,
     ejection: Option<Ejection>,
+    ejection_codes: Vec<Code>,
     silence: Duration,
     policies: HashMap<String, RetryPolicy>,
     budget: (Duration, u32, f32),
@@ -241,6 +241,7 @@ impl Default for ChannelBuilder {
             redial,
             health: None,
             ejection: Some(Ejection::new()),
+            ejection_codes: vec![Code::Unavailable, Code::Internal, Code::DeadlineExceeded],
             silence: DEFAULT_SILENCE,
             policies: HashMap::new(),
             budget: (Duration::from_secs(10), 10, 0.2),
@@ -324,6 +325,13 @@ impl ChannelBuilder {
         self
     }
 
+    /// Sets which codes speak against the instance that answered with them. Default: `UNAVAILABLE`, `INTERNAL` and
+    /// `DEADLINE_EXCEEDED`.
+    pub fn ejection_codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.ejection_codes = codes.into_iter().collect();
+        self
+    }
+
     /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given up if none
     /// comes within a second. Default: 10 s. A call that ends without an answer asks at once.
     pub fn silence(mut self, silence: Duration) -> Self {
@@ -378,9 +386,19 @@ impl ChannelBuilder {
     ///
     /// [`Error::Closed`] outside a runtime.
     pub fn build(self, view: &ServiceView) -> Result<Channel, Error> {
-        let Self { rules, settings, dial_timeout, redial, health, ejection, silence, .. } = self;
+        let Self { rules, settings, dial_timeout, redial, health, ejection, ejection_codes, silence, .. } = self;
         let (ejections, changed) = (Ejections::default(), Notify::new());
-        let terms = Arc::new(Terms { settings, dial_timeout, redial, health, ejection, ejections, silence, changed });
+        let terms = Arc::new(Terms {
+            settings,
+            dial_timeout,
+            redial,
+            health,
+            ejection,
+            ejection_codes,
+            ejections,
+            silence,
+            changed,
+        });
         let balance = rules.balance.clone();
         let keeper = Keeper::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());

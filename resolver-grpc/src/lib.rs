@@ -4,7 +4,7 @@
 //! |---|---|
 //! | call a service with a generated client | [`Channel`], [`ChannelBuilder`] |
 //! | repeat what failed | [`RetryPolicy`] |
-//! | let failing instances rest | [`Ejection`] |
+//! | let failing instances rest | [`ChannelBuilder::ejection`], [`enlist::Ejection`] |
 //! | add credentials to every call | [`Intercept`] |
 //! | serve, and leave without a call failing | [`serve()`] |
 //! | name what you call as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
@@ -27,7 +27,6 @@ mod call;
 pub mod channel;
 mod connection;
 mod deadline;
-mod ejection;
 mod failure;
 mod flight;
 mod health;
@@ -51,7 +50,6 @@ pub use self::{
     balance::{Balance, HashKey},
     call::{CallHead, Intercept, WaitForReady},
     channel::{Channel, ChannelBuilder, InstanceStats},
-    ejection::Ejection,
     locator::{Callee, Invocation, Locator},
     manager::ConnectionManager,
     retry::RetryPolicy,

@@ -4,12 +4,15 @@
 use std::{collections::HashMap, mem, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use enlist::{Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges};
+use enlist::{
+    Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges,
+    balance::{Group, Ready},
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    balance::{Balance, Group, Ready},
+    balance::Balance,
     settings::usable,
     subchannel::{InstanceState, Subchannel, Terms},
 };
@@ -198,7 +201,10 @@ impl Keeper {
             let named = ready.map(|(subchannel, entry)| {
                 (entry.instance().id().as_str(), entry.instance().weight(), Arc::clone(subchannel))
             });
-            Group::new(&self.rules.balance, named)
+            match self.rules.balance {
+                Balance::ConsistentHash(_) => Group::by_key(named),
+                _ => Group::new(named),
+            }
         };
         Picture { closed: false, known: self.known, ready: Ready::new(group(true), group(false), listed), all, leaving }
     }

@@ -11,18 +11,15 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use enlist::{BackoffPolicy, Endpoint, Entry, Moment};
+use enlist::{
+    BackoffPolicy, Ejection, Endpoint, Entry, Moment,
+    balance::Candidate,
+    ejection::{Ejections, Rests},
+};
 use tokio::{sync::Notify, time::timeout};
 use tonic::Code;
 
-use crate::{
-    balance::Candidate,
-    connection::Connection,
-    ejection::{Ejection, Ejections},
-    failure::BoxError,
-    health,
-    settings::SettingsFor,
-};
+use crate::{connection::Connection, failure::BoxError, health, settings::SettingsFor};
 
 /// How long a connection has to have lasted for the next dial to come at once.
 const LASTED: Duration = Duration::from_secs(1);
@@ -39,6 +36,8 @@ pub(crate) struct Terms {
     /// The service whose health is watched, if it is.
     pub(crate) health: Option<String>,
     pub(crate) ejection: Option<Ejection>,
+    /// The codes that speak against an instance that answered with them.
+    pub(crate) ejection_codes: Vec<Code>,
     pub(crate) ejections: Ejections,
     pub(crate) silence: Duration,
     /// Told of every change of a condition.
@@ -128,7 +127,7 @@ impl fmt::Display for Subchannel {
     }
 }
 
-impl Candidate for Arc<Subchannel> {
+impl Candidate for Subchannel {
     fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }
@@ -403,7 +402,7 @@ impl Subchannel {
         let Some(ejection) = &terms.ejection else {
             return;
         };
-        if ejection.is_against(code) {
+        if terms.ejection_codes.contains(&code) {
             let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
             if ejection.is_enough(failures) {
                 self.enough.notify_one();
@@ -418,8 +417,7 @@ impl Subchannel {
         let Some(ejection) = &terms.ejection else {
             return;
         };
-        let mut times = ejection.times().start();
-        let mut last = Moment::now();
+        let mut rests = Rests::new(ejection);
         loop {
             self.enough.notified().await;
             if !ejection.is_enough(self.failures.load(Ordering::Relaxed)) {
@@ -430,10 +428,7 @@ impl Subchannel {
                 self.failures.store(0, Ordering::Relaxed);
                 continue;
             };
-            if last.elapsed() > ejection.forgiven() {
-                times.reset();
-            }
-            let time = times.next_delay();
+            let time = rests.begin();
             tracing::warn!(instance = %self, ?time, "instance ejected, it failed several calls in a row");
             self.condition.set(Condition::EJECTED);
             terms.changed.notify_one();
@@ -441,7 +436,7 @@ impl Subchannel {
             self.failures.store(0, Ordering::Relaxed);
             self.condition.clear(Condition::EJECTED);
             terms.changed.notify_one();
-            last = Moment::now();
+            rests.end();
         }
     }
 }
@@ -480,6 +475,7 @@ mod tests {
             redial: BackoffPolicy::default(),
             health: None,
             ejection: Some(ejection),
+            ejection_codes: vec![Code::Unavailable],
             ejections,
             silence: SECOND,
             changed: Notify::new(),

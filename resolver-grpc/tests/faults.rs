@@ -6,8 +6,8 @@ mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use enlist::{Directory, DirectoryOptions, Moment};
-use enlist_grpc::{Channel, Ejection, InstanceState, RetryPolicy, balance_channel};
+use enlist::{Directory, DirectoryOptions, Ejection, Moment};
+use enlist_grpc::{Channel, InstanceState, RetryPolicy, balance_channel};
 use enlist_testkit::{Direction, Mode, eventually, soon};
 use support::{Server, World, begun, calls_side_by_side, id, say, say_within, shares, stream, until, until_ready};
 use tonic::{Code, Request, Status};

@@ -8,12 +8,16 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error};
-use tonic::Code;
+use crate::{
+    backoff::{Backoff, BackoffPolicy},
+    clock::Moment,
+    error::Error,
+};
 
-/// When an instance rests, and for how long. It is ejected after 5 calls in a row that ended with `UNAVAILABLE`, `INTERNAL` or
-/// `DEADLINE_EXCEEDED`, for 5 to 10 s, twice as long each time up to 5 min; at most a third of the instances at once, though one
-/// of at least two may always be. This is the consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead.
+/// When an instance rests, and for how long. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each time
+/// up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
+/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is for the pool or
+/// the channel to say.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Ejection {
@@ -21,7 +25,6 @@ pub struct Ejection {
     times: BackoffPolicy,
     forgiven: Duration,
     share: f64,
-    codes: Vec<Code>,
 }
 
 impl Default for Ejection {
@@ -34,13 +37,7 @@ impl Ejection {
     /// The defaults.
     pub fn new() -> Self {
         let (first, max) = (Duration::from_secs(10), Duration::from_secs(300));
-        Self {
-            failures: 5,
-            times: BackoffPolicy::new(first, max).unwrap_or_default(),
-            forgiven: max,
-            share: 1.0 / 3.0,
-            codes: vec![Code::Unavailable, Code::Internal, Code::DeadlineExceeded],
-        }
+        Self { failures: 5, times: BackoffPolicy::new(first, max).unwrap_or_default(), forgiven: max, share: 1.0 / 3.0 }
     }
 
     /// Sets how many calls in a row have to fail. Zero counts as one.
@@ -66,26 +63,8 @@ impl Ejection {
         self
     }
 
-    /// Sets which codes speak against the instance that answered with them.
-    pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
-        self.codes = codes.into_iter().collect();
-        self
-    }
-
-    pub(crate) fn times(&self) -> BackoffPolicy {
-        self.times
-    }
-
-    /// How long an instance has to be back for its next rest to be a short one.
-    pub(crate) fn forgiven(&self) -> Duration {
-        self.forgiven
-    }
-
-    pub(crate) fn is_against(&self, code: Code) -> bool {
-        self.codes.contains(&code)
-    }
-
-    pub(crate) fn is_enough(&self, failures: u32) -> bool {
+    /// For balancers: says whether so many failures in a row are enough.
+    pub fn is_enough(&self, failures: u32) -> bool {
         failures >= self.failures
     }
 
@@ -102,16 +81,46 @@ impl Ejection {
     }
 }
 
-/// How many instances of a channel rest.
+/// For balancers: the rests of one instance, each longer than the last until it was back for long enough.
+#[derive(Clone, Debug)]
+pub struct Rests {
+    times: Backoff,
+    forgiven: Duration,
+    /// When the last one ended.
+    last: Moment,
+}
+
+impl Rests {
+    /// The rests of an instance that has had none.
+    pub fn new(ejection: &Ejection) -> Self {
+        Self { times: ejection.times.start(), forgiven: ejection.forgiven, last: Moment::now() }
+    }
+
+    /// How long the rest is that begins now.
+    pub fn begin(&mut self) -> Duration {
+        if self.last.elapsed() > self.forgiven {
+            self.times.reset();
+        }
+        self.times.next_delay()
+    }
+
+    /// Notes that a rest has ended.
+    pub fn end(&mut self) {
+        self.last = Moment::now();
+    }
+}
+
+/// For balancers: how many instances of a set rest.
 #[derive(Debug, Default)]
-pub(crate) struct Ejections {
+pub struct Ejections {
     now: Arc<AtomicUsize>,
     total: AtomicUsize,
 }
 
-/// An instance rests as long as this lives.
+/// For balancers: an instance counts as resting as long as this lives.
 #[derive(Debug)]
-pub(crate) struct Ejected(Arc<AtomicUsize>);
+#[must_use = "dropping it ends the rest"]
+pub struct Ejected(Arc<AtomicUsize>);
 
 impl Drop for Ejected {
     fn drop(&mut self) {
@@ -121,12 +130,12 @@ impl Drop for Ejected {
 
 impl Ejections {
     /// Notes how many instances there are.
-    pub(crate) fn of(&self, total: usize) {
+    pub fn of(&self, total: usize) {
         self.total.store(total, Ordering::Relaxed);
     }
 
     /// Begins a rest, unless too many rest already.
-    pub(crate) fn begin(&self, ejection: &Ejection) -> Option<Ejected> {
+    pub fn begin(&self, ejection: &Ejection) -> Option<Ejected> {
         let most = ejection.most(self.total.load(Ordering::Relaxed));
         let one_more = |now: usize| (now < most).then_some(now + 1);
         self.now.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
@@ -143,6 +152,19 @@ mod tests {
         let most = |share, total| Ejection::new().share(share).most(total);
         assert_eq!([0, 1, 2, 3, 6, 100].map(|total| most(1.0 / 3.0, total)), [0, 0, 1, 1, 2, 33]);
         assert_eq!((most(0.0, 10), most(1.0, 10)), (0, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rests_grow_until_the_instance_was_back_for_long() {
+        let second = Duration::from_secs(1);
+        let mut rests = Rests::new(&Ejection::new().time(second, 8 * second).unwrap());
+        for ceiling in [1, 2, 4, 8, 8] {
+            let time = rests.begin();
+            assert!(time <= ceiling * second && time >= ceiling * second / 2, "{time:?}");
+            rests.end();
+        }
+        tokio::time::advance(9 * second).await;
+        assert!(rests.begin() <= second);
     }
 
     #[test]
