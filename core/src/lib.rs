@@ -97,7 +97,7 @@ pub use self::{
     migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
-    pool::{Pool, PoolError, Retry},
+    pool::{Pool, PoolError, PoolOptions, Retry},
     registration::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
         registration,

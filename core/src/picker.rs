@@ -258,6 +258,17 @@ impl Picker {
         Self { _user: Some(user), ..Self::new(source, policy, filter) }
     }
 
+    /// How often something had been published when what it chooses from was made.
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Says whether nothing was published since.
+    #[inline]
+    pub(crate) fn is_current(&self) -> bool {
+        self.source.count.load(Ordering::Acquire) == self.count
+    }
+
     /// Picks one instance.
     ///
     /// # Errors
@@ -316,12 +327,12 @@ impl Picker {
     /// Says whether the choice is the latest, and can be picked from.
     #[inline]
     fn is_ready(&self) -> bool {
-        self.sure && self.source.count.load(Ordering::Acquire) == self.count
+        self.sure && self.is_current()
     }
 
     #[cold]
     fn check(&mut self) -> Result<(), NoPick> {
-        if self.source.count.load(Ordering::Acquire) != self.count {
+        if !self.is_current() {
             (self.choice, self.count) = self.source.choice(self.policy, &self.filter);
             let choice = made(&self.choice);
             self.sure = choice.is_sure();

@@ -1,10 +1,11 @@
 //! One client per instance, for protocols that are not gRPC.
 //!
 //! A [`Pool`] makes a client when an instance is first picked, keeps it while the instance is there, and lets go of it when the
-//! instance is gone: calls that are under way finish, then the client is dropped.
+//! instance is gone: calls that are under way finish, then the client is dropped. [`PoolOptions`] say which instances are called;
+//! zones, keys and ejection are those of the gRPC channel, see [`crate::balance`] and [`crate::ejection`].
 //!
 //! ```
-//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, RegisterOptions, Registry, Retry, ServiceRef};
+//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions, Registry, Retry, ServiceRef};
 //! # use std::sync::Arc;
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,58 +15,122 @@
 //! # let _registration = store.client().register(&service, instance, RegisterOptions::new()).await?;
 //! let view = Directory::new(Arc::new(store.client())).view(&service);
 //! view.ready().await?;
-//! let pool = Pool::new(view, |entry| Ok(format!("client of {}", entry.instance().endpoints()[0])))?;
+//! let options = PoolOptions::new().prefer_zone("eu-1a");
+//! let pool = Pool::with_options(view, options, |entry| Ok(format!("client of {}", entry.instance().endpoints()[0])))?;
 //! let retry = Retry::new(|_: &std::io::Error| true).attempts(3);
 //! let answer = pool.call(Policy::Weighted, &retry, |client| async move { Ok(client.len()) }).await?;
+//! # assert_eq!(answer, 21);
+//! let answer = pool.call_for(b"user-7", &retry, |client| async move { Ok(client.len()) }).await?;
 //! # assert_eq!(answer, 21);
 //! # Ok(())
 //! # }
 //! ```
 
+mod members;
+
 use std::{
-    collections::HashMap,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
+use self::members::{Kind, Listed, Members};
 use crate::{
     backoff::BackoffPolicy,
+    balance::{Choice, Selection},
     clock::Moment,
     directory::{ServiceView, ViewChanges},
-    endpoint::Endpoint,
+    ejection::Ejection,
     error::Error,
     instance::Entry,
     name::InstanceId,
-    picker::{NoPick, Picker, Policy},
+    picker::{Filter, NoPick, Policy},
     snapshot::Snapshot,
     task::TaskOwner,
 };
 
-/// How often one pick is repeated to find an instance that was not tried yet.
-const REDRAWS: usize = 16;
+/// Which instances a pool calls. The defaults are those of the gRPC channel.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PoolOptions {
+    /// Which instances are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or have
+    /// weight 0 are never called.
+    pub filter: Filter,
+    /// The zone whose instances are preferred. As long as more than 71 % of its weight does not rest, all calls stay there; below,
+    /// they spill over to the others in proportion. Default: none.
+    pub zone: Option<String>,
+    /// When an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    pub ejection: Option<Ejection>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self { filter: Filter::new(), zone: None, ejection: Some(Ejection::new()) }
+    }
+}
+
+impl PoolOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets which instances are called.
+    #[must_use]
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.filter = filter;
+        self
+    }
+
+    /// Sets the zone whose instances are preferred.
+    #[must_use]
+    pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets when an instance rests that fails one call after the other.
+    #[must_use]
+    pub fn ejection(mut self, ejection: Option<Ejection>) -> Self {
+        self.ejection = ejection;
+        self
+    }
+}
 
 /// When a call is tried again, and where to stop. The decision is the caller's: only it knows whether a call that failed may
 /// have been done.
 pub struct Retry<E> {
-    accepts: Box<dyn Fn(&E) -> bool + Send + Sync>,
+    accepts: Judge<E>,
+    /// Which errors speak against the instance, if not those that are tried again.
+    against: Option<Judge<E>>,
     attempts: u32,
     deadline: Duration,
     backoff: BackoffPolicy,
 }
+
+/// What the user says of an error.
+type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 impl<E> Retry<E> {
     /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts within 10 s,
     /// with delays of 200 ms growing to 10 s.
     pub fn new(retry_if: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         let (attempts, deadline) = (3, Duration::from_secs(10));
-        Self { accepts: Box::new(retry_if), attempts, deadline, backoff: BackoffPolicy::default() }
+        Self { accepts: Box::new(retry_if), against: None, attempts, deadline, backoff: BackoffPolicy::default() }
     }
 
     /// Never tries again.
     pub fn never() -> Self {
         Self::new(|_| false)
+    }
+
+    /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt that the
+    /// deadline cut short always does. Default: those that are tried again.
+    #[must_use]
+    pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
+        self.against = Some(Box::new(against));
+        self
     }
 
     /// Sets how many attempts there are in all. Zero counts as one.
@@ -92,7 +157,7 @@ impl<E> Retry<E> {
 
 impl<E> fmt::Debug for Retry<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepts: _, attempts, deadline, backoff } = self;
+        let Self { accepts: _, against: _, attempts, deadline, backoff } = self;
         let mut shown = f.debug_struct("Retry");
         shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff).finish_non_exhaustive()
     }
@@ -133,55 +198,6 @@ pub enum PoolError<E> {
 
 type Factory<T> = Box<dyn Fn(&Entry) -> Result<T, Error> + Send + Sync>;
 
-struct Shared<T> {
-    factory: Factory<T>,
-    clients: Mutex<HashMap<InstanceId, Kept<T>>>,
-}
-
-struct Kept<T> {
-    /// A client is for an address: another one under the same id is another client.
-    endpoints: Vec<Endpoint>,
-    client: Arc<T>,
-}
-
-impl<T> Shared<T> {
-    fn clients(&self) -> MutexGuard<'_, HashMap<InstanceId, Kept<T>>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn client(&self, entry: &Entry) -> Result<Arc<T>, Error> {
-        let instance = entry.instance();
-        let known = |clients: &HashMap<InstanceId, Kept<T>>| {
-            let kept = clients.get(instance.id()).filter(|kept| kept.endpoints == instance.endpoints())?;
-            Some(Arc::clone(&kept.client))
-        };
-        if let Some(client) = known(&self.clients()) {
-            return Ok(client);
-        }
-        // Under no lock, as is every drop of a client below: both are code of the user's, which may use the pool.
-        let made = Arc::new((self.factory)(entry)?);
-        let (client, _replaced) = {
-            let mut clients = self.clients();
-            if let Some(client) = known(&clients) {
-                (client, None)
-            } else {
-                let kept = Kept { endpoints: instance.endpoints().to_vec(), client: Arc::clone(&made) };
-                (made, clients.insert(instance.id().clone(), kept))
-            }
-        };
-        Ok(client)
-    }
-
-    /// Lets go of the clients of instances that are not in `snapshot`, or are elsewhere there.
-    fn keep_only(&self, snapshot: &Snapshot) {
-        let is_gone = |id: &InstanceId, kept: &mut Kept<T>| {
-            snapshot.get(id).is_none_or(|entry| entry.instance().endpoints() != kept.endpoints)
-        };
-        let gone: Vec<_> = self.clients().extract_if(is_gone).collect();
-        drop(gone);
-    }
-}
-
 /// The next snapshot; `None` once the directory is closed.
 async fn next(changes: &mut ViewChanges) -> Option<Snapshot> {
     loop {
@@ -197,14 +213,16 @@ async fn next(changes: &mut ViewChanges) -> Option<Snapshot> {
 /// One client per instance of a service. Dropping it ends its task and drops its clients, once their calls are done.
 pub struct Pool<T> {
     view: ServiceView,
-    shared: Arc<Shared<T>>,
-    pickers: Mutex<Vec<(Policy, Picker)>>,
-    _tasks: TaskOwner,
+    factory: Factory<T>,
+    members: Arc<Members<T>>,
+    /// Whose turn it is.
+    turn: AtomicUsize,
+    tasks: TaskOwner,
 }
 
 impl<T: Send + Sync + 'static> Pool<T> {
-    /// A pool whose clients `factory` makes. It must not block; a client that has to connect does so at its first call. Calls that
-    /// need the same one at the same time may each make one; the first is kept and the others are dropped.
+    /// A pool with the default options whose clients `factory` makes. It must not block; a client that has to connect does so at its
+    /// first call. Calls that need the same one at the same time may each make one; the first is kept and the others are dropped.
     ///
     /// # Errors
     ///
@@ -213,16 +231,29 @@ impl<T: Send + Sync + 'static> Pool<T> {
         view: ServiceView,
         factory: impl Fn(&Entry) -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(Shared { factory: Box::new(factory), clients: Mutex::default() });
-        let tasks = TaskOwner::new();
-        let (mut changes, kept) = (view.changes(), Arc::clone(&shared));
+        Self::with_options(view, PoolOptions::default(), factory)
+    }
+
+    /// A pool with options, see [`new`](Self::new).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn with_options(
+        view: ServiceView,
+        options: PoolOptions,
+        factory: impl Fn(&Entry) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let (members, tasks) = (Arc::new(Members::new(&view, options)), TaskOwner::new());
+        let (mut changes, kept) = (view.changes(), Arc::clone(&members));
         let tidy = async move {
             while let Some(snapshot) = next(&mut changes).await {
                 kept.keep_only(&snapshot);
             }
         };
         tasks.run("pool", tidy)?;
-        Ok(Self { view, shared, pickers: Mutex::default(), _tasks: tasks })
+        let turn = AtomicUsize::new(fastrand::usize(..));
+        Ok(Self { view, factory: Box::new(factory), members, turn, tasks })
     }
 
     /// Calls an instance, and another one where `retry` says so.
@@ -239,24 +270,72 @@ impl<T: Send + Sync + 'static> Pool<T> {
         F: Fn(Arc<T>) -> C,
         C: Future<Output = Result<R, E>>,
     {
+        let selection = match policy {
+            Policy::Random => Selection::Random,
+            Policy::RoundRobin => Selection::RoundRobin,
+            Policy::Weighted | Policy::ConsistentHash => Selection::Weighted,
+        };
+        self.attempts(selection, None, retry, call).await
+    }
+
+    /// Calls the instance that `key` belongs to, and another one where `retry` says so. When the set changes, few keys change their
+    /// instance; while an instance rests, its keys belong to others.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`call`](Self::call).
+    pub async fn call_for<R, E, F, C>(&self, key: &[u8], retry: &Retry<E>, call: F) -> Result<R, PoolError<E>>
+    where
+        F: Fn(Arc<T>) -> C,
+        C: Future<Output = Result<R, E>>,
+    {
+        self.attempts(Selection::Weighted, Some(key), retry, call).await
+    }
+
+    async fn attempts<R, E, F, C>(
+        &self,
+        selection: Selection,
+        key: Option<&[u8]>,
+        retry: &Retry<E>,
+        call: F,
+    ) -> Result<R, PoolError<E>>
+    where
+        F: Fn(Arc<T>) -> C,
+        C: Future<Output = Result<R, E>>,
+    {
+        let choice = Choice { selection, key, turn: &self.turn };
         let begun = Moment::now();
         let mut backoff = retry.backoff.start();
         let mut tried: Vec<InstanceId> = Vec::new();
         for attempt in 1.. {
-            let entry = self.pick(policy, &tried).map_err(PoolError::NoPick)?;
-            let id = entry.instance().id().clone();
-            let client = self.shared.client(&entry).map_err(|cause| PoolError::NoClient { id: id.clone(), cause })?;
+            let one = self.pick(&choice, &tried).map_err(PoolError::NoPick)?;
+            let id = one.id().clone();
+            let client = one.client(&self.factory).map_err(|cause| PoolError::NoClient { id: id.clone(), cause })?;
             let left = begun.remaining(retry.deadline);
             let Ok(outcome) = tokio::time::timeout(left, call(client)).await else {
+                self.members.failed(&one, &self.tasks);
                 return Err(PoolError::Deadline { attempts: attempt });
             };
             let cause = match outcome {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    Members::succeeded(&one);
+                    return Ok(answer);
+                }
                 Err(cause) => cause,
             };
-            let again = (retry.accepts)(&cause) && attempt < retry.attempts;
+            let accepted = (retry.accepts)(&cause);
+            if retry.against.as_ref().map_or(accepted, |against| against(&cause)) {
+                self.members.failed(&one, &self.tasks);
+            } else {
+                Members::succeeded(&one);
+            }
             // A second failure of the same instance is the time to slow down.
             let delay = if tried.contains(&id) { backoff.next_delay() } else { Duration::ZERO };
+            let again = accepted && attempt < retry.attempts;
             if !again || begun.remaining(retry.deadline) <= delay {
                 return Err(PoolError::Failed { attempts: attempt, cause });
             }
@@ -266,28 +345,17 @@ impl<T: Send + Sync + 'static> Pool<T> {
         unreachable!("the loop above has no other end")
     }
 
-    /// An instance that was not tried yet, if the dice find one.
-    fn pick(&self, policy: Policy, tried: &[InstanceId]) -> Result<Arc<Entry>, NoPick> {
-        let mut pickers = self.pickers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !pickers.iter().any(|(known, _)| *known == policy) {
-            pickers.push((policy, self.view.picker(policy)));
-        }
-        let picker = pickers.iter_mut().find_map(|(known, picker)| (*known == policy).then_some(picker));
-        let Some(picker) = picker else { return Err(NoPick::Unknown) };
-        let mut entry = Arc::clone(picker.pick()?);
-        for _ in 0..REDRAWS {
-            if !tried.contains(entry.instance().id()) {
-                return Ok(entry);
-            }
-            entry = Arc::clone(picker.pick()?);
-        }
-        let untried = picker.candidates()?.iter().find(|entry| !tried.contains(entry.instance().id()));
-        Ok(untried.map_or(entry, Arc::clone))
+    /// An instance that was not tried yet, if there is one that does not rest.
+    fn pick(&self, choice: &Choice<'_>, tried: &[InstanceId]) -> Result<Arc<Listed<T>>, NoPick> {
+        let kind = if choice.key.is_some() { Kind::ByKey } else { Kind::Plain };
+        let set = self.members.set(kind)?;
+        // A set is never empty.
+        set.pick(choice, tried).cloned().ok_or(NoPick::Unknown)
     }
 
     /// How many clients there are.
     pub fn len(&self) -> usize {
-        self.shared.clients().len()
+        self.members.clients()
     }
 
     /// Says whether there are none.
@@ -303,6 +371,6 @@ impl<T: Send + Sync + 'static> Pool<T> {
 
 impl<T> fmt::Debug for Pool<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("view", &self.view).finish_non_exhaustive()
+        f.debug_struct("Pool").field("view", &self.view).field("members", &self.members).finish_non_exhaustive()
     }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{
         Arc, Mutex, OnceLock, Weak,
@@ -12,8 +13,8 @@ use std::{
 };
 
 use enlist::{
-    Directory, DirectoryOptions, Endpoint, Instance, InstanceId, NoPick, Policy, Pool, PoolError, RegisterOptions,
-    Registration, Registry, Retry, ServiceRef,
+    Directory, DirectoryOptions, Ejection, Endpoint, Filter, Instance, InstanceId, NoPick, Policy, Pool, PoolError,
+    PoolOptions, RegisterOptions, Registration, Registry, Retry, ServiceRef,
 };
 use enlist_memory::MemoryStore;
 
@@ -40,31 +41,76 @@ fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
 
+fn instance(id: &str) -> Instance {
+    Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
+}
+
 impl Case {
     async fn new(ids: &[&str]) -> Self {
+        Self::of(ids.iter().map(|id| instance(id)).collect(), PoolOptions::new()).await
+    }
+
+    async fn of(instances: Vec<Instance>, options: PoolOptions) -> Self {
+        let pool_options = options;
         let store = MemoryStore::new();
         let options = DirectoryOptions::new().hold(Duration::ZERO);
         let view = Directory::with_options(Arc::new(store.client()), options).view(&service());
         let alive = Arc::<AtomicUsize>::default();
         let counted = Arc::clone(&alive);
-        let pool = Pool::new(view, move |entry| {
+        let pool = Pool::with_options(view, pool_options, move |entry| {
             counted.fetch_add(1, Ordering::SeqCst);
             Ok(Client { id: entry.instance().id().to_string(), alive: Arc::clone(&counted) })
         });
         let mut case = Self { store, pool: pool.unwrap(), alive, registrations: Vec::new() };
-        for id in ids {
-            case.register(id).await;
+        let count = instances.len();
+        for instance in instances {
+            case.register_as(instance).await;
         }
-        let view = case.pool.view().clone();
-        while view.snapshot().is_none_or(|snapshot| snapshot.len() != ids.len()) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        case.until_listed(count).await;
         case
     }
 
+    async fn until_listed(&self, count: usize) {
+        let mut changes = self.pool.view().changes();
+        while changes.next().await.unwrap().snapshot.len() != count {}
+    }
+
+    /// Who takes how many of a hundred calls, none of which fails.
+    async fn shares(&self, policy: Policy) -> BTreeMap<String, u32> {
+        let (never, mut shares) = (Retry::<&str>::never(), BTreeMap::new());
+        for _ in 0..100 {
+            let id = self.pool.call(policy, &never, |client| async move { Ok(client.id.clone()) });
+            *shares.entry(id.await.unwrap()).or_default() += 1;
+        }
+        shares
+    }
+
+    /// Who takes a call with this key, which does not fail.
+    async fn of_key(&self, key: u32) -> String {
+        let (never, key) = (Retry::<&str>::never(), key.to_le_bytes());
+        let id = self.pool.call_for(&key, &never, |client| async move { Ok(client.id.clone()) });
+        id.await.unwrap()
+    }
+
+    /// Calls by turns, as often as given; calls of `bad` instances fail. Returns how often each instance was called.
+    async fn fail(&self, bad: &[&str], calls: usize) -> BTreeMap<String, u32> {
+        let called = Mutex::new(BTreeMap::new());
+        let retry = Retry::new(|_: &&str| true).attempts(1);
+        for _ in 0..calls {
+            let call = self.pool.call(Policy::RoundRobin, &retry, |client| {
+                *called.lock().unwrap().entry(client.id.clone()).or_default() += 1;
+                async move { if bad.contains(&&*client.id) { Err("broken") } else { Ok(()) } }
+            });
+            let _ = call.await;
+        }
+        called.into_inner().unwrap()
+    }
+
     async fn register(&mut self, id: &str) {
-        let id = InstanceId::parse(id).unwrap();
-        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        self.register_as(instance(id)).await;
+    }
+
+    async fn register_as(&mut self, instance: Instance) {
         let registered = self.store.client().register(&service(), instance, RegisterOptions::new()).await;
         self.registrations.push(registered.unwrap());
     }
@@ -97,6 +143,143 @@ async fn what_must_not_be_repeated_is_not() {
     });
     assert!(matches!(failed.await, Err(PoolError::Failed { attempts: 1, .. })));
     assert_eq!(calls.into_inner(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_passes_the_filter_is_called() {
+    let versions = ["1", "2", "2"];
+    let instances = versions.iter().zip(["a", "b", "c"]).map(|(version, id)| instance(id).with_version(version));
+    let case = Case::of(instances.collect(), PoolOptions::new().filter(Filter::new().version("2"))).await;
+    for policy in [Policy::Random, Policy::RoundRobin, Policy::Weighted] {
+        let shares = case.shares(policy).await;
+        assert_eq!(shares.keys().collect::<Vec<_>>(), ["b", "c"], "{policy:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_stay_in_the_zone_until_it_loses_its_instances() {
+    let zones = [("a", "here"), ("b", "here"), ("c", "there")];
+    let instances = zones.iter().map(|(id, zone)| instance(id).with_zone(zone)).collect();
+    let mut case = Case::of(instances, PoolOptions::new().prefer_zone("here")).await;
+    assert_eq!(case.shares(Policy::Weighted).await.keys().collect::<Vec<_>>(), ["a", "b"]);
+    // One of two rests: 30 of 100 calls go elsewhere.
+    let rests = case.fail(&["a"], 100).await;
+    assert_eq!(rests["a"], 5, "{rests:?}");
+    let shares = case.shares(Policy::Weighted).await;
+    assert!(!shares.contains_key("a") && (5..60).contains(&shares["c"]), "{shares:?}");
+    for registration in case.registrations.drain(..2) {
+        registration.deregister().await.unwrap();
+    }
+    case.until_listed(1).await;
+    assert_eq!(case.shares(Policy::Weighted).await["c"], 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_stays_with_its_instance_and_moves_only_with_it() {
+    let mut case = Case::new(&["a", "b", "c"]).await;
+    let mut before = Vec::new();
+    for key in 0..100 {
+        before.push(case.of_key(key).await);
+        assert_eq!(case.of_key(key).await, before[before.len() - 1]);
+    }
+    // A call that may be repeated goes elsewhere meanwhile.
+    let retry = Retry::new(|_: &String| true).attempts(2);
+    let tried = Mutex::new(Vec::new());
+    let key = 7_u32.to_le_bytes();
+    let failed = case.pool.call_for(&key, &retry, |client| {
+        tried.lock().unwrap().push(client.id.clone());
+        async { Err::<(), _>("broken".to_owned()) }
+    });
+    assert!(matches!(failed.await, Err(PoolError::Failed { attempts: 2, .. })));
+    let tried = tried.into_inner().unwrap();
+    assert!(tried[0] == before[7] && tried[1] != before[7], "{tried:?}");
+
+    case.registrations.remove(0).deregister().await.unwrap();
+    case.until_listed(2).await;
+    for (key, before) in (0..).zip(before) {
+        let after = case.of_key(key).await;
+        assert!(after == before || before == "a", "{before} {after}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_keeps_failing_rests_and_comes_back() {
+    let case = Case::new(&["a", "b", "c"]).await;
+    let first = case.fail(&["a"], 30).await;
+    assert_eq!(first["a"], 5, "{first:?}");
+    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    assert_eq!(case.pool.len(), 3, "its client is kept");
+    // Between 5 and 10 s.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert!(case.shares(Policy::Random).await.contains_key("a"));
+    // An answer in between ends a row.
+    let retry = Retry::new(|_: &&str| true).attempts(1);
+    for call in 0..100 {
+        let failed = case.pool.call(Policy::RoundRobin, &retry, |client| async move {
+            if client.id == "a" && call % 10 != 0 { Err("broken") } else { Ok(()) }
+        });
+        let _ = failed.await;
+    }
+    assert!(case.shares(Policy::Random).await.contains_key("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_fail_only_some_rest_and_the_last_one_never() {
+    let case = Case::new(&["a", "b", "c"]).await;
+    let called = case.fail(&["a", "b", "c"], 90).await;
+    assert_eq!(called.values().filter(|calls| **calls == 5).count(), 1, "{called:?}");
+    assert_eq!(called.values().sum::<u32>(), 90);
+    let alone = Case::new(&["a"]).await;
+    assert_eq!(alone.fail(&["a"], 90).await["a"], 90);
+    let all = PoolOptions::new().ejection(Some(Ejection::new().share(1.0)));
+    let all = Case::of(vec![instance("a"), instance("b")], all).await;
+    assert_eq!(all.fail(&["a", "b"], 90).await.values().sum::<u32>(), 90, "better than nobody");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_caller_takes_for_an_answer_ejects_nobody_and_a_deadline_does() {
+    let case = Case::new(&["a", "b"]).await;
+    // Not tried again, so it does not speak against the instance.
+    let never = Retry::never();
+    for _ in 0..100 {
+        let refused = case.pool.call(Policy::RoundRobin, &never, |_| async { Err::<(), _>("not found") });
+        assert!(refused.await.is_err());
+    }
+    assert_eq!(case.shares(Policy::RoundRobin).await.len(), 2);
+    // Tried again, and yet no fault of the instance.
+    let busy = || Retry::new(|_: &&str| true).attempts(1);
+    let no_fault = busy().against(|_| false);
+    for _ in 0..100 {
+        let refused = case.pool.call(Policy::RoundRobin, &no_fault, |client| async move {
+            if client.id == "a" { Err("busy") } else { Ok(()) }
+        });
+        let _ = refused.await;
+    }
+    assert_eq!(case.shares(Policy::RoundRobin).await.len(), 2);
+    let short = busy().deadline(Duration::from_millis(10));
+    for _ in 0..12 {
+        let stuck = case.pool.call(Policy::RoundRobin, &short, |client| async move {
+            if client.id == "a" { std::future::pending().await } else { Ok(()) }
+        });
+        let _ = stuck.await;
+    }
+    assert_eq!(case.shares(Policy::RoundRobin).await.keys().collect::<Vec<_>>(), ["b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_was_restarted_does_not_rest() {
+    let mut case = Case::new(&["a", "b"]).await;
+    case.fail(&["a"], 30).await;
+    assert_eq!(case.shares(Policy::Random).await.get("a"), None);
+    case.registrations.remove(0).deregister().await.unwrap();
+    case.until_listed(1).await;
+    case.register("a").await;
+    case.until_listed(2).await;
+    assert!(case.shares(Policy::Random).await.contains_key("a"));
+    // Its rest is over for the others too: there is room for one.
+    assert_eq!(case.fail(&["b"], 30).await["b"], 5);
 }
 
 #[tokio::test(start_paused = true)]
