@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 use crate::shares::{HashRing, Shares};
 
 /// How one of several candidates is chosen, unless by key.
@@ -181,10 +183,20 @@ impl<T: Candidate> Ready<T> {
     }
 
     fn pick_where(&self, choice: &Choice<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
-        let stays = self.far.members.is_empty() || self.stay >= 1.0 || fastrand::f64() < self.stay;
+        let stays = self.far.members.is_empty() || self.stay >= 1.0 || draw(choice.key) < self.stay;
         let (first, then) = if stays { (&self.near, &self.far) } else { (&self.far, &self.near) };
         first.pick(choice, takes).or_else(|| then.pick(choice, takes))
     }
+}
+
+/// A number from 0 to 1: at random, or always the same for a key, so that it does not alternate between zones.
+fn draw(key: Option<&[u8]>) -> f64 {
+    let Some(key) = key else { return fastrand::f64() };
+    // A seed, so that it says nothing of the place on a ring.
+    let hash = xxh3_64_with_seed(key, 1);
+    #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
+    let draw = hash as f64 / u64::MAX as f64;
+    draw
 }
 
 /// The share of the calls that a zone keeps of whose weight `listed`, `ready` can take calls.
@@ -341,6 +353,23 @@ mod tests {
         let half = count(&zone(&[("a", 1)]), LEAST_LOADED, |_, _| {});
         assert!(half["far"].abs_diff(15_000) < 700, "{half:?}");
         assert_eq!(count(&zone(&[]), LEAST_LOADED, |_, _| {})["far"], CALLS);
+    }
+
+    #[test]
+    fn a_key_stays_in_its_zone_while_calls_spill_over() {
+        let ready = Ready::new(group(ByKey, &[("a", 1)]), group(ByKey, &[("far", 1)]), 2);
+        let turn = AtomicUsize::new(0);
+        let place = |key: u32| {
+            let key = key.to_le_bytes();
+            ready.pick(&ByKey.choice(&key, &turn), |_| false).unwrap().name
+        };
+        let far = (0..CALLS).filter(|key| {
+            let first = place(*key);
+            assert!((0..3).all(|_| place(*key) == first), "{key}");
+            first == "far"
+        });
+        let far = u32::try_from(far.count()).unwrap();
+        assert!(far.abs_diff(15_000) < 700, "{far}");
     }
 
     #[test]
