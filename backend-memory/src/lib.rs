@@ -21,6 +21,12 @@
 //! # }
 //! ```
 //!
+//! # Under a paused clock
+//!
+//! Let time pass with `tokio::time::sleep`, which stops at each timer that is due in between and lets the tasks behind it run.
+//! `tokio::time::advance` jumps to the end: leases that ran out are gone at once, but what tasks report, such as the state of a
+//! registration or the freshness of a view, is as before until they have run, for instance during a sleep of a second.
+//!
 //! # Where it differs from etcd
 //!
 //! A cut link refuses at once instead of timing out, so no write ever has an unknown outcome here. A wipe is always

@@ -1,10 +1,14 @@
 //! Handles that outlive their runtime, and calls from outside one.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
 
 use enlist::{
-    Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, ServiceRef,
+    Endpoint, Error, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registration,
+    RegistrationState, Registry, Resolver, ServiceRef,
 };
 use enlist_memory::MemoryStore;
 
@@ -30,6 +34,29 @@ fn handles_can_be_dropped_and_asked_without_a_runtime() {
     assert!(!guard.is_held(), "nobody renews it any more");
     assert_eq!(registration.instance().id().as_str(), "a");
     drop((registration, guard));
+}
+
+/// As the documentation of the crate says.
+#[tokio::test(start_paused = true)]
+async fn what_tasks_report_is_late_after_an_advance_and_not_after_a_sleep() {
+    let is_registered =
+        |registration: &Registration| matches!(registration.state(), RegistrationState::Registered { .. });
+    let store = MemoryStore::new();
+    for jumps in [true, false] {
+        let client = store.client();
+        let registration = client.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+        client.cut();
+        if jumps {
+            tokio::time::advance(Duration::from_secs(3600)).await;
+            assert!(is_registered(&registration));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        } else {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        assert!(!is_registered(&registration));
+        client.heal();
+        registration.deregister().await.unwrap();
+    }
 }
 
 #[test]
