@@ -29,13 +29,17 @@ pub enum Defect {
     ConstantTokens,
     /// A holder does not notice that its key was taken away.
     BlindToLoss,
+    /// A holder notices two seconds late that its key was taken away.
+    NoticesLossLate,
+    /// A lock is granted at once after a crash, whatever the lock delay.
+    IgnoresLockDelay,
     /// A cancelled waiter stays in line.
     LeavesWaiters,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::OverwritesForeignKeys,
         Self::NeverReregisters,
         Self::UpdateLosesTheLease,
@@ -48,6 +52,8 @@ impl Defect {
         Self::GrantsToAnyone,
         Self::ConstantTokens,
         Self::BlindToLoss,
+        Self::NoticesLossLate,
+        Self::IgnoresLockDelay,
         Self::LeavesWaiters,
     ];
 }

@@ -322,7 +322,8 @@ impl Stander {
     /// Looks where `held` stands, and how long the option `lock_delay` still keeps it from holding.
     async fn look(&self, held: &Held, before: Option<&Key>) -> Result<(Look, Duration), Error> {
         let anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
-        let lock_delay = self.options.lock_delay;
+        let ignored = self.client.link.hub().has(Defect::IgnoresLockDelay);
+        let lock_delay = if ignored { Duration::ZERO } else { self.options.lock_delay };
         let look = |store: &mut Store, _| {
             if store.get(&held.key).is_none() {
                 return (Look::Gone, Duration::ZERO);
@@ -391,6 +392,9 @@ impl Stander {
         loop {
             let cut = client.link.check().is_err();
             if !blind && !cut && client.link.hub().with(|store, _| store.get(&held.key).is_none()) {
+                if client.link.hub().has(Defect::NoticesLossLate) {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
                 driver.tenure().lose(Loss::KeyGone);
             }
             tokio::select! {

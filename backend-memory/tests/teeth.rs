@@ -13,18 +13,36 @@ use common::MemoryHarness;
 use enlist_memory::{Defect, MemoryStore};
 use enlist_testkit::cases::{Case, all};
 
-/// Runs one case and says whether it failed.
-fn fails(case: &Case<MemoryHarness>, defect: Defect) -> bool {
+/// How a case failed.
+#[derive(Debug)]
+struct Failure {
+    case: &'static str,
+    /// What it said, if it did not spin.
+    message: Option<String>,
+}
+
+/// Runs one case.
+fn run(case: &Case<MemoryHarness>, defect: Defect) -> Option<Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let harness = MemoryHarness::new(MemoryStore::with_defect(defect));
     let run = async {
         tokio::select! {
-            () = (case.run)(&harness) => false,
+            () = (case.run)(&harness) => None,
             // A defect can make a loop spin, and then the paused clock never moves.
-            () = real_time(Duration::from_secs(2)) => true,
+            () = real_time(Duration::from_secs(2)) => Some(Failure { case: case.name, message: None }),
         }
     };
-    panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))).unwrap_or(true)
+    panic::catch_unwind(AssertUnwindSafe(|| runtime.block_on(run))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let message = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Some(Failure { case: case.name, message })
+    })
+}
+
+/// Says whether a message has words beside values, such as `1.5s` or `LeaseLost`.
+fn has_words(message: &str) -> bool {
+    let words = message.split(|c: char| !c.is_alphanumeric() && c != '.').filter(|word| word.len() > 1);
+    words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase())).count() >= 2
 }
 
 /// Waits on the real clock, beside a runtime whose clock is paused.
@@ -45,17 +63,17 @@ fn every_defect_fails_a_case() {
     // Hundreds of failures are expected here; their messages would bury the result.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
-    let results: Vec<(Defect, Vec<&str>)> = Defect::ALL
+    let results: Vec<(Defect, Vec<Failure>)> = Defect::ALL
         .into_iter()
-        .map(|defect| {
-            let cases = all::<MemoryHarness>();
-            (defect, cases.iter().filter(|case| fails(case, defect)).map(|case| case.name).collect())
-        })
+        .map(|defect| (defect, all().iter().filter_map(|case| run(case, defect)).collect()))
         .collect();
     panic::set_hook(hook);
     for (defect, failed) in &results {
-        println!("{defect:?} fails {} cases, for instance {:?}", failed.len(), failed.first());
+        println!("{defect:?} fails {} cases, for instance {:?}", failed.len(), failed.first().map(|one| one.case));
     }
+    let failures = results.iter().flat_map(|(_, failed)| failed);
+    let silent: Vec<_> = failures.filter(|one| !one.message.as_deref().is_none_or(has_words)).collect();
+    assert!(silent.is_empty(), "these do not say what was awaited: {silent:#?}");
     let unnoticed: Vec<_> = results.iter().filter(|(_, failed)| failed.is_empty()).map(|(defect, _)| defect).collect();
     assert!(unnoticed.is_empty(), "no case notices {unnoticed:?}");
     assert!(results.len() >= 10);

@@ -95,7 +95,7 @@ pub async fn a_lost_leader_proclaims_nothing(h: &impl Harness) {
     soon("the loss", old.lost()).await;
     let _new = lead(h, &two, &name, "two").await;
     let refused = soon("refused", old.proclaim("still me")).await;
-    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    assert!(matches!(refused, Err(Error::LeaseLost)), "a lost leader is refused as such: {refused:?}");
     assert_eq!(led_by(&one, &name).await.as_deref(), Some("two"));
 }
 
@@ -148,5 +148,8 @@ pub async fn elections_and_locks_of_one_name_are_apart(h: &impl Harness) {
 pub async fn an_election_has_no_shared_mode(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "e"));
     let refused = client.campaign(&name, "me", lock_options(h).shared()).await;
-    assert!(matches!(refused, Err(Error::InvalidConfig { field: "mode", .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(Error::InvalidConfig { field: "mode", .. })),
+        "the mode is refused by name: {refused:?}"
+    );
 }

@@ -83,7 +83,7 @@ pub async fn tokens_grow_with_each_holder(h: &impl Harness) {
     for client in [&one, &two, &one, &one] {
         let guard = acquire(h, client, &name).await;
         let token = guard.fencing_token();
-        assert!(Some(token) > last, "{token:?} after {last:?}");
+        assert!(Some(token) > last, "a later token is larger: {token:?} came after {last:?}");
         last = Some(token);
         soon("released", guard.release()).await.unwrap();
     }
@@ -140,7 +140,10 @@ pub async fn a_deadline_ends_the_wait_and_leaves_the_line(h: &impl Harness) {
     let limit = Duration::from_millis(300);
     let options = lock_options(h).ttl(Duration::from_secs(300)).deadline(limit);
     let late = soon("the deadline", two.acquire(&name, options)).await;
-    assert!(matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit), "{late:?}");
+    assert!(
+        matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit),
+        "the deadline ends the wait: {late:?}"
+    );
     in_line(h, &name, 1).await;
 }
 
@@ -156,8 +159,8 @@ pub async fn a_failed_try_leaves_the_line(h: &impl Harness) {
 async fn lost_within_a_second(guard: &LockGuard) -> Loss {
     let begun = Moment::now();
     let loss = soon("the loss", guard.lost()).await;
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert!(!guard.is_held());
+    assert_within("the loss is noticed", begun, Duration::from_secs(1));
+    assert!(!guard.is_held(), "what is lost is no longer held");
     loss
 }
 
@@ -166,7 +169,7 @@ pub async fn a_revoked_lease_is_a_loss_within_a_second(h: &impl Harness) {
     let guard = soon("acquired", client.acquire(&name, lock_options(h).ttl(Duration::from_secs(300)))).await.unwrap();
     h.revoke(h.lease_of_holder(&name).await.unwrap()).await;
     let loss = lost_within_a_second(&guard).await;
-    assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "{loss:?}");
+    assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "the loss says what is gone: {loss:?}");
 }
 
 pub async fn a_deleted_key_is_a_loss_within_a_second(h: &impl Harness) {
@@ -196,7 +199,7 @@ pub async fn a_cut_off_holder_stops_before_its_successor_starts(h: &impl Harness
         (guard, order.fetch_add(1, Ordering::SeqCst))
     };
     let ((loss, lost_at), (_successor, won_at)) = soon("both", async { tokio::join!(losing, winning) }).await;
-    assert!(lost_at < won_at, "{loss:?}");
+    assert!(lost_at < won_at, "the holder stops before its successor starts, and not for {loss:?} after it");
     assert_eq!(loss, Loss::Expired);
 }
 
@@ -214,7 +217,7 @@ pub async fn releasing_without_an_answer_returns_and_goes_on(h: &impl Harness) {
     let guard = soon("acquired", client.acquire(&name, long)).await.unwrap();
     client.cut().await;
     let late = soon("given up waiting", guard.release()).await;
-    assert!(matches!(late, Err(Error::Timeout { op: "release", .. })), "{late:?}");
+    assert!(matches!(late, Err(Error::Timeout { op: "release", .. })), "the release gives up waiting: {late:?}");
     client.heal().await;
     in_line(h, &name, 0).await;
 }
@@ -224,7 +227,7 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     let long = lock_options(h).ttl(Duration::from_secs(300)).deadline(Duration::from_millis(300));
     client.cut().await;
     let late = soon("the deadline", client.acquire(&name, long)).await;
-    assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
+    assert!(matches!(late, Err(Error::Timeout { .. })), "the deadline ends the wait: {late:?}");
     client.heal().await;
     // A marker: what was still under way came before it.
     let guard = acquire(h, &client, &name).await;
@@ -318,7 +321,7 @@ pub async fn locks_whose_names_begin_alike_do_not_see_each_other(h: &impl Harnes
             Ok(guard) => held.push(guard.unwrap_or_else(|| panic!("{name} is blocked by a name that begins alike"))),
             // A layout may refuse a name that it cannot carry.
             Err(Error::InvalidName { .. }) => {}
-            Err(error) => panic!("{name}: {error:?}"),
+            Err(error) => panic!("{name} is neither acquired nor refused by name: {error:?}"),
         }
     }
     assert!(held.len() >= 2);
@@ -369,7 +372,7 @@ pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
     let lease = h.lease_of_waiter(&name).await.unwrap();
     h.revoke(lease).await;
     let died = waiting.done("the waiter's end").await;
-    assert!(matches!(died, Err(Error::LeaseLost)), "{died:?}");
+    assert!(matches!(died, Err(Error::LeaseLost)), "the waiter learns that its lease is lost: {died:?}");
     assert!(guard.is_held());
     in_line(h, &name, 1).await;
 }
@@ -429,7 +432,8 @@ pub async fn locks_and_registrations_never_share_a_lease(h: &impl Harness) {
     let _a = register(h, &client, &service, "a").await;
     let _guard = acquire(h, &client, &name).await;
     let (instance, holder) = (h.lease_of(&service, &id("a")).await, h.lease_of_holder(&name).await);
-    assert!(instance.is_some() && holder.is_some() && instance != holder, "{instance:?} {holder:?}");
+    let apart = instance.is_some() && holder.is_some() && instance != holder;
+    assert!(apart, "two leases: {instance:?} of the instance, {holder:?} of the lock");
 }
 
 pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl Harness) {
@@ -448,6 +452,10 @@ pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl 
     let free = Moment::now();
     let guard = last.done("its turn, after the delay").await.unwrap();
     // What `in_line` saw may be one look old.
-    assert!(free.elapsed() + Duration::from_millis(200) >= delay, "{:?}", free.elapsed());
+    let waited = free.elapsed();
+    assert!(
+        waited + Duration::from_millis(200) >= delay,
+        "granted {waited:?} after the crash, before the delay of {delay:?}"
+    );
     assert!(begun(guard.lost()).await.is_none());
 }

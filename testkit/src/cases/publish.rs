@@ -34,7 +34,7 @@ pub async fn a_removed_instance_is_returned(h: &impl Harness) {
 pub async fn removing_what_is_not_there_says_so(h: &impl Harness) {
     let (operator, service) = (h.client().await, service(h, "svc"));
     let missing = operator.remove(&service, &id("a")).await;
-    assert!(matches!(missing, Err(Error::NotRegistered { .. })), "{missing:?}");
+    assert!(matches!(missing, Err(Error::NotRegistered { .. })), "it is said that there is none: {missing:?}");
 }
 
 pub async fn a_registered_instance_is_neither_replaced_nor_removed(h: &impl Harness) {
@@ -57,6 +57,6 @@ pub async fn a_fixed_instance_is_not_taken_over_by_a_registration(h: &impl Harne
     let (publisher, server, service) = (h.client().await, h.client().await, service(h, "svc"));
     publisher.publish(&service, instance("a")).await.unwrap();
     let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
-    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "the id is taken: {refused:?}");
     assert_eq!(h.lease_of(&service, &id("a")).await, None);
 }

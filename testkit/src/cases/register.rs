@@ -205,7 +205,7 @@ pub async fn a_live_id_is_refused_within_the_process(h: &impl Harness) {
     let _a = register(h, &server, &service, "a").await;
     let before = only(&server, &service, |_| true).await;
     let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
-    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "the id is taken: {refused:?}");
     assert_eq!(only(&server, &service, |_| true).await, before);
 }
 
@@ -288,7 +288,7 @@ pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
     let begun = Moment::now();
     let _b = two.register(&service, instance("a"), long).await.unwrap();
     // A third of the TTL is what an observation would take.
-    assert!(begun.elapsed() < Duration::from_secs(50));
+    assert_within("taken over without an observation", begun, Duration::from_secs(50));
     assert_eq!(resolve(&*two, &service).await.len(), 1);
 }
 
@@ -494,7 +494,7 @@ pub async fn waiting_for_the_start_ends_at_its_deadline(h: &impl Harness) {
     server.cut().await;
     let start = Start::Wait(Duration::from_millis(300));
     let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
-    assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
+    assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "the deadline ends the wait: {failed:?}");
     server.heal().await;
     // It was withdrawn: a later registration of the same client is the only one.
     let _b = register(h, &server, &service, "b").await;
@@ -564,7 +564,8 @@ pub async fn registrations_of_one_process_share_a_lease(h: &impl Harness) {
     let a = h.lease_of(&service, &id("a")).await;
     let b = h.lease_of(&service, &id("b")).await;
     let c = h.lease_of(&service, &id("c")).await;
-    assert!(a.is_some() && a == b && a != c, "{a:?} {b:?} {c:?}");
+    let shared = a.is_some() && a == b && a != c;
+    assert!(shared, "one lease for both of a process, and another for the other process: {a:?}, {b:?} and {c:?}");
 }
 
 pub async fn an_instance_on_its_own_lease_dies_alone(h: &impl Harness) {
@@ -614,19 +615,20 @@ pub async fn impossible_input_is_refused_before_anything_is_sent(h: &impl Harnes
     let (server, service) = (h.client().await, service(h, "svc"));
     server.cut().await;
     let zero = server.register(&service, instance("a"), options(h).ttl(Duration::ZERO)).await;
-    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "{zero:?}");
+    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
     let large = instance("a").with_metadata("blob", "x".repeat(2 << 20));
     let refused = server.register(&service, large.clone(), options(h)).await;
-    assert!(matches!(refused, Err(Error::TooLarge { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::TooLarge { .. })), "it is refused as too large: {refused:?}");
     assert!(matches!(server.publish(&service, large).await, Err(Error::TooLarge { .. })));
     let zero = server.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
-    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "{zero:?}");
+    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
 }
 
 pub async fn a_closed_client_refuses_everything(h: &impl Harness) {
     let (server, service, name) = (h.client().await, service(h, "svc"), lock(h, "l"));
     soon("closed", server.close()).await;
-    let closed = |error: Option<Error>| assert!(matches!(error, Some(Error::Closed)), "{error:?}");
+    let closed =
+        |error: Option<Error>| assert!(matches!(error, Some(Error::Closed)), "a closed client says so: {error:?}");
     closed(soon("registering", server.register(&service, instance("a"), options(h))).await.err());
     closed(soon("publishing", server.publish(&service, instance("a"))).await.err());
     closed(soon("removing", server.remove(&service, &id("a"))).await.err());
@@ -659,7 +661,7 @@ pub async fn services_whose_names_begin_alike_do_not_see_each_other(h: &impl Har
             Ok(registration) => kept.push((name, registration)),
             // A layout may refuse a name that it cannot carry.
             Err(Error::InvalidName { .. }) => {}
-            Err(error) => panic!("{name}: {error:?}"),
+            Err(error) => panic!("{name} is neither registered nor refused by name: {error:?}"),
         }
     }
     assert!(kept.len() >= 4);

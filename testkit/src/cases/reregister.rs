@@ -172,7 +172,7 @@ pub async fn states_tell_what_happened(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let RegistrationState::Registered { revision: first } = a.state() else {
-        panic!("registered: {:?}", a.state());
+        panic!("the state is not that it is registered: {:?}", a.state());
     };
     let mut states = a.states();
     h.revoke(h.lease_of(&service, &id("a")).await.unwrap()).await;
@@ -192,7 +192,7 @@ pub async fn states_tell_what_happened(h: &impl Harness) {
         while let Ok(state) = states.next().await {
             last = Some(state);
         }
-        assert!(matches!(last, Some(RegistrationState::Ended)), "{last:?}");
+        assert!(matches!(last, Some(RegistrationState::Ended)), "the last state is the end: {last:?}");
     };
     soon("the end", ended).await;
 }

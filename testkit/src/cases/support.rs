@@ -1,9 +1,9 @@
 //! Small words that make the cases short.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Change, Endpoint, Entry, Error, Instance, InstanceId, LeaseChoice, LockName, LockOptions, RegisterOptions,
+    Change, Endpoint, Entry, Error, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment, RegisterOptions,
     Registration, Resolver, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 
@@ -115,6 +115,12 @@ pub(super) async fn until(watcher: &mut Box<dyn Watcher>, what: &str, fits: impl
         Ok(change) => change,
         Err(elapsed) => panic!("never seen ({elapsed}): {what}; last: {last:?}"),
     }
+}
+
+/// Checks that something took less than `limit` since `begun`.
+pub(super) fn assert_within(what: &str, begun: Moment, limit: Duration) {
+    let took = begun.elapsed();
+    assert!(took < limit, "{what}: awaited within {limit:?}, came after {took:?}");
 }
 
 pub(super) fn is_outage(error: &Error) -> bool {

@@ -40,7 +40,7 @@ pub async fn changes_come_with_exactly_their_events(h: &impl Harness) {
     let first = next(&mut watcher).await;
     let a = register(h, &server, &service, "a").await;
     let added = next(&mut watcher).await;
-    assert!(matches!(&added.events[..], [Event::Added(_)]), "{:?}", added.events);
+    assert!(matches!(&added.events[..], [Event::Added(_)]), "one was added: {:?}", added.events);
     assert_exact(&first.snapshot, &added);
     let update = a.update(|draft| {
         draft.weight(7);
@@ -49,7 +49,7 @@ pub async fn changes_come_with_exactly_their_events(h: &impl Harness) {
     let updated = next(&mut watcher).await;
     match &updated.events[..] {
         [Event::Updated { old, new }] => assert_eq!((old.instance().weight(), new.instance().weight()), (100, 7)),
-        other => panic!("{other:?}"),
+        other => panic!("one was updated: {other:?}"),
     }
     soon("deregistered", a.deregister()).await.unwrap();
     let mut removed = next(&mut watcher).await;
@@ -58,7 +58,7 @@ pub async fn changes_come_with_exactly_their_events(h: &impl Harness) {
         assert_eq!(new.instance().health(), Health::Draining);
         removed = next(&mut watcher).await;
     }
-    assert!(matches!(&removed.events[..], [Event::Removed(_)]), "{:?}", removed.events);
+    assert!(matches!(&removed.events[..], [Event::Removed(_)]), "one was removed: {:?}", removed.events);
     assert!(removed.snapshot.is_empty());
 }
 
@@ -98,7 +98,7 @@ pub async fn a_slow_watcher_gets_the_net_difference(h: &impl Harness) {
     let change = next(&mut slow).await;
     assert!(settled(&change), "one step to the latest: {change:?}");
     assert_exact(&before.snapshot, &change);
-    assert_eq!(change.events.len(), 3, "{:?}", change.events);
+    assert_eq!(change.events.len(), 3, "one update, one removal and one addition: {:?}", change.events);
 }
 
 pub async fn two_watchers_do_not_disturb_each_other(h: &impl Harness) {
@@ -163,8 +163,8 @@ pub async fn an_outage_changes_the_freshness_and_not_the_set(h: &impl Harness) {
     client.cut().await;
     let cut = stale(&mut watcher, &["a"]).await;
     assert!(cut.events.is_empty());
-    let Freshness::Stale { cause, .. } = &cut.freshness else { panic!("{:?}", cut.freshness) };
-    assert!(is_outage(cause), "{cause:?}");
+    let Freshness::Stale { cause, .. } = &cut.freshness else { panic!("it is stale: {:?}", cut.freshness) };
+    assert!(is_outage(cause), "the cause is the outage: {cause:?}");
     client.heal().await;
     let back = until(&mut watcher, "live again", |change| change.freshness.is_live()).await;
     assert_eq!(endpoints(&back.snapshot), expected(&["a"]));
@@ -266,7 +266,7 @@ pub async fn revisions_only_grow(h: &impl Harness) {
         let added = until(&mut watcher, "it comes", |change| change.snapshot.len() == 1).await.snapshot.revision();
         soon("deregistered", a.deregister()).await.unwrap();
         let removed = until(&mut watcher, "it goes", |change| change.snapshot.is_empty()).await.snapshot.revision();
-        assert!(last < added && added < removed, "{last} {added} {removed}");
+        assert!(last < added && added < removed, "revisions grow: {last}, {added}, {removed}");
         last = removed;
     }
 }
