@@ -129,6 +129,15 @@ impl Audit {
         }
     }
 
+    /// Drops a request that is under way, and has another one soon. Nobody polls it between two watches, where it could keep others from
+    /// a token or from the first connection.
+    pub(crate) fn interrupt(&mut self) {
+        if matches!(self.stage, Stage::Asking { .. }) {
+            self.rest();
+            self.soon();
+        }
+    }
+
     /// Notes that the watch told of `key`.
     pub(crate) fn moved(&mut self, key: &Arc<[u8]>) {
         if !matches!(self.stage, Stage::Idle { .. }) {

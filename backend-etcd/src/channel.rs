@@ -2,7 +2,8 @@
 //!
 //! The client library's own balanced channel keeps picking a dead member (26 % of calls fail with one of three down). This
 //! one dials the members in turn, stays with the first that answers, and moves on when a call fails in transport or its
-//! user says that the member does not answer. Dialling happens on the session's runtime, whoever calls.
+//! user says that the member does not answer. A task of its own dials, on the session's runtime, and goes on when a call that
+//! waits for it is dropped: a renewal may take less time than a handshake.
 //!
 //! A failure counts against the connection on which it occurred, never against a newer one: each connection is a [`Dialled`],
 //! and [`Used`] carries it from here to the request layer, which notices that an answer does not come.
@@ -15,8 +16,13 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
-use tokio::runtime::Handle;
+use enlist::TaskOwner;
+use futures::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+    stream::FuturesUnordered,
+};
+use tokio::{runtime::Handle, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -29,6 +35,9 @@ use crate::error::said;
 /// HTTP/2 pings find a dead peer; etcd ends connections that ping faster than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a dial has to itself before the next member is dialled beside it.
+const BESIDE: Duration = Duration::from_millis(500);
 
 /// Where TLS material lies. Files are read at every dial, so a renewed certificate is used without a restart.
 #[derive(Clone, Debug, Default)]
@@ -142,24 +151,54 @@ impl Used {
 /// A channel that fails over. Clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Failover {
-    shared: Arc<Shared>,
+    inner: Arc<Inner>,
 }
 
-struct Shared {
-    members: Members,
-    runtime: Handle,
+/// What the clones share.
+struct Inner {
+    members: Arc<Members>,
     pinned: Mutex<Pinned>,
-    /// One dial at a time; the others wait for its result.
-    dialling: tokio::sync::Mutex<()>,
+    tasks: TaskOwner,
 }
 
-#[derive(Default)]
 struct Pinned {
     /// The member that is, or is next to be, dialled.
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
-    current: Option<(Dialled, Channel)>,
+    link: Link,
+}
+
+/// What a dial ended with.
+type Outcome = Result<(Dialled, Channel), DialError>;
+
+enum Link {
+    /// No connection; the next call has one made.
+    Down,
+    /// A task dials, and calls wait for what becomes of it.
+    Dialling(Shared<oneshot::Receiver<Outcome>>),
+    Up(Dialled, Channel),
+}
+
+impl Pinned {
+    fn up(&mut self, at: usize, channel: Channel) -> (Dialled, Channel) {
+        self.generation += 1;
+        let connection = Dialled { generation: self.generation, given_up: CancellationToken::new() };
+        self.at = at;
+        self.link = Link::Up(connection.clone(), channel.clone());
+        (connection, channel)
+    }
+
+    /// Takes the connection down, if `connection` is the present one. The member at `next` is dialled then.
+    fn leave(&mut self, connection: &Dialled, next: usize) {
+        if let Link::Up(current, _) = &self.link
+            && current.generation == connection.generation
+        {
+            current.given_up.cancel();
+            self.link = Link::Down;
+            self.at = next;
+        }
+    }
 }
 
 impl Failover {
@@ -169,96 +208,124 @@ impl Failover {
             Members::Urls { urls, .. } if !urls.is_empty() => fastrand::usize(..urls.len()),
             Members::Urls { .. } | Members::Fixed(_) => 0,
         };
-        let pinned = Mutex::new(Pinned { at, ..Pinned::default() });
-        let shared = Shared { members, runtime, pinned, dialling: tokio::sync::Mutex::default() };
-        Self { shared: Arc::new(shared) }
+        let pinned = Mutex::new(Pinned { at, generation: 0, link: Link::Down });
+        let inner = Inner { members: Arc::new(members), pinned, tasks: TaskOwner::on(runtime) };
+        Self { inner: Arc::new(inner) }
     }
 
     fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
-        self.shared.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The member that is, or is next to be, dialled.
     fn url(&self) -> Option<http::Uri> {
-        match &self.shared.members {
+        match &*self.inner.members {
             Members::Urls { urls, .. } if !urls.is_empty() => Some(urls[self.pinned().at % urls.len()].uri().clone()),
             Members::Urls { .. } | Members::Fixed(_) => None,
         }
     }
 
     fn shows_no_identity(&self) -> bool {
-        matches!(&self.shared.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
+        matches!(&*self.inner.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
     }
 
-    fn current(&self) -> Option<(Dialled, Channel)> {
-        self.pinned().current.clone()
-    }
-
-    /// Gives a connection up: its member does not answer. The next call goes to another one. A connection that was given up
-    /// before stays so, whatever has been dialled since.
+    /// Gives a connection up: its member does not answer. The next call goes to another one. A newer connection is left alone, and so
+    /// is a channel that the user made, because there is no other one.
     pub(crate) fn give_up(&self, connection: &Dialled) {
-        let mut pinned = self.pinned();
-        let current = pinned.current.take_if(|(current, _)| current.generation == connection.generation);
-        if let Some((given_up, _)) = current {
-            pinned.at = pinned.at.wrapping_add(1);
-            drop(pinned);
-            given_up.given_up.cancel();
+        if let Members::Urls { .. } = &*self.inner.members {
+            let mut pinned = self.pinned();
+            let next = pinned.at.wrapping_add(1);
+            pinned.leave(connection, next);
         }
     }
 
-    async fn connected(&self) -> Result<(Dialled, Channel), DialError> {
-        if let Some(current) = self.current() {
-            return Ok(current);
-        }
-        let _one = self.shared.dialling.lock().await;
-        if let Some(current) = self.current() {
-            return Ok(current);
-        }
-        let channel = match &self.shared.members {
-            Members::Fixed(channel) => channel.clone(),
-            Members::Urls { urls, tls, connect_timeout } => self.dial(urls, tls.as_ref(), *connect_timeout).await?,
+    /// The connection; where there is none it is dialled, by one task for all who wait. Dropping the future leaves that going.
+    async fn connected(&self) -> Outcome {
+        let dialling = {
+            let mut pinned = self.pinned();
+            match (&pinned.link, &*self.inner.members) {
+                (Link::Up(connection, channel), _) => return Ok((connection.clone(), channel.clone())),
+                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(0, channel.clone())),
+                (Link::Dialling(dialling), _) => dialling.clone(),
+                (Link::Down, Members::Urls { .. }) => {
+                    let dialling = self.dial(pinned.at)?;
+                    pinned.link = Link::Dialling(dialling.clone());
+                    dialling
+                }
+            }
         };
-        let mut pinned = self.pinned();
-        pinned.generation += 1;
-        let connection = Dialled { generation: pinned.generation, given_up: CancellationToken::new() };
-        Ok(pinned.current.insert((connection, channel)).clone())
+        let ended = dialling.clone().await;
+        ended.unwrap_or_else(|_| {
+            // Its runtime is gone. The next call finds out by itself.
+            let mut pinned = self.pinned();
+            if matches!(&pinned.link, Link::Dialling(other) if other.ptr_eq(&dialling)) {
+                pinned.link = Link::Down;
+            }
+            Err(DialError(said("the session has ended")))
+        })
     }
 
-    /// Dials the members in turn, each once.
-    async fn dial(
-        &self,
-        urls: &[Endpoint],
-        tls: Option<&TlsFiles>,
-        connect_timeout: Duration,
-    ) -> Result<Channel, DialError> {
-        let first = self.pinned().at;
-        let mut last = said("no endpoint is configured");
-        for at in (0..urls.len()).map(|step| first.wrapping_add(step)) {
-            let url = &urls[at % urls.len()];
-            // Whoever waits may give up before the dial does; the next one then begins with another member.
-            self.pinned().at = at.wrapping_add(1);
-            let endpoint = match with_tls(url, tls).await {
-                Ok(endpoint) => endpoint,
+    /// Starts the task that dials, beginning with the member at `first`.
+    fn dial(&self, first: usize) -> Result<Shared<oneshot::Receiver<Outcome>>, DialError> {
+        let (tell, told) = oneshot::channel();
+        let (inner, members) = (Arc::downgrade(&self.inner), Arc::clone(&self.inner.members));
+        let task = async move {
+            let dialled = dial(&members, first).await;
+            // Without the channel nobody needs a connection.
+            let Some(inner) = inner.upgrade() else { return };
+            let mut pinned = inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+            let outcome = match dialled {
+                Ok((at, channel)) => Ok(pinned.up(at, channel)),
                 Err(cause) => {
-                    last = cause;
-                    continue;
+                    pinned.link = Link::Down;
+                    Err(DialError(cause))
                 }
             };
-            // The connection's own task lives where it was dialled.
-            let dialled = self.shared.runtime.spawn(async move { endpoint.connect().await });
-            match tokio::time::timeout(connect_timeout, AbortOnDrop(dialled)).await {
-                Ok(Ok(Ok(channel))) => {
-                    self.pinned().at = at;
-                    return Ok(channel);
-                }
-                Ok(Ok(Err(error))) => last = said(format!("{}: {}", url.uri(), chain(&error))),
-                Ok(Err(_)) => last = said("the session has ended"),
-                Err(_) => last = said(format!("{}: no connection within {connect_timeout:?}", url.uri())),
-            }
-            tracing::debug!(endpoint = %url.uri(), cause = %last, "endpoint not reached");
-        }
-        Err(DialError(last))
+            drop(pinned);
+            // Those who waited may be gone; the connection is there for the next.
+            let _ = tell.send(outcome);
+        };
+        self.inner.tasks.run("dial", task).map_err(|_| DialError(said("the session has ended")))?;
+        Ok(told.shared())
     }
+}
+
+/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and beside one
+/// that takes long. Returns the first connection, and whose it is.
+async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
+    let Members::Urls { urls, tls, connect_timeout } = members else {
+        return Err(said("this channel is not dialled"));
+    };
+    let mut left = (0..urls.len()).map(|step| first.wrapping_add(step) % urls.len());
+    let mut dials = FuturesUnordered::new();
+    let mut last = said("no endpoint is configured");
+    let mut due = Instant::now();
+    loop {
+        tokio::select! {
+            Some((at, dialled)) = dials.next() => match dialled {
+                Ok(channel) => return Ok((at, channel)),
+                Err(cause) => {
+                    tracing::debug!(endpoint = %urls[at].uri(), %cause, "endpoint not reached");
+                    (last, due) = (cause, Instant::now());
+                }
+            },
+            () = tokio::time::sleep_until(due), if left.len() > 0 => {
+                let at = left.next().unwrap_or_default();
+                dials.push(dial_one(&urls[at], tls.as_ref(), *connect_timeout).map(move |dialled| (at, dialled)));
+                due = Instant::now() + BESIDE;
+            }
+            else => return Err(last),
+        }
+    }
+}
+
+async fn dial_one(url: &Endpoint, tls: Option<&TlsFiles>, limit: Duration) -> Result<Channel, enlist::Cause> {
+    let connect = async {
+        let endpoint = with_tls(url, tls).await?;
+        endpoint.connect().await.map_err(|error| said(format!("{}: {}", url.uri(), chain(&error))))
+    };
+    let dialled = tokio::time::timeout(limit, connect).await;
+    dialled.unwrap_or_else(|_| Err(said(format!("{}: no connection within {limit:?}", url.uri()))))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -296,23 +363,6 @@ async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
     tokio::fs::read(path).await.map_err(|error| said(format!("{}: {error}", path.display())))
 }
 
-/// Aborts the task when the wait for it is given up.
-struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
-
-impl<T> Future for AbortOnDrop<T> {
-    type Output = Result<T, tokio::task::JoinError>;
-
-    fn poll(mut self: std::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        std::pin::Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 impl Service<http::Request<Body>> for Failover {
     type Response = http::Response<Body>;
     type Error = BoxError;
@@ -345,6 +395,6 @@ impl Service<http::Request<Body>> for Failover {
 
 impl fmt::Debug for Failover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Failover").field("members", &self.shared.members).finish_non_exhaustive()
+        f.debug_struct("Failover").field("members", &self.inner.members).finish_non_exhaustive()
     }
 }

@@ -217,6 +217,7 @@ impl Worker {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
+            self.audit.interrupt();
             if progressed {
                 backoff.reset();
                 refreshed = false;

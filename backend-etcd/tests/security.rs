@@ -8,15 +8,22 @@ use std::{
     error::Error as _,
     fmt::Debug,
     io::Write,
+    net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use enlist::{Endpoint, Error, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start};
+use enlist::{
+    Counter, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start, TaskOwner,
+};
 use enlist_etcd::{Etcd, EtcdBuilder, SessionRuntime};
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 use etcd_client::{Client, Permission, PermissionType};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -214,6 +221,87 @@ impl Authority {
         std::fs::write(self.path(&format!("{name}.pem")), certificate.pem()).unwrap();
         std::fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).unwrap();
     }
+}
+
+/// A way to a server on which the first answer of each connection takes a while, and with it the TLS handshake.
+struct SlowStart {
+    address: SocketAddr,
+    cuts: watch::Sender<()>,
+    _tasks: TaskOwner,
+}
+
+impl SlowStart {
+    async fn start(target: SocketAddr, delay: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let cuts = watch::Sender::new(());
+        let tasks = TaskOwner::new();
+        let told = cuts.subscribe();
+        let serve = async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let mut cut = told.clone();
+                cut.mark_unchanged();
+                connections.spawn(async move {
+                    tokio::select! {
+                        _ = cut.changed() => {}
+                        _ = Self::forward(client, target, delay) => {}
+                    }
+                });
+            }
+        };
+        tasks.run("slow start", serve).unwrap();
+        Self { address, cuts, _tasks: tasks }
+    }
+
+    async fn forward(mut client: TcpStream, target: SocketAddr, delay: Duration) -> std::io::Result<()> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut server = TcpStream::connect(target).await?;
+        let mut first = vec![0; 16 << 10];
+        // The client speaks first, and then waits for the answer.
+        let length = client.read(&mut first).await?;
+        server.write_all(&first[..length]).await?;
+        let length = server.read(&mut first).await?;
+        tokio::time::sleep(delay).await;
+        client.write_all(&first[..length]).await?;
+        tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+    }
+
+    /// Ends all connections.
+    fn cut(&self) {
+        self.cuts.send_replace(());
+    }
+}
+
+/// A renewal waits for 833 ms at most with this TTL, and the handshake takes longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_that_takes_longer_than_a_renewal_may_is_not_begun_anew_by_each() {
+    let authority = Authority::new();
+    authority.sign("server");
+    let options = ServerOptions::new().tls().arguments([
+        format!("--cert-file={}", authority.path("server.pem")),
+        format!("--key-file={}", authority.path("server.key")),
+    ]);
+    let server = EtcdServer::start_with(Provider::Process, options).await;
+    let port: u16 = server.tls_url().rsplit_once(':').unwrap().1.parse().unwrap();
+    let way = SlowStart::start(([127, 0, 0, 1], port).into(), Duration::from_millis(1500)).await;
+    let etcd = Etcd::builder([format!("https://{}", way.address)]).ca_certificate(authority.path("ca.pem"));
+    let etcd = etcd.connect().await.unwrap();
+    let options = RegisterOptions::new().ttl(Duration::from_secs(5));
+    let _a = soon("registered", etcd.register(&service(), instance(), options)).await.unwrap();
+    let renewed = async |times: u64| {
+        let before = etcd.counters().get(Counter::Renewals);
+        eventually("it is renewed", || async {
+            let now = etcd.counters().get(Counter::Renewals);
+            let lost = etcd.counters().get(Counter::LeaseLosses);
+            assert_eq!(lost, 0, "the lease is lost after {now} renewals");
+            if now >= before + times { Ok(()) } else { Err(now) }
+        })
+        .await;
+    };
+    renewed(1).await;
+    way.cut();
+    renewed(2).await;
 }
 
 #[tokio::test]
