@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::TaskOwner;
+use enlist::{Moment, TaskOwner};
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared},
@@ -35,6 +35,10 @@ use crate::error::said;
 /// HTTP/2 pings find a dead peer; etcd ends connections that ping faster than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
+/// often.
+const REST: Duration = Duration::from_secs(1);
 
 /// How long a dial has to itself before the next member is dialled beside it.
 const BESIDE: Duration = Duration::from_millis(500);
@@ -91,6 +95,32 @@ impl std::error::Error for Broken {
         Some(&self.source)
     }
 }
+
+/// A proxy answered instead of a member: a member's answer has the HTTP status 200.
+#[derive(Debug)]
+pub(crate) struct Proxied {
+    url: Option<http::Uri>,
+    status: http::StatusCode,
+}
+
+impl Proxied {
+    /// Tells a proxy that has no member to pass the request to, or too many requests.
+    fn refuses(status: http::StatusCode) -> bool {
+        use http::StatusCode as S;
+        matches!(status, S::TOO_MANY_REQUESTS | S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
+    }
+}
+
+impl fmt::Display for Proxied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.url {
+            Some(url) => write!(f, "a proxy at {url} answered {}", self.status),
+            None => write!(f, "a proxy answered {}", self.status),
+        }
+    }
+}
+
+impl std::error::Error for Proxied {}
 
 /// What is dialled.
 #[derive(Clone, Debug)]
@@ -167,6 +197,8 @@ struct Pinned {
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
     link: Link,
+    /// When each member refused to serve last.
+    refused: Vec<Option<Moment>>,
 }
 
 /// What a dial ended with.
@@ -189,16 +221,37 @@ impl Pinned {
         (connection, channel)
     }
 
-    /// Takes the connection down, if `connection` is the present one. The member at `next` is dialled then.
-    fn leave(&mut self, connection: &Dialled, next: usize) {
-        if let Link::Up(current, _) = &self.link
-            && current.generation == connection.generation
-        {
-            current.given_up.cancel();
-            self.link = Link::Down;
-            self.at = next;
-        }
+    fn is_current(&self, connection: &Dialled) -> bool {
+        matches!(&self.link, Link::Up(current, _) if current.generation == connection.generation)
     }
+
+    /// Takes the connection down. The member at `next` is dialled then.
+    fn leave(&mut self, connection: &Dialled, next: usize) {
+        connection.given_up.cancel();
+        self.link = Link::Down;
+        self.at = next;
+    }
+
+    /// Takes the connection down because its member refused to serve, if there is another one to dial; says whether there was.
+    fn refused(&mut self, connection: &Dialled) -> bool {
+        let Some(at) = self.at.checked_rem(self.refused.len()) else {
+            return false;
+        };
+        let ago: Vec<_> = self.refused.iter().map(|refused| refused.map(|at| at.elapsed())).collect();
+        self.refused[at] = Some(Moment::now());
+        let next = after_refusal(at, &ago);
+        if let Some(next) = next {
+            self.leave(connection, next);
+        }
+        next.is_some()
+    }
+}
+
+/// The member to dial after the one at `at` refused to serve; `None` is to stay. `refused` has how long ago each did so before. One
+/// that did not just refuse is preferred. The same one is dialled again now and then: it may be several behind a load balancer.
+fn after_refusal(at: usize, refused: &[Option<Duration>]) -> Option<usize> {
+    let count = refused.len();
+    (1..=count).map(|step| (at + step) % count).find(|member| refused[*member].is_none_or(|ago| ago >= REST))
 }
 
 impl Failover {
@@ -208,7 +261,11 @@ impl Failover {
             Members::Urls { urls, .. } if !urls.is_empty() => fastrand::usize(..urls.len()),
             Members::Urls { .. } | Members::Fixed(_) => 0,
         };
-        let pinned = Mutex::new(Pinned { at, generation: 0, link: Link::Down });
+        let refused = match &members {
+            Members::Urls { urls, .. } => vec![None; urls.len()],
+            Members::Fixed(_) => Vec::new(),
+        };
+        let pinned = Mutex::new(Pinned { at, generation: 0, link: Link::Down, refused });
         let inner = Inner { members: Arc::new(members), pinned, tasks: TaskOwner::on(runtime) };
         Self { inner: Arc::new(inner) }
     }
@@ -234,9 +291,19 @@ impl Failover {
     pub(crate) fn give_up(&self, connection: &Dialled) {
         if let Members::Urls { .. } = &*self.inner.members {
             let mut pinned = self.pinned();
-            let next = pinned.at.wrapping_add(1);
-            pinned.leave(connection, next);
+            if pinned.is_current(connection) {
+                let next = pinned.at.wrapping_add(1);
+                pinned.leave(connection, next);
+            }
         }
+    }
+
+    /// Notes that the member of a connection refuses to serve, and gives it up unless all have refused just now. Says whether the next
+    /// call goes over another connection.
+    pub(crate) fn refused(&self, connection: &Dialled) -> bool {
+        let mut pinned = self.pinned();
+        // Somebody else may have been refused as well, and left.
+        !pinned.is_current(connection) || pinned.refused(connection)
     }
 
     /// The connection; where there is none it is dialled, by one task for all who wait. Dropping the future leaves that going.
@@ -385,10 +452,14 @@ impl Service<http::Request<Body>> for Failover {
                 Ok(ready) => ready.call(request).await,
                 Err(error) => Err(error),
             };
-            answered.map_err(|error| {
-                this.give_up(&connection);
-                BoxError::from(Broken { url, shows_no_identity: this.shows_no_identity(), source: error })
-            })
+            match answered {
+                Ok(answer) if Proxied::refuses(answer.status()) => Err(Proxied { url, status: answer.status() }.into()),
+                Ok(answer) => Ok(answer),
+                Err(source) => {
+                    this.give_up(&connection);
+                    Err(Broken { url, shows_no_identity: this.shows_no_identity(), source }.into())
+                }
+            }
         })
     }
 }
@@ -396,5 +467,21 @@ impl Service<http::Request<Body>> for Failover {
 impl fmt::Debug for Failover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Failover").field("members", &self.inner.members).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_refusal_comes_a_member_that_did_not_just_refuse() {
+        let (just, before) = (Some(REST / 2), Some(REST));
+        assert_eq!(after_refusal(0, &[None, None, None]), Some(1));
+        assert_eq!(after_refusal(2, &[None, None, None]), Some(0));
+        assert_eq!(after_refusal(0, &[just, just, before]), Some(2));
+        assert_eq!(after_refusal(1, &[just, before, just]), Some(1), "all others just refused: the same");
+        assert_eq!(after_refusal(1, &[just, just, just]), None, "all just refused: stay");
+        assert_eq!(after_refusal(0, &[None]), Some(0), "one address may be several members");
     }
 }

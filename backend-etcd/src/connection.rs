@@ -45,6 +45,18 @@ const PROBED: &[u8] = b"\0";
 /// How often a request that was never sent is sent again within its deadline.
 const RESENDS: usize = 3;
 
+/// How many members a request is sent to within its deadline because others did not serve it.
+const MEMBERS: usize = 4;
+
+/// Whether a request may be done twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    /// It only reads, or is the same when it is done again.
+    Harmless,
+    /// It is sent again only if it certainly was not done.
+    Unsafe,
+}
+
 /// User and password.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
@@ -115,15 +127,15 @@ impl Lane {
     }
 
     async fn refresh(&self, used: &Used) -> Result<(), Failure> {
+        // Whoever waits for another one to be done with it waits for no answer.
+        used.answered();
         let asked = Moment::now();
         let mut refreshed = self.refreshed.lock().await;
         if refreshed.is_some_and(|last| last.since(asked) > Duration::ZERO) {
             return Ok(());
         }
         let clients = self.clients().await?;
-        let outcome = Box::pin(clients.client.refresh_token()).await;
-        used.answered();
-        outcome.map_err(|error| classify(&error))?;
+        Box::pin(clients.client.refresh_token()).await.map_err(|error| classify(&error))?;
         *refreshed = Some(Moment::now());
         Ok(())
     }
@@ -145,16 +157,25 @@ impl Lane {
         Err(Failure::Lost(said(format!("{what}: no answer within {limit:?}"))))
     }
 
-    /// Sends a request under the lane's deadline. What was never sent is sent again, and a stale token is renewed once.
+    /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this one refuses
+    /// it, and a stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.call_within(what, self.limit, request).await
+        self.send(what, self.limit, Repeat::Unsafe, request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`call`](Self::call), under a deadline of its own.
-    pub(crate) async fn call_within<T, F>(
+    /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done it.
+    pub(crate) async fn ask<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.ask_within(what, self.limit, request).await
+    }
+
+    /// As [`ask`](Self::ask), under a deadline of its own.
+    pub(crate) async fn ask_within<T, F>(
         &self,
         what: &str,
         limit: Duration,
@@ -163,14 +184,15 @@ impl Lane {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.open(what, limit, request).await.map(|(answer, _)| answer)
+        self.send(what, limit, Repeat::Harmless, request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`call_within`](Self::call_within); with the answer comes the connection that it came over, on which a stream goes on.
-    async fn open<T, F>(
+    /// Sends a request. With the answer comes the connection that it came over, on which a stream goes on.
+    async fn send<T, F>(
         &self,
         what: &str,
         limit: Duration,
+        repeat: Repeat,
         request: impl Fn(Clients) -> F,
     ) -> Result<(T, Option<Dialled>), Failure>
     where
@@ -179,27 +201,31 @@ impl Lane {
         let used = Used::default();
         // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
         let attempts = Box::pin(async {
-            let mut renewed = false;
-            let mut sends = 0;
+            let (mut renewed, mut sends, mut members) = (false, 0, 1);
             loop {
-                let outcome = match self.clients().await {
+                let mut outcome = match self.clients().await {
                     Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
                     Err(failure) => Err(failure),
                 };
+                if matches!(outcome, Err(Failure::StaleToken(_))) && !renewed {
+                    renewed = true;
+                    match self.refresh(&used).await {
+                        Ok(()) => continue,
+                        Err(failure) => outcome = Err(failure),
+                    }
+                }
                 let connection = used.connection();
                 used.answered();
-                match outcome {
-                    Err(Failure::StaleToken(_)) if !renewed => {
-                        renewed = true;
-                        self.refresh(&used).await?;
-                    }
-                    Err(Failure::NeverSent(_)) if sends < RESENDS => sends += 1,
-                    outcome => {
-                        if let (Err(failure), Some(connection)) = (&outcome, &connection) {
-                            self.blame(connection, failure);
-                        }
-                        return Ok((outcome?, connection));
-                    }
+                let failure = match outcome {
+                    Ok(answer) => return Ok((answer, connection)),
+                    Err(failure) => failure,
+                };
+                let moved = connection.is_some_and(|connection| self.blame(&connection, &failure));
+                match failure {
+                    Failure::NeverSent(_) if sends < RESENDS => sends += 1,
+                    Failure::Unfit(_) if moved && members < MEMBERS => members += 1,
+                    Failure::Leaderless(_) if moved && members < MEMBERS && repeat == Repeat::Harmless => members += 1,
+                    failure => return Err(failure),
                 }
             }
         });
@@ -223,17 +249,16 @@ impl Lane {
     /// Opens a watch. With it comes its connection.
     pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
         let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
-        let (stream, connection) = self.open("watch", self.limit, open).await?;
+        let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, open).await?;
         // What was answered was sent over some connection.
         let connection = connection.ok_or_else(|| Failure::Lost(said("a watch without a connection")))?;
         Ok((stream, connection))
     }
 
-    /// Gives a connection up whose member answered with `failure`, if another one may do better.
-    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) {
-        if matches!(failure, Failure::Leaderless(_)) {
-            self.give_up(connection);
-        }
+    /// Leaves a member that answered with `failure`, if another one may do better. Says whether the next request goes over another
+    /// connection.
+    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> bool {
+        failure.is_of_the_member() && self.channel.refused(connection)
     }
 }
 
@@ -312,7 +337,7 @@ impl Connection {
 
     /// One linearizable read of a key.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
-        let response = self.fast.call("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
+        let response = self.fast.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
         let revision = revision_of(&response);
         Ok((records(response).next(), revision))
     }
@@ -426,7 +451,7 @@ impl Connection {
     /// Reads a range, sorted or limited as `options` say.
     pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
         let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };
-        let response = self.fast.call("range", read).await?;
+        let response = self.fast.ask("range", read).await?;
         let revision = revision_of(&response);
         Ok((records(response).collect(), revision))
     }
@@ -448,7 +473,7 @@ impl Connection {
             let (from_key, options_ref) = (&from, &options);
             let read =
                 |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
-            let response = match self.bulk.call("list", read).await {
+            let response = match self.bulk.ask("list", read).await {
                 // A thousand values of a megabyte do not fit into one answer.
                 Err(Failure::AnswerTooLarge(_)) if page > 1 => {
                     page = (page / 8).max(1);
@@ -485,7 +510,7 @@ impl Connection {
             let (start, options) = (range.start.clone(), options.clone());
             async move { clients.kv.get(start, Some(options)).await }
         };
-        let response = self.bulk.call("numbers", read).await?;
+        let response = self.bulk.ask("numbers", read).await?;
         let count = usize::try_from(response.count()).unwrap_or(0);
         Ok((count, records(response).next().map(|record| record.modified).unwrap_or_default()))
     }
@@ -496,14 +521,14 @@ impl Connection {
             let start = range.start.clone();
             async move { clients.kv.get(start, Some(GetOptions::new().with_count_only())).await }
         };
-        let answer = self.bulk.call_within("sign of life", limit, ask).await;
-        !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_)))
+        let answer = self.bulk.ask_within("sign of life", limit, ask).await;
+        !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
     }
 
     /// What is left of a lease, and what it was granted for; `None` if it is gone.
     pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
         let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };
-        let response = self.fast.call("time to live", ask).await?;
+        let response = self.fast.ask("time to live", ask).await?;
         let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
     }

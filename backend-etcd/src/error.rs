@@ -16,8 +16,11 @@ pub(crate) enum Failure {
     NeverSent(Cause),
     /// It may have been sent and done, or not.
     Lost(Cause),
-    /// The member has no leader or no quorum: another one may have. The request may have been done, or not.
+    /// The member cannot serve at present: it has no leader or no quorum, it is about to stop, or a proxy has none behind it.
+    /// Another one may. The request may have been done, or not.
     Leaderless(Cause),
+    /// The member does not serve the request: it is a learner, or has too much to do. Another one may. The request was not done.
+    Unfit(Cause),
     /// The token has to be renewed; the request was not done.
     StaleToken(Cause),
     /// The lease is unknown; the request was not done.
@@ -40,9 +43,11 @@ impl Failure {
     /// The error for the caller; `what` names the keys or the operation.
     pub(crate) fn into_error(self, what: &str) -> Error {
         match self {
-            Self::NeverSent(cause) | Self::Lost(cause) | Self::Leaderless(cause) | Self::AnswerTooLarge(cause) => {
-                Error::Unavailable(cause)
-            }
+            Self::NeverSent(cause)
+            | Self::Lost(cause)
+            | Self::Leaderless(cause)
+            | Self::Unfit(cause)
+            | Self::AnswerTooLarge(cause) => Error::Unavailable(cause),
             Self::StaleToken(cause) => Error::AuthFailed(cause),
             Self::LeaseNotFound => Error::LeaseLost,
             Self::LeaseExists => Error::unavailable("the lease was granted before"),
@@ -51,6 +56,11 @@ impl Failure {
             Self::Denied => Error::PermissionDenied { what: what.to_owned() },
             Self::Final(error) => error,
         }
+    }
+
+    /// Says whether another member may serve what this one did not.
+    pub(crate) fn is_of_the_member(&self) -> bool {
+        matches!(self, Self::Leaderless(_) | Self::Unfit(_))
     }
 
     /// Says whether a write may have been done although it failed.
@@ -93,6 +103,7 @@ fn classify_status(status: &Status) -> Failure {
     let has = |part: &str| text.contains(part);
     match status.code() {
         _ if is_never_sent(status) => Failure::NeverSent(cause_of(status)),
+        _ if is_caused_by::<crate::channel::Proxied>(status) => Failure::Leaderless(cause_of(status)),
         Code::OutOfRange if has("has been compacted") => Failure::Compacted,
         Code::OutOfRange if has("future revision") => Failure::FutureRevision,
         Code::OutOfRange if has("decoded message length too large") => Failure::AnswerTooLarge(cause_of(status)),
@@ -112,9 +123,10 @@ fn classify_status(status: &Status) -> Failure {
         Code::FailedPrecondition if has("authentication is not enabled") => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
         }
-        Code::Unavailable if has("no leader") || has("request timed out") || has("leader changed") => {
-            Failure::Leaderless(cause_of(status))
-        }
+        Code::Unavailable if has("not supported for learner") => Failure::Unfit(cause_of(status)),
+        Code::ResourceExhausted if has("too many requests") => Failure::Unfit(cause_of(status)),
+        // No leader, no quorum, stopping, not yet capable: what etcd itself says of being unavailable concerns the member.
+        Code::Unavailable if text.starts_with("etcdserver: ") => Failure::Leaderless(cause_of(status)),
         Code::Unknown if has("context deadline exceeded") => Failure::Leaderless(cause_of(status)),
         Code::PermissionDenied => Failure::Denied,
         Code::NotFound if has("lease not found") => Failure::LeaseNotFound,
@@ -133,14 +145,18 @@ fn too_large(limit: usize) -> Failure {
 /// Says whether the request never left: the connection was refused, or hyper dropped it while it was queued.
 fn is_never_sent(status: &Status) -> bool {
     let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
-    let mut source: Option<&(dyn StdError + 'static)> = status.source();
+    queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<crate::channel::DialError>(status)
+}
+
+fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {
+    let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() || error.is::<crate::channel::DialError>() {
+        if error.is::<E>() {
             return true;
         }
         source = error.source();
     }
-    queued
+    false
 }
 
 /// The innermost reason, which names what a person can mend ("connection refused", "invalid peer certificate").
@@ -198,11 +214,14 @@ mod tests {
             (Code::PermissionDenied, "etcdserver: permission denied", "Denied"),
             (Code::ResourceExhausted, "grpc: received message larger than max (3 vs. 2097152)", "Final"),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Final"),
-            (Code::ResourceExhausted, "etcdserver: too many requests", "Lost"),
+            (Code::ResourceExhausted, "etcdserver: too many requests", "Unfit"),
             (Code::NotFound, "etcdserver: requested lease not found", "LeaseNotFound"),
             (Code::FailedPrecondition, "etcdserver: lease already exists", "LeaseExists"),
             (Code::Unavailable, "etcdserver: no leader", "Leaderless"),
             (Code::Unavailable, "etcdserver: request timed out", "Leaderless"),
+            (Code::Unavailable, "etcdserver: server stopped", "Leaderless"),
+            (Code::Unavailable, "etcdserver: unhealthy cluster", "Leaderless"),
+            (Code::Unavailable, "etcdserver: rpc not supported for learner", "Unfit"),
             (Code::Unavailable, "http2 error", "Lost"),
             (Code::Unknown, "context deadline exceeded", "Leaderless"),
             (Code::Unknown, "transport error", "Lost"),

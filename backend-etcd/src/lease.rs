@@ -484,7 +484,7 @@ impl Granting {
 /// Revokes a lease; if the store does not answer, it runs out.
 pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     let revoke = |mut clients: crate::connection::Clients| async move { clients.lease.revoke(id.get()).await };
-    match conn.fast.call("lease revoke", revoke).await {
+    match conn.fast.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
         Err(failure) => tracing::debug!(lease = id.get(), ?failure, "lease not revoked, it runs out"),
     }
@@ -598,7 +598,7 @@ impl Keeper {
     async fn renew(&self) -> Result<(), Failure> {
         let id = self.id.get();
         let renew = |mut clients: crate::connection::Clients| async move { clients.lease.keep_alive(id).await };
-        self.conn.fast.call_within("lease renewal", reply_limit(self.ttl), renew).await.map(|_| ())
+        self.conn.fast.ask_within("lease renewal", reply_limit(self.ttl), renew).await.map(|_| ())
     }
 }
 

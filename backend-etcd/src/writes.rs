@@ -291,7 +291,7 @@ fn settle(lane: &Arc<Lane>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
 
 /// Says whether etcd has answered, with a refusal that may concern one of several writes only.
 fn is_refusal(failure: &Failure) -> bool {
-    !failure.is_ambiguous() && !matches!(failure, Failure::NeverSent(_) | Failure::StaleToken(_))
+    !failure.is_ambiguous() && !matches!(failure, Failure::NeverSent(_) | Failure::StaleToken(_) | Failure::Unfit(_))
 }
 
 /// Tells each what became of it; returns those that another one kept from being done.

@@ -11,7 +11,7 @@ use enlist::{
     clock::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{EtcdCluster, eventually, soon};
+use enlist_testkit::{EtcdCluster, Mode, Proxy, eventually, soon};
 use support::{TTL, listed, register, register_many, service};
 use tokio::sync::Mutex;
 
@@ -255,4 +255,33 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     println!("noticed after {noticed:?}, fresh again {:?} after the thaw", healed.elapsed());
     let guard = soon("acquired", etcd.acquire(&name, options.deadline(Duration::from_secs(20)))).await.unwrap();
     guard.release().await.unwrap();
+}
+
+/// A learner refuses everything but its status, renewals included. The client begins with it, because nothing else can be reached
+/// then; the control is its refusal.
+#[tokio::test]
+async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
+    let mut cluster = EtcdCluster::start().await;
+    let learner = cluster.add_learner().await;
+    let proxy = Proxy::start(cluster.member(0).address()).await.unwrap();
+    proxy.set(Mode::Refuse);
+    eventually("the member is out of reach", || async {
+        let connected = tokio::net::TcpStream::connect(proxy.address()).await;
+        if connected.is_err() { Ok(()) } else { Err(connected) }
+    })
+    .await;
+    let etcd = Etcd::builder([learner, proxy.url()]).build().unwrap();
+    let name = LockName::parse("l").unwrap();
+    let refused = soon("refused", etcd.resolve(&service())).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("learner"), "{refused:?}");
+    let refused = soon("refused", etcd.try_acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("learner"), "{refused:?}");
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    proxy.heal();
+    let _registration = register(&etcd, "a").await;
+    while soon("the instance is seen", watcher.next()).await.unwrap().snapshot.is_empty() {}
+    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+    sleep_until_elapsed(Moment::now(), 2 * TTL).await;
+    assert!(guard.is_held(), "renewals go to the member");
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }

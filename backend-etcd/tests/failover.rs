@@ -4,12 +4,27 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use enlist::{Counter, LeaseChoice, RegisterOptions, Registration, Registry, Resolver, ServiceRef, Watcher};
+use enlist::{
+    Counter, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver, ServiceRef,
+    TaskOwner, Watcher,
+};
 use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
-use support::{instance, pass, server};
+use futures::future::join_all;
+use support::{TTL, beside, instance, pass, register_with, server};
+use tonic::{
+    Code, Status,
+    body::Body,
+    service::Routes,
+    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+};
+use tower::{Service, ServiceExt, service_fn};
 
 /// Watches, and instances, of one client.
 const MANY: usize = 200;
@@ -145,4 +160,159 @@ async fn redials_of_the_only_member_leave_no_connections_behind() {
     println!("{dialled} connections in all");
     assert!(dialled <= 20, "{dialled} connections in all");
     few_are_open(&[&proxy]).await;
+}
+
+/// How a member, or a proxy before it, refuses to serve.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Status(Code, &'static str),
+    Http(u16),
+}
+
+const REFUSALS: [Refusal; 5] = [
+    Refusal::Status(Code::Unavailable, "etcdserver: rpc not supported for learner"),
+    Refusal::Status(Code::Unavailable, "etcdserver: server stopped"),
+    Refusal::Status(Code::ResourceExhausted, "etcdserver: too many requests"),
+    Refusal::Http(503),
+    Refusal::Http(429),
+];
+
+/// What a gate does, and how often it refused.
+#[derive(Debug, Default)]
+struct Orders {
+    refusal: Option<Refusal>,
+    refused: usize,
+}
+
+/// An endpoint that passes everything on to etcd, or refuses every request.
+struct Gate {
+    url: String,
+    orders: Arc<Mutex<Orders>>,
+    _tasks: TaskOwner,
+}
+
+impl Gate {
+    async fn start(server: &EtcdServer) -> Self {
+        let orders = Arc::<Mutex<Orders>>::default();
+        let etcd = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+        let shared = Arc::clone(&orders);
+        let forward = service_fn(move |request| forward(etcd.clone(), Arc::clone(&shared), request));
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", incoming.local_addr().unwrap());
+        let tasks = TaskOwner::new();
+        let routes = Routes::from(axum::Router::new().fallback_service(forward));
+        let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
+        beside(&tasks, async move { serve.await.unwrap() });
+        Self { url, orders, _tasks: tasks }
+    }
+
+    fn refuse(&self, refusal: Refusal) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).refusal = Some(refusal);
+    }
+
+    fn refused(&self) -> usize {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).refused
+    }
+}
+
+async fn forward(
+    mut etcd: Channel,
+    orders: Arc<Mutex<Orders>>,
+    request: http::Request<axum::body::Body>,
+) -> Result<http::Response<Body>, Infallible> {
+    let refusal = {
+        let mut orders = orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.refused += usize::from(orders.refusal.is_some());
+        orders.refusal
+    };
+    match refusal {
+        Some(Refusal::Status(code, text)) => return Ok(Status::new(code, text).into_http()),
+        Some(Refusal::Http(status)) => {
+            let body = Body::new("no healthy upstream".to_owned());
+            return Ok(http::Response::builder().status(status).body(body).unwrap());
+        }
+        None => {}
+    }
+    let answer = async { etcd.ready().await?.call(request.map(Body::new)).await };
+    Ok(answer.await.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http()))
+}
+
+/// Renewals, registrations, locks and watches, all of which began with the member that refuses from some time on.
+async fn refusals_are_left(server: &EtcdServer, refusal: Refusal) {
+    let gate = Gate::start(server).await;
+    let other = Proxy::start(server.address()).await.unwrap();
+    other.set(Mode::Refuse);
+    eventually("the other one is out of reach", || async {
+        let connected = tokio::net::TcpStream::connect(other.address()).await;
+        if connected.is_err() { Ok(()) } else { Err(connected) }
+    })
+    .await;
+    let etcd = Etcd::builder([gate.url.clone(), other.url()]).connect().await.unwrap();
+    // One client of several beside each other.
+    let own = |what: &str| format!("{what}-{}", gate.url.rsplit(':').next().unwrap());
+    let _first = register_with(&etcd, &own("first"), RegisterOptions::new()).await;
+    let name = LockName::parse(own("lock")).unwrap();
+    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+    soon("resolved", etcd.resolve(&support::service())).await.unwrap();
+    other.heal();
+    gate.refuse(refusal);
+    let service = ServiceRef::parse(own("svc")).unwrap();
+    let mut watcher = etcd.watch(&service).await.unwrap();
+    assert!(soon("a list", watcher.next()).await.unwrap().snapshot.is_empty());
+    let second = etcd.register(&service, instance("second"), support::options());
+    let _second = soon("registered", second).await.unwrap();
+    while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
+    pass(2 * TTL).await;
+    assert!(guard.is_held(), "{refusal:?}");
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "{refusal:?}");
+    println!("{refusal:?}: {} refused", gate.refused());
+    assert!((1..20).contains(&gate.refused()), "{refusal:?}: {} refused", gate.refused());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_refuses_to_serve_is_left_for_another() {
+    let server = server().await;
+    join_all(REFUSALS.map(|refusal| refusals_are_left(&server, refusal))).await;
+}
+
+/// Whichever member a client begins with.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_connects_although_one_member_refuses_to_serve() {
+    let server = server().await;
+    for refusal in REFUSALS {
+        let gate = Gate::start(&server).await;
+        gate.refuse(refusal);
+        let mut begun = 0;
+        // By chance it takes a few attempts.
+        while gate.refused() == 0 {
+            let etcd = Etcd::builder([gate.url.clone(), server.url()]).connect().await;
+            let etcd = etcd.unwrap_or_else(|error| panic!("{refusal:?}: {error:?}"));
+            assert!(etcd.resolve(&support::service()).await.unwrap().is_empty(), "{refusal:?}");
+            begun += 1;
+            assert!(begun < 100, "{refusal:?} was never met");
+        }
+    }
+}
+
+/// Where every member refuses, none is dialled again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_all_refuse_are_dialled_at_a_slow_pace() {
+    const LASTS: Duration = Duration::from_secs(5);
+    let server = server().await;
+    let gates = [Gate::start(&server).await, Gate::start(&server).await];
+    let address = |gate: &Gate| gate.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let ways = [Proxy::start(address(&gates[0])).await.unwrap(), Proxy::start(address(&gates[1])).await.unwrap()];
+    let etcd = Etcd::builder(ways.each_ref().map(Proxy::url)).connect().await.unwrap();
+    for gate in &gates {
+        gate.refuse(Refusal::Status(Code::ResourceExhausted, "etcdserver: too many requests"));
+    }
+    let mut watchers = Vec::new();
+    for number in 0..MANY {
+        watchers.push(etcd.watch(&named(number)).await.unwrap());
+    }
+    pass(LASTS).await;
+    let dialled: usize = ways.iter().map(|way| way.connections().len()).sum();
+    println!("{dialled} connections, {} refused", gates.iter().map(Gate::refused).sum::<usize>());
+    // Each member once a second, for watches and for requests.
+    assert!(dialled <= 4 * 6 + 4, "{dialled} connections");
 }

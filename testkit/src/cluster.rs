@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::{
+    gateway,
     proxy::{Direction, Mode, Proxy},
     server::{EtcdServer, Peers, Provider, ServerOptions},
     wait::eventually,
@@ -19,6 +20,9 @@ pub struct EtcdCluster {
     peers: Vec<Proxy>,
     /// The ids, as etcd writes them in requests between members.
     ids: Vec<String>,
+    provider: Provider,
+    initial: String,
+    learner: Option<EtcdServer>,
 }
 
 impl EtcdCluster {
@@ -56,13 +60,14 @@ impl EtcdCluster {
         let named = members.iter().zip(&peers).map(|(member, peer)| format!("{}={}", member.name(), peer.url()));
         let initial = named.collect::<Vec<_>>().join(",");
         for (member, peer) in members.iter_mut().zip(&peers) {
-            member.join(Peers { advertised: peer.url(), initial: initial.clone() });
+            member.join(Peers { advertised: peer.url(), initial: initial.clone(), existing: false });
         }
         // None is ready before most are there.
         let [first, second, third] = &mut members[..] else { return Err("three members".to_owned()) };
         let (first, second, third) = tokio::join!(first.up(), second.up(), third.up());
         first.and(second).and(third)?;
-        let mut cluster = Self { members, peers, ids: Vec::new() };
+        let provider = provider.clone();
+        let mut cluster = Self { members, peers, ids: Vec::new(), provider, initial, learner: None };
         for member in &cluster.members {
             let ids = eventually("a member tells its id", || async { member.status().await.ok_or("no answer") }).await;
             let id: u64 = ids.0.parse().map_err(|_| format!("{:?} is no id", ids.0))?;
@@ -93,6 +98,39 @@ impl EtcdCluster {
     /// As [`member`](Self::member).
     pub fn member_mut(&mut self, number: usize) -> &mut EtcdServer {
         &mut self.members[number]
+    }
+
+    /// Adds a learner, which gets everything and serves next to nothing, and waits until it answers. Returns its URL.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be added or does not answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a learner in the cluster that does not run.
+    pub async fn add_learner(&mut self) -> String {
+        let mut learner = EtcdServer::down(&self.provider, ServerOptions::new());
+        let advertised = format!("http://{}", learner.peer_address());
+        let body = format!(r#"{{"peerURLs":["{advertised}"],"isLearner":true}}"#);
+        // A cluster takes nobody in before its members have known each other for a few seconds.
+        let id = eventually("a learner is added", || async {
+            let added = gateway::tell(self.members[0].address(), "/v3/cluster/member/add", &body).await;
+            added.as_deref().and_then(|answer| gateway::number(answer, "ID")).ok_or(added)
+        })
+        .await;
+        let initial = format!("{},{}={advertised}", self.initial, learner.name());
+        learner.join(Peers { advertised, initial, existing: true });
+        learner.begin().await.expect("a learner starts");
+        // It refuses to list the members, so it is asked who it is.
+        eventually("the learner answers", || async {
+            match learner.status().await {
+                Some((own, _)) if own == id => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        self.learner.insert(learner).url()
     }
 
     /// The number of the leader. Waits for one.

@@ -14,11 +14,17 @@ pub(crate) async fn members(address: SocketAddr) -> Option<String> {
 
 /// Asks over etcd's JSON gateway; `None` without an answer.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> Option<String> {
+    tell(address, path, "{}").await
+}
+
+/// Sends `body` over etcd's JSON gateway; `None` without an answer.
+pub(crate) async fn tell(address: SocketAddr, path: &str, body: &str) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
-             Content-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
         );
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();

@@ -117,6 +117,8 @@ pub struct EtcdServer {
 pub(crate) struct Peers {
     pub(crate) advertised: String,
     pub(crate) initial: String,
+    /// The cluster is there already.
+    pub(crate) existing: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -314,21 +316,28 @@ impl EtcdServer {
 
     /// Starts it for the first time.
     pub(crate) async fn up(&mut self) -> Result<(), String> {
+        if let State::Given(address) = self.state {
+            return match gateway::members(address).await {
+                Some(_) => Ok(()),
+                None => Err(format!("ENLIST_TEST_ETCD: no etcd answers at {address}")),
+            };
+        }
+        self.begin().await?;
+        self.ready().await
+    }
+
+    /// Starts it, without waiting for its answers.
+    pub(crate) async fn begin(&mut self) -> Result<(), String> {
         let arguments = self.arguments();
         match &mut self.state {
-            State::Given(address) => {
-                return match gateway::members(*address).await {
-                    Some(_) => Ok(()),
-                    None => Err(format!("ENLIST_TEST_ETCD: no etcd answers at {address}")),
-                };
-            }
+            State::Given(address) => return Err(not_ours(*address)),
             State::Process { running, directory } => {
                 *running = Some(Box::new(Running::start(&arguments, directory.path()).await?));
             }
             #[cfg(feature = "containers")]
             State::Container(container) => container.start(&arguments, self.ports.client).await?,
         }
-        self.ready().await
+        Ok(())
     }
 
     fn arguments(&self) -> Vec<String> {
@@ -348,8 +357,8 @@ impl EtcdServer {
             urls = format!("{urls},https://{listen}:{tls}");
         }
         let peer = format!("http://127.0.0.1:{peer}");
-        let alone = || Peers { advertised: peer.clone(), initial: format!("{}={peer}", self.name) };
-        let Peers { advertised, initial } = self.peers.clone().unwrap_or_else(alone);
+        let alone = || Peers { advertised: peer.clone(), initial: format!("{}={peer}", self.name), existing: false };
+        let Peers { advertised, initial, existing } = self.peers.clone().unwrap_or_else(alone);
         let mut arguments = vec![
             format!("--name={}", self.name),
             format!("--data-dir={data}"),
@@ -358,6 +367,7 @@ impl EtcdServer {
             format!("--listen-peer-urls={peer}"),
             format!("--initial-advertise-peer-urls={advertised}"),
             format!("--initial-cluster={initial}"),
+            format!("--initial-cluster-state={}", if existing { "existing" } else { "new" }),
             "--log-level=error".to_owned(),
         ];
         arguments.extend(self.options.arguments.iter().cloned());
