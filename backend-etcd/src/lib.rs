@@ -59,6 +59,7 @@ mod registry;
 mod session;
 mod stander;
 mod sweep;
+mod watch_stream;
 mod watcher;
 mod writes;
 

@@ -10,8 +10,7 @@
 //! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that R is
 //! gone.
 //!
-//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`]. A watch that is
-//! silent is asked for a sign of life, because a dead peer says nothing.
+//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,38 +19,26 @@ use std::{
 };
 
 use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, TaskOwner, feed::FeedReader};
-use etcd_client::{GetOptions, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 use tracing::Instrument;
 
 use crate::{
     audit::{Answer, Audit, Outcome, Verdict},
     channel::Dialled,
     connection::{Connection, header_revision, signed},
-    error::{Failure, classify, classify_cancel, said},
+    error::{Failure, classify_cancel, said},
     mirror::{KeyEvent, Mirror},
     record::{KeyRange, Record},
     session::Session,
+    watch_stream::{OpenWatch, WatchEnd},
 };
-
-/// How long a watch may be silent before it is asked for a sign of life.
-const SILENCE: Duration = Duration::from_secs(5);
-
-/// How long it may take to give one; a healthy one needs milliseconds.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
-
-/// How long its member may then take to answer another request.
-const ANSWER: Duration = Duration::from_secs(2);
-
-/// How long a watch may stay silent all the same if its member answers other requests, twice as long after each time that this
-/// did not help. A member that prepares a revision of a hundred thousand keys says nothing on the watch for 10 s and more, and
-/// would start over at each resumption.
-const PATIENCE: Duration = Duration::from_secs(24);
-
-/// The most doublings of that.
-const MAX_DOUBLINGS: u32 = 3;
 
 /// After so many messages in a row that told nothing new the watch goes to another member.
 const MAX_REPEATS: u32 = 3;
+
+/// After so many watches in a row that fell silent the range is listed again: what one of them waits for may not arrive over it at
+/// all, such as a large message over a slow connection, while a list comes by pages.
+const MAX_SILENCES: u32 = 2;
 
 /// How long trouble that somebody has to mend is left alone.
 const SLOW: Duration = Duration::from_secs(10);
@@ -156,6 +143,7 @@ fn start(session: &Arc<Session>, range: KeyRange, known: Option<(Mirror, Begin)>
         read: Revision::default(),
         repeats: 0,
         silences: 0,
+        skipped: None,
     };
     let published = Arc::clone(&feed);
     let span = tracing::info_span!("watch", range = %worker.range.describe());
@@ -179,8 +167,24 @@ enum End {
     WentBack,
     /// An audit found so many keys that are not as in etcd.
     Wrong(usize),
-    /// A request failed, or the stream ended or fell silent.
+    /// A message of the watch is larger than what is accepted, and would be at each resumption.
+    TooLarge,
+    /// So many watches in a row gave no sign of life.
+    Silent(u32),
+    /// A request failed, or the stream ended.
     Broken(Failure),
+}
+
+/// Why the range is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relist {
+    /// Nothing is known yet.
+    First,
+    Compacted,
+    WentBack,
+    Wrong,
+    TooLarge,
+    Silent,
 }
 
 struct Worker {
@@ -202,14 +206,17 @@ struct Worker {
     read: Revision,
     /// How many messages in a row told nothing new.
     repeats: u32,
-    /// How often in a row a watch was given up because it was silent.
+    /// How many watches in a row gave no sign of life.
     silences: u32,
+    /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for again.
+    skipped: Option<Revision>,
 }
 
 impl Worker {
     async fn run(mut self) {
         let mut backoff = BackoffPolicy::default().start();
-        let mut list = self.mirror.is_none();
+        let unknown = |mirror: &Option<Mirror>| mirror.is_none().then_some(Relist::First);
+        let mut list = unknown(&self.mirror);
         let mut refreshed = false;
         loop {
             let mut progressed = false;
@@ -222,25 +229,34 @@ impl Worker {
                 backoff.reset();
                 refreshed = false;
             }
-            list = self.mirror.is_none();
+            list = unknown(&self.mirror);
             let delay = match end {
                 End::Compacted => {
                     tracing::debug!("watch compacted, listing again");
-                    list = true;
+                    list = Some(Relist::Compacted);
                     Duration::ZERO
                 }
                 End::WentBack => {
                     tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
-                    list = true;
+                    list = Some(Relist::WentBack);
                     Duration::ZERO
                 }
                 End::Wrong(keys) => {
                     tracing::warn!(keys, "watch had missed changes, listing again");
                     self.counters.add(Counter::AuditRepairs, keys as u64);
-                    list = true;
+                    list = Some(Relist::Wrong);
                     Duration::ZERO
+                }
+                End::TooLarge => {
+                    tracing::debug!("watch message too large, listing again");
+                    list = Some(Relist::TooLarge);
+                    Duration::ZERO
+                }
+                End::Silent(times) => {
+                    list = list.or((times >= MAX_SILENCES).then_some(Relist::Silent));
+                    self.broken(Failure::Lost(said("the watch gives no sign of life")), &mut backoff)
                 }
                 // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
                 End::Broken(Failure::StaleToken(_) | Failure::Denied)
@@ -270,57 +286,59 @@ impl Worker {
     }
 
     /// Lists if asked to, then follows a watch until it ends.
-    async fn round(&mut self, list: bool, progressed: &mut bool) -> Result<std::convert::Infallible, End> {
-        if list {
-            self.list().await?;
+    async fn round(&mut self, list: Option<Relist>, progressed: &mut bool) -> Result<std::convert::Infallible, End> {
+        if let Some(why) = list {
+            self.list(why).await?;
             *progressed = true;
         }
         let asked = Moment::now();
-        let (mut stream, connection) = self.open(list).await?;
-        let mut parts = Vec::new();
+        let mut watch = self.open(list.is_some()).await?;
         let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
+        let connection = watch.connection().clone();
         loop {
-            let patience = PATIENCE * 2u32.pow(self.silences);
             // One wait however many steps of an audit come in between: they are no sign of life.
-            let mut reading = std::pin::pin!(message(&conn, &counters, &range, &mut stream, patience));
+            let mut reading = std::pin::pin!(watch.next(&conn, &counters, &range));
             let message = loop {
                 tokio::select! {
                     message = &mut reading => break message,
                     ready = self.audit.ready() => self.audited(ready)?,
-                    () = connection.given_up() => return Err(lost("the connection of the watch was given up")),
                 }
             };
             let message = self.heard(message, &connection)?;
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
-            if created && std::mem::replace(&mut self.opened, true) && !list {
+            if created && std::mem::replace(&mut self.opened, true) && list.is_none() {
                 self.counters.count(Counter::WatchResumes);
                 self.audit.soon();
             }
-            self.take(message, created, asked, &mut parts, &connection)?;
+            self.take(message, created, asked, &connection)?;
         }
     }
 
     /// Takes note of whether the watch is alive.
-    fn heard(
-        &mut self,
-        message: Option<Result<WatchResponse, Failure>>,
-        connection: &Dialled,
-    ) -> Result<WatchResponse, End> {
-        let Some(message) = message else {
-            self.silences = (self.silences + 1).min(MAX_DOUBLINGS);
-            self.conn.bulk.give_up(connection);
-            return Err(lost("the watch gives no sign of life"));
-        };
-        let message = message.map_err(|failure| {
-            self.conn.bulk.blame(connection, &failure);
-            End::Broken(failure)
-        })?;
-        if !message.created() {
-            self.silences = 0;
+    fn heard(&mut self, message: Result<WatchResponse, WatchEnd>, connection: &Dialled) -> Result<WatchResponse, End> {
+        match message {
+            Ok(message) => {
+                if !message.created() {
+                    self.silences = 0;
+                }
+                Ok(message)
+            }
+            Err(WatchEnd::Silent { member_answers }) => {
+                self.silences += 1;
+                // A member that answers may have lost this one watch only.
+                if !member_answers || self.silences >= MAX_SILENCES {
+                    self.conn.bulk.give_up(connection);
+                }
+                Err(End::Silent(self.silences))
+            }
+            Err(WatchEnd::Broken(Failure::AnswerTooLarge(_))) => Err(End::TooLarge),
+            Err(WatchEnd::Broken(failure)) => {
+                self.conn.bulk.blame(connection, &failure);
+                Err(End::Broken(failure))
+            }
         }
-        Ok(message)
     }
 
     /// Goes on with an audit.
@@ -343,7 +361,7 @@ impl Worker {
         }
     }
 
-    async fn list(&mut self) -> Result<(), End> {
+    async fn list(&mut self, why: Relist) -> Result<(), End> {
         let asked = Moment::now();
         let (records, revision) = self.conn.list(&self.range).await.map_err(|failure| match failure {
             Failure::Compacted | Failure::FutureRevision => End::Compacted,
@@ -358,6 +376,7 @@ impl Worker {
         let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
         mirror.relist(records, revision, self.epoch);
         self.feed.publish(mirror.clone(), asked);
+        self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
         self.audit.rest();
         Ok(())
     }
@@ -366,21 +385,18 @@ impl Worker {
         self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
     }
 
-    async fn open(&mut self, listed: bool) -> Result<(WatchStream, Dialled), End> {
+    async fn open(&mut self, listed: bool) -> Result<OpenWatch, End> {
         self.begins = self.seen();
         // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
         // begins in the past within 100 ms.
         let past = (listed || self.opened) && self.begins > Revision::default();
         let from = match self.begin {
-            _ if past => self.begins,
-            Begin::Known => self.begins.next(),
-            Begin::Now => Revision::default(),
+            _ if past && self.skipped != Some(self.begins) => self.begins,
+            Begin::Now if !past => Revision::default(),
+            Begin::Known | Begin::Now => self.begins.next(),
         };
-        let mut options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify().with_fragment();
-        if let Some(end) = &self.range.end {
-            options = options.with_range(end.clone());
-        }
-        self.conn.bulk.watch(&self.range.start, &options).await.map_err(End::Broken)
+        let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
+        OpenWatch::open(&self.conn, &self.range, options).await.map_err(End::Broken)
     }
 
     /// Reads what happened between what is known and `opened`, the revision after which a watch tells that began now.
@@ -423,42 +439,33 @@ impl Worker {
         Ok(())
     }
 
-    /// Takes what the message says; publishes at the end of a revision only.
-    fn take(
-        &mut self,
-        message: WatchResponse,
-        created: bool,
-        asked: Moment,
-        parts: &mut Vec<KeyEvent>,
-        connection: &Dialled,
-    ) -> Result<(), End> {
+    /// Takes what the message says. It has whole revisions: what is published is always the state at one.
+    fn take(&mut self, message: WatchResponse, created: bool, asked: Moment, connection: &Dialled) -> Result<(), End> {
         let now = Moment::now();
         let header = header_revision(message.header());
-        let (fragment, watch_id) = (message.0.fragment, message.watch_id());
+        let watch_id = message.watch_id();
         let has_events = !message.events().is_empty();
+        let mut events = Vec::with_capacity(message.events().len());
         for event in message.0.events {
             match key_event(event) {
                 Some(event) if event.revision() == self.begins || event.revision() <= self.read => {}
                 Some(event) => {
                     self.audit.moved(event.key());
-                    parts.push(event);
+                    events.push(event);
                 }
                 // Nothing is known about its key, so something may be missed.
                 None => self.audit.soon(),
             }
         }
-        if fragment {
-            return Ok(());
-        }
         let Some(mirror) = &mut self.mirror else {
             return Ok(());
         };
-        if !parts.is_empty() {
-            let told = parts.len();
-            let dropped = mirror.apply(std::mem::take(parts));
+        if !events.is_empty() {
+            let told = events.len();
+            let dropped = mirror.apply(events);
             self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
             self.counters.add(Counter::WatchRepeats, dropped as u64);
-            if dropped == told && told > 0 {
+            if dropped == told {
                 return self.repeated(connection);
             }
             self.repeats = 0;
@@ -507,47 +514,5 @@ fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
         0 => Some(KeyEvent::Put(pair)),
         1 => Some(KeyEvent::Delete { key: pair.key, revision }),
         _ => None,
-    }
-}
-
-/// The next message; `None` from a silent stream that was asked for a sign of life and gave none.
-async fn message(
-    conn: &Connection,
-    counters: &Counters,
-    range: &KeyRange,
-    stream: &mut WatchStream,
-    patience: Duration,
-) -> Option<Result<WatchResponse, Failure>> {
-    if let Ok(read) = tokio::time::timeout(SILENCE, stream.message()).await {
-        return Some(told(read));
-    }
-    counters.count(Counter::WatchChecks);
-    if let Err(error) = stream.request_progress().await {
-        return Some(Err(classify(&error)));
-    }
-    if let Ok(read) = tokio::time::timeout(SIGN_OF_LIFE, stream.message()).await {
-        return Some(told(read));
-    }
-    let mut asking = std::pin::pin!(conn.answers(range, ANSWER));
-    let mut limit = std::pin::pin!(tokio::time::sleep(ANSWER));
-    let mut answers = None;
-    loop {
-        tokio::select! {
-            read = stream.message() => return Some(told(read)),
-            answer = &mut asking, if answers.is_none() => answers = Some(answer),
-            () = &mut limit => break,
-        }
-    }
-    if answers != Some(true) {
-        return None;
-    }
-    tokio::time::timeout(patience, stream.message()).await.ok().map(told)
-}
-
-fn told(read: Result<Option<WatchResponse>, etcd_client::Error>) -> Result<WatchResponse, Failure> {
-    match read {
-        Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(Failure::Lost(said("the watch ended"))),
-        Err(error) => Err(classify(&error)),
     }
 }

@@ -50,8 +50,6 @@ pub enum Lie {
     EarlyProgress,
     /// Their type is one that does not exist.
     UnknownType,
-    /// Only the first half of a fragmented revision comes, then the stream ends.
-    HalfFragment,
     /// They claim a revision that is a thousand ahead.
     Future,
     /// Their message has no revision in its header.
@@ -513,7 +511,7 @@ fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) -> PbWatchRes
     PbWatchResponse { header, events, ..PbWatchResponse::default() }
 }
 
-/// The messages of one revision, under a lie; whether the stream ends after them, or falls silent.
+/// The messages of one revision, under a lie. It is returned: after some the stream falls silent.
 fn told(
     lie: Option<Lie>,
     header: Option<PbResponseHeader>,
@@ -549,11 +547,6 @@ fn told(
             }
         }),
         Some(Lie::NoRevision) => vec![message(at(0), events)],
-        Some(Lie::HalfFragment) => {
-            let half = events.len().div_ceil(2);
-            let first = events.into_iter().take(half).collect();
-            vec![PbWatchResponse { fragment: true, ..message(header, first) }]
-        }
     };
     (messages, lie)
 }

@@ -235,10 +235,8 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
                 }
             }
             next = revision + 1;
-            match lie {
-                Some(Lie::HalfFragment) => return,
-                Some(Lie::Silence) => return tell.closed().await,
-                _ => {}
+            if lie == Some(Lie::Silence) {
+                return tell.closed().await;
             }
         }
         tokio::select! {
