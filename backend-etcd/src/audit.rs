@@ -1,8 +1,11 @@
 //! Audits: is a watched range still what etcd holds? A watch can lose an event without a word.
 //!
-//! An audit asks for two numbers, how many keys there are and when the newest was changed: together they tell whether any key
-//! was put or deleted since. Only where they differ, and every few times anyway, the whole range is read and compared. What is
-//! still on its way over the watch is no difference: the comparison waits, and leaves out keys that moved meanwhile.
+//! A range is compared page by page, in turn, so that all of it is compared within the interval. A page is one linearizable read of
+//! at most a thousand keys without their values: the revision of its last change tells what a key holds. Nothing less would do:
+//! the number of keys and their newest change are the same again once another change has come after the one that was lost.
+//!
+//! What is still on its way over the watch is no difference: the comparison waits until the watch has reached the page's revision,
+//! or has been quiet for a while, and leaves out keys that moved meanwhile.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -10,41 +13,42 @@ use enlist::{Moment, Revision, backoff::spread};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
-use crate::{connection::Connection, error::Failure, mirror::Mirror, record::KeyRange, record::Record};
-
-/// Every so many audits read the whole range although the two numbers agree.
-const WHOLE: u32 = 4;
+use crate::{
+    connection::{Connection, PAGE},
+    error::Failure,
+    mirror::Mirror,
+    record::{KeyRange, Record},
+};
 
 /// How long what differs gets to arrive over the watch before it is looked at again; twice as long each time.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often what differs is looked at before it counts.
+/// How often what differs is looked at, while the watch is quiet, before it counts.
 const LOOKS: u32 = 4;
 
 /// After a reconnection, or after an audit that failed, one comes this soon, spread by as much again.
 const SOON: Duration = Duration::from_secs(2);
 
-/// What etcd says of a range.
-#[derive(Debug)]
-pub(crate) enum Answer {
-    /// How many keys there are, and when the newest was changed.
-    Numbers { count: usize, newest: Revision },
-    /// All of it.
-    Whole(Whole),
-}
+/// The longest interval; a longer one would not fit into the clock.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A range as etcd holds it.
+/// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]
-pub(crate) struct Whole {
+pub(crate) struct Page {
+    pub(crate) from: Vec<u8>,
+    pub(crate) upto: Option<Arc<[u8]>>,
+    /// Without values.
     pub(crate) records: Vec<Record>,
     pub(crate) revision: Revision,
+    /// How many keys of the range there are from `from` on.
+    pub(crate) count: usize,
     /// The mirror's revision when etcd was asked: a linearizable read cannot be older.
     pub(crate) floor: Revision,
 }
 
 /// What a comparison shows.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+enum Verdict {
     Right,
     /// So many keys are not as in etcd.
     Wrong(usize),
@@ -52,177 +56,219 @@ pub(crate) enum Verdict {
     WentBack,
 }
 
-/// Compares the mirror with what etcd said. `moved` are the keys that the watch told of since etcd was asked.
-pub(crate) fn verdict(whole: &Whole, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict {
-    if whole.revision < whole.floor {
+/// Compares the mirror with a page. `moved` are the keys that the watch told of since etcd was asked.
+fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict {
+    if page.revision < page.floor {
         return Verdict::WentBack;
     }
     let mut wrong = 0;
-    let mut both = 0;
-    for record in &whole.records {
+    for record in &page.records {
         match mirror.get(&record.key) {
-            Some(known) => {
-                both += 1;
-                if known.modified > record.modified && known.modified <= whole.revision {
-                    // One history cannot have two latest changes of one key at or before one revision.
-                    return Verdict::WentBack;
-                }
-                if known.modified < record.modified && !moved.contains(&record.key) {
-                    wrong += 1;
-                }
+            // One history cannot have two latest changes of one key at or before one revision.
+            Some(known) if known.modified > record.modified && known.modified <= page.revision => {
+                return Verdict::WentBack;
             }
-            None if moved.contains(&record.key) => {}
-            None => wrong += 1,
+            Some(known) if known.modified >= record.modified => {}
+            _ if moved.contains(&record.key) => {}
+            _ => wrong += 1,
         }
     }
-    if both < mirror.len() {
-        let listed: HashSet<&[u8]> = whole.records.iter().map(|record| &*record.key).collect();
-        let extra = mirror.records().filter(|record| record.modified <= whole.revision);
-        wrong += extra.filter(|record| !listed.contains(&*record.key) && !moved.contains(&record.key)).count();
-    }
+    let listed: HashSet<&[u8]> = page.records.iter().map(|record| &*record.key).collect();
+    let extra = mirror.between(&page.from, page.upto.as_deref()).filter(|record| record.modified <= page.revision);
+    wrong += extra.filter(|record| !listed.contains(&*record.key) && !moved.contains(&record.key)).count();
     if wrong == 0 { Verdict::Right } else { Verdict::Wrong(wrong) }
+}
+
+/// Says whether a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
+/// watch told of something since the last look.
+fn may_arrive(page: &Page, mirror: &Mirror, look: u32, advanced: bool) -> bool {
+    mirror.revision < page.revision && (advanced || look < LOOKS)
+}
+
+/// The time from one page to the next, so that so many of them fit into the interval; drawn, so that clients spread.
+fn pause(every: Duration, pages: usize) -> Duration {
+    let share = every / u32::try_from(pages.max(1)).unwrap_or(u32::MAX);
+    share / 2 + spread(share / 2)
+}
+
+/// How many pages so many keys are.
+fn pages(keys: usize) -> usize {
+    keys / usize::try_from(PAGE).unwrap_or(1) + 1
 }
 
 /// The audits of one range.
 pub(crate) struct Audit {
     every: Option<Duration>,
-    finished: u32,
     stage: Stage,
-    /// Keys that the watch told of since etcd was asked for everything.
+    /// Where the next page begins; at the start of the range if it is empty.
+    next: Vec<u8>,
+    /// When the first page of the present round was asked for.
+    begun: Option<Moment>,
+    /// The present page is the first one of its round.
+    first: bool,
+    /// The numbers of keys differ, so what is left of this round does not wait for its time.
+    hurried: bool,
+    /// Keys that the watch told of since etcd was asked.
     moved: HashSet<Arc<[u8]>>,
 }
 
 enum Stage {
     Idle { due: Option<Instant> },
-    Asking { asked: Moment, answer: BoxFuture<'static, Result<Answer, Failure>> },
-    Comparing { asked: Moment, whole: Whole, look: u32, due: Instant },
+    Asking { answer: BoxFuture<'static, Result<Page, Failure>> },
+    Comparing { page: Page, look: u32, due: Instant, at: Revision },
 }
 
 /// What the owner of an audit has to do with its outcome.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Outcome {
     /// Nothing; it goes on.
     Pending,
-    Verdict(Verdict),
+    /// The whole range was as in etcd; the oldest page was asked for then.
+    Right(Moment),
+    /// So many keys are not as in etcd.
+    Wrong(usize),
+    /// The store's history is not the one that the mirror was made from.
+    WentBack,
 }
 
 impl Audit {
-    /// Audits that come every `every`, jittered by half; none without it.
+    /// Audits in which each key is compared once every `every`; none without it.
     pub(crate) fn new(every: Option<Duration>) -> Self {
-        let mut audit = Self { every, finished: 0, stage: Stage::Idle { due: None }, moved: HashSet::new() };
-        audit.rest();
+        let mut audit = Self {
+            every: every.map(|every| every.min(LONGEST)),
+            stage: Stage::Idle { due: None },
+            next: Vec::new(),
+            begun: None,
+            first: true,
+            hurried: false,
+            moved: HashSet::new(),
+        };
+        audit.rest(0);
         audit
     }
 
-    /// Waits for the regular time of the next one.
-    pub(crate) fn rest(&mut self) {
-        self.moved = HashSet::new();
-        self.stage = Stage::Idle { due: self.every.map(|every| Instant::now() + every / 2 + spread(every)) };
+    /// Begins anew at the start of the range, which has so many keys, at its regular time.
+    pub(crate) fn rest(&mut self, keys: usize) {
+        (self.next, self.begun, self.hurried) = (Vec::new(), None, false);
+        self.idle(keys);
     }
 
-    /// Has one soon: something may have been missed.
+    fn idle(&mut self, keys: usize) {
+        self.moved = HashSet::new();
+        let due = self.every.map(|every| {
+            let wait = if self.hurried { Duration::ZERO } else { pause(every, pages(keys)) };
+            Instant::now() + wait
+        });
+        self.stage = Stage::Idle { due };
+    }
+
+    /// Begins anew at the start of the range soon: something may have been missed.
     pub(crate) fn soon(&mut self) {
         if let (Some(every), Stage::Idle { due }) = (self.every, &mut self.stage) {
             let wait = SOON.min(every / 2);
             let soon = Instant::now() + wait + spread(wait);
             *due = Some(due.map_or(soon, |due| due.min(soon)));
+            (self.next, self.begun) = (Vec::new(), None);
         }
     }
 
     /// Drops a request that is under way, and has another one soon. Nobody polls it between two watches, where it could keep others from
     /// a token or from the first connection.
-    pub(crate) fn interrupt(&mut self) {
+    pub(crate) fn interrupt(&mut self, keys: usize) {
         if matches!(self.stage, Stage::Asking { .. }) {
-            self.rest();
+            self.rest(keys);
             self.soon();
         }
     }
 
     /// Notes that the watch told of `key`.
     pub(crate) fn moved(&mut self, key: &Arc<[u8]>) {
-        if !matches!(self.stage, Stage::Idle { .. }) {
+        if !matches!(self.stage, Stage::Idle { .. }) && **key >= *self.next {
             self.moved.insert(Arc::clone(key));
         }
     }
 
     /// Waits until [`step`](Self::step) has something to do. Dropping the future loses nothing.
-    pub(crate) async fn ready(&mut self) -> Option<Result<Answer, Failure>> {
+    pub(crate) async fn ready(&mut self) -> Option<Result<Page, Failure>> {
         match &mut self.stage {
             Stage::Idle { due: None } => std::future::pending().await,
             Stage::Idle { due: Some(due) } | Stage::Comparing { due, .. } => {
                 tokio::time::sleep_until(*due).await;
                 None
             }
-            Stage::Asking { answer, .. } => Some(answer.await),
+            Stage::Asking { answer } => Some(answer.await),
         }
     }
 
-    /// Goes on with what [`ready`](Self::ready) returned. With a verdict comes the moment at which etcd was asked.
+    /// Goes on with what [`ready`](Self::ready) returned.
     pub(crate) fn step(
         &mut self,
-        ready: Option<Result<Answer, Failure>>,
+        ready: Option<Result<Page, Failure>>,
         mirror: &Mirror,
         conn: &Arc<Connection>,
         range: &KeyRange,
-    ) -> (Outcome, Moment) {
+    ) -> Outcome {
         let stage = std::mem::replace(&mut self.stage, Stage::Idle { due: None });
         match (stage, ready) {
-            (Stage::Asking { asked, .. }, Some(Ok(Answer::Numbers { count, newest }))) => {
-                if count == mirror.len() && newest == mirror.newest() {
-                    return (self.finish(Verdict::Right), asked);
-                }
-                self.ask(conn, range, mirror.revision, true);
+            (Stage::Asking { .. }, Some(Ok(page))) => self.look(page, 1, false, mirror),
+            (Stage::Comparing { page, look, at, .. }, _) => {
+                let advanced = mirror.revision > at;
+                self.look(page, if advanced { 1 } else { look + 1 }, advanced, mirror)
             }
-            (Stage::Asking { asked, .. }, Some(Ok(Answer::Whole(whole)))) => return self.look(asked, whole, 1, mirror),
-            (Stage::Comparing { asked, whole, look, .. }, _) => return self.look(asked, whole, look + 1, mirror),
             (Stage::Asking { .. }, Some(Err(failure))) => {
                 tracing::debug!(range = %range.describe(), ?failure, "audit not answered");
-                self.rest();
+                self.rest(mirror.len());
                 self.soon();
+                Outcome::Pending
             }
             (Stage::Idle { .. } | Stage::Asking { .. }, _) => {
-                self.ask(conn, range, mirror.revision, self.finished % WHOLE == WHOLE - 1);
+                self.ask(conn, range, mirror.revision);
+                Outcome::Pending
             }
         }
-        (Outcome::Pending, Moment::now())
     }
 
-    fn ask(&mut self, conn: &Arc<Connection>, range: &KeyRange, floor: Revision, whole: bool) {
+    fn ask(&mut self, conn: &Arc<Connection>, range: &KeyRange, floor: Revision) {
         self.moved = HashSet::new();
-        let (conn, range) = (Arc::clone(conn), range.clone());
-        let answer = async move {
-            if whole {
-                let (records, revision) = conn.list(&range).await?;
-                Ok(Answer::Whole(Whole { records, revision, floor }))
-            } else {
-                let (count, newest) = conn.numbers(&range).await?;
-                Ok(Answer::Numbers { count, newest })
-            }
-        };
-        self.stage = Stage::Asking { asked: Moment::now(), answer: answer.boxed() };
+        self.first = self.next.is_empty();
+        if self.first {
+            (self.next, self.begun) = (range.start.clone(), Some(Moment::now()));
+        }
+        let (conn, range, from) = (Arc::clone(conn), range.clone(), self.next.clone());
+        let answer = async move { conn.page(&range, from, floor).await };
+        self.stage = Stage::Asking { answer: answer.boxed() };
     }
 
-    fn look(&mut self, asked: Moment, whole: Whole, look: u32, mirror: &Mirror) -> (Outcome, Moment) {
-        match verdict(&whole, mirror, &self.moved) {
-            Verdict::Wrong(_) if look < LOOKS => {
-                let due = Instant::now() + GRACE * 2u32.pow(look - 1);
-                self.stage = Stage::Comparing { asked, whole, look, due };
-                (Outcome::Pending, asked)
+    fn look(&mut self, page: Page, look: u32, advanced: bool, mirror: &Mirror) -> Outcome {
+        match verdict(&page, mirror, &self.moved) {
+            Verdict::Right => self.turn(&page, mirror),
+            Verdict::WentBack => Outcome::WentBack,
+            Verdict::Wrong(_) if may_arrive(&page, mirror, look, advanced) => {
+                let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
+                self.stage = Stage::Comparing { page, look, due, at: mirror.revision };
+                Outcome::Pending
             }
-            verdict => (self.finish(verdict), asked),
+            Verdict::Wrong(keys) => Outcome::Wrong(keys),
         }
     }
 
-    fn finish(&mut self, verdict: Verdict) -> Outcome {
-        self.finished = self.finished.wrapping_add(1);
-        self.rest();
-        Outcome::Verdict(verdict)
+    /// Turns to the next page.
+    fn turn(&mut self, page: &Page, mirror: &Mirror) -> Outcome {
+        let Some(last) = &page.upto else {
+            let begun = self.begun;
+            self.rest(mirror.len());
+            return begun.map_or(Outcome::Pending, Outcome::Right);
+        };
+        self.hurried |= self.first && self.moved.is_empty() && page.count != mirror.len();
+        self.next = [&**last, &[0]].concat();
+        self.idle(mirror.len());
+        Outcome::Pending
     }
 }
 
 impl fmt::Debug for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Audit").field("every", &self.every).field("finished", &self.finished).finish_non_exhaustive()
+        f.debug_struct("Audit").field("every", &self.every).field("next", &self.next).finish_non_exhaustive()
     }
 }
 
@@ -236,14 +282,24 @@ mod tests {
         Record { key: key.as_bytes().into(), value: [][..].into(), created: modified, modified, lease: None }
     }
 
-    fn judge(etcd: &[(&str, u64)], revision: u64, mirror: &[(&str, u64)], at: u64, moved: &[&str]) -> Verdict {
-        let records = |list: &[(&str, u64)]| list.iter().map(|(key, modified)| record(key, *modified)).collect();
-        let floor = Revision::new(if moved.is_empty() { at } else { 0 });
-        let whole = Whole { records: records(etcd), revision: Revision::new(revision), floor };
+    fn mirror(keys: &[(&str, u64)], at: u64) -> Mirror {
         let mut known = Mirror::new(Revision::default(), Epoch::default());
-        known.relist(records(mirror), Revision::new(at), Epoch::default());
+        let records = keys.iter().map(|(key, modified)| record(key, *modified)).collect();
+        known.relist(records, Revision::new(at), Epoch::default());
+        known
+    }
+
+    fn page(etcd: &[(&str, u64)], revision: u64, floor: u64, upto: Option<&str>) -> Page {
+        let records: Vec<_> = etcd.iter().map(|(key, modified)| record(key, *modified)).collect();
+        let (count, upto) = (records.len(), upto.map(|key| key.as_bytes().into()));
+        let (revision, floor) = (Revision::new(revision), Revision::new(floor));
+        Page { from: b"a".to_vec(), upto, records, revision, count, floor }
+    }
+
+    fn judge(etcd: &[(&str, u64)], revision: u64, known: &[(&str, u64)], at: u64, moved: &[&str]) -> Verdict {
+        let floor = if moved.is_empty() { at } else { 0 };
         let moved = moved.iter().map(|key| key.as_bytes().into()).collect();
-        verdict(&whole, &known, &moved)
+        verdict(&page(etcd, revision, floor, None), &mirror(known, at), &moved)
     }
 
     #[test]
@@ -260,11 +316,43 @@ mod tests {
         assert_eq!(judge(&[("a", 3), ("b", 4)], 9, &[("a", 3)], 3, &[]), Verdict::Wrong(1));
         assert_eq!(judge(&[("a", 5)], 9, &[("a", 3)], 3, &[]), Verdict::Wrong(1));
         assert_eq!(judge(&[], 9, &[("a", 3), ("b", 4)], 4, &[]), Verdict::Wrong(2));
+        // Number and newest change are alike.
+        assert_eq!(judge(&[("a", 5), ("b", 6)], 9, &[("a", 3), ("b", 6)], 6, &[]), Verdict::Wrong(1));
     }
 
     #[test]
     fn two_histories_are_told_from_one_that_lags() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 5)], 5, &[]), Verdict::WentBack);
         assert_eq!(judge(&[], 2, &[("a", 5)], 5, &[]), Verdict::WentBack);
+    }
+
+    #[test]
+    fn a_page_says_nothing_of_what_lies_beyond_it() {
+        let known = mirror(&[("a", 3), ("b", 4), ("c", 5)], 5);
+        let moved = HashSet::new();
+        assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, Some("b")), &known, &moved), Verdict::Right);
+        assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, None), &known, &moved), Verdict::Wrong(1));
+        let before = Page { from: b"c".to_vec(), ..page(&[("c", 5)], 9, 5, None) };
+        assert_eq!(verdict(&before, &known, &moved), Verdict::Right);
+    }
+
+    #[test]
+    fn a_difference_counts_once_the_watch_has_reached_the_page_or_is_quiet() {
+        let page = page(&[("a", 9)], 9, 0, None);
+        let behind = mirror(&[("a", 3)], 8);
+        assert!(may_arrive(&page, &behind, 1, false), "it has just been asked for");
+        assert!(may_arrive(&page, &behind, LOOKS, true), "the watch lags, but tells");
+        assert!(!may_arrive(&page, &behind, LOOKS, false), "nothing more comes");
+        assert!(!may_arrive(&page, &mirror(&[("a", 3)], 9), 1, false), "everything up to there was told");
+    }
+
+    #[test]
+    fn all_pages_fit_into_the_interval() {
+        let every = Duration::from_secs(300);
+        for keys in [0, 999, 1000, 100_000] {
+            let pages = pages(keys);
+            let round: Duration = (0..pages).map(|_| pause(every, pages)).sum();
+            assert!(round <= every && round >= every / 2, "{keys} keys: {round:?}");
+        }
     }
 }

@@ -14,14 +14,15 @@ use std::{
 
 use enlist::{Error, LeaseId, Moment, Revision, TaskOwner};
 use etcd_client::{
-    Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget,
-    TxnOp, WatchClient, WatchOptions, WatchStream,
+    Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, TxnOp, WatchClient,
+    WatchOptions, WatchStream,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
 use tower::util::BoxCloneSyncService;
 
 use crate::{
+    audit::Page,
     channel::{Dialled, Failover, Used},
     error::{Failure, classify, said},
     handover::OwnPlace,
@@ -34,7 +35,7 @@ use crate::{
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Keys per page of a list, at most.
-const PAGE: i64 = 1000;
+pub(crate) const PAGE: i64 = 1000;
 
 /// Keys per page of a list over a slow connection.
 const SMALL_PAGE: i64 = 16;
@@ -499,20 +500,27 @@ impl Connection {
         }
     }
 
-    /// How many keys a range has, and when the newest was changed (0 without keys), by one linearizable read.
-    pub(crate) async fn numbers(&self, range: &KeyRange) -> Result<(usize, Revision), Failure> {
-        let mut options =
-            GetOptions::new().with_sort(SortTarget::Mod, SortOrder::Descend).with_limit(1).with_keys_only();
+    /// Reads the keys of a range from `from` on, without their values, as many as go into a page. `floor` goes along with it.
+    pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
+        let limit = self.page.load(Ordering::Relaxed);
+        let mut options = GetOptions::new().with_limit(limit).with_keys_only();
         if let Some(end) = &range.end {
             options = options.with_range(end.clone());
         }
-        let read = |mut clients: Clients| {
-            let (start, options) = (range.start.clone(), options.clone());
-            async move { clients.kv.get(start, Some(options)).await }
-        };
-        let response = self.bulk.ask("numbers", read).await?;
+        let (from_key, options_ref) = (&from, &options);
+        let read =
+            |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
+        let response = self.bulk.ask("audit", read).await.inspect_err(|failure| {
+            // The next page is smaller, as that of a list.
+            if let Failure::Lost(_) = failure {
+                self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
+            }
+        })?;
+        let (revision, more) = (revision_of(&response), response.more());
         let count = usize::try_from(response.count()).unwrap_or(0);
-        Ok((count, records(response).next().map(|record| record.modified).unwrap_or_default()))
+        let records: Vec<Record> = self::records(response).collect();
+        let upto = records.last().filter(|_| more).map(|last| Arc::clone(&last.key));
+        Ok(Page { from, upto, records, revision, count, floor })
     }
 
     /// Says whether the member that watches go to answers anything within `limit`. A refusal is an answer.

@@ -227,9 +227,10 @@ impl EtcdBuilder {
         self
     }
 
-    /// Sets how often a watched range is compared with what etcd holds, jittered by half, in case a watch lost an event; also
-    /// what keeps the age of a quiet service below that. Each is one small request, every fourth reads the range. Default:
-    /// 5 minutes; `None` never does.
+    /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an event. A
+    /// range of a thousand keys or less is one request in that time, drawn from its second half; a larger one is a request for each
+    /// thousand, spread over the interval. They bring keys without values: some 100 bytes for each instance, though etcd reads the
+    /// values from its disk or cache. Default: 5 minutes; `None` never does.
     pub fn audit(mut self, audit: Option<Duration>) -> Self {
         self.audit = audit.map(|audit| audit.min(LONGEST));
         self

@@ -1,6 +1,6 @@
 //! A local copy of a range of keys, brought up to date by lists and watch events. Plain data, no I/O.
 
-use std::sync::Arc;
+use std::{ops::Bound, sync::Arc};
 
 use enlist::{Epoch, Revision};
 use imbl::{OrdMap, ordmap::DiffItem};
@@ -90,9 +90,11 @@ impl Mirror {
         self.records.len()
     }
 
-    /// When the newest record was changed; 0 without records.
-    pub(crate) fn newest(&self) -> Revision {
-        self.records.values().map(|record| record.modified).max().unwrap_or_default()
+    /// The records from `from` to `upto`, or to the end.
+    pub(crate) fn between(&self, from: &[u8], upto: Option<&[u8]>) -> impl Iterator<Item = &Record> {
+        let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
+            (Bound::Included(from), upto.map_or(Bound::Unbounded, Bound::Included));
+        self.records.range::<_, [u8]>(bounds).map(|(_, record)| &**record)
     }
 
     /// Replaces the content by a list, touching only what differs, so that differences stay cheap.

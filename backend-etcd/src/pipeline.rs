@@ -23,7 +23,7 @@ use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 use tracing::Instrument;
 
 use crate::{
-    audit::{Answer, Audit, Outcome, Verdict},
+    audit::{Audit, Outcome, Page},
     channel::Dialled,
     connection::{Connection, header_revision, signed},
     error::{Failure, classify_cancel, said},
@@ -224,7 +224,7 @@ impl Worker {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            self.audit.interrupt();
+            self.audit.interrupt(self.mirror.as_ref().map_or(0, Mirror::len));
             if progressed {
                 backoff.reset();
                 refreshed = false;
@@ -342,23 +342,18 @@ impl Worker {
     }
 
     /// Goes on with an audit.
-    fn audited(&mut self, ready: Option<Result<Answer, Failure>>) -> Result<(), End> {
+    fn audited(&mut self, ready: Option<Result<Page, Failure>>) -> Result<(), End> {
         let Some(mirror) = &self.mirror else {
             return Ok(());
         };
-        let (outcome, asked) = self.audit.step(ready, mirror, &self.conn, &self.range);
-        let Outcome::Verdict(verdict) = outcome else {
-            return Ok(());
-        };
-        self.counters.count(Counter::Audits);
-        match verdict {
-            Verdict::Right => {
-                self.feed.prove(asked);
-                Ok(())
-            }
-            Verdict::Wrong(keys) => Err(End::Wrong(keys)),
-            Verdict::WentBack => Err(End::WentBack),
+        match self.audit.step(ready, mirror, &self.conn, &self.range) {
+            Outcome::Pending => return Ok(()),
+            Outcome::Right(asked) => self.feed.prove(asked),
+            Outcome::Wrong(keys) => return Err(End::Wrong(keys)),
+            Outcome::WentBack => return Err(End::WentBack),
         }
+        self.counters.count(Counter::Audits);
+        Ok(())
     }
 
     async fn list(&mut self, why: Relist) -> Result<(), End> {
@@ -377,7 +372,7 @@ impl Worker {
         mirror.relist(records, revision, self.epoch);
         self.feed.publish(mirror.clone(), asked);
         self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
-        self.audit.rest();
+        self.audit.rest(mirror.len());
         Ok(())
     }
 

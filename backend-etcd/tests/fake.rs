@@ -15,6 +15,9 @@ use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
 const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
 
+/// How long what a watch never told is given to arrive all the same.
+const GRACE: Duration = Duration::from_secs(15);
+
 fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
@@ -150,7 +153,47 @@ async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
 }
 
-/// The control of the test above: without audits the same lie stays for ever.
+/// The number of keys and their newest change are right again as soon as any other change arrives.
+#[tokio::test(start_paused = true)]
+async fn a_lost_update_before_one_that_arrives_is_found_within_the_interval() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Lose);
+    put(&watching.fake, "b", 9);
+    put(&watching.fake, "a", 2);
+    let begun = tokio::time::Instant::now();
+    watching.converged().await;
+    assert!(begun.elapsed() <= AUDIT + GRACE, "{:?}", begun.elapsed());
+    assert_eq!(watching.count(Counter::AuditRepairs), 1);
+}
+
+/// A range of several pages is read in turn, and all of it within the interval; without values.
+#[tokio::test(start_paused = true)]
+async fn a_large_range_is_compared_page_by_page_within_the_interval() {
+    const COUNT: usize = 4500;
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    let id = |number: usize| format!("i{number:04}");
+    watching.fake.put_all((0..COUNT).map(|number| (format!("{KEY}{}", id(number)), value(&id(number), 1))));
+    watching.converged().await;
+    // From here on the pages are those of the whole range.
+    watching.audited(1).await;
+    let before = watching.fake.requests().ranges;
+    watching.audited(10).await;
+    let pages = watching.fake.requests().ranges - before;
+    assert_eq!(pages, 10 * 5, "five pages for each comparison");
+    for lost in [0, 1500, COUNT - 1] {
+        watching.fake.lie(Lie::Lose);
+        put(&watching.fake, &id(lost), 9);
+        put(&watching.fake, "a", u32::try_from(lost).unwrap() + 2);
+        let begun = tokio::time::Instant::now();
+        watching.converged().await;
+        assert!(begun.elapsed() <= AUDIT + GRACE, "{lost}: {:?}", begun.elapsed());
+    }
+    assert_eq!(watching.count(Counter::AuditRepairs), 3);
+}
+
+/// The control of the tests above: without audits the same lie stays for ever.
 #[tokio::test(start_paused = true)]
 async fn without_audits_a_lost_event_is_never_noticed() {
     let fake = FakeEtcd::start();

@@ -419,7 +419,9 @@ impl Store {
         }
         let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
         let more = count > limit;
-        let kvs = if request.count_only { Vec::new() } else { pairs.into_iter().take(limit).cloned().collect() };
+        let value = |pair: &PbKeyValue| if request.keys_only { Vec::new() } else { pair.value.clone() };
+        let copy = |pair: &PbKeyValue| PbKeyValue { value: value(pair), ..pair.clone() };
+        let kvs = if request.count_only { Vec::new() } else { pairs.into_iter().take(limit).map(copy).collect() };
         Ok(PbRangeResponse { header: self.header(), kvs, more, count: i64::try_from(count).unwrap_or(i64::MAX) })
     }
 
