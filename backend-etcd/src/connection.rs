@@ -244,7 +244,7 @@ impl Lane {
             let options = count.clone();
             async move { clients.kv.get(PROBED, Some(options)).await }
         };
-        self.recovery.recovered(|| self.call_within("probe", PROBE_LIMIT, ask)).await;
+        self.recovery.recovered(|| self.ask_within("probe", PROBE_LIMIT, ask)).await;
     }
 
     /// Opens a watch. With it comes its connection.

@@ -215,12 +215,12 @@ struct Worker {
 impl Worker {
     async fn run(mut self) {
         let mut backoff = BackoffPolicy::default().start();
-        let unknown = |mirror: &Option<Mirror>| mirror.is_none().then_some(Relist::First);
-        let mut list = unknown(&self.mirror);
+        // Kept until a list succeeds.
+        let mut wanted = self.mirror.is_none().then_some(Relist::First);
         let mut refreshed = false;
         loop {
             let mut progressed = false;
-            let end = match self.round(list, &mut progressed).await {
+            let end = match self.round(&mut wanted, &mut progressed).await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
@@ -229,33 +229,32 @@ impl Worker {
                 backoff.reset();
                 refreshed = false;
             }
-            list = unknown(&self.mirror);
             let delay = match end {
                 End::Compacted => {
                     tracing::debug!("watch compacted, listing again");
-                    list = Some(Relist::Compacted);
+                    wanted = Some(Relist::Compacted);
                     Duration::ZERO
                 }
                 End::WentBack => {
                     tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
-                    list = Some(Relist::WentBack);
+                    wanted = Some(Relist::WentBack);
                     Duration::ZERO
                 }
                 End::Wrong(keys) => {
                     tracing::warn!(keys, "watch had missed changes, listing again");
                     self.counters.add(Counter::AuditRepairs, keys as u64);
-                    list = Some(Relist::Wrong);
+                    wanted = Some(Relist::Wrong);
                     Duration::ZERO
                 }
                 End::TooLarge => {
                     tracing::debug!("watch message too large, listing again");
-                    list = Some(Relist::TooLarge);
+                    wanted = Some(Relist::TooLarge);
                     Duration::ZERO
                 }
                 End::Silent(times) => {
-                    list = list.or((times >= MAX_SILENCES).then_some(Relist::Silent));
+                    wanted = wanted.or((times >= MAX_SILENCES).then_some(Relist::Silent));
                     self.broken(Failure::Lost(said("the watch gives no sign of life")), &mut backoff)
                 }
                 // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
@@ -285,14 +284,20 @@ impl Worker {
         }
     }
 
-    /// Lists if asked to, then follows a watch until it ends.
-    async fn round(&mut self, list: Option<Relist>, progressed: &mut bool) -> Result<std::convert::Infallible, End> {
-        if let Some(why) = list {
+    /// Lists if that is wanted, then follows a watch until it ends.
+    async fn round(
+        &mut self,
+        wanted: &mut Option<Relist>,
+        progressed: &mut bool,
+    ) -> Result<std::convert::Infallible, End> {
+        let listed = wanted.is_some();
+        if let Some(why) = *wanted {
             self.list(why).await?;
+            *wanted = None;
             *progressed = true;
         }
         let asked = Moment::now();
-        let mut watch = self.open(list.is_some()).await?;
+        let mut watch = self.open(listed).await?;
         let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
         let connection = watch.connection().clone();
         loop {
@@ -308,7 +313,7 @@ impl Worker {
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
-            if created && std::mem::replace(&mut self.opened, true) && list.is_none() {
+            if created && std::mem::replace(&mut self.opened, true) && !listed {
                 self.counters.count(Counter::WatchResumes);
                 self.audit.soon();
             }

@@ -32,7 +32,7 @@ impl Default for Recovery {
 
 /// Returns `true` if a member has answered, be it with a refusal.
 pub(crate) fn is_answer<T>(outcome: &Result<T, Failure>) -> bool {
-    !matches!(outcome, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_)))
+    !matches!(outcome, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
 }
 
 impl Recovery {

@@ -193,6 +193,37 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
 }
 
+/// The list that repairs what an audit found is refused twice.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_fails_is_wanted_until_one_succeeds() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.lie(Lie::Lose);
+    put(&watching.fake, "b", 9);
+    // A resumption does not tell what was lost before it.
+    put(&watching.fake, "a", 2);
+    watching.fake.lie(Lie::NoList);
+    watching.fake.lie(Lie::NoList);
+    let begun = tokio::time::Instant::now();
+    watching.converged().await;
+    assert!(begun.elapsed() <= AUDIT + GRACE + Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!((watching.count(Counter::AuditRepairs), watching.count(Counter::WatchRelists)), (1, 1));
+}
+
+/// A store that went back is one new history, however often its list is refused.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_went_back_while_it_refuses_lists_is_one_new_epoch() {
+    let mut watching = Watching::start().await;
+    watching.opened().await;
+    watching.fake.wipe();
+    put(&watching.fake, "d", 1);
+    watching.fake.lie(Lie::NoList);
+    watching.fake.lie(Lie::NoList);
+    watching.converged().await;
+    assert_eq!(shown(&watching.seen), BTreeMap::from([("d".to_owned(), 1)]));
+    assert_eq!((watching.seen.epoch().get(), watching.count(Counter::StoreWentBack)), (1, 1));
+}
+
 /// The control of the tests above: without audits the same lie stays for ever.
 #[tokio::test(start_paused = true)]
 async fn without_audits_a_lost_event_is_never_noticed() {

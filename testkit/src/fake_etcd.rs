@@ -67,12 +67,14 @@ pub enum Lie {
     LateTxn(Duration),
     /// The next renewal says that the lease is gone, though it is not.
     LeaseGone,
+    /// The next list with values is refused.
+    NoList,
 }
 
 impl Lie {
     /// Says whether it is about what a watch tells that is open.
     fn is_of_events(&self) -> bool {
-        !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone)
+        !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone | Self::NoList)
     }
 }
 
@@ -119,6 +121,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Store {
     revision: i64,
+    /// How often everything was lost.
+    wipes: usize,
     compacted: i64,
     keys: BTreeMap<Vec<u8>, PbKeyValue>,
     history: Vec<PbEvent>,
@@ -232,6 +236,15 @@ impl FakeEtcd {
         let mut store = self.shared.store();
         store.compacted = store.revision;
         store.history.clear();
+    }
+
+    /// Loses everything, leases and revision included, and ends the watches.
+    pub fn wipe(&self) {
+        let mut store = self.shared.store();
+        let (lies, requests) = (std::mem::take(&mut store.lies), std::mem::take(&mut store.requests));
+        *store = Store { revision: 1, wipes: store.wipes + 1, lies, requests, ..Store::default() };
+        drop(store);
+        self.shared.revision.send_replace(1);
     }
 
     /// The keys and values under a prefix.
@@ -528,7 +541,7 @@ fn told(
         vec![message(header, events)]
     };
     let messages = match lie {
-        None | Some(Lie::Refuse(_) | Lie::LateWatch(_) | Lie::LateTxn(_) | Lie::LeaseGone) => vec![truth],
+        None | Some(Lie::Refuse(_) | Lie::LateWatch(_) | Lie::LateTxn(_) | Lie::LeaseGone | Lie::NoList) => vec![truth],
         Some(Lie::Lose | Lie::Silence) => Vec::new(),
         Some(Lie::Twice) => vec![truth.clone(), truth],
         Some(Lie::Again(times)) => vec![truth; times as usize + 1],

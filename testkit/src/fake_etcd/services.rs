@@ -41,9 +41,14 @@ impl PbKvService for Service {
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         self.shared.awake().await;
         self.shared.check_permission()?;
+        let asked = request.get_ref();
+        let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
+        if lists && self.shared.lie(|lie| *lie == Lie::NoList).is_some() {
+            return Err(Status::unavailable("no list this time"));
+        }
         let mut store = self.shared.store();
         store.requests.ranges += 1;
-        store.range(request.get_ref()).map(Response::new)
+        store.range(asked).map(Response::new)
     }
 
     async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
@@ -220,10 +225,14 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
     if next <= revision && !unsynced.is_zero() {
         tokio::time::sleep(unsynced).await;
     }
+    let wipes = shared.store().wipes;
     loop {
         shared.awake().await;
         let (header, due) = {
             let store = shared.store();
+            if store.wipes != wipes {
+                return;
+            }
             (store.header(), store.events(next, &create.key, &create.range_end))
         };
         for (revision, events) in due {
