@@ -1,16 +1,24 @@
 //! `enlist doctor`: what enlist needs of etcd, looked at piece by piece, with a word on what to do.
+//!
+//! Read [`endpoints`] next, which asks each endpoint by itself; the other checks use one that answers.
+
+mod causes;
+mod endpoints;
+mod versions;
 
 use std::time::Duration;
 
 use enlist::Moment;
 use enlist_etcd::layout::Line;
 use etcd_client::{
-    AlarmAction, AlarmType, Certificate, Client, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn, TxnOp, WatchOptions,
+    AlarmAction, AlarmType, Client, Compare, CompareOp, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
 };
 use serde_json::json;
-use tokio::net::TcpStream;
 
+use self::{
+    causes::Meaning,
+    endpoints::{Answer, Found},
+};
 use crate::{
     args::Global,
     output::{Failure, Output, Paint, To},
@@ -22,8 +30,8 @@ const SLOW: Duration = Duration::from_millis(100);
 /// How many reads the latency is measured with.
 const READS: usize = 10;
 
-/// What needs a connection; all but the first needs a user that is accepted.
-const CHECKS: [&str; 8] = ["auth", "version", "read", "lease", "write", "watch", "space", "latency"];
+/// What needs an endpoint that answers; all but the first two needs a user that is accepted.
+const CHECKS: [&str; 9] = ["tls", "auth", "version", "read", "lease", "write", "watch", "space", "latency"];
 
 const NOT_ACCEPTED: &str = "etcd does not accept the user";
 
@@ -78,11 +86,18 @@ impl Report {
 
 pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> {
     let mut report = Report { output, failed: false };
-    endpoints(global, &mut report).await?;
-    let client = match connected(global, &mut report).await? {
+    let found = endpoints::examine(global, &mut report).await?;
+    if found.is_empty() {
+        report.skip(&CHECKS, "no endpoint answers")?;
+        return Ok(1);
+    }
+    transport(&found, &mut report)?;
+    let client = match connected(found) {
         Ok(client) => client,
-        Err(Missing { checks, why }) => {
-            report.skip(checks, why)?;
+        Err(error) => {
+            let (detail, advice) = refusal(&error);
+            report.tell("auth", Status::Failed, &detail, advice)?;
+            report.skip(&CHECKS[2..], NOT_ACCEPTED)?;
             return Ok(1);
         }
     };
@@ -94,123 +109,42 @@ pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> 
         doctor.space().await?;
         doctor.latency().await?;
     } else {
-        doctor.report.skip(&CHECKS[1..], NOT_ACCEPTED)?;
+        doctor.report.skip(&CHECKS[2..], NOT_ACCEPTED)?;
     }
     Ok(u8::from(doctor.report.failed))
 }
 
-/// What cannot be looked at, and why.
-struct Missing {
-    checks: &'static [&'static str],
-    why: &'static str,
-}
-
-/// Whether each endpoint accepts a connection.
-async fn endpoints(global: &Global, report: &mut Report) -> Result<(), Failure> {
-    for url in global.urls() {
-        let address = url.split_once("://").map_or(&*url, |(_, rest)| rest).trim_end_matches('/').to_owned();
-        let dialled = tokio::time::timeout(global.timeout, TcpStream::connect(&address)).await;
-        match dialled {
-            Ok(Ok(_)) => report.tell("endpoint", Status::Ok, &format!("{url} accepts connections"), "")?,
-            Ok(Err(error)) => report.tell(
-                "endpoint",
-                Status::Failed,
-                &format!("{url}: {error}"),
-                "start etcd there, or correct --endpoints",
-            )?,
-            Err(_) => report.tell(
-                "endpoint",
-                Status::Failed,
-                &format!("{url} does not answer within {:?}", global.timeout),
-                "look for a firewall, or correct --endpoints",
-            )?,
-        }
-    }
-    Ok(())
-}
-
-fn pem(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).map_err(|error| Failure::usage(format!("{} cannot be read: {error}", path.display())))
-}
-
-/// A client that has seen an answer, which shows that TLS works where it is used.
-async fn connected(global: &Global, report: &mut Report) -> Result<Result<Client, Missing>, Failure> {
-    let urls = global.urls();
-    let tls = urls.iter().any(|url| url.starts_with("https://"));
-    let mut options = ConnectOptions::new().with_connect_timeout(global.timeout).with_timeout(global.timeout);
-    if tls {
-        let mut config = TlsOptions::new();
-        if let Some(path) = &global.cacert {
-            config = config.ca_certificate(Certificate::from_pem(pem(path)?));
-        }
-        if let (Some(cert), Some(key)) = (&global.cert, &global.key) {
-            config = config.identity(Identity::from_pem(pem(cert)?, pem(key)?));
-        }
-        options = options.with_tls(config);
-    }
-    if let Some((user, password)) = global.credentials()? {
-        options = options.with_user(user, password);
-    }
-    let connecting = async {
-        let mut client = Client::connect(&urls, Some(options)).await?;
-        // The status of a member needs no permission, so a refusal is a refusal of the connection.
-        client.status().await.map(|_| client)
+/// Whether TLS is in use.
+fn transport(found: &[Found], report: &mut Report) -> Result<(), Failure> {
+    let plain: Vec<_> = found.iter().map(|found| &*found.url).filter(|url| !url.starts_with("https://")).collect();
+    let detail = match plain.len() {
+        0 => "in use".to_owned(),
+        count if count == found.len() => "not in use".to_owned(),
+        _ => format!("in use, but not at {}", plain.join(", ")),
     };
-    let (kind, good) = if tls { ("tls", "the handshake succeeds") } else { ("tls", "not in use") };
-    let plain = |error: &etcd_client::Error| one_line(error);
-    match tokio::time::timeout(global.timeout * 2, connecting).await {
-        Ok(Ok(client)) => {
-            report.tell(kind, Status::Ok, good, "")?;
-            Ok(Ok(client))
-        }
-        Ok(Err(error)) if is_about_users(&error) => {
-            report.tell(kind, Status::Ok, good, "")?;
-            report.tell("auth", Status::Failed, &plain(&error), "check --user and --password-file")?;
-            Ok(Err(Missing { checks: &CHECKS[1..], why: NOT_ACCEPTED }))
-        }
-        Ok(Err(error)) => {
-            let advice = if tls {
-                "check --cacert, --cert and --key, and that the certificate names the endpoint"
-            } else {
-                "does etcd want https:// there?"
-            };
-            report.tell(kind, Status::Failed, &plain(&error), advice)?;
-            Ok(Err(Missing { checks: &CHECKS, why: "there is no connection" }))
-        }
-        Err(_) => {
-            report.tell(
-                kind,
-                Status::Failed,
-                "no answer in time",
-                "does the endpoint speak etcd's protocol, and TLS or not?",
-            )?;
-            Ok(Err(Missing { checks: &CHECKS, why: "there is no connection" }))
+    report.tell("tls", Status::Ok, &detail, "")
+}
+
+/// The client of an endpoint that accepts the user, or a refusal.
+fn connected(found: Vec<Found>) -> Answer {
+    let mut refused = etcd_client::Error::InvalidArgs("no endpoint".to_owned());
+    for found in found {
+        match found.answer {
+            Ok(client) => return Ok(client),
+            Err(error) => refused = error,
         }
     }
+    Err(refused)
 }
 
-fn one_line(error: &etcd_client::Error) -> String {
-    let text = match error {
-        etcd_client::Error::GRpcStatus(status) => {
-            let mut texts = vec![status.message().to_owned()];
-            let mut source = std::error::Error::source(status);
-            while let Some(cause) = source {
-                let said = cause.to_string();
-                if !texts.iter().any(|known| known.contains(&said)) {
-                    texts.push(said);
-                }
-                source = cause.source();
-            }
-            texts.join(": ")
-        }
-        other => crate::output::with_causes(other),
-    };
-    text.replace('\n', " ")
-}
-
-fn is_about_users(error: &etcd_client::Error) -> bool {
-    let text = error.to_string();
-    ["authentication", "user name", "auth token"].iter().any(|part| text.contains(part))
+/// What to do about requests that are not accepted.
+fn refusal(error: &etcd_client::Error) -> (String, &'static str) {
+    match causes::meaning(error) {
+        Meaning::UserWanted => ("etcd wants a user".to_owned(), "give --user and --password-file"),
+        Meaning::UserRefused => (causes::text(error), "check --user and --password-file"),
+        Meaning::UsersOff => (causes::text(error), "leave --user out, or enable authentication in etcd"),
+        _ => (causes::text(error), "see whether there is a leader"),
+    }
 }
 
 /// The name of a service and a lock that nobody has.
@@ -238,46 +172,49 @@ struct Doctor {
 fn verdict<T>(outcome: &Result<Result<T, etcd_client::Error>, tokio::time::error::Elapsed>) -> Result<(), String> {
     match outcome {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(one_line(error)),
+        Ok(Err(error)) => Err(causes::text(error)),
         Err(_) => Err("no answer in time".to_owned()),
     }
 }
 
 impl Doctor {
-    /// Says whether requests are accepted at all.
+    /// Returns `true` if requests are accepted at all.
     async fn auth(&mut self) -> Result<bool, Failure> {
-        let asked =
-            tokio::time::timeout(self.limit, self.client.get("\0", Some(GetOptions::new().with_count_only()))).await;
-        match verdict(&asked) {
-            Ok(()) => self.report.tell("auth", Status::Ok, "requests are accepted", "")?,
+        let read = GetOptions::new().with_count_only();
+        let asked = tokio::time::timeout(self.limit, self.client.get("\0", Some(read))).await;
+        let (detail, advice) = match asked {
+            Ok(Ok(_)) => {
+                self.report.tell("auth", Status::Ok, "requests are accepted", "")?;
+                return Ok(true);
+            }
             // Known, but not allowed to read that key: accepted.
-            Err(text) if text.contains("permission denied") => {
+            Ok(Err(error)) if causes::meaning(&error) == Meaning::Denied => {
                 self.report.tell("auth", Status::Ok, "the user is accepted", "")?;
+                return Ok(true);
             }
-            Err(text) if text.contains("user name is empty") => {
-                self.report.tell("auth", Status::Failed, "etcd wants a user", "give --user and --password-file")?;
-                return Ok(false);
-            }
-            Err(text) => {
-                self.report.tell(
-                    "auth",
-                    Status::Failed,
-                    &text,
-                    "check --user and --password-file, and that there is a leader",
-                )?;
-                return Ok(false);
-            }
-        }
-        Ok(true)
+            Ok(Err(error)) => refusal(&error),
+            Err(_) => ("no answer in time".to_owned(), "see whether there is a leader"),
+        };
+        self.report.tell("auth", Status::Failed, &detail, advice)?;
+        Ok(false)
     }
 
     async fn version(&mut self) -> Result<(), Failure> {
-        let status = tokio::time::timeout(self.limit, self.client.status()).await;
-        let Ok(Ok(status)) = status else {
-            return self.report.tell("version", Status::Warning, "the member does not tell", "");
+        let status = match tokio::time::timeout(self.limit, self.client.status()).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(error)) if causes::meaning(&error) == Meaning::Denied => {
+                let advice =
+                    "3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 tell it to root only: ask as root, or take a later one";
+                return self.report.tell("version", Status::Warning, "etcd does not tell it to this user", advice);
+            }
+            Ok(Err(error)) => {
+                let text = causes::text(&error);
+                return self.report.tell("version", Status::Warning, &text, "ask again");
+            }
+            Err(_) => return self.report.tell("version", Status::Warning, "no answer in time", "ask again"),
         };
         let version = status.version().to_owned();
-        match defects(&version) {
+        match versions::defects(&version) {
             None => self.report.tell("version", Status::Ok, &format!("etcd {version}"), ""),
             Some((defects, advice)) => {
                 self.report.tell("version", Status::Warning, &format!("etcd {version} {defects}"), advice)
@@ -323,7 +260,7 @@ impl Doctor {
             Ok(Ok(Some(message))) if message.canceled() => Err(message.cancel_reason().to_owned()),
             Ok(Ok(Some(_))) => Ok(()),
             Ok(Ok(None)) => Err("the watch ends".to_owned()),
-            Ok(Err(error)) => Err(one_line(&error)),
+            Ok(Err(error)) => Err(causes::text(&error)),
             Err(_) => Err("no answer in time".to_owned()),
         }
     }
@@ -352,7 +289,7 @@ impl Doctor {
             Ok(Ok(_)) => self.report.tell("space", Status::Ok, "no alarms", ""),
             // Alarms may be kept from users that are not root.
             Ok(Err(error)) => {
-                self.report.tell("space", Status::Warning, &one_line(&error), "ask as root to see alarms")
+                self.report.tell("space", Status::Warning, &causes::text(&error), "ask as root to see alarms")
             }
             Err(_) => self.report.tell("space", Status::Warning, "no answer in time", ""),
         }
@@ -383,42 +320,5 @@ impl Doctor {
             return self.report.tell("latency", Status::Warning, &detail, "use a closer member, or longer TTLs");
         }
         self.report.tell("latency", Status::Ok, &detail, "")
-    }
-}
-
-/// What is known to be wrong with a version of etcd, and what to do. The bounds are those of etcd's changelogs and issues: renewals
-/// that are answered though the lease is gone (#15247, and in 3.4.38 and 3.5.23), deletions lost at a compaction (#18089, #19179),
-/// reads that are not linearizable while a member is paused (#20418).
-fn defects(version: &str) -> Option<(&'static str, &'static str)> {
-    let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    let [major, minor, patch] = [numbers.next()?, numbers.next()?, numbers.next().unwrap_or(0)];
-    let fixed = match (major, minor) {
-        (3, 0..=3) => {
-            return Some(("is older than what enlist is tested with", "use 3.4.42 or 3.5.28, or a later one"));
-        }
-        (3, 4) => 42,
-        (3, 5) => 28,
-        _ => return None,
-    };
-    if patch >= fixed {
-        return None;
-    }
-    let known = "can lose leases that are renewed, forget deletions and answer stale reads; enlist watches its own keys, audits and \
-                 confirms by writes";
-    Some((known, if minor == 4 { "3.4.42 or 3.5.28 have the fixes" } else { "3.5.28 has the fixes" }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_with_known_defects_are_told_apart() {
-        for bad in ["3.3.27", "3.4.23", "3.5.1", "3.5.27", "3.4.41"] {
-            assert!(defects(bad).is_some(), "{bad}");
-        }
-        for good in ["3.4.42", "3.5.28", "3.6.0", "3.6.0-rc.1", "4.0.0"] {
-            assert!(defects(good).is_none(), "{good}");
-        }
     }
 }

@@ -1,0 +1,167 @@
+//! What `enlist doctor` finds out about endpoints and versions.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use enlist::TaskOwner;
+use enlist_testkit::{EtcdServer, Provider, ServerOptions};
+use http_body_util::{Either, Empty};
+use hyper::{Request, Response, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use support::{Done, enlist, raw, run, server};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Nobody listens there.
+const NOBODY: &str = "http://127.0.0.1:1";
+
+async fn doctor(server: &EtcdServer, arguments: &[&str]) -> Done {
+    run(enlist(server, ["doctor"].iter().chain(arguments))).await
+}
+
+/// The line of a check.
+fn line<'a>(done: &'a Done, check: &str) -> &'a str {
+    let check = format!(" {check}: ");
+    done.stdout.lines().find(|line| line.contains(&check)).unwrap_or_else(|| panic!("{check}: {done:#?}"))
+}
+
+/// One dead member of two is named, whichever it is, and the other one is looked at.
+#[tokio::test]
+async fn a_dead_member_is_named_and_another_one_is_examined() {
+    let server = server().await;
+    for endpoints in [[NOBODY, &server.url()], [&server.url(), NOBODY]] {
+        let done = doctor(&server, &["--endpoints", &endpoints.join(",")]).await;
+        assert_eq!(done.code, Some(1), "{done:#?}");
+        let failed: Vec<_> = done.stdout.lines().filter(|line| line.starts_with("failed")).collect();
+        assert_eq!(failed.len(), 1, "{done:#?}");
+        assert!(failed[0].contains(&format!("endpoint: {NOBODY}: Connection refused")), "{done:#?}");
+        assert!(done.stdout.contains(&format!("ok       endpoint: {} answers", server.url())), "{done:#?}");
+        assert!(line(&done, "latency").starts_with("ok") && !done.stdout.contains("skipped"), "{done:#?}");
+    }
+}
+
+/// A certificate for localhost that is its own authority, and its key.
+fn certificate(directory: &std::path::Path) -> [String; 2] {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let files = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
+    std::fs::write(&files[0], made.cert.pem()).unwrap();
+    std::fs::write(&files[1], made.signing_key.serialize_pem()).unwrap();
+    files
+}
+
+#[tokio::test]
+async fn the_cause_of_a_broken_connection_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, key] = certificate(directory.path());
+    let tls = ServerOptions::new().tls().arguments([
+        format!("--cert-file={certificate}"),
+        format!("--key-file={key}"),
+        format!("--trusted-ca-file={certificate}"),
+        "--client-cert-auth".to_owned(),
+    ]);
+    let server = EtcdServer::start_with(Provider::Process, tls).await;
+    let (plain_at_tls, tls_at_plain) =
+        (server.tls_url().replace("https:", "http:"), server.url().replace("http:", "https:"));
+    let web = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let elsewhere = format!("http://{}", web.local_addr().unwrap());
+    let tasks = TaskOwner::new();
+    let answering = async move {
+        while let Ok((stream, _)) = web.accept().await {
+            // The client may be gone.
+            let _ = stream.try_write(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    };
+    let stop = tasks.stop_signal();
+    tasks
+        .spawn("web server", async move {
+            let _ = stop.run_until_cancelled_owned(answering).await;
+        })
+        .unwrap();
+    let good = ["--endpoints", &server.tls_url(), "--cacert", &certificate, "--cert", &certificate, "--key", &key];
+    let done = doctor(&server, &good).await;
+    assert!(line(&done, "endpoint").starts_with("ok"), "{done:#?}");
+    for (arguments, cause, advice) in [
+        (vec![NOBODY], "Connection refused", "start etcd there"),
+        (vec!["http://no-such-host.invalid:2379"], "lookup address", "correct --endpoints"),
+        (vec![tls_at_plain.as_str()], "no TLS is spoken there", "use http://"),
+        (vec![&plain_at_tls], "TLS is spoken there", "use https://"),
+        (vec![&server.tls_url()], "UnknownIssuer", "--cacert"),
+        (vec![&server.tls_url(), "--cacert", &certificate], "after the handshake", "--cert and --key"),
+        (vec![&elsewhere], "etcd's protocol is not spoken there", "correct --endpoints"),
+    ] {
+        let arguments: Vec<_> = ["--endpoints"].into_iter().chain(arguments).collect();
+        let done = doctor(&server, &arguments).await;
+        assert_eq!(done.code, Some(1), "{done:#?}");
+        let line = line(&done, "endpoint");
+        assert!(line.starts_with("failed") && line.contains(cause) && line.contains(advice), "{arguments:?}: {line}");
+        assert!(done.stdout.contains("skipped  latency: no endpoint answers"), "{done:#?}");
+    }
+}
+
+/// A member that tells its status to root only, as 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 do: passes everything on but that.
+async fn telling_root_only(member: SocketAddr) -> (String, TaskOwner) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let tasks = TaskOwner::new();
+    let stop = tasks.stop_signal();
+    let accepting = async move {
+        let mut connections = tokio::task::JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(pass_on(stream, member));
+        }
+    };
+    tasks
+        .spawn("member", async move {
+            let _ = stop.run_until_cancelled_owned(accepting).await;
+        })
+        .unwrap();
+    (url, tasks)
+}
+
+async fn pass_on(stream: TcpStream, member: SocketAddr) {
+    let upstream = TokioIo::new(TcpStream::connect(member).await.unwrap());
+    let (sender, upstream) = hyper::client::conn::http2::handshake(TokioExecutor::new(), upstream).await.unwrap();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let mut sender = sender.clone();
+        async move {
+            if request.uri().path() != "/etcdserverpb.Maintenance/Status" {
+                return Ok(sender.send_request(request).await?.map(Either::Left));
+            }
+            let refusal = Response::builder().header("content-type", "application/grpc").header("grpc-status", "7");
+            let refusal = refusal.header("grpc-message", "etcdserver: permission denied");
+            Ok::<_, hyper::Error>(refusal.body(Either::Right(Empty::new())).unwrap())
+        }
+    });
+    let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    // Either side may end it.
+    tokio::select! {
+        _ = serving.serve_connection(TokioIo::new(stream), service) => {}
+        _ = upstream => {}
+    }
+}
+
+#[tokio::test]
+async fn a_status_for_root_only_is_not_a_broken_connection() {
+    let server = server().await;
+    let mut root = raw(&server).await;
+    root.user_add("root", "secret", None).await.unwrap();
+    root.user_grant_role("root", "root").await.unwrap();
+    root.role_add("writer").await.unwrap();
+    let write = etcd_client::Permission::read_write("enlist/").with_prefix();
+    root.role_grant_permission("writer", write).await.unwrap();
+    root.user_add("writer", "secret", None).await.unwrap();
+    root.user_grant_role("writer", "writer").await.unwrap();
+    root.auth_enable().await.unwrap();
+    let (url, _member) = telling_root_only(server.address()).await;
+    let mut command = enlist(&server, ["doctor", "--endpoints", &url, "--user", "writer"]);
+    command.env("ENLIST_PASSWORD", "secret");
+    let done = run(command).await;
+    assert_eq!(done.code, Some(0), "{done:#?}");
+    for check in ["endpoint", "tls", "auth", "read", "lease", "write", "watch", "latency"] {
+        assert!(line(&done, check).starts_with("ok"), "{check}: {done:#?}");
+    }
+    let version = line(&done, "version");
+    assert!(version.starts_with("warning") && version.contains("3.5.28"), "{version}");
+}
