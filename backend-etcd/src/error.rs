@@ -6,7 +6,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-use enlist::{Cause, Error};
+use enlist::{Cause, Error, escape::escaped};
 use tonic::{Code, Status};
 
 /// What a failed request means.
@@ -69,13 +69,13 @@ impl Failure {
     }
 }
 
-/// A text as the source of an error.
+/// A text as the source of an error, escaped where it is shown: it may be anybody's.
 #[derive(Debug)]
 struct Said(String);
 
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        escaped(&self.0).fmt(f)
     }
 }
 

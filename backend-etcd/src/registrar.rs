@@ -9,7 +9,7 @@ use std::{
 };
 
 use enlist::{
-    Backoff, Counter, Deregistered, Error, Health, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict,
+    Backoff, Counter, Deregistered, Error, Health, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
     RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
     backoff::{herd_window, spread},
     feed::FeedReader,
@@ -289,6 +289,7 @@ impl Registrar {
     }
 
     fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
+        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
         Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, created }
     }
 
@@ -296,6 +297,7 @@ impl Registrar {
         if !matches!(self.driver.state(), RegistrationState::Superseded { .. }) {
             self.session.counters.count(Counter::Superseded);
         }
+        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
         self.driver.report_superseded(owner, lease);
     }
 
@@ -892,6 +894,6 @@ pub(crate) fn marked_leaving(session: &Session, service: &ServiceRef, record: &R
     layout.encode(service, &instance.with_health(Health::Draining), &writing).ok()
 }
 
-pub(crate) fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {
+fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {
     session.layout.decode(service, &record.key, &record.value).ok()?.owner
 }

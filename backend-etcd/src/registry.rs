@@ -19,7 +19,7 @@ use crate::{
     etcd::Etcd,
     layout::{Decoded, LeaseScope, Writing},
     record::Record,
-    registrar::{Registrar, marked_leaving, owner_of},
+    registrar::{Registrar, marked_leaving},
     session::Session,
     writes::Guard,
 };
@@ -48,7 +48,7 @@ impl Registry for Etcd {
         let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
         let (present, _) = conn.get(&key).await.map_err(failed)?;
         if let Some(owned) = present.as_ref().filter(|record| record.lease.is_some()) {
-            return Err(self.not_owner(service, instance.id(), owned));
+            return Err(Self::not_owner(service, instance.id(), owned));
         }
         let previous = present.as_ref().map(|record| &*record.value);
         let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
@@ -58,7 +58,7 @@ impl Registry for Etcd {
         };
         match written.map_err(failed)? {
             Written::Done(revision) => Ok(revision),
-            Written::Refused(record) => Err(self.changed(service, instance.id(), record.as_ref())),
+            Written::Refused(record) => Err(Self::changed(service, instance.id(), record.as_ref())),
         }
     }
 
@@ -69,10 +69,10 @@ impl Registry for Etcd {
         let failed = |failure: Failure| failure.into_error(&format!("removing {service}/{id}"));
         let (present, _) = conn.get(&key).await.map_err(failed)?;
         let Some(record) = present else {
-            return Err(self.changed(service, id, None));
+            return Err(Self::changed(service, id, None));
         };
         if record.lease.is_some() {
-            return Err(self.not_owner(service, id, &record));
+            return Err(Self::not_owner(service, id, &record));
         }
         let decoded = layout.decode(service, &key, &record.value);
         let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
@@ -87,7 +87,7 @@ impl Registry for Etcd {
         }
         match conn.delete(&key, guard).await.map_err(failed)? {
             Written::Done(_) => Ok(Entry::new(instance, record.created, record.modified)),
-            Written::Refused(record) => Err(self.changed(service, id, record.as_ref())),
+            Written::Refused(record) => Err(Self::changed(service, id, record.as_ref())),
         }
     }
 }
@@ -138,16 +138,15 @@ impl Etcd {
         }
     }
 
-    fn not_owner(&self, service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {
-        let owner = owner_of(&self.session, service, record);
+    fn not_owner(service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {
         let lease = record.lease.unwrap_or_default();
-        Error::NotOwner { service: service.clone(), id: id.clone(), owner, lease }
+        Error::NotOwner { service: service.clone(), id: id.clone(), owner: enlist::Owner::Other, lease }
     }
 
-    fn changed(&self, service: &ServiceRef, id: &InstanceId, record: Option<&Record>) -> Error {
+    fn changed(service: &ServiceRef, id: &InstanceId, record: Option<&Record>) -> Error {
         match record {
             None => Error::NotRegistered { service: service.clone(), id: id.clone() },
-            Some(record) if record.lease.is_some() => self.not_owner(service, id, record),
+            Some(record) if record.lease.is_some() => Self::not_owner(service, id, record),
             Some(record) => Error::Conflict { what: format!("{service}/{id}"), revision: record.modified },
         }
     }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use enlist::{
-    Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment,
+    Counter, Deregistered, Election, Error, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment, Owner,
     RegisterOptions, Registration, RegistrationState, Registry, Resolver, Start,
 };
 use enlist_etcd::Etcd;
@@ -103,7 +103,7 @@ async fn an_overwritten_key_is_reported_and_never_fought_for() {
     let RegistrationState::Superseded { cause: Error::NotOwner { owner, .. } } = superseded else {
         panic!("{superseded:?}");
     };
-    assert_eq!(owner.as_deref(), Some("them"));
+    assert_eq!(owner, Owner::Other);
     let before = raw.get("\0", None).await.unwrap().header().unwrap().revision();
     pass(Duration::from_secs(12)).await;
     let after = raw.get("\0", None).await.unwrap().header().unwrap().revision();

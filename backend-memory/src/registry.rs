@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, RegisterOptions,
+    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, Owner, RegisterOptions,
     Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
@@ -103,9 +103,7 @@ fn refused(service: &ServiceRef, key: &Key, refusal: Refusal) -> Error {
         return not_registered(service, key);
     };
     match record.lease {
-        Some(lease) => {
-            Error::NotOwner { service: service.clone(), id: key.id(), owner: record.owner().map(str::to_owned), lease }
-        }
+        Some(lease) => Error::NotOwner { service: service.clone(), id: key.id(), owner: enlist::Owner::Other, lease },
         None => Error::Conflict { what: format!("{service}/{}", key.member), revision: record.modified },
     }
 }
@@ -173,12 +171,12 @@ impl Registrar {
                 Ok(Pause::Settled) => {
                     self.backoff.reset();
                     if self.disturbed(&claim).await.is_superseded() {
-                        self.driver.report_superseded(self.options.owner.clone(), LeaseId::default());
+                        self.superseded(self.options.owner.as_deref(), LeaseId::default());
                         return Some(self);
                     }
                 }
                 Ok(Pause::Superseded(found)) => {
-                    self.driver.report_superseded(found.owner, found.lease.unwrap_or_default());
+                    self.superseded(found.owner.as_deref(), found.lease.unwrap_or_default());
                     if self.wait_until_free(&claim).await.is_superseded() {
                         return Some(self);
                     }
@@ -226,7 +224,12 @@ impl Registrar {
     }
 
     fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
+        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
         Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.key.id(), owner, created }
+    }
+
+    fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
+        self.driver.report_superseded(Owner::of(owner, self.options.owner.as_deref()), lease);
     }
 
     fn found(&self, record: &Record) -> Found {

@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{
     args::Demo,
     instances,
-    output::{Failure, Output, Paint, To},
+    output::{Failure, Output, Paint, Text, To},
     signals::Signals,
     table::Live,
 };
@@ -116,11 +116,11 @@ impl Stage {
         Ok(())
     }
 
-    fn picture(&self) -> Vec<String> {
+    fn picture(&self) -> Vec<Text> {
         let mut lines = Vec::new();
         for view in &self.views {
             if let Some(snapshot) = view.snapshot() {
-                lines.extend(instances::shown(view.service(), &snapshot, self.output));
+                lines.extend(instances::shown(view.service(), &snapshot));
             }
         }
         lines
@@ -128,13 +128,13 @@ impl Stage {
 
     fn draw(&mut self) -> Result<(), Failure> {
         let mut lines = vec![
-            self.output.paint(To::Stdout, Paint::Good, &self.caption),
-            format!("{} calls were sent to an instance that serves", self.calls),
-            String::new(),
+            Text::painted(Paint::Good, &self.caption, ""),
+            format!("{} calls were sent to an instance that serves", self.calls).into(),
+            "".into(),
         ];
         lines.extend(self.picture());
         if let Some(live) = &mut self.live {
-            live.draw(&lines)?;
+            live.draw(&lines, self.output)?;
         }
         Ok(())
     }

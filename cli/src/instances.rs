@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     args::{Details, Global, Publish},
-    output::{Failure, InstanceObject, Output, Paint, To, endpoints, health},
+    output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health},
     signals::Signals,
     table::{self, Live},
 };
@@ -48,7 +48,7 @@ pub(crate) async fn resolve(global: &Global, service: &str, output: Output) -> R
     } else if snapshot.is_empty() {
         output.line(To::Stderr, format!("{service} has no instances"), &())?;
     } else {
-        for line in table::lines(output, snapshot.entries().map(|entry| &**entry)) {
+        for line in table::lines(snapshot.entries().map(|entry| &**entry)) {
             output.line(To::Stdout, line, &())?;
         }
     }
@@ -68,22 +68,22 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
             signal = signals.next() => return Ok(signal.as_exit()),
         };
         match &mut live {
-            Some(live) => live.draw(&picture(&service, &change, output))?,
+            Some(live) => live.draw(&picture(&service, &change), output)?,
             None => tell(&service, &change, std::mem::take(&mut first), &mut fresh, output)?,
         }
     }
 }
 
 /// What a live table shows.
-fn picture(service: &ServiceRef, change: &Change, output: Output) -> Vec<String> {
-    let mut lines = vec![match &change.freshness {
-        Freshness::Stale { cause, .. } => {
-            let stale = format!("{service}: not up to date, {cause}");
-            output.paint(To::Stdout, Paint::Bad, &stale)
-        }
-        _ => format!("{service}: {} instances at revision {}", change.snapshot.len(), change.snapshot.revision()),
-    }];
-    lines.extend(table::lines(output, change.snapshot.entries().map(|entry| &**entry)));
+fn picture(service: &ServiceRef, change: &Change) -> Vec<Text> {
+    let head = if let Freshness::Stale { cause, .. } = &change.freshness {
+        Text::painted(Paint::Bad, format!("{service}: not up to date, {cause}"), "")
+    } else {
+        let (count, revision) = (change.snapshot.len(), change.snapshot.revision());
+        format!("{service}: {count} instances at revision {revision}").into()
+    };
+    let mut lines = vec![head];
+    lines.extend(table::lines(change.snapshot.entries().map(|entry| &**entry)));
     lines
 }
 
@@ -100,7 +100,7 @@ fn tell(service: &ServiceRef, change: &Change, first: bool, fresh: &mut bool, ou
         let instance = entry.instance();
         let text = format!(
             "{sign} {} {} weight={} health={}",
-            instance.id().as_str().escape_debug(),
+            instance.id(),
             endpoints(instance).join(","),
             instance.weight(),
             health(instance.health())
@@ -169,9 +169,9 @@ pub(crate) async fn remove(global: &Global, service: &str, id: &str, output: Out
 }
 
 /// The instances of a snapshot, for the demo.
-pub(crate) fn shown(service: &ServiceRef, snapshot: &Snapshot, output: Output) -> Vec<String> {
-    let mut lines = vec![format!("{service}: {} instances", snapshot.len())];
-    lines.extend(table::lines(output, snapshot.entries().map(|entry| &**entry)));
-    lines.push(String::new());
+pub(crate) fn shown(service: &ServiceRef, snapshot: &Snapshot) -> Vec<Text> {
+    let mut lines = vec![Text::from(format!("{service}: {} instances", snapshot.len()))];
+    lines.extend(table::lines(snapshot.entries().map(|entry| &**entry)));
+    lines.push("".into());
     lines
 }

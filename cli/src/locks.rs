@@ -292,7 +292,7 @@ pub(crate) async fn observe(global: &Global, name: &str, output: Output) -> Resu
             _ => None,
         };
         let mut text = match &change.leader {
-            Some(leader) => format!("{} (token {})", leader.value.escape_debug(), leader.token),
+            Some(leader) => format!("{} (token {})", leader.value, leader.token),
             None => "nobody leads".to_owned(),
         };
         if let Some(cause) = &cause {

@@ -1,4 +1,6 @@
 //! What is said, and how: text for people, JSON for programs, errors as one sentence.
+//!
+//! Whatever is written goes through [`Output`], which escapes it: what others stored in etcd is shown, and does nothing else.
 
 use std::{
     fmt::Display,
@@ -6,7 +8,10 @@ use std::{
     process::ExitCode,
 };
 
-use enlist::{Entry, Error, Health, Instance};
+use enlist::{
+    Entry, Error, Health, Instance,
+    escape::{escaped, is_unprintable},
+};
 use serde::Serialize;
 
 use crate::{
@@ -29,11 +34,31 @@ pub(crate) enum To {
 }
 
 /// The colours in use.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Paint {
     Good,
     Bad,
     Faint,
+}
+
+/// One line for people, whose beginning may be in a colour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Text {
+    paint: Option<Paint>,
+    head: String,
+    rest: String,
+}
+
+impl Text {
+    pub(crate) fn painted(paint: Paint, head: impl Into<String>, rest: impl Into<String>) -> Self {
+        Self { paint: Some(paint), head: head.into(), rest: rest.into() }
+    }
+}
+
+impl<T: Display> From<T> for Text {
+    fn from(text: T) -> Self {
+        Self { paint: None, head: String::new(), rest: text.to_string() }
+    }
 }
 
 impl Output {
@@ -58,22 +83,25 @@ impl Output {
         }
     }
 
-    /// The text in a colour, where there is any.
-    pub(crate) fn paint(self, to: To, paint: Paint, text: &str) -> String {
-        if !self.colours(to) {
-            return text.to_owned();
+    /// A line as it is written for people.
+    pub(crate) fn render(self, to: To, line: &Text) -> String {
+        let Text { paint, head, rest } = line;
+        match paint {
+            Some(paint) if self.colours(to) => {
+                let code = match paint {
+                    Paint::Good => "32",
+                    Paint::Bad => "31",
+                    Paint::Faint => "2",
+                };
+                format!("\x1b[{code}m{}\x1b[0m{}", escaped(head), escaped(rest))
+            }
+            _ => format!("{}{}", escaped(head), escaped(rest)),
         }
-        let code = match paint {
-            Paint::Good => "32",
-            Paint::Bad => "31",
-            Paint::Faint => "2",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
     }
 
     /// Writes one line: the text, or the object.
-    pub(crate) fn line(self, to: To, text: impl Display, object: &impl Serialize) -> io::Result<()> {
-        let line = if self.json { serde_json::to_string(object)? } else { text.to_string() };
+    pub(crate) fn line(self, to: To, text: impl Into<Text>, object: &impl Serialize) -> io::Result<()> {
+        let line = if self.json { one_object(object)? } else { self.render(to, &text.into()) };
         match to {
             To::Stdout => {
                 let mut out = io::stdout().lock();
@@ -85,10 +113,24 @@ impl Output {
     }
 
     /// Writes one line that nobody needs: what it tells goes on whether it can be told or not.
-    pub(crate) fn tell(self, to: To, text: impl Display, object: &impl Serialize) {
+    pub(crate) fn tell(self, to: To, text: impl Into<Text>, object: &impl Serialize) {
         // The reader may be gone.
         let _ = self.line(to, text, object);
     }
+}
+
+/// The object on one line, in which every character can be seen. Outside of its texts JSON has none that cannot.
+fn one_object(object: &impl Serialize) -> serde_json::Result<String> {
+    let json = serde_json::to_string(object)?;
+    let mut shown = String::with_capacity(json.len());
+    for character in json.chars() {
+        if is_unprintable(character) {
+            shown.extend(character.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        } else {
+            shown.push(character);
+        }
+    }
+    Ok(shown)
 }
 
 /// The columns of the terminal on the standard output, if it is one and tells.
@@ -121,8 +163,8 @@ impl Failure {
             Self::Unread => ExitCode::SUCCESS,
             Self::Said { text, kind, code } => {
                 let object = serde_json::json!({ "error": text, "kind": kind });
-                let text = format!("{} {text}", output.paint(To::Stderr, Paint::Bad, "enlist:"));
-                output.tell(To::Stderr, text, &object);
+                let line = Text::painted(Paint::Bad, "enlist:", format!(" {text}"));
+                output.tell(To::Stderr, line, &object);
                 ExitCode::from(code)
             }
         }
@@ -151,7 +193,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// The message of an error and of what caused it, on one line.
+/// The message of an error and of what caused it.
 pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -162,7 +204,7 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text.replace(['\n', '\r'], " ")
+    text
 }
 
 fn advice(error: &Error) -> (&'static str, &'static str) {
@@ -231,5 +273,26 @@ pub(crate) fn health(health: Health) -> &'static str {
         Health::Serving => "serving",
         Health::Draining => "draining",
         _ => "not-serving",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_shows_every_character_and_means_the_same() {
+        let value = "v\x1b\n\x7f\u{9b}\u{202e}\u{e0041}\"\\é";
+        let json = one_object(&value).unwrap();
+        assert_eq!(json, r#""v\u001b\n\u007f\u009b\u202e\udb40\udc41\"\\é""#);
+        assert_eq!(serde_json::from_str::<String>(&json).unwrap(), value);
+    }
+
+    #[test]
+    fn only_our_own_colours_reach_a_terminal() {
+        let line = Text::painted(Paint::Bad, "a\x1b[2J", "b\u{9b}2J");
+        let with = |color| Output::new(Format::Text, color).render(To::Stdout, &line);
+        assert_eq!(with(Color::Always), "\x1b[31ma\\u{1b}[2J\x1b[0mb\\u{9b}2J");
+        assert_eq!(with(Color::Never), "a\\u{1b}[2Jb\\u{9b}2J");
     }
 }

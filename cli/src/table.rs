@@ -5,9 +5,9 @@ use std::{
     io::{self, Write},
 };
 
-use enlist::Entry;
+use enlist::{Entry, escape::escaped};
 
-use crate::output::{self, Output, Paint, To, endpoints, health};
+use crate::output::{self, Output, Paint, Text, To, endpoints, health};
 
 const COLUMNS: usize = 7;
 
@@ -24,9 +24,9 @@ type Row = [String; COLUMNS];
 
 const HEAD: [&str; COLUMNS] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
 
-/// Control characters, which would move the cursor, made visible.
+/// The text as it is shown, so that its width is known.
 fn plain(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+    escaped(text).to_string()
 }
 
 fn row(entry: &Entry) -> Row {
@@ -45,11 +45,11 @@ fn row(entry: &Entry) -> Row {
 }
 
 /// The lines of a table of instances. On a terminal each fits into one of its lines.
-pub(crate) fn lines<'a>(output: Output, entries: impl Iterator<Item = &'a Entry>) -> Vec<String> {
+pub(crate) fn lines<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<Text> {
     let rows: Vec<_> = [HEAD.map(str::to_owned)].into_iter().chain(entries.map(row)).collect();
-    let mut lines = arranged(&rows, output::columns());
-    lines[0] = output.paint(To::Stdout, Paint::Faint, &lines[0]);
-    lines
+    let mut lines = arranged(&rows, output::columns()).into_iter();
+    let head = lines.next().map(|head| Text::painted(Paint::Faint, head, ""));
+    head.into_iter().chain(lines.map(Text::from)).collect()
 }
 
 /// Rows as lines of so many columns; `None` cuts nothing.
@@ -100,7 +100,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    pub(crate) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
+    pub(crate) fn draw(&mut self, lines: &[Text], output: Output) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.drawn > 0 {
             // To the first line of what was drawn, and nothing left of it.
@@ -111,7 +111,7 @@ impl Live {
         // Without wrapping, so that a line is a line however narrow the terminal is.
         write!(out, "\x1b[?7l")?;
         for line in &drawn {
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", output.render(To::Stdout, line))?;
         }
         write!(out, "\x1b[?7h")?;
         self.drawn = drawn.len();
@@ -120,13 +120,13 @@ impl Live {
 }
 
 /// As many lines as a terminal of so many rows can be drawn over with; 0 rows are as many as one likes.
-fn fitting(lines: &[String], rows: usize) -> Vec<String> {
+fn fitting(lines: &[Text], rows: usize) -> Vec<Text> {
     if rows < 3 || lines.len() < rows {
         return lines.to_vec();
     }
     let shown = rows - 2;
     let more = format!("… and {} more lines", lines.len() - shown);
-    lines[..shown].iter().cloned().chain([more]).collect()
+    lines[..shown].iter().cloned().chain([more.into()]).collect()
 }
 
 #[cfg(test)]
@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn a_picture_fits_its_terminal() {
-        let lines: Vec<String> = (0..10).map(|number| number.to_string()).collect();
+        let lines: Vec<Text> = (0..10).map(Text::from).collect();
         assert_eq!(fitting(&lines, 0), lines);
         assert_eq!(fitting(&lines, 11), lines);
-        assert_eq!(fitting(&lines, 5), ["0", "1", "2", "… and 7 more lines"]);
+        assert_eq!(fitting(&lines, 5), ["0", "1", "2", "… and 7 more lines"].map(Text::from));
     }
 }

@@ -1,11 +1,12 @@
 //! The one error of the traits, divided by what a caller can do next.
 //!
 //! A backend maps its client's errors to these in its own `error.rs` and nowhere else. No variant carries a secret or
-//! a request body.
+//! a request body. The messages are [escaped](crate::escape), so that what others wrote into the store forges no line of a log.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use crate::{
+    escape::escaped,
     name::{InstanceId, ServiceRef},
     revision::{LeaseId, Revision},
 };
@@ -47,6 +48,32 @@ impl fmt::Display for NameFault {
     }
 }
 
+/// Whose instance is in the way. The owner token itself is not told: whoever knows it can take the id over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "tokens are equal or not")]
+pub enum Owner {
+    /// It has the owner token of the caller.
+    Same,
+    /// It has another owner token, or one of the two has none.
+    Other,
+}
+
+impl Owner {
+    /// Compares the token of an instance in the store with that of the caller.
+    pub fn of(theirs: Option<&str>, ours: Option<&str>) -> Self {
+        if theirs.is_some() && theirs == ours { Self::Same } else { Self::Other }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Same => "the same owner",
+            Self::Other => "another owner",
+        })
+    }
+}
+
 /// What went wrong, by what a caller can do next.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,7 +95,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// An option was refused before anything was sent.
-    #[error("invalid {field}: {reason}")]
+    #[error("invalid {field}: {}", escaped(reason))]
     InvalidConfig {
         /// Which option.
         field: &'static str,
@@ -76,14 +103,18 @@ pub enum Error {
         reason: String,
     },
     /// Somebody else's live instance has this id.
-    #[error("instance {id} of {service} is already registered by {} since revision {created}", owner.as_deref().unwrap_or("another owner"))]
+    #[error(
+        "instance {} of {} is already registered by {owner} since revision {created}",
+        escaped(id),
+        escaped(service)
+    )]
     AlreadyRegistered {
         /// The service.
         service: ServiceRef,
         /// The contested id.
         id: InstanceId,
-        /// The owner token of the other instance, if it has one.
-        owner: Option<String>,
+        /// Whose the other instance is.
+        owner: Owner,
         /// When the other instance was created.
         created: Revision,
     },
@@ -99,7 +130,7 @@ pub enum Error {
         left: Duration,
     },
     /// There is no such instance.
-    #[error("no instance {id} of {service}")]
+    #[error("no instance {} of {}", escaped(id), escaped(service))]
     NotRegistered {
         /// The service.
         service: ServiceRef,
@@ -107,19 +138,19 @@ pub enum Error {
         id: InstanceId,
     },
     /// The instance belongs to somebody else's lease, so it was left alone.
-    #[error("instance {id} of {service} is kept by lease {lease} of {}", owner.as_deref().unwrap_or("another owner"))]
+    #[error("instance {} of {} is kept by lease {lease} of {owner}", escaped(id), escaped(service))]
     NotOwner {
         /// The service.
         service: ServiceRef,
         /// The id.
         id: InstanceId,
-        /// The owner token, if it has one.
-        owner: Option<String>,
+        /// Whose it is.
+        owner: Owner,
         /// The lease that keeps it.
         lease: LeaseId,
     },
     /// What was read had changed by the time it was to be written.
-    #[error("{what} was changed by somebody else at revision {revision}")]
+    #[error("{} was changed by somebody else at revision {revision}", escaped(what))]
     Conflict {
         /// What changed.
         what: String,
@@ -147,7 +178,7 @@ pub enum Error {
     #[error("authentication failed")]
     AuthFailed(#[source] Cause),
     /// The credentials do not allow this.
-    #[error("permission denied for {what}")]
+    #[error("permission denied for {}", escaped(what))]
     PermissionDenied {
         /// The range of keys or the operation.
         what: String,
@@ -166,7 +197,7 @@ pub enum Error {
     #[error("the store has no space left")]
     StorageFull,
     /// This backend or layout cannot do that.
-    #[error("{what} is not supported")]
+    #[error("{} is not supported", escaped(what))]
     Unsupported {
         /// What cannot be done.
         what: String,
@@ -225,6 +256,41 @@ mod tests {
         assert_eq!(error.to_string(), "store unavailable");
         assert_eq!(error.source().unwrap().to_string(), "connection refused");
         assert!(error.is_retryable());
+    }
+
+    /// Each message is one line of printable text, whatever the store holds, and tells no owner token.
+    #[test]
+    fn messages_are_escaped_and_tell_no_owner_token() {
+        let hostile = "a\n\u{1b}[2J\u{9b}\u{202e}\u{200b}";
+        let (id, service) = (InstanceId::parse("a\u{202e}").unwrap(), ServiceRef::parse("s\u{200b}").unwrap());
+        let revision = Revision::default();
+        for error in [
+            Error::InvalidAddress { input: hostile.into(), reason: "x" },
+            Error::invalid_config("x", hostile),
+            Error::AlreadyRegistered {
+                service: service.clone(),
+                id: id.clone(),
+                owner: Owner::of(Some("secret"), Some("secret")),
+                created: revision,
+            },
+            Error::NotRegistered { service: service.clone(), id: id.clone() },
+            Error::NotOwner { service, id, owner: Owner::of(Some("secret"), None), lease: LeaseId::new(1) },
+            Error::Conflict { what: hostile.into(), revision },
+            Error::PermissionDenied { what: hostile.into() },
+            Error::Unsupported { what: hostile.into() },
+        ] {
+            let text = error.to_string();
+            assert!(!text.contains(crate::escape::is_unprintable), "{text:?}");
+            assert!(!text.contains("secret") && !format!("{error:?}").contains("secret"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn instances_without_a_token_have_no_owner_in_common() {
+        assert_eq!(Owner::of(Some("me"), Some("me")), Owner::Same);
+        for (theirs, ours) in [(None, None), (Some("me"), None), (None, Some("me")), (Some("me"), Some("you"))] {
+            assert_eq!(Owner::of(theirs, ours), Owner::Other);
+        }
     }
 
     #[test]

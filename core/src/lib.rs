@@ -16,6 +16,7 @@
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a balancer | [`balance`], [`ejection`], [`Shares`], [`HashRing`] |
+//! | show text that others stored | [`escape`] |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
 //!
 //! # Example
@@ -53,6 +54,7 @@ pub mod ejection;
 pub mod election;
 pub mod endpoint;
 pub mod error;
+pub mod escape;
 pub mod feed;
 mod fence;
 mod freshness;
@@ -87,7 +89,7 @@ pub use self::{
     ejection::Ejection,
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
-    error::{Cause, Error},
+    error::{Cause, Error, Owner},
     feed::{Feed, ServiceWatcher},
     fence::{Fence, Overtaken},
     freshness::{Freshness, Proof},

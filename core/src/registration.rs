@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 pub use self::handle::InstanceHandle;
 use crate::{
-    error::{Cause, Error},
+    error::{Cause, Error, Owner},
     feed::KeepAlive,
     instance::{Draft, Health, Instance},
     name::ServiceRef,
@@ -473,7 +473,7 @@ impl RegistrationDriver {
     }
 
     /// Reports that the key belongs to another registration, under `lease`.
-    pub fn report_superseded(&self, owner: Option<String>, lease: LeaseId) {
+    pub fn report_superseded(&self, owner: Owner, lease: LeaseId) {
         let service = self.shared.service.clone();
         let id = self.shared.desired.borrow().instance.id().clone();
         self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });

@@ -77,8 +77,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRegistered`] if there is none; [`Error::NotOwner`], which says whose it is, if it is held by a
-    /// live registration; [`Error::Conflict`] if somebody else changed it meanwhile.
+    /// [`Error::NotRegistered`] if there is none; [`Error::NotOwner`] if it is held by a live registration;
+    /// [`Error::Conflict`] if somebody else changed it meanwhile.
     ///
     /// # Cancel safety
     ///
@@ -142,7 +142,8 @@ pub struct RegisterOptions {
     pub start: Start,
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
     /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with one
-    /// owner the newer one stands. Default: none.
+    /// owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store sees it, and
+    /// with it and the right to write can take the id over. Errors and logs do not tell it. Default: none.
     pub owner: Option<String>,
     /// What to do when somebody else's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,

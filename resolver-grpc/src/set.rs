@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use enlist::{
     Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges,
     balance::{Group, Ready},
+    escape::escaped,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -216,7 +217,7 @@ fn by_endpoint(candidates: &[Arc<Entry>]) -> HashMap<Endpoint, Arc<Entry>> {
     let mut listed: HashMap<Endpoint, Arc<Entry>> = HashMap::with_capacity(candidates.len());
     for entry in candidates {
         let Some(endpoint) = usable(entry.instance()) else {
-            tracing::warn!(instance = %entry.instance().id(), "no endpoint that gRPC is spoken with, left out");
+            tracing::warn!(instance = %escaped(entry.instance().id()), "no endpoint that gRPC is spoken with, left out");
             continue;
         };
         let known = listed.entry(endpoint.clone()).or_insert_with(|| Arc::clone(entry));

@@ -15,6 +15,7 @@ use enlist::{
     BackoffPolicy, Ejection, Endpoint, Entry, Moment,
     balance::Candidate,
     ejection::{Ejections, Rests},
+    escape::escaped,
 };
 use tokio::{sync::Notify, time::timeout};
 use tonic::Code;
@@ -123,7 +124,7 @@ pub(crate) struct Subchannel {
 
 impl fmt::Display for Subchannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.entry.load().instance().id(), self.endpoint)
+        write!(f, "{} at {}", escaped(self.entry.load().instance().id()), escaped(&self.endpoint))
     }
 }
 

@@ -62,9 +62,9 @@ fn meaning_of(text: &str) -> Meaning {
     }
 }
 
-/// The text of an error and of what caused it, on one line.
+/// The text of an error and of what caused it.
 pub(super) fn text(error: &Error) -> String {
-    let text = match error {
+    match error {
         Error::GRpcStatus(status) => {
             let mut texts = vec![status.message().to_owned()];
             let mut source = status.source();
@@ -78,8 +78,7 @@ pub(super) fn text(error: &Error) -> String {
             texts.join(": ")
         }
         other => crate::output::with_causes(other),
-    };
-    text.replace('\n', " ")
+    }
 }
 
 /// The cause of a connection that cannot be opened.

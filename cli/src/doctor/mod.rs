@@ -21,7 +21,7 @@ use self::{
 };
 use crate::{
     args::Global,
-    output::{Failure, Output, Paint, To},
+    output::{Failure, Output, Paint, Text, To},
 };
 
 /// A round trip that takes longer is told as slow.
@@ -69,13 +69,13 @@ impl Report {
             Status::Warning | Status::Failed => Paint::Bad,
             Status::Skipped => Paint::Faint,
         };
-        let word = self.output.paint(To::Stdout, paint, &format!("{:<8}", status.word()));
         let advice_text = if advice.is_empty() { String::new() } else { format!("; {advice}") };
         let object = json!({
             "check": check, "status": status.word(), "detail": detail,
             "advice": Some(advice).filter(|advice| !advice.is_empty()),
         });
-        self.output.line(To::Stdout, format!("{word} {check}: {detail}{advice_text}"), &object)?;
+        let line = Text::painted(paint, format!("{:<8}", status.word()), format!(" {check}: {detail}{advice_text}"));
+        self.output.line(To::Stdout, line, &object)?;
         Ok(())
     }
 

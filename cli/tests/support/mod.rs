@@ -89,6 +89,19 @@ impl Running {
         Self { child, stdout, stderr }
     }
 
+    /// Waits for a line of the output that contains `part`, and returns all lines up to it.
+    pub(crate) async fn says_all(&mut self, part: &str) -> String {
+        let mut all = String::new();
+        loop {
+            let line = soon(&format!("it says {part:?}"), self.stdout.recv()).await;
+            let line = line.unwrap_or_else(|| panic!("it ended without {part:?}: {all:?}"));
+            all = format!("{all}{line}\n");
+            if line.contains(part) {
+                return all;
+            }
+        }
+    }
+
     /// Waits for a line of the output that contains `part`.
     pub(crate) async fn says(&mut self, part: &str) -> String {
         Self::wait(&mut self.stdout, part).await

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use enlist::{Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges};
+use enlist::{Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, escape::escaped};
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
@@ -82,7 +82,8 @@ fn targets(snapshot: &Snapshot) -> BTreeMap<String, String> {
             return None;
         }
         let Some(endpoint) = instance.endpoints().iter().find(|endpoint| is_plain(endpoint)) else {
-            tracing::warn!(service = %snapshot.service(), instance = %instance.id(), "no plain-text endpoint, left out");
+            let instance = escaped(instance.id());
+            tracing::warn!(service = %snapshot.service(), %instance, "no plain-text endpoint, left out");
             return None;
         };
         Some((instance.id().to_string(), format!("http://{}", endpoint.authority())))

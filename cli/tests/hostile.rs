@@ -1,0 +1,101 @@
+//! Text that others stored in etcd reaches no terminal and no log as it is.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use enlist_testkit::EtcdServer;
+use support::{Done, Running, enlist, pty::Shell, run, server};
+
+/// In values: a title for the terminal, another line, C0, C1, DEL, text from right to left, something without width, a line separator.
+const VALUE: &str = "v\x1b]0;title\x07\r\nforged\u{9b}2J\x7f\u{202e}\u{200b}\u{2028}";
+
+/// In names, which have no control characters.
+const NAME: &str = "n\u{202e}\u{200b}\u{2028}\u{2066}";
+
+/// The token that takes the registered instance over.
+const TOKEN: &str = "token-of-the-owner";
+
+fn assert_printable(what: &str, done: &Done) {
+    for text in [&done.stdout, &done.stderr] {
+        let hidden: Vec<_> = text.chars().filter(|c| *c != '\n' && enlist::escape::is_unprintable(*c)).collect();
+        assert!(hidden.is_empty(), "{what}: {hidden:?} in {text:?}");
+        assert!(!text.contains("\nforged") && !text.contains(TOKEN), "{what}: {text:?}");
+    }
+}
+
+/// Runs a command for people and for programs, and checks both answers. Returns the JSON.
+async fn printable(server: &EtcdServer, arguments: &[&str]) -> Done {
+    let text = run(enlist(server, arguments)).await;
+    assert_printable(&format!("{arguments:?}"), &text);
+    let mut command = enlist(server, arguments);
+    command.env("ENLIST_OUTPUT", "json");
+    let json = run(command).await;
+    assert_printable(&format!("{arguments:?} as JSON"), &json);
+    for line in json.stdout.lines().chain(json.stderr.lines()) {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    }
+    json
+}
+
+#[tokio::test]
+async fn every_field_of_every_command_is_shown_escaped() {
+    let server = server().await;
+    let (metadata, path) = (format!("{VALUE}={VALUE}"), format!("unix:///tmp/{NAME}"));
+    let details = ["--zone", VALUE, "--version", VALUE, "--meta", &metadata, "--id"];
+    let publish = |id: &'static str| [&["publish", NAME, &path], &details[..], &[id]].concat();
+    let register = |id: &'static str| [&["register", NAME, &path, "--ttl", "2s"], &details[..], &[id]].concat();
+
+    printable(&server, &publish("fixed")).await;
+    let mut live = enlist(&server, register(NAME).into_iter().chain(["--owner", TOKEN]));
+    live.env("ENLIST_OUTPUT", "json");
+    let mut live = Running::start(live);
+    live.says("\"registered\"").await;
+    let mut leading = Running::start(enlist(&server, ["elect", NAME, VALUE]));
+    leading.says("acquired").await;
+    let mut holding = Running::start(enlist(&server, ["lock", NAME]));
+    holding.says("acquired").await;
+
+    let resolved = printable(&server, &["resolve", NAME]).await;
+    let instance: serde_json::Value = serde_json::from_str(resolved.stdout.lines().next().unwrap()).unwrap();
+    // JSON keeps what it escapes.
+    assert_eq!((&instance["zone"], &instance["version"]), (&VALUE.into(), &VALUE.into()));
+    assert_eq!((&instance["metadata"][VALUE], &instance["endpoints"][0]), (&VALUE.into(), &path.clone().into()));
+    assert_eq!(run(enlist(&server, ["resolve", NAME])).await.stdout.lines().count(), 3);
+    assert_eq!(printable(&server, &["services"]).await.stdout.lines().count(), 1);
+    // Refusals, which name what is there, and not whose token it has.
+    for refused in [publish(NAME), register(NAME), vec!["remove", NAME, NAME]] {
+        let done = printable(&server, &refused).await;
+        assert_eq!(done.code, Some(1), "{done:?}");
+        assert!(done.stderr.contains("another owner"), "{done:?}");
+    }
+    printable(&server, &["remove", NAME, "\u{200b}"]).await;
+    printable(&server, &["lock", NAME, "--try"]).await;
+    printable(&server, &["elect", NAME, VALUE, "--wait", "100ms"]).await;
+    printable(&server, &["doctor", "--namespace", NAME]).await;
+    let leader = printable(&server, &["leader", NAME]).await;
+    let leader: serde_json::Value = serde_json::from_str(&leader.stdout).unwrap();
+    assert_eq!(leader["leader"], VALUE);
+    for output in ["text", "json"] {
+        for (following, until) in [("observe", "forged"), ("watch", "2 instances"), ("watch", "synced")] {
+            if (until == "synced") != (output == "json") && following == "watch" {
+                continue;
+            }
+            let mut following = Running::start(enlist(&server, [following, NAME, "--output", output]));
+            let seen = following.says_all(until).await;
+            assert_printable(&format!("{output} {until}"), &Done { code: None, stdout: seen, stderr: String::new() });
+        }
+    }
+    // A live table, on a terminal, which gets escapes of ours only.
+    let mut shell = Shell::start(&server).await;
+    shell.types(&format!("$E watch {NAME}\n"));
+    let shown = shell.shows("fixed").await + &shell.shows("\r\n").await;
+    assert!(!shown.contains("\x1b]0") && !shown.contains(['\u{9b}', '\u{202e}', '\u{200b}', '\x07']), "{shown:?}");
+    // What is registered is shown by its own process as well.
+    printable(&server, &["remove", NAME, "fixed"]).await;
+    for running in [&mut live, &mut leading, &mut holding] {
+        running.signal("-TERM");
+        let rest = running.says_all("re").await;
+        assert_printable("at the end", &Done { code: None, stdout: rest, stderr: String::new() });
+    }
+}
