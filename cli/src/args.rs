@@ -32,6 +32,7 @@ pub(crate) struct Global {
         long,
         global = true,
         env = "ENLIST_ENDPOINTS",
+        hide_env_values = true,
         value_delimiter = ',',
         default_value = "http://127.0.0.1:2379"
     )]
@@ -193,6 +194,11 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Returns `true` if etcd is asked, and it is not reported on how.
+    pub(crate) fn asks_etcd(&self) -> bool {
+        !matches!(self, Self::Doctor | Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } | Self::Reap)
+    }
+
     /// Returns `true` if a command is run, which gets the terminal.
     pub(crate) fn runs_a_command(&self) -> bool {
         match self {
@@ -219,9 +225,13 @@ pub(crate) struct Register {
     /// What to do if somebody else's live instance has the id
     #[arg(long, default_value = "refuse")]
     pub(crate) on_conflict: ConflictChoice,
-    /// Whoever registers the id again with the same token takes it over at once
-    #[arg(long)]
+    /// Whoever registers the id again with the same token takes it over at once. The command line is seen by every user of the
+    /// machine, the environment and files are not
+    #[arg(long, env = "ENLIST_OWNER", hide_env_values = true)]
     pub(crate) owner: Option<String>,
+    /// The file with that token; it counts before --owner
+    #[arg(long, env = "ENLIST_OWNER_FILE", value_name = "FILE")]
+    pub(crate) owner_file: Option<PathBuf>,
     /// How long to show the instance as draining before it is removed
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub(crate) drain: Duration,

@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    connect::SECRETS,
     output::Failure,
     reaper,
     signals::{self, Signal},
@@ -65,6 +66,9 @@ impl Running {
         let mut command = Command::new(program);
         command.args(arguments).process_group(group.id.as_raw_nonzero().get()).kill_on_drop(true);
         command.envs(variables.iter().map(|(name, value)| (name, value)));
+        for secret in SECRETS {
+            command.env_remove(secret);
+        }
         // Before it is there, so that it need not wait for the terminal.
         let job = Job::begin(group.id).map_err(failed)?;
         let child = signals::starting_with_terminal_stop(|| command.spawn()).map_err(failed)?;
@@ -129,10 +133,16 @@ impl Running {
 }
 
 impl Group {
-    /// Starts the reaper, in which all that the group may be sent is blocked from the beginning.
+    /// Starts the reaper, which needs no environment, and in which all that the group may be sent is blocked from the beginning.
     fn start() -> io::Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("reap").process_group(0).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("reap")
+            .env_clear()
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let mut reaper = signals::starting_with_all_blocked(|| command.spawn())?;
         let deadlines = reaper.stdin.take().ok_or_else(|| io::Error::other("no pipe to the reaper"))?;
         let id = process(&reaper)?;

@@ -1,6 +1,6 @@
 //! From global options to a client.
 
-use std::{env, fs};
+use std::{env, fs, net::IpAddr, path::Path};
 
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
@@ -9,9 +9,12 @@ use enlist_etcd::{
 };
 
 use crate::{
-    args::{Global, LayoutChoice, LockLayoutChoice},
-    output::Failure,
+    args::{Global, LayoutChoice, LockLayoutChoice, Register},
+    output::{Failure, Output, To},
 };
+
+/// Variables whose values are nobody's but this process's.
+pub(crate) const SECRETS: [&str; 2] = ["ENLIST_PASSWORD", "ENLIST_OWNER"];
 
 impl Global {
     /// The endpoints as URLs; `host:port` alone means plain HTTP, or TLS where there are options for that.
@@ -27,12 +30,7 @@ impl Global {
     /// User and password, if there is a user.
     pub(crate) fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
         let password = match &self.password_file {
-            Some(path) => {
-                let text = fs::read_to_string(path).map_err(|error| {
-                    Failure::usage(format!("the password file {} cannot be read: {error}", path.display()))
-                })?;
-                Some(text.trim_end_matches(['\r', '\n']).to_owned())
-            }
+            Some(path) => Some(secret("password", path)?),
             None => env::var("ENLIST_PASSWORD").ok().filter(|password| !password.is_empty()),
         };
         match (&self.user, password) {
@@ -40,6 +38,21 @@ impl Global {
             (Some(_), None) => Err(Failure::usage("--user needs --password-file, or ENLIST_PASSWORD")),
             (None, Some(_)) if self.password_file.is_some() => Err(Failure::usage("--password-file needs --user")),
             (None, _) => Ok(None),
+        }
+    }
+
+    /// The URLs to which the user's password is sent as it is, over a network.
+    pub(crate) fn clear_text(&self) -> Vec<String> {
+        let urls = if self.user.is_some() { self.urls() } else { Vec::new() };
+        urls.into_iter().filter(|url| url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest))).collect()
+    }
+
+    /// Warns of a password in clear text.
+    pub(crate) fn warn(&self, output: Output) {
+        let urls = self.clear_text();
+        if !urls.is_empty() {
+            let warning = format!("the password is sent in clear text to {}; use https://", urls.join(", "));
+            output.tell(To::Stderr, format!("enlist: {warning}"), &serde_json::json!({ "warning": warning }));
         }
     }
 
@@ -97,5 +110,49 @@ impl Global {
 
     pub(crate) fn lock(&self, name: &str) -> Result<LockName, Failure> {
         Ok(LockName::parse(name)?.within(self.namespace()?))
+    }
+}
+
+impl Register {
+    /// The owner's token.
+    pub(crate) fn token(&self) -> Result<Option<String>, Failure> {
+        match &self.owner_file {
+            Some(path) => Ok(Some(secret("owner", path)?)),
+            None => Ok(self.owner.clone().filter(|owner| !owner.is_empty())),
+        }
+    }
+}
+
+/// The secret in a file, without the end of its line.
+fn secret(what: &str, path: &Path) -> Result<String, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::usage(format!("the {what} file {} cannot be read: {error}", path.display())))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Returns `true` if what follows the scheme of a URL names this machine.
+fn is_loopback(rest: &str) -> bool {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_machine_itself_is_loopback() {
+        for own in ["127.0.0.1:2379", "127.9.9.9:1/", "localhost:2379", "localhost", "[::1]:2379"] {
+            assert!(is_loopback(own), "{own}");
+        }
+        for other in
+            ["10.0.0.1:2379", "etcd:2379", "localhost.example:1", "127.0.0.1.example:1", "[::2]:1", "0.0.0.0:1"]
+        {
+            assert!(!is_loopback(other), "{other}");
+        }
     }
 }

@@ -55,6 +55,9 @@ fn main() -> ExitCode {
 }
 
 async fn run(global: &args::Global, command: Command, output: Output) -> Result<u8, Failure> {
+    if command.asks_etcd() {
+        global.warn(output);
+    }
     match command {
         Command::Register(register) => register::run(global, register, output).await,
         Command::Resolve { service } => instances::resolve(global, &service, output).await,

@@ -40,7 +40,7 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
         ConflictChoice::TakeOver => OnConflict::TakeOver,
     };
     let mut options = RegisterOptions::new().ttl(register.ttl).on_conflict(on_conflict).start(Start::Background);
-    options.owner = register.owner.clone();
+    options.owner = register.token()?;
     let mut signals = Signals::all()?;
     let registration = etcd.register(&service, instance, options).await?;
     // The output of a command stays its own.

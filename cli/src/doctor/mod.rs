@@ -30,8 +30,10 @@ const SLOW: Duration = Duration::from_millis(100);
 /// How many reads the latency is measured with.
 const READS: usize = 10;
 
-/// What needs an endpoint that answers; all but the first two needs a user that is accepted.
-const CHECKS: [&str; 9] = ["tls", "auth", "version", "read", "lease", "write", "watch", "space", "latency"];
+/// What needs an endpoint that answers; all but the first needs a user that is accepted.
+const CHECKS: [&str; 8] = ["auth", "version", "read", "lease", "write", "watch", "space", "latency"];
+
+const NO_ANSWER: &str = "no endpoint answers";
 
 const NOT_ACCEPTED: &str = "etcd does not accept the user";
 
@@ -85,19 +87,21 @@ impl Report {
 }
 
 pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> {
+    // What every command refuses is refused here as well, a password in a URL for instance.
+    global.client()?;
     let mut report = Report { output, failed: false };
     let found = endpoints::examine(global, &mut report).await?;
+    transport(&found, &global.clear_text(), &mut report)?;
     if found.is_empty() {
-        report.skip(&CHECKS, "no endpoint answers")?;
+        report.skip(&CHECKS, NO_ANSWER)?;
         return Ok(1);
     }
-    transport(&found, &mut report)?;
     let client = match connected(found) {
         Ok(client) => client,
         Err(error) => {
             let (detail, advice) = refusal(&error);
             report.tell("auth", Status::Failed, &detail, advice)?;
-            report.skip(&CHECKS[2..], NOT_ACCEPTED)?;
+            report.skip(&CHECKS[1..], NOT_ACCEPTED)?;
             return Ok(1);
         }
     };
@@ -109,15 +113,20 @@ pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> 
         doctor.space().await?;
         doctor.latency().await?;
     } else {
-        doctor.report.skip(&CHECKS[2..], NOT_ACCEPTED)?;
+        doctor.report.skip(&CHECKS[1..], NOT_ACCEPTED)?;
     }
     Ok(u8::from(doctor.report.failed))
 }
 
-/// Whether TLS is in use.
-fn transport(found: &[Found], report: &mut Report) -> Result<(), Failure> {
+/// Whether TLS is in use where it has to be.
+fn transport(found: &[Found], clear_text: &[String], report: &mut Report) -> Result<(), Failure> {
+    if !clear_text.is_empty() {
+        let detail = format!("the password is sent in clear text to {}", clear_text.join(", "));
+        return report.tell("tls", Status::Failed, &detail, "use https://, and have etcd serve TLS");
+    }
     let plain: Vec<_> = found.iter().map(|found| &*found.url).filter(|url| !url.starts_with("https://")).collect();
     let detail = match plain.len() {
+        _ if found.is_empty() => return report.skip(&["tls"], NO_ANSWER),
         0 => "in use".to_owned(),
         count if count == found.len() => "not in use".to_owned(),
         _ => format!("in use, but not at {}", plain.join(", ")),
