@@ -13,8 +13,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     version,
     args_override_self = true,
     max_term_width = 100,
-    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 123 lock or leadership not acquired, 124 lost while held, else that of \
-                  the command that was run (128 + n for a signal).\n\nExample:\n  enlist register greeter 10.0.0.1:8080 -- ./greeter --port 8080"
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 123 lock or leadership not acquired, 124 lost while held, 126 the command \
+                  cannot be executed, 127 it is not there, else that of the command that was run (128 + n for a signal).\n\nExample:\n  enlist register greeter 10.0.0.1:8080 -- ./greeter --port 8080"
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -117,16 +117,14 @@ pub(crate) enum Command {
     /// Keep an instance registered, while a command runs or until a signal
     #[command(
         after_help = "Example:\n  enlist register greeter 10.0.0.1:8080 --zone eu-1a --meta team=blue -- ./greeter --port 8080\n\n\
-                            The instance comes back by itself whatever happens to etcd. On SIGTERM it is removed at once and the \
+                            The command starts at once, beside the registration. The instance comes back by itself whatever \
+                            happens to etcd. On SIGTERM it is removed at once and the \
                             command gets the signal."
     )]
     Register(Register),
     /// Show the instances of a service
     #[command(after_help = "Example:\n  enlist resolve greeter --output json | jq -r '.endpoints[0]'")]
-    Resolve {
-        /// The service
-        service: String,
-    },
+    Resolve(Resolve),
     /// Follow the instances of a service: a live table on a terminal, else a line per change
     #[command(after_help = "Example:\n  enlist watch greeter --output json")]
     Watch {
@@ -156,7 +154,7 @@ pub(crate) enum Command {
     /// Run a command while leading
     #[command(after_help = "Example:\n  enlist elect scheduler 10.0.0.1:9000 -- ./scheduler")]
     Elect(Elect),
-    /// Say who leads
+    /// Say who leads; exits with 1 if nobody does
     #[command(after_help = "Example:\n  enlist leader scheduler")]
     Leader {
         /// The election
@@ -235,8 +233,23 @@ pub(crate) struct Register {
     /// How long to show the instance as draining before it is removed
     #[arg(long, value_parser = duration, default_value = "0s")]
     pub(crate) drain: Duration,
+    /// Start the command once the instance is registered, instead of at once
+    #[arg(long)]
+    pub(crate) wait_registered: bool,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Resolve {
+    /// The service
+    pub(crate) service: String,
+    /// How long to wait for an instance, then exit with 1; default: not at all
+    #[arg(long, value_parser = duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Exit with 1 if there is no instance
+    #[arg(long)]
+    pub(crate) fail_empty: bool,
 }
 
 #[derive(Args, Debug)]
@@ -296,6 +309,8 @@ pub(crate) struct Lock {
     #[arg(long = "lock-delay", value_name = "LOCK_DELAY", value_parser = duration, default_value = "0s")]
     pub(crate) delay: Duration,
     #[command(flatten)]
+    pub(crate) statuses: Statuses,
+    #[command(flatten)]
     pub(crate) run: Run,
 }
 
@@ -312,7 +327,20 @@ pub(crate) struct Elect {
     #[arg(long, value_parser = duration, default_value = "15s")]
     pub(crate) ttl: Duration,
     #[command(flatten)]
+    pub(crate) statuses: Statuses,
+    #[command(flatten)]
     pub(crate) run: Run,
+}
+
+/// Exit statuses that a command could have as well.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Statuses {
+    /// The exit status if it was not acquired
+    #[arg(long = "not-acquired-status", value_name = "STATUS", default_value_t = 123)]
+    pub(crate) not_acquired: u8,
+    /// The exit status if it was lost while it was held
+    #[arg(long = "lost-status", value_name = "STATUS", default_value_t = 124)]
+    pub(crate) lost: u8,
 }
 
 /// A command to run.

@@ -4,13 +4,18 @@
 //! long the group may live, before the command is started.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io,
+    path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal as Number, kill_process_group, test_kill_process_group};
+use rustix::{
+    fs::{Access, access},
+    io::Errno,
+    process::{Pid, Signal as Number, kill_process_group, test_kill_process_group},
+};
 use tokio::{
     io::AsyncWriteExt,
     process::{Child, ChildStdin, Command},
@@ -23,6 +28,13 @@ use crate::{
     signals::{self, Signal},
     terminal::Job,
 };
+
+/// The exit statuses of shells for a command that is not there, and for one that cannot be executed.
+const NOT_FOUND: u8 = 127;
+const NOT_EXECUTABLE: u8 = 126;
+
+/// Where commands are looked for without a `PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// How often a group that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -58,7 +70,7 @@ impl Running {
         let [program, arguments @ ..] = command else {
             return Err(Failure::usage("there is no command after `--`"));
         };
-        let failed = |error: io::Error| Failure::said(format!("{} cannot be started: {error}", program.display()));
+        let failed = |error: io::Error| unstarted(program, &error);
         let mut group = Group::start().map_err(failed)?;
         if let Some(limit) = limit {
             group.allow(limit).await.map_err(failed)?;
@@ -160,6 +172,39 @@ impl Group {
         // A group that is gone needs none.
         let _ = kill_process_group(self.id, signal);
     }
+}
+
+/// Checks that a command can be found and executed, as far as that shows before it is tried.
+///
+/// # Errors
+///
+/// What [`Running::start`] would say, with the exit status of a shell: 127 if it is not there, 126 if it cannot be executed.
+pub(crate) fn check(command: &[OsString]) -> Result<(), Failure> {
+    let Some(program) = command.first() else { return Ok(()) };
+    let candidates: Vec<PathBuf> = if has_slash(program) {
+        vec![program.into()]
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+        std::env::split_paths(&path).map(|directory| directory.join(program)).collect()
+    };
+    let mut error = Errno::NOENT;
+    for candidate in candidates.iter().filter(|candidate| !program.is_empty() && candidate.exists()) {
+        if candidate.is_file() && access(candidate, Access::EXEC_OK).is_ok() {
+            return Ok(());
+        }
+        error = Errno::ACCESS;
+    }
+    Err(unstarted(program, &error.into()))
+}
+
+fn has_slash(program: &OsStr) -> bool {
+    program.as_encoded_bytes().contains(&b'/')
+}
+
+/// The failure to start a program, with the exit status that a shell gives it.
+fn unstarted(program: &OsStr, error: &io::Error) -> Failure {
+    let code = if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE };
+    Failure::exit(code, format!("{} cannot be started: {error}", program.display()))
 }
 
 /// The number of a process that nobody has waited for.

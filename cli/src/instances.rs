@@ -1,13 +1,15 @@
 //! Finding instances, and fixed ones.
 
+use std::time::Duration;
+
 use enlist::{
-    Change, Endpoint, Entry, Event, Freshness, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot,
+    Change, Endpoint, Entry, Error, Event, Freshness, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;
 
 use crate::{
-    args::{Details, Global, Publish},
+    args::{Details, Global, Publish, Resolve},
     output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health},
     signals::Signals,
     table::{self, Live},
@@ -38,9 +40,18 @@ fn object(service: &ServiceRef, entry: &Entry) -> serde_json::Value {
     object
 }
 
-pub(crate) async fn resolve(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
-    let (etcd, service) = (global.client()?, global.service(service)?);
-    let snapshot = etcd.resolve(&service).await?;
+pub(crate) async fn resolve(global: &Global, resolve: &Resolve, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(&resolve.service)?);
+    let snapshot = match resolve.wait {
+        None => etcd.resolve(&service).await?,
+        Some(limit) => {
+            let mut signals = Signals::ending()?;
+            tokio::select! {
+                snapshot = appearing(&etcd, &service, limit) => snapshot?,
+                signal = signals.next() => return Ok(signal.as_exit()),
+            }
+        }
+    };
     if output.json {
         for entry in snapshot.entries() {
             output.line(To::Stdout, "", &object(&service, entry))?;
@@ -52,7 +63,29 @@ pub(crate) async fn resolve(global: &Global, service: &str, output: Output) -> R
             output.line(To::Stdout, line, &())?;
         }
     }
-    Ok(0)
+    let wanted = resolve.fail_empty || resolve.wait.is_some();
+    Ok(u8::from(wanted && snapshot.is_empty()))
+}
+
+/// Waits for a service to have instances. An empty snapshot is the last that was seen within `limit`.
+async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result<Snapshot, Error> {
+    let mut watcher = etcd.watch(service).await?;
+    let mut seen = None;
+    let waiting = async {
+        loop {
+            let snapshot = watcher.next().await?.snapshot;
+            let found = !snapshot.is_empty();
+            seen = Some(snapshot);
+            if found {
+                return Ok::<_, Error>(());
+            }
+        }
+    };
+    if let Ok(ended) = tokio::time::timeout(limit, waiting).await {
+        ended?;
+    }
+    // Nothing seen is nothing known, which is not the same as empty.
+    seen.ok_or(Error::Timeout { op: "resolve", limit, cause: None })
 }
 
 pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {

@@ -10,17 +10,11 @@ use enlist_etcd::Etcd;
 use serde_json::json;
 
 use crate::{
-    args::{Elect, Global, Lock, Run},
-    child::{Running, exit_code},
+    args::{Elect, Global, Lock, Run, Statuses},
+    child::{self, Running, exit_code},
     output::{Failure, Output, To, with_causes},
-    signals::Signals,
+    signals::{Signals, ending},
 };
-
-/// The lock was held by somebody else for as long as this one would wait.
-const NOT_ACQUIRED: u8 = 123;
-
-/// The lock was lost while it was held.
-const LOST: u8 = 124;
 
 /// How often the reaper is told how long the command may live.
 const PULSE: Duration = Duration::from_millis(100);
@@ -53,6 +47,7 @@ impl Held {
 pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<u8, Failure> {
     use enlist::Lock as _;
     let (etcd, name) = (global.client()?, global.lock(&lock.name)?);
+    child::check(&lock.run.command)?;
     let mut options = LockOptions::new().ttl(lock.ttl).lock_delay(lock.delay);
     if lock.shared {
         options.mode = LockMode::Shared;
@@ -65,16 +60,17 @@ pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<
             etcd.acquire(&name, options).await.map(|guard| Some(Held::Lock(guard)))
         }
     };
-    hold(&etcd, &name, acquiring, ("lock", lock.ttl), &lock.run, output).await
+    hold(&etcd, &name, acquiring, ("lock", lock.ttl), &lock.run, lock.statuses, output).await
 }
 
 pub(crate) async fn elect(global: &Global, elect: Elect, output: Output) -> Result<u8, Failure> {
     let (etcd, name) = (global.client()?, global.lock(&elect.name)?);
+    child::check(&elect.run.command)?;
     let mut options = LockOptions::new().ttl(elect.ttl);
     options.deadline = elect.wait;
     let campaigning =
         async { etcd.campaign(&name, &elect.value, options).await.map(|won| Some(Held::Leadership(won))) };
-    hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, output).await
+    hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, elect.statuses, output).await
 }
 
 /// Says what becomes of the lock.
@@ -102,6 +98,7 @@ async fn hold(
     acquiring: impl Future<Output = Result<Option<Held>, Error>>,
     (what, ttl): (&'static str, Duration),
     run: &Run,
+    statuses: Statuses,
     output: Output,
 ) -> Result<u8, Failure> {
     // The output of a command stays its own.
@@ -121,7 +118,7 @@ async fn hold(
         Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => {
             told.tell("not-acquired", ": somebody else holds it", json!({}));
             let _ = etcd.close().await;
-            return Ok(NOT_ACQUIRED);
+            return Ok(statuses.not_acquired);
         }
         Err(error) => return Err(error.into()),
     };
@@ -153,7 +150,7 @@ async fn hold(
                 }
                 Ok(Ok(_)) => {
                     told.tell("released", ", though it had been lost before", json!({ "result": "already-lost" }));
-                    LOST
+                    statuses.lost
                 }
                 Ok(Err(_)) | Err(_) => {
                     let text = ", which etcd has not confirmed; it is free at the latest after its TTL";
@@ -162,7 +159,7 @@ async fn hold(
                 }
             }
         }
-        Ok(Outcome::Lost) => LOST,
+        Ok(Outcome::Lost) => statuses.lost,
     };
     let _ = etcd.close().await;
     Ok(code)
@@ -171,15 +168,6 @@ async fn hold(
 enum Outcome {
     Done(u8),
     Lost,
-}
-
-async fn ending(signals: &mut Signals) -> u8 {
-    loop {
-        let signal = signals.next().await;
-        if signal.ends() {
-            return signal.as_exit();
-        }
-    }
 }
 
 fn tell_loss(told: &Told<'_>, loss: Loss) {

@@ -14,7 +14,7 @@ mod signals;
 mod table;
 mod terminal;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
 
@@ -29,8 +29,9 @@ fn main() -> ExitCode {
     let output = Output::new(cli.global.output, cli.global.color);
     let outcome = match cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "enlist", &mut std::io::stdout());
-            Ok(0)
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "enlist", &mut text);
+            print(&text)
         }
         Command::Man { command } => man(command.as_deref()),
         Command::Reap => Ok(reaper::run()),
@@ -60,7 +61,7 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
     }
     match command {
         Command::Register(register) => register::run(global, register, output).await,
-        Command::Resolve { service } => instances::resolve(global, &service, output).await,
+        Command::Resolve(resolve) => instances::resolve(global, &resolve, output).await,
         Command::Watch { service } => instances::watch(global, &service, output).await,
         Command::Services => instances::services(global, output).await,
         Command::Publish(publish) => instances::publish(global, &publish, output).await,
@@ -87,6 +88,15 @@ fn man(of: Option<&str>) -> Result<u8, Failure> {
             found.ok_or_else(|| Failure::usage(format!("there is no command `{name}`; `enlist --help` lists them")))?
         }
     };
-    clap_mangen::Man::new(page).render(&mut std::io::stdout())?;
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    print(&text)
+}
+
+/// Prints what is the same for everybody. Nobody may be reading.
+fn print(text: &[u8]) -> Result<u8, Failure> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()?;
     Ok(0)
 }

@@ -150,7 +150,11 @@ pub(crate) enum Failure {
 
 impl Failure {
     pub(crate) fn said(text: impl Into<String>) -> Self {
-        Self::Said { text: text.into(), kind: "Failed", code: 1 }
+        Self::exit(1, text)
+    }
+
+    pub(crate) fn exit(code: u8, text: impl Into<String>) -> Self {
+        Self::Said { text: text.into(), kind: "Failed", code }
     }
 
     pub(crate) fn usage(text: impl Into<String>) -> Self {

@@ -13,10 +13,10 @@ use serde_json::json;
 
 use crate::{
     args::{ConflictChoice, Global, Register},
-    child::{Running, exit_code},
+    child::{self, Running, exit_code},
     instances,
     output::{Failure, Output, To, with_causes},
-    signals::{Signal, Signals},
+    signals::{Signal, Signals, ending},
 };
 
 /// How long the command waits for its signal until clients have been told that the instance is gone.
@@ -41,12 +41,19 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
     };
     let mut options = RegisterOptions::new().ttl(register.ttl).on_conflict(on_conflict).start(Start::Background);
     options.owner = register.token()?;
+    child::check(&register.run.command)?;
     let mut signals = Signals::all()?;
     let registration = etcd.register(&service, instance, options).await?;
     // The output of a command stays its own.
     let to = if register.run.command.is_empty() { To::Stdout } else { To::Stderr };
     let told = Told { output, to, name: format!("{service}/{}", registration.instance().id()) };
 
+    let waits = register.wait_registered && !register.run.command.is_empty();
+    if waits && let Some(outcome) = registered(&registration, &told, &mut signals).await {
+        leave(registration, &told, Duration::ZERO).await;
+        let _ = etcd.close().await;
+        return outcome;
+    }
     // Beside the registration, which may take its time: a command that serves is better early than late.
     let running = match &register.run.command[..] {
         [] => None,
@@ -62,7 +69,7 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
             }
         }
     };
-    let kept = Kept { registration, running, told, drain: register.drain, grace: register.run.grace };
+    let kept = Kept { registration, running, waited: waits, told, drain: register.drain, grace: register.run.grace };
     let outcome = kept.keep(&mut signals).await;
     // Leases are revoked; nothing is lost if that cannot be said.
     let _ = etcd.close().await;
@@ -118,9 +125,36 @@ impl Told {
     }
 }
 
+/// Waits until the instance is registered. Returns how to end if that does not come about.
+async fn registered(registration: &Registration, told: &Told, signals: &mut Signals) -> Option<Result<u8, Failure>> {
+    let mut changes = registration.states();
+    let mut state = Some(registration.state());
+    loop {
+        match state {
+            // Where it begins is no news.
+            Some(RegistrationState::Registering { last: None }) => {}
+            Some(state) => {
+                told.state(&state);
+                match state {
+                    RegistrationState::Registered { .. } => return None,
+                    RegistrationState::Refused { cause } if fatal(&cause) => return Some(Err(cause.into())),
+                    _ => {}
+                }
+            }
+            None => return Some(Err(enlist::Error::Closed.into())),
+        }
+        state = tokio::select! {
+            state = changes.next() => state,
+            code = ending(signals) => return Some(Ok(code)),
+        };
+    }
+}
+
 struct Kept {
     registration: Registration,
     running: Option<Running>,
+    /// It was registered, and that was told, before the command was started.
+    waited: bool,
     told: Told,
     drain: Duration,
     grace: Duration,
@@ -137,7 +171,7 @@ impl Kept {
     async fn keep(mut self, signals: &mut Signals) -> Result<u8, Failure> {
         match self.until_the_end(signals).await? {
             End::Signal(signal) => {
-                let Self { registration, running, told, drain, grace } = self;
+                let Self { registration, running, waited: _, told, drain, grace } = self;
                 // Clients first, so that they stop calling before the command stops answering.
                 let leaving = leave(registration, &told, drain);
                 let Some(mut running) = running else {
@@ -186,8 +220,13 @@ impl Kept {
                     let Ok(state) = state else {
                         return Ok(End::Refused(enlist::Error::Closed));
                     };
-                    // That it begins is no news.
-                    if !std::mem::replace(&mut begun, true) && matches!(state, RegistrationState::Registering { .. }) {
+                    // That it begins is no news, and after a wait for it neither is that it is registered.
+                    let is_known = match state {
+                        RegistrationState::Registering { .. } => true,
+                        RegistrationState::Registered { .. } => self.waited,
+                        _ => false,
+                    };
+                    if !std::mem::replace(&mut begun, true) && is_known {
                         continue;
                     }
                     self.told.state(&state);

@@ -66,6 +66,16 @@ impl Signals {
     }
 }
 
+/// Waits for a signal that asks for an end, and returns the exit status for it.
+pub(crate) async fn ending(signals: &mut Signals) -> u8 {
+    loop {
+        let signal = signals.next().await;
+        if signal.ends() {
+            return signal.as_exit();
+        }
+    }
+}
+
 /// The signals that a process ignores, by its `/proc/…/status`; none where there is no such file.
 fn ignored(status: &str) -> Vec<SignalKind> {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -140,9 +140,9 @@ async fn register_refuses_a_live_id_and_takes_the_command_along() {
 async fn a_command_that_cannot_be_started_leaves_nothing() {
     let server = server().await;
     let locked = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", "/nonexistent"])).await;
-    assert_eq!(locked.code, Some(1), "{locked:?}");
+    assert_eq!(locked.code, Some(127), "{locked:?}");
     let registered = run(register(&server, &["--ttl", "1h", "--", "/nonexistent"])).await;
-    assert_eq!(registered.code, Some(1), "{registered:?}");
+    assert_eq!(registered.code, Some(127), "{registered:?}");
     let mut raw = raw(&server).await;
     let left = raw.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
     let left: Vec<_> = left.kvs().iter().map(|pair| pair.key_str().unwrap().to_owned()).collect();

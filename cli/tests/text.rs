@@ -135,7 +135,7 @@ async fn fixed_instances_are_published_shown_and_removed() {
     assert_snapshot("fixed.txt", &said);
 }
 
-/// Wrong usage is 2, everything else that fails 1; each error is one line that says what to do.
+/// Wrong usage is 2, a command that is not there 127, everything else that fails 1; each error is one line that says what to do.
 #[tokio::test]
 async fn errors_are_one_sentence_each() {
     let server = server().await;
@@ -150,7 +150,7 @@ async fn errors_are_one_sentence_each() {
         ("resolve a/b --layout kitex", 2),
         ("services --layout go-zero", 1),
         ("lock l --lock-layout etcd-concurrency --shared -- true", 1),
-        ("lock l -- /nonexistent", 1),
+        ("lock l -- /nonexistent", 127),
     ] {
         let done = run(enlist(&server, arguments.split(' '))).await;
         assert_eq!((done.code, done.stdout.as_str()), (Some(code), ""), "{arguments}: {done:?}");

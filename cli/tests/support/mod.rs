@@ -89,6 +89,11 @@ impl Running {
         Self { child, stdout, stderr }
     }
 
+    /// The next line of the output, or its end.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        soon("a line, or the end", self.stdout.recv()).await
+    }
+
     /// Waits for a line of the output that contains `part`, and returns all lines up to it.
     pub(crate) async fn says_all(&mut self, part: &str) -> String {
         let mut all = String::new();

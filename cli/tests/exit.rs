@@ -1,0 +1,154 @@
+//! Exit statuses, and what has to be so before a command is run.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{fs, process::Stdio};
+
+use enlist_testkit::{EtcdServer, soon};
+use etcd_client::GetOptions;
+use support::{Done, Running, bare, enlist, raw, run, server};
+
+async fn revision(server: &EtcdServer) -> i64 {
+    raw(server).await.get("\0", None).await.unwrap().header().unwrap().revision()
+}
+
+/// What cannot be run is told with the status of a shell, before anything is registered or locked.
+#[tokio::test]
+async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let plain = directory.path().join("plain");
+    fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let before = revision(&server).await;
+    let directory = directory.path().display().to_string();
+    for (program, code) in [
+        ("/nonexistent", 127),
+        ("no-such-command-anywhere", 127),
+        ("", 127),
+        (plain.to_str().unwrap(), 126),
+        (directory.as_str(), 126),
+    ] {
+        for arguments in [vec!["lock", "l"], vec!["elect", "e", "v"], vec!["register", "svc", "10.0.0.1:80"]] {
+            let done = run(enlist(&server, arguments.iter().chain(&["--", program]))).await;
+            assert_eq!(done.code, Some(code), "{program:?}: {done:?}");
+            assert_eq!(done.stderr.lines().count(), 1, "{done:?}");
+            assert!(done.stderr.contains("cannot be started"), "{done:?}");
+        }
+    }
+    assert_eq!(revision(&server).await, before, "nothing was written");
+}
+
+/// A program with an unusable interpreter is found, and cannot be started all the same.
+#[tokio::test]
+async fn a_command_that_cannot_be_started_after_all_holds_nothing_up() {
+    use std::os::unix::fs::PermissionsExt;
+    let server = server().await;
+    let directory = tempfile::tempdir().unwrap();
+    let broken = directory.path().join("broken");
+    fs::write(&broken, "#!/nonexistent/interpreter\n").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    let done = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", broken.to_str().unwrap()])).await;
+    assert_eq!(done.code, Some(127), "{done:?}");
+    let left = raw(&server).await.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
+    assert_eq!(left.count(), 0, "{done:?}");
+}
+
+/// The statuses that could be the command's own can be chosen.
+#[tokio::test]
+async fn the_statuses_of_locks_can_be_chosen() {
+    let server = server().await;
+    let mut holder = Running::start(enlist(&server, ["lock", "l", "--lost-status", "71", "--", "sleep", "1000"]));
+    holder.warns("acquired").await;
+    let tried = run(enlist(&server, ["lock", "l", "--try", "--not-acquired-status", "70"])).await;
+    assert_eq!(tried.code, Some(70), "{tried:?}");
+    let quiet = run(enlist(&server, ["lock", "l", "--wait", "100ms", "--not-acquired-status", "0"])).await;
+    assert_eq!(quiet.code, Some(0), "{quiet:?}");
+    let mut raw = raw(&server).await;
+    for lease in raw.leases().await.unwrap().leases().to_vec() {
+        raw.lease_revoke(lease.id()).await.unwrap();
+    }
+    assert_eq!(holder.code().await, Some(71));
+    let mut leader = Running::start(enlist(&server, ["elect", "e", "v"]));
+    leader.says("acquired").await;
+    let other = run(enlist(&server, ["elect", "e", "v", "--wait", "100ms", "--not-acquired-status", "70"])).await;
+    assert_eq!(other.code, Some(70), "{other:?}");
+}
+
+#[tokio::test]
+async fn an_empty_service_can_be_a_failure_or_be_waited_for() {
+    let server = server().await;
+    let resolve = |more: &[&str]| run(enlist(&server, ["resolve", "db"].iter().chain(more)));
+    assert_eq!(resolve(&[]).await.code, Some(0));
+    let failed = resolve(&["--fail-empty"]).await;
+    assert_eq!((failed.code, failed.stdout.as_str()), (Some(1), ""), "{failed:?}");
+    let late = resolve(&["--wait", "200ms"]).await;
+    assert_eq!((late.code, late.stdout.as_str()), (Some(1), ""), "{late:?}");
+    let mut waiting = Running::start(enlist(&server, ["resolve", "db", "--wait", "1h"]));
+    // It waits when another one, started later, has found nothing.
+    assert_eq!(resolve(&["--wait", "200ms"]).await.code, Some(1));
+    assert_eq!(waiting.child.try_wait().unwrap(), None);
+    let published = run(enlist(&server, ["publish", "db", "10.0.0.1:5432"])).await;
+    assert_eq!(published.code, Some(0), "{published:?}");
+    waiting.says("10.0.0.1:5432").await;
+    assert_eq!(waiting.code().await, Some(0));
+    for arguments in [vec!["--fail-empty"], vec!["--wait", "1h"]] {
+        assert_eq!(resolve(&arguments).await.code, Some(0));
+    }
+    let mut interrupted = Running::start(enlist(&server, ["resolve", "other", "--wait", "1h"]));
+    assert_eq!(run(enlist(&server, ["resolve", "other", "--wait", "200ms"])).await.code, Some(1));
+    interrupted.signal("-TERM");
+    assert_eq!(interrupted.code().await, Some(143));
+}
+
+/// Nobody reads what is printed: that is no failure, and no panic.
+#[tokio::test]
+async fn completions_and_pages_that_nobody_reads_are_no_failure() {
+    for arguments in [vec!["completions", "bash"], vec!["completions", "zsh"], vec!["man"], vec!["man", "lock"]] {
+        let mut command = bare();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.args(&arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let running = tokio::task::spawn_blocking(move || command.spawn().unwrap().wait_with_output().unwrap());
+        let done: Done = soon("it ends", running).await.unwrap().into();
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+/// Without the option the command starts at once; with it, once the instance is there.
+#[tokio::test]
+async fn a_command_can_wait_until_it_is_registered() {
+    let mut server = server().await;
+    server.kill().await;
+    let url = server.url();
+    let register = |id: &str, more: &[&str]| {
+        let base = ["register", "svc", "10.0.0.1:80", "--id", id, "--timeout", "1s"];
+        let script = ["--", "sh", "-c", "echo begun; $E resolve svc; echo done; exec sleep 1000"];
+        let mut command = bare();
+        command.args(base.iter().chain(more).chain(&script));
+        command.env("ENLIST_ENDPOINTS", &url).env("E", env!("CARGO_BIN_EXE_enlist"));
+        command
+    };
+    let mut early = Running::start(register("early", &[]));
+    early.says("begun").await;
+    early.says("done").await;
+    let mut late = Running::start(register("late", &["--wait-registered"]));
+    late.warns("registering").await;
+    server.restart().await;
+    let seen = late.says_all("done").await;
+    assert!(seen.starts_with("begun\n") && seen.contains("late "), "{seen}");
+    // A refusal is told, and the command is never run.
+    let refused = run(register("late", &["--wait-registered", "--ttl", "2s"])).await;
+    assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused:?}");
+    // A signal ends the waiting, and the command is never run.
+    server.kill().await;
+    let mut waiting = Running::start(register("waiting", &["--wait-registered"]));
+    waiting.warns("registering").await;
+    waiting.signal("-TERM");
+    let mut all = String::new();
+    while let Some(line) = waiting.next().await {
+        all.push_str(&line);
+    }
+    assert_eq!((waiting.code().await, all.as_str()), (Some(143), ""));
+}
