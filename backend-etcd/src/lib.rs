@@ -32,6 +32,7 @@
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
+//! | `queues` | who holds a lock and who waits, for people |
 //! | `registrar` | the task behind one registration |
 //! | `stander` | the task behind one place in a line |
 //! | `numbers` | what tells the places of a session in a line apart |
@@ -52,6 +53,7 @@ mod mirror;
 mod numbers;
 mod own_keys;
 mod pipeline;
+mod queues;
 mod record;
 mod recovery;
 mod registrar;
@@ -70,6 +72,7 @@ pub use self::{
         Kratos, Layout, LockLayout, Native,
     },
     lock::lock_condition,
+    queues::{LockQueue, QueueEntry},
     record::KeyRange,
     session::SessionRuntime,
     watcher::Payload,

@@ -151,6 +151,12 @@ pub(crate) enum Command {
                             ENLIST_FENCING_TOKEN: the resource that it writes to should refuse a smaller one than it has seen."
     )]
     Lock(Lock),
+    /// Show who holds the locks of the namespace, and how many wait
+    #[command(after_help = "Example:\n  enlist locks nightly")]
+    Locks {
+        /// This lock only; exits with 1 if nobody holds it
+        name: Option<String>,
+    },
     /// Run a command while leading
     #[command(after_help = "Example:\n  enlist elect scheduler 10.0.0.1:9000 -- ./scheduler")]
     Elect(Elect),
@@ -309,7 +315,7 @@ pub(crate) struct Lock {
     #[arg(long = "lock-delay", value_name = "LOCK_DELAY", value_parser = duration, default_value = "0s")]
     pub(crate) delay: Duration,
     #[command(flatten)]
-    pub(crate) statuses: Statuses,
+    pub(crate) telling: Telling,
     #[command(flatten)]
     pub(crate) run: Run,
 }
@@ -327,14 +333,17 @@ pub(crate) struct Elect {
     #[arg(long, value_parser = duration, default_value = "15s")]
     pub(crate) ttl: Duration,
     #[command(flatten)]
-    pub(crate) statuses: Statuses,
+    pub(crate) telling: Telling,
     #[command(flatten)]
     pub(crate) run: Run,
 }
 
-/// Exit statuses that a command could have as well.
+/// What a script is told.
 #[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Statuses {
+pub(crate) struct Telling {
+    /// Say only what goes wrong; that it was not acquired is told by the exit status
+    #[arg(long)]
+    pub(crate) quiet: bool,
     /// The exit status if it was not acquired
     #[arg(long = "not-acquired-status", value_name = "STATUS", default_value_t = 123)]
     pub(crate) not_acquired: u8,

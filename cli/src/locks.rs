@@ -10,7 +10,7 @@ use enlist_etcd::Etcd;
 use serde_json::json;
 
 use crate::{
-    args::{Elect, Global, Lock, Run, Statuses},
+    args::{Elect, Global, Lock, Run, Telling},
     child::{self, Running, exit_code},
     output::{Failure, Output, To, with_causes},
     signals::{Signals, ending},
@@ -60,7 +60,7 @@ pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<
             etcd.acquire(&name, options).await.map(|guard| Some(Held::Lock(guard)))
         }
     };
-    hold(&etcd, &name, acquiring, ("lock", lock.ttl), &lock.run, lock.statuses, output).await
+    hold(&etcd, &name, acquiring, ("lock", lock.ttl), &lock.run, lock.telling, output).await
 }
 
 pub(crate) async fn elect(global: &Global, elect: Elect, output: Output) -> Result<u8, Failure> {
@@ -70,18 +70,27 @@ pub(crate) async fn elect(global: &Global, elect: Elect, output: Output) -> Resu
     options.deadline = elect.wait;
     let campaigning =
         async { etcd.campaign(&name, &elect.value, options).await.map(|won| Some(Held::Leadership(won))) };
-    hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, elect.statuses, output).await
+    hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, elect.telling, output).await
 }
 
 /// Says what becomes of the lock.
 struct Told<'a> {
     output: Output,
     to: To,
+    /// As expected is not told.
+    quiet: bool,
     what: &'static str,
     name: &'a LockName,
 }
 
 impl Told<'_> {
+    /// Says what was to be expected.
+    fn mention(&self, event: &str, text: &str, more: serde_json::Value) {
+        if !self.quiet {
+            self.tell(event, text, more);
+        }
+    }
+
     fn tell(&self, event: &str, text: &str, more: serde_json::Value) {
         let mut object = json!({ "event": event, self.what: self.name.to_string() });
         if let (Some(object), serde_json::Value::Object(more)) = (object.as_object_mut(), more) {
@@ -98,12 +107,12 @@ async fn hold(
     acquiring: impl Future<Output = Result<Option<Held>, Error>>,
     (what, ttl): (&'static str, Duration),
     run: &Run,
-    statuses: Statuses,
+    telling: Telling,
     output: Output,
 ) -> Result<u8, Failure> {
     // The output of a command stays its own.
     let to = if run.command.is_empty() { To::Stdout } else { To::Stderr };
-    let told = Told { output, to, what, name };
+    let told = Told { output, to, quiet: telling.quiet, what, name };
     let mut signals = Signals::all()?;
     let acquired = tokio::select! {
         acquired = acquiring => acquired,
@@ -116,14 +125,16 @@ async fn hold(
     let held = match acquired {
         Ok(Some(held)) => held,
         Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => {
-            told.tell("not-acquired", ": somebody else holds it", json!({}));
+            let holder = tokio::time::timeout(PATIENCE, holder(etcd, what, name)).await.ok().flatten();
+            let by = holder.as_deref().unwrap_or("somebody else");
+            told.mention("not-acquired", &format!(": held by {by}"), json!({ "holder": holder }));
             let _ = etcd.close().await;
-            return Ok(statuses.not_acquired);
+            return Ok(telling.not_acquired);
         }
         Err(error) => return Err(error.into()),
     };
     let token = held.guard().fencing_token();
-    told.tell("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
+    told.mention("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
     let outcome = if run.command.is_empty() {
         Ok(wait(held.guard(), &mut signals, &told).await)
     } else {
@@ -145,12 +156,12 @@ async fn hold(
             // Nobody of the command is left, so another may begin.
             match tokio::time::timeout(PATIENCE, held.release()).await {
                 Ok(Ok(Released::Released)) => {
-                    told.tell("released", "", json!({ "result": "released" }));
+                    told.mention("released", "", json!({ "result": "released" }));
                     code
                 }
                 Ok(Ok(_)) => {
                     told.tell("released", ", though it had been lost before", json!({ "result": "already-lost" }));
-                    statuses.lost
+                    telling.lost
                 }
                 Ok(Err(_)) | Err(_) => {
                     let text = ", which etcd has not confirmed; it is free at the latest after its TTL";
@@ -159,10 +170,18 @@ async fn hold(
                 }
             }
         }
-        Ok(Outcome::Lost) => statuses.lost,
+        Ok(Outcome::Lost) => telling.lost,
     };
     let _ = etcd.close().await;
     Ok(code)
+}
+
+/// Who is in the way, as it names itself.
+async fn holder(etcd: &Etcd, what: &str, name: &LockName) -> Option<String> {
+    if what == "lock" {
+        return etcd.lock_queue(name).await.ok()?.holders().first()?.process.clone();
+    }
+    Some(etcd.leader(name).await.ok()??.value)
 }
 
 enum Outcome {

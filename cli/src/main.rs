@@ -8,6 +8,7 @@ mod doctor;
 mod instances;
 mod locks;
 mod output;
+mod queues;
 mod reaper;
 mod register;
 mod signals;
@@ -67,6 +68,7 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
         Command::Publish(publish) => instances::publish(global, &publish, output).await,
         Command::Remove { service, id } => instances::remove(global, &service, &id, output).await,
         Command::Lock(lock) => locks::lock(global, lock, output).await,
+        Command::Locks { name } => queues::locks(global, name.as_deref(), output).await,
         Command::Elect(elect) => locks::elect(global, elect, output).await,
         Command::Leader { name } => locks::leader(global, &name, output).await,
         Command::Observe { name } => locks::observe(global, &name, output).await,

@@ -9,8 +9,6 @@ use enlist::{Entry, escape::escaped};
 
 use crate::output::{self, Output, Paint, Text, To, endpoints, health};
 
-const COLUMNS: usize = 7;
-
 /// Spaces between columns.
 const GAP: usize = 2;
 
@@ -20,42 +18,41 @@ const NARROWEST: usize = 6;
 /// Characters that a column is padded to at most where there is no terminal.
 const PADDED: usize = 64;
 
-type Row = [String; COLUMNS];
+const HEAD: [&str; 7] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
 
-const HEAD: [&str; COLUMNS] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
-
-/// The text as it is shown, so that its width is known.
-fn plain(text: &str) -> String {
-    escaped(text).to_string()
-}
-
-fn row(entry: &Entry) -> Row {
+fn row(entry: &Entry) -> [String; 7] {
     let instance = entry.instance();
     let metadata: Vec<_> = instance.metadata().iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let or_dash = |text: Option<&str>| plain(text.unwrap_or("-"));
+    let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();
     [
-        plain(instance.id().as_str()),
-        plain(&endpoints(instance).join(",")),
+        instance.id().to_string(),
+        endpoints(instance).join(","),
         instance.weight().to_string(),
         or_dash(instance.version()),
         or_dash(instance.zone()),
         health(instance.health()).to_owned(),
-        if metadata.is_empty() { "-".to_owned() } else { plain(&metadata.join(",")) },
+        if metadata.is_empty() { "-".to_owned() } else { metadata.join(",") },
     ]
 }
 
-/// The lines of a table of instances. On a terminal each fits into one of its lines.
+/// The lines of a table of instances.
 pub(crate) fn lines<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<Text> {
-    let rows: Vec<_> = [HEAD.map(str::to_owned)].into_iter().chain(entries.map(row)).collect();
+    arrange(HEAD, entries.map(row))
+}
+
+/// The lines of a table with this head. On a terminal each fits into one of its lines.
+pub(crate) fn arrange<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<Text> {
+    let rows = rows.map(|row| row.map(|cell| escaped(cell).to_string()));
+    let rows: Vec<_> = [head.map(str::to_owned)].into_iter().chain(rows).collect();
     let mut lines = arranged(&rows, output::columns()).into_iter();
     let head = lines.next().map(|head| Text::painted(Paint::Faint, head, ""));
     head.into_iter().chain(lines.map(Text::from)).collect()
 }
 
 /// Rows as lines of so many columns; `None` cuts nothing.
-fn arranged(rows: &[Row], columns: Option<usize>) -> Vec<String> {
+fn arranged<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> Vec<String> {
     let widths = widths(rows, columns);
-    let line = |row: &Row| {
+    let line = |row: &[String; N]| {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
             let cell = if columns.is_some() { cut(cell, width) } else { cell.into() };
@@ -71,13 +68,13 @@ fn arranged(rows: &[Row], columns: Option<usize>) -> Vec<String> {
 
 /// The widths of the columns: as wide as their widest cell, but on a terminal the widest ones only as wide as there is room for, and
 /// elsewhere not so wide that one long cell widens every line.
-fn widths(rows: &[Row], columns: Option<usize>) -> [usize; COLUMNS] {
-    let natural: [usize; COLUMNS] =
+fn widths<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> [usize; N] {
+    let natural: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let limit = match columns {
         None => PADDED,
         Some(columns) => {
-            let room = columns.saturating_sub(GAP * (COLUMNS - 1));
+            let room = columns.saturating_sub(GAP * (N - 1));
             let fits = |limit: &usize| natural.iter().map(|width| width.min(limit)).sum::<usize>() <= room;
             (NARROWEST..=room).rev().find(fits).unwrap_or(NARROWEST)
         }
@@ -133,7 +130,7 @@ fn fitting(lines: &[Text], rows: usize) -> Vec<Text> {
 mod tests {
     use super::*;
 
-    fn row(cells: [&str; COLUMNS]) -> Row {
+    fn row(cells: [&str; 7]) -> [String; 7] {
         cells.map(str::to_owned)
     }
 
@@ -154,7 +151,7 @@ mod tests {
     #[test]
     fn a_long_cell_is_cut_to_a_terminal_and_widens_no_other_line_elsewhere() {
         let long = "x".repeat(70_000);
-        let rows = [row(HEAD), row(["a", "h:1", "100", &long, "-", "serving", &long]), row(["é"; COLUMNS])];
+        let rows = [row(HEAD), row(["a", "h:1", "100", &long, "-", "serving", &long]), row(["é"; 7])];
         for columns in 0..200 {
             for line in arranged(&rows, Some(columns)) {
                 assert!(line.chars().count() <= columns.max(1), "{columns}: {line}");

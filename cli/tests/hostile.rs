@@ -5,7 +5,7 @@
 mod support;
 
 use enlist_testkit::EtcdServer;
-use support::{Done, Running, enlist, pty::Shell, run, server};
+use support::{Done, Running, enlist, pty::Shell, raw, run, server};
 
 /// In values: a title for the terminal, another line, C0, C1, DEL, text from right to left, something without width, a line separator.
 const VALUE: &str = "v\x1b]0;title\x07\r\nforged\u{9b}2J\x7f\u{202e}\u{200b}\u{2028}";
@@ -56,6 +56,10 @@ async fn every_field_of_every_command_is_shown_escaped() {
     let mut holding = Running::start(enlist(&server, ["lock", NAME]));
     holding.says("acquired").await;
 
+    let place = serde_json::json!({ "v": 1, "mode": "exclusive", "holder": VALUE }).to_string();
+    let key = "enlist/locks/default/other/0000000000000001-0000000000000001";
+    raw(&server).await.put(key, place, None).await.unwrap();
+
     let resolved = printable(&server, &["resolve", NAME]).await;
     let instance: serde_json::Value = serde_json::from_str(resolved.stdout.lines().next().unwrap()).unwrap();
     // JSON keeps what it escapes.
@@ -71,6 +75,11 @@ async fn every_field_of_every_command_is_shown_escaped() {
     }
     printable(&server, &["remove", NAME, "\u{200b}"]).await;
     printable(&server, &["lock", NAME, "--try"]).await;
+    let locks = printable(&server, &["locks"]).await;
+    let other = locks.stdout.lines().find(|line| line.contains("default/other")).unwrap();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(other).unwrap()["holders"][0]["process"], VALUE);
+    let tried = printable(&server, &["lock", "other", "--try"]).await;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&tried.stdout).unwrap()["holder"], VALUE);
     printable(&server, &["elect", NAME, VALUE, "--wait", "100ms"]).await;
     printable(&server, &["doctor", "--namespace", NAME]).await;
     let leader = printable(&server, &["leader", NAME]).await;

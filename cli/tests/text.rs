@@ -14,7 +14,7 @@ use support::{
     raw, run, server, server_with,
 };
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "register",
     "resolve",
     "watch",
@@ -22,6 +22,7 @@ const COMMANDS: [&str; 14] = [
     "publish",
     "remove",
     "lock",
+    "locks",
     "elect",
     "leader",
     "observe",
@@ -215,7 +216,7 @@ struct LeaderObject {
 enum LockObject {
     Acquired { lock: Option<String>, election: Option<String>, token: u64 },
     Released { lock: Option<String>, election: Option<String>, result: String },
-    NotAcquired { lock: Option<String>, election: Option<String> },
+    NotAcquired { lock: Option<String>, election: Option<String>, holder: Option<String> },
     Lost { lock: Option<String>, election: Option<String>, cause: String },
     Stopped { lock: Option<String>, election: Option<String>, seconds: f64 },
 }

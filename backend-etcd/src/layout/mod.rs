@@ -258,6 +258,21 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The range of all lines of a namespace; `None` if they cannot be told from other keys. Default: `None`.
+    fn lines(&self, _line: Line, _namespace: &Namespace) -> Option<KeyRange> {
+        None
+    }
+
+    /// The name whose line a key in [`lines`](Self::lines) stands in. Default: `None`.
+    fn line_of(&self, _line: Line, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
+        None
+    }
+
+    /// The process that a place in the line of a lock is of, as it names itself. Default: `None`.
+    fn process(&self, _value: &[u8]) -> Option<String> {
+        None
+    }
+
     /// The value of a place.
     fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8>;
 

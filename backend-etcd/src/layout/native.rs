@@ -127,15 +127,20 @@ impl Native {
         Ok(Decoded { instance, owner: wire.owner })
     }
 
-    fn line_prefix(&self, line: Line, name: &LockName) -> String {
+    fn lines_prefix(&self, line: Line, namespace: &Namespace) -> String {
         let kind = match line {
             Line::Lock => "locks",
             Line::Election => "elections",
         };
         let mut key = String::with_capacity(KEY_BYTES);
         key.extend([&self.prefix, "/", kind, "/"]);
-        escape(&mut key, name.namespace().as_str());
+        escape(&mut key, namespace.as_str());
         key.push('/');
+        key
+    }
+
+    fn line_prefix(&self, line: Line, name: &LockName) -> String {
+        let mut key = self.lines_prefix(line, name.namespace());
         escape(&mut key, name.name());
         key.push('/');
         key
@@ -432,6 +437,21 @@ impl LockLayout for Native {
 
     fn places(&self, line: Line, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
         Some(KeyRange::prefix(format!("{}{:016x}-", self.line_prefix(line, name), lease.get())))
+    }
+
+    fn lines(&self, line: Line, namespace: &Namespace) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.lines_prefix(line, namespace)))
+    }
+
+    fn line_of(&self, line: Line, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+        let rest = key.strip_prefix(self.lines_prefix(line, namespace).as_bytes())?;
+        let name = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
+        Some(LockName::parse(name).ok()?.within(namespace.clone()))
+    }
+
+    fn process(&self, value: &[u8]) -> Option<String> {
+        let wire = serde_json::from_slice::<LockWire>(value).ok()?;
+        Some(wire.holder).filter(|process| !process.is_empty())
     }
 
     fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {

@@ -1,0 +1,129 @@
+//! The queues of locks, for people who ask whom a lock waits for. Nothing here takes part in any queue.
+
+use std::collections::BTreeMap;
+
+use enlist::{Error, FencingToken, LockMode, LockName, Namespace};
+
+use crate::{
+    etcd::Etcd,
+    layout::{Line, LockLayout},
+    record::Record,
+};
+
+/// One contender in the queue of a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueEntry {
+    /// Its fencing token, which is also its place: the smaller one is before the larger one.
+    pub token: FencingToken,
+    /// What it asks for.
+    pub mode: LockMode,
+    /// The process, as it names itself; `None` where the layout has no room for that. Whoever may write to etcd may write
+    /// anything: show it [escaped](enlist::escape).
+    pub process: Option<String>,
+}
+
+/// The queue of a lock at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LockQueue {
+    /// The lock.
+    pub name: LockName,
+    /// Its holders and those that wait, in order.
+    pub entries: Vec<QueueEntry>,
+}
+
+impl LockQueue {
+    fn new(name: LockName, mut entries: Vec<QueueEntry>) -> Self {
+        entries.sort_unstable_by_key(|entry| entry.token);
+        Self { name, entries }
+    }
+
+    /// Returns those that hold the lock: the first, and if it shares the lock, all that follow and share it as well.
+    pub fn holders(&self) -> &[QueueEntry] {
+        let sharing = self.entries.iter().take_while(|entry| entry.mode == LockMode::Shared).count();
+        &self.entries[..sharing.max(1).min(self.entries.len())]
+    }
+
+    /// Returns those that wait.
+    pub fn waiting(&self) -> &[QueueEntry] {
+        &self.entries[self.holders().len()..]
+    }
+}
+
+impl Etcd {
+    /// Reads the queue of a lock; it has no entries if nobody wants the lock.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Resolver::resolve`](enlist::Resolver::resolve), and of names that the layout of locks cannot carry.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn lock_queue(&self, name: &LockName) -> Result<LockQueue, Error> {
+        self.session.check_open()?;
+        let layout = &*self.session.lock_layout;
+        let range = layout.line(Line::Lock, name)?;
+        let listed = self.session.conn.list(&range).await;
+        let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let entries = records.iter().filter_map(|record| entry(layout, name, record)).collect();
+        Ok(LockQueue::new(name.clone(), entries))
+    }
+
+    /// Reads the queues of all locks of a namespace that somebody wants, by name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the layout of locks cannot list them, else as [`lock_queue`](Self::lock_queue).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves nothing behind.
+    pub async fn lock_queues(&self, namespace: &Namespace) -> Result<Vec<LockQueue>, Error> {
+        self.session.check_open()?;
+        let layout = &*self.session.lock_layout;
+        let range = layout
+            .lines(Line::Lock, namespace)
+            .ok_or_else(|| Error::Unsupported { what: format!("listing locks in the layout {}", layout.name()) })?;
+        let listed = self.session.conn.list(&range).await;
+        let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let mut queues: BTreeMap<LockName, Vec<QueueEntry>> = BTreeMap::new();
+        for record in &records {
+            let Some(name) = layout.line_of(Line::Lock, namespace, &record.key) else { continue };
+            if let Some(entry) = entry(layout, &name, record) {
+                queues.entry(name).or_default().push(entry);
+            }
+        }
+        Ok(queues.into_iter().map(|(name, entries)| LockQueue::new(name, entries)).collect())
+    }
+}
+
+fn entry(layout: &dyn LockLayout, name: &LockName, record: &Record) -> Option<QueueEntry> {
+    let value = layout.decode(Line::Lock, name, &record.key, &record.value)?;
+    let token = FencingToken::new(record.created.get());
+    Some(QueueEntry { token, mode: value.mode, process: layout.process(&record.value) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use LockMode::{Exclusive, Shared};
+
+    #[test]
+    fn the_first_holds_and_sharers_hold_together() {
+        for (modes, holders) in [
+            (vec![], 0),
+            (vec![Exclusive], 1),
+            (vec![Exclusive, Shared, Shared], 1),
+            (vec![Shared, Shared, Exclusive, Shared], 2),
+            (vec![Shared, Shared], 2),
+        ] {
+            let entry = |(token, mode)| QueueEntry { token: FencingToken::new(token), mode, process: None };
+            let mut entries: Vec<_> = (1..).zip(modes.clone()).map(entry).collect();
+            entries.reverse();
+            let queue = LockQueue::new(LockName::parse("l").unwrap(), entries);
+            assert_eq!((queue.holders().len(), queue.waiting().len()), (holders, modes.len() - holders), "{modes:?}");
+        }
+    }
+}

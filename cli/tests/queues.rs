@@ -1,0 +1,93 @@
+//! Whom a lock waits for, and what a script is told.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use enlist_testkit::eventually;
+use serde_json::{Value, json};
+use support::{Running, enlist, raw, run, server};
+
+#[tokio::test]
+async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
+    let server = server().await;
+    let none = run(enlist(&server, ["locks"])).await;
+    assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
+    let free = run(enlist(&server, ["locks", "nightly"])).await;
+    assert_eq!((free.code, free.stdout.as_str()), (Some(1), ""), "{free:?}");
+    assert!(free.stderr.contains("nobody holds default/nightly"), "{free:?}");
+
+    let mut holder = Running::start(enlist(&server, ["lock", "nightly"]));
+    holder.says("acquired").await;
+    let _waiting = Running::start(enlist(&server, ["lock", "nightly"]));
+    let mut sharers: Vec<_> = (0..2).map(|_| Running::start(enlist(&server, ["lock", "a/b %", "--shared"]))).collect();
+    for sharer in &mut sharers {
+        sharer.says("acquired").await;
+    }
+    let json = |arguments: &[&str]| {
+        let mut command = enlist(&server, arguments);
+        command.env("ENLIST_OUTPUT", "json");
+        async {
+            run(command).await.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        }
+    };
+    let process = format!(":{}", holder.child.id());
+    let locks = eventually("one waits", || async {
+        let locks = json(&["locks"]).await;
+        if locks.iter().any(|lock| lock["waiting"] == 1) { Ok(locks) } else { Err(locks) }
+    })
+    .await;
+    assert_eq!(locks.len(), 2, "{locks:?}");
+    assert_eq!((&locks[0]["lock"], &locks[0]["waiting"]), (&json!("default/a/b %"), &json!(0)));
+    assert_eq!(locks[0]["holders"].as_array().unwrap().len(), 2);
+    assert_eq!(locks[0]["holders"][0]["mode"], "shared");
+    assert_eq!((&locks[1]["lock"], &locks[1]["holders"][0]["mode"]), (&json!("default/nightly"), &json!("exclusive")));
+    assert!(locks[1]["holders"][0]["process"].as_str().unwrap().ends_with(&process), "{locks:?}");
+    assert!(locks[1]["holders"][0]["token"].as_u64().unwrap() > 0);
+    assert_eq!(json(&["locks", "nightly"]).await, locks[1..]);
+    let text = run(enlist(&server, ["locks", "nightly"])).await;
+    assert!(text.code == Some(0) && text.stdout.contains(&process), "{text:?}");
+    assert!(text.stdout.starts_with("LOCK ") && text.stdout.lines().count() == 2, "{text:?}");
+    // Whoever does not wait is told.
+    let tried = run(enlist(&server, ["lock", "nightly", "--try"])).await;
+    assert!(tried.code == Some(123) && tried.stdout.contains(&process), "{tried:?}");
+    let tried = json(&["lock", "nightly", "--try"]).await;
+    assert!(tried[0]["holder"].as_str().unwrap().ends_with(&process), "{tried:?}");
+    // So is whoever wants to lead.
+    let mut leader = Running::start(enlist(&server, ["elect", "office", "10.0.0.1:9"]));
+    leader.says("acquired").await;
+    let other = run(enlist(&server, ["elect", "office", "x", "--wait", "100ms"])).await;
+    assert!(other.stdout.contains("10.0.0.1:9"), "{other:?}");
+    // etcd's own layout has no list of its locks, and no room for processes.
+    let mut theirs = Running::start(enlist(&server, ["lock", "l", "--lock-layout", "etcd-concurrency"]));
+    theirs.says("acquired").await;
+    let theirs = json(&["locks", "l", "--lock-layout", "etcd-concurrency"]).await;
+    assert_eq!(theirs[0]["holders"][0]["process"], Value::Null);
+    let all = run(enlist(&server, ["locks", "--lock-layout", "etcd-concurrency"])).await;
+    assert!(all.code == Some(1) && all.stderr.contains("not supported"), "{all:?}");
+}
+
+/// What cron mails is what goes wrong.
+#[tokio::test]
+async fn quiet_locks_say_only_what_goes_wrong() {
+    let server = server().await;
+    let run_quietly = |arguments: &[&str]| {
+        run(enlist(&server, arguments.iter().copied().chain(["--quiet", "--", "echo", "output of the command"])))
+    };
+    for arguments in [vec!["lock", "l"], vec!["elect", "e", "v"]] {
+        let done = run_quietly(&arguments).await;
+        assert_eq!((done.code, done.stderr.as_str()), (Some(0), ""), "{done:?}");
+        assert_eq!(done.stdout, "output of the command\n");
+    }
+    let mut holder =
+        Running::start(enlist(&server, ["lock", "l", "--quiet", "--", "sh", "-c", "echo begun; sleep 1000"]));
+    holder.says("begun").await;
+    let tried = run_quietly(&["lock", "l", "--try"]).await;
+    assert_eq!((tried.code, tried.stdout.as_str(), tried.stderr.as_str()), (Some(123), "", ""), "{tried:?}");
+    let mut raw = raw(&server).await;
+    for lease in raw.leases().await.unwrap().leases().to_vec() {
+        raw.lease_revoke(lease.id()).await.unwrap();
+    }
+    holder.warns("lost").await;
+    assert_eq!(holder.code().await, Some(124));
+}
