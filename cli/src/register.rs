@@ -128,25 +128,25 @@ impl Told {
 /// Waits until the instance is registered. Returns how to end if that does not come about.
 async fn registered(registration: &Registration, told: &Told, signals: &mut Signals) -> Option<Result<u8, Failure>> {
     let mut changes = registration.states();
-    let mut state = Some(registration.state());
     loop {
-        match state {
-            // Where it begins is no news.
-            Some(RegistrationState::Registering { last: None }) => {}
-            Some(state) => {
-                told.state(&state);
-                match state {
-                    RegistrationState::Registered { .. } => return None,
-                    RegistrationState::Refused { cause } if fatal(&cause) => return Some(Err(cause.into())),
-                    _ => {}
-                }
-            }
-            None => return Some(Err(enlist::Error::Closed.into())),
-        }
-        state = tokio::select! {
+        let state = tokio::select! {
             state = changes.next() => state,
             code = ending(signals) => return Some(Ok(code)),
         };
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => return Some(Err(error.into())),
+        };
+        // That it begins is no news.
+        if matches!(state, RegistrationState::Registering { last: None }) {
+            continue;
+        }
+        told.state(&state);
+        match state {
+            RegistrationState::Registered { .. } => return None,
+            RegistrationState::Refused { cause } if fatal(&cause) => return Some(Err(cause.into())),
+            _ => {}
+        }
     }
 }
 
