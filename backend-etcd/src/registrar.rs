@@ -219,7 +219,7 @@ impl Registrar {
                     self.backoff.reset();
                     match self.disturbed(&claim).await {
                         Disturbance::Superseded => {
-                            self.superseded(self.options.owner.clone(), LeaseId::default());
+                            self.superseded(self.options.owner.as_deref(), LeaseId::default());
                             return Some(self);
                         }
                         Disturbance::Wanted => self.known = Known::AsStored,
@@ -239,7 +239,7 @@ impl Registrar {
                     }
                 }
                 Ok(Pause::Superseded(record)) => {
-                    self.superseded(self.owner_of(&record), record.lease.unwrap_or_default());
+                    self.superseded(self.owner_of(&record).as_deref(), record.lease.unwrap_or_default());
                     match self.wait_until_free(&claim, record).await {
                         Disturbance::Superseded => return Some(self),
                         Disturbance::Gone => self.known = Known::Absent,
@@ -288,17 +288,16 @@ impl Registrar {
             .ok()
     }
 
-    fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
-        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
+    fn conflict(&self, owner: Option<&str>, created: Revision) -> Error {
+        let owner = Owner::of(owner, self.options.owner.as_deref());
         Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, created }
     }
 
-    fn superseded(&self, owner: Option<String>, lease: LeaseId) {
+    fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
         if !matches!(self.driver.state(), RegistrationState::Superseded { .. }) {
             self.session.counters.count(Counter::Superseded);
         }
-        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
-        self.driver.report_superseded(owner, lease);
+        self.driver.report_superseded(Owner::of(owner, self.options.owner.as_deref()), lease);
     }
 
     fn failed(&self, failure: Failure) -> Error {
@@ -436,8 +435,8 @@ impl Registrar {
                 Ok(Pause::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
-                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
-                Err(self.conflict(owner, created))
+                let created = found.as_ref().map(|found| found.created).unwrap_or_default();
+                Err(self.conflict(found.as_ref().and_then(|found| found.owner.as_deref()), created))
             }
             Step::Superseded => {
                 self.disown();

@@ -223,8 +223,8 @@ impl Registrar {
             .ok()
     }
 
-    fn conflict(&self, owner: Option<String>, created: Revision) -> Error {
-        let owner = Owner::of(owner.as_deref(), self.options.owner.as_deref());
+    fn conflict(&self, owner: Option<&str>, created: Revision) -> Error {
+        let owner = Owner::of(owner, self.options.owner.as_deref());
         Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.key.id(), owner, created }
     }
 
@@ -285,8 +285,8 @@ impl Registrar {
                 Ok(Pause::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
-                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
-                Err(self.conflict(owner, created))
+                let created = found.as_ref().map(|found| found.created).unwrap_or_default();
+                Err(self.conflict(found.as_ref().and_then(|found| found.owner.as_deref()), created))
             }
             Step::Superseded => {
                 self.disown();
