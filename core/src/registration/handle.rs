@@ -185,7 +185,7 @@ mod tests {
         let handle = registration.handle();
         assert_eq!(handle.instance().id().as_str(), "a");
         drop(registration);
-        assert_eq!((driver.goal(), Arc::strong_count(&source)), (Goal::Absent, 1));
+        assert_eq!((driver.goal(), Arc::strong_count(&source)), (Goal::Dropped, 1));
 
         let refused = handle.update(|draft| {
             draft.weight(7);
