@@ -3,34 +3,39 @@
 //! What to do next is decided by [`enlist::reconcile`]; this file only does it. An own key is watched, because a lease can
 //! vanish although every renewal was answered.
 
+mod own_writes;
+mod removal;
+
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
 use enlist::{
-    Backoff, Counter, Deregistered, Error, Health, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
+    Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
     RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
     backoff::{herd_window, spread},
     feed::FeedReader,
     observation::Look,
-    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
+    reconcile::{self, Found, Observation, Step},
     registration::{Desired, Goal},
     slots::{Approach, Claim},
 };
 use tokio::sync::watch;
 
+use self::own_writes::{Effect, OwnWrites};
+pub(crate) use self::removal::marked_leaving;
 use crate::{
     connection::Written,
     error::Failure,
-    layout::{Decoded, LeaseScope, Part, Writing},
+    layout::{LeaseScope, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
     pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
-    sweep::{Impossible, appears},
+    sweep::Impossible,
     writes::Guard,
 };
 
@@ -53,10 +58,6 @@ const UNWATCHED: Duration = Duration::from_millis(500);
 /// How often a foreign lease is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
-/// the first are forgotten, and would be taken for foreign.
-const MAX_UNKNOWN: usize = 32;
-
 /// The task behind one registration.
 pub(crate) struct Registrar {
     session: Arc<Session>,
@@ -69,11 +70,7 @@ pub(crate) struct Registrar {
     lease: Option<Arc<Lease>>,
     /// The retired lease that the key is under until it is written under another one.
     former: Option<Arc<Lease>>,
-    entitlement: Entitlement,
-    /// The last write that was acknowledged.
-    stored: Option<Stored>,
-    /// Writes whose answer was lost.
-    unknown: Vec<Sent>,
+    writes: OwnWrites,
     /// Another registration of this session had the key since.
     gave_way: bool,
     /// What was stored is known to be gone.
@@ -83,41 +80,6 @@ pub(crate) struct Registrar {
     ward: Option<Ward>,
     /// The key could not be seen through a shared watch.
     alone: bool,
-}
-
-/// A write that was acknowledged.
-struct Stored {
-    record: Record,
-    /// The generation of the instance in it.
-    generation: u64,
-}
-
-/// A write that may have been done, or may yet be.
-struct Sent {
-    value: Vec<u8>,
-    lease: Option<LeaseId>,
-    effect: Effect,
-}
-
-/// What a write of unknown outcome can do when it arrives late.
-enum Effect {
-    /// Nothing, once the key that it changes is removed.
-    Change,
-    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did.
-    Claim,
-    /// The same, and when it is impossible.
-    LateClaim(Impossible),
-}
-
-impl Sent {
-    /// Returns `true` while it can make the key this registration's.
-    fn may_claim(&self) -> bool {
-        match &self.effect {
-            Effect::Change => false,
-            Effect::Claim => true,
-            Effect::LateClaim(impossible) => !impossible.is_proved(),
-        }
-    }
 }
 
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
@@ -174,9 +136,7 @@ impl Registrar {
             backoff: options.backoff.start(),
             lease: None,
             former: None,
-            entitlement: Entitlement::default(),
-            stored: None,
-            unknown: Vec::new(),
+            writes: OwnWrites::default(),
             gave_way: false,
             gone: false,
             known: Known::Absent,
@@ -311,7 +271,7 @@ impl Registrar {
             lease: record.lease,
             owner: self.owner_of(record),
             term: self.session.layout.term(&record.value),
-            own: self.is_own(record),
+            own: self.writes.is_own(record),
         }
     }
 
@@ -319,51 +279,21 @@ impl Registrar {
         owner_of(&self.session, self.driver.service(), record)
     }
 
-    /// Returns `true` if this registration wrote exactly this, as far as it remembers.
-    fn is_own(&self, record: &Record) -> bool {
-        let stored = self.stored.as_ref().map(|stored| (&stored.record.value, stored.record.lease));
-        let unknown = self.unknown.iter().map(|sent| (&sent.value, sent.lease));
-        stored.into_iter().chain(unknown).any(|(value, lease)| lease == record.lease && *value == record.value)
-    }
-
     /// Forgets what was stored: it was replaced, so its absence is no eviction.
     fn disown(&mut self) {
-        (self.stored, self.former) = (None, None);
+        self.writes.disown();
+        self.former = None;
     }
 
-    /// Remembers a write whose answer was lost: what it wrote is this registration's own, should it be found.
-    fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>, effect: Effect) {
-        let changes = |sent: &Sent| matches!(sent.effect, Effect::Change);
-        let known = self.unknown.iter().any(|sent| changes(sent) && sent.lease == lease && sent.value == value);
-        if known && matches!(effect, Effect::Change) {
-            return;
-        }
-        // Claims are few: a lease has one at most.
-        if self.unknown.len() >= MAX_UNKNOWN
-            && let Some(oldest) = self.unknown.iter().position(changes)
-        {
-            self.unknown.remove(oldest);
-        }
-        self.unknown.push(Sent { value, lease, effect });
-    }
-
-    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
-    /// yet be done, and nothing more is written under its lease.
+    /// Looks at the key as it was found after a claim of unknown outcome. If it does not show the claim, nothing more is written
+    /// under its lease.
     fn settle(&mut self, found: Option<&Record>) {
-        let Self { session, unknown, lease, options, .. } = self;
-        for sent in unknown.iter_mut().filter(|sent| matches!(sent.effect, Effect::Claim)) {
-            let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
-            let under = lease.as_ref().filter(|lease| Some(lease.id()) == sent.lease);
-            sent.effect = match under {
-                // Under a lease that is lost nothing is done any more.
-                None => Effect::Change,
-                Some(_) if done => Effect::Change,
-                Some(under) => {
-                    let given = matches!(options.lease, LeaseChoice::Given(_));
-                    Effect::LateClaim(Impossible::after(session, under, given))
-                }
-            };
-        }
+        let Self { session, writes, lease, options, .. } = self;
+        let given = matches!(options.lease, LeaseChoice::Given(_));
+        writes.settle(found, |under| {
+            let lease = lease.as_ref().filter(|lease| Some(lease.id()) == under)?;
+            Some(Impossible::after(session, lease, given))
+        });
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -392,7 +322,7 @@ impl Registrar {
                 session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0
             }
             Known::Absent => None,
-            Known::AsStored => self.stored.as_ref().map(|stored| stored.record.clone()),
+            Known::AsStored => self.writes.stored().cloned(),
             Known::Is(record) => Some(record),
         };
         self.settle(record.as_ref());
@@ -405,18 +335,13 @@ impl Registrar {
         let own = found.as_ref().is_some_and(|found| found.own);
         if own {
             // Also by a write whose answer was lost.
-            self.entitlement.stored();
+            self.writes.entitlement.stored();
             self.gone = false;
         } else if std::mem::take(&mut self.gave_way) {
             self.disown();
         }
-        let mine = self.stored.as_ref().map(|Stored { record, generation }| Mine {
-            created: record.created,
-            lease: record.lease.unwrap_or_default(),
-            generation: *generation,
-        });
-        let mut step =
-            reconcile::step(found.as_ref(), mine, self.entitlement, lease, desired.generation, &self.options);
+        let (mine, entitlement) = (self.writes.mine(), self.writes.entitlement);
+        let mut step = reconcile::step(found.as_ref(), mine, entitlement, lease, desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
             let Some(observation) = self.observe(*lease).await? else {
                 return Ok(Pause::None);
@@ -431,7 +356,7 @@ impl Registrar {
             Step::Keep => {
                 let Some(record) = record else { return Ok(Pause::None) };
                 self.driver.report_stored(desired.generation, record.modified);
-                self.stored = Some(Stored { record, generation: desired.generation });
+                self.writes.acknowledge(record, desired.generation);
                 Ok(Pause::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
@@ -490,10 +415,13 @@ impl Registrar {
             owner: self.options.owner.as_deref(),
             previous: previous.map(|record| &*record.value),
             lease: Some(lease),
-            term: self.entitlement.claim(previous.and_then(|record| layout.term(&record.value)), SystemTime::now()),
+            term: self
+                .writes
+                .entitlement
+                .claim(previous.and_then(|record| layout.term(&record.value)), SystemTime::now()),
         };
         let value = layout.encode(self.driver.service(), instance, &writing)?;
-        let claims = previous.is_none_or(|record| !self.is_own(record));
+        let claims = previous.is_none_or(|record| !self.writes.is_own(record));
         // Given up, it waited behind others, or etcd is silent. What was not sent is not sent any more.
         let given_up = impatient(&self.driver);
         match session.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
@@ -503,26 +431,23 @@ impl Registrar {
                     self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
-                self.entitlement.stored();
                 self.gone = false;
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
-                self.stored = Some(Stored { record, generation: *generation });
+                self.writes.acknowledge(record, *generation);
+                self.writes.forget_changes();
                 self.former = None;
-                self.unknown.retain(Sent::may_claim);
                 Ok(Pause::Settled)
             }
             Ok(Written::Refused(record)) => {
-                if self.unknown.is_empty() {
-                    self.entitlement.refused();
-                }
+                self.writes.refused();
                 self.known = record.into();
                 Ok(Pause::None)
             }
             Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    self.remember(value, Some(lease), if claims { Effect::Claim } else { Effect::Change });
+                    self.writes.remember(value, Some(lease), if claims { Effect::Claim } else { Effect::Change });
                 }
                 if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(Pause::None) }
             }
@@ -607,7 +532,7 @@ impl Registrar {
     /// Returns `true` while the instance may be published, for all that is known: it was stored, and neither its key nor its lease
     /// is known to be gone.
     fn may_be_there(&self) -> bool {
-        !self.gone && self.stored.is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
+        !self.gone && self.writes.stored().is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
     }
 
     /// Waits until the key that another registration has, as `record`, is free.
@@ -623,7 +548,7 @@ impl Registrar {
 
     /// Waits until something is no longer as it should be.
     async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>) -> Disturbance {
-        let (Some(lease), Some(stored)) = (&self.lease, &self.stored) else {
+        let (Some(lease), Some(stored)) = (&self.lease, self.writes.stored()) else {
             return Disturbance::Look;
         };
         // Not the lease itself: whoever rests counts once among its keys.
@@ -631,7 +556,7 @@ impl Registrar {
         if lease.is_retired() {
             return Disturbance::Retired;
         }
-        let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.record.key);
+        let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.key);
         let disturbance = self.wait(claim, phase, &mut ward).await;
         self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
         disturbance
@@ -643,7 +568,8 @@ impl Registrar {
         mut phase: watch::Receiver<LeaseState>,
         ward: &mut Option<Ward>,
     ) -> Disturbance {
-        let Self { session, driver, options, alone, stored: Some(Stored { record, .. }), .. } = self else {
+        let Self { session, driver, options, alone, writes, .. } = self;
+        let Some(record) = writes.stored() else {
             return Disturbance::Look;
         };
         let service = driver.service().clone();
@@ -720,107 +646,6 @@ impl Registrar {
         }
     }
 
-    /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
-    /// last attempt may have left: the lease lives on, and would keep it for ever.
-    async fn remove(&mut self, gave_up: Option<Error>) {
-        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
-        if gave_up.is_some() {
-            self.driver.report_end(outcome(Deregistered::LeftBehind));
-        }
-        let Some(key) = self.removable() else {
-            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
-        };
-        let begun = Moment::now();
-        let mut result = Deregistered::AlreadyGone;
-        loop {
-            let (absent, refused) = match self.try_remove(&key).await {
-                Ok(Some((found, absent))) => {
-                    if found == Deregistered::Removed {
-                        result = found;
-                    }
-                    if !self.unknown.iter().any(Sent::may_claim) {
-                        return self.driver.report_end(outcome(result));
-                    }
-                    // The leases of what may still be done are given up: what is written under them by then is removed on sight.
-                    (self.lease, self.former) = (None, None);
-                    (absent, false)
-                }
-                Ok(None) => (None, false),
-                Err(failure) => (None, !self.failed(failure).is_retryable()),
-            };
-            if refused || begun.elapsed() >= PATIENCE {
-                self.driver.report_end(outcome(Deregistered::LeftBehind));
-            }
-            let soon = self.backoff.next_delay().min(PATIENCE / 3);
-            let session = Arc::clone(&self.session);
-            let late = self.unknown.iter_mut().find(|sent| sent.may_claim());
-            let impossible = late.and_then(|sent| match &mut sent.effect {
-                Effect::LateClaim(impossible) => Some(impossible),
-                Effect::Change | Effect::Claim => None,
-            });
-            tokio::select! {
-                () = proved(&session, impossible) => self.impossible(),
-                () = appears(&session, &key, absent) => {}
-                () = tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }) => {}
-            }
-        }
-    }
-
-    /// Notes that the first of the late claims is impossible.
-    fn impossible(&mut self) {
-        if let Some(sent) = self.unknown.iter_mut().find(|sent| sent.may_claim()) {
-            sent.effect = Effect::Change;
-        }
-    }
-
-    /// The key, if there may be something to remove under it.
-    fn removable(&self) -> Option<Arc<[u8]>> {
-        if let Some(Stored { record, .. }) = &self.stored {
-            return Some(Arc::clone(&record.key));
-        }
-        match self.unknown.last() {
-            Some(sent) => self.key(sent.lease.unwrap_or_default()).ok(),
-            None => self.leftover_owner().and_then(|_| self.key(LeaseId::default()).ok()),
-        }
-    }
-
-    /// The owner token by which what a dead predecessor left is this registration's to remove: it would have been taken over,
-    /// had there been time.
-    fn leftover_owner(&self) -> Option<&str> {
-        let never_wrote = !self.entitlement.is_stored() && self.session.layout.lease_scope() == LeaseScope::Shared;
-        self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
-    }
-
-    /// Removes the key if it is this registration's, and says at which revision it was absent, if it was. `None`: it changed
-    /// meanwhile, look again.
-    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
-        let session = Arc::clone(&self.session);
-        let (record, at) = session.conn.get(key).await?;
-        self.settle(record.as_ref());
-        let Some(record) = record else {
-            return Ok(Some((Deregistered::AlreadyGone, Some(at))));
-        };
-        let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
-        if !self.is_own(&record) && !self.leftover_owner().is_some_and(is_leftover) {
-            return Ok(Some((Deregistered::AlreadyGone, None)));
-        }
-        let mut modified = record.modified;
-        if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
-            // Its answer may be lost.
-            self.remember(value.clone(), record.lease, Effect::Change);
-            match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
-                Ok(Written::Done(revision)) => modified = revision,
-                Ok(Written::Refused(_)) => return Ok(None),
-                // That it failed keeps nobody from leaving.
-                Err(failure) => tracing::debug!(?failure, "instance not marked as leaving"),
-            }
-        }
-        Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
-            Written::Done(revision) => Some((Deregistered::Removed, Some(revision))),
-            Written::Refused(_) => None,
-        })
-    }
-
     fn abandon(&self) {
         let own = self.options.lease == LeaseChoice::Own || self.session.layout.lease_scope() == LeaseScope::PerKey;
         if let (Some(lease), true) = (&self.lease, own) {
@@ -853,14 +678,6 @@ async fn impatient(driver: &RegistrationDriver) {
     tokio::time::sleep(PATIENCE).await;
 }
 
-/// Waits for the proof that a late claim is impossible, if there is one to wait for.
-async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
-    match impossible {
-        Some(impossible) => impossible.proved(session).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Waits until the key that is followed is gone.
 async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
     let Some(reader) = followed else {
@@ -874,23 +691,6 @@ async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
             Ok(_) | Err(_) => {}
         }
     }
-}
-
-/// The value of `record` with the mark that the instance is about to leave, by which watchers tell its departure from a death.
-/// `None` where the layout cannot say it, or the value says so already.
-pub(crate) fn marked_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
-    let layout = &session.layout;
-    let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
-    if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {
-        return None;
-    }
-    let writing = Writing {
-        owner: owner.as_deref(),
-        previous: Some(&record.value),
-        lease: record.lease,
-        term: layout.term(&record.value).unwrap_or_default(),
-    };
-    layout.encode(service, &instance.with_health(Health::Draining), &writing).ok()
 }
 
 fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {

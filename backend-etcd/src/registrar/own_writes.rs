@@ -1,0 +1,242 @@
+//! What a registration has written under its key, as far as it knows: what was acknowledged, and what may have been done or may
+//! yet be. By these the registration tells its own key from a foreign one. Read [`super::removal`] next: it waits until the last
+//! of them is settled.
+
+use enlist::{
+    LeaseId,
+    reconcile::{Entitlement, Mine},
+};
+
+use crate::{record::Record, sweep::Impossible};
+
+/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
+/// the first are forgotten, and would be taken for foreign.
+const MAX_UNKNOWN: usize = 32;
+
+/// The writes of one registration.
+#[derive(Default)]
+pub(super) struct OwnWrites {
+    pub(super) entitlement: Entitlement,
+    stored: Option<Stored>,
+    /// Writes whose answer was lost.
+    unknown: Vec<Sent>,
+}
+
+/// A write that was acknowledged.
+struct Stored {
+    record: Record,
+    /// The generation of the instance in it.
+    generation: u64,
+}
+
+/// A write that may have been done, or may yet be.
+struct Sent {
+    value: Vec<u8>,
+    lease: Option<LeaseId>,
+    effect: Effect,
+}
+
+/// What a write of unknown outcome can do when it arrives late.
+pub(super) enum Effect {
+    /// Nothing, once the key that it changes is removed.
+    Change,
+    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did.
+    Claim,
+    /// The same, and when it is impossible.
+    LateClaim(Impossible),
+}
+
+impl Sent {
+    /// Returns `true` while it can make the key this registration's.
+    fn may_claim(&self) -> bool {
+        match &self.effect {
+            Effect::Change => false,
+            Effect::Claim => true,
+            Effect::LateClaim(impossible) => !impossible.is_proved(),
+        }
+    }
+}
+
+impl OwnWrites {
+    /// Returns `true` if this registration wrote exactly this, as far as it remembers.
+    pub(super) fn is_own(&self, record: &Record) -> bool {
+        let stored = self.stored().map(|stored| (&stored.value, stored.lease));
+        let unknown = self.unknown.iter().map(|sent| (&sent.value, sent.lease));
+        stored.into_iter().chain(unknown).any(|(value, lease)| lease == record.lease && *value == record.value)
+    }
+
+    /// The last write that was acknowledged, unless it was replaced since.
+    pub(super) fn stored(&self) -> Option<&Record> {
+        self.stored.as_ref().map(|stored| &stored.record)
+    }
+
+    /// The same, as input of a decision.
+    pub(super) fn mine(&self) -> Option<Mine> {
+        let Stored { record, generation } = self.stored.as_ref()?;
+        let Record { created, lease, .. } = record;
+        Some(Mine { created: *created, lease: lease.unwrap_or_default(), generation: *generation })
+    }
+
+    /// The lease of the last write whose answer was lost.
+    pub(super) fn last_unknown(&self) -> Option<LeaseId> {
+        self.unknown.last().map(|sent| sent.lease.unwrap_or_default())
+    }
+
+    /// Notes that the store has `record`, with the instance of `generation`.
+    pub(super) fn acknowledge(&mut self, record: Record, generation: u64) {
+        self.entitlement.stored();
+        self.stored = Some(Stored { record, generation });
+    }
+
+    /// Forgets writes that a later acknowledged one has made impossible.
+    pub(super) fn forget_changes(&mut self) {
+        self.unknown.retain(Sent::may_claim);
+    }
+
+    /// Forgets what was stored: it was replaced, so its absence is no eviction.
+    pub(super) fn disown(&mut self) {
+        self.stored = None;
+    }
+
+    /// Notes that the store refused a claim. The next one may draw another term, unless an earlier one may yet be done.
+    pub(super) fn refused(&mut self) {
+        if self.unknown.is_empty() {
+            self.entitlement.refused();
+        }
+    }
+
+    /// Remembers a write whose answer was lost: what it wrote is this registration's own, should it be found.
+    pub(super) fn remember(&mut self, value: Vec<u8>, lease: Option<LeaseId>, effect: Effect) {
+        let changes = |sent: &Sent| matches!(sent.effect, Effect::Change);
+        let known = self.unknown.iter().any(|sent| changes(sent) && sent.lease == lease && sent.value == value);
+        if known && matches!(effect, Effect::Change) {
+            return;
+        }
+        // Claims are few: a lease has one at most.
+        if self.unknown.len() >= MAX_UNKNOWN
+            && let Some(oldest) = self.unknown.iter().position(changes)
+        {
+            self.unknown.remove(oldest);
+        }
+        self.unknown.push(Sent { value, lease, effect });
+    }
+
+    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
+    /// yet be done, until what `late` returns for its lease is proved: `None` for a lease that is lost, under which nothing is done
+    /// any more.
+    pub(super) fn settle(
+        &mut self,
+        found: Option<&Record>,
+        mut late: impl FnMut(Option<LeaseId>) -> Option<Impossible>,
+    ) {
+        for sent in self.unknown.iter_mut().filter(|sent| matches!(sent.effect, Effect::Claim)) {
+            let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
+            let impossible = if done { None } else { late(sent.lease) };
+            sent.effect = impossible.map_or(Effect::Change, Effect::LateClaim);
+        }
+    }
+
+    /// Returns `true` while a write can make the key this registration's although it was found not to be.
+    pub(super) fn may_claim(&self) -> bool {
+        self.unknown.iter().any(Sent::may_claim)
+    }
+
+    /// The proof that the first of the late claims is impossible, to wait for.
+    pub(super) fn late_claim(&mut self) -> Option<&mut Impossible> {
+        let late = self.unknown.iter_mut().find(|sent| sent.may_claim())?;
+        match &mut late.effect {
+            Effect::LateClaim(impossible) => Some(impossible),
+            Effect::Change | Effect::Claim => None,
+        }
+    }
+
+    /// Notes that the first of the late claims is impossible.
+    pub(super) fn impossible(&mut self) {
+        if let Some(sent) = self.unknown.iter_mut().find(|sent| sent.may_claim()) {
+            sent.effect = Effect::Change;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enlist::Revision;
+
+    use super::*;
+
+    const LEASE: LeaseId = LeaseId::new(7);
+    const OTHER: LeaseId = LeaseId::new(8);
+
+    fn record(value: &str, lease: LeaseId) -> Record {
+        let (key, at) = (b"k"[..].into(), Revision::new(5));
+        Record { key, value: value.into(), created: at, modified: at, lease: Some(lease) }
+    }
+
+    fn given(lease: Option<LeaseId>) -> Option<Impossible> {
+        lease.map(Impossible::Ended)
+    }
+
+    #[test]
+    fn a_key_is_own_by_its_lease_and_its_bytes() {
+        let mut writes = OwnWrites::default();
+        writes.acknowledge(record("stored", LEASE), 1);
+        writes.remember(b"unknown".to_vec(), Some(OTHER), Effect::Change);
+        assert!(writes.is_own(&record("stored", LEASE)) && writes.is_own(&record("unknown", OTHER)));
+        assert!(!writes.is_own(&record("stored", OTHER)) && !writes.is_own(&record("unknown", LEASE)));
+        writes.disown();
+        assert!(!writes.is_own(&record("stored", LEASE)) && writes.mine().is_none());
+    }
+
+    #[test]
+    fn a_claim_that_the_key_shows_is_settled_and_another_one_stays_until_it_is_impossible() {
+        let mut writes = OwnWrites::default();
+        writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim);
+        assert!(writes.may_claim());
+        writes.settle(Some(&record("one", LEASE)), |_| unreachable!("it was done"));
+        assert!(!writes.may_claim());
+        for found in [None, Some(record("theirs", OTHER)), Some(record("two", OTHER))] {
+            writes.remember(b"two".to_vec(), Some(LEASE), Effect::Claim);
+            writes.settle(found.as_ref(), given);
+            assert!(writes.may_claim());
+            writes.forget_changes();
+            assert!(writes.is_own(&record("two", LEASE)), "should it be done late");
+            writes.impossible();
+            assert!(!writes.may_claim());
+            writes.forget_changes();
+            assert!(!writes.is_own(&record("two", LEASE)));
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_late_under_a_lease_that_is_lost() {
+        let mut writes = OwnWrites::default();
+        writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim);
+        writes.settle(None, |_| None);
+        assert!(!writes.may_claim());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_claims_are_kept() {
+        let mut writes = OwnWrites::default();
+        writes.remember(b"claim".to_vec(), Some(LEASE), Effect::Claim);
+        for number in 0..MAX_UNKNOWN * 2 {
+            writes.remember(number.to_string().into_bytes(), Some(LEASE), Effect::Change);
+            writes.remember(number.to_string().into_bytes(), Some(LEASE), Effect::Change);
+        }
+        assert_eq!(writes.unknown.len(), MAX_UNKNOWN);
+        assert!(writes.may_claim());
+        assert!(!writes.is_own(&record("0", LEASE)) && writes.is_own(&record("63", LEASE)));
+    }
+
+    #[test]
+    fn the_term_is_drawn_again_only_if_nothing_may_yet_be_done() {
+        let now = std::time::SystemTime::UNIX_EPOCH;
+        let mut writes = OwnWrites::default();
+        assert_eq!(writes.entitlement.claim(Some(4), now), 5);
+        writes.refused();
+        assert_eq!(writes.entitlement.claim(Some(6), now), 7);
+        writes.remember(b"claim".to_vec(), Some(LEASE), Effect::Claim);
+        writes.refused();
+        assert_eq!(writes.entitlement.claim(Some(9), now), 7);
+    }
+}

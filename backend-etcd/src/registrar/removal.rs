@@ -1,0 +1,134 @@
+//! The end of a registration: its key is removed under a guard, until etcd has confirmed that, and until no write whose answer was
+//! lost can bring it back.
+
+use std::sync::Arc;
+
+use enlist::{Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal};
+
+use super::{PATIENCE, Registrar, SLOW, own_writes::Effect};
+use crate::{
+    connection::Written,
+    error::Failure,
+    layout::{Decoded, LeaseScope, Part, Writing},
+    record::Record,
+    session::Session,
+    sweep::{Impossible, appears},
+    writes::Guard,
+};
+
+impl Registrar {
+    /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
+    /// last attempt may have left: the lease lives on, and would keep it for ever.
+    pub(super) async fn remove(&mut self, gave_up: Option<Error>) {
+        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
+        if gave_up.is_some() {
+            self.driver.report_end(outcome(Deregistered::LeftBehind));
+        }
+        let Some(key) = self.removable() else {
+            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
+        };
+        let begun = Moment::now();
+        let mut result = Deregistered::AlreadyGone;
+        loop {
+            let (absent, refused) = match self.try_remove(&key).await {
+                Ok(Some((found, absent))) => {
+                    if found == Deregistered::Removed {
+                        result = found;
+                    }
+                    if !self.writes.may_claim() {
+                        return self.driver.report_end(outcome(result));
+                    }
+                    // The leases of what may still be done are given up: what is written under them by then is removed on sight.
+                    (self.lease, self.former) = (None, None);
+                    (absent, false)
+                }
+                Ok(None) => (None, false),
+                Err(failure) => (None, !self.failed(failure).is_retryable()),
+            };
+            if refused || begun.elapsed() >= PATIENCE {
+                self.driver.report_end(outcome(Deregistered::LeftBehind));
+            }
+            let soon = self.backoff.next_delay().min(PATIENCE / 3);
+            let session = Arc::clone(&self.session);
+            tokio::select! {
+                () = proved(&session, self.writes.late_claim()) => self.writes.impossible(),
+                () = appears(&session, &key, absent) => {}
+                () = tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }) => {}
+            }
+        }
+    }
+
+    /// The key, if there may be something to remove under it.
+    fn removable(&self) -> Option<Arc<[u8]>> {
+        if let Some(stored) = self.writes.stored() {
+            return Some(Arc::clone(&stored.key));
+        }
+        match self.writes.last_unknown() {
+            Some(lease) => self.key(lease).ok(),
+            None => self.leftover_owner().and_then(|_| self.key(LeaseId::default()).ok()),
+        }
+    }
+
+    /// The owner token by which what a dead predecessor left is this registration's to remove: it would have been taken over,
+    /// had there been time.
+    fn leftover_owner(&self) -> Option<&str> {
+        let never_wrote =
+            !self.writes.entitlement.is_stored() && self.session.layout.lease_scope() == LeaseScope::Shared;
+        self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
+    }
+
+    /// Removes the key if it is this registration's, and says at which revision it was absent, if it was. `None`: it changed
+    /// meanwhile, look again.
+    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
+        let session = Arc::clone(&self.session);
+        let (record, at) = session.conn.get(key).await?;
+        self.settle(record.as_ref());
+        let Some(record) = record else {
+            return Ok(Some((Deregistered::AlreadyGone, Some(at))));
+        };
+        let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
+        if !self.writes.is_own(&record) && !self.leftover_owner().is_some_and(is_leftover) {
+            return Ok(Some((Deregistered::AlreadyGone, None)));
+        }
+        let mut modified = record.modified;
+        if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
+            // Its answer may be lost.
+            self.writes.remember(value.clone(), record.lease, Effect::Change);
+            match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
+                Ok(Written::Done(revision)) => modified = revision,
+                Ok(Written::Refused(_)) => return Ok(None),
+                // That it failed keeps nobody from leaving.
+                Err(failure) => tracing::debug!(?failure, "instance not marked as leaving"),
+            }
+        }
+        Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
+            Written::Done(revision) => Some((Deregistered::Removed, Some(revision))),
+            Written::Refused(_) => None,
+        })
+    }
+}
+
+/// Waits for the proof that a late claim is impossible, if there is one to wait for.
+async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
+    match impossible {
+        Some(impossible) => impossible.proved(session).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The value of `record` with the mark that the instance is about to leave, by which watchers tell its departure from a death.
+/// `None` where the layout cannot say it, or the value says so already.
+pub(crate) fn marked_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
+    let layout = &session.layout;
+    let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
+    if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {
+        return None;
+    }
+    let writing = Writing {
+        owner: owner.as_deref(),
+        previous: Some(&record.value),
+        lease: record.lease,
+        term: layout.term(&record.value).unwrap_or_default(),
+    };
+    layout.encode(service, &instance.with_health(Health::Draining), &writing).ok()
+}
