@@ -275,7 +275,7 @@ async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
             |builder| builder.lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller),
         )
     };
-    conform(&[Carried::Id], |topic| ["lock", "election"].contains(&topic), harness).await;
+    conform(&[Carried::Id, Carried::Locks], |topic| ["lock", "election"].contains(&topic), harness).await;
 }
 
 fn line_of(kind: &Value) -> Line {

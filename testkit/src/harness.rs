@@ -5,6 +5,8 @@ use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, Registry, Resolver, ServiceRef};
 
+use crate::without_locks::WithoutLocks;
+
 /// A property of an instance that a store's layout may or may not carry. Cases that need one the layout lacks are left
 /// out of a run over it, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,13 +28,15 @@ pub enum Carried {
     Details,
     /// The list of services.
     Services,
+    /// Locks and elections. A backend without any makes its clients with [`Client::without_locks`].
+    Locks,
     /// Of locks: shared mode, lines of their own for each name and for elections, and places that share a lease.
     LockDetails,
 }
 
 impl Carried {
     /// All of them: what a native layout carries.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Id,
         Self::Owner,
         Self::Term,
@@ -41,6 +45,7 @@ impl Carried {
         Self::Weight,
         Self::Details,
         Self::Services,
+        Self::Locks,
         Self::LockDetails,
     ];
 }
@@ -77,6 +82,12 @@ impl Client {
     /// A client that is `backend`, and suffers what `fate` brings.
     pub fn new(backend: impl Backend, fate: impl Fate) -> Self {
         Self { backend: Arc::new(backend), fate: Arc::new(fate) }
+    }
+
+    /// A client of a backend that only registers and finds instances. All that concerns locks and elections is
+    /// [`Error::Unsupported`](enlist::Error::Unsupported); run the suite `without locks`.
+    pub fn without_locks(backend: impl Registry + Resolver, fate: impl Fate) -> Self {
+        Self::new(WithoutLocks(backend), fate)
     }
 
     /// The backend as a resolver, for a directory.
@@ -145,17 +156,26 @@ pub trait Harness: Send + Sync + 'static {
     /// Deletes an instance, as an operator could.
     async fn delete(&self, service: &ServiceRef, id: &InstanceId);
 
-    /// The lease that keeps the holder of a lock, or the leader of an election.
-    async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId>;
+    /// The lease that keeps the holder of a lock, or the leader of an election. The default is for a backend without locks; so are
+    /// those of the three methods below.
+    async fn lease_of_holder(&self, name: &LockName) -> Option<LeaseId> {
+        panic!("the harness does not say which lease keeps the holder of {name}: implement `lease_of_holder`")
+    }
 
     /// The lease that keeps the last in line for a lock.
-    async fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId>;
+    async fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
+        panic!("the harness does not say which lease keeps the last in line for {name}: implement `lease_of_waiter`")
+    }
 
     /// Deletes the key of the holder of a lock, or of the leader of an election, as an operator could.
-    async fn delete_holder(&self, name: &LockName);
+    async fn delete_holder(&self, name: &LockName) {
+        panic!("the harness cannot delete the key of the holder of {name}: implement `delete_holder`")
+    }
 
     /// How many are in line for the lock and for the election of that name, holders included.
-    async fn in_line(&self, name: &LockName) -> usize;
+    async fn in_line(&self, name: &LockName) -> usize {
+        panic!("the harness does not say how many are in line for {name}: implement `in_line`")
+    }
 
     /// Forgets the history up to now.
     async fn compact(&self);

@@ -27,6 +27,7 @@ pub mod lock_history;
 mod proxy;
 mod server;
 mod wait;
+mod without_locks;
 
 pub use beside::Beside;
 pub use cluster::EtcdCluster;

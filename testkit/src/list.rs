@@ -92,73 +92,85 @@ macro_rules! each_case {
             watch::a_view_follows_and_survives_an_outage []
             watch::services_are_listed [Namespace Services]
             watch::a_watch_of_a_closed_client_ends []
-            lock::a_free_lock_is_acquired []
-            lock::a_held_lock_is_not_acquired_by_trying []
-            lock::a_released_lock_goes_to_the_next []
-            lock::a_dropped_guard_releases []
-            lock::a_crashed_holder_is_succeeded []
-            lock::tokens_grow_with_each_holder []
-            lock::waiters_are_served_in_order []
-            lock::a_cancelled_waiter_leaves_the_line []
-            lock::a_deadline_ends_the_wait_and_leaves_the_line []
-            lock::a_failed_try_leaves_the_line []
-            lock::a_revoked_lease_is_a_loss_within_a_second []
-            lock::a_deleted_key_is_a_loss_within_a_second []
-            lock::a_cut_off_holder_stops_before_its_successor_starts []
-            lock::a_wiped_store_is_a_loss []
-            lock::releasing_without_an_answer_returns_and_goes_on []
-            lock::a_deadline_during_an_outage_leaves_nothing_behind []
-            lock::loss_is_for_ever []
-            lock::a_lost_lock_is_free_for_others_although_its_guard_lives []
-            lock::releasing_a_lost_lock_says_so_and_leaves_its_successor_alone []
-            lock::a_lock_is_kept_beyond_its_ttl []
-            lock::readers_share_and_a_writer_excludes [LockDetails]
-            lock::a_waiting_writer_is_not_overtaken [LockDetails]
-            lock::locks_whose_names_begin_alike_do_not_see_each_other [LockDetails]
-            lock::two_acquisitions_of_one_process_exclude_each_other []
-            lock::work_is_aborted_at_the_loss []
-            lock::a_lock_on_a_lease_of_its_own_dies_alone []
-            lock::a_waiter_whose_lease_dies_learns_it []
-            lock::a_waiter_whose_lease_is_revoked_enters_the_queue_again []
-            lock::a_waiter_enters_the_queue_again_after_a_wipe []
-            lock::a_waiter_that_entered_the_queue_again_keeps_its_deadline []
-            lock::locks_and_registrations_never_share_a_lease [Id]
-            lock::a_lock_delay_passes_after_a_crash_and_not_after_a_release [LockDetails]
-            election::a_lone_candidate_leads_and_is_known []
-            election::resigning_hands_over []
-            election::a_crashed_leader_is_succeeded []
-            election::a_proclamation_is_seen []
-            election::a_lost_leader_proclaims_nothing []
-            election::an_observer_sees_leaders_come_and_go []
-            election::an_outage_leaves_the_observed_leader []
-            election::a_dropped_campaign_leaves_the_line []
-            election::elections_and_locks_of_one_name_are_apart [LockDetails]
-            election::an_election_has_no_shared_mode []
+            lock::impossible_options_of_a_lock_are_refused_before_anything_is_sent [Locks]
+            lock::a_closed_client_grants_nothing [Locks]
+            lock::a_free_lock_is_acquired [Locks]
+            lock::a_held_lock_is_not_acquired_by_trying [Locks]
+            lock::a_released_lock_goes_to_the_next [Locks]
+            lock::a_dropped_guard_releases [Locks]
+            lock::a_crashed_holder_is_succeeded [Locks]
+            lock::tokens_grow_with_each_holder [Locks]
+            lock::waiters_are_served_in_order [Locks]
+            lock::a_cancelled_waiter_leaves_the_line [Locks]
+            lock::a_deadline_ends_the_wait_and_leaves_the_line [Locks]
+            lock::a_failed_try_leaves_the_line [Locks]
+            lock::a_revoked_lease_is_a_loss_within_a_second [Locks]
+            lock::a_deleted_key_is_a_loss_within_a_second [Locks]
+            lock::a_cut_off_holder_stops_before_its_successor_starts [Locks]
+            lock::a_wiped_store_is_a_loss [Locks]
+            lock::releasing_without_an_answer_returns_and_goes_on [Locks]
+            lock::a_deadline_during_an_outage_leaves_nothing_behind [Locks]
+            lock::loss_is_for_ever [Locks]
+            lock::a_lost_lock_is_free_for_others_although_its_guard_lives [Locks]
+            lock::releasing_a_lost_lock_says_so_and_leaves_its_successor_alone [Locks]
+            lock::a_lock_is_kept_beyond_its_ttl [Locks]
+            lock::readers_share_and_a_writer_excludes [Locks LockDetails]
+            lock::a_waiting_writer_is_not_overtaken [Locks LockDetails]
+            lock::locks_whose_names_begin_alike_do_not_see_each_other [Locks LockDetails]
+            lock::two_acquisitions_of_one_process_exclude_each_other [Locks]
+            lock::work_is_aborted_at_the_loss [Locks]
+            lock::a_lock_on_a_lease_of_its_own_dies_alone [Locks]
+            lock::a_waiter_whose_lease_dies_learns_it [Locks]
+            lock::a_waiter_whose_lease_is_revoked_enters_the_queue_again [Locks]
+            lock::a_waiter_enters_the_queue_again_after_a_wipe [Locks]
+            lock::a_waiter_that_entered_the_queue_again_keeps_its_deadline [Locks]
+            lock::locks_and_registrations_never_share_a_lease [Locks Id]
+            lock::a_lock_delay_passes_after_a_crash_and_not_after_a_release [Locks LockDetails]
+            election::a_lone_candidate_leads_and_is_known [Locks]
+            election::resigning_hands_over [Locks]
+            election::a_crashed_leader_is_succeeded [Locks]
+            election::a_proclamation_is_seen [Locks]
+            election::a_lost_leader_proclaims_nothing [Locks]
+            election::an_observer_sees_leaders_come_and_go [Locks]
+            election::an_outage_leaves_the_observed_leader [Locks]
+            election::a_dropped_campaign_leaves_the_line [Locks]
+            election::elections_and_locks_of_one_name_are_apart [Locks LockDetails]
+            election::an_election_has_no_shared_mode [Locks]
         }
     };
 }
 
 /// Makes one named test of each conformance case: `conformance!(#[tokio::test] harness)`, where `harness` is an expression
 /// that makes a fresh [`Harness`](crate::Harness). It may use `.await`.
+///
+/// A backend that only registers and finds instances leaves out all cases of locks and elections, and makes its clients with
+/// [`Client::without_locks`](crate::Client::without_locks): `conformance!(#[tokio::test] harness, without locks)`.
 #[macro_export]
 macro_rules! conformance {
     (#[$test:meta] $harness:expr) => {
-        $crate::each_case!([$crate::__conformance_tests](
-            #[$test]
-            $harness
-        ));
+        $crate::each_case!([$crate::__conformance_tests](with_locks #[$test] $harness));
+    };
+    (#[$test:meta] $harness:expr, without locks) => {
+        $crate::each_case!([$crate::__conformance_tests](without_locks #[$test] $harness));
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_tests {
-    ((#[$test:meta] $harness:expr) $($module:ident :: $case:ident [$($need:ident)*])*) => {
-        $(
-            #[$test]
-            async fn $case() {
-                $crate::cases::$case(&$harness).await;
-            }
-        )*
+    (($which:ident #[$test:meta] $harness:expr) $($module:ident :: $case:ident [$($need:ident)*])*) => {
+        $($crate::__conformance_test! { $which [$($need)*] #[$test] $case $harness })*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_test {
+    (without_locks [Locks $($need:ident)*] $($case:tt)*) => {};
+    ($which:ident [$($need:ident)*] #[$test:meta] $case:ident $harness:expr) => {
+        #[$test]
+        async fn $case() {
+            $crate::cases::$case(&$harness).await;
+        }
     };
 }

@@ -35,6 +35,25 @@ async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
     .await;
 }
 
+pub async fn impossible_options_of_a_lock_are_refused_before_anything_is_sent(h: &impl Harness) {
+    let client = h.client().await;
+    client.cut().await;
+    let zero = client.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
+    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
+}
+
+pub async fn a_closed_client_grants_nothing(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    soon("closed", client.close()).await;
+    let closed =
+        |error: Option<Error>| assert!(matches!(error, Some(Error::Closed)), "a closed client says so: {error:?}");
+    closed(soon("acquiring", client.acquire(&name, lock_options(h))).await.err());
+    closed(soon("trying", client.try_acquire(&name, lock_options(h))).await.err());
+    closed(soon("campaigning", client.campaign(&name, "me", lock_options(h))).await.err());
+    closed(soon("leading", client.leader(&name)).await.err());
+    closed(client.observe(&name).await.err());
+}
+
 pub async fn a_free_lock_is_acquired(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     let guard = acquire(h, &client, &name).await;

@@ -620,12 +620,10 @@ pub async fn impossible_input_is_refused_before_anything_is_sent(h: &impl Harnes
     let refused = server.register(&service, large.clone(), options(h)).await;
     assert!(matches!(refused, Err(Error::TooLarge { .. })), "it is refused as too large: {refused:?}");
     assert!(matches!(server.publish(&service, large).await, Err(Error::TooLarge { .. })));
-    let zero = server.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
-    assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
 }
 
 pub async fn a_closed_client_refuses_everything(h: &impl Harness) {
-    let (server, service, name) = (h.client().await, service(h, "svc"), lock(h, "l"));
+    let (server, service) = (h.client().await, service(h, "svc"));
     soon("closed", server.close()).await;
     let closed =
         |error: Option<Error>| assert!(matches!(error, Some(Error::Closed)), "a closed client says so: {error:?}");
@@ -635,11 +633,6 @@ pub async fn a_closed_client_refuses_everything(h: &impl Harness) {
     closed(soon("resolving", server.resolve(&service)).await.err());
     closed(server.watch(&service).await.err());
     closed(soon("listing", server.services(&h.namespace())).await.err());
-    closed(soon("acquiring", server.acquire(&name, lock_options(h))).await.err());
-    closed(soon("trying", server.try_acquire(&name, lock_options(h))).await.err());
-    closed(soon("campaigning", server.campaign(&name, "me", lock_options(h))).await.err());
-    closed(soon("leading", server.leader(&name)).await.err());
-    closed(server.observe(&name).await.err());
 }
 
 pub async fn odd_names_are_carried_unchanged(h: &impl Harness) {

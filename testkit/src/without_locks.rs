@@ -1,0 +1,72 @@
+//! The suite for backends that only register and find instances.
+
+use async_trait::async_trait;
+use enlist::{
+    Election, Entry, Error, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockName,
+    LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName, ServiceRef,
+    Snapshot, Watcher,
+};
+
+/// A backend whose locks and elections are all unsupported.
+#[derive(Debug)]
+pub(crate) struct WithoutLocks<B>(pub(crate) B);
+
+fn unsupported<T>(what: &str) -> Result<T, Error> {
+    Err(Error::Unsupported { what: what.to_owned() })
+}
+
+#[async_trait]
+impl<B: Registry> Registry for WithoutLocks<B> {
+    async fn register(&self, s: &ServiceRef, i: Instance, options: RegisterOptions) -> Result<Registration, Error> {
+        self.0.register(s, i, options).await
+    }
+
+    async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
+        self.0.publish(service, instance).await
+    }
+
+    async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
+        self.0.remove(service, id).await
+    }
+}
+
+#[async_trait]
+impl<B: Resolver> Resolver for WithoutLocks<B> {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        self.0.resolve(service).await
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        self.0.watch(service).await
+    }
+
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        self.0.services(namespace).await
+    }
+}
+
+#[async_trait]
+impl<B: Registry> Lock for WithoutLocks<B> {
+    async fn acquire(&self, _: &LockName, _: LockOptions) -> Result<LockGuard, Error> {
+        unsupported("acquiring a lock")
+    }
+
+    async fn try_acquire(&self, _: &LockName, _: LockOptions) -> Result<Option<LockGuard>, Error> {
+        unsupported("acquiring a lock")
+    }
+}
+
+#[async_trait]
+impl<B: Registry> Election for WithoutLocks<B> {
+    async fn campaign(&self, _: &LockName, _: &str, _: LockOptions) -> Result<Leadership, Error> {
+        unsupported("campaigning")
+    }
+
+    async fn leader(&self, _: &LockName) -> Result<Option<Leader>, Error> {
+        unsupported("finding a leader")
+    }
+
+    async fn observe(&self, _: &LockName) -> Result<LeaderWatcher, Error> {
+        unsupported("observing an election")
+    }
+}

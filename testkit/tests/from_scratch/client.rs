@@ -1,0 +1,191 @@
+//! 2. to 4. A client, which is what one process has: its link, finding instances, and leases.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use enlist::{
+    Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, Moment, Namespace, RegisterOptions, Resolver, Revision,
+    ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, registry::whole_seconds, slots::Slots,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::store::{Data, Granted, Key, Record, Store};
+
+pub(crate) struct Link {
+    pub(crate) store: Arc<Store>,
+    pub(crate) cut: watch::Sender<bool>,
+}
+
+impl Link {
+    /// Asks the store. A store in another process would be asked with a deadline, and its errors be mapped in one place.
+    pub(crate) fn ask<T>(&self, act: impl FnOnce(&mut Data) -> T) -> Result<T, Error> {
+        if *self.cut.borrow() {
+            return Err(Error::unavailable("the link is cut"));
+        }
+        Ok(self.store.with(act))
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Scratch(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) link: Arc<Link>,
+    /// Ends with the client: whatever is under way, leases that are renewed.
+    pub(crate) tasks: TaskOwner,
+    pub(crate) slots: Slots<Key>,
+    pub(crate) shared: Mutex<BTreeMap<Duration, Arc<Lease>>>,
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scratch").finish_non_exhaustive()
+    }
+}
+
+impl Scratch {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        let link = Arc::new(Link { store, cut: watch::Sender::new(false) });
+        Self(Arc::new(Inner { link, tasks: TaskOwner::new(), slots: Slots::default(), shared: Mutex::default() }))
+    }
+
+    /// Asks the store, unless the client is closed.
+    pub(crate) fn ask<T>(&self, act: impl FnOnce(&mut Data) -> T) -> Result<T, Error> {
+        self.check_open()?;
+        self.0.link.ask(act)
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.0.tasks.stop_signal().is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+    }
+}
+
+/// Lists `service` into `snapshot`, of which what did not change stays shared.
+fn list(data: &Data, service: &ServiceRef, snapshot: &mut Snapshot) {
+    let before = snapshot.clone();
+    for (_, id) in data.left.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
+        snapshot.leave(id);
+    }
+    let entry = |(_, record): (_, &Record)| Entry::new((*record.instance).clone(), record.created, record.modified);
+    snapshot.patch(data.of(service).map(entry).map(Arc::new));
+    let went_back = snapshot.epoch() != Epoch::new(data.epoch);
+    // A change of another service is no news here: nobody is to be woken.
+    if went_back || !snapshot.diff(&before).is_empty() {
+        snapshot.advance(Revision::new(data.revision), Epoch::new(data.epoch));
+    }
+}
+
+fn nothing(data: &Data, service: &ServiceRef) -> Snapshot {
+    Snapshot::empty(service.clone(), Revision::new(data.revision), Epoch::new(data.epoch))
+}
+
+/// Keeps `feed` up to date, for ever. A feed does the rest: it skips for slow readers and tells each the exact difference.
+async fn follow(link: Arc<Link>, service: ServiceRef, feed: Arc<Feed<Snapshot>>) {
+    let mut snapshot = None;
+    let (mut changes, mut cut) = (link.store.changes.subscribe(), link.cut.subscribe());
+    loop {
+        let asked = Moment::now();
+        let listed = link.ask(|data| {
+            let snapshot = snapshot.get_or_insert_with(|| nothing(data, &service));
+            list(data, &service, snapshot);
+            snapshot.clone()
+        });
+        match listed {
+            Ok(snapshot) => feed.publish(snapshot, asked),
+            Err(cause) => feed.stale(cause),
+        }
+        tokio::select! {
+            () = link.store.changed(&mut changes) => {}
+            _ = cut.changed() => {}
+            // A list proves that the picture is right, also if nothing changed.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+#[async_trait]
+impl Resolver for Scratch {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        self.ask(|data| {
+            let mut snapshot = nothing(data, service);
+            list(data, service, &mut snapshot);
+            snapshot
+        })
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        self.check_open()?;
+        let (feed, tasks) = (Arc::new(Feed::new()), TaskOwner::new());
+        let (written, closed) = (Arc::clone(&feed), self.0.tasks.stop_signal());
+        let follow = follow(Arc::clone(&self.0.link), service.clone(), Arc::clone(&feed));
+        tasks.run("watch", async move {
+            tokio::select! {
+                () = closed.cancelled() => written.close(),
+                () = follow => {}
+            }
+        })?;
+        // The reader keeps the task, and the client, for as long as it lives.
+        Ok(Box::new(ServiceWatcher::new(feed.reader(Arc::new((tasks, self.clone()))))))
+    }
+
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        let names: BTreeSet<_> = self.ask(|data| {
+            let services = data.records.keys().map(|(service, _)| service);
+            services.filter(|service| service.namespace() == namespace).map(|service| service.name().clone()).collect()
+        })?;
+        Ok(names.into_iter().collect())
+    }
+}
+
+pub(crate) struct Lease {
+    pub(crate) id: LeaseId,
+    /// Ends the renewals when it is dropped. The lease runs out then, unless it is somebody else's.
+    _end: Option<DropGuard>,
+}
+
+impl Inner {
+    fn grant(&self, ttl: Duration) -> Result<Arc<Lease>, Error> {
+        let ttl = whole_seconds(ttl);
+        let id = self.link.ask(|data| {
+            data.last_lease += 1;
+            let id = LeaseId::new(data.last_lease);
+            data.leases.insert(id, Granted { ttl, deadline: Instant::now() + ttl });
+            id
+        })?;
+        let (end, link) = (CancellationToken::new(), Arc::clone(&self.link));
+        let renew = async move {
+            loop {
+                tokio::time::sleep(ttl / 3).await;
+                let renew = |data: &mut Data| data.leases.get_mut(&id).map(|one| one.deadline = Instant::now() + ttl);
+                if let Ok(None) = link.ask(renew) {
+                    return;
+                }
+            }
+        };
+        let ended = end.clone();
+        self.tasks.run("lease", async move { _ = ended.run_until_cancelled(renew).await })?;
+        Ok(Arc::new(Lease { id, _end: Some(end.drop_guard()) }))
+    }
+
+    pub(crate) fn lease(&self, options: &RegisterOptions) -> Result<Arc<Lease>, Error> {
+        match options.lease {
+            LeaseChoice::Own => self.grant(options.ttl),
+            LeaseChoice::Given(id) => Ok(Arc::new(Lease { id, _end: None })),
+            _ => {
+                let mut shared = self.shared.lock().unwrap();
+                if let Some(lease) = shared.get(&options.ttl) {
+                    return Ok(Arc::clone(lease));
+                }
+                let lease = self.grant(options.ttl)?;
+                shared.insert(options.ttl, Arc::clone(&lease));
+                Ok(lease)
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! 1. The store: plain data, a revision that grows with each change, and leases on the clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use enlist::{Instance, InstanceId, LeaseId, Revision, ServiceRef};
+use tokio::{sync::watch, time::Instant};
+
+pub(crate) type Key = (ServiceRef, InstanceId);
+
+#[derive(Clone)]
+pub(crate) struct Record {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) owner: Option<String>,
+    pub(crate) lease: Option<LeaseId>,
+    pub(crate) created: Revision,
+    pub(crate) modified: Revision,
+}
+
+pub(crate) struct Granted {
+    pub(crate) ttl: Duration,
+    pub(crate) deadline: Instant,
+}
+
+#[derive(Default)]
+pub(crate) struct Data {
+    pub(crate) revision: u64,
+    /// Counts the wipes: revisions of different epochs do not compare.
+    pub(crate) epoch: u64,
+    pub(crate) records: BTreeMap<Key, Record>,
+    /// Instances that were removed on purpose, which views do not hold on to.
+    pub(crate) left: BTreeSet<Key>,
+    pub(crate) leases: BTreeMap<LeaseId, Granted>,
+    pub(crate) last_lease: i64,
+}
+
+impl Data {
+    fn next_revision(&mut self) -> Revision {
+        self.revision += 1;
+        Revision::new(self.revision)
+    }
+
+    /// Writes `key` if it was last changed at `guard`; `None` stands for an absent key. Fails if that is not so, or if there is no
+    /// such lease.
+    pub(crate) fn put(
+        &mut self,
+        key: &Key,
+        guard: Option<Revision>,
+        instance: Arc<Instance>,
+        owner: Option<String>,
+        lease: Option<LeaseId>,
+    ) -> Option<Record> {
+        let present = self.records.get(key);
+        let is_granted = lease.is_none_or(|lease| self.leases.contains_key(&lease));
+        if present.map(|record| record.modified) != guard || !is_granted {
+            return None;
+        }
+        let created = present.map(|record| record.created);
+        let modified = self.next_revision();
+        let record = Record { instance, owner, lease, created: created.unwrap_or(modified), modified };
+        self.left.remove(key);
+        self.records.insert(key.clone(), record.clone());
+        Some(record)
+    }
+
+    /// Deletes `key` if `guard` accepts what is there.
+    pub(crate) fn delete(&mut self, key: &Key, left: bool, guard: impl FnOnce(&Record) -> bool) -> Option<Record> {
+        let record = self.records.get(key).filter(|record| guard(record)).cloned()?;
+        self.next_revision();
+        self.records.remove(key);
+        if left {
+            self.left.insert(key.clone());
+        }
+        Some(record)
+    }
+
+    /// Ends a lease: its keys go at one revision.
+    pub(crate) fn revoke(&mut self, lease: LeaseId) -> bool {
+        let was_there = self.leases.remove(&lease).is_some();
+        let before = self.records.len();
+        self.records.retain(|_, record| record.lease != Some(lease));
+        if self.records.len() < before {
+            self.next_revision();
+        }
+        was_there
+    }
+
+    pub(crate) fn of(&self, service: &ServiceRef) -> impl Iterator<Item = (&InstanceId, &Record)> {
+        self.records.iter().filter(move |((of, _), _)| of == service).map(|((_, id), record)| (id, record))
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Store {
+    data: Mutex<Data>,
+    pub(crate) changes: watch::Sender<()>,
+}
+
+impl Store {
+    /// Runs `act` on the data as they are now: leases whose time is up have ended.
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Data) -> T) -> T {
+        let mut data = self.data.lock().unwrap();
+        let before = (data.epoch, data.revision);
+        let now = Instant::now();
+        let due: Vec<_> = data.leases.iter().filter(|(_, one)| one.deadline <= now).map(|(id, _)| *id).collect();
+        for lease in due {
+            data.revoke(lease);
+        }
+        let result = act(&mut data);
+        let after = (data.epoch, data.revision);
+        drop(data);
+        if before != after {
+            self.changes.send_replace(());
+        }
+        result
+    }
+
+    /// Waits for a change, or until a lease ends.
+    pub(crate) async fn changed(&self, changes: &mut watch::Receiver<()>) {
+        let expiry = self.with(|data| data.leases.values().map(|lease| lease.deadline).min());
+        let expiry = async {
+            match expiry {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = expiry => {}
+        }
+    }
+}
