@@ -77,7 +77,8 @@ pub struct DirectoryOptions {
     /// The least time between two publications. The first change is published at once. Default: 50 ms.
     pub debounce: Duration,
     /// A directory on disk for the last picture of each service, which is used when the store does not answer at the start.
-    /// Written at most once a second, so the last second may be missing. Default: none.
+    /// Written at most once a second, so the last second may be missing. Files are for their user only (0600), as are directories that
+    /// have to be made (0700). Default: none.
     pub disk: Option<PathBuf>,
 }
 

@@ -33,6 +33,17 @@ async fn until(view: &ServiceView, count: usize) {
     while tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").expect("open").snapshot.len() != count {}
 }
 
+/// Waits until a view was written to `directory`.
+async fn until_written(directory: &std::path::Path) {
+    let is_view = |file: std::fs::DirEntry| file.path().extension().is_some_and(|extension| extension == "view");
+    let wait = async {
+        while !std::fs::read_dir(directory).is_ok_and(|mut files| files.any(|file| file.is_ok_and(is_view))) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("written in time");
+}
+
 /// Waits for the end of the changes of `view`.
 async fn until_closed(view: &ServiceView) {
     let mut changes = view.changes();
@@ -422,15 +433,7 @@ async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
     let _a = register(&store.client(), "a").await;
     let first = Directory::with_options(Arc::new(store.client()), options.clone());
     first.view(&service()).ready().await.unwrap();
-    let begun = tokio::time::Instant::now();
-    while std::fs::read_dir(disk.path())
-        .unwrap()
-        .next()
-        .is_none_or(|file| file.unwrap().path().extension().unwrap() != "view")
-    {
-        assert!(begun.elapsed() < LIMIT, "written");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_written(disk.path()).await;
     first.close(LIMIT).await.unwrap();
 
     let client = store.client();
@@ -457,4 +460,38 @@ async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
     client.cut();
     let third = Directory::with_options(Arc::new(client), options.disk(damaged.path())).view(&service());
     assert!(tokio::time::timeout(Duration::from_secs(2), third.ready()).await.is_err());
+}
+
+/// Replaces the files of views in `directory` by pipes, whose readers wait for a writer for ever.
+#[cfg(unix)]
+fn make_pipes(directory: &std::path::Path) {
+    for file in std::fs::read_dir(directory).expect("a directory") {
+        let path = file.expect("a file").path();
+        std::fs::remove_file(&path).expect("removed");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success(), "a pipe is made");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_cannot_be_read_to_its_end_does_not_hold_up_a_view() {
+    let disk = tempfile::tempdir().unwrap();
+    let options = DirectoryOptions::new().disk(disk.path());
+    let store = MemoryStore::new();
+    let _a = register(&store.client(), "a").await;
+    let first = Directory::with_options(Arc::new(store.client()), options.clone());
+    first.view(&service()).ready().await.unwrap();
+    until_written(disk.path()).await;
+    first.close(LIMIT).await.unwrap();
+    make_pipes(disk.path());
+
+    let client = store.client();
+    client.cut();
+    let view = Directory::with_options(Arc::new(client.clone()), options).view(&service());
+    // Until after it has looked on disk.
+    assert!(tokio::time::timeout(Duration::from_secs(2), view.ready()).await.is_err());
+    client.heal();
+    let ready = tokio::time::timeout(LIMIT, view.ready()).await.expect("the store answers");
+    assert_eq!(ready.unwrap().len(), 1);
 }

@@ -1,10 +1,12 @@
 //! A view's last picture on disk, for starting while the store is away.
 //!
 //! One file per service: a line with a format version and a checksum, then JSON. It is written beside and renamed over, so a
-//! reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were not there.
+//! reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were not there. Only the
+//! user that wrote it can read it: metadata may hold what is not for everybody.
 
 use std::{
-    io,
+    fs::OpenOptions,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -21,10 +23,17 @@ use crate::{
     snapshot::Snapshot,
 };
 
-const FORMAT: &str = "enlist-view 1";
+const FORMAT: &str = "enlist-view 2";
+
+/// Larger files are not read: 256 MiB. A view of 100,000 instances takes some 40 MB.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Age after which a half-written file counts as left behind by a crash.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Picture {
+    namespace: String,
     service: String,
     revision: u64,
     /// Milliseconds since 1970, when it was last proven right.
@@ -76,16 +85,23 @@ impl Stored {
     }
 }
 
-/// Where the picture of `service` lies. The name is a hash, because a service may be called anything.
+/// The name of the files of `service`, without an extension. It is a hash, because a service may be called anything; names have no
+/// control characters, so that nothing but this namespace and this name is hashed alike.
+fn stem(service: &ServiceRef) -> String {
+    format!("{:016x}", xxh3_64(format!("{}\0{}", service.namespace(), service.name()).as_bytes()))
+}
+
+/// Where the picture of `service` lies.
 fn path(directory: &Path, service: &ServiceRef) -> PathBuf {
-    directory.join(format!("{:016x}.view", xxh3_64(service.to_string().as_bytes())))
+    directory.join(stem(service)).with_extension("view")
 }
 
 /// The bytes of a file.
 fn encode(snapshot: &Snapshot, age: Duration) -> io::Result<Vec<u8>> {
     let proven = SystemTime::now().checked_sub(age).and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let picture = Picture {
-        service: snapshot.service().to_string(),
+        namespace: snapshot.service().namespace().to_string(),
+        service: snapshot.service().name().to_string(),
         revision: snapshot.revision().get(),
         proven: proven.and_then(|proven| u64::try_from(proven.as_millis()).ok()).unwrap_or(0),
         entries: snapshot.entries().map(|entry| Stored::new(entry)).collect(),
@@ -103,7 +119,8 @@ fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
         return None;
     }
     let picture: Picture = serde_json::from_slice(body).ok()?;
-    if picture.service != service.to_string() {
+    if (picture.namespace.as_str(), picture.service.as_str()) != (service.namespace().as_str(), service.name().as_str())
+    {
         return None;
     }
     let mut snapshot = Snapshot::empty(service.clone(), Revision::new(picture.revision), Epoch::default());
@@ -118,7 +135,7 @@ fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
 /// Writes the picture: aside first, then over the old one.
 pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io::Result<()> {
     let bytes = encode(snapshot, age)?;
-    std::fs::create_dir_all(directory)?;
+    create_directory(directory)?;
     let path = path(directory, snapshot.service());
     let aside = path.with_extension(format!("{}-{:x}.tmp", std::process::id(), fastrand::u32(..)));
     let written = write_synced(&aside, &bytes).and_then(|()| std::fs::rename(&aside, &path));
@@ -128,15 +145,55 @@ pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io:
     written
 }
 
+/// Options for files that only their user can read.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Creates what is missing of a directory, for its user only.
+fn create_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(directory)
+}
+
+/// Removes files that a crash left behind half written. A new one may be another process's.
+pub(super) fn remove_leftovers(directory: &Path, service: &ServiceRef) {
+    let (stem, files) = (stem(service), std::fs::read_dir(directory));
+    for file in files.into_iter().flatten().flatten() {
+        let path = file.path();
+        let is_of_service = file.file_name().to_str().is_some_and(|name| name.starts_with(&stem));
+        let is_half = is_of_service && path.extension().is_some_and(|extension| extension == "tmp");
+        let age = file.metadata().and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
+        // A clock that was set back says nothing.
+        if is_half && age.is_ok_and(|age| age.is_ok_and(|age| age > LEFT_BEHIND)) {
+            // If that fails it is there the next time.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = std::fs::File::create(path)?;
+    let mut file = private().write(true).create_new(true).open(path)?;
     io::Write::write_all(&mut file, bytes)?;
     file.sync_all()
 }
 
 /// Reads the picture of `service`, and how old it is.
 pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, Duration)> {
-    decode(&std::fs::read(path(directory, service)).ok()?, service)
+    let path = path(directory, service);
+    let metadata = std::fs::symlink_metadata(&path).ok()?;
+    // Anything but a file, such as a pipe, could keep a reader for ever.
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    decode(&bytes, service)
 }
 
 #[cfg(test)]
@@ -179,5 +236,57 @@ mod tests {
         fn any_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(decode(&bytes, &ServiceRef::parse("s").unwrap()).is_none());
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_user_can_read_what_is_written() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("deep/views");
+        write(&directory, &snapshot(&["secret".to_owned()]), Duration::ZERO).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let file = path(&directory, &ServiceRef::parse("s").unwrap());
+        assert_eq!((mode(&file), mode(&directory), mode(&place.path().join("deep"))), (0o600, 0o700, 0o700));
+    }
+
+    #[test]
+    fn services_that_read_alike_with_their_namespaces_are_kept_apart() {
+        let place = tempfile::tempdir().unwrap();
+        let service = |namespace: &str, name: &str| {
+            ServiceRef::new(crate::Namespace::parse(namespace).unwrap(), crate::ServiceName::parse(name).unwrap())
+        };
+        let (one, other) = (service("a/b", "c"), service("a", "b/c"));
+        let listed = |service: &ServiceRef, id: &str| {
+            let mut snapshot = Snapshot::empty(service.clone(), Revision::new(1), Epoch::default());
+            let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+            snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)).held()));
+            snapshot
+        };
+        write(place.path(), &listed(&one, "x"), Duration::ZERO).unwrap();
+        assert!(read(place.path(), &other).is_none());
+        write(place.path(), &listed(&other, "y"), Duration::ZERO).unwrap();
+        for (service, id) in [(one, "x"), (other, "y")] {
+            assert_eq!(read(place.path(), &service).unwrap().0, listed(&service, id));
+        }
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let snapshot = snapshot(&[]);
+        let file = path(place.path(), snapshot.service());
+        let (old, new) = (file.with_extension("999-a.tmp"), file.with_extension("999-b.tmp"));
+        let of_another = place.path().join("0123456789abcdef.999-c.tmp");
+        for file in [&old, &new, &of_another] {
+            std::fs::write(file, b"half").unwrap();
+        }
+        let hour = Duration::from_secs(3600);
+        let yesterday = SystemTime::now() - 24 * hour;
+        for file in [&old, &of_another] {
+            std::fs::File::options().append(true).open(file).unwrap().set_modified(yesterday).unwrap();
+        }
+        remove_leftovers(place.path(), snapshot.service());
+        assert!(!old.exists() && new.exists() && of_another.exists(), "another process may be writing the new one");
     }
 }

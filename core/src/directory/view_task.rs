@@ -22,6 +22,9 @@ use crate::{
 /// How long a view waits for the store before it looks on disk.
 const DISK_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a view waits for the disk.
+const DISK_READ: Duration = Duration::from_secs(1);
+
 /// The least time between two writes of a view to disk.
 const DISK_EVERY: Duration = Duration::from_secs(1);
 
@@ -222,7 +225,11 @@ impl Keeper {
             return;
         };
         let service = self.shared.service.clone();
-        let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service)).await;
+        let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service));
+        let Ok(read) = tokio::time::timeout(DISK_READ, read).await else {
+            tracing::warn!(service = %self.shared.service, limit = ?DISK_READ, "view not read from disk in time");
+            return;
+        };
         let Some((snapshot, age)) = read.ok().flatten() else {
             return;
         };
@@ -235,6 +242,7 @@ impl Keeper {
     /// Writes what was published to disk, for ever.
     async fn write(&self, mut writes: watch::Receiver<Option<Arc<Published>>>) {
         let mut report = tokio::time::interval(REPORT_EVERY);
+        let mut written_before = false;
         loop {
             tokio::select! {
                 // The sender lives as long as this future does.
@@ -248,7 +256,13 @@ impl Keeper {
             else {
                 continue;
             };
-            let write = move || disk::write(&directory, &published.snapshot, published.freshness.age());
+            let first = !std::mem::replace(&mut written_before, true);
+            let write = move || {
+                if first {
+                    disk::remove_leftovers(&directory, published.snapshot.service());
+                }
+                disk::write(&directory, &published.snapshot, published.freshness.age())
+            };
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
                 tracing::warn!(service = %self.shared.service, cause = %error, "view not written to disk");
             }
