@@ -59,7 +59,7 @@ pub enum EmptyPolicy {
     Keep,
 }
 
-/// How a directory behaves. Times above [`LONGEST`](crate::clock::LONGEST) count as that.
+/// How a directory behaves. Times above [`LONGEST`] count as that.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DirectoryOptions {
