@@ -54,6 +54,7 @@ mod numbers;
 mod own_keys;
 mod pipeline;
 mod queues;
+mod range_watch;
 mod record;
 mod recovery;
 mod registrar;

@@ -1,0 +1,427 @@
+//! List, then watch, for ever: keeps a [`Mirror`] of a range up to date and publishes it.
+//!
+//! ```text
+//! Unsynced ─list at R─► Live ─stream ends─► resume from the last complete revision R, less what it told before
+//!     ▲                  │
+//!     └── history gone, or the store went back: list again, and the readers see the difference
+//! ```
+//!
+//! Not from R + 1: some releases of etcd forget a deletion at the revision to which the history was compacted
+//! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that R is
+//! gone.
+//!
+//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`].
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Feed, Moment, Revision};
+use etcd_client::{GetOptions, WatchOptions, WatchResponse};
+
+use crate::{
+    audit::{Audit, Outcome, Page},
+    channel::Dialled,
+    connection::{Connection, header_revision, signed},
+    error::{Failure, classify_cancel, said},
+    mirror::{KeyEvent, Mirror},
+    pipeline::Begin,
+    record::{KeyRange, Record},
+    session::Session,
+    watch_stream::{OpenWatch, WatchEnd},
+};
+
+/// After so many messages in a row that told nothing new the watch goes to another member.
+const MAX_REPEATS: u32 = 3;
+
+/// After so many watches in a row that fell silent the range is listed again: what one of them waits for may not arrive over it at
+/// all, such as a large message over a slow connection, while a list comes by pages.
+const MAX_SILENCES: u32 = 2;
+
+/// How long trouble that somebody has to mend is left alone.
+const SLOW: Duration = Duration::from_secs(10);
+
+/// How a round of list and watch came to its end.
+#[derive(Debug)]
+enum End {
+    /// The history after the last revision is gone.
+    Compacted,
+    /// The store's revision is lower than it was.
+    WentBack,
+    /// An audit found so many keys that are not as in etcd.
+    Wrong(usize),
+    /// A message of the watch is larger than what is accepted, and would be at each resumption.
+    TooLarge,
+    /// So many watches in a row gave no sign of life.
+    Silent(u32),
+    /// A request failed, or the stream ended.
+    Broken(Failure),
+}
+
+/// Why the range is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Relist {
+    /// Nothing is known yet.
+    First,
+    Compacted,
+    WentBack,
+    Wrong,
+    TooLarge,
+    Silent,
+}
+
+/// The task that lists and watches one range.
+pub(crate) struct Worker {
+    conn: Arc<Connection>,
+    range: KeyRange,
+    feed: Arc<Feed<Mirror>>,
+    /// What is known; `None` before the first list.
+    mirror: Option<Mirror>,
+    epoch: Epoch,
+    audit: Audit,
+    counters: Arc<Counters>,
+    /// A watch was open before.
+    opened: bool,
+    /// Where the first one begins.
+    begin: Begin,
+    /// Where the watch begins that is open. What it tells of this revision itself is known.
+    begins: Revision,
+    /// What the watch tells up to this revision was read once it was open.
+    read: Revision,
+    /// How many messages in a row told nothing new.
+    repeats: u32,
+    /// How many watches in a row gave no sign of life.
+    silences: u32,
+    /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for again.
+    skipped: Option<Revision>,
+}
+
+impl Worker {
+    /// One that publishes to `feed`, and begins with what is `known` where that is all of the range.
+    pub(crate) fn new(
+        session: &Session,
+        range: KeyRange,
+        feed: Arc<Feed<Mirror>>,
+        known: Option<(Mirror, Begin)>,
+    ) -> Self {
+        let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));
+        Self {
+            conn: Arc::clone(&session.conn),
+            range,
+            feed,
+            mirror,
+            epoch: Epoch::default(),
+            audit: Audit::new(session.audit),
+            counters: Arc::clone(&session.counters),
+            opened: false,
+            begin,
+            begins: Revision::default(),
+            read: Revision::default(),
+            repeats: 0,
+            silences: 0,
+            skipped: None,
+        }
+    }
+
+    /// Lists and watches for ever.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = BackoffPolicy::default().start();
+        // Kept until a list succeeds.
+        let mut wanted = self.mirror.is_none().then_some(Relist::First);
+        let mut refreshed = false;
+        loop {
+            let mut progressed = false;
+            let end = match self.round(&mut wanted, &mut progressed).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            };
+            self.audit.interrupt(self.mirror.as_ref().map_or(0, Mirror::len));
+            if progressed {
+                backoff.reset();
+                refreshed = false;
+            }
+            let delay = match end {
+                End::Compacted => {
+                    tracing::debug!("watch compacted, listing again");
+                    wanted = Some(Relist::Compacted);
+                    Duration::ZERO
+                }
+                End::WentBack => {
+                    tracing::warn!("store went back, listing again");
+                    self.counters.count(Counter::StoreWentBack);
+                    self.epoch = self.epoch.next();
+                    wanted = Some(Relist::WentBack);
+                    Duration::ZERO
+                }
+                End::Wrong(keys) => {
+                    tracing::warn!(keys, "watch had missed changes, listing again");
+                    self.counters.add(Counter::AuditRepairs, keys as u64);
+                    wanted = Some(Relist::Wrong);
+                    Duration::ZERO
+                }
+                End::TooLarge => {
+                    tracing::debug!("watch message too large, listing again");
+                    wanted = Some(Relist::TooLarge);
+                    Duration::ZERO
+                }
+                End::Silent(times) => {
+                    wanted = wanted.or((times >= MAX_SILENCES).then_some(Relist::Silent));
+                    self.broken(Failure::Lost(said("the watch gives no sign of life")), &mut backoff)
+                }
+                // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
+                End::Broken(Failure::StaleToken(_) | Failure::Denied)
+                    if !refreshed && self.conn.bulk.refresh_token().await.is_ok() =>
+                {
+                    refreshed = true;
+                    Duration::ZERO
+                }
+                End::Broken(failure) => self.broken(failure, &mut backoff),
+            };
+            // Also without a delay the others get their turn.
+            tokio::time::sleep(delay.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// Publishes the trouble; returns how long to leave it alone.
+    fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
+        let error = failure.into_error(&self.range.describe());
+        tracing::debug!(cause = %error, "watch broken");
+        if error.is_retryable() {
+            self.feed.stale(error);
+            backoff.next_delay()
+        } else {
+            self.feed.refuse(error);
+            SLOW
+        }
+    }
+
+    /// Lists if that is wanted, then follows a watch until it ends.
+    async fn round(
+        &mut self,
+        wanted: &mut Option<Relist>,
+        progressed: &mut bool,
+    ) -> Result<std::convert::Infallible, End> {
+        let listed = wanted.is_some();
+        if let Some(why) = *wanted {
+            self.list(why).await?;
+            *wanted = None;
+            *progressed = true;
+        }
+        let asked = Moment::now();
+        let mut watch = self.open(listed).await?;
+        let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
+        let connection = watch.connection().clone();
+        loop {
+            // One wait however many steps of an audit come in between: they are no sign of life.
+            let mut reading = std::pin::pin!(watch.next(&conn, &counters, &range));
+            let message = loop {
+                tokio::select! {
+                    message = &mut reading => break message,
+                    ready = self.audit.ready() => self.audited(ready)?,
+                }
+            };
+            let message = self.heard(message, &connection)?;
+            let created = message.created();
+            self.check(&message, created).await?;
+            *progressed = true;
+            if created && std::mem::replace(&mut self.opened, true) && !listed {
+                self.counters.count(Counter::WatchResumes);
+                self.audit.soon();
+            }
+            self.take(message, created, asked, &connection)?;
+        }
+    }
+
+    /// Takes note of whether the watch is alive.
+    fn heard(&mut self, message: Result<WatchResponse, WatchEnd>, connection: &Dialled) -> Result<WatchResponse, End> {
+        match message {
+            Ok(message) => {
+                if !message.created() {
+                    self.silences = 0;
+                }
+                Ok(message)
+            }
+            Err(WatchEnd::Silent { member_answers }) => {
+                self.silences += 1;
+                // A member that answers may have lost this one watch only.
+                if !member_answers || self.silences >= MAX_SILENCES {
+                    self.conn.bulk.give_up(connection);
+                }
+                Err(End::Silent(self.silences))
+            }
+            Err(WatchEnd::Broken(Failure::AnswerTooLarge(_))) => Err(End::TooLarge),
+            Err(WatchEnd::Broken(failure)) => {
+                self.conn.bulk.blame(connection, &failure);
+                Err(End::Broken(failure))
+            }
+        }
+    }
+
+    /// Goes on with an audit.
+    fn audited(&mut self, ready: Option<Result<Page, Failure>>) -> Result<(), End> {
+        let Some(mirror) = &self.mirror else {
+            return Ok(());
+        };
+        match self.audit.step(ready, mirror, &self.conn, &self.range) {
+            Outcome::Pending => return Ok(()),
+            Outcome::Right(asked) => self.feed.prove(asked),
+            Outcome::Wrong(keys) => return Err(End::Wrong(keys)),
+            Outcome::WentBack => return Err(End::WentBack),
+        }
+        self.counters.count(Counter::Audits);
+        Ok(())
+    }
+
+    async fn list(&mut self, why: Relist) -> Result<(), End> {
+        let asked = Moment::now();
+        let (records, revision) = self.conn.list(&self.range).await.map_err(|failure| match failure {
+            Failure::Compacted | Failure::FutureRevision => End::Compacted,
+            failure => End::Broken(failure),
+        })?;
+        if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
+            return Err(End::WentBack);
+        }
+        if self.mirror.is_some() {
+            self.counters.count(Counter::WatchRelists);
+        }
+        let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
+        mirror.relist(records, revision, self.epoch);
+        self.feed.publish(mirror.clone(), asked);
+        self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
+        self.audit.rest(mirror.len());
+        Ok(())
+    }
+
+    fn seen(&self) -> Revision {
+        self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
+    }
+
+    async fn open(&mut self, listed: bool) -> Result<OpenWatch, End> {
+        self.begins = self.seen();
+        // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
+        // begins in the past within 100 ms.
+        let past = (listed || self.opened) && self.begins > Revision::default();
+        let from = match self.begin {
+            _ if past && self.skipped != Some(self.begins) => self.begins,
+            Begin::Now if !past => Revision::default(),
+            Begin::Known | Begin::Now => self.begins.next(),
+        };
+        let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
+        OpenWatch::open(&self.conn, &self.range, options).await.map_err(End::Broken)
+    }
+
+    /// Reads what happened between what is known and `opened`, the revision after which a watch tells that began now.
+    async fn catch_up(&mut self, opened: Revision) -> Result<(), End> {
+        let Some(mirror) = self.mirror.as_mut().filter(|mirror| mirror.revision != opened) else {
+            return Ok(());
+        };
+        let (record, now) = self.conn.look(&self.range.start).await.map_err(End::Broken)?;
+        if now < mirror.revision {
+            return Err(End::WentBack);
+        }
+        if now < opened {
+            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); what is between would be missed.
+            return Err(End::Broken(Failure::Lost(said("a read was answered by a member that lags"))));
+        }
+        mirror.relist(record.into_iter().collect(), now, self.epoch);
+        self.read = now;
+        Ok(())
+    }
+
+    /// Tells whether the message ends the watch.
+    async fn check(&mut self, message: &WatchResponse, created: bool) -> Result<(), End> {
+        if message.compact_revision() > 0 {
+            return Err(End::Compacted);
+        }
+        if message.canceled() {
+            return Err(End::Broken(classify_cancel(message.cancel_reason())));
+        }
+        if created && self.begin == Begin::Now && !self.opened {
+            return self.catch_up(header_revision(message.header())).await;
+        }
+        if created && header_revision(message.header()) < self.seen() {
+            // A member that lags, or a store that went back: a linearizable read tells them apart.
+            let count = GetOptions::new().with_count_only();
+            let (_, now) = self.conn.range(&self.range.start, &count).await.map_err(End::Broken)?;
+            if now < self.seen() {
+                return Err(End::WentBack);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the message says. It has whole revisions: what is published is always the state at one.
+    fn take(&mut self, message: WatchResponse, created: bool, asked: Moment, connection: &Dialled) -> Result<(), End> {
+        let now = Moment::now();
+        let header = header_revision(message.header());
+        let watch_id = message.watch_id();
+        let has_events = !message.events().is_empty();
+        let mut events = Vec::with_capacity(message.events().len());
+        for event in message.0.events {
+            match key_event(event) {
+                Some(event) if event.revision() == self.begins || event.revision() <= self.read => {}
+                Some(event) => {
+                    self.audit.moved(event.key());
+                    events.push(event);
+                }
+                // Nothing is known about its key, so something may be missed.
+                None => self.audit.soon(),
+            }
+        }
+        let Some(mirror) = &mut self.mirror else {
+            return Ok(());
+        };
+        if !events.is_empty() {
+            let told = events.len();
+            let dropped = mirror.apply(events);
+            self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
+            self.counters.add(Counter::WatchRepeats, dropped as u64);
+            if dropped == told {
+                return self.repeated(connection);
+            }
+            self.repeats = 0;
+            self.feed.publish(mirror.clone(), now);
+        } else if has_events {
+            // Nothing but what was known. Its header may be ahead of events that are still to come, so it is no notice.
+        } else if created {
+            // No proof: a member that is cut off from the others says its own revision. An audit follows a resumption.
+            if self.feed.latest().is_none() {
+                self.feed.publish(mirror.clone(), asked);
+            } else {
+                self.feed.live();
+            }
+        } else if watch_id >= 0 && header >= mirror.revision {
+            // A periodic notice is ordered with the events; the answer to a manual request has the id -1 and is not.
+            mirror.revision = header;
+            self.feed.prove(now);
+        }
+        Ok(())
+    }
+
+    /// A stream that tells nothing but what is known is not to be trusted for long.
+    fn repeated(&mut self, connection: &Dialled) -> Result<(), End> {
+        tracing::debug!("events repeated");
+        self.repeats += 1;
+        if self.repeats < MAX_REPEATS {
+            return Ok(());
+        }
+        self.repeats = 0;
+        self.conn.bulk.give_up(connection);
+        Err(lost("the watch repeats itself"))
+    }
+}
+
+/// A watch that ended without a word of etcd.
+fn lost(why: &str) -> End {
+    End::Broken(Failure::Lost(said(why)))
+}
+
+/// The event; `None` for a type of a later etcd, or without a key.
+fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
+    let kv = event.kv?;
+    let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
+    let pair = Record::from(kv);
+    match event.r#type {
+        0 => Some(KeyEvent::Put(pair)),
+        1 => Some(KeyEvent::Delete { key: pair.key, revision }),
+        _ => None,
+    }
+}
