@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
 
 /// Register, find, watch, lock and elect over etcd from a shell.
 ///
@@ -21,6 +21,41 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line, or ends the process with what there is to say about it.
+    pub(crate) fn read() -> Self {
+        let mut command = with_whole_usage(without_empty_variables(Self::command()));
+        if std::env::args_os().len() <= 1 {
+            // Also where variables are set, which clap takes for arguments.
+            eprintln!("{}", command.render_help());
+            std::process::exit(crate::USAGE.into());
+        }
+        let matches = command.get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// The command, for which a variable without a value is none.
+fn without_empty_variables(mut command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &&clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let empty: Vec<_> = command.get_arguments().filter(is_empty).map(|arg| arg.get_id().clone()).collect();
+    for id in empty {
+        command = command.mut_arg(id, |arg| arg.env(Resettable::Reset));
+    }
+    command.mut_subcommands(without_empty_variables)
+}
+
+/// The command, whose usage is the same for all: else clap names what variables have said as if it had to be given.
+fn with_whole_usage(mut command: clap::Command) -> clap::Command {
+    fn fixed(mut command: clap::Command) -> clap::Command {
+        let usage = command.render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage: ").to_owned();
+        command.override_usage(usage).mut_subcommands(fixed)
+    }
+    command.build();
+    fixed(command)
 }
 
 /// Options of all commands.
@@ -192,15 +227,12 @@ pub(crate) enum Command {
         /// Of this command
         command: Option<String>,
     },
-    /// Ends a process group when the process that started it is gone
-    #[command(hide = true)]
-    Reap,
 }
 
 impl Command {
     /// Returns `true` if etcd is asked, and it is not reported on how.
     pub(crate) fn asks_etcd(&self) -> bool {
-        !matches!(self, Self::Doctor | Self::Demo(_) | Self::Completions { .. } | Self::Man { .. } | Self::Reap)
+        !matches!(self, Self::Doctor | Self::Demo(_) | Self::Completions { .. } | Self::Man { .. })
     }
 
     /// Returns `true` if a command is run, which gets the terminal.

@@ -1,6 +1,10 @@
 //! From global options to a client.
 
-use std::{env, fs, net::IpAddr, path::Path};
+use std::{
+    env, fs,
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+};
 
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
@@ -13,16 +17,24 @@ use crate::{
     output::{Failure, Output, To},
 };
 
+/// The port at which etcd serves clients.
+const ETCD_PORT: u16 = 2379;
+
+/// The ports of URLs that name none.
+const HTTP_PORT: u16 = 80;
+const HTTPS_PORT: u16 = 443;
+
 /// Variables whose values are nobody's but this process's.
 pub(crate) const SECRETS: [&str; 2] = ["ENLIST_PASSWORD", "ENLIST_OWNER"];
 
 impl Global {
-    /// The endpoints as URLs; `host:port` alone means plain HTTP, or TLS where there are options for that.
+    /// The endpoints as URLs; without a scheme they mean plain HTTP, or TLS where there are options for that, at etcd's port unless
+    /// they name another one.
     pub(crate) fn urls(&self) -> Vec<String> {
         let scheme = if self.cacert.is_some() || self.cert.is_some() { "https" } else { "http" };
         let url = |endpoint: &String| match endpoint.trim() {
             url if url.contains("://") => url.to_owned(),
-            bare => format!("{scheme}://{bare}"),
+            bare => format!("{scheme}://{}", with_port(bare, ETCD_PORT)),
         };
         self.endpoints.iter().map(url).collect()
     }
@@ -130,6 +142,24 @@ fn secret(what: &str, path: &Path) -> Result<String, Failure> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
+/// `host:port` of a URL.
+pub(crate) fn authority(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let port = if scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
+    with_port(rest.split('/').next().unwrap_or_default(), port)
+}
+
+/// The host with a port: its own, or this one.
+fn with_port(host: &str, port: u16) -> String {
+    if host.parse::<Ipv6Addr>().is_ok() {
+        format!("[{host}]:{port}")
+    } else if host.ends_with(']') || !host.contains(':') {
+        format!("{host}:{port}")
+    } else {
+        host.to_owned()
+    }
+}
+
 /// Returns `true` if what follows the scheme of a URL names this machine.
 fn is_loopback(rest: &str) -> bool {
     let authority = rest.split('/').next().unwrap_or_default();
@@ -143,6 +173,19 @@ fn is_loopback(rest: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_leads_to_a_host_and_a_port() {
+        for (url, expected) in [
+            ("http://etcd:2379/", "etcd:2379"),
+            ("https://etcd", "etcd:443"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://[::1]:2379", "[::1]:2379"),
+        ] {
+            assert_eq!(authority(url), expected);
+        }
+        assert_eq!(with_port("::1", ETCD_PORT), "[::1]:2379");
+    }
 
     #[test]
     fn only_the_machine_itself_is_loopback() {

@@ -2,17 +2,15 @@
 
 use std::time::Duration;
 
-use enlist::{
-    Change, Endpoint, Entry, Error, Event, Freshness, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot,
-};
+use enlist::{Endpoint, Entry, Error, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot};
 use enlist_etcd::Etcd;
 use serde_json::json;
 
 use crate::{
     args::{Details, Global, Publish, Resolve},
-    output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health},
+    output::{Failure, InstanceObject, Output, Text, To},
     signals::Signals,
-    table::{self, Live},
+    table,
 };
 
 /// The instance that the command line describes.
@@ -86,87 +84,6 @@ async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result
     }
     // Nothing seen is nothing known, which is not the same as empty.
     seen.ok_or(Error::Timeout { op: "resolve", limit, cause: None })
-}
-
-pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
-    let (etcd, service) = (global.client()?, global.service(service)?);
-    let mut signals = Signals::ending()?;
-    let mut watcher = etcd.watch(&service).await?;
-    let mut live = output.is_live().then(Live::default);
-    let mut fresh = true;
-    let mut first = true;
-    loop {
-        let change = tokio::select! {
-            change = watcher.next() => change?,
-            signal = signals.next() => return Ok(signal.as_exit()),
-        };
-        match &mut live {
-            Some(live) => live.draw(&picture(&service, &change), output)?,
-            None => tell(&service, &change, std::mem::take(&mut first), &mut fresh, output)?,
-        }
-    }
-}
-
-/// What a live table shows.
-fn picture(service: &ServiceRef, change: &Change) -> Vec<Text> {
-    let head = if let Freshness::Stale { cause, .. } = &change.freshness {
-        Text::painted(Paint::Bad, format!("{service}: not up to date, {cause}"), "")
-    } else {
-        let (count, revision) = (change.snapshot.len(), change.snapshot.revision());
-        format!("{service}: {count} instances at revision {revision}").into()
-    };
-    let mut lines = vec![head];
-    lines.extend(table::lines(change.snapshot.entries().map(|entry| &**entry)));
-    lines
-}
-
-/// A line per change.
-fn tell(service: &ServiceRef, change: &Change, first: bool, fresh: &mut bool, output: Output) -> Result<(), Failure> {
-    let revision = change.snapshot.revision().get();
-    let name = service.to_string();
-    for event in &change.events {
-        let (sign, word, entry) = match event {
-            Event::Added(entry) => ("+", "added", entry),
-            Event::Updated { new, .. } => ("~", "updated", new),
-            Event::Removed(entry) => ("-", "removed", entry),
-        };
-        let instance = entry.instance();
-        let text = format!(
-            "{sign} {} {} weight={} health={}",
-            instance.id(),
-            endpoints(instance).join(","),
-            instance.weight(),
-            health(instance.health())
-        );
-        let object = json!({
-            "event": word, "service": name, "revision": revision, "instance": InstanceObject::from(&**entry),
-        });
-        output.line(To::Stdout, text, &object)?;
-    }
-    if first {
-        let text = format!("= {} instances at revision {revision}", change.snapshot.len());
-        let object =
-            json!({ "event": "synced", "service": name, "revision": revision, "instances": change.snapshot.len() });
-        output.line(To::Stdout, text, &object)?;
-    }
-    let live = change.freshness.is_live();
-    if *fresh != live {
-        *fresh = live;
-        let age = change.freshness.age().as_secs_f64();
-        let cause = match &change.freshness {
-            Freshness::Stale { cause, .. } => Some(crate::output::with_causes(cause)),
-            _ => None,
-        };
-        let text = match &cause {
-            Some(cause) => format!("! not up to date: {cause}"),
-            None => "! up to date again".to_owned(),
-        };
-        let object = json!({
-            "event": "freshness", "service": name, "live": live, "age_seconds": age, "cause": cause,
-        });
-        output.line(To::Stdout, text, &object)?;
-    }
-    Ok(())
 }
 
 pub(crate) async fn services(global: &Global, output: Output) -> Result<u8, Failure> {

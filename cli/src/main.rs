@@ -14,10 +14,11 @@ mod register;
 mod signals;
 mod table;
 mod terminal;
+mod watch;
 
 use std::{io::Write, process::ExitCode};
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use args::{Cli, Command};
 use output::{Failure, Output};
@@ -26,7 +27,11 @@ use output::{Failure, Output};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    // For this program itself only, so that nobody is told of it.
+    if std::env::args_os().skip(1).eq(["reap"]) {
+        return ExitCode::from(reaper::run());
+    }
+    let cli = Cli::read();
     let output = Output::new(cli.global.output, cli.global.color);
     let outcome = match cli.command {
         Command::Completions { shell } => {
@@ -35,7 +40,6 @@ fn main() -> ExitCode {
             print(&text)
         }
         Command::Man { command } => man(command.as_deref()),
-        Command::Reap => Ok(reaper::run()),
         command => {
             // Before there are threads, which inherit it.
             if command.runs_a_command()
@@ -63,7 +67,7 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
     match command {
         Command::Register(register) => register::run(global, register, output).await,
         Command::Resolve(resolve) => instances::resolve(global, &resolve, output).await,
-        Command::Watch { service } => instances::watch(global, &service, output).await,
+        Command::Watch { service } => watch::watch(global, &service, output).await,
         Command::Services => instances::services(global, output).await,
         Command::Publish(publish) => instances::publish(global, &publish, output).await,
         Command::Remove { service, id } => instances::remove(global, &service, &id, output).await,
@@ -75,7 +79,7 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
         Command::Doctor => doctor::run(global, output).await,
         Command::Demo(demo) => demo::run(&demo, output).await,
         // Dealt with before there is a runtime.
-        Command::Completions { .. } | Command::Man { .. } | Command::Reap => Ok(0),
+        Command::Completions { .. } | Command::Man { .. } => Ok(0),
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use enlist::{
-    Entry, Error, Health, Instance,
+    Entry, Error, Health, Instance, Presence,
     escape::{escaped, is_unprintable},
 };
 use serde::Serialize;
@@ -246,6 +246,7 @@ pub(crate) struct InstanceObject<'a> {
     version: Option<&'a str>,
     zone: Option<&'a str>,
     health: &'static str,
+    presence: &'static str,
     metadata: &'a std::collections::BTreeMap<String, String>,
     created: u64,
     modified: u64,
@@ -261,6 +262,7 @@ impl<'a> From<&'a Entry> for InstanceObject<'a> {
             version: instance.version(),
             zone: instance.zone(),
             health: health(instance.health()),
+            presence: if entry.presence() == Presence::Live { "live" } else { "held" },
             metadata: instance.metadata(),
             created: entry.created().get(),
             modified: entry.modified().get(),

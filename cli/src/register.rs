@@ -141,11 +141,15 @@ async fn registered(registration: &Registration, told: &Told, signals: &mut Sign
         if matches!(state, RegistrationState::Registering { last: None }) {
             continue;
         }
-        told.state(&state);
         match state {
-            RegistrationState::Registered { .. } => return None,
+            // The failure that is told.
             RegistrationState::Refused { cause } if fatal(&cause) => return Some(Err(cause.into())),
-            _ => {}
+            state => {
+                told.state(&state);
+                if let RegistrationState::Registered { .. } = state {
+                    return None;
+                }
+            }
         }
     }
 }
@@ -229,17 +233,19 @@ impl Kept {
                     if !std::mem::replace(&mut begun, true) && is_known {
                         continue;
                     }
-                    self.told.state(&state);
                     match state {
-                        RegistrationState::Ended => {
-                            let error = enlist::Error::Conflict { what: self.told.name.clone(), revision: enlist::Revision::default() };
-                            return Ok(End::Refused(error));
-                        }
-                        // Somebody else has the id, or the store will not have it: tried for ever elsewhere, told here.
+                        // Somebody else has the id, or the store will not have it: tried for ever elsewhere, here the failure that is told.
                         RegistrationState::Refused { cause } if fatal(&cause) => {
                             return Ok(End::Refused(cause));
                         }
-                        _ => {}
+                        state => {
+                            self.told.state(&state);
+                            if let RegistrationState::Ended = state {
+                                let what = self.told.name.clone();
+                                let error = enlist::Error::Conflict { what, revision: enlist::Revision::default() };
+                                return Ok(End::Refused(error));
+                            }
+                        }
                     }
                 }
                 status = ended(self.running.as_mut()) => return Ok(End::Child(status?)),

@@ -5,7 +5,7 @@ use std::{
     io::{self, Write},
 };
 
-use enlist::{Entry, escape::escaped};
+use enlist::{Entry, Presence, escape::escaped};
 
 use crate::output::{self, Output, Paint, Text, To, endpoints, health};
 
@@ -30,7 +30,10 @@ fn row(entry: &Entry) -> [String; 7] {
         instance.weight().to_string(),
         or_dash(instance.version()),
         or_dash(instance.zone()),
-        health(instance.health()).to_owned(),
+        match entry.presence() {
+            Presence::Live => health(instance.health()).to_owned(),
+            _ => format!("{}, held", health(instance.health())),
+        },
         if metadata.is_empty() { "-".to_owned() } else { metadata.join(",") },
     ]
 }

@@ -185,6 +185,7 @@ struct InstanceObject {
     version: Option<String>,
     zone: Option<String>,
     health: String,
+    presence: String,
     metadata: BTreeMap<String, String>,
     created: u64,
     modified: u64,

@@ -144,7 +144,7 @@ fn check_address(host: &str, port: u16) -> Result<(), Error> {
     }
     match host.parse::<IpAddr>() {
         Ok(ip) if ip.is_unspecified() => {
-            Err(refused(host, "clients cannot connect to it; `advertise` finds a reachable address"))
+            Err(refused(host, "clients cannot connect to it; give an address of this machine that they reach"))
         }
         Err(_) if !is_host_name(host) => Err(refused(host, "neither an IP address nor a host name")),
         _ => Ok(()),
@@ -267,8 +267,8 @@ mod tests {
     #[test]
     fn addresses_nobody_can_reach_are_refused_with_a_hint() {
         for (text, hint) in [
-            ("0.0.0.0:80", "advertise"),
-            ("[::]:80", "advertise"),
+            ("0.0.0.0:80", "that they reach"),
+            ("[::]:80", "that they reach"),
             ("10.0.0.1:0", "after listening"),
             ("10.0.0.1", "port is missing"),
             ("::1:80", "brackets"),

@@ -9,7 +9,7 @@ use super::{
     Report, Status,
     causes::{self, Cause, Meaning, meaning},
 };
-use crate::{args::Global, output::Failure};
+use crate::{args::Global, connect::authority, output::Failure};
 
 /// A read that every member answers by itself, also one without a leader, and that tells whether the user is accepted.
 const KEY: &str = "\0";
@@ -62,9 +62,9 @@ impl Asking {
 
     /// Returns the answer of etcd at an endpoint, or the cause of there being none.
     async fn probe(&self, url: &str) -> Result<Answer, Cause> {
-        let address = url.split_once("://").map_or(url, |(_, rest)| rest).trim_end_matches('/');
+        let address = authority(url);
         let silence = |_| causes::of_silence(self.limit);
-        let dialled = tokio::time::timeout(self.limit, TcpStream::connect(address)).await;
+        let dialled = tokio::time::timeout(self.limit, TcpStream::connect(&address)).await;
         dialled.map_err(silence)?.map_err(|error| causes::of_dialling(&error.to_string()))?;
         let answer = self.ask(url).await.map_err(silence)?;
         let text = match &answer {

@@ -1,0 +1,196 @@
+//! `enlist watch`: the instances of a service, followed through a view, which holds those that are all lost at once.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Directory, Entry, Error, Event, Freshness, Health, Presence, Resolver, ServiceRef, ServiceView, Snapshot,
+    ViewChanges,
+};
+use serde_json::json;
+
+use crate::{
+    args::Global,
+    output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health, with_causes},
+    signals::Signals,
+    table::{self, Live},
+};
+
+/// Wait for an instance that begins to drain to be removed: a departure is a mark and a removal, right after each other.
+const DEPARTURE: Duration = Duration::from_millis(150);
+
+/// What is known at a time.
+struct Seen {
+    snapshot: Snapshot,
+    freshness: Freshness,
+}
+
+/// A view that is followed.
+struct Following {
+    view: ServiceView,
+    changes: ViewChanges,
+    /// What was returned last.
+    last: Option<Snapshot>,
+}
+
+impl Following {
+    /// Waits for what is new since the last call: first for all there is.
+    async fn next(&mut self) -> Result<Seen, Error> {
+        let last = self.last.clone();
+        self.changes.next().await?;
+        let mut now = self.now()?;
+        let Some(last) = last else {
+            return Ok(now);
+        };
+        if begins_to_drain(&now.snapshot.diff(&last)) {
+            tokio::time::sleep(DEPARTURE).await;
+            now = self.now()?;
+        }
+        Ok(now)
+    }
+
+    fn now(&mut self) -> Result<Seen, Error> {
+        let (snapshot, freshness) = self.view.snapshot().zip(self.view.freshness()).ok_or(Error::Closed)?;
+        self.last = Some(snapshot.clone());
+        Ok(Seen { snapshot, freshness })
+    }
+}
+
+/// Returns `true` if an instance that served does not any more, and says so.
+fn begins_to_drain(events: &[Event]) -> bool {
+    let drains = |entry: &Entry| entry.instance().health() == Health::Draining;
+    events.iter().any(|event| matches!(event, Event::Updated { old, new } if drains(new) && !drains(old)))
+}
+
+pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(service)?);
+    let mut signals = Signals::ending()?;
+    let view = Directory::new(Arc::new(etcd) as Arc<dyn Resolver>).view(&service);
+    let mut following = Following { changes: view.changes(), view, last: None };
+    let mut live = output.is_live().then(Live::default);
+    let mut lines = Lines { service: service.to_string(), last: None, fresh: true, output };
+    loop {
+        let seen = tokio::select! {
+            seen = following.next() => seen?,
+            signal = signals.next() => return Ok(signal.as_exit()),
+        };
+        match &mut live {
+            Some(live) => live.draw(&picture(&service, &seen), output)?,
+            None => lines.write(&seen)?,
+        }
+    }
+}
+
+/// What a live table shows.
+fn picture(service: &ServiceRef, seen: &Seen) -> Vec<Text> {
+    let Seen { snapshot, freshness } = seen;
+    let head = if let Freshness::Stale { cause, .. } = freshness {
+        Text::painted(Paint::Bad, format!("{service}: not up to date, {cause}"), "")
+    } else {
+        format!("{service}: {} instances at revision {}", snapshot.len(), snapshot.revision()).into()
+    };
+    let mut lines = vec![head];
+    lines.extend(table::lines(snapshot.entries().map(|entry| &**entry)));
+    lines
+}
+
+/// A line per change.
+struct Lines {
+    service: String,
+    /// What the lines up to now amount to.
+    last: Option<Snapshot>,
+    fresh: bool,
+    output: Output,
+}
+
+impl Lines {
+    fn write(&mut self, seen: &Seen) -> Result<(), Failure> {
+        let Seen { snapshot, freshness } = seen;
+        let first = self.last.is_none();
+        let events = match &self.last {
+            Some(last) => snapshot.diff(last),
+            None => snapshot.as_added(),
+        };
+        self.last = Some(snapshot.clone());
+        let revision = snapshot.revision().get();
+        for event in &events {
+            self.event(event, revision)?;
+        }
+        if first {
+            let text = format!("= {} instances at revision {revision}", snapshot.len());
+            let object = json!({
+                "event": "synced", "service": self.service, "revision": revision, "instances": snapshot.len(),
+            });
+            self.output.line(To::Stdout, text, &object)?;
+        }
+        self.freshness(freshness)
+    }
+
+    fn event(&self, event: &Event, revision: u64) -> Result<(), Failure> {
+        let (sign, word, entry) = match event {
+            Event::Added(entry) => ("+", "added", entry),
+            Event::Updated { new, .. } => ("~", "updated", new),
+            Event::Removed(entry) => ("-", "removed", entry),
+        };
+        let instance = entry.instance();
+        let text = format!(
+            "{sign} {} {} weight={} health={}{}",
+            instance.id(),
+            endpoints(instance).join(","),
+            instance.weight(),
+            health(instance.health()),
+            if entry.presence() == Presence::Live { "" } else { " held" },
+        );
+        let object = json!({
+            "event": word, "service": self.service, "revision": revision, "instance": InstanceObject::from(&**entry),
+        });
+        Ok(self.output.line(To::Stdout, text, &object)?)
+    }
+
+    /// A line if that has changed.
+    fn freshness(&mut self, freshness: &Freshness) -> Result<(), Failure> {
+        let live = freshness.is_live();
+        if std::mem::replace(&mut self.fresh, live) == live {
+            return Ok(());
+        }
+        let age = freshness.age().as_secs_f64();
+        let cause = match freshness {
+            Freshness::Stale { cause, .. } => Some(with_causes(cause)),
+            _ => None,
+        };
+        let text = match &cause {
+            Some(cause) => format!("! not up to date: {cause}"),
+            None => "! up to date again".to_owned(),
+        };
+        let object = json!({
+            "event": "freshness", "service": self.service, "live": live, "age_seconds": age, "cause": cause,
+        });
+        Ok(self.output.line(To::Stdout, text, &object)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enlist::{Endpoint, Instance, InstanceId, Revision};
+
+    use super::*;
+
+    #[test]
+    fn only_a_change_to_draining_is_waited_on() {
+        let entry = |health| {
+            let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+            Arc::new(Entry::new(instance.with_health(health), Revision::new(1), Revision::new(1)))
+        };
+        let (serving, draining) = (entry(Health::Serving), entry(Health::Draining));
+        let updated =
+            |old: &Arc<Entry>, new: &Arc<Entry>| Event::Updated { old: Arc::clone(old), new: Arc::clone(new) };
+        assert!(begins_to_drain(&[Event::Added(Arc::clone(&serving)), updated(&serving, &draining)]));
+        for event in [
+            updated(&draining, &draining),
+            updated(&draining, &serving),
+            Event::Added(Arc::clone(&draining)),
+            Event::Removed(Arc::clone(&draining)),
+        ] {
+            assert!(!begins_to_drain(&[event]));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Help, defaults and messages.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::process::Command;
+
+use support::{Done, Running, bare, enlist, run, server};
+
+async fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
+    let mut command = bare();
+    command.args(arguments).envs(environment.iter().copied());
+    run(command).await
+}
+
+/// The command that only `enlist` itself starts is shown to nobody.
+#[tokio::test]
+async fn the_internal_command_is_not_shown() {
+    for arguments in [vec![], vec!["help"], vec!["--help"], vec!["nonsense"], vec!["completions", "bash"], vec!["man"]]
+    {
+        for environment in [vec![], vec![("ENLIST_ENDPOINTS", "http://127.0.0.1:1")]] {
+            let done = with(&arguments, &environment).await;
+            let all = done.stdout + &done.stderr;
+            assert!(!all.contains("reap"), "{arguments:?} {environment:?}: {all}");
+        }
+    }
+    for shell in ["zsh", "fish", "elvish", "powershell"] {
+        assert!(!with(&["completions", shell], &[]).await.stdout.contains("reap"), "{shell}");
+    }
+}
+
+/// What a variable says need not be given.
+#[tokio::test]
+async fn usage_lines_do_not_depend_on_variables() {
+    for arguments in [vec!["resolve"], vec!["lock", "--nonsense"], vec!["leader", "a", "b"], vec!["register", "svc"]] {
+        let plain = with(&arguments, &[]).await;
+        let variables = [("ENLIST_ENDPOINTS", "http://127.0.0.1:1"), ("ENLIST_OUTPUT", "text"), ("ENLIST_OWNER", "x")];
+        let set = with(&arguments, &variables).await;
+        assert_eq!((plain.code, set.code), (Some(2), Some(2)));
+        assert_eq!(plain.stderr, set.stderr);
+        let usage = set.stderr.lines().find(|line| line.starts_with("Usage: ")).unwrap();
+        assert!(usage.starts_with(&format!("Usage: enlist {} [OPTIONS]", arguments[0])), "{usage}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_variable_is_as_good_as_none() {
+    let server = server().await;
+    let variables =
+        ["ENLIST_OUTPUT", "ENLIST_LAYOUT", "ENLIST_TIMEOUT", "ENLIST_NAMESPACE", "ENLIST_PREFIX", "ENLIST_USER"];
+    let mut command = enlist(&server, ["publish", "db", "10.0.0.1:80"]);
+    command.envs(variables.map(|variable| (variable, "")));
+    let done = run(command).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    // The default, at which there may be an etcd or not.
+    let done = with(&["services"], &[("ENLIST_ENDPOINTS", "")]).await;
+    assert!(done.code == Some(0) || done.stderr.contains("http://127.0.0.1:2379/"), "{done:?}");
+}
+
+#[tokio::test]
+async fn an_endpoint_without_a_port_has_that_of_etcd() {
+    for (endpoint, reached) in [
+        ("no-such-host.invalid", "no-such-host.invalid:2379"),
+        ("[::1]", "[::1]:2379"),
+        ("::1", "[::1]:2379"),
+        // A URL says more: it may lead to a proxy.
+        ("http://127.0.0.1:1", "127.0.0.1:1"),
+    ] {
+        let done = with(&["services", "--endpoints", endpoint], &[]).await;
+        assert!(done.stderr.contains(&format!("http://{reached}/")), "{endpoint}: {done:?}");
+        let done = with(&["doctor", "--endpoints", endpoint], &[]).await;
+        assert!(done.stdout.contains(&format!("http://{reached}: ")), "{endpoint}: {done:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_once_and_without_names_of_functions() {
+    let server = server().await;
+    let unreachable = run(enlist(&server, ["register", "svc", "0.0.0.0:80"])).await;
+    assert_eq!(unreachable.code, Some(2));
+    assert!(!unreachable.stderr.contains("advertise"), "{unreachable:?}");
+    let mut first = Running::start(enlist(&server, ["register", "svc", "10.0.0.1:80", "--id", "a"]));
+    first.says("registered").await;
+    let second = run(enlist(&server, ["register", "svc", "10.0.0.1:80", "--id", "a", "--ttl", "2s"])).await;
+    let told = (second.stdout + &second.stderr).matches("already registered").count();
+    assert_eq!((second.code, told), (Some(1), 1), "{}", second.stderr);
+}
+
+/// A departure is one line; a drain that lasts is two.
+#[tokio::test]
+async fn what_is_removed_is_not_shown_as_draining_before() {
+    let server = server().await;
+    let mut watching = Running::start(enlist(&server, ["watch", "db"]));
+    watching.says("= 0 instances").await;
+    let published = run(enlist(&server, ["publish", "db", "10.0.0.1:80", "--id", "a"])).await;
+    assert_eq!(published.code, Some(0), "{published:?}");
+    watching.says("+ a ").await;
+    let removed = run(enlist(&server, ["remove", "db", "a"])).await;
+    assert_eq!(removed.code, Some(0), "{removed:?}");
+    let seen = watching.says_all("- a ").await;
+    assert_eq!(seen.lines().count(), 1, "{seen}");
+    let registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "b", "--drain", "1s"]));
+    watching.says("+ b ").await;
+    registered.signal("-TERM");
+    watching.says("~ b 10.0.0.1:80 weight=100 health=draining").await;
+    watching.says("- b ").await;
+}
+
+/// All leases are lost at once: what returns is shown as held meanwhile, and never as gone.
+#[tokio::test]
+async fn a_watched_service_is_not_empty_because_its_leases_were_lost() {
+    let server = server().await;
+    let mut registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "a"]));
+    registered.says("registered").await;
+    let mut json = Running::start(enlist(&server, ["watch", "db", "--output", "json"]));
+    let mut text = Running::start(enlist(&server, ["watch", "db"]));
+    json.says("synced").await;
+    text.says("= 1 instances").await;
+    let mut raw = support::raw(&server).await;
+    for lease in raw.leases().await.unwrap().leases().to_vec() {
+        raw.lease_revoke(lease.id()).await.unwrap();
+    }
+    for presence in ["held", "live"] {
+        let line = json.next().await.unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&event["event"], &event["instance"]["presence"]), (&"updated".into(), &presence.into()), "{line}");
+    }
+    assert_eq!(text.next().await.unwrap(), "~ a 10.0.0.1:80 weight=100 health=serving held");
+    assert_eq!(text.next().await.unwrap(), "~ a 10.0.0.1:80 weight=100 health=serving");
+}
+
+#[tokio::test]
+async fn the_reaper_is_started_by_its_name_only() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_enlist"));
+    command.args(["reap", "now"]);
+    let done = run(command).await;
+    assert_eq!(done.code, Some(2), "{done:?}");
+}
