@@ -236,12 +236,13 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
             Ok(registration) => break registration,
             Err(Error::Timeout { cause: Some(cause), .. }) => match cause.downcast_ref() {
                 Some(Error::Observing { left, .. }) => lefts.push(*left),
-                _ => panic!("{cause:?}"),
+                _ => panic!("the time that an observation still takes is the cause: {cause:?}"),
             },
-            Err(error) => panic!("{error:?}"),
+            Err(error) => panic!("an observation is under way: {error:?}"),
         }
     };
-    assert!(lefts.len() >= 2 && lefts.is_sorted_by(|one, next| one > next), "{lefts:?}");
+    let falls = lefts.is_sorted_by(|one, next| one > next);
+    assert!(lefts.len() >= 2 && falls, "each call goes on where the last one ended: {lefts:?} are left");
     // Taken over, and not created after the lease had ended.
     assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
 }
@@ -336,9 +337,9 @@ async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
     let b = two.register(&service, instance("a").with_weight(2), entitled).await.unwrap();
     superseded(&a).await;
     let writes = writes(h, &client, &service).await;
-    assert!(writes <= 5, "{writes} writes");
+    assert!(writes <= 5, "they do not fight: {writes} writes");
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
-    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "{:?}", b.state());
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "the newer one is registered: {:?}", b.state());
     let update = a.update(|draft| {
         draft.weight(3);
     });
@@ -362,9 +363,9 @@ pub async fn of_two_with_one_owner_the_newer_stands_after_a_wipe(h: &impl Harnes
     only(&client, &service, |entry| entry.instance().weight() == 2).await;
     superseded(&a).await;
     let writes = writes(h, &client, &service).await;
-    assert!(writes <= 5, "{writes} writes");
+    assert!(writes <= 5, "they do not fight: {writes} writes");
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
-    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "{:?}", b.state());
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "the newer one is registered: {:?}", b.state());
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
 }
@@ -376,7 +377,7 @@ pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
     let b = server.register(&service, instance("a").with_weight(2), mine).await.unwrap();
     superseded(&a).await;
     let writes = writes(h, &client, &service).await;
-    assert!(writes <= 5, "{writes} writes");
+    assert!(writes <= 5, "they do not fight: {writes} writes");
     assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
     assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
     only(&client, &service, |entry| entry.instance().weight() == 1).await;
