@@ -22,9 +22,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let (endpoint, chosen) = advertise(listener.local_addr()?)?;
     println!("serving at {endpoint} ({chosen:?})");
     // A tenth of the usual share of the calls, until it is warm.
-    let instance =
-        Instance::new(InstanceId::parse(format!("hello-{}", std::process::id()))?, [endpoint])?.with_weight(10);
-    let registration = backend.register(&service, instance, RegisterOptions::new()).await?;
+    let instance = Instance::new(InstanceId::parse("hello-1")?, [endpoint])?.with_weight(10);
+    // Its id is the same after a restart, and so is its owner: what a crash left under the id is taken over at once.
+    let options = RegisterOptions::new().owner("hello-1");
+    let registration = backend.register(&service, instance, options).await?;
     println!("registered: {:?}", registration.state());
 
     // A real server would stop on a signal; this one stops by itself, so that the example ends.
