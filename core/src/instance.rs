@@ -308,20 +308,47 @@ impl Interner {
 /// How many different values an interner knows of each kind; then it begins anew.
 const MAX_INTERNED: usize = 4096;
 
+/// How many bytes the values have together that an interner knows of each kind; then it begins anew. They are kept when the
+/// instances are gone.
+const MAX_INTERNED_BYTES: usize = 1 << 20;
+
+/// A longer value is shared with the next instance only: a few of them would displace all others.
+const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
+
+/// The size of a value, in bytes.
+trait Size {
+    fn bytes(&self) -> usize;
+}
+
+impl Size for str {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Size for Metadata {
+    fn bytes(&self) -> usize {
+        let entry = size_of::<(String, String)>();
+        self.iter().map(|(key, value)| entry + key.len() + value.len()).sum()
+    }
+}
+
 #[derive(Debug)]
 struct Known<T: ?Sized> {
     all: HashSet<Arc<T>>,
+    /// What those have together.
+    bytes: usize,
     /// Most often the next one is the same.
     last: Option<Arc<T>>,
 }
 
 impl<T: ?Sized> Default for Known<T> {
     fn default() -> Self {
-        Self { all: HashSet::new(), last: None }
+        Self { all: HashSet::new(), bytes: 0, last: None }
     }
 }
 
-impl<T: ?Sized + Eq + Hash> Known<T> {
+impl<T: ?Sized + Eq + Hash + Size> Known<T> {
     fn share(&mut self, value: &mut Option<Arc<T>>) {
         let Some(value) = value else { return };
         if self.last.as_ref().is_none_or(|last| last != value) {
@@ -336,9 +363,15 @@ impl<T: ?Sized + Eq + Hash> Known<T> {
         if let Some(known) = self.all.get(value) {
             return Arc::clone(known);
         }
-        if self.all.len() >= MAX_INTERNED {
-            self.all.clear();
+        let bytes = value.bytes();
+        if bytes > MAX_INTERNED_VALUE {
+            return Arc::clone(value);
         }
+        if self.all.len() >= MAX_INTERNED || self.bytes + bytes > MAX_INTERNED_BYTES {
+            self.all.clear();
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
         self.all.insert(Arc::clone(value));
         Arc::clone(value)
     }
@@ -473,5 +506,28 @@ mod tests {
         draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
         let changed = draft.finish();
         assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
+    }
+
+    /// However long the values of instances are that came and went, little of them is kept.
+    #[test]
+    fn an_interner_keeps_a_bounded_number_of_bytes() {
+        let mut interner = Interner::default();
+        let mut kept = Vec::new();
+        let long = |number: usize, bytes: usize| format!("{number} {}", "x".repeat(bytes));
+        for number in 0..600 {
+            // Short ones among long ones, some of them longer than is shared at all.
+            let bytes = [10, 2_000, 20_000, 400_000][number % 4];
+            let text = long(number, bytes);
+            let mut instance = instance().with_version(&text).with_zone(&text).with_metadata("k", text);
+            interner.share(&mut instance);
+            kept.push((Arc::downgrade(instance.version.as_ref().unwrap()), bytes));
+            kept.push((Arc::downgrade(instance.zone.as_ref().unwrap()), bytes));
+            let metadata = Arc::downgrade(instance.metadata.as_ref().unwrap());
+            assert!(metadata.upgrade().is_some());
+            drop(instance);
+            kept.retain(|(text, _)| text.strong_count() > 0);
+            let alive: usize = kept.iter().map(|(_, bytes)| bytes).sum();
+            assert!(alive <= 4 << 20, "{alive} bytes after {number} instances");
+        }
     }
 }
