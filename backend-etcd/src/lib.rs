@@ -30,6 +30,7 @@
 //! | `session` | the runtime that owns leases and tasks |
 //! | `lease` | grants and renewals |
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
+//! | `malformed` | values that are no instances: counted, some logged |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
 //! | `queues` | who holds a lock and who waits, for people |
@@ -49,6 +50,7 @@ mod handover;
 pub mod layout;
 mod lease;
 mod lock;
+mod malformed;
 mod mirror;
 mod numbers;
 mod own_keys;

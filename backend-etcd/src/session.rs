@@ -19,6 +19,7 @@ use crate::{
     handover::Heirs,
     layout::{Layout, LockLayout},
     lease::{Leases, revoke},
+    malformed::MalformedValues,
     numbers::Numbers,
     own_keys::OwnKeys,
     pipeline::Hub,
@@ -64,6 +65,7 @@ pub(crate) struct Session {
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) lock_layout: Arc<dyn LockLayout>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) malformed: Arc<MalformedValues>,
     /// How often watched ranges are audited.
     pub(crate) audit: Option<Duration>,
     runtime: Handle,
@@ -138,6 +140,7 @@ impl Session {
             registrations: AtomicUsize::new(0),
             layout,
             lock_layout,
+            malformed: Arc::new(MalformedValues::new(Arc::clone(&counters))),
             counters,
             audit,
             runtime,

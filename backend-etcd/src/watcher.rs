@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Counter, Counters, Entry, Error, Health, InstanceId, Namespace, Resolver, Revision, ServiceName,
-    ServiceRef, Snapshot, Watcher,
+    Change, Entry, Error, Health, InstanceId, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot,
+    Watcher,
     feed::{FeedReader, Reading},
     instance::Interner,
 };
@@ -19,6 +19,7 @@ use foldhash::fast::RandomState;
 use crate::{
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
+    malformed::MalformedValues,
     mirror::{Difference, Mirror},
     record::Record,
     session::Session,
@@ -95,8 +96,8 @@ impl Etcd {
     }
 
     fn projection(&self, service: &ServiceRef) -> Projection {
-        let Session { layout, counters, .. } = &*self.session;
-        Projection::new(service.clone(), Arc::clone(layout), Arc::clone(counters))
+        let Session { layout, malformed, .. } = &*self.session;
+        Projection::new(service.clone(), Arc::clone(layout), Arc::clone(malformed))
     }
 }
 
@@ -138,7 +139,7 @@ type Twins = BTreeSet<(Revision, Arc<[u8]>)>;
 pub(crate) struct Projection {
     service: ServiceRef,
     layout: Arc<dyn Layout>,
-    counters: Arc<Counters>,
+    malformed: Arc<MalformedValues>,
     /// The instance that each key holds.
     by_key: HashMap<Arc<[u8]>, Arc<Entry>, RandomState>,
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
@@ -150,11 +151,11 @@ pub(crate) struct Projection {
 }
 
 impl Projection {
-    pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(service: ServiceRef, layout: Arc<dyn Layout>, malformed: Arc<MalformedValues>) -> Self {
         Self {
             service,
             layout,
-            counters,
+            malformed,
             by_key: HashMap::default(),
             twins: BTreeMap::new(),
             snapshot: None,
@@ -213,10 +214,7 @@ impl Projection {
             }
             Err(Skip::Foreign) => None,
             Err(Skip::Malformed(reason)) => {
-                self.counters.count(Counter::MalformedValues);
-                tracing::warn!(
-                    service = %self.service, key = %record.key.escape_ascii(), reason, "malformed value skipped"
-                );
+                self.malformed.report(&self.service, record, &reason);
                 None
             }
         }

@@ -1,0 +1,72 @@
+//! Values that are no instances: each is counted, and some of them are logged.
+//!
+//! One writer can store them as fast as it likes, and every watcher of the service skips each of them.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use enlist::{Counter, Counters, Moment, ServiceRef};
+
+use crate::record::Record;
+
+/// Warnings in each [`WINDOW`], whatever services and watchers they are of.
+const WARNINGS: u32 = 10;
+
+/// Time for which warnings are counted together.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// Malformed values of a session.
+#[derive(Debug, Default)]
+pub(crate) struct MalformedValues {
+    counters: Arc<Counters>,
+    window: Mutex<Option<Window>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    begun: Moment,
+    warnings: u32,
+    /// Values that were not logged since the last warning.
+    silent: u64,
+}
+
+impl MalformedValues {
+    pub(crate) fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, window: Mutex::default() }
+    }
+
+    /// Counts a value that is skipped, and logs it unless many were logged lately.
+    pub(crate) fn report(&self, service: &ServiceRef, record: &Record, reason: &str) {
+        self.counters.count(Counter::MalformedValues);
+        let admitted = {
+            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            let (next, admitted) = admit(*window, Moment::now());
+            *window = Some(next);
+            admitted
+        };
+        if let Some(unlogged) = admitted {
+            let key = record.key.escape_ascii();
+            tracing::warn!(%service, %key, reason, unlogged, "malformed value skipped");
+        }
+    }
+}
+
+/// Decides on one value: the window after it, and if it is to be logged, the number of those before that were not.
+fn admit(window: Option<Window>, now: Moment) -> (Window, Option<u64>) {
+    let fresh = |silent| Window { begun: now, warnings: 0, silent };
+    let mut window = match window {
+        None => fresh(0),
+        Some(window) if now.since(window.begun) >= WINDOW => fresh(window.silent),
+        Some(window) => window,
+    };
+    if window.warnings < WARNINGS {
+        window.warnings += 1;
+        let unlogged = std::mem::take(&mut window.silent);
+        (window, Some(unlogged))
+    } else {
+        window.silent += 1;
+        (window, None)
+    }
+}
