@@ -360,12 +360,12 @@ impl<T: ?Sized + Eq + Hash + Size> Known<T> {
     }
 
     fn known(&mut self, value: &Arc<T>) -> Arc<T> {
-        if let Some(known) = self.all.get(value) {
-            return Arc::clone(known);
-        }
         let bytes = value.bytes();
         if bytes > MAX_INTERNED_VALUE {
             return Arc::clone(value);
+        }
+        if let Some(known) = self.all.get(value) {
+            return Arc::clone(known);
         }
         if self.all.len() >= MAX_INTERNED || self.bytes + bytes > MAX_INTERNED_BYTES {
             self.all.clear();
