@@ -10,7 +10,8 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, Moment, Namespace, RegisterOptions, Resolver, Revision,
-    ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, registry::whole_seconds, slots::Slots,
+    ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, observation::Observations,
+    registry::whole_seconds, slots::Slots,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,6 +41,7 @@ pub(crate) struct Inner {
     /// Ends with the client: whatever is under way, leases that are renewed.
     pub(crate) tasks: TaskOwner,
     pub(crate) slots: Slots<Key>,
+    pub(crate) observations: Observations<Key>,
     pub(crate) shared: Mutex<BTreeMap<Duration, Arc<Lease>>>,
 }
 
@@ -52,7 +54,8 @@ impl fmt::Debug for Scratch {
 impl Scratch {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         let link = Arc::new(Link { store, cut: watch::Sender::new(false) });
-        Self(Arc::new(Inner { link, tasks: TaskOwner::new(), slots: Slots::default(), shared: Mutex::default() }))
+        let (tasks, slots, observations) = (TaskOwner::new(), Slots::default(), Observations::default());
+        Self(Arc::new(Inner { link, tasks, slots, observations, shared: Mutex::default() }))
     }
 
     /// Asks the store, unless the client is closed.
@@ -72,7 +75,8 @@ fn list(data: &Data, service: &ServiceRef, snapshot: &mut Snapshot) {
     for (_, id) in data.left.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
         snapshot.leave(id);
     }
-    let entry = |(_, record): (_, &Record)| Entry::new((*record.instance).clone(), record.created, record.modified);
+    let entry =
+        |(_, record): (_, &Record)| Entry::new((*record.value.instance).clone(), record.created, record.modified);
     snapshot.patch(data.of(service).map(entry).map(Arc::new));
     let went_back = snapshot.epoch() != Epoch::new(data.epoch);
     // A change of another service is no news here: nobody is to be woken.

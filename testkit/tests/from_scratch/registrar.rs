@@ -1,22 +1,32 @@
 //! 5. Registering: a task per instance that compares what is wanted with what is there, for ever.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, RegisterOptions,
+    Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner, RegisterOptions,
     Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
-    reconcile::{self, Found, Mine, Observation, Step},
+    observation::Look,
+    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
-    registration::Goal,
-    slots::Claim,
+    registration::{Desired, Goal},
+    slots::{Approach, Claim},
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     client::{Inner, Lease, Scratch},
-    store::{Data, Key, Record},
+    store::{Key, Record, Value},
 };
+
+/// How often somebody else's lease is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// By how much the time that a lease has left may be off. A store that tells whole seconds has a unit of one second.
+const UNIT: Duration = Duration::from_millis(1);
 
 struct Registrar {
     client: Arc<Inner>,
@@ -24,81 +34,177 @@ struct Registrar {
     driver: RegistrationDriver,
     options: RegisterOptions,
     lease: Option<Arc<Lease>>,
-    mine: Option<Mine>,
+    /// The last write, unless it was replaced since.
+    written: Option<(Mine, Value)>,
+    entitlement: Entitlement,
+    /// Another registration of this process had the key since.
+    gave_way: bool,
 }
 
-fn found(record: &Record) -> Found {
-    let Record { created, modified, lease, owner, .. } = record.clone();
-    Found { created, modified, lease, owner }
+/// The result of one step.
+enum Outcome {
+    Settled,
+    /// Something changed meanwhile.
+    Again,
+    Evicted,
 }
 
 impl Registrar {
     async fn run(mut self) {
-        // One registration of a key at a time, within this process.
-        let claim = tokio::select! {
-            claim = self.client.slots.claim(&self.key, &self.options) => claim,
-            () = self.driver.unwanted() => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+        let mut approach = Approach::New;
+        // One registration of a key at a time, within this process. One that gives way waits behind its successor.
+        while let Some(claim) = self.claim(approach).await {
+            if !self.keep(&claim).await {
+                return;
+            }
+            if self.driver.was_stored() {
+                self.superseded(self.options.owner.as_deref(), LeaseId::default());
+            }
+            self.gave_way = true;
+            approach = Approach::Again;
+        }
+    }
+
+    async fn claim(&self, approach: Approach) -> Option<Claim<Key>> {
+        let withdrawal = self.driver.withdrawal();
+        let claimed = tokio::select! {
+            // A free key is claimed even by a registration that is to leave: a predecessor may have left something there.
+            biased;
+            claimed = self.client.slots.claim(&self.key, &self.options, &withdrawal, approach) => claimed,
+            () = self.driver.unwanted() => {
+                if approach == Approach::New {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                } else {
+                    // Its instance may still be there: the successor need not have written anything.
+                    self.leave(None).await;
+                }
+                return None;
+            }
         };
-        let Some(claim) = claim else {
-            let taken = self.taken(None);
-            self.driver.report(RegistrationState::Refused { cause: taken.clone() });
-            return self.driver.report_end(Err(taken));
+        let refused = |created| {
+            let cause = self.taken(None, created);
+            self.driver.report(RegistrationState::Refused { cause: cause.clone() });
+            self.driver.report_end(Err(cause));
         };
+        claimed.map_err(refused).ok()
+    }
+
+    /// Keeps the instance present. `true` if another registration of this process wants the key, `false` at the end.
+    async fn keep(&mut self, claim: &Claim<Key>) -> bool {
         let mut backoff = self.options.backoff.start();
         loop {
             match self.driver.goal() {
                 Goal::Present => {}
-                Goal::Absent => return self.leave(&claim, None).await,
-                _ => return self.driver.report_end(Ok(Deregistered::LeftBehind)),
+                Goal::Absent | Goal::Dropped => {
+                    claim.leave();
+                    self.leave(None).await;
+                    return false;
+                }
+                _ => {
+                    self.driver.report_end(Ok(Deregistered::LeftBehind));
+                    return false;
+                }
             }
             let mut changes = self.client.link.store.changes.subscribe();
             let delay = match self.step().await {
-                Ok(true) => {
+                Ok(Outcome::Again) => continue,
+                Ok(Outcome::Settled) => {
                     backoff.reset();
                     None
                 }
-                Ok(false) => return self.driver.report_end(Ok(Deregistered::AlreadyGone)),
+                Ok(Outcome::Evicted) => {
+                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    return false;
+                }
                 Err(error) => {
                     let delay = backoff.next_delay();
                     if self.options.max_attempts.is_some_and(|most| backoff.failures() >= most) {
-                        return self.leave(&claim, Some(error)).await;
+                        claim.leave();
+                        self.leave(Some(error)).await;
+                        return false;
                     }
                     self.report(error);
                     Some(delay)
                 }
             };
-            if self.wait(&claim, &mut changes, delay).await {
-                return self.driver.report_end(Ok(Deregistered::AlreadyGone));
+            if self.wait(claim, &mut changes, delay).await {
+                return true;
             }
         }
     }
 
-    /// One step towards what is wanted; `false` if the instance was evicted. What to do is decided by `enlist::reconcile`.
-    async fn step(&mut self) -> Result<bool, Error> {
+    /// One step towards what is wanted, which is decided by `enlist::reconcile`.
+    async fn step(&mut self) -> Result<Outcome, Error> {
         let desired = self.driver.desired();
         let lease = self.lease()?;
-        let record = self.client.link.ask(|data| data.records.get(&self.key).cloned())?.as_ref().map(found);
-        let mut step = reconcile::step(record.as_ref(), self.mine, lease.id, desired.generation, &self.options);
-        if let (Step::Observe { lease }, Some(record)) = (&step, &record) {
-            step = reconcile::after_observation(record, self.observe(*lease).await?);
+        let found = self.look()?;
+        let (mine, entitlement) = (self.written.as_ref().map(|(mine, _)| *mine), self.entitlement);
+        let mut step = reconcile::step(found.as_ref(), mine, entitlement, lease.id, desired.generation, &self.options);
+        if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
+            let Some(observation) = self.observe(*lease).await? else { return Ok(Outcome::Again) };
+            step = reconcile::after_observation(found, observation);
         }
-        let guard = match step {
-            Step::Create => None,
-            Step::Replace { modified } => Some(modified),
-            Step::Keep => {
-                let revision = record.map(|record| record.modified).unwrap_or_default();
-                self.driver.report(RegistrationState::Registered { revision });
-                return Ok(true);
+        match (step, found) {
+            (Step::Create, _) => self.write(None, &desired, lease.id),
+            (Step::Replace { .. }, found) => self.write(found, &desired, lease.id),
+            (Step::Keep, found) => {
+                self.driver.report_stored(desired.generation, found.map(|found| found.modified).unwrap_or_default());
+                Ok(Outcome::Settled)
             }
-            Step::Evicted => return Ok(false),
-            Step::Observe { .. } | Step::Conflict => return Err(self.taken(record.as_ref())),
+            (Step::Observe { .. } | Step::Conflict, found) => {
+                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
+                Err(self.taken(owner.as_deref(), created))
+            }
+            (Step::Superseded, found) => {
+                let (owner, lease) = found.map(|found| (found.owner, found.lease)).unwrap_or_default();
+                self.written = None;
+                self.superseded(owner.as_deref(), lease.unwrap_or_default());
+                Ok(Outcome::Settled)
+            }
+            (Step::Evicted, _) => {
+                // If its lease has ended, the key went with that.
+                let is_alive = self.client.link.ask(|data| data.leases.contains_key(&lease.id))?;
+                Ok(if is_alive { Outcome::Evicted } else { Outcome::Again })
+            }
+        }
+    }
+
+    /// What the store holds under the key.
+    fn look(&mut self) -> Result<Option<Found>, Error> {
+        let record = self.client.link.ask(|data| data.records.get(&self.key).cloned())?;
+        let own = record.as_ref().is_some_and(|record| self.is_own(record));
+        if std::mem::take(&mut self.gave_way) && !own {
+            // It was replaced, so that its absence is no eviction.
+            self.written = None;
+        }
+        Ok(record.map(|Record { value: Value { owner, term, .. }, lease, created, modified }| Found {
+            created,
+            modified,
+            lease,
+            owner,
+            term: Some(term),
+            own,
+        }))
+    }
+
+    /// A key is its own by the lease and the value: each of them alone may be that of another registration as well.
+    fn is_own(&self, record: &Record) -> bool {
+        self.written.as_ref().is_some_and(|(mine, value)| record.lease == Some(mine.lease) && record.value == *value)
+    }
+
+    /// Writes the instance, if the key is still as it was `found`.
+    fn write(&mut self, found: Option<Found>, desired: &Desired, lease: LeaseId) -> Result<Outcome, Error> {
+        let (guard, term) = found.map(|found| (found.modified, found.term)).unzip();
+        let term = self.entitlement.claim(term.flatten(), SystemTime::now());
+        let value = Value { instance: Arc::clone(&desired.instance), owner: self.options.owner.clone(), term };
+        let Some(record) = self.client.link.ask(|data| data.put(&self.key, guard, value, Some(lease)))? else {
+            self.entitlement.refused();
+            return Ok(Outcome::Again);
         };
-        let owner = self.options.owner.clone();
-        let put = |data: &mut Data| data.put(&self.key, guard, Arc::clone(&desired.instance), owner, Some(lease.id));
-        let written = self.client.link.ask(put)?.ok_or(Error::LeaseLost)?;
-        self.mine = Some(Mine { created: written.created, lease: lease.id, generation: desired.generation });
-        self.driver.report_stored(desired.generation, written.modified);
-        Ok(true)
+        self.entitlement.stored();
+        self.written = Some((Mine { created: record.created, lease, generation: desired.generation }, record.value));
+        self.driver.report_stored(desired.generation, record.modified);
+        Ok(Outcome::Settled)
     }
 
     /// The lease to write under: the one there is, unless the store says that it is gone.
@@ -116,37 +222,48 @@ impl Registrar {
         Ok(Arc::clone(lease.insert(client.lease(options)?)))
     }
 
-    /// Looks at somebody else's lease until it was renewed, or should have been.
-    async fn observe(&self, lease: LeaseId) -> Result<Observation, Error> {
-        let look = || {
-            self.client.link.ask(|data| {
+    /// Looks at somebody else's lease until it was renewed, or should have been. `None` if the instance is no longer wanted; a later
+    /// registration goes on with what was seen.
+    async fn observe(&self, lease: LeaseId) -> Result<Option<Observation>, Error> {
+        let Inner { link, observations, .. } = &*self.client;
+        loop {
+            let asked = Moment::now();
+            let look = link.ask(|data| {
                 let granted = data.leases.get(&lease)?;
-                Some((granted.deadline.saturating_duration_since(Instant::now()), granted.ttl))
-            })
-        };
-        let Some((mut before, ttl)) = look()? else { return Ok(Observation::Gone) };
-        for _ in 0..4 {
-            tokio::time::sleep(ttl / 9).await;
-            match look()? {
-                None => return Ok(Observation::Gone),
-                Some((left, _)) if left > before => return Ok(Observation::Renewed),
-                Some((left, _)) => before = left,
+                let left = granted.deadline.saturating_duration_since(Instant::now());
+                Some(Look { lease, left, granted: granted.ttl, asked, unit: UNIT })
+            })?;
+            let Some(look) = look else {
+                observations.forget(&self.key);
+                return Ok(Some(Observation::Gone));
+            };
+            let left = match observations.look(&self.key, look) {
+                Ok(observation) => return Ok(Some(observation)),
+                Err(left) => left,
+            };
+            let (service, id) = self.key.clone();
+            self.driver.report_trouble(Error::Observing { service, id, left });
+            tokio::select! {
+                () = tokio::time::sleep(LOOK.min(left)) => {}
+                () = self.driver.unwanted() => return Ok(None),
             }
         }
-        Ok(Observation::Falling)
     }
 
-    fn taken(&self, found: Option<&Found>) -> Error {
+    fn taken(&self, owner: Option<&str>, created: Revision) -> Error {
         let (service, id) = self.key.clone();
-        let owner = found.and_then(|found| found.owner.clone());
-        Error::AlreadyRegistered { service, id, owner, created: found.map(|found| found.created).unwrap_or_default() }
+        Error::AlreadyRegistered { service, id, owner: Owner::of(owner, self.options.owner.as_deref()), created }
+    }
+
+    fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
+        self.driver.report_superseded(Owner::of(owner, self.options.owner.as_deref()), lease);
     }
 
     fn report(&self, error: Error) {
         let waits = self.options.on_conflict == OnConflict::Wait && matches!(error, Error::AlreadyRegistered { .. });
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
-        } else if matches!(error, Error::Unavailable(_)) && self.driver.was_stored() {
+        } else if matches!(error, Error::Unavailable(_)) && self.written.is_some() {
             // As far as is known it is still there.
             self.driver.report(RegistrationState::Suspect { cause: error });
         } else {
@@ -154,7 +271,7 @@ impl Registrar {
         }
     }
 
-    /// Waits until there may be something to do. Says whether a successor in this process wants the key.
+    /// Waits until there may be something to do. `true` if a successor in this process wants the key.
     async fn wait(&mut self, claim: &Claim<Key>, changes: &mut watch::Receiver<()>, delay: Option<Duration>) -> bool {
         let link = Arc::clone(&self.client.link);
         let mut cut = link.cut.subscribe();
@@ -175,16 +292,20 @@ impl Registrar {
     }
 
     /// Removes what is its own until that is confirmed.
-    async fn leave(self, claim: &Claim<Key>, gave_up: Option<Error>) {
-        claim.leave();
+    async fn leave(&self, gave_up: Option<Error>) {
         let outcome = |found| gave_up.clone().map_or(Ok(found), Err);
-        let Some(lease) = self.lease.as_ref().map(|lease| lease.id) else {
+        // Before its first write, that is also what a predecessor with an equal owner left: it would have been taken over.
+        let is_first = self.driver.goal() == Goal::Absent && !self.entitlement.is_stored();
+        let owner = self.options.owner.as_ref().filter(|_| is_first);
+        if self.written.is_none() && owner.is_none() {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
-        };
+        }
+        let is_leftover =
+            |record: &Record| owner.is_some() && record.lease.is_some() && record.value.owner.as_ref() == owner;
         let (begun, mut cut) = (Moment::now(), self.client.link.cut.subscribe());
         loop {
-            let is_mine = |record: &Record| reconcile::is_mine(&found(record), self.mine, lease);
-            match self.client.link.ask(|data| data.delete(&self.key, true, is_mine)) {
+            let may_go = |record: &Record| self.is_own(record) || is_leftover(record);
+            match self.client.link.ask(|data| data.delete(&self.key, true, may_go)) {
                 Ok(Some(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
                 Ok(None) => return self.driver.report_end(outcome(Deregistered::AlreadyGone)),
                 Err(_) if gave_up.is_some() || begun.elapsed() >= Duration::from_secs(3) => {
@@ -214,8 +335,16 @@ impl Registry for Scratch {
         let key = (service.clone(), instance.id().clone());
         // The handle that the user gets, and the end of it that does the work. The handle keeps the client alive.
         let (registration, driver) = registration(service.clone(), instance, Arc::clone(&self.0) as _);
-        let (client, options_of) = (Arc::clone(&self.0), options.clone());
-        let registrar = Registrar { client, key, driver, options: options_of, lease: None, mine: None };
+        let registrar = Registrar {
+            client: Arc::clone(&self.0),
+            key,
+            driver,
+            options: options.clone(),
+            lease: None,
+            written: None,
+            entitlement: Entitlement::default(),
+            gave_way: false,
+        };
         self.0.tasks.run("registration", registrar.run())?;
         registration.started(&options).await
     }
@@ -229,7 +358,8 @@ impl Registry for Scratch {
                 return Err(not_owner(&key, record));
             }
             let guard = present.map(|record| record.modified);
-            let written = data.put(&key, guard, Arc::new(instance), None, None);
+            let value = Value { instance: Arc::new(instance), owner: None, term: 0 };
+            let written = data.put(&key, guard, value, None);
             Ok(written.map(|record| record.modified).unwrap_or_default())
         })?
     }
@@ -240,7 +370,7 @@ impl Registry for Scratch {
             None => Err(Error::NotRegistered { service: service.clone(), id: id.clone() }),
             Some(record) if record.lease.is_some() => Err(not_owner(&key, record)),
             Some(record) => {
-                let entry = Entry::new((*record.instance).clone(), record.created, record.modified);
+                let entry = Entry::new((*record.value.instance).clone(), record.created, record.modified);
                 data.delete(&key, true, |_| true);
                 Ok(entry)
             }
@@ -249,6 +379,6 @@ impl Registry for Scratch {
 }
 
 fn not_owner((service, id): &Key, record: &Record) -> Error {
-    let lease = record.lease.unwrap_or(LeaseId::new(0));
-    Error::NotOwner { service: service.clone(), id: id.clone(), owner: record.owner.clone(), lease }
+    let lease = record.lease.unwrap_or_default();
+    Error::NotOwner { service: service.clone(), id: id.clone(), owner: Owner::Other, lease }
 }

@@ -11,10 +11,18 @@ use tokio::{sync::watch, time::Instant};
 
 pub(crate) type Key = (ServiceRef, InstanceId);
 
-#[derive(Clone)]
-pub(crate) struct Record {
+/// What is written under a key.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Value {
     pub(crate) instance: Arc<Instance>,
     pub(crate) owner: Option<String>,
+    /// Tells the newer one of two registrations that may replace each other.
+    pub(crate) term: u64,
+}
+
+#[derive(Clone)]
+pub(crate) struct Record {
+    pub(crate) value: Value,
     pub(crate) lease: Option<LeaseId>,
     pub(crate) created: Revision,
     pub(crate) modified: Revision,
@@ -49,8 +57,7 @@ impl Data {
         &mut self,
         key: &Key,
         guard: Option<Revision>,
-        instance: Arc<Instance>,
-        owner: Option<String>,
+        value: Value,
         lease: Option<LeaseId>,
     ) -> Option<Record> {
         let present = self.records.get(key);
@@ -60,7 +67,7 @@ impl Data {
         }
         let created = present.map(|record| record.created);
         let modified = self.next_revision();
-        let record = Record { instance, owner, lease, created: created.unwrap_or(modified), modified };
+        let record = Record { value, lease, created: created.unwrap_or(modified), modified };
         self.left.remove(key);
         self.records.insert(key.clone(), record.clone());
         Some(record)
