@@ -179,7 +179,7 @@ impl Registrar {
                     self.backoff.reset();
                     match self.disturbed(&claim).await {
                         Disturbance::Superseded => {
-                            self.superseded(self.options.owner.as_deref(), LeaseId::default());
+                            self.give_way();
                             return Some(self);
                         }
                         Disturbance::Wanted => self.known = Known::AsStored,
@@ -201,6 +201,7 @@ impl Registrar {
                 Ok(Pause::Superseded(record)) => {
                     self.superseded(self.owner_of(&record).as_deref(), record.lease.unwrap_or_default());
                     match self.wait_until_free(&claim, record).await {
+                        // It has given way already.
                         Disturbance::Superseded => return Some(self),
                         Disturbance::Gone => self.known = Known::Absent,
                         _ => {}
@@ -216,7 +217,10 @@ impl Registrar {
                         Box::pin(self.remove(Some(error))).await;
                         return None;
                     }
-                    self.fail(error).await;
+                    if self.fail(&claim, error).await.is_superseded() {
+                        self.give_way();
+                        return Some(self);
+                    }
                 }
             }
         }
@@ -495,7 +499,7 @@ impl Registrar {
     }
 
     /// Reports a failure and waits until it is worth another try.
-    async fn fail(&mut self, error: Error) {
+    async fn fail(&mut self, claim: &Claim<Arc<[u8]>>, error: Error) -> Disturbance {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
@@ -520,12 +524,23 @@ impl Registrar {
         let session = Arc::clone(&self.session);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
+            () = claim.superseded() => return Disturbance::Superseded,
             () = self.driver.changed() => {}
             () = gone(&mut foreign) => {}
             () = session.conn.fast.recovered(), if retryable => {
                 // With all the others that were waiting.
                 self.rest(spread(self.herd_window())).await;
             }
+        }
+        Disturbance::Look
+    }
+
+    /// Reports that another registration of this session gets the key.
+    fn give_way(&self) {
+        if self.driver.was_stored() {
+            self.superseded(self.options.owner.as_deref(), LeaseId::default());
+        } else {
+            self.driver.report_failure(self.conflict(self.options.owner.as_deref(), Revision::default()));
         }
     }
 
@@ -670,6 +685,12 @@ enum Disturbance {
     Blind,
     /// Another registration of this session has taken the key over.
     Superseded,
+}
+
+impl Disturbance {
+    fn is_superseded(self) -> bool {
+        self == Self::Superseded
+    }
 }
 
 /// Waits until the registration is no longer wanted, and then as long as an answer may take.

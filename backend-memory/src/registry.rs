@@ -171,7 +171,7 @@ impl Registrar {
                 Ok(Pause::Settled) => {
                     self.backoff.reset();
                     if self.disturbed(&claim).await.is_superseded() {
-                        self.superseded(self.options.owner.as_deref(), LeaseId::default());
+                        self.give_way();
                         return Some(self);
                     }
                 }
@@ -191,7 +191,10 @@ impl Registrar {
                         self.remove(Some(error)).await;
                         return None;
                     }
-                    self.fail(error).await;
+                    if self.fail(&claim, error).await.is_superseded() {
+                        self.give_way();
+                        return Some(self);
+                    }
                 }
             }
         }
@@ -378,7 +381,7 @@ impl Registrar {
     }
 
     /// Reports a failure and waits until it is worth another try.
-    async fn fail(&mut self, error: Error) {
+    async fn fail(&mut self, claim: &Claim<Key>, error: Error) -> Disturbance {
         let waits = matches!(error, Error::AlreadyRegistered { .. })
             && self.options.on_conflict == enlist::OnConflict::Wait
             && !self.driver.was_stored();
@@ -397,9 +400,20 @@ impl Registrar {
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = self.driver.changed() => {}
+            () = claim.superseded() => return Disturbance::Superseded,
             () = self.changes.next(), if waits => {}
             // A healed link is worth another try at once.
             () = up(&mut link), if away => {}
+        }
+        Disturbance::Look
+    }
+
+    /// Reports that another registration of this client gets the key.
+    fn give_way(&self) {
+        if self.driver.was_stored() {
+            self.superseded(self.options.owner.as_deref(), LeaseId::default());
+        } else {
+            self.driver.report_failure(self.conflict(self.options.owner.as_deref(), Revision::default()));
         }
     }
 

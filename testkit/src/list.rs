@@ -35,6 +35,7 @@ macro_rules! each_case {
             register::registrations_that_take_over_do_not_fight [Id Weight]
             register::of_two_with_one_owner_the_newer_stands_after_a_wipe [Id Owner Term Weight]
             register::registrations_of_one_process_do_not_fight [Id Owner Weight]
+            register::a_registration_that_keeps_failing_gives_way_within_its_process [Id Weight]
             register::a_successor_that_is_withdrawn_at_once_gives_the_id_back [Id Owner Weight]
             register::two_processes_with_one_given_lease_do_not_overwrite_each_other [Id Weight]
             register::deregistering_leaves_a_successor_alone [Id Owner Weight]

@@ -384,6 +384,23 @@ pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
+pub async fn a_registration_that_keeps_failing_gives_way_within_its_process(h: &impl Harness) {
+    let (stranger, server, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _theirs = register(h, &stranger, &service, "a").await;
+    let refused = server.register(&service, instance("a"), options(h).start(Start::Background)).await.unwrap();
+    eventually("it is refused", || async {
+        match refused.state() {
+            RegistrationState::Refused { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let takes = options(h).on_conflict(OnConflict::TakeOver).start(Start::Wait(Duration::from_secs(60)));
+    let taking = server.register(&service, instance("a").with_weight(7), takes);
+    let _ours = soon("taken over", taking).await.unwrap();
+    assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 7);
+}
+
 pub async fn a_successor_that_is_withdrawn_at_once_gives_the_id_back(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let mine = options(h).owner("me");
