@@ -263,6 +263,9 @@ impl Lane {
     }
 }
 
+/// How many marks of a line are looked at: with those a transaction is full.
+const MAX_MARKS: i64 = 100;
+
 /// How many transactions with registrations are under way at a time.
 const REGISTRATIONS: usize = 2;
 
@@ -305,6 +308,34 @@ impl Written {
             Outcome::Refused(found) => Self::Refused(found.into_iter().flatten().next()),
         }
     }
+}
+
+/// What is read of a line after a write to it.
+#[derive(Debug)]
+pub(crate) struct LineRead<'a> {
+    pub(crate) line: &'a KeyRange,
+    pub(crate) options: GetOptions,
+    /// The marks beside it, where they matter.
+    pub(crate) marks: Option<&'a KeyRange>,
+}
+
+impl LineRead<'_> {
+    fn ops(self) -> impl Iterator<Item = TxnOp> {
+        let marks = self.marks.map(|marks| {
+            let options = GetOptions::new().with_limit(MAX_MARKS);
+            let options = marks.end.iter().fold(options, |options, end| options.with_range(end.clone()));
+            TxnOp::get(&marks.start[..], Some(options))
+        });
+        std::iter::once(TxnOp::get(&self.line.start[..], Some(self.options))).chain(marks)
+    }
+}
+
+/// What was read of a line at a revision.
+#[derive(Debug, Default)]
+pub(crate) struct LineFound {
+    pub(crate) at: Revision,
+    pub(crate) line: Vec<Record>,
+    pub(crate) marks: Vec<Record>,
 }
 
 impl OwnPlace {
@@ -382,19 +413,19 @@ impl Connection {
         self.writes.send(write).await.map(Written::of)
     }
 
-    /// Creates a place in `line` and reads the line after that: `Ok` if it was not there, else what it is. Who is `patient` may
+    /// Creates a place in a line and reads the line after that: `Ok` if it was not there, else what it is. Who is `patient` may
     /// wait a moment for another write to go along with. Given up before it was sent, it is not sent.
     pub(crate) async fn enter(
         &self,
         place: &OwnPlace,
-        line: &KeyRange,
-        read: GetOptions,
+        read: LineRead<'_>,
         patient: bool,
         given_up: impl Future<Output = ()>,
-    ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
-        let ops = vec![place.create(), TxnOp::get(&line.start[..], Some(read))];
+    ) -> Result<Result<LineFound, Option<Record>>, Failure> {
+        let line = InLine::Enters(read.line.start.clone());
+        let ops = std::iter::once(place.create()).chain(read.ops()).collect();
         let guards = vec![(place.key[..].into(), Guard::Absent)];
-        let write = Write { guards, ops, size: place.size(), line: InLine::Enters(line.start.clone()), patient };
+        let write = Write { guards, ops, size: place.size(), line, patient };
         self.places.send_unless(write, given_up).await.map(read_of)
     }
 
@@ -403,10 +434,9 @@ impl Connection {
     pub(crate) async fn confirm(
         &self,
         place: &OwnPlace,
-        line: &KeyRange,
-        read: GetOptions,
-    ) -> Result<Result<(Revision, Vec<Record>), Option<Record>>, Failure> {
-        let ops = vec![place.rewrite(), TxnOp::get(&line.start[..], Some(read))];
+        read: LineRead<'_>,
+    ) -> Result<Result<LineFound, Option<Record>>, Failure> {
+        let ops = std::iter::once(place.rewrite()).chain(read.ops()).collect();
         let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
         self.places
             .send(Write { guards, ops, size: place.size(), line: InLine::Apart, patient: false })
@@ -425,17 +455,52 @@ impl Connection {
         }
     }
 
-    /// Deletes the place in `line` that was created at `created`, and confirms that of `successor`, in one transaction, at the
-    /// revision that is returned. `None`: one of them was not there, and nothing was done.
+    /// Deletes a place together with its mark, if it has one, under a guard. Says whether it was done.
+    pub(crate) async fn remove(&self, key: &[u8], created: Revision, mark: Option<&[u8]>) -> Result<bool, Failure> {
+        let mut guards = vec![(key.into(), Guard::Created(created))];
+        let mut ops = vec![TxnOp::delete(key, None)];
+        guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
+        ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
+        let size = key.len() + mark.map_or(0, <[u8]>::len);
+        let write = Write { guards, ops, size, line: InLine::Apart, patient: false };
+        self.writes.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
+    }
+
+    /// Marks the holder of a place, and removes what holders before it have left, if the place is still there. Says whether it is.
+    pub(crate) async fn mark(&self, place: &OwnPlace, mark: &[u8], left: &[Record]) -> Result<bool, Failure> {
+        let others = || left.iter().filter(|record| *record.key != *mark);
+        let mut guards = vec![(place.key[..].into(), Guard::Created(place.token)), (mark.into(), Guard::Any)];
+        guards.extend(others().map(|record| (Arc::clone(&record.key), Guard::Any)));
+        let mut ops = vec![put(mark, &place.value, None)];
+        ops.extend(others().map(|record| TxnOp::delete(&record.key[..], None)));
+        let size = mark.len() + place.size() + others().map(|record| record.key.len()).sum::<usize>();
+        let write = Write { guards, ops, size, line: InLine::Apart, patient: false };
+        self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
+    }
+
+    /// Puts marks as they were seen under a lease, if all of them are still so.
+    pub(crate) async fn attach(&self, marks: &[&Record], lease: LeaseId) -> Result<(), Failure> {
+        let guards = marks.iter().map(|mark| (Arc::clone(&mark.key), Guard::Modified(mark.modified))).collect();
+        let options = || Some(PutOptions::new().with_lease(lease.get()).with_ignore_value());
+        let ops = marks.iter().map(|mark| TxnOp::put(&mark.key[..], "", options())).collect();
+        let size = marks.iter().map(|mark| mark.key.len()).sum();
+        self.places.send(Write { guards, ops, size, line: InLine::Apart, patient: false }).await.map(drop)
+    }
+
+    /// Deletes the place in `line` that was created at `created`, with its mark, and confirms that of `successor`, in one transaction,
+    /// at the revision that is returned. `None`: one of them was not there, and nothing was done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
+        mark: Option<&[u8]>,
         successor: &OwnPlace,
         line: &KeyRange,
     ) -> Result<Option<Revision>, Failure> {
-        let guards =
+        let mut guards =
             vec![(key.into(), Guard::Created(created)), (successor.key[..].into(), Guard::Created(successor.token))];
-        let ops = vec![TxnOp::delete(key, None), successor.rewrite()];
+        guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
+        let mut ops = vec![TxnOp::delete(key, None), successor.rewrite()];
+        ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
         let write = Write {
             guards,
             ops,
@@ -561,10 +626,14 @@ fn put(key: &[u8], value: &[u8], lease: Option<LeaseId>) -> TxnOp {
     TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.map_or(0, LeaseId::get))))
 }
 
-/// What a write that read once has found, or what its key is.
-fn read_of(outcome: Outcome) -> Result<(Revision, Vec<Record>), Option<Record>> {
+/// What a write to a line has found, or what its key is.
+fn read_of(outcome: Outcome) -> Result<LineFound, Option<Record>> {
     match outcome {
-        Outcome::Done { revision, reads } => Ok((revision, reads.into_iter().flatten().collect())),
+        Outcome::Done { revision, reads } => {
+            let mut reads = reads.into_iter();
+            let mut next = || reads.next().unwrap_or_default();
+            Ok(LineFound { at: revision, line: next(), marks: next() })
+        }
         Outcome::Refused(found) => Err(found.into_iter().flatten().next()),
     }
 }

@@ -278,6 +278,13 @@ impl Leases {
         outcome.await.map_err(|_| Failure::Final(Error::Closed))?
     }
 
+    /// Grants a lease that nobody renews: what is put under it ends once `ttl` has passed.
+    pub(crate) async fn unrenewed(&self, ttl: Duration) -> Result<LeaseId, Failure> {
+        let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
+        let grant = |mut clients: crate::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+        Ok(LeaseId::new(self.conn.fast.call("lease grant", grant).await?.id()))
+    }
+
     /// Starts the task of a lease, which gets it granted and keeps it.
     fn begin(&self, tasks: &TaskOwner, ttl: Duration, waiting: Waiting) -> Result<(), Failure> {
         let granting = Granting {

@@ -2,7 +2,7 @@
 //!
 //! Never the server's own Lock RPC, which hands out false locks. The protocol runs in a task of the session, see `stander`.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{Error, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, Revision};
@@ -84,6 +84,13 @@ impl Etcd {
         if options.mode == LockMode::Shared && !layout.carries_modes() {
             return Err(Error::Unsupported { what: format!("shared mode in the layout {}", layout.name()) });
         }
+        let marks =
+            match options.lock_delay {
+                Duration::ZERO => None,
+                _ => Some(layout.marks(want.line, name).ok_or_else(|| Error::Unsupported {
+                    what: format!("a lock_delay in the layout {}", layout.name()),
+                })?),
+            };
         let range = layout.line(want.line, name)?;
         let value = layout.encode(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() });
         let (answer, won) = oneshot::channel();
@@ -92,6 +99,7 @@ impl Etcd {
             session: Arc::clone(&self.session),
             name: name.clone(),
             range,
+            marks,
             value,
             want,
             options,

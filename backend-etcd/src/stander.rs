@@ -26,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Written, signed},
+    connection::{LineFound, LineRead, Written, signed},
     error::{Failure, said},
     handover::{OwnPlace, Presence},
     layout::{LeaseScope, Line, PlaceValue},
@@ -40,6 +40,8 @@ use crate::{
     sweep::{Impossible, sweep},
     writes::Guard,
 };
+
+mod lock_delay;
 
 /// How long `release` waits for etcd before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -71,6 +73,8 @@ pub(crate) struct Stander {
     pub(crate) session: Arc<Session>,
     pub(crate) name: LockName,
     pub(crate) range: KeyRange,
+    /// The marks beside it, with a `lock_delay`.
+    pub(crate) marks: Option<KeyRange>,
     pub(crate) value: Vec<u8>,
     pub(crate) want: Want,
     pub(crate) options: LockOptions,
@@ -84,6 +88,10 @@ struct Held {
     /// What tells it from the other places of this session in the line.
     number: u64,
     lease: Arc<Lease>,
+    /// The key of its mark, with a `lock_delay`.
+    mark: Option<Vec<u8>>,
+    /// The mark may be there, and is to go with the place.
+    marked: bool,
     /// A write that creates it may have been done.
     entered: bool,
     /// The answer to a write that creates it was lost.
@@ -112,6 +120,15 @@ struct Placed {
     /// When it was changed last.
     modified: Revision,
     turn: Turn,
+    /// The marks of holders, with a `lock_delay`.
+    marks: Vec<Record>,
+}
+
+impl Held {
+    /// The mark that goes with the place when it is left in order.
+    fn own_mark(&self) -> Option<&[u8]> {
+        self.mark.as_deref().filter(|_| self.marked)
+    }
 }
 
 /// Where the caller waits for what becomes of its acquisition.
@@ -224,10 +241,13 @@ impl Stander {
         let number = self.session.numbers.take(&self.range.start);
         let key = lock_layout.place(self.want.line, &self.name, lease.id(), number);
         let key = key.inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
+        let mark = self.marks.as_ref().and_then(|_| lock_layout.mark(self.want.line, &self.name, lease.id(), number));
         Ok(Held {
             key: key.map_err(Failure::Final)?,
             number,
             lease,
+            mark,
+            marked: false,
             entered: false,
             unknown: false,
             modified: Revision::default(),
@@ -342,12 +362,12 @@ impl Stander {
         // Behind others of this session it has to wait anyway.
         let patient = self.want.wait && self.session.numbers.in_use(&self.range.start) > 1;
         let conn = &self.session.conn;
-        let entered = conn.enter(&own, &self.range, self.last_two(), patient, answer.closed()).await;
+        let entered = conn.enter(&own, self.read(self.last_two()), patient, answer.closed()).await;
         held.entered |= match &entered {
             Ok(entered) => !matches!(entered, Err(None)),
             Err(failure) => failure.is_ambiguous(),
         };
-        let (token, line) = match entered {
+        let LineFound { at: token, line, marks } = match entered {
             Ok(Ok(entered)) => entered,
             // Created by an attempt whose answer was lost.
             Ok(Err(Some(own))) => return self.confirm(held, own.created).await,
@@ -362,7 +382,11 @@ impl Stander {
             }
         };
         let turn = self.turn(held, token, token, line).await?;
-        Ok(Placed { token, modified: token, turn })
+        Ok(Placed { token, modified: token, turn, marks })
+    }
+
+    fn read(&self, options: GetOptions) -> LineRead<'_> {
+        LineRead { line: &self.range, options, marks: self.marks.as_ref() }
     }
 
     /// Reads the last two in line only.
@@ -381,11 +405,15 @@ impl Stander {
     async fn confirm(&self, held: &Held, token: Revision) -> Result<Placed, Failure> {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = self.own_place(held, token);
-        let (modified, turn) = match self.session.conn.confirm(&own, &self.range, until_here).await? {
-            Ok((at, line)) => (at, self.turn(held, token, at, line).await?),
-            Err(_) => (Revision::default(), Turn::Gone),
-        };
-        Ok(Placed { token, modified, turn })
+        let (turn, LineFound { at: modified, marks, .. }) =
+            match self.session.conn.confirm(&own, self.read(until_here)).await? {
+                Ok(mut found) => {
+                    let line = std::mem::take(&mut found.line);
+                    (self.turn(held, token, found.at, line).await?, found)
+                }
+                Err(_) => (Turn::Gone, LineFound::default()),
+            };
+        Ok(Placed { token, modified, turn, marks })
     }
 
     /// Where the place stands. `line` holds it and the one right before it, which decides in the usual case.
@@ -426,12 +454,13 @@ impl Stander {
 
     /// Waits for the turn. `false`: it is not the turn, and the caller does not want to wait.
     async fn wait(&self, held: &mut Held, placed: Placed) -> Result<bool, Error> {
-        let Placed { token, modified, mut turn } = placed;
+        let Placed { token, modified, mut turn, mut marks } = placed;
         held.modified = modified;
+        let mut fell = false;
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let (before, at) = match turn {
-                Turn::Mine => return Ok(true),
+                Turn::Mine => return self.take_over(held, token, &marks, fell).await,
                 Turn::Gone => return Err(Error::LeaseLost),
                 Turn::Behind { .. } if !self.want.wait => return Ok(false),
                 Turn::Behind { before, at } => (before, at),
@@ -446,24 +475,22 @@ impl Stander {
                 replaced(followed, before.created).await;
                 Ok(None)
             };
-            tokio::select! {
-                // Handed over in order, so no delay is called for.
-                confirmed = inherits => if let Some(modified) = confirmed? {
-                    held.modified = modified;
-                    return Ok(true);
-                },
+            let handed_over = tokio::select! {
+                confirmed = inherits => confirmed?,
                 () = self.robbed(held, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
-            }
-            let fell = self.fell(&before).await;
-            let placed = self.confirmed(held, token, &mut backoff).await?;
-            (held.modified, turn) = (placed.modified, placed.turn);
-            if fell && matches!(turn, Turn::Mine) {
-                tokio::select! {
-                    () = tokio::time::sleep(self.options.lock_delay) => {}
-                    () = self.robbed(held, token) => return Err(Error::LeaseLost),
+            };
+            match handed_over {
+                // What marks there are was not read then.
+                Some(modified) if self.marks.is_none() => {
+                    held.modified = modified;
+                    return Ok(true);
                 }
+                Some(_) => fell = false,
+                None => fell = self.fell(&before).await,
             }
+            let placed = self.confirmed(held, token, &mut backoff).await?;
+            (held.modified, turn, marks) = (placed.modified, placed.turn, placed.marks);
         }
     }
 
@@ -585,17 +612,20 @@ impl Stander {
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
-    async fn give_up(&self, held: &Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
+    async fn give_up(&self, held: &mut Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
         if !matches!(driver.tenure().loss(), None | Some(Loss::Released)) {
-            // Whoever waits for it may get it sooner than this one learns that its place is gone.
+            // Whoever waits for it may get it sooner than this one learns that its place is gone. The mark stays: the caller may not
+            // have noticed yet.
             drop(here);
+            held.marked = false;
             return self.leave(held, Some(token), false).await;
         }
         // After an exclusive holder whoever waits right behind it is the first.
         let heir = here.heir().filter(|_| self.options.mode == LockMode::Exclusive);
         let mut removed = false;
         if let Some(heir) = heir {
-            match self.session.conn.hand_over((&held.key, token), &heir.place, &self.range).await {
+            let own = (&held.key[..], token);
+            match self.session.conn.hand_over(own, held.own_mark(), &heir.place, &self.range).await {
                 Ok(Some(confirmed)) => {
                     heir.tell(confirmed);
                     return Released::Released;
@@ -641,10 +671,10 @@ impl Stander {
                 (None, _) => return Ok(Some(Released::AlreadyLost)),
             },
         };
-        Ok(match self.session.conn.delete(&held.key, Guard::Created(created)).await? {
-            Written::Done(_) => Some(Released::Released),
-            Written::Refused(_) if token.is_some() => Some(Released::AlreadyLost),
-            Written::Refused(_) => None,
+        Ok(match self.session.conn.remove(&held.key, created, held.own_mark()).await? {
+            true => Some(Released::Released),
+            false if token.is_some() => Some(Released::AlreadyLost),
+            false => None,
         })
     }
 }

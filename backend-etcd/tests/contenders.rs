@@ -9,7 +9,7 @@ use enlist::{
     Deregistered, Election, Endpoint, Error, Instance, InstanceId, Leadership, Lock, LockGuard, LockName, LockOptions,
     RegisterOptions, Registry, ServiceRef, Start,
 };
-use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{Beside, FakeEtcd, Lie, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
@@ -284,4 +284,82 @@ async fn a_removal_without_permission_asks_at_a_slow_pace() {
         if places.is_empty() { Ok(()) } else { Err(places) }
     })
     .await;
+}
+
+/// Whatever lies in etcd, marks included.
+async fn nothing_is_left(fake: &FakeEtcd) {
+    eventually("nothing is left", || async {
+        let left = fake.under(b"enlist/");
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mark_of_a_holder_goes_with_its_release() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let delayed = LockOptions::new().lock_delay(Duration::from_secs(3600));
+    let guard = soon("acquired", etcd.acquire(&name(), delayed.clone())).await.unwrap();
+    assert_eq!(fake.under(b"enlist/lock-marks/default/l/").len(), 1);
+    let mut next = {
+        let (etcd, delayed) = (etcd.clone(), delayed.clone());
+        Beside::run(async move { etcd.acquire(&name(), delayed).await.unwrap() })
+    };
+    eventually("two are in line", || async {
+        let now = fake.under(b"enlist/locks/").len();
+        if now == 2 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    guard.release().await.unwrap();
+    let guard = next.done("its turn").await;
+    assert_eq!(fake.under(b"enlist/lock-marks/").len(), 1);
+    guard.release().await.unwrap();
+    assert_eq!(fake.under(b"enlist/"), []);
+    fake.forget_requests();
+    let guard = soon("acquired", etcd.acquire(&name(), delayed)).await.unwrap();
+    guard.release().await.unwrap();
+    let Requests { txns, ranges, .. } = fake.requests();
+    assert_eq!((txns, ranges), (3, 0), "to get in line, to mark the holder, to leave");
+}
+
+/// Given up while it gets in line or while its holder is marked, and that transaction is done after the caller has gone; or only its
+/// answer was given up.
+#[tokio::test(start_paused = true)]
+async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
+    let (soon_done, at_once) = (Lie::LateTxn(Duration::from_secs(3)), Lie::LateTxn(Duration::ZERO));
+    let delayed = || LockOptions::new().lock_delay(Duration::from_secs(3600));
+    for lies in [vec![soon_done], vec![at_once, soon_done]] {
+        let fake = FakeEtcd::start();
+        let etcd = client(&fake);
+        for lie in lies {
+            fake.lie(lie);
+        }
+        let late = soon("given up", etcd.acquire(&name(), delayed().deadline(Duration::from_secs(1)))).await;
+        assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
+        assert!(fake.told_all());
+        tokio::time::sleep(LATE).await;
+        nothing_is_left(&fake).await;
+        let guard = soon("no delay after it", etcd.acquire(&name(), delayed())).await.unwrap();
+        guard.release().await.unwrap();
+        nothing_is_left(&fake).await;
+    }
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.lie(at_once);
+    fake.lie(Lie::LateTxn(LATE));
+    let guard = soon("acquired, marked by the second attempt", etcd.acquire(&name(), delayed())).await.unwrap();
+    guard.release().await.unwrap();
+    late_is_done(&fake).await;
+    nothing_is_left(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_layout_without_marks_refuses_a_lock_delay() {
+    let fake = FakeEtcd::start();
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let etcd = builder.lock_layout(EtcdConcurrency).build().unwrap();
+    let refused = etcd.acquire(&name(), LockOptions::new().lock_delay(IMPATIENT)).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    assert!(soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.is_ok());
 }

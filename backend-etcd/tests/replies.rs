@@ -164,6 +164,19 @@ async fn everything(server: &EtcdServer, between: &Between) {
     assert_eq!(soon("released", held.release()).await.unwrap(), Released::Released);
     becomes("its own lease is gone", 2, || leases(server)).await;
 
+    // With a delay each holder has a mark, which its release removes.
+    let delayed = || options().lock_delay(Duration::from_secs(3600));
+    let first = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
+    assert_eq!(count(server, "enlist/lock-marks/").await, 1);
+    let mut second = waits(&two, delayed());
+    becomes("the second is in line", 2, || count(server, LINE)).await;
+    assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
+    let guard = second.done("its turn, without a delay").await;
+    assert_eq!(count(server, "enlist/lock-marks/").await, 1);
+    assert_eq!(soon("released", guard.release()).await.unwrap(), Released::Released);
+    becomes("nobody is in line", 0, || count(server, LINE)).await;
+    assert_eq!(count(server, "enlist/lock-marks/").await, 0);
+
     let leading = soon("elected", one.campaign(&name, "one", options())).await.unwrap();
     let proclaimed = soon("proclaimed", leading.proclaim("still one")).await;
     assert!(proclaimed.is_ok() || between.has_lost(), "{proclaimed:?}");

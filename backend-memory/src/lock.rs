@@ -34,6 +34,8 @@ use crate::{
     watcher::WatchedState,
 };
 
+mod lock_delay;
+
 /// How long `release` waits for the store before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -295,18 +297,13 @@ impl Stander {
         let mut link = self.client.link.watch();
         let mut before: Option<Key> = None;
         loop {
-            if let Ok((now, delay)) = self.look(held, before.as_ref()).await {
+            if let Ok(now) = self.look(held, before.as_ref()).await {
                 match now {
-                    Look::Holder => {
-                        // Also a sleep of nothing lasts until the timer's next millisecond.
-                        if !delay.is_zero() {
-                            tokio::time::sleep(delay).await;
-                        }
-                        return Ok(true);
-                    }
+                    Look::Holder => return Ok(true),
                     Look::Gone => return Err(Error::LeaseLost),
-                    Look::Behind(_) if !self.waits() => return Ok(false),
+                    Look::Behind(_) | Look::Delayed(_) if !self.waits() => return Ok(false),
                     Look::Behind(key) => before = Some(key),
+                    Look::Delayed(left) => return self.wait_out(held, &left).await,
                 }
             }
             tokio::select! {
@@ -319,17 +316,16 @@ impl Stander {
         }
     }
 
-    /// Looks where `held` stands, and how long the option `lock_delay` still keeps it from holding.
-    async fn look(&self, held: &Held, before: Option<&Key>) -> Result<(Look, Duration), Error> {
+    /// Looks where `held` stands, and takes the lock if it is its turn and nothing was left behind.
+    async fn look(&self, held: &Held, before: Option<&Key>) -> Result<Look, Error> {
         let anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
         let ignored = self.client.link.hub().has(Defect::IgnoresLockDelay);
-        let lock_delay = if ignored { Duration::ZERO } else { self.options.lock_delay };
-        let look = |store: &mut Store, _| {
+        let look = |store: &mut Store, now| {
             if store.get(&held.key).is_none() {
-                return (Look::Gone, Duration::ZERO);
+                return Look::Gone;
             }
             if let Some(before) = before.filter(|before| store.get(before).is_some()) {
-                return (Look::Behind(before.clone()), Duration::ZERO);
+                return Look::Behind(before.clone());
             }
             let line = store.range(&held.key.group).filter_map(|(_, record)| match record.value {
                 Value::Place { mode, .. } => Some(Place { token: token(record), mode }),
@@ -341,10 +337,17 @@ impl Stander {
                 Standing::Behind(other) if !anyone => {
                     let key = store.range(&held.key.group).find(|(_, record)| token(record) == other);
                     let key = key.map_or_else(|| held.key.clone(), |(key, _)| key.clone());
-                    (Look::Behind(key), Duration::ZERO)
+                    Look::Behind(key)
                 }
-                Standing::Absent => (Look::Gone, Duration::ZERO),
-                _ => (Look::Holder, if fell { lock_delay } else { Duration::ZERO }),
+                Standing::Absent => Look::Gone,
+                _ => {
+                    let left = self.left_behind(store, now, held);
+                    if !ignored && (!left.is_empty() || fell && !self.options.lock_delay.is_zero()) {
+                        return Look::Delayed(left);
+                    }
+                    self.put_mark(store, held, &[]);
+                    Look::Holder
+                }
             }
         };
         self.client.link.ask(look).await
@@ -367,7 +370,9 @@ impl Stander {
         // A caller that is gone drops the guard right here, which asks for the release.
         drop(answer.send(Ok(won)));
         self.watch_over(&held, &driver, &mut proclaimed).await;
-        let mut leaving = std::pin::pin!(self.leave(&held));
+        // The mark of a lock that was lost stays: the caller may not have noticed yet.
+        let released = matches!(driver.tenure().loss(), None | Some(Loss::Released));
+        let mut leaving = std::pin::pin!(self.remove(&held, released));
         if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
             driver.report(Ok(outcome));
         } else {
@@ -416,13 +421,25 @@ impl Stander {
         }
     }
 
-    /// Removes the place until the store has confirmed it, or its lease cannot be alive any more.
+    /// Leaves the line without having held the lock.
     async fn leave(&self, held: &Held) -> Released {
+        self.remove(held, true).await
+    }
+
+    /// Removes the place, and its mark if it is left in order, until the store has confirmed it, or its lease cannot be alive any more.
+    async fn remove(&self, held: &Held, in_order: bool) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
         let mut link = self.client.link.watch();
         loop {
-            let delete = |store: &mut Store, _| store.delete(&held.key, |record| token(record) == held.token);
+            let delete = |store: &mut Store, _| {
+                let removed = store.delete(&held.key, |record| token(record) == held.token);
+                if removed.is_ok() && in_order {
+                    // Without a `lock_delay` there is none.
+                    let _ = store.delete(&self.mark(held), |_| true);
+                }
+                removed
+            };
             match self.client.link.ask(delete).await {
                 Ok(Ok(_)) => return Released::Released,
                 Ok(Err(_)) => return Released::AlreadyLost,
@@ -441,6 +458,8 @@ impl Stander {
 
 enum Look {
     Holder,
+    /// It is its turn, once what these keys stand for has been waited for.
+    Delayed(Vec<Key>),
     Behind(Key),
     Gone,
 }

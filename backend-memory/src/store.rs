@@ -18,6 +18,9 @@ pub(crate) enum Kind {
     Instance,
     Lock,
     Election,
+    /// What those that hold a lock with a `lock_delay` leave behind if they do not release.
+    LockMark,
+    ElectionMark,
 }
 
 /// The keys of one service, lock or election.

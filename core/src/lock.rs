@@ -15,7 +15,7 @@ use crate::{
     error::Error,
     feed::KeepAlive,
     name::LockName,
-    registry::{DEFAULT_TTL, check_ttl},
+    registry::{DEFAULT_TTL, MAX_TTL_SECS, check_ttl},
     revision::FencingToken,
 };
 
@@ -67,6 +67,13 @@ pub enum LockMode {
     Shared,
 }
 
+impl LockMode {
+    /// Returns `true` if a holder in this mode and one in `other` mode cannot hold a lock together.
+    pub fn excludes(self, other: Self) -> bool {
+        self == Self::Exclusive || other == Self::Exclusive
+    }
+}
+
 /// How a lock is acquired.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -77,7 +84,8 @@ pub struct LockOptions {
     pub ttl: Duration,
     /// How long to wait at most. Default: `None`, for ever.
     pub deadline: Option<Duration>,
-    /// How long to wait more when the last holder did not release, so that it can notice its loss. Default: zero.
+    /// How long a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
+    /// what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock the same. Default: zero.
     pub lock_delay: Duration,
     /// Whether this acquisition has a lease to itself. Default: no, locks of one session and TTL share leases.
     pub own_lease: bool,
@@ -125,7 +133,10 @@ impl LockOptions {
         self
     }
 
-    /// Sets how long to wait more when the last holder did not release.
+    /// Sets how long a lock counts as held after a holder that did not release: crashed, lost its lease or its key, or was closed
+    /// with the lock held. It costs a request for each acquisition. An acquisition that ends before the delay has passed does not
+    /// start it anew for the next one; [`Lock::try_acquire`] returns `None` meanwhile. [`Error::Unsupported`] where the layout of the
+    /// store has no room for it.
     #[must_use]
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;
@@ -133,8 +144,8 @@ impl LockOptions {
     }
 
     /// Asks for a lease of its own: whatever ends it ends no other lock, and its end takes along everything that may still
-    /// be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that asked for
-    /// a [`lock_delay`](Self::lock_delay) waits it out after a release too, because the lease is gone then as after a crash.
+    /// be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that waits for such a
+    /// holder waits out its [`lock_delay`](Self::lock_delay) after a release too, because the lease is gone then as after a crash.
     #[must_use]
     pub fn own_lease(mut self) -> Self {
         self.own_lease = true;
@@ -153,8 +164,11 @@ impl LockOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, and a `lock_delay` above that.
     pub fn check(&self) -> Result<(), Error> {
+        if self.lock_delay.as_secs() > MAX_TTL_SECS {
+            return Err(Error::invalid_config("lock_delay", "it must be at most 9,000,000,000 s"));
+        }
         check_ttl(self.ttl)
     }
 }
@@ -414,6 +428,24 @@ mod tests {
 
     fn behind(token: u64) -> Standing {
         Standing::Behind(FencingToken::new(token))
+    }
+
+    #[test]
+    fn impossible_options_are_refused_by_name() {
+        let refused = |options: LockOptions| match options.check() {
+            Err(Error::InvalidConfig { field, .. }) => field,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(LockOptions::new().ttl(Duration::ZERO)), "ttl");
+        assert_eq!(refused(LockOptions::new().lock_delay(Duration::MAX)), "lock_delay");
+        assert!(LockOptions::new().lock_delay(Duration::from_secs(3600)).check().is_ok());
+    }
+
+    #[test]
+    fn only_shared_holders_hold_together() {
+        let modes = [Exclusive, SharedMode];
+        let together = modes.iter().flat_map(|one| modes.iter().map(move |other| !one.excludes(*other)));
+        assert_eq!(together.collect::<Vec<_>>(), [false, false, false, true]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const DEFAULT_START: Duration = Duration::from_secs(10);
 pub const DEFAULT_AUDIT: Duration = Duration::from_secs(300);
 
 /// The largest TTL etcd grants, in seconds (`server/lease/lessor.go`, `MaxLeaseTTL`).
-const MAX_TTL_SECS: u64 = 9_000_000_000;
+pub(crate) const MAX_TTL_SECS: u64 = 9_000_000_000;
 
 /// Publishes instances. Implemented by the backends; users hold an `Arc<dyn Registry>`.
 #[async_trait]

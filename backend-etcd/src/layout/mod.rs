@@ -273,6 +273,22 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// The range of the marks of a line, outside of the line: whoever holds the lock with a `lock_delay` has one there without a
+    /// lease, and a release removes it. `None`: the layout has no marks, and a `lock_delay` is refused. Default: none.
+    fn marks(&self, _line: Line, _name: &LockName) -> Option<KeyRange> {
+        None
+    }
+
+    /// The key of the mark that belongs to the place with this lease and nonce. Its value is that of the place. Default: none.
+    fn mark(&self, _line: Line, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// Reads a mark: how the lock was held. `None` if the key is not of this layout's shape. Default: none.
+    fn decode_mark(&self, _line: Line, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
+        None
+    }
+
     /// The value of a place.
     fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8>;
 

@@ -7,6 +7,9 @@
 //! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}    {"v":1,"value":"…"}
 //! ```
 //!
+//! Whoever holds a lock, or leads, with a `lock_delay` has a key without a lease beside its place, with the same end and the same
+//! value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
+//!
 //! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
 //! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
 
@@ -128,23 +131,32 @@ impl Native {
     }
 
     fn lines_prefix(&self, line: Line, namespace: &Namespace) -> String {
-        let kind = match line {
-            Line::Lock => "locks",
-            Line::Election => "elections",
-        };
+        self.namespace_prefix(if line == Line::Lock { "locks" } else { "elections" }, namespace)
+    }
+
+    fn line_prefix(&self, line: Line, name: &LockName) -> String {
+        name_prefix(self.lines_prefix(line, name.namespace()), name)
+    }
+
+    fn marks_prefix(&self, line: Line, name: &LockName) -> String {
+        let kind = if line == Line::Lock { "lock-marks" } else { "election-marks" };
+        name_prefix(self.namespace_prefix(kind, name.namespace()), name)
+    }
+
+    fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
         let mut key = String::with_capacity(KEY_BYTES);
         key.extend([&self.prefix, "/", kind, "/"]);
         escape(&mut key, namespace.as_str());
         key.push('/');
         key
     }
+}
 
-    fn line_prefix(&self, line: Line, name: &LockName) -> String {
-        let mut key = self.lines_prefix(line, name.namespace());
-        escape(&mut key, name.name());
-        key.push('/');
-        key
-    }
+/// Appends the name of a lock to what its namespace begins with.
+fn name_prefix(mut key: String, name: &LockName) -> String {
+    escape(&mut key, name.name());
+    key.push('/');
+    key
 }
 
 /// Says whether a segment is written as it is. Nearly all are, so it is looked at first.
@@ -454,6 +466,19 @@ impl LockLayout for Native {
         Some(wire.holder).filter(|process| !process.is_empty())
     }
 
+    fn marks(&self, line: Line, name: &LockName) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.marks_prefix(line, name)))
+    }
+
+    fn mark(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(line, name), lease.get()).into_bytes())
+    }
+
+    fn decode_mark(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+        let segment = key.strip_prefix(self.marks_prefix(line, name).as_bytes())?;
+        read_place(line, segment, value).map(|place| place.mode)
+    }
+
     fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
         let encoded = match line {
             Line::Lock => {
@@ -469,24 +494,28 @@ impl LockLayout for Native {
     }
 
     fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        let segment = key.strip_prefix(self.line_prefix(line, name).as_bytes())?;
-        let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
-        if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
-            return None;
-        }
-        // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
-        Some(match line {
-            Line::Lock => {
-                let shared = serde_json::from_slice::<LockWire>(value).is_ok_and(|wire| wire.mode == "shared");
-                let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
-                PlaceValue { mode, text: String::new() }
-            }
-            Line::Election => {
-                let text = serde_json::from_slice::<ElectionWire>(value).map(|wire| wire.value).unwrap_or_default();
-                PlaceValue { mode: LockMode::Exclusive, text }
-            }
-        })
+        read_place(line, key.strip_prefix(self.line_prefix(line, name).as_bytes())?, value)
     }
+}
+
+/// Reads a place, or a mark, by the last segment of its key and its value.
+fn read_place(line: Line, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
+    if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
+        return None;
+    }
+    // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
+    Some(match line {
+        Line::Lock => {
+            let shared = serde_json::from_slice::<LockWire>(value).is_ok_and(|wire| wire.mode == "shared");
+            let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
+            PlaceValue { mode, text: String::new() }
+        }
+        Line::Election => {
+            let text = serde_json::from_slice::<ElectionWire>(value).map(|wire| wire.value).unwrap_or_default();
+            PlaceValue { mode: LockMode::Exclusive, text }
+        }
+    })
 }
 
 /// Who holds it, for a person who reads the store.
@@ -677,5 +706,30 @@ mod tests {
         for key in ["enlist/locks/default/l/x", "enlist/locks/default/l/0000000000000001-000000000000000g"] {
             assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, key.as_bytes(), b""), None, "{key}");
         }
+    }
+
+    #[test]
+    fn marks_lie_beside_their_line_and_say_how_the_lock_was_held() {
+        let layout = Native::default();
+        let lock = LockName::parse("l").unwrap();
+        for (line, kind) in [(Line::Lock, "lock-marks"), (Line::Election, "election-marks")] {
+            let mark = layout.mark(line, &lock, LeaseId::new(1), 2).unwrap();
+            let key = format!("enlist/{kind}/default/l/0000000000000001-0000000000000002");
+            assert_eq!(String::from_utf8(mark.clone()).unwrap(), key);
+            let (marks, queue) = (layout.marks(line, &lock).unwrap(), layout.line(line, &lock).unwrap());
+            let within = |range: &KeyRange| {
+                let (start, end) = range.bounds();
+                &mark[..] >= start && end.is_some_and(|end| &mark[..] < end)
+            };
+            assert!(within(&marks) && !within(&queue));
+            assert_eq!(layout.decode_mark(line, &lock, &mark, b"garbage"), Some(LockMode::Exclusive));
+            assert_eq!(LockLayout::decode(&layout, line, &lock, &mark, b""), None);
+        }
+        let shared = PlaceValue { mode: LockMode::Shared, text: String::new() };
+        let mark = layout.mark(Line::Lock, &lock, LeaseId::new(1), 2).unwrap();
+        let value = LockLayout::encode(&layout, Line::Lock, &shared);
+        assert_eq!(layout.decode_mark(Line::Lock, &lock, &mark, &value), Some(LockMode::Shared));
+        let other = LockName::parse("other").unwrap();
+        assert_eq!(layout.decode_mark(Line::Lock, &other, &mark, &value), None);
     }
 }

@@ -14,20 +14,20 @@ use super::support::*;
 use crate::{
     beside::Beside,
     harness::{Client, Harness},
-    wait::{begun, eventually, soon},
+    wait::{eventually, soon},
 };
 
-async fn acquire(h: &impl Harness, client: &Client, name: &LockName) -> LockGuard {
+pub(super) async fn acquire(h: &impl Harness, client: &Client, name: &LockName) -> LockGuard {
     soon("acquired", client.acquire(name, lock_options(h))).await.unwrap()
 }
 
 /// A contender that runs beside the case.
-fn contend(client: &Client, name: &LockName, options: LockOptions) -> Beside<Result<LockGuard, Error>> {
+pub(super) fn contend(client: &Client, name: &LockName, options: LockOptions) -> Beside<Result<LockGuard, Error>> {
     let (client, name) = (client.clone(), name.clone());
     Beside::run(async move { client.acquire(&name, options).await })
 }
 
-async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
+pub(super) async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
     eventually(&format!("{count} are in line"), || async {
         let now = h.in_line(name).await;
         if now == count { Ok(()) } else { Err(now) }
@@ -453,28 +453,4 @@ pub async fn locks_and_registrations_never_share_a_lease(h: &impl Harness) {
     let (instance, holder) = (h.lease_of(&service, &id("a")).await, h.lease_of_holder(&name).await);
     let apart = instance.is_some() && holder.is_some() && instance != holder;
     assert!(apart, "two leases: {instance:?} of the instance, {holder:?} of the lock");
-}
-
-pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl Harness) {
-    let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
-    let delay = Duration::from_secs(2);
-    let delayed = || lock_options(h).lock_delay(delay);
-    let guard = acquire(h, &one, &name).await;
-    let mut next = contend(&two, &name, lock_options(h).lock_delay(Duration::from_secs(3600)));
-    in_line(h, &name, 2).await;
-    soon("released", guard.release()).await.unwrap();
-    let _held = next.done("no delay after a release").await.unwrap();
-    let mut last = contend(&three, &name, delayed());
-    in_line(h, &name, 2).await;
-    two.crash().await;
-    in_line(h, &name, 1).await;
-    let free = Moment::now();
-    let guard = last.done("its turn, after the delay").await.unwrap();
-    // What `in_line` saw may be one look old.
-    let waited = free.elapsed();
-    assert!(
-        waited + Duration::from_millis(200) >= delay,
-        "granted {waited:?} after the crash, before the delay of {delay:?}"
-    );
-    assert!(begun(guard.lost()).await.is_none());
 }

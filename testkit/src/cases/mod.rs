@@ -12,6 +12,7 @@
 
 mod election;
 mod lock;
+mod lock_delay;
 mod publish;
 mod register;
 mod reregister;
