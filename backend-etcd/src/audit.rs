@@ -30,7 +30,7 @@ const LOOKS: u32 = 4;
 const SOON: Duration = Duration::from_secs(2);
 
 /// The longest interval; a longer one would not fit into the clock.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]
@@ -50,8 +50,11 @@ pub(crate) struct Page {
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Right,
-    /// So many keys are not as in etcd.
-    Wrong(usize),
+    /// So many keys are not as in etcd, and of so many more the watch told since etcd was asked, so that they may be.
+    Differs {
+        wrong: usize,
+        moved: usize,
+    },
     /// The store's history is not the one that the mirror was made from.
     WentBack,
 }
@@ -61,7 +64,8 @@ fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict 
     if page.revision < page.floor {
         return Verdict::WentBack;
     }
-    let mut wrong = 0;
+    let reached = mirror.revision >= page.revision;
+    let (mut wrong, mut unsure) = (0, 0);
     for record in &page.records {
         match mirror.get(&record.key) {
             // One history cannot have two latest changes of one key at or before one revision.
@@ -69,14 +73,18 @@ fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict 
                 return Verdict::WentBack;
             }
             Some(known) if known.modified >= record.modified => {}
-            _ if moved.contains(&record.key) => {}
+            // Deleted since.
+            None if reached && moved.contains(&record.key) => {}
+            _ if !reached && moved.contains(&record.key) => unsure += 1,
             _ => wrong += 1,
         }
     }
     let listed: HashSet<&[u8]> = page.records.iter().map(|record| &*record.key).collect();
     let extra = mirror.between(&page.from, page.upto.as_deref()).filter(|record| record.modified <= page.revision);
-    wrong += extra.filter(|record| !listed.contains(&*record.key) && !moved.contains(&record.key)).count();
-    if wrong == 0 { Verdict::Right } else { Verdict::Wrong(wrong) }
+    for record in extra.filter(|record| !listed.contains(&*record.key)) {
+        if !reached && moved.contains(&record.key) { unsure += 1 } else { wrong += 1 }
+    }
+    if wrong + unsure == 0 { Verdict::Right } else { Verdict::Differs { wrong, moved: unsure } }
 }
 
 /// Says whether a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
@@ -102,7 +110,7 @@ pub(crate) struct Audit {
     stage: Stage,
     /// Where the next page begins; at the start of the range if it is empty.
     next: Vec<u8>,
-    /// When the first page of the present round was asked for.
+    /// When the first page of the present round was asked for, if all that was compared since was right.
     begun: Option<Moment>,
     /// The present page is the first one of its round.
     first: bool,
@@ -123,8 +131,8 @@ enum Stage {
 pub(crate) enum Outcome {
     /// Nothing; it goes on.
     Pending,
-    /// The whole range was as in etcd; the oldest page was asked for then.
-    Right(Moment),
+    /// Nothing in the whole range differs from etcd. It was proven right, if there is a moment: the oldest page was asked for then.
+    Compared(Option<Moment>),
     /// So many keys are not as in etcd.
     Wrong(usize),
     /// The store's history is not the one that the mirror was made from.
@@ -243,12 +251,17 @@ impl Audit {
         match verdict(&page, mirror, &self.moved) {
             Verdict::Right => self.turn(&page, mirror),
             Verdict::WentBack => Outcome::WentBack,
-            Verdict::Wrong(_) if may_arrive(&page, mirror, look, advanced) => {
+            Verdict::Differs { .. } if may_arrive(&page, mirror, look, advanced) => {
                 let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
                 self.stage = Stage::Comparing { page, look, due, at: mirror.revision };
                 Outcome::Pending
             }
-            Verdict::Wrong(keys) => Outcome::Wrong(keys),
+            Verdict::Differs { wrong: 0, .. } => {
+                // Nothing is wrong that is known, and nothing is proven either.
+                self.begun = None;
+                self.turn(&page, mirror)
+            }
+            Verdict::Differs { wrong, .. } => Outcome::Wrong(wrong),
         }
     }
 
@@ -257,7 +270,7 @@ impl Audit {
         let Some(last) = &page.upto else {
             let begun = self.begun;
             self.rest(mirror.len());
-            return begun.map_or(Outcome::Pending, Outcome::Right);
+            return Outcome::Compared(begun);
         };
         self.hurried |= self.first && self.moved.is_empty() && page.count != mirror.len();
         self.next = [&**last, &[0]].concat();
@@ -276,6 +289,10 @@ impl fmt::Debug for Audit {
 mod tests {
     use super::*;
     use enlist::Epoch;
+
+    fn wrong(wrong: usize) -> Verdict {
+        Verdict::Differs { wrong, moved: 0 }
+    }
 
     fn record(key: &str, modified: u64) -> Record {
         let modified = Revision::new(modified);
@@ -312,12 +329,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_watch_that_lags_told_of_is_neither_right_nor_wrong() {
+        let moved = Verdict::Differs { wrong: 0, moved: 1 };
+        assert_eq!(judge(&[("a", 8)], 9, &[("a", 5)], 5, &["a"]), moved);
+        assert_eq!(judge(&[("a", 8)], 9, &[], 5, &["a"]), moved, "deleted before it was put again");
+        assert_eq!(judge(&[], 9, &[("a", 5)], 5, &["a"]), moved, "put before it was deleted");
+        // With all that there was, the same is a change that was lost.
+        assert_eq!(judge(&[("a", 8)], 9, &[("a", 5)], 9, &["a"]), wrong(1));
+        assert_eq!(judge(&[], 9, &[("a", 5)], 9, &["a"]), wrong(1));
+    }
+
+    #[test]
     fn what_the_watch_never_told_is_wrong() {
-        assert_eq!(judge(&[("a", 3), ("b", 4)], 9, &[("a", 3)], 3, &[]), Verdict::Wrong(1));
-        assert_eq!(judge(&[("a", 5)], 9, &[("a", 3)], 3, &[]), Verdict::Wrong(1));
-        assert_eq!(judge(&[], 9, &[("a", 3), ("b", 4)], 4, &[]), Verdict::Wrong(2));
+        assert_eq!(judge(&[("a", 3), ("b", 4)], 9, &[("a", 3)], 3, &[]), wrong(1));
+        assert_eq!(judge(&[("a", 5)], 9, &[("a", 3)], 3, &[]), wrong(1));
+        assert_eq!(judge(&[], 9, &[("a", 3), ("b", 4)], 4, &[]), wrong(2));
         // Number and newest change are alike.
-        assert_eq!(judge(&[("a", 5), ("b", 6)], 9, &[("a", 3), ("b", 6)], 6, &[]), Verdict::Wrong(1));
+        assert_eq!(judge(&[("a", 5), ("b", 6)], 9, &[("a", 3), ("b", 6)], 6, &[]), wrong(1));
     }
 
     #[test]
@@ -331,7 +359,7 @@ mod tests {
         let known = mirror(&[("a", 3), ("b", 4), ("c", 5)], 5);
         let moved = HashSet::new();
         assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, Some("b")), &known, &moved), Verdict::Right);
-        assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, None), &known, &moved), Verdict::Wrong(1));
+        assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, None), &known, &moved), wrong(1));
         let before = Page { from: b"c".to_vec(), ..page(&[("c", 5)], 9, 5, None) };
         assert_eq!(verdict(&before, &known, &moved), Verdict::Right);
     }

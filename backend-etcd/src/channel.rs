@@ -11,7 +11,7 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -137,9 +137,26 @@ pub(crate) struct Dialled {
     /// Counts the connections of its channel.
     generation: u64,
     given_up: CancellationToken,
+    /// Whether its member answers requests for progress in order, once that is known.
+    ordered: Arc<OnceLock<bool>>,
 }
 
 impl Dialled {
+    fn new(generation: u64) -> Self {
+        Self { generation, given_up: CancellationToken::new(), ordered: Arc::default() }
+    }
+
+    /// Says whether what a watch answers to a request for progress comes after the events before it. `None` is not known yet.
+    pub(crate) fn answers_in_order(&self) -> Option<bool> {
+        self.ordered.get().copied()
+    }
+
+    /// Notes what its member is.
+    pub(crate) fn learn(&self, answers_in_order: bool) {
+        // Asked twice, it says the same.
+        let _ = self.ordered.set(answers_in_order);
+    }
+
     /// Waits until the connection is given up. Its streams have to move then, or it stays open beside its successor.
     ///
     /// Dropping the future has no effect.
@@ -215,7 +232,7 @@ enum Link {
 impl Pinned {
     fn up(&mut self, at: usize, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
-        let connection = Dialled { generation: self.generation, given_up: CancellationToken::new() };
+        let connection = Dialled::new(self.generation);
         self.at = at;
         self.link = Link::Up(connection.clone(), channel.clone());
         (connection, channel)
@@ -284,6 +301,14 @@ impl Failover {
 
     fn shows_no_identity(&self) -> bool {
         matches!(&*self.inner.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
+    }
+
+    /// The present connection.
+    pub(crate) fn current(&self) -> Option<Dialled> {
+        match &self.pinned().link {
+            Link::Up(connection, _) => Some(connection.clone()),
+            Link::Down | Link::Dialling(_) => None,
+        }
     }
 
     /// Gives a connection up: its member does not answer. The next call goes to another one. A newer connection is left alone, and so

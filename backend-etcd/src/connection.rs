@@ -588,6 +588,35 @@ impl Connection {
         Ok(Page { from, upto, records, revision, count, floor })
     }
 
+    /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches, where the answer
+    /// would come behind what they are told.
+    pub(crate) async fn probe(&self, key: &[u8], limit: Duration) -> Result<Revision, Failure> {
+        let read =
+            |mut clients: Clients| async move { clients.kv.get(key, Some(GetOptions::new().with_count_only())).await };
+        let response = self.fast.ask_within("probe", limit.min(self.fast.limit), read).await?;
+        Ok(revision_of(&response))
+    }
+
+    /// Asks the member that watches go to for its version, unless that is known.
+    pub(crate) async fn learn_version(&self) -> Result<(), Failure> {
+        if self.bulk.channel.current().is_none_or(|connection| connection.answers_in_order().is_some()) {
+            return Ok(());
+        }
+        let ask = |mut clients: Clients| async move {
+            match clients.client.status().await {
+                Ok(status) => Ok(Some(status.version().to_owned())),
+                Err(error) if matches!(classify(&error), Failure::Denied) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let (version, connection) = self.bulk.send("version", self.bulk.limit, Repeat::Harmless, ask).await?;
+        if let Some(connection) = connection {
+            // Only releases that answer in order want a permission for this: 3.5.28 and later, 3.6.9 and later.
+            connection.learn(version.is_none_or(|version| answers_in_order(&version)));
+        }
+        Ok(())
+    }
+
     /// Says whether the member that watches go to answers anything within `limit`. A refusal is an answer.
     pub(crate) async fn answers(&self, range: &KeyRange, limit: Duration) -> bool {
         let ask = |mut clients: Clients| {
@@ -604,6 +633,18 @@ impl Connection {
         let response = self.fast.ask("time to live", ask).await?;
         let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
+    }
+}
+
+/// Says whether a member of this version tells everything before it answers a request for progress (etcd-io/etcd#15220).
+fn answers_in_order(version: &str) -> bool {
+    let mut parts = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(3), Some(4), Some(patch)) => patch >= 25,
+        (Some(3), Some(5), Some(patch)) => patch >= 8,
+        (Some(3), Some(minor), _) => minor >= 6,
+        (Some(major), ..) => major > 3,
+        _ => false,
     }
 }
 
@@ -661,5 +702,21 @@ fn without_userinfo(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
         _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_that_answer_in_order_are_known_by_their_version() {
+        for version in ["3.4.25", "3.4.45", "3.5.8", "3.5.30", "3.6.0", "3.6.0-rc.1", "3.7.3", "4.0.0"] {
+            assert!(answers_in_order(version), "{version}");
+        }
+        for version in ["3.3.27", "3.4.23", "3.4.24", "3.5.0", "3.5.7", "3.5.7+git", "2.3.8", "", "unknown", "3", "3.4"]
+        {
+            assert!(!answers_in_order(version), "{version}");
+        }
     }
 }

@@ -41,7 +41,7 @@ impl Election for Etcd {
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
         let layout = Arc::clone(&self.session.lock_layout);
         let range = layout.line(Line::Election, name)?;
-        let mut reader = self.session.hub.follow(&self.session, &range)?;
+        let mut reader = self.session.hub.view(&self.session, &range)?;
         let feed = Arc::new(Feed::new());
         let tasks = TaskOwner::on(self.session.runtime());
         let (leaders, name) = (Arc::clone(&feed), name.clone());

@@ -21,6 +21,9 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a request may take, unless said otherwise.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often a probe is sent while there are views, unless said otherwise.
+pub const DEFAULT_PROBE: Duration = Duration::from_secs(5);
+
 /// How long the connection for watches is waited for when a client is made.
 const DIAL: Duration = Duration::from_secs(3);
 
@@ -123,6 +126,7 @@ pub struct EtcdBuilder {
     connect_timeout: Duration,
     request_timeout: Duration,
     audit: Option<Duration>,
+    probe: Option<Duration>,
     runtime: SessionRuntime,
 }
 
@@ -139,6 +143,7 @@ impl EtcdBuilder {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             audit: Some(DEFAULT_AUDIT),
+            probe: Some(DEFAULT_PROBE),
             runtime: SessionRuntime::default(),
         }
     }
@@ -236,6 +241,15 @@ impl EtcdBuilder {
         self
     }
 
+    /// Sets how often the session asks how far the store is, by one read of one key, while it has watchers of services or elections:
+    /// what keeps the age of a healthy view ([`enlist::Freshness::age`]) below twice that. In etcd before 3.4.25 and 3.5.8 a watch
+    /// on which nothing happens cannot tell that it has got there while others write; it relies on audits, and its age stays below
+    /// twice their interval. Default: 5 s; `None` never does.
+    pub fn probe(mut self, probe: Option<Duration>) -> Self {
+        self.probe = probe;
+        self
+    }
+
     /// Sets where the session runs. Default: on a thread of its own.
     pub fn runtime(mut self, runtime: SessionRuntime) -> Self {
         self.runtime = runtime;
@@ -255,8 +269,10 @@ impl EtcdBuilder {
                 return Err(Error::invalid_config(field, "it must be above zero"));
             }
         }
-        if self.audit.is_some_and(|audit| audit.is_zero()) {
-            return Err(Error::invalid_config("audit", "it must be above zero"));
+        for (field, interval) in [("audit", self.audit), ("probe", self.probe)] {
+            if interval.is_some_and(|interval| interval.is_zero()) {
+                return Err(Error::invalid_config(field, "it must be above zero"));
+            }
         }
         let native = match prefix {
             Some(prefix) => Native::with_prefix(&prefix)?,
@@ -272,7 +288,7 @@ impl EtcdBuilder {
         let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout);
         let layout = layout.unwrap_or_else(|| Arc::new(native.clone()));
         let lock_layout = lock_layout.unwrap_or_else(|| Arc::new(native));
-        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit) })
+        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit, self.probe) })
     }
 
     /// Makes the client and waits for one answer of etcd.
@@ -339,6 +355,8 @@ mod tests {
             (Etcd::builder(["http://h:1"]).ca_certificate("ca.pem"), "https"),
             (Etcd::builder(["http://h:1"]).prefix("/"), "prefix"),
             (Etcd::builder(["http://h:1"]).request_timeout(Duration::ZERO), "request_timeout"),
+            (Etcd::builder(["http://h:1"]).audit(Some(Duration::ZERO)), "audit"),
+            (Etcd::builder(["http://h:1"]).probe(Some(Duration::ZERO)), "probe"),
             (Etcd::builder(["http://h:1"]).runtime(SessionRuntime::Caller), "runtime"),
         ] {
             let error = refused(builder);

@@ -55,6 +55,8 @@ mod mirror;
 mod numbers;
 mod own_keys;
 mod pipeline;
+mod probe;
+mod proofs;
 mod queues;
 mod range_watch;
 mod record;
@@ -69,7 +71,7 @@ mod watcher;
 mod writes;
 
 pub use self::{
-    etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
+    etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_PROBE, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
         Kratos, Layout, LockLayout, Native,

@@ -35,19 +35,30 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    /// A reader of `range`, which keeps its pipeline and `session` alive.
+    /// A reader of `range`, which keeps its pipeline and `session` alive, and has its age kept down.
+    pub(crate) fn view(&self, session: &Arc<Session>, range: &KeyRange) -> Result<FeedReader<Mirror>, Error> {
+        let pipeline = self.running(session, range)?;
+        let probed = session.probes.hold(session, range)?;
+        let feed = Arc::clone(&pipeline.feed);
+        Ok(feed.reader(Arc::new((pipeline, probed, Arc::clone(session)))))
+    }
+
+    /// The same for one who does not ask for the age.
     pub(crate) fn follow(&self, session: &Arc<Session>, range: &KeyRange) -> Result<FeedReader<Mirror>, Error> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, pipeline| pipeline.strong_count() > 0);
-        let pipeline = if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
-            pipeline
-        } else {
-            let pipeline = Arc::new(start(session, range.clone(), None)?);
-            running.insert(range.clone(), Arc::downgrade(&pipeline));
-            pipeline
-        };
+        let pipeline = self.running(session, range)?;
         let feed = Arc::clone(&pipeline.feed);
         Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+    }
+
+    fn running(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Arc<Pipeline>, Error> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|_, pipeline| pipeline.strong_count() > 0);
+        if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
+            return Ok(pipeline);
+        }
+        let pipeline = Arc::new(start(session, range.clone(), None)?);
+        running.insert(range.clone(), Arc::downgrade(&pipeline));
+        Ok(pipeline)
     }
 
     /// Keeps the pipeline of `range`, if there is one, for a while after its last reader. It does not keep the session.

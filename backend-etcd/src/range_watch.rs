@@ -24,6 +24,8 @@ use crate::{
     error::{Failure, classify_cancel, said},
     mirror::{KeyEvent, Mirror},
     pipeline::Begin,
+    probe::{Probe, ProbeReader},
+    proofs::{Proofs, Said},
     record::{KeyRange, Record},
     session::Session,
     watch_stream::{OpenWatch, WatchEnd},
@@ -77,6 +79,9 @@ pub(crate) struct Worker {
     mirror: Option<Mirror>,
     epoch: Epoch,
     audit: Audit,
+    /// What the session's probes tell; nothing where nobody asks for the age.
+    probes: Option<ProbeReader>,
+    proofs: Proofs,
     counters: Arc<Counters>,
     /// A watch was open before.
     opened: bool,
@@ -103,6 +108,7 @@ impl Worker {
         known: Option<(Mirror, Begin)>,
     ) -> Self {
         let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));
+        let probes = mirror.is_none().then(|| session.probes.follow());
         Self {
             conn: Arc::clone(&session.conn),
             range,
@@ -110,6 +116,8 @@ impl Worker {
             mirror,
             epoch: Epoch::default(),
             audit: Audit::new(session.audit),
+            probes,
+            proofs: Proofs::new(Revision::default()),
             counters: Arc::clone(&session.counters),
             opened: false,
             begin,
@@ -207,6 +215,7 @@ impl Worker {
         }
         let asked = Moment::now();
         let mut watch = self.open(listed).await?;
+        let progress = watch.progress();
         let (conn, counters, range) = (Arc::clone(&self.conn), Arc::clone(&self.counters), self.range.clone());
         let connection = watch.connection().clone();
         loop {
@@ -216,12 +225,24 @@ impl Worker {
                 tokio::select! {
                     message = &mut reading => break message,
                     ready = self.audit.ready() => self.audited(ready)?,
+                    probe = next(&mut self.probes) => {
+                        if self.probed(probe, &connection) {
+                            progress.notify_one();
+                        }
+                    }
                 }
             };
             let message = self.heard(message, &connection)?;
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
+            if created && let Some(probes) = &self.probes {
+                if connection.answers_in_order().is_none() {
+                    probes.opened();
+                } else if self.proofs.is_waiting() {
+                    progress.notify_one();
+                }
+            }
             if created && std::mem::replace(&mut self.opened, true) && !listed {
                 self.counters.count(Counter::WatchResumes);
                 self.audit.soon();
@@ -262,12 +283,34 @@ impl Worker {
         };
         match self.audit.step(ready, mirror, &self.conn, &self.range) {
             Outcome::Pending => return Ok(()),
-            Outcome::Right(asked) => self.feed.prove(asked),
+            Outcome::Compared(asked) => {
+                if let Some(asked) = asked {
+                    self.feed.prove(asked);
+                }
+            }
             Outcome::Wrong(keys) => return Err(End::Wrong(keys)),
             Outcome::WentBack => return Err(End::WentBack),
         }
         self.counters.count(Counter::Audits);
         Ok(())
+    }
+
+    /// Takes a probe. Says whether the watch has to be asked how far it is: its answer raises the revision, where it is in order.
+    fn probed(&mut self, probe: Probe, connection: &Dialled) -> bool {
+        match self.proofs.take(probe, self.seen()) {
+            Said::Proven(sent) => self.feed.prove(sent),
+            Said::Ahead => return connection.answers_in_order() == Some(true),
+            // The store went back, or the read was stale, as those of some releases are under stress (etcd-io/etcd#20418).
+            Said::Behind => self.audit.soon(),
+        }
+        false
+    }
+
+    /// Notes how far the picture is, and proves what it has reached with that.
+    fn reached(&mut self) {
+        if let Some(sent) = self.proofs.reach(self.seen()) {
+            self.feed.prove(sent);
+        }
     }
 
     async fn list(&mut self, why: Relist) -> Result<(), End> {
@@ -285,6 +328,7 @@ impl Worker {
         let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
         mirror.relist(records, revision, self.epoch);
         self.feed.publish(mirror.clone(), asked);
+        self.proofs = Proofs::new(revision);
         self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
         self.audit.rest(mirror.len());
         Ok(())
@@ -350,7 +394,6 @@ impl Worker {
 
     /// Takes what the message says. It has whole revisions: what is published is always the state at one.
     fn take(&mut self, message: WatchResponse, created: bool, asked: Moment, connection: &Dialled) -> Result<(), End> {
-        let now = Moment::now();
         let header = header_revision(message.header());
         let watch_id = message.watch_id();
         let has_events = !message.events().is_empty();
@@ -378,20 +421,21 @@ impl Worker {
                 return self.repeated(connection);
             }
             self.repeats = 0;
-            self.feed.publish(mirror.clone(), now);
+            self.feed.advance(mirror.clone());
+            self.reached();
         } else if has_events {
             // Nothing but what was known. Its header may be ahead of events that are still to come, so it is no notice.
         } else if created {
-            // No proof: a member that is cut off from the others says its own revision. An audit follows a resumption.
             if self.feed.latest().is_none() {
+                // A key that was written a moment ago.
                 self.feed.publish(mirror.clone(), asked);
             } else {
                 self.feed.live();
             }
-        } else if watch_id >= 0 && header >= mirror.revision {
-            // A periodic notice is ordered with the events; the answer to a manual request has the id -1 and is not.
+        } else if header > mirror.revision && (watch_id >= 0 || connection.answers_in_order() == Some(true)) {
+            // A periodic notice is ordered with the events. The answer to a request has the id -1, and is where that was mended.
             mirror.revision = header;
-            self.feed.prove(now);
+            self.reached();
         }
         Ok(())
     }
@@ -412,6 +456,13 @@ impl Worker {
 /// A watch that ended without a word of etcd.
 fn lost(why: &str) -> End {
     End::Broken(Failure::Lost(said(why)))
+}
+
+async fn next(probes: &mut Option<ProbeReader>) -> Probe {
+    match probes {
+        Some(probes) => probes.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The event; `None` for a type of a later etcd, or without a key.

@@ -23,6 +23,7 @@ use crate::{
     numbers::Numbers,
     own_keys::OwnKeys,
     pipeline::Hub,
+    probe::Probes,
 };
 
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
@@ -68,6 +69,7 @@ pub(crate) struct Session {
     pub(crate) malformed: Arc<MalformedValues>,
     /// How often watched ranges are audited.
     pub(crate) audit: Option<Duration>,
+    pub(crate) probes: Probes,
     runtime: Handle,
     /// Dropping it tells the thread to end.
     _thread: Option<oneshot::Sender<()>>,
@@ -121,6 +123,7 @@ impl Session {
         layout: Arc<dyn Layout>,
         lock_layout: Arc<dyn LockLayout>,
         audit: Option<Duration>,
+        probe: Option<Duration>,
     ) -> Arc<Self> {
         let conn = Arc::new(conn);
         let counters = Arc::<Counters>::default();
@@ -143,6 +146,7 @@ impl Session {
             malformed: Arc::new(MalformedValues::new(Arc::clone(&counters))),
             counters,
             audit,
+            probes: Probes::new(probe),
             runtime,
             _thread: thread,
         })

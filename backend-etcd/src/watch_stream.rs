@@ -4,10 +4,11 @@
 //! the 50,000 keys of one revoked lease, and less than one second without. A message that is larger than what is accepted ends the
 //! watch, and its owner lists again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use enlist::{Counter, Counters};
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use tokio::sync::Notify;
 
 use crate::{
     channel::Dialled,
@@ -40,6 +41,8 @@ pub(crate) struct OpenWatch {
     requests: WatchRequestSender,
     messages: WatchResponseStream,
     connection: Dialled,
+    /// Told by whoever wants the watch to say how far it is.
+    progress: Arc<Notify>,
 }
 
 impl OpenWatch {
@@ -51,12 +54,17 @@ impl OpenWatch {
         };
         let (stream, connection) = conn.bulk.watch(&range.start, &options).await?;
         let (requests, messages) = stream.split();
-        Ok(Self { requests, messages, connection })
+        Ok(Self { requests, messages, connection, progress: Arc::default() })
     }
 
     /// Its connection.
     pub(crate) fn connection(&self) -> &Dialled {
         &self.connection
+    }
+
+    /// What has the watch asked how far it is, while [`next`](Self::next) waits.
+    pub(crate) fn progress(&self) -> Arc<Notify> {
+        Arc::clone(&self.progress)
     }
 
     /// The next message.
@@ -72,7 +80,7 @@ impl OpenWatch {
             return heard;
         }
         counters.count(Counter::WatchChecks);
-        self.requests.request_progress().await.map_err(|error| WatchEnd::Broken(classify(&error)))?;
+        self.ask_for_progress().await?;
         if let Ok(heard) = tokio::time::timeout(SIGN_OF_LIFE, self.message()).await {
             return heard;
         }
@@ -90,15 +98,22 @@ impl OpenWatch {
 
     async fn message(&mut self) -> Result<WatchResponse, WatchEnd> {
         let broken = |failure| Err(WatchEnd::Broken(failure));
-        tokio::select! {
-            read = self.messages.message() => match read {
-                Ok(Some(message)) => Ok(message),
-                Ok(None) => broken(Failure::Lost(said("the watch ended"))),
-                Err(error) => broken(classify(&error)),
-            },
-            () = self.connection.given_up() => {
-                broken(Failure::Lost(said("the connection of the watch was given up")))
+        loop {
+            tokio::select! {
+                read = self.messages.message() => return match read {
+                    Ok(Some(message)) => Ok(message),
+                    Ok(None) => broken(Failure::Lost(said("the watch ended"))),
+                    Err(error) => broken(classify(&error)),
+                },
+                () = self.connection.given_up() => {
+                    return broken(Failure::Lost(said("the connection of the watch was given up")));
+                }
+                () = self.progress.notified() => self.ask_for_progress().await?,
             }
         }
+    }
+
+    async fn ask_for_progress(&mut self) -> Result<(), WatchEnd> {
+        self.requests.request_progress().await.map_err(|error| WatchEnd::Broken(classify(&error)))
     }
 }

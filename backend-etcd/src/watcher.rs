@@ -40,7 +40,7 @@ impl Resolver for Etcd {
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let range = self.session.layout.service_range(service)?;
-        let reader = self.session.hub.follow(&self.session, &range)?;
+        let reader = self.session.hub.view(&self.session, &range)?;
         let projection = self.projection(service);
         Ok(Box::new(EtcdWatcher { reader, projection, seen: None, live: true }))
     }

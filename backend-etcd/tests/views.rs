@@ -301,6 +301,97 @@ async fn a_slow_connection_starves_no_renewal_and_the_list_arrives() {
     while soon("a change", watcher.next()).await.unwrap().snapshot.len() > COUNT {}
 }
 
+/// Row 10: more is written than the connection takes, so what arrives is older and older. The control, a raw watch that goes around the
+/// slow connection, tells how old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_behind_a_slow_connection_tells_its_true_age() {
+    const LASTS: Duration = Duration::from_secs(40);
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let user = Etcd::builder([proxy.url()]).connect().await.unwrap();
+    let mut watcher = user.watch(&support::service()).await.unwrap();
+    let mut last = soon("a list", watcher.next()).await.unwrap();
+    let mut raw = raw(&server).await;
+    // When each revision was known.
+    let known = Arc::<std::sync::Mutex<Vec<(u64, Moment)>>>::default();
+    let tasks = TaskOwner::new();
+    let (told, options) = (Arc::clone(&known), etcd_client::WatchOptions::new().with_prefix());
+    let mut control = raw.watch(PREFIX, Some(options)).await.unwrap();
+    beside(&tasks, async move {
+        while let Ok(Some(message)) = control.message().await {
+            let now = Moment::now();
+            let revisions = message.events().iter().map(|event| event.kv().unwrap().mod_revision());
+            told.lock().unwrap().extend(revisions.map(|revision| (u64::try_from(revision).unwrap(), now)));
+        }
+    });
+    // 50 kB/s into 20 kB/s.
+    proxy.set(Mode::Throttle(20_000));
+    let filler = "x".repeat(5000);
+    let begun = Moment::now();
+    beside(&tasks, async move {
+        for version in 0.. {
+            let value = format!(
+                r#"{{"v":1,"id":"a","endpoints":["h:1"],"version":"{version}","metadata":{{"f":"{filler}"}}}}"#
+            );
+            raw.put(format!("{PREFIX}a"), value, None).await.unwrap();
+            pass(Duration::from_millis(100)).await;
+        }
+    });
+    let mut oldest = Duration::ZERO;
+    while begun.elapsed() < LASTS {
+        pass(Duration::from_millis(100)).await;
+        while let Ok(change) = tokio::time::timeout(Duration::ZERO, watcher.next()).await {
+            last = change.unwrap();
+        }
+        let told = last.freshness.age();
+        let missing = {
+            let known = known.lock().unwrap();
+            known.iter().find(|(revision, _)| *revision > last.snapshot.revision().get()).map(|(_, since)| *since)
+        };
+        let behind = missing.map_or(Duration::ZERO, |since| since.elapsed());
+        oldest = oldest.max(behind);
+        assert!(told + Duration::from_secs(1) >= behind, "it is {behind:?} behind, and says {told:?}");
+    }
+    println!("at most {oldest:?} behind; {:?} at the end", last.freshness.age());
+    assert!(oldest > Duration::from_secs(10), "it was slow: {oldest:?}");
+    assert_eq!(user.counters().get(Counter::AuditRepairs), 0);
+}
+
+/// Nothing tells a watch on which nothing happens how far the store is, unless it asks. Releases before 3.4.25 and 3.5.8 answer too
+/// early, so there it is the audit that proves; the control is a client without audits and probes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_service_in_a_busy_store_is_ten_seconds_old_at_most() {
+    let server = server().await;
+    let mut raw = raw(&server).await;
+    let version = raw.status().await.unwrap().version().to_owned();
+    let patch = |line: &str| version.strip_prefix(line).and_then(|patch| patch.parse::<u32>().ok());
+    let old = patch("3.4.").is_some_and(|patch| patch < 25) || patch("3.5.").is_some_and(|patch| patch < 8);
+    let user = Etcd::builder([server.url()]);
+    let user = if old { user.audit(Some(Duration::from_secs(4))) } else { user.audit(None) };
+    let user = user.connect().await.unwrap();
+    let control = Etcd::builder([server.url()]).audit(None).probe(None).connect().await.unwrap();
+    let open = async |etcd: &Etcd| {
+        let mut watcher = etcd.watch(&support::service()).await.unwrap();
+        let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
+        (watcher, freshness)
+    };
+    let (_watcher, freshness) = open(&user).await;
+    let (_control, ages) = open(&control).await;
+    let begun = Moment::now();
+    let mut oldest = Duration::ZERO;
+    let mut proofs = 0;
+    while proofs < 3 || begun.elapsed() < Duration::from_secs(12) {
+        let before = freshness.proven();
+        raw.put("elsewhere", "x", None).await.unwrap();
+        pass(Duration::from_millis(100)).await;
+        oldest = oldest.max(freshness.age());
+        proofs += usize::from(!freshness.proven().since(before).is_zero());
+        assert!(oldest <= Duration::from_secs(10), "{oldest:?} on etcd {version}");
+    }
+    println!("etcd {version}: at most {oldest:?} old in {:?}", begun.elapsed());
+    assert!(ages.age() >= Duration::from_secs(12), "the control ages: {ages:?}");
+}
+
 /// Row 9: a round trip takes half a second, more or less by up to as much.
 #[tokio::test]
 async fn latency_and_jitter_cost_no_lease_and_views_converge() {

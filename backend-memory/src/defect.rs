@@ -21,6 +21,8 @@ pub enum Defect {
     SkipsOverCompaction,
     /// A wiped store is not noticed by watches.
     BlindToWipes,
+    /// A watch on which nothing happens is not proven right again.
+    AgesWhileHealthy,
     /// A service also shows what belongs to services whose name begins alike.
     PrefixLeaks,
     /// A lock is granted without regard to the line.
@@ -39,7 +41,7 @@ pub enum Defect {
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OverwritesForeignKeys,
         Self::NeverReregisters,
         Self::UpdateLosesTheLease,
@@ -48,6 +50,7 @@ impl Defect {
         Self::OutageEmptiesTheView,
         Self::SkipsOverCompaction,
         Self::BlindToWipes,
+        Self::AgesWhileHealthy,
         Self::PrefixLeaks,
         Self::GrantsToAnyone,
         Self::ConstantTokens,

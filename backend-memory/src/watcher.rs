@@ -96,6 +96,7 @@ impl<S: WatchedState> Follower<S> {
         let mut link = self.link.watch();
         let mut seen: Option<(u64, Revision)> = None;
         let mut epoch = Epoch::default();
+        let ages = self.link.hub().has(Defect::AgesWhileHealthy);
         loop {
             if let Err(cause) = self.link.check() {
                 self.feed.stale(cause);
@@ -124,7 +125,7 @@ impl<S: WatchedState> Follower<S> {
             tokio::select! {
                 () = changes.next() => {}
                 () = down(&mut link) => {}
-                () = tokio::time::sleep(PROOF) => {}
+                () = tokio::time::sleep(PROOF), if !ages => {}
             }
         }
     }

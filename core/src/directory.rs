@@ -71,8 +71,8 @@ pub struct DirectoryOptions {
     /// What a view shows when the store lists nobody. Default: nobody.
     pub empty: EmptyPolicy,
     /// How old a picture may be to be picked from. Older, [`NoPick::TooOld`](crate::NoPick::TooOld) says so and
-    /// [`ServiceView::ready`] waits. Default: `None`, any age. With etcd, keep it above 1.5 times the audit interval: a quiet
-    /// service is proven right no more often.
+    /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with etcd before 3.4.25
+    /// and 3.5.8 above twice the audit interval.
     pub max_age: Option<Duration>,
     /// The least time between two publications. The first change is published at once. Default: 50 ms.
     pub debounce: Duration,

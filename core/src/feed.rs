@@ -45,7 +45,12 @@ impl<T: Clone + PartialEq> Default for Feed<T> {
 impl<T: Clone + PartialEq> Feed<T> {
     /// A feed that knows nothing yet.
     pub fn new() -> Self {
-        let proof = Proof::new(Moment::now());
+        Self::proven_by(Proof::new(Moment::now()))
+    }
+
+    /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are derived from
+    /// ([`FeedReader::proof`]).
+    pub fn proven_by(proof: Proof) -> Self {
         let freshness = Freshness::Live { proof: proof.clone() };
         Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
     }
@@ -54,6 +59,12 @@ impl<T: Clone + PartialEq> Feed<T> {
     /// stale.
     pub fn publish(&self, value: T, proven: Moment) {
         self.proof.renew(proven);
+        self.set(value, Freshness::Live { proof: self.proof.clone() });
+    }
+
+    /// Publishes `value`, which is newer than the last one without being proven: an event says what changed, not when it was sent. Wakes
+    /// the readers as [`publish`](Self::publish) does.
+    pub fn advance(&self, value: T) {
         self.set(value, Freshness::Live { proof: self.proof.clone() });
     }
 
@@ -119,7 +130,7 @@ impl<T: Clone + PartialEq> Feed<T> {
     pub fn reader(&self, source: KeepAlive) -> FeedReader<T> {
         let mut state = self.state.subscribe();
         state.mark_changed();
-        FeedReader { state, seen: None, live: true, _source: source }
+        FeedReader { state, seen: None, live: true, proof: self.proof.clone(), _source: source }
     }
 
     /// Waits until there is no reader left.
@@ -142,6 +153,7 @@ pub struct FeedReader<T> {
     state: watch::Receiver<State<T>>,
     seen: Option<T>,
     live: bool,
+    proof: Proof,
     _source: KeepAlive,
 }
 
@@ -161,6 +173,13 @@ pub struct Reading<T> {
     pub before: Option<T>,
     /// How fresh the value is.
     pub freshness: Freshness,
+}
+
+impl<T> FeedReader<T> {
+    /// What says how old the values of the feed are while it is live.
+    pub fn proof(&self) -> Proof {
+        self.proof.clone()
+    }
 }
 
 impl<T: Clone + PartialEq> FeedReader<T> {
@@ -232,6 +251,7 @@ impl Watcher for ServiceWatcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn keep() -> KeepAlive {
         Arc::new(())
@@ -262,6 +282,25 @@ mod tests {
         assert_eq!(reading.value, 1);
         feed.prove(Moment::now());
         assert!(reader.next().await.unwrap().freshness.is_live());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_newer_is_not_proven_by_that_and_what_is_derived_ages_alike() {
+        let feed = Feed::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        tokio::time::advance(Duration::from_secs(7)).await;
+        feed.advance(2);
+        let reading = reader.next().await.unwrap();
+        assert_eq!((reading.value, reading.freshness.age().as_secs()), (2, 7));
+        let derived = Feed::proven_by(reader.proof());
+        let mut second = derived.reader(keep());
+        derived.publish("two", reading.freshness.proven());
+        let derived = second.next().await.unwrap();
+        assert_eq!(derived.freshness.age().as_secs(), 7);
+        // Nobody is woken, and both are proven.
+        feed.prove(Moment::now());
+        assert_eq!((reading.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -37,8 +37,9 @@ impl fmt::Debug for Proof {
 
 /// Whether a picture of the store is being kept up to date, and since when it is known to have been right.
 ///
-/// The age counts from the last *proof*: the sending of a list or an audit that succeeded, an ordered progress notice, or an
-/// event. A sign of life alone is not a proof.
+/// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit) whose revision
+/// the picture has reached. Events and notices of progress are how it gets there. They are no proof, because one that arrives now may
+/// be a minute old. In a healthy store the age is ten seconds at most.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Freshness {

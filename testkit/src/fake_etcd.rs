@@ -11,9 +11,9 @@ use std::{
 
 use enlist::TaskOwner;
 use etcd_client::proto::{
-    PbCompare, PbDeleteResponse, PbEvent, PbKeyValue, PbKvServer, PbLeaseServer, PbPutRequest, PbPutResponse,
-    PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse,
-    PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
+    PbCompare, PbDeleteResponse, PbEvent, PbKeyValue, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbPutRequest,
+    PbPutResponse, PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest,
+    PbTxnOpResponse, PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -50,6 +50,9 @@ pub enum Lie {
     EarlyProgress,
     /// Their type is one that does not exist.
     UnknownType,
+    /// Before them comes an answer to a request for progress that nobody made, with their revision, as from etcd before 3.4.25 and
+    /// 3.5.8.
+    EarlyAnswer,
     /// They claim a revision that is a thousand ahead.
     Future,
     /// Their message has no revision in its header.
@@ -84,6 +87,8 @@ impl Lie {
 pub struct Requests {
     /// Reads.
     pub ranges: usize,
+    /// Those of them that are for keys without values.
+    pub keys_only: usize,
     /// Transactions and puts.
     pub txns: usize,
     /// Grants of leases.
@@ -92,6 +97,8 @@ pub struct Requests {
     pub renewals: usize,
     /// Watches that were opened.
     pub watches: usize,
+    /// Questions for its version.
+    pub versions: usize,
     /// Tokens handed out.
     pub tokens: usize,
     /// Reads and transactions that were refused for want of a permission.
@@ -116,10 +123,13 @@ struct Shared {
     frozen: watch::Sender<bool>,
     /// Renewals are not answered.
     renewals_held: watch::Sender<bool>,
+    /// How long a watch rests after each message.
+    pause: Mutex<Duration>,
 }
 
 #[derive(Debug, Default)]
 struct Store {
+    version: String,
     revision: i64,
     /// How often everything was lost.
     wipes: usize,
@@ -144,12 +154,13 @@ impl FakeEtcd {
     ///
     /// Outside a runtime.
     pub fn start() -> Self {
-        let store = Store { revision: 1, ..Store::default() };
+        let store = Store { revision: 1, version: "3.5.30".to_owned(), ..Store::default() };
         let shared = Arc::new(Shared {
             store: Mutex::new(store),
             revision: watch::Sender::new(1),
             frozen: watch::Sender::new(false),
             renewals_held: watch::Sender::new(false),
+            pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
         let tasks = Arc::new(TaskOwner::on(tokio::runtime::Handle::current()));
@@ -158,6 +169,7 @@ impl FakeEtcd {
         let server = Server::builder()
             .add_service(PbKvServer::new(service.clone()))
             .add_service(PbLeaseServer::new(service.clone()))
+            .add_service(PbMaintenanceServer::new(service.clone()))
             .add_service(PbWatchServer::new(service))
             .add_service(services::Auth(Arc::clone(&shared)));
         let incoming =
@@ -205,6 +217,17 @@ impl FakeEtcd {
         self.shared.store().revision
     }
 
+    /// Says that it is another version; 3.5.30 unless said otherwise.
+    pub fn set_version(&self, version: impl Into<String>) {
+        self.shared.store().version = version.into();
+    }
+
+    /// Makes watches rest this long after each message, as those of a client that cannot keep up: what they tell is in order, and
+    /// later and later if there is more to tell.
+    pub fn slow_down(&self, pause: Duration) {
+        *self.shared.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+    }
+
     /// Puts a key, as somebody else would.
     pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.shared.change(|store| store.put(key.into(), value.into(), 0));
@@ -242,7 +265,8 @@ impl FakeEtcd {
     pub fn wipe(&self) {
         let mut store = self.shared.store();
         let (lies, requests) = (std::mem::take(&mut store.lies), std::mem::take(&mut store.requests));
-        *store = Store { revision: 1, wipes: store.wipes + 1, lies, requests, ..Store::default() };
+        let version = std::mem::take(&mut store.version);
+        *store = Store { revision: 1, wipes: store.wipes + 1, version, lies, requests, ..Store::default() };
         drop(store);
         self.shared.revision.send_replace(1);
     }
@@ -554,6 +578,10 @@ fn told(
             std::iter::once(truth).chain(earlier).collect()
         }
         Some(Lie::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
+        Some(Lie::EarlyAnswer) => {
+            let answer = PbWatchResponse { watch_id: -1, ..message(at(revision), Vec::new()) };
+            vec![answer, truth]
+        }
         Some(Lie::UnknownType) => altered(|event| event.r#type = 9),
         Some(Lie::NoKey) => altered(|event| event.kv = None),
         Some(Lie::Future) => altered(|event| {

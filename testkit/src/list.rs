@@ -83,6 +83,7 @@ macro_rules! each_case {
             watch::a_dropped_next_loses_nothing []
             watch::a_restart_under_one_id_shows [Id]
             watch::an_outage_changes_the_freshness_and_not_the_set []
+            watch::a_healthy_watch_is_ten_seconds_old_at_most []
             watch::age_grows_during_an_outage []
             watch::what_happened_during_an_outage_is_told_exactly [Id Weight]
             watch::compaction_during_an_outage_loses_nothing [Id Weight]

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Change, Endpoint, Entry, Error, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment, RegisterOptions,
-    Registration, Resolver, ServiceName, ServiceRef, Snapshot, Watcher,
+    Change, Endpoint, Entry, Error, Freshness, Instance, InstanceId, LeaseChoice, LockName, LockOptions, Moment,
+    RegisterOptions, Registration, Resolver, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 
 use crate::{
@@ -66,6 +66,20 @@ pub(super) fn expected(names: &[&str]) -> Vec<String> {
     let mut all: Vec<_> = names.iter().map(|name| endpoint(name)).collect();
     all.sort();
     all
+}
+
+/// The largest age of what is watched in a healthy store.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// Looks at an age until the picture has been proven right once more.
+pub(super) async fn stays_fresh(freshness: &Freshness) {
+    let before = freshness.proven();
+    eventually("it is proven right once more", || async {
+        let age = freshness.age();
+        assert!(freshness.is_live() && age <= HEALTHY, "{freshness:?}");
+        if freshness.proven().since(before).is_zero() { Err(age) } else { Ok(()) }
+    })
+    .await;
 }
 
 /// Reads until exactly the instances called `names` are listed.

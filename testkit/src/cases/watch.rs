@@ -170,6 +170,13 @@ pub async fn an_outage_changes_the_freshness_and_not_the_set(h: &impl Harness) {
     assert_eq!(endpoints(&back.snapshot), expected(&["a"]));
 }
 
+pub async fn a_healthy_watch_is_ten_seconds_old_at_most(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let mut watcher = watch(&client, &service).await;
+    stays_fresh(&next(&mut watcher).await.freshness).await;
+}
+
 pub async fn age_grows_during_an_outage(h: &impl Harness) {
     let (client, service) = (h.client().await, service(h, "svc"));
     let mut watcher = watch(&client, &service).await;

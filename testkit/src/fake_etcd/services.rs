@@ -1,21 +1,27 @@
 //! The services of the fake: thin, over its store.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, PoisonError},
     task::{Context, Poll},
 };
 
 use enlist::TaskOwner;
 use etcd_client::proto::{
-    PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest, PbCompactionResponse, PbDeleteRequest,
-    PbDeleteResponse, PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest,
-    PbLeaseKeepAliveResponse, PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse,
-    PbLeaseService, PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbPutRequest, PbPutResponse, PbRangeRequest,
-    PbRangeResponse, PbRangeStreamResponse, PbTxnRequest, PbTxnResponse, PbWatchRequest, PbWatchRequestUnion,
-    PbWatchResponse, PbWatchService,
+    PbAlarmRequest, PbAlarmResponse, PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest,
+    PbCompactionResponse, PbDefragmentRequest, PbDefragmentResponse, PbDeleteRequest, PbDeleteResponse,
+    PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
+    PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
+    PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService,
+    PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbMaintenanceService, PbMoveLeaderRequest,
+    PbMoveLeaderResponse, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest, PbTxnResponse,
+    PbWatchRequest, PbWatchRequestUnion, PbWatchResponse, PbWatchService,
 };
-use futures::{future::BoxFuture, stream::BoxStream};
-use tokio::sync::{mpsc, oneshot};
+use futures::{Stream, future::BoxFuture, stream::BoxStream};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tonic::{
     Request, Response, Status, Streaming, async_trait,
     body::Body,
@@ -48,6 +54,7 @@ impl PbKvService for Service {
         }
         let mut store = self.shared.store();
         store.requests.ranges += 1;
+        store.requests.keys_only += usize::from(asked.keys_only);
         store.range(asked).map(Response::new)
     }
 
@@ -168,23 +175,81 @@ impl PbLeaseService for Service {
 }
 
 #[async_trait]
+impl PbMaintenanceService for Service {
+    type SnapshotStream = BoxStream<'static, Result<PbSnapshotResponse, Status>>;
+
+    async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
+        self.shared.awake().await;
+        let mut store = self.shared.store();
+        store.requests.versions += 1;
+        let (header, version) = (store.header(), store.version.clone());
+        Ok(Response::new(PbStatusResponse { header, version, ..PbStatusResponse::default() }))
+    }
+
+    async fn alarm(&self, _: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
+        Err(Status::unimplemented("alarm"))
+    }
+
+    async fn defragment(&self, _: Request<PbDefragmentRequest>) -> Result<Response<PbDefragmentResponse>, Status> {
+        Err(Status::unimplemented("defragment"))
+    }
+
+    async fn hash(&self, _: Request<PbHashRequest>) -> Result<Response<PbHashResponse>, Status> {
+        Err(Status::unimplemented("hash"))
+    }
+
+    async fn hash_kv(&self, _: Request<PbHashKvRequest>) -> Result<Response<PbHashKvResponse>, Status> {
+        Err(Status::unimplemented("hash of the keys"))
+    }
+
+    async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(Status::unimplemented("snapshot"))
+    }
+
+    async fn move_leader(&self, _: Request<PbMoveLeaderRequest>) -> Result<Response<PbMoveLeaderResponse>, Status> {
+        Err(Status::unimplemented("move leader"))
+    }
+
+    async fn downgrade(&self, _: Request<PbDowngradeRequest>) -> Result<Response<PbDowngradeResponse>, Status> {
+        Err(Status::unimplemented("downgrade"))
+    }
+}
+
+#[async_trait]
 impl PbWatchService for Service {
     type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         self.shared.store().requests.watches += 1;
-        let (tell, mut messages) = mpsc::channel(QUEUE);
+        let (tell, messages) = mpsc::channel(QUEUE);
         let shared = Arc::clone(&self.shared);
         let stop = self.tasks.stop_signal();
         let served = self.tasks.spawn("fake watch", async move {
             stop.run_until_cancelled_owned(serve(shared, request.into_inner(), tell)).await;
         });
         served.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(Response::new(Box::pin(futures::stream::poll_fn(move |cx| messages.poll_recv(cx)))))
+        Ok(Response::new(Box::pin(slowly(Arc::clone(&self.shared), messages))))
     }
 }
 
-type Tell = mpsc::Sender<Result<PbWatchResponse, Status>>;
+type Tell = mpsc::Sender<PbWatchResponse>;
+
+/// What is told, with a rest after each message where that was asked for.
+fn slowly(
+    shared: Arc<Shared>,
+    messages: mpsc::Receiver<PbWatchResponse>,
+) -> impl Stream<Item = Result<PbWatchResponse, Status>> {
+    let begun = (messages, Instant::now());
+    futures::stream::unfold(begun, move |(mut messages, told)| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let message = messages.recv().await?;
+            let pause = *shared.pause.lock().unwrap_or_else(PoisonError::into_inner);
+            tokio::time::sleep_until(told + pause).await;
+            Some((Ok(message), (messages, Instant::now())))
+        }
+    })
+}
 
 /// Serves one watch stream. It ends when the client does, or where a lie says so.
 async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tell: Tell) {
@@ -209,23 +274,25 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             cancel_reason: reason.to_owned(),
             ..message(header, Vec::new())
         };
-        let _ = tell.send(Ok(refusal)).await;
+        let _ = tell.send(refusal).await;
         return tell.closed().await;
     }
-    if tell.send(Ok(PbWatchResponse { created: true, ..message(header, Vec::new()) })).await.is_err() {
+    if tell.send(PbWatchResponse { created: true, ..message(header, Vec::new()) }).await.is_err() {
         return;
     }
     let mut revisions = shared.revision.subscribe();
     let mut next = if create.start_revision == 0 { revision + 1 } else { create.start_revision };
     if next <= compacted {
         let cancel = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
-        let _ = tell.send(Ok(cancel)).await;
+        let _ = tell.send(cancel).await;
         return tell.closed().await;
     }
     if next <= revision && !unsynced.is_zero() {
         tokio::time::sleep(unsynced).await;
     }
     let wipes = shared.store().wipes;
+    // Somebody asked for progress. The answer comes after what was so before the question.
+    let mut asked = false;
     loop {
         shared.awake().await;
         let (header, due) = {
@@ -239,7 +306,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             let lie = shared.lie(Lie::is_of_events);
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
-                if tell.send(Ok(message)).await.is_err() {
+                if tell.send(message).await.is_err() {
                     return;
                 }
             }
@@ -248,18 +315,17 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
                 return tell.closed().await;
             }
         }
+        if std::mem::take(&mut asked) {
+            let sign = PbWatchResponse { watch_id: -1, ..message(header, Vec::new()) };
+            if tell.send(sign).await.is_err() {
+                return;
+            }
+        }
         tokio::select! {
             () = tell.closed() => return,
             _ = revisions.changed() => {}
             request = requests.message() => match request {
-                Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => {
-                    shared.awake().await;
-                    let header = shared.store().header();
-                    let sign = PbWatchResponse { watch_id: -1, ..message(header, Vec::new()) };
-                    if tell.send(Ok(sign)).await.is_err() {
-                        return;
-                    }
-                }
+                Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => asked = true,
                 _ => return,
             },
         }
