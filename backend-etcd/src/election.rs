@@ -42,7 +42,8 @@ impl Election for Etcd {
         let layout = Arc::clone(&self.session.lock_layout);
         let range = layout.line(Line::Election, name)?;
         let mut reader = self.session.hub.view(&self.session, &range)?;
-        let feed = Arc::new(Feed::new());
+        // As old as the watch that it follows, also while nobody else is elected.
+        let feed = Arc::new(Feed::proven_by(reader.proof()));
         let tasks = TaskOwner::on(self.session.runtime());
         let (leaders, name) = (Arc::clone(&feed), name.clone());
         let follow = async move {

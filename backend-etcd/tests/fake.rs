@@ -6,9 +6,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Change, Counter, Deregistered, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockName, LockOptions,
-    OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start,
-    Watcher,
+    Change, Counter, Deregistered, Election, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockName,
+    LockOptions, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot,
+    Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -701,6 +701,22 @@ async fn the_age_of_a_healthy_service_stays_below_ten_seconds_and_grows_once_nob
     println!("{quiet:?} in a quiet store, {elsewhere:?} in a busy one, {busy:?} for a busy service");
     assert!([quiet, elsewhere, busy].iter().all(|age| *age <= Duration::from_secs(10)));
     watching.fake.freeze();
+    let before = freshness.age();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert!(freshness.age() >= before + Duration::from_secs(1000));
+}
+
+/// A view follows its election, and so does its age.
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_quiet_election_stays_below_ten_seconds() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let mut watcher = etcd.observe(&LockName::parse("e").unwrap()).await.unwrap();
+    let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
+    let quiet = oldest(&freshness, |_| {}).await;
+    let elsewhere = oldest(&freshness, |second| fake.put("elsewhere", second.to_string())).await;
+    assert!(quiet.max(elsewhere) <= Duration::from_secs(10), "{quiet:?}, {elsewhere:?}");
+    fake.freeze();
     let before = freshness.age();
     tokio::time::sleep(Duration::from_secs(1000)).await;
     assert!(freshness.age() >= before + Duration::from_secs(1000));

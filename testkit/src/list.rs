@@ -142,6 +142,7 @@ macro_rules! each_case {
             election::a_dropped_campaign_leaves_the_line [Locks]
             election::elections_and_locks_of_one_name_are_apart [Locks LockDetails]
             election::an_election_has_no_shared_mode [Locks]
+            election::a_healthy_observer_is_ten_seconds_behind_at_most [Locks]
         }
     };
 }
