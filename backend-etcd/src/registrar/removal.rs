@@ -45,15 +45,18 @@ impl Registrar {
                 Ok(None) => (None, false),
                 Err(failure) => (None, !self.failed(failure).is_retryable()),
             };
-            if refused || begun.elapsed() >= PATIENCE {
+            let late = begun.elapsed() >= PATIENCE;
+            if refused || late {
                 self.driver.report_end(outcome(Deregistered::LeftBehind));
             }
+            // A key that is absent is watched, so what is waited for is the proof.
+            let slow = refused || late && absent.is_some();
             let soon = self.backoff.next_delay().min(PATIENCE / 3);
             let session = Arc::clone(&self.session);
             tokio::select! {
                 () = proved(&session, self.writes.late_claim()) => self.writes.impossible(),
                 () = appears(&session, &key, absent) => {}
-                () = tokio::time::sleep(if refused { SLOW + spread(SLOW / 4) } else { soon }) => {}
+                () = tokio::time::sleep(if slow { SLOW + spread(SLOW / 4) } else { soon }) => {}
             }
         }
     }
