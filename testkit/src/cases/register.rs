@@ -528,15 +528,7 @@ pub async fn registering_again_after_a_timeout_succeeds(h: &impl Harness) {
     // While the store is still away it fails in the same way.
     let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
     assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
-    let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
-    let again = {
-        let (server, service) = (server.clone(), service.clone());
-        Beside::run(async move { server.register(&service, instance("a"), waits).await })
-    };
-    server.heal().await;
-    let mut again = again;
-    let _a = again.done("registered").await.unwrap();
-    listed(&client, &service, &["a"]).await;
+    registers_once_healed(h, &server, &client, &service).await;
 }
 
 pub async fn registering_again_after_giving_up_succeeds(h: &impl Harness) {
@@ -544,15 +536,19 @@ pub async fn registering_again_after_giving_up_succeeds(h: &impl Harness) {
     server.cut().await;
     let once = options(h).max_attempts(1);
     assert!(is_outage(&soon("given up", server.register(&service, instance("a"), once)).await.unwrap_err()));
+    registers_once_healed(h, &server, &client, &service).await;
+}
+
+/// Registers over a connection that is cut, and mends that meanwhile.
+async fn registers_once_healed(h: &impl Harness, server: &Client, client: &Client, service: &ServiceRef) {
     let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
-    let again = {
+    let mut again = {
         let (server, service) = (server.clone(), service.clone());
         Beside::run(async move { server.register(&service, instance("a"), waits).await })
     };
     server.heal().await;
-    let mut again = again;
     let _a = again.done("registered").await.unwrap();
-    listed(&client, &service, &["a"]).await;
+    listed(client, service, &["a"]).await;
 }
 
 pub async fn attempts_are_limited_if_asked(h: &impl Harness) {
