@@ -169,12 +169,12 @@ struct Pool {
     granting: Option<watch::Receiver<GrantOutcome>>,
 }
 
-/// What became of the grant of a shared lease, which is in its pool then; `None` while it is under way.
+/// Outcome of the grant of a shared lease, which is in its pool then; `None` while it is under way.
 type GrantOutcome = Option<Result<(), Failure>>;
 
 type PoolKey = (Purpose, Duration);
 
-/// What a session knows of its leases.
+/// Leases of a session.
 #[derive(Debug, Default)]
 struct Leased {
     pools: HashMap<PoolKey, Pool>,
@@ -358,7 +358,7 @@ struct Granting {
     waiting: Waiting,
 }
 
-/// What it takes to keep a lease that was granted, and what ends that.
+/// Parts that keep a granted lease, and the signals that end it.
 struct Granted {
     keeper: Keeper,
     leased: Weak<Mutex<Leased>>,
@@ -368,7 +368,7 @@ struct Granted {
     revoked: watch::Sender<bool>,
 }
 
-/// What ended the keeping of a lease.
+/// Reason for the end of a lease's renewals.
 enum End {
     /// Nobody holds it any more.
     Unused,

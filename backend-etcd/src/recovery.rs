@@ -16,7 +16,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// Maximum time that a probe waits for its answer; a healthy member needs milliseconds.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Whether requests are answered.
+/// Tells whether the requests of a lane are answered.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     answered: watch::Sender<bool>,

@@ -55,7 +55,7 @@ const VERDICT: Duration = Duration::from_secs(1);
 /// own, and a service that is shared with others is listed once.
 const UNWATCHED: Duration = Duration::from_millis(500);
 
-/// How often a foreign lease is looked at.
+/// Interval between two looks at a foreign lease.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The task behind one registration.
@@ -648,7 +648,7 @@ impl Registrar {
         self.rest(spread(self.herd_window())).await;
     }
 
-    /// How far apart those are drawn that go on together.
+    /// Window over which registrations that go on together are spread.
     fn herd_window(&self) -> Duration {
         herd_window(self.options.ttl, self.session.registrations.load(Ordering::Relaxed))
     }

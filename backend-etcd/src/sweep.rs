@@ -17,7 +17,7 @@ use crate::{
     writes::Guard,
 };
 
-/// How often the key is read beside being watched, and how often a lease is asked for that somebody else keeps.
+/// Pause between two reads of a key beside its watch, and between two looks at a given lease; jittered by half.
 const POLL: Duration = Duration::from_secs(10);
 
 /// The proof that a creation under a lease is impossible.
@@ -30,7 +30,7 @@ pub(crate) enum Impossible {
 }
 
 impl Impossible {
-    /// Of a creation under `lease`, which is retired thereby, unless it is `given` and so not this session's to revoke.
+    /// Returns the proof for a creation under `lease`, and retires that, unless it is `given` and not this session's to revoke.
     pub(crate) fn after(session: &Session, lease: &Arc<Lease>, given: bool) -> Self {
         if given {
             return Self::Ended(lease.id());

@@ -96,7 +96,7 @@ impl Drop for Lease {
     }
 }
 
-/// What a session knows of its leases.
+/// Leases of a client.
 #[derive(Debug, Default)]
 struct Leased {
     /// Shared ones, kept for as long as the session lives: the next lock or instance needs no grant, and a waiter can tell a

@@ -33,10 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The pace at which a conflict, or trouble that somebody has to mend, is looked at again.
 const SLOW: Duration = Duration::from_secs(10);
 
-/// How often a foreign lease is looked at.
+/// Interval between two looks at a foreign lease.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// What remains of a lease is exact, but the two clocks of a [`Moment`] need not agree to the nanosecond.
+/// Resolution of a lease's remaining time. That is exact, but the two clocks of a [`Moment`] need not agree to the nanosecond.
 const UNIT: Duration = Duration::from_millis(1);
 
 #[async_trait]

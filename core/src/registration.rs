@@ -573,7 +573,7 @@ fn is_observing(error: &Error) -> bool {
     matches!(error, Error::Observing { .. })
 }
 
-/// Says whether two states would tell a reader the same. Causes are compared by their text, and the time that an observation
+/// Returns `true` if two states tell a reader the same. Causes are compared by their text, and the time that an observation
 /// still takes makes no difference.
 fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
     use RegistrationState as S;

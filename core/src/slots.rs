@@ -73,11 +73,11 @@ impl<K> fmt::Debug for Slots<K> {
     }
 }
 
-/// What a claim does about a registration of this session that has the key.
+/// Behaviour of a claim towards a registration of this session that has the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a registration claims its key anew only after it gave way")]
 pub enum Approach {
-    /// What the options say.
+    /// Acts as the options say.
     New,
     /// Waits for it: this registration gave way before.
     Again,

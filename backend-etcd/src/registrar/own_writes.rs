@@ -36,7 +36,7 @@ struct Sent {
     effect: Effect,
 }
 
-/// What a write of unknown outcome can do when it arrives late.
+/// Effect that a write of unknown outcome can have when it arrives late.
 pub(super) enum Effect {
     /// Nothing, once the key that it changes is removed.
     Change,
