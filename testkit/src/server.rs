@@ -480,7 +480,8 @@ impl Running {
 
     async fn signal(&self, signal: &str) {
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid.to_string()).status().await;
-        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}", self.pid);
+        let why = self.ended().unwrap_or_default();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}: {why}", self.pid);
     }
 
     async fn kill(mut self) {
