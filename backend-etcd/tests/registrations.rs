@@ -17,9 +17,13 @@ use enlist::{
     RegisterOptions, Registration, RegistrationState, Registry, Resolver, Start,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{EtcdServer, Mode, Proxy, eventually, soon};
+use enlist_testkit::{Beside, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Permission, PutOptions};
-use support::{PREFIX, TTL, instance, listed, options, pass, raw, register, register_many, server, server_with};
+use support::{
+    PREFIX, TTL,
+    between::{Between, Fate, Victim},
+    instance, listed, options, pass, raw, register, register_many, server, server_with,
+};
 
 async fn keys(server: &EtcdServer) -> Vec<String> {
     let all = etcd_client::GetOptions::new().with_prefix().with_keys_only();
@@ -230,38 +234,42 @@ async fn whoever_deregisters_while_being_repaired_does_not_come_back() {
     assert_eq!(keys(&server).await, Vec::<String>::new(), "nothing came back later");
 }
 
-/// A delayed removal of an old registration arrives after its successor has registered. The control, a removal without a guard,
-/// takes the successor away.
+/// A removal of which one write reaches etcd after a successor has registered: the mark that it is draining, or the deletion. The
+/// control, a deletion without a guard that is as late, takes the successor away.
 #[tokio::test]
 async fn a_late_removal_leaves_the_successor_alone() {
-    let server = server().await;
-    let proxy = Proxy::start(server.address()).await.unwrap();
-    let (old, new) =
-        (Etcd::builder([proxy.url()]).connect().await.unwrap(), Etcd::connect(server.url()).await.unwrap());
-    let first =
-        soon("registered", old.register(&support::service(), instance("a"), options().owner("o"))).await.unwrap();
-    // The bytes of the removal are held back on their way.
-    proxy.set(Mode::BlackHole(enlist_testkit::Direction::ToServer));
-    assert_eq!(soon("left behind", first.deregister()).await.unwrap(), Deregistered::LeftBehind);
-    let second =
-        soon("registered", new.register(&support::service(), instance("a"), options().owner("o"))).await.unwrap();
-    proxy.heal();
-    eventually("the old one has asked", || async {
-        let bytes: u64 = proxy.connections().iter().map(|connection| connection.to_server).sum();
-        let settled = proxy.connections().len() > 2 && bytes > 0;
-        if settled { Ok(()) } else { Err(bytes) }
-    })
-    .await;
-    pass(Duration::from_secs(3)).await;
-    assert_eq!(new.resolve(&support::service()).await.unwrap().len(), 1);
-    assert!(is_registered(&second.state()));
-    assert_eq!(new.counters().get(Counter::Reregistrations), 0, "it was never away");
-    raw(&server).await.delete(format!("{PREFIX}a"), None).await.unwrap();
-    eventually("the control shows that a removal is seen", || async {
-        let again = new.counters().get(Counter::Reregistrations);
-        if again == 1 { Ok(()) } else { Err(again) }
-    })
-    .await;
+    for late in 0..2 {
+        let server = server().await;
+        let between = Between::start(&server).await;
+        let (old, new) =
+            (Etcd::builder([&between.url]).connect().await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+        let owned = || options().owner("o");
+        let first = soon("registered", old.register(&support::service(), instance("a"), owned())).await.unwrap();
+        between.spoil(Victim { method: "Txn", after: late, fate: Fate::Held });
+        let mut removal = Beside::run(async move { first.deregister().await.unwrap() });
+        between.spoilt("the write of the removal").await;
+        let second = soon("registered", new.register(&support::service(), instance("a"), owned())).await.unwrap();
+        let before = listed(&new, 1).await;
+        between.release().await;
+        removal.done("deregistered").await;
+        let created = |listed: &enlist::Snapshot| listed.entries().map(|entry| entry.created()).collect::<Vec<_>>();
+        let after = listed(&new, 1).await;
+        assert_eq!((created(&after), after.revision()), (created(&before), before.revision()));
+        assert!(is_registered(&second.state()));
+
+        let unguarded = Between::start(&server).await;
+        unguarded.spoil(Victim { method: "Txn", after: 0, fate: Fate::Held });
+        let mut client = etcd_client::Client::connect([&unguarded.url], None).await.unwrap();
+        let deletion = etcd_client::Txn::new().and_then([etcd_client::TxnOp::delete(format!("{PREFIX}a"), None)]);
+        let _deleting = Beside::run(async move { client.txn(deletion).await.map(|_| ()) });
+        unguarded.spoilt("the control").await;
+        unguarded.release().await;
+        eventually("the control takes the successor away", || async {
+            let again = new.counters().get(Counter::Reregistrations);
+            if again == 1 { Ok(()) } else { Err(again) }
+        })
+        .await;
+    }
 }
 
 /// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is lost.

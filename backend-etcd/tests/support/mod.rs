@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
+pub(crate) mod between;
+
 use std::{future::Future, time::Duration};
 
 use enlist::{

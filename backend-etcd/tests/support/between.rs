@@ -1,0 +1,164 @@
+//! A proxy that understands gRPC: it passes every request on to etcd, except one, which it spoils as the test wants.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use enlist::TaskOwner;
+use enlist_testkit::{EtcdServer, eventually};
+use http_body_util::BodyExt;
+use tokio::sync::watch;
+use tonic::{
+    Status,
+    body::Body,
+    service::Routes,
+    transport::{Channel, Endpoint, Server, server::TcpIncoming},
+};
+use tower::{Service, ServiceExt, service_fn};
+
+use super::beside;
+
+/// Treatment of the chosen request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is done; the client is told that the connection broke.
+    Broken,
+    /// It is done; the client is told nothing.
+    Silent,
+    /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client is told nothing.
+    Held,
+}
+
+/// The chosen request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Victim {
+    /// End of the path of the request.
+    pub(crate) method: &'static str,
+    /// Number of requests of this kind that get through first.
+    pub(crate) after: usize,
+    pub(crate) fate: Fate,
+}
+
+#[derive(Debug, Default)]
+struct Plan {
+    victim: Option<Victim>,
+    seen: usize,
+    spoilt: bool,
+}
+
+impl Plan {
+    fn spoils(&mut self, path: &str) -> Option<Fate> {
+        let victim = self.victim.filter(|victim| !self.spoilt && path.ends_with(victim.method))?;
+        self.seen += 1;
+        self.spoilt = self.seen > victim.after;
+        self.spoilt.then_some(victim.fate)
+    }
+}
+
+/// State that the proxy and its handlers share.
+#[derive(Debug)]
+struct Shared {
+    etcd: Channel,
+    plan: Mutex<Plan>,
+    released: watch::Sender<bool>,
+    done: watch::Sender<bool>,
+    tasks: TaskOwner,
+}
+
+/// The proxy. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Between {
+    pub(crate) url: String,
+    shared: Arc<Shared>,
+    _serving: TaskOwner,
+}
+
+impl Between {
+    pub(crate) async fn start(server: &EtcdServer) -> Self {
+        let etcd = Endpoint::from_shared(server.url()).unwrap().connect().await.unwrap();
+        let (released, done) = (watch::Sender::new(false), watch::Sender::new(false));
+        let shared = Arc::new(Shared { etcd, plan: Mutex::default(), released, done, tasks: TaskOwner::new() });
+        let handler = Arc::clone(&shared);
+        let forward = service_fn(move |request| forward(Arc::clone(&handler), request));
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}", incoming.local_addr().unwrap());
+        let serving = TaskOwner::new();
+        let routes = Routes::from(axum::Router::new().fallback_service(forward));
+        let serve = Server::builder().add_routes(routes).serve_with_incoming(incoming);
+        beside(&serving, async move { serve.await.unwrap() });
+        Self { url, shared, _serving: serving }
+    }
+
+    /// Chooses the request to spoil, counted from now on.
+    pub(crate) fn spoil(&self, victim: Victim) {
+        *self.shared.plan.lock().unwrap() = Plan { victim: Some(victim), ..Plan::default() };
+    }
+
+    /// Returns `true` if the chosen request came.
+    pub(crate) fn has_spoilt(&self) -> bool {
+        self.shared.plan.lock().unwrap().spoilt
+    }
+
+    /// Returns `true` if a request came to which nothing was answered.
+    pub(crate) fn is_silent(&self) -> bool {
+        let plan = self.shared.plan.lock().unwrap();
+        plan.spoilt && plan.victim.is_some_and(|victim| victim.fate != Fate::Broken)
+    }
+
+    /// Waits until the chosen request came.
+    pub(crate) async fn spoilt(&self, what: &str) {
+        eventually(what, || async { if self.has_spoilt() { Ok(()) } else { Err("it did not come") } }).await;
+    }
+
+    /// Sends the request that is held to etcd, and waits for the answer.
+    pub(crate) async fn release(&self) {
+        assert!(self.has_spoilt(), "no request is held");
+        self.shared.released.send_replace(true);
+        eventually("etcd has answered the request that was held", || async {
+            if *self.shared.done.borrow() { Ok(()) } else { Err("no answer") }
+        })
+        .await;
+    }
+}
+
+async fn forward(
+    shared: Arc<Shared>,
+    request: http::Request<axum::body::Body>,
+) -> Result<http::Response<Body>, Infallible> {
+    let fate = shared.plan.lock().unwrap().spoils(request.uri().path());
+    if fate == Some(Fate::Held) {
+        // The whole request, so that etcd gets it after its client has gone.
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let request = http::Request::from_parts(head, axum::body::Body::from(body));
+        let (etcd, mut released, owner) = (shared.etcd.clone(), shared.released.subscribe(), Arc::clone(&shared));
+        beside(&shared.tasks, async move {
+            let _ = released.wait_for(|released| *released).await;
+            let answer = send(etcd, request).await.unwrap().into_body().collect().await;
+            answer.unwrap();
+            owner.done.send_replace(true);
+        });
+        return std::future::pending().await;
+    }
+    let mut response = match send(shared.etcd.clone(), request).await {
+        Ok(response) => response,
+        Err(error) => return Ok(Status::unavailable(error.to_string()).into_http()),
+    };
+    if fate.is_some() {
+        // The first frame of the answer is there, so it was done.
+        let _ = response.body_mut().frame().await;
+    }
+    match fate {
+        Some(Fate::Broken) => Ok(Status::unavailable("the connection broke").into_http()),
+        Some(_) => std::future::pending().await,
+        None => Ok(response),
+    }
+}
+
+async fn send(
+    mut etcd: Channel,
+    request: http::Request<axum::body::Body>,
+) -> Result<http::Response<Body>, tonic::transport::Error> {
+    etcd.ready().await?.call(request.map(Body::new)).await
+}
