@@ -274,6 +274,50 @@ fn what_a_layout_does_not_carry_is_refused_and_what_it_carries_is_kept() {
     }
 }
 
+/// Values in which an array lies where an object is due, its elements in the order of the fields.
+const ARRAYS: &[(&str, &str)] = &[
+    ("native", r#"[1,"1",["h:1"],100,null,null,"serving",{},null]"#),
+    ("etcd-naming", r#"["h:1",null]"#),
+    ("kitex", r#"["tcp","h:1",10,null]"#),
+    ("kratos", r#"["1","s","",{},["grpc://h:1"]]"#),
+    ("go-kit", r#"["h:1"]"#),
+    ("go-micro", r#"["s","",[{"id":"1","address":"h:1"}]]"#),
+    ("go-micro", r#"{"name":"s","nodes":[[{},"1","h:1",null]]}"#),
+    ("go-zero", r#"["h:1"]"#),
+    ("dubbo", r#"["1","h",1,100,true,true,{}]"#),
+    ("gobase", r#"["h",1,100]"#),
+    ("gobase", r#""[\"h\",1,100]""#),
+    ("fireflycore", r#"[100,{"internal":"h:1"},null]"#),
+    ("fireflycore", r#"{"network":["h:1"]}"#),
+    ("fireflycore", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
+    ("fireflycore-by-lease", r#"[100,{"internal":"h:1"},{"env":"prod","app_id":"s"}]"#),
+    ("fireflycore-by-lease", r#"{"network":["h:1"],"meta":{"env":"prod","app_id":"s"}}"#),
+    ("fireflycore-by-lease", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
+];
+
+/// Go's decoder does not take an array for a struct.
+#[test]
+fn an_array_is_no_instance_in_any_layout() {
+    let service = ServiceRef::parse("s").unwrap();
+    let mut read = Vec::new();
+    for layout in layouts() {
+        let key = layout.key(&service, plain(&*layout).id(), Some(LeaseId::new(1))).unwrap();
+        let mut tried = ARRAYS.iter().filter(|(name, _)| *name == layout.name()).peekable();
+        assert!(tried.peek().is_some(), "{}: nothing was tried", layout.name());
+        for (name, value) in tried {
+            let decoded = layout.decode(&service, &key, value.as_bytes());
+            if !matches!(decoded, Err(Skip::Malformed(_))) {
+                read.push(format!("{name}: {value}"));
+            }
+        }
+    }
+    assert!(read.is_empty(), "read as instances: {read:#?}");
+    // What dubbo keeps as text in the metadata: its own reader passes over what it cannot read, and uses host and port.
+    let value = r#"{"ID":"1","Host":"h","Port":1,"Metadata":{"dubbo.endpoints":"[[2,\"tri\"]]"}}"#;
+    let decoded = Dubbo.decode(&service, b"/services/s/1", value.as_bytes()).unwrap();
+    assert_eq!(decoded.instance.endpoints(), [Endpoint::parse("h:1").unwrap()]);
+}
+
 /// Names as awkward as names may be.
 fn name() -> impl Strategy<Value = String> {
     let awkward = prop::sample::select(vec!["a", "ab", "a/b", "a-b", "a%2Fb", "/", "grpc", "é 🚲"]);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use enlist::{Endpoint, Error, Health, Instance, ServiceRef, instance::DEFAULT_WEIGHT};
 use serde::{Deserialize, Serialize};
 
-use super::{Part, Skip, go, tree::Dialect};
+use super::{Part, Skip, go, object::Object, tree::Dialect};
 
 const PREFIX: &str = "/services/";
 
@@ -131,8 +131,8 @@ impl Dialect for Dubbo {
 
 /// The endpoints that the metadata names, if they can be read.
 fn protocols(host: &str, text: &str) -> Option<Vec<Endpoint>> {
-    let named: Vec<Protocol> = serde_json::from_str(text).ok()?;
-    let endpoint = |Protocol { port, protocol }: Protocol| Endpoint::new(host, port).ok()?.with_protocol(protocol).ok();
+    let named: Vec<Object<Protocol>> = serde_json::from_str(text).ok()?;
+    let endpoint = |Object(Protocol { port, protocol })| Endpoint::new(host, port).ok()?.with_protocol(protocol).ok();
     let endpoints: Vec<_> = named.into_iter().map(endpoint).collect::<Option<_>>()?;
     (!endpoints.is_empty()).then_some(endpoints)
 }

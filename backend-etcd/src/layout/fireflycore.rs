@@ -12,7 +12,7 @@ use enlist::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, tree::Dialect};
+use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, object::Object, tree::Dialect};
 use crate::record::KeyRange;
 
 /// The layout of the Locator: `{namespace}/{env}/{service}/{id}`. It also reads what the registry of v0.2.9 writes.
@@ -126,8 +126,8 @@ impl Fireflycore {
     }
 
     fn instance(&self, id: &str, read: Read) -> Result<Instance, Skip> {
-        let endpoint = self.address(&read.network.internal)?;
-        let version = read.meta.and_then(|meta| meta.version).unwrap_or_default();
+        let endpoint = self.address(&read.network.0.internal)?;
+        let version = read.meta.and_then(|Object(meta)| meta.version).unwrap_or_default();
         let weight = go::weight_or(read.weight, DEFAULT_WEIGHT);
         Ok(go::instance(id, [endpoint])?.with_weight(weight).with_version(version))
     }
@@ -180,9 +180,9 @@ struct RegistryMeta<'a> {
 struct Read {
     #[serde(default)]
     weight: Option<i64>,
-    network: ReadNetwork,
+    network: Object<ReadNetwork>,
     #[serde(default)]
-    meta: Option<ReadMeta>,
+    meta: Option<Object<ReadMeta>>,
 }
 
 #[derive(Deserialize)]
@@ -299,7 +299,7 @@ impl Layout for FireflycoreByLease {
         let read: Read = go::read(value)?;
         let says = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
         // The original skips these too.
-        if !read.meta.as_ref().is_some_and(|meta| says(&meta.env) && says(&meta.app_id)) {
+        if !read.meta.as_ref().is_some_and(|Object(meta)| says(&meta.env) && says(&meta.app_id)) {
             return Err(go::malformed("no environment or application id"));
         }
         Ok(Decoded { instance: self.inner.instance(id, read)?, owner: None })

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, io};
 
 use enlist::{Endpoint, Error, Health, Instance, InstanceId, LeaseId, Namespace, endpoint::UNIX};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
-use serde_json::{Serializer, ser::Formatter};
+use serde_json::{Serializer, Value, ser::Formatter};
 
-use super::{Layout, MAX_VALUE_BYTES, Part, Skip, not_carried};
+use super::{Layout, MAX_VALUE_BYTES, Part, Skip, not_carried, object::Object};
 
 /// Metadata as Go has it: sorted by bytes; `null` if empty.
 pub(super) type Tags = Option<BTreeMap<String, String>>;
@@ -43,8 +43,16 @@ pub(super) fn malformed(reason: impl Into<String>) -> Skip {
     Skip::Malformed(reason.into())
 }
 
-/// Reads a value. The reason says where, not what: values are not to be logged.
+/// Reads an object. The reason says where, not what: values are not to be logged.
 pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
+    // By way of a tree, so that of a field that is there twice the last one counts, as in Go.
+    let read = serde_json::from_value(tree(value)?);
+    let Object(object) = read.map_err(|_| malformed("no object, or a field is missing or of another type"))?;
+    Ok(object)
+}
+
+/// Reads any JSON.
+pub(super) fn tree(value: &[u8]) -> Result<Value, Skip> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(malformed(format!("{} bytes", value.len())));
     }
@@ -56,9 +64,7 @@ pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
             error.column()
         ))
     };
-    // By way of a tree, so that of a field that is there twice the last one counts, as in Go.
-    let tree: serde_json::Value = serde_json::from_slice(value).map_err(place)?;
-    serde_json::from_value(tree).map_err(|_| malformed("a field is missing or of another type"))
+    serde_json::from_slice(value).map_err(place)
 }
 
 /// For fields that are as good absent as `null`.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use enlist::{Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 
-use super::{Part, Skip, go, tree::Dialect};
+use super::{Part, Skip, go, object::Object, tree::Dialect};
 
 const PREFIX: &str = "/micro/registry/";
 
@@ -39,7 +39,7 @@ struct Read {
     #[serde(default, deserialize_with = "go::or_default")]
     version: String,
     #[serde(default, deserialize_with = "go::or_default")]
-    nodes: Vec<ReadNode>,
+    nodes: Vec<Object<ReadNode>>,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +75,7 @@ impl Dialect for GoMicro {
         if name != service.name().as_str() {
             return Err(Skip::Foreign);
         }
-        let [node] = <[ReadNode; 1]>::try_from(nodes)
+        let [Object(node)] = <[_; 1]>::try_from(nodes)
             .map_err(|nodes| go::malformed(format!("{} nodes where one is due", nodes.len())))?;
         let endpoint = match node.port {
             Some(port) if port > 0 => go::host_and_port(&node.address, port)?,

@@ -60,7 +60,7 @@ impl Dialect for Gobase {
 
     /// What the JSON string holds, which is what gobase's user gave.
     fn said(&self, value: &[u8]) -> Option<String> {
-        match go::read(value) {
+        match go::tree(value) {
             Ok(Value::String(inner)) => Some(inner),
             _ => String::from_utf8(value.to_vec()).ok(),
         }
@@ -68,7 +68,7 @@ impl Dialect for Gobase {
 
     /// A value that is the object itself is read as it stands.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { ip, port, weight } = match go::read(value)? {
+        let Read { ip, port, weight } = match go::tree(value)? {
             Value::String(inner) => go::read(inner.as_bytes())?,
             _ => go::read(value)?,
         };

@@ -15,6 +15,7 @@ mod gobase;
 mod kitex;
 mod kratos;
 mod native;
+mod object;
 mod tree;
 
 use std::fmt;

@@ -28,6 +28,7 @@ use serde_json::Value;
 
 use super::{
     Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, Part, PlaceValue, Skip, Writing,
+    object::Object,
 };
 use crate::record::KeyRange;
 
@@ -104,7 +105,7 @@ impl Native {
         }
         // The error's text can quote the value, which is not to be logged; its place is enough.
         let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
-        let wire: Read<'_> = serde_json::from_str(text).map_err(|error| {
+        let Object(wire) = serde_json::from_str::<Object<Read<'_>>>(text).map_err(|error| {
             malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
         })?;
         if wire.id != id.as_str() {
@@ -399,7 +400,7 @@ impl Layout for Native {
             #[serde(default)]
             term: Value,
         }
-        let term = serde_json::from_slice(value).map_or(Value::Null, |OfTerm { term }| term);
+        let term = serde_json::from_slice(value).map_or(Value::Null, |Object(OfTerm { term })| term);
         Some(saturating(&term))
     }
 }
@@ -462,7 +463,7 @@ impl LockLayout for Native {
     }
 
     fn process(&self, value: &[u8]) -> Option<String> {
-        let wire = serde_json::from_slice::<LockWire>(value).ok()?;
+        let Object(wire) = serde_json::from_slice::<Object<LockWire>>(value).ok()?;
         Some(wire.holder).filter(|process| !process.is_empty())
     }
 
@@ -507,12 +508,14 @@ fn read_place(line: Line, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
     // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
     Some(match line {
         Line::Lock => {
-            let shared = serde_json::from_slice::<LockWire>(value).is_ok_and(|wire| wire.mode == "shared");
+            let shared =
+                serde_json::from_slice::<Object<LockWire>>(value).is_ok_and(|Object(wire)| wire.mode == "shared");
             let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
             PlaceValue { mode, text: String::new() }
         }
         Line::Election => {
-            let text = serde_json::from_slice::<ElectionWire>(value).map(|wire| wire.value).unwrap_or_default();
+            let read = serde_json::from_slice::<Object<ElectionWire>>(value);
+            let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
             PlaceValue { mode: LockMode::Exclusive, text }
         }
     })
@@ -582,6 +585,7 @@ mod tests {
         ] {
             assert_eq!(read(written), Some(term), "{written}");
         }
+        assert_eq!(Native::default().term(b"[7]"), Some(0), "an array has no fields");
         assert_eq!(Native::default().term(b"garbage"), Some(0));
     }
 
@@ -703,6 +707,11 @@ mod tests {
         let place = layout.place(Line::Lock, &lock, LeaseId::new(1), 2).unwrap();
         let exclusive = Some(PlaceValue { mode: LockMode::Exclusive, text: String::new() });
         assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, &place, b"garbage"), exclusive);
+        let array = br#"[1,"shared","host:1"]"#;
+        assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, &place, array), exclusive);
+        assert_eq!(layout.process(array), None);
+        let candidate = layout.place(Line::Election, &lock, LeaseId::new(1), 2).unwrap();
+        assert_eq!(LockLayout::decode(&layout, Line::Election, &lock, &candidate, br#"[1,"x"]"#), exclusive);
         for key in ["enlist/locks/default/l/x", "enlist/locks/default/l/0000000000000001-000000000000000g"] {
             assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, key.as_bytes(), b""), None, "{key}");
         }
