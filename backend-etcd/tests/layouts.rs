@@ -17,7 +17,7 @@ use enlist::{
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
     KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, Line, Part, PlaceValue, Skip, Writing},
+    layout::{Decoded, Identity, LeaseScope, Line, MAX_WRITTEN_BYTES, Part, PlaceValue, Skip, Writing},
 };
 use enlist_testkit::{
     Carried, EtcdServer,
@@ -259,6 +259,38 @@ async fn an_update_that_a_layout_cannot_carry_is_refused() {
         let found = etcd.resolve(&service).await.unwrap();
         let back = found.get(instance.id()).is_some_and(|entry| entry.instance().metadata().contains_key("k"));
         if back { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+/// The largest value that is accepted is stored, changed, and stored again after its lease was lost.
+#[tokio::test]
+async fn the_largest_value_that_is_accepted_can_be_stored() {
+    let server = EtcdServer::start().await;
+    let etcd = Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap();
+    let service = ServiceRef::parse("s").unwrap();
+    // Six bytes each, in kitex' JSON. The name makes the key as long as keys are.
+    let id = InstanceId::parse("i".repeat(255)).unwrap();
+    let instance = |count: usize| {
+        let endpoint = Endpoint::parse("tcp://10.0.0.1:80").unwrap();
+        Instance::new(id.clone(), [endpoint]).unwrap().with_weight(10).with_metadata("k", "<".repeat(count))
+    };
+    let most = (MAX_WRITTEN_BYTES / 6 - 100..MAX_WRITTEN_BYTES / 6)
+        .rev()
+        .find(|count| etcd.layout().accepts(&service, &instance(*count), None).is_ok());
+    let most = most.unwrap();
+    let refused = soon("refused", etcd.register(&service, instance(most + 1), RegisterOptions::new())).await;
+    assert!(matches!(refused.err(), Some(Error::TooLarge { limit: MAX_WRITTEN_BYTES, .. })));
+    let registration =
+        soon("registered", etcd.register(&service, instance(most), RegisterOptions::new())).await.unwrap();
+    let stored = soon("stored", registration.update(|draft| _ = draft.weight(11))).await.unwrap();
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let lease = raw.leases().await.unwrap().leases()[0].id();
+    raw.lease_revoke(lease).await.unwrap();
+    eventually("it is stored again", || async {
+        let snapshot = etcd.resolve(&service).await.map_err(|error| error.to_string())?;
+        let entry = snapshot.entries().next().filter(|entry| entry.created() > stored);
+        entry.map(|_| ()).ok_or_else(|| "not yet".to_owned())
     })
     .await;
 }

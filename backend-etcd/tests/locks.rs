@@ -290,6 +290,21 @@ impl Drop for Etcdctl {
     }
 }
 
+/// What a candidate says is not tried for ever if it cannot be stored.
+#[tokio::test]
+async fn a_candidate_whose_value_is_too_large_is_refused_at_once() {
+    let server = server().await;
+    let etcd = Etcd::connect(server.url()).await.unwrap();
+    let large = "\"".repeat(800_000);
+    let refused = soon("refused", etcd.campaign(&name(), &large, short())).await.err();
+    assert!(matches!(refused, Some(Error::TooLarge { .. })), "{refused:?}");
+    let leadership = soon("elected", etcd.campaign(&name(), "small", short())).await.unwrap();
+    let refused = soon("refused", leadership.proclaim(&large)).await.err();
+    assert!(matches!(refused, Some(Error::TooLarge { .. })), "{refused:?}");
+    assert!(leadership.is_held());
+    soon("stored", leadership.proclaim("other")).await.unwrap();
+}
+
 fn signal(child: &Child, signal: &str) {
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }

@@ -8,7 +8,7 @@ mod fixture;
 use enlist::{Endpoint, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, Native,
-    layout::{Part, Skip, Writing},
+    layout::{MAX_WRITTEN_BYTES, Part, Skip, Writing},
 };
 use fixture::{bytes, cases, text};
 use proptest::prelude::*;
@@ -316,6 +316,45 @@ fn an_array_is_no_instance_in_any_layout() {
     let value = r#"{"ID":"1","Host":"h","Port":1,"Metadata":{"dubbo.endpoints":"[[2,\"tri\"]]"}}"#;
     let decoded = Dubbo.decode(&service, b"/services/s/1", value.as_bytes()).unwrap();
     assert_eq!(decoded.instance.endpoints(), [Endpoint::parse("h:1").unwrap()]);
+}
+
+/// Texts of which writing makes more than they have: what is accepted can be stored.
+#[test]
+fn what_is_accepted_is_measured_as_it_is_written() {
+    let service = ServiceRef::parse("s").unwrap();
+    let (mut refused, mut accepted) = (0, 0);
+    for layout in layouts() {
+        let layout = &*layout;
+        let carries = |part| layout.carries().contains(&part);
+        let mut tried = vec![(plain(layout), None)];
+        // Go writes six bytes for `<`; a JSON text within another one has every quote escaped twice.
+        for text in ["<", "\"", "\u{1}", "x"] {
+            for count in [70_000, 260_000, 1_000_000] {
+                let text = text.repeat(count);
+                if carries(Part::Metadata) {
+                    tried.push((plain(layout).with_metadata("k", &text), None));
+                    tried.push((plain(layout).with_metadata("k", &text), Some(text.clone())));
+                }
+                if carries(Part::Version) {
+                    tried.push((plain(layout).with_version(&text), None));
+                }
+                tried.push((plain(layout), Some(text)));
+            }
+        }
+        for (instance, owner) in tried.iter().filter(|(_, owner)| owner.is_none() || carries(Part::Owner)) {
+            let owner = owner.as_deref();
+            if instance.check().and_then(|()| layout.accepts(&service, instance, owner)).is_err() {
+                refused += 1;
+                continue;
+            }
+            accepted += 1;
+            let lease = Some(LeaseId::new(i64::MAX));
+            let writing = Writing { owner, lease, term: u64::MAX, previous: None };
+            let size = layout.encode(&service, instance, &writing).unwrap().len();
+            assert!(size <= MAX_WRITTEN_BYTES, "{}: {size} bytes are accepted", layout.name());
+        }
+    }
+    assert!(refused > 20 && accepted > 20, "{refused} refused, {accepted} accepted");
 }
 
 /// Names as awkward as names may be.

@@ -11,8 +11,8 @@ use crate::{endpoint::Endpoint, error::Error, name::InstanceId, revision::Revisi
 /// The weight of an instance that says nothing about it.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
-/// The most bytes of text (id, endpoints, version, zone, metadata) that one instance may carry: 1 MiB. etcd refuses
-/// requests above 1.5 MiB.
+/// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A quote,
+/// a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5 MiB.
 pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 
 /// What an instance says about its ability to take calls.
@@ -218,16 +218,39 @@ impl Instance {
     ///
     /// [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
     pub fn check(&self) -> Result<(), Error> {
-        let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
-        let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(str::len);
-        let endpoints = endpoints.iter().map(|endpoint| endpoint.host().len() + 16);
-        let metadata = metadata.iter().flat_map(|all| all.iter()).map(|(key, value)| key.len() + value.len());
-        let size: usize = texts.chain(endpoints).chain(metadata).sum();
+        // Nearly all are far below the limit, and are not looked at byte by byte.
+        if self.size(|text| text.len() * MAX_ESCAPE) <= MAX_INSTANCE_BYTES {
+            return Ok(());
+        }
+        let size = self.size(json_len);
         if size > MAX_INSTANCE_BYTES {
             return Err(Error::TooLarge { what: "the instance", size, limit: MAX_INSTANCE_BYTES });
         }
         Ok(())
     }
+
+    /// What its texts take as JSON, with their quotes and what is between them, if each takes what `len` says.
+    fn size(&self, len: impl Fn(&str) -> usize) -> usize {
+        let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
+        let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(&len);
+        let endpoints = endpoints.iter().map(|endpoint| len(endpoint.as_str()) + r#""","#.len());
+        let entries = metadata.iter().flat_map(|all| all.iter());
+        let metadata = entries.map(|(key, value)| len(key) + len(value) + r#""":"","#.len());
+        texts.chain(endpoints).chain(metadata).sum()
+    }
+}
+
+/// The most bytes that JSON makes of one.
+const MAX_ESCAPE: usize = r"\u0000".len();
+
+/// The bytes of a text as JSON, without the quotes around it.
+fn json_len(text: &str) -> usize {
+    let len = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | b'\x08' | b'\x0c' => 2,
+        0..=0x1f => MAX_ESCAPE,
+        _ => 1,
+    };
+    text.bytes().map(len).sum()
 }
 
 /// What may be changed of a registered instance: everything but its id and endpoints.
@@ -447,6 +470,21 @@ mod tests {
         let large = instance().with_metadata("blob", "x".repeat(2 << 20));
         assert!(matches!(large.check(), Err(Error::TooLarge { limit: MAX_INSTANCE_BYTES, .. })));
         assert!(instance().check().is_ok());
+    }
+
+    #[test]
+    fn what_an_instance_takes_as_json_is_counted() {
+        let every_byte: String = ('\0'..='\u{ff}').chain("🚲\u{2028}".chars()).collect();
+        assert_eq!(json_len(&every_byte) + 2, serde_json::to_string(&every_byte).unwrap().len());
+        let entries = |count: usize| (0..count).map(|number| (format!("{number:06}"), String::new()));
+        for (fits, too_large) in [
+            (instance().with_metadata("k", "\"".repeat(520_000)), instance().with_metadata("k", "\"".repeat(530_000))),
+            (instance().with_version("\0".repeat(170_000)), instance().with_version("\0".repeat(180_000))),
+            (instance().with_all_metadata(entries(85_000)), instance().with_all_metadata(entries(90_000))),
+        ] {
+            fits.check().unwrap();
+            assert!(matches!(too_large.check(), Err(Error::TooLarge { .. })));
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ macro_rules! each_case {
             register::an_update_is_made_even_if_nobody_waits_for_it [Weight]
             register::the_last_of_many_updates_wins [Weight]
             register::an_update_that_is_too_large_changes_nothing [Details]
+            register::an_instance_that_is_too_large_once_written_is_refused [Details]
             register::a_health_check_drives_the_health [Details]
             register::a_live_id_is_refused_to_another_process [Id Owner]
             register::a_live_id_is_refused_within_the_process [Id]

@@ -43,6 +43,10 @@ use crate::record::KeyRange;
 /// The most bytes of a value that are looked at: escapes can make JSON six times its content.
 const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
+/// The most bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its operator set
+/// another limit; the rest is for keys and guards, and for a mark that the instance is about to leave.
+pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
+
 /// What of an instance a layout can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -169,14 +173,15 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
-    /// Says whether it can hold an instance of `service`, under whatever lease. Default: it is written, to see.
+    /// Says whether it can hold an instance of `service`, under whatever lease and term. The instance was checked by itself
+    /// ([`Instance::check`]). What is accepted and cannot be stored is tried for ever. Default: it is written, to see, and the bytes
+    /// are counted.
     ///
     /// # Errors
     ///
-    /// As [`encode`](Self::encode).
+    /// As [`encode`](Self::encode); [`Error::TooLarge`] if the value has more than [`MAX_WRITTEN_BYTES`].
     fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
-        let writing = Writing { owner, lease: Some(LeaseId::new(0)), ..Writing::default() };
-        self.encode(service, instance, &writing).map(drop)
+        accepts_written(self, service, instance, owner)
     }
 
     /// Reads an instance of `service`. Keys are judged before values.
@@ -206,6 +211,22 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     fn text(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }
+}
+
+/// Writes an instance to see whether `layout` can hold it, and counts the bytes.
+fn accepts_written(
+    layout: &(impl Layout + ?Sized),
+    service: &ServiceRef,
+    instance: &Instance,
+    owner: Option<&str>,
+) -> Result<(), Error> {
+    // No lease or term is written longer.
+    let writing = Writing { owner, lease: Some(LeaseId::new(i64::MAX)), term: u64::MAX, previous: None };
+    let size = layout.encode(service, instance, &writing)?.len();
+    if size > MAX_WRITTEN_BYTES {
+        return Err(Error::TooLarge { what: "the value of the instance", size, limit: MAX_WRITTEN_BYTES });
+    }
+    Ok(())
 }
 
 /// Locks or elections.

@@ -17,7 +17,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt, process, sync::OnceLock};
 
 use enlist::{
     Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
-    instance::DEFAULT_WEIGHT,
+    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::{
@@ -27,8 +27,8 @@ use serde::{
 use serde_json::Value;
 
 use super::{
-    Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, Part, PlaceValue, Skip, Writing,
-    object::Object,
+    Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, PlaceValue,
+    Skip, Writing, accepts_written, object::Object,
 };
 use crate::record::KeyRange;
 
@@ -43,6 +43,12 @@ const KEY_BYTES: usize = 96;
 
 /// What a value takes as a rule.
 const VALUE_BYTES: usize = 256;
+
+/// What a value may take beside the texts of the instance and the owner token: the fields' names, numbers, the health.
+const FIELDS_BYTES: usize = 1024;
+
+/// An owner token of so many bytes fits into every value: JSON makes at most six of one.
+const MAX_SHORT_OWNER: usize = (MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES - FIELDS_BYTES) / 6;
 
 /// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
@@ -381,9 +387,11 @@ impl Layout for Native {
         Ok(value)
     }
 
-    /// It carries everything.
-    fn accepts(&self, _: &ServiceRef, _: &Instance, _: Option<&str>) -> Result<(), Error> {
-        Ok(())
+    /// It carries everything, and what an instance may say takes no more than it was checked for: only a long owner token can be too
+    /// much.
+    fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
+        let short = owner.is_none_or(|owner| owner.len() <= MAX_SHORT_OWNER);
+        if short { Ok(()) } else { accepts_written(self, service, instance, owner) }
     }
 
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {

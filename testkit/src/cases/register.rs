@@ -625,6 +625,23 @@ pub async fn deregistering_without_an_answer_goes_on_until_confirmed(h: &impl Ha
     listed(&client, &service, &[]).await;
 }
 
+pub async fn an_instance_that_is_too_large_once_written_is_refused(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    // Less than the limit, and more once it is JSON: two bytes for each, or six.
+    for text in ["\"".repeat(800_000), "\u{1}".repeat(300_000)] {
+        let large = instance("large").with_metadata("blob", &text);
+        let refused = soon("refused", server.register(&service, large.clone(), options(h))).await.err();
+        assert!(matches!(refused, Some(Error::TooLarge { .. })), "it is refused as too large: {refused:?}");
+        let refused = soon("refused", server.publish(&service, large)).await;
+        assert!(matches!(refused, Err(Error::TooLarge { .. })), "so is a fixed one: {refused:?}");
+        let a = register(h, &server, &service, "a").await;
+        let refused = soon("refused", a.update(|draft| _ = draft.metadata("blob", &text))).await;
+        assert!(matches!(refused, Err(Error::TooLarge { .. })), "so is an update: {refused:?}");
+        assert!(a.instance().metadata().is_empty(), "nothing has changed");
+        assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    }
+}
+
 pub async fn impossible_input_is_refused_before_anything_is_sent(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     server.cut().await;
