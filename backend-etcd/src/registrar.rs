@@ -80,6 +80,8 @@ pub(crate) struct Registrar {
     ward: Option<Ward>,
     /// The key could not be seen through a shared watch.
     alone: bool,
+    /// The generation of the instance that was wanted last.
+    wanted: u64,
 }
 
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
@@ -142,6 +144,7 @@ impl Registrar {
             known: Known::Absent,
             ward: None,
             alone: false,
+            wanted: 0,
         })
     }
 
@@ -160,6 +163,8 @@ impl Registrar {
 
     /// Keeps the instance present until the end, or until another registration of this session wants the key.
     async fn keep(mut self: Box<Self>, claim: Claim<Arc<[u8]>>) -> Option<Box<Self>> {
+        // It was seen that the key has changed, and since then it could not be brought up to date.
+        let mut changed = false;
         loop {
             match self.driver.goal() {
                 Goal::Present => {}
@@ -177,25 +182,14 @@ impl Registrar {
                 Ok(Pause::None) => {}
                 Ok(Pause::Settled) => {
                     self.backoff.reset();
-                    match self.disturbed(&claim).await {
-                        Disturbance::Superseded => {
-                            self.give_way();
-                            return Some(self);
-                        }
-                        Disturbance::Wanted => self.known = Known::AsStored,
-                        Disturbance::Look => {}
-                        Disturbance::Blind => {
-                            // A watch of its own that cannot see the key either is tried again at a slow pace.
-                            if std::mem::replace(&mut self.alone, true) {
-                                self.rest(SLOW + spread(SLOW / 4)).await;
-                            }
-                            self.known = Known::AsStored;
-                        }
-                        Disturbance::Gone => self.lost().await,
-                        Disturbance::Retired => {
-                            self.rest(spread(self.herd_window())).await;
-                            self.known = Known::AsStored;
-                        }
+                    changed = false;
+                    let disturbance = self.disturbed(&claim, None).await;
+                    if disturbance.is_superseded() {
+                        self.give_way();
+                        return Some(self);
+                    }
+                    if self.answer(disturbance).await {
+                        self.known = Known::AsStored;
                     }
                 }
                 Ok(Pause::Superseded(record)) => {
@@ -212,16 +206,55 @@ impl Registrar {
                     return None;
                 }
                 Err(error) => {
-                    if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
+                    let published = self.may_be_there();
+                    // That a change of it is refused is no reason to remove what is published.
+                    let counts = !published || error.is_retryable();
+                    let limit = self.options.max_attempts.filter(|_| counts);
+                    if limit.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
                         claim.leave();
                         Box::pin(self.remove(Some(error))).await;
                         return None;
                     }
-                    if self.fail(&claim, error).await.is_superseded() {
+                    let disturbance = if published {
+                        self.outdated(&claim, error, changed).await
+                    } else {
+                        self.fail(&claim, error).await
+                    };
+                    if disturbance.is_superseded() {
                         self.give_way();
                         return Some(self);
                     }
+                    changed |= disturbance == Disturbance::Changed;
+                    self.answer(disturbance).await;
                 }
+            }
+        }
+    }
+
+    /// Does what has to be done before the next look. Returns `true` if the key is as it was stored, for all that is known.
+    async fn answer(&mut self, disturbance: Disturbance) -> bool {
+        match disturbance {
+            Disturbance::Superseded | Disturbance::Look | Disturbance::Changed => false,
+            Disturbance::Wanted => true,
+            Disturbance::Blind => {
+                // A watch of its own that cannot see the key either is tried again at a slow pace.
+                if std::mem::replace(&mut self.alone, true) {
+                    self.rest(SLOW + spread(SLOW / 4)).await;
+                }
+                true
+            }
+            Disturbance::Gone => {
+                self.lost().await;
+                false
+            }
+            Disturbance::Retired => {
+                self.rest(spread(self.herd_window())).await;
+                true
+            }
+            Disturbance::Recovered => {
+                // With all the others that were waiting.
+                self.rest(spread(self.herd_window())).await;
+                false
             }
         }
     }
@@ -317,6 +350,7 @@ impl Registrar {
         let key = self.key(lease)?;
         let session = Arc::clone(&self.session);
         let desired = self.driver.desired();
+        self.wanted = desired.generation;
         let record = match std::mem::take(&mut self.known) {
             Known::Unknown => {
                 let _turn = tokio::select! {
@@ -337,10 +371,11 @@ impl Registrar {
         }
         let found = record.as_ref().map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
-        if own {
+        self.gone = record.is_none();
+        if let (true, Some(record)) = (own, &record) {
             // Also by a write whose answer was lost.
             self.writes.entitlement.stored();
-            self.gone = false;
+            self.writes.renew(record);
         } else if std::mem::take(&mut self.gave_way) {
             self.disown();
         }
@@ -460,6 +495,8 @@ impl Registrar {
 
     /// Notes that etcd does not know the lease. A given one is never replaced.
     fn lease_lost(&mut self) -> Error {
+        // Its keys went with it.
+        self.gone = true;
         let given = matches!(self.options.lease, LeaseChoice::Given(_));
         if let Some(lost) = self.lease.take_if(|_| !given) {
             lost.condemn();
@@ -498,7 +535,21 @@ impl Registrar {
         }
     }
 
-    /// Reports a failure and waits until it is worth another try.
+    /// Reports that what is published could not be brought up to date, and waits until it is worth another try, or until something
+    /// else is no longer as it should be. `changed`: that the key has changed is known.
+    async fn outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error, changed: bool) -> Disturbance {
+        tracing::debug!(%cause, "not brought up to date");
+        let delay = if cause.is_retryable() {
+            self.driver.report(RegistrationState::Suspect { cause: cause.clone() });
+            self.backoff.next_delay()
+        } else {
+            self.driver.report_refused(self.wanted, cause.clone());
+            SLOW + spread(SLOW / 4)
+        };
+        self.disturbed(claim, Some(Outdated { cause, delay, changed })).await
+    }
+
+    /// Reports why it is not published and waits until it is worth another try.
     async fn fail(&mut self, claim: &Claim<Arc<[u8]>>, error: Error) -> Disturbance {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
@@ -508,8 +559,6 @@ impl Registrar {
         tracing::debug!(cause = %error, "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
-        } else if retryable && self.may_be_there() {
-            self.driver.report(RegistrationState::Suspect { cause: error });
         } else {
             self.driver.report_failure(error);
         }
@@ -527,10 +576,7 @@ impl Registrar {
             () = claim.superseded() => return Disturbance::Superseded,
             () = self.driver.changed() => {}
             () = gone(&mut foreign) => {}
-            () = session.conn.fast.recovered(), if retryable => {
-                // With all the others that were waiting.
-                self.rest(spread(self.herd_window())).await;
-            }
+            () = session.conn.fast.recovered(), if retryable => return Disturbance::Recovered,
         }
         Disturbance::Look
     }
@@ -561,8 +607,8 @@ impl Registrar {
         }
     }
 
-    /// Waits until something is no longer as it should be.
-    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>) -> Disturbance {
+    /// Waits until something is no longer as it should be, or could be brought up to date.
+    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>, outdated: Option<Outdated>) -> Disturbance {
         let (Some(lease), Some(stored)) = (&self.lease, self.writes.stored()) else {
             return Disturbance::Look;
         };
@@ -572,7 +618,7 @@ impl Registrar {
             return Disturbance::Retired;
         }
         let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.key);
-        let disturbance = self.wait(claim, phase, &mut ward).await;
+        let disturbance = self.wait(claim, phase, &mut ward, outdated).await;
         self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
         disturbance
     }
@@ -582,12 +628,14 @@ impl Registrar {
         claim: &Claim<Arc<[u8]>>,
         mut phase: watch::Receiver<LeaseState>,
         ward: &mut Option<Ward>,
+        outdated: Option<Outdated>,
     ) -> Disturbance {
         let Self { session, driver, options, alone, writes, .. } = self;
         let Some(record) = writes.stored() else {
             return Disturbance::Look;
         };
         let service = driver.service().clone();
+        let only_its_loss = outdated.as_ref().is_some_and(|outdated| outdated.changed);
         let mut differs = std::pin::pin!(async {
             if ward.is_none() {
                 tokio::time::sleep(UNWATCHED).await;
@@ -597,28 +645,42 @@ impl Registrar {
                 None => OwnKeys::watch(session, &service, record, *alone),
             };
             match made {
+                Ok(made) if only_its_loss => {
+                    ward.insert(made).vanished(record.created).await;
+                    Differs::Gone
+                }
                 Ok(made) => ward.insert(made).differs(record.modified).await,
                 // The session has ended, and this task with it.
                 Err(_) => std::future::pending().await,
             }
         });
-        let mut audit = std::pin::pin!(options.audit_due());
+        let recovers = outdated.as_ref().is_some_and(|outdated| outdated.cause.is_retryable());
+        let mut due = std::pin::pin!(async {
+            match &outdated {
+                Some(outdated) => tokio::time::sleep(outdated.delay).await,
+                None => options.audit_due().await,
+            }
+        });
+        let conn = Arc::clone(&session.conn);
+        let mut recovered = std::pin::pin!(conn.fast.recovered());
         loop {
             tokio::select! {
-                () = &mut audit => return Disturbance::Look,
+                () = &mut due => return Disturbance::Look,
+                () = &mut recovered, if recovers => return Disturbance::Recovered,
                 () = claim.superseded() => return Disturbance::Superseded,
                 () = driver.changed() => return Disturbance::Wanted,
                 changed = lease_changed(&mut phase) => match changed {
                     LeaseState::Lost => return Disturbance::Gone,
                     LeaseState::Retired => return Disturbance::Retired,
                     LeaseState::Suspect { cause, .. } => driver.report(RegistrationState::Suspect { cause }),
-                    LeaseState::Alive { .. } => {
-                        driver.report(RegistrationState::Registered { revision: record.modified });
-                    }
+                    LeaseState::Alive { .. } => driver.report(match &outdated {
+                        Some(Outdated { cause, .. }) => RegistrationState::Suspect { cause: cause.clone() },
+                        None => RegistrationState::Registered { revision: record.modified },
+                    }),
                 },
                 differs = &mut differs => match differs {
                     Differs::Gone => return Disturbance::Gone,
-                    Differs::Changed => return Disturbance::Look,
+                    Differs::Changed => return Disturbance::Changed,
                     Differs::Blind => return Disturbance::Blind,
                 },
             }
@@ -670,13 +732,26 @@ impl Registrar {
     }
 }
 
+/// What is published and could not be brought up to date.
+struct Outdated {
+    cause: Error,
+    /// Time until the next try.
+    delay: Duration,
+    /// The key is known to have changed, so that it is watched for its loss only.
+    changed: bool,
+}
+
 /// What ended the rest of a registration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Disturbance {
     /// Something else is wanted.
     Wanted,
-    /// The key may be different.
+    /// The key may be different, or it is time for another try.
     Look,
+    /// The key is different.
+    Changed,
+    /// etcd answers again.
+    Recovered,
     /// The key, or its lease, is gone.
     Gone,
     /// The lease is to be left for another one.

@@ -414,8 +414,13 @@ impl Publisher {
                 _ = changed => news = true,
                 (generation, stored) = finished(updating.as_mut()) => {
                     updating = None;
-                    if let Ok(revisions) = stored {
-                        self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
+                    match stored {
+                        Ok(revisions) => {
+                            self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
+                        }
+                        // That one has ended or was superseded shows in its state.
+                        Err(Error::Closed | Error::NotOwner { .. }) => {}
+                        Err(cause) => self.driver.report_refused(generation, cause),
                     }
                 }
             }

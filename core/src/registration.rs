@@ -40,7 +40,8 @@ pub enum RegistrationState {
         /// The revision of the last acknowledged write.
         revision: Revision,
     },
-    /// Published as far as is known, but its lease or its watch is in trouble.
+    /// Published as far as is known, but its lease or its watch is in trouble, or a change of it could not be stored and is tried
+    /// again.
     Suspect {
         /// What the trouble is.
         cause: Error,
@@ -109,6 +110,8 @@ struct Reported {
     state: RegistrationState,
     /// The last generation the store has acknowledged, and the revision of that.
     stored: Option<(u64, Revision)>,
+    /// The last generation that the store refused while an earlier one is published, and why.
+    refused: Option<(u64, Error)>,
     ended: Option<Result<Deregistered, Error>>,
 }
 
@@ -155,7 +158,8 @@ impl fmt::Debug for Shared {
 /// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
 pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
-    let reported = Reported { state: RegistrationState::Registering { last: None }, stored: None, ended: None };
+    let state = RegistrationState::Registering { last: None };
+    let reported = Reported { state, stored: None, refused: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
     let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
@@ -493,6 +497,15 @@ impl RegistrationDriver {
         }
     }
 
+    /// Reports that the store refuses `generation` for a reason that somebody has to mend, and that what was stored before is
+    /// published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get `cause`. It may be stored all
+    /// the same, later.
+    pub fn report_refused(&self, generation: u64, cause: Error) {
+        // First, for whoever looks at the state because of it.
+        self.report(RegistrationState::Suspect { cause: cause.clone() });
+        self.shared.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
+    }
+
     fn log(&self, state: &RegistrationState) {
         use RegistrationState as S;
         let service = &self.shared.service;
@@ -622,6 +635,21 @@ mod tests {
         });
         driver.report_stored(3, Revision::new(9));
         assert_eq!(stored.await.unwrap(), Revision::new(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_that_the_store_refuses_says_so_and_may_be_stored_later() {
+        let (registration, driver) = pair();
+        driver.report_stored(1, Revision::new(5));
+        let first = registration.update(|draft| _ = draft.weight(7));
+        driver.report_refused(2, Error::StorageFull);
+        assert!(matches!(first.await, Err(Error::StorageFull)));
+        assert!(matches!(registration.state(), RegistrationState::Suspect { cause: Error::StorageFull }));
+        // What was refused before says nothing about a later change.
+        let second = registration.update(|draft| _ = draft.weight(8));
+        driver.report_stored(3, Revision::new(9));
+        assert_eq!(second.await.unwrap(), Revision::new(9));
+        assert!(matches!(registration.state(), RegistrationState::Registered { .. }));
     }
 
     #[tokio::test(start_paused = true)]

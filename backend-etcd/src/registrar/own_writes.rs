@@ -88,6 +88,15 @@ impl OwnWrites {
         self.stored = Some(Stored { record, generation });
     }
 
+    /// Notes that the store has `record`, an own one: that may be a later one than what was acknowledged last.
+    pub(super) fn renew(&mut self, record: &Record) {
+        if let Some(stored) = self.stored.as_mut().filter(|stored| stored.record != *record) {
+            // Of another value it is not known which generation it is.
+            let generation = if stored.record.value == record.value { stored.generation } else { 0 };
+            *stored = Stored { record: record.clone(), generation };
+        }
+    }
+
     /// Forgets writes that a later acknowledged one has made impossible.
     pub(super) fn forget_changes(&mut self) {
         self.unknown.retain(Sent::may_claim);
@@ -205,6 +214,20 @@ mod tests {
             writes.forget_changes();
             assert!(!writes.is_own(&record("two", LEASE)));
         }
+    }
+
+    #[test]
+    fn an_own_key_that_was_found_is_the_one_to_look_after_whichever_generation_it_is() {
+        let mut writes = OwnWrites::default();
+        writes.renew(&record("one", LEASE));
+        assert!(writes.stored().is_none(), "it was never acknowledged");
+        writes.acknowledge(record("one", LEASE), 3);
+        let again = Record { modified: Revision::new(6), ..record("one", LEASE) };
+        writes.renew(&again);
+        assert_eq!((writes.stored(), writes.mine().unwrap().generation), (Some(&again), 3));
+        let other = Record { modified: Revision::new(7), ..record("two", LEASE) };
+        writes.renew(&other);
+        assert_eq!((writes.stored(), writes.mine().unwrap().generation), (Some(&other), 0));
     }
 
     #[test]

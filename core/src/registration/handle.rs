@@ -78,9 +78,11 @@ impl InstanceHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], and nothing changes; [`Error::NotOwner`] while the registration is
-    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again; [`Error::Closed`]
-    /// once the registration has ended; [`Error::Conflict`], and nothing changes, if `change` was overtaken 64 times: it
+    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, and nothing changes; [`Error::NotOwner`]
+    /// while the registration is [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published
+    /// again; [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
+    /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that is
+    /// mended; [`Error::Closed`] once the registration has ended; [`Error::Conflict`], and nothing changes, if `change` was overtaken 64 times: it
     /// updates the instance itself, or takes very long. Without an answer from the store the future waits on: put a deadline
     /// on it where that matters.
     ///
@@ -98,12 +100,14 @@ impl InstanceHandle {
             let done = |reported: &Reported| {
                 reported.ended.is_some()
                     || reported.stored.is_some_and(|(stored, _)| stored >= generation)
+                    || reported.refused.as_ref().is_some_and(|(refused, _)| *refused >= generation)
                     || matches!(reported.state, RegistrationState::Superseded { .. })
             };
             let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
-            match (&reported.stored, &reported.state) {
-                (Some((stored, revision)), _) if *stored >= generation => Ok(*revision),
-                (_, RegistrationState::Superseded { cause }) => Err(cause.clone()),
+            match (&reported.stored, &reported.refused, &reported.state) {
+                (Some((stored, revision)), ..) if *stored >= generation => Ok(*revision),
+                (_, Some((refused, cause)), _) if *refused >= generation => Err(cause.clone()),
+                (.., RegistrationState::Superseded { cause }) => Err(cause.clone()),
                 _ => Err(Error::Closed),
             }
         }

@@ -1,0 +1,165 @@
+//! Changes of an instance that etcd refuses: the instance stays published as it was, and is looked after all the same.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration,
+    RegistrationState, Registry, ServiceRef,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, eventually, soon};
+use tokio::time::Instant;
+
+const KEY: &[u8] = b"enlist/services/default/svc/a";
+
+/// How long a registration waits at most before it tries again what somebody has to mend, with its jitter.
+const SLOW: Duration = Duration::from_millis(12_500);
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
+}
+
+fn options() -> RegisterOptions {
+    // Nothing but what is tested makes it look at its key.
+    RegisterOptions::new().audit(None)
+}
+
+async fn register(etcd: &Etcd, options: RegisterOptions) -> Registration {
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let service = ServiceRef::parse("svc").unwrap();
+    let registration = soon("registered", etcd.register(&service, instance, options)).await.unwrap();
+    // Long enough for its key to be watched.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    registration
+}
+
+/// The weight that is stored.
+fn stored(fake: &FakeEtcd) -> Option<u64> {
+    let (_, value) = fake.under(KEY).pop()?;
+    serde_json::from_slice::<serde_json::Value>(&value).unwrap()["weight"].as_u64()
+}
+
+async fn state(registration: &Registration, what: &str, fits: impl Fn(&RegistrationState) -> bool) {
+    eventually(what, || async {
+        let state = registration.state();
+        if fits(&state) { Ok(()) } else { Err(state) }
+    })
+    .await;
+}
+
+fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
+}
+
+fn is_doubted(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Suspect { cause: Error::PermissionDenied { .. } })
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_published() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let registration = register(&etcd, options().max_attempts(2)).await;
+    let mut states = registration.states();
+    fake.set_denied(true);
+    let refused = soon("reported", registration.update(|draft| _ = draft.weight(7))).await;
+    assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
+    assert!(is_doubted(&registration.state()), "{:?}", registration.state());
+    // It is asked for at a slow pace, and is not given up for that.
+    let asked = fake.requests().denied;
+    tokio::time::sleep(SLOW * 8).await;
+    let asked = fake.requests().denied - asked;
+    assert!((8..=20).contains(&asked), "{asked} attempts in {:?}", SLOW * 8);
+    assert_eq!(stored(&fake), Some(100));
+    // A change that comes later is refused as well, and both are stored once that is mended.
+    let refused = soon("reported", registration.update(|draft| _ = draft.version("2"))).await;
+    assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
+    fake.set_denied(false);
+    state(&registration, "stored", is_registered).await;
+    assert_eq!(stored(&fake), Some(7));
+    while let Some(Ok(state)) = futures::FutureExt::now_or_never(states.next()) {
+        assert!(is_doubted(&state) || is_registered(&state), "{state:?}");
+    }
+    soon("stored", registration.update(|draft| _ = draft.weight(8))).await.unwrap();
+    assert_eq!(stored(&fake), Some(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_stays_watched_while_an_update_is_refused() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let registration = register(&etcd, options()).await;
+    for weight in 7..12 {
+        fake.set_denied(true);
+        drop(registration.update(move |draft| _ = draft.weight(weight)));
+        state(&registration, "refused", |state| !is_registered(state)).await;
+        fake.set_denied(false);
+        fake.delete(KEY);
+        let deleted = Instant::now();
+        eventually("it is back", || async { stored(&fake).ok_or("absent") }).await;
+        assert!(deleted.elapsed() < Duration::from_secs(3), "{:?}", deleted.elapsed());
+        assert_eq!(stored(&fake), Some(u64::from(weight)));
+        state(&registration, "registered", is_registered).await;
+    }
+}
+
+/// A key that was changed by somebody else cannot even be read meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let registration = register(&etcd, options()).await;
+    fake.set_denied(true);
+    drop(registration.update(|draft| _ = draft.weight(7)));
+    state(&registration, "refused", |state| !is_registered(state)).await;
+    let (_, value) = fake.under(KEY).pop().unwrap();
+    let asked = fake.requests().denied;
+    fake.put(KEY, value);
+    tokio::time::sleep(SLOW * 4).await;
+    let asked = fake.requests().denied - asked;
+    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", SLOW * 4);
+    fake.set_denied(false);
+    // Without the lease it is not its own any more.
+    let superseded = |state: &RegistrationState| matches!(state, RegistrationState::Superseded { .. });
+    state(&registration, "superseded", superseded).await;
+}
+
+/// The answer to an update is lost, though it was done; then nothing can be written.
+#[tokio::test(start_paused = true)]
+async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let registration = register(&etcd, options()).await;
+    fake.lie(enlist_testkit::Lie::LateTxn(Duration::from_secs(6)));
+    drop(registration.update(|draft| _ = draft.weight(7)));
+    eventually("done", || async { if stored(&fake) == Some(7) { Ok(()) } else { Err(stored(&fake)) } }).await;
+    fake.set_denied(true);
+    drop(registration.update(|draft| _ = draft.weight(8)));
+    let asked = fake.requests().denied;
+    tokio::time::sleep(SLOW * 4).await;
+    let asked = fake.requests().denied - asked;
+    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", SLOW * 4);
+    fake.set_denied(false);
+    state(&registration, "stored", is_registered).await;
+    assert_eq!(stored(&fake), Some(8));
+}
+
+/// A given lease is never replaced, and what was under it is gone with it.
+#[tokio::test(start_paused = true)]
+async fn an_instance_whose_given_lease_is_gone_is_not_taken_for_published() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let keeper = register(&etcd, options()).await;
+    let given = LeaseId::new(fake.lease_ids()[0]);
+    assert_eq!(soon("deregistered", keeper.deregister()).await.unwrap(), Deregistered::Removed);
+    let registration = register(&etcd, options().lease(LeaseChoice::Given(given))).await;
+    fake.revoke_all();
+    let lost =
+        |state: &RegistrationState| matches!(state, RegistrationState::Reregistering { cause: Error::LeaseLost });
+    state(&registration, "lost", lost).await;
+    drop(registration.update(|draft| _ = draft.weight(7)));
+    tokio::time::sleep(SLOW).await;
+    assert!(lost(&registration.state()), "{:?}", registration.state());
+}
