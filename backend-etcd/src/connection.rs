@@ -26,6 +26,7 @@ use crate::{
     channel::{Dialled, Failover, Used},
     error::{Failure, classify, said},
     handover::OwnPlace,
+    limits::{self, RangeLimits},
     record::{KeyRange, Record},
     recovery::{PROBE_LIMIT, Recovery},
     writes::{Batcher, Guard, InLine, Outcome, Write},
@@ -285,6 +286,8 @@ pub(crate) struct Connection {
     pub(crate) bulk: Lane,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
     page: AtomicI64,
+    /// How large a range may be.
+    pub(crate) limits: RangeLimits,
 }
 
 /// A revision as etcd's API has it.
@@ -360,11 +363,12 @@ impl Connection {
         bulk: Failover,
         credentials: Option<&Credentials>,
         limit: Duration,
+        limits: RangeLimits,
     ) -> Self {
         let lane = |channel| Lane::new(channel, credentials.cloned(), limit);
         let fast = Arc::new(lane(fast));
         let (writes, places) = (Batcher::start(tasks, &fast, REGISTRATIONS), Batcher::start(tasks, &fast, PLACES));
-        Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE) }
+        Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE), limits }
     }
 
     /// One linearizable read of a key.
@@ -522,9 +526,10 @@ impl Connection {
         Ok((records(response).collect(), revision))
     }
 
-    /// Lists a range by pages, all at one revision.
+    /// Lists a range by pages, all at one revision. One that exceeds the limits is given up as soon as that is known.
     pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
         let mut records: Vec<Record> = Vec::new();
+        let mut bytes = 0;
         let mut at = None;
         let mut from = range.start.clone();
         let mut page = self.page.load(Ordering::Relaxed);
@@ -554,7 +559,12 @@ impl Connection {
             };
             at.get_or_insert(revision_of(&response));
             let more = response.more();
+            // Of the rest of the range.
+            let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
+            let read = records.len();
             records.extend(self::records(response));
+            bytes += records[read..].iter().map(limits::size).sum::<usize>();
+            self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
             match records.last() {
                 Some(last) if more => from = [&last.key[..], &[0]].concat(),
                 _ => {

@@ -11,6 +11,7 @@ use crate::{
     channel::{Failover, Members, TlsFiles},
     connection::{Connection, Credentials, check_url},
     layout::{Layout, LockLayout, Native},
+    limits::RangeLimits,
     record::KeyRange,
     session::{Ground, Session, SessionRuntime},
 };
@@ -127,6 +128,7 @@ pub struct EtcdBuilder {
     request_timeout: Duration,
     audit: Option<Duration>,
     probe: Option<Duration>,
+    limits: RangeLimits,
     runtime: SessionRuntime,
 }
 
@@ -144,6 +146,7 @@ impl EtcdBuilder {
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             audit: Some(DEFAULT_AUDIT),
             probe: Some(DEFAULT_PROBE),
+            limits: RangeLimits::default(),
             runtime: SessionRuntime::default(),
         }
     }
@@ -250,6 +253,24 @@ impl EtcdBuilder {
         self
     }
 
+    /// Sets how many keys a range may have that is watched or listed: that of a service, of a namespace, of an election.
+    ///
+    /// A range that is larger is not read: [`Error::RangeTooLarge`]. One that grows larger while it is watched keeps its last known
+    /// state, which is stale because of that error, and is looked at again once a minute. Its readers get the difference once it is
+    /// small enough. Default: [`DEFAULT_MAX_RANGE_KEYS`](crate::DEFAULT_MAX_RANGE_KEYS); `None` is without a limit.
+    pub fn max_range_keys(mut self, keys: Option<usize>) -> Self {
+        self.limits.keys = keys;
+        self
+    }
+
+    /// Sets how many bytes a range may have that is watched or listed, as [`max_range_keys`](Self::max_range_keys) does for keys. Keys
+    /// and values count; while a range is listed again, there are two copies of it. Default:
+    /// [`DEFAULT_MAX_RANGE_BYTES`](crate::DEFAULT_MAX_RANGE_BYTES); `None` is without a limit.
+    pub fn max_range_bytes(mut self, bytes: Option<usize>) -> Self {
+        self.limits.bytes = bytes;
+        self
+    }
+
     /// Sets where the session runs. Default: on a thread of its own.
     pub fn runtime(mut self, runtime: SessionRuntime) -> Self {
         self.runtime = runtime;
@@ -261,7 +282,7 @@ impl EtcdBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] for endpoints that are no URLs, TLS options with `http`, a prefix that is empty, timeouts
-    /// of zero.
+    /// or limits of zero.
     pub fn build(self) -> Result<Etcd, Error> {
         let Self { endpoints, channel, credentials, tls, prefix, layout, lock_layout, .. } = self;
         for (field, limit) in [("connect_timeout", self.connect_timeout), ("request_timeout", self.request_timeout)] {
@@ -271,6 +292,11 @@ impl EtcdBuilder {
         }
         for (field, interval) in [("audit", self.audit), ("probe", self.probe)] {
             if interval.is_some_and(|interval| interval.is_zero()) {
+                return Err(Error::invalid_config(field, "it must be above zero"));
+            }
+        }
+        for (field, limit) in [("max_range_keys", self.limits.keys), ("max_range_bytes", self.limits.bytes)] {
+            if limit == Some(0) {
                 return Err(Error::invalid_config(field, "it must be above zero"));
             }
         }
@@ -285,7 +311,7 @@ impl EtcdBuilder {
         let ground = Ground::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
-        let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout);
+        let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout, self.limits);
         let layout = layout.unwrap_or_else(|| Arc::new(native.clone()));
         let lock_layout = lock_layout.unwrap_or_else(|| Arc::new(native));
         Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit, self.probe) })
@@ -357,6 +383,8 @@ mod tests {
             (Etcd::builder(["http://h:1"]).request_timeout(Duration::ZERO), "request_timeout"),
             (Etcd::builder(["http://h:1"]).audit(Some(Duration::ZERO)), "audit"),
             (Etcd::builder(["http://h:1"]).probe(Some(Duration::ZERO)), "probe"),
+            (Etcd::builder(["http://h:1"]).max_range_keys(Some(0)), "max_range_keys"),
+            (Etcd::builder(["http://h:1"]).max_range_bytes(Some(0)), "max_range_bytes"),
             (Etcd::builder(["http://h:1"]).runtime(SessionRuntime::Caller), "runtime"),
         ] {
             let error = refused(builder);

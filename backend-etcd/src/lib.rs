@@ -30,6 +30,7 @@
 //! | `session` | the runtime that owns leases and tasks |
 //! | `lease` | grants and renewals |
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
+//! | `limits` | how large a range may be |
 //! | `malformed` | values that are no instances: counted, some logged |
 //! | `own_keys` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
@@ -49,6 +50,7 @@ mod etcd;
 mod handover;
 pub mod layout;
 mod lease;
+mod limits;
 mod lock;
 mod malformed;
 mod mirror;
@@ -76,6 +78,7 @@ pub use self::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
         Kratos, Layout, LockLayout, Native,
     },
+    limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     lock::lock_condition,
     queues::{LockQueue, QueueEntry},
     record::KeyRange,

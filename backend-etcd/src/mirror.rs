@@ -5,10 +5,13 @@ use std::{ops::Bound, sync::Arc};
 use enlist::{Epoch, Revision};
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::record::Record;
+use crate::{limits::size, record::Record};
 
 /// How many deleted keys are remembered.
 const MAX_GRAVES: usize = 4096;
+
+/// How many bytes of deleted keys and their values are remembered.
+const MAX_GRAVE_BYTES: usize = 16 << 20;
 
 /// A range of keys at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone, Debug)]
@@ -16,8 +19,11 @@ pub(crate) struct Mirror {
     pub(crate) revision: Revision,
     pub(crate) epoch: Epoch,
     records: OrdMap<Arc<[u8]>, Arc<Record>>,
+    /// Bytes of the keys and values of `records`.
+    bytes: usize,
     /// What deleted keys held last, so that a reader who saw something older can tell a departure from a death.
     graves: OrdMap<Arc<[u8]>, Arc<Record>>,
+    grave_bytes: usize,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
     changes: u64,
 }
@@ -70,7 +76,8 @@ impl Difference<'_> {
 
 impl Mirror {
     pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
-        Self { revision, epoch, records: OrdMap::new(), graves: OrdMap::new(), changes: 0 }
+        let (records, graves) = (OrdMap::new(), OrdMap::new());
+        Self { revision, epoch, records, bytes: 0, graves, grave_bytes: 0, changes: 0 }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
@@ -90,6 +97,11 @@ impl Mirror {
         self.records.len()
     }
 
+    /// Bytes of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The records from `from` to `upto`, or to the end.
     pub(crate) fn between(&self, from: &[u8], upto: Option<&[u8]>) -> impl Iterator<Item = &Record> {
         let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
@@ -103,15 +115,41 @@ impl Mirror {
         for record in records {
             let unchanged = gone.remove(&record.key).is_some_and(|old| *old == record);
             if !unchanged {
-                self.changes += 1;
-                self.records.insert(Arc::clone(&record.key), Arc::new(record));
+                self.insert(record);
             }
         }
         for key in gone.keys() {
-            self.changes += 1;
-            self.records.remove(key);
+            self.remove(key);
         }
         (self.revision, self.epoch) = (revision, epoch);
+    }
+
+    fn insert(&mut self, record: Record) {
+        self.changes += 1;
+        self.bytes += size(&record);
+        let replaced = self.records.insert(Arc::clone(&record.key), Arc::new(record));
+        self.bytes -= replaced.map_or(0, |replaced| size(&replaced));
+    }
+
+    fn remove(&mut self, key: &[u8]) -> Option<Arc<Record>> {
+        let removed = self.records.remove(key)?;
+        self.changes += 1;
+        self.bytes -= size(&removed);
+        Some(removed)
+    }
+
+    /// Remembers what a deleted key held last.
+    fn bury(&mut self, last: Arc<Record>) {
+        if self.graves.len() >= MAX_GRAVES || self.grave_bytes + size(&last) > MAX_GRAVE_BYTES {
+            (self.graves, self.grave_bytes) = (OrdMap::new(), 0);
+        }
+        self.exhume(&last.key);
+        self.grave_bytes += size(&last);
+        self.graves.insert(Arc::clone(&last.key), last);
+    }
+
+    fn exhume(&mut self, key: &[u8]) {
+        self.grave_bytes -= self.graves.remove(key).map_or(0, |last| size(&last));
     }
 
     /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is dropped.
@@ -131,21 +169,16 @@ impl Mirror {
                         dropped += 1;
                         continue;
                     }
-                    self.changes += 1;
-                    self.graves.remove(&record.key);
-                    self.records.insert(Arc::clone(&record.key), Arc::new(record));
+                    self.exhume(&record.key);
+                    self.insert(record);
                 }
                 KeyEvent::Delete { key, .. } => {
                     if self.records.get(&key).is_some_and(|old| old.modified > revision) {
                         dropped += 1;
                         continue;
                     }
-                    if let Some(last) = self.records.remove(&key) {
-                        self.changes += 1;
-                        if self.graves.len() >= MAX_GRAVES {
-                            self.graves.clear();
-                        }
-                        self.graves.insert(key, last);
+                    if let Some(last) = self.remove(&key) {
+                        self.bury(last);
                     }
                 }
             }
@@ -225,6 +258,31 @@ mod tests {
             })
             .collect();
         assert_eq!(told, ["-a", "+c"]);
+    }
+
+    #[test]
+    fn its_bytes_are_those_of_its_keys_and_values() {
+        let sized =
+            |key: &str, revision, bytes| KeyEvent::Put(Record { value: vec![0; bytes], ..record(key, revision) });
+        let mut mirror = mirror(&["a", "b"], 5);
+        assert_eq!(mirror.bytes(), 2);
+        mirror.apply(vec![sized("a", 6, 10), sized("c", 6, 5), delete("b", 7), sized("c", 7, 2)]);
+        assert_eq!(mirror.bytes(), 11 + 3);
+        mirror.relist(vec![record("c", 9)], Revision::new(9), Epoch::default());
+        assert_eq!(mirror.bytes(), 1);
+    }
+
+    #[test]
+    fn deleted_keys_are_remembered_up_to_a_number_of_bytes() {
+        let large = |key: &str, revision| {
+            KeyEvent::Put(Record { value: vec![0; MAX_GRAVE_BYTES / 3], ..record(key, revision) })
+        };
+        let mut mirror = mirror(&[], 1);
+        for (key, revision) in [("a", 2), ("b", 4), ("a", 6), ("c", 8)] {
+            mirror.apply(vec![large(key, revision), delete(key, revision + 1)]);
+        }
+        assert!(mirror.grave(b"c").is_some() && mirror.grave(b"a").is_none(), "the third one does not fit");
+        assert_eq!((mirror.bytes(), mirror.grave_bytes), (0, MAX_GRAVE_BYTES / 3 + 1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use enlist::{Epoch, Error, Revision, ServiceRef, TaskOwner, feed::FeedReader};
+use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, feed::FeedReader};
 use tokio::sync::watch;
 
 use crate::{
@@ -277,8 +277,10 @@ async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
                 let before = reading.before.as_ref().filter(|before| before.epoch == reading.value.epoch);
                 let differences = reading.value.differences(before);
                 let changed: Vec<_> = differences.into_iter().map(Difference::into_key).collect();
-                let anew = before.is_none() || inner.blind;
-                (inner.latest, inner.blind) = (Some(reading.value), false);
+                // A range that is too large is not kept up to date, so its keys need watches of their own.
+                let blind = matches!(reading.freshness, Freshness::Stale { cause: Error::RangeTooLarge { .. }, .. });
+                let anew = before.is_none() || inner.blind || blind;
+                (inner.latest, inner.blind) = (Some(reading.value), blind);
                 if anew {
                     inner.tell_all();
                 }

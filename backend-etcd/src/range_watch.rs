@@ -14,7 +14,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{BackoffPolicy, Counter, Counters, Epoch, Feed, Moment, Revision};
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
@@ -41,6 +41,9 @@ const MAX_SILENCES: u32 = 2;
 /// How long trouble that somebody has to mend is left alone.
 const SLOW: Duration = Duration::from_secs(10);
 
+/// Time after which a range is listed again that was too large: a list up to a limit of bytes is expensive.
+const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
+
 /// How a round of list and watch came to its end.
 #[derive(Debug)]
 enum End {
@@ -52,6 +55,8 @@ enum End {
     Wrong(usize),
     /// A message of the watch is larger than what is accepted, and would be at each resumption.
     TooLarge,
+    /// The range is larger than it may be.
+    Oversized(Error),
     /// So many watches in a row gave no sign of life.
     Silent(u32),
     /// A request failed, or the stream ended.
@@ -67,6 +72,7 @@ enum Relist {
     WentBack,
     Wrong,
     TooLarge,
+    Oversized,
     Silent,
 }
 
@@ -97,6 +103,8 @@ pub(crate) struct Worker {
     silences: u32,
     /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for again.
     skipped: Option<Revision>,
+    /// The range was larger than it may be when it was last looked at.
+    oversized: bool,
 }
 
 impl Worker {
@@ -126,6 +134,7 @@ impl Worker {
             repeats: 0,
             silences: 0,
             skipped: None,
+            oversized: false,
         }
     }
 
@@ -170,6 +179,10 @@ impl Worker {
                     wanted = Some(Relist::TooLarge);
                     Duration::ZERO
                 }
+                End::Oversized(error) => {
+                    wanted = wanted.or(Some(Relist::Oversized));
+                    self.outgrown(error)
+                }
                 End::Silent(times) => {
                     wanted = wanted.or((times >= MAX_SILENCES).then_some(Relist::Silent));
                     self.broken(Failure::Lost(said("the watch gives no sign of life")), &mut backoff)
@@ -199,6 +212,15 @@ impl Worker {
             self.feed.refuse(error);
             SLOW
         }
+    }
+
+    /// Publishes that the range is too large, and that what is known of it is out of date; returns how long to leave it alone.
+    fn outgrown(&mut self, error: Error) -> Duration {
+        if !std::mem::replace(&mut self.oversized, true) {
+            tracing::warn!(cause = %error, "range too large, not kept up to date");
+        }
+        self.feed.refuse(error);
+        OVERSIZED_RETRY
     }
 
     /// Lists if that is wanted, then follows a watch until it ends.
@@ -317,6 +339,7 @@ impl Worker {
         let asked = Moment::now();
         let (records, revision) = self.conn.list(&self.range).await.map_err(|failure| match failure {
             Failure::Compacted | Failure::FutureRevision => End::Compacted,
+            Failure::Final(error @ Error::RangeTooLarge { .. }) => End::Oversized(error),
             failure => End::Broken(failure),
         })?;
         if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
@@ -331,6 +354,7 @@ impl Worker {
         self.proofs = Proofs::new(revision);
         self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
         self.audit.rest(mirror.len());
+        self.oversized = false;
         Ok(())
     }
 
@@ -414,13 +438,17 @@ impl Worker {
         };
         if !events.is_empty() {
             let told = events.len();
-            let dropped = mirror.apply(events);
+            // What is too large is not kept.
+            let mut next = mirror.clone();
+            let dropped = next.apply(events);
             self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
             self.counters.add(Counter::WatchRepeats, dropped as u64);
             if dropped == told {
                 return self.repeated(connection);
             }
             self.repeats = 0;
+            self.conn.limits.check(&self.range, next.len(), next.bytes()).map_err(End::Oversized)?;
+            *mirror = next;
             self.feed.advance(mirror.clone());
             self.reached();
         } else if has_events {

@@ -105,6 +105,12 @@ pub(crate) struct Global {
     /// How long one request may take
     #[arg(long, global = true, env = "ENLIST_TIMEOUT", value_parser = duration, default_value = "5s")]
     pub(crate) timeout: Duration,
+    /// Largest number of keys of a service, namespace or election that is read; default: 1,000,000
+    #[arg(long, global = true, env = "ENLIST_MAX_RANGE_KEYS", value_name = "COUNT")]
+    pub(crate) max_range_keys: Option<usize>,
+    /// Largest number of bytes of its keys and values; default: 1 GiB
+    #[arg(long, global = true, env = "ENLIST_MAX_RANGE_BYTES", value_name = "BYTES")]
+    pub(crate) max_range_bytes: Option<usize>,
     /// How to answer: for people, or one JSON object per line
     #[arg(long, global = true, env = "ENLIST_OUTPUT", default_value = "text")]
     pub(crate) output: Format,

@@ -71,6 +71,12 @@ impl Global {
     fn builder(&self) -> Result<EtcdBuilder, Failure> {
         let mut builder = Etcd::builder(self.urls()).request_timeout(self.timeout);
         builder = builder.connect_timeout(self.timeout.min(enlist_etcd::DEFAULT_CONNECT_TIMEOUT));
+        if self.max_range_keys.is_some() {
+            builder = builder.max_range_keys(self.max_range_keys);
+        }
+        if self.max_range_bytes.is_some() {
+            builder = builder.max_range_bytes(self.max_range_bytes);
+        }
         if let Some((user, password)) = self.credentials()? {
             builder = builder.user(user, password);
         }

@@ -230,6 +230,9 @@ fn advice(error: &Error) -> (&'static str, &'static str) {
         Error::AuthFailed(_) => ("AuthFailed", "check --user and --password-file"),
         Error::PermissionDenied { .. } => ("PermissionDenied", "grant the user's role readwrite on these keys"),
         Error::TooLarge { .. } => ("TooLarge", "store less in it"),
+        Error::RangeTooLarge { .. } => {
+            ("RangeTooLarge", "raise --max-range-keys or --max-range-bytes, or remove what does not belong there")
+        }
         Error::StorageFull => ("StorageFull", "compact and defragment etcd, then `etcdctl alarm disarm`"),
         Error::Unsupported { .. } => ("Unsupported", "choose another --layout or say less"),
         Error::Closed => ("Closed", ""),

@@ -87,6 +87,28 @@ async fn a_refusal_is_told_once_and_without_names_of_functions() {
     assert_eq!((second.code, told), (Some(1), 1), "{}", second.stderr);
 }
 
+/// A service that is larger than it may be is not read, and one that grows too large while it is watched stays as it was.
+#[tokio::test]
+async fn a_service_above_a_limit_is_told_and_its_last_known_state_stays() {
+    let server = server().await;
+    let publish = async |id: &str| {
+        let done = run(enlist(&server, ["publish", "db", "10.0.0.1:80", "--id", id])).await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    publish("a").await;
+    let mut watching = Running::start(enlist(&server, ["watch", "db", "--max-range-keys", "1"]));
+    watching.says("= 1 instances").await;
+    publish("b").await;
+    let why = "the limit of 1 keys is exceeded by the keys under enlist/services/default/db/";
+    let stale = watching.next().await.unwrap();
+    assert!(stale.starts_with("! not up to date") && stale.contains(why), "{stale}");
+    let mut limited = enlist(&server, ["resolve", "db"]);
+    limited.env("ENLIST_MAX_RANGE_BYTES", "100");
+    let refused = run(limited).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("the limit of 100 bytes") && refused.stderr.contains("raise"), "{refused:?}");
+}
+
 /// A departure is one line; a drain that lasts is two.
 #[tokio::test]
 async fn what_is_removed_is_not_shown_as_draining_before() {

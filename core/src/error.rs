@@ -74,6 +74,25 @@ impl fmt::Display for Owner {
     }
 }
 
+/// What a limit on a range of keys counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RangeUnit {
+    /// Keys.
+    Keys,
+    /// Bytes of keys and values.
+    Bytes,
+}
+
+impl fmt::Display for RangeUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Keys => "keys",
+            Self::Bytes => "bytes",
+        })
+    }
+}
+
 /// What went wrong, by what a caller can do next.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -193,6 +212,16 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
+    /// A range of keys is larger than this client may read or watch it. The last known state of a watched range stays.
+    #[error("the limit of {limit} {unit} is exceeded by {}", escaped(range))]
+    RangeTooLarge {
+        /// The range.
+        range: String,
+        /// The limit, in `unit`.
+        limit: usize,
+        /// What the limit counts.
+        unit: RangeUnit,
+    },
     /// The store has no space left. What is registered stays so; nothing new can be written.
     #[error("the store has no space left")]
     StorageFull,
@@ -239,6 +268,7 @@ impl Error {
             | Self::AuthFailed(_)
             | Self::PermissionDenied { .. }
             | Self::TooLarge { .. }
+            | Self::RangeTooLarge { .. }
             | Self::StorageFull
             | Self::Unsupported { .. }
             | Self::Closed => false,

@@ -89,7 +89,7 @@ pub use self::{
     ejection::Ejection,
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
-    error::{Cause, Error, Owner},
+    error::{Cause, Error, Owner, RangeUnit},
     feed::{Feed, ServiceWatcher},
     fence::{Fence, Overtaken},
     freshness::{Freshness, Proof},

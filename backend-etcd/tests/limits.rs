@@ -1,0 +1,142 @@
+//! Ranges that are larger than they may be. Under a paused clock, with a scripted etcd.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    Change, Endpoint, Error, Event, Freshness, Instance, InstanceId, RangeUnit, RegisterOptions, Registry, Resolver,
+    ServiceRef, Watcher,
+};
+use enlist_etcd::{Etcd, EtcdBuilder, SessionRuntime};
+use enlist_testkit::{FakeEtcd, eventually, soon};
+
+const KEY: &str = "enlist/services/default/svc/";
+
+/// A range that is too large is looked at again this often.
+const RETRY: Duration = Duration::from_secs(60);
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+/// A client that sends no request but those for the range itself.
+fn builder(fake: &FakeEtcd) -> EtcdBuilder {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).audit(None).probe(None)
+}
+
+fn key(id: &str) -> String {
+    format!("{KEY}{id}")
+}
+
+fn put(fake: &FakeEtcd, id: &str, text: &str) {
+    fake.put(key(id), format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"metadata":{{"text":"{text}"}}}}"#));
+}
+
+fn ids(change: &Change) -> Vec<String> {
+    change.snapshot.entries().map(|entry| entry.instance().id().to_string()).collect()
+}
+
+async fn next(watcher: &mut Box<dyn Watcher>) -> Change {
+    tokio::time::timeout(2 * RETRY, watcher.next()).await.expect("a change in time").unwrap()
+}
+
+/// The last known state stays, and says why it is old; once the range is small enough, the difference follows.
+async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (RangeUnit, usize), text: &str) {
+    let fake = FakeEtcd::start();
+    for id in ["a", "b", "c"] {
+        put(&fake, id, "");
+    }
+    let etcd = limit(builder(&fake)).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    assert_eq!(ids(&next(&mut watcher).await), ["a", "b", "c"]);
+    eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } }).await;
+    put(&fake, "d", text);
+    let change = next(&mut watcher).await;
+    assert_eq!((ids(&change), change.events.len()), (vec!["a".to_owned(), "b".to_owned(), "c".to_owned()], 0));
+    match &change.freshness {
+        Freshness::Stale { cause: Error::RangeTooLarge { range, limit, unit }, .. } => {
+            assert_eq!((*unit, *limit), expected);
+            assert!(range.contains(KEY), "{range}");
+        }
+        freshness => panic!("{freshness:?}"),
+    }
+    let error = etcd.resolve(&service()).await.unwrap_err();
+    assert!(matches!(error, Error::RangeTooLarge { .. }) && !error.is_retryable(), "{error:?}");
+    // It costs one list a minute.
+    fake.forget_requests();
+    tokio::time::sleep(10 * RETRY).await;
+    let ranges = fake.requests().ranges;
+    assert!((8..=12).contains(&ranges), "{ranges} reads in ten minutes");
+    fake.delete(key("a").as_bytes());
+    fake.delete(key("d").as_bytes());
+    let change = next(&mut watcher).await;
+    assert!(change.freshness.is_live(), "{:?}", change.freshness);
+    assert_eq!(ids(&change), ["b", "c"]);
+    assert!(matches!(&change.events[..], [Event::Removed(_)]), "{:?}", change.events);
+    // And what happens then is told by a watch.
+    put(&fake, "e", "");
+    assert_eq!(ids(&soon("a change", watcher.next()).await.unwrap()), ["b", "c", "e"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_outgrows_its_limit_of_keys_keeps_its_last_known_state() {
+    outgrows(|builder| builder.max_range_keys(Some(3)), (RangeUnit::Keys, 3), "").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_outgrows_its_limit_of_bytes_keeps_its_last_known_state() {
+    let text = "x".repeat(1000);
+    outgrows(|builder| builder.max_range_bytes(Some(1000)), (RangeUnit::Bytes, 1000), &text).await;
+}
+
+/// One page is read of it, however large it is.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_too_large_from_the_start_is_an_error_until_it_is_smaller() {
+    let fake = FakeEtcd::start();
+    fake.put_all((0..5000).map(|number| (key(&format!("i{number}")), "")));
+    let etcd = builder(&fake).max_range_keys(Some(4000)).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let error = soon("an error", watcher.next()).await.unwrap_err();
+    assert!(matches!(error, Error::RangeTooLarge { limit: 4000, unit: RangeUnit::Keys, .. }), "{error:?}");
+    assert_eq!(fake.requests().ranges, 1);
+    let error = etcd.resolve(&service()).await.unwrap_err();
+    assert!(matches!(error, Error::RangeTooLarge { .. }), "{error:?}");
+    assert_eq!(fake.requests().ranges, 2);
+    for number in 0..5000 {
+        fake.delete(key(&format!("i{number}")).as_bytes());
+    }
+    put(&fake, "a", "");
+    assert_eq!(ids(&next(&mut watcher).await), ["a"]);
+    let unlimited = builder(&fake).max_range_keys(None).max_range_bytes(None).build().unwrap();
+    assert_eq!(unlimited.resolve(&service()).await.unwrap().len(), 1);
+}
+
+/// Own keys that share a watch with a service that others have made too large get watches of their own.
+#[tokio::test(start_paused = true)]
+async fn own_keys_are_restored_also_where_their_service_is_too_large() {
+    const COUNT: usize = 12;
+    let fake = FakeEtcd::start();
+    let etcd = builder(&fake).max_range_keys(Some(20)).build().unwrap();
+    let mut registrations = Vec::new();
+    for number in 0..COUNT {
+        let id = InstanceId::parse(format!("own{number}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let options = RegisterOptions::new().audit(None);
+        registrations.push(soon("registered", etcd.register(&service(), instance, options)).await.unwrap());
+    }
+    eventually("a shared watch is open", || async {
+        let watches = fake.requests().watches;
+        if watches == 9 { Ok(()) } else { Err(watches) }
+    })
+    .await;
+    fake.put_all((0..10).map(|number| (key(&format!("foreign{number}")), "")));
+    for number in 0..COUNT {
+        fake.delete(key(&format!("own{number}")).as_bytes());
+    }
+    eventually("all own keys are back", || async {
+        let own = fake.under(key("own").as_bytes()).len();
+        if own == COUNT { Ok(()) } else { Err(own) }
+    })
+    .await;
+}
