@@ -1,18 +1,32 @@
 //! Keys as they lie in etcd, and ranges of them.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use enlist::{LeaseId, Revision};
 use etcd_client::proto::PbKeyValue;
 
 /// One key with its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) key: Arc<[u8]>,
     pub(crate) value: Vec<u8>,
     pub(crate) created: Revision,
     pub(crate) modified: Revision,
     pub(crate) lease: Option<LeaseId>,
+}
+
+/// Without the value, which may hold an owner token.
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, created, modified, lease } = self;
+        f.debug_struct("Record")
+            .field("key", &format_args!("{}", key.escape_ascii()))
+            .field("bytes", &value.len())
+            .field("created", created)
+            .field("modified", modified)
+            .field("lease", lease)
+            .finish()
+    }
 }
 
 fn revision(number: i64) -> Revision {
@@ -82,6 +96,15 @@ fn successor(prefix: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_is_not_shown_as_it_may_hold_an_owner_token() {
+        let pair = PbKeyValue { key: b"k\n".to_vec(), value: b"s3cret".to_vec(), ..PbKeyValue::default() };
+        let shown = format!("{:?}", Record::from(pair));
+        assert!(shown.contains(r"k\n") && shown.contains("bytes: 6"), "{shown}");
+        let bytes = format!("{:?}", b"s3cret");
+        assert!(!shown.contains("s3cret") && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
+    }
 
     #[test]
     fn a_prefix_ends_before_its_successor() {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
     sync::Arc,
 };
 
@@ -58,8 +59,8 @@ impl Resolver for Etcd {
     }
 }
 
-/// What lies under one key of a service, as text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What lies under one key of a service, as text. `Debug` does not show the text, which may hold an owner token.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Payload {
     /// The key; bytes that are no text are replaced.
@@ -68,6 +69,14 @@ pub struct Payload {
     pub text: String,
     /// When it was last changed.
     pub modified: Revision,
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, text, modified } = self;
+        let mut shown = f.debug_struct("Payload");
+        shown.field("key", key).field("bytes", &text.len()).field("modified", modified).finish()
+    }
 }
 
 impl Etcd {
@@ -317,6 +326,13 @@ mod tests {
             self.mirror.apply(vec![event]);
             ids(&self.projection.follow(Some(&before), &self.mirror))
         }
+    }
+
+    #[test]
+    fn a_payload_is_not_shown_as_it_may_hold_an_owner_token() {
+        let payload = Payload { key: "k".into(), text: "s3cret".into(), modified: Revision::new(1) };
+        let shown = format!("{payload:?}");
+        assert!(!shown.contains("s3cret") && shown.contains('k'), "{shown}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashSet, VecDeque},
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -91,7 +92,7 @@ pub(crate) enum InLine {
 }
 
 /// What is written if every guard holds. It writes no other key than those that it guards.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Write {
     pub(crate) guards: Vec<(Arc<[u8]>, Guard)>,
     pub(crate) ops: Vec<TxnOp>,
@@ -100,6 +101,20 @@ pub(crate) struct Write {
     pub(crate) line: InLine,
     /// It may wait a moment for another one to go along with.
     pub(crate) patient: bool,
+}
+
+/// Without the values, which may hold an owner token.
+impl fmt::Debug for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { guards, ops, size, line, patient } = self;
+        f.debug_struct("Write")
+            .field("guards", &guards.len())
+            .field("ops", &ops.len())
+            .field("size", size)
+            .field("line", line)
+            .field("patient", patient)
+            .finish()
+    }
 }
 
 /// What became of a write.
@@ -378,6 +393,15 @@ mod tests {
 
     fn waiting(all: Vec<(Asked, Answer)>) -> (VecDeque<Asked>, Vec<Answer>) {
         all.into_iter().unzip()
+    }
+
+    #[test]
+    fn values_that_are_written_are_not_shown() {
+        let (mut asked, _answer) = asked(&["k"], InLine::Apart, 7);
+        asked.write.ops = vec![TxnOp::put("k", "s3cret", None)];
+        let shown = format!("{asked:?}");
+        let bytes = format!("{:?}", b"s3cret");
+        assert!(!shown.contains("s3cret") && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
     }
 
     #[test]

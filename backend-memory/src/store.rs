@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
     sync::Arc,
     time::Duration,
 };
 
-use enlist::{Instance, LeaseId, LockMode, Namespace, Revision};
+use enlist::{Instance, LeaseId, LockMode, Namespace, Revision, escape::Hidden};
 use tokio::time::Instant;
 
 /// What a key is for.
@@ -37,10 +38,24 @@ pub(crate) struct Key {
     pub(crate) member: Arc<str>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Value {
     Instance { instance: Arc<Instance>, owner: Option<String>, term: u64 },
     Place { mode: LockMode, text: String },
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instance { instance, owner, term } => f
+                .debug_struct("Instance")
+                .field("instance", instance)
+                .field("owner", &owner.as_ref().map(|_| Hidden))
+                .field("term", term)
+                .finish(),
+            Self::Place { mode, text } => f.debug_struct("Place").field("mode", mode).field("text", text).finish(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -264,5 +279,19 @@ impl Store {
         if let Some(lease) = lease.and_then(|id| self.leases.get_mut(&id)) {
             lease.keys.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enlist::{Endpoint, InstanceId};
+
+    #[test]
+    fn owner_tokens_are_not_shown() {
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let value = Value::Instance { instance: Arc::new(instance), owner: Some("s3cret".into()), term: 1 };
+        let shown = format!("{value:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 }

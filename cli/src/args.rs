@@ -1,8 +1,9 @@
 //! What can be said on the command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
+use enlist::escape::Hidden;
 
 /// Register, find, watch, lock and elect over etcd from a shell.
 ///
@@ -270,7 +271,7 @@ pub(crate) struct Register {
     /// Whoever registers the id again with the same token takes it over at once. The command line is seen by every user of the
     /// machine, the environment and files are not
     #[arg(long, env = "ENLIST_OWNER", hide_env_values = true)]
-    pub(crate) owner: Option<String>,
+    pub(crate) owner: Option<Token>,
     /// The file with that token; it counts before --owner
     #[arg(long, env = "ENLIST_OWNER_FILE", value_name = "FILE")]
     pub(crate) owner_file: Option<PathBuf>,
@@ -282,6 +283,22 @@ pub(crate) struct Register {
     pub(crate) wait_registered: bool,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+/// An owner token, which is not shown.
+#[derive(Clone)]
+pub(crate) struct Token(pub(crate) String);
+
+impl From<String> for Token {
+    fn from(token: String) -> Self {
+        Self(token)
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Hidden.fmt(f)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -416,5 +433,17 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("write it as key=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_token_is_not_shown() {
+        let cli = Cli::parse_from(["enlist", "register", "svc", "10.0.0.1:80", "--owner", "s3cret"]);
+        let shown = format!("{cli:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 }

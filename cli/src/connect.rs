@@ -13,7 +13,7 @@ use enlist_etcd::{
 };
 
 use crate::{
-    args::{Global, LayoutChoice, LockLayoutChoice, Register},
+    args::{Global, LayoutChoice, LockLayoutChoice, Register, Token},
     output::{Failure, Output, To},
 };
 
@@ -136,7 +136,7 @@ impl Register {
     pub(crate) fn token(&self) -> Result<Option<String>, Failure> {
         match &self.owner_file {
             Some(path) => Ok(Some(secret("owner", path)?)),
-            None => Ok(self.owner.clone().filter(|owner| !owner.is_empty())),
+            None => Ok(self.owner.as_ref().map(|Token(owner)| owner.clone()).filter(|owner| !owner.is_empty())),
         }
     }
 }

@@ -30,6 +30,17 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
+/// Stands for a secret, such as an owner token, where a value is shown for debugging: `…`.
+#[derive(Clone, Copy)]
+#[expect(clippy::exhaustive_structs, reason = "it holds nothing")]
+pub struct Hidden;
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('…')
+    }
+}
+
 struct Escaping<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 impl Write for Escaping<'_, '_> {

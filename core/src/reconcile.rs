@@ -6,15 +6,19 @@
 //! makes that so: terms are fixed, and each replacement of a live registration strictly raises the stored term, so `n`
 //! registrations write at most `n` times per absence of the key.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
+    escape::Hidden,
     registry::{OnConflict, OnDelete, RegisterOptions},
     revision::{LeaseId, Revision},
 };
 
 /// What the store holds under the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Found {
     /// When the key was created.
@@ -30,6 +34,20 @@ pub struct Found {
     /// This registration wrote exactly this value under exactly this lease. Neither alone would do: several processes can
     /// be given one lease, and several registrations can write one value.
     pub own: bool,
+}
+
+impl fmt::Debug for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { created, modified, lease, owner, term, own } = self;
+        f.debug_struct("Found")
+            .field("created", created)
+            .field("modified", modified)
+            .field("lease", lease)
+            .field("owner", &owner.as_ref().map(|_| Hidden))
+            .field("term", term)
+            .field("own", own)
+            .finish()
+    }
 }
 
 /// The last write of this registration that was acknowledged.
@@ -291,6 +309,12 @@ mod tests {
         // Another process was given the same lease.
         let options = RegisterOptions::new();
         assert_eq!(decide(Some(&found(Some(LEASE), None)), None, &options), Step::Observe { lease: LEASE });
+    }
+
+    #[test]
+    fn the_owner_token_of_what_was_found_is_not_shown() {
+        let shown = format!("{:?}", found(None, Some("s3cret")));
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 
     #[test]

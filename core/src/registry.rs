@@ -8,6 +8,7 @@ use crate::{
     backoff::{BackoffPolicy, spread},
     clock::LONGEST,
     error::Error,
+    escape::Hidden,
     instance::{Entry, Instance},
     name::{InstanceId, ServiceRef},
     registration::Registration,
@@ -135,7 +136,7 @@ pub enum OnDelete {
 }
 
 /// How an instance is registered. The default suits a long-running server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct RegisterOptions {
     /// When `register` returns. Default: `Wait(10 s)`.
@@ -143,7 +144,7 @@ pub struct RegisterOptions {
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
     /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with one
     /// owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store sees it, and
-    /// with it and the right to write can take the id over. Errors and logs do not tell it. Default: none.
+    /// with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it. Default: none.
     pub owner: Option<String>,
     /// What to do when somebody else's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,
@@ -175,6 +176,23 @@ impl Default for RegisterOptions {
             backoff: BackoffPolicy::default(),
             audit: Some(DEFAULT_AUDIT),
         }
+    }
+}
+
+impl fmt::Debug for RegisterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, owner, on_conflict, lease, ttl, on_delete, max_attempts, backoff, audit } = self;
+        f.debug_struct("RegisterOptions")
+            .field("start", start)
+            .field("owner", &owner.as_ref().map(|_| Hidden))
+            .field("on_conflict", on_conflict)
+            .field("lease", lease)
+            .field("ttl", ttl)
+            .field("on_delete", on_delete)
+            .field("max_attempts", max_attempts)
+            .field("backoff", backoff)
+            .field("audit", audit)
+            .finish()
     }
 }
 
@@ -313,6 +331,12 @@ mod tests {
         ] {
             assert!(options.check().unwrap_err().to_string().contains(field));
         }
+    }
+
+    #[test]
+    fn the_owner_token_is_not_shown() {
+        let shown = format!("{:?}", RegisterOptions::new().owner("s3cret"));
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 
     #[tokio::test(start_paused = true)]

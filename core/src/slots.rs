@@ -17,6 +17,7 @@ use foldhash::fast::RandomState;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::{
+    escape::Hidden,
     registration::Withdrawal,
     registry::{OnConflict, RegisterOptions},
     revision::Revision,
@@ -33,7 +34,6 @@ struct Slot {
 }
 
 /// The registration that has a key, or that had it last.
-#[derive(Debug)]
 struct Occupant {
     owner: Option<String>,
     withdrawal: Withdrawal,
@@ -41,6 +41,18 @@ struct Occupant {
     leaving: bool,
     /// A successor wants the key.
     wanted: bool,
+}
+
+impl fmt::Debug for Occupant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, withdrawal, leaving, wanted } = self;
+        f.debug_struct("Occupant")
+            .field("owner", &owner.as_ref().map(|_| Hidden))
+            .field("withdrawal", withdrawal)
+            .field("leaving", leaving)
+            .field("wanted", wanted)
+            .finish()
+    }
 }
 
 impl Occupant {
@@ -264,6 +276,14 @@ mod tests {
 
     fn mine() -> Party {
         Party::new(RegisterOptions::new().owner("me"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_owner_token_of_a_claim_is_not_shown() {
+        let (slots, party) = (Slots::default(), Party::new(RegisterOptions::new().owner("s3cret")));
+        let claim = party.claim(&slots, Approach::New).await.unwrap();
+        let shown = format!("{claim:?} {slots:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,6 +22,7 @@ use std::fmt;
 
 use enlist::{
     Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
+    escape::Hidden,
     instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
 };
 
@@ -92,8 +93,8 @@ pub enum LeaseScope {
     PerKey,
 }
 
-/// What a value is written with, beside the instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a value is written with, beside the instance. `Debug` shows neither the owner token nor the value that is replaced.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "tests of layouts outside this crate build it")]
 pub struct Writing<'a> {
     /// The owner token.
@@ -106,14 +107,33 @@ pub struct Writing<'a> {
     pub term: u64,
 }
 
-/// What a layout reads out of a key and its value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl fmt::Debug for Writing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, previous, lease, term } = self;
+        f.debug_struct("Writing")
+            .field("owner", &owner.map(|_| Hidden))
+            .field("previous", &previous.map(|_| Hidden))
+            .field("lease", lease)
+            .field("term", term)
+            .finish()
+    }
+}
+
+/// What a layout reads out of a key and its value. `Debug` does not show the owner token.
+#[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
 pub struct Decoded {
     /// The instance.
     pub instance: Instance,
     /// The owner token.
     pub owner: Option<String>,
+}
+
+impl fmt::Debug for Decoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, owner } = self;
+        f.debug_struct("Decoded").field("instance", instance).field("owner", &owner.as_ref().map(|_| Hidden)).finish()
+    }
 }
 
 /// Why a key is no instance of the service.
@@ -321,4 +341,22 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
 /// A name that this layout cannot carry because of `character`.
 fn not_carried(field: &'static str, character: char) -> Error {
     Error::InvalidName { field, fault: enlist::error::NameFault::NotCarried { character } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enlist::{Endpoint, InstanceId};
+
+    #[test]
+    fn owner_tokens_are_not_shown() {
+        let previous = br#"{"owner":"s3cret"}"#;
+        let writing = Writing { owner: Some("s3cret"), previous: Some(previous), ..Writing::default() };
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        let decoded = Decoded { instance, owner: Some("s3cret".into()) };
+        let shown = format!("{writing:?} {decoded:?}");
+        let bytes = format!("{:?}", "s3cret".as_bytes());
+        assert!(!shown.contains("s3cret") && !shown.contains(bytes.trim_matches(['[', ']'])), "{shown}");
+        assert_eq!(shown.matches("owner: Some").count(), 2, "{shown}");
+    }
 }
