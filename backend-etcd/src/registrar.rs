@@ -277,17 +277,17 @@ impl Registrar {
             }
         };
         claimed
-            .map_err(|created| {
-                let error = self.conflict(None, created);
+            .map_err(|revision| {
+                let error = self.conflict(None, revision);
                 self.driver.report(RegistrationState::Refused { cause: error.clone() });
                 self.driver.report_end(Err(error));
             })
             .ok()
     }
 
-    fn conflict(&self, owner: Option<&str>, created: Revision) -> Error {
+    fn conflict(&self, owner: Option<&str>, revision: Option<Revision>) -> Error {
         let owner = Owner::of(owner, self.options.owner.as_deref());
-        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, created }
+        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, revision }
     }
 
     fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
@@ -399,8 +399,8 @@ impl Registrar {
                 Ok(Pause::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
-                let created = found.as_ref().map(|found| found.created).unwrap_or_default();
-                Err(self.conflict(found.as_ref().and_then(|found| found.owner.as_deref()), created))
+                let revision = found.as_ref().map(|found| found.modified);
+                Err(self.conflict(found.as_ref().and_then(|found| found.owner.as_deref()), revision))
             }
             Step::Superseded => {
                 self.disown();
@@ -586,7 +586,7 @@ impl Registrar {
         if self.driver.was_stored() {
             self.superseded(self.options.owner.as_deref(), LeaseId::default());
         } else {
-            self.driver.report_failure(self.conflict(self.options.owner.as_deref(), Revision::default()));
+            self.driver.report_failure(self.conflict(self.options.owner.as_deref(), None));
         }
     }
 

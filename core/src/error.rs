@@ -123,9 +123,10 @@ pub enum Error {
     },
     /// Somebody else's live instance has this id.
     #[error(
-        "instance {} of {} is already registered by {owner} since revision {created}",
+        "instance {} of {} is already registered by {owner}{}",
         escaped(id),
-        escaped(service)
+        escaped(service),
+        stored_at(*revision)
     )]
     AlreadyRegistered {
         /// The service.
@@ -134,8 +135,9 @@ pub enum Error {
         id: InstanceId,
         /// Whose the other instance is.
         owner: Owner,
-        /// When the other instance was created.
-        created: Revision,
+        /// When the other registration last stored it, as far as is known; `None` if it is one of this process that has stored
+        /// nothing yet. Not the creation of the key: what was taken over has that of the registration before.
+        revision: Option<Revision>,
     },
     /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The observation
     /// goes on while no call waits for it, so a repeated call completes it.
@@ -276,6 +278,11 @@ impl Error {
     }
 }
 
+/// What a message says of the revision at which something was stored last.
+fn stored_at(revision: Option<Revision>) -> String {
+    revision.map_or_else(String::new, |revision| format!(", stored at revision {revision}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -301,7 +308,7 @@ mod tests {
                 service: service.clone(),
                 id: id.clone(),
                 owner: Owner::of(Some("secret"), Some("secret")),
-                created: revision,
+                revision: Some(revision),
             },
             Error::NotRegistered { service: service.clone(), id: id.clone() },
             Error::NotOwner { service, id, owner: Owner::of(Some("secret"), None), lease: LeaseId::new(1) },
@@ -313,6 +320,18 @@ mod tests {
             assert!(!text.contains(crate::escape::is_unprintable), "{text:?}");
             assert!(!text.contains("secret") && !format!("{error:?}").contains("secret"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_registration_that_has_stored_nothing_has_no_revision() {
+        let (service, id) = (ServiceRef::parse("s").unwrap(), InstanceId::parse("a").unwrap());
+        let text = |revision| {
+            let (service, id) = (service.clone(), id.clone());
+            Error::AlreadyRegistered { service, id, owner: Owner::Other, revision }.to_string()
+        };
+        assert_eq!(text(None), "instance a of default/s is already registered by another owner");
+        let stored = text(Some(Revision::new(7)));
+        assert_eq!(stored, "instance a of default/s is already registered by another owner, stored at revision 7");
     }
 
     #[test]

@@ -393,9 +393,9 @@ impl Withdrawal {
         self.shared.desired.borrow().goal != Goal::Present
     }
 
-    /// Returns the revision of the last acknowledged write; 0 before one.
-    pub fn stored(&self) -> Revision {
-        self.shared.reported.borrow().stored.map(|(_, revision)| revision).unwrap_or_default()
+    /// Returns the revision of the last acknowledged write; `None` before one.
+    pub fn stored(&self) -> Option<Revision> {
+        self.shared.reported.borrow().stored.map(|(_, revision)| revision)
     }
 }
 

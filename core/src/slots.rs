@@ -118,7 +118,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
     ///
     /// # Errors
     ///
-    /// The revision of the occupant's last acknowledged write (0 before one), if `options` refuse to wait for it.
+    /// The revision of the occupant's last acknowledged write (`None` before one), if `options` refuse to wait for it.
     ///
     /// # Cancel safety
     ///
@@ -129,7 +129,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         options: &RegisterOptions,
         withdrawal: &Withdrawal,
         approach: Approach,
-    ) -> Result<Claim<K>, Revision> {
+    ) -> Result<Claim<K>, Option<Revision>> {
         let (visit, is_free) = self.visit(key, options, withdrawal);
         if is_free {
             return Ok(Claim { visit });
@@ -187,7 +187,7 @@ impl Slot {
     }
 
     /// Asks the occupant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
-    fn approach(&self, options: &RegisterOptions) -> Result<(), Revision> {
+    fn approach(&self, options: &RegisterOptions) -> Result<(), Option<Revision>> {
         let mut occupant = self.occupant();
         let same_owner = options.owner.is_some() && options.owner == occupant.owner;
         if same_owner || options.on_conflict == OnConflict::TakeOver {

@@ -25,6 +25,7 @@ macro_rules! each_case {
             register::a_health_check_drives_the_health [Details]
             register::a_live_id_is_refused_to_another_process [Id Owner]
             register::a_live_id_is_refused_within_the_process [Id]
+            register::after_a_take_over_a_refusal_names_the_revision_of_the_other [Id Weight]
             register::a_leftover_is_taken_over [Id]
             register::an_observation_outlives_the_call_that_began_it [Id]
             register::an_equal_owner_takes_over_at_once [Id Owner]

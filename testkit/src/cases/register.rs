@@ -192,8 +192,8 @@ pub async fn a_live_id_is_refused_to_another_process(h: &impl Harness) {
     let before = only(&one, &service, |_| true).await;
     let refused = soon("refused", two.register(&service, instance("a"), options(h).owner("two"))).await;
     match refused {
-        Err(Error::AlreadyRegistered { id: contested, owner, created, .. }) => {
-            assert_eq!((contested, owner, created), (id("a"), Owner::Other, before.created()));
+        Err(Error::AlreadyRegistered { id: contested, owner, revision, .. }) => {
+            assert_eq!((contested, owner, revision), (id("a"), Owner::Other, Some(before.modified())));
         }
         other => panic!("expected AlreadyRegistered: {other:?}"),
     }
@@ -205,8 +205,30 @@ pub async fn a_live_id_is_refused_within_the_process(h: &impl Harness) {
     let _a = register(h, &server, &service, "a").await;
     let before = only(&server, &service, |_| true).await;
     let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
-    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "the id is taken: {refused:?}");
+    let Err(Error::AlreadyRegistered { revision, .. }) = refused else {
+        panic!("the id is taken: {refused:?}");
+    };
+    assert_eq!(revision, Some(before.modified()));
     assert_eq!(only(&server, &service, |_| true).await, before);
+}
+
+pub async fn after_a_take_over_a_refusal_names_the_revision_of_the_other(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let first = one.register(&service, instance("a"), options(h)).await.unwrap();
+    let own = only(&one, &service, |_| true).await.created();
+    let long = Start::Wait(Duration::from_secs(60));
+    let takes = options(h).on_conflict(OnConflict::TakeOver).start(long);
+    let _second = soon("taken over", two.register(&service, instance("a").with_weight(2), takes)).await.unwrap();
+    superseded(&first).await;
+    soon("deregistered", first.deregister()).await.unwrap();
+    let theirs = only(&two, &service, |entry| entry.instance().weight() == 2).await;
+    let refused = soon("refused", one.register(&service, instance("a"), options(h).start(long))).await;
+    match refused {
+        Err(Error::AlreadyRegistered { revision, .. }) => {
+            assert_eq!(revision, Some(theirs.modified()), "not {own}, at which the caller created the key");
+        }
+        other => panic!("expected AlreadyRegistered: {other:?}"),
+    }
 }
 
 pub async fn a_leftover_is_taken_over(h: &impl Harness) {

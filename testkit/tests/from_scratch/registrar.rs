@@ -81,8 +81,8 @@ impl Registrar {
                 return None;
             }
         };
-        let refused = |created| {
-            let cause = self.taken(None, created);
+        let refused = |revision| {
+            let cause = self.taken(None, revision);
             self.driver.report(RegistrationState::Refused { cause: cause.clone() });
             self.driver.report_end(Err(cause));
         };
@@ -152,8 +152,8 @@ impl Registrar {
                 Ok(Outcome::Settled)
             }
             (Step::Observe { .. } | Step::Conflict, found) => {
-                let (owner, created) = found.map(|found| (found.owner, found.created)).unwrap_or_default();
-                Err(self.taken(owner.as_deref(), created))
+                let (owner, revision) = found.map(|found| (found.owner, Some(found.modified))).unwrap_or_default();
+                Err(self.taken(owner.as_deref(), revision))
             }
             (Step::Superseded, found) => {
                 let (owner, lease) = found.map(|found| (found.owner, found.lease)).unwrap_or_default();
@@ -250,9 +250,9 @@ impl Registrar {
         }
     }
 
-    fn taken(&self, owner: Option<&str>, created: Revision) -> Error {
+    fn taken(&self, owner: Option<&str>, revision: Option<Revision>) -> Error {
         let (service, id) = self.key.clone();
-        Error::AlreadyRegistered { service, id, owner: Owner::of(owner, self.options.owner.as_deref()), created }
+        Error::AlreadyRegistered { service, id, owner: Owner::of(owner, self.options.owner.as_deref()), revision }
     }
 
     fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
