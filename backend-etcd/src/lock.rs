@@ -5,7 +5,9 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Error, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, Revision};
+use enlist::{
+    Error, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, Revision, deadline::LastTrouble,
+};
 use etcd_client::{Compare, CompareOp};
 use tokio::sync::oneshot;
 use tracing::Instrument;
@@ -94,7 +96,7 @@ impl Etcd {
         let range = layout.line(want.line, name)?;
         let value = layout.encode(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() });
         let (answer, won) = oneshot::channel();
-        let deadline = options.deadline;
+        let (deadline, trouble) = (options.deadline, LastTrouble::default());
         let stander = Stander {
             session: Arc::clone(&self.session),
             name: name.clone(),
@@ -104,18 +106,11 @@ impl Etcd {
             want,
             options,
             begun: Moment::now(),
+            trouble: trouble.clone(),
         };
         let span = tracing::info_span!("lock", lock = %name);
         self.session.tasks.run("lock", stander.run(answer).instrument(span))?;
-        let won = async { won.await.map_err(|_| Error::Closed)? };
-        match deadline {
-            None => won.await,
-            // Dropping the receiver tells the task.
-            Some(limit) => tokio::time::timeout(limit, won).await.map_err(|_| Error::Timeout {
-                op: "acquire",
-                limit,
-                cause: None,
-            })?,
-        }
+        // Dropping the receiver tells the task.
+        trouble.within("acquire", deadline, async { won.await.map_err(|_| Error::Closed)? }).await
     }
 }

@@ -9,6 +9,7 @@ use enlist::{
     Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, Loss, Moment,
     Released, Revision, Tenure,
     backoff::spread,
+    deadline::LastTrouble,
     election::Proclamation,
     feed::FeedReader,
     lock::{GuardDriver, Place, Standing, lock_guard},
@@ -80,6 +81,8 @@ pub(crate) struct Stander {
     pub(crate) options: LockOptions,
     /// When it was asked for.
     pub(crate) begun: Moment,
+    /// What kept it from getting in line, for the caller to name at its deadline.
+    pub(crate) trouble: LastTrouble,
 }
 
 /// A place that may be in etcd.
@@ -304,7 +307,10 @@ impl Stander {
         loop {
             let failure = match self.try_enter(&mut held, answer).await {
                 Ok(placed) => match held {
-                    Some(held) => return Ok((held, placed)),
+                    Some(held) => {
+                        self.trouble.clear();
+                        return Ok((held, placed));
+                    }
                     None => return Err((None, Error::Closed)),
                 },
                 Err(failure) => failure,
@@ -322,6 +328,7 @@ impl Stander {
             if !error.is_retryable() || !self.want.wait {
                 return Err((held, error));
             }
+            self.trouble.note(error);
             tokio::select! {
                 () = answer.closed() => return Err((held, Error::Closed)),
                 () = tokio::time::sleep(backoff.next_delay()) => {}

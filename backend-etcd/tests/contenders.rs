@@ -97,6 +97,23 @@ async fn callers_that_gave_up_while_etcd_was_silent_cost_no_transaction_and_no_t
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let late = async || {
+        let late = etcd.acquire(&name(), LockOptions::new().deadline(3 * REQUEST)).await;
+        let Err(Error::Timeout { op: "acquire", cause, .. }) = late else { panic!("a timeout: {late:?}") };
+        cause.map(|cause| cause.source().map(ToString::to_string).unwrap_or_default())
+    };
+    fake.freeze();
+    let cause = late().await.expect("the last trouble");
+    assert!(cause.contains("no answer within 5s"), "{cause}");
+    fake.thaw();
+    let _holder = acquire(&etcd).await;
+    assert_eq!(late().await, None, "it is in line, and waits for its turn");
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_that_wait_for_a_lease_hear_of_the_failure_of_one_grant() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);

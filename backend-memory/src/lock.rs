@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use enlist::{
     BackoffPolicy, Election, Error, FencingToken, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockMode,
     LockName, LockOptions, Loss, Moment, Released, Revision, Tenure,
+    deadline::LastTrouble,
     election::Proclamation,
     lock::{GuardDriver, Place, Standing, lock_guard},
     standing,
@@ -137,25 +138,18 @@ impl MemoryClient {
         options.check()?;
         self.inner.check_open()?;
         let (answer, won) = oneshot::channel();
-        let deadline = options.deadline;
+        let (deadline, trouble) = (options.deadline, LastTrouble::default());
         let stander = Stander {
             client: Arc::clone(&self.inner),
             changes: self.inner.link.hub().changes(),
             name: name.clone(),
             want,
             options,
+            trouble: trouble.clone(),
         };
         self.inner.tasks.run("lock", stander.run(answer))?;
-        let won = async { won.await.map_err(|_| Error::Closed)? };
-        match deadline {
-            None => won.await,
-            // Dropping the receiver tells the task.
-            Some(limit) => tokio::time::timeout(limit, won).await.map_err(|_| Error::Timeout {
-                op: "acquire",
-                limit,
-                cause: None,
-            })?,
-        }
+        // Dropping the receiver tells the task.
+        trouble.within("acquire", deadline, async { won.await.map_err(|_| Error::Closed)? }).await
     }
 }
 
@@ -169,6 +163,8 @@ struct Stander {
     name: LockName,
     want: Want,
     options: LockOptions,
+    /// What kept it from getting in line, for the caller to name at its deadline.
+    trouble: LastTrouble,
 }
 
 /// A place that this task has put into the store.
@@ -261,9 +257,13 @@ impl Stander {
         loop {
             match self.try_enter().await {
                 Err(error) if error.is_retryable() && self.waits() => {
+                    self.trouble.note(error);
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
-                outcome => return outcome,
+                outcome => {
+                    self.trouble.clear();
+                    return outcome;
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use enlist::{Election, Lock, LockName, LockOptions};
+use enlist::{Election, Error, Lock, LockName, LockOptions};
 use enlist_memory::MemoryStore;
 use enlist_testkit::soon;
 use tokio::{task::JoinSet, time::Instant};
@@ -38,6 +38,21 @@ async fn callers_that_wait_for_a_lease_do_not_wait_for_each_other() {
     let all = soon("all have tried", trying.join_all()).await;
     assert_eq!(all.into_iter().filter(|tried| matches!(tried, Ok(Some(_)))).count(), 1);
     assert_eq!(store.leases().len(), 1, "one for all");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
+    let client = MemoryStore::new().client();
+    let late = async || {
+        let late = client.acquire(&name(), LockOptions::new().deadline(10 * DELAY)).await;
+        let Err(Error::Timeout { op: "acquire", cause, .. }) = late else { panic!("a timeout: {late:?}") };
+        cause.map(|cause| cause.to_string())
+    };
+    client.cut();
+    assert_eq!(late().await.as_deref(), Some("store unavailable"));
+    client.heal();
+    let _holder = client.acquire(&name(), LockOptions::new()).await.unwrap();
+    assert_eq!(late().await, None, "it is in line, and waits for its turn");
 }
 
 #[tokio::test(start_paused = true)]

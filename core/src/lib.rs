@@ -49,6 +49,7 @@ pub mod backoff;
 pub mod balance;
 mod candidate;
 pub mod clock;
+pub mod deadline;
 pub mod directory;
 pub mod ejection;
 pub mod election;

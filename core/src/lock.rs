@@ -32,9 +32,9 @@ pub trait Lock: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] at the deadline; [`Error::LeaseLost`] if the queue entry was lost while it waited and the options
-    /// [say so](LockOptions::fail_on_lost_entry), otherwise it enters the queue again; [`Error::Unavailable`] if the store could not be reached to get in line before the deadline (without a deadline it
-    /// keeps trying); [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
+    /// [`Error::Timeout`] at the deadline, also if the store could not be reached until then: the last trouble in entering the queue is
+    /// its cause. Without a deadline it keeps trying. [`Error::LeaseLost`] if the queue entry was lost while it waited and the options
+    /// [say so](LockOptions::fail_on_lost_entry), otherwise it enters the queue again; [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
@@ -48,7 +48,7 @@ pub trait Lock: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// As [`acquire`](Self::acquire).
+    /// [`Error::Unavailable`] if the store does not answer; otherwise as [`acquire`](Self::acquire), a deadline included.
     ///
     /// # Cancel safety
     ///

@@ -114,6 +114,7 @@ macro_rules! each_case {
             lock::a_wiped_store_is_a_loss [Locks]
             lock::releasing_without_an_answer_returns_and_goes_on [Locks]
             lock::a_deadline_during_an_outage_leaves_nothing_behind [Locks]
+            lock::a_try_during_an_outage_says_that_the_store_is_unavailable [Locks]
             lock::loss_is_for_ever [Locks]
             lock::a_lost_lock_is_free_for_others_although_its_guard_lives [Locks]
             lock::releasing_a_lost_lock_says_so_and_leaves_its_successor_alone [Locks]

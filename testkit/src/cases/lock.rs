@@ -254,6 +254,17 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     drop(guard);
 }
 
+pub async fn a_try_during_an_outage_says_that_the_store_is_unavailable(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    client.cut().await;
+    let refused = soon("an answer", client.try_acquire(&name, lock_options(h))).await;
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "no deadline has passed: {refused:?}");
+    client.heal().await;
+    let guard = acquire(h, &client, &name).await;
+    in_line(h, &name, 1).await;
+    drop(guard);
+}
+
 pub async fn loss_is_for_ever(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     let guard = acquire(h, &client, &name).await;
