@@ -32,10 +32,6 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::error::said;
 
-/// HTTP/2 pings find a dead peer; etcd ends connections that ping faster than every 5 s.
-const PING_EVERY: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.
 const REST: Duration = Duration::from_secs(1);
@@ -431,10 +427,9 @@ fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
-/// Applies keep-alive and, where asked for, TLS from files as they are now.
+/// Applies TLS from files as they are now, where asked for.
 async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, enlist::Cause> {
-    let endpoint =
-        url.clone().http2_keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(true);
+    let endpoint = url.clone();
     let Some(TlsFiles { ca, identity, domain }) = files else {
         return Ok(endpoint);
     };

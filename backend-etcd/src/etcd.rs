@@ -22,6 +22,16 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a request may take, unless said otherwise.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time without traffic after which a connection is pinged, unless said otherwise.
+pub const DEFAULT_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Time after which an unanswered ping ends its connection, unless said otherwise.
+pub const DEFAULT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Smallest interval between pings: etcd closes a connection with three that arrive within 5 s of the one before; a second is for the
+/// way.
+const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
+
 /// How often a probe is sent while there are views, unless said otherwise.
 pub const DEFAULT_PROBE: Duration = Duration::from_secs(5);
 
@@ -126,6 +136,8 @@ pub struct EtcdBuilder {
     lock_layout: Option<Arc<dyn LockLayout>>,
     connect_timeout: Duration,
     request_timeout: Duration,
+    keep_alive_interval: Duration,
+    keep_alive_timeout: Duration,
     audit: Option<Duration>,
     probe: Option<Duration>,
     limits: RangeLimits,
@@ -144,6 +156,8 @@ impl EtcdBuilder {
             lock_layout: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
+            keep_alive_interval: DEFAULT_KEEP_ALIVE_INTERVAL,
+            keep_alive_timeout: DEFAULT_KEEP_ALIVE_TIMEOUT,
             audit: Some(DEFAULT_AUDIT),
             probe: Some(DEFAULT_PROBE),
             limits: RangeLimits::default(),
@@ -235,6 +249,21 @@ impl EtcdBuilder {
         self
     }
 
+    /// Sets the time without traffic after which a connection is pinged, also while no request and no watch uses it. It is what
+    /// `DialKeepAliveTime` is in Go's client. Default: 10 s. At least 6 s, because etcd closes connections that are pinged more often
+    /// than every 5 s. Without effect on a channel that the caller made.
+    pub fn keep_alive_interval(mut self, interval: Duration) -> Self {
+        self.keep_alive_interval = interval;
+        self
+    }
+
+    /// Sets the time after which a connection whose ping was not answered is given up. It is what `DialKeepAliveTimeout` is in Go's
+    /// client. Default: 5 s. Without effect on a channel that the caller made.
+    pub fn keep_alive_timeout(mut self, limit: Duration) -> Self {
+        self.keep_alive_timeout = limit;
+        self
+    }
+
     /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an event. A
     /// range of a thousand keys or less is one request in that time, drawn from its second half; a larger one is a request for each
     /// thousand, spread over the interval. They bring keys without values: some 100 bytes for each instance, though etcd reads the
@@ -282,13 +311,21 @@ impl EtcdBuilder {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] for endpoints that are no URLs, TLS options with `http`, a prefix that is empty, timeouts
-    /// or limits of zero.
+    /// intervals or limits of zero, and pings that come too often.
     pub fn build(self) -> Result<Etcd, Error> {
         let Self { endpoints, channel, credentials, tls, prefix, layout, lock_layout, .. } = self;
-        for (field, limit) in [("connect_timeout", self.connect_timeout), ("request_timeout", self.request_timeout)] {
+        for (field, limit) in [
+            ("connect_timeout", self.connect_timeout),
+            ("request_timeout", self.request_timeout),
+            ("keep_alive_timeout", self.keep_alive_timeout),
+        ] {
             if limit.is_zero() {
                 return Err(Error::invalid_config(field, "it must be above zero"));
             }
+        }
+        if self.keep_alive_interval < MIN_KEEP_ALIVE_INTERVAL {
+            let reason = "it must be at least 6 s: etcd closes connections that are pinged more often than every 5 s";
+            return Err(Error::invalid_config("keep_alive_interval", reason));
         }
         for (field, interval) in [("audit", self.audit), ("probe", self.probe)] {
             if interval.is_some_and(|interval| interval.is_zero()) {
@@ -304,9 +341,14 @@ impl EtcdBuilder {
             Some(prefix) => Native::with_prefix(&prefix)?,
             None => Native::default(),
         };
+        let keep_alive = |url: Endpoint| {
+            url.http2_keep_alive_interval(self.keep_alive_interval.min(LONGEST))
+                .keep_alive_timeout(self.keep_alive_timeout.min(LONGEST))
+                .keep_alive_while_idle(true)
+        };
         let members = match channel {
             Some(channel) => Members::Fixed(channel),
-            None => members(&endpoints, tls, self.connect_timeout)?,
+            None => members(&endpoints, tls, self.connect_timeout.min(LONGEST), keep_alive)?,
         };
         let ground = Ground::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
@@ -343,7 +385,12 @@ impl EtcdBuilder {
     }
 }
 
-fn members(endpoints: &[String], tls: Option<TlsFiles>, connect_timeout: Duration) -> Result<Members, Error> {
+fn members(
+    endpoints: &[String],
+    tls: Option<TlsFiles>,
+    connect_timeout: Duration,
+    keep_alive: impl Fn(Endpoint) -> Endpoint,
+) -> Result<Members, Error> {
     if endpoints.is_empty() {
         return Err(Error::invalid_config("endpoints", "at least one is needed"));
     }
@@ -352,7 +399,7 @@ fn members(endpoints: &[String], tls: Option<TlsFiles>, connect_timeout: Duratio
         check_url(endpoint, tls.is_some())?;
         let url = Endpoint::from_shared(endpoint.clone())
             .map_err(|error| Error::invalid_config("endpoints", format!("{endpoint:?}: {error}")))?;
-        urls.push(url.connect_timeout(connect_timeout));
+        urls.push(keep_alive(url.connect_timeout(connect_timeout)));
     }
     let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https")).count();
     if secure != 0 && secure != endpoints.len() {
@@ -381,6 +428,8 @@ mod tests {
             (Etcd::builder(["http://h:1"]).ca_certificate("ca.pem"), "https"),
             (Etcd::builder(["http://h:1"]).prefix("/"), "prefix"),
             (Etcd::builder(["http://h:1"]).request_timeout(Duration::ZERO), "request_timeout"),
+            (Etcd::builder(["http://h:1"]).keep_alive_interval(Duration::from_secs(5)), "keep_alive_interval"),
+            (Etcd::builder(["http://h:1"]).keep_alive_timeout(Duration::ZERO), "keep_alive_timeout"),
             (Etcd::builder(["http://h:1"]).audit(Some(Duration::ZERO)), "audit"),
             (Etcd::builder(["http://h:1"]).probe(Some(Duration::ZERO)), "probe"),
             (Etcd::builder(["http://h:1"]).max_range_keys(Some(0)), "max_range_keys"),

@@ -73,7 +73,10 @@ mod watcher;
 mod writes;
 
 pub use self::{
-    etcd::{DEFAULT_CONNECT_TIMEOUT, DEFAULT_PROBE, DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder},
+    etcd::{
+        DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
+        DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,
+    },
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
         Kratos, Layout, LockLayout, Native,

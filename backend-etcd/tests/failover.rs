@@ -316,3 +316,39 @@ async fn members_that_all_refuse_are_dialled_at_a_slow_pace() {
     // Each member once a second, for watches and for requests.
     assert!(dialled <= 4 * 6 + 4, "{dialled} connections");
 }
+
+/// Idle connections on which answers no longer arrive. The control is a client with the defaults, which notices after fifteen seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pings_and_their_deadline_are_as_asked_for() {
+    let server = server().await;
+    let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
+    let [quick, default] = &ways;
+    let builder = Etcd::builder([quick.url()]).keep_alive_interval(Duration::from_secs(6));
+    let _quick = builder.keep_alive_timeout(Duration::from_secs(1)).connect().await.unwrap();
+    let _default = Etcd::builder([default.url()]).connect().await.unwrap();
+    for way in &ways {
+        are_open(way, 2).await;
+        way.set(Mode::BlackHole(Direction::ToClient));
+    }
+    are_open(quick, 0).await;
+    assert_eq!(open(default), 2, "those of the control are still open");
+    are_open(default, 0).await;
+}
+
+async fn are_open(way: &Proxy, connections: usize) {
+    eventually(&format!("{connections} connections are open"), || async {
+        if open(way) == connections { Ok(()) } else { Err(open(way)) }
+    })
+    .await;
+}
+
+/// No clock reaches that far, and nothing panics.
+#[tokio::test]
+async fn durations_without_end_are_as_good_as_none() {
+    let server = server().await;
+    let builder = Etcd::builder([server.url()]).keep_alive_interval(Duration::MAX).keep_alive_timeout(Duration::MAX);
+    let builder = builder.connect_timeout(Duration::MAX).request_timeout(Duration::MAX);
+    let etcd = builder.audit(Some(Duration::MAX)).probe(Some(Duration::MAX)).connect().await.unwrap();
+    let mut watcher = etcd.watch(&named(0)).await.unwrap();
+    assert!(soon("the first list", watcher.next()).await.unwrap().snapshot.is_empty());
+}

@@ -112,6 +112,12 @@ pub(crate) struct Global {
     /// Largest number of bytes of its keys and values; default: 1 GiB
     #[arg(long, global = true, env = "ENLIST_MAX_RANGE_BYTES", value_name = "BYTES")]
     pub(crate) max_range_bytes: Option<usize>,
+    /// Time without traffic after which a connection to etcd is pinged; at least 6s
+    #[arg(long, global = true, env = "ENLIST_KEEP_ALIVE_INTERVAL", value_parser = duration, default_value = "10s")]
+    pub(crate) keep_alive_interval: Duration,
+    /// Time after which a connection whose ping was not answered is given up
+    #[arg(long, global = true, env = "ENLIST_KEEP_ALIVE_TIMEOUT", value_parser = duration, default_value = "5s")]
+    pub(crate) keep_alive_timeout: Duration,
     /// How to answer: for people, or one JSON object per line
     #[arg(long, global = true, env = "ENLIST_OUTPUT", default_value = "text")]
     pub(crate) output: Format,

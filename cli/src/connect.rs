@@ -77,6 +77,7 @@ impl Global {
         if self.max_range_bytes.is_some() {
             builder = builder.max_range_bytes(self.max_range_bytes);
         }
+        builder = builder.keep_alive_interval(self.keep_alive_interval).keep_alive_timeout(self.keep_alive_timeout);
         if let Some((user, password)) = self.credentials()? {
             builder = builder.user(user, password);
         }
