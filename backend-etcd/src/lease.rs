@@ -1,4 +1,4 @@
-//! Leases: granted once per purpose and TTL, renewed by a task each, revoked when nobody needs
+//! Leases: granted once per purpose, TTL and renewal interval, renewed by a task each, revoked when nobody needs
 //! them: one of its own with its instance, a shared one with the session.
 //!
 //! Each renewal is a stream of its own with one request: its reply has a deadline, and when that passes the next one goes
@@ -14,7 +14,7 @@ use std::{
 };
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, Moment, TaskOwner,
+    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, LeaseTerms, Moment, TaskOwner,
     registry::whole_seconds,
     telemetry::{Timer, measured},
 };
@@ -160,7 +160,7 @@ impl Drop for Lease {
     }
 }
 
-/// The leases of one purpose and TTL that a session shares, kept for as long as the session lives: the next lock or instance needs
+/// The leases of one purpose with equal terms that a session shares, kept for as long as the session lives: the next lock or instance needs
 /// no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
 #[derive(Debug, Default)]
 struct Pool {
@@ -172,7 +172,7 @@ struct Pool {
 /// Outcome of the grant of a shared lease, which is in its pool then; `None` while it is under way.
 type GrantOutcome = Option<Result<(), Failure>>;
 
-type PoolKey = (Purpose, Duration);
+type PoolKey = (Purpose, LeaseTerms);
 
 /// Leases of a session.
 #[derive(Debug, Default)]
@@ -227,7 +227,7 @@ impl Leases {
         });
     }
 
-    /// A lease shared by all of this session that have the same purpose and TTL. Whoever asks while none can be used waits for one
+    /// A lease shared by all of this session that have the same purpose and terms. Whoever asks while none can be used waits for one
     /// grant, and hears of its failure.
     ///
     /// Dropping the future costs nothing; the grant goes on.
@@ -235,10 +235,10 @@ impl Leases {
         &self,
         tasks: &TaskOwner,
         purpose: Purpose,
-        ttl: Duration,
+        terms: LeaseTerms,
     ) -> Result<Arc<Lease>, Failure> {
         loop {
-            let mut granting = match self.share(tasks, (purpose, whole_seconds(ttl)))? {
+            let mut granting = match self.share(tasks, (purpose, terms))? {
                 Sharing::Usable(lease) => return Ok(lease),
                 Sharing::Granting(outcome) => outcome,
             };
@@ -272,9 +272,9 @@ impl Leases {
     /// A lease of its own.
     ///
     /// Dropping the future gives it up: what was not sent is not sent, and what was granted is revoked.
-    pub(crate) async fn own(&self, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Failure> {
+    pub(crate) async fn own(&self, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
         let (tell, outcome) = oneshot::channel();
-        self.begin(tasks, whole_seconds(ttl), Waiting::One(tell))?;
+        self.begin(tasks, terms, Waiting::One(tell))?;
         outcome.await.map_err(|_| Failure::Final(Error::Closed))?
     }
 
@@ -286,13 +286,13 @@ impl Leases {
     }
 
     /// Starts the task of a lease, which gets it granted and keeps it.
-    fn begin(&self, tasks: &TaskOwner, ttl: Duration, waiting: Waiting) -> Result<(), Failure> {
+    fn begin(&self, tasks: &TaskOwner, terms: LeaseTerms, waiting: Waiting) -> Result<(), Failure> {
         let granting = Granting {
             conn: Arc::clone(&self.conn),
             counters: Arc::clone(&self.counters),
             leased: Arc::downgrade(&self.leased),
             turns: Arc::clone(&self.turns),
-            asked: ttl,
+            asked: terms,
             waiting,
         };
         let stop = tasks.stop_signal();
@@ -354,7 +354,7 @@ struct Granting {
     /// Not the leases themselves, which end with the session.
     leased: Weak<Mutex<Leased>>,
     turns: Arc<Semaphore>,
-    asked: Duration,
+    asked: LeaseTerms,
     waiting: Waiting,
 }
 
@@ -436,15 +436,17 @@ impl Granting {
                 return None;
             }
         };
-        if ttl != asked {
-            tracing::warn!(lease = id.get(), ?asked, granted = ?ttl, "lease granted with another TTL");
+        if ttl != asked.ttl() {
+            tracing::warn!(lease = id.get(), asked = ?asked.ttl(), granted = ?ttl, "lease granted with another TTL");
         }
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let phase = watch::Sender::new(LeaseState::Alive { sent });
         let (end, abandoned, doubted) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
         let (retired, revoked) = (Arc::<AtomicBool>::default(), watch::Sender::new(false));
         let turn = phase.clone();
-        let keeper = Keeper { conn, counters, id, ttl, renewed: sent, report, turn, doubted: Arc::clone(&doubted) };
+        let interval = asked.renewal_interval(ttl);
+        let keeper =
+            Keeper { conn, counters, id, ttl, interval, renewed: sent, report, turn, doubted: Arc::clone(&doubted) };
         let lease = Arc::new(Lease {
             id,
             ttl,
@@ -464,7 +466,7 @@ impl Granting {
     /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two. Nothing is
     /// repeated for nobody: what may have been granted is revoked then.
     async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
-        let seconds = i64::try_from(self.asked.as_secs()).unwrap_or(i64::MAX);
+        let seconds = i64::try_from(self.asked.ttl().as_secs()).unwrap_or(i64::MAX);
         let id = LeaseId::new(fastrand::i64(1..));
         let grant = |mut clients: crate::connection::Clients| async move {
             clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id.get()))).await
@@ -529,6 +531,8 @@ struct Keeper {
     counters: Arc<Counters>,
     id: LeaseId,
     ttl: Duration,
+    /// Time from one renewal to the next.
+    interval: Duration,
     /// When the last acknowledged renewal was sent.
     renewed: Moment,
     report: watch::Sender<LeaseState>,
@@ -542,22 +546,27 @@ fn reply_limit(ttl: Duration) -> Duration {
     (ttl / 6).min(MAX_REPLY)
 }
 
-/// When to renew next: every third of the TTL with 10 % jitter, and after a failure soon, then more and more slowly.
-fn pause(ttl: Duration, failed: Option<&mut Backoff>) -> Duration {
+/// When to renew next: after the interval with 10 % jitter, and after a failure soon, then more and more slowly.
+fn pause(interval: Duration, failed: Option<&mut Backoff>) -> Duration {
     match failed {
-        None => (ttl / 3).mul_f64(0.9 + 0.2 * fastrand::f64()),
+        None => interval.mul_f64(0.9 + 0.2 * fastrand::f64()),
         Some(backoff) => backoff.next_delay(),
     }
+}
+
+/// The delays after failures: short against the TTL, and no longer than the interval.
+fn delays(ttl: Duration, interval: Duration) -> BackoffPolicy {
+    let longest = (ttl / 6).min(interval);
+    let first = (ttl / 50).max(Duration::from_millis(20)).min(longest);
+    BackoffPolicy::new(first, longest).unwrap_or_default()
 }
 
 impl Keeper {
     /// Renews until the store says that the lease is gone. The old lease is tried for ever: after a restart etcd
     /// gives it its full TTL again.
     async fn keep(mut self) {
-        let first = (self.ttl / 50).max(Duration::from_millis(20));
-        let policy = BackoffPolicy::new(first, (self.ttl / 6).max(first)).unwrap_or_default();
-        let mut backoff = policy.start();
-        let mut wait = pause(self.ttl, None);
+        let mut backoff = delays(self.ttl, self.interval).start();
+        let mut wait = pause(self.interval, None);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -570,7 +579,7 @@ impl Keeper {
                     self.counters.count(Counter::Renewals);
                     measured(Timer::Renewal, sent.elapsed());
                     self.renewed = sent;
-                    wait = pause(self.ttl, None);
+                    wait = pause(self.interval, None);
                     self.tell(LeaseState::Alive { sent });
                 }
                 Err(Failure::LeaseNotFound) => {
@@ -580,7 +589,7 @@ impl Keeper {
                     return;
                 }
                 Err(failure) => {
-                    wait = pause(self.ttl, Some(&mut backoff));
+                    wait = pause(self.interval, Some(&mut backoff));
                     let cause = failure.into_error("lease renewal");
                     tracing::debug!(lease = self.id.get(), %cause, "lease not renewed");
                     self.tell(LeaseState::Suspect { sent: self.renewed, cause });
@@ -625,8 +634,20 @@ mod tests {
     fn several_renewals_fit_into_a_ttl_even_if_each_goes_unanswered() {
         for seconds in [2, 5, 15, 60] {
             let ttl = Duration::from_secs(seconds);
-            assert!(pause(ttl, None) + reply_limit(ttl) * 2 < ttl);
+            let interval = LeaseTerms::new(ttl, None).renewal_interval(ttl);
+            assert!(pause(interval, None) + reply_limit(ttl) * 2 < ttl);
             assert!(reply_limit(ttl) <= MAX_REPLY);
+        }
+    }
+
+    #[test]
+    fn a_failed_renewal_is_repeated_no_later_than_the_next_one_is_due() {
+        for seconds in [2, 15, 3600] {
+            let ttl = Duration::from_secs(seconds);
+            for interval in [Duration::from_millis(500), ttl / 3] {
+                let mut backoff = delays(ttl, interval).start();
+                assert!((0..20).all(|_| pause(interval, Some(&mut backoff)) <= interval), "{ttl:?}, {interval:?}");
+            }
         }
     }
 }

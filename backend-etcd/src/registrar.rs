@@ -426,9 +426,9 @@ impl Registrar {
             match self.options.lease {
                 LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
                 LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
-                LeaseChoice::Own => leases.own(tasks, self.options.ttl).await,
-                _ if own => leases.own(tasks, self.options.ttl).await,
-                _ => leases.shared(tasks, Purpose::Registration, self.options.ttl).await,
+                LeaseChoice::Own => leases.own(tasks, self.options.lease_terms()).await,
+                _ if own => leases.own(tasks, self.options.lease_terms()).await,
+                _ => leases.shared(tasks, Purpose::Registration, self.options.lease_terms()).await,
             }
         };
         let granted = tokio::select! {

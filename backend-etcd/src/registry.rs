@@ -8,8 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Error, Instance, InstanceId, LeaseId, RegisterOptions, Registration, Registry, Revision, ServiceRef,
-    registration,
+    Entry, Error, Instance, InstanceId, LeaseId, LeaseTerms, RegisterOptions, Registration, Registry, Revision,
+    ServiceRef, registration,
 };
 use tracing::Instrument;
 
@@ -126,7 +126,7 @@ impl Etcd {
     /// after a removal; this one ends with its lease.
     async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
         let Session { tasks, leases, conn, .. } = &*self.session;
-        let lease = leases.own(tasks, DETACH_WITHIN).await?;
+        let lease = leases.own(tasks, LeaseTerms::new(DETACH_WITHIN, None)).await?;
         // Also if this future is dropped: what is not detached goes with the lease.
         let created = conn.put(key, Guard::Absent, value, Some(lease.id())).await;
         if created.as_ref().is_err_and(Failure::is_ambiguous) {

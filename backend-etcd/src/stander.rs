@@ -237,9 +237,9 @@ impl Stander {
         let Session { tasks, leases, lock_layout, .. } = &*self.session;
         let lease = match lock_layout.lease_scope() {
             LeaseScope::Shared if !self.options.own_lease => {
-                leases.shared(tasks, Purpose::Lock, self.options.ttl).await?
+                leases.shared(tasks, Purpose::Lock, self.options.lease_terms()).await?
             }
-            LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.ttl).await?,
+            LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.lease_terms()).await?,
         };
         let number = self.session.numbers.take(&self.range.start);
         let key = lock_layout.place(self.want.line, &self.name, lease.id(), number);

@@ -1,4 +1,4 @@
-//! Leases of one client: granted once per purpose and TTL, renewed by a task each, revoked when nobody needs
+//! Leases of one client: granted once per purpose, TTL and renewal interval, renewed by a task each, revoked when nobody needs
 //! them: one of its own with its instance, a shared one with the session.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error, LeaseId, Moment, TaskOwner, registry::whole_seconds};
+use enlist::{BackoffPolicy, Error, LeaseId, LeaseTerms, Moment, TaskOwner};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -101,13 +101,13 @@ impl Drop for Lease {
 struct Leased {
     /// Shared ones, kept for as long as the session lives: the next lock or instance needs no grant, and a waiter can tell a
     /// release, after which the lease lives on, from a crash.
-    pools: HashMap<(Purpose, Duration), Vec<Arc<Lease>>>,
+    pools: HashMap<(Purpose, LeaseTerms), Vec<Arc<Lease>>>,
     /// All that were granted and may be alive, for the end of the session.
     granted: Vec<Weak<Lease>>,
 }
 
 impl Leased {
-    fn usable(&mut self, key: (Purpose, Duration)) -> Option<Arc<Lease>> {
+    fn usable(&mut self, key: (Purpose, LeaseTerms)) -> Option<Arc<Lease>> {
         let pool = self.pools.entry(key).or_default();
         pool.retain(|lease| !lease.is_lost());
         // The pool itself holds one count.
@@ -135,12 +135,12 @@ impl Leases {
     /// A lease of its own.
     ///
     /// Dropping the future costs nothing.
-    pub(crate) async fn own(&self, link: &Link, tasks: &TaskOwner, ttl: Duration) -> Result<Arc<Lease>, Error> {
+    pub(crate) async fn own(&self, link: &Link, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Error> {
         let sent = Moment::now();
-        link.ask(|store, now| self.grant(store, now, sent, link, tasks, ttl)).await?
+        link.ask(|store, now| self.grant(store, now, sent, link, tasks, terms)).await?
     }
 
-    /// A lease shared by all of this client that have the same purpose and TTL.
+    /// A lease shared by all of this client that have the same purpose and terms.
     ///
     /// Dropping the future costs nothing.
     pub(crate) async fn shared(
@@ -148,9 +148,9 @@ impl Leases {
         link: &Link,
         tasks: &TaskOwner,
         purpose: Purpose,
-        ttl: Duration,
+        terms: LeaseTerms,
     ) -> Result<Arc<Lease>, Error> {
-        let key = (purpose, whole_seconds(ttl));
+        let key = (purpose, terms);
         if let Some(lease) = self.leased().usable(key) {
             return Ok(lease);
         }
@@ -160,7 +160,7 @@ impl Leases {
             if let Some(lease) = self.leased().usable(key) {
                 return Ok(lease);
             }
-            let lease = self.grant(store, now, sent, link, tasks, ttl)?;
+            let lease = self.grant(store, now, sent, link, tasks, terms)?;
             self.leased().pools.entry(key).or_default().push(Arc::clone(&lease));
             Ok(lease)
         });
@@ -175,13 +175,13 @@ impl Leases {
         sent: Moment,
         link: &Link,
         tasks: &TaskOwner,
-        ttl: Duration,
+        terms: LeaseTerms,
     ) -> Result<Arc<Lease>, Error> {
-        let ttl = whole_seconds(ttl);
+        let ttl = terms.ttl();
         let id = store.grant(ttl, now);
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
-        let keeper = Keeper { link: link.clone(), id, ttl, granted: sent, report };
+        let keeper = Keeper { link: link.clone(), id, interval: terms.renewal_interval(ttl), granted: sent, report };
         let condemned = AtomicBool::new(false);
         let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone(), condemned });
         let stop = tasks.stop_signal();
@@ -213,16 +213,17 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
 struct Keeper {
     link: Link,
     id: LeaseId,
-    ttl: Duration,
+    /// Time from one renewal to the next.
+    interval: Duration,
     /// When the grant was sent.
     granted: Moment,
     report: watch::Sender<LeaseState>,
 }
 
 impl Keeper {
-    /// Renews every third of the TTL until the store says that the lease is gone.
+    /// Renews until the store says that the lease is gone.
     async fn keep(&self) {
-        let pace = self.ttl / 3;
+        let pace = self.interval;
         let policy = BackoffPolicy::new(pace / 10, pace).unwrap_or_default();
         let mut backoff = policy.start();
         let mut pause = pace;

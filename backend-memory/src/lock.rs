@@ -275,9 +275,9 @@ impl Stander {
     async fn try_enter(&mut self) -> Result<Held, Error> {
         let Inner { link, tasks, leases, .. } = &*self.client;
         let lease = if self.options.own_lease {
-            leases.own(link, tasks, self.options.ttl).await?
+            leases.own(link, tasks, self.options.lease_terms()).await?
         } else {
-            leases.shared(link, tasks, Purpose::Lock, self.options.ttl).await?
+            leases.shared(link, tasks, Purpose::Lock, self.options.lease_terms()).await?
         };
         let member = format!("{}-{}", lease.id(), NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
         let key = Key { group: self.group(), member: member.into() };

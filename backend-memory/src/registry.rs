@@ -307,8 +307,8 @@ impl Registrar {
         let lease = match self.options.lease {
             LeaseChoice::Given(_) if self.lease.is_some() => return Err(Error::LeaseLost),
             LeaseChoice::Given(id) => lease::given(id, self.options.ttl),
-            LeaseChoice::Own => leases.own(link, tasks, self.options.ttl).await?,
-            _ => leases.shared(link, tasks, Purpose::Registration, self.options.ttl).await?,
+            LeaseChoice::Own => leases.own(link, tasks, self.options.lease_terms()).await?,
+            _ => leases.shared(link, tasks, Purpose::Registration, self.options.lease_terms()).await?,
         };
         self.lease = Some(Arc::clone(&lease));
         Ok(lease)

@@ -271,6 +271,8 @@ pub(crate) struct Register {
     /// How long the instance outlives this process
     #[arg(long, value_parser = duration, default_value = "15s")]
     pub(crate) ttl: Duration,
+    #[command(flatten)]
+    pub(crate) renewals: Renewals,
     /// What to do if somebody else's live instance has the id
     #[arg(long, default_value = "refuse")]
     pub(crate) on_conflict: ConflictChoice,
@@ -372,6 +374,8 @@ pub(crate) struct Lock {
     /// How long the lock outlives this process
     #[arg(long, value_parser = duration, default_value = "15s")]
     pub(crate) ttl: Duration,
+    #[command(flatten)]
+    pub(crate) renewals: Renewals,
     /// How much longer to wait if the last holder did not release
     #[arg(long = "lock-delay", value_name = "LOCK_DELAY", value_parser = duration, default_value = "0s")]
     pub(crate) delay: Duration,
@@ -394,9 +398,19 @@ pub(crate) struct Elect {
     #[arg(long, value_parser = duration, default_value = "15s")]
     pub(crate) ttl: Duration,
     #[command(flatten)]
+    pub(crate) renewals: Renewals,
+    #[command(flatten)]
     pub(crate) telling: Telling,
     #[command(flatten)]
     pub(crate) run: Run,
+}
+
+/// Renewals of a lease.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct Renewals {
+    /// Time between renewals of the lease, from 500ms to a third of --ttl; default: a third
+    #[arg(long = "renewal-interval", value_name = "TIME", value_parser = duration)]
+    pub(crate) interval: Option<Duration>,
 }
 
 /// What a script is told.

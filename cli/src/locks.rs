@@ -52,7 +52,7 @@ pub(crate) async fn lock(global: &Global, lock: Lock, output: Output) -> Result<
     if lock.shared {
         options.mode = LockMode::Shared;
     }
-    options.deadline = lock.wait;
+    (options.deadline, options.renewal_interval) = (lock.wait, lock.renewals.interval);
     let acquiring = async {
         if lock.attempt {
             Ok(etcd.try_acquire(&name, options).await?.map(Held::Lock))
@@ -67,7 +67,7 @@ pub(crate) async fn elect(global: &Global, elect: Elect, output: Output) -> Resu
     let (etcd, name) = (global.client()?, global.lock(&elect.name)?);
     child::check(&elect.run.command)?;
     let mut options = LockOptions::new().ttl(elect.ttl);
-    options.deadline = elect.wait;
+    (options.deadline, options.renewal_interval) = (elect.wait, elect.renewals.interval);
     let campaigning =
         async { etcd.campaign(&name, &elect.value, options).await.map(|won| Some(Held::Leadership(won))) };
     hold(&etcd, &name, campaigning, ("election", elect.ttl), &elect.run, elect.telling, output).await

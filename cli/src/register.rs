@@ -41,6 +41,7 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
     };
     let mut options = RegisterOptions::new().ttl(register.ttl).on_conflict(on_conflict).start(Start::Background);
     options.owner = register.token()?;
+    options.renewal_interval = register.renewals.interval;
     child::check(&register.run.command)?;
     let mut signals = Signals::all()?;
     let registration = etcd.register(&service, instance, options).await?;

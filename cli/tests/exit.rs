@@ -40,6 +40,24 @@ async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
     assert_eq!(revision(&server).await, before, "nothing was written");
 }
 
+/// A lease that cannot be renewed as asked is told before anything is registered or locked.
+#[tokio::test]
+async fn an_interval_that_cannot_work_is_refused() {
+    let server = server().await;
+    let ending = ["--", "true"];
+    for command in [vec!["lock", "l"], vec!["elect", "e", "v"], vec!["register", "svc", "10.0.0.1:80"]] {
+        let before = revision(&server).await;
+        let interval =
+            |interval| command.iter().copied().chain(["--ttl", "3s", "--renewal-interval", interval]).chain(ending);
+        let done = run(enlist(&server, interval("2s"))).await;
+        assert_eq!(done.code, Some(2), "{done:?}");
+        assert!(done.stderr.contains("renewal_interval") && done.stderr.lines().count() == 1, "{done:?}");
+        assert_eq!(revision(&server).await, before, "nothing was written");
+        let done = run(enlist(&server, interval("500ms"))).await;
+        assert_eq!(done.code, Some(0), "{done:?}");
+    }
+}
+
 /// A program with an unusable interpreter is found, and cannot be started all the same.
 #[tokio::test]
 async fn a_command_that_cannot_be_started_after_all_holds_nothing_up() {

@@ -62,6 +62,7 @@ mod freshness;
 pub mod graceful;
 mod guide;
 pub mod instance;
+mod lease_terms;
 pub mod lock;
 mod migration;
 pub mod name;
@@ -96,6 +97,7 @@ pub use self::{
     freshness::{Freshness, Proof},
     graceful::{Graceful, Shutdown},
     instance::{Draft, Entry, Health, Instance, Presence},
+    lease_terms::LeaseTerms,
     lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
     migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},

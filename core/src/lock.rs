@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     feed::KeepAlive,
+    lease_terms::LeaseTerms,
     name::LockName,
-    registry::{DEFAULT_TTL, MAX_TTL_SECS, check_ttl},
+    registry::{DEFAULT_TTL, MAX_TTL_SECS},
     revision::FencingToken,
 };
 
@@ -82,12 +83,17 @@ pub struct LockOptions {
     pub mode: LockMode,
     /// How long the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
+    /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`. Shorter costs requests,
+    /// and more of them can fail before the lock is lost. Locks with different intervals share no lease. Default: `None`, a third
+    /// of `ttl`.
+    pub renewal_interval: Option<Duration>,
     /// How long to wait at most. Default: `None`, for ever.
     pub deadline: Option<Duration>,
     /// How long a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
     /// what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock the same. Default: zero.
     pub lock_delay: Duration,
-    /// Whether this acquisition has a lease to itself. Default: no, locks of one session and TTL share leases.
+    /// Whether this acquisition has a lease to itself. Default: no, locks of one session with the same TTL and
+    /// renewal interval share leases.
     pub own_lease: bool,
     /// Whether the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.
     pub fail_on_lost_entry: bool,
@@ -98,6 +104,7 @@ impl Default for LockOptions {
         Self {
             mode: LockMode::Exclusive,
             ttl: DEFAULT_TTL,
+            renewal_interval: None,
             deadline: None,
             lock_delay: Duration::ZERO,
             own_lease: false,
@@ -123,6 +130,13 @@ impl LockOptions {
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Sets the time from one renewal of the lease to the next.
+    #[must_use]
+    pub fn renewal_interval(mut self, interval: Duration) -> Self {
+        self.renewal_interval = Some(interval);
         self
     }
 
@@ -160,16 +174,22 @@ impl LockOptions {
         self
     }
 
+    /// For backends: the terms of a lease for these options.
+    pub fn lease_terms(&self) -> LeaseTerms {
+        LeaseTerms::new(self.ttl, self.renewal_interval)
+    }
+
     /// Refuses what cannot work. Backends call this before they send anything.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, and a `lock_delay` above that.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third of the TTL, and a
+    /// `lock_delay` above 9,000,000,000 s.
     pub fn check(&self) -> Result<(), Error> {
         if self.lock_delay.as_secs() > MAX_TTL_SECS {
             return Err(Error::invalid_config("lock_delay", "it must be at most 9,000,000,000 s"));
         }
-        check_ttl(self.ttl)
+        LeaseTerms::check(self.ttl, self.renewal_interval)
     }
 }
 
@@ -437,6 +457,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(refused(LockOptions::new().ttl(Duration::ZERO)), "ttl");
+        assert_eq!(refused(LockOptions::new().renewal_interval(Duration::from_secs(6))), "renewal_interval");
         assert_eq!(refused(LockOptions::new().lock_delay(Duration::MAX)), "lock_delay");
         assert!(LockOptions::new().lock_delay(Duration::from_secs(3600)).check().is_ok());
     }

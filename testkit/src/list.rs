@@ -97,6 +97,7 @@ macro_rules! each_case {
             watch::services_are_listed [Namespace Services]
             watch::a_watch_of_a_closed_client_ends []
             lock::impossible_options_of_a_lock_are_refused_before_anything_is_sent [Locks]
+            lock::locks_and_elections_are_renewed_at_the_interval_asked_for [Locks]
             lock::a_closed_client_grants_nothing [Locks]
             lock::a_free_lock_is_acquired [Locks]
             lock::a_held_lock_is_not_acquired_by_trying [Locks]

@@ -40,6 +40,43 @@ pub async fn impossible_options_of_a_lock_are_refused_before_anything_is_sent(h:
     client.cut().await;
     let zero = client.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
     assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
+    let name = lock(h, "l");
+    for interval in [Duration::from_millis(499), h.ttl() / 2] {
+        let options = lock_options(h).renewal_interval(interval);
+        let refused = |error: Option<Error>| {
+            let by_name = matches!(error, Some(Error::InvalidConfig { field: "renewal_interval", .. }));
+            assert!(by_name, "an interval of {interval:?} is refused by name: {error:?}");
+        };
+        refused(client.acquire(&name, options.clone()).await.err());
+        refused(client.try_acquire(&name, options.clone()).await.err());
+        refused(client.campaign(&name, "me", options).await.err());
+    }
+}
+
+pub async fn locks_and_elections_are_renewed_at_the_interval_asked_for(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    // By default the first renewal would come after a third of this.
+    let ttl = h.ttl() * 10;
+    let options = lock_options(h).ttl(ttl).renewal_interval(Duration::from_millis(500));
+    let begun = Moment::now();
+    let guard = soon("acquired", client.acquire(&name, options.clone())).await.unwrap();
+    renewed_often(&guard).await;
+    soon("released", guard.release()).await.unwrap();
+    let leadership = soon("elected", client.campaign(&name, "me", options)).await.unwrap();
+    renewed_often(&leadership).await;
+    assert!(begun.elapsed() < ttl / 3, "six renewals took {:?}", begun.elapsed());
+}
+
+/// Waits until a lock was renewed three times, each of which adds to what is left of it.
+async fn renewed_often(guard: &LockGuard) {
+    let mut left = guard.left();
+    for renewal in ["once", "twice", "three times"] {
+        eventually(&format!("it is renewed {renewal}"), || {
+            let before = std::mem::replace(&mut left, guard.left());
+            std::future::ready(if left > before { Ok(()) } else { Err(left) })
+        })
+        .await;
+    }
 }
 
 pub async fn a_closed_client_grants_nothing(h: &impl Harness) {

@@ -669,6 +669,11 @@ pub async fn impossible_input_is_refused_before_anything_is_sent(h: &impl Harnes
     server.cut().await;
     let zero = server.register(&service, instance("a"), options(h).ttl(Duration::ZERO)).await;
     assert!(matches!(zero, Err(Error::InvalidConfig { field: "ttl", .. })), "the TTL is refused by name: {zero:?}");
+    for interval in [Duration::from_millis(499), h.ttl() / 2] {
+        let refused = server.register(&service, instance("a"), options(h).renewal_interval(interval)).await;
+        let by_name = matches!(refused, Err(Error::InvalidConfig { field: "renewal_interval", .. }));
+        assert!(by_name, "an interval of {interval:?} is refused by name: {refused:?}");
+    }
     let large = instance("a").with_metadata("blob", "x".repeat(2 << 20));
     let refused = server.register(&service, large.clone(), options(h)).await;
     assert!(matches!(refused, Err(Error::TooLarge { .. })), "it is refused as too large: {refused:?}");

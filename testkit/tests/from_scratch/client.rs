@@ -9,9 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, Moment, Namespace, RegisterOptions, Resolver, Revision,
-    ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, observation::Observations,
-    registry::whole_seconds, slots::Slots,
+    Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions, Resolver,
+    Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, observation::Observations,
+    slots::Slots,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -42,7 +42,7 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskOwner,
     pub(crate) slots: Slots<Key>,
     pub(crate) observations: Observations<Key>,
-    pub(crate) shared: Mutex<BTreeMap<Duration, Arc<Lease>>>,
+    pub(crate) shared: Mutex<BTreeMap<LeaseTerms, Arc<Lease>>>,
 }
 
 impl fmt::Debug for Scratch {
@@ -154,8 +154,8 @@ pub(crate) struct Lease {
 }
 
 impl Inner {
-    fn grant(&self, ttl: Duration) -> Result<Arc<Lease>, Error> {
-        let ttl = whole_seconds(ttl);
+    fn grant(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Error> {
+        let ttl = terms.ttl();
         let id = self.link.ask(|data| {
             data.last_lease += 1;
             let id = LeaseId::new(data.last_lease);
@@ -165,7 +165,7 @@ impl Inner {
         let (end, link) = (CancellationToken::new(), Arc::clone(&self.link));
         let renew = async move {
             loop {
-                tokio::time::sleep(ttl / 3).await;
+                tokio::time::sleep(terms.renewal_interval(ttl)).await;
                 let renew = |data: &mut Data| data.leases.get_mut(&id).map(|one| one.deadline = Instant::now() + ttl);
                 if let Ok(None) = link.ask(renew) {
                     return;
@@ -179,15 +179,15 @@ impl Inner {
 
     pub(crate) fn lease(&self, options: &RegisterOptions) -> Result<Arc<Lease>, Error> {
         match options.lease {
-            LeaseChoice::Own => self.grant(options.ttl),
+            LeaseChoice::Own => self.grant(options.lease_terms()),
             LeaseChoice::Given(id) => Ok(Arc::new(Lease { id, _end: None })),
             _ => {
                 let mut shared = self.shared.lock().unwrap();
-                if let Some(lease) = shared.get(&options.ttl) {
+                if let Some(lease) = shared.get(&options.lease_terms()) {
                     return Ok(Arc::clone(lease));
                 }
-                let lease = self.grant(options.ttl)?;
-                shared.insert(options.ttl, Arc::clone(&lease));
+                let lease = self.grant(options.lease_terms())?;
+                shared.insert(options.lease_terms(), Arc::clone(&lease));
                 Ok(lease)
             }
         }

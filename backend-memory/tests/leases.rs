@@ -1,0 +1,28 @@
+//! Renewals of leases, which the conformance suite can only see of locks.
+
+use std::time::Duration;
+
+use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
+use enlist_memory::MemoryStore;
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
+    let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
+    let (server, client) = (store.client(), store.client());
+    let default = RegisterOptions::new().ttl(Duration::from_secs(6));
+    let quick = default.clone().renewal_interval(Duration::from_millis(500));
+    let third = default.clone().renewal_interval(Duration::from_secs(2));
+    let mut registrations = Vec::new();
+    for (id, options) in [("quick", &quick), ("as quick", &quick), ("default", &default), ("third", &third)] {
+        let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        registrations.push(server.register(&service, instance, options.clone()).await.unwrap());
+    }
+    assert_eq!(store.leases().len(), 2);
+    // Just before the first renewal of the default.
+    tokio::time::sleep(Duration::from_millis(1900)).await;
+    server.cut();
+    tokio::time::sleep(Duration::from_millis(4500)).await;
+    let left = client.resolve(&service).await.unwrap();
+    let ids: Vec<_> = left.entries().map(|entry| entry.instance().id().to_string()).collect();
+    assert_eq!(ids, ["as quick", "quick"]);
+}
