@@ -56,10 +56,10 @@ impl ResponseFuture {
             let core = Arc::clone(core);
             return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
         }
-        let mut call = Box::new(Call::new(Arc::clone(core), request));
-        match call.send_now() {
-            Some(sending) => Self(State::First { sending, call: Some(call) }),
-            None => Self(State::Later(Box::pin(call.go_on()))),
+        let (mut call, body) = Call::begin(Arc::clone(core), request);
+        match call.send_now(body) {
+            Ok(sending) => Self(State::First { sending, call: Some(call) }),
+            Err(body) => Self(State::Later(Box::pin(call.go_on(body)))),
         }
     }
 }
@@ -76,10 +76,10 @@ impl Future for ResponseFuture {
                     let Some(mut call) = call.take() else { return Poll::Ready(outcome) };
                     match call.judge(ended, outcome) {
                         Verdict::Done(outcome) => return Poll::Ready(outcome),
-                        Verdict::Again(delay) => {
+                        Verdict::Again { delay, body } => {
                             self.0 = State::Later(Box::pin(async move {
                                 tokio::time::sleep(delay).await;
-                                call.go_on().await
+                                call.go_on(body).await
                             }));
                         }
                     }
@@ -106,7 +106,8 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     {
         let span = crate::trace::client_span(&mut head);
         let call = async {
-            let outcome = Box::new(Call::new(core, http::Request::from_parts(head, body))).go_on().await;
+            let (call, body) = Call::begin(core, http::Request::from_parts(head, body));
+            let outcome = call.go_on(body).await;
             crate::trace::ended(match &outcome {
                 Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
                 Err(status) => status.code(),
@@ -116,7 +117,10 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
         tracing::Instrument::instrument(call, span).await
     }
     #[cfg(not(feature = "trace"))]
-    Box::new(Call::new(core, http::Request::from_parts(head, body))).go_on().await
+    {
+        let (call, body) = Call::begin(core, http::Request::from_parts(head, body));
+        call.go_on(body).await
+    }
 }
 
 fn late() -> Status {
@@ -138,53 +142,62 @@ struct Call {
 /// What follows from how an attempt ended.
 enum Verdict {
     Done(Outcome),
-    /// Another attempt, after a delay.
-    Again(Duration),
+    /// Another attempt, after a delay, with the body that is lent to it.
+    Again {
+        delay: Duration,
+        body: Body,
+    },
 }
 
 impl Call {
-    fn new(core: Arc<Core>, request: http::Request<Body>) -> Self {
+    /// A call, and the body of its first attempt.
+    fn begin(core: Arc<Core>, request: http::Request<Body>) -> (Box<Self>, Body) {
         let (head, body) = request.into_parts();
         core.retries.deposit();
         let deadline = Deadline::of(&head.headers);
-        let replay = Replay::new(body, core.replay_limit);
+        let (replay, body) = Replay::begin(body, core.replay_limit);
         let attempts = Attempts::new(core.retries.policy(head.uri.path()));
-        Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None }
+        (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None }), body)
     }
 
-    /// The first attempt, if it can be sent without waiting.
-    fn send_now(&mut self) -> Option<Sending> {
-        let flight = self.core.choose_now(&self.head)?;
+    /// The first attempt, if it can be sent without waiting; else its body.
+    fn send_now(&mut self, body: Body) -> Result<Sending, Body> {
+        let Some(flight) = self.core.choose_now(&self.head) else {
+            return Err(body);
+        };
         let mut channel = flight.connection().channel();
         // Nobody is to be woken: if there is no room, the call goes on elsewhere.
         match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Some(self.send(flight, channel)),
+            Poll::Ready(Ok(())) => Ok(self.send(flight, channel, body)),
             Poll::Ready(Err(_)) | Poll::Pending => {
                 flight.unused();
-                None
+                Err(body)
             }
         }
     }
 
-    /// All further attempts.
-    async fn go_on(mut self: Box<Self>) -> Outcome {
+    /// All further attempts; `body` is that of the next one.
+    async fn go_on(mut self: Box<Self>, mut body: Body) -> Outcome {
         loop {
             let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
             self.deadline.tell(&mut self.head.headers);
             let mut channel = flight.connection().channel();
             let (ended, outcome) = match poll_fn(|cx| channel.poll_ready(cx)).await {
-                Ok(()) => self.send(flight, channel).await,
+                Ok(()) => self.send(flight, channel, body).await,
                 Err(error) => failed(&flight, Failure::not_taken(BoxError::from(error), &named(&flight))),
             };
             match self.judge(ended, outcome) {
                 Verdict::Done(outcome) => return outcome,
-                Verdict::Again(delay) => tokio::time::sleep(delay).await,
+                Verdict::Again { delay, body: next } => {
+                    tokio::time::sleep(delay).await;
+                    body = next;
+                }
             }
         }
     }
 
-    fn send(&mut self, flight: Flight, mut channel: channel::Channel) -> Sending {
+    fn send(&mut self, flight: Flight, mut channel: channel::Channel, body: Body) -> Sending {
         #[cfg(feature = "trace")]
         crate::trace::called(flight.subchannel().endpoint());
         self.current = Some(Arc::clone(flight.subchannel()));
@@ -192,21 +205,35 @@ impl Call {
         if self.attempts.left() > 0 {
             head.headers.insert(PREVIOUS, self.attempts.left().into());
         }
-        let request = http::Request::from_parts(head, self.replay.attempt());
+        let request = http::Request::from_parts(head, body);
         Sending { flight: Some(flight), answer: channel.call(request) }
     }
 
+    /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
     fn judge(&mut self, ended: Option<Ended>, outcome: Outcome) -> Verdict {
-        let Some(ended) = ended.filter(|_| self.replay.is_replayable()) else {
-            return Verdict::Done(outcome);
-        };
-        let again = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay));
-        let Some(delay) = again.filter(|_| self.core.retries.withdraw()) else {
-            return Verdict::Done(outcome);
-        };
+        match ended.and_then(|ended| self.again(ended)) {
+            Some((delay, body)) => Verdict::Again { delay, body },
+            None => {
+                self.replay.commit();
+                Verdict::Done(outcome)
+            }
+        }
+    }
+
+    /// The delay before another attempt, and its body.
+    fn again(&mut self, ended: Ended) -> Option<(Duration, Body)> {
+        if !self.replay.is_replayable() {
+            return None;
+        }
+        let delay = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay))?;
+        if !self.core.retries.withdraw() {
+            return None;
+        }
+        // Before the delay: the attempt that ended may still be read by its connection.
+        let body = self.replay.attempt()?;
         tracing::debug!(?ended, ?delay, "call tried again");
         self.tried.extend(self.current.take());
-        Verdict::Again(delay)
+        Some((delay, body))
     }
 }
 

@@ -1,9 +1,10 @@
 //! A request body that can be sent again as long as little of it was read.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -15,37 +16,61 @@ pub(crate) struct Replay(Arc<Mutex<Kept>>);
 
 struct Kept {
     source: Body,
-    /// What was read of the source so far.
-    read: Vec<Bytes>,
-    /// How many bytes may be kept.
+    /// What was read of the source so far and may have to be sent again; once the call is committed, what is still to be sent.
+    read: VecDeque<Bytes>,
+    /// How many bytes may still be kept.
     room: usize,
-    /// More was read than may be kept.
-    overflown: bool,
+    /// There is no other attempt.
+    committed: bool,
     ended: bool,
     /// Which attempt may read: an earlier one may still be held by its connection.
     attempt: u32,
+    /// How many of the kept pieces this attempt has sent.
+    sent: usize,
+    /// Wakes this attempt while it waits for more, which a later one would not.
+    reader: Option<Waker>,
 }
 
 impl Replay {
-    /// Keeps at most `limit` bytes of what is read of `source`.
-    pub(crate) fn new(source: Body, limit: usize) -> Self {
+    /// Keeps at most `limit` bytes of what is read of `source`. The body is that of the first attempt.
+    pub(crate) fn begin(source: Body, limit: usize) -> (Self, Body) {
         let ended = source.is_end_stream();
-        let kept = Kept { source, read: Vec::new(), room: limit, overflown: false, ended, attempt: 0 };
-        Self(Arc::new(Mutex::new(kept)))
+        let (read, committed) = (VecDeque::new(), false);
+        let kept = Kept { source, read, room: limit, committed, ended, attempt: 0, sent: 0, reader: None };
+        let replay = Self(Arc::new(Mutex::new(kept)));
+        let first = replay.lend(0);
+        (replay, first)
     }
 
-    /// The whole body, from its beginning, as long as it [is replayable](Self::is_replayable); earlier attempts read no more.
-    pub(crate) fn attempt(&self) -> Body {
+    /// The body of another attempt: the whole of it, from its beginning; `None` if more was read than is kept. Earlier attempts
+    /// read no more from now on, so that what is lent here stays whole however long it waits to be sent.
+    pub(crate) fn attempt(&self) -> Option<Body> {
         let mut kept = lock(&self.0);
+        if kept.committed {
+            return None;
+        }
         kept.attempt += 1;
-        let attempt = Attempt { kept: Arc::clone(&self.0), number: kept.attempt, sent: 0 };
+        kept.sent = 0;
+        let (number, superseded) = (kept.attempt, kept.reader.take());
         drop(kept);
-        Body::new(attempt)
+        if let Some(superseded) = superseded {
+            superseded.wake();
+        }
+        Some(self.lend(number))
     }
 
-    /// Says whether there can be another attempt.
+    fn lend(&self, number: u32) -> Body {
+        Body::new(Attempt { kept: Arc::clone(&self.0), number })
+    }
+
+    /// Returns `true` if there can be another attempt, for now: the current one may read on meanwhile.
     pub(crate) fn is_replayable(&self) -> bool {
-        !lock(&self.0).overflown
+        !lock(&self.0).committed
+    }
+
+    /// Makes the latest attempt the last one, and frees what it has sent.
+    pub(crate) fn commit(&self) {
+        lock(&self.0).commit();
     }
 }
 
@@ -54,42 +79,63 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 }
 
 impl Kept {
-    fn keep(&mut self, data: &Bytes) {
-        if data.len() > self.room {
-            self.overflown = true;
-            self.read = Vec::new();
-        } else if !self.overflown {
-            self.room -= data.len();
-            self.read.push(data.clone());
+    fn commit(&mut self) {
+        if !self.committed {
+            self.committed = true;
+            self.read.drain(..self.sent);
+            self.sent = 0;
         }
+    }
+
+    /// The next piece that was read for an earlier attempt.
+    fn again(&mut self) -> Option<Bytes> {
+        if self.committed {
+            return self.read.pop_front();
+        }
+        let data = self.read.get(self.sent).cloned()?;
+        self.sent += 1;
+        Some(data)
+    }
+
+    /// Keeps what is being sent, or commits the call to this attempt.
+    fn keep(&mut self, data: &Bytes) {
+        if self.committed {
+            return;
+        }
+        let Some(room) = self.room.checked_sub(data.len()) else {
+            return self.commit();
+        };
+        self.room = room;
+        self.read.push_back(data.clone());
+        self.sent += 1;
     }
 }
 
 struct Attempt {
     kept: Arc<Mutex<Kept>>,
     number: u32,
-    /// How many of the kept pieces were sent.
-    sent: usize,
 }
 
 impl http_body::Body for Attempt {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let mut kept = lock(&this.kept);
-        if kept.attempt != this.number {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut kept = lock(&self.kept);
+        if kept.attempt != self.number {
             return Poll::Ready(Some(Err(Status::cancelled("the call was tried again"))));
         }
-        if let Some(data) = kept.read.get(this.sent) {
-            this.sent += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        if let Some(data) = kept.again() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if kept.ended {
             return Poll::Ready(None);
         }
-        let Some(frame) = ready!(Pin::new(&mut kept.source).poll_frame(cx)?) else {
+        let polled = Pin::new(&mut kept.source).poll_frame(cx)?;
+        if polled.is_pending() {
+            kept.reader = Some(cx.waker().clone());
+        }
+        let Some(frame) = ready!(polled) else {
             kept.ended = true;
             return Poll::Ready(None);
         };
@@ -97,22 +143,21 @@ impl http_body::Body for Attempt {
             Some(data) => {
                 kept.keep(data);
                 kept.ended = kept.source.is_end_stream();
-                this.sent += 1;
             }
             // Clients of gRPC send none; if one does, that is the end and it is sent once.
-            None => kept.overflown = true,
+            None => kept.commit(),
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
         let kept = lock(&self.kept);
-        kept.ended && (kept.overflown || self.sent >= kept.read.len())
+        kept.ended && kept.attempt == self.number && kept.sent >= kept.read.len()
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = lock(&self.kept);
-        let unsent = kept.read.get(self.sent..).unwrap_or_default().iter().map(Bytes::len).sum::<usize>() as u64;
+        let unsent = kept.read.iter().skip(kept.sent).map(Bytes::len).sum::<usize>() as u64;
         let source = if kept.ended { SizeHint::with_exact(0) } else { kept.source.size_hint() };
         let mut hint = SizeHint::new();
         hint.set_lower(source.lower() + unsent);
@@ -126,7 +171,7 @@ impl http_body::Body for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::StreamExt;
+    use futures::{StreamExt, stream::FuturesUnordered};
     use http_body_util::{BodyExt, StreamBody};
 
     fn body(pieces: &[&'static str]) -> Body {
@@ -140,30 +185,77 @@ mod tests {
 
     #[tokio::test]
     async fn every_attempt_sends_everything() {
-        let replay = Replay::new(body(&["one ", "two ", "three"]), 100);
-        for _ in 0..3 {
-            assert_eq!(read(replay.attempt()).await, b"one two three");
+        let (replay, first) = Replay::begin(body(&["one ", "two ", "three"]), 100);
+        assert_eq!(read(first).await, b"one two three");
+        for _ in 0..2 {
+            assert_eq!(read(replay.attempt().unwrap()).await, b"one two three");
         }
     }
 
     #[tokio::test]
     async fn an_attempt_goes_on_where_the_last_one_stopped_reading() {
-        let replay = Replay::new(body(&["one ", "two ", "three"]), 100);
-        let mut first = replay.attempt();
+        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 100);
         first.frame().await.unwrap().unwrap();
-        let second = replay.attempt();
+        let second = replay.attempt().unwrap();
         assert!(first.frame().await.unwrap().is_err(), "an earlier attempt must read no more");
         assert_eq!(read(second).await, b"one two three");
     }
 
     #[tokio::test]
     async fn what_was_read_beyond_the_limit_cannot_be_sent_again() {
-        let replay = Replay::new(body(&["one ", "two ", "three"]), 4);
-        let mut first = replay.attempt();
+        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
         let sent = first.into_data_stream().map(Result::unwrap).collect::<Vec<_>>().await;
         assert_eq!(sent, ["two ", "three"]);
         assert!(!replay.is_replayable());
+    }
+
+    #[tokio::test]
+    async fn what_was_read_beyond_the_limit_after_a_look_is_not_sent_without_its_beginning() {
+        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
+        first.frame().await.unwrap().unwrap();
+        assert!(replay.is_replayable());
+        // The connection reads on while the call waits for its next attempt.
+        first.frame().await.unwrap().unwrap();
+        assert!(replay.attempt().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_earlier_attempt_that_waits_for_more_learns_that_it_is_over() {
+        let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
+        let (replay, mut first) = Replay::begin(Body::new(endless), 4);
+        // This polls what it holds only when that was woken.
+        let mut waiting = FuturesUnordered::from_iter([first.frame()]);
+        assert!(futures::poll!(waiting.next()).is_pending());
+        let _second = replay.attempt().unwrap();
+        let Poll::Ready(ended) = futures::poll!(waiting.next()) else { panic!("it still waits") };
+        assert!(ended.unwrap().unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_lent_stays_whole_while_it_waits() {
+        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
+        first.frame().await.unwrap().unwrap();
+        let second = replay.attempt().unwrap();
+        assert!(first.frame().await.unwrap().is_err(), "it would read beyond the limit");
+        assert_eq!(read(second).await, b"one two three");
+    }
+
+    #[tokio::test]
+    async fn a_committed_call_keeps_nothing_that_was_sent() {
+        let kept = |replay: &Replay| lock(&replay.0).read.iter().map(Bytes::len).sum::<usize>();
+        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three ", "four"]), 100);
+        for _ in 0..3 {
+            first.frame().await.unwrap().unwrap();
+        }
+        let mut second = replay.attempt().unwrap();
+        second.frame().await.unwrap().unwrap();
+        assert_eq!(kept(&replay), 14);
+        replay.commit();
+        assert_eq!(kept(&replay), 10, "what the second attempt still has to send");
+        assert!(replay.attempt().is_none());
+        assert_eq!(read(second).await, b"two three four");
+        assert_eq!(kept(&replay), 0);
     }
 }
