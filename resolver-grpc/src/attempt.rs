@@ -13,14 +13,13 @@ use std::{
 };
 
 use http::{HeaderName, request::Parts};
-use tokio::time::timeout;
 use tonic::{Code, Status, body::Body, transport::channel};
 use tower::Service;
 
 use crate::{
     answer,
     call::{CallHead, Core},
-    deadline::Deadline,
+    deadline::{Deadline, Expiry},
     failure::{BoxError, Failure},
     flight::Flight,
     replay::Replay,
@@ -56,7 +55,9 @@ impl ResponseFuture {
             let core = Arc::clone(core);
             return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
         }
-        let (mut call, body) = Call::begin(Arc::clone(core), request);
+        let (head, body) = request.into_parts();
+        let deadline = Deadline::of(&head.headers);
+        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline);
         match call.send_now(body) {
             Ok(sending) => Self(State::First { sending, call: Some(call) }),
             Err(body) => Self(State::Later(Box::pin(call.go_on(body)))),
@@ -72,9 +73,9 @@ impl Future for ResponseFuture {
             match &mut self.0 {
                 State::Later(later) => return later.as_mut().poll(cx),
                 State::First { sending, call } => {
-                    let (ended, outcome) = ready!(Pin::new(sending).poll(cx));
-                    let Some(mut call) = call.take() else { return Poll::Ready(outcome) };
-                    match call.judge(ended, outcome) {
+                    let sent = ready!(Pin::new(sending).poll(cx));
+                    let Some(mut call) = call.take() else { return Poll::Ready(Err(polled_again())) };
+                    match call.judge(sent) {
                         Verdict::Done(outcome) => return Poll::Ready(outcome),
                         Verdict::Again { delay, body } => {
                             self.0 = State::Later(Box::pin(async move {
@@ -92,21 +93,18 @@ impl Future for ResponseFuture {
 /// A call whose head somebody may change first, in its span.
 async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
+    let deadline = Deadline::of(&head.headers);
     if let Some(intercept) = &core.intercept {
-        let deadline = Deadline::of(&head.headers);
         let Parts { uri, headers, .. } = &mut head;
         let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
-        match deadline.left() {
-            None => before.await?,
-            Some(left) => timeout(left, before).await.map_err(|_| late())??,
-        }
+        deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
         deadline.tell(&mut head.headers);
     }
     #[cfg(feature = "trace")]
     {
         let span = crate::trace::client_span(&mut head);
         let call = async {
-            let (call, body) = Call::begin(core, http::Request::from_parts(head, body));
+            let (call, body) = Call::begin(core, head, body, deadline);
             let outcome = call.go_on(body).await;
             crate::trace::ended(match &outcome {
                 Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
@@ -118,13 +116,9 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     }
     #[cfg(not(feature = "trace"))]
     {
-        let (call, body) = Call::begin(core, http::Request::from_parts(head, body));
+        let (call, body) = Call::begin(core, head, body, deadline);
         call.go_on(body).await
     }
-}
-
-fn late() -> Status {
-    Status::deadline_exceeded("the interceptor took too long")
 }
 
 /// A call and its attempts so far.
@@ -151,11 +145,9 @@ enum Verdict {
 
 impl Call {
     /// A call, and the body of its first attempt.
-    fn begin(core: Arc<Core>, request: http::Request<Body>) -> (Box<Self>, Body) {
-        let (head, body) = request.into_parts();
+    fn begin(core: Arc<Core>, head: Parts, body: Body, deadline: Deadline) -> (Box<Self>, Body) {
         core.retries.deposit();
-        let deadline = Deadline::of(&head.headers);
-        let (replay, body) = Replay::begin(body, core.replay_limit);
+        let (replay, body) = Replay::begin(body, core.replay_limit, deadline);
         let attempts = Attempts::new(core.retries.policy(head.uri.path()));
         (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None }), body)
     }
@@ -183,11 +175,13 @@ impl Call {
             // Time has passed since the caller set it.
             self.deadline.tell(&mut self.head.headers);
             let mut channel = flight.connection().channel();
-            let (ended, outcome) = match poll_fn(|cx| channel.poll_ready(cx)).await {
-                Ok(()) => self.send(flight, channel, body).await,
-                Err(error) => failed(&flight, Failure::not_taken(BoxError::from(error), &named(&flight))),
+            let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
+            let sent = match room {
+                Some(Ok(())) => self.send(flight, channel, body).await,
+                Some(Err(error)) => Sent { flight, answer: Err(NoAnswer::NotTaken(error.into())) },
+                None => Sent { flight, answer: Err(NoAnswer::Late) },
             };
-            match self.judge(ended, outcome) {
+            match self.judge(sent) {
                 Verdict::Done(outcome) => return outcome,
                 Verdict::Again { delay, body: next } => {
                     tokio::time::sleep(delay).await;
@@ -206,18 +200,42 @@ impl Call {
             head.headers.insert(PREVIOUS, self.attempts.left().into());
         }
         let request = http::Request::from_parts(head, body);
-        Sending { flight: Some(flight), answer: channel.call(request) }
+        Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
     }
 
     /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
-    fn judge(&mut self, ended: Option<Ended>, outcome: Outcome) -> Verdict {
-        match ended.and_then(|ended| self.again(ended)) {
-            Some((delay, body)) => Verdict::Again { delay, body },
-            None => {
-                self.replay.commit();
-                Verdict::Done(outcome)
+    fn judge(&mut self, sent: Sent) -> Verdict {
+        let Sent { mut flight, answer } = sent;
+        let (ended, outcome) = match answer {
+            Ok((answer, expiry)) => {
+                flight.answered();
+                (refused(&answer), Ok(answer::tracked(answer, flight, self.deadline, expiry)))
             }
+            Err(no_answer) => self.failed(flight, no_answer),
+        };
+        if let Some((delay, body)) = ended.and_then(|ended| self.again(ended)) {
+            return Verdict::Again { delay, body };
         }
+        self.replay.commit();
+        Verdict::Done(outcome)
+    }
+
+    fn failed(&self, flight: Flight, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
+        let instance = flight.subchannel().to_string();
+        let Failure { reach, status, broken } = match no_answer {
+            NoAnswer::NotTaken(error) => Failure::not_taken(error, &instance),
+            NoAnswer::Late => Failure::late(&instance),
+            NoAnswer::Lost(error) => Failure::of(error, &instance, self.deadline.is_past()),
+        };
+        flight.ended(status.code());
+        if broken {
+            flight.demote();
+        }
+        if !self.replay.is_begun() {
+            // It was not even sent, so that silence says nothing about the connection.
+            flight.unused();
+        }
+        (Some(Ended::Failed(reach)), Err(status))
     }
 
     /// The delay before another attempt, and its body.
@@ -237,45 +255,53 @@ impl Call {
     }
 }
 
-/// One attempt. Says how it ended if another one may be made.
+/// One attempt under way.
 struct Sending {
     flight: Option<Flight>,
     answer: channel::ResponseFuture,
+    expiry: Expiry,
+}
+
+/// An attempt, and what came back.
+struct Sent {
+    flight: Flight,
+    answer: Result<(http::Response<Body>, Expiry), NoAnswer>,
+}
+
+/// Reasons for an attempt to get no answer.
+enum NoAnswer {
+    /// The connection takes no more calls.
+    NotTaken(BoxError),
+    /// The deadline of the call came first.
+    Late,
+    Lost(BoxError),
 }
 
 impl Future for Sending {
-    type Output = (Option<Ended>, Outcome);
+    type Output = Sent;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
-        let Some(mut flight) = self.flight.take() else {
-            return Poll::Ready((None, Err(Status::internal("polled after its end"))));
-        };
-        Poll::Ready(match answer {
-            Ok(answer) => {
-                flight.answered();
-                (refused(&answer), Ok(answer::tracked(answer, flight)))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Sent> {
+        let answer = match Pin::new(&mut self.answer).poll(cx) {
+            Poll::Ready(Ok(answer)) => Ok((answer, std::mem::take(&mut self.expiry))),
+            Poll::Ready(Err(error)) => Err(NoAnswer::Lost(error.into())),
+            Poll::Pending => {
+                ready!(self.expiry.poll(cx));
+                Err(NoAnswer::Late)
             }
-            Err(error) => failed(&flight, Failure::of(error.into(), &named(&flight))),
-        })
+        };
+        match self.flight.take() {
+            Some(flight) => Poll::Ready(Sent { flight, answer }),
+            None => Poll::Pending,
+        }
     }
-}
-
-fn failed(flight: &Flight, failure: Failure) -> (Option<Ended>, Outcome) {
-    let Failure { reach, status, broken } = failure;
-    flight.ended(status.code());
-    if broken {
-        flight.demote();
-    }
-    (Some(Ended::Failed(reach)), Err(status))
-}
-
-fn named(flight: &Flight) -> String {
-    flight.subchannel().to_string()
 }
 
 /// The answer is a status and nothing else: the only kind that gRFC A6 lets a client repeat.
 fn refused(answer: &http::Response<Body>) -> Option<Ended> {
     let code = answer::code(answer.headers()).filter(|code| *code != Code::Ok)?;
     Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
+}
+
+fn polled_again() -> Status {
+    Status::internal("polled after its end")
 }

@@ -1,9 +1,15 @@
-//! The deadline of a call: the `grpc-timeout` header, over all attempts and waits.
+//! The deadline of a call: the `grpc-timeout` header, over all attempts and waits, to the end of the answer.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use enlist::Moment;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Sleep, sleep, timeout};
 
 /// The header and its format are those of the gRPC protocol
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): at most eight digits and a unit.
@@ -33,11 +39,40 @@ impl Deadline {
         self.left().is_none_or(|left| left > wait)
     }
 
+    /// Returns `true` once it has passed.
+    pub(crate) fn is_past(&self) -> bool {
+        !self.allows(Duration::ZERO)
+    }
+
+    /// Waits for `wait`; `None` if the deadline comes first.
+    pub(crate) async fn bound<F: Future>(&self, wait: F) -> Option<F::Output> {
+        match self.left() {
+            None => Some(wait.await),
+            Some(left) => timeout(left, wait).await.ok(),
+        }
+    }
+
+    /// A wait for it.
+    pub(crate) fn expiry(&self) -> Expiry {
+        Expiry(self.left().map(|left| Box::pin(sleep(left))))
+    }
+
     /// Tells the server what is left.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         if let Some(left) = self.left() {
             headers.insert(TIMEOUT, write(left));
         }
+    }
+}
+
+/// A wait for a deadline, which never ends without one.
+#[derive(Debug, Default)]
+pub(crate) struct Expiry(Option<Pin<Box<Sleep>>>);
+
+impl Expiry {
+    /// Ready once the deadline has passed.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
     }
 }
 

@@ -28,9 +28,17 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// What `error` means for a call to `instance`.
-    pub(crate) fn of(error: BoxError, instance: &str) -> Self {
-        Self::reaching(reach(&*error), error, instance)
+    /// What `error` means for a call to `instance`, whose deadline may have passed.
+    pub(crate) fn of(error: BoxError, instance: &str, is_late: bool) -> Self {
+        // Both sides cancel what is late, and either one may be first.
+        let is_late = is_late && is_reset_with(&*error, h2::Reason::CANCEL);
+        let reach = if is_late { Reach::OutOfTime } else { reach(&*error) };
+        Self::reaching(reach, error, instance)
+    }
+
+    /// A call to `instance` whose deadline came before an answer.
+    pub(crate) fn late(instance: &str) -> Self {
+        Self { reach: Reach::OutOfTime, status: late(instance), broken: false }
     }
 
     /// A connection that would not even take the call.
@@ -43,7 +51,7 @@ impl Failure {
         let cause = innermost(&*error);
         let status = match reach {
             Reach::NeverLeft => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
-            Reach::OutOfTime => Status::deadline_exceeded(format!("instance {instance} did not answer in time")),
+            Reach::OutOfTime => late(instance),
             Reach::Unknown if !broken => return Self { reach, status: Status::from_error(error), broken },
             Reach::Unknown => {
                 Status::unavailable(format!("the connection to instance {instance} was lost during the call: {cause}"))
@@ -51,6 +59,11 @@ impl Failure {
         };
         Self { reach, status: with_source(status, error), broken }
     }
+}
+
+/// The status of a call to `instance` whose deadline passed.
+pub(crate) fn late(instance: &str) -> Status {
+    Status::deadline_exceeded(format!("instance {instance} did not answer in time"))
 }
 
 fn with_source(mut status: Status, error: BoxError) -> Status {
@@ -89,9 +102,15 @@ fn is_refusal(error: &h2::Error) -> bool {
     gone || error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
 }
 
-/// Says whether the server ended this one stream, which says nothing about the connection.
+/// Says whether this one stream was ended, which says nothing about the connection.
 fn is_reset(error: &(dyn StdError + 'static)) -> bool {
     chain(error).filter_map(|error| error.downcast_ref()).any(h2::Error::is_reset)
+}
+
+fn is_reset_with(error: &(dyn StdError + 'static), reason: h2::Reason) -> bool {
+    let mut resets =
+        chain(error).filter_map(|error| error.downcast_ref()).filter(|error: &&h2::Error| error.is_reset());
+    resets.any(|error| error.reason() == Some(reason))
 }
 
 #[cfg(test)]
@@ -126,7 +145,7 @@ mod tests {
         ];
         for (error, reach, code) in cases {
             let shown = format!("{error:?}");
-            let failure = Failure::of(Box::new(Layer(error)), "a");
+            let failure = Failure::of(Box::new(Layer(error)), "a", false);
             assert_eq!((failure.reach, failure.status.code()), (reach, code), "{shown}");
         }
     }

@@ -11,11 +11,14 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
+use crate::deadline::{Deadline, Expiry};
+
 /// The body of a call, lent to one attempt after the other.
 pub(crate) struct Replay(Arc<Mutex<Kept>>);
 
 struct Kept {
     source: Body,
+    deadline: Deadline,
     /// What was read of the source so far and may have to be sent again; once the call is committed, what is still to be sent.
     read: VecDeque<Bytes>,
     /// How many bytes may still be kept.
@@ -25,6 +28,8 @@ struct Kept {
     ended: bool,
     /// Which attempt may read: an earlier one may still be held by its connection.
     attempt: u32,
+    /// Something of this attempt was read.
+    begun: bool,
     /// How many of the kept pieces this attempt has sent.
     sent: usize,
     /// Wakes this attempt while it waits for more, which a later one would not.
@@ -32,11 +37,21 @@ struct Kept {
 }
 
 impl Replay {
-    /// Keeps at most `limit` bytes of what is read of `source`. The body is that of the first attempt.
-    pub(crate) fn begin(source: Body, limit: usize) -> (Self, Body) {
+    /// Keeps at most `limit` bytes of what is read of `source`, which ends with `deadline`. The body is that of the first attempt.
+    pub(crate) fn begin(source: Body, limit: usize, deadline: Deadline) -> (Self, Body) {
         let ended = source.is_end_stream();
-        let (read, committed) = (VecDeque::new(), false);
-        let kept = Kept { source, read, room: limit, committed, ended, attempt: 0, sent: 0, reader: None };
+        let kept = Kept {
+            source,
+            deadline,
+            read: VecDeque::new(),
+            room: limit,
+            committed: false,
+            ended,
+            attempt: 0,
+            begun: ended,
+            sent: 0,
+            reader: None,
+        };
         let replay = Self(Arc::new(Mutex::new(kept)));
         let first = replay.lend(0);
         (replay, first)
@@ -50,6 +65,7 @@ impl Replay {
             return None;
         }
         kept.attempt += 1;
+        kept.begun = kept.ended && kept.read.is_empty();
         kept.sent = 0;
         let (number, superseded) = (kept.attempt, kept.reader.take());
         drop(kept);
@@ -60,7 +76,7 @@ impl Replay {
     }
 
     fn lend(&self, number: u32) -> Body {
-        Body::new(Attempt { kept: Arc::clone(&self.0), number })
+        Body::new(Attempt { kept: Arc::clone(&self.0), number, expiry: None })
     }
 
     /// Returns `true` if there can be another attempt, for now: the current one may read on meanwhile.
@@ -68,10 +84,22 @@ impl Replay {
         !lock(&self.0).committed
     }
 
+    /// Returns `true` if the connection has begun to read the latest attempt, which it does once it has opened a stream for it.
+    pub(crate) fn is_begun(&self) -> bool {
+        lock(&self.0).begun
+    }
+
     /// Makes the latest attempt the last one, and frees what it has sent.
     pub(crate) fn commit(&self) {
         lock(&self.0).commit();
     }
+}
+
+/// An end that resets the stream with `CANCEL`, as hyper finds it in the sources of an error.
+fn cancelled(message: &str) -> Status {
+    let mut status = Status::cancelled(message);
+    status.set_source(Arc::new(h2::Error::from(h2::Reason::CANCEL)));
+    status
 }
 
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
@@ -114,28 +142,33 @@ impl Kept {
 struct Attempt {
     kept: Arc<Mutex<Kept>>,
     number: u32,
+    /// Only for one that has to wait for its source.
+    expiry: Option<Expiry>,
 }
 
 impl http_body::Body for Attempt {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let mut kept = lock(&self.kept);
-        if kept.attempt != self.number {
-            return Poll::Ready(Some(Err(Status::cancelled("the call was tried again"))));
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { kept, number, expiry } = &mut *self;
+        let kept = &mut *lock(kept);
+        if kept.attempt != *number {
+            return Poll::Ready(Some(Err(cancelled("the call was tried again"))));
         }
+        kept.begun = true;
         if let Some(data) = kept.again() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if kept.ended {
             return Poll::Ready(None);
         }
-        let polled = Pin::new(&mut kept.source).poll_frame(cx)?;
-        if polled.is_pending() {
+        let Poll::Ready(frame) = Pin::new(&mut kept.source).poll_frame(cx)? else {
             kept.reader = Some(cx.waker().clone());
-        }
-        let Some(frame) = ready!(polled) else {
+            ready!(expiry.get_or_insert_with(|| kept.deadline.expiry()).poll(cx));
+            return Poll::Ready(Some(Err(cancelled("the deadline of the call has passed"))));
+        };
+        let Some(frame) = frame else {
             kept.ended = true;
             return Poll::Ready(None);
         };
@@ -171,12 +204,18 @@ impl http_body::Body for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deadline::TIMEOUT;
     use futures::{StreamExt, stream::FuturesUnordered};
     use http_body_util::{BodyExt, StreamBody};
+    use std::time::Duration;
 
     fn body(pieces: &[&'static str]) -> Body {
         let frames = pieces.iter().map(|piece| Ok::<_, Status>(Frame::data(Bytes::from_static(piece.as_bytes()))));
         Body::new(StreamBody::new(futures::stream::iter(frames.collect::<Vec<_>>())))
+    }
+
+    fn begin(source: Body, limit: usize) -> (Replay, Body) {
+        Replay::begin(source, limit, Deadline::of(&http::HeaderMap::new()))
     }
 
     async fn read(body: Body) -> Vec<u8> {
@@ -185,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_attempt_sends_everything() {
-        let (replay, first) = Replay::begin(body(&["one ", "two ", "three"]), 100);
+        let (replay, first) = begin(body(&["one ", "two ", "three"]), 100);
         assert_eq!(read(first).await, b"one two three");
         for _ in 0..2 {
             assert_eq!(read(replay.attempt().unwrap()).await, b"one two three");
@@ -194,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_attempt_goes_on_where_the_last_one_stopped_reading() {
-        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 100);
+        let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 100);
         first.frame().await.unwrap().unwrap();
         let second = replay.attempt().unwrap();
         assert!(first.frame().await.unwrap().is_err(), "an earlier attempt must read no more");
@@ -203,7 +242,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_beyond_the_limit_cannot_be_sent_again() {
-        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
+        let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
         let sent = first.into_data_stream().map(Result::unwrap).collect::<Vec<_>>().await;
@@ -213,7 +252,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_beyond_the_limit_after_a_look_is_not_sent_without_its_beginning() {
-        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
+        let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
         // The connection reads on while the call waits for its next attempt.
@@ -224,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn an_earlier_attempt_that_waits_for_more_learns_that_it_is_over() {
         let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
-        let (replay, mut first) = Replay::begin(Body::new(endless), 4);
+        let (replay, mut first) = begin(Body::new(endless), 4);
         // This polls what it holds only when that was woken.
         let mut waiting = FuturesUnordered::from_iter([first.frame()]);
         assert!(futures::poll!(waiting.next()).is_pending());
@@ -235,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_lent_stays_whole_while_it_waits() {
-        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three"]), 4);
+        let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         let second = replay.attempt().unwrap();
         assert!(first.frame().await.unwrap().is_err(), "it would read beyond the limit");
@@ -245,7 +284,7 @@ mod tests {
     #[tokio::test]
     async fn a_committed_call_keeps_nothing_that_was_sent() {
         let kept = |replay: &Replay| lock(&replay.0).read.iter().map(Bytes::len).sum::<usize>();
-        let (replay, mut first) = Replay::begin(body(&["one ", "two ", "three ", "four"]), 100);
+        let (replay, mut first) = begin(body(&["one ", "two ", "three ", "four"]), 100);
         for _ in 0..3 {
             first.frame().await.unwrap().unwrap();
         }
@@ -257,5 +296,17 @@ mod tests {
         assert!(replay.attempt().is_none());
         assert_eq!(read(second).await, b"two three four");
         assert_eq!(kept(&replay), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_for_more_is_cancelled_at_its_deadline() {
+        let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
+        let timeout = http::HeaderMap::from_iter([(TIMEOUT, http::HeaderValue::from_static("300m"))]);
+        let (replay, mut first) = Replay::begin(Body::new(endless), 4, Deadline::of(&timeout));
+        assert!(!replay.is_begun());
+        let late = tokio::time::timeout(Duration::from_secs(1), first.frame()).await.unwrap().unwrap().unwrap_err();
+        assert!(replay.is_begun());
+        let source = std::error::Error::source(&late).and_then(|source| source.downcast_ref());
+        assert_eq!(source.and_then(h2::Error::reason), Some(h2::Reason::CANCEL));
     }
 }

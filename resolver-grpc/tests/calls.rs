@@ -1,0 +1,154 @@
+//! Calls to servers that end them in every way that HTTP/2 knows, and to servers that do not end them at all.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use enlist::{Endpoint, Instance, Registry, TaskOwner};
+use enlist_grpc::{Channel, ChannelBuilder};
+use enlist_testkit::{eventually, soon};
+use h2::{Reason, RecvStream, server::SendResponse};
+use http::uri::PathAndQuery;
+use support::{Server, World, begun, id, say, say_within};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+/// A request, as HTTP/2 has it.
+type Asked = http::Request<RecvStream>;
+
+/// A server of HTTP/2 that answers as it is told.
+struct Raw {
+    address: SocketAddr,
+    /// Calls that reached it.
+    calls: Arc<AtomicUsize>,
+    _tasks: TaskOwner,
+}
+
+impl Raw {
+    async fn start<F, A>(answer: F) -> Self
+    where
+        F: Fn(Asked, SendResponse<Bytes>) -> A + Clone + Send + Sync + 'static,
+        A: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, calls, tasks) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)), TaskOwner::new());
+        let (stop, counted) = (tasks.stop_signal(), Arc::clone(&calls));
+        let accept = async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                connections.spawn(serve(stream, Arc::clone(&counted), answer.clone()));
+            }
+        };
+        tasks.spawn("raw", async move { _ = stop.run_until_cancelled(accept).await }).unwrap();
+        Self { address, calls, _tasks: tasks }
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// A channel to this server alone.
+    async fn channel(&self, builder: ChannelBuilder) -> Channel {
+        let world = World::new();
+        let instance = Instance::new(id("raw"), [Endpoint::try_from(self.address).unwrap()]).unwrap();
+        world.servers.publish(&world.service, instance).await.unwrap();
+        world.channel(builder, 1).await
+    }
+}
+
+async fn serve<F, A>(stream: TcpStream, calls: Arc<AtomicUsize>, answer: F)
+where
+    F: Fn(Asked, SendResponse<Bytes>) -> A + Send,
+    A: Future<Output = ()> + Send + 'static,
+{
+    let mut connection = h2::server::handshake(stream).await.unwrap();
+    let mut answers = JoinSet::new();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        if request.uri().path().starts_with("/test.Echo/") {
+            calls.fetch_add(1, Ordering::SeqCst);
+        }
+        answers.spawn(answer(request, respond));
+    }
+}
+
+/// The head of an answer.
+fn head(status: u16, content: &str) -> http::Response<()> {
+    http::Response::builder().status(status).header("content-type", content).body(()).unwrap()
+}
+
+/// Opens a stream with a deadline.
+async fn stream_within(channel: &Channel, limit: Duration) -> Result<Streaming<String>, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await?;
+    let mut request = Request::new(String::new());
+    request.set_timeout(limit);
+    let path = PathAndQuery::from_static("/test.Echo/Stream");
+    let codec: ProstCodec<String, String> = ProstCodec::default();
+    Ok(grpc.server_streaming(request, path, codec).await?.into_inner())
+}
+
+#[tokio::test]
+async fn a_stream_that_stalls_ends_at_its_deadline() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let mut stream = stream_within(&channel, Duration::from_secs(1)).await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap(), "a");
+    let late = soon("the stream ends", stream.message()).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    let instances = channel.instances();
+    assert_eq!((instances[0].in_flight, instances[0].failed), (0, 0), "it had begun to answer");
+}
+
+#[tokio::test]
+async fn an_answer_without_more_than_a_head_is_cancelled_at_the_deadline() {
+    let (told, mut hears) = tokio::sync::mpsc::channel(1);
+    let stalling = Raw::start(move |_, mut respond| {
+        let told = told.clone();
+        async move {
+            let mut body = respond.send_response(head(200, "application/grpc"), false).unwrap();
+            let reset = poll_fn(|cx| body.poll_reset(cx)).await.unwrap();
+            told.send(reset).await.unwrap();
+        }
+    });
+    let stalling = stalling.await;
+    let channel = stalling.channel(Channel::builder()).await;
+    let late = say_within(&channel, "", Duration::from_millis(300)).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    let instances = channel.instances();
+    assert_eq!((instances[0].in_flight, instances[0].failed), (0, 1));
+    assert_eq!(soon("the server hears of it", hears.recv()).await, Some(Reason::CANCEL));
+    assert_eq!(stalling.calls(), 1);
+}
+
+#[tokio::test]
+async fn a_wait_for_room_on_a_connection_ends_at_the_deadline() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    // tonic lets one call through at a time and one more into its buffer; a third one waits in front of the buffer.
+    let builder = Channel::builder().settings(|_, settings| Ok(settings.concurrency_limit(1).buffer_size(1)));
+    let channel = world.channel(builder, 1).await;
+    let _stuck = begun(say(&channel, "sleep 60000".to_owned()));
+    eventually("the slot is taken", || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } }).await;
+    let late = (0..4).map(|_| say_within(&channel, "", Duration::from_millis(300)));
+    for late in soon("all calls end", futures::future::join_all(late)).await {
+        let late = late.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    }
+}
