@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
-use tonic::{Code, Status, body::Body};
+use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 
 use crate::{
     deadline::{Deadline, Expiry},
@@ -17,26 +17,73 @@ use crate::{
 };
 
 /// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for.
+///
+/// # Errors
+///
+/// The status that an error of HTTP stands for.
 pub(crate) fn tracked(
     answer: http::Response<Body>,
     flight: Flight,
     deadline: Deadline,
     expiry: Expiry,
-) -> http::Response<Body> {
-    if answer.body().is_end_stream() {
-        flight.ended(code(answer.headers()).unwrap_or(Code::Ok));
-        return answer;
+) -> Result<http::Response<Body>, Status> {
+    if let Some(code) = only_status(&answer) {
+        flight.ended(code);
     }
-    answer.map(|body| Body::new(Tracked { body, flight: Some(flight), deadline, expiry, is_stalled: true }))
+    if is_http_error(&answer) {
+        return Err(http_error(&answer, &flight.subchannel().to_string()));
+    }
+    if answer.body().is_end_stream() {
+        return Ok(answer);
+    }
+    let http = answer.status();
+    let tracked = |body| Tracked { body, http, flight: Some(flight), deadline, expiry, is_stalled: true };
+    Ok(answer.map(|body| Body::new(tracked(body))))
 }
 
-/// The status of an answer that has no body, or that of its trailers; `None` if there is none.
+/// The status of an answer that is nothing else: the only kind that gRFC A6 lets a client repeat.
+pub(crate) fn only_status(answer: &http::Response<Body>) -> Option<Code> {
+    let ends = answer.body().is_end_stream() || is_http_error(answer);
+    code(answer.headers()).or_else(|| ends.then(|| http_code(answer.status())))
+}
+
+/// The status in the head of an answer, or in its trailers; `None` if there is none.
 pub(crate) fn code(headers: &http::HeaderMap) -> Option<Code> {
     headers.get(Status::GRPC_STATUS).map(|status| Code::from_bytes(status.as_bytes()))
 }
 
+/// Returns `true` for an answer of something that is no gRPC server, such as a proxy.
+fn is_http_error(answer: &http::Response<Body>) -> bool {
+    let content = answer.headers().get(http::header::CONTENT_TYPE);
+    let is_grpc = content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
+    // The trailers of one may still have a status.
+    let may_follow = is_grpc && !answer.body().is_end_stream();
+    answer.status() != http::StatusCode::OK && code(answer.headers()).is_none() && !may_follow
+}
+
+fn http_error(answer: &http::Response<Body>, instance: &str) -> Status {
+    let message = format!("instance {instance} answered with HTTP status {} and no gRPC status", answer.status());
+    let metadata = MetadataMap::from_headers(answer.headers().clone());
+    Status::with_metadata(http_code(answer.status()), message, metadata)
+}
+
+/// The code of an answer without a gRPC status
+/// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
+fn http_code(status: http::StatusCode) -> Code {
+    match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    }
+}
+
 struct Tracked {
     body: Body,
+    /// What the call ended with if no gRPC status comes.
+    http: http::StatusCode,
     /// Until it is known how the call ended.
     flight: Option<Flight>,
     deadline: Deadline,
@@ -76,7 +123,10 @@ impl http_body::Body for Tracked {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
-                Some(trailers) => self.ended(code(trailers).unwrap_or(Code::Unknown)),
+                Some(trailers) => {
+                    let code = code(trailers).unwrap_or_else(|| http_code(self.http));
+                    self.ended(code);
+                }
                 None => self.is_stalled = false,
             },
             // Both sides cancel what is late, and either one may be first.
@@ -84,7 +134,10 @@ impl http_body::Body for Tracked {
                 return Poll::Ready(self.end_late());
             }
             Some(Err(status)) => self.ended(status.code()),
-            None => self.ended(Code::Unknown),
+            None => {
+                let code = http_code(self.http);
+                self.ended(code);
+            }
         }
         Poll::Ready(frame)
     }
@@ -95,5 +148,48 @@ impl http_body::Body for Tracked {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+
+    #[test]
+    fn errors_of_http_have_the_codes_of_the_specification() {
+        let code = |status: u16| http_code(http::StatusCode::from_u16(status).unwrap());
+        assert_eq!([400, 401, 403].map(code), [Code::Internal, Code::Unauthenticated, Code::PermissionDenied]);
+        assert_eq!([429, 502, 503, 504].map(code), [Code::Unavailable; 4]);
+        assert_eq!((code(404), [200, 302, 500].map(code)), (Code::Unimplemented, [Code::Unknown; 3]));
+    }
+
+    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: Body) -> http::Response<Body> {
+        let mut answer = http::Response::builder().status(status);
+        for (name, value) in headers {
+            answer = answer.header(*name, *value);
+        }
+        answer.body(body).unwrap()
+    }
+
+    #[test]
+    fn a_grpc_status_counts_more_than_that_of_http() {
+        let open = || Body::new(http_body_util::Full::from("x").map_err(|never| match never {}));
+        let (grpc, html) = (("content-type", "application/grpc+proto"), ("content-type", "text/html"));
+        let cases = [
+            (answer(503, &[html, ("grpc-status", "5")], open()), Some(Code::NotFound), false),
+            (answer(503, &[html], open()), Some(Code::Unavailable), true),
+            (answer(503, &[], Body::empty()), Some(Code::Unavailable), true),
+            (answer(503, &[grpc], Body::empty()), Some(Code::Unavailable), true),
+            // A status may follow.
+            (answer(503, &[grpc], open()), None, false),
+            (answer(200, &[grpc], open()), None, false),
+            // None will.
+            (answer(200, &[grpc], Body::empty()), Some(Code::Unknown), false),
+            (answer(200, &[grpc, ("grpc-status", "0")], Body::empty()), Some(Code::Ok), false),
+        ];
+        for (answer, code, is_error) in cases {
+            assert_eq!((only_status(&answer), is_http_error(&answer)), (code, is_error), "{answer:?}");
+        }
     }
 }

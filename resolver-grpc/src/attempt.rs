@@ -107,7 +107,7 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
             let (call, body) = Call::begin(core, head, body, deadline);
             let outcome = call.go_on(body).await;
             crate::trace::ended(match &outcome {
-                Ok(answer) => answer::code(answer.headers()).unwrap_or(Code::Ok),
+                Ok(answer) => answer::only_status(answer).unwrap_or(Code::Ok),
                 Err(status) => status.code(),
             });
             outcome
@@ -209,7 +209,7 @@ impl Call {
         let (ended, outcome) = match answer {
             Ok((answer, expiry)) => {
                 flight.answered();
-                (refused(&answer), Ok(answer::tracked(answer, flight, self.deadline, expiry)))
+                (refused(&answer), answer::tracked(answer, flight, self.deadline, expiry))
             }
             Err(no_answer) => self.failed(flight, no_answer),
         };
@@ -296,9 +296,9 @@ impl Future for Sending {
     }
 }
 
-/// The answer is a status and nothing else: the only kind that gRFC A6 lets a client repeat.
+/// The end of an attempt that was answered with an error and nothing else.
 fn refused(answer: &http::Response<Body>) -> Option<Ended> {
-    let code = answer::code(answer.headers()).filter(|code| *code != Code::Ok)?;
+    let code = answer::only_status(answer).filter(|code| *code != Code::Ok)?;
     Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
 }
 

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use enlist::{Endpoint, Instance, Registry, TaskOwner};
-use enlist_grpc::{Channel, ChannelBuilder};
+use enlist_grpc::{Channel, ChannelBuilder, InstanceState, RetryPolicy};
 use enlist_testkit::{eventually, soon};
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::uri::PathAndQuery;
@@ -65,11 +65,18 @@ impl Raw {
 
     /// A channel to this server alone.
     async fn channel(&self, builder: ChannelBuilder) -> Channel {
-        let world = World::new();
-        let instance = Instance::new(id("raw"), [Endpoint::try_from(self.address).unwrap()]).unwrap();
-        world.servers.publish(&world.service, instance).await.unwrap();
-        world.channel(builder, 1).await
+        channel(&[self], builder).await
     }
+}
+
+/// A channel to these servers.
+async fn channel(servers: &[&Raw], builder: ChannelBuilder) -> Channel {
+    let world = World::new();
+    for (server, name) in servers.iter().zip(["raw", "other"]) {
+        let instance = Instance::new(id(name), [Endpoint::try_from(server.address).unwrap()]).unwrap();
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    world.channel(builder, servers.len()).await
 }
 
 async fn serve<F, A>(stream: TcpStream, calls: Arc<AtomicUsize>, answer: F)
@@ -151,4 +158,46 @@ async fn a_wait_for_room_on_a_connection_ends_at_the_deadline() {
         let late = late.unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     }
+}
+
+/// Makes calls until one of two instances has failed five in a row, and rests.
+async fn one_rests(channel: &Channel) {
+    for _ in 0..9 {
+        let failed = say(channel, String::new()).await.unwrap_err();
+        assert_eq!(failed.code(), Code::Unavailable, "{failed}");
+    }
+    eventually("one rests", || async {
+        let instances = channel.instances();
+        let rests = instances.iter().any(|one| one.state == InstanceState::Ejected);
+        if rests { Ok(()) } else { Err(instances) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_http_error_counts_as_what_it_means_in_grpc() {
+    let gateway = || {
+        Raw::start(|_, mut respond| async move {
+            let mut body = respond.send_response(head(503, "text/html"), false).unwrap();
+            body.send_data("<html>no backend</html>".into(), true).unwrap();
+        })
+    };
+    let gateways = [gateway().await, gateway().await];
+    let both = channel(&[&gateways[0], &gateways[1]], Channel::builder()).await;
+    let failed = say(&both, String::new()).await.unwrap_err();
+    assert!(failed.code() == Code::Unavailable && failed.message().contains("503"), "{failed}");
+    one_rests(&both).await;
+    // It is repeated like any other `UNAVAILABLE`.
+    let repeating = gateways[0].channel(Channel::builder().retry("", RetryPolicy::new())).await;
+    let before = gateways[0].calls();
+    say(&repeating, String::new()).await.unwrap_err();
+    assert_eq!(gateways[0].calls() - before, 3);
+}
+
+#[tokio::test]
+async fn an_http_error_without_a_body_makes_an_instance_rest() {
+    let gateway =
+        || Raw::start(|_, mut respond| async move { _ = respond.send_response(head(502, "application/grpc"), true) });
+    let gateways = [gateway().await, gateway().await];
+    one_rests(&channel(&[&gateways[0], &gateways[1]], Channel::builder()).await).await;
 }
