@@ -120,8 +120,8 @@ impl http_body::Body for Tracked {
         if self.flight.is_some() && self.expiry.poll(cx).is_ready() {
             return Poll::Ready(self.end_late());
         }
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        match &frame {
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &mut frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => {
                     let code = code(trailers).unwrap_or_else(|| http_code(self.http));
@@ -133,7 +133,13 @@ impl http_body::Body for Tracked {
             Some(Err(_)) | None if self.flight.is_some() && self.deadline.is_past() => {
                 return Poll::Ready(self.end_late());
             }
-            Some(Err(status)) => self.ended(status.code()),
+            Some(Err(status)) => {
+                if let Some(flight) = self.flight.take() {
+                    let instance = flight.subchannel().to_string();
+                    *status = failure::broken_off(std::mem::replace(status, Status::ok("")), &instance);
+                    flight.ended(status.code());
+                }
+            }
             None => {
                 let code = http_code(self.http);
                 self.ended(code);

@@ -235,7 +235,7 @@ impl Call {
             // It was not even sent, so that silence says nothing about the connection.
             flight.unused();
         }
-        (Some(Ended::Failed(reach)), Err(status))
+        (Some(Ended::Failed { reach, code: status.code() }), Err(status))
     }
 
     /// The delay before another attempt, and its body.

@@ -2,7 +2,8 @@
 
 use std::error::Error as StdError;
 
-use tonic::{ConnectError, Status, TimeoutExpired};
+use h2::Reason;
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 /// What lies below a channel fails with.
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -10,8 +11,10 @@ pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 /// How far a call got that ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// It provably never left, or the server said that it did nothing with it.
+    /// It provably never left.
     NeverLeft,
+    /// It left, and the server said that it did nothing with it.
+    Refused,
     /// It left, and what became of it is unknown.
     Unknown,
     /// Its time was up.
@@ -31,7 +34,7 @@ impl Failure {
     /// What `error` means for a call to `instance`, whose deadline may have passed.
     pub(crate) fn of(error: BoxError, instance: &str, is_late: bool) -> Self {
         // Both sides cancel what is late, and either one may be first.
-        let is_late = is_late && is_reset_with(&*error, h2::Reason::CANCEL);
+        let is_late = is_late && reset(&*error) == Some(Reason::CANCEL);
         let reach = if is_late { Reach::OutOfTime } else { reach(&*error) };
         Self::reaching(reach, error, instance)
     }
@@ -47,18 +50,30 @@ impl Failure {
     }
 
     fn reaching(reach: Reach, error: BoxError, instance: &str) -> Self {
-        let broken = reach != Reach::OutOfTime && !is_reset(&*error);
-        let cause = innermost(&*error);
-        let status = match reach {
-            Reach::NeverLeft => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
-            Reach::OutOfTime => late(instance),
-            Reach::Unknown if !broken => return Self { reach, status: Status::from_error(error), broken },
-            Reach::Unknown => {
+        let (reset, cause) = (reset(&*error), innermost(&*error));
+        let broken = reach != Reach::OutOfTime && reset.is_none();
+        let status = match (reach, reset) {
+            (Reach::OutOfTime, _) => late(instance),
+            (Reach::NeverLeft, _) => Status::unavailable(format!("instance {instance} could not be reached: {cause}")),
+            (Reach::Refused, _) => Status::unavailable(format!("instance {instance} refused the call: {cause}")),
+            (Reach::Unknown, Some(reason)) => {
+                Status::new(reset_code(reason), format!("the call to instance {instance} was reset: {cause}"))
+            }
+            (Reach::Unknown, None) => {
                 Status::unavailable(format!("the connection to instance {instance} was lost during the call: {cause}"))
             }
         };
         Self { reach, status: with_source(status, error), broken }
     }
+}
+
+/// The status of an answer of `instance` that broke off with `status`, by what HTTP/2 says about it.
+pub(crate) fn broken_off(status: Status, instance: &str) -> Status {
+    let is_transport = |error: &(dyn StdError + 'static)| error.is::<hyper::Error>() || error.is::<h2::Error>();
+    if chain(&status).any(is_transport) {
+        return Failure::of(status.into(), instance, false).status;
+    }
+    status
 }
 
 /// The status of a call to `instance` whose deadline passed.
@@ -89,7 +104,7 @@ fn reach(error: &(dyn StdError + 'static)) -> Reach {
             return Reach::NeverLeft;
         }
         if error.downcast_ref().is_some_and(is_refusal) {
-            return Reach::NeverLeft;
+            return Reach::Refused;
         }
     }
     Reach::Unknown
@@ -98,26 +113,34 @@ fn reach(error: &(dyn StdError + 'static)) -> Reach {
 /// RFC 9113: a stream above the last one that a GOAWAY names was not processed (section 6.8), nor was one that is reset with
 /// `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is such a stream.
 fn is_refusal(error: &h2::Error) -> bool {
-    let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
-    gone || error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
+    let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+    gone || error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
 }
 
-/// Says whether this one stream was ended, which says nothing about the connection.
-fn is_reset(error: &(dyn StdError + 'static)) -> bool {
-    chain(error).filter_map(|error| error.downcast_ref()).any(h2::Error::is_reset)
-}
-
-fn is_reset_with(error: &(dyn StdError + 'static), reason: h2::Reason) -> bool {
+/// The reason with which this one stream was ended, which says nothing about the connection.
+fn reset(error: &(dyn StdError + 'static)) -> Option<Reason> {
     let mut resets =
         chain(error).filter_map(|error| error.downcast_ref()).filter(|error: &&h2::Error| error.is_reset());
-    resets.any(|error| error.reason() == Some(reason))
+    resets.find_map(h2::Error::reason)
+}
+
+/// The code of a stream that was reset with `reason`
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors>). Those that the specification leaves out are `INTERNAL`,
+/// as in grpc-go.
+fn reset_code(reason: Reason) -> Code {
+    match reason {
+        Reason::REFUSED_STREAM => Code::Unavailable,
+        Reason::CANCEL => Code::Cancelled,
+        Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::{fmt, io};
-    use tonic::Code;
 
     /// An error around another one, as each layer adds.
     #[derive(Debug)]
@@ -139,7 +162,7 @@ mod tests {
     fn a_failed_dial_never_left_and_a_broken_connection_may_have() {
         let cases: [(BoxError, Reach, Code); 4] = [
             (Box::new(ConnectError("refused".into())), Reach::NeverLeft, Code::Unavailable),
-            (Box::new(h2::Error::from(h2::Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),
+            (Box::new(h2::Error::from(Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),
             (Box::new(io::Error::from(io::ErrorKind::BrokenPipe)), Reach::Unknown, Code::Unavailable),
             (Box::new(TimeoutExpired(())), Reach::OutOfTime, Code::DeadlineExceeded),
         ];
@@ -148,5 +171,29 @@ mod tests {
             let failure = Failure::of(Box::new(Layer(error)), "a", false);
             assert_eq!((failure.reach, failure.status.code()), (reach, code), "{shown}");
         }
+    }
+
+    #[test]
+    fn resets_have_the_codes_of_the_specification() {
+        let internal = [
+            Reason::NO_ERROR,
+            Reason::PROTOCOL_ERROR,
+            Reason::INTERNAL_ERROR,
+            Reason::FLOW_CONTROL_ERROR,
+            Reason::SETTINGS_TIMEOUT,
+            Reason::FRAME_SIZE_ERROR,
+            Reason::COMPRESSION_ERROR,
+            Reason::CONNECT_ERROR,
+        ];
+        assert_eq!(internal.map(reset_code), [Code::Internal; 8]);
+        let others = [Reason::REFUSED_STREAM, Reason::CANCEL, Reason::ENHANCE_YOUR_CALM, Reason::INADEQUATE_SECURITY];
+        let codes = [Code::Unavailable, Code::Cancelled, Code::ResourceExhausted, Code::PermissionDenied];
+        assert_eq!(others.map(reset_code), codes);
+    }
+
+    #[test]
+    fn what_a_server_says_in_the_middle_of_an_answer_stays() {
+        let said = broken_off(Status::data_loss("by the server"), "a");
+        assert_eq!((said.code(), said.message()), (Code::DataLoss, "by the server"));
     }
 }

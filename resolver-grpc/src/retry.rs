@@ -1,5 +1,5 @@
-//! When a call is tried again: pure decisions. Calls that provably never left are always eligible; answers are, by option, as
-//! the gRPC retry specification describes (gRFC A6).
+//! When a call is tried again: pure decisions. Calls that provably never left are always eligible, and once those that the server
+//! refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -36,7 +36,7 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with delays of
-    /// 50 ms growing to 1 s.
+    /// 50 ms growing to 1 s. A stream that was reset counts as the code that gRPC's specification gives the reason.
     pub fn new() -> Self {
         let backoff = BackoffPolicy::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap_or_default();
         Self { attempts: 3, backoff, codes: vec![Code::Unavailable] }
@@ -48,7 +48,7 @@ impl RetryPolicy {
         self
     }
 
-    /// Sets the delays between attempts. After a lost connection another instance is tried at once.
+    /// Sets the delays between attempts. A server can say another one with `grpc-retry-pushback-ms`.
     pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
         self.backoff = backoff;
         self
@@ -103,8 +103,8 @@ impl Retries {
 /// How an attempt went that could be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It got no answer.
-    Failed(Reach),
+    /// It got no answer, which counts as `code`.
+    Failed { reach: Reach, code: Code },
     /// It was answered with a status and nothing else.
     Answered { code: Code, pushback: Pushback },
 }
@@ -137,11 +137,13 @@ pub(crate) struct Attempts {
     left: u32,
     /// Attempts that never did.
     moved: u32,
+    /// A server refused one: gRFC A6 sends it elsewhere without a policy once, since each costs time on the wire.
+    refused: bool,
 }
 
 impl Attempts {
     pub(crate) fn new(policy: Option<Arc<RetryPolicy>>) -> Self {
-        Self { policy, backoff: None, left: 0, moved: 0 }
+        Self { policy, backoff: None, left: 0, moved: 0, refused: false }
     }
 
     /// How many attempts left, as the next one tells the server.
@@ -151,18 +153,21 @@ impl Attempts {
 
     /// How long to wait before another attempt; `None` if there is none.
     pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
-        if ended == Ended::Failed(Reach::NeverLeft) {
-            self.moved += 1;
-            return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
-        }
+        let (code, pushback) = match ended {
+            Ended::Failed { reach: Reach::NeverLeft, .. } => {
+                self.moved += 1;
+                return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
+            }
+            Ended::Failed { reach: Reach::Refused, .. } if !self.refused => {
+                self.refused = true;
+                return Some(Duration::ZERO);
+            }
+            Ended::Failed { reach: Reach::OutOfTime, .. } => return None,
+            Ended::Failed { reach: Reach::Refused | Reach::Unknown, code } => (code, Pushback::None),
+            Ended::Answered { code, pushback } => (code, pushback),
+        };
         self.left += 1;
         let policy = self.policy.as_ref()?;
-        let (code, pushback) = match ended {
-            Ended::Answered { code, pushback } => (code, pushback),
-            Ended::Failed(Reach::OutOfTime) => return None,
-            // Another instance is there at once.
-            Ended::Failed(_) => (Code::Unavailable, Pushback::After(Duration::ZERO)),
-        };
         if self.left >= policy.attempts || !policy.codes.contains(&code) {
             return None;
         }
@@ -178,7 +183,11 @@ impl Attempts {
 mod tests {
     use super::*;
 
-    const LOST: Ended = Ended::Failed(Reach::Unknown);
+    const LOST: Ended = failed(Reach::Unknown, Code::Unavailable);
+
+    const fn failed(reach: Reach, code: Code) -> Ended {
+        Ended::Failed { reach, code }
+    }
 
     fn answered(code: Code, pushback: Pushback) -> Ended {
         Ended::Answered { code, pushback }
@@ -187,7 +196,7 @@ mod tests {
     #[test]
     fn what_never_left_is_sent_elsewhere_whatever_the_policy_but_not_for_ever() {
         let mut attempts = Attempts::new(None);
-        let never_left = Ended::Failed(Reach::NeverLeft);
+        let never_left = failed(Reach::NeverLeft, Code::Unavailable);
         assert!((0..MOST_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
         assert_eq!(attempts.again(never_left), None);
     }
@@ -197,11 +206,11 @@ mod tests {
         assert_eq!(Attempts::new(None).again(LOST), None);
         let policy = Arc::new(RetryPolicy::new());
         let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
-        assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
+        assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(attempts.left(), 1);
-        assert_eq!(attempts.again(LOST), Some(Duration::ZERO));
+        assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(attempts.again(LOST), None, "three attempts in all");
-        assert_eq!(Attempts::new(Some(Arc::clone(&policy))).again(Ended::Failed(Reach::OutOfTime)), None);
+        assert_eq!(Attempts::new(Some(Arc::clone(&policy))).again(failed(Reach::OutOfTime, Code::Unavailable)), None);
     }
 
     #[test]
@@ -237,5 +246,24 @@ mod tests {
         let attempts = |path| retries.policy(path).map(|policy| policy.attempts);
         assert_eq!([attempts("/p.S/M"), attempts("/p.S/N"), attempts("/p.T/M")], [Some(4), Some(3), Some(2)]);
         assert!(Retries::default().policy("/p.S/M").is_none());
+    }
+
+    #[test]
+    fn what_was_reset_is_repeated_by_its_code() {
+        let again = |code| Attempts::new(Some(Arc::new(RetryPolicy::new()))).again(failed(Reach::Unknown, code));
+        assert!(again(Code::Unavailable).is_some());
+        assert_eq!([Code::Internal, Code::Cancelled, Code::ResourceExhausted].map(again), [None; 3]);
+    }
+
+    #[test]
+    fn what_was_refused_is_sent_once_more_without_a_policy_and_does_not_count() {
+        let refused = failed(Reach::Refused, Code::Unavailable);
+        let mut attempts = Attempts::new(None);
+        assert_eq!((attempts.again(refused), attempts.left()), (Some(Duration::ZERO), 0));
+        assert_eq!(attempts.again(refused), None);
+        let mut attempts = Attempts::new(Some(Arc::new(RetryPolicy::new())));
+        assert_eq!(attempts.again(refused), Some(Duration::ZERO));
+        let made = (1..).take_while(|_| attempts.again(refused).is_some());
+        assert_eq!(made.count(), 2, "three attempts in all");
     }
 }

@@ -201,3 +201,39 @@ async fn an_http_error_without_a_body_makes_an_instance_rest() {
     let gateways = [gateway().await, gateway().await];
     one_rests(&channel(&[&gateways[0], &gateways[1]], Channel::builder()).await).await;
 }
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_once_more_and_then_left_to_the_policy() {
+    let refusing = Raw::start(|_, mut respond| async move { respond.send_reset(Reason::REFUSED_STREAM) }).await;
+    let channel = refusing.channel(Channel::builder().ejection(None)).await;
+    let refused = say(&channel, String::new()).await.unwrap_err();
+    assert_eq!((refused.code(), refusing.calls()), (Code::Unavailable, 2), "{refused}");
+
+    let repeating = refusing.channel(Channel::builder().ejection(None).retry("", RetryPolicy::new())).await;
+    say(&repeating, String::new()).await.unwrap_err();
+    assert_eq!(refusing.calls() - 2, 4, "three attempts, and one that does not count");
+}
+
+#[tokio::test]
+async fn a_reset_is_repeated_only_if_the_policy_names_what_it_means() {
+    let resetting = Raw::start(|_, mut respond| async move { respond.send_reset(Reason::INTERNAL_ERROR) }).await;
+    let channel = resetting.channel(Channel::builder().ejection(None).retry("", RetryPolicy::new())).await;
+    let reset = say(&channel, String::new()).await.unwrap_err();
+    assert_eq!((reset.code(), resetting.calls()), (Code::Internal, 1), "{reset}");
+    let internal = RetryPolicy::new().codes([Code::Internal]);
+    let repeating = resetting.channel(Channel::builder().ejection(None).retry("", internal)).await;
+    say(&repeating, String::new()).await.unwrap_err();
+    assert_eq!(resetting.calls() - 1, 3);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_during_an_answer_counts_as_unavailable() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let mut stream = support::stream(&channel).await.unwrap();
+    stream.message().await.unwrap();
+    servers[0].proxy.cut();
+    let lost = soon("the stream breaks", stream.message()).await.unwrap_err();
+    assert!(lost.code() == Code::Unavailable && lost.message().contains("lost during the call"), "{lost}");
+}
