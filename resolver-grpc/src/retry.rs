@@ -173,7 +173,11 @@ impl Attempts {
         }
         match pushback {
             Pushback::None => Some(self.backoff.get_or_insert_with(|| policy.backoff.start()).next_delay()),
-            Pushback::After(delay) => Some(delay),
+            Pushback::After(delay) => {
+                // The server has said when: what comes after that starts over, as in grpc-go.
+                self.backoff = None;
+                Some(delay)
+            }
             Pushback::Never => None,
         }
     }
@@ -265,5 +269,17 @@ mod tests {
         assert_eq!(attempts.again(refused), Some(Duration::ZERO));
         let made = (1..).take_while(|_| attempts.again(refused).is_some());
         assert_eq!(made.count(), 2, "three attempts in all");
+    }
+
+    #[test]
+    fn a_pushback_starts_the_backoff_anew() {
+        let policy = Arc::new(RetryPolicy::new().attempts(5));
+        let mut attempts = Attempts::new(Some(policy));
+        let mut again = |pushback| attempts.again(answered(Code::Unavailable, pushback)).unwrap();
+        again(Pushback::None);
+        again(Pushback::None);
+        again(Pushback::After(Duration::from_secs(1)));
+        let delay = again(Pushback::None);
+        assert!(delay <= Duration::from_millis(50), "{delay:?}");
     }
 }
