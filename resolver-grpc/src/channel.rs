@@ -216,7 +216,7 @@ impl Service<http::Request<Body>> for Channel {
 #[must_use]
 pub struct ChannelBuilder {
     rules: Rules,
-    settings: SettingsFor,
+    pub(crate) settings: SettingsFor,
     dial_timeout: Duration,
     redial: BackoffPolicy,
     health: Option<String>,
@@ -289,13 +289,15 @@ impl ChannelBuilder {
         self
     }
 
-    /// Changes tonic's settings for the connection to an instance: TLS, authority, timeouts, keep-alive. `local_address` and the
-    /// URL have no effect. An error counts as a failed dial. Called for every dial.
+    /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the URL have no
+    /// effect. An error counts as a failed dial. Called for every dial, and for one without TLS once more with settings
+    /// for no endpoint, to find out if it configures TLS. If so, an endpoint that states no protocol is connected to with TLS, and one
+    /// that states a protocol without TLS is not used, see [`require_tls`](Self::require_tls).
     pub fn settings(
         mut self,
         change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
     ) -> Self {
-        self.settings = SettingsFor::new(change);
+        self.settings.change(change);
         self
     }
 
@@ -374,7 +376,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets what runs before each call. Default: nothing.
+    /// Sets what runs before each call, and may add credentials: plaintext endpoints are not used then, unless that is
+    /// [allowed](Self::allow_plaintext). Default: nothing.
     pub fn intercept(mut self, intercept: Arc<dyn Intercept>) -> Self {
         self.intercept = Some(intercept);
         self
@@ -384,9 +387,10 @@ impl ChannelBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] outside a runtime.
+    /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
     pub fn build(self, view: &ServiceView) -> Result<Channel, Error> {
-        let Self { rules, settings, dial_timeout, redial, health, ejection, ejection_codes, silence, .. } = self;
+        let Self { rules, mut settings, dial_timeout, redial, health, ejection, ejection_codes, silence, .. } = self;
+        settings.security = settings.security.checked(self.intercept.is_some())?;
         let (ejections, changed) = (Ejections::default(), Notify::new());
         let terms = Arc::new(Terms {
             settings,

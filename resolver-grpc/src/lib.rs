@@ -6,6 +6,7 @@
 //! | repeat what failed | [`RetryPolicy`] |
 //! | let failing instances rest | [`ChannelBuilder::ejection`], [`enlist::Ejection`] |
 //! | add credentials to every call | [`Intercept`] |
+//! | let the registry choose neither plaintext nor another server | [`ChannelBuilder::require_tls`], [`ChannelBuilder::authority`] |
 //! | serve, and leave without a call failing | [`serve()`] |
 //! | name what you call as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
 //! | share channels between callers | [`ConnectionManager`], [`Locator`], [`Invocation`] |
@@ -34,6 +35,7 @@ mod locator;
 pub mod manager;
 mod replay;
 mod retry;
+mod security;
 mod serve;
 mod set;
 mod settings;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     balance::Balance,
-    settings::usable,
+    settings::SettingsFor,
     subchannel::{InstanceState, Subchannel, Terms},
 };
 
@@ -136,7 +136,7 @@ impl Keeper {
     /// Makes the subchannels those of the instances that are listed.
     fn reconcile(&mut self) {
         let listed = match self.picker.candidates() {
-            Ok(candidates) => by_endpoint(candidates),
+            Ok(candidates) => by_endpoint(candidates, &self.terms.settings),
             Err(NoPick::Empty { .. }) => HashMap::new(),
             // Whoever is known stays known; calls find out how old that is.
             Err(_) => return,
@@ -213,10 +213,10 @@ impl Keeper {
 
 /// Who is to be connected to, by endpoint. Where several instances name one endpoint, which happens when one is registered anew
 /// under another id, the latest counts.
-fn by_endpoint(candidates: &[Arc<Entry>]) -> HashMap<Endpoint, Arc<Entry>> {
+fn by_endpoint(candidates: &[Arc<Entry>], settings: &SettingsFor) -> HashMap<Endpoint, Arc<Entry>> {
     let mut listed: HashMap<Endpoint, Arc<Entry>> = HashMap::with_capacity(candidates.len());
     for entry in candidates {
-        let Some(endpoint) = usable(entry.instance()) else {
+        let Some(endpoint) = settings.endpoint(entry.instance()) else {
             tracing::warn!(instance = %escaped(entry.instance().id()), "no endpoint that gRPC is spoken with, left out");
             continue;
         };

@@ -1,55 +1,106 @@
-//! How an instance is connected to: which of its endpoints, with which of tonic's settings.
+//! tonic's settings for the connection to an endpoint of an instance. [`crate::security`] decides which endpoints those may be.
 
 use std::{fmt, sync::Arc};
 
 use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
-use crate::failure::BoxError;
+use crate::{
+    failure::BoxError,
+    security::{Connect, Security, TlsSettings, Wire},
+};
 
-/// Protocols that gRPC is spoken over, and whether that is with TLS.
-const PROTOCOLS: [(&str, bool); 6] =
-    [("grpc", false), ("http", false), ("tcp", false), ("unix", false), ("grpcs", true), ("https", true)];
+/// tonic refuses to configure TLS for a socket, whatever its path, and has no other way to tell that settings have TLS.
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+const PROBE: &str = "unix:///settings-with-tls-are-refused-here";
 
 type Change = dyn Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync;
 
-/// What a user changes of an instance's settings.
+/// Settings of a channel's connections: rules, and what the user changes for each instance.
 #[derive(Clone, Default)]
-pub(crate) struct SettingsFor(Option<Arc<Change>>);
+pub(crate) struct SettingsFor {
+    change: Option<Arc<Change>>,
+    pub(crate) security: Security,
+}
 
 impl fmt::Debug for SettingsFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "changed by the user" } else { "as they come" })
+        let changed = if self.change.is_some() { "changed by the user" } else { "as they come" };
+        f.debug_struct("SettingsFor").field("change", &changed).field("security", &self.security).finish()
     }
 }
 
 impl SettingsFor {
-    pub(crate) fn new(
+    pub(crate) fn change(
+        &mut self,
         change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
-    ) -> Self {
-        Self(Some(Arc::new(change)))
+    ) {
+        self.change = Some(Arc::new(change));
+    }
+
+    /// The first endpoint that may be used, or else the first that gRPC is spoken with.
+    pub(crate) fn endpoint<'a>(&self, instance: &'a Instance) -> Option<&'a Endpoint> {
+        // Only a dial finds out which settings there are.
+        let settings = [TlsSettings::Absent, TlsSettings::Present];
+        let possible = if self.change.is_some() { &settings[..] } else { &settings[..1] };
+        self.security.endpoint(instance, possible)
     }
 
     /// The settings for a connection to `endpoint` of `instance`.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`](crate::security::Refusal) for an endpoint that may not be used, or the user's error.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
-        let url = match (endpoint.is_unix(), with_tls(endpoint)) {
-            // What a server behind a socket sees as the authority.
-            (true, _) => "http://localhost".to_owned(),
-            (false, Some(true)) => format!("https://{}", endpoint.authority()),
-            (false, _) => format!("http://{}", endpoint.authority()),
-        };
-        let settings = with_roots(Settings::from_shared(url)?.tcp_nodelay(true))?;
-        match &self.0 {
-            Some(change) => change(instance, settings),
-            None => Ok(settings),
+        let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
+        let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
+        let connect = self.security.decide(wire, tls)?;
+        let settings = self.settings(endpoint, connect)?;
+        let settings = if tls == TlsSettings::Present { settings } else { with_roots(settings)? };
+        let settings = self.changed(instance, settings)?;
+        if connect == Connect::Tls && !is_https(&settings) {
+            return Err("the settings were replaced by some without TLS".into());
+        }
+        Ok(settings)
+    }
+
+    fn settings(&self, endpoint: &Endpoint, connect: Connect) -> Result<Settings, BoxError> {
+        Ok(Settings::from_shared(self.security.url(endpoint, connect))?.tcp_nodelay(true))
+    }
+
+    /// What the user makes of `settings`.
+    fn changed(&self, instance: &Instance, settings: Settings) -> Result<Settings, BoxError> {
+        let Some(change) = &self.change else { return Ok(settings) };
+        change(instance, settings)
+    }
+
+    /// Finds out if the user's settings have TLS, which tonic would ignore for a plaintext endpoint.
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+    fn tls(&self, instance: &Instance, endpoint: &Endpoint) -> Result<TlsSettings, BoxError> {
+        match self.changed(instance, Settings::from_static(PROBE)) {
+            Ok(settings) => Ok(if is_https(&settings) { TlsSettings::Present } else { TlsSettings::Absent }),
+            // Either TLS is the reason, or they fail for the endpoint itself as well.
+            Err(_) => {
+                self.changed(instance, self.settings(endpoint, Connect::Plaintext)?).map(|_| TlsSettings::Present)
+            }
         }
     }
+
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
+    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "as with TLS")]
+    fn tls(&self, _: &Instance, _: &Endpoint) -> Result<TlsSettings, BoxError> {
+        Ok(TlsSettings::Absent)
+    }
+}
+
+fn is_https(settings: &Settings) -> bool {
+    settings.uri().scheme_str() == Some("https")
 }
 
 /// An `https` endpoint trusts the roots that tonic's features bring, until the user says otherwise.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
-    if settings.uri().scheme_str() != Some("https") {
+    if !is_https(&settings) {
         return Ok(settings);
     }
     Ok(settings.tls_config(tonic::transport::ClientTlsConfig::new().with_enabled_roots())?)
@@ -64,23 +115,10 @@ fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
 /// tonic without TLS speaks plain text to an `https` endpoint.
 pub(crate) fn refuse_plain_text(settings: &Settings) -> Result<(), BoxError> {
     let can = cfg!(any(feature = "tls-ring", feature = "tls-aws-lc"));
-    if !can && settings.uri().scheme_str() == Some("https") {
+    if !can && is_https(settings) {
         return Err("TLS needs the feature `tls-ring` or `tls-aws-lc` of enlist-grpc".into());
     }
     Ok(())
-}
-
-/// The first endpoint that gRPC can be spoken with.
-pub(crate) fn usable(instance: &Instance) -> Option<&Endpoint> {
-    instance.endpoints().iter().find(|endpoint| with_tls(endpoint).is_some())
-}
-
-/// Whether an endpoint is spoken to with TLS; `None` if gRPC is not spoken there.
-pub(crate) fn with_tls(endpoint: &Endpoint) -> Option<bool> {
-    let Some(protocol) = endpoint.protocol() else {
-        return Some(false);
-    };
-    PROTOCOLS.iter().find(|(known, _)| *known == protocol).map(|(_, tls)| *tls)
 }
 
 #[cfg(test)]
@@ -93,12 +131,39 @@ mod tests {
         Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap()
     }
 
+    fn changing(
+        change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
+    ) -> SettingsFor {
+        let mut settings = SettingsFor::default();
+        settings.change(change);
+        settings
+    }
+
     #[test]
     fn the_first_endpoint_that_speaks_grpc_is_used() {
-        let used = |endpoints: &[&str]| usable(&instance(endpoints)).map(ToString::to_string);
+        let used = |endpoints: &[&str]| SettingsFor::default().endpoint(&instance(endpoints)).map(ToString::to_string);
         assert_eq!(used(&["redis://h:1", "grpc://h:2", "h:3"]).as_deref(), Some("grpc://h:2"));
-        assert_eq!(used(&["unix:///run/a.sock"]).as_deref(), Some("unix:///run/a.sock"));
+        assert_eq!(used(&["unix:///run/a.sock", "h:3"]).as_deref(), Some("h:3"));
         assert_eq!(used(&["redis://h:1"]), None);
+    }
+
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
+    #[test]
+    fn settings_with_tls_are_never_ignored() {
+        let settings = changing(|_, settings| Ok(settings.tls_config(tonic::transport::ClientTlsConfig::new())?));
+        let of = |text: &str| {
+            let made = settings.of(&instance(&[text]), &Endpoint::parse(text).unwrap());
+            made.map(|settings| settings.uri().to_string()).map_err(|error| error.to_string())
+        };
+        assert_eq!(of("h:1").unwrap(), "https://h:1/");
+        assert_eq!(of("grpcs://h:1").unwrap(), "https://h:1/");
+        assert!(of("grpc://h:1").unwrap_err().contains("settings have TLS"));
+        let conditional = changing(|_, settings| {
+            let tls = tonic::transport::ClientTlsConfig::new();
+            if is_https(&settings) { Ok(settings.tls_config(tls)?) } else { Ok(settings) }
+        });
+        let plain = conditional.of(&instance(&["grpc://h:1"]), &Endpoint::parse("grpc://h:1").unwrap()).unwrap();
+        assert_eq!(plain.uri(), "http://h:1/");
     }
 
     #[test]
@@ -106,9 +171,9 @@ mod tests {
         let (instance, endpoint) = (instance(&["grpc://[::1]:2"]), Endpoint::parse("grpc://[::1]:2").unwrap());
         let plain = SettingsFor::default().of(&instance, &endpoint).unwrap();
         assert_eq!(plain.uri(), "http://[::1]:2/");
-        let timed = SettingsFor::new(|_, settings| Ok(settings.connect_timeout(std::time::Duration::from_secs(7))));
+        let timed = changing(|_, settings| Ok(settings.connect_timeout(std::time::Duration::from_secs(7))));
         assert_eq!(timed.of(&instance, &endpoint).unwrap().get_connect_timeout().unwrap().as_secs(), 7);
-        assert!(SettingsFor::new(|_, _| Err("no".into())).of(&instance, &endpoint).is_err());
+        assert!(changing(|_, _| Err("no".into())).of(&instance, &endpoint).is_err());
     }
 
     #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]

@@ -269,7 +269,7 @@ async fn a_unix_socket_is_an_endpoint_too() {
     let endpoint = Endpoint::unix(path.to_str().unwrap()).unwrap();
     let instance = Instance::new(id("socket"), [endpoint]).unwrap();
     let _registration = world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap();
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().allow_unix(), 1).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "inner");
 }
 
@@ -309,7 +309,7 @@ impl Intercept for Guard {
 async fn an_interceptor_adds_credentials_and_refuses() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder().intercept(Arc::new(Guard)), 1).await;
+    let channel = world.channel(Channel::builder().intercept(Arc::new(Guard)).allow_plaintext(), 1).await;
     assert_eq!(say(&channel, "header authorization".to_owned()).await.unwrap(), "Bearer token");
     let refused = HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);

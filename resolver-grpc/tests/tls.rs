@@ -1,29 +1,45 @@
 //! Channels over TLS, with settings that depend on the instance.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
 mod support;
 
-use enlist::{Endpoint, Instance, RegisterOptions, Registry, TaskOwner};
+use std::net::SocketAddr;
+
+use enlist::{Endpoint, Instance, RegisterOptions, Registration, Registry, TaskOwner};
 use enlist_grpc::{Channel, InstanceState};
 use support::{World, id, say, until, until_ready};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
-#[tokio::test]
-async fn each_instance_is_who_its_certificate_says() {
-    let own = rcgen::generate_simple_self_signed(vec!["greeter.test".to_owned()]).unwrap();
+/// A server whose certificate is for `host`, and its authority.
+async fn secure(tasks: &TaskOwner, name: &'static str, host: &str) -> (SocketAddr, Certificate) {
+    let own = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
     let identity = Identity::from_pem(own.cert.pem(), own.signing_key.serialize_pem());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let tasks = TaskOwner::new();
     let stop = tasks.stop_signal();
     let server = tonic::transport::Server::builder()
         .tls_config(ServerTlsConfig::new().identity(identity))
         .unwrap()
-        .add_service(support::echo("secure"))
+        .add_service(support::echo(name))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
     tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
+    (address, Certificate::from_pem(own.cert.pem()))
+}
 
+/// Registers an instance with these endpoints.
+async fn listed(world: &World, name: &str, endpoints: &[String]) -> Registration {
+    let endpoints = endpoints.iter().map(|text| Endpoint::parse(text).unwrap());
+    let instance = Instance::new(id(name), endpoints).unwrap();
+    world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_instance_is_who_its_certificate_says() {
+    let tasks = TaskOwner::new();
+    let (address, ca) = secure(&tasks, "secure", "greeter.test").await;
     let world = World::new();
     let endpoint = Endpoint::parse(format!("grpcs://{address}")).unwrap();
     let instance = Instance::new(id("a"), [endpoint]).unwrap().with_metadata("tls-name", "greeter.test");
@@ -32,7 +48,6 @@ async fn each_instance_is_who_its_certificate_says() {
     // Nobody vouches for the certificate.
     let untrusting = Channel::new(&world.view()).unwrap();
     until(&untrusting, "a", InstanceState::Failing).await;
-    let ca = Certificate::from_pem(own.cert.pem());
     let trusting = |name_of: fn(&Instance) -> String| {
         let ca = ca.clone();
         let builder = Channel::builder().settings(move |instance, settings| {
@@ -47,4 +62,53 @@ async fn each_instance_is_who_its_certificate_says() {
     // The name has to be the certificate's.
     let misled = trusting(|_| "other.test".to_owned());
     until(&misled, "a", InstanceState::Failing).await;
+}
+
+#[tokio::test]
+async fn settings_with_tls_are_not_ignored_without_a_protocol() {
+    let servers = [support::Server::start("a").await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().settings(|_, settings| Ok(settings.tls_config(ClientTlsConfig::new())?));
+    let channel = builder.build(&world.view()).unwrap();
+    let failed = enlist_testkit::soon("an answer", say(&channel, String::new())).await.unwrap_err();
+    assert_eq!((failed.code(), servers[0].calls()), (tonic::Code::Unavailable, 0), "{failed}");
+}
+
+#[tokio::test]
+async fn a_server_has_to_be_the_one_that_the_channel_expects() {
+    let (tasks, world) = (TaskOwner::new(), World::new());
+    let (good, good_ca) = secure(&tasks, "good", "greeter.test").await;
+    let (other, other_ca) = secure(&tasks, "other", "localhost").await;
+    let _good = listed(&world, "good", &[format!("grpcs://{good}")]).await;
+    let _other = listed(&world, "other", &[format!("grpcs://localhost:{}", other.port())]).await;
+    let trusting = || {
+        let tls = ClientTlsConfig::new().ca_certificates([good_ca.clone(), other_ca.clone()]);
+        Channel::builder().settings(move |_, settings| Ok(settings.tls_config(tls.clone())?))
+    };
+    let channel = trusting().authority("greeter.test").build(&world.view()).unwrap();
+    until_ready(&channel, 1).await;
+    until(&channel, "other", InstanceState::Failing).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "good");
+    // Without a name of its own the channel takes that of the registry.
+    until(&trusting().build(&world.view()).unwrap(), "other", InstanceState::Ready).await;
+    assert!(matches!(trusting().authority("a/b").build(&world.view()), Err(enlist::Error::InvalidConfig { .. })));
+}
+
+#[tokio::test]
+async fn tls_can_be_required_of_all_endpoints() {
+    let (tasks, world) = (TaskOwner::new(), World::new());
+    let plain = support::Server::start("plain").await;
+    let (secret, ca) = secure(&tasks, "secret", "greeter.test").await;
+    let _both = listed(&world, "both", &[format!("grpc://{}", plain.address()), secret.to_string()]).await;
+    let _plain = listed(&world, "plain", &[format!("http://{}", plain.address())]).await;
+    let tls = ClientTlsConfig::new().ca_certificate(ca);
+    let strict = Channel::builder().require_tls().authority("greeter.test");
+    let strict = strict.settings(move |_, settings| Ok(settings.tls_config(tls.clone())?));
+    let channel = strict.build(&world.view()).unwrap();
+    until(&channel, "both", InstanceState::Ready).await;
+    until(&channel, "plain", InstanceState::Failing).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "secret");
+    let refused = channel.instances().into_iter().find(|one| one.id == id("plain")).unwrap();
+    assert!(refused.last_failure.unwrap().contains("requires TLS"));
+    assert_eq!(plain.dials(), 0);
 }

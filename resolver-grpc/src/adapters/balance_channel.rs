@@ -6,7 +6,7 @@ use enlist::{Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, V
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
-use crate::settings::with_tls;
+use crate::security::Wire;
 
 /// How many changes tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
 /// with the latest state of the view.
@@ -37,6 +37,7 @@ impl Balanced {
 ///   dead), and knows no weights.
 /// - Changes are applied when a request comes; a channel nobody uses keeps its connections.
 /// - With no instance at all, calls wait: give them a deadline.
+/// - Everything is plaintext, also the credentials that an interceptor of tonic's adds, and the registry chooses where it goes.
 ///
 /// [`crate::Channel`] has none of these.
 ///
@@ -92,7 +93,7 @@ fn targets(snapshot: &Snapshot) -> BTreeMap<String, String> {
 }
 
 fn is_plain(endpoint: &Endpoint) -> bool {
-    with_tls(endpoint) == Some(false) && !endpoint.is_unix()
+    matches!(Wire::of(endpoint), Some(Wire::Plaintext | Wire::Unstated))
 }
 
 /// The changes that lead from `told` to `wanted`. Additions come first, so that the set does not pass through empty.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist::{Error, NoPick, Policy, ServiceView};
+use enlist::{Endpoint, Error, Instance, NoPick, Policy, ServiceView};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
@@ -12,7 +12,8 @@ use tower::service_fn;
 use crate::{
     connection::{Stream, connect, tcp},
     failure::BoxError,
-    settings::{refuse_plain_text, usable},
+    security::Wire,
+    settings::refuse_plain_text,
 };
 
 /// How long a dial waits for a service that is not known yet.
@@ -22,7 +23,8 @@ const UNKNOWN: Duration = Duration::from_secs(5);
 const EACH: Duration = Duration::from_secs(2);
 
 /// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until one can be
-/// connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme says whether there is TLS.
+/// connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme says whether there is TLS,
+/// whatever the endpoints state. Endpoints that are unix sockets are not used.
 ///
 /// - Nothing is spread: all calls go to one instance for as long as the connection lasts, also if the instance is no longer
 ///   listed. A server that leaves in order closes its connections, which ends that.
@@ -48,4 +50,10 @@ async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn S
         }
     }
     Err(trouble)
+}
+
+/// The first endpoint that gRPC is spoken with over a network.
+fn usable(instance: &Instance) -> Option<&Endpoint> {
+    let over_network = |endpoint: &&Endpoint| Wire::of(endpoint).is_some_and(|wire| wire != Wire::Socket);
+    instance.endpoints().iter().find(over_network)
 }

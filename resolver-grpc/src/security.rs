@@ -1,0 +1,253 @@
+//! Transport security of a channel: the endpoints that it may connect to, with or without TLS, and for which authority.
+//!
+//! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel that has something to hide, nor
+//! a socket of the client's machine. The decisions are pure; [`crate::settings`] applies them to each dial.
+
+use std::{error::Error as StdError, fmt};
+
+use enlist::{Endpoint, Error, Instance};
+use http::uri::Authority;
+
+use crate::channel::ChannelBuilder;
+
+/// Protocols that gRPC is spoken over. `tcp` says nothing about encryption in some registries, and never meant TLS.
+const PROTOCOLS: [(&str, Wire); 6] = [
+    ("grpc", Wire::Plaintext),
+    ("http", Wire::Plaintext),
+    ("tcp", Wire::Plaintext),
+    ("unix", Wire::Socket),
+    ("grpcs", Wire::Tls),
+    ("https", Wire::Tls),
+];
+
+/// The authority behind a socket, unless the channel has one.
+const SOCKET_AUTHORITY: &str = "localhost";
+
+/// Transport of an endpoint, as its protocol states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// TLS.
+    Tls,
+    /// No TLS.
+    Plaintext,
+    /// No protocol is stated: the channel decides.
+    Unstated,
+    /// A unix domain socket of this machine.
+    Socket,
+}
+
+impl Wire {
+    /// Returns `None` for an endpoint that gRPC is not spoken with.
+    pub(crate) fn of(endpoint: &Endpoint) -> Option<Self> {
+        let Some(protocol) = endpoint.protocol() else {
+            return Some(Self::Unstated);
+        };
+        PROTOCOLS.iter().find(|(known, _)| *known == protocol).map(|(_, wire)| *wire)
+    }
+}
+
+/// TLS in the settings that the user made for an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsSettings {
+    Present,
+    Absent,
+}
+
+/// Transport of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connect {
+    Tls,
+    Plaintext,
+}
+
+/// Reason not to use an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    TlsRequired,
+    Credentials,
+    TlsSettings,
+    Socket,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TlsRequired => "plaintext endpoint not used, the channel requires TLS",
+            Self::Credentials => {
+                "plaintext endpoint not used, the interceptor's credentials could be read (require_tls speaks TLS where no \
+                 protocol is stated, allow_plaintext accepts it)"
+            }
+            Self::TlsSettings => {
+                "plaintext endpoint not used, its settings have TLS (allow_plaintext ignores them for such an endpoint)"
+            }
+            Self::Socket => "unix socket not used, the channel does not allow sockets (allow_unix)",
+        })
+    }
+}
+
+impl StdError for Refusal {}
+
+/// Endpoints without TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Plaintext {
+    /// Used unless there is something to hide: credentials of an interceptor, or TLS settings.
+    #[default]
+    Guarded,
+    Refused,
+    Allowed,
+}
+
+/// Rules of a channel.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Security {
+    plaintext: Plaintext,
+    /// Sockets are used.
+    unix: bool,
+    /// Calls carry credentials.
+    credentials: bool,
+    authority: Option<String>,
+}
+
+impl Security {
+    /// The rules for a channel with or without an interceptor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for an authority that is none.
+    pub(crate) fn checked(mut self, has_interceptor: bool) -> Result<Self, Error> {
+        self.credentials = has_interceptor;
+        match self.authority.as_deref().map(Authority::try_from) {
+            None => Ok(self),
+            Some(Ok(authority)) if !authority.as_str().contains('@') && !authority.host().is_empty() => Ok(self),
+            Some(_) => Err(Error::invalid_config("authority", "it must be `host` or `host:port`")),
+        }
+    }
+
+    /// Decides about an endpoint of an instance that has such settings.
+    pub(crate) fn decide(&self, wire: Wire, tls: TlsSettings) -> Result<Connect, Refusal> {
+        let allowed = self.plaintext == Plaintext::Allowed;
+        match (wire, tls) {
+            (Wire::Tls, _) | (Wire::Unstated, TlsSettings::Present) => Ok(Connect::Tls),
+            (Wire::Unstated, TlsSettings::Absent) if self.plaintext == Plaintext::Refused => Ok(Connect::Tls),
+            (Wire::Plaintext, _) if self.plaintext == Plaintext::Refused => Err(Refusal::TlsRequired),
+            (Wire::Socket, _) if !self.unix => Err(Refusal::Socket),
+            (Wire::Plaintext | Wire::Socket, TlsSettings::Present) if !allowed => Err(Refusal::TlsSettings),
+            (Wire::Plaintext | Wire::Unstated, _) if self.credentials && !allowed => Err(Refusal::Credentials),
+            // A socket has no network that could be listened to.
+            (Wire::Plaintext | Wire::Unstated | Wire::Socket, _) => Ok(Connect::Plaintext),
+        }
+    }
+
+    /// The first endpoint of `instance` that can be used, with some of the `settings` that it may have. If there is none, the first that
+    /// gRPC is spoken with: its dial is refused, and so the reason shows.
+    pub(crate) fn endpoint<'a>(&self, instance: &'a Instance, settings: &[TlsSettings]) -> Option<&'a Endpoint> {
+        let spoken = || instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
+        let is_usable = |wire: Wire| settings.iter().any(|tls| self.decide(wire, *tls).is_ok());
+        let usable = spoken().find(|(_, wire)| is_usable(*wire));
+        usable.or_else(|| spoken().next()).map(|(endpoint, _)| endpoint)
+    }
+
+    /// The URL that a connection to `endpoint` is configured for: its authority is that of calls, and the name that a certificate
+    /// has to be for.
+    pub(crate) fn url(&self, endpoint: &Endpoint, connect: Connect) -> String {
+        let listed = if endpoint.is_unix() { SOCKET_AUTHORITY } else { endpoint.authority() };
+        let authority = self.authority.as_deref().unwrap_or(listed);
+        match connect {
+            Connect::Tls => format!("https://{authority}"),
+            Connect::Plaintext => format!("http://{authority}"),
+        }
+    }
+}
+
+/// Transport security.
+impl ChannelBuilder {
+    /// Connects with TLS only. Endpoints whose protocol is `grpcs` or `https`, or that state none, are connected to with TLS; others
+    /// are not used, and their [`last_failure`](crate::InstanceStats::last_failure) and failing calls tell the reason. Of an instance with
+    /// several endpoints the first with TLS is used. Default: plaintext endpoints are used as long as the channel has no
+    /// [interceptor](Self::intercept) and their [settings](Self::settings) have no TLS.
+    ///
+    /// tonic's own interceptors wrap the channel, which does not see them: require TLS if they add credentials. Without
+    /// [`authority`](Self::authority) the writer of the registry chooses the name that a certificate is checked for, too.
+    pub fn require_tls(mut self) -> Self {
+        self.settings.security.plaintext = Plaintext::Refused;
+        self
+    }
+
+    /// Connects to plaintext endpoints even if the channel has an [interceptor](Self::intercept), whose credentials can be read on the
+    /// network then, or if their [settings](Self::settings) have TLS, which is used only where an endpoint does not state another
+    /// protocol. Of this and [`require_tls`](Self::require_tls) the later call counts.
+    pub fn allow_plaintext(mut self) -> Self {
+        self.settings.security.plaintext = Plaintext::Allowed;
+        self
+    }
+
+    /// Connects to endpoints that are unix domain sockets, in plaintext and also beside [`require_tls`](Self::require_tls). Without
+    /// this they are not used: whoever writes the registry could make the client connect to any socket of its machine. Default: no.
+    pub fn allow_unix(mut self) -> Self {
+        self.settings.security.unix = true;
+        self
+    }
+
+    /// Sets the authority (`host` or `host:port`) of all calls, whose host is the name that certificates have to be for, unless the TLS
+    /// settings of an instance name another one. Default: the endpoint's `host:port`, as the registry lists it, so that any
+    /// certificate passes that the trusted roots vouch for.
+    pub fn authority(mut self, authority: impl Into<String>) -> Self {
+        self.settings.security.authority = Some(authority.into());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use enlist::InstanceId;
+
+    const ALL: [Wire; 4] = [Wire::Tls, Wire::Plaintext, Wire::Unstated, Wire::Socket];
+
+    fn decided(security: &Security, tls: TlsSettings) -> [Result<Connect, Refusal>; 4] {
+        ALL.map(|wire| security.decide(wire, tls))
+    }
+
+    #[test]
+    fn plaintext_is_used_only_where_nothing_is_to_be_hidden() {
+        let (tls, plain) = (Ok(Connect::Tls), Ok(Connect::Plaintext));
+        let open = Security::default();
+        let hiding = Security { credentials: true, ..open.clone() };
+        let strict = Security { plaintext: Plaintext::Refused, unix: true, ..hiding.clone() };
+        let lax = Security { plaintext: Plaintext::Allowed, unix: true, ..hiding.clone() };
+        let (no_socket, credentials) = (Err(Refusal::Socket), Err(Refusal::Credentials));
+        assert_eq!(decided(&open, TlsSettings::Absent), [tls, plain, plain, no_socket]);
+        assert_eq!(decided(&open, TlsSettings::Present), [tls, Err(Refusal::TlsSettings), tls, no_socket]);
+        assert_eq!(decided(&hiding, TlsSettings::Absent), [tls, credentials, credentials, no_socket]);
+        assert_eq!(decided(&strict, TlsSettings::Absent), [tls, Err(Refusal::TlsRequired), tls, plain]);
+        assert_eq!(decided(&lax, TlsSettings::Absent), [tls, plain, plain, plain]);
+        assert_eq!(decided(&lax, TlsSettings::Present), [tls, plain, tls, plain]);
+    }
+
+    #[test]
+    fn the_first_endpoint_that_may_be_used_is_used_and_else_one_whose_refusal_shows() {
+        let endpoints = ["redis://h:1", "grpc://h:2", "unix:///s", "grpcs://h:3"];
+        let endpoints = endpoints.map(|text| Endpoint::parse(text).unwrap());
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap();
+        let used = |security: &Security| security.endpoint(&instance, &[TlsSettings::Absent]).unwrap().port();
+        assert_eq!(used(&Security::default()), 2);
+        let hiding = Security::default().checked(true).unwrap();
+        assert_eq!(used(&hiding), 3);
+        assert_eq!(used(&Security { unix: true, ..hiding.clone() }), 0);
+        let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:2").unwrap()]).unwrap();
+        assert_eq!(hiding.endpoint(&plain, &[TlsSettings::Absent]).unwrap().port(), 2);
+    }
+
+    #[test]
+    fn an_authority_is_a_host_with_or_without_a_port() {
+        let checked = |text: &str| Security { authority: Some(text.to_owned()), ..Security::default() }.checked(false);
+        for text in ["greeter.test", "greeter.test:443", "[::1]:1"] {
+            let security = checked(text).unwrap();
+            let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();
+            assert_eq!(security.url(&endpoint, Connect::Tls), format!("https://{text}"));
+        }
+        for text in ["", "user@host", "two words", "a/b", ":80"] {
+            assert!(checked(text).is_err(), "{text}");
+        }
+    }
+}
