@@ -8,6 +8,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 /// What is escaped in a segment, so that it can be split off again.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%').add(b' ').add(b'?').add(b'#');
 
+/// A name has addresses; the transport is for the channel to choose.
+pub(crate) const NO_PROTOCOL: &str =
+    "a name that DNS finds has no protocol; ChannelBuilder::require_tls connects to its addresses with TLS";
+
 /// What a channel is for. It is read from the URLs that gRPC calls targets
 /// (<https://github.com/grpc/grpc/blob/master/doc/naming.md>), with an empty authority:
 ///
@@ -15,7 +19,7 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%').add(b' ').add(b'?').add
 /// |---|---|
 /// | `enlist:///namespace/service` | a service, found by the resolver that was given for the scheme `enlist` |
 /// | `etcd:///service` | the same for `etcd`, in the namespace `default`; any scheme will do |
-/// | `dns:///host:port` | every address of the host |
+/// | `dns:///host:port` | every address of the host; the [channel](crate::ChannelBuilder::require_tls) chooses TLS or plaintext |
 /// | `static:///a:1,b:2` | these endpoints |
 ///
 /// Names with `/`, `%` or spaces are percent-encoded.
@@ -63,6 +67,9 @@ impl Target {
         match scheme {
             "dns" => {
                 let endpoint = Endpoint::parse(name)?;
+                if endpoint.protocol().is_some() {
+                    return Err(refused(text, NO_PROTOCOL));
+                }
                 Ok(Self::Dns { host: endpoint.host().to_owned(), port: endpoint.port() })
             }
             "static" => Ok(Self::Static(name.split(',').map(Endpoint::parse).collect::<Result<_, _>>()?)),
@@ -142,6 +149,8 @@ mod tests {
             ("etcd:///", "empty"),
             ("etcd:///%ff", "UTF-8"),
             ("dns:///greeter", "port"),
+            ("dns:///grpcs://h:443", "require_tls"),
+            ("dns:///unix:///run/a.sock", "require_tls"),
             ("static:///", "port"),
             ("static:///a:1,,b:2", "port"),
         ] {

@@ -9,6 +9,8 @@ use enlist::{
 };
 use tokio::time::{Instant, timeout};
 
+use crate::target::NO_PROTOCOL;
+
 /// How often a name is looked up, unless said otherwise.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -89,6 +91,9 @@ impl Dns {
 
     async fn entries(&self, service: &ServiceRef, revision: Revision) -> Result<Vec<Arc<Entry>>, Error> {
         let named = Endpoint::parse(service.name().as_str())?;
+        if named.protocol().is_some() {
+            return Err(Error::InvalidAddress { input: service.name().to_string(), reason: NO_PROTOCOL });
+        }
         let lookup = self.lookup.lookup(named.host(), named.port());
         let found = timeout(LIMIT, lookup).await.map_err(|_| Error::Timeout {
             op: "looking a name up",
@@ -279,7 +284,9 @@ mod tests {
         assert!(timeout(Duration::from_secs(60), view.ready()).await.is_err());
         answers.set(&["10.0.0.1:80"]);
         assert_eq!(view.ready().await.unwrap().len(), 1);
-        let view = directory.view(&ServiceRef::parse("no port").unwrap());
-        assert!(matches!(view.ready().await, Err(Error::InvalidAddress { .. })));
+        for no_name in ["no port", "grpcs://h:443"] {
+            let service = ServiceRef::new(Namespace::default(), ServiceName::parse(no_name).unwrap());
+            assert!(matches!(directory.view(&service).ready().await, Err(Error::InvalidAddress { .. })), "{no_name}");
+        }
     }
 }
