@@ -290,7 +290,7 @@ impl ChannelBuilder {
     }
 
     /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the URL have no
-    /// effect. An error counts as a failed dial. Called for every dial, and for one without TLS once more with settings
+    /// effect. An error or a panic counts as a failed dial. Called for every dial, and for one without TLS once more with settings
     /// for no endpoint, to find out if it configures TLS. If so, an endpoint that states no protocol is connected to with TLS, and one
     /// that states a protocol without TLS is not used, see [`require_tls`](Self::require_tls).
     pub fn settings(

@@ -1,6 +1,11 @@
 //! tonic's settings for the connection to an endpoint of an instance. [`crate::security`] decides which endpoints those may be.
 
-use std::{fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
@@ -50,7 +55,7 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::security::Refusal) for an endpoint that may not be used, or the user's error.
+    /// A [`Refusal`](crate::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
@@ -71,7 +76,7 @@ impl SettingsFor {
     /// What the user makes of `settings`.
     fn changed(&self, instance: &Instance, settings: Settings) -> Result<Settings, BoxError> {
         let Some(change) = &self.change else { return Ok(settings) };
-        change(instance, settings)
+        catch_unwind(AssertUnwindSafe(|| change(instance, settings))).unwrap_or_else(|panic| Err(panicked(&*panic)))
     }
 
     /// Finds out if the user's settings have TLS, which tonic would ignore for a plaintext endpoint.
@@ -95,6 +100,12 @@ impl SettingsFor {
 
 fn is_https(settings: &Settings) -> bool {
     settings.uri().scheme_str() == Some("https")
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> BoxError {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the settings panicked: {}", text.unwrap_or("without a message")).into()
 }
 
 /// An `https` endpoint trusts the roots that tonic's features bring, until the user says otherwise.

@@ -342,6 +342,20 @@ async fn settings_that_panic_fail_the_calls() {
 }
 
 #[tokio::test]
+async fn settings_that_panic_once_cost_one_dial() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let builder = Channel::builder().settings(move |_, settings| {
+        assert!(!first.swap(false, Ordering::SeqCst), "on purpose");
+        Ok(settings)
+    });
+    let channel = builder.build(&world.view()).unwrap();
+    until_ready(&channel, 1).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "a");
+}
+
+#[tokio::test]
 async fn an_instance_that_keeps_failing_rests_and_comes_back() {
     let servers = three().await;
     let world = World::of(&servers).await;
