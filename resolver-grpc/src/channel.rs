@@ -36,6 +36,10 @@ pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many bytes of a request are kept so that it can be sent again, unless said otherwise: 64 KiB.
 pub const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
 
+/// Largest numbers that tower's budget takes: retries per second without calls, and retries per call.
+const MOST_RETRIES: u32 = i32::MAX.unsigned_abs() - 1;
+const MOST_SHARE: f32 = 1000.0;
+
 /// How long an instance that is no longer listed may take to finish its calls, unless said otherwise.
 pub const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 
@@ -350,10 +354,12 @@ impl ChannelBuilder {
     }
 
     /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least `per_second`.
-    /// Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to 1,000.
+    /// Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to 1,000 (0 if it is no number);
+    /// other values count as the closest one.
     pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
         let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
-        self.budget = (window.clamp(shortest, longest), per_second, share.clamp(0.0, 1000.0));
+        let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, MOST_SHARE) };
+        self.budget = (window.clamp(shortest, longest), per_second.min(MOST_RETRIES), share);
         self
     }
 

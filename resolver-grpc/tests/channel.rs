@@ -360,3 +360,16 @@ async fn nothing_is_left_of_a_thousand_channels() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn no_budget_for_retries_is_a_panic() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    for (window, per_second, share) in
+        [(Duration::ZERO, u32::MAX, 0.2), (Duration::MAX, 0, f32::NAN), (LIMIT, u32::MAX, f32::INFINITY)]
+    {
+        let builder = Channel::builder().retry_budget(window, per_second, share);
+        let channel = world.channel(builder, 1).await;
+        assert_eq!(say(&channel, String::new()).await.unwrap(), "a");
+    }
+}
