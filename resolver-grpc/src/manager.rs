@@ -48,6 +48,19 @@ struct Kept {
     used: Moment,
 }
 
+impl State {
+    /// The channel that is kept for `target`.
+    fn get(&mut self, target: &Target) -> Result<Option<Channel>, Error> {
+        if self.closed {
+            return Err(Error::Closed);
+        }
+        Ok(self.kept.get_mut(target).map(|kept| {
+            kept.used = Moment::now();
+            kept.channel.clone()
+        }))
+    }
+}
+
 impl ConnectionManager {
     /// A manager of channels with the default options.
     ///
@@ -58,7 +71,8 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder())
     }
 
-    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks.
+    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks. Of callers
+    /// that ask for a new channel at the same time, each may call `options`, which may use the manager.
     ///
     /// # Errors
     ///
@@ -101,16 +115,17 @@ impl ConnectionManager {
     ///
     /// Those of [`Schemes::view`]; [`Error::Closed`] after [`close`](Self::close) and outside a runtime.
     pub fn channel_to(&self, target: &Target) -> Result<Channel, Error> {
+        if let Some(channel) = self.channels.lock().get(target)? {
+            return Ok(channel);
+        }
+        // Code of the user's is called and dropped under no lock: it may use the manager.
+        let (options, view) = ((self.options)(target), self.schemes.view(target)?);
         let mut state = self.channels.lock();
-        if state.closed {
-            return Err(Error::Closed);
+        if let Some(channel) = state.get(target)? {
+            return Ok(channel);
         }
-        if let Some(kept) = state.kept.get_mut(target) {
-            kept.used = Moment::now();
-            return Ok(kept.channel.clone());
-        }
-        // Nothing waits in here: views and channels begin in the background.
-        let channel = (self.options)(target).build(&self.schemes.view(target)?)?;
+        // Nothing waits in here: channels begin in the background. `options` outlives the lock.
+        let channel = options.clone().build(&view)?;
         state.kept.insert(target.clone(), Kept { channel: channel.clone(), used: Moment::now() });
         Ok(channel)
     }
@@ -154,15 +169,16 @@ impl Channels {
     }
 
     fn evict(&self, keep: Duration) {
-        self.lock().kept.retain(|target, kept| {
+        let is_unused = |_: &Target, kept: &mut Kept| {
             if kept.channel.holders() > 1 {
                 kept.used = Moment::now();
             }
-            let used = kept.used.elapsed() < keep;
-            if !used {
-                tracing::debug!(%target, "channel let go of, nobody used it");
-            }
-            used
-        });
+            kept.used.elapsed() >= keep
+        };
+        // With a channel goes code of the user's, which may use the manager.
+        let unused: Vec<_> = self.lock().kept.extract_if(is_unused).collect();
+        for (target, _) in unused {
+            tracing::debug!(%target, "channel let go of, nobody used it");
+        }
     }
 }

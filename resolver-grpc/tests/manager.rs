@@ -4,7 +4,10 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use enlist::{DirectoryOptions, Error, RegisterOptions, Registry};
 use enlist_grpc::{Callee, Channel, ConnectionManager, Dns, Invocation, Locator, Lookup, Schemes, Target};
@@ -83,6 +86,50 @@ async fn a_channel_that_nobody_holds_is_let_go_of() {
         ConnectionManager::with_options(locator("{}"), schemes(&world), Duration::ZERO, |_| Channel::builder())
             .is_err()
     );
+}
+
+/// Says whether the manager can be used now, from another thread.
+fn is_free(manager: &Arc<OnceLock<ConnectionManager>>) -> bool {
+    let (manager, (free, is_free)) = (Arc::clone(manager), std::sync::mpsc::channel());
+    std::thread::spawn(move || free.send(manager.get().unwrap().targets().len()));
+    is_free.recv_timeout(Duration::from_secs(5)).is_ok()
+}
+
+/// Part of a channel's options, which is dropped with the channel.
+struct Dropped(Arc<OnceLock<ConnectionManager>>, std::sync::mpsc::Sender<bool>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        let _ = self.1.send(is_free(&self.0));
+    }
+}
+
+#[tokio::test]
+async fn options_of_the_users_run_and_end_under_no_lock() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let shared = Arc::new(OnceLock::<ConnectionManager>::new());
+    let (manager, (free, is_free_then)) = (Arc::clone(&shared), std::sync::mpsc::channel());
+    let options = move |target: &Target| {
+        assert_ne!(target.to_string(), "enlist:///default/broken", "on purpose");
+        free.send(is_free(&manager)).unwrap();
+        let dropped = Dropped(Arc::clone(&manager), free.clone());
+        Channel::builder().settings(move |_, settings| {
+            let _ = &dropped;
+            Ok(settings)
+        })
+    };
+    let keep = Duration::from_millis(50);
+    let made = ConnectionManager::with_options(locator("{}"), schemes(&world), keep, options).unwrap();
+    assert!(shared.set(made).is_ok());
+    let manager = shared.get().unwrap();
+    drop(manager.channel(&Callee::parse("echo").unwrap()).unwrap());
+    assert_eq!(is_free_then.try_recv(), Ok(true), "while the options are made");
+    let free = eventually("nobody holds the channel", || std::future::ready(is_free_then.try_recv())).await;
+    assert!(free, "while the options are dropped");
+    let broken = || manager.channel(&Callee::parse("broken").unwrap());
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(broken)).is_err());
+    assert_eq!(manager.targets(), []);
 }
 
 /// Finds two servers behind one name.
