@@ -25,8 +25,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let instance = Instance::new(InstanceId::parse("hello-1")?, [endpoint])?.with_weight(10);
     // Its id is the same after a restart, and so is its owner: what a crash left under the id is taken over at once.
     let options = RegisterOptions::new().owner("hello-1");
-    let registration = backend.register(&service, instance, options).await?;
-    println!("registered: {:?}", registration.state());
+    let register = backend.register(&service, instance, options);
 
     // A real server would stop on a signal; this one stops by itself, so that the example ends.
     let stop = tokio::time::sleep(Duration::from_secs(1));
@@ -34,12 +33,13 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let report = Graceful::new()
         .propagation(Duration::from_millis(500))
         .deadline(Duration::from_secs(10))
-        .run(registration, stop, |finish, instance| async move {
+        .register_and_run(register, stop, |finish, instance| async move {
+            println!("registered: {:?}", instance.state());
             let serving = axum::serve(listener, router).with_graceful_shutdown(finish.cancelled_owned());
             let (ended, warm) = tokio::join!(serving.into_future(), warm_up(instance));
             ended.and(warm.map_err(std::io::Error::other))
         })
-        .await;
+        .await?;
     println!("drained: {}, deregistered: {:?}, served: {:?}", report.drained, report.deregistered?, report.served);
     Ok(())
 }

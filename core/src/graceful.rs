@@ -37,7 +37,8 @@ impl Default for Graceful {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Shutdown<T> {
-    /// What the server returned; `None` if it was still busy at the deadline and was dropped.
+    /// What the server returned; `None` if it was still busy at the deadline and was dropped, or if it never began because it was
+    /// stopped during the registration.
     pub served: Option<T>,
     /// Whether clients had the chance to see the draining mark.
     pub drained: bool,
@@ -110,6 +111,50 @@ impl Graceful {
             served = tokio::time::timeout(begun.remaining(self.deadline), serving).await.ok();
         }
         Shutdown { served, drained, deregistered }
+    }
+
+    /// Awaits the registration, which `register` makes, and then [runs](Self::run) the server. Watches `stop` all the time: if it completes
+    /// during the registration, that is awaited within the deadline and undone, and the server never begins.
+    ///
+    /// ```
+    /// # use enlist::{Graceful, Instance, InstanceId, Endpoint, RegisterOptions, Registry, ServiceRef};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let registry = enlist_memory::MemoryStore::new().client();
+    /// # let instance = Instance::new(InstanceId::parse("a")?, [Endpoint::parse("10.0.0.1:80")?])?;
+    /// # let (service, stop) = (ServiceRef::parse("greeter")?, async {});
+    /// let register = registry.register(&service, instance, RegisterOptions::new());
+    /// let report = Graceful::new().register_and_run(register, stop, |finish, _| async move { finish.cancelled().await }).await?;
+    /// assert!(report.deregistered.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `register`; [`Error::Timeout`] if it was still under way at the deadline of a shutdown: it was dropped, and the
+    /// registration is withdrawn in the background.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`run`](Self::run); a registration that is under way is withdrawn in the background.
+    pub async fn register_and_run<S: Future>(
+        self,
+        register: impl Future<Output = Result<Registration, Error>>,
+        stop: impl Future<Output = ()>,
+        serve: impl FnOnce(CancellationToken, InstanceHandle) -> S,
+    ) -> Result<Shutdown<S::Output>, Error> {
+        let (mut register, mut stop) = (Box::pin(register), std::pin::pin!(stop));
+        tokio::select! {
+            registered = &mut register => return Ok(self.run(registered?, stop, serve).await),
+            () = &mut stop => {}
+        }
+        let begun = Moment::now();
+        // A dropped registration is withdrawn in the background, which the end of the process would cut short.
+        let registered = tokio::time::timeout(self.deadline, register).await;
+        let late = Error::Timeout { op: "registering while the server is stopped", limit: self.deadline, cause: None };
+        let deregistered = self.within(begun, registered.map_err(|_| late)??.deregister()).await;
+        Ok(Shutdown { served: None, drained: false, deregistered })
     }
 
     /// Marks the instance as draining and gives clients the time to see it. Says whether the mark was stored.

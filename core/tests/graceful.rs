@@ -54,6 +54,33 @@ async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stop_during_the_registration_undoes_it_and_nothing_is_served() {
+    let store = MemoryStore::new();
+    let (server, client) = (store.client(), store.client());
+    let late = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        Ok(register(&server).await)
+    };
+    let begin = Moment::now();
+    let served = |_, _| async { panic!("it was stopped before") };
+    let report =
+        Graceful::new().register_and_run(late, tokio::time::sleep(Duration::from_secs(1)), served).await.unwrap();
+    assert_eq!((report.served, report.drained), (None::<()>, false));
+    assert_eq!(report.deregistered.unwrap(), Deregistered::Removed);
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+    assert_eq!(health(&client).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_without_end_is_given_up_at_the_deadline_of_a_stop() {
+    let (never, begin) = (std::future::pending(), Moment::now());
+    let graceful = Graceful::new().deadline(Duration::from_secs(5));
+    let late = graceful.register_and_run(never, async {}, |_, _| async {}).await.unwrap_err();
+    assert!(matches!(late, Error::Timeout { .. }), "{late}");
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_health_check_does_not_undo_draining() {
     let store = MemoryStore::new();
     let registration = register(&store.client()).await;

@@ -21,7 +21,8 @@ pub struct Serve<L = Identity> {
     listener: TcpListener,
     router: Router<L>,
     graceful: Graceful,
-    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// `None` for the signals.
+    stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     registered: Box<dyn FnOnce(InstanceHandle) + Send>,
     health: HealthReporter,
     /// The services that the health service knows, beside the whole server.
@@ -38,7 +39,7 @@ impl<L> std::fmt::Debug for Serve<L> {
 }
 
 /// Serves `router` on `listener`, which listens already, with a gRPC health service added. The order: register; serve until
-/// SIGTERM or SIGINT (or [`Serve::until`]); health `NOT_SERVING` and draining; wait for clients to see that; deregister; finish
+/// SIGTERM or SIGINT (or [`Serve::until`]), which are watched for from the beginning; health `NOT_SERVING` and draining; wait for clients to see that; deregister; finish
 /// what is in flight; stop. All of the end is under the deadline of [`Graceful`].
 ///
 /// ```no_run
@@ -61,7 +62,7 @@ pub fn serve<L>(listener: TcpListener, router: Router<L>) -> Serve<L> {
         listener,
         router: router.add_service(service),
         graceful: Graceful::new(),
-        stop: Box::pin(signalled()),
+        stop: None,
         registered: Box::new(drop),
         health,
         services: Vec::new(),
@@ -83,7 +84,7 @@ impl<L> Serve<L> {
 
     /// Shuts down when `stop` completes. Default: SIGTERM or SIGINT.
     pub fn until(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.stop = Box::pin(stop);
+        self.stop = Some(Box::pin(stop));
         self
     }
 
@@ -109,11 +110,12 @@ impl<L> Serve<L> {
     }
 
     /// Registers `instance`, serves until told to stop, and shuts down in order: it returns when the server has stopped, and says
-    /// what was reached.
+    /// what was reached. If it is told to stop during the registration, that is awaited and undone, and nothing is served.
     ///
     /// # Errors
     ///
-    /// Those of [`Registry::register`]; nothing was served then. What the server itself ended with is in the report.
+    /// Those of [`Registry::register`], and [`Error::Timeout`] if it did not end within the deadline of a shutdown; nothing was served
+    /// then. What the server itself ended with is in the report.
     ///
     /// # Cancel safety
     ///
@@ -134,16 +136,18 @@ impl<L> Serve<L> {
         ResBody::Error: Into<BoxError>,
     {
         let Self { listener, router, graceful, stop, registered, health, mut services } = self;
+        // Before anything waits: until it is handled, a signal ends the process and leaves the instance behind.
+        let stop = stop.unwrap_or_else(|| Box::pin(signalled()));
         // The empty name is the whole server.
         services.push(String::new());
         say(&health, &services, ServingStatus::Serving).await;
-        let registration = registry.register(service, instance, options).await?;
+        let register = registry.register(service, instance, options);
         let stop = async {
             stop.await;
             say(&health, &services, ServingStatus::NotServing).await;
         };
         let (mut ended, known) = (health.clone(), services.clone());
-        let report = graceful.run(registration, stop, |finish, instance| {
+        let report = graceful.register_and_run(register, stop, |finish, instance| {
             registered(instance);
             let finish = async move {
                 finish.cancelled().await;
@@ -155,7 +159,7 @@ impl<L> Serve<L> {
             let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             router.serve_with_incoming_shutdown(incoming, finish)
         });
-        Ok(report.await)
+        report.await
     }
 }
 
@@ -165,23 +169,35 @@ async fn say(health: &HealthReporter, services: &[String], status: ServingStatus
     }
 }
 
-/// Waits for SIGTERM or SIGINT. Where no handler can be installed, it waits for ever and says so.
-async fn signalled() {
-    let waited: io::Result<()> = async {
-        #[cfg(unix)]
-        {
-            let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-            tokio::select! {
-                _ = terminate.recv() => Ok(()),
-                interrupted = tokio::signal::ctrl_c() => interrupted,
-            }
+/// Handles SIGTERM and SIGINT from now on; the future waits for one. Where no handler can be installed, it waits for ever and says so.
+fn signalled() -> impl Future<Output = ()> + Send {
+    let handled = handled();
+    async move {
+        let waited = match handled {
+            Ok(wait) => wait.await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = waited {
+            tracing::error!(%error, "no signal can be waited for, the server will not stop by one");
+            std::future::pending::<()>().await;
         }
-        #[cfg(not(unix))]
-        tokio::signal::ctrl_c().await
     }
-    .await;
-    if let Err(error) = waited {
-        tracing::error!(%error, "no signal can be waited for, the server will not stop by one");
-        std::future::pending::<()>().await;
-    }
+}
+
+#[cfg(unix)]
+fn handled() -> io::Result<impl Future<Output = io::Result<()>> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        }
+    })
+}
+
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "as on unix")]
+fn handled() -> io::Result<impl Future<Output = io::Result<()>> + Send> {
+    Ok(tokio::signal::ctrl_c())
 }
