@@ -20,6 +20,7 @@ use crate::{
     attempt::ResponseFuture,
     balance::Balance,
     call::{Core, Intercept},
+    connection_options::ConnectionOptions,
     failure::BoxError,
     retry::{Retries, RetryPolicy},
     set::{Keeper, Rules},
@@ -45,6 +46,9 @@ pub const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 
 /// How long a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
 pub const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
+
+/// How long a silent connection may take to show a sign of life that it is asked for, unless said otherwise.
+pub const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
 ///
@@ -227,6 +231,7 @@ pub struct ChannelBuilder {
     ejection: Option<Ejection>,
     ejection_codes: Vec<Code>,
     silence: Duration,
+    pub(crate) connections: ConnectionOptions,
     policies: HashMap<String, RetryPolicy>,
     budget: (Duration, u32, f32),
     replay_limit: usize,
@@ -247,6 +252,7 @@ impl Default for ChannelBuilder {
             ejection: Some(Ejection::new()),
             ejection_codes: vec![Code::Unavailable, Code::Internal, Code::DeadlineExceeded],
             silence: DEFAULT_SILENCE,
+            connections: ConnectionOptions::default(),
             policies: HashMap::new(),
             budget: (Duration::from_secs(10), 10, 0.2),
             replay_limit: DEFAULT_REPLAY_LIMIT,
@@ -339,7 +345,7 @@ impl ChannelBuilder {
     }
 
     /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given up if none
-    /// comes within a second. Default: 10 s. A call that ends without an answer asks at once.
+    /// comes within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that ends without an answer asks at once.
     pub fn silence(mut self, silence: Duration) -> Self {
         self.silence = silence;
         self
@@ -395,7 +401,18 @@ impl ChannelBuilder {
     ///
     /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
     pub fn build(self, view: &ServiceView) -> Result<Channel, Error> {
-        let Self { rules, mut settings, dial_timeout, redial, health, ejection, ejection_codes, silence, .. } = self;
+        let Self {
+            rules,
+            mut settings,
+            dial_timeout,
+            redial,
+            health,
+            ejection,
+            ejection_codes,
+            silence,
+            connections,
+            ..
+        } = self;
         settings.security = settings.security.checked(self.intercept.is_some())?;
         let (ejections, changed) = (Ejections::default(), Notify::new());
         let terms = Arc::new(Terms {
@@ -407,6 +424,7 @@ impl ChannelBuilder {
             ejection_codes,
             ejections,
             silence,
+            connections,
             changed,
         });
         let balance = rules.balance.clone();

@@ -16,11 +16,6 @@ const OPEN: Duration = Duration::from_secs(5);
 /// How long to wait before a health stream that broke is opened again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// Asks for any answer at all; an error is one too.
-pub(crate) async fn ask(channel: Channel) {
-    let _ = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-}
-
 /// What the health stream of an instance said so far.
 pub(crate) struct Watch {
     client: HealthClient<Channel>,

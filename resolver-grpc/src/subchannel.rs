@@ -20,13 +20,17 @@ use enlist::{
 use tokio::{sync::Notify, time::timeout};
 use tonic::Code;
 
-use crate::{connection::Connection, failure::BoxError, health, settings::SettingsFor};
+use crate::{
+    connection::Connection,
+    connection_options::ConnectionOptions,
+    failure::BoxError,
+    health,
+    probe::{ProbeOutcome, probe},
+    settings::SettingsFor,
+};
 
 /// How long a connection has to have lasted for the next dial to come at once.
 const LASTED: Duration = Duration::from_secs(1);
-
-/// How long an instance may take to show that it is alive.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
 /// What all subchannels of a channel go by.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub(crate) struct Terms {
     pub(crate) ejection_codes: Vec<Code>,
     pub(crate) ejections: Ejections,
     pub(crate) silence: Duration,
+    pub(crate) connections: ConnectionOptions,
     /// Told of every change of a condition.
     pub(crate) changed: Notify,
 }
@@ -348,12 +353,15 @@ impl Subchannel {
                 () = self.doubted.notified() => {}
                 () = self.silent(connection, terms.silence) => {}
             }
-            let before = connection.reads();
-            // Whatever is answered, an answer is a sign of life; so is anything else that is heard meanwhile.
-            let _ = timeout(SIGN_OF_LIFE, health::ask(connection.channel())).await;
-            if connection.reads() == before {
-                tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
-                return;
+            match probe(connection, terms.connections.probe_timeout).await {
+                ProbeOutcome::Alive => {}
+                ProbeOutcome::Unsent => tracing::debug!(instance = %self, "all streams taken, no probe could be sent"),
+                // Its end is noticed, or calls are told.
+                ProbeOutcome::Refused => self.demote(terms, connection),
+                ProbeOutcome::Silent => {
+                    tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
+                    return;
+                }
             }
             self.condition.clear(Condition::SUSPECT);
             terms.changed.notify_one();
@@ -479,6 +487,7 @@ mod tests {
             ejection_codes: vec![Code::Unavailable],
             ejections,
             silence: SECOND,
+            connections: ConnectionOptions::default(),
             changed: Notify::new(),
         })
     }

@@ -26,7 +26,7 @@ use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::{Mode, Proxy, soon};
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use http::uri::PathAndQuery;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{
     Code, Request, Response, Status, body::Body, client::GrpcService, metadata::MetadataMap, server::NamedService,
@@ -127,13 +127,22 @@ impl Server {
 
     /// Each answer takes so long.
     pub(crate) async fn slow(name: &'static str, slow: Duration) -> Self {
+        Self::with(name, slow, tonic::transport::Server::builder()).await
+    }
+
+    /// A server that takes at most so many streams at a time on each connection.
+    pub(crate) async fn limited(name: &'static str, streams: u32) -> Self {
+        Self::with(name, Duration::ZERO, tonic::transport::Server::builder().max_concurrent_streams(streams)).await
+    }
+
+    async fn with(name: &'static str, slow: Duration, mut builder: tonic::transport::Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Proxy::start(listener.local_addr().unwrap()).await.unwrap();
         let echo = Echo { slow, ..echo(name) };
         let (health, health_service) = tonic_health::server::health_reporter();
         let tasks = TaskOwner::new();
         let stop = tasks.stop_signal();
-        let server = tonic::transport::Server::builder()
+        let server = builder
             .add_service(health_service)
             .add_service(echo.clone())
             .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
@@ -168,10 +177,51 @@ impl Server {
         self.proxy.connections().len()
     }
 
+    /// Says GOAWAY, and ends once its calls have.
+    pub(crate) fn go_away(&self) {
+        self.tasks.stop_signal().cancel();
+    }
+
     /// Stops in order, as seen by its clients: GOAWAY, then the end.
     pub(crate) async fn stop(&self) {
         self.tasks.stop(Duration::from_secs(5)).await.unwrap();
     }
+}
+
+/// The first frame of a server: SETTINGS without a setting (RFC 9113, section 6.5).
+pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// The port of a listener on all addresses, whose connections are given to `each`.
+pub(crate) async fn listen<F>(tasks: &TaskOwner, mut each: impl FnMut(TcpStream) -> F + Send + 'static) -> u16
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let (port, stop) = (listener.local_addr().unwrap().port(), tasks.stop_signal());
+    let accept = async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            let (connection, _) = listener.accept().await.unwrap();
+            connections.spawn(each(connection));
+            while connections.try_join_next().is_some() {}
+        }
+    };
+    tasks.spawn("listener", async move { _ = stop.run_until_cancelled(accept).await }).unwrap();
+    port
+}
+
+/// Reads until the other side closes the connection.
+pub(crate) async fn swallow(connection: &mut TcpStream) {
+    let _ = tokio::io::copy(connection, &mut tokio::io::sink()).await;
+}
+
+/// Endpoints of so many instances behind one port of the loopback network, each with an address of its own.
+pub(crate) fn addresses(count: u32, port: u16) -> impl Iterator<Item = Instance> {
+    (0..count).map(move |n| {
+        let [_, _, high, low] = n.to_be_bytes();
+        let endpoint = Endpoint::parse(format!("127.1.{high}.{low}:{port}")).unwrap();
+        Instance::new(id(&format!("i{n}")), [endpoint]).unwrap()
+    })
 }
 
 pub(crate) fn id(name: &str) -> InstanceId {

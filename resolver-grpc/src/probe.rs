@@ -1,0 +1,117 @@
+//! A sign of life, asked for over a connection with a health check; any answer will do. A probe that has to wait for its
+//! turn, because all streams of the connection are taken, says nothing about the other side.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, body::Body, transport::Channel};
+use tower::Service;
+
+use crate::{
+    connection::Connection,
+    failure::{BoxError, Failure, Reach},
+};
+
+/// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without a service:
+/// a message without a byte.
+const METHOD: &str = "/grpc.health.v1.Health/Check";
+const REQUEST: &[u8] = &[0; 5];
+
+/// Result of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeOutcome {
+    /// Something was heard from the other side.
+    Alive,
+    /// The probe could not be sent, which is no evidence of anything.
+    Unsent,
+    /// The connection takes no calls any more: it is gone, or the server said GOAWAY.
+    Refused,
+    /// The probe was sent, and nothing at all was heard.
+    Silent,
+}
+
+/// Asks for a sign of life. The probe may take `limit` to be sent and `limit` to be answered.
+///
+/// # Cancel safety
+///
+/// Dropping the future takes the probe back.
+pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutcome {
+    let (before, opened) = (connection.reads(), CancellationToken::new());
+    let mut answer = pin!(ask(connection.channel(), opened.clone()));
+    let answer = tokio::select! {
+        answer = &mut answer => Some(answer),
+        () = opened.cancelled() => timeout(limit, &mut answer).await.ok(),
+        () = sleep(limit) => None,
+    };
+    let refused = matches!(answer, Some(Err(Failure { reach: Reach::NeverLeft, broken: true, .. })));
+    judge(connection.reads() != before, opened.is_cancelled(), refused)
+}
+
+/// Sends the probe; `opened` tells that it has a stream.
+async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Failure> {
+    let failed = |error: tonic::transport::Error| Failure::of(error.into(), "probed", false);
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(failed)?;
+    let request = http::Request::post(METHOD)
+        .header(http::header::TE, "trailers")
+        .header(http::header::CONTENT_TYPE, "application/grpc")
+        .body(Body::new(ProbeBody { message: Some(Bytes::from_static(REQUEST)), opened }))
+        .map_err(|error| Failure::of(BoxError::from(error), "probed", false))?;
+    match channel.call(request).await.map_err(failed) {
+        Ok(_) => Ok(()),
+        // A server that ends this one stream has answered.
+        Err(Failure { broken: false, .. }) => Ok(()),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn judge(heard: bool, opened: bool, refused: bool) -> ProbeOutcome {
+    match () {
+        () if refused => ProbeOutcome::Refused,
+        () if heard => ProbeOutcome::Alive,
+        () if opened => ProbeOutcome::Silent,
+        () => ProbeOutcome::Unsent,
+    }
+}
+
+/// The request of a probe. hyper reads a body only once its stream is open, so the first read tells that.
+struct ProbeBody {
+    message: Option<Bytes>,
+    opened: CancellationToken,
+}
+
+impl http_body::Body for ProbeBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.opened.cancel();
+        Poll::Ready(self.message.take().map(|message| Ok(Frame::data(message))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.message.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_probe_that_was_sent_speaks_against_a_connection() {
+        assert_eq!(judge(false, true, false), ProbeOutcome::Silent);
+        assert_eq!(judge(false, false, false), ProbeOutcome::Unsent);
+        for opened in [false, true] {
+            assert_eq!(judge(true, opened, false), ProbeOutcome::Alive);
+            assert_eq!(judge(true, opened, true), ProbeOutcome::Refused);
+        }
+    }
+}
