@@ -2,6 +2,7 @@
 //! [`crate::attempt`].
 
 use std::{
+    pin::pin,
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
@@ -20,6 +21,9 @@ use crate::{
     set::{Picture, Shared},
     subchannel::{InstanceState, Subchannel, Terms},
 };
+
+/// How often an instance is chosen whose last stream another call takes meanwhile.
+const TAKES: usize = 4;
 
 /// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
 /// channel's bound, instead of failing at once. Overrides the channel's own choice.
@@ -66,6 +70,7 @@ pub(crate) struct Core {
     pub(crate) retries: Retries,
     pub(crate) replay_limit: usize,
     pub(crate) wait_limit: Duration,
+    pub(crate) queue_limit: usize,
     pub(crate) wait_for_ready: bool,
     pub(crate) intercept: Option<Arc<dyn Intercept>>,
     pub(crate) tasks: TaskOwner,
@@ -76,6 +81,8 @@ enum Next {
     Take(Flight),
     /// Somebody may be ready soon.
     Wait,
+    /// All streams of those that are connected are taken.
+    Queue,
     Refuse,
 }
 
@@ -84,7 +91,7 @@ impl Core {
     pub(crate) fn choose_now(&self, head: &Parts) -> Option<Flight> {
         match self.look(head, &[]) {
             Next::Take(flight) => Some(flight),
-            Next::Wait | Next::Refuse => None,
+            Next::Wait | Next::Queue | Next::Refuse => None,
         }
     }
 
@@ -98,17 +105,26 @@ impl Core {
         match self.look(head, tried) {
             Next::Take(flight) => return Ok(flight),
             Next::Refuse => return Err(Status::unavailable(self.explain())),
-            Next::Wait => {}
+            Next::Wait | Next::Queue => {}
         }
         let limit = deadline.left().map_or(self.wait_limit, |left| left.min(self.wait_limit));
-        let mut pictures = self.shared.pictures.subscribe();
         let wait = async {
+            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.terms.queue.join());
             loop {
+                let mut freed = pin!(self.terms.queue.freed());
+                // Before the look, so that nothing is missed between the two.
+                freed.as_mut().enable();
                 match self.look(head, tried) {
                     Next::Take(flight) => return Ok(flight),
                     Next::Refuse => return Err(Status::unavailable(self.explain())),
-                    // The sender lives as long as `self` does.
-                    Next::Wait => _ = pictures.changed().await,
+                    Next::Queue if self.terms.queue.waiting() > self.queue_limit => {
+                        return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
+                    }
+                    Next::Wait | Next::Queue => tokio::select! {
+                        // The sender lives as long as `self` does.
+                        _ = pictures.changed() => {}
+                        () = freed => {}
+                    },
                 }
             }
         };
@@ -126,13 +142,18 @@ impl Core {
         let picture = self.shared.set.load();
         let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
         let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
-        let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
-        if let Some(flight) = ready.and_then(|subchannel| Flight::begin(subchannel, &self.terms)) {
-            return Next::Take(flight);
+        for _ in 0..TAKES {
+            let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
+            let Some(ready) = ready else { break };
+            if let Some(flight) = Flight::begin(ready, &self.terms) {
+                return Next::Take(flight);
+            }
         }
         let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
         if picture.closed {
             Next::Refuse
+        } else if picture.all.iter().any(is_full) {
+            Next::Queue
         } else if !picture.known || wait_for_ready || picture.all.iter().any(may_be_ready) {
             Next::Wait
         } else {
@@ -163,7 +184,11 @@ impl Core {
         let held = snapshot.entries().filter(|entry| entry.presence() == Presence::Held).count();
         let ready = picture.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
         let revision = snapshot.revision();
-        let counts = format!("{} listed, {ready} ready, {held} held", snapshot.len());
+        let full = match picture.all.iter().filter(|subchannel| is_full(subchannel)).count() {
+            0 => String::new(),
+            full => format!(", {full} with all streams taken"),
+        };
+        let counts = format!("{} listed, {ready} ready, {held} held{full}", snapshot.len());
         let trouble = picture
             .all
             .iter()
@@ -181,8 +206,14 @@ fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
     if picture.all.iter().any(may_be_ready) {
         return None;
     }
-    let connected: Vec<_> = picture.all.iter().filter(|subchannel| subchannel.is_connected()).collect();
+    let able = |subchannel: &&Arc<Subchannel>| subchannel.is_connected() && subchannel.has_room();
+    let connected: Vec<_> = picture.all.iter().filter(able).collect();
     fastrand::choice(connected)
+}
+
+/// Returns `true` if the instance is connected and has no stream for another call.
+fn is_full(subchannel: &Arc<Subchannel>) -> bool {
+    subchannel.is_connected() && !subchannel.has_room()
 }
 
 /// Says whether the instance is ready, or might be in a moment.

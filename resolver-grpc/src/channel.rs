@@ -22,6 +22,7 @@ use crate::{
     call::{Core, Intercept},
     connection_options::ConnectionOptions,
     failure::BoxError,
+    queue::CallQueue,
     retry::{Retries, RetryPolicy},
     set::{Keeper, Rules},
     settings::SettingsFor,
@@ -49,6 +50,12 @@ pub const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
 
 /// How long a silent connection may take to show a sign of life that it is asked for, unless said otherwise.
 pub const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many connections to an instance there may be, unless said otherwise.
+pub const DEFAULT_CONNECTIONS: usize = 8;
+
+/// How many calls may wait when all streams are taken, unless said otherwise.
+pub const DEFAULT_QUEUE_LIMIT: usize = 1024;
 
 /// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
 ///
@@ -143,6 +150,7 @@ impl Channel {
                 id: entry.instance().id().clone(),
                 endpoint: subchannel.endpoint().clone(),
                 state: subchannel.state(),
+                connections: subchannel.connections(),
                 in_flight: subchannel.in_flight(),
                 calls,
                 failed,
@@ -195,6 +203,8 @@ pub struct InstanceStats {
     pub endpoint: Endpoint,
     /// Whether it takes calls, and why not.
     pub state: InstanceState,
+    /// Connections that take calls.
+    pub connections: usize,
     /// Calls that have not ended.
     pub in_flight: usize,
     /// Attempts that were sent to it so far.
@@ -426,8 +436,9 @@ impl ChannelBuilder {
             silence,
             connections,
             changed,
+            queue: CallQueue::default(),
         });
-        let balance = rules.balance.clone();
+        let (balance, queue_limit) = (rules.balance.clone(), terms.connections.queue_limit);
         let keeper = Keeper::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
@@ -442,6 +453,7 @@ impl ChannelBuilder {
             retries: Retries::new(self.policies, TpsBudget::new(window, per_second, share)),
             replay_limit: self.replay_limit,
             wait_limit: self.wait_limit,
+            queue_limit,
             wait_for_ready: self.wait_for_ready,
             intercept: self.intercept,
             tasks,

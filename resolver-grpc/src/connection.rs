@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -23,21 +23,37 @@ use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
+    sync::Notify,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint as Settings};
 use tower::{Service, service_fn};
 
-use crate::failure::BoxError;
+use crate::{
+    failure::BoxError,
+    frames::{FrameReader, Statement},
+};
 
 /// How long data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
 /// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
+/// How many calls a connection takes whose server's limit cannot be seen, which is so over TLS, while there may be further ones.
+/// RFC 9113 (section 6.5.2) recommends that no server takes fewer.
+const UNSEEN_STREAMS: usize = 100;
+
 /// A connection that works, or did.
 pub(crate) struct Connection {
     channel: Channel,
     pulse: Arc<Pulse>,
+    /// Calls that were begun over it and have not ended.
+    calls: AtomicUsize,
+    /// Streams that are no calls: a health stream.
+    others: AtomicUsize,
+    /// Its last call has ended.
+    quiet: Notify,
+    /// It is to be asked for a sign of life.
+    doubted: Notify,
 }
 
 impl fmt::Debug for Connection {
@@ -47,9 +63,15 @@ impl fmt::Debug for Connection {
 }
 
 /// Signs of life of a connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pulse {
     reads: AtomicU64,
+    /// The frames of the server can be seen: the connection is not encrypted.
+    visible: bool,
+    /// How many streams the server takes at a time, if its frames can be seen.
+    max_streams: AtomicU32,
+    /// The connection takes no more calls, as a call found out.
+    spent: CancellationToken,
     /// The other side has said something.
     heard: CancellationToken,
     /// The connection is gone.
@@ -60,6 +82,28 @@ struct Pulse {
     reader: AtomicWaker,
 }
 
+impl Pulse {
+    fn new(visible: bool) -> Self {
+        Self {
+            reads: AtomicU64::new(0),
+            visible,
+            max_streams: AtomicU32::new(u32::MAX),
+            spent: CancellationToken::new(),
+            heard: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            cut: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        }
+    }
+
+    fn note(&self, statement: Statement) {
+        match statement {
+            Statement::MaxStreams(streams) => self.max_streams.store(streams, Ordering::Release),
+            Statement::Settings => self.heard.cancel(),
+        }
+    }
+}
+
 impl Connection {
     /// Connects to `endpoint`, which takes calls once the other side has said something: a server that accepts and stays silent,
     /// as a stopped process does, is none.
@@ -68,14 +112,18 @@ impl Connection {
     ///
     /// Dropping the future closes the connection.
     pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Self, BoxError> {
-        let pulse = Arc::new(Pulse::default());
+        let visible = settings.uri().scheme_str() != Some("https");
+        let pulse = Arc::new(Pulse::new(visible));
         let channel = {
             let (endpoint, tcp, mut once) = (endpoint.clone(), tcp(settings), Some(Arc::clone(&pulse)));
             let connector = service_fn(move |_: Uri| connect_once(endpoint.clone(), tcp.clone(), once.take()));
             settings.connect_with_connector(connector).await?
         };
         tokio::select! {
-            () = pulse.heard.cancelled() => Ok(Self { channel, pulse }),
+            () = pulse.heard.cancelled() => {
+                let (calls, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
+                Ok(Self { channel, pulse, calls, others, quiet: Notify::new(), doubted: Notify::new() })
+            }
             () = pulse.lost.cancelled() => Err("closed before the server said anything".into()),
         }
     }
@@ -88,6 +136,83 @@ impl Connection {
     /// How often something was read. If the number has not changed, the other side has said nothing.
     pub(crate) fn reads(&self) -> u64 {
         self.pulse.reads.load(Ordering::Relaxed)
+    }
+
+    /// Calls over it that have not ended.
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::Acquire)
+    }
+
+    /// Begins a call, if there is a stream for it.
+    pub(crate) fn begin(&self) -> bool {
+        let room = self.room();
+        self.calls
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| (calls < room).then_some(calls + 1))
+            .is_ok()
+    }
+
+    /// Begins a call over a connection that may take more than are meant for it.
+    pub(crate) fn begin_anyway(&self) -> bool {
+        self.calls.fetch_add(1, Ordering::AcqRel);
+        true
+    }
+
+    /// Notes that a call that was begun has ended.
+    pub(crate) fn end(&self) {
+        if self.calls.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.quiet.notify_one();
+        }
+    }
+
+    /// Returns `true` if there is a stream for another call.
+    pub(crate) fn has_room(&self) -> bool {
+        self.calls() < self.room()
+    }
+
+    /// Returns `true` if the server's limit cannot be seen, so that it may take more calls than are meant for a connection.
+    pub(crate) fn may_overflow(&self) -> bool {
+        !self.pulse.visible
+    }
+
+    /// How many calls it takes at a time.
+    fn room(&self) -> usize {
+        if !self.pulse.visible {
+            return UNSEEN_STREAMS;
+        }
+        let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);
+        streams.saturating_sub(self.others.load(Ordering::Relaxed)).max(1)
+    }
+
+    /// Notes a stream that is no call, for as long as the connection lasts.
+    pub(crate) fn occupy(&self) {
+        self.others.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until no call is in flight.
+    pub(crate) async fn quiet(&self) {
+        while self.calls() > 0 {
+            self.quiet.notified().await;
+        }
+    }
+
+    /// Takes no more calls.
+    pub(crate) fn spend(&self) {
+        self.pulse.spent.cancel();
+    }
+
+    /// Waits until the connection takes no more calls.
+    pub(crate) async fn spent(&self) {
+        self.pulse.spent.cancelled().await;
+    }
+
+    /// Lets the connection be asked for a sign of life.
+    pub(crate) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    /// Waits for a doubt.
+    pub(crate) async fn doubted(&self) {
+        self.doubted.notified().await;
     }
 
     /// Says whether the connection is gone.
@@ -138,7 +263,8 @@ async fn connect_once(
 ) -> Result<TokioIo<Tracked>, BoxError> {
     let pulse = once.ok_or("the connection is gone")?;
     let stream = connect(&endpoint, tcp).await?;
-    Ok(TokioIo::new(Tracked { stream, pulse }))
+    let frames = pulse.visible.then(FrameReader::default);
+    Ok(TokioIo::new(Tracked { stream, pulse, frames }))
 }
 
 /// What bytes are exchanged over.
@@ -150,22 +276,30 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 struct Tracked {
     stream: Box<dyn Stream>,
     pulse: Arc<Pulse>,
+    /// Unless the bytes are encrypted.
+    frames: Option<FrameReader>,
 }
 
 impl AsyncRead for Tracked {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, pulse, frames } = &mut *self;
         let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let read = Pin::new(stream).poll_read(cx, buf);
         if read.is_pending() {
             // Before the look, so that a cut between the two is not missed.
-            self.pulse.reader.register(cx.waker());
+            pulse.reader.register(cx.waker());
         }
-        if self.pulse.cut.load(Ordering::Acquire) {
+        if pulse.cut.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         ready!(read)?;
-        if buf.filled().len() > before && self.pulse.reads.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.pulse.heard.cancel();
+        let bytes = &buf.filled()[before..];
+        if !bytes.is_empty() {
+            pulse.reads.fetch_add(1, Ordering::Relaxed);
+            match frames {
+                Some(frames) => frames.read(bytes, |statement| pulse.note(statement)),
+                None => pulse.heard.cancel(),
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -3,17 +3,21 @@
 
 use std::time::Duration;
 
-use crate::channel::{ChannelBuilder, DEFAULT_PROBE_TIMEOUT};
+use crate::channel::{ChannelBuilder, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT};
 
 /// The options of connections, of all subchannels of a channel.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionOptions {
     pub(crate) probe_timeout: Duration,
+    /// How many there may be to one instance; at least one.
+    pub(crate) most: usize,
+    /// How many calls may wait for a stream.
+    pub(crate) queue_limit: usize,
 }
 
 impl Default for ConnectionOptions {
     fn default() -> Self {
-        Self { probe_timeout: DEFAULT_PROBE_TIMEOUT }
+        Self { probe_timeout: DEFAULT_PROBE_TIMEOUT, most: DEFAULT_CONNECTIONS, queue_limit: DEFAULT_QUEUE_LIMIT }
     }
 }
 
@@ -23,6 +27,25 @@ impl ChannelBuilder {
     /// connection are taken, postpones the verdict. Default: 1 s.
     pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
         self.connections.probe_timeout = probe_timeout;
+        self
+    }
+
+    /// Sets how many connections to one instance there may be at a time. A further one is made when the last stream is taken that
+    /// the server allows on the others, and closed once it was not used for a minute. Default: 8; at least 1.
+    ///
+    /// At the ceiling, calls go to other instances. When all streams of all instances are taken, calls wait, in no particular
+    /// order, until their deadline or the [wait limit](Self::wait_limit), at most [as many](Self::queue_limit) as are allowed.
+    /// Over TLS the limit of the server cannot be seen: further connections are made for every 100 calls at a time, and at the
+    /// ceiling calls go to the connections there are.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections.most = connections.max(1);
+        self
+    }
+
+    /// Sets how many calls may wait when all streams of all instances are taken; more fail with `UNAVAILABLE` at once.
+    /// Default: 1,024.
+    pub fn queue_limit(mut self, queue_limit: usize) -> Self {
+        self.connections.queue_limit = queue_limit;
         self
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// Begins a call, unless the connection was just lost.
+    /// Begins a call, unless the connection was just lost or its last stream taken.
     pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<Terms>) -> Option<Self> {
         let connection = subchannel.begin()?;
         let heard = connection.reads();
@@ -61,7 +61,9 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
+        self.connection.end();
         self.subchannel.end_of_call();
+        self.terms.queue.wake_one();
         if !self.answered && self.connection.reads() == self.heard {
             self.subchannel.doubt(&self.terms, &self.connection);
         }

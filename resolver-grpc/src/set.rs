@@ -160,7 +160,7 @@ impl Keeper {
     }
 
     fn start(&self, endpoint: &Endpoint, entry: Arc<Entry>) -> Result<Kept, Error> {
-        let subchannel = Arc::new(Subchannel::new(endpoint.clone(), entry));
+        let subchannel = Arc::new(Subchannel::new(endpoint.clone(), entry, self.terms.connections.most));
         let stop = self.tasks.stop_signal().child_token();
         let (kept, terms, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.terms), stop.clone());
         self.tasks.spawn("subchannel", async move {

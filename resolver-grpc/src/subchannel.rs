@@ -1,5 +1,8 @@
-//! One endpoint of a channel: a task dials it, asks it for signs of life, watches its health and lets it rest when it fails.
-//! The [set](crate::set) owns the task; calls only read atomics.
+//! One endpoint of a channel: its connections and what is known of it. Calls only read atomics; its task, in [`upkeep`], dials,
+//! asks for signs of life, watches its health and lets it rest when it fails. The [set](crate::set) owns the task.
+
+mod connection_set;
+mod upkeep;
 
 use std::{
     fmt,
@@ -12,25 +15,16 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use enlist::{
-    BackoffPolicy, Ejection, Endpoint, Entry, Moment,
+    BackoffPolicy, Ejection, Endpoint, Entry,
     balance::Candidate,
     ejection::{Ejections, Rests},
     escape::escaped,
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use tonic::Code;
 
-use crate::{
-    connection::Connection,
-    connection_options::ConnectionOptions,
-    failure::BoxError,
-    health,
-    probe::{ProbeOutcome, probe},
-    settings::SettingsFor,
-};
-
-/// How long a connection has to have lasted for the next dial to come at once.
-const LASTED: Duration = Duration::from_secs(1);
+use self::connection_set::ConnectionSet;
+use crate::{connection::Connection, connection_options::ConnectionOptions, queue::CallQueue, settings::SettingsFor};
 
 /// What all subchannels of a channel go by.
 #[derive(Debug)]
@@ -48,6 +42,8 @@ pub(crate) struct Terms {
     pub(crate) connections: ConnectionOptions,
     /// Told of every change of a condition.
     pub(crate) changed: Notify,
+    /// Calls that wait for a stream.
+    pub(crate) queue: CallQueue,
 }
 
 /// What is known of a subchannel, in bits, so that a call reads it with one load.
@@ -110,7 +106,7 @@ pub(crate) struct Subchannel {
     /// As it was described last.
     entry: ArcSwap<Entry>,
     condition: Condition,
-    connection: ArcSwapOption<Connection>,
+    connections: ConnectionSet,
     trouble: ArcSwapOption<String>,
     in_flight: AtomicUsize,
     /// Failed calls in a row.
@@ -119,10 +115,8 @@ pub(crate) struct Subchannel {
     failed: AtomicU64,
     /// Dial now.
     wake: Notify,
-    /// The connection takes no more calls.
-    spent: Notify,
-    /// See whether it lives.
-    doubted: Notify,
+    /// All streams are taken.
+    crowded: Notify,
     /// Enough calls failed in a row.
     enough: Notify,
 }
@@ -139,25 +133,25 @@ impl Candidate for Subchannel {
     }
 
     fn is_ready(&self) -> bool {
-        self.condition.bits() == Condition::CONNECTED
+        self.condition.bits() == Condition::CONNECTED && self.has_room()
     }
 }
 
 impl Subchannel {
-    pub(crate) fn new(endpoint: Endpoint, entry: Arc<Entry>) -> Self {
+    /// A subchannel with at most so many connections at a time.
+    pub(crate) fn new(endpoint: Endpoint, entry: Arc<Entry>, most_connections: usize) -> Self {
         Self {
             endpoint,
             entry: ArcSwap::new(entry),
             condition: Condition::default(),
-            connection: ArcSwapOption::empty(),
+            connections: ConnectionSet::new(most_connections),
             trouble: ArcSwapOption::empty(),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             started: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             wake: Notify::new(),
-            spent: Notify::new(),
-            doubted: Notify::new(),
+            crowded: Notify::new(),
             enough: Notify::new(),
         }
     }
@@ -187,16 +181,15 @@ impl Subchannel {
 
     /// Breaks off what is left.
     pub(crate) fn cut(&self) {
-        if let Some(connection) = self.connection.load_full() {
-            connection.cut();
-        }
+        self.connections.cut();
     }
 
-    /// Lets go of the connection, which closes once its calls have ended. Nobody dials any more.
+    /// Lets go of the connections, which close once their calls have ended. Nobody dials any more.
     fn end(&self) {
+        let mut change = self.connections.change();
         self.condition.clear(Condition::CONNECTED);
         self.condition.set(Condition::FAILED);
-        self.connection.store(None);
+        change.clear();
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -232,158 +225,53 @@ impl Subchannel {
         }
     }
 
-    /// Keeps a connection, for ever.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future lets go of the connection, as does a panic in the user's settings.
-    pub(crate) async fn keep(&self, terms: &Terms) {
-        let _end = End(self);
-        tokio::join!(self.stay_connected(terms), self.rest(terms));
-    }
-
-    async fn stay_connected(&self, terms: &Terms) {
-        let mut backoff = terms.redial.start();
-        loop {
-            while self.condition.has(Condition::RETIRED) {
-                self.wake.notified().await;
-            }
-            match self.dial(terms).await {
-                Ok((connection, health)) => {
-                    let connected = Moment::now();
-                    self.attend(terms, &connection, health).await;
-                    self.demote(terms, &connection);
-                    if connected.elapsed() >= LASTED {
-                        backoff.reset();
-                        continue;
-                    }
-                }
-                Err(error) => {
-                    let chain = std::iter::successors(error.source(), |error| error.source());
-                    let text = chain.last().map_or_else(|| error.to_string(), ToString::to_string);
-                    tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
-                    self.trouble.store(Some(Arc::new(text)));
-                    self.condition.set(Condition::FAILED);
-                    terms.changed.notify_one();
-                }
-            }
-            // Whether it was woken or not, the next dial is due.
-            let _ = timeout(backoff.next_delay(), self.wake.notified()).await;
-        }
-    }
-
-    async fn dial(&self, terms: &Terms) -> Result<(Arc<Connection>, Option<health::Watch>), BoxError> {
-        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint)?;
-        let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
-        let connect = async {
-            let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
-            let health = match &terms.health {
-                Some(service) => Some(health::Watch::begin(connection.channel(), service).await),
-                None => None,
-            };
-            Ok((connection, health))
-        };
-        match timeout(limit, connect).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(format!("no connection after {limit:?}").into()),
-        }
-    }
-
-    /// Lets calls use the connection until it is gone.
-    async fn attend(&self, terms: &Terms, connection: &Arc<Connection>, health: Option<health::Watch>) {
-        let serving = health.as_ref().is_none_or(health::Watch::serving);
-        self.note_health(terms, serving);
-        self.trouble.store(None);
-        self.failures.store(0, Ordering::Relaxed);
-        self.connection.store(Some(Arc::clone(connection)));
-        self.condition.clear(Condition::FAILED | Condition::SUSPECT);
-        self.condition.set(Condition::CONNECTED);
-        terms.changed.notify_one();
-        tracing::debug!(instance = %self, "instance connected");
-        let follow_health = async {
-            match health {
-                Some(health) => health.follow(|serving| self.note_health(terms, serving)).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = connection.lost() => {}
-            () = self.spent(connection) => {}
-            () = self.listen(terms, connection) => connection.cut(),
-            () = follow_health => {}
-        }
-    }
-
-    fn note_health(&self, terms: &Terms, serving: bool) {
-        if serving {
-            self.condition.clear(Condition::UNHEALTHY);
-        } else {
-            self.condition.set(Condition::UNHEALTHY);
+    /// Lets calls use a new connection.
+    fn admit(&self, terms: &Terms, connection: &Arc<Connection>) {
+        {
+            let mut change = self.connections.change();
+            change.add(connection);
+            self.trouble.store(None);
+            self.condition.clear(Condition::FAILED | Condition::SUSPECT);
+            self.condition.set(Condition::CONNECTED);
         }
         terms.changed.notify_one();
-    }
-
-    /// Waits until calls have found that the connection takes none any more.
-    async fn spent(&self, connection: &Arc<Connection>) {
-        while self.uses(connection) {
-            self.spent.notified().await;
-        }
-    }
-
-    /// Says whether calls use this very connection.
-    fn uses(&self, connection: &Arc<Connection>) -> bool {
-        self.connection.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, connection))
+        terms.queue.wake_all();
     }
 
     /// Takes no more calls over this connection, which was found not to work.
     pub(crate) fn demote(&self, terms: &Terms, connection: &Arc<Connection>) {
-        let demoted = self.connection.compare_and_swap(connection, None);
-        if demoted.as_ref().is_some_and(|current| Arc::ptr_eq(current, connection)) {
-            self.condition.clear(Condition::CONNECTED);
-            self.spent.notify_one();
-            terms.changed.notify_one();
-            tracing::debug!(instance = %self, "connection no longer used");
-        }
-    }
-
-    /// Returns once the other side shows no sign of life although it was asked for one.
-    async fn listen(&self, terms: &Terms, connection: &Arc<Connection>) {
-        loop {
-            tokio::select! {
-                () = self.doubted.notified() => {}
-                () = self.silent(connection, terms.silence) => {}
-            }
-            match probe(connection, terms.connections.probe_timeout).await {
-                ProbeOutcome::Alive => {}
-                ProbeOutcome::Unsent => tracing::debug!(instance = %self, "all streams taken, no probe could be sent"),
-                // Its end is noticed, or calls are told.
-                ProbeOutcome::Refused => self.demote(terms, connection),
-                ProbeOutcome::Silent => {
-                    tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
-                    return;
-                }
-            }
+        {
+            let mut change = self.connections.change();
+            let Some(left) = change.demote(connection) else { return };
+            // The doubt was about it, as far as is known.
             self.condition.clear(Condition::SUSPECT);
-            terms.changed.notify_one();
-        }
-    }
-
-    /// Waits until nothing was heard for so long although calls are in flight.
-    async fn silent(&self, connection: &Connection, silence: Duration) {
-        let mut heard = connection.reads();
-        loop {
-            tokio::time::sleep(silence).await;
-            let reads = connection.reads();
-            if reads == heard && self.in_flight() > 0 {
-                return;
+            if left == 0 {
+                self.condition.clear(Condition::CONNECTED);
             }
-            heard = reads;
         }
+        connection.spend();
+        self.crowded.notify_one();
+        terms.changed.notify_one();
+        tracing::debug!(instance = %self, "connection no longer used");
     }
 
-    /// Begins a call over the connection there is, if there is one.
+    /// How many connections take calls.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.count()
+    }
+
+    /// Returns `true` if a connection has a stream for another call.
+    pub(crate) fn has_room(&self) -> bool {
+        self.connections.has_room()
+    }
+
+    /// Begins a call over a connection with room, if there is one.
     pub(crate) fn begin(&self) -> Option<Arc<Connection>> {
-        let connection = self.connection.load_full()?;
+        let (connection, full) = self.connections.begin();
+        if full {
+            self.crowded.notify_one();
+        }
+        let connection = connection?;
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.started.fetch_add(1, Ordering::Relaxed);
         Some(connection)
@@ -396,9 +284,9 @@ impl Subchannel {
 
     /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
     pub(crate) fn doubt(&self, terms: &Terms, connection: &Arc<Connection>) {
-        if !connection.is_lost() && self.uses(connection) {
+        if !connection.is_lost() && self.connections.uses(connection) {
             self.condition.set(Condition::SUSPECT);
-            self.doubted.notify_one();
+            connection.doubt();
             terms.changed.notify_one();
         }
     }
@@ -450,15 +338,6 @@ impl Subchannel {
     }
 }
 
-/// Ends a subchannel when its task does, however that comes.
-struct End<'a>(&'a Subchannel);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -469,7 +348,8 @@ mod tests {
     fn subchannel() -> Subchannel {
         let endpoint = Endpoint::parse("127.0.0.1:1").unwrap();
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint.clone()]).unwrap();
-        let subchannel = Subchannel::new(endpoint, Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
+        let subchannel =
+            Subchannel::new(endpoint, Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))), 1);
         subchannel.condition.set(Condition::CONNECTED);
         subchannel
     }
@@ -489,6 +369,7 @@ mod tests {
             silence: SECOND,
             connections: ConnectionOptions::default(),
             changed: Notify::new(),
+            queue: CallQueue::default(),
         })
     }
 

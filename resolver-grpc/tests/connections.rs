@@ -6,11 +6,12 @@ mod support;
 
 use std::time::Duration;
 
+use enlist::Moment;
 use enlist_grpc::Channel;
-use enlist_testkit::{Direction, Mode, soon};
-use support::{Server, World, begun, say, stream};
+use enlist_testkit::{Direction, Mode, eventually, soon};
+use support::{Server, World, begun, id, say, stream, until_ready};
 use tokio::time::timeout;
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 /// Long enough for a connection that is judged wrongly to be given up.
 const WRONGLY_CUT: Duration = Duration::from_secs(3);
@@ -65,4 +66,98 @@ async fn a_silent_instance_whose_streams_are_not_all_taken_is_given_up() {
     for stream in &mut idle {
         soon("the stream breaks", stream.message()).await.unwrap_err();
     }
+}
+
+#[tokio::test]
+async fn more_streams_than_a_connection_takes_are_spread_over_further_ones() {
+    let servers = [Server::limited("a", 4).await, Server::limited("b", 4).await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 2).await;
+    let open = streams(&channel, 40).await;
+    let in_flight: Vec<_> = channel.instances().iter().map(|one| one.in_flight).collect();
+    assert_eq!(in_flight.iter().sum::<usize>(), 40);
+    assert!(in_flight.iter().all(|count| *count > 8), "{in_flight:?}");
+    let connections: Vec<_> = channel.instances().iter().map(|one| one.connections).collect();
+    assert!(connections.iter().all(|count| (3..=8).contains(count)), "{connections:?}");
+    drop(open);
+}
+
+#[tokio::test]
+async fn at_the_ceiling_calls_go_elsewhere_and_then_wait_for_a_stream() {
+    let servers = [Server::limited("a", 4).await, Server::limited("b", 4).await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().connections(1).queue_limit(2).wait_limit(Duration::from_secs(600));
+    let channel = world.channel(builder, 2).await;
+    let mut open = streams(&channel, 8).await;
+    assert!(channel.instances().iter().all(|one| one.in_flight == 4));
+    // Two calls wait, and whichever comes third is refused.
+    let calls = (0..3).map(|_| Box::pin(begun(say(&channel, String::new()))));
+    let (refused, _, waiting) = soon("a call is refused", futures::future::select_all(calls)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    for part in ["2 with all streams taken", "too many calls wait"] {
+        assert!(refused.message().contains(part), "{refused}");
+    }
+    open.pop();
+    for call in waiting {
+        soon("an answer", call).await.unwrap();
+    }
+    assert_eq!(servers.iter().map(Server::dials).collect::<Vec<_>>(), [1, 1]);
+    // A call that nothing is freed for ends with the wait limit.
+    let builder = Channel::builder().connections(1).wait_limit(Duration::from_millis(300));
+    let channel = world.channel(builder, 2).await;
+    let _open = streams(&channel, 8).await;
+    let status = soon("the call ends", say(&channel, String::new())).await.unwrap_err();
+    assert!(status.code() == Code::Unavailable && status.message().contains("all streams taken"), "{status}");
+}
+
+#[tokio::test]
+async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced() {
+    let servers = [Server::limited("a", 4).await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let first = streams(&channel, 10).await;
+    servers[0].proxy.cut();
+    eventually("the connections are broken", || async {
+        match servers[0].open() {
+            0 => Ok(()),
+            open => Err(open),
+        }
+    })
+    .await;
+    servers[0].proxy.heal();
+    drop(first);
+    until_ready(&channel, 1).await;
+    assert_eq!(streams(&channel, 10).await.len(), 10);
+}
+
+/// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
+fn load_time() -> Duration {
+    let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+#[tokio::test]
+async fn one_of_three_with_few_streams_costs_no_call_and_queues_none() {
+    let servers = [Server::limited("few", 4).await, Server::start("b").await, Server::start("c").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 3).await;
+    let (begun, time) = (Moment::now(), load_time());
+    let mut long = streams(&channel, 64).await;
+    let caller = || async {
+        let mut calls = 0;
+        while begun.elapsed() < time {
+            say(&channel, "sleep 2".to_owned()).await.unwrap();
+            calls += 1;
+            let few = channel.instances().into_iter().find(|one| one.id == id("few")).unwrap();
+            // None is handed to a connection that has no stream for it.
+            assert!(few.connections <= 8 && few.in_flight <= 4 * few.connections, "{few:?}");
+        }
+        calls
+    };
+    let callers = futures::future::join_all((0..64).map(|_| caller()));
+    let (calls, ended) = tokio::join!(callers, any_ends(&mut long, time));
+    assert!(!ended, "a long stream was cut");
+    println!("{time:?}: 64 long streams, {} calls beside them, {:?}", calls.iter().sum::<usize>(), channel.instances());
+    assert!(servers.iter().all(|server| server.calls() > 0));
 }

@@ -1,0 +1,137 @@
+//! What a server's HTTP/2 frames say about its connection: how many streams it takes, which tonic and hyper
+//! do not tell. Only the headers of frames and the settings are read (RFC 9113, sections 4.1 and 6.5).
+
+/// Bytes of a frame's header, and of a setting.
+const HEADER: usize = 9;
+const SETTING: usize = 6;
+
+/// The type of frames with settings, the flag of an acknowledgement, and the setting that is read.
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
+const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
+
+/// A statement of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Statement {
+    /// It takes so many streams at a time.
+    MaxStreams(u32),
+    /// A frame with its settings has ended.
+    Settings,
+}
+
+/// Reads frames from the bytes of a connection, however they are cut.
+#[derive(Debug, Default)]
+pub(crate) struct FrameReader {
+    /// The beginning of a header or of a setting.
+    kept: [u8; HEADER],
+    filled: usize,
+    /// What is left of the payload of the current frame.
+    payload: usize,
+    is_settings: bool,
+}
+
+impl FrameReader {
+    /// Reads `bytes`, which follow those that were read before, and gives each statement to `note`.
+    pub(crate) fn read(&mut self, mut bytes: &[u8], mut note: impl FnMut(Statement)) {
+        while !bytes.is_empty() {
+            let read = match (self.payload, self.is_settings) {
+                (0, _) => self.header(bytes, &mut note),
+                (_, true) => self.setting(bytes, &mut note),
+                (left, false) => {
+                    let read = left.min(bytes.len());
+                    self.payload -= read;
+                    read
+                }
+            };
+            bytes = &bytes[read..];
+        }
+    }
+
+    /// Reads a part of a header, and returns how many bytes it is.
+    fn header(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
+        let (read, whole) = self.keep(bytes, HEADER);
+        if whole {
+            let [high, middle, low, kind, flags, ..] = self.kept;
+            self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
+            self.is_settings = kind == SETTINGS && flags & ACK == 0;
+            if self.is_settings && self.payload == 0 {
+                note(Statement::Settings);
+            }
+        }
+        read
+    }
+
+    /// Reads a part of a setting, and returns how many bytes it is.
+    fn setting(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
+        // A payload that is no multiple of a setting ends the connection, which is for HTTP/2 to do.
+        let (read, whole) = self.keep(bytes, SETTING.min(self.filled + self.payload));
+        self.payload -= read;
+        if whole {
+            let [id_high, id_low, value @ ..] = self.kept;
+            if [id_high, id_low] == MAX_CONCURRENT_STREAMS {
+                note(Statement::MaxStreams(u32::from_be_bytes([value[0], value[1], value[2], value[3]])));
+            }
+        }
+        if self.payload == 0 {
+            note(Statement::Settings);
+        }
+        read
+    }
+
+    /// Keeps bytes until there are `whole` of them. Returns how many were kept, and whether that is so.
+    fn keep(&mut self, bytes: &[u8], whole: usize) -> (usize, bool) {
+        let read = (whole - self.filled).min(bytes.len());
+        self.kept[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
+        self.filled += read;
+        let is_whole = self.filled == whole;
+        if is_whole {
+            self.filled = 0;
+        }
+        (read, is_whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let [_, high, middle, low] = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[high, middle, low, kind, flags, 0, 0, 0, 0], payload].concat()
+    }
+
+    /// Settings with an id and a value each.
+    fn settings(settings: &[(u16, u32)]) -> Vec<u8> {
+        let bytes = settings.iter().flat_map(|(id, value)| [&id.to_be_bytes()[..], &value.to_be_bytes()].concat());
+        frame(SETTINGS, 0, &bytes.collect::<Vec<_>>())
+    }
+
+    fn read(bytes: &[u8], piece: usize) -> Vec<Statement> {
+        let (mut reader, mut noted) = (FrameReader::default(), Vec::new());
+        for piece in bytes.chunks(piece) {
+            reader.read(piece, |statement| noted.push(statement));
+        }
+        noted
+    }
+
+    #[test]
+    fn statements_are_read_however_the_bytes_are_cut() {
+        let bytes = [
+            settings(&[(4, 65_535), (3, 4), (5, 3)]),
+            frame(SETTINGS, ACK, &[]),
+            // Data that looks like frames.
+            frame(0, 0, &settings(&[(3, 7)])),
+            frame(0, 1, &[]),
+            settings(&[]),
+            settings(&[(3, 100)]),
+            frame(7, 0, &[0; 8]),
+            frame(6, 0, &[7; 8]),
+        ]
+        .concat();
+        use Statement::{MaxStreams, Settings};
+        let stated = [MaxStreams(4), Settings, Settings, MaxStreams(100), Settings];
+        for piece in 1..=bytes.len() {
+            assert_eq!(read(&bytes, piece), stated, "pieces of {piece}");
+        }
+    }
+}

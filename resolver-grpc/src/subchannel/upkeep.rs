@@ -1,0 +1,236 @@
+//! The task of a subchannel: dials, listens to connections, and opens further connections to an
+//! instance whose streams are all taken.
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::Moment;
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::time::{sleep, timeout};
+
+use super::{Condition, Subchannel, Terms};
+use crate::{
+    connection::Connection,
+    failure::BoxError,
+    health,
+    probe::{ProbeOutcome, probe},
+};
+
+/// How long a connection has to have lasted for the next dial to come at once.
+const LASTED: Duration = Duration::from_secs(1);
+
+/// How long a further connection is kept that no call uses.
+const FURTHER_IDLE: Duration = Duration::from_secs(60);
+
+/// How long a further connection is not tried again that could not be made.
+const FURTHER_RETRY: Duration = Duration::from_secs(1);
+
+/// A new connection, and its health stream if there is one.
+type Dialled = (Arc<Connection>, Option<health::Watch>);
+
+/// The innermost cause of an error.
+fn innermost(error: &BoxError) -> String {
+    let chain = std::iter::successors(error.source(), |error| error.source());
+    chain.last().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+impl Subchannel {
+    /// Keeps connections, for ever.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future lets go of the connections, as does a panic in the user's settings.
+    pub(crate) async fn keep(&self, terms: &Terms) {
+        let _end = End(self);
+        tokio::join!(self.stay_connected(terms), self.grow(terms), self.rest(terms));
+    }
+
+    async fn stay_connected(&self, terms: &Terms) {
+        let mut backoff = terms.redial.start();
+        loop {
+            while self.condition.has(Condition::RETIRED) {
+                self.wake.notified().await;
+            }
+            match self.dial(terms, terms.health.as_deref()).await {
+                Ok((connection, health)) => {
+                    let connected = Moment::now();
+                    self.attend(terms, &connection, health).await;
+                    if connected.elapsed() >= LASTED {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+                Err(failure) => {
+                    let text = innermost(&failure);
+                    tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
+                    self.trouble.store(Some(Arc::new(text)));
+                    self.condition.set(Condition::FAILED);
+                    terms.changed.notify_one();
+                }
+            }
+            // Whether it was woken or not, the next dial is due.
+            let _ = timeout(backoff.next_delay(), self.wake.notified()).await;
+        }
+    }
+
+    /// A new connection and, if asked for, what the health service says over it.
+    async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, BoxError> {
+        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint)?;
+        let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
+        let connect = async {
+            let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
+            let health = match health {
+                Some(service) => {
+                    connection.occupy();
+                    Some(health::Watch::begin(connection.channel(), service).await)
+                }
+                None => None,
+            };
+            Ok((connection, health))
+        };
+        match timeout(limit, connect).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(format!("no connection after {limit:?}").into()),
+        }
+    }
+
+    /// Lets calls use the connection until it is gone.
+    async fn attend(&self, terms: &Terms, connection: &Arc<Connection>, health: Option<health::Watch>) {
+        let serving = health.as_ref().is_none_or(health::Watch::serving);
+        self.note_health(terms, serving);
+        self.failures.store(0, Ordering::Relaxed);
+        self.admit(terms, connection);
+        tracing::debug!(instance = %self, "instance connected");
+        let follow_health = async {
+            match health {
+                Some(health) => health.follow(|serving| self.note_health(terms, serving)).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.in_use(terms, connection) => {}
+            () = follow_health => {}
+        }
+        self.demote(terms, connection);
+    }
+
+    /// Returns once a connection is gone, takes no more calls, or was given up.
+    async fn in_use(&self, terms: &Terms, connection: &Arc<Connection>) {
+        tokio::select! {
+            () = connection.lost() => {}
+            () = connection.spent() => {}
+            () = self.listen(terms, connection) => connection.cut(),
+        }
+    }
+
+    fn note_health(&self, terms: &Terms, serving: bool) {
+        if serving {
+            self.condition.clear(Condition::UNHEALTHY);
+        } else {
+            self.condition.set(Condition::UNHEALTHY);
+        }
+        terms.changed.notify_one();
+    }
+
+    /// Returns once the other side shows no sign of life although it was asked for one.
+    async fn listen(&self, terms: &Terms, connection: &Arc<Connection>) {
+        loop {
+            tokio::select! {
+                () = connection.doubted() => {}
+                () = silent(connection, terms.silence) => {}
+            }
+            match probe(connection, terms.connections.probe_timeout).await {
+                ProbeOutcome::Alive => {}
+                ProbeOutcome::Unsent => tracing::debug!(instance = %self, "all streams taken, no probe could be sent"),
+                // Its end is noticed, or calls are told.
+                ProbeOutcome::Refused => connection.spend(),
+                ProbeOutcome::Silent => {
+                    tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
+                    return;
+                }
+            }
+            self.condition.clear(Condition::SUSPECT);
+            terms.changed.notify_one();
+        }
+    }
+
+    /// Opens further connections, one after the other, while all streams are taken.
+    async fn grow(&self, terms: &Terms) {
+        let (growing, mut further) = (AtomicBool::new(false), FuturesUnordered::new());
+        loop {
+            tokio::select! {
+                () = self.crowded.notified() => {
+                    let may = further.len() + 1 < terms.connections.most && !self.condition.has(Condition::RETIRED);
+                    if may && self.is_connected() && self.connections.is_crowded() && !growing.swap(true, Ordering::Relaxed) {
+                        further.push(self.further(terms, &growing));
+                    }
+                }
+                Some(()) = further.next() => {}
+            }
+        }
+    }
+
+    async fn further(&self, terms: &Terms, growing: &AtomicBool) {
+        let dialled = self.dial(terms, None).await;
+        growing.store(false, Ordering::Relaxed);
+        match dialled {
+            Ok((connection, _)) => {
+                tracing::debug!(instance = %self, "all streams taken, further connection made");
+                self.admit(terms, &connection);
+                tokio::select! {
+                    () = self.in_use(terms, &connection) => {}
+                    () = unused(&connection, FURTHER_IDLE) => {}
+                }
+                self.demote(terms, &connection);
+            }
+            Err(failure) => {
+                tracing::debug!(instance = %self, cause = innermost(&failure), "no further connection could be made");
+                sleep(FURTHER_RETRY).await;
+            }
+        }
+        // If it is still needed.
+        self.crowded.notify_one();
+    }
+}
+
+/// Waits until nothing was heard for so long although calls are in flight.
+async fn silent(connection: &Connection, silence: Duration) {
+    let mut heard = connection.reads();
+    loop {
+        sleep(silence).await;
+        let reads = connection.reads();
+        if reads == heard && connection.calls() > 0 {
+            return;
+        }
+        heard = reads;
+    }
+}
+
+/// Waits until a connection was not used for so long.
+async fn unused(connection: &Connection, limit: Duration) {
+    let mut heard = connection.reads();
+    loop {
+        connection.quiet().await;
+        sleep(limit).await;
+        let reads = connection.reads();
+        if reads == heard && connection.calls() == 0 {
+            return;
+        }
+        heard = reads;
+    }
+}
+
+/// Ends a subchannel when its task does, however that comes.
+struct End<'a>(&'a Subchannel);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
