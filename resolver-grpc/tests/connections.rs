@@ -131,6 +131,39 @@ async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced
     assert_eq!(streams(&channel, 10).await.len(), 10);
 }
 
+#[tokio::test]
+async fn a_connection_that_takes_no_more_calls_is_listened_to_until_its_last_one_ends() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let builder = Channel::builder().silence(Duration::from_millis(300)).dial_timeout(Duration::from_millis(500));
+    let channel = world.channel(builder, 1).await;
+    let mut idle = streams(&channel, 1).await;
+    servers[0].go_away();
+    eventually("the connection takes no more calls", || async {
+        say(&channel, String::new()).await.map_or_else(|_| Ok(()), Err)
+    })
+    .await;
+    // Its server refuses new connections, and is well.
+    assert!(!any_ends(&mut idle, WRONGLY_CUT).await, "an idle stream was cut");
+    servers[0].proxy.set(Mode::BlackHole(Direction::Both));
+    soon("the stream breaks", idle[0].message()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn the_drain_limit_covers_connections_that_take_no_more_calls() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().drain(Duration::from_millis(300)), 1).await;
+    let mut endless = streams(&channel, 1).await;
+    servers[0].go_away();
+    eventually("the connection takes no more calls", || async {
+        say(&channel, String::new()).await.map_or_else(|_| Ok(()), Err)
+    })
+    .await;
+    world.deregister(&servers[0]).await;
+    soon("the stream breaks", endless[0].message()).await.unwrap_err();
+}
+
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
 fn load_time() -> Duration {
     let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());

@@ -1,9 +1,11 @@
-//! The connections of one subchannel that take calls.
+//! The connections of one subchannel: those that take calls, and those that only finish the calls they have.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::connection::Connection;
-use arc_swap::ArcSwap;
 
 /// Connections to one instance. Calls only read; changes are made one at a time.
 #[derive(Debug)]
@@ -12,18 +14,29 @@ pub(super) struct ConnectionSet {
     most: usize,
     /// Those that take calls. A call takes the first one with room, so that further ones can become idle.
     current: ArcSwap<Vec<Arc<Connection>>>,
-    changing: Mutex<()>,
+    demoted: Mutex<Demoted>,
+    /// One was demoted.
+    changed: Notify,
+}
+
+/// Connections that take no more calls.
+#[derive(Debug, Default)]
+struct Demoted {
+    /// Those that nothing watches yet.
+    new: Vec<Arc<Connection>>,
+    /// Those that are watched until their last call ends.
+    watched: Vec<Weak<Connection>>,
 }
 
 /// Exclusive right to change the set.
 pub(super) struct Change<'a> {
     set: &'a ConnectionSet,
-    _changing: MutexGuard<'a, ()>,
+    demoted: MutexGuard<'a, Demoted>,
 }
 
 impl ConnectionSet {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, current: ArcSwap::default(), changing: Mutex::default() }
+        Self { most, current: ArcSwap::default(), demoted: Mutex::default(), changed: Notify::new() }
     }
 
     /// Begins a call over the first connection with room. The second value is `true` if no room is left.
@@ -66,12 +79,25 @@ impl ConnectionSet {
     }
 
     pub(super) fn change(&self) -> Change<'_> {
-        Change { set: self, _changing: self.changing.lock().unwrap_or_else(PoisonError::into_inner) }
+        Change { set: self, demoted: self.demoted.lock().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Breaks off what is left.
+    /// Waits for connections that were demoted since.
+    pub(super) async fn demoted(&self) -> Vec<Arc<Connection>> {
+        loop {
+            let new = self.change().watch();
+            if !new.is_empty() {
+                return new;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    /// Breaks off what is left, of all connections.
     pub(super) fn cut(&self) {
-        self.current.load().iter().for_each(|connection| connection.cut());
+        let Change { set, demoted } = self.change();
+        let watched: Vec<_> = demoted.watched.iter().filter_map(Weak::upgrade).collect();
+        set.current.load().iter().chain(&demoted.new).chain(&watched).for_each(|connection| connection.cut());
     }
 }
 
@@ -91,11 +117,21 @@ impl Change<'_> {
         }
         let count = left.len();
         self.set.current.store(Arc::new(left));
+        self.demoted.new.push(Arc::clone(connection));
+        self.set.changed.notify_one();
         Some(count)
     }
 
     /// Lets go of all connections, which close once their calls have ended.
     pub(super) fn clear(&mut self) {
         self.set.current.store(Arc::default());
+        *self.demoted = Demoted::default();
+    }
+
+    fn watch(&mut self) -> Vec<Arc<Connection>> {
+        let Demoted { new, watched } = &mut *self.demoted;
+        watched.retain(|connection| connection.strong_count() > 0);
+        watched.extend(new.iter().map(Arc::downgrade));
+        std::mem::take(new)
     }
 }

@@ -1,4 +1,4 @@
-//! The task of a subchannel: dials, listens to connections, and opens further connections to an
+//! The task of a subchannel: dials, listens to connections until their last call has ended, and opens further connections to an
 //! instance whose streams are all taken.
 
 use std::{
@@ -34,10 +34,20 @@ const FURTHER_RETRY: Duration = Duration::from_secs(1);
 /// A new connection, and its health stream if there is one.
 type Dialled = (Arc<Connection>, Option<health::Watch>);
 
-/// The innermost cause of an error.
-fn innermost(error: &BoxError) -> String {
-    let chain = std::iter::successors(error.source(), |error| error.source());
-    chain.last().map_or_else(|| error.to_string(), ToString::to_string)
+/// A dial that failed.
+#[derive(Debug)]
+struct DialFailure {
+    error: BoxError,
+    /// Nothing was heard in time; anything else is a word from the other side, or from the kernel there.
+    silent: bool,
+}
+
+impl DialFailure {
+    /// The innermost cause.
+    fn text(&self) -> String {
+        let chain = std::iter::successors(self.error.source(), |error| error.source());
+        chain.last().map_or_else(|| self.error.to_string(), ToString::to_string)
+    }
 }
 
 impl Subchannel {
@@ -48,7 +58,7 @@ impl Subchannel {
     /// Dropping the future lets go of the connections, as does a panic in the user's settings.
     pub(crate) async fn keep(&self, terms: &Terms) {
         let _end = End(self);
-        tokio::join!(self.stay_connected(terms), self.grow(terms), self.rest(terms));
+        tokio::join!(self.stay_connected(terms), self.grow(terms), self.outlast(terms), self.rest(terms));
     }
 
     async fn stay_connected(&self, terms: &Terms) {
@@ -67,7 +77,7 @@ impl Subchannel {
                     }
                 }
                 Err(failure) => {
-                    let text = innermost(&failure);
+                    let text = failure.text();
                     tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
                     self.trouble.store(Some(Arc::new(text)));
                     self.condition.set(Condition::FAILED);
@@ -80,8 +90,9 @@ impl Subchannel {
     }
 
     /// A new connection and, if asked for, what the health service says over it.
-    async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, BoxError> {
-        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint)?;
+    async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, DialFailure> {
+        let said = |error| DialFailure { error, silent: false };
+        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint).map_err(said)?;
         let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
         let connect = async {
             let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
@@ -95,8 +106,8 @@ impl Subchannel {
             Ok((connection, health))
         };
         match timeout(limit, connect).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(format!("no connection after {limit:?}").into()),
+            Ok(outcome) => outcome.map_err(said),
+            Err(_) => Err(DialFailure { error: format!("no connection after {limit:?}").into(), silent: true }),
         }
     }
 
@@ -190,12 +201,46 @@ impl Subchannel {
                 self.demote(terms, &connection);
             }
             Err(failure) => {
-                tracing::debug!(instance = %self, cause = innermost(&failure), "no further connection could be made");
+                tracing::debug!(instance = %self, cause = failure.text(), "no further connection could be made");
                 sleep(FURTHER_RETRY).await;
             }
         }
         // If it is still needed.
         self.crowded.notify_one();
+    }
+
+    /// Listens to connections that take no more calls, until their last ones have ended.
+    async fn outlast(&self, terms: &Terms) {
+        let mut connections = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                demoted = self.connections.demoted() => {
+                    connections.extend(demoted.into_iter().map(|connection| self.outlast_one(terms, connection)));
+                }
+                Some(()) = connections.next() => {}
+            }
+        }
+    }
+
+    async fn outlast_one(&self, terms: &Terms, connection: Arc<Connection>) {
+        tokio::select! {
+            () = connection.quiet() => {}
+            () = connection.lost() => {}
+            () = self.listen_anew(terms, &connection) => connection.cut(),
+        }
+    }
+
+    /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more calls takes
+    /// no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
+    async fn listen_anew(&self, terms: &Terms, connection: &Connection) {
+        loop {
+            silent(connection, terms.silence).await;
+            let reached = self.dial(terms, None).await;
+            if matches!(reached, Err(DialFailure { silent: true, .. })) {
+                tracing::warn!(instance = %self, "instance shows no sign of life, connection without new calls given up");
+                return;
+            }
+        }
     }
 }
 
