@@ -198,7 +198,7 @@ async fn fault(
                     leases.ok().and_then(Result::ok).map(|leases| leases.leases().to_vec()).unwrap_or_default();
                 if !leases.is_empty() {
                     let lease = leases[random.usize(..leases.len())].id();
-                    recorder.record().locks.revoked(lease);
+                    recorder.record().locks.revoked(recorder.micros(), lease);
                     let _ = tokio::time::timeout(quick, raw.lease_revoke(lease)).await;
                 }
             }
@@ -216,7 +216,7 @@ async fn fault(
                 let line = line.await.ok().and_then(Result::ok).map(|line| line.kvs().to_vec()).unwrap_or_default();
                 if !line.is_empty() {
                     let place = &line[random.usize(..line.len())];
-                    recorder.record().locks.deleted(number(place.create_revision()));
+                    recorder.record().locks.deleted(recorder.micros(), number(place.create_revision()));
                     let _ = tokio::time::timeout(quick, raw.delete(place.key(), None)).await;
                 }
             }

@@ -52,9 +52,9 @@ pub struct LockHistory {
     steps: Vec<(u64, usize, Step)>,
     /// The lease that keeps each place, by token.
     leases: BTreeMap<u64, i64>,
-    /// Leases that were revoked and places that were deleted by force.
-    revoked: BTreeSet<i64>,
-    deleted: BTreeSet<u64>,
+    /// Leases that were revoked and places that were deleted by force, each with a time before that was asked for.
+    revoked: BTreeMap<i64, u64>,
+    deleted: BTreeMap<u64, u64>,
     /// The value of the resource at the end.
     value: u64,
     /// What was in line at the end, when nobody wanted the lock any more.
@@ -144,14 +144,14 @@ impl LockHistory {
         self.leases.insert(token, lease);
     }
 
-    /// Somebody who has no business there revoked `lease`.
-    pub fn revoked(&mut self, lease: i64) {
-        self.revoked.insert(lease);
+    /// Somebody who has no business there asks for the revocation of `lease`, later than at `micros`.
+    pub fn revoked(&mut self, micros: u64, lease: i64) {
+        self.revoked.entry(lease).or_insert(micros);
     }
 
-    /// Somebody who has no business there deleted the place of `token`.
-    pub fn deleted(&mut self, token: u64) {
-        self.deleted.insert(token);
+    /// Somebody who has no business there asks for the deletion of the place of `token`, later than at `micros`.
+    pub fn deleted(&mut self, micros: u64, token: u64) {
+        self.deleted.entry(token).or_insert(micros);
     }
 
     /// At the end the resource holds `value`, and `residue` is in line.
@@ -183,8 +183,18 @@ impl LockHistory {
         grants
     }
 
-    fn robbed(&self, token: u64) -> bool {
-        self.deleted.contains(&token) || self.leases.get(&token).is_some_and(|lease| self.revoked.contains(lease))
+    /// Until when the holder of `token` may be told, and believe, after `successor` was granted the lock: for a moment, if it was
+    /// robbed before that; else not at all.
+    fn believes_until(&self, token: u64, successor: &Grant) -> u64 {
+        let deleted = self.deleted.get(&token);
+        let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
+        let robbed = deleted.into_iter().chain(revoked).any(|at| *at <= successor.at);
+        if robbed { successor.at + ROBBED } else { successor.at }
+    }
+
+    /// The first to be granted the lock of those that come after `grant` in line and exclude it.
+    fn successor(grants: &[Grant], grant: Grant) -> Option<&Grant> {
+        grants.iter().find(|later| later.token > grant.token && later.excludes(grant))
     }
 
     /// Everything that was broken.
@@ -218,21 +228,14 @@ impl LockHistory {
     fn order(&self, grants: &[Grant]) -> Vec<LockViolation> {
         let mut violations = Vec::new();
         let mut seen = BTreeSet::new();
-        // The latest places that were granted so far, exclusive and any.
-        let (mut exclusive, mut any) = (None::<Grant>, None::<Grant>);
         for grant in grants {
             if !seen.insert(grant.token) {
                 violations.push(LockViolation::GrantedTwice { token: grant.token });
             }
-            let before = if grant.shared { exclusive } else { any };
-            let late = |before: &Grant| !(self.robbed(grant.token) && grant.at <= before.at + ROBBED);
-            if let Some(before) = before.filter(|before| grant.token < before.token).filter(late) {
-                violations.push(LockViolation::OutOfOrder { token: grant.token, overtaken_by: before.token });
-            }
-            let latest = |last: Option<Grant>| last.filter(|last| last.token > grant.token).or(Some(*grant));
-            any = latest(any);
-            if !grant.shared {
-                exclusive = latest(exclusive);
+            if let Some(first) = Self::successor(grants, *grant)
+                && grant.at > self.believes_until(grant.token, first)
+            {
+                violations.push(LockViolation::OutOfOrder { token: grant.token, overtaken_by: first.token });
             }
         }
         violations
@@ -248,14 +251,11 @@ impl LockHistory {
             }
         }
         let mut violations = Vec::new();
-        for (place, grant) in grants.iter().enumerate() {
+        for grant in grants {
             let Some(believed) = last_belief.get(&grant.token) else { continue };
-            let allowed = if self.robbed(grant.token) { ROBBED } else { 0 };
-            // Of the later ones the first says it all.
-            let successor =
-                grants[place + 1..].iter().find(|later| later.token > grant.token && later.excludes(*grant));
-            if let Some(successor) = successor
-                && *believed > successor.at + allowed
+            // Of the later ones the first says it all, also if this one heard of its grant after it.
+            if let Some(successor) = Self::successor(grants, *grant)
+                && *believed > self.believes_until(grant.token, successor)
             {
                 let after = believed - successor.at;
                 let (token, successor) = (grant.token, successor.token);
@@ -362,7 +362,7 @@ mod tests {
         // One that was robbed may hear of its grant late, but not for ever.
         let robbed = |at| {
             move |history: &mut LockHistory| {
-                history.deleted(9);
+                history.deleted(1, 9);
                 history.step(at, 9, Step::Granted { token: 9, shared: false });
                 history.step(at, 9, Step::Ended { token: 9 });
             }
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(spoiled(robbed(20)), Vec::<String>::new());
         assert_eq!(spoiled(robbed(ROBBED + 20)), ["OutOfOrder"]);
         // A writer that overtakes readers.
-        assert_eq!(spoiled(|history| history.steps[15].0 = 9), ["OutOfOrder", "OutOfOrder"]);
+        assert_eq!(spoiled(|history| history.steps[15].0 = 9), ["OutOfOrder", "OutOfOrder", "Overlap", "Overlap"]);
         assert_eq!(spoiled(|history| history.step(20, 0, Step::Wrote { token: 10 })), ["FenceBroken", "LostUpdates"]);
         assert_eq!(spoiled(|history| history.ended(1, Vec::new())), ["LostUpdates"]);
         assert_eq!(spoiled(|history| history.ended(2, vec!["key".to_owned()])), ["Residue"]);
@@ -386,10 +386,71 @@ mod tests {
                 history.step(10 + after, 0, Step::Believed { token: 10 });
             })
         };
-        assert_eq!(late(ROBBED, |history| history.revoked(7)), Vec::<String>::new());
-        assert_eq!(late(ROBBED, |history| history.deleted(10)), Vec::<String>::new());
-        assert_eq!(late(ROBBED + 1, |history| history.deleted(10)), ["Overlap"]);
-        assert_eq!(late(1, |history| history.revoked(8)), ["Overlap"]);
-        assert_eq!(late(1, |history| history.deleted(11)), ["Overlap"]);
+        assert_eq!(late(ROBBED, |history| history.revoked(1, 7)), Vec::<String>::new());
+        assert_eq!(late(ROBBED, |history| history.deleted(1, 10)), Vec::<String>::new());
+        assert_eq!(late(ROBBED + 1, |history| history.deleted(1, 10)), ["Overlap"]);
+        assert_eq!(late(1, |history| history.revoked(1, 8)), ["Overlap"]);
+        assert_eq!(late(1, |history| history.deleted(1, 11)), ["Overlap"]);
+    }
+    /// A history of an exclusive lock, without writes.
+    fn violations(robbed: (u64, u64), steps: impl IntoIterator<Item = (u64, Step)>) -> Vec<LockViolation> {
+        let mut history = LockHistory::default();
+        history.deleted(robbed.0, robbed.1);
+        for (at, step) in steps {
+            history.step(at, 0, step);
+        }
+        history.ended(0, Vec::new());
+        history.check()
+    }
+
+    fn granted(token: u64) -> Step {
+        Step::Granted { token, shared: false }
+    }
+
+    #[test]
+    fn a_robbery_excuses_nothing_that_happened_before_it() {
+        let two_hold_it = [
+            (10, granted(12)),
+            (500_000, granted(10)),
+            (600_000, Step::Believed { token: 10 }),
+            (600_001, Step::Believed { token: 12 }),
+            (700_000, Step::Ended { token: 12 }),
+            (60_000_000, Step::Ended { token: 10 }),
+        ];
+        let found = violations((59_000_000, 10), two_hold_it.clone());
+        let reordered = LockViolation::OutOfOrder { token: 10, overtaken_by: 12 };
+        assert_eq!(found, [reordered, LockViolation::Overlap { token: 10, successor: 12, after: 599_990 }]);
+        assert_eq!(violations((9, 10), two_hold_it), []);
+    }
+
+    #[test]
+    fn a_robbed_holder_that_is_told_late_has_a_moment_after_its_first_successor() {
+        // The lock changes hands every 100 ms meanwhile.
+        let told = |after: u64| {
+            let others = (0..600).flat_map(|number| {
+                let (at, token) = (10 + 100_000 * number, 11 + number);
+                [(at, granted(token)), (at + 1, Step::Ended { token })]
+            });
+            let mut steps: Vec<_> = others.chain([(after, granted(10)), (after, Step::Ended { token: 10 })]).collect();
+            steps.sort_by_key(|(at, _)| *at);
+            violations((1, 10), steps)
+        };
+        assert_eq!(told(10 + ROBBED), []);
+        assert_eq!(told(11 + ROBBED), [LockViolation::OutOfOrder { token: 10, overtaken_by: 11 }]);
+    }
+
+    #[test]
+    fn a_robbed_holder_that_is_told_late_does_not_believe_for_ever() {
+        let believes = |until: u64| {
+            violations(
+                (1, 10),
+                [(10, granted(12)), (20, granted(10)), (until, Step::Believed { token: 10 })]
+                    .into_iter()
+                    .chain([(until, Step::Ended { token: 10 }), (until, Step::Ended { token: 12 })]),
+            )
+        };
+        assert_eq!(believes(10 + ROBBED), []);
+        let after = ROBBED + 1;
+        assert_eq!(believes(11 + ROBBED), [LockViolation::Overlap { token: 10, successor: 12, after }]);
     }
 }
