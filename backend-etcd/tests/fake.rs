@@ -538,54 +538,39 @@ async fn an_update_made_while_waiting_for_a_turn_is_stored() {
     assert!(stored(&fake).values().all(|weight| *weight == 3), "{:?}", stored(&fake));
 }
 
-/// Thousands wait to be written while etcd is silent: who leaves does not wait for them.
+/// Hundreds wait to be written while etcd is silent, or for the lease that all of them share: who leaves does not wait for them.
 #[tokio::test(start_paused = true)]
 async fn a_departure_does_not_wait_for_the_writes_of_others() {
-    let fake = FakeEtcd::start();
-    let etcd = client(&fake);
-    let _first = register(&etcd, 0).await;
-    fake.freeze();
-    let mut registrations = Vec::new();
-    for id in 1..900 {
-        let id = InstanceId::parse(format!("i{id}")).unwrap();
-        let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-        let options = RegisterOptions::new().start(Start::Background);
-        registrations.push(etcd.register(&service(), instance, options).await.unwrap());
+    for first in [0, 1] {
+        let fake = FakeEtcd::start();
+        let etcd = client(&fake);
+        // With it there is a lease already.
+        let mut registrations = Vec::new();
+        for id in 0..first {
+            registrations.push(register(&etcd, id).await);
+        }
+        fake.freeze();
+        for id in first..900 {
+            let id = InstanceId::parse(format!("i{id}")).unwrap();
+            let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+            let options = RegisterOptions::new().start(Start::Background);
+            registrations.push(etcd.register(&service(), instance, options).await.unwrap());
+        }
+        // All of them wait.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let last = registrations.pop().unwrap();
+        let asked = tokio::time::Instant::now();
+        let outcome = last.deregister().await.unwrap();
+        assert_eq!(outcome, Deregistered::AlreadyGone, "it was withdrawn before it was sent");
+        assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
+        fake.thaw();
+        while fake.under(KEY.as_bytes()).len() != 899 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Nothing brings it back.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
     }
-    // All of them wait.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let last = registrations.pop().unwrap();
-    let asked = tokio::time::Instant::now();
-    let outcome = last.deregister().await.unwrap();
-    assert_eq!(outcome, Deregistered::AlreadyGone, "it was withdrawn before it was sent");
-    assert!(asked.elapsed() < Duration::from_secs(9), "{:?}", asked.elapsed());
-    fake.thaw();
-    while fake.under(KEY.as_bytes()).len() != 899 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    // Nothing brings it back.
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
-    let fake = FakeEtcd::start();
-    let etcd = client(&fake);
-    let default = RegisterOptions::new();
-    let quick = default.clone().renewal_interval(Duration::from_millis(500));
-    let third = default.clone().renewal_interval(Duration::from_secs(5));
-    let mut registrations = Vec::new();
-    for (id, options) in [("quick", &quick), ("as quick", &quick), ("default", &default), ("third", &third)] {
-        let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
-        registrations.push(etcd.register(&service(), instance, options.clone()).await.unwrap());
-    }
-    assert_eq!(fake.requests().grants, 2);
-    let before = fake.requests().renewals;
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    // One lease every half second and one every five, with a jitter of a tenth.
-    let renewals = fake.requests().renewals - before;
-    assert!((118..=148).contains(&renewals), "{renewals}");
 }
 
 /// A lost lease is no eviction, also if nothing can be heard of the lease for a while.

@@ -382,70 +382,116 @@ async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     None
 }
 
-/// Row 26: each public async function, dropped after any number of polls, leaves nothing behind in etcd.
-#[tokio::test]
-async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
-    let server = server().await;
-    let name = LockName::parse("l").unwrap();
+/// Begins everything that a client can be asked for, and drops each after so many polls.
+async fn begin_and_drop(etcd: &Etcd, polls: usize) {
     let service = support::service();
-    for polls in 0..12 {
-        let etcd = Etcd::connect(server.url()).await.unwrap();
-        let holder = Etcd::connect(server.url()).await.unwrap();
-        let held = soon("acquired", holder.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
-        let kept = register(&etcd, "kept").await;
-        polled(etcd.register(&service, instance("a"), options()), polls).await;
-        polled(etcd.register(&service, instance("b"), options().lease(LeaseChoice::Own)), polls).await;
-        polled(
-            kept.update(|draft| {
-                draft.weight(1);
-            }),
-            polls,
-        )
-        .await;
-        polled(etcd.publish(&service, instance("fixed")), polls).await;
-        polled(etcd.remove(&service, &InstanceId::parse("fixed").unwrap()), polls).await;
-        polled(etcd.resolve(&service), polls).await;
-        polled(etcd.services(service.namespace()), polls).await;
-        if let Some(Ok(mut watcher)) = polled(etcd.watch(&service), polls).await {
-            polled(watcher.next(), polls).await;
-        }
-        // One waits behind the holder, the other finds the line free.
-        polled(etcd.acquire(&name, LockOptions::new().ttl(TTL)), polls).await;
-        polled(etcd.try_acquire(&LockName::parse("free").unwrap(), LockOptions::new().ttl(TTL)), polls).await;
-        let office = LockName::parse("e").unwrap();
-        polled(etcd.campaign(&office, "me", LockOptions::new().ttl(TTL)), polls).await;
-        let leading = soon("elected", holder.campaign(&office, "me", LockOptions::new().ttl(TTL))).await.unwrap();
-        polled(leading.proclaim("still me"), polls).await;
-        if let Some(Ok(mut leaders)) = polled(etcd.observe(&office), polls).await {
-            polled(leaders.next(), polls).await;
-        }
-        polled(leading.resign(), polls).await;
-        polled(Etcd::connect(server.url()), polls).await;
-        polled(etcd.leader(&LockName::parse("e").unwrap()), polls).await;
-        // Ends in the background what was begun.
-        polled(held.release(), polls).await;
-        polled(kept.deregister(), polls).await;
-        let _ = etcd.remove(&service, &InstanceId::parse("fixed").unwrap()).await;
-        eventually(&format!("nothing is left after {polls} polls"), || async {
-            let left = keys(&server).await;
-            if left.is_empty() { Ok(()) } else { Err(left) }
-        })
-        .await;
-        polled(etcd.close(), polls).await;
-        soon("closed", etcd.close()).await.unwrap();
-        soon("closed", holder.close()).await.unwrap();
+    let (held, free, office) =
+        (LockName::parse("l").unwrap(), LockName::parse("free").unwrap(), LockName::parse("e").unwrap());
+    let lock = || LockOptions::new().ttl(TTL);
+    polled(etcd.register(&service, instance("a"), options()), polls).await;
+    polled(etcd.register(&service, instance("b"), options().lease(LeaseChoice::Own)), polls).await;
+    polled(etcd.publish(&service, instance("fixed")), polls).await;
+    polled(etcd.remove(&service, &InstanceId::parse("fixed").unwrap()), polls).await;
+    polled(etcd.resolve(&service), polls).await;
+    polled(etcd.services(service.namespace()), polls).await;
+    if let Some(Ok(mut watcher)) = polled(etcd.watch(&service), polls).await {
+        polled(watcher.next(), polls).await;
     }
+    // One waits behind the holder, the other finds the line free.
+    polled(etcd.acquire(&held, lock()), polls).await;
+    polled(etcd.try_acquire(&free, lock()), polls).await;
+    polled(etcd.campaign(&office, "me", lock()), polls).await;
+    if let Some(Ok(mut leaders)) = polled(etcd.observe(&office), polls).await {
+        polled(leaders.next(), polls).await;
+    }
+    polled(etcd.leader(&office), polls).await;
+}
+
+async fn nothing_is_left(server: &EtcdServer, polls: usize) {
+    eventually(&format!("nothing is left after {polls} polls"), || async {
+        let left = keys(server).await;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+async fn no_lease_is_left(server: &EtcdServer) {
     eventually("no lease is left once the longest has run out", || async {
-        match leases(&server).await {
+        match leases(server).await {
             0 => Ok(()),
             left => Err(left),
         }
     })
     .await;
+}
+
+/// Row 26: each public async function, dropped after any number of polls, leaves nothing behind in etcd.
+#[tokio::test]
+async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
+    let server = server().await;
+    for polls in 0..12 {
+        let (etcd, holder) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+        drop_everything(&server, &etcd, &holder, polls, async || ()).await;
+        polled(Etcd::connect(server.url()), polls).await;
+        nothing_is_left(&server, polls).await;
+        polled(etcd.close(), polls).await;
+        soon("closed", etcd.close()).await.unwrap();
+        soon("closed", holder.close()).await.unwrap();
+    }
+    no_lease_is_left(&server).await;
     // Outside a task, polling any of them is no panic.
     let etcd = Etcd::connect(server.url()).await.unwrap();
+    let service = support::service();
     let registering = pin!(etcd.register(&service, instance("a"), options()));
     let _ = registering.poll(&mut Context::from_waker(Waker::noop()));
+}
+
+/// Row 26 together with 8 and 9: the same while etcd hears nothing, while its replies are lost, and while connections break.
+#[tokio::test]
+async fn a_future_dropped_while_etcd_is_away_leaves_nothing_behind() {
+    let server = server().await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let away = [
+        Mode::BlackHole(enlist_testkit::Direction::ToServer),
+        Mode::BlackHole(enlist_testkit::Direction::ToClient),
+        Mode::Reset,
+        Mode::Delay { delay: Duration::from_millis(5), jitter: Duration::from_millis(5) },
+    ];
+    for (mode, polls) in away.into_iter().flat_map(|mode| [1, 3, 6, 20].map(|polls| (mode, polls))) {
+        let (etcd, holder) = (Etcd::connect(proxy.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
+        drop_everything(&server, &etcd, &holder, polls, async || proxy.set(mode)).await;
+        proxy.heal();
+        nothing_is_left(&server, polls).await;
+        soon("closed", etcd.close()).await.unwrap();
+        soon("closed", holder.close()).await.unwrap();
+    }
+    no_lease_is_left(&server).await;
+}
+
+/// Drops what is begun, and what ends something, after so many polls. `fault` happens once there is something to end.
+async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, polls: usize, fault: impl AsyncFnOnce()) {
+    let lock = || LockOptions::new().ttl(TTL);
+    let (name, own, office) =
+        (LockName::parse("l").unwrap(), LockName::parse("own").unwrap(), LockName::parse("own-office").unwrap());
+    let held = soon("acquired", holder.acquire(&name, lock())).await.unwrap();
+    let kept = register(etcd, "kept").await;
+    let guard = soon("acquired", etcd.acquire(&own, lock())).await.unwrap();
+    let leading = soon("elected", etcd.campaign(&office, "me", lock())).await.unwrap();
+    assert_eq!(keys(server).await.len(), 4, "there is something to leave behind");
+    fault().await;
+    let update = kept.update(|draft| {
+        draft.weight(1);
+    });
+    polled(update, polls).await;
+    polled(leading.proclaim("still me"), polls).await;
+    begin_and_drop(etcd, polls).await;
+    // Ends in the background what was begun.
+    polled(leading.resign(), polls).await;
+    polled(guard.release(), polls).await;
+    polled(kept.deregister(), polls).await;
+    polled(held.release(), polls).await;
+    // A fixed instance has no lease: whether it was published is up to how far that came.
+    let _ = holder.remove(&support::service(), &InstanceId::parse("fixed").unwrap()).await;
 }
 
 /// What the child process of the tests below does, when it is one.
