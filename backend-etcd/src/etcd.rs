@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     channel::{Failover, Members, TlsFiles},
     connection::{Connection, Credentials, check_url},
-    layout::{Layout, LockLayout, Native},
+    layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
     limits::RangeLimits,
     record::KeyRange,
     session::{Ground, Session, SessionRuntime},
@@ -225,13 +225,15 @@ impl EtcdBuilder {
         self
     }
 
-    /// Uses another layout for instances. Default: [`Native`].
+    /// Uses another layout for instances. Default: [`Native`]. One that panics fails the call, the registration or the watch that
+    /// needs it, and nothing else; a value whose reading panics is no instance.
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Some(Arc::new(layout));
         self
     }
 
-    /// Uses another layout for locks and elections. Default: [`Native`].
+    /// Uses another layout for locks and elections. Default: [`Native`]. One that panics fails the acquisition that needs it, and
+    /// nothing else; a key whose reading panics is in line.
     pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
         self.lock_layout = Some(Arc::new(layout));
         self
@@ -354,8 +356,11 @@ impl EtcdBuilder {
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
         let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout, self.limits);
-        let layout = layout.unwrap_or_else(|| Arc::new(native.clone()));
-        let lock_layout = lock_layout.unwrap_or_else(|| Arc::new(native));
+        let layout: Arc<dyn Layout> = match layout {
+            Some(layout) => Arc::new(Guarded::new(layout)?),
+            None => Arc::new(native.clone()),
+        };
+        let lock_layout = Arc::new(GuardedLocks::new(lock_layout.unwrap_or_else(|| Arc::new(native)))?);
         Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit, self.probe) })
     }
 

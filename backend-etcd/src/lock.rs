@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::{
     connection::signed,
     etcd::Etcd,
-    layout::{Line, PlaceValue},
+    layout::{Line, LockLayout, PlaceValue},
     stander::{Source, Stander},
 };
 
@@ -94,7 +94,7 @@ impl Etcd {
                 })?),
             };
         let range = layout.line(want.line, name)?;
-        let value = layout.encode(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() });
+        let value = layout.write(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() })?;
         let (answer, won) = oneshot::channel();
         let (deadline, trouble) = (options.deadline, LastTrouble::default());
         let stander = Stander {

@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     connection::Connection,
     handover::Heirs,
-    layout::{Layout, LockLayout},
+    layout::{GuardedLocks, Layout},
     lease::{Leases, revoke},
     malformed::MalformedValues,
     numbers::Numbers,
@@ -64,7 +64,7 @@ pub(crate) struct Session {
     /// How many registrations there are.
     pub(crate) registrations: AtomicUsize,
     pub(crate) layout: Arc<dyn Layout>,
-    pub(crate) lock_layout: Arc<dyn LockLayout>,
+    pub(crate) lock_layout: Arc<GuardedLocks>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) malformed: Arc<MalformedValues>,
     /// How often watched ranges are audited.
@@ -121,7 +121,7 @@ impl Session {
         ground: Ground,
         conn: Connection,
         layout: Arc<dyn Layout>,
-        lock_layout: Arc<dyn LockLayout>,
+        lock_layout: Arc<GuardedLocks>,
         audit: Option<Duration>,
         probe: Option<Duration>,
     ) -> Arc<Self> {

@@ -30,7 +30,7 @@ use crate::{
     connection::{LineFound, LineRead, Written, signed},
     error::{Failure, said},
     handover::{OwnPlace, Presence},
-    layout::{LeaseScope, Line, PlaceValue},
+    layout::{LeaseScope, Line, LockLayout, PlaceValue},
     lease::{Lease, LeaseState, Purpose, lease_changed},
     lock::{Want, Won},
     mirror::Mirror,
@@ -242,11 +242,15 @@ impl Stander {
             LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.lease_terms()).await?,
         };
         let number = self.session.numbers.take(&self.range.start);
-        let key = lock_layout.place(self.want.line, &self.name, lease.id(), number);
-        let key = key.inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
-        let mark = self.marks.as_ref().and_then(|_| lock_layout.mark(self.want.line, &self.name, lease.id(), number));
+        let keys = || {
+            let key = lock_layout.place(self.want.line, &self.name, lease.id(), number)?;
+            let mark = self.marks.as_ref().map(|_| lock_layout.mark_of(self.want.line, &self.name, lease.id(), number));
+            Ok((key, mark.transpose()?.flatten()))
+        };
+        let keys = keys().inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
+        let (key, mark) = keys.map_err(Failure::Final)?;
         Ok(Held {
-            key: key.map_err(Failure::Final)?,
+            key,
             number,
             lease,
             mark,
@@ -599,7 +603,13 @@ impl Stander {
     async fn proclaim(&self, own: &OwnPlace, mut modified: Revision, proclamation: Proclamation) -> Revision {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
-        let value = self.session.lock_layout.encode(self.want.line, &place);
+        let value = match self.session.lock_layout.write(self.want.line, &place) {
+            Ok(value) => value,
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return modified;
+            }
+        };
         let key = own.key[..].into();
         let outcome = loop {
             match self.session.conn.put(&key, Guard::Modified(modified), &value, Some(own.lease)).await {

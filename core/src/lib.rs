@@ -112,7 +112,7 @@ pub use self::{
     revision::{Epoch, FencingToken, LeaseId, Revision},
     shares::{HashRing, Shares},
     snapshot::{Event, Snapshot},
-    task::{StopError, TaskOwner},
+    task::{StopError, TaskOwner, caught_now},
     telemetry::{Counter, Counters},
 };
 

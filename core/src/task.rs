@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     future::Future,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -134,6 +134,15 @@ pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| message(&*panic))
 }
 
+/// For backends: runs code of the user's that is not asynchronous. With `panic = "abort"` a panic in it ends the process.
+///
+/// # Errors
+///
+/// The message of a panic.
+pub fn caught_now<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| message(&*panic))
+}
+
 /// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
@@ -199,6 +208,8 @@ mod tests {
         assert_eq!(caught(async { 7 }).await, Ok(7));
         assert_eq!(caught(async { panic!("on purpose") }).await, Err::<(), _>("on purpose".to_owned()));
         assert_eq!(caught(async { panic!("{} times", 3) }).await, Err::<(), _>("3 times".to_owned()));
+        assert_eq!(caught_now(|| 7), Ok(7));
+        assert_eq!(caught_now(|| panic!("{} times", 3)), Err::<(), _>("3 times".to_owned()));
         let odd = caught(async { std::panic::panic_any(7) }).await;
         assert_eq!(odd, Err::<(), _>("without a message".to_owned()));
     }

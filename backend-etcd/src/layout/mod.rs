@@ -12,6 +12,7 @@ mod go_kit;
 mod go_micro;
 mod go_zero;
 mod gobase;
+mod guarded;
 mod kitex;
 mod kratos;
 mod native;
@@ -26,6 +27,7 @@ use enlist::{
     instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
 };
 
+pub(crate) use self::guarded::{Guarded, GuardedLocks};
 pub use self::{
     dubbo::Dubbo,
     etcd_concurrency::EtcdConcurrency,

@@ -1,0 +1,249 @@
+//! Layouts of the user's behind a wall: one that panics fails the call that needs it, not the task of the session that calls it.
+//!
+//! A call that can fail fails. Of the others, what cannot be read counts as it does least harm: a value is no instance, and a key in
+//! line is in line, because taking it for nobody's could grant a lock twice.
+
+use std::{fmt, sync::Arc};
+
+use enlist::{
+    Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef, caught_now as caught,
+};
+
+use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, Part, PlaceValue, Skip, Writing};
+use crate::record::KeyRange;
+
+/// The error of a call that panicked.
+fn panicked(name: &str, message: &str) -> Error {
+    Error::Unsupported { what: format!("this in the layout {name}, which panicked ({message}),") }
+}
+
+fn unusable(field: &'static str) -> impl Fn(String) -> Error {
+    move |message| Error::invalid_config(field, format!("it panicked: {message}"))
+}
+
+/// A layout whose panics are caught. What never changes was asked once.
+pub(crate) struct Guarded {
+    inner: Arc<dyn Layout>,
+    name: &'static str,
+    carries: &'static [Part],
+    default_weight: u32,
+    identity: Identity,
+    lease_scope: LeaseScope,
+}
+
+impl Guarded {
+    /// Asks a layout what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if that panics.
+    pub(crate) fn new(inner: Arc<dyn Layout>) -> Result<Self, Error> {
+        let asked = caught(|| {
+            let (name, carries, default_weight) = (inner.name(), inner.carries(), inner.default_weight());
+            let (identity, lease_scope) = (inner.identity(), inner.lease_scope());
+            Self { inner, name, carries, default_weight, identity, lease_scope }
+        });
+        asked.map_err(unusable("layout"))
+    }
+
+    fn call<T>(&self, call: impl FnOnce(&dyn Layout) -> Result<T, Error>) -> Result<T, Error> {
+        caught(|| call(&*self.inner)).unwrap_or_else(|message| Err(panicked(self.name, &message)))
+    }
+
+    fn find<T>(&self, call: impl FnOnce(&dyn Layout) -> Option<T>) -> Option<T> {
+        caught(|| call(&*self.inner)).unwrap_or_default()
+    }
+
+    fn read(&self, call: impl FnOnce(&dyn Layout) -> Result<Decoded, Skip>) -> Result<Decoded, Skip> {
+        // The message could quote the value, which is not to be logged.
+        caught(|| call(&*self.inner)).unwrap_or_else(|_| Err(Skip::Malformed("the layout panicked".to_owned())))
+    }
+}
+
+impl fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Guarded").field(&self.name).finish()
+    }
+}
+
+impl Layout for Guarded {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        self.carries
+    }
+
+    fn default_weight(&self) -> u32 {
+        self.default_weight
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        self.lease_scope
+    }
+
+    fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        self.call(|layout| layout.key(service, id, lease))
+    }
+
+    fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error> {
+        self.call(|layout| layout.service_range(service))
+    }
+
+    fn services_range(&self, namespace: &Namespace) -> Option<KeyRange> {
+        self.find(|layout| layout.services_range(namespace))
+    }
+
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        self.find(|layout| layout.service_of(namespace, key))
+    }
+
+    fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        self.call(|layout| layout.encode(service, instance, writing))
+    }
+
+    fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
+        self.call(|layout| layout.accepts(service, instance, owner))
+    }
+
+    fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        self.read(|layout| layout.decode(service, key, value))
+    }
+
+    fn decode_like(&self, like: &Instance, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip> {
+        self.read(|layout| layout.decode_like(like, service, key, value))
+    }
+
+    fn term(&self, value: &[u8]) -> Option<u64> {
+        self.find(|layout| layout.term(value))
+    }
+
+    fn text(&self, value: &[u8]) -> Option<String> {
+        self.find(|layout| layout.text(value))
+    }
+}
+
+/// A layout of locks whose panics are caught. What never changes was asked once.
+pub(crate) struct GuardedLocks {
+    inner: Arc<dyn LockLayout>,
+    name: &'static str,
+    lease_scope: LeaseScope,
+    carries_modes: bool,
+}
+
+impl GuardedLocks {
+    /// Asks a layout what it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if that panics.
+    pub(crate) fn new(inner: Arc<dyn LockLayout>) -> Result<Self, Error> {
+        let asked = caught(|| {
+            let (name, lease_scope, carries_modes) = (inner.name(), inner.lease_scope(), inner.carries_modes());
+            Self { inner, name, lease_scope, carries_modes }
+        });
+        asked.map_err(unusable("lock_layout"))
+    }
+
+    /// Returns the value of a place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the layout panics.
+    pub(crate) fn write(&self, line: Line, value: &PlaceValue) -> Result<Vec<u8>, Error> {
+        self.call(|layout| Ok(layout.encode(line, value)))
+    }
+
+    /// Returns the key of the mark of a place.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the layout panics: without its mark a place must not be taken.
+    pub(crate) fn mark_of(
+        &self,
+        line: Line,
+        name: &LockName,
+        lease: LeaseId,
+        nonce: u64,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        self.call(|layout| Ok(layout.mark(line, name, lease, nonce)))
+    }
+
+    fn call<T>(&self, call: impl FnOnce(&dyn LockLayout) -> Result<T, Error>) -> Result<T, Error> {
+        caught(|| call(&*self.inner)).unwrap_or_else(|message| Err(panicked(self.name, &message)))
+    }
+
+    fn find<T>(&self, call: impl FnOnce(&dyn LockLayout) -> Option<T>) -> Option<T> {
+        caught(|| call(&*self.inner)).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for GuardedLocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("GuardedLocks").field(&self.name).finish()
+    }
+}
+
+impl LockLayout for GuardedLocks {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        self.lease_scope
+    }
+
+    fn carries_modes(&self) -> bool {
+        self.carries_modes
+    }
+
+    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+        self.call(|layout| layout.line(line, name))
+    }
+
+    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        self.call(|layout| layout.place(line, name, lease, nonce))
+    }
+
+    fn places(&self, line: Line, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+        self.find(|layout| layout.places(line, name, lease))
+    }
+
+    fn lines(&self, line: Line, namespace: &Namespace) -> Option<KeyRange> {
+        self.find(|layout| layout.lines(line, namespace))
+    }
+
+    fn line_of(&self, line: Line, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+        self.find(|layout| layout.line_of(line, namespace, key))
+    }
+
+    fn process(&self, value: &[u8]) -> Option<String> {
+        self.find(|layout| layout.process(value))
+    }
+
+    fn marks(&self, line: Line, name: &LockName) -> Option<KeyRange> {
+        self.find(|layout| layout.marks(line, name))
+    }
+
+    fn mark(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+        self.mark_of(line, name, lease, nonce).unwrap_or_default()
+    }
+
+    fn decode_mark(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+        caught(|| self.inner.decode_mark(line, name, key, value)).unwrap_or(Some(LockMode::Exclusive))
+    }
+
+    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+        self.write(line, value).unwrap_or_default()
+    }
+
+    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+        let in_the_way = || PlaceValue { mode: LockMode::Exclusive, text: String::new() };
+        caught(|| self.inner.decode(line, name, key, value)).unwrap_or_else(|_| Some(in_the_way()))
+    }
+}
