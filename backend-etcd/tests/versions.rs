@@ -1,0 +1,318 @@
+//! Two versions of the format of stored values on one etcd: that of programs from before values had a `term`, recorded from them, and
+//! the present one. `docs/upgrading.md` says what holds while both run.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use enlist::{
+    Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Owner,
+    RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, ServiceRef,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{Beside, EtcdServer, eventually, soon};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use serde::Deserialize;
+use serde_json::Value;
+use support::{PREFIX, TTL, instance, options, raw, register_with, server, service};
+
+/// Key and value as they were recorded; `kind` is `instances` or `entries`.
+fn recorded(kind: &str, name: &str) -> (String, String) {
+    let all: Value = serde_json::from_str(include_str!("fixtures/native-before-term.json")).unwrap();
+    let text = |field: &str| all[kind][name][field].as_str().unwrap().to_owned();
+    (text("key"), text("value"))
+}
+
+/// The fields of an instance, read by the rules of the former version: unknown ones are ignored, absent ones have their defaults.
+#[derive(Debug, Deserialize, PartialEq)]
+struct Formerly {
+    v: u64,
+    id: String,
+    endpoints: Vec<String>,
+    weight: u32,
+    version: Option<String>,
+    zone: Option<String>,
+    health: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    owner: Option<String>,
+}
+
+impl Formerly {
+    /// What this instance is for the former version.
+    fn of(instance: &Instance, owner: Option<&str>) -> Self {
+        Self {
+            v: 1,
+            id: instance.id().to_string(),
+            endpoints: instance.endpoints().iter().map(ToString::to_string).collect(),
+            weight: instance.weight(),
+            version: instance.version().map(str::to_owned),
+            zone: instance.zone().map(str::to_owned),
+            health: instance.health().as_str().to_owned(),
+            metadata: instance.metadata().clone(),
+            owner: owner.map(str::to_owned),
+        }
+    }
+}
+
+/// A program of the former version: what it stores, under a lease that is renewed.
+struct Former {
+    raw: etcd_client::Client,
+    lease: i64,
+    _renewed: (Etcd, Registration),
+}
+
+impl Former {
+    async fn start(server: &EtcdServer) -> Self {
+        let etcd = Etcd::connect(server.url()).await.unwrap();
+        let (own, apart) = (options().lease(LeaseChoice::Own), ServiceRef::parse("apart").unwrap());
+        let registration = soon("registered", etcd.register(&apart, instance("i"), own)).await.unwrap();
+        let mut raw = raw(server).await;
+        let lease = only(&mut raw, "enlist/services/default/apart/").await.lease();
+        Self { raw, lease, _renewed: (etcd, registration) }
+    }
+
+    /// Stores what is recorded, and returns its key.
+    async fn store(&mut self, kind: &str, name: &str) -> String {
+        let (key, value) = recorded(kind, name);
+        let key = key.replace("{lease}", &format!("{:016x}", self.lease));
+        let lease = if name == "fixed" { 0 } else { self.lease };
+        self.raw.put(key.as_str(), value, Some(PutOptions::new().with_lease(lease))).await.unwrap();
+        key
+    }
+
+    /// Replaces what has its owner, as it always did: with its own fields, and those behind them that it does not know.
+    async fn replace(&mut self, name: &str) {
+        let (key, value) = recorded("instances", name);
+        let found = only(&mut self.raw, &key).await;
+        let term: Value = serde_json::from_slice(found.value()).unwrap();
+        let value = format!("{},\"term\":{}}}", value.strip_suffix('}').unwrap(), term["term"]);
+        let unchanged = Compare::mod_revision(key.as_str(), CompareOp::Equal, found.mod_revision());
+        let put = TxnOp::put(key, value, Some(PutOptions::new().with_lease(self.lease)));
+        assert!(self.raw.txn(Txn::new().when([unchanged]).and_then([put])).await.unwrap().succeeded());
+    }
+
+    async fn leave(&mut self, key: &str) {
+        self.raw.delete(key, None).await.unwrap();
+    }
+}
+
+async fn under(raw: &mut etcd_client::Client, prefix: &str) -> Vec<KeyValue> {
+    raw.get(prefix, Some(GetOptions::new().with_prefix())).await.unwrap().take_kvs()
+}
+
+async fn only(raw: &mut etcd_client::Client, prefix: &str) -> KeyValue {
+    let mut found = under(raw, prefix).await;
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
+}
+
+fn term(record: &KeyValue) -> Option<u64> {
+    let value: Value = serde_json::from_slice(record.value()).unwrap();
+    value["term"].as_u64()
+}
+
+/// The recorded instance `leased`, under another id.
+fn alike(id: &str) -> Instance {
+    let endpoints = ["grpc://10.0.0.1:8080", "unix:///run/a"].map(|endpoint| Endpoint::parse(endpoint).unwrap());
+    let instance = Instance::new(InstanceId::parse(id).unwrap(), endpoints).unwrap();
+    instance.with_weight(7).with_version("1.4.2").with_zone("eu-1a").with_metadata("team", "blue")
+}
+
+async fn in_state(registration: &Registration, what: &str, fits: impl Fn(&RegistrationState) -> bool) {
+    eventually(what, || async {
+        let state = registration.state();
+        if fits(&state) { Ok(()) } else { Err(state) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn instances_of_both_versions_are_read_by_both() {
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    for name in ["leased", "plain", "fixed"] {
+        former.store("instances", name).await;
+    }
+    let with_owner = options().owner("blue");
+    let _present = soon("registered", etcd.register(&service(), alike("present"), with_owner)).await.unwrap();
+    etcd.publish(&service(), instance("kept")).await.unwrap();
+
+    let read = etcd.resolve(&service()).await.unwrap();
+    let ids: Vec<_> = read.entries().map(|entry| entry.instance().id().as_str()).collect();
+    assert_eq!(ids, ["fixed", "kept", "leased", "plain", "present"]);
+    assert_eq!(*read.get(alike("leased").id()).unwrap().instance(), alike("leased"));
+    for record in under(&mut former.raw, PREFIX).await {
+        let formerly: Formerly = serde_json::from_slice(record.value()).unwrap();
+        let present = read.get(&InstanceId::parse(&formerly.id).unwrap()).unwrap();
+        let owner = ["leased", "present"].contains(&formerly.id.as_str()).then_some("blue");
+        assert_eq!(formerly, Formerly::of(present.instance(), owner));
+    }
+
+    // But for the term the bytes are the same.
+    let stored = only(&mut former.raw, &format!("{PREFIX}present")).await;
+    let value = String::from_utf8(stored.value().to_vec()).unwrap();
+    let (value, term) = value.rsplit_once(",\"term\":").unwrap();
+    assert!(term.strip_suffix('}').unwrap().parse::<u64>().unwrap() > 0);
+    assert_eq!(format!("{value}}}").replace("present", "leased"), recorded("instances", "leased").1);
+}
+
+#[tokio::test]
+async fn fixed_instances_of_the_former_version_are_replaced_and_removed() {
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    let key = former.store("instances", "fixed").await;
+    etcd.publish(&service(), instance("fixed").with_weight(7)).await.unwrap();
+    let stored = only(&mut former.raw, &key).await;
+    assert_eq!((term(&stored), stored.lease()), (None, 0), "as it was before");
+    former.store("instances", "fixed").await;
+    etcd.remove(&service(), instance("fixed").id()).await.unwrap();
+    assert!(under(&mut former.raw, &key).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_live_instance_of_the_former_version_is_refused_to_other_owners() {
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    former.store("instances", "leased").await;
+    let refused = soon("refused", etcd.register(&service(), alike("leased"), options().owner("green"))).await;
+    assert!(
+        matches!(&refused, Err(Error::AlreadyRegistered { owner: Owner::Other, .. })),
+        "it is registered by another owner: {refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_leftover_of_the_former_version_is_taken_over() {
+    let server = server().await;
+    let (mut raw, etcd) = (raw(&server).await, Etcd::connect(server.url()).await.unwrap());
+    let lease = raw.lease_grant(60, None).await.unwrap().id();
+    let (key, value) = recorded("instances", "leased");
+    raw.put(key.as_str(), value, Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    // With its owner at once, and in order of the terms: that of a value without one is zero.
+    let successor = register_with(&etcd, "leased", RegisterOptions::new().owner("blue")).await;
+    let stored = only(&mut raw, &key).await;
+    assert!(stored.version() == 2 && stored.lease() != lease && term(&stored) > Some(0), "{stored:?}");
+    assert_eq!(successor.deregister().await.unwrap(), Deregistered::Removed);
+}
+
+/// A program of the former version replaces whatever has its owner, again and again, and keeps the term that it does not know. A
+/// present one sees its own term in a foreign value, and gives way, so that they do not fight.
+#[tokio::test]
+async fn a_live_registration_of_the_former_version_with_the_same_owner_stands_until_it_leaves() {
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    let key = former.store("instances", "leased").await;
+    let present = register_with(&etcd, "leased", RegisterOptions::new().owner("blue")).await;
+    let drawn = term(&only(&mut former.raw, &key).await);
+    assert!(drawn > Some(0), "it took the key over at once: {drawn:?}");
+
+    former.replace("leased").await;
+    in_state(&present, "it gives way", |state| matches!(state, RegistrationState::Superseded { .. })).await;
+    assert!(matches!(present.update(|draft| _ = draft.weight(1)).await, Err(Error::NotOwner { .. })));
+    former.replace("leased").await;
+    let stored = only(&mut former.raw, &key).await;
+    assert_eq!((stored.version(), stored.lease()), (4, former.lease), "nobody else has written since it gave way");
+
+    let before = Revision::new(u64::try_from(stored.mod_revision()).unwrap());
+    former.leave(&key).await;
+    let back =
+        |state: &RegistrationState| matches!(state, RegistrationState::Registered { revision } if *revision > before);
+    in_state(&present, "it is back", back).await;
+    assert_eq!(term(&only(&mut former.raw, &key).await), drawn, "it keeps its term");
+
+    // A restarted program of the former version takes over in the same way.
+    former.replace("leased").await;
+    in_state(&present, "it gives way again", |state| matches!(state, RegistrationState::Superseded { .. })).await;
+    assert_eq!(present.deregister().await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(only(&mut former.raw, &key).await.lease(), former.lease, "its key is left alone");
+}
+
+fn name() -> LockName {
+    LockName::parse("l").unwrap()
+}
+
+fn short() -> LockOptions {
+    LockOptions::new().ttl(TTL)
+}
+
+/// Waits for that many entries in a queue, oldest first.
+async fn queue(raw: &mut etcd_client::Client, prefix: &str, count: usize) -> Vec<KeyValue> {
+    let mut entries = eventually(&format!("{count} in the queue"), || {
+        let mut raw = raw.clone();
+        async move {
+            let entries = under(&mut raw, prefix).await;
+            if entries.len() == count { Ok(entries) } else { Err(entries.len()) }
+        }
+    })
+    .await;
+    entries.sort_by_key(KeyValue::create_revision);
+    entries
+}
+
+/// The value of an entry in which the name of the process is another one, if it lies where the former version looks for entries.
+fn entry(record: &KeyValue) -> String {
+    let (_, place) = record.key_str().unwrap().rsplit_once('/').unwrap();
+    let (lease, number) = place.split_once('-').unwrap();
+    assert!(lease == format!("{:016x}", record.lease()) && number.len() == 16, "{place}");
+    let value = record.value_str().unwrap();
+    match value.split_once("\"holder\":\"") {
+        Some((before, _)) => format!("{before}\"holder\":\"\"}}"),
+        None => value.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn locks_of_both_versions_exclude_each_other() {
+    const LINE: &str = "enlist/locks/default/l/";
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    let held = former.store("entries", "exclusive").await;
+    assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
+    assert!(soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().is_none());
+    let mut waiting = Beside::run({
+        let etcd = etcd.clone();
+        async move { etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap() }
+    });
+    let entries = queue(&mut former.raw, LINE, 2).await;
+    assert_eq!(entry(&entries[1]), entry(&entries[0]), "the former version reads it as one of its own");
+    former.leave(&held).await;
+    let guard = waiting.done("its turn").await;
+    // The mark of its `lock_delay` lies elsewhere, and an entry of the former version waits behind it.
+    former.store("entries", "exclusive").await;
+    let entries = queue(&mut former.raw, LINE, 2).await;
+    assert_eq!(entries[1].key_str().unwrap(), held);
+    assert_eq!(guard.fencing_token().get(), u64::try_from(entries[0].create_revision()).unwrap());
+    guard.release().await.unwrap();
+    assert_eq!(queue(&mut former.raw, LINE, 1).await[0].key_str().unwrap(), held);
+    former.leave(&held).await;
+
+    former.store("entries", "shared").await;
+    let reader = soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().expect("readers share it");
+    let entries = queue(&mut former.raw, LINE, 2).await;
+    assert_eq!(entry(&entries[1]), entry(&entries[0]));
+    assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
+    reader.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn candidates_of_both_versions_exclude_each_other() {
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    let leading = former.store("entries", "election").await;
+    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
+    let mut campaigning = Beside::run({
+        let etcd = etcd.clone();
+        async move { etcd.campaign(&name(), "10.0.0.2:9000", short()).await.unwrap() }
+    });
+    let entries = queue(&mut former.raw, "enlist/elections/default/l/", 2).await;
+    assert_eq!(entry(&entries[1]), entry(&entries[0]).replace("10.0.0.1", "10.0.0.2"));
+    former.leave(&leading).await;
+    let leadership = campaigning.done("its turn").await;
+    former.store("entries", "election").await;
+    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.2:9000");
+    leadership.resign().await.unwrap();
+    assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
+}
