@@ -20,7 +20,7 @@ use crate::{
     answer,
     call::{CallHead, Core},
     deadline::{Deadline, Expiry},
-    failure::{BoxError, Failure},
+    failure::{Attempted, BoxError, Failure},
     flight::Flight,
     replay::Replay,
     retry::{Attempts, Ended, Pushback},
@@ -222,16 +222,17 @@ impl Call {
 
     fn failed(&self, flight: Flight, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
         let instance = flight.subchannel().to_string();
+        let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
         let Failure { reach, status, broken } = match no_answer {
             NoAnswer::NotTaken(error) => Failure::not_taken(error, &instance),
             NoAnswer::Late => Failure::late(&instance),
-            NoAnswer::Lost(error) => Failure::of(error, &instance, self.deadline.is_past()),
+            NoAnswer::Lost(error) => Failure::of(error, &instance, attempted),
         };
         flight.ended(status.code());
         if broken {
             flight.demote();
         }
-        if !self.replay.is_begun() {
+        if !attempted.is_begun {
             // It was not even sent, so that silence says nothing about the connection.
             flight.unused();
         }

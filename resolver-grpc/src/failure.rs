@@ -21,6 +21,15 @@ pub(crate) enum Reach {
     OutOfTime,
 }
 
+/// What a call knows itself of an attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempted {
+    /// Something of its request was read, so that there was a stream for it.
+    pub(crate) is_begun: bool,
+    /// Its deadline has passed.
+    pub(crate) is_late: bool,
+}
+
 /// A call that ended without an answer.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -31,11 +40,9 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// What `error` means for a call to `instance`, whose deadline may have passed.
-    pub(crate) fn of(error: BoxError, instance: &str, is_late: bool) -> Self {
-        // Both sides cancel what is late, and either one may be first.
-        let is_late = is_late && reset(&*error) == Some(Reason::CANCEL);
-        let reach = if is_late { Reach::OutOfTime } else { reach(&*error) };
+    /// What `error` means for a call to `instance`.
+    pub(crate) fn of(error: BoxError, instance: &str, attempted: Attempted) -> Self {
+        let reach = reach(&*error, attempted);
         Self::reaching(reach, error, instance)
     }
 
@@ -71,7 +78,7 @@ impl Failure {
 pub(crate) fn broken_off(status: Status, instance: &str) -> Status {
     let is_transport = |error: &(dyn StdError + 'static)| error.is::<hyper::Error>() || error.is::<h2::Error>();
     if chain(&status).any(is_transport) {
-        return Failure::of(status.into(), instance, false).status;
+        return Failure::of(status.into(), instance, Attempted { is_begun: true, is_late: false }).status;
     }
     status
 }
@@ -95,7 +102,11 @@ fn innermost(error: &(dyn StdError + 'static)) -> String {
     chain(error).last().map_or_else(String::new, ToString::to_string)
 }
 
-fn reach(error: &(dyn StdError + 'static)) -> Reach {
+fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
+    // Both sides cancel what is late, and either one may be first.
+    if attempted.is_late && reset(error) == Some(Reason::CANCEL) {
+        return Reach::OutOfTime;
+    }
     for error in chain(error) {
         if error.is::<TimeoutExpired>() {
             return Reach::OutOfTime;
@@ -103,18 +114,21 @@ fn reach(error: &(dyn StdError + 'static)) -> Reach {
         if error.is::<ConnectError>() || error.downcast_ref().is_some_and(hyper::Error::is_canceled) {
             return Reach::NeverLeft;
         }
-        if error.downcast_ref().is_some_and(is_refusal) {
+        if error.downcast_ref().is_some_and(|error| is_refusal(error, attempted)) {
             return Reach::Refused;
         }
     }
     Reach::Unknown
 }
 
-/// RFC 9113: a stream above the last one that a GOAWAY names was not processed (section 6.8), nor was one that is reset with
-/// `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is such a stream.
-fn is_refusal(error: &h2::Error) -> bool {
-    let gone = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
-    gone || error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM)
+/// RFC 9113: a stream above the last one that a GOAWAY names was not processed, whatever its code (section 6.8), nor was one that
+/// is reset with `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is such a stream. But hyper
+/// fails a call with the GOAWAY of the connection, too, if that comes while it hands the call over: then nothing of its body was
+/// read, and its head may have left.
+fn is_refusal(error: &h2::Error, attempted: Attempted) -> bool {
+    let is_gone = error.is_go_away() && attempted.is_begun;
+    let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+    error.is_remote() && (is_gone || is_refused)
 }
 
 /// The reason with which this one stream was ended, which says nothing about the connection.
@@ -140,7 +154,9 @@ fn reset_code(reason: Reason) -> Code {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{fmt, io};
+    use std::{fmt, future::poll_fn, io};
+
+    const LEFT: Attempted = Attempted { is_begun: false, is_late: false };
 
     /// An error around another one, as each layer adds.
     #[derive(Debug)]
@@ -168,7 +184,7 @@ mod tests {
         ];
         for (error, reach, code) in cases {
             let shown = format!("{error:?}");
-            let failure = Failure::of(Box::new(Layer(error)), "a", false);
+            let failure = Failure::of(Box::new(Layer(error)), "a", LEFT);
             assert_eq!((failure.reach, failure.status.code()), (reach, code), "{shown}");
         }
     }
@@ -195,5 +211,52 @@ mod tests {
     fn what_a_server_says_in_the_middle_of_an_answer_stays() {
         let said = broken_off(Status::data_loss("by the server"), "a");
         assert_eq!((said.code(), said.message()), (Code::DataLoss, "by the server"));
+    }
+
+    /// The error of a connection whose server is stopping, after it has accepted the one request there was.
+    async fn goaway() -> h2::Error {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let server = async {
+            let mut server = h2::server::handshake(server).await.unwrap();
+            let accepted = server.accept().await.unwrap().unwrap();
+            server.graceful_shutdown();
+            // As long as the first one is held, the connection stays.
+            while server.accept().await.is_some() {}
+            drop(accepted);
+        };
+        let client = async {
+            let (mut requests, connection) = h2::client::handshake(client).await.unwrap();
+            let send = async {
+                let request = http::Request::post("http://a/").body(()).unwrap();
+                let _sent = requests.send_request(request, false).unwrap();
+                loop {
+                    if let Err(error) = poll_fn(|cx| requests.poll_ready(cx)).await {
+                        return error;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                error = send => error,
+                ended = connection => panic!("the connection ended: {ended:?}"),
+            }
+        };
+        tokio::select! {
+            error = client => error,
+            () = server => panic!("the server has stopped"),
+        }
+    }
+
+    /// hyper asks h2 for room after it has handed over a request, and fails the request with what h2 says then: the GOAWAY of the
+    /// connection, although the stream is one that the server has promised to answer.
+    #[tokio::test]
+    async fn a_goaway_says_nothing_about_a_call_that_was_not_begun() {
+        let error = goaway().await;
+        assert!(error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR), "{error:?}");
+        let failure = Failure::of(Box::new(error), "a", LEFT);
+        assert_eq!((failure.reach, failure.status.code()), (Reach::Unknown, Code::Unavailable));
+        // One whose stream was opened and fails with a GOAWAY is one that the server has not promised to answer.
+        let failure = Failure::of(Box::new(goaway().await), "a", Attempted { is_begun: true, ..LEFT });
+        assert_eq!((failure.reach, failure.status.code()), (Reach::Refused, Code::Unavailable));
     }
 }

@@ -17,7 +17,7 @@ use tower::Service;
 
 use crate::{
     connection::Connection,
-    failure::{BoxError, Failure, Reach},
+    failure::{Attempted, BoxError, Failure, Reach},
 };
 
 /// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without a service:
@@ -57,14 +57,16 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
 
 /// Sends the probe; `opened` tells that it has a stream.
 async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Failure> {
-    let failed = |error: tonic::transport::Error| Failure::of(error.into(), "probed", false);
-    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(failed)?;
+    let sent = opened.clone();
+    let failed =
+        |error: BoxError| Failure::of(error, "probed", Attempted { is_begun: sent.is_cancelled(), is_late: false });
+    poll_fn(|cx| channel.poll_ready(cx)).await.map_err(|error| failed(error.into()))?;
     let request = http::Request::post(METHOD)
         .header(http::header::TE, "trailers")
         .header(http::header::CONTENT_TYPE, "application/grpc")
         .body(Body::new(ProbeBody { message: Some(Bytes::from_static(REQUEST)), opened }))
-        .map_err(|error| Failure::of(BoxError::from(error), "probed", false))?;
-    match channel.call(request).await.map_err(failed) {
+        .map_err(|error| failed(error.into()))?;
+    match channel.call(request).await.map_err(|error| failed(error.into())) {
         Ok(_) => Ok(()),
         // A server that ends this one stream has answered.
         Err(Failure { broken: false, .. }) => Ok(()),
