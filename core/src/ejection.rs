@@ -1,6 +1,7 @@
 //! Letting instances rest that fail one call after the other.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -108,6 +109,19 @@ impl Rests {
     pub fn end(&mut self) {
         self.last = Moment::now();
     }
+
+    /// Waits for the end of a rest of this length, or until `restarted` completes: what comes back then is another process, whose
+    /// rests begin anew.
+    ///
+    /// # Cancel safety
+    ///
+    /// The rest goes on until [`end`](Self::end), or the next one begins.
+    pub async fn wait(&mut self, time: Duration, restarted: impl Future<Output = ()>) {
+        if tokio::time::timeout(time, restarted).await.is_ok() {
+            self.times.reset();
+        }
+        self.end();
+    }
 }
 
 /// For balancers: how many instances of a set rest.
@@ -164,6 +178,21 @@ mod tests {
             rests.end();
         }
         tokio::time::advance(9 * second).await;
+        assert!(rests.begin() <= second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_ends_a_rest_and_the_next_one_is_a_first_one() {
+        let second = Duration::from_secs(1);
+        let mut rests = Rests::new(&Ejection::new().time(second, 300 * second).unwrap());
+        for _ in 0..8 {
+            let time = rests.begin();
+            rests.wait(time, std::future::pending()).await;
+        }
+        let (time, begin) = (rests.begin(), Moment::now());
+        assert!(time > 100 * second, "{time:?}");
+        rests.wait(time, tokio::time::sleep(second)).await;
+        assert!(begin.elapsed() < 2 * second, "{:?}", begin.elapsed());
         assert!(rests.begin() <= second);
     }
 

@@ -119,6 +119,8 @@ pub(crate) struct Subchannel {
     crowded: Notify,
     /// Enough calls failed in a row.
     enough: Notify,
+    /// Another process was registered in place of this one: its failures are none of the new one's.
+    restarted: Notify,
 }
 
 impl fmt::Display for Subchannel {
@@ -153,6 +155,7 @@ impl Subchannel {
             wake: Notify::new(),
             crowded: Notify::new(),
             enough: Notify::new(),
+            restarted: Notify::new(),
         }
     }
 
@@ -168,8 +171,13 @@ impl Subchannel {
     pub(crate) fn describe(&self, entry: Arc<Entry>) {
         let returned = self.condition.has(Condition::RETIRED);
         self.condition.clear(Condition::RETIRED);
-        if returned || self.entry.load().created() != entry.created() {
+        let restarted = self.entry.load().created() != entry.created();
+        if returned || restarted {
             self.wake.notify_one();
+        }
+        if restarted {
+            self.failures.store(0, Ordering::Relaxed);
+            self.restarted.notify_waiters();
         }
         self.entry.store(entry);
     }
@@ -316,7 +324,15 @@ impl Subchannel {
         };
         let mut rests = Rests::new(ejection);
         loop {
-            self.enough.notified().await;
+            // From before the look at the failures: a restart after it ends the rest at once.
+            let mut restarted = std::pin::pin!(self.restarted.notified());
+            tokio::select! {
+                () = self.enough.notified() => {}
+                () = &mut restarted => {
+                    rests = Rests::new(ejection);
+                    continue;
+                }
+            }
             if !ejection.is_enough(self.failures.load(Ordering::Relaxed)) {
                 // What failed while it rested is forgiven.
                 continue;
@@ -329,11 +345,10 @@ impl Subchannel {
             tracing::warn!(instance = %self, ?time, "instance ejected, it failed several calls in a row");
             self.condition.set(Condition::EJECTED);
             terms.changed.notify_one();
-            tokio::time::sleep(time).await;
+            rests.wait(time, restarted).await;
             self.failures.store(0, Ordering::Relaxed);
             self.condition.clear(Condition::EJECTED);
             terms.changed.notify_one();
-            rests.end();
         }
     }
 }

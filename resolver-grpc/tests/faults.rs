@@ -375,6 +375,23 @@ async fn an_instance_that_keeps_failing_rests_and_comes_back() {
 }
 
 #[tokio::test]
+async fn an_instance_that_was_restarted_does_not_rest() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    let rest = Duration::from_secs(300);
+    let ejection = Ejection::new().failures(5).time(rest, rest).unwrap();
+    let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
+    servers[0].echo.failing.store(5, Ordering::SeqCst);
+    assert_eq!(calls_side_by_side(1, 60, || say(&channel, String::new())).await.len(), 5);
+    until(&channel, "a", InstanceState::Ejected).await;
+    // At the same address, within the time for which its connection is kept.
+    world.deregister(&servers[0]).await;
+    world.register(&servers[0], servers[0].instance()).await;
+    until_ready(&channel, 3).await;
+    assert!(shares(&channel, 60).await.contains_key("a"));
+}
+
+#[tokio::test]
 async fn when_all_fail_only_some_rest() {
     let servers = three().await;
     let world = World::of(&servers).await;
