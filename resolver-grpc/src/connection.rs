@@ -70,7 +70,7 @@ struct Pulse {
     visible: bool,
     /// How many streams the server takes at a time, if its frames can be seen.
     max_streams: AtomicU32,
-    /// The connection takes no more calls, as a call found out.
+    /// The connection takes no more calls: the server said so, or a call found out.
     spent: CancellationToken,
     /// The other side has said something.
     heard: CancellationToken,
@@ -100,6 +100,7 @@ impl Pulse {
         match statement {
             Statement::MaxStreams(streams) => self.max_streams.store(streams, Ordering::Release),
             Statement::Settings => self.heard.cancel(),
+            Statement::GoAway => self.spent.cancel(),
         }
     }
 }
@@ -169,8 +170,8 @@ impl Connection {
         self.calls() < self.room()
     }
 
-    /// Returns `true` if the server's limit cannot be seen, so that it may take more calls than are meant for a connection.
-    pub(crate) fn may_overflow(&self) -> bool {
+    /// Returns `true` if the server's frames cannot be seen: the connection is encrypted.
+    pub(crate) fn is_opaque(&self) -> bool {
         !self.pulse.visible
     }
 

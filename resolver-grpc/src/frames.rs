@@ -1,12 +1,13 @@
-//! What a server's HTTP/2 frames say about its connection: how many streams it takes, which tonic and hyper
-//! do not tell. Only the headers of frames and the settings are read (RFC 9113, sections 4.1 and 6.5).
+//! What a server's HTTP/2 frames say about its connection: how many streams it takes, and that it leaves. tonic and hyper tell
+//! neither. Only the headers of frames and the settings are read (RFC 9113, sections 4.1, 6.5 and 6.8).
 
 /// Bytes of a frame's header, and of a setting.
 const HEADER: usize = 9;
 const SETTING: usize = 6;
 
-/// The type of frames with settings, the flag of an acknowledgement, and the setting that is read.
+/// Types of frames, the flag of an acknowledgement, and the setting that is read.
 const SETTINGS: u8 = 4;
+const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
 const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
 
@@ -17,6 +18,8 @@ pub(crate) enum Statement {
     MaxStreams(u32),
     /// A frame with its settings has ended.
     Settings,
+    /// It takes no more streams.
+    GoAway,
 }
 
 /// Reads frames from the bytes of a connection, however they are cut.
@@ -54,6 +57,9 @@ impl FrameReader {
             let [high, middle, low, kind, flags, ..] = self.kept;
             self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
             self.is_settings = kind == SETTINGS && flags & ACK == 0;
+            if kind == GOAWAY {
+                note(Statement::GoAway);
+            }
             if self.is_settings && self.payload == 0 {
                 note(Statement::Settings);
             }
@@ -124,12 +130,12 @@ mod tests {
             frame(0, 1, &[]),
             settings(&[]),
             settings(&[(3, 100)]),
-            frame(7, 0, &[0; 8]),
+            frame(GOAWAY, 0, &[0; 8]),
             frame(6, 0, &[7; 8]),
         ]
         .concat();
-        use Statement::{MaxStreams, Settings};
-        let stated = [MaxStreams(4), Settings, Settings, MaxStreams(100), Settings];
+        use Statement::{GoAway, MaxStreams, Settings};
+        let stated = [MaxStreams(4), Settings, Settings, MaxStreams(100), Settings, GoAway];
         for piece in 1..=bytes.len() {
             assert_eq!(read(&bytes, piece), stated, "pieces of {piece}");
         }

@@ -7,9 +7,9 @@ mod support;
 use std::time::Duration;
 
 use enlist::Moment;
-use enlist_grpc::Channel;
+use enlist_grpc::{Channel, InstanceState};
 use enlist_testkit::{Direction, Mode, eventually, soon};
-use support::{Server, World, begun, id, say, stream, until_ready};
+use support::{Server, World, begun, id, say, stream, until, until_ready};
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 
@@ -162,6 +162,16 @@ async fn the_drain_limit_covers_connections_that_take_no_more_calls() {
     .await;
     world.deregister(&servers[0]).await;
     soon("the stream breaks", endless[0].message()).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_idle_channel_lets_a_server_go_that_says_it_leaves() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().health_check(""), 1).await;
+    // Fails if the server does not end: it waits for the end of the health stream.
+    servers[0].stop().await;
+    until(&channel, "a", InstanceState::Failing).await;
 }
 
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.

@@ -4,10 +4,10 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use enlist::{Endpoint, Instance, RegisterOptions, Registration, Registry, TaskOwner};
-use enlist_grpc::{Channel, InstanceState};
+use enlist_grpc::{Channel, ChannelBuilder, InstanceState};
 use support::{World, id, say, until, until_ready};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -23,10 +23,43 @@ async fn secure(tasks: &TaskOwner, name: &'static str, host: &str) -> (SocketAdd
     let server = tonic::transport::Server::builder()
         .tls_config(ServerTlsConfig::new().identity(identity))
         .unwrap()
+        .add_service(tonic_health::server::health_reporter().1)
         .add_service(support::echo(name))
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
     tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
     (address, Certificate::from_pem(own.cert.pem()))
+}
+
+/// A server with a certificate of its own.
+struct Secure {
+    address: SocketAddr,
+    ca: Certificate,
+    tasks: TaskOwner,
+}
+
+impl Secure {
+    async fn start() -> Self {
+        let tasks = TaskOwner::new();
+        let (address, ca) = secure(&tasks, "secure", "greeter.test").await;
+        Self { address, ca, tasks }
+    }
+
+    /// Options of a channel that trusts it.
+    fn trusted(&self) -> ChannelBuilder {
+        let ca = self.ca.clone();
+        Channel::builder().settings(move |_, settings| {
+            let tls = ClientTlsConfig::new().ca_certificate(ca.clone()).domain_name("greeter.test");
+            Ok(settings.tls_config(tls)?)
+        })
+    }
+}
+
+/// A world with a secure instance at `port` in it.
+async fn secure_world(port: u16) -> World {
+    let world = World::new();
+    let endpoint = Endpoint::parse(format!("grpcs://127.0.0.1:{port}")).unwrap();
+    world.servers.publish(&world.service, Instance::new(id("a"), [endpoint]).unwrap()).await.unwrap();
+    world
 }
 
 /// Registers an instance with these endpoints.
@@ -34,6 +67,15 @@ async fn listed(world: &World, name: &str, endpoints: &[String]) -> Registration
     let endpoints = endpoints.iter().map(|text| Endpoint::parse(text).unwrap());
     let instance = Instance::new(id(name), endpoints).unwrap();
     world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_idle_channel_lets_a_server_go_that_says_over_tls_that_it_leaves() {
+    let server = Secure::start().await;
+    let world = secure_world(server.address.port()).await;
+    let channel = world.channel(server.trusted().health_check(""), 1).await;
+    server.tasks.stop(Duration::from_secs(20)).await.unwrap();
+    until(&channel, "a", InstanceState::Failing).await;
 }
 
 #[tokio::test]

@@ -55,12 +55,12 @@ impl ConnectionSet {
         current.iter().any(|connection| connection.has_room()) || self.overflow(&current).is_some()
     }
 
-    /// The connection that takes more calls than it is meant to, since there are no further ones.
+    /// The connection that takes more calls than are meant for it, since there can be no further ones and its limit is unknown.
     fn overflow<'a>(&self, current: &'a [Arc<Connection>]) -> Option<&'a Arc<Connection>> {
         if current.len() < self.most {
             return None;
         }
-        current.iter().filter(|connection| connection.may_overflow()).min_by_key(|connection| connection.calls())
+        current.iter().filter(|connection| connection.is_opaque()).min_by_key(|connection| connection.calls())
     }
 
     /// Returns `true` if another connection would be of use.

@@ -31,6 +31,9 @@ const FURTHER_IDLE: Duration = Duration::from_secs(60);
 /// How long a further connection is not tried again that could not be made.
 const FURTHER_RETRY: Duration = Duration::from_secs(1);
 
+/// How often an idle connection over TLS is looked at, for a GOAWAY that cannot be seen.
+const GOAWAY_LOOK: Duration = Duration::from_secs(1);
+
 /// A new connection, and its health stream if there is one.
 type Dialled = (Arc<Connection>, Option<health::Watch>);
 
@@ -118,15 +121,16 @@ impl Subchannel {
         self.failures.store(0, Ordering::Relaxed);
         self.admit(terms, connection);
         tracing::debug!(instance = %self, "instance connected");
-        let follow_health = async {
-            match health {
-                Some(health) => health.follow(|serving| self.note_health(terms, serving)).await,
-                None => pending().await,
+        let with_health = async {
+            let Some(health) = health else { return pending().await };
+            tokio::select! {
+                () = health.follow(|serving| self.note_health(terms, serving)) => {}
+                () = self.hidden_goaway(terms, connection) => {}
             }
         };
         tokio::select! {
             () = self.in_use(terms, connection) => {}
-            () = follow_health => {}
+            () = with_health => {}
         }
         self.demote(terms, connection);
     }
@@ -147,6 +151,28 @@ impl Subchannel {
             self.condition.set(Condition::UNHEALTHY);
         }
         terms.changed.notify_one();
+    }
+
+    /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health stream would
+    /// hold a server that leaves: what was heard on an idle connection may have been one, and a probe tells.
+    async fn hidden_goaway(&self, terms: &Terms, connection: &Connection) {
+        if !connection.is_opaque() {
+            return pending().await;
+        }
+        let started = || self.started.load(Ordering::Relaxed);
+        let (mut explained, mut begun) = (connection.reads(), started());
+        loop {
+            sleep(GOAWAY_LOOK).await;
+            // A call that was begun since would have found out.
+            let idle = begun == started() && connection.calls() == 0;
+            begun = started();
+            if idle && connection.reads() != explained {
+                if probe(connection, terms.connections.probe_timeout).await == ProbeOutcome::Refused {
+                    return;
+                }
+                explained = connection.reads();
+            }
+        }
     }
 
     /// Returns once the other side shows no sign of life although it was asked for one.
