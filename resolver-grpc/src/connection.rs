@@ -9,7 +9,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
@@ -76,6 +76,8 @@ struct Pulse {
     heard: CancellationToken,
     /// The connection is gone.
     lost: CancellationToken,
+    /// The first error of the connection, or its end.
+    cause: OnceLock<String>,
     /// The connection is to be broken off.
     cut: AtomicBool,
     /// Who reads it.
@@ -91,9 +93,18 @@ impl Pulse {
             spent: CancellationToken::new(),
             heard: CancellationToken::new(),
             lost: CancellationToken::new(),
+            cause: OnceLock::new(),
             cut: AtomicBool::new(false),
             reader: AtomicWaker::new(),
         }
+    }
+
+    /// Keeps the first error.
+    fn check<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &outcome {
+            self.cause.get_or_init(|| error.to_string());
+        }
+        outcome
     }
 
     fn note(&self, statement: Statement) {
@@ -216,6 +227,11 @@ impl Connection {
         self.doubted.notified().await;
     }
 
+    /// The error that ended the connection, if it is known.
+    pub(crate) fn cause(&self) -> Option<&str> {
+        self.pulse.cause.get().map(String::as_str)
+    }
+
     /// Says whether the connection is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.pulse.lost.is_cancelled()
@@ -293,8 +309,11 @@ impl AsyncRead for Tracked {
         if pulse.cut.load(Ordering::Acquire) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        ready!(read)?;
+        ready!(pulse.check(read))?;
         let bytes = &buf.filled()[before..];
+        if bytes.is_empty() && buf.remaining() > 0 {
+            pulse.cause.get_or_init(|| "closed by the other side".to_owned());
+        }
         if !bytes.is_empty() {
             pulse.reads.fetch_add(1, Ordering::Relaxed);
             match frames {
@@ -308,7 +327,8 @@ impl AsyncRead for Tracked {
 
 impl AsyncWrite for Tracked {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.pulse.check(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -324,7 +344,8 @@ impl AsyncWrite for Tracked {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.pulse.check(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,11 +6,11 @@ mod support;
 
 use std::time::Duration;
 
-use enlist::Moment;
+use enlist::{BackoffPolicy, Moment, Registry, TaskOwner};
 use enlist_grpc::{Channel, InstanceState};
 use enlist_testkit::{Direction, Mode, eventually, soon};
-use support::{Server, World, begun, id, say, stream, until, until_ready};
-use tokio::time::timeout;
+use support::{SETTINGS, Server, World, addresses, begun, id, listen, say, stream, swallow, until, until_ready};
+use tokio::{io::AsyncWriteExt, time::timeout};
 use tonic::{Code, Streaming};
 
 /// Long enough for a connection that is judged wrongly to be given up.
@@ -172,6 +172,36 @@ async fn an_idle_channel_lets_a_server_go_that_says_it_leaves() {
     // Fails if the server does not end: it waits for the end of the health stream.
     servers[0].stop().await;
     until(&channel, "a", InstanceState::Failing).await;
+}
+
+/// The port of a server that ends each connection soon after its first word.
+async fn flapping(tasks: &TaskOwner) -> u16 {
+    listen(tasks, |mut connection| async move {
+        connection.write_all(&SETTINGS).await.unwrap();
+        _ = timeout(Duration::from_millis(100), swallow(&mut connection)).await;
+    })
+    .await
+}
+
+#[tokio::test]
+async fn connections_that_do_not_last_hold_up_no_call() {
+    let tasks = TaskOwner::new();
+    let port = flapping(&tasks).await;
+    let world = World::new();
+    for instance in addresses(1, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let rarely = BackoffPolicy::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
+    let channel = Channel::builder().redial(rarely).build(&world.view()).unwrap();
+    until(&channel, "i0", InstanceState::Failing).await;
+    // Whoever is connected although not well takes the calls then.
+    let server = Server::start("ill").await;
+    server.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    world.register(&server, server.instance()).await;
+    let channel = Channel::builder().redial(rarely).health_check("").build(&world.view()).unwrap();
+    until(&channel, "ill", InstanceState::Unhealthy).await;
+    until(&channel, "i0", InstanceState::Failing).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "ill");
 }
 
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.

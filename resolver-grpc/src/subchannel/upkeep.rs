@@ -78,18 +78,26 @@ impl Subchannel {
                         backoff.reset();
                         continue;
                     }
+                    // Calls would wait for it during the delay that is due.
+                    let cause = connection.cause().unwrap_or("it took no more calls");
+                    self.note_failure(terms, format!("the connection ended after {:?}: {cause}", connected.elapsed()));
                 }
                 Err(failure) => {
                     let text = failure.text();
                     tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
-                    self.trouble.store(Some(Arc::new(text)));
-                    self.condition.set(Condition::FAILED);
-                    terms.changed.notify_one();
+                    self.note_failure(terms, text);
                 }
             }
             // Whether it was woken or not, the next dial is due.
             let _ = timeout(backoff.next_delay(), self.wake.notified()).await;
         }
+    }
+
+    /// Lets calls know that the next dial is not at once, and why.
+    fn note_failure(&self, terms: &Terms, trouble: String) {
+        self.trouble.store(Some(Arc::new(trouble)));
+        self.condition.set(Condition::FAILED);
+        terms.changed.notify_one();
     }
 
     /// A new connection and, if asked for, what the health service says over it.
