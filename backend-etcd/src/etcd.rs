@@ -109,7 +109,10 @@ impl Etcd {
     }
 
     /// Ends the session in order: its tasks stop and its leases are revoked, which removes its instances and locks at
-    /// once. Later calls fail with [`Error::Closed`].
+    /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as [`Registration::deregister`]
+    /// does it, as far as etcd confirms that within 3 s. Later calls fail with [`Error::Closed`].
+    ///
+    /// [`Registration::deregister`]: enlist::Registration::deregister
     ///
     /// # Errors
     ///

@@ -8,8 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Error, Instance, InstanceId, LeaseId, LeaseTerms, RegisterOptions, Registration, Registry, Revision,
-    ServiceRef, registration,
+    Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, RegisterOptions, Registration, Registry,
+    Revision, ServiceRef, registration,
 };
 use tracing::Instrument;
 
@@ -115,10 +115,17 @@ impl Etcd {
         let (registration, driver) = registration(service.clone(), instance, source);
         let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| layout.accepts(&named, instance, owner.as_deref()));
+        let withdrawal = driver.withdrawal();
         let registrar = Registrar::new(&self.session, slot.into(), registration.instance().id(), driver, options);
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
-        self.session.tasks.run("registration", registrar.run().instrument(span))?;
+        let task = registrar.run().instrument(span);
+        match options.lease {
+            LeaseChoice::Given(_) => {
+                self.session.tasks.run("registration", self.session.departures.accompany(withdrawal, task))?;
+            }
+            _ => self.session.tasks.run("registration", task)?,
+        }
         Ok(registration)
     }
 

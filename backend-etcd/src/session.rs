@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Counters, Error, TaskOwner, observation::Observations, slots::Slots};
+use enlist::{Counters, Error, TaskOwner, observation::Observations, registration::Departures, slots::Slots};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -28,6 +28,9 @@ use crate::{
 
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a close waits for the removal of instances on given leases.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// How many registrations may look at their key at the same time, so that thousands that lost their watch together do not
 /// stampede.
@@ -63,6 +66,8 @@ pub(crate) struct Session {
     pub(crate) reads: Semaphore,
     /// How many registrations there are.
     pub(crate) registrations: AtomicUsize,
+    /// Those of them whose leases are not this session's to revoke.
+    pub(crate) departures: Departures,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) lock_layout: Arc<GuardedLocks>,
     pub(crate) counters: Arc<Counters>,
@@ -141,6 +146,7 @@ impl Session {
             numbers: Numbers::default(),
             reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),
+            departures: Departures::default(),
             layout,
             lock_layout,
             malformed: Arc::new(MalformedValues::new(Arc::clone(&counters))),
@@ -159,11 +165,18 @@ impl Session {
     /// Refuses calls after the end, and calls from outside a runtime, where waiting would panic.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         Handle::try_current().map_err(|_| Error::Closed)?;
-        if self.tasks.stop_signal().is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+        let closed = self.departures.has_begun() || self.tasks.stop_signal().is_cancelled();
+        if closed { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Ends it in order: the tasks stop, and the leases are revoked, which removes instances and locks.
+    /// Ends it in order: instances on given leases are removed, the tasks stop, and the leases are revoked, which removes the other
+    /// instances and the locks.
     pub(crate) async fn close(&self, limit: Duration) -> Result<(), enlist::StopError> {
+        // The tasks stop also if this future is dropped.
+        let _stop = self.tasks.stop_signal().drop_guard();
+        if !self.departures.leave(LEAVE.min(limit)).await {
+            tracing::warn!("not all instances on given leases were removed, they stay as long as those");
+        }
         let leases = self.leases.alive();
         let stopped = self.tasks.stop(limit).await;
         let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.conn, lease)));

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive,
-    observation::Observations, slots::Slots,
+    observation::Observations, registration::Departures, slots::Slots,
 };
 
 #[cfg(feature = "defects")]
@@ -17,6 +17,9 @@ use crate::{
 
 /// How long a close waits for the client's tasks.
 const CLOSE: Duration = Duration::from_secs(5);
+
+/// How long a close waits for the removal of instances on given leases.
+const LEAVE: Duration = Duration::from_secs(3);
 
 /// A store in memory. Clones share it.
 ///
@@ -54,6 +57,7 @@ impl MemoryStore {
             leases: Leases::default(),
             slots: Slots::default(),
             observations: Observations::default(),
+            departures: Departures::default(),
         };
         MemoryClient { inner: Arc::new(inner) }
     }
@@ -146,13 +150,16 @@ pub(crate) struct Inner {
     pub(crate) leases: Leases,
     pub(crate) slots: Slots<Key>,
     pub(crate) observations: Observations<Key>,
+    /// Registrations whose leases are not this client's to revoke.
+    pub(crate) departures: Departures,
 }
 
 impl Inner {
     /// Refuses calls after the end, and calls from outside a runtime, where waiting would panic.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
-        if self.tasks.stop_signal().is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+        let closed = self.departures.has_begun() || self.tasks.stop_signal().is_cancelled();
+        if closed { Err(Error::Closed) } else { Ok(()) }
     }
 }
 
@@ -185,7 +192,8 @@ impl MemoryClient {
         self.inner.tasks.stop(CLOSE).await
     }
 
-    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Later calls fail with
+    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Before that, instances on
+    /// [given leases](enlist::LeaseChoice::Given) are removed, as far as the store answers within 3 s. Later calls fail with
     /// [`Error::Closed`].
     ///
     /// # Errors
@@ -196,6 +204,10 @@ impl MemoryClient {
     ///
     /// The session ends all the same; leases that were not revoked yet run out.
     pub async fn close(&self) -> Result<(), enlist::StopError> {
+        // The tasks stop also if this future is dropped.
+        let _stop = self.inner.tasks.stop_signal().drop_guard();
+        // What was not removed stays as long as its lease.
+        let _ = self.inner.departures.leave(LEAVE).await;
         let leases = self.inner.leases.alive();
         let stopped = self.inner.tasks.stop(CLOSE).await;
         for lease in leases {

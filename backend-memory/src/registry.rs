@@ -66,7 +66,13 @@ impl Registry for MemoryClient {
             driver,
             options: options.clone(),
         };
-        client.tasks.run("registration", registrar.run())?;
+        match options.lease {
+            LeaseChoice::Given(_) => {
+                let withdrawal = registrar.driver.withdrawal();
+                client.tasks.run("registration", client.departures.accompany(withdrawal, registrar.run()))?;
+            }
+            _ => client.tasks.run("registration", registrar.run())?,
+        }
         registration.started(&options).await
     }
 

@@ -3,6 +3,7 @@
 //! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
 //! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
+mod departures;
 mod handle;
 mod health;
 
@@ -15,7 +16,7 @@ use std::{
 
 use tokio::sync::watch;
 
-pub use self::handle::InstanceHandle;
+pub use self::{departures::Departures, handle::InstanceHandle};
 use crate::{
     error::{Cause, Error, Owner},
     feed::KeepAlive,
@@ -381,7 +382,7 @@ impl RegistrationStates {
     }
 }
 
-/// For backends: a look at another registration of the same session, which keeps nothing alive but the state.
+/// For backends: a look at another registration of the same session, and the way to end it. It keeps nothing alive but the state.
 #[derive(Clone, Debug)]
 pub struct Withdrawal {
     shared: Arc<Shared>,
@@ -391,6 +392,12 @@ impl Withdrawal {
     /// Returns `true` once the instance is no longer to be present.
     pub fn is_withdrawn(&self) -> bool {
         self.shared.desired.borrow().goal != Goal::Present
+    }
+
+    /// Wants the instance to be absent, as if its handle was dropped.
+    pub fn withdraw(&self) {
+        set_goal(&self.shared, Goal::Dropped);
+        self.shared.stop_checks();
     }
 
     /// Returns the revision of the last acknowledged write; `None` before one.

@@ -51,6 +51,7 @@ macro_rules! each_case {
             register::registrations_of_one_process_share_a_lease [Id]
             register::an_instance_on_its_own_lease_dies_alone [Id]
             register::a_given_lease_is_used_and_not_revoked [Id]
+            register::a_close_removes_what_is_on_a_given_lease [Id Details]
             register::a_registration_outlives_the_backend_object []
             register::deregistering_without_an_answer_goes_on_until_confirmed []
             register::impossible_input_is_refused_before_anything_is_sent []

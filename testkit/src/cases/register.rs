@@ -625,6 +625,28 @@ pub async fn a_given_lease_is_used_and_not_revoked(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*server, &service).await), expected(&["a"]));
 }
 
+pub async fn a_close_removes_what_is_on_a_given_lease(h: &impl Harness) {
+    let (keeper, leaving, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let _a = register(h, &keeper, &service, "a").await;
+    let lease = h.lease_of(&service, &id("a")).await.unwrap();
+    let given = || options(h).lease(LeaseChoice::Given(lease));
+    let mut kept = Vec::new();
+    for name in ["b", "c"] {
+        kept.push(leaving.register(&service, instance(name), given()).await.unwrap());
+    }
+    let mut watcher = watch(&client, &service).await;
+    until(&mut watcher, "all", |change| change.snapshot.len() == 3).await;
+    soon("closed", leaving.close()).await;
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]), "only its own ones are removed");
+    let left = until(&mut watcher, "two left", |change| change.snapshot.len() == 1).await;
+    assert!(left.snapshot.left(&id("b")) && left.snapshot.left(&id("c")), "they have left in order");
+    for registration in kept {
+        assert!(matches!(registration.state(), RegistrationState::Ended), "{:?}", registration.state());
+        assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    }
+}
+
 pub async fn a_registration_outlives_the_backend_object(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;

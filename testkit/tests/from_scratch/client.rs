@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions, Resolver,
     Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, observation::Observations,
-    slots::Slots,
+    registration::Departures, slots::Slots,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskOwner,
     pub(crate) slots: Slots<Key>,
     pub(crate) observations: Observations<Key>,
+    /// Registrations on leases of somebody else's.
+    pub(crate) departures: Departures,
     pub(crate) shared: Mutex<BTreeMap<LeaseTerms, Arc<Lease>>>,
 }
 
@@ -55,7 +57,8 @@ impl Scratch {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         let link = Arc::new(Link { store, cut: watch::Sender::new(false) });
         let (tasks, slots, observations) = (TaskOwner::new(), Slots::default(), Observations::default());
-        Self(Arc::new(Inner { link, tasks, slots, observations, shared: Mutex::default() }))
+        let departures = Departures::default();
+        Self(Arc::new(Inner { link, tasks, slots, observations, departures, shared: Mutex::default() }))
     }
 
     /// Asks the store, unless the client is closed.

@@ -36,6 +36,7 @@ impl Fate for Process {
     }
 
     async fn close(&self) {
+        self.0.0.departures.leave(Duration::from_secs(3)).await;
         self.crash().await;
         let leases: Vec<_> = self.0.0.shared.lock().unwrap().values().map(|lease| lease.id).collect();
         let _ = self.0.0.link.ask(|data| leases.into_iter().for_each(|lease| _ = data.revoke(lease)));

@@ -345,7 +345,14 @@ impl Registry for Scratch {
             entitlement: Entitlement::default(),
             gave_way: false,
         };
-        self.0.tasks.run("registration", registrar.run())?;
+        match options.lease {
+            // Nobody ends that lease when the client is closed.
+            LeaseChoice::Given(_) => {
+                let withdrawal = registrar.driver.withdrawal();
+                self.0.tasks.run("registration", self.0.departures.accompany(withdrawal, registrar.run()))?;
+            }
+            _ => self.0.tasks.run("registration", registrar.run())?,
+        }
         registration.started(&options).await
     }
 

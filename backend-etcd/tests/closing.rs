@@ -1,0 +1,76 @@
+//! The end of a session that has instances on given leases.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry, Resolver,
+    ServiceRef,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, eventually, soon};
+use futures::FutureExt;
+use tokio::time::Instant;
+
+const KEYS: &[u8] = b"enlist/services/default/svc/";
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
+}
+
+async fn register(etcd: &Etcd, id: &str, lease: LeaseChoice) -> Registration {
+    let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let options = RegisterOptions::new().lease(lease);
+    soon("registered", etcd.register(&service(), instance, options)).await.unwrap()
+}
+
+/// A client with an instance on the lease of another one.
+async fn with_a_given_lease(fake: &FakeEtcd) -> (Etcd, Etcd, [Registration; 2]) {
+    let (keeper, etcd) = (client(fake), client(fake));
+    let kept = register(&keeper, "kept", LeaseChoice::Shared).await;
+    let given = LeaseId::new(fake.lease_ids()[0]);
+    let registration = register(&etcd, "given", LeaseChoice::Given(given)).await;
+    assert_eq!((fake.under(KEYS).len(), fake.leases()), (2, 1));
+    (keeper, etcd, [kept, registration])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_without_an_answer_ends_in_time() {
+    let fake = FakeEtcd::start();
+    let (_keeper, etcd, _registrations) = with_a_given_lease(&fake).await;
+    fake.freeze();
+    let begun = Instant::now();
+    etcd.close().await.unwrap();
+    assert!(begun.elapsed() <= Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(matches!(etcd.resolve(&service()).await, Err(Error::Closed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_that_is_dropped_ends_the_session_all_the_same() {
+    let fake = FakeEtcd::start();
+    let (_keeper, etcd, _registrations) = with_a_given_lease(&fake).await;
+    fake.freeze();
+    assert!(etcd.close().now_or_never().is_none());
+    fake.thaw();
+    assert!(matches!(etcd.resolve(&service()).await, Err(Error::Closed)));
+    // Its tasks have stopped: a second close has nothing to wait for.
+    let begun = Instant::now();
+    etcd.close().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+/// What was dropped before is still on its way out.
+#[tokio::test(start_paused = true)]
+async fn a_close_waits_for_what_was_dropped_before() {
+    let fake = FakeEtcd::start();
+    let (_keeper, etcd, [_kept, registration]) = with_a_given_lease(&fake).await;
+    drop(registration);
+    etcd.close().await.unwrap();
+    assert_eq!(fake.under(KEYS).len(), 1);
+    eventually("the other one stays", || async { if fake.leases() == 1 { Ok(()) } else { Err(fake.leases()) } }).await;
+}

@@ -1,0 +1,97 @@
+//! The orderly end of instances that outlive their session because their leases are somebody else's.
+
+use std::{future::Future, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::Withdrawal;
+
+/// For backends: registrations of a session that are withdrawn one by one when it is closed. For those on
+/// [given leases](crate::LeaseChoice::Given), which the session does not revoke.
+#[derive(Debug, Default)]
+pub struct Departures {
+    closing: CancellationToken,
+    running: TaskTracker,
+}
+
+impl Departures {
+    /// Returns `true` once the session is being closed: nothing new is to begin.
+    pub fn has_begun(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
+    /// Returns `task`, the work of a registration, as one that is withdrawn when the session is closed.
+    pub fn accompany<F>(&self, withdrawal: Withdrawal, task: F) -> impl Future<Output = ()> + use<F>
+    where
+        F: Future<Output = ()>,
+    {
+        let (closing, running) = (self.closing.clone(), self.running.token());
+        let task = Box::pin(task);
+        async move {
+            let _running = running;
+            let mut task = task;
+            tokio::select! {
+                // First, for one that begins too late.
+                biased;
+                () = closing.cancelled() => withdrawal.withdraw(),
+                () = &mut task => return,
+            }
+            task.await;
+        }
+    }
+
+    /// Withdraws all registrations and waits, at most `limit`, until they have ended. Says whether they have.
+    ///
+    /// # Cancel safety
+    ///
+    /// They are withdrawn all the same.
+    pub async fn leave(&self, limit: Duration) -> bool {
+        self.closing.cancel();
+        self.running.close();
+        tokio::time::timeout(limit, self.running.wait()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registration::{Goal, tests::pair};
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_accompanied_is_withdrawn_and_waited_for() {
+        let departures = Departures::default();
+        let owner = crate::TaskOwner::new();
+        let mut kept = Vec::new();
+        for takes in [1, 3, 60] {
+            let (registration, driver) = pair();
+            let withdrawal = driver.withdrawal();
+            let task = async move {
+                driver.unwanted().await;
+                assert_eq!(driver.goal(), Goal::Dropped);
+                tokio::time::sleep(Duration::from_secs(takes)).await;
+            };
+            owner.spawn("registration", departures.accompany(withdrawal, task)).unwrap();
+            kept.push(registration);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!departures.has_begun());
+        let begun = tokio::time::Instant::now();
+        assert!(!departures.leave(Duration::from_secs(2)).await);
+        assert!(!departures.leave(Duration::from_secs(2)).await, "one takes longer");
+        assert!(departures.leave(Duration::from_secs(600)).await && departures.has_begun());
+        assert_eq!(begun.elapsed(), Duration::from_secs(60));
+        let (registration, driver) = pair();
+        let withdrawal = driver.withdrawal();
+        let late = async move { assert!(driver.withdrawal().is_withdrawn(), "it begins too late") };
+        departures.accompany(withdrawal, late).await;
+        drop(registration);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_has_ended_is_not_waited_for() {
+        let departures = Departures::default();
+        let (_registration, driver) = pair();
+        departures.accompany(driver.withdrawal(), async {}).await;
+        assert!(departures.leave(Duration::ZERO).await || departures.leave(Duration::from_secs(1)).await);
+    }
+}
