@@ -175,6 +175,8 @@ struct Group {
     tasks: TaskOwner,
     /// How many groups there are.
     count: Arc<AtomicUsize>,
+    /// Of the watch of a single key.
+    _single: Option<Single>,
 }
 
 #[derive(Debug, Default)]
@@ -239,11 +241,13 @@ impl Group {
     fn start(
         session: &Arc<Session>,
         count: &Arc<AtomicUsize>,
+        single: Option<Single>,
         reader: impl FnOnce() -> Result<FeedReader<Mirror>, Error>,
     ) -> Result<Arc<Self>, Error> {
         count.fetch_add(1, Ordering::Relaxed);
         let tasks = TaskOwner::on(session.runtime());
-        let group = Arc::new(Self { inner: Mutex::default(), tasks, count: Arc::clone(count) });
+        let group = Self { inner: Mutex::default(), tasks, count: Arc::clone(count), _single: single };
+        let group = Arc::new(group);
         let reader = reader()?;
         group.tasks.run("own keys", dispatch(Arc::downgrade(&group), reader))?;
         Ok(group)
@@ -302,9 +306,30 @@ async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
 #[derive(Debug, Default)]
 pub(crate) struct OwnKeys {
     shared: Mutex<HashMap<KeyRange, Weak<Group>>>,
-    /// Own keys with a watch each, by service.
-    single: Mutex<HashMap<ServiceRef, Vec<Weak<Group>>>>,
+    single: Arc<Singles>,
     count: Arc<AtomicUsize>,
+}
+
+/// How many own keys of each service have a watch of their own.
+type Singles = Mutex<HashMap<ServiceRef, usize>>;
+
+/// Counts as one of them.
+#[derive(Debug)]
+struct Single {
+    service: ServiceRef,
+    all: Arc<Singles>,
+}
+
+impl Drop for Single {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.service) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.service);
+            }
+        }
+    }
 }
 
 /// Which watch an own key gets, when its service has `single` of its own and the session `watches` in all.
@@ -331,27 +356,17 @@ impl OwnKeys {
         record: &Record,
         alone: bool,
     ) -> Result<Ward, Error> {
-        let this = &session.own_keys;
-        let mut single = this.single.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_service = single.entry(service.clone()).or_default();
-        of_service.retain(|group| group.strong_count() > 0);
-        let layout = &session.layout;
-        let share = if alone { Share::Own } else { share(of_service.len(), this.count.load(Ordering::Relaxed)) };
+        let (this, layout) = (&session.own_keys, &session.layout);
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
-        let group = match share {
-            Share::Own => {
+        let group = match this.share(service, alone) {
+            (Share::Own, single) => {
                 let known =
                     || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified, Begin::Known);
-                let group = Group::start(session, &this.count, known)?;
-                of_service.push(Arc::downgrade(&group));
-                group
+                Group::start(session, &this.count, single, known)?
             }
-            Share::Service => this.shared(session, layout.service_range(service)?)?,
-            Share::Namespace => this.shared(session, namespace()?)?,
+            (Share::Service, _) => this.shared(session, layout.service_range(service)?)?,
+            (Share::Namespace, _) => this.shared(session, namespace()?)?,
         };
-        if of_service.is_empty() {
-            single.remove(service);
-        }
         Ok(group.ward(&record.key))
     }
 
@@ -363,9 +378,23 @@ impl OwnKeys {
             this.shared(session, range.clone())?
         } else {
             let revision = record.modified;
-            Group::start(session, &this.count, || Hub::follow_key(session, &key, Some(record), revision, Begin::Known))?
+            Group::start(session, &this.count, None, || {
+                Hub::follow_key(session, &key, Some(record), revision, Begin::Known)
+            })?
         };
         Ok(group.ward(&key))
+    }
+
+    /// Which watch the next own key of `service` gets. One of its own counts from then on.
+    fn share(&self, service: &ServiceRef, alone: bool) -> (Share, Option<Single>) {
+        let mut all = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_service = all.get(service).copied().unwrap_or_default();
+        let share = if alone { Share::Own } else { share(of_service, self.count.load(Ordering::Relaxed)) };
+        let single = (share == Share::Own).then(|| Single { service: service.clone(), all: Arc::clone(&self.single) });
+        if single.is_some() {
+            all.insert(service.clone(), of_service + 1);
+        }
+        (share, single)
     }
 
     fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<Group>, Error> {
@@ -374,7 +403,7 @@ impl OwnKeys {
             return Ok(group);
         }
         shared.retain(|_, group| group.strong_count() > 0);
-        let group = Group::start(session, &self.count, || session.hub.follow(session, &range))?;
+        let group = Group::start(session, &self.count, None, || session.hub.follow(session, &range))?;
         shared.insert(range, Arc::downgrade(&group));
         Ok(group)
     }
@@ -383,6 +412,12 @@ impl OwnKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry};
+
+    /// A key is watched once it is this old.
+    const UNWATCHED: Duration = Duration::from_millis(500);
 
     fn at(revision: u64, modified: Option<u64>) -> Seen {
         let revision = Revision::new(revision);
@@ -414,6 +449,33 @@ mod tests {
         assert!(gone(at(3, None), 3) && gone(at(9, Some(9)), 4), "deleted, created anew");
         let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
         assert!(gone(other, 3));
+    }
+
+    /// A process that registers under ever other services.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_of_a_service_goes_with_its_last_registration() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        for round in 0..20 {
+            let mut registrations = Vec::new();
+            // So many that some have a watch of their own, and some share one.
+            for number in 0..FEW + 2 {
+                let id = InstanceId::parse(format!("i{number}")).unwrap();
+                let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+                let service = ServiceRef::parse(&format!("svc{round}")).unwrap();
+                let registering = etcd.register(&service, instance, RegisterOptions::new());
+                registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
+            }
+            tokio::time::sleep(UNWATCHED * 4).await;
+            let own_keys = &etcd.session.own_keys;
+            assert_eq!(own_keys.single.lock().unwrap().len(), 1, "services in round {round}");
+            assert_eq!(own_keys.count.load(Ordering::Relaxed), FEW + 1, "watches in round {round}");
+            for registration in registrations {
+                enlist_testkit::soon("deregistered", registration.deregister()).await.unwrap();
+            }
+        }
+        assert!(etcd.session.own_keys.single.lock().unwrap().is_empty());
+        assert_eq!(etcd.session.own_keys.count.load(Ordering::Relaxed), 0);
     }
 
     #[test]
