@@ -224,7 +224,7 @@ impl Audit {
                 self.look(page, if advanced { 1 } else { look + 1 }, advanced, mirror)
             }
             (Stage::Asking { .. }, Some(Err(failure))) => {
-                tracing::debug!(range = %range.describe(), ?failure, "audit not answered");
+                tracing::debug!(range = %range.describe(), cause = %failure, "audit not answered");
                 self.rest(mirror.len());
                 self.soon();
                 Outcome::Pending

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Moment, TaskOwner};
+use enlist::{Moment, TaskOwner, clock::rounded, error::with_causes};
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared},
@@ -127,19 +127,36 @@ pub(crate) enum Members {
     Fixed(Channel),
 }
 
+impl Members {
+    /// The URL of the member at this place.
+    fn url(&self, at: usize) -> Option<http::Uri> {
+        match self {
+            Self::Urls { urls, .. } if !urls.is_empty() => Some(urls[at % urls.len()].uri().clone()),
+            Self::Urls { .. } | Self::Fixed(_) => None,
+        }
+    }
+}
+
 /// One connection of a [`Failover`]. Clones are the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialled {
     /// Counts the connections of its channel.
     generation: u64,
     given_up: CancellationToken,
+    /// Whose it is; `None` for a channel that the user made.
+    url: Option<Arc<http::Uri>>,
     /// Whether its member answers requests for progress in order, once that is known.
     ordered: Arc<OnceLock<bool>>,
 }
 
 impl Dialled {
-    fn new(generation: u64) -> Self {
-        Self { generation, given_up: CancellationToken::new(), ordered: Arc::default() }
+    fn new(generation: u64, url: Option<http::Uri>) -> Self {
+        Self { generation, given_up: CancellationToken::new(), url: url.map(Arc::new), ordered: Arc::default() }
+    }
+
+    /// The endpoint that it leads to, if that is known.
+    pub(crate) fn url(&self) -> Option<&http::Uri> {
+        self.url.as_deref()
     }
 
     /// Says whether what a watch answers to a request for progress comes after the events before it. `None` is not known yet.
@@ -226,9 +243,9 @@ enum Link {
 }
 
 impl Pinned {
-    fn up(&mut self, at: usize, channel: Channel) -> (Dialled, Channel) {
+    fn up(&mut self, at: usize, url: Option<http::Uri>, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
-        let connection = Dialled::new(self.generation);
+        let connection = Dialled::new(self.generation, url);
         self.at = at;
         self.link = Link::Up(connection.clone(), channel.clone());
         (connection, channel)
@@ -287,14 +304,6 @@ impl Failover {
         self.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The member that is, or is next to be, dialled.
-    fn url(&self) -> Option<http::Uri> {
-        match &*self.inner.members {
-            Members::Urls { urls, .. } if !urls.is_empty() => Some(urls[self.pinned().at % urls.len()].uri().clone()),
-            Members::Urls { .. } | Members::Fixed(_) => None,
-        }
-    }
-
     fn shows_no_identity(&self) -> bool {
         matches!(&*self.inner.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
     }
@@ -333,7 +342,7 @@ impl Failover {
             let mut pinned = self.pinned();
             match (&pinned.link, &*self.inner.members) {
                 (Link::Up(connection, channel), _) => return Ok((connection.clone(), channel.clone())),
-                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(0, channel.clone())),
+                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(0, None, channel.clone())),
                 (Link::Dialling(dialling), _) => dialling.clone(),
                 (Link::Down, Members::Urls { .. }) => {
                     let dialling = self.dial(pinned.at)?;
@@ -363,7 +372,7 @@ impl Failover {
             let Some(inner) = inner.upgrade() else { return };
             let mut pinned = inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
             let outcome = match dialled {
-                Ok((at, channel)) => Ok(pinned.up(at, channel)),
+                Ok((at, channel)) => Ok(pinned.up(at, members.url(at), channel)),
                 Err(cause) => {
                     pinned.link = Link::Down;
                     Err(DialError(cause))
@@ -410,21 +419,10 @@ async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlis
 async fn dial_one(url: &Endpoint, tls: Option<&TlsFiles>, limit: Duration) -> Result<Channel, enlist::Cause> {
     let connect = async {
         let endpoint = with_tls(url, tls).await?;
-        endpoint.connect().await.map_err(|error| said(format!("{}: {}", url.uri(), chain(&error))))
+        endpoint.connect().await.map_err(|error| said(format!("{}: {}", url.uri(), with_causes(&error))))
     };
     let dialled = tokio::time::timeout(limit, connect).await;
-    dialled.unwrap_or_else(|_| Err(said(format!("{}: no connection within {limit:?}", url.uri()))))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut texts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        texts.push(error.to_string());
-        source = error.source();
-    }
-    texts.dedup();
-    texts.join(": ")
+    dialled.unwrap_or_else(|_| Err(said(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
 }
 
 /// Applies TLS from files as they are now, where asked for.
@@ -443,7 +441,7 @@ async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, 
     if let Some(domain) = domain {
         config = config.domain_name(domain);
     }
-    endpoint.tls_config(config).map_err(|error| said(chain(&error)))
+    endpoint.tls_config(config).map_err(|error| said(with_causes(&error).to_string()))
 }
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
@@ -467,7 +465,7 @@ impl Service<http::Request<Body>> for Failover {
         Box::pin(async move {
             let (connection, mut channel) = this.connected().await?;
             used.set(Some(connection.clone()));
-            let url = this.url();
+            let url = connection.url().cloned();
             let answered = match channel.ready().await {
                 Ok(ready) => ready.call(request).await,
                 Err(error) => Err(error),

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, LeaseId, Moment, Revision, TaskOwner};
+use enlist::{Error, LeaseId, Moment, Revision, TaskOwner, clock::rounded};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, TxnOp, WatchClient,
     WatchOptions, WatchStream,
@@ -153,10 +153,12 @@ impl Lane {
         if let Ok(outcome) = tokio::time::timeout(limit, used.by(call)).await {
             return outcome;
         }
-        if let Some(connection) = used.connection() {
-            self.give_up(&connection);
+        let connection = used.connection();
+        if let Some(connection) = &connection {
+            self.give_up(connection);
         }
-        Err(Failure::Lost(said(format!("{what}: no answer within {limit:?}"))))
+        let late = Failure::Lost(said(format!("{what}: no answer within {}", rounded(limit))));
+        Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
     /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this one refuses
@@ -222,12 +224,12 @@ impl Lane {
                     Ok(answer) => return Ok((answer, connection)),
                     Err(failure) => failure,
                 };
-                let moved = connection.is_some_and(|connection| self.blame(&connection, &failure));
+                let moved = connection.as_ref().is_some_and(|connection| self.blame(connection, &failure));
                 match failure {
                     Failure::NeverSent(_) if sends < RESENDS => sends += 1,
                     Failure::Unfit(_) if moved && members < MEMBERS => members += 1,
                     Failure::Leaderless(_) if moved && members < MEMBERS && repeat == Repeat::Harmless => members += 1,
-                    failure => return Err(failure),
+                    failure => return Err(failure.at(connection.as_ref().and_then(Dialled::url))),
                 }
             }
         });

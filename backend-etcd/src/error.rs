@@ -6,7 +6,7 @@
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-use enlist::{Cause, Error, escape::escaped};
+use enlist::{Cause, Error, error::with_causes, escape::escaped};
 use tonic::{Code, Status};
 
 /// What a failed request means.
@@ -39,7 +39,51 @@ pub(crate) enum Failure {
     Final(Error),
 }
 
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NeverSent(cause)
+            | Self::Lost(cause)
+            | Self::Leaderless(cause)
+            | Self::Unfit(cause)
+            | Self::StaleToken(cause)
+            | Self::AnswerTooLarge(cause) => with_causes(&**cause).fmt(f),
+            Self::LeaseNotFound => f.write_str("lease not found"),
+            Self::LeaseExists => f.write_str("lease already exists"),
+            Self::Compacted => f.write_str("history compacted"),
+            Self::FutureRevision => f.write_str("revision ahead of the store"),
+            Self::Denied => f.write_str("permission denied"),
+            Self::Final(error) => with_causes(error).fmt(f),
+        }
+    }
+}
+
 impl Failure {
+    /// The same, as one that occurred at an endpoint. Its cause names that, unless it does already.
+    pub(crate) fn at(self, endpoint: Option<&http::Uri>) -> Self {
+        let Some(endpoint) = endpoint.map(ToString::to_string) else {
+            return self;
+        };
+        let there = |cause: Cause| {
+            let text = with_causes(&*cause).to_string();
+            if text.contains(&endpoint) { cause } else { said(format!("{endpoint}: {text}")) }
+        };
+        match self {
+            Self::NeverSent(cause) => Self::NeverSent(there(cause)),
+            Self::Lost(cause) => Self::Lost(there(cause)),
+            Self::Leaderless(cause) => Self::Leaderless(there(cause)),
+            Self::Unfit(cause) => Self::Unfit(there(cause)),
+            Self::StaleToken(cause) => Self::StaleToken(there(cause)),
+            Self::AnswerTooLarge(cause) => Self::AnswerTooLarge(there(cause)),
+            of_no_member @ (Self::LeaseNotFound
+            | Self::LeaseExists
+            | Self::Compacted
+            | Self::FutureRevision
+            | Self::Denied
+            | Self::Final(_)) => of_no_member,
+        }
+    }
+
     /// The error for the caller; `what` names the keys or the operation.
     pub(crate) fn into_error(self, what: &str) -> Error {
         match self {
@@ -240,6 +284,15 @@ mod tests {
         let stale = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
         assert!(kind(stale).starts_with("StaleToken"));
         assert!(kind("").starts_with("Lost"));
+    }
+
+    #[test]
+    fn a_failure_names_its_endpoint_once() {
+        let endpoint = http::Uri::from_static("http://h:1");
+        let failure = Failure::Lost(said("no answer")).at(Some(&endpoint));
+        assert_eq!(failure.to_string(), "http://h:1/: no answer");
+        assert_eq!(failure.at(Some(&endpoint)).to_string(), "http://h:1/: no answer");
+        assert_eq!(Failure::Lost(said("no answer")).at(None).to_string(), "no answer");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::{
 
 use enlist::{
     Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, LeaseTerms, Moment, TaskOwner,
+    error::with_causes,
     registry::whole_seconds,
     telemetry::{Timer, measured},
 };
@@ -495,7 +496,7 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     let revoke = |mut clients: crate::connection::Clients| async move { clients.lease.revoke(id.get()).await };
     match conn.fast.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
-        Err(failure) => tracing::debug!(lease = id.get(), ?failure, "lease not revoked, it runs out"),
+        Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked, it runs out"),
     }
 }
 
@@ -506,7 +507,7 @@ async fn revoke_for_good(conn: &Connection, id: LeaseId) {
     loop {
         match conn.fast.call("lease revoke", revoke).await {
             Ok(_) | Err(Failure::LeaseNotFound) => return,
-            Err(failure) => tracing::debug!(lease = id.get(), ?failure, "lease not revoked yet"),
+            Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
@@ -591,7 +592,7 @@ impl Keeper {
                 Err(failure) => {
                     wait = pause(self.interval, Some(&mut backoff));
                     let cause = failure.into_error("lease renewal");
-                    tracing::debug!(lease = self.id.get(), %cause, "lease not renewed");
+                    tracing::debug!(lease = self.id.get(), cause = %with_causes(&cause), "lease not renewed");
                     self.tell(LeaseState::Suspect { sent: self.renewed, cause });
                 }
             }

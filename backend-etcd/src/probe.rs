@@ -159,7 +159,7 @@ async fn probe(shared: Arc<Shared>, conn: Arc<Connection>, every: Duration) {
                 }
                 Err(Failure::Denied) => {}
                 Err(failure) => {
-                    tracing::debug!(?failure, "probe not answered");
+                    tracing::debug!(cause = %failure, "probe not answered");
                     break;
                 }
             }
@@ -174,7 +174,7 @@ async fn ask_version(shared: Arc<Shared>, conn: Arc<Connection>) {
     loop {
         shared.opened.notified().await;
         if let Err(failure) = conn.learn_version().await {
-            tracing::debug!(?failure, "member not asked for its version");
+            tracing::debug!(cause = %failure, "member not asked for its version");
         }
     }
 }

@@ -14,7 +14,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision};
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, error::with_causes};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
@@ -57,8 +57,8 @@ enum End {
     TooLarge,
     /// The range is larger than it may be.
     Oversized(Error),
-    /// So many watches in a row gave no sign of life.
-    Silent(u32),
+    /// So many watches in a row gave no sign of life, the last one of which failed so.
+    Silent(u32, Failure),
     /// A request failed, or the stream ended.
     Broken(Failure),
 }
@@ -183,9 +183,9 @@ impl Worker {
                     wanted = wanted.or(Some(Relist::Oversized));
                     self.outgrown(error)
                 }
-                End::Silent(times) => {
+                End::Silent(times, failure) => {
                     wanted = wanted.or((times >= MAX_SILENCES).then_some(Relist::Silent));
-                    self.broken(Failure::Lost(said("the watch gives no sign of life")), &mut backoff)
+                    self.broken(failure, &mut backoff)
                 }
                 // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
                 End::Broken(Failure::StaleToken(_) | Failure::Denied)
@@ -204,7 +204,7 @@ impl Worker {
     /// Publishes the trouble; returns how long to leave it alone.
     fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
         let error = failure.into_error(&self.range.describe());
-        tracing::debug!(cause = %error, "watch broken");
+        tracing::debug!(cause = %with_causes(&error), "watch broken");
         if error.is_retryable() {
             self.feed.stale(error);
             backoff.next_delay()
@@ -217,7 +217,7 @@ impl Worker {
     /// Publishes that the range is too large, and that what is known of it is out of date; returns how long to leave it alone.
     fn outgrown(&mut self, error: Error) -> Duration {
         if !std::mem::replace(&mut self.oversized, true) {
-            tracing::warn!(cause = %error, "range too large, not kept up to date");
+            tracing::warn!(cause = %with_causes(&error), "range too large, not kept up to date");
         }
         self.feed.refuse(error);
         OVERSIZED_RETRY
@@ -288,12 +288,13 @@ impl Worker {
                 if !member_answers || self.silences >= MAX_SILENCES {
                     self.conn.bulk.give_up(connection);
                 }
-                Err(End::Silent(self.silences))
+                let silent = Failure::Lost(said("the watch gives no sign of life"));
+                Err(End::Silent(self.silences, silent.at(connection.url())))
             }
             Err(WatchEnd::Broken(Failure::AnswerTooLarge(_))) => Err(End::TooLarge),
             Err(WatchEnd::Broken(failure)) => {
                 self.conn.bulk.blame(connection, &failure);
-                Err(End::Broken(failure))
+                Err(End::Broken(failure.at(connection.url())))
             }
         }
     }

@@ -15,6 +15,7 @@ use enlist::{
     Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
     RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
     backoff::{herd_window, spread},
+    error::with_causes,
     feed::FeedReader,
     observation::Look,
     reconcile::{self, Found, Observation, Step},
@@ -556,7 +557,7 @@ impl Registrar {
         let next = self.backoff.next_delay();
         let retryable = error.is_retryable();
         let delay = if retryable { next } else { SLOW + spread(SLOW / 4) };
-        tracing::debug!(cause = %error, "not registered");
+        tracing::debug!(cause = %with_causes(&error), "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
         } else {

@@ -667,7 +667,7 @@ impl Stander {
                 Ok(None) => {}
                 Err(failure) => {
                     removed |= failure.is_ambiguous();
-                    tracing::debug!(lock = %self.name, ?failure, "place not removed yet");
+                    tracing::debug!(lock = %self.name, cause = %failure, "place not removed yet");
                     if !self.failed(failure).is_retryable() {
                         pause = SLOW + spread(SLOW / 4);
                     }

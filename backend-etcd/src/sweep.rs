@@ -66,7 +66,7 @@ pub(crate) async fn sweep(session: &Arc<Session>, key: &[u8], mut impossible: Im
         let absent_at = match remove(session, key).await {
             Ok(absent_at) => absent_at,
             Err(failure) => {
-                tracing::debug!(?failure, "creation of unknown outcome not looked for yet");
+                tracing::debug!(cause = %failure, "creation of unknown outcome not looked for yet");
                 None
             }
         };

@@ -107,7 +107,7 @@ async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
     };
     fake.freeze();
     let cause = late().await.expect("the last trouble");
-    assert!(cause.contains("no answer within 5s"), "{cause}");
+    assert!(cause.contains("no answer within 5 s"), "{cause}");
     fake.thaw();
     let _holder = acquire(&etcd).await;
     assert_eq!(late().await, None, "it is in line, and waits for its turn");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use enlist::{
     Election, Error, Freshness, Leader, LeaderWatcher, Leadership, LockGuard, LockMode, LockName, LockOptions, Loss,
-    Moment, Released, lock::safe_tenure,
+    Moment, Released, error::with_causes, lock::safe_tenure,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{
     args::{Elect, Global, Lock, Run, Telling},
     child::{self, Running, exit_code},
-    output::{Failure, Output, To, with_causes},
+    output::{Failure, Output, To},
     signals::{Signals, ending},
 };
 
@@ -295,7 +295,7 @@ pub(crate) async fn observe(global: &Global, name: &str, output: Output) -> Resu
             signal = signals.next() => return Ok(signal.as_exit()),
         };
         let cause = match &change.freshness {
-            Freshness::Stale { cause, .. } => Some(with_causes(cause)),
+            Freshness::Stale { cause, .. } => Some(with_causes(cause).to_string()),
             _ => None,
         };
         let mut text = match &change.leader {

@@ -10,6 +10,7 @@ use std::{
 
 use enlist::{
     Entry, Error, Health, Instance, Presence,
+    error::with_causes,
     escape::{escaped, is_unprintable},
 };
 use serde::Serialize;
@@ -189,26 +190,12 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (kind, advice) = advice(&error);
         let usage = ["InvalidName", "InvalidAddress", "InvalidConfig"].contains(&kind);
-        let mut text = with_causes(&error);
+        let mut text = with_causes(&error).to_string();
         if !advice.is_empty() {
             text = format!("{text}; {advice}");
         }
         Self::Said { text, kind, code: if usage { USAGE } else { 1 } }
     }
-}
-
-/// The message of an error and of what caused it.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let said = cause.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 fn advice(error: &Error) -> (&'static str, &'static str) {

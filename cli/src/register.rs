@@ -7,7 +7,7 @@ use std::{
 
 use enlist::{
     Deregistered, Endpoint, Health, OnConflict, RegisterOptions, Registration, RegistrationState, Registry, Start,
-    advertise,
+    advertise, error::with_causes,
 };
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::{
     args::{ConflictChoice, Global, Register},
     child::{self, Running, exit_code},
     instances,
-    output::{Failure, Output, To, with_causes},
+    output::{Failure, Output, To},
     signals::{Signal, Signals, ending},
 };
 
@@ -95,7 +95,7 @@ impl Told {
             RegistrationState::Refused { cause } => ("refused", None, Some(cause)),
             _ => ("ended", None, None),
         };
-        let cause = cause.map(|cause| with_causes(cause));
+        let cause = cause.map(|cause| with_causes(cause).to_string());
         let mut text = format!("enlist: {} {event}", self.name);
         if let Some(revision) = revision {
             text = format!("{text} at revision {revision}");
@@ -112,7 +112,7 @@ impl Told {
             Ok(Deregistered::Removed) => ("removed", None),
             Ok(Deregistered::AlreadyGone) => ("already-gone", None),
             Ok(_) => ("left-behind", None),
-            Err(error) => ("failed", Some(with_causes(error))),
+            Err(error) => ("failed", Some(with_causes(error).to_string())),
         };
         let mut text = format!("enlist: {} deregistered: {result}", self.name);
         if let Some(cause) = &cause {

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Directory, Entry, Error, Event, Freshness, Health, Presence, Resolver, ServiceRef, ServiceView, Snapshot,
-    ViewChanges,
+    ViewChanges, error::with_causes,
 };
 use serde_json::json;
 
 use crate::{
     args::Global,
-    output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health, with_causes},
+    output::{Failure, InstanceObject, Output, Paint, Text, To, endpoints, health},
     signals::Signals,
     table::{self, Live},
 };
@@ -154,7 +154,7 @@ impl Lines {
         }
         let age = freshness.age().as_secs_f64();
         let cause = match freshness {
-            Freshness::Stale { cause, .. } => Some(with_causes(cause)),
+            Freshness::Stale { cause, .. } => Some(with_causes(cause).to_string()),
             _ => None,
         };
         let text = match &cause {

@@ -52,6 +52,38 @@ impl Moment {
 /// overflows.
 pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
+/// A duration as texts show it, rounded: a text with nine digits is never the same twice, so that logs cannot be grouped by it. What
+/// needs the exact value takes it from a field.
+///
+/// ```
+/// use enlist::clock::rounded;
+/// use std::time::Duration;
+///
+/// assert_eq!(rounded(Duration::from_nanos(72_108_282)).to_string(), "72 ms");
+/// assert_eq!(rounded(Duration::new(7, 349_999_999)).to_string(), "7.3 s");
+/// assert_eq!(rounded(Duration::new(73, 123_456_789)).to_string(), "73 s");
+/// ```
+pub fn rounded(duration: Duration) -> Rounded {
+    Rounded(duration)
+}
+
+/// A duration that is shown rounded, see [`rounded`].
+#[derive(Clone, Copy, Debug)]
+pub struct Rounded(Duration);
+
+impl fmt::Display for Rounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let to = |unit: Duration| (self.0.saturating_add(unit / 2)).as_nanos() / unit.as_nanos();
+        let (millis, tenths, seconds) =
+            (to(Duration::from_millis(1)), to(Duration::from_millis(100)), to(Duration::from_secs(1)));
+        match (millis, tenths) {
+            (..1000, _) => write!(f, "{millis} ms"),
+            (_, ..100) if tenths % 10 != 0 => write!(f, "{}.{} s", tenths / 10, tenths % 10),
+            _ => write!(f, "{seconds} s"),
+        }
+    }
+}
+
 /// How long a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
 const CHECK: Duration = Duration::from_secs(1);
 
@@ -96,6 +128,24 @@ mod tests {
         let left = Duration::from_millis(50);
         let waiting = sleep_until_elapsed(before, hour + left);
         tokio::time::timeout(hour / 60, waiting).await.unwrap();
+    }
+
+    #[test]
+    fn a_duration_has_few_digits_in_texts() {
+        for (nanos, shown) in [
+            (0, "0 ms"),
+            (499_999, "0 ms"),
+            (999_499_999, "999 ms"),
+            (999_500_000, "1 s"),
+            (2_500_000_000, "2.5 s"),
+            (4_999_837_112, "5 s"),
+            (9_949_999_999, "9.9 s"),
+            (9_950_000_000, "10 s"),
+            (73_499_999_999, "73 s"),
+        ] {
+            assert_eq!(rounded(Duration::from_nanos(nanos)).to_string(), shown);
+        }
+        assert_eq!(rounded(Duration::MAX).to_string(), "18446744073709551615 s");
     }
 
     #[test]

@@ -25,8 +25,8 @@ use tracing::Instrument;
 pub use self::changes::ViewChanges;
 use self::view_task::Keeper;
 use crate::{
-    clock::LONGEST,
-    error::Error,
+    clock::{LONGEST, rounded},
+    error::{Error, with_causes},
     freshness::Freshness,
     name::ServiceRef,
     picker::{Filter, Latest, Picker, Policy},
@@ -341,7 +341,7 @@ impl Shared {
         match (before.map(|before| before.is_live()), &now) {
             (Some(false), Freshness::Live { .. }) => tracing::info!(%service, "view live again"),
             (Some(true) | None, Freshness::Stale { cause, .. }) => {
-                tracing::warn!(%service, ?age, %cause, "view stale");
+                tracing::warn!(%service, age = %rounded(age), cause = %with_causes(cause), "view stale");
             }
             _ => {}
         }

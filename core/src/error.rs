@@ -6,6 +6,7 @@
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use crate::{
+    clock::rounded,
     escape::escaped,
     name::{InstanceId, ServiceRef},
     revision::{LeaseId, Revision},
@@ -141,7 +142,7 @@ pub enum Error {
     },
     /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The observation
     /// goes on while no call waits for it, so a repeated call completes it.
-    #[error("instance {id} of {service} is held by a lease that may be a leftover, which is decided in {:.1} s", left.as_secs_f64())]
+    #[error("instance {} of {} is held by a lease that may be a leftover, which is decided in {}", escaped(id), escaped(service), rounded(*left))]
     Observing {
         /// The service.
         service: ServiceRef,
@@ -185,7 +186,7 @@ pub enum Error {
     #[error("store unavailable")]
     Unavailable(#[source] Cause),
     /// The deadline passed. What was begun is undone in the background, unless the method says otherwise.
-    #[error("{op} took longer than {limit:?}")]
+    #[error("{op} took longer than {}", rounded(*limit))]
     Timeout {
         /// What took too long.
         op: &'static str,
@@ -283,6 +284,36 @@ fn stored_at(revision: Option<Revision>) -> String {
     revision.map_or_else(String::new, |revision| format!(", stored at revision {revision}"))
 }
 
+/// The message of an error, followed by those of its causes, for logs and for people: `store unavailable: connection refused`. A cause
+/// that is repeated in what is before it is left out. [Escaped](crate::escape), so that it is one line.
+///
+/// ```
+/// use enlist::{Error, error::with_causes};
+///
+/// let error = Error::unavailable("connection refused");
+/// assert_eq!(with_causes(&error).to_string(), "store unavailable: connection refused");
+/// ```
+pub fn with_causes<'a>(error: &'a (dyn StdError + 'static)) -> WithCauses<'a> {
+    WithCauses(error)
+}
+
+/// An error that is shown with its causes, see [`with_causes`].
+#[derive(Clone, Copy, Debug)]
+pub struct WithCauses<'a>(&'a (dyn StdError + 'static));
+
+impl fmt::Display for WithCauses<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = self.0.to_string();
+        for cause in std::iter::successors(self.0.source(), |cause| (*cause).source()) {
+            let said = cause.to_string();
+            if !text.contains(&said) {
+                text = format!("{text}: {said}");
+            }
+        }
+        escaped(text).fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,6 +342,7 @@ mod tests {
                 revision: Some(revision),
             },
             Error::NotRegistered { service: service.clone(), id: id.clone() },
+            Error::Observing { service: service.clone(), id: id.clone(), left: Duration::from_secs(1) },
             Error::NotOwner { service, id, owner: Owner::of(Some("secret"), None), lease: LeaseId::new(1) },
             Error::Conflict { what: hostile.into(), revision },
             Error::PermissionDenied { what: hostile.into() },
@@ -332,6 +364,23 @@ mod tests {
         assert_eq!(text(None), "instance a of default/s is already registered by another owner");
         let stored = text(Some(Revision::new(7)));
         assert_eq!(stored, "instance a of default/s is already registered by another owner, stored at revision 7");
+    }
+
+    #[test]
+    fn the_causes_follow_on_one_line_each_once() {
+        let refused = Error::unavailable(std::io::Error::other("http://h:1: refused\n\u{1b}[2J"));
+        let error = Error::Timeout { op: "acquire", limit: Duration::from_millis(300), cause: Some(Arc::new(refused)) };
+        let text = with_causes(&error).to_string();
+        assert_eq!(text, r"acquire took longer than 300 ms: store unavailable: http://h:1: refused\n\u{1b}[2J");
+        let repeated = Error::unavailable("store unavailable");
+        assert_eq!(with_causes(&repeated).to_string(), "store unavailable");
+    }
+
+    #[test]
+    fn a_limit_is_rounded_in_the_text() {
+        let limit = Duration::new(4, 999_837_112);
+        let error = Error::Timeout { op: "release", limit, cause: None };
+        assert_eq!(error.to_string(), "release took longer than 5 s");
     }
 
     #[test]

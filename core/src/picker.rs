@@ -19,6 +19,7 @@ use fastrand::Rng;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    clock::rounded,
     directory::{Published, ViewUser},
     instance::{Entry, Health, Instance},
     shares::{HashRing, Shares},
@@ -102,7 +103,7 @@ pub enum NoPick {
     #[error("the service is not known yet")]
     Unknown,
     /// What is known is older than the directory's options allow.
-    #[error("what is known is {age:?} old, which is too old")]
+    #[error("what is known is {} old, which is too old", rounded(*age))]
     TooOld {
         /// Its age.
         age: Duration,

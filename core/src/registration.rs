@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 pub use self::{departures::Departures, handle::InstanceHandle};
 use crate::{
-    error::{Cause, Error, Owner},
+    error::{Cause, Error, Owner, with_causes},
     feed::KeepAlive,
     instance::{Draft, Health, Instance},
     name::ServiceRef,
@@ -521,18 +521,26 @@ impl RegistrationDriver {
         match state {
             S::Registering { last: None } => {}
             S::Registering { last: Some(cause) } if is_observing(cause) => {
+                let cause = with_causes(cause);
                 tracing::info!(%service, %instance, %cause, "id held, equal `owner` options would take it over at once");
             }
             S::Registering { last: Some(cause) } => {
+                let cause = with_causes(cause);
                 tracing::warn!(%service, %instance, %cause, "instance not registered yet");
             }
             S::Registered { revision } => tracing::info!(%service, %instance, %revision, "instance registered"),
-            S::Suspect { cause } => tracing::warn!(%service, %instance, %cause, "registration suspect"),
-            S::Reregistering { cause } => {
-                tracing::warn!(%service, %instance, %cause, "instance lost, registering again");
+            S::Suspect { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "registration suspect");
             }
-            S::Superseded { cause } => tracing::warn!(%service, %instance, %cause, "registration superseded"),
-            S::Refused { cause } => tracing::error!(%service, %instance, %cause, "registration refused"),
+            S::Reregistering { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "instance lost, registering again");
+            }
+            S::Superseded { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "registration superseded");
+            }
+            S::Refused { cause } => {
+                tracing::error!(%service, %instance, cause = %with_causes(cause), "registration refused");
+            }
             S::Ended => tracing::info!(%service, %instance, "registration ended"),
         }
     }

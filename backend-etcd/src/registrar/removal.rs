@@ -101,7 +101,7 @@ impl Registrar {
                 Ok(Written::Done(revision)) => modified = revision,
                 Ok(Written::Refused(_)) => return Ok(None),
                 // That it failed keeps nobody from leaving.
-                Err(failure) => tracing::debug!(?failure, "instance not marked as leaving"),
+                Err(failure) => tracing::debug!(cause = %failure, "instance not marked as leaving"),
             }
         }
         Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {

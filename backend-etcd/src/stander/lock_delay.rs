@@ -5,7 +5,7 @@
 //! one when it is its turn waits, and removes it when it marks its own place. Meanwhile the mark is under a lease that nobody
 //! renews: the delay goes on if the contender gives up.
 
-use enlist::{BackoffPolicy, Error, LockMode, Revision};
+use enlist::{BackoffPolicy, Error, LockMode, Revision, clock::rounded};
 
 use super::{Held, Stander, lost};
 use crate::{error::Failure, layout::LockLayout, record::Record};
@@ -43,7 +43,7 @@ impl Stander {
         });
         let left = left_behind(known, (&mark, token), self.options.mode);
         if !left.is_empty() || fell {
-            tracing::info!(delay = ?self.options.lock_delay, "a holder did not release");
+            tracing::info!(delay = %rounded(self.options.lock_delay), "a holder did not release");
             if !self.want.wait {
                 self.count_down(&left).await;
                 return Ok(false);
@@ -89,7 +89,7 @@ impl Stander {
             self.session.conn.attach(&left, lease).await
         };
         if let Err::<(), Failure>(failure) = counted.await {
-            tracing::debug!(?failure, "the delay is not counted down");
+            tracing::debug!(cause = %failure, "the delay is not counted down");
         }
     }
 }

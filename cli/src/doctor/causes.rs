@@ -77,7 +77,7 @@ pub(super) fn text(error: &Error) -> String {
             }
             texts.join(": ")
         }
-        other => crate::output::with_causes(other),
+        other => enlist::error::with_causes(other).to_string(),
     }
 }
 

@@ -11,8 +11,8 @@ use tokio::{sync::watch, time::Instant};
 use super::{DirectoryOptions, Inner, Published, Shared, disk, protection::Protection};
 use crate::{
     backoff::{Backoff, BackoffPolicy},
-    clock::Moment,
-    error::Error,
+    clock::{Moment, rounded},
+    error::{Error, with_causes},
     freshness::Freshness,
     resolver::{Change, Resolver, Watcher},
     snapshot::Snapshot,
@@ -227,13 +227,13 @@ impl Keeper {
         let service = self.shared.service.clone();
         let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service));
         let Ok(read) = tokio::time::timeout(DISK_READ, read).await else {
-            tracing::warn!(service = %self.shared.service, limit = ?DISK_READ, "view not read from disk in time");
+            tracing::warn!(service = %self.shared.service, limit = %rounded(DISK_READ), "view not read from disk in time");
             return;
         };
         let Some((snapshot, age)) = read.ok().flatten() else {
             return;
         };
-        tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = ?age, "view read from disk");
+        tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = %rounded(age), "view read from disk");
         let cause = picture.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
         let freshness = Freshness::Stale { proven: Moment::ago(age), cause };
         self.shared.publish(snapshot, freshness, self.options.max_age);
@@ -264,7 +264,7 @@ impl Keeper {
                 disk::write(&directory, &published.snapshot, published.freshness.age())
             };
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
-                tracing::warn!(service = %self.shared.service, cause = %error, "view not written to disk");
+                tracing::warn!(service = %self.shared.service, cause = %with_causes(&error), "view not written to disk");
             }
             tokio::time::sleep(DISK_EVERY).await;
         }

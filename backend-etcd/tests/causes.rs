@@ -1,0 +1,104 @@
+//! The cause that logs and errors name: with the endpoint, and what the system says. One test, in a program of its own: whether an
+//! event is of interest is decided once per process.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{
+    error::Error as _,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use enlist::{
+    Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, ServiceRef,
+    Start, error::with_causes,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{eventually, soon};
+use tokio::net::TcpListener;
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl Logged {
+    /// The lines since the last call.
+    fn take(&self) -> Vec<String> {
+        let logged = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
+        logged.lines().filter(|line| line.contains("enlist")).map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn client(address: SocketAddr) -> Etcd {
+    let builder = Etcd::builder([format!("http://{address}")]).runtime(SessionRuntime::Caller);
+    builder.request_timeout(Duration::from_millis(300)).build().unwrap()
+}
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+/// Registers, watches and locks until each of them has logged why it does not get on.
+async fn causes(logged: &Logged, address: SocketAddr) -> Vec<String> {
+    let etcd = client(address);
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let options = RegisterOptions::new().start(Start::Background);
+    let _registration = etcd.register(&service(), instance, options).await.unwrap();
+    let _watcher = etcd.watch(&service()).await.unwrap();
+    let mut lines = Vec::new();
+    for message in ["instance not registered yet", "not registered", "watch broken"] {
+        eventually(message, || {
+            lines.extend(logged.take());
+            let found = lines.iter().any(|line| line.contains(message));
+            async move { if found { Ok(()) } else { Err("not logged") } }
+        })
+        .await;
+    }
+    lines.retain(|line| line.contains("cause=") || line.contains("failure="));
+    lines
+}
+
+#[tokio::test]
+async fn causes_name_the_endpoint_and_what_the_system_says() {
+    let logged = Logged::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .with_ansi(false)
+        .with_writer(Mutex::new(logged.clone()))
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = listener.local_addr().unwrap();
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    for (address, reason) in [(closed, "Connection refused (os error 111)"), (silent, "no answer within 300 ms")] {
+        let lines = causes(&logged, address).await;
+        // What the client before goes on with has its own endpoint.
+        let other = if address == closed { silent } else { closed };
+        for line in lines.iter().filter(|line| !line.contains(&other.to_string())) {
+            assert!(line.contains(&address.to_string()) && line.contains(reason), "{line}");
+        }
+        let error = soon("an error", client(address).resolve(&service())).await.unwrap_err();
+        let source = error.source().unwrap().to_string();
+        assert!(source.contains(&address.to_string()) && source.contains(reason), "{source}");
+        let (lock, options) = (LockName::parse("l").unwrap(), LockOptions::new().deadline(Duration::from_secs(1)));
+        let late = soon("a timeout", client(address).acquire(&lock, options)).await.unwrap_err();
+        let text = with_causes(&late).to_string();
+        assert!(text.starts_with("acquire took longer than 1 s: store unavailable: "), "{text}");
+        assert!(text.contains(&address.to_string()) && text.contains(reason), "{text}");
+    }
+}

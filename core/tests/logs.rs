@@ -1,0 +1,61 @@
+//! The causes that are logged. One test, in a program of its own: whether an event is of interest is decided once per process.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, RegistrationState, Registry, ServiceRef};
+use enlist_memory::MemoryStore;
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cause_is_logged_with_what_caused_it_and_an_age_rounded() {
+    let logged = Logged::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_ansi(false)
+        .with_writer(Mutex::new(logged.clone()))
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let client = MemoryStore::new().client();
+    let service = ServiceRef::parse("svc").unwrap();
+    let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let registration = client.register(&service, instance, RegisterOptions::new()).await.unwrap();
+    let view = Directory::new(Arc::new(client.clone())).view(&service);
+    view.ready().await.unwrap();
+    let mut changes = view.changes();
+    tokio::time::sleep(Duration::from_nanos(1_234_567_890)).await;
+    client.cut();
+    while view.freshness().unwrap().is_live() {
+        changes.next().await.unwrap();
+    }
+    let mut states = registration.states();
+    while !matches!(states.next().await, Ok(RegistrationState::Suspect { .. })) {}
+    let logged = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let why = "cause=store unavailable: the link to the store is cut";
+    for message in ["view stale", "registration suspect"] {
+        let line =
+            logged.lines().find(|line| line.contains(message)).unwrap_or_else(|| panic!("{message} in\n{logged}"));
+        assert!(line.contains(why), "{line}");
+    }
+    let stale = logged.lines().find(|line| line.contains("view stale")).unwrap();
+    let age = stale.split_once("age=").unwrap().1.split(" cause").next().unwrap();
+    assert!(age.ends_with(" s") && age.len() <= 5 || age.ends_with(" ms") && age.len() <= 6, "{age}");
+}
