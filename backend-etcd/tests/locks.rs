@@ -48,6 +48,17 @@ fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuar
     Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
 }
 
+/// `etcdctl` and Go's package leave no mark, so that nothing would tell a crash from a release.
+#[tokio::test]
+async fn a_lock_delay_is_refused_in_a_layout_without_marks() {
+    let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller);
+    let etcd = builder.build().unwrap();
+    let refused = etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap_err();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
+    let refused = etcd.campaign(&name(), "v", short().lock_delay(TTL)).await.unwrap_err();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
+}
+
 /// A place that is created long after it was given up, when the connection that its bytes lie in goes on: it is removed on sight, and
 /// blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are several rounds.
 #[tokio::test]

@@ -5,15 +5,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Owner,
-    RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, ServiceRef,
+    Deregistered, Election, Endpoint, Error, Instance, InstanceId, LeaseChoice, Lock, LockName, LockOptions, Moment,
+    Owner, RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, ServiceRef,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{Beside, EtcdServer, eventually, soon};
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn, TxnOp};
+use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Permission, PutOptions, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::Value;
 use support::{PREFIX, TTL, instance, options, raw, register_with, server, service};
@@ -67,10 +67,11 @@ struct Former {
 impl Former {
     async fn start(server: &EtcdServer) -> Self {
         let etcd = Etcd::connect(server.url()).await.unwrap();
+        let id = format!("{:08x}", fastrand::u32(..));
         let (own, apart) = (options().lease(LeaseChoice::Own), ServiceRef::parse("apart").unwrap());
-        let registration = soon("registered", etcd.register(&apart, instance("i"), own)).await.unwrap();
+        let registration = soon("registered", etcd.register(&apart, instance(&id), own)).await.unwrap();
         let mut raw = raw(server).await;
-        let lease = only(&mut raw, "enlist/services/default/apart/").await.lease();
+        let lease = only(&mut raw, &format!("enlist/services/default/apart/{id}")).await.lease();
         Self { raw, lease, _renewed: (etcd, registration) }
     }
 
@@ -166,7 +167,7 @@ async fn fixed_instances_of_the_former_version_are_replaced_and_removed() {
     let key = former.store("instances", "fixed").await;
     etcd.publish(&service(), instance("fixed").with_weight(7)).await.unwrap();
     let stored = only(&mut former.raw, &key).await;
-    assert_eq!((term(&stored), stored.lease()), (None, 0), "as it was before");
+    assert_eq!((term(&stored), stored.lease(), stored.version()), (None, 0, 2), "one write, without a term or a lease");
     former.store("instances", "fixed").await;
     etcd.remove(&service(), instance("fixed").id()).await.unwrap();
     assert!(under(&mut former.raw, &key).await.is_empty());
@@ -295,6 +296,67 @@ async fn locks_of_both_versions_exclude_each_other() {
     assert_eq!(entry(&entries[1]), entry(&entries[0]));
     assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
     reader.release().await.unwrap();
+}
+
+/// A holder of the former version leaves no mark, so that only those that waited behind it can tell a crash from a release.
+#[tokio::test]
+async fn a_lock_delay_passes_after_a_former_holder_only_for_those_that_waited() {
+    const DELAY: Duration = Duration::from_secs(2);
+    let server = server().await;
+    let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
+    former.store("entries", "exclusive").await;
+    let mut waiting = Beside::run({
+        let etcd = etcd.clone();
+        async move { etcd.acquire(&name(), short().lock_delay(DELAY)).await.unwrap() }
+    });
+    queue(&mut former.raw, "enlist/locks/default/l/", 2).await;
+    let crashed = Moment::now();
+    former.raw.lease_revoke(former.lease).await.unwrap();
+    let guard = waiting.done("its turn").await;
+    assert!(crashed.elapsed() >= DELAY, "{:?}", crashed.elapsed());
+    guard.release().await.unwrap();
+
+    let mut former = Former::start(&server).await;
+    former.store("entries", "exclusive").await;
+    former.raw.lease_revoke(former.lease).await.unwrap();
+    let guard = soon("tried", etcd.try_acquire(&name(), short().lock_delay(DELAY))).await.unwrap();
+    assert!(guard.is_some(), "it came later");
+}
+
+/// A role that was made for the former version knows nothing of marks.
+#[tokio::test]
+async fn a_role_of_the_former_version_is_enough_for_all_but_a_lock_delay() {
+    let server = server().await;
+    let mut raw = raw(&server).await;
+    for (user, role) in [("root", "root"), ("u", "r")] {
+        raw.user_add(user, "p", None).await.unwrap();
+        raw.role_add(role).await.unwrap();
+        raw.user_grant_role(user, role).await.unwrap();
+    }
+    for range in ["enlist/services/", "enlist/locks/", "enlist/elections/"] {
+        raw.role_grant_permission("r", Permission::read_write(range).with_prefix()).await.unwrap();
+    }
+    raw.auth_enable().await.unwrap();
+    let etcd = Etcd::builder([server.url()]).user("u", "p".to_owned()).connect().await.unwrap();
+    let _registration = register_with(&etcd, "i", RegisterOptions::new()).await;
+    etcd.publish(&service(), instance("fixed")).await.unwrap();
+    let guard = soon("acquired", etcd.acquire(&name(), short())).await.unwrap();
+    guard.release().await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&name(), "v", short())).await.unwrap();
+    leadership.resign().await.unwrap();
+
+    let delayed = || short().lock_delay(TTL);
+    let refused = soon("refused", etcd.acquire(&name(), delayed())).await.unwrap_err();
+    assert!(matches!(refused, Error::PermissionDenied { .. }), "{refused:?}");
+    let as_root = Some(etcd_client::ConnectOptions::new().with_user("root", "p"));
+    let mut root = etcd_client::Client::connect([server.url()], as_root).await.unwrap();
+    for range in ["enlist/lock-marks/", "enlist/election-marks/"] {
+        root.role_grant_permission("r", Permission::read_write(range).with_prefix()).await.unwrap();
+    }
+    let guard = soon("acquired", etcd.acquire(&name(), delayed())).await.unwrap();
+    guard.release().await.unwrap();
+    let leadership = soon("elected", etcd.campaign(&name(), "v", delayed())).await.unwrap();
+    leadership.resign().await.unwrap();
 }
 
 #[tokio::test]

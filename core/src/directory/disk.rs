@@ -238,6 +238,15 @@ mod tests {
         }
     }
 
+    /// Its checksum is right, but it may be of another service.
+    #[test]
+    fn a_picture_in_the_former_format_is_not_read() {
+        let (shown, service) = (snapshot(&["a".to_owned()]), ServiceRef::parse("s").unwrap());
+        let written = String::from_utf8(encode(&shown, Duration::ZERO).unwrap()).unwrap();
+        assert!(decode(written.as_bytes(), &service).is_some());
+        assert!(decode(written.replacen("enlist-view 2", "enlist-view 1", 1).as_bytes(), &service).is_none());
+    }
+
     #[cfg(unix)]
     #[test]
     fn only_the_user_can_read_what_is_written() {
