@@ -9,6 +9,7 @@ use enlist::{
 };
 use tokio::time::{Instant, timeout};
 
+use super::system::System;
 use crate::target::NO_PROTOCOL;
 
 /// How often a name is looked up, unless said otherwise.
@@ -34,17 +35,6 @@ pub trait Lookup: fmt::Debug + Send + Sync + 'static {
     async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
-/// `getaddrinfo`.
-#[derive(Debug)]
-struct System;
-
-#[async_trait]
-impl Lookup for System {
-    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        Ok(tokio::net::lookup_host((host, port)).await?.collect())
-    }
-}
-
 /// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are looked up
 /// every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows no weights, health or
 /// draining.
@@ -61,9 +51,10 @@ impl Default for Dns {
 }
 
 impl Dns {
-    /// A resolver over the system's, which does not tell how long an answer holds.
+    /// A resolver over the system's, which does not tell how long an answer holds. All of the process together block at most 32
+    /// threads, and one for each name: while a lookup hangs, the next one of the same name waits for it.
     pub fn new() -> Self {
-        Self { lookup: Arc::new(System), every: EVERY }
+        Self { lookup: System::shared(), every: EVERY }
     }
 
     /// Sets who looks names up.

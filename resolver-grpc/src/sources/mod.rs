@@ -3,6 +3,7 @@
 mod dns;
 mod fixed;
 mod schemes;
+mod system;
 
 pub use self::{
     dns::{Dns, Lookup},

@@ -1,0 +1,148 @@
+//! The system's resolver, `getaddrinfo`, with a bound on the threads that it blocks.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use super::Lookup;
+
+/// Largest number of threads of the process that wait for names at the same time.
+const THREADS: usize = 32;
+
+type Resolve = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
+/// Looks each name up once at a time, and a limited number of names. `getaddrinfo` blocks its thread, has no deadline that a caller
+/// could set and cannot be cancelled: a caller that gave up leaves the thread behind, and the next lookup of the name waits for it.
+pub(super) struct System {
+    resolve: Arc<Resolve>,
+    threads: Arc<Semaphore>,
+    /// One permit each, held by the thread.
+    names: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+impl fmt::Debug for System {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("System").field("idle_threads", &self.threads.available_permits()).finish_non_exhaustive()
+    }
+}
+
+impl System {
+    /// The one of this process.
+    pub(super) fn shared() -> Arc<Self> {
+        static SHARED: LazyLock<Arc<System>> =
+            LazyLock::new(|| Arc::new(System::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))));
+        Arc::clone(&SHARED)
+    }
+
+    fn new(resolve: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
+        Self { resolve: Arc::new(resolve), threads: Arc::new(Semaphore::new(THREADS)), names: Mutex::default() }
+    }
+
+    fn name(&self, host: &str) -> Arc<Semaphore> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody looks up the others, or waits to.
+        names.retain(|_, name| Arc::strong_count(name) > 1);
+        Arc::clone(names.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))))
+    }
+}
+
+#[async_trait]
+impl Lookup for System {
+    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            return Ok(vec![SocketAddr::new(ip, port)]);
+        }
+        let name = self.name(host).acquire_owned().await.map_err(io::Error::other)?;
+        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(io::Error::other)?;
+        let (resolve, host) = (Arc::clone(&self.resolve), host.to_owned());
+        let found = tokio::task::spawn_blocking(move || {
+            let _until_it_returns = (name, thread);
+            resolve(&host, port)
+        });
+        found.await.map_err(io::Error::other)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{
+        Condvar,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use enlist_testkit::{eventually, soon};
+
+    /// A resolver that does not answer until it is let.
+    #[derive(Default)]
+    struct Silent {
+        asked: AtomicUsize,
+        answers: Mutex<bool>,
+        changed: Condvar,
+    }
+
+    impl Silent {
+        fn system(self: &Arc<Self>) -> System {
+            let silent = Arc::clone(self);
+            System::new(move |_, port| {
+                silent.asked.fetch_add(1, Ordering::SeqCst);
+                let answers = silent.answers.lock().unwrap();
+                let _answers = silent.changed.wait_while(answers, |answers| !*answers).unwrap();
+                Ok(vec![SocketAddr::from(([10, 0, 0, 1], port))])
+            })
+        }
+
+        fn answer(&self) {
+            *self.answers.lock().unwrap() = true;
+            self.changed.notify_all();
+        }
+
+        async fn asked(&self, times: usize) {
+            eventually("so many lookups hang", || async {
+                let asked = self.asked.load(Ordering::SeqCst);
+                if asked == times { Ok(()) } else { Err(asked) }
+            })
+            .await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_blocks_one_thread_however_often_it_is_repeated() {
+        let silent = Arc::new(Silent::default());
+        let system = silent.system();
+        for _ in 0..100 {
+            assert!(futures::poll!(system.lookup("slow.example", 80)).is_pending());
+            silent.asked(1).await;
+        }
+        silent.answer();
+        assert_eq!(soon("an answer", system.lookup("slow.example", 80)).await.unwrap().len(), 1);
+        assert_eq!(silent.asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn lookups_that_hang_block_a_bounded_number_of_threads() {
+        let silent = Arc::new(Silent::default());
+        let system = silent.system();
+        for name in 0..2 * THREADS {
+            assert!(futures::poll!(system.lookup(&format!("slow{name}.example"), 80)).is_pending());
+        }
+        silent.asked(THREADS).await;
+        // An address needs no thread.
+        assert_eq!(soon("an answer", system.lookup("::1", 80)).await.unwrap(), ["[::1]:80".parse().unwrap()]);
+        silent.answer();
+        soon("an answer", system.lookup("other.example", 80)).await.unwrap();
+        assert_eq!(silent.asked.load(Ordering::SeqCst), THREADS + 1);
+        eventually("nothing is kept of names that nobody looks up", || async {
+            drop(system.name("other.example"));
+            let names = system.names.lock().unwrap().len();
+            if names == 1 { Ok(()) } else { Err(names) }
+        })
+        .await;
+    }
+}
