@@ -326,12 +326,9 @@ impl Registrar {
     /// Looks at the key as it was found after a claim of unknown outcome. If it does not show the claim, nothing more is written
     /// under its lease.
     fn settle(&mut self, found: Option<&Record>) {
-        let Self { session, writes, lease, options, .. } = self;
+        let Self { session, writes, options, .. } = self;
         let given = matches!(options.lease, LeaseChoice::Given(_));
-        writes.settle(found, |under| {
-            let lease = lease.as_ref().filter(|lease| Some(lease.id()) == under)?;
-            Some(Impossible::after(session, lease, given))
-        });
+        writes.settle(found, |lease| Impossible::after(session, lease, given));
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -487,7 +484,9 @@ impl Registrar {
             Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
             Err(failure) => {
                 if failure.is_ambiguous() {
-                    self.writes.remember(value, Some(lease), if claims { Effect::Claim } else { Effect::Change });
+                    let claimed = self.lease.as_ref().filter(|_| claims);
+                    let effect = claimed.map_or(Effect::Change, |lease| Effect::Claim(Arc::clone(lease)));
+                    self.writes.remember(value, Some(lease), effect);
                 }
                 if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(Pause::None) }
             }

@@ -55,6 +55,16 @@ async fn unanswered(registration: &Registration) {
     .await;
 }
 
+async fn registered(registration: &Registration) {
+    eventually("it is registered", || async {
+        match registration.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
 /// Waits until the late write was done or refused; returns `true` if it was done.
 async fn late_write(fake: &FakeEtcd) -> bool {
     let mut seen = Vec::new();
@@ -102,13 +112,7 @@ async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unk
     fake.lie(Lie::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     unanswered(&late).await;
-    eventually("it is registered", || async {
-        match late.state() {
-            RegistrationState::Registered { .. } => Ok(()),
-            other => Err(other),
-        }
-    })
-    .await;
+    registered(&late).await;
     assert!(!late_write(&fake).await);
     assert_eq!(ids(&fake), ["keeper", "late"]);
     assert_eq!(fake.under(SERVICES)[0], before[0], "moved in place, never absent");
@@ -136,6 +140,41 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     fake.put(key("late"), "whatever");
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(ids(&fake).contains(&"late".to_owned()), "a later one is not its own");
+}
+
+/// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that looks second finds it
+/// retired and moved away from.
+#[tokio::test(start_paused = true)]
+async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_either() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let holder = soon("registered", etcd.register(&service(), instance("s"), RegisterOptions::new())).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    fake.put(key("s"), r#"{"v":1,"id":"s","endpoints":["10.9.9.9:1"]}"#);
+    eventually("superseded", || async {
+        let state = holder.state();
+        if matches!(state, RegistrationState::Superseded { .. }) { Ok(()) } else { Err(state) }
+    })
+    .await;
+    let late = Duration::from_secs(8);
+    fake.lie(Lie::LateTxn(late));
+    fake.lie(Lie::LateTxn(late));
+    let one = begin(&etcd, "one", RegisterOptions::new()).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let two = begin(&etcd, "two", RegisterOptions::new()).await;
+    registered(&one).await;
+    registered(&two).await;
+    let (one, two) = tokio::join!(one.deregister(), two.deregister());
+    let (mut left, ended) = (Vec::new(), [("one", one.unwrap()), ("two", two.unwrap())]);
+    while fake.late_writes().len() < 2 || left.len() < 1000 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        left.push(ids(&fake));
+    }
+    for (id, ended) in ended {
+        let back = left.iter().any(|ids| ids.iter().any(|back| back == id));
+        assert!(ended == Deregistered::LeftBehind || !back, "{id} is back after {ended:?}");
+    }
+    eventually("both are gone", || async { if ids(&fake) == ["s"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
 #[tokio::test(start_paused = true)]

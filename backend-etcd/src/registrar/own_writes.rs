@@ -2,12 +2,14 @@
 //! yet be. By these the registration tells its own key from a foreign one. Read [`super::removal`] next: it waits until the last
 //! of them is settled.
 
+use std::sync::Arc;
+
 use enlist::{
     LeaseId,
     reconcile::{Entitlement, Mine},
 };
 
-use crate::{record::Record, sweep::Impossible};
+use crate::{lease::Lease, record::Record, sweep::Impossible};
 
 /// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
 /// the first are forgotten, and would be taken for foreign.
@@ -40,8 +42,9 @@ struct Sent {
 pub(super) enum Effect {
     /// Nothing, once the key that it changes is removed.
     Change,
-    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did.
-    Claim,
+    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did. Until
+    /// then its lease is held, whichever the registration uses by now: it may have to be retired.
+    Claim(Arc<Lease>),
     /// The same, and when it is impossible.
     LateClaim(Impossible),
 }
@@ -51,7 +54,7 @@ impl Sent {
     fn may_claim(&self) -> bool {
         match &self.effect {
             Effect::Change => false,
-            Effect::Claim => true,
+            Effect::Claim(_) => true,
             Effect::LateClaim(impossible) => !impossible.is_proved(),
         }
     }
@@ -131,17 +134,12 @@ impl OwnWrites {
     }
 
     /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
-    /// yet be done, until what `late` returns for its lease is proved: `None` for a lease that is lost, under which nothing is done
-    /// any more.
-    pub(super) fn settle(
-        &mut self,
-        found: Option<&Record>,
-        mut late: impl FnMut(Option<LeaseId>) -> Option<Impossible>,
-    ) {
-        for sent in self.unknown.iter_mut().filter(|sent| matches!(sent.effect, Effect::Claim)) {
+    /// yet be done, until what `late` returns for its lease is proved. That the lease is said to be lost is no such proof.
+    pub(super) fn settle(&mut self, found: Option<&Record>, mut late: impl FnMut(&Arc<Lease>) -> Impossible) {
+        for sent in &mut self.unknown {
+            let Effect::Claim(lease) = &sent.effect else { continue };
             let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
-            let impossible = if done { None } else { late(sent.lease) };
-            sent.effect = impossible.map_or(Effect::Change, Effect::LateClaim);
+            sent.effect = if done { Effect::Change } else { Effect::LateClaim(late(lease)) };
         }
     }
 
@@ -155,7 +153,7 @@ impl OwnWrites {
         let late = self.unknown.iter_mut().find(|sent| sent.may_claim())?;
         match &mut late.effect {
             Effect::LateClaim(impossible) => Some(impossible),
-            Effect::Change | Effect::Claim => None,
+            Effect::Change | Effect::Claim(_) => None,
         }
     }
 
@@ -169,9 +167,12 @@ impl OwnWrites {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use enlist::Revision;
 
     use super::*;
+    use crate::lease;
 
     const LEASE: LeaseId = LeaseId::new(7);
     const OTHER: LeaseId = LeaseId::new(8);
@@ -181,8 +182,12 @@ mod tests {
         Record { key, value: value.into(), created: at, modified: at, lease: Some(lease) }
     }
 
-    fn given(lease: Option<LeaseId>) -> Option<Impossible> {
-        lease.map(Impossible::Ended)
+    fn claim(lease: LeaseId) -> Effect {
+        Effect::Claim(lease::given(lease, Duration::from_secs(15)))
+    }
+
+    fn ended(lease: &Arc<Lease>) -> Impossible {
+        Impossible::Ended(lease.id())
     }
 
     #[test]
@@ -199,13 +204,13 @@ mod tests {
     #[test]
     fn a_claim_that_the_key_shows_is_settled_and_another_one_stays_until_it_is_impossible() {
         let mut writes = OwnWrites::default();
-        writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim);
+        writes.remember(b"one".to_vec(), Some(LEASE), claim(LEASE));
         assert!(writes.may_claim());
         writes.settle(Some(&record("one", LEASE)), |_| unreachable!("it was done"));
         assert!(!writes.may_claim());
         for found in [None, Some(record("theirs", OTHER)), Some(record("two", OTHER))] {
-            writes.remember(b"two".to_vec(), Some(LEASE), Effect::Claim);
-            writes.settle(found.as_ref(), given);
+            writes.remember(b"two".to_vec(), Some(LEASE), claim(LEASE));
+            writes.settle(found.as_ref(), ended);
             assert!(writes.may_claim());
             writes.forget_changes();
             assert!(writes.is_own(&record("two", LEASE)), "should it be done late");
@@ -231,17 +236,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_late_under_a_lease_that_is_lost() {
+    fn a_claim_is_late_until_the_end_of_its_own_lease_is_proved_also_if_that_is_said_to_be_lost() {
         let mut writes = OwnWrites::default();
-        writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim);
-        writes.settle(None, |_| None);
-        assert!(!writes.may_claim());
+        let lost = lease::given(LEASE, Duration::from_secs(15));
+        lost.condemn();
+        writes.remember(b"one".to_vec(), Some(LEASE), Effect::Claim(Arc::clone(&lost)));
+        assert_eq!(Arc::strong_count(&lost), 2, "it may have to be retired");
+        let mut asked = Vec::new();
+        writes.settle(None, |lease| {
+            asked.push(lease.id());
+            ended(lease)
+        });
+        assert!(writes.may_claim());
+        assert_eq!((asked, Arc::strong_count(&lost)), (vec![LEASE], 1), "a late claim keeps no lease alive");
     }
 
     #[test]
     fn what_is_remembered_is_bounded_and_claims_are_kept() {
         let mut writes = OwnWrites::default();
-        writes.remember(b"claim".to_vec(), Some(LEASE), Effect::Claim);
+        writes.remember(b"claim".to_vec(), Some(LEASE), claim(LEASE));
         for number in 0..MAX_UNKNOWN * 2 {
             writes.remember(number.to_string().into_bytes(), Some(LEASE), Effect::Change);
             writes.remember(number.to_string().into_bytes(), Some(LEASE), Effect::Change);
@@ -258,7 +271,7 @@ mod tests {
         assert_eq!(writes.entitlement.claim(Some(4), now), 5);
         writes.refused();
         assert_eq!(writes.entitlement.claim(Some(6), now), 7);
-        writes.remember(b"claim".to_vec(), Some(LEASE), Effect::Claim);
+        writes.remember(b"claim".to_vec(), Some(LEASE), claim(LEASE));
         writes.refused();
         assert_eq!(writes.entitlement.claim(Some(9), now), 7);
     }
