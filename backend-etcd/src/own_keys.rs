@@ -478,6 +478,26 @@ mod tests {
         assert_eq!(etcd.session.own_keys.count.load(Ordering::Relaxed), 0);
     }
 
+    /// What `docs/scale.md` says of a process that registers under very many services.
+    #[tokio::test(start_paused = true)]
+    async fn beyond_so_many_watches_the_rest_share_that_of_their_namespace() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        let mut registrations = Vec::new();
+        for number in 0..MANY + 20 {
+            let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);
+            let service = ServiceRef::parse(format!("svc{number}")).unwrap();
+            let registering = etcd.register(&service, instance.unwrap(), RegisterOptions::new());
+            registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
+            // One after the other, for each to find the watches of those before.
+            tokio::time::sleep(UNWATCHED * 2).await;
+        }
+        let own_keys = &etcd.session.own_keys;
+        assert_eq!(own_keys.count.load(Ordering::Relaxed), MANY + 1);
+        let shared: Vec<_> = own_keys.shared.lock().unwrap().keys().cloned().collect();
+        assert_eq!(shared, [KeyRange::prefix("enlist/services/default/")]);
+    }
+
     #[test]
     fn many_own_keys_are_few_watches() {
         assert_eq!(share(0, 0), Share::Own);
