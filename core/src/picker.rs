@@ -85,14 +85,25 @@ impl Filter {
     }
 
     fn lets_through(&self, instance: &Instance) -> bool {
+        takes_calls(instance) && self.asks_for(instance)
+    }
+
+    fn asks_for(&self, instance: &Instance) -> bool {
         let Self { zone, version, metadata, subset: _ } = self;
         let wanted = |want: &Option<String>, have: Option<&str>| want.is_none() || want.as_deref() == have;
-        instance.health() == Health::Serving
-            && instance.weight() > 0
-            && wanted(zone, instance.zone())
+        wanted(zone, instance.zone())
             && wanted(version, instance.version())
             && metadata.iter().all(|(key, value)| instance.metadata().get(key) == Some(value))
     }
+
+    /// Returns `true` for an instance that takes calls and has another zone, version or metadata than the filter asks for.
+    pub fn leaves_out(&self, instance: &Instance) -> bool {
+        takes_calls(instance) && !self.asks_for(instance)
+    }
+}
+
+fn takes_calls(instance: &Instance) -> bool {
+    instance.health() == Health::Serving && instance.weight() > 0
 }
 
 /// Why nothing could be picked.
@@ -109,11 +120,18 @@ pub enum NoPick {
         age: Duration,
     },
     /// The service is known and has no instance that could be picked.
-    #[error("no instance can be picked, of {listed} that are listed")]
+    #[error("no instance can be picked: {listed} listed{}", left_out_by_filter(*left_out))]
     Empty {
         /// How many there are in all.
         listed: usize,
+        /// How many of them the filter alone [leaves out](Filter::leaves_out).
+        left_out: usize,
     },
+}
+
+/// What a message says of so many instances that a filter leaves out.
+fn left_out_by_filter(left_out: usize) -> String {
+    if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
 
 /// What a view published last.
@@ -178,17 +196,21 @@ struct Choice {
     /// What it was made from.
     published: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
+    /// How many instances the filter leaves out, where there are no candidates.
+    left_out: usize,
     shares: Shares,
     ring: HashRing,
 }
 
 impl Choice {
     fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
-        let entries = published.iter().flat_map(|published| published.snapshot.entries());
-        let mut candidates: Vec<_> = entries.filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
+        let entries = || published.iter().flat_map(|published| published.snapshot.entries());
+        let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
         if let Some((size, client)) = filter.subset {
             keep_subset(&mut candidates, size, client);
         }
+        let filtered = || entries().filter(|entry| filter.leaves_out(entry.instance())).count();
+        let left_out = if candidates.is_empty() { filtered() } else { 0 };
         let weights = || candidates.iter().map(|entry| entry.instance().weight());
         let names = candidates.iter().map(|entry| entry.instance().id().as_str());
         let shares = match policy {
@@ -199,7 +221,7 @@ impl Choice {
             Policy::ConsistentHash => HashRing::new(names.zip(weights())),
             _ => HashRing::default(),
         };
-        Self { published, candidates, shares, ring }
+        Self { published, candidates, left_out, shares, ring }
     }
 
     /// Why nothing can be picked, if that is so.
@@ -209,7 +231,10 @@ impl Choice {
         };
         match published.too_old() {
             Some(age) => Err(NoPick::TooOld { age }),
-            None if self.candidates.is_empty() => Err(NoPick::Empty { listed: published.snapshot.len() }),
+            None if self.candidates.is_empty() => {
+                let (listed, left_out) = (published.snapshot.len(), self.left_out);
+                Err(NoPick::Empty { listed, left_out })
+            }
             None => Ok(()),
         }
     }
@@ -405,7 +430,7 @@ mod tests {
         let mut picker = Picker::new(Arc::clone(&unknown), Policy::Random, Filter::new());
         assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
         unknown.publish(published(vec![instance("a").with_weight(0)]));
-        assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1 });
+        assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1, left_out: 0 });
         unknown.publish(published(vec![instance("b")]));
         assert_eq!(picker.pick().unwrap().instance().id().as_str(), "b");
     }
@@ -464,7 +489,9 @@ mod tests {
         // Nobody picks from it any more, so it is not kept.
         let before = Arc::downgrade(&elsewhere.choice);
         cell.publish(published(vec![instance("a")]));
-        assert_eq!(elsewhere.pick().unwrap_err(), NoPick::Empty { listed: 1 });
+        let nobody = elsewhere.pick().unwrap_err();
+        assert_eq!(nobody, NoPick::Empty { listed: 1, left_out: 1 });
+        assert_eq!(nobody.to_string(), "no instance can be picked: 1 listed, 1 left out by the filter");
         assert_eq!(before.strong_count(), 0);
     }
 

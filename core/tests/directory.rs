@@ -255,7 +255,7 @@ async fn unknown_is_not_empty() {
     assert!(view.snapshot().is_none() && view.freshness().is_none());
     client.heal();
     until(&view, 0).await;
-    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 0 });
+    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 0, left_out: 0 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,7 +305,7 @@ async fn an_instance_that_drains_is_no_longer_picked() {
     while picker.pick().is_ok() {
         tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").expect("open");
     }
-    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1 });
+    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1, left_out: 0 });
 }
 
 #[tokio::test(start_paused = true)]

@@ -301,7 +301,7 @@ async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
     assert_eq!(answer.unwrap(), "a");
     assert_eq!(case.alive.load(Ordering::SeqCst), 0);
     let nobody = case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await;
-    assert!(matches!(nobody, Err(PoolError::NoPick(NoPick::Empty { listed: 0 }))));
+    assert!(matches!(nobody, Err(PoolError::NoPick(NoPick::Empty { listed: 0, .. }))));
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use enlist::{Presence, ServiceRef, ServiceView, TaskOwner, balance::Choice};
+use enlist::{
+    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, balance::Choice, clock::rounded,
+    error::with_causes, escape::escaped,
+};
 use http::{HeaderMap, request::Parts};
 use tokio::time::timeout;
 use tonic::Status;
@@ -24,6 +27,8 @@ use crate::{
 
 /// How often an instance is chosen whose last stream another call takes meanwhile.
 const TAKES: usize = 4;
+/// Instances of which a message says why they take no calls.
+const MAX_EXPLAINED: usize = 3;
 
 /// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
 /// channel's bound, instead of failing at once. Overrides the channel's own choice.
@@ -66,6 +71,7 @@ pub(crate) struct Core {
     pub(crate) shared: Arc<Shared>,
     pub(crate) terms: Arc<Terms>,
     pub(crate) balance: Balance,
+    pub(crate) filter: Filter,
     pub(crate) turn: AtomicUsize,
     pub(crate) retries: Retries,
     pub(crate) replay_limit: usize,
@@ -171,16 +177,25 @@ impl Core {
         head.headers.get(header.as_ref()?).map(http::HeaderValue::as_bytes)
     }
 
-    /// Why no instance can take a call.
-    fn explain(&self) -> String {
+    /// Why no instance can take a call, on one line.
+    pub(crate) fn explain(&self) -> String {
+        escaped(self.explanation()).to_string()
+    }
+
+    fn explanation(&self) -> String {
         let (service, picture) = (self.view.service(), self.shared.set.load());
         if picture.closed {
             return format!("the channel to {service} is closed");
         }
-        let (Some(snapshot), Some(freshness)) = (self.view.snapshot(), self.view.freshness()) else {
-            return format!("{service} is not known yet");
+        let freshness = self.view.freshness();
+        let stale = match &freshness {
+            Some(Freshness::Stale { cause, .. }) => format!(" ({})", with_causes(cause)),
+            _ => String::new(),
         };
-        let age = freshness.age();
+        let (Some(snapshot), Some(freshness)) = (self.view.snapshot(), freshness) else {
+            return format!("{service} is not known yet{stale}");
+        };
+        let age = rounded(freshness.age());
         let held = snapshot.entries().filter(|entry| entry.presence() == Presence::Held).count();
         let ready = picture.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
         let revision = snapshot.revision();
@@ -188,16 +203,40 @@ impl Core {
             0 => String::new(),
             full => format!(", {full} with all streams taken"),
         };
-        let counts = format!("{} listed, {ready} ready, {held} held{full}", snapshot.len());
-        let trouble = picture
-            .all
-            .iter()
-            .find_map(|subchannel| subchannel.trouble().map(|trouble| format!("; {subchannel}: {trouble}")));
+        let left_out = snapshot.entries().filter(|entry| self.filter.leaves_out(entry.instance())).count();
+        let filtered = if left_out > 0 { format!(", {left_out} left out by the filter") } else { String::new() };
+        let counts = format!("{} listed, {ready} ready, {held} held{filtered}{full}", snapshot.len());
         let what = match self.view.too_old() {
             Some(_) => "is known too long ago to be called",
             None => "has no instance that can take a call",
         };
-        format!("{service} {what}: {counts}; revision {revision}, right {age:?} ago{}", trouble.unwrap_or_default())
+        format!("{service} {what}: {counts}; revision {revision}, right {age} ago{stale}{}", troubles(&picture))
+    }
+}
+
+/// What keeps the first few instances from taking calls.
+fn troubles(picture: &Picture) -> String {
+    let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
+    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {
+        Some(trouble) => format!("; {subchannel}: {trouble}"),
+        None => format!("; {subchannel}: {}", word(subchannel.state())),
+    };
+    let text: String = others.by_ref().take(MAX_EXPLAINED).map(trouble).collect();
+    match others.count() {
+        0 => text,
+        more => format!("{text}; and {more} more"),
+    }
+}
+
+fn word(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Connecting => "connecting",
+        InstanceState::Ready => "ready",
+        InstanceState::Failing => "failing",
+        InstanceState::Suspect => "suspect",
+        InstanceState::Ejected => "ejected",
+        InstanceState::Unhealthy => "unhealthy",
+        InstanceState::Leaving => "leaving",
     }
 }
 

@@ -123,7 +123,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if none was.
+    /// [`Error::Timeout`] if none was. Its cause says what is known of the service and of its instances.
     ///
     /// # Cancel safety
     ///
@@ -135,10 +135,11 @@ impl Channel {
             set.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready)
         };
         let wait = pictures.wait_for(|_| is_ready());
-        match tokio::time::timeout(limit, wait).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: None }),
+        if tokio::time::timeout(limit, wait).await.is_ok() {
+            return Ok(());
         }
+        let why: BoxError = self.core.explain().into();
+        Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: Some(Arc::from(why)) })
     }
 
     /// How each instance stands with this channel, in the order of their ids. Those that leave are among them.
@@ -438,7 +439,8 @@ impl ChannelBuilder {
             changed,
             queue: CallQueue::default(),
         });
-        let (balance, queue_limit) = (rules.balance.clone(), terms.connections.queue_limit);
+        let (balance, filter, queue_limit) =
+            (rules.balance.clone(), rules.filter.clone(), terms.connections.queue_limit);
         let keeper = Keeper::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
@@ -449,6 +451,7 @@ impl ChannelBuilder {
             shared,
             terms,
             balance,
+            filter,
             turn: AtomicUsize::new(fastrand::usize(..)),
             retries: Retries::new(self.policies, TpsBudget::new(window, per_second, share)),
             replay_limit: self.replay_limit,

@@ -3,7 +3,9 @@
 use std::{future::Future, io, pin::Pin};
 
 use bytes::Bytes;
-use enlist::{Error, Graceful, Instance, InstanceHandle, RegisterOptions, Registry, ServiceRef, Shutdown};
+use enlist::{
+    Error, Graceful, Instance, InstanceHandle, RegisterOptions, Registry, ServiceRef, Shutdown, error::with_causes,
+};
 use tokio::net::TcpListener;
 use tonic::{
     body::Body,
@@ -178,7 +180,7 @@ fn signalled() -> impl Future<Output = ()> + Send {
             Err(error) => Err(error),
         };
         if let Err(error) = waited {
-            tracing::error!(%error, "no signal can be waited for, the server will not stop by one");
+            tracing::error!(cause = %with_causes(&error), "no signal can be waited for, the server will not stop by one");
             std::future::pending::<()>().await;
         }
     }

@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use enlist::{
     Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges,
     balance::{Group, Ready},
+    error::with_causes,
     escape::escaped,
 };
 use tokio::sync::watch;
@@ -110,7 +111,7 @@ impl Keeper {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         stop.run_until_cancelled(self.keep()).await;
         if let Err(error) = self.tasks.stop(STOP).await {
-            tracing::error!(%error, "subchannels did not end in order");
+            tracing::error!(cause = %with_causes(&error), "subchannels did not end in order");
         }
     }
 

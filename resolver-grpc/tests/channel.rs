@@ -5,7 +5,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Endpoint, Filter, Instance, Moment, RegisterOptions, Registry};
+use enlist::{Endpoint, Error, Filter, Instance, Moment, RegisterOptions, Registry, error::with_causes};
 use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
 use support::{Server, World, begun, id, say, say_within, shares, stream, until};
@@ -55,6 +55,46 @@ async fn an_empty_service_fails_at_once_and_says_why() {
     let server = Server::start("late").await;
     world.register(&server, server.instance()).await;
     assert_eq!(soon("an answer", call).await.unwrap(), "late");
+}
+
+#[tokio::test]
+async fn a_filter_that_no_instance_passes_is_named() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    let channel = Channel::builder().filter(Filter::new().zone("elsewhere")).build(&world.view()).unwrap();
+    let known = soon("known", channel.view().ready()).await;
+    known.unwrap();
+    eventually("it says why", || async {
+        let failed = say(&channel, String::new()).await.unwrap_err();
+        let said = failed.message().contains("2 listed, 0 ready, 0 held, 2 left out by the filter");
+        if said { Ok(()) } else { Err(failed) }
+    })
+    .await;
+    let failed = say(&channel, String::new()).await.unwrap_err();
+    let age = failed.message().split_once(", right ").unwrap().1.split(" ago").next().unwrap();
+    assert!(age.len() <= "999 ms".len(), "rounded: {age}");
+}
+
+/// What `instances` knows is what keeps `ready` waiting.
+#[tokio::test]
+async fn a_wait_that_ends_says_why_no_instance_is_ready() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers).await;
+    servers.iter().for_each(Server::kill);
+    let channel = Channel::new(&world.view()).unwrap();
+    until(&channel, "a", InstanceState::Failing).await;
+    until(&channel, "b", InstanceState::Failing).await;
+    let late = channel.ready(Duration::from_millis(10)).await.unwrap_err();
+    assert!(matches!(late, Error::Timeout { .. }), "{late:?}");
+    let text = with_causes(&late).to_string();
+    assert!(
+        text.contains("took longer than 10 ms: default/echo has no instance that can take a call: 2 listed"),
+        "{text}"
+    );
+    for instance in channel.instances() {
+        let why = format!("{} at {}: {}", instance.id, instance.endpoint, instance.last_failure.unwrap());
+        assert!(text.contains(&why), "{why} in {text}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use enlist::{Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, escape::escaped};
+use enlist::{
+    Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, error::with_causes, escape::escaped,
+};
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
@@ -102,7 +104,9 @@ fn difference(told: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>
     for (id, url) in wanted.iter().filter(|(id, url)| told.get(*id) != Some(url)) {
         match Target::from_shared(url.clone()) {
             Ok(target) => changes.push(Change::Insert(id.clone(), target)),
-            Err(error) => tracing::warn!(instance = id, %error, "no URL can be made of it, left out"),
+            Err(error) => {
+                tracing::warn!(instance = id, cause = %with_causes(&error), "no URL can be made of it, left out");
+            }
         }
     }
     changes.extend(told.keys().filter(|id| !wanted.contains_key(*id)).cloned().map(Change::Remove));

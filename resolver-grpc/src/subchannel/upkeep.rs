@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::Moment;
+use enlist::{Moment, clock::rounded, escape::escaped};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
@@ -80,11 +80,14 @@ impl Subchannel {
                     }
                     // Calls would wait for it during the delay that is due.
                     let cause = connection.cause().unwrap_or("it took no more calls");
-                    self.note_failure(terms, format!("the connection ended after {:?}: {cause}", connected.elapsed()));
+                    self.note_failure(
+                        terms,
+                        format!("the connection ended after {}: {cause}", rounded(connected.elapsed())),
+                    );
                 }
                 Err(failure) => {
                     let text = failure.text();
-                    tracing::debug!(instance = %self, cause = text, "instance could not be connected to");
+                    tracing::debug!(instance = %self, cause = %escaped(&text), "instance could not be connected to");
                     self.note_failure(terms, text);
                 }
             }
@@ -118,7 +121,9 @@ impl Subchannel {
         };
         match timeout(limit, connect).await {
             Ok(outcome) => outcome.map_err(said),
-            Err(_) => Err(DialFailure { error: format!("no connection after {limit:?}").into(), silent: true }),
+            Err(_) => {
+                Err(DialFailure { error: format!("no connection after {}", rounded(limit)).into(), silent: true })
+            }
         }
     }
 
