@@ -11,10 +11,10 @@ use std::{
 };
 
 use enlist::{
-    Counter, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver, ServiceRef,
-    TaskOwner, Watcher,
+    Counter, Error, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver,
+    ServiceRef, TaskOwner, Watcher,
 };
-use enlist_etcd::Etcd;
+use enlist_etcd::{Etcd, EtcdBuilder};
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use futures::future::join_all;
 use support::{TTL, beside, instance, pass, register_with, server};
@@ -324,8 +324,8 @@ async fn pings_and_their_deadline_are_as_asked_for() {
     let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
     let [quick, default] = &ways;
     let builder = Etcd::builder([quick.url()]).keep_alive_interval(Duration::from_secs(6));
-    let _quick = builder.keep_alive_timeout(Duration::from_secs(1)).connect().await.unwrap();
-    let _default = Etcd::builder([default.url()]).connect().await.unwrap();
+    let _quick = idle(builder.keep_alive_timeout(Duration::from_secs(1))).await;
+    let _default = idle(Etcd::builder([default.url()])).await;
     for way in &ways {
         are_open(way, 2).await;
         way.set(Mode::BlackHole(Direction::ToClient));
@@ -333,6 +333,15 @@ async fn pings_and_their_deadline_are_as_asked_for() {
     are_open(quick, 0).await;
     assert_eq!(open(default), 2, "those of the control are still open");
     are_open(default, 0).await;
+}
+
+/// A client with both of its connections, on which nothing is under way: a request that waits would give its connection up.
+async fn idle(builder: EtcdBuilder) -> Etcd {
+    let etcd = builder.build().unwrap();
+    assert!(soon("a list", etcd.resolve(&named(0))).await.unwrap().is_empty());
+    let removed = soon("an answer", etcd.remove(&named(0), instance("a").id())).await;
+    assert!(matches!(removed, Err(Error::NotRegistered { .. })), "{removed:?}");
+    etcd
 }
 
 async fn are_open(way: &Proxy, connections: usize) {
