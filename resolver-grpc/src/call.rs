@@ -240,14 +240,22 @@ fn word(state: InstanceState) -> &'static str {
     }
 }
 
-/// Somebody who is connected although not well, when nobody is ready: better than nobody.
+/// Somebody at random who is connected although not well, when nobody is ready: better than nobody.
 fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
-    if picture.all.iter().any(may_be_ready) {
-        return None;
+    let (mut chosen, mut seen) = (None, 0);
+    for subchannel in &picture.all {
+        if may_be_ready(subchannel) {
+            return None;
+        }
+        if subchannel.is_connected() && subchannel.has_room() {
+            seen += 1;
+            // Each is kept with the same chance, without a list of them.
+            if fastrand::usize(..seen) == 0 {
+                chosen = Some(subchannel);
+            }
+        }
     }
-    let able = |subchannel: &&Arc<Subchannel>| subchannel.is_connected() && subchannel.has_room();
-    let connected: Vec<_> = picture.all.iter().filter(able).collect();
-    fastrand::choice(connected)
+    chosen
 }
 
 /// Returns `true` if the instance is connected and has no stream for another call.

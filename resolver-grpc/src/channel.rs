@@ -12,7 +12,7 @@ use enlist::{
     BackoffPolicy, Directory, Ejection, Endpoint, Error, Filter, Instance, InstanceId, Resolver, ServiceRef,
     ServiceView, StopError, TaskOwner, ejection::Ejections,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::{Code, Status, body::Body, transport::Endpoint as Settings};
 use tower::{Service, retry::budget::TpsBudget};
 
@@ -21,6 +21,7 @@ use crate::{
     balance::Balance,
     call::{Core, Intercept},
     connection_options::ConnectionOptions,
+    dial_limit::DialLimit,
     failure::BoxError,
     queue::CallQueue,
     retry::{Retries, RetryPolicy},
@@ -53,6 +54,9 @@ pub const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many connections to an instance there may be, unless said otherwise.
 pub const DEFAULT_CONNECTIONS: usize = 8;
+
+/// How many connections a channel makes at a time, unless said otherwise.
+pub const DEFAULT_CONCURRENT_DIALS: usize = 64;
 
 /// How many calls may wait when all streams are taken, unless said otherwise.
 pub const DEFAULT_QUEUE_LIMIT: usize = 1024;
@@ -129,7 +133,7 @@ impl Channel {
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
-        let mut pictures = self.core.shared.pictures.subscribe();
+        let mut pictures = self.pictures();
         let is_ready = || {
             let set = self.core.shared.set.load();
             set.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready)
@@ -176,6 +180,11 @@ impl Channel {
         let closed = self.core.tasks.stop(limit).await;
         self.core.shared.close();
         closed
+    }
+
+    /// Counts what calls have seen of the set.
+    pub(crate) fn pictures(&self) -> watch::Receiver<u64> {
+        self.core.shared.pictures.subscribe()
     }
 
     /// How many hold this channel.
@@ -411,36 +420,10 @@ impl ChannelBuilder {
     /// # Errors
     ///
     /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
-    pub fn build(self, view: &ServiceView) -> Result<Channel, Error> {
-        let Self {
-            rules,
-            mut settings,
-            dial_timeout,
-            redial,
-            health,
-            ejection,
-            ejection_codes,
-            silence,
-            connections,
-            ..
-        } = self;
-        settings.security = settings.security.checked(self.intercept.is_some())?;
-        let (ejections, changed) = (Ejections::default(), Notify::new());
-        let terms = Arc::new(Terms {
-            settings,
-            dial_timeout,
-            redial,
-            health,
-            ejection,
-            ejection_codes,
-            ejections,
-            silence,
-            connections,
-            changed,
-            queue: CallQueue::default(),
-        });
-        let (balance, filter, queue_limit) =
-            (rules.balance.clone(), rules.filter.clone(), terms.connections.queue_limit);
+    pub fn build(mut self, view: &ServiceView) -> Result<Channel, Error> {
+        self.settings.security = self.settings.security.checked(self.intercept.is_some())?;
+        let (terms, queue_limit) = (self.terms(), self.connections.queue_limit);
+        let (rules, balance, filter) = (self.rules.clone(), self.rules.balance, self.rules.filter);
         let keeper = Keeper::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
@@ -462,5 +445,24 @@ impl ChannelBuilder {
             tasks,
         };
         Ok(Channel { core: Arc::new(core) })
+    }
+
+    /// What the subchannels of a new channel go by.
+    pub(crate) fn terms(&self) -> Arc<Terms> {
+        Arc::new(Terms {
+            settings: self.settings.clone(),
+            dial_timeout: self.dial_timeout,
+            redial: self.redial.clone(),
+            health: self.health.clone(),
+            ejection: self.ejection.clone(),
+            ejection_codes: self.ejection_codes.clone(),
+            ejections: Ejections::default(),
+            silence: self.silence,
+            dials: DialLimit::new(self.connections.concurrent_dials),
+            connections: self.connections.clone(),
+            changed: Notify::new(),
+            connected: Notify::new(),
+            queue: CallQueue::default(),
+        })
     }
 }

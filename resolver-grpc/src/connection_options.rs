@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::channel::{ChannelBuilder, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT};
+use crate::channel::{
+    ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
+};
 
 /// The options of connections, of all subchannels of a channel.
 #[derive(Clone, Debug)]
@@ -11,13 +13,20 @@ pub(crate) struct ConnectionOptions {
     pub(crate) probe_timeout: Duration,
     /// How many there may be to one instance; at least one.
     pub(crate) most: usize,
+    /// How many are made at a time, over all instances.
+    pub(crate) concurrent_dials: usize,
     /// How many calls may wait for a stream.
     pub(crate) queue_limit: usize,
 }
 
 impl Default for ConnectionOptions {
     fn default() -> Self {
-        Self { probe_timeout: DEFAULT_PROBE_TIMEOUT, most: DEFAULT_CONNECTIONS, queue_limit: DEFAULT_QUEUE_LIMIT }
+        Self {
+            probe_timeout: DEFAULT_PROBE_TIMEOUT,
+            concurrent_dials: DEFAULT_CONCURRENT_DIALS,
+            most: DEFAULT_CONNECTIONS,
+            queue_limit: DEFAULT_QUEUE_LIMIT,
+        }
     }
 }
 
@@ -39,6 +48,13 @@ impl ChannelBuilder {
     /// ceiling calls go to the connections there are.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections.most = connections.max(1);
+        self
+    }
+
+    /// Sets how many connections are made at a time, over all instances. Instances whose last dial failed share half of them.
+    /// Default: 64; at least 1.
+    pub fn concurrent_dials(mut self, concurrent_dials: usize) -> Self {
+        self.connections.concurrent_dials = concurrent_dials;
         self
     }
 

@@ -29,6 +29,7 @@ pub mod channel;
 mod connection;
 mod connection_options;
 mod deadline;
+mod dial_limit;
 mod failure;
 mod flight;
 mod frames;

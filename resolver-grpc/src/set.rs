@@ -1,11 +1,18 @@
 //! The task behind a channel: it follows the view, owns one [subchannel](crate::subchannel) per endpoint, and tells calls which
 //! of them are ready.
 
-use std::{collections::HashMap, mem, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use enlist::{
-    Endpoint, Entry, Error, Filter, Moment, NoPick, Picker, Policy, ServiceView, TaskOwner, ViewChanges,
+    Endpoint, Entry, Error, Event, Filter, Health, Instance, InstanceId, Moment, NoPick, Picker, Policy, ServiceView,
+    TaskOwner, ViewChanges,
     balance::{Group, Ready},
     error::with_causes,
     escape::escaped,
@@ -22,6 +29,10 @@ use crate::{
 /// How long the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
 /// lost lease.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// How long changes are collected before there is another picture, unless it is the first instance to become ready. Who goes is
+/// passed over at once: calls look at the subchannels themselves.
+const COLLECT: Duration = Duration::from_millis(50);
 
 /// How often instances that left are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -90,7 +101,15 @@ pub(crate) struct Keeper {
     terms: Arc<Terms>,
     shared: Arc<Shared>,
     known: bool,
+    /// The view has changed since it was looked at.
+    stale: bool,
+    /// There are instances that left.
+    leaving: bool,
+    /// When a picture was last made before its time.
+    hurried: Option<Moment>,
     kept: HashMap<Endpoint, Kept>,
+    /// Instances without an endpoint that gRPC is spoken with, which was reported.
+    unusable: HashSet<InstanceId>,
     /// Ends all subchannels with the keeper.
     tasks: TaskOwner,
 }
@@ -99,8 +118,20 @@ impl Keeper {
     pub(crate) fn new(view: &ServiceView, rules: Rules, terms: Arc<Terms>) -> Self {
         let picker = view.picker_of(Policy::Random, rules.filter.clone());
         let shared = Arc::new(Shared { set: ArcSwap::default(), pictures: watch::Sender::new(0) });
-        let (known, kept, tasks) = (false, HashMap::new(), TaskOwner::new());
-        Self { changes: view.changes(), picker, rules, terms, shared, known, kept, tasks }
+        Self {
+            changes: view.changes(),
+            picker,
+            rules,
+            terms,
+            shared,
+            known: false,
+            stale: true,
+            leaving: false,
+            hurried: None,
+            kept: HashMap::new(),
+            unusable: HashSet::new(),
+            tasks: TaskOwner::new(),
+        }
     }
 
     pub(crate) fn shared(&self) -> Arc<Shared> {
@@ -117,19 +148,68 @@ impl Keeper {
 
     async fn keep(&mut self) {
         let mut open = true;
-        self.reconcile();
         loop {
+            if mem::take(&mut self.stale) {
+                self.reconcile();
+            }
             self.bury();
-            self.shared.set.store(Arc::new(self.picture()));
+            let picture = self.picture();
+            let nobody_is_ready = !picture.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
+            self.shared.set.store(Arc::new(picture));
             self.shared.pictures.send_modify(|pictures| *pictures += 1);
-            let leaving = self.kept.values().any(|kept| kept.left.is_some());
+            self.collect(&mut open, nobody_is_ready).await;
+        }
+    }
+
+    /// Waits for a reason for another picture, and for more of them.
+    async fn collect(&mut self, open: &mut bool, nobody_is_ready: bool) {
+        let mut collected = pin!(tokio::time::sleep(COLLECT));
+        let mut is_due = false;
+        loop {
             tokio::select! {
-                changed = self.changes.next(), if open => {
-                    open = !matches!(changed, Err(Error::Closed));
-                    self.reconcile();
+                // First, so that changes without end do not put it off.
+                biased;
+                () = &mut collected, if is_due => return,
+                connected = self.change(open) => {
+                    is_due = true;
+                    // Calls wait for the first one.
+                    if connected && nobody_is_ready && self.hurried.is_none_or(|at| at.elapsed() >= COLLECT) {
+                        self.hurried = Some(Moment::now());
+                        return;
+                    }
                 }
-                () = self.terms.changed.notified() => {}
-                () = tokio::time::sleep(LOOK), if leaving => {}
+            }
+        }
+    }
+
+    /// Waits for a reason for another picture. Returns `true` if a connection was made.
+    async fn change(&mut self, open: &mut bool) -> bool {
+        tokio::select! {
+            changed = self.changes.next(), if *open => {
+                self.stale = true;
+                match changed {
+                    Ok(change) => self.retire(&change.events),
+                    Err(error) => *open = !matches!(error, Error::Closed),
+                }
+            }
+            () = self.terms.connected.notified() => return true,
+            () = self.terms.changed.notified() => {}
+            () = tokio::time::sleep(LOOK), if self.leaving => {}
+        }
+        false
+    }
+
+    /// Lets those that go take no more calls, at once.
+    fn retire(&self, events: &[Event]) {
+        for event in events {
+            let gone = match event {
+                Event::Removed(entry) => entry,
+                Event::Updated { old, new } if !takes_calls(new.instance()) => old,
+                _ => continue,
+            };
+            let kept = self.terms.settings.endpoint(gone.instance()).and_then(|endpoint| self.kept.get(endpoint));
+            if let Some(kept) = kept.filter(|kept| kept.subchannel.entry().instance().id() == event.id()) {
+                kept.subchannel.retire();
             }
         }
     }
@@ -138,10 +218,12 @@ impl Keeper {
     fn reconcile(&mut self) {
         let listed = match self.picker.candidates() {
             Ok(candidates) => by_endpoint(candidates, &self.terms.settings),
-            Err(NoPick::Empty { .. }) => HashMap::new(),
+            Err(NoPick::Empty { .. }) => Listed::default(),
             // Whoever is known stays known; calls find out how old that is.
             Err(_) => return,
         };
+        let Listed { by_endpoint: listed, unusable } = listed;
+        report_unusable(&mut self.unusable, unusable);
         self.known = true;
         self.terms.ejections.of(listed.len());
         for (endpoint, kept) in &mut self.kept {
@@ -173,13 +255,16 @@ impl Keeper {
     /// Lets go of those who left and have finished their calls, or took too long to.
     fn bury(&mut self) {
         let drain = self.rules.drain;
+        self.leaving = false;
         self.kept.retain(|_, kept| {
             let Some(left) = kept.left else { return true };
             let (busy, away) = (kept.subchannel.in_flight() > 0, left.elapsed());
             if away >= drain {
                 kept.subchannel.cut();
             }
-            away < drain && (busy || away < LINGER && kept.subchannel.is_connected())
+            let stays = away < drain && (busy || away < LINGER && kept.subchannel.is_connected());
+            self.leaving |= stays;
+            stays
         });
     }
 
@@ -212,19 +297,155 @@ impl Keeper {
     }
 }
 
-/// Who is to be connected to, by endpoint. Where several instances name one endpoint, which happens when one is registered anew
-/// under another id, the latest counts.
-fn by_endpoint(candidates: &[Arc<Entry>], settings: &SettingsFor) -> HashMap<Endpoint, Arc<Entry>> {
-    let mut listed: HashMap<Endpoint, Arc<Entry>> = HashMap::with_capacity(candidates.len());
+/// Returns `true` if an instance is one of those that are ever called.
+fn takes_calls(instance: &Instance) -> bool {
+    instance.weight() > 0 && instance.health() == Health::Serving
+}
+
+/// The candidates of a view.
+#[derive(Debug, Default)]
+struct Listed {
+    /// Who is to be connected to. Where several instances name one endpoint, which happens when one is registered anew under
+    /// another id, the latest counts.
+    by_endpoint: HashMap<Endpoint, Arc<Entry>>,
+    /// Who has no endpoint that gRPC is spoken with.
+    unusable: HashSet<InstanceId>,
+}
+
+fn by_endpoint(candidates: &[Arc<Entry>], settings: &SettingsFor) -> Listed {
+    let (mut by_endpoint, mut unusable) = (HashMap::<_, Arc<Entry>>::with_capacity(candidates.len()), HashSet::new());
     for entry in candidates {
         let Some(endpoint) = settings.endpoint(entry.instance()) else {
-            tracing::warn!(instance = %escaped(entry.instance().id()), "no endpoint that gRPC is spoken with, left out");
+            unusable.insert(entry.instance().id().clone());
             continue;
         };
-        let known = listed.entry(endpoint.clone()).or_insert_with(|| Arc::clone(entry));
+        let known = by_endpoint.entry(endpoint.clone()).or_insert_with(|| Arc::clone(entry));
         if known.created() < entry.created() {
             drop(mem::replace(known, Arc::clone(entry)));
         }
     }
-    listed
+    Listed { by_endpoint, unusable }
+}
+
+/// Reports instances that cannot be used, once for as long as they are listed.
+fn report_unusable(reported: &mut HashSet<InstanceId>, unusable: HashSet<InstanceId>) {
+    let mut new = unusable.iter().filter(|id| !reported.contains(*id));
+    if let Some(id) = new.next() {
+        let others = new.count();
+        tracing::warn!(instance = %escaped(id), others, "no endpoint that gRPC is spoken with, left out");
+    }
+    *reported = unusable;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+    use enlist::{BackoffPolicy, Directory, Registry, ServiceRef};
+    use std::{
+        io,
+        sync::{Mutex, PoisonError},
+    };
+
+    /// A view of `count` instances with an endpoint each, and the client that published them.
+    async fn view(count: u32, endpoint: impl Fn(u32) -> String) -> (ServiceView, enlist_memory::MemoryClient) {
+        let client = enlist_memory::MemoryStore::new().client();
+        let service = ServiceRef::parse("echo").unwrap();
+        for n in 0..count {
+            let endpoint = Endpoint::parse(endpoint(n)).unwrap();
+            let instance = Instance::new(InstanceId::parse(format!("i{n}")).unwrap(), [endpoint]).unwrap();
+            client.publish(&service, instance).await.unwrap();
+        }
+        let view = Directory::new(Arc::new(client.clone())).view(&service);
+        view.ready().await.unwrap();
+        (view, client)
+    }
+
+    /// A port of this host that refuses connections.
+    fn refusing() -> u16 {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
+    #[tokio::test]
+    async fn changes_without_end_make_one_picture_in_fifty_milliseconds() {
+        let port = refusing();
+        let (view, _client) = view(200, |n| format!("127.1.0.{n}:{port}")).await;
+        let always = BackoffPolicy::new(Duration::from_millis(1), Duration::from_millis(1)).unwrap();
+        let channel = Channel::builder().redial(always).build(&view).unwrap();
+        let mut pictures = channel.pictures();
+        pictures.changed().await.unwrap();
+        let (begun, first) = (Moment::now(), *pictures.borrow_and_update());
+        while *pictures.borrow_and_update() < first + 10 {
+            pictures.changed().await.unwrap();
+        }
+        let (took, made) = (begun.elapsed(), *pictures.borrow() - first);
+        // The first may have been made at the end of its own fifty milliseconds.
+        assert!(took >= COLLECT * 9, "{made} pictures in {took:?}");
+    }
+
+    #[tokio::test]
+    async fn who_is_removed_takes_no_call_before_the_next_picture() {
+        let port = refusing();
+        let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
+        let terms = Channel::builder().terms();
+        let mut keeper = Keeper::new(&view, rules, terms);
+        keeper.reconcile();
+        let mut open = true;
+        // The first change is the whole snapshot.
+        keeper.change(&mut open).await;
+        client.remove(view.service(), &InstanceId::parse("i0").unwrap()).await.unwrap();
+        let state =
+            |keeper: &Keeper| keeper.kept[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
+        while state(&keeper) != InstanceState::Leaving {
+            keeper.change(&mut open).await;
+        }
+        assert!(keeper.kept.values().all(|kept| kept.left.is_none()), "the view was looked at as a whole");
+    }
+
+    /// What is logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap()
+        }
+    }
+
+    impl io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn instances_that_cannot_be_used_are_reported_once() {
+        let (view, client) = view(3, |n| format!("redis://127.1.0.{n}:1")).await;
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        let _default = tracing::subscriber::set_default(subscriber);
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
+        let mut keeper = Keeper::new(&view, rules, Channel::builder().terms());
+        for _ in 0..3 {
+            keeper.reconcile();
+        }
+        let reports = || log.text().matches("left out").count();
+        assert_eq!(reports(), 1, "{}", log.text());
+        assert!(log.text().contains("others=2"), "{}", log.text());
+        // One that comes is.
+        let endpoint = Endpoint::parse("redis://127.1.1.1:1").unwrap();
+        let late = Instance::new(InstanceId::parse("late").unwrap(), [endpoint]).unwrap();
+        client.publish(view.service(), late).await.unwrap();
+        while reports() < 2 {
+            keeper.changes.next().await.unwrap();
+            keeper.reconcile();
+        }
+        assert!(log.text().contains("instance=late") && log.text().contains("others=0"), "{}", log.text());
+    }
 }

@@ -24,7 +24,10 @@ use tokio::sync::Notify;
 use tonic::Code;
 
 use self::connection_set::ConnectionSet;
-use crate::{connection::Connection, connection_options::ConnectionOptions, queue::CallQueue, settings::SettingsFor};
+use crate::{
+    connection::Connection, connection_options::ConnectionOptions, dial_limit::DialLimit, queue::CallQueue,
+    settings::SettingsFor,
+};
 
 /// What all subchannels of a channel go by.
 #[derive(Debug)]
@@ -42,6 +45,9 @@ pub(crate) struct Terms {
     pub(crate) connections: ConnectionOptions,
     /// Told of every change of a condition.
     pub(crate) changed: Notify,
+    /// Told of every connection that is made.
+    pub(crate) connected: Notify,
+    pub(crate) dials: DialLimit,
     /// Calls that wait for a stream.
     pub(crate) queue: CallQueue,
 }
@@ -242,7 +248,7 @@ impl Subchannel {
             self.condition.clear(Condition::FAILED | Condition::SUSPECT);
             self.condition.set(Condition::CONNECTED);
         }
-        terms.changed.notify_one();
+        terms.connected.notify_one();
         terms.queue.wake_all();
     }
 
@@ -384,6 +390,8 @@ mod tests {
             silence: SECOND,
             connections: ConnectionOptions::default(),
             changed: Notify::new(),
+            connected: Notify::new(),
+            dials: DialLimit::new(1),
             queue: CallQueue::default(),
         })
     }

@@ -4,7 +4,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{BackoffPolicy, Moment, Registry, TaskOwner};
 use enlist_grpc::{Channel, InstanceState};
@@ -202,6 +208,32 @@ async fn connections_that_do_not_last_hold_up_no_call() {
     until(&channel, "ill", InstanceState::Unhealthy).await;
     until(&channel, "i0", InstanceState::Failing).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "ill");
+}
+
+#[tokio::test]
+async fn only_so_many_connections_are_made_at_a_time() {
+    let tasks = TaskOwner::new();
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let port = listen(&tasks, move |mut connection| {
+        let (now, most) = (Arc::clone(&now), Arc::clone(&most));
+        async move {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            connection.write_all(&SETTINGS).await.unwrap();
+            swallow(&mut connection).await;
+        }
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(300, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let channel = Channel::builder().build(&world.view()).unwrap();
+    until_ready(&channel, 300).await;
+    let most = seen.load(Ordering::SeqCst);
+    assert!((2..=64).contains(&most), "{most} at a time");
 }
 
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.

@@ -108,6 +108,7 @@ impl Subchannel {
         let said = |error| DialFailure { error, silent: false };
         let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint).map_err(said)?;
         let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
+        let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
         let connect = async {
             let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
             let health = match health {

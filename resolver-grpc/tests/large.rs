@@ -1,0 +1,123 @@
+//! A channel to ten thousand instances, all of them connected to.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{Moment, Registry, TaskOwner};
+use enlist_grpc::Channel;
+use enlist_testkit::eventually;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::{SETTINGS, World, addresses, listen, swallow, until_ready};
+use tokio::io::AsyncWriteExt;
+
+/// Names the folder that a child process reports to.
+const SERVE: &str = "ENLIST_TEST_SERVE";
+
+/// Allows as many files as the system does, and returns how many that is.
+fn most_files() -> u64 {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
+    maximum.unwrap_or(u64::MAX)
+}
+
+/// Writes a whole file at once.
+fn report(folder: &Path, name: &str, number: usize) {
+    let whole = folder.join(format!("{name}.new"));
+    fs::write(&whole, number.to_string()).unwrap();
+    fs::rename(whole, folder.join(name)).unwrap();
+}
+
+fn reported(folder: &Path, name: &str) -> Option<usize> {
+    fs::read_to_string(folder.join(name)).ok()?.parse().ok()
+}
+
+/// The server's side, in a process of its own: a process may not have as many files as both sides need. Each connection hears its
+/// first word after 5 ms; how many waited for theirs at a time is reported.
+#[tokio::test]
+async fn serves_its_parent_if_it_has_one() {
+    let Ok(folder) = std::env::var(SERVE) else { return };
+    let folder = Arc::<Path>::from(Path::new(&folder));
+    most_files();
+    let [now, most, served] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+    let tasks = TaskOwner::new();
+    let reports = Arc::clone(&folder);
+    let port = listen(&tasks, move |mut connection| {
+        let [now, most, served] = [&now, &most, &served].map(Arc::clone);
+        let folder = Arc::clone(&reports);
+        async move {
+            let waiting = now.fetch_add(1, Ordering::SeqCst) + 1;
+            if most.fetch_max(waiting, Ordering::SeqCst) < waiting {
+                report(&folder, "most", waiting);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            connection.write_all(&SETTINGS).await.unwrap();
+            let served = served.fetch_add(1, Ordering::SeqCst) + 1;
+            if served.is_multiple_of(100) {
+                report(&folder, "served", served);
+            }
+            swallow(&mut connection).await;
+        }
+    })
+    .await;
+    report(&folder, "port", usize::from(port));
+    // Until the parent ends.
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await.unwrap().unwrap();
+}
+
+fn serving(folder: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "serves_its_parent_if_it_has_one"])
+        .env(SERVE, folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn ten_thousand_instances_are_connected_to_a_few_at_a_time() {
+    let count = u32::try_from(most_files().saturating_sub(500).min(10_000)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serving(folder.path());
+    let mut port = 0;
+    eventually("the server listens", || {
+        let reported = reported(folder.path(), "port");
+        port = reported.unwrap_or_default();
+        std::future::ready(reported.ok_or(()).map(|_| ()))
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(count, u16::try_from(port).unwrap()) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    world.view().ready().await.unwrap();
+    let begun = Moment::now();
+    let channel = Channel::builder().build(&world.view()).unwrap();
+    // In parts, since the machine may have other things to do.
+    for part in 1..=4 {
+        eventually("a part of them is connected to", || async {
+            let served = reported(folder.path(), "served").unwrap_or_default();
+            if served >= part * (count as usize / 400 * 100) { Ok(()) } else { Err(served) }
+        })
+        .await;
+    }
+    until_ready(&channel, count as usize).await;
+    let (took, most) = (begun.elapsed(), reported(folder.path(), "most").unwrap());
+    println!("{count} instances ready after {took:?}, at most {most} dials at a time");
+    assert!((2..=64).contains(&most), "{most} dials at a time");
+    drop(server.stdin.take());
+    server.wait().unwrap();
+}
