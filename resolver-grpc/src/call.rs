@@ -155,6 +155,7 @@ impl Core {
                 return Next::Take(flight);
             }
         }
+        self.terms.activity.activate();
         let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
         if picture.closed {
             Next::Refuse
@@ -265,5 +266,5 @@ fn is_full(subchannel: &Arc<Subchannel>) -> bool {
 
 /// Says whether the instance is ready, or might be in a moment.
 fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
-    matches!(subchannel.state(), InstanceState::Connecting | InstanceState::Ready)
+    matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
 }

@@ -23,6 +23,7 @@ use crate::{
     connection_options::ConnectionOptions,
     dial_limit::DialLimit,
     failure::BoxError,
+    idle::Activity,
     queue::CallQueue,
     retry::{Retries, RetryPolicy},
     set::{Keeper, Rules},
@@ -57,6 +58,9 @@ pub const DEFAULT_CONNECTIONS: usize = 8;
 
 /// How many connections a channel makes at a time, unless said otherwise.
 pub const DEFAULT_CONCURRENT_DIALS: usize = 64;
+
+/// How long a connection is idle before the kernel asks whether the other side is still there, unless said otherwise.
+pub const DEFAULT_TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// How many calls may wait when all streams are taken, unless said otherwise.
 pub const DEFAULT_QUEUE_LIMIT: usize = 1024;
@@ -133,6 +137,7 @@ impl Channel {
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+        self.core.terms.activity.activate();
         let mut pictures = self.pictures();
         let is_ready = || {
             let set = self.core.shared.set.load();
@@ -462,6 +467,7 @@ impl ChannelBuilder {
             connections: self.connections.clone(),
             changed: Notify::new(),
             connected: Notify::new(),
+            activity: Activity::default(),
             queue: CallQueue::default(),
         })
     }

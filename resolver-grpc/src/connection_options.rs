@@ -3,9 +3,22 @@
 
 use std::time::Duration;
 
+use tonic::transport::Endpoint as Settings;
+
 use crate::channel::{
     ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
+    DEFAULT_TCP_KEEPALIVE,
 };
+
+/// How often the kernel asks again that got no answer. It gives up with the limit for what was sent, 20 s.
+const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Minimum interval of HTTP/2 pings that servers of grpc-go allow, unless told otherwise: they end connections that ping more
+/// often (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
+const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(300);
+
+/// How long an HTTP/2 ping may stay without an answer; gRPC's own default.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The options of connections, of all subchannels of a channel.
 #[derive(Clone, Debug)]
@@ -17,6 +30,9 @@ pub(crate) struct ConnectionOptions {
     pub(crate) concurrent_dials: usize,
     /// How many calls may wait for a stream.
     pub(crate) queue_limit: usize,
+    pub(crate) tcp_keepalive: Option<Duration>,
+    pub(crate) http2_keep_alive: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
 }
 
 impl Default for ConnectionOptions {
@@ -26,6 +42,28 @@ impl Default for ConnectionOptions {
             concurrent_dials: DEFAULT_CONCURRENT_DIALS,
             most: DEFAULT_CONNECTIONS,
             queue_limit: DEFAULT_QUEUE_LIMIT,
+            tcp_keepalive: Some(DEFAULT_TCP_KEEPALIVE),
+            http2_keep_alive: None,
+            idle_timeout: None,
+        }
+    }
+}
+
+impl ConnectionOptions {
+    /// Adds what the user's own settings leave open.
+    pub(crate) fn applied_to(&self, mut settings: Settings) -> Settings {
+        if settings.get_tcp_keepalive().is_none() {
+            settings = settings.tcp_keepalive(self.tcp_keepalive);
+        }
+        if settings.get_tcp_keepalive_interval().is_none() {
+            settings = settings.tcp_keepalive_interval(Some(TCP_KEEPALIVE_INTERVAL));
+        }
+        match self.http2_keep_alive {
+            Some(interval) => settings
+                .http2_keep_alive_interval(interval)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+                .keep_alive_while_idle(false),
+            None => settings,
         }
     }
 }
@@ -63,5 +101,51 @@ impl ChannelBuilder {
     pub fn queue_limit(mut self, queue_limit: usize) -> Self {
         self.connections.queue_limit = queue_limit;
         self
+    }
+
+    /// Sets how long a connection is idle before the kernel asks whether the other side is still there, which also keeps it in the
+    /// tables of load balancers and firewalls; `None` for never. `tcp_keepalive` in the settings overrides it. Default: 30 s, and
+    /// every 10 s from then on without an answer.
+    pub fn tcp_keepalive(mut self, tcp_keepalive: Option<Duration>) -> Self {
+        self.connections.tcp_keepalive = tcp_keepalive;
+        self
+    }
+
+    /// Sets the interval of HTTP/2 pings while calls are in flight: a connection that does not answer one within 20 s is given up,
+    /// also one whose streams are all taken. At least 5 min, which is what servers of grpc-go allow; never without calls.
+    /// For shorter intervals, where the servers are known to allow them, there are the settings. Default: `None`, no pings.
+    pub fn http2_keep_alive(mut self, http2_keep_alive: Option<Duration>) -> Self {
+        self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
+        self
+    }
+
+    /// Sets how long a channel without a call keeps its connections, and a quarter more at most; the next call waits for new ones,
+    /// as the first one does. Shorter than that of a load balancer on the way, no call meets a connection that was cut off. Calls
+    /// in flight count as use. Default: `None`, for ever; at least 10 ms.
+    pub fn idle_timeout(mut self, idle_timeout: Option<Duration>) -> Self {
+        self.connections.idle_timeout = idle_timeout.map(|timeout| timeout.max(Duration::from_millis(10)));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Channel;
+
+    #[test]
+    fn the_users_own_settings_come_first_and_pings_are_rare() {
+        let options = |builder: ChannelBuilder| builder.connections;
+        let (second, bare) = (Duration::from_secs(1), Settings::from_static("http://h:1"));
+        let default = options(Channel::builder()).applied_to(bare.clone());
+        assert_eq!(default.get_tcp_keepalive(), Some(DEFAULT_TCP_KEEPALIVE));
+        assert_eq!(default.get_tcp_keepalive_interval(), Some(TCP_KEEPALIVE_INTERVAL));
+        let own = options(Channel::builder()).applied_to(bare.clone().tcp_keepalive(Some(second)));
+        assert_eq!(own.get_tcp_keepalive(), Some(second));
+        let never = options(Channel::builder().tcp_keepalive(None)).applied_to(bare);
+        assert_eq!(never.get_tcp_keepalive(), None);
+        assert_eq!(options(Channel::builder()).http2_keep_alive, None);
+        let pinging = options(Channel::builder().http2_keep_alive(Some(second)));
+        assert_eq!(pinging.http2_keep_alive, Some(Duration::from_secs(300)));
     }
 }

@@ -34,6 +34,7 @@ mod failure;
 mod flight;
 mod frames;
 mod health;
+mod idle;
 mod locator;
 pub mod manager;
 mod probe;

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     balance::Balance,
+    idle,
     settings::SettingsFor,
     subchannel::{InstanceState, Subchannel, Terms},
 };
@@ -140,7 +141,9 @@ impl Keeper {
 
     /// Follows the view until told to stop, and ends its subchannels.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        stop.run_until_cancelled(self.keep()).await;
+        let (shared, terms) = (self.shared(), Arc::clone(&self.terms));
+        let idle = idle::watch(terms.connections.idle_timeout, &shared, &terms);
+        stop.run_until_cancelled(futures::future::join(self.keep(), idle)).await;
         if let Err(error) = self.tasks.stop(STOP).await {
             tracing::error!(cause = %with_causes(&error), "subchannels did not end in order");
         }

@@ -25,8 +25,8 @@ use tonic::Code;
 
 use self::connection_set::ConnectionSet;
 use crate::{
-    connection::Connection, connection_options::ConnectionOptions, dial_limit::DialLimit, queue::CallQueue,
-    settings::SettingsFor,
+    connection::Connection, connection_options::ConnectionOptions, dial_limit::DialLimit, idle::Activity,
+    queue::CallQueue, settings::SettingsFor,
 };
 
 /// What all subchannels of a channel go by.
@@ -48,6 +48,7 @@ pub(crate) struct Terms {
     /// Told of every connection that is made.
     pub(crate) connected: Notify,
     pub(crate) dials: DialLimit,
+    pub(crate) activity: Activity,
     /// Calls that wait for a stream.
     pub(crate) queue: CallQueue,
 }
@@ -67,6 +68,8 @@ impl Condition {
     const UNHEALTHY: u8 = 16;
     /// The resolver no longer lists it.
     const RETIRED: u8 = 32;
+    /// Its channel is not used.
+    const IDLE: u8 = 64;
 
     fn set(&self, bits: u8) {
         self.0.fetch_or(bits, Ordering::AcqRel);
@@ -89,6 +92,8 @@ impl Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstanceState {
+    /// It is not connected to, since the channel was not used for its idle timeout; the next call connects.
+    Idle,
     /// The first connection, or the next one after one that worked, is being made.
     Connecting,
     /// It takes calls.
@@ -230,6 +235,7 @@ impl Subchannel {
         let is = |bit| bits & bit != 0;
         match () {
             () if is(Condition::RETIRED) => InstanceState::Leaving,
+            () if !is(Condition::CONNECTED) && is(Condition::IDLE) => InstanceState::Idle,
             () if !is(Condition::CONNECTED) && is(Condition::FAILED) => InstanceState::Failing,
             () if !is(Condition::CONNECTED) => InstanceState::Connecting,
             () if is(Condition::EJECTED) => InstanceState::Ejected,
@@ -392,6 +398,7 @@ mod tests {
             changed: Notify::new(),
             connected: Notify::new(),
             dials: DialLimit::new(1),
+            activity: Activity::default(),
             queue: CallQueue::default(),
         })
     }

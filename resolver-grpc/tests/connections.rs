@@ -236,6 +236,61 @@ async fn only_so_many_connections_are_made_at_a_time() {
     assert!((2..=64).contains(&most), "{most} at a time");
 }
 
+/// The timers of this host's IPv4 connections to `port`: 2 is that of keepalive (the kernel's `proc_net_tcp.rst`).
+#[cfg(target_os = "linux")]
+fn timers(port: u16) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let columns = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_port = columns.filter(|line| line[2].ends_with(&format!(":{port:04X}")) && line[3] == "01");
+    of_port.map(|line| line[5].to_owned()).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_idle_connection_is_kept_alive() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    say(&channel, String::new()).await.unwrap();
+    // In hundredths of a second.
+    eventually("the kernel is about to ask", || async {
+        let timers = timers(servers[0].address().port());
+        let due = |timer: &String| {
+            let due = timer.strip_prefix("02:").and_then(|due| u64::from_str_radix(due, 16).ok());
+            due.is_some_and(|due| (1..=3100).contains(&due))
+        };
+        if timers.len() == 1 && timers.iter().all(due) { Ok(()) } else { Err(timers) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_channel_without_calls_closes_its_connections_until_the_next_one() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().idle_timeout(Some(Duration::from_millis(200))), 1).await;
+    // A call in flight is use.
+    let mut long = streams(&channel, 1).await;
+    assert!(!any_ends(&mut long, Duration::from_secs(1)).await);
+    assert_eq!((servers[0].dials(), channel.instances()[0].state), (1, InstanceState::Ready));
+    drop(long);
+    for dials in 1..=2 {
+        until(&channel, "a", InstanceState::Idle).await;
+        eventually("the connection is closed", || async {
+            match servers[0].open() {
+                0 => Ok(()),
+                open => Err(open),
+            }
+        })
+        .await;
+        assert_eq!(servers[0].dials(), dials);
+        assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    }
+    // One that is waited for to be ready is in use, too.
+    until(&channel, "a", InstanceState::Idle).await;
+    channel.ready(Duration::from_secs(10)).await.unwrap();
+}
+
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
 fn load_time() -> Duration {
     let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());

@@ -70,11 +70,19 @@ impl Subchannel {
             while self.condition.has(Condition::RETIRED) {
                 self.wake.notified().await;
             }
+            if !terms.activity.is_active() {
+                // The next call waits for a dial, as the first one does.
+                self.condition.clear(Condition::FAILED);
+                self.condition.set(Condition::IDLE);
+                terms.changed.notify_one();
+                terms.activity.becomes(true).await;
+                self.condition.clear(Condition::IDLE);
+            }
             match self.dial(terms, terms.health.as_deref()).await {
                 Ok((connection, health)) => {
                     let connected = Moment::now();
                     self.attend(terms, &connection, health).await;
-                    if connected.elapsed() >= LASTED {
+                    if connected.elapsed() >= LASTED || !terms.activity.is_active() {
                         backoff.reset();
                         continue;
                     }
@@ -107,6 +115,7 @@ impl Subchannel {
     async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, DialFailure> {
         let said = |error| DialFailure { error, silent: false };
         let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint).map_err(said)?;
+        let settings = terms.connections.applied_to(settings);
         let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
         let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
         let connect = async {
@@ -149,11 +158,12 @@ impl Subchannel {
         self.demote(terms, connection);
     }
 
-    /// Returns once a connection is gone, takes no more calls, or was given up.
+    /// Returns once a connection is gone, takes no more calls, is not needed, or was given up.
     async fn in_use(&self, terms: &Terms, connection: &Arc<Connection>) {
         tokio::select! {
             () = connection.lost() => {}
             () = connection.spent() => {}
+            () = terms.activity.becomes(false) => {}
             () = self.listen(terms, connection) => connection.cut(),
         }
     }

@@ -1,0 +1,72 @@
+//! The idle timeout of a channel: without calls, its connections are closed until there is one again.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::sleep};
+
+use crate::{
+    set::Shared,
+    subchannel::{Subchannel, Terms},
+};
+
+/// Parts of the timeout after which calls are counted: a channel becomes idle at most one part late.
+const PARTS: u32 = 4;
+
+/// Tells the subchannels of a channel whether it is in use.
+#[derive(Debug)]
+pub(crate) struct Activity(watch::Sender<bool>);
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self(watch::Sender::new(true))
+    }
+}
+
+impl Activity {
+    pub(crate) fn is_active(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Ends the idleness, since there is a call.
+    pub(crate) fn activate(&self) {
+        self.set(true);
+    }
+
+    fn set(&self, active: bool) {
+        self.0.send_if_modified(|was| std::mem::replace(was, active) != active);
+    }
+
+    /// Waits until the channel is in use, or is not.
+    pub(crate) async fn becomes(&self, active: bool) {
+        // The sender is `self`.
+        _ = self.0.subscribe().wait_for(|is| *is == active).await;
+    }
+}
+
+/// Lets the channel become idle whenever no call was made or in flight for `limit`.
+pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Terms) {
+    let Some(limit) = limit else { return pending().await };
+    loop {
+        terms.activity.becomes(true).await;
+        let (mut counted, mut quiet) = (calls(shared), 0);
+        while quiet < PARTS {
+            sleep(limit / PARTS).await;
+            let now = calls(shared);
+            quiet = if now == (counted.0, 0) { quiet + 1 } else { 0 };
+            counted = now;
+        }
+        tracing::debug!("no calls, connections closed");
+        terms.activity.set(false);
+    }
+}
+
+/// How many calls were begun over the instances that there are, and how many are in flight.
+fn calls(shared: &Shared) -> (u64, usize) {
+    let set = shared.set.load();
+    let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());
+    set.all
+        .iter()
+        .chain(&set.leaving)
+        .map(counts)
+        .fold((0, 0), |(begun, flying), (a, b)| (begun.wrapping_add(a), flying + b))
+}
