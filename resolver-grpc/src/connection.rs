@@ -32,6 +32,7 @@ use tower::{Service, service_fn};
 use crate::{
     failure::BoxError,
     frames::{FrameReader, Statement},
+    probe::answered,
 };
 
 /// How long data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
@@ -72,7 +73,7 @@ struct Pulse {
     max_streams: AtomicU32,
     /// The connection takes no more calls: the server said so, or a call found out.
     spent: CancellationToken,
-    /// The other side has said something.
+    /// The server has said something, if its frames can be seen.
     heard: CancellationToken,
     /// The connection is gone.
     lost: CancellationToken,
@@ -117,8 +118,8 @@ impl Pulse {
 }
 
 impl Connection {
-    /// Connects to `endpoint`, which takes calls once the other side has said something: a server that accepts and stays silent,
-    /// as a stopped process does, is none.
+    /// Connects to `endpoint`, which takes calls once the server has said something: one that accepts and stays silent, as a
+    /// stopped process does, is none. Over TLS that is an answer to a health check, whatever it is.
     ///
     /// # Cancel safety
     ///
@@ -131,13 +132,20 @@ impl Connection {
             let connector = service_fn(move |_: Uri| connect_once(endpoint.clone(), tcp.clone(), once.take()));
             settings.connect_with_connector(connector).await?
         };
-        tokio::select! {
-            () = pulse.heard.cancelled() => {
-                let (calls, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
-                Ok(Self { channel, pulse, calls, others, quiet: Notify::new(), doubted: Notify::new() })
+        let heard = async {
+            if visible {
+                pulse.heard.cancelled().await;
+                return Ok(());
             }
-            () = pulse.lost.cancelled() => Err("closed before the server said anything".into()),
+            // What is read of a handshake tells of who ends TLS, which need not be the server.
+            answered(channel.clone()).await.map_err(|failure| BoxError::from(failure.status))
+        };
+        tokio::select! {
+            heard = heard => heard?,
+            () = pulse.lost.cancelled() => return Err("closed before the server said anything".into()),
         }
+        let (calls, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Self { channel, pulse, calls, others, quiet: Notify::new(), doubted: Notify::new() })
     }
 
     /// The channel over this connection alone.
@@ -316,9 +324,8 @@ impl AsyncRead for Tracked {
         }
         if !bytes.is_empty() {
             pulse.reads.fetch_add(1, Ordering::Relaxed);
-            match frames {
-                Some(frames) => frames.read(bytes, |statement| pulse.note(statement)),
-                None => pulse.heard.cancel(),
+            if let Some(frames) = frames {
+                frames.read(bytes, |statement| pulse.note(statement));
             }
         }
         Poll::Ready(Ok(()))

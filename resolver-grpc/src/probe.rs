@@ -2,7 +2,7 @@
 //! turn, because all streams of the connection are taken, says nothing about the other side.
 
 use std::{
-    future::poll_fn,
+    future::{pending, poll_fn},
     pin::{Pin, pin},
     task::{Context, Poll},
     time::Duration,
@@ -55,6 +55,15 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
     judge(connection.reads() != before, opened.is_cancelled(), refused)
 }
 
+/// Waits until the server answers, with whatever it is.
+///
+/// # Errors
+///
+/// If no answer can come any more.
+pub(crate) async fn answered(channel: Channel) -> Result<(), Failure> {
+    ask(channel, CancellationToken::new()).await
+}
+
 /// Sends the probe; `opened` tells that it has a stream.
 async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Failure> {
     let sent = opened.clone();
@@ -68,6 +77,8 @@ async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Fail
         .map_err(|error| failed(error.into()))?;
     match channel.call(request).await.map_err(|error| failed(error.into())) {
         Ok(_) => Ok(()),
+        // The settings' own timeout is none of a probe's.
+        Err(Failure { reach: Reach::OutOfTime, .. }) => pending().await,
         // A server that ends this one stream has answered.
         Err(Failure { broken: false, .. }) => Ok(()),
         Err(failure) => Err(failure),

@@ -4,12 +4,22 @@
 
 mod support;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{Endpoint, Instance, RegisterOptions, Registration, Registry, TaskOwner};
 use enlist_grpc::{Channel, ChannelBuilder, InstanceState};
 use support::{World, id, say, until, until_ready};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
@@ -67,6 +77,45 @@ async fn listed(world: &World, name: &str, endpoints: &[String]) -> Registration
     let endpoints = endpoints.iter().map(|text| Endpoint::parse(text).unwrap());
     let instance = Instance::new(id(name), endpoints).unwrap();
     world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap()
+}
+
+/// Passes everything on to `server`, but no answer after the client's second word, which ends a handshake.
+async fn handshake_only(client: TcpStream, server: SocketAddr) {
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
+    let done = Arc::new(AtomicBool::new(false));
+    let ask = async {
+        let mut words = 0;
+        let mut word = [0; 16 << 10];
+        while let Ok(length @ 1..) = from_client.read(&mut word).await {
+            words += 1;
+            done.store(words > 1, Ordering::SeqCst);
+            to_server.write_all(&word[..length]).await.unwrap();
+        }
+    };
+    let answer = async {
+        let mut word = [0; 16 << 10];
+        while let Ok(length @ 1..) = from_server.read(&mut word).await {
+            if !done.load(Ordering::SeqCst) {
+                to_client.write_all(&word[..length]).await.unwrap();
+            }
+        }
+    };
+    tokio::join!(ask, answer);
+}
+
+#[tokio::test]
+async fn a_handshake_alone_does_not_make_an_instance_ready() {
+    let (server, tasks) = (Secure::start().await, TaskOwner::new());
+    let address = server.address;
+    let port = support::listen(&tasks, move |client| handshake_only(client, address)).await;
+    let world = secure_world(port).await;
+    let channel = server.trusted().dial_timeout(Duration::from_millis(500)).build(&world.view()).unwrap();
+    until(&channel, "a", InstanceState::Failing).await;
+    // A server that answers is ready.
+    let world = secure_world(address.port()).await;
+    let channel = world.channel(server.trusted(), 1).await;
+    assert_eq!(say(&channel, String::new()).await.unwrap(), "secure");
 }
 
 #[tokio::test]
