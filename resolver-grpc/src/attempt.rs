@@ -199,7 +199,7 @@ impl Call {
         if self.attempts.left() > 0 {
             head.headers.insert(PREVIOUS, self.attempts.left().into());
         }
-        let request = http::Request::from_parts(head, body);
+        let request = http::Request::from_parts(head, flight.carry(body));
         Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
     }
 

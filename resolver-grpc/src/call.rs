@@ -231,6 +231,7 @@ fn troubles(picture: &Picture) -> String {
 
 fn word(state: InstanceState) -> &'static str {
     match state {
+        InstanceState::Idle => "idle",
         InstanceState::Connecting => "connecting",
         InstanceState::Ready => "ready",
         InstanceState::Failing => "failing",

@@ -49,6 +49,8 @@ pub(crate) struct Connection {
     pulse: Arc<Pulse>,
     /// Calls that were begun over it and have not ended.
     calls: AtomicUsize,
+    /// Calls that have no stream yet and wait in hyper, where the server's limit cannot be seen.
+    unopened: AtomicUsize,
     /// Streams that are no calls: a health stream.
     others: AtomicUsize,
     /// Its last call has ended.
@@ -112,7 +114,11 @@ impl Pulse {
         match statement {
             Statement::MaxStreams(streams) => self.max_streams.store(streams, Ordering::Release),
             Statement::Settings => self.heard.cancel(),
-            Statement::GoAway => self.spent.cancel(),
+            Statement::GoAway => {
+                // Before it is demoted, so that no call is handed over that would have to be moved.
+                self.max_streams.store(0, Ordering::Release);
+                self.spent.cancel();
+            }
         }
     }
 }
@@ -144,8 +150,8 @@ impl Connection {
             heard = heard => heard?,
             () = pulse.lost.cancelled() => return Err("closed before the server said anything".into()),
         }
-        let (calls, others) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Ok(Self { channel, pulse, calls, others, quiet: Notify::new(), doubted: Notify::new() })
+        let [calls, unopened, others] = [0; 3].map(AtomicUsize::new);
+        Ok(Self { channel, pulse, calls, unopened, others, quiet: Notify::new(), doubted: Notify::new() })
     }
 
     /// The channel over this connection alone.
@@ -194,13 +200,31 @@ impl Connection {
         !self.pulse.visible
     }
 
+    /// Returns `true` if it may take more calls than are meant for it: its limit is unknown, and few calls wait for a stream.
+    pub(crate) fn may_overflow(&self) -> bool {
+        self.is_opaque() && self.unopened.load(Ordering::Relaxed) < UNSEEN_STREAMS
+    }
+
+    /// Notes a call that has no stream yet.
+    pub(crate) fn hand_over(&self) {
+        self.unopened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that such a call has got its stream, or ended.
+    pub(crate) fn opened(&self) {
+        self.unopened.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// How many calls it takes at a time.
     fn room(&self) -> usize {
         if !self.pulse.visible {
             return UNSEEN_STREAMS;
         }
-        let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);
-        streams.saturating_sub(self.others.load(Ordering::Relaxed)).max(1)
+        match usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX) {
+            0 => 0,
+            // A health stream may have the only one.
+            streams => streams.saturating_sub(self.others.load(Ordering::Relaxed)).max(1),
+        }
     }
 
     /// Notes a stream that is no call, for as long as the connection lasts.

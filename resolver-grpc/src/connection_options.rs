@@ -83,7 +83,7 @@ impl ChannelBuilder {
     /// At the ceiling, calls go to other instances. When all streams of all instances are taken, calls wait, in no particular
     /// order, until their deadline or the [wait limit](Self::wait_limit), at most [as many](Self::queue_limit) as are allowed.
     /// Over TLS the limit of the server cannot be seen: further connections are made for every 100 calls at a time, and at the
-    /// ceiling calls go to the connections there are.
+    /// ceiling calls go to the connections there are, as long as fewer than 100 wait for their stream there.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections.most = connections.max(1);
         self

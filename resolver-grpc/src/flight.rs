@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use tonic::Code;
+use tonic::{Code, body::Body};
 
 use crate::{
     connection::Connection,
+    opening::opening,
     subchannel::{Subchannel, Terms},
 };
 
@@ -36,6 +37,11 @@ impl Flight {
 
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// The body with which it is sent.
+    pub(crate) fn carry(&self, body: Body) -> Body {
+        opening(body, &self.connection)
     }
 
     /// Notes that the server answered.

@@ -37,6 +37,7 @@ mod health;
 mod idle;
 mod locator;
 pub mod manager;
+mod opening;
 mod probe;
 mod queue;
 mod replay;

@@ -15,6 +15,7 @@ use std::{
 
 use enlist::{Endpoint, Instance, RegisterOptions, Registration, Registry, TaskOwner};
 use enlist_grpc::{Channel, ChannelBuilder, InstanceState};
+use enlist_testkit::soon;
 use support::{World, id, say, until, until_ready};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,12 +26,21 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 /// A server whose certificate is for `host`, and its authority.
 async fn secure(tasks: &TaskOwner, name: &'static str, host: &str) -> (SocketAddr, Certificate) {
+    secure_with(tonic::transport::Server::builder(), tasks, name, host).await
+}
+
+async fn secure_with(
+    builder: tonic::transport::Server,
+    tasks: &TaskOwner,
+    name: &'static str,
+    host: &str,
+) -> (SocketAddr, Certificate) {
     let own = rcgen::generate_simple_self_signed(vec![host.to_owned()]).unwrap();
     let identity = Identity::from_pem(own.cert.pem(), own.signing_key.serialize_pem());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = tasks.stop_signal();
-    let server = tonic::transport::Server::builder()
+    let server = builder
         .tls_config(ServerTlsConfig::new().identity(identity))
         .unwrap()
         .add_service(tonic_health::server::health_reporter().1)
@@ -49,8 +59,12 @@ struct Secure {
 
 impl Secure {
     async fn start() -> Self {
+        Self::with(tonic::transport::Server::builder()).await
+    }
+
+    async fn with(builder: tonic::transport::Server) -> Self {
         let tasks = TaskOwner::new();
-        let (address, ca) = secure(&tasks, "secure", "greeter.test").await;
+        let (address, ca) = secure_with(builder, &tasks, "secure", "greeter.test").await;
         Self { address, ca, tasks }
     }
 
@@ -116,6 +130,31 @@ async fn a_handshake_alone_does_not_make_an_instance_ready() {
     let world = secure_world(address.port()).await;
     let channel = world.channel(server.trusted(), 1).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "secure");
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_a_stream_over_tls_are_bounded() {
+    let server = Secure::with(tonic::transport::Server::builder().max_concurrent_streams(4)).await;
+    let world = secure_world(server.address.port()).await;
+    let builder = server.trusted().connections(1).queue_limit(10).wait_limit(Duration::from_secs(600));
+    let channel = world.channel(builder, 1).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut stream = support::stream(&channel).await.unwrap();
+        assert!(stream.message().await.unwrap().is_some());
+        open.push(stream);
+    }
+    // 100 wait on the connection and 10 in the channel.
+    let mut calls: Vec<_> = (0..150).map(|_| Box::pin(support::begun(say(&channel, String::new())))).collect();
+    for _ in 0..40 {
+        let (refused, _, others) = soon("a call is refused", futures::future::select_all(calls)).await;
+        let refused = refused.unwrap_err();
+        assert!(refused.message().contains("too many calls wait"), "{refused}");
+        calls = others;
+    }
+    drop(open);
+    let answers = soon("all answers", futures::future::join_all(calls)).await;
+    assert!(answers.len() == 110 && answers.iter().all(Result::is_ok), "{answers:?}");
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl ConnectionSet {
         if current.len() < self.most {
             return None;
         }
-        current.iter().filter(|connection| connection.is_opaque()).min_by_key(|connection| connection.calls())
+        current.iter().filter(|connection| connection.may_overflow()).min_by_key(|connection| connection.calls())
     }
 
     /// Returns `true` if another connection would be of use.
