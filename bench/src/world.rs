@@ -6,6 +6,7 @@ use enlist::{Endpoint, Instance, InstanceId, Moment, ServiceRef};
 use enlist_etcd::{Etcd, Layout, Native, layout::Writing};
 use enlist_testkit::{EtcdServer, Provider, ServerOptions};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -148,6 +149,17 @@ pub fn range(service: &ServiceRef) -> Result<(Vec<u8>, Vec<u8>)> {
     let range = Native::default().service_range(service)?;
     let (start, end) = range.bounds();
     Ok((start.to_vec(), end.unwrap_or_default().to_vec()))
+}
+
+/// Allows this process as many open files as the system does, and returns how many that is.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub fn most_files() -> Result<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+    Ok(maximum.unwrap_or(u64::MAX))
 }
 
 /// How long a write of 4 KiB to the disk takes until it is safe, in microseconds: what bounds every write of etcd.

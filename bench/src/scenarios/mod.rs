@@ -10,6 +10,7 @@ mod memory;
 pub mod pick;
 mod register;
 mod sync;
+mod wide;
 
 use std::{fmt::Display, future::Future, pin::Pin, process::Output};
 
@@ -78,6 +79,11 @@ pub const ALL: &[Scenario] = &[
         run: |report| Box::pin(lock::contended(report)),
     },
     Scenario { name: "grpc", about: "calls beside tonic's own channels", run: |report| Box::pin(grpc::run(report)) },
+    Scenario {
+        name: "wide",
+        about: "a channel to 10,000 instances, all connected to",
+        run: |report| Box::pin(wide::run(report)),
+    },
     Scenario {
         name: "memory",
         about: "the memory backend, without a reference",
