@@ -81,7 +81,7 @@ pub(crate) struct Stander {
     pub(crate) options: LockOptions,
     /// When it was asked for.
     pub(crate) begun: Moment,
-    /// What kept it from getting in line, for the caller to name at its deadline.
+    /// What kept it from getting in line, or from leaving, for the caller to name at its deadline.
     pub(crate) trouble: LastTrouble,
 }
 
@@ -556,10 +556,10 @@ impl Stander {
             }
         }
         let mut leaving = std::pin::pin!(self.give_up(held, token, here, &driver));
-        if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
-            driver.report(Ok(outcome));
-        } else {
-            driver.report(Err(Error::Timeout { op: "release", limit: PATIENCE, cause: None }));
+        let outcome = self.trouble.within("release", Some(PATIENCE), async { Ok(leaving.as_mut().await) }).await;
+        let goes_on = outcome.is_err();
+        driver.report(outcome);
+        if goes_on {
             leaving.await;
         }
     }
@@ -668,9 +668,11 @@ impl Stander {
                 Err(failure) => {
                     removed |= failure.is_ambiguous();
                     tracing::debug!(lock = %self.name, cause = %failure, "place not removed yet");
-                    if !self.failed(failure).is_retryable() {
+                    let error = self.failed(failure);
+                    if !error.is_retryable() {
                         pause = SLOW + spread(SLOW / 4);
                     }
+                    self.trouble.note(error);
                 }
             }
             if held.lease.is_lost() {

@@ -114,6 +114,19 @@ async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_that_etcd_refuses_names_its_cause() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let guard = acquire(&etcd).await;
+    fake.set_denied(true);
+    let late = soon("given up waiting", guard.release()).await.unwrap_err();
+    let Error::Timeout { op: "release", cause: Some(cause), .. } = &late else { panic!("with a cause: {late:?}") };
+    assert_eq!(cause.to_string(), "permission denied for the lock default/l");
+    fake.set_denied(false);
+    let _next = acquire(&etcd).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_that_wait_for_a_lease_hear_of_the_failure_of_one_grant() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);

@@ -163,7 +163,7 @@ struct Stander {
     name: LockName,
     want: Want,
     options: LockOptions,
-    /// What kept it from getting in line, for the caller to name at its deadline.
+    /// What kept it from getting in line, or from leaving, for the caller to name at its deadline.
     trouble: LastTrouble,
 }
 
@@ -373,10 +373,10 @@ impl Stander {
         // The mark of a lock that was lost stays: the caller may not have noticed yet.
         let released = matches!(driver.tenure().loss(), None | Some(Loss::Released));
         let mut leaving = std::pin::pin!(self.remove(&held, released));
-        if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut leaving).await {
-            driver.report(Ok(outcome));
-        } else {
-            driver.report(Err(Error::Timeout { op: "release", limit: PATIENCE, cause: None }));
+        let outcome = self.trouble.within("release", Some(PATIENCE), async { Ok(leaving.as_mut().await) }).await;
+        let goes_on = outcome.is_err();
+        driver.report(outcome);
+        if goes_on {
             leaving.await;
         }
     }
@@ -446,7 +446,7 @@ impl Stander {
                 Err(_) if held.lease.is_lost() || begun.elapsed() > held.lease.ttl() * 2 => {
                     return Released::AlreadyLost;
                 }
-                Err(_) => {}
+                Err(error) => self.trouble.note(error),
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_delay()) => {}

@@ -56,6 +56,16 @@ async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_release_in_an_outage_names_its_cause() {
+    let client = MemoryStore::new().client();
+    let guard = client.acquire(&name(), LockOptions::new()).await.unwrap();
+    client.cut();
+    let late = guard.release().await.unwrap_err();
+    let Error::Timeout { op: "release", cause: Some(cause), .. } = &late else { panic!("with a cause: {late:?}") };
+    assert_eq!(cause.to_string(), "store unavailable");
+}
+
+#[tokio::test(start_paused = true)]
 async fn renewals_count_while_a_proclamation_is_under_way() {
     let client = MemoryStore::new().client();
     let options = LockOptions::new().ttl(Duration::from_secs(3));

@@ -1,8 +1,8 @@
 //! Finding instances, and fixed ones.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use enlist::{Endpoint, Entry, Error, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot};
+use enlist::{Cause, Endpoint, Entry, Error, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot};
 use enlist_etcd::Etcd;
 use serde_json::json;
 
@@ -79,11 +79,19 @@ async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result
             }
         }
     };
-    if let Ok(ended) = tokio::time::timeout(limit, waiting).await {
-        ended?;
+    // A watch goes on without a word while etcd cannot be reached; a request says why.
+    let mut cause = None;
+    let asking = async {
+        cause = etcd.resolve(service).await.err().map(|error| Arc::new(error) as Cause);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = waiting => ended?,
+        () = asking => {}
+        () = tokio::time::sleep(limit) => {}
     }
     // Nothing seen is nothing known, which is not the same as empty.
-    seen.ok_or(Error::Timeout { op: "resolve", limit, cause: None })
+    seen.ok_or(Error::Timeout { op: "resolve", limit, cause })
 }
 
 pub(crate) async fn services(global: &Global, output: Output) -> Result<u8, Failure> {

@@ -109,6 +109,16 @@ async fn a_service_above_a_limit_is_told_and_its_last_known_state_stays() {
     assert!(refused.stderr.contains("the limit of 100 bytes") && refused.stderr.contains("raise"), "{refused:?}");
 }
 
+/// A wait that ends while etcd cannot be reached says why nothing is known.
+#[tokio::test]
+async fn a_wait_for_an_instance_without_etcd_names_the_cause() {
+    let done = with(&["resolve", "db", "--wait", "1s", "--endpoints", "http://127.0.0.1:1"], &[]).await;
+    assert_eq!(done.code, Some(1), "{done:?}");
+    for part in ["resolve took longer than 1 s", "http://127.0.0.1:1/", "Connection refused"] {
+        assert!(done.stderr.contains(part), "{done:?}");
+    }
+}
+
 /// A departure is one line; a drain that lasts is two.
 #[tokio::test]
 async fn what_is_removed_is_not_shown_as_draining_before() {

@@ -1,4 +1,4 @@
-//! For backends: the deadline of an acquisition, whose error names the last trouble that the task behind it had.
+//! For backends: the deadline of an acquisition or a release, whose error names the last trouble that the task behind it had.
 
 use std::{
     future::Future,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::error::{Cause, Error};
 
-/// The last trouble of an acquisition. Clones share it: one is with its task, another one with its caller.
+/// The last trouble of an acquisition, or of its release. Clones share it: one is with its task, another one with its caller.
 #[derive(Clone, Debug, Default)]
 pub struct LastTrouble(Arc<Mutex<Option<Error>>>);
 

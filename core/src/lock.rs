@@ -310,8 +310,8 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if the store has not answered within a few seconds: it goes on in the background, and the lease
-    /// runs out at the latest. [`Error::Closed`] if the session ended first.
+    /// [`Error::Timeout`] with the last trouble as its cause, if the store has not answered within a few seconds: it goes on in the
+    /// background, and the lease runs out at the latest. [`Error::Closed`] if the session ended first.
     ///
     /// # Cancel safety
     ///
