@@ -42,7 +42,7 @@ pub(crate) fn tracked(
 }
 
 /// The status of an answer that is nothing else: the only kind that gRFC A6 lets a client repeat.
-pub(crate) fn only_status(answer: &http::Response<Body>) -> Option<Code> {
+pub(crate) fn only_status<B: http_body::Body>(answer: &http::Response<B>) -> Option<Code> {
     let ends = answer.body().is_end_stream() || is_http_error(answer);
     code(answer.headers()).or_else(|| ends.then(|| http_code(answer.status())))
 }
@@ -53,7 +53,7 @@ pub(crate) fn code(headers: &http::HeaderMap) -> Option<Code> {
 }
 
 /// Returns `true` for an answer of something that is no gRPC server, such as a proxy.
-fn is_http_error(answer: &http::Response<Body>) -> bool {
+fn is_http_error<B: http_body::Body>(answer: &http::Response<B>) -> bool {
     let content = answer.headers().get(http::header::CONTENT_TYPE);
     let is_grpc = content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
     // The trailers of one may still have a status.
@@ -69,7 +69,7 @@ fn http_error(answer: &http::Response<Body>, instance: &str) -> Status {
 
 /// The code of an answer without a gRPC status
 /// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
-fn http_code(status: http::StatusCode) -> Code {
+pub(crate) fn http_code(status: http::StatusCode) -> Code {
     match status.as_u16() {
         400 => Code::Internal,
         401 => Code::Unauthenticated,

@@ -16,6 +16,10 @@ use http::{HeaderName, request::Parts};
 use tonic::{Code, Status, body::Body, transport::channel};
 use tower::Service;
 
+#[cfg(feature = "trace")]
+use crate::trace::CallSpan;
+#[cfg(not(feature = "trace"))]
+use crate::untraced::CallSpan;
 use crate::{
     answer,
     call::{CallHead, Core},
@@ -57,10 +61,11 @@ impl ResponseFuture {
         }
         let (head, body) = request.into_parts();
         let deadline = Deadline::of(&head.headers);
-        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline);
+        let span = CallSpan::begin(core.view.service(), &head);
+        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline, span);
         match call.send_now(body) {
             Ok(sending) => Self(State::First { sending, call: Some(call) }),
-            Err(body) => Self(State::Later(Box::pin(call.go_on(body)))),
+            Err(body) => Self(State::Later(Box::pin(async move { call.go_on(body).await }))),
         }
     }
 }
@@ -94,31 +99,28 @@ impl Future for ResponseFuture {
 async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
-    if let Some(intercept) = &core.intercept {
-        let Parts { uri, headers, .. } = &mut head;
-        let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
-        deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
-        deadline.tell(&mut head.headers);
+    let span = CallSpan::begin(core.view.service(), &head);
+    if let Err(refused) = span.scope().run(intercepted(&core, &mut head, &deadline)).await {
+        return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed);
     }
-    #[cfg(feature = "trace")]
-    {
-        let span = crate::trace::client_span(&mut head);
-        let call = async {
-            let (call, body) = Call::begin(core, head, body, deadline);
-            let outcome = call.go_on(body).await;
-            crate::trace::ended(match &outcome {
-                Ok(answer) => answer::only_status(answer).unwrap_or(Code::Ok),
-                Err(status) => status.code(),
-            });
-            outcome
-        };
-        tracing::Instrument::instrument(call, span).await
-    }
-    #[cfg(not(feature = "trace"))]
-    {
-        let (call, body) = Call::begin(core, head, body, deadline);
-        call.go_on(body).await
-    }
+    span.inject(&mut head);
+    let (mut call, body) = Call::begin(core, head, body, deadline, span);
+    let in_span = call.span.scope();
+    let outcome = in_span.run(call.go_on(body)).await;
+    let Call { span, .. } = *call;
+    span.follow(outcome).map(boxed)
+}
+
+/// Lets the interceptor change the head of a call.
+async fn intercepted(core: &Core, head: &mut Parts, deadline: &Deadline) -> Result<(), Status> {
+    let Some(intercept) = &core.intercept else {
+        return Ok(());
+    };
+    let Parts { uri, headers, .. } = &mut *head;
+    let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
+    deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
+    deadline.tell(&mut head.headers);
+    Ok(())
 }
 
 /// A call and its attempts so far.
@@ -131,6 +133,7 @@ struct Call {
     tried: Vec<Arc<Subchannel>>,
     /// Whom the latest attempt was sent to.
     current: Option<Arc<Subchannel>>,
+    span: CallSpan,
 }
 
 /// What follows from how an attempt ended.
@@ -145,11 +148,11 @@ enum Verdict {
 
 impl Call {
     /// A call, and the body of its first attempt.
-    fn begin(core: Arc<Core>, head: Parts, body: Body, deadline: Deadline) -> (Box<Self>, Body) {
+    fn begin(core: Arc<Core>, head: Parts, body: Body, deadline: Deadline, span: CallSpan) -> (Box<Self>, Body) {
         core.retries.deposit();
         let (replay, body) = Replay::begin(body, core.replay_limit, deadline);
         let attempts = Attempts::new(core.retries.policy(head.uri.path()));
-        (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None }), body)
+        (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None, span }), body)
     }
 
     /// The first attempt, if it can be sent without waiting; else its body.
@@ -169,7 +172,7 @@ impl Call {
     }
 
     /// All further attempts; `body` is that of the next one.
-    async fn go_on(mut self: Box<Self>, mut body: Body) -> Outcome {
+    async fn go_on(&mut self, mut body: Body) -> Outcome {
         loop {
             let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
@@ -192,8 +195,7 @@ impl Call {
     }
 
     fn send(&mut self, flight: Flight, mut channel: channel::Channel, body: Body) -> Sending {
-        #[cfg(feature = "trace")]
-        crate::trace::called(flight.subchannel().endpoint());
+        self.span.called(flight.subchannel().endpoint());
         self.current = Some(Arc::clone(flight.subchannel()));
         let mut head = self.head.clone();
         if self.attempts.left() > 0 {
@@ -301,6 +303,14 @@ impl Future for Sending {
 fn refused(answer: &http::Response<Body>) -> Option<Ended> {
     let code = answer::only_status(answer).filter(|code| *code != Code::Ok)?;
     Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
+}
+
+/// An answer in the one type that callers know.
+fn boxed<B>(answer: http::Response<B>) -> http::Response<Body>
+where
+    B: http_body::Body<Data = bytes::Bytes, Error = Status> + Send + 'static,
+{
+    answer.map(Body::new)
 }
 
 fn polled_again() -> Status {

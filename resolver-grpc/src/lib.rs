@@ -18,7 +18,7 @@
 //! # Features
 //!
 //! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots`, `tls-webpki-roots` are tonic's of the same names; `trace` adds spans
-//! with OpenTelemetry's names and the W3C trace context.
+//! as OpenTelemetry's conventions have them and the W3C trace context.
 
 mod adapters;
 mod answer;
@@ -51,6 +51,8 @@ mod subchannel;
 mod target;
 #[cfg(feature = "trace")]
 pub mod trace;
+#[cfg(not(feature = "trace"))]
+mod untraced;
 
 #[doc(inline)]
 pub use self::{

@@ -1,11 +1,27 @@
-//! Spans with the names of OpenTelemetry's conventions for RPC, and the W3C trace context between client and server.
+//! Spans as OpenTelemetry's conventions for RPC have them, and the W3C trace context between client and server.
 //!
 //! A call of a [`Channel`](crate::Channel) is a span `grpc call` (client), a request that goes through [`TraceLayer`] a span `grpc
-//! request` (server), with the fields `otel.kind`, `otel.name`, `rpc.system`, `rpc.service`, `rpc.method`, `rpc.grpc.status_code`,
-//! `server.address`, `server.port` (<https://opentelemetry.io/docs/specs/semconv/rpc/grpc/>), `trace_id` and `span_id`. The context
-//! travels in `traceparent` and `tracestate` (<https://www.w3.org/TR/trace-context/>): a call is a child of the
-//! [`TraceContext`] in its extensions, else of the current one, else the root of a trace of its own. Headers that are there already, put
-//! by an interceptor that knows an OpenTelemetry SDK, stay as they are.
+//! request` (server). Each lasts to the end of the answer's body, all attempts included, and has the fields of version 1.45 of the
+//! conventions (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>):
+//!
+//! | field | value |
+//! |---|---|
+//! | `otel.kind`, `otel.name` | `client` or `server`, `package.Service/Method` |
+//! | `rpc.system.name`, `rpc.method` | `grpc`, `package.Service/Method` |
+//! | `rpc.status_code` | name of the code that the call ended with, such as `NOT_FOUND`; `CANCELLED` if it was given up |
+//! | `otel.status_code`, `error.type` | `ERROR` and that name, if it is an error: for a client all but `OK`, for a server what it cannot blame on its caller |
+//! | `otel.status_description` | message of such an error |
+//! | `server.address`, `server.port` | client: the service, as `namespace/service`; server: what the client asked for (`:authority`) |
+//! | `network.peer.address`, `network.peer.port` | client: the instance that was called last; server: the client |
+//! | `trace_id`, `span_id` | ids of the context below |
+//!
+//! A server cannot know if a method exists that it answers with `UNIMPLEMENTED`: that has the method `_OTHER`, and its name in
+//! `rpc.method_original`.
+//!
+//! The context travels in `traceparent` and `tracestate` (<https://www.w3.org/TR/trace-context/>): a call is a child of the
+//! [`TraceContext`] in its extensions, else of the current one, else the root of a trace of its own, which is sampled if its span is
+//! recorded. Headers that are there already stay as they are. With an OpenTelemetry SDK, whose ids are its own, let an
+//! [`Intercept`](crate::Intercept) put its headers: it runs in the span of its call.
 
 use std::{
     fmt,
@@ -14,14 +30,20 @@ use std::{
     task::{Context, Poll},
 };
 
-use enlist::Endpoint;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tonic::Code;
 use tower::{Layer, Service};
-use tracing::{Instrument, Span, field::Empty};
+use tracing::Span;
+
+mod span;
+
+pub(crate) use self::span::CallSpan;
+pub use self::span::TracedBody;
 
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
 const STATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// The flag of a trace that is recorded.
+const SAMPLED: u8 = 1;
 
 tokio::task_local! {
     static CURRENT: TraceContext;
@@ -37,9 +59,19 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The root of a new trace, marked as sampled.
+    /// The root of a new trace, marked as sampled: others are to record what they do for it.
     pub fn root() -> Self {
-        Self { trace: fastrand::u128(1..), span: fastrand::u64(1..), flags: 1, state: None }
+        Self { flags: SAMPLED, ..Self::unsampled_root() }
+    }
+
+    /// The root of a new trace that nobody has to record.
+    pub fn unsampled_root() -> Self {
+        Self { trace: fastrand::u128(1..), span: fastrand::u64(1..), flags: 0, state: None }
+    }
+
+    /// The root of a new trace, sampled if `span` is recorded.
+    fn root_of(span: &Span) -> Self {
+        if span.is_disabled() { Self::unsampled_root() } else { Self::root() }
     }
 
     /// A span below this one.
@@ -50,7 +82,11 @@ impl TraceContext {
 
     /// Reads the context that a request carries; `None` if there is none or it is malformed.
     pub fn read(headers: &HeaderMap) -> Option<Self> {
-        let text = headers.get(PARENT)?.to_str().ok()?;
+        let mut parents = headers.get_all(PARENT).iter();
+        let text = parents.next()?.to_str().ok()?;
+        if parents.next().is_some() {
+            return None;
+        }
         let mut parts = text.split('-');
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
         let is_hex =
@@ -62,7 +98,7 @@ impl TraceContext {
         }
         let (trace, span) = (u128::from_str_radix(trace, 16).ok()?, u64::from_str_radix(span, 16).ok()?);
         let flags = u8::from_str_radix(flags, 16).ok()?;
-        (trace != 0 && span != 0).then(|| Self { trace, span, flags, state: headers.get(STATE).cloned() })
+        (trace != 0 && span != 0).then(|| Self { trace, span, flags, state: state(headers) })
     }
 
     /// Lets a request carry this context.
@@ -107,50 +143,11 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// `/package.Service/Method`, in two.
-fn split(path: &str) -> (&str, &str) {
-    path.trim_start_matches('/').rsplit_once('/').unwrap_or(("", path))
-}
-
-/// The span of a call, whose head is told of it.
-pub(crate) fn client_span(head: &mut http::request::Parts) -> Span {
-    let carried = TraceContext::read(&head.headers);
-    let context = carried.clone().unwrap_or_else(|| {
-        let parent = head.extensions.get().cloned().or_else(TraceContext::current);
-        parent.map_or_else(TraceContext::root, |parent| parent.child())
-    });
-    if carried.is_none() {
-        context.write(&mut head.headers);
-    }
-    let path = head.uri.path();
-    let (service, method) = split(path);
-    tracing::info_span!(
-        "grpc call",
-        otel.kind = "client",
-        otel.name = path.trim_start_matches('/'),
-        rpc.system = "grpc",
-        rpc.service = service,
-        rpc.method = method,
-        rpc.grpc.status_code = Empty,
-        server.address = Empty,
-        server.port = Empty,
-        trace_id = context.trace_id(),
-        span_id = context.span_id(),
-    )
-}
-
-/// Notes who is called.
-pub(crate) fn called(endpoint: &Endpoint) {
-    let span = Span::current();
-    span.record("server.address", endpoint.host());
-    if endpoint.port() > 0 {
-        span.record("server.port", endpoint.port());
-    }
-}
-
-/// Notes how a call ended, as far as the head of its answer says.
-pub(crate) fn ended(code: Code) {
-    Span::current().record("rpc.grpc.status_code", code as i32);
+/// The state of all headers, in one: they may be split like any other list (section 3.3.1).
+fn state(headers: &HeaderMap) -> Option<HeaderValue> {
+    let states = headers.get_all(STATE).iter().map(HeaderValue::as_bytes).filter(|state| !state.is_empty());
+    let states: Vec<_> = states.collect();
+    if states.is_empty() { None } else { HeaderValue::from_bytes(&states.join(&b","[..])).ok() }
 }
 
 /// For servers: `tonic::transport::Server::builder().layer(TraceLayer)` runs each request in a span and in the context that it carries.
@@ -172,34 +169,31 @@ pub struct Traced<S> {
     inner: S,
 }
 
-impl<S, B> Service<http::Request<B>> for Traced<S>
+impl<S, B, R> Service<http::Request<B>> for Traced<S>
 where
-    S: Service<http::Request<B>>,
+    S: Service<http::Request<B>, Response = http::Response<R>>,
     S::Future: Send + 'static,
+    S::Error: 'static,
+    R: http_body::Body,
 {
-    type Response = S::Response;
+    type Response = http::Response<TracedBody<R>>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let context = TraceContext::read(request.headers()).map_or_else(TraceContext::root, |parent| parent.child());
-        let (service, method) = split(request.uri().path());
-        let span = tracing::info_span!(
-            "grpc request",
-            otel.kind = "server",
-            otel.name = request.uri().path().trim_start_matches('/'),
-            rpc.system = "grpc",
-            rpc.service = service,
-            rpc.method = method,
-            trace_id = context.trace_id(),
-            span_id = context.span_id(),
-        );
+        let parent = TraceContext::read(request.headers());
+        let (span, context) = CallSpan::serve(&request, |span| {
+            parent.map_or_else(|| TraceContext::root_of(span), |parent| parent.child())
+        });
         let answer = self.inner.call(request);
-        Box::pin(context.scope(answer).instrument(span))
+        Box::pin(async move {
+            let answer = span.scope().run(context.scope(answer)).await;
+            span.follow(answer)
+        })
     }
 }
 
@@ -241,5 +235,20 @@ mod tests {
         let child = parent.child();
         assert_eq!((child.trace_id(), &child.state), (parent.trace_id(), &parent.state));
         assert_ne!(child.span_id(), parent.span_id());
+    }
+
+    #[test]
+    fn all_of_a_state_is_kept_and_two_parents_are_none() {
+        let mut headers = HeaderMap::new();
+        TraceContext::root().write(&mut headers);
+        for state in ["one=1,two=2", "", "three=3"] {
+            headers.append(STATE, HeaderValue::from_static(state));
+        }
+        let parent = TraceContext::read(&headers).unwrap();
+        let mut next = HeaderMap::new();
+        parent.child().write(&mut next);
+        assert_eq!(next.get_all(STATE).iter().collect::<Vec<_>>(), ["one=1,two=2,three=3"]);
+        headers.append(PARENT, HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
+        assert_eq!(TraceContext::read(&headers), None);
     }
 }

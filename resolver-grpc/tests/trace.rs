@@ -1,39 +1,171 @@
-//! Where a call stands in a trace, from client to server, and what its span says.
+//! Where a call stands in a trace, from client to server, and what OpenTelemetry's SDK exports of it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    task,
+};
 
+use async_trait::async_trait;
+use enlist::{Endpoint, Instance, Registry, TaskOwner};
 use enlist_grpc::{
-    Channel,
+    CallHead, Channel, Intercept,
     trace::{TraceContext, TraceLayer},
 };
-use support::{Server, World, say};
-use tonic::Request;
-use tower::{Layer, ServiceExt};
-use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
+use enlist_testkit::{eventually, soon};
+use opentelemetry::{
+    Context, KeyValue, Value,
+    propagation::{Extractor, Injector, TextMapPropagator},
+    trace::{SpanId, SpanKind, TracerProvider},
+};
+use opentelemetry_sdk::{
+    propagation::TraceContextPropagator,
+    trace::{InMemorySpanExporter, SdkTracerProvider, SpanData},
+};
+use support::{Server, World, echo, id, say, stream};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Status};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt};
+use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{filter::dynamic_filter_fn, layer::SubscriberExt};
 
-#[derive(Clone, Debug, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// This test filters out the spans of the crate.
+    static FILTERED: Cell<bool> = const { Cell::new(false) };
+}
 
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
+/// What the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used before.
+fn exported() -> InMemorySpanExporter {
+    static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
+    let start = || {
+        let exporter = InMemorySpanExporter::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+        let passes = |metadata: &tracing::Metadata<'_>| match metadata.target() {
+            "caller" => true,
+            target => target.starts_with("enlist_grpc::trace") && !FILTERED.get(),
+        };
+        // For all layers: a layer's own filter leaves a span that no layer sees.
+        let filter = dynamic_filter_fn(move |metadata, _| passes(metadata));
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
+        tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(layer)).unwrap();
+        exporter
+    };
+    EXPORTER.get_or_init(start).clone()
+}
+
+fn attribute(span: &SpanData, key: &str) -> Option<Value> {
+    let mut values = span.attributes.iter().filter(|attribute| attribute.key.as_str() == key);
+    let value = values.next().map(|KeyValue { value, .. }| value.clone());
+    assert!(values.next().is_none(), "{key} is there twice: {span:?}");
+    value
+}
+
+fn text(span: &SpanData, key: &str) -> Option<String> {
+    attribute(span, key).map(|value| value.as_str().into_owned())
+}
+
+/// The spans of a kind whose attribute `key` is `value`, in the order of their ends.
+fn spans(kind: &SpanKind, key: &str, value: &Value) -> Vec<SpanData> {
+    let spans = exported().get_finished_spans().unwrap();
+    spans.into_iter().filter(|span| span.span_kind == *kind && attribute(span, key).as_ref() == Some(value)).collect()
+}
+
+/// The client's spans for calls to a server.
+fn calls_to(address: SocketAddr) -> Vec<SpanData> {
+    spans(&SpanKind::Client, "network.peer.port", &Value::I64(address.port().into()))
+}
+
+/// What a span says of its end: the status, the description of the error, and the kind of error.
+fn end(span: &SpanData) -> (Option<String>, Option<String>, Option<String>) {
+    let description = match &span.status {
+        opentelemetry::trace::Status::Error { description } => Some(description.to_string()),
+        opentelemetry::trace::Status::Unset => None,
+        opentelemetry::trace::Status::Ok => panic!("only applications set it: {span:?}"),
+    };
+    (text(span, "rpc.status_code"), description, text(span, "error.type"))
+}
+
+fn ended(code: &str) -> (Option<String>, Option<String>, Option<String>) {
+    (Some(code.to_owned()), None, None)
+}
+
+fn failed(code: &str, description: &str) -> (Option<String>, Option<String>, Option<String>) {
+    (Some(code.to_owned()), Some(description.to_owned()), Some(code.to_owned()))
+}
+
+/// Makes the context that a request carries the current one of the SDK while it is handed on.
+#[derive(Clone)]
+struct Attach<S>(S);
+
+struct Carried<'a>(&'a http::HeaderMap);
+
+impl Extractor for Carried<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Self;
+impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Attach<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
 
-    fn make_writer(&'a self) -> Self {
-        self.clone()
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> task::Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> S::Future {
+        let context = TraceContextPropagator::new().extract(&Carried(request.headers()));
+        let _attached = context.attach();
+        self.0.call(request)
+    }
+}
+
+/// A server with the layer, not behind a proxy.
+struct Layered {
+    address: SocketAddr,
+    _tasks: TaskOwner,
+}
+
+impl Layered {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, tasks) = (listener.local_addr().unwrap(), TaskOwner::new());
+        let stop = tasks.stop_signal();
+        let server = tonic::transport::Server::builder()
+            .layer(ServiceBuilder::new().layer_fn(Attach).layer(TraceLayer::default()))
+            .add_service(echo("layered"))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+        tasks.spawn("server", async move { server.await.unwrap() }).unwrap();
+        Self { address, _tasks: tasks }
+    }
+
+    async fn channel(&self, builder: enlist_grpc::ChannelBuilder) -> Channel {
+        let world = World::new();
+        let instance = Instance::new(id("layered"), [Endpoint::try_from(self.address).unwrap()]).unwrap();
+        world.servers.publish(&world.service, instance).await.unwrap();
+        world.channel(builder, 1).await
+    }
+
+    /// The server's spans, once there are so many.
+    async fn requests(&self, count: usize) -> Vec<SpanData> {
+        let port = Value::I64(self.address.port().into());
+        let spans = || async {
+            let spans = spans(&SpanKind::Server, "server.port", &port);
+            if spans.len() == count { Ok(spans) } else { Err(exported().get_finished_spans()) }
+        };
+        eventually("the server's spans have ended", spans).await
     }
 }
 
@@ -67,42 +199,176 @@ async fn a_call_is_a_child_of_where_it_is_made() {
 #[tokio::test]
 async fn a_server_goes_on_in_the_context_of_its_request() {
     let inner = tower::service_fn(|_: http::Request<()>| async {
-        Ok::<_, std::convert::Infallible>(TraceContext::current().unwrap())
+        let mut answer = http::Response::new(tonic::body::Body::empty());
+        answer.extensions_mut().insert(TraceContext::current().unwrap());
+        Ok::<_, std::convert::Infallible>(answer)
     });
     let parent = TraceContext::root();
     let mut request = http::Request::new(());
     parent.write(request.headers_mut());
-    let current = TraceLayer::default().layer(inner).oneshot(request).await.unwrap();
+    let answer = TraceLayer::default().layer(inner).oneshot(request).await.unwrap();
+    let current: &TraceContext = answer.extensions().get().unwrap();
     assert_eq!(current.trace_id(), parent.trace_id());
     assert_ne!(current.span_id(), parent.span_id());
 }
 
 #[tokio::test]
-async fn spans_have_the_names_of_the_conventions() {
-    let lines = Lines::default();
-    let subscriber =
-        tracing_subscriber::fmt().with_writer(lines.clone()).with_span_events(FmtSpan::CLOSE).with_ansi(false);
-    // For all threads: a thread's own subscriber misses callsites that other tests used before.
-    tracing::subscriber::set_global_default(subscriber.finish()).unwrap();
+async fn calls_are_exported_as_the_conventions_have_it() {
+    exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
     say(&channel, String::new()).await.unwrap();
     say(&channel, "fail 5".to_owned()).await.unwrap_err();
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let port = format!("server.port={}", servers[0].address().port());
-    let mut spans = text.lines().filter(|line| line.contains("grpc call") && line.contains("close"));
-    let span = spans.find(|line| line.contains(&port)).unwrap_or_else(|| panic!("{text}"));
-    for field in [
-        "otel.kind=\"client\"",
-        "otel.name=\"test.Echo/Say\"",
-        "rpc.system=\"grpc\"",
-        "rpc.service=\"test.Echo\"",
-        "rpc.method=\"Say\"",
-        "rpc.grpc.status_code=0",
-        "server.address=\"127.0.0.1\"",
-    ] {
-        assert!(span.contains(field), "{field}: {span}");
+    let calls = calls_to(servers[0].address());
+    assert_eq!(calls.len(), 2, "{:?}", exported().get_finished_spans());
+    for call in &calls {
+        assert_eq!(call.name, "test.Echo/Say");
+        for (key, value) in [
+            ("rpc.system.name", "grpc"),
+            ("rpc.method", "test.Echo/Say"),
+            // What was asked for, and who answered.
+            ("server.address", "default/echo"),
+            ("network.peer.address", "127.0.0.1"),
+        ] {
+            assert_eq!(text(call, key).as_deref(), Some(value), "{key}: {call:?}");
+        }
+        // These are of earlier versions of the conventions.
+        for key in ["rpc.system", "rpc.service", "rpc.grpc.status_code", "server.port"] {
+            assert_eq!(attribute(call, key), None, "{call:?}");
+        }
     }
-    assert!(text.contains("rpc.grpc.status_code=5"), "{text}");
+    assert_eq!(end(&calls[0]), ended("OK"));
+    assert_eq!(end(&calls[1]), failed("NOT_FOUND", "told to fail"));
+}
+
+#[tokio::test]
+async fn a_span_lasts_as_long_as_its_call_and_has_the_status_that_it_ended_with() {
+    exported();
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let mut endless = stream(&channel).await.unwrap();
+    endless.message().await.unwrap();
+    assert_eq!(calls_to(servers[0].address()).len(), 0, "it goes on");
+    servers[0].proxy.cut();
+    let lost = soon("the stream breaks", endless.message()).await.unwrap_err();
+    let calls = calls_to(servers[0].address());
+    assert_eq!(calls.iter().map(end).collect::<Vec<_>>(), [failed("UNAVAILABLE", lost.message())]);
+}
+
+#[tokio::test]
+async fn a_call_that_is_given_up_is_cancelled() {
+    exported();
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let under_way = || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } };
+    tokio::select! {
+        answer = say(&channel, "sleep 60000".to_owned()) => panic!("{answer:?}"),
+        () = eventually("the call is under way", under_way) => {}
+    }
+    let mut dropped = stream(&channel).await.unwrap();
+    dropped.message().await.unwrap();
+    drop(dropped);
+    let calls = calls_to(servers[0].address());
+    assert_eq!(calls.iter().map(end).collect::<Vec<_>>(), [failed("CANCELLED", ""), failed("CANCELLED", "")]);
+}
+
+#[tokio::test]
+async fn requests_are_exported_as_the_conventions_have_it() {
+    exported();
+    let server = Layered::start().await;
+    let channel = server.channel(Channel::builder()).await;
+    say(&channel, String::new()).await.unwrap();
+    say(&channel, "fail 5".to_owned()).await.unwrap_err();
+    say(&channel, "fail 13".to_owned()).await.unwrap_err();
+    say(&channel, "fail 12".to_owned()).await.unwrap_err();
+    let mut dropped = stream(&channel).await.unwrap();
+    dropped.message().await.unwrap();
+    drop(dropped);
+    let requests = server.requests(5).await;
+    for request in &requests {
+        for (key, value) in
+            [("rpc.system.name", "grpc"), ("server.address", "127.0.0.1"), ("network.peer.address", "127.0.0.1")]
+        {
+            assert_eq!(text(request, key).as_deref(), Some(value), "{key}: {request:?}");
+        }
+        assert!(matches!(attribute(request, "network.peer.port"), Some(Value::I64(1..))), "{request:?}");
+    }
+    let ends = requests.iter().map(end).collect::<Vec<_>>();
+    // A server has not failed if it says that there is no such thing.
+    let unimplemented = failed("UNIMPLEMENTED", "told to fail");
+    assert_eq!(
+        ends,
+        [ended("OK"), ended("NOT_FOUND"), failed("INTERNAL", "told to fail"), unimplemented, ended("CANCELLED")]
+    );
+    let method = |name: &str| Some(name.to_owned());
+    let methods: Vec<_> = requests.iter().map(|request| text(request, "rpc.method")).collect();
+    let (say, stream) = (method("test.Echo/Say"), method("test.Echo/Stream"));
+    // Whoever asks for what there is not must not fill tables with names.
+    assert_eq!(methods, [say.clone(), say.clone(), say.clone(), method("_OTHER"), stream]);
+    assert_eq!(text(&requests[3], "rpc.method_original"), say);
+}
+
+#[tokio::test]
+async fn what_is_filtered_out_is_neither_recorded_elsewhere_nor_sampled() {
+    exported();
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let ask = || say(&channel, "header traceparent".to_owned());
+    let recorded = ask().await.unwrap();
+    assert!(recorded.ends_with("-01"), "{recorded}");
+    FILTERED.set(true);
+    let caller = tracing::info_span!(
+        target: "caller",
+        "filtered caller",
+        rpc.grpc.status_code = tracing::field::Empty,
+        rpc.status_code = tracing::field::Empty,
+        server.address = tracing::field::Empty,
+    );
+    let filtered = ask().instrument(caller).await.unwrap();
+    assert!(filtered.ends_with("-00"), "{filtered}");
+    // What others sample stays sampled.
+    let child = TraceContext::root().scope(ask()).await.unwrap();
+    assert!(child.ends_with("-01"), "{child}");
+    let spans = exported().get_finished_spans().unwrap();
+    let caller = spans.iter().find(|span| span.name == "filtered caller").unwrap();
+    for key in ["rpc.grpc.status_code", "rpc.status_code", "server.address"] {
+        assert_eq!(attribute(caller, key), None, "{caller:?}");
+    }
+}
+
+/// Lets a call carry the context that the SDK has for its span.
+struct Propagate;
+
+struct Headers<'a>(&'a mut http::HeaderMap);
+
+impl Injector for Headers<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        self.0.insert(http::HeaderName::try_from(key).unwrap(), value.parse().unwrap());
+    }
+}
+
+#[async_trait]
+impl Intercept for Propagate {
+    async fn before(&self, call: CallHead<'_>) -> Result<(), Status> {
+        let context: Context = tracing::Span::current().context();
+        TraceContextPropagator::new().inject_context(&context, &mut Headers(call.headers));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_a_child_of_its_call_by_the_ids_of_the_sdk() {
+    exported();
+    let server = Layered::start().await;
+    let channel = server.channel(Channel::builder().intercept(Arc::new(Propagate))).await;
+    say(&channel, String::new()).await.unwrap();
+    let requests = server.requests(1).await;
+    let calls = calls_to(server.address);
+    assert_eq!(requests[0].parent_span_id, calls[0].span_context.span_id());
+    assert_eq!(requests[0].span_context.trace_id(), calls[0].span_context.trace_id());
+    assert_eq!(calls[0].parent_span_id, SpanId::INVALID);
 }
