@@ -125,9 +125,7 @@ async fn hold(
     let held = match acquired {
         Ok(Some(held)) => held,
         Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => {
-            let holder = tokio::time::timeout(PATIENCE, holder(etcd, what, name)).await.ok().flatten();
-            let by = holder.as_deref().unwrap_or("somebody else");
-            told.mention("not-acquired", &format!(": held by {by}"), json!({ "holder": holder }));
+            tell_why_not(etcd, &told).await;
             let _ = etcd.close().await;
             return Ok(telling.not_acquired);
         }
@@ -176,12 +174,30 @@ async fn hold(
     Ok(code)
 }
 
-/// Who is in the way, as it names itself.
-async fn holder(etcd: &Etcd, what: &str, name: &LockName) -> Option<String> {
-    if what == "lock" {
-        return etcd.lock_queue(name).await.ok()?.holders().first()?.process.clone();
+/// Says why it was not acquired: another holds it, or etcd was not there to be asked, which was not to be expected.
+async fn tell_why_not(etcd: &Etcd, told: &Told<'_>) {
+    let holder = tokio::time::timeout(PATIENCE, holder(etcd, told.what, told.name)).await;
+    let late = Error::Timeout { op: "asking for the holder", limit: PATIENCE, cause: None };
+    match holder.unwrap_or(Err(late)) {
+        Err(error) if error.is_retryable() => {
+            let cause = with_causes(&error).to_string();
+            let more = json!({ "holder": null, "cause": cause });
+            told.tell("not-acquired", &format!(": etcd does not answer: {cause}"), more);
+        }
+        holder => {
+            let holder = holder.unwrap_or_default();
+            let by = holder.as_deref().unwrap_or("somebody else");
+            told.mention("not-acquired", &format!(": held by {by}"), json!({ "holder": holder, "cause": null }));
+        }
     }
-    Some(etcd.leader(name).await.ok()??.value)
+}
+
+/// Who is in the way, as it names itself.
+async fn holder(etcd: &Etcd, what: &str, name: &LockName) -> Result<Option<String>, Error> {
+    if what == "lock" {
+        return Ok(etcd.lock_queue(name).await?.holders().first().and_then(|holder| holder.process.clone()));
+    }
+    Ok(etcd.leader(name).await?.map(|leader| leader.value))
 }
 
 enum Outcome {

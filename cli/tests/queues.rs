@@ -91,3 +91,16 @@ async fn quiet_locks_say_only_what_goes_wrong() {
     holder.warns("lost").await;
     assert_eq!(holder.code().await, Some(124));
 }
+
+/// A lock that nobody could ask for is held by nobody that is known.
+#[tokio::test]
+async fn a_lock_that_was_not_acquired_because_etcd_is_away_is_not_said_to_be_held() {
+    let server = server().await;
+    for (command, kind) in [(vec!["lock", "l"], "lock"), (vec!["elect", "l", "v"], "election")] {
+        let away = ["--endpoints", "http://127.0.0.1:1", "--wait", "300ms", "--quiet", "--", "true"];
+        let done = run(enlist(&server, command.iter().copied().chain(away))).await;
+        assert_eq!((done.code, done.stdout.as_str()), (Some(123), ""), "{done:?}");
+        let said = format!("enlist: {kind} default/l not-acquired: etcd does not answer: store unavailable");
+        assert!(done.stderr.starts_with(&said), "{done:?}");
+    }
+}

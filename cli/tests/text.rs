@@ -217,7 +217,7 @@ struct LeaderObject {
 enum LockObject {
     Acquired { lock: Option<String>, election: Option<String>, token: u64 },
     Released { lock: Option<String>, election: Option<String>, result: String },
-    NotAcquired { lock: Option<String>, election: Option<String>, holder: Option<String> },
+    NotAcquired { lock: Option<String>, election: Option<String>, holder: Option<String>, cause: Option<String> },
     Lost { lock: Option<String>, election: Option<String>, cause: String },
     Stopped { lock: Option<String>, election: Option<String>, seconds: f64 },
 }
