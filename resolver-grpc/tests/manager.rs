@@ -10,7 +10,9 @@ use std::{
 };
 
 use enlist::{DirectoryOptions, Error, RegisterOptions, Registry};
-use enlist_grpc::{Callee, Channel, ConnectionManager, Dns, Invocation, Locator, Lookup, Schemes, Target};
+use enlist_grpc::{
+    CallHead, Callee, Channel, ConnectionManager, Dns, Intercept, Invocation, Locator, Lookup, Schemes, Target,
+};
 use enlist_testkit::{eventually, soon};
 use support::{Server, World, say};
 
@@ -95,12 +97,19 @@ fn is_free(manager: &Arc<OnceLock<ConnectionManager>>) -> bool {
     is_free.recv_timeout(Duration::from_secs(5)).is_ok()
 }
 
-/// Part of a channel's options, which is dropped with the channel.
+/// Part of a channel's options that only the channel keeps.
 struct Dropped(Arc<OnceLock<ConnectionManager>>, std::sync::mpsc::Sender<bool>);
 
 impl Drop for Dropped {
     fn drop(&mut self) {
         let _ = self.1.send(is_free(&self.0));
+    }
+}
+
+#[async_trait::async_trait]
+impl Intercept for Dropped {
+    async fn before(&self, _: CallHead<'_>) -> Result<(), tonic::Status> {
+        Ok(())
     }
 }
 
@@ -113,11 +122,7 @@ async fn options_of_the_users_run_and_end_under_no_lock() {
     let options = move |target: &Target| {
         assert_ne!(target.to_string(), "enlist:///default/broken", "on purpose");
         free.send(is_free(&manager)).unwrap();
-        let dropped = Dropped(Arc::clone(&manager), free.clone());
-        Channel::builder().settings(move |_, settings| {
-            let _ = &dropped;
-            Ok(settings)
-        })
+        Channel::builder().intercept(Arc::new(Dropped(Arc::clone(&manager), free.clone())))
     };
     let keep = Duration::from_millis(50);
     let made = ConnectionManager::with_options(locator("{}"), schemes(&world), keep, options).unwrap();
