@@ -14,8 +14,8 @@ use std::{
 
 use enlist::{Error, LeaseId, Moment, Revision, TaskOwner, clock::rounded};
 use etcd_client::{
-    Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, PutOptions, TxnOp, WatchClient,
-    WatchOptions, WatchStream,
+    Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, LeaseTimeToLiveOptions,
+    PutOptions, TxnOp, WatchClient, WatchOptions, WatchStream,
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
@@ -645,6 +645,16 @@ impl Connection {
         let response = self.fast.ask("time to live", ask).await?;
         let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
+    }
+
+    /// The keys under a lease, as its leader knows them, which need not be the latest; none if it is gone.
+    pub(crate) async fn keys_under(&self, lease: LeaseId) -> Result<Vec<Vec<u8>>, Failure> {
+        let ask = |mut clients: Clients| async move {
+            let keys = LeaseTimeToLiveOptions::new().with_keys();
+            clients.lease.time_to_live(lease.get(), Some(keys)).await
+        };
+        let response = self.fast.ask("keys of a lease", ask).await?;
+        Ok(response.keys().to_vec())
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
     own_keys::OwnKeys,
     pipeline::Hub,
     probe::Probes,
+    sweep::Sweeps,
 };
 
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
@@ -62,6 +63,8 @@ pub(crate) struct Session {
     pub(crate) heirs: Heirs,
     /// What tells places of this session apart.
     pub(crate) numbers: Numbers,
+    /// Searches for queue entries that may yet be created.
+    pub(crate) sweeps: Sweeps,
     /// So many registrations look at their key at a time.
     pub(crate) reads: Semaphore,
     /// How many registrations there are.
@@ -144,6 +147,7 @@ impl Session {
             own_places: OwnKeys::default(),
             heirs: Heirs::default(),
             numbers: Numbers::default(),
+            sweeps: Sweeps::default(),
             reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),
             departures: Departures::default(),

@@ -38,7 +38,6 @@ use crate::{
     pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
-    sweep::{Impossible, sweep},
     writes::Guard,
 };
 
@@ -154,7 +153,7 @@ impl Stander {
                         return;
                     };
                     if held.unknown {
-                        return forsake(self.session, self.range, held).await;
+                        return self.withdraw(held).await;
                     }
                     if held.entered {
                         self.leave(&held, None, false).await;
@@ -355,8 +354,7 @@ impl Stander {
                 }
                 Ok((None, _)) => {
                     // It may yet be done. Another place is taken, under another lease.
-                    let forsaken = forsake(Arc::clone(&self.session), self.range.clone(), unknown);
-                    self.session.tasks.run("sweep", forsaken).map_err(Failure::Final)?;
+                    self.forsake(unknown).map_err(Failure::Final)?;
                     return Err(Failure::Lost(said("the answer to getting in line was lost")));
                 }
                 Err(failure) => {
@@ -682,6 +680,28 @@ impl Stander {
         }
     }
 
+    /// Leaves a place whose creation has an unknown outcome for a caller that is gone. One that was done is removed.
+    async fn withdraw(&self, held: Held) {
+        if let Ok((Some(own), _)) = self.session.conn.get(&held.key).await
+            && let Ok(Written::Done(_)) = self.session.conn.delete(&held.key, Guard::Created(own.created)).await
+        {
+            return self.session.numbers.give_back(&self.range.start, held.number);
+        }
+        // In a session that has ended its lease is revoked all the same.
+        let _ = self.forsake(held);
+    }
+
+    /// Leaves a place whose creation was not done, but may yet be: its lease is retired, and the place removed on sight until that is
+    /// revoked.
+    fn forsake(&self, held: Held) -> Result<(), Error> {
+        let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
+        let Held { key, number, lease, .. } = held;
+        let swept = self.session.sweeps.add(&self.session, &lease, key.into(), queue);
+        // No other place has its keys, so the number is free. The lease is revoked once nobody holds it.
+        self.session.numbers.give_back(&self.range.start, number);
+        swept
+    }
+
     async fn try_leave(&self, held: &Held, token: Option<Revision>) -> Result<Option<Released>, Failure> {
         let created = match token {
             Some(token) => token,
@@ -709,22 +729,6 @@ async fn replaced(mut reader: FeedReader<Mirror>, created: Revision) {
             Ok(_) | Err(_) => {}
         }
     }
-}
-
-/// Leaves a place whose creation has an unknown outcome. One that was done is removed; else it may yet be done, so its lease is
-/// retired, and the place removed on sight until that is revoked.
-async fn forsake(session: Arc<Session>, range: KeyRange, held: Held) {
-    let Held { key, number, lease, .. } = held;
-    if let Ok((Some(own), _)) = session.conn.get(&key).await
-        && let Ok(Written::Done(_)) = session.conn.delete(&key, Guard::Created(own.created)).await
-    {
-        return session.numbers.give_back(&range.start, number);
-    }
-    let impossible = Impossible::after(&session, &lease, false);
-    // It is revoked once nobody holds it. No other place has its keys, so the number is free.
-    drop(lease);
-    session.numbers.give_back(&range.start, number);
-    sweep(&session, &key, impossible).await;
 }
 
 async fn lost(state: &mut tokio::sync::watch::Receiver<LeaseState>) {

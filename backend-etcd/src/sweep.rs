@@ -3,22 +3,32 @@
 //! No time that has passed proves that a write is gone: it can lie in the socket of a frozen member and be done when that goes on.
 //! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::lease::Leases::retire).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use enlist::{BackoffPolicy, LeaseId, Revision, backoff::spread};
+use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::spread, feed::FeedReader};
+use futures::future::{join_all, select_all};
+use tokio::sync::Notify;
 
 use crate::{
     connection::Written,
     error::Failure,
     lease::{Lease, Revoked},
+    mirror::Mirror,
     pipeline::{Begin, Hub},
-    record::Record,
+    record::{KeyRange, Record},
     session::Session,
     writes::Guard,
 };
 
-/// Pause between two reads of a key beside its watch, and between two looks at a given lease; jittered by half.
+/// Pause between two looks at a given lease; jittered by half.
 const POLL: Duration = Duration::from_secs(10);
+
+/// The most queues that one sweep watches.
+const MAX_WATCHES: usize = 8;
 
 /// The proof that a creation under a lease is impossible.
 #[derive(Clone, Debug)]
@@ -59,40 +69,169 @@ impl Impossible {
     }
 }
 
-/// Deletes `key` on sight until a creation of it is `impossible`. Only for a key that nobody else uses.
-pub(crate) async fn sweep(session: &Arc<Session>, key: &[u8], mut impossible: Impossible) {
-    let mut backoff = BackoffPolicy::default().start();
-    loop {
-        let absent_at = match remove(session, key).await {
-            Ok(absent_at) => absent_at,
-            Err(failure) => {
-                tracing::debug!(cause = %failure, "creation of unknown outcome not looked for yet");
-                None
+/// Queue entries under one lease whose creations have an unknown outcome.
+#[derive(Debug)]
+struct Strays {
+    /// The range to watch each in: the entries of this session in its queue, or the key alone.
+    keys: BTreeMap<Arc<[u8]>, KeyRange>,
+    /// Signals that there are more of them.
+    added: Arc<Notify>,
+}
+
+/// The sweeps of a session: one for each retired lease, however many creations under it were lost.
+#[derive(Debug, Default)]
+pub(crate) struct Sweeps {
+    running: Mutex<HashMap<LeaseId, Strays>>,
+}
+
+impl Sweeps {
+    /// Retires `lease` and deletes `key` on sight, until a creation of it under that lease was undone or is impossible. Only for a
+    /// key that nobody else uses. `queue` is watched for it, unless many others are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if the session has ended.
+    pub(crate) fn add(
+        &self,
+        session: &Arc<Session>,
+        lease: &Arc<Lease>,
+        key: Arc<[u8]>,
+        queue: KeyRange,
+    ) -> Result<(), Error> {
+        let impossible = Impossible::after(session, lease, false);
+        let added = match self.running().entry(lease.id()) {
+            Entry::Occupied(mut running) => {
+                running.get_mut().keys.insert(key, queue);
+                running.get().added.notify_one();
+                return Ok(());
+            }
+            Entry::Vacant(none) => {
+                let strays = Strays { keys: BTreeMap::from([(key, queue)]), added: Arc::default() };
+                Arc::clone(&none.insert(strays).added)
             }
         };
-        let wait = match absent_at {
-            Some(_) => POLL / 2 + spread(POLL),
-            None => backoff.next_delay(),
+        session.tasks.run("sweep", sweep(Arc::clone(session), lease.id(), added, impossible))
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<LeaseId, Strays>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the keys that were `undone`. Returns the others; without any the sweep of `lease` is over.
+    fn rest(&self, lease: LeaseId, undone: &[Arc<[u8]>]) -> BTreeMap<Arc<[u8]>, KeyRange> {
+        let mut running = self.running();
+        let Some(strays) = running.get_mut(&lease) else {
+            return BTreeMap::new();
         };
-        tokio::select! {
-            biased;
-            () = impossible.proved(session) => return,
-            () = appears(session, key, absent_at) => tracing::info!("a write that had been given up was done, it is undone"),
-            () = tokio::time::sleep(wait) => {}
+        strays.keys.retain(|key, _| !undone.contains(key));
+        let rest = strays.keys.clone();
+        if rest.is_empty() {
+            running.remove(&lease);
         }
+        rest
     }
 }
 
-/// Deletes the key if it is there. Returns the revision at which it was absent, if it was.
-async fn remove(session: &Session, key: &[u8]) -> Result<Option<Revision>, Failure> {
-    let (found, at) = session.conn.get(key).await?;
-    let Some(Record { created, .. }) = found else {
-        return Ok(Some(at));
+/// Deletes the entries under `lease` on sight, each once, until more creations under it are `impossible`.
+async fn sweep(session: Arc<Session>, lease: LeaseId, added: Arc<Notify>, mut impossible: Impossible) {
+    let mut backoff = BackoffPolicy::default().start();
+    let mut watches = Watches::default();
+    let mut undone = Vec::new();
+    loop {
+        let strays = session.sweeps.rest(lease, &undone);
+        if strays.is_empty() {
+            return;
+        }
+        watches.follow(&session, &strays);
+        tokio::select! {
+            biased;
+            () = impossible.proved(&session) => {
+                session.sweeps.running().remove(&lease);
+                return;
+            }
+            () = watches.show(&strays) => backoff.reset(),
+            () = added.notified() => backoff.reset(),
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+        }
+        undone = undo(&session, lease, &strays).await;
+    }
+}
+
+/// Deletes those of `strays` that are there, and returns them: their creations were done, and are not done twice. One question tells
+/// which are there, however many there could be.
+async fn undo(session: &Session, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
+    let unanswered = |failure: &Failure| {
+        tracing::debug!(lease = lease.get(), cause = %failure, "creation of unknown outcome not looked for yet");
     };
-    Ok(match session.conn.delete(key, Guard::Created(created)).await? {
-        Written::Done(revision) => Some(revision),
-        Written::Refused(_) => None,
-    })
+    let under = session.conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
+    let there = under.iter().filter_map(|key| strays.get_key_value(&key[..]));
+    let removed = join_all(there.map(|(key, _)| async move {
+        let removed = remove(session, key).await.inspect_err(unanswered).unwrap_or_default();
+        removed.then(|| Arc::clone(key))
+    }));
+    let undone: Vec<_> = removed.await.into_iter().flatten().collect();
+    if !undone.is_empty() {
+        tracing::info!(count = undone.len(), "writes that had been given up were done, they are undone");
+    }
+    undone
+}
+
+/// Deletes a key, if it is there. Returns `true` if it did.
+async fn remove(session: &Session, key: &[u8]) -> Result<bool, Failure> {
+    let (found, _) = session.conn.look(key).await?;
+    let Some(Record { created, .. }) = found else {
+        return Ok(false);
+    };
+    Ok(matches!(session.conn.delete(key, Guard::Created(created)).await?, Written::Done(_)))
+}
+
+/// Watches over some of the queues of a sweep. What is done late in one transaction shows in each of its queues, so that few watches
+/// show most of it at once; the rest shows at the next question.
+#[derive(Default)]
+struct Watches {
+    open: Vec<(KeyRange, FeedReader<Mirror>)>,
+}
+
+impl Watches {
+    /// Watches queues of `strays`, and no others.
+    fn follow(&mut self, session: &Arc<Session>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+        self.open.retain(|(open, _)| strays.values().any(|queue| queue == open));
+        for queue in strays.values() {
+            if self.open.len() >= MAX_WATCHES {
+                return;
+            }
+            if self.open.iter().all(|(open, _)| open != queue)
+                && let Ok(reader) = session.hub.follow(session, queue)
+            {
+                self.open.push((queue.clone(), reader));
+            }
+        }
+    }
+
+    /// Waits until one of them shows one of `strays`.
+    ///
+    /// Dropping the future loses nothing.
+    async fn show(&mut self, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+        let shown = self.open.iter_mut().map(|(_, reader)| Box::pin(shows(reader, strays)));
+        let shown: Vec<_> = shown.collect();
+        if shown.is_empty() {
+            return std::future::pending().await;
+        }
+        select_all(shown).await;
+    }
+}
+
+/// Waits until a watch shows one of `strays`.
+async fn shows(reader: &mut FeedReader<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+    loop {
+        match reader.next().await {
+            Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,
+            // This task ends with the session.
+            Err(Error::Closed) => return std::future::pending().await,
+            // Where it cannot be watched it is asked for all the same.
+            Ok(_) | Err(_) => {}
+        }
+    }
 }
 
 /// Waits until a key that was absent at that revision appears.

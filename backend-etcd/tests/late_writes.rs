@@ -85,6 +85,17 @@ async fn late_write(fake: &FakeEtcd) -> bool {
     }
 }
 
+/// Waits for a condition that takes longer than tests usually wait.
+async fn eventually_within<S: std::fmt::Debug>(limit: Duration, what: &str, look: impl Fn() -> Result<(), S>) {
+    let looked = async {
+        while look().is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(limit, looked).await.is_ok();
+    assert!(in_time, "not within {limit:?}: {what}; last seen: {:?}", look());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is_revoked() {
     let fake = FakeEtcd::start();
@@ -253,4 +264,67 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     assert!(guard.is_held() && held.is_held());
     guard.release().await.unwrap();
     assert!(fake.under(LOCKS).is_empty());
+}
+
+/// Queue entries of a lease that lost acquisitions make.
+const LOST: usize = 250;
+
+/// Live tasks in this runtime, those of the fake included.
+fn tasks() -> usize {
+    tokio::runtime::Handle::current().metrics().num_alive_tasks()
+}
+
+/// Requests in ten minutes, but for renewals.
+async fn requests_in_ten_minutes(fake: &FakeEtcd) -> usize {
+    fake.forget_requests();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let requests = fake.requests();
+    requests.ranges + requests.txns + requests.lease_questions + requests.watches
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
+    const VERY_LATE: Duration = Duration::from_secs(1800);
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let other = LockName::parse("other").unwrap();
+    // The lease of all stays for as long as this one is held.
+    let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
+    let usual = requests_in_ten_minutes(&fake).await;
+    let before = tasks();
+    // The creations go in four transactions.
+    for _ in 0..4 {
+        fake.lie(Lie::LateTxn(VERY_LATE));
+    }
+    let acquisitions = (0..LOST).map(|number| {
+        let etcd = etcd.clone();
+        async move {
+            let name = LockName::parse(format!("l{number}")).unwrap();
+            etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await.is_ok()
+        }
+    });
+    assert!(futures::future::join_all(acquisitions).await.iter().all(|acquired| !acquired));
+    assert!(fake.told_all());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let requests = requests_in_ten_minutes(&fake).await;
+    let more = tasks() - before;
+    println!("{more} tasks, {requests} requests in ten minutes");
+    assert!(more <= 60, "{more} tasks, those of the fake and its late transactions included");
+    assert!(requests <= 120, "{requests} requests in ten minutes");
+    assert_eq!(fake.late_writes().len(), 0);
+    eventually_within(VERY_LATE, "all were created, and removed", || {
+        let left = fake.under(b"enlist/locks/").len();
+        if fake.late_writes().len() == 4 && left == 1 { Ok(()) } else { Err(left) }
+    })
+    .await;
+    assert!(fake.late_writes().iter().all(|late| matches!(late, Ok(true))), "{:?}", fake.late_writes());
+    // Each is done once: nothing is left to look for, although the lease lives.
+    let requests = requests_in_ten_minutes(&fake).await;
+    assert!(
+        requests <= usual + 1 && tasks() == before,
+        "{requests} and {usual} requests, {} and {before} tasks",
+        tasks()
+    );
+    assert!(held.is_held());
+    held.release().await.unwrap();
 }

@@ -95,6 +95,8 @@ pub struct Requests {
     pub grants: usize,
     /// Renewals.
     pub renewals: usize,
+    /// Questions for what is left of a lease, or for its keys.
+    pub lease_questions: usize,
     /// Watches that were opened.
     pub watches: usize,
     /// Questions for its version.

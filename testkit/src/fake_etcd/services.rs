@@ -157,15 +157,18 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         self.shared.awake().await;
-        let store = self.shared.store();
-        let id = request.get_ref().id;
+        let mut store = self.shared.store();
+        store.requests.lease_questions += 1;
+        let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
         let ttl = store.leases.get(&id).copied();
+        let under = store.keys.values().filter(|pair| with_keys && pair.lease == id);
+        let keys = under.map(|pair| pair.key.clone()).collect();
         Ok(Response::new(PbLeaseTimeToLiveResponse {
             header: store.header(),
             id,
             ttl: ttl.unwrap_or(-1),
             granted_ttl: ttl.unwrap_or(0),
-            keys: Vec::new(),
+            keys,
         }))
     }
 
