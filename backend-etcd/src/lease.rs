@@ -181,6 +181,8 @@ struct Leased {
     pools: HashMap<PoolKey, Pool>,
     /// All that were granted and are not known to be gone, for the end of the session.
     granted: HashSet<LeaseId>,
+    /// Those of them that fixed instances are created under, and then detached from.
+    detaching: HashSet<LeaseId>,
 }
 
 /// A shared lease that can be used, or the outcome to wait for.
@@ -277,6 +279,27 @@ impl Leases {
         let (tell, outcome) = oneshot::channel();
         self.begin(tasks, terms, Waiting::One(tell))?;
         outcome.await.map_err(|_| Failure::Final(Error::Closed))?
+    }
+
+    /// A lease to create a key under that is to outlive it, once it is detached from it. It is revoked as a [retired](Self::retire) one
+    /// is, whatever became of that: neither the creation nor the key is to be found later, if its caller is gone or has no answer.
+    ///
+    /// Dropping the future gives it up, as that of [`own`](Self::own).
+    pub(crate) async fn detaching(&self, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+        let lease = self.own(tasks, terms).await?;
+        lease.retired.store(true, Ordering::Release);
+        locked(&self.leased).detaching.insert(lease.id());
+        Ok(lease)
+    }
+
+    /// The leases of this session that keys are to be detached from and that are not known to be gone.
+    pub(crate) fn all_detaching(&self) -> HashSet<LeaseId> {
+        locked(&self.leased).detaching.clone()
+    }
+
+    /// Returns `true` if it is one of them.
+    pub(crate) fn is_detaching(&self, lease: LeaseId) -> bool {
+        locked(&self.leased).detaching.contains(&lease)
     }
 
     /// Grants a lease that nobody renews: what is put under it ends once `ttl` has passed.
@@ -403,7 +426,9 @@ impl Granted {
             End::Abandoned | End::Lost => {}
         }
         if let Some(leased) = leased.upgrade() {
-            locked(&leased).granted.remove(&id);
+            let mut leased = locked(&leased);
+            leased.granted.remove(&id);
+            leased.detaching.remove(&id);
         }
     }
 }

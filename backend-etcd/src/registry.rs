@@ -27,6 +27,9 @@ use crate::{
 /// TTL of the lease that a fixed instance is created under, which is revoked once it is detached.
 const DETACH_WITHIN: Duration = Duration::from_secs(60);
 
+/// How often a key of a fixed instance is read and written that changes meanwhile because it is detached from its lease, or goes with it.
+const MAX_ATTEMPTS: usize = 3;
+
 #[async_trait]
 impl Registry for Etcd {
     async fn register(
@@ -46,19 +49,22 @@ impl Registry for Etcd {
         let Session { layout, conn, .. } = &*self.session;
         let key: Arc<[u8]> = layout.key(service, instance.id(), None)?.into();
         let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
-        let (present, _) = conn.get(&key).await.map_err(failed)?;
-        if let Some(owned) = present.as_ref().filter(|record| record.lease.is_some()) {
-            return Err(Self::not_owner(service, instance.id(), owned));
-        }
-        let previous = present.as_ref().map(|record| &*record.value);
-        let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
-        let written = match &present {
-            Some(record) => conn.put(&key, Guard::Modified(record.modified), &value, None).await,
-            None => self.create_fixed(&key, &value).await,
-        };
-        match written.map_err(failed)? {
-            Written::Done(revision) => Ok(revision),
-            Written::Refused(record) => Err(Self::changed(service, instance.id(), record.as_ref())),
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let (present, attached) = self.fixed(service, instance.id(), &key, failed).await?;
+            let previous = present.as_ref().map(|record| &*record.value);
+            let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
+            let written = match &present {
+                // Of one that is under its lease yet, this is what detaches it.
+                Some(record) => conn.put(&key, Guard::Modified(record.modified), &value, None).await,
+                None => self.create_fixed(&key, &value).await,
+            };
+            match written.map_err(failed)? {
+                Written::Done(revision) => return Ok(revision),
+                Written::Refused(found) if attempts < MAX_ATTEMPTS && (attached || is_leased(found.as_ref())) => {}
+                Written::Refused(found) => return Err(Self::changed(service, instance.id(), found.as_ref())),
+            }
         }
     }
 
@@ -67,27 +73,29 @@ impl Registry for Etcd {
         let Session { layout, conn, .. } = &*self.session;
         let key = layout.key(service, id, None)?;
         let failed = |failure: Failure| failure.into_error(&format!("removing {service}/{id}"));
-        let (present, _) = conn.get(&key).await.map_err(failed)?;
-        let Some(record) = present else {
-            return Err(Self::changed(service, id, None));
-        };
-        if record.lease.is_some() {
-            return Err(Self::not_owner(service, id, &record));
-        }
-        let decoded = layout.decode(service, &key, &record.value);
-        let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
-            what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
-        })?;
-        let mut guard = Guard::Modified(record.modified);
-        if let Some(value) = marked_leaving(&self.session, service, &record) {
-            // That it failed keeps nothing from being removed.
-            if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
-                guard = Guard::Modified(revision);
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let (present, attached) = self.fixed(service, id, &key, failed).await?;
+            let Some(record) = present else {
+                return Err(Self::changed(service, id, None));
+            };
+            let decoded = layout.decode(service, &key, &record.value);
+            let Decoded { instance, .. } = decoded.map_err(|_| Error::Unsupported {
+                what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
+            })?;
+            let mut guard = Guard::Modified(record.modified);
+            if let Some(value) = marked_leaving(&self.session, service, &record) {
+                // That it failed keeps nothing from being removed.
+                if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
+                    guard = Guard::Modified(revision);
+                }
             }
-        }
-        match conn.delete(&key, guard).await.map_err(failed)? {
-            Written::Done(_) => Ok(Entry::new(instance, record.created, record.modified)),
-            Written::Refused(record) => Err(Self::changed(service, id, record.as_ref())),
+            match conn.delete(&key, guard).await.map_err(failed)? {
+                Written::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
+                Written::Refused(found) if attempts < MAX_ATTEMPTS && (attached || is_leased(found.as_ref())) => {}
+                Written::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
+            }
         }
     }
 }
@@ -129,32 +137,53 @@ impl Etcd {
         Ok(registration)
     }
 
+    /// Reads the key of a fixed instance. `true` with one that is not detached yet from the lease that this session created it under,
+    /// because the answer to that was lost or is under way: it is written as any other, but may go with that lease.
+    async fn fixed(
+        &self,
+        service: &ServiceRef,
+        id: &InstanceId,
+        key: &[u8],
+        failed: impl Fn(Failure) -> Error,
+    ) -> Result<(Option<Record>, bool), Error> {
+        let Session { leases, conn, .. } = &*self.session;
+        // One that is gone when the answer comes may have been there when the key was read.
+        let detaching = leases.all_detaching();
+        let (present, _) = conn.get(key).await.map_err(failed)?;
+        match present.as_ref().and_then(|record| record.lease) {
+            Some(lease) if !detaching.contains(&lease) && !leases.is_detaching(lease) => {
+                Err(Self::not_owner(service, id, lease))
+            }
+            lease => Ok((present, lease.is_some())),
+        }
+    }
+
     /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could otherwise be done
     /// after a removal; this one ends with its lease.
     async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
         let Session { tasks, leases, conn, .. } = &*self.session;
-        let lease = leases.own(tasks, LeaseTerms::new(DETACH_WITHIN, None)).await?;
         // Also if this future is dropped: what is not detached goes with the lease.
-        let created = conn.put(key, Guard::Absent, value, Some(lease.id())).await;
-        if created.as_ref().is_err_and(Failure::is_ambiguous) {
-            leases.retire(&lease);
-        }
-        match created? {
+        let lease = leases.detaching(tasks, LeaseTerms::new(DETACH_WITHIN, None)).await?;
+        match conn.put(key, Guard::Absent, value, Some(lease.id())).await? {
             Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
             refused @ Written::Refused(_) => Ok(refused),
         }
     }
 
-    fn not_owner(service: &ServiceRef, id: &InstanceId, record: &Record) -> Error {
-        let lease = record.lease.unwrap_or_default();
+    fn not_owner(service: &ServiceRef, id: &InstanceId, lease: LeaseId) -> Error {
         Error::NotOwner { service: service.clone(), id: id.clone(), owner: enlist::Owner::Other, lease }
     }
 
     fn changed(service: &ServiceRef, id: &InstanceId, record: Option<&Record>) -> Error {
         match record {
             None => Error::NotRegistered { service: service.clone(), id: id.clone() },
-            Some(record) if record.lease.is_some() => Self::not_owner(service, id, record),
+            Some(Record { lease: Some(lease), .. }) => Self::not_owner(service, id, *lease),
             Some(record) => Error::Conflict { what: format!("{service}/{id}"), revision: record.modified },
         }
     }
+}
+
+/// Returns `true` for a key that may be detached in a moment, or gone.
+fn is_leased(record: Option<&Record>) -> bool {
+    record.is_some_and(|record| record.lease.is_some())
 }

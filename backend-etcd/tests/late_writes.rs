@@ -223,6 +223,94 @@ async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
     assert_eq!(ids(&fake), ["a"]);
 }
 
+/// Publishes an instance whose key is created, and not detached from its lease before the answer is given up. That lease is not revoked
+/// for longer than one request waits.
+async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
+    fake.hold_revocations(true);
+    fake.lie(Lie::LateTxn(Duration::ZERO));
+    fake.lie(Lie::LateTxn(LATE));
+    let published = etcd.publish(&service(), instance("a")).await;
+    assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!((ids(fake), fake.leases()), (vec!["a".to_owned()], 1), "it is under its lease yet");
+}
+
+async fn no_lease_is_left(fake: &FakeEtcd) {
+    fake.hold_revocations(false);
+    eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_instance_that_was_not_detached_is_published_by_a_repeated_call() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    publish_without_detaching(&fake, &etcd).await;
+    soon("published", etcd.publish(&service(), instance("a"))).await.unwrap();
+    no_lease_is_left(&fake).await;
+    tokio::time::sleep(LATE).await;
+    assert!(matches!(fake.late_writes()[..], [Ok(true), Ok(false)]), "{:?}", fake.late_writes());
+    assert_eq!(ids(&fake), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_instance_that_was_not_detached_can_be_removed() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    publish_without_detaching(&fake, &etcd).await;
+    soon("removed", etcd.remove(&service(), instance("a").id())).await.unwrap();
+    assert!(ids(&fake).is_empty());
+    no_lease_is_left(&fake).await;
+    tokio::time::sleep(LATE).await;
+    assert!(matches!(fake.late_writes()[..], [Ok(true), Ok(false)]), "{:?}", fake.late_writes());
+    assert!(ids(&fake).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fixed_instance_whose_caller_gave_up_is_not_created_late() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.hold_revocations(true);
+    fake.lie(Lie::LateTxn(LATE));
+    let given_up = tokio::time::timeout(Duration::from_secs(1), etcd.publish(&service(), instance("a"))).await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    no_lease_is_left(&fake).await;
+    assert!(!late_write(&fake).await, "its lease is revoked");
+    assert!(ids(&fake).is_empty());
+}
+
+/// Another process cannot tell such a key from that of a live instance.
+#[tokio::test(start_paused = true)]
+async fn a_fixed_instance_that_another_process_did_not_detach_is_left_alone() {
+    let fake = FakeEtcd::start();
+    let (etcd, other) = (client(&fake), client(&fake));
+    publish_without_detaching(&fake, &etcd).await;
+    let refused = soon("refused", other.publish(&service(), instance("a"))).await;
+    assert!(matches!(refused, Err(Error::NotOwner { .. })), "{refused:?}");
+    no_lease_is_left(&fake).await;
+    soon("published", other.publish(&service(), instance("a"))).await.unwrap();
+}
+
+/// Either order of the two is as good; none is refused as somebody else's.
+#[tokio::test(start_paused = true)]
+async fn fixed_instances_that_are_published_at_the_same_time_do_not_take_each_other_for_live_ones() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let service = service();
+    // The first one is created and not detached while the second one comes.
+    fake.lie(Lie::LateTxn(Duration::ZERO));
+    fake.lie(Lie::LateTxn(Duration::from_secs(1)));
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        etcd.publish(&service, instance("a")).await
+    };
+    let (first, second) = tokio::join!(etcd.publish(&service, instance("a")), second);
+    assert!(second.is_ok(), "{second:?}");
+    assert!(matches!(first, Err(Error::Conflict { .. })), "{first:?}");
+    no_lease_is_left(&fake).await;
+    assert_eq!(ids(&fake), ["a"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_lease_lives() {
     let fake = FakeEtcd::start();

@@ -125,6 +125,8 @@ struct Shared {
     frozen: watch::Sender<bool>,
     /// Renewals are not answered.
     renewals_held: watch::Sender<bool>,
+    /// Leases are not revoked.
+    revocations_held: watch::Sender<bool>,
     /// How long a watch rests after each message.
     pause: Mutex<Duration>,
 }
@@ -162,6 +164,7 @@ impl FakeEtcd {
             revision: watch::Sender::new(1),
             frozen: watch::Sender::new(false),
             renewals_held: watch::Sender::new(false),
+            revocations_held: watch::Sender::new(false),
             pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -293,6 +296,11 @@ impl FakeEtcd {
     /// Answers no renewals while `held`, as a member does whose leader is frozen.
     pub fn hold_renewals(&self, held: bool) {
         self.shared.renewals_held.send_replace(held);
+    }
+
+    /// Revokes no lease while `held`, and does not answer who asks for that.
+    pub fn hold_revocations(&self, held: bool) {
+        self.shared.revocations_held.send_replace(held);
     }
 
     /// Takes the permission to read and write away, or gives it back. Leases need none.

@@ -123,6 +123,8 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.shared.awake().await;
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.shared.revocations_held.subscribe().wait_for(|held| !held).await;
         let known = self.shared.change(|store| store.revoke(request.get_ref().id));
         if !known {
             return Err(Status::not_found("etcdserver: requested lease not found"));
