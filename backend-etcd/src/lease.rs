@@ -644,6 +644,16 @@ impl Keeper {
     }
 }
 
+/// Waits until a lease is not to be used any more: it was retired, or is lost. Never returns without one.
+///
+/// Dropping the future has no effect.
+pub(crate) async fn unusable(lease: Option<&Arc<Lease>>) {
+    let Some(lease) = lease else { return std::future::pending().await };
+    let is_over = |phase: &LeaseState| matches!(phase, LeaseState::Retired | LeaseState::Lost);
+    // The sender lives as long as the lease.
+    let _ = lease.phase().wait_for(is_over).await;
+}
+
 /// Waits for the next state of the lease; a keeper that is gone says nothing more.
 pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> LeaseState {
     if state.changed().await.is_err() {

@@ -262,20 +262,34 @@ impl Registrar {
 
     /// Waits for the key to be free of other registrations of this session.
     async fn claim(&mut self, approach: Approach) -> Option<Claim<Arc<[u8]>>> {
+        // The key is the successor's to move off a lease.
+        self.former = None;
+        let (session, slot, options) = (Arc::clone(&self.session), Arc::clone(&self.slot), self.options.clone());
         let withdrawal = self.driver.withdrawal();
-        let claimed = tokio::select! {
-            // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
-            biased;
-            claim = self.session.slots.claim(&self.slot, &self.options, &withdrawal, approach) => claim,
-            () = self.driver.unwanted() => {
-                if approach == Approach::New {
-                    self.driver.report_end(Ok(Deregistered::AlreadyGone));
-                } else {
-                    // The successor may have given up before it wrote anything.
-                    Box::pin(self.remove(None)).await;
+        let claimed = {
+            let mut claiming = std::pin::pin!(session.slots.claim(&slot, &options, &withdrawal, approach));
+            loop {
+                tokio::select! {
+                    // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
+                    biased;
+                    claim = &mut claiming => break Some(claim),
+                    () = self.driver.unwanted() => break None,
+                    () = lease::unusable(self.lease.as_ref()) => {
+                        self.lease = None;
+                        // Nobody looks at the key for now, so what may have been done counts as late.
+                        self.settle(None);
+                    }
                 }
-                return None;
             }
+        };
+        let Some(claimed) = claimed else {
+            if approach == Approach::New {
+                self.driver.report_end(Ok(Deregistered::AlreadyGone));
+            } else {
+                // The successor may have given up before it wrote anything.
+                Box::pin(self.remove(None)).await;
+            }
+            return None;
         };
         claimed
             .map_err(|revision| {
@@ -369,6 +383,10 @@ impl Registrar {
         }
         let found = record.as_ref().map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
+        if !own {
+            // Nothing is under it that is to be moved.
+            self.former = None;
+        }
         self.gone = record.is_none();
         if let (true, Some(record)) = (own, &record) {
             // Also by a write whose answer was lost.
@@ -414,8 +432,9 @@ impl Registrar {
         if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost() && !lease.is_retired()) {
             return Ok(Some(lease.id()));
         }
-        if let Some(retired) = self.lease.take_if(|lease| lease.is_retired()) {
-            // The key lives under it until it is written under another one.
+        // A key that is under it lives there until it is written under another one.
+        let retired = self.lease.take_if(|lease| lease.is_retired());
+        if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
             self.former = Some(retired);
         }
         let Session { tasks, leases, layout, .. } = &*self.session;
@@ -512,7 +531,7 @@ impl Registrar {
     }
 
     /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is
-    /// no longer wanted; a later one goes on with what was seen.
+    /// no longer wanted, or needs another lease; a later one goes on with what was seen.
     async fn observe(&self, lease: LeaseId) -> Result<Option<Observation>, Error> {
         let Session { conn, observations, .. } = &*self.session;
         loop {
@@ -530,6 +549,7 @@ impl Registrar {
             self.driver.report_trouble(Error::Observing { service, id, left });
             tokio::select! {
                 () = tokio::time::sleep(LOOK.min(left)) => {}
+                () = lease::unusable(self.lease.as_ref()) => return Ok(None),
                 () = self.driver.unwanted() => return Ok(None),
             }
         }
@@ -571,14 +591,24 @@ impl Registrar {
             _ => None,
         };
         let session = Arc::clone(&self.session);
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = claim.superseded() => return Disturbance::Superseded,
-            () = self.driver.changed() => {}
-            () = gone(&mut foreign) => {}
-            () = session.conn.fast.recovered(), if retryable => return Disturbance::Recovered,
+        let mut due = std::pin::pin!(tokio::time::sleep(delay));
+        let mut recovered = std::pin::pin!(session.conn.fast.recovered());
+        loop {
+            tokio::select! {
+                () = &mut due => return Disturbance::Look,
+                () = claim.superseded() => return Disturbance::Superseded,
+                () = self.driver.changed() => return Disturbance::Look,
+                () = gone(&mut foreign) => return Disturbance::Look,
+                () = &mut recovered, if retryable => return Disturbance::Recovered,
+                () = lease::unusable(self.lease.as_ref()) => {
+                    if self.writes.is_unsettled() {
+                        // The key may be under it.
+                        return Disturbance::Look;
+                    }
+                    self.lease = None;
+                }
+            }
         }
-        Disturbance::Look
     }
 
     /// Reports that another registration of this session gets the key.
@@ -597,13 +627,18 @@ impl Registrar {
     }
 
     /// Waits until the key that another registration has, as `record`, is free.
-    async fn wait_until_free(&self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
+    async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
         let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision, Begin::Known).ok();
-        tokio::select! {
-            () = gone(&mut followed) => Disturbance::Gone,
-            () = claim.superseded() => Disturbance::Superseded,
-            () = self.rest(SLOW + spread(SLOW / 4)) => Disturbance::Look,
+        let mut due = std::pin::pin!(tokio::time::sleep(SLOW + spread(SLOW / 4)));
+        loop {
+            tokio::select! {
+                () = gone(&mut followed) => return Disturbance::Gone,
+                () = claim.superseded() => return Disturbance::Superseded,
+                () = &mut due => return Disturbance::Look,
+                () = self.driver.unwanted() => return Disturbance::Look,
+                () = lease::unusable(self.lease.as_ref()) => self.lease = None,
+            }
         }
     }
 

@@ -188,6 +188,50 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
     eventually("both are gone", || async { if ids(&fake) == ["s"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
+/// Loses the creation of a registration that shares the lease of the others: that is revoked soon, and the id is free again.
+async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    fake.lie(Lie::LateTxn(LATE));
+    let late = begin(etcd, "late", RegisterOptions::new()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::AlreadyGone, "its lease is revoked by then");
+    assert!(!late_write(fake).await);
+    let again = soon("registered", etcd.register(&service(), instance("late"), RegisterOptions::new())).await;
+    drop(again.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_waits_for_a_foreign_id_does_not_keep_a_retired_lease() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    fake.put(key("theirs"), r#"{"v":1,"id":"theirs","endpoints":["10.9.9.9:1"]}"#);
+    // One waits, and one asks at a slow pace.
+    let _waits = begin(&etcd, "theirs", RegisterOptions::new().on_conflict(OnConflict::Wait)).await;
+    fake.put(key("other"), r#"{"v":1,"id":"other","endpoints":["10.9.9.9:1"]}"#);
+    let _refused = begin(&etcd, "other", RegisterOptions::new()).await;
+    a_lost_creation_is_settled_soon(&fake, &etcd).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_superseded_registration_does_not_keep_a_retired_lease() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let _superseded =
+        soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();
+    fake.put(key("a"), r#"{"v":1,"id":"a","endpoints":["10.9.9.9:1"]}"#);
+    a_lost_creation_is_settled_soon(&fake, &etcd).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_gave_way_within_its_process_does_not_keep_a_retired_lease() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let options = || RegisterOptions::new().owner("me");
+    let _older = soon("registered", etcd.register(&service(), instance("a"), options())).await.unwrap();
+    let _newer = soon("registered", etcd.register(&service(), instance("a"), options())).await.unwrap();
+    a_lost_creation_is_settled_soon(&fake, &etcd).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_alone() {
     let fake = FakeEtcd::start();

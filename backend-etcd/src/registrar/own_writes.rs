@@ -85,6 +85,13 @@ impl OwnWrites {
         self.unknown.last().map(|sent| sent.lease.unwrap_or_default())
     }
 
+    /// Returns `true` if the key may be under `lease`, for all that is known. One that would be made late does not count.
+    pub(super) fn may_be_under(&self, lease: LeaseId) -> bool {
+        let unknown = self.unknown.iter().filter(|sent| !matches!(sent.effect, Effect::LateClaim(_)));
+        let mut leases = self.stored().map(|stored| stored.lease).into_iter().chain(unknown.map(|sent| sent.lease));
+        leases.any(|under| under == Some(lease))
+    }
+
     /// Notes that the store has `record`, with the instance of `generation`.
     pub(super) fn acknowledge(&mut self, record: Record, generation: u64) {
         self.entitlement.stored();
@@ -141,6 +148,11 @@ impl OwnWrites {
             let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
             sent.effect = if done { Effect::Change } else { Effect::LateClaim(late(lease)) };
         }
+    }
+
+    /// Returns `true` while it is still to be seen whether a claim was done.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.unknown.iter().any(|sent| matches!(sent.effect, Effect::Claim(_)))
     }
 
     /// Returns `true` while a write can make the key this registration's although it was found not to be.
@@ -249,6 +261,18 @@ mod tests {
         });
         assert!(writes.may_claim());
         assert_eq!((asked, Arc::strong_count(&lost)), (vec![LEASE], 1), "a late claim keeps no lease alive");
+    }
+
+    #[test]
+    fn a_key_may_be_under_a_lease_by_what_was_stored_or_may_have_been_but_not_by_what_would_be_late() {
+        let mut writes = OwnWrites::default();
+        assert!(!writes.may_be_under(LEASE), "nothing was written");
+        writes.acknowledge(record("one", LEASE), 1);
+        writes.remember(b"two".to_vec(), Some(OTHER), claim(OTHER));
+        assert!(writes.may_be_under(LEASE) && writes.may_be_under(OTHER) && writes.is_unsettled());
+        writes.settle(None, ended);
+        writes.disown();
+        assert!(!writes.may_be_under(LEASE) && !writes.may_be_under(OTHER) && !writes.is_unsettled());
     }
 
     #[test]
