@@ -171,7 +171,7 @@ impl Registrar {
                 Goal::Present => {}
                 Goal::Absent | Goal::Dropped => {
                     claim.leave();
-                    Box::pin(self.remove(None)).await;
+                    Box::pin(self.remove(None, true)).await;
                     return None;
                 }
                 _ => {
@@ -213,7 +213,7 @@ impl Registrar {
                     let limit = self.options.max_attempts.filter(|_| counts);
                     if limit.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
                         claim.leave();
-                        Box::pin(self.remove(Some(error))).await;
+                        Box::pin(self.remove(Some(error), true)).await;
                         return None;
                     }
                     let disturbance = if published {
@@ -287,7 +287,7 @@ impl Registrar {
                 self.driver.report_end(Ok(Deregistered::AlreadyGone));
             } else {
                 // The successor may have given up before it wrote anything.
-                Box::pin(self.remove(None)).await;
+                Box::pin(self.remove(None, false)).await;
             }
             return None;
         };

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
     Change, Counter, Deregistered, Election, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockName,
-    LockOptions, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot,
-    Start, Watcher,
+    LockOptions, OnConflict, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver,
+    ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -835,4 +835,22 @@ async fn own_keys_of_many_services_share_their_watches() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     drop(registrations);
+}
+
+/// Without terms, and under one lease, two registrations of a process can write the same bytes.
+#[tokio::test(start_paused = true)]
+async fn the_drop_of_an_older_registration_leaves_the_same_value_of_a_newer_one_alone() {
+    let fake = FakeEtcd::start();
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let etcd = builder.layout(enlist_etcd::Kratos::default()).build().unwrap();
+    let options = || RegisterOptions::new().on_conflict(OnConflict::TakeOver);
+    let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:1").unwrap()]).unwrap();
+    let older = soon("registered", etcd.register(&service(), instance(), options())).await.unwrap();
+    let newer = soon("registered", etcd.register(&service(), instance(), options())).await.unwrap();
+    let before = (fake.under(b""), fake.revision());
+    drop(older);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((fake.under(b""), fake.revision()), before);
+    assert_eq!(soon("deregistered", newer.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(fake.under(b"").is_empty());
 }

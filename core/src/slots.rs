@@ -158,6 +158,13 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         }
     }
 
+    /// The registration that has `key`, unless it is about to leave.
+    pub fn occupant(&self, key: &K) -> Option<Withdrawal> {
+        let slot = Arc::clone(self.map.lock().unwrap_or_else(PoisonError::into_inner).get(key)?);
+        let occupant = slot.occupant();
+        (!occupant.is_leaving()).then(|| occupant.withdrawal.clone())
+    }
+
     /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
     fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
@@ -327,6 +334,19 @@ mod tests {
         assert!(second.superseded().now_or_never().is_none(), "it waits, and wants nothing");
         drop(second);
         assert!(again.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_registration_that_has_a_key_is_its_occupant_until_it_leaves() {
+        let slots = Slots::default();
+        let party = stranger();
+        assert!(slots.occupant(&"key").is_none());
+        let claim = party.claim(&slots, Approach::New).await.unwrap();
+        assert!(slots.occupant(&"key").is_some());
+        claim.leave();
+        assert!(slots.occupant(&"key").is_none());
+        drop(claim);
+        assert!(slots.map.lock().unwrap().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

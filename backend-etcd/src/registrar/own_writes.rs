@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use enlist::{
-    LeaseId,
+    LeaseId, Revision,
     reconcile::{Entitlement, Mine},
 };
 
@@ -49,6 +49,17 @@ pub(super) enum Effect {
     LateClaim(Impossible),
 }
 
+/// Author of a value that a removal finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Author {
+    /// This registration.
+    This,
+    /// Another registration.
+    Another,
+    /// This one, or another one of this session that has not heard yet what became of its write.
+    Unclear,
+}
+
 impl Sent {
     /// Returns `true` while it can make the key this registration's.
     fn may_claim(&self) -> bool {
@@ -63,9 +74,27 @@ impl Sent {
 impl OwnWrites {
     /// Returns `true` if this registration wrote exactly this, as far as it remembers.
     pub(super) fn is_own(&self, record: &Record) -> bool {
-        let stored = self.stored().map(|stored| (&stored.value, stored.lease));
-        let unknown = self.unknown.iter().map(|sent| (&sent.value, sent.lease));
-        stored.into_iter().chain(unknown).any(|(value, lease)| lease == record.lease && *value == record.value)
+        let is_it = |sent: &Sent| sent.lease == record.lease && sent.value == record.value;
+        self.is_stored(record) || self.unknown.iter().any(is_it)
+    }
+
+    /// Returns `true` if this is what was acknowledged last. Not by its bytes and lease alone: without terms another registration of this
+    /// session may have written the same since.
+    fn is_stored(&self, record: &Record) -> bool {
+        self.stored().is_some_and(|stored| {
+            (stored.modified, stored.lease, &stored.value) == (record.modified, record.lease, &record.value)
+        })
+    }
+
+    /// Tells what this registration wrote, as far as it remembers, from what another one of this session has written, whose last
+    /// acknowledged write was at `occupied` if it has the key now. `has_term`: no two registrations write the same value.
+    pub(super) fn author(&self, record: &Record, has_term: bool, occupied: Option<Option<Revision>>) -> Author {
+        match occupied {
+            _ if !self.is_own(record) => Author::Another,
+            Some(Some(written)) if written == record.modified => Author::Another,
+            Some(_) if !has_term && !self.is_stored(record) => Author::Unclear,
+            _ => Author::This,
+        }
     }
 
     /// The last write that was acknowledged, unless it was replaced since.
@@ -181,8 +210,6 @@ impl OwnWrites {
 mod tests {
     use std::time::Duration;
 
-    use enlist::Revision;
-
     use super::*;
     use crate::lease;
 
@@ -209,8 +236,27 @@ mod tests {
         writes.remember(b"unknown".to_vec(), Some(OTHER), Effect::Change);
         assert!(writes.is_own(&record("stored", LEASE)) && writes.is_own(&record("unknown", OTHER)));
         assert!(!writes.is_own(&record("stored", OTHER)) && !writes.is_own(&record("unknown", LEASE)));
+        let again = Record { modified: Revision::new(6), ..record("stored", LEASE) };
+        assert!(!writes.is_own(&again), "the same, written by another registration of this session");
         writes.disown();
         assert!(!writes.is_own(&record("stored", LEASE)) && writes.mine().is_none());
+    }
+
+    #[test]
+    fn what_another_registration_of_the_session_wrote_is_told_by_its_revision() {
+        let mut writes = OwnWrites::default();
+        writes.acknowledge(record("stored", LEASE), 1);
+        writes.remember(b"unknown".to_vec(), Some(LEASE), Effect::Change);
+        let (stored, unknown, at) = (record("stored", LEASE), record("unknown", LEASE), Some(Revision::new(5)));
+        for has_term in [false, true] {
+            let author = |record: &Record, occupied| writes.author(record, has_term, occupied);
+            assert_eq!(author(&record("theirs", LEASE), None), Author::Another);
+            assert_eq!((author(&stored, None), author(&unknown, None)), (Author::This, Author::This));
+            assert_eq!((author(&stored, Some(at)), author(&unknown, Some(at))), (Author::Another, Author::Another));
+            assert_eq!(author(&stored, Some(None)), Author::This);
+        }
+        assert_eq!(writes.author(&unknown, true, Some(None)), Author::This);
+        assert_eq!(writes.author(&unknown, false, Some(None)), Author::Unclear);
     }
 
     #[test]

@@ -5,7 +5,10 @@ use std::sync::Arc;
 
 use enlist::{Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal};
 
-use super::{PATIENCE, Registrar, SLOW, own_writes::Effect};
+use super::{
+    PATIENCE, Registrar, SLOW,
+    own_writes::{Author, Effect},
+};
 use crate::{
     connection::Written,
     error::Failure,
@@ -19,7 +22,9 @@ use crate::{
 impl Registrar {
     /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
     /// last attempt may have left: the lease lives on, and would keep it for ever.
-    pub(super) async fn remove(&mut self, gave_up: Option<Error>) {
+    ///
+    /// `has_slot`: no other registration of this session has the key meanwhile.
+    pub(super) async fn remove(&mut self, gave_up: Option<Error>, has_slot: bool) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if gave_up.is_some() {
             self.driver.report_end(outcome(Deregistered::LeftBehind));
@@ -30,7 +35,7 @@ impl Registrar {
         let begun = Moment::now();
         let mut result = Deregistered::AlreadyGone;
         loop {
-            let (absent, refused) = match self.try_remove(&key).await {
+            let (absent, refused) = match self.try_remove(&key, has_slot).await {
                 Ok(Some((found, absent))) => {
                     if found == Deregistered::Removed {
                         result = found;
@@ -82,7 +87,11 @@ impl Registrar {
 
     /// Removes the key if it is this registration's, and says at which revision it was absent, if it was. `None`: it changed
     /// meanwhile, look again.
-    async fn try_remove(&mut self, key: &[u8]) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
+    async fn try_remove(
+        &mut self,
+        key: &[u8],
+        has_slot: bool,
+    ) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
         let session = Arc::clone(&self.session);
         let (record, at) = session.conn.get(key).await?;
         self.settle(record.as_ref());
@@ -90,8 +99,13 @@ impl Registrar {
             return Ok(Some((Deregistered::AlreadyGone, Some(at))));
         };
         let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
-        if !self.writes.is_own(&record) && !self.leftover_owner().is_some_and(is_leftover) {
-            return Ok(Some((Deregistered::AlreadyGone, None)));
+        let occupant = if has_slot { None } else { session.slots.occupant(&self.slot) };
+        let occupied = occupant.map(|occupant| occupant.stored());
+        match self.writes.author(&record, session.layout.term(&record.value).is_some(), occupied) {
+            Author::This => {}
+            Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
+            Author::Another => return Ok(Some((Deregistered::AlreadyGone, None))),
+            Author::Unclear => return Ok(None),
         }
         let mut modified = record.modified;
         if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
