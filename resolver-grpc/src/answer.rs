@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 
 use crate::{
@@ -29,12 +29,8 @@ pub(crate) fn tracked(
 ) -> Result<http::Response<Body>, Status> {
     if let Some(code) = only_status(&answer) {
         flight.ended(code);
-    }
-    if is_http_error(&answer) {
-        return Err(http_error(&answer, &flight.subchannel().to_string()));
-    }
-    if answer.body().is_end_stream() {
-        return Ok(answer);
+        let is_error = is_http_error(&answer);
+        return if is_error { Err(http_error(&answer, &flight.subchannel().to_string())) } else { Ok(answer) };
     }
     let http = answer.status();
     let tracked = |body| Tracked { body, http, flight: Some(flight), deadline, expiry, is_stalled: true };

@@ -24,7 +24,7 @@ use crate::{
     answer,
     call::{CallHead, Core},
     deadline::{Deadline, Expiry},
-    failure::{Attempted, BoxError, Failure},
+    failure::{Attempted, BoxError, Failure, Reach},
     flight::Flight,
     replay::Replay,
     retry::{Attempts, Ended, Pushback},
@@ -230,12 +230,15 @@ impl Call {
             NoAnswer::Late => Failure::late(&instance),
             NoAnswer::Lost(error) => Failure::of(error, &instance, attempted),
         };
-        flight.ended(status.code());
+        // One that was late before it was sent says nothing about the instance.
+        if attempted.is_begun || reach != Reach::OutOfTime {
+            flight.ended(status.code());
+        }
         if broken {
             flight.demote();
         }
         if !attempted.is_begun {
-            // It was not even sent, so that silence says nothing about the connection.
+            // Nor does silence about the connection.
             flight.unused();
         }
         (Some(Ended::Failed { reach, code: status.code() }), Err(status))

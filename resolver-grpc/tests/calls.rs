@@ -158,6 +158,7 @@ async fn a_wait_for_room_on_a_connection_ends_at_the_deadline() {
         let late = late.unwrap_err();
         assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     }
+    assert_eq!(channel.instances()[0].failed, 0, "none of them was sent");
 }
 
 /// Makes calls until one of two instances has failed five in a row, and rests.
