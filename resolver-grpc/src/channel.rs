@@ -457,7 +457,7 @@ impl ChannelBuilder {
         Arc::new(Terms {
             settings: self.settings.clone(),
             dial_timeout: self.dial_timeout,
-            redial: self.redial.clone(),
+            redial: self.redial,
             health: self.health.clone(),
             ejection: self.ejection.clone(),
             ejection_codes: self.ejection_codes.clone(),

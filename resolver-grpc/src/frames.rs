@@ -122,6 +122,7 @@ mod tests {
 
     #[test]
     fn statements_are_read_however_the_bytes_are_cut() {
+        use Statement::{GoAway, MaxStreams, Settings};
         let bytes = [
             settings(&[(4, 65_535), (3, 4), (5, 3)]),
             frame(SETTINGS, ACK, &[]),
@@ -134,7 +135,6 @@ mod tests {
             frame(6, 0, &[7; 8]),
         ]
         .concat();
-        use Statement::{GoAway, MaxStreams, Settings};
         let stated = [MaxStreams(4), Settings, Settings, MaxStreams(100), Settings, GoAway];
         for piece in 1..=bytes.len() {
             assert_eq!(read(&bytes, piece), stated, "pieces of {piece}");

@@ -109,8 +109,8 @@ async fn ten_thousand_instances_are_connected_to_a_few_at_a_time() {
     // In parts, since the machine may have other things to do.
     for part in 1..=4 {
         eventually("a part of them is connected to", || async {
-            let served = reported(folder.path(), "served").unwrap_or_default();
-            if served >= part * (count as usize / 400 * 100) { Ok(()) } else { Err(served) }
+            let connected = reported(folder.path(), "served").unwrap_or_default();
+            if connected >= part * (count as usize / 400 * 100) { Ok(()) } else { Err(connected) }
         })
         .await;
     }
