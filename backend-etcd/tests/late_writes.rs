@@ -460,3 +460,31 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
     assert!(held.is_held());
     held.release().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_alone() {
+    let fake = FakeEtcd::start();
+    let (etcd, other) = (client(&fake), client(&fake));
+    let options = || RegisterOptions::new().owner("me");
+    // Both have a lease.
+    let (one, two) = (instance("one"), instance("two"));
+    let _one = soon("registered", etcd.register(&service(), one, RegisterOptions::new())).await.unwrap();
+    let _two = soon("registered", other.register(&service(), two, RegisterOptions::new())).await.unwrap();
+    // Done when its caller has just given up.
+    fake.lie(Lie::LateTxn(Duration::from_millis(5_001)));
+    let older = begin(&etcd, "a", options()).await;
+    while fake.late_writes().is_empty() {
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    let newer = soon("registered", other.register(&service(), instance("a"), options())).await.unwrap();
+    assert!(matches!(fake.late_writes()[..], [Ok(true)]), "{:?}", fake.late_writes());
+    eventually("the older one has seen it", || async {
+        let state = older.state();
+        if matches!(state, RegistrationState::Refused { .. }) { Ok(()) } else { Err(state) }
+    })
+    .await;
+    let before = fake.under(key("a").as_bytes());
+    assert_eq!(soon("deregistered", older.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(fake.under(key("a").as_bytes()), before);
+    assert!(matches!(newer.state(), RegistrationState::Registered { .. }));
+}

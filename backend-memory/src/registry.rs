@@ -493,9 +493,12 @@ impl Registrar {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         let unguarded = self.defect(Defect::DeletesUnguarded);
         let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
-        let guard = |record: &Record| {
-            unguarded || self.is_own(record) || owner.is_some() && record.lease.is_some() && record.owner() == owner
+        let is_leftover = |record: &Record| {
+            // What is newer was written after this registration's claim.
+            let is_older = self.entitlement.exceeds(self.found(record).term);
+            owner.is_some() && is_older && record.lease.is_some() && record.owner() == owner
         };
+        let guard = |record: &Record| unguarded || self.is_own(record) || is_leftover(record);
         let nothing = self.mine.is_none() && owner.is_none();
         if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));

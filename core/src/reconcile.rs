@@ -101,7 +101,7 @@ impl Entitlement {
     }
 
     /// Returns `true` if a foreign value with the term `found` may be replaced, given the right to.
-    fn exceeds(self, found: Option<u64>) -> bool {
+    pub fn exceeds(self, found: Option<u64>) -> bool {
         match (found, self.term) {
             (Some(found), Some(own)) => found < own,
             // The first claim draws a larger one; without terms the first stored write has spent the right.
@@ -347,6 +347,17 @@ mod tests {
             assert_eq!(step(Some(&with_term(Some(10))), None, claimed, LEASE, 1, &options), Step::Conflict);
             assert_eq!(step(Some(&with_term(Some(9))), None, claimed, LEASE, 1, &options), REPLACE);
         }
+    }
+
+    #[test]
+    fn a_value_is_exceeded_before_the_first_claim_and_then_only_with_a_smaller_term() {
+        let mut entitlement = Entitlement::default();
+        assert!(entitlement.exceeds(Some(u64::MAX)) && entitlement.exceeds(None));
+        let own = entitlement.claim(None, SystemTime::UNIX_EPOCH + Duration::from_millis(50));
+        assert!(entitlement.exceeds(Some(own - 1)) && entitlement.exceeds(None));
+        assert!(!entitlement.exceeds(Some(own)) && !entitlement.exceeds(Some(own + 1)));
+        entitlement.stored();
+        assert!(!entitlement.exceeds(None), "without terms the first stored write spends the right");
     }
 
     #[test]

@@ -98,10 +98,15 @@ impl Registrar {
         let Some(record) = record else {
             return Ok(Some((Deregistered::AlreadyGone, Some(at))));
         };
-        let is_leftover = |owner: &str| record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner);
+        let term = session.layout.term(&record.value);
+        let is_leftover = |owner: &str| {
+            // What is newer was written after this registration's claim.
+            let is_older = self.writes.entitlement.exceeds(term);
+            is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
+        };
         let occupant = if has_slot { None } else { session.slots.occupant(&self.slot) };
         let occupied = occupant.map(|occupant| occupant.stored());
-        match self.writes.author(&record, session.layout.term(&record.value).is_some(), occupied) {
+        match self.writes.author(&record, term.is_some(), occupied) {
             Author::This => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
             Author::Another => return Ok(Some((Deregistered::AlreadyGone, None))),

@@ -1,0 +1,27 @@
+//! What a removal leaves alone when the link fails in between, which the conformance suite cannot time.
+
+use std::time::Duration;
+
+use enlist::{Deregistered, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start};
+use enlist_memory::MemoryStore;
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_first_claim_failed_leaves_the_newer_registration_alone() {
+    let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
+    let (one, two) = (store.client(), store.client());
+    let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    let options = || RegisterOptions::new().owner("me");
+    // A lease, a look and a claim take a second each; the link fails during the claim.
+    one.delay(Duration::from_secs(1));
+    let older = one.register(&service, instance(), options().start(Start::Background)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    one.cut();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let newer = two.register(&service, instance().with_weight(7), options()).await.unwrap();
+    one.delay(Duration::ZERO);
+    let (ended, ()) = tokio::join!(older.deregister(), async { one.heal() });
+    assert_eq!(ended.unwrap(), Deregistered::AlreadyGone);
+    let left = two.resolve(&service).await.unwrap();
+    let weights: Vec<_> = left.entries().map(|entry| entry.instance().weight()).collect();
+    assert_eq!(weights, [7], "{:?}", newer.state());
+}
