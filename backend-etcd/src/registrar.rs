@@ -170,8 +170,7 @@ impl Registrar {
             match self.driver.goal() {
                 Goal::Present => {}
                 Goal::Absent | Goal::Dropped => {
-                    claim.leave();
-                    Box::pin(self.remove(None, true)).await;
+                    Box::pin(self.remove(None, Some(claim))).await;
                     return None;
                 }
                 _ => {
@@ -212,8 +211,7 @@ impl Registrar {
                     let counts = !published || error.is_retryable();
                     let limit = self.options.max_attempts.filter(|_| counts);
                     if limit.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
-                        claim.leave();
-                        Box::pin(self.remove(Some(error), true)).await;
+                        Box::pin(self.remove(Some(error), Some(claim))).await;
                         return None;
                     }
                     let disturbance = if published {
@@ -287,7 +285,7 @@ impl Registrar {
                 self.driver.report_end(Ok(Deregistered::AlreadyGone));
             } else {
                 // The successor may have given up before it wrote anything.
-                Box::pin(self.remove(None, false)).await;
+                Box::pin(self.remove(None, None)).await;
             }
             return None;
         };

@@ -212,7 +212,7 @@ impl Watches {
     ///
     /// Dropping the future loses nothing.
     async fn show(&mut self, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
-        let shown = self.open.iter_mut().map(|(_, reader)| Box::pin(shows(reader, strays)));
+        let shown = self.open.iter_mut().map(|(_, reader)| Box::pin(shows_one_of(reader, strays)));
         let shown: Vec<_> = shown.collect();
         if shown.is_empty() {
             return std::future::pending().await;
@@ -222,7 +222,7 @@ impl Watches {
 }
 
 /// Waits until a watch shows one of `strays`.
-async fn shows(reader: &mut FeedReader<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+async fn shows_one_of(reader: &mut FeedReader<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
     loop {
         match reader.next().await {
             Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,
@@ -234,17 +234,22 @@ async fn shows(reader: &mut FeedReader<Mirror>, strays: &BTreeMap<Arc<[u8]>, Key
     }
 }
 
-/// Waits until a key that was absent at that revision appears.
+/// Waits until a key shows a value that `fits`, if it is known what it was at some revision.
 ///
 /// Dropping the future has no effect.
-pub(crate) async fn appears(session: &Arc<Session>, key: &[u8], absent_at: Option<Revision>) {
-    let followed = absent_at.and_then(|at| Hub::follow_key(session, key, None, at, Begin::Known).ok());
+pub(crate) async fn shows(
+    session: &Arc<Session>,
+    key: &[u8],
+    known: Option<(Option<Record>, Revision)>,
+    fits: impl Fn(&Record) -> bool,
+) {
+    let followed = known.and_then(|(record, at)| Hub::follow_key(session, key, record, at, Begin::Known).ok());
     let Some(mut reader) = followed else {
         return std::future::pending().await;
     };
     loop {
         match reader.next().await {
-            Ok(reading) if reading.value.records().next().is_some() => return,
+            Ok(reading) if reading.value.records().any(&fits) => return,
             Ok(_) => {}
             // It cannot be watched; it is read at a slow pace all the same.
             Err(_) => return std::future::pending().await,

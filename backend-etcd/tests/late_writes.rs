@@ -153,6 +153,55 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     assert!(ids(&fake).contains(&"late".to_owned()), "a later one is not its own");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possible_and_is_still_undone() {
+    let fake = FakeEtcd::start();
+    let (etcd, other) = (client(&fake), client(&fake));
+    let own = RegisterOptions::new().lease(LeaseChoice::Own);
+    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
+    let lease = LeaseId::new(fake.lease_ids()[0]);
+    fake.lie(Lie::LateTxn(LATE));
+    let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
+    // Under the shared lease, and under the given one, whose late creation is of the same id.
+    for options in [RegisterOptions::new(), RegisterOptions::new().lease(LeaseChoice::Given(lease))] {
+        let again = soon("registered", etcd.register(&service(), instance("late"), options)).await.unwrap();
+        assert!(fake.late_writes().is_empty(), "it may still be done");
+        let before = fake.under(SERVICES);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(fake.under(SERVICES), before);
+        assert_eq!(again.deregister().await.unwrap(), Deregistered::Removed);
+    }
+    assert!(late_write(&fake).await, "nobody ends a given lease");
+    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+}
+
+/// What waits only for a proof reads at a slow pace, whatever the key is meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
+    for replaced in [false, true] {
+        let fake = FakeEtcd::start();
+        let (etcd, other) = (client(&fake), client(&fake));
+        let own = RegisterOptions::new().lease(LeaseChoice::Own);
+        let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
+        let lease = LeaseId::new(fake.lease_ids()[0]);
+        fake.lie(Lie::LateTxn(Duration::from_secs(3600)));
+        let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
+        if replaced {
+            fake.put(key("late"), r#"{"v":1,"id":"late","endpoints":["10.9.9.9:1"]}"#);
+        }
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        fake.forget_requests();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let reads = fake.requests().ranges;
+        // One each of the removal in 10–12.5 s; the other's age is probed by nobody.
+        assert!((40..=70).contains(&reads), "{reads} reads in ten minutes, replaced: {replaced}");
+    }
+}
+
 /// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that looks second finds it
 /// retired and moved away from.
 #[tokio::test(start_paused = true)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use enlist::{
     LeaseId, Revision,
     reconcile::{Entitlement, Mine},
+    registration::Withdrawal,
 };
 
 use crate::{lease::Lease, record::Record, sweep::Impossible};
@@ -49,6 +50,22 @@ pub(super) enum Effect {
     LateClaim(Impossible),
 }
 
+/// Another registration of this session that has the key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Occupant {
+    Nobody,
+    /// No write of it was acknowledged.
+    Silent,
+    /// Its last acknowledged write was at this revision.
+    Wrote(Revision),
+}
+
+impl From<Option<Withdrawal>> for Occupant {
+    fn from(occupant: Option<Withdrawal>) -> Self {
+        occupant.map_or(Self::Nobody, |occupant| occupant.stored().map_or(Self::Silent, Self::Wrote))
+    }
+}
+
 /// Author of a value that a removal finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Author {
@@ -86,14 +103,14 @@ impl OwnWrites {
         })
     }
 
-    /// Tells what this registration wrote, as far as it remembers, from what another one of this session has written, whose last
-    /// acknowledged write was at `occupied` if it has the key now. `has_term`: no two registrations write the same value.
-    pub(super) fn author(&self, record: &Record, has_term: bool, occupied: Option<Option<Revision>>) -> Author {
-        match occupied {
+    /// Tells what this registration wrote, as far as it remembers, from what the `occupant` wrote. `has_term`: no two registrations
+    /// write the same value.
+    pub(super) fn author(&self, record: &Record, has_term: bool, occupant: Occupant) -> Author {
+        match occupant {
             _ if !self.is_own(record) => Author::Another,
-            Some(Some(written)) if written == record.modified => Author::Another,
-            Some(_) if !has_term && !self.is_stored(record) => Author::Unclear,
-            _ => Author::This,
+            Occupant::Wrote(at) if at == record.modified => Author::Another,
+            Occupant::Wrote(_) | Occupant::Silent if !has_term && !self.is_stored(record) => Author::Unclear,
+            Occupant::Nobody | Occupant::Silent | Occupant::Wrote(_) => Author::This,
         }
     }
 
@@ -190,9 +207,9 @@ impl OwnWrites {
     }
 
     /// The proof that the first of the late claims is impossible, to wait for.
-    pub(super) fn late_claim(&mut self) -> Option<&mut Impossible> {
-        let late = self.unknown.iter_mut().find(|sent| sent.may_claim())?;
-        match &mut late.effect {
+    pub(super) fn late_claim(&self) -> Option<&Impossible> {
+        let late = self.unknown.iter().find(|sent| sent.may_claim())?;
+        match &late.effect {
             Effect::LateClaim(impossible) => Some(impossible),
             Effect::Change | Effect::Claim(_) => None,
         }
@@ -247,16 +264,18 @@ mod tests {
         let mut writes = OwnWrites::default();
         writes.acknowledge(record("stored", LEASE), 1);
         writes.remember(b"unknown".to_vec(), Some(LEASE), Effect::Change);
-        let (stored, unknown, at) = (record("stored", LEASE), record("unknown", LEASE), Some(Revision::new(5)));
+        let (stored, unknown) = (record("stored", LEASE), record("unknown", LEASE));
+        let wrote = Occupant::Wrote(Revision::new(5));
         for has_term in [false, true] {
-            let author = |record: &Record, occupied| writes.author(record, has_term, occupied);
-            assert_eq!(author(&record("theirs", LEASE), None), Author::Another);
-            assert_eq!((author(&stored, None), author(&unknown, None)), (Author::This, Author::This));
-            assert_eq!((author(&stored, Some(at)), author(&unknown, Some(at))), (Author::Another, Author::Another));
-            assert_eq!(author(&stored, Some(None)), Author::This);
+            let author = |record: &Record, occupant| writes.author(record, has_term, occupant);
+            assert_eq!(author(&record("theirs", LEASE), Occupant::Nobody), Author::Another);
+            assert_eq!(author(&stored, Occupant::Nobody), Author::This);
+            assert_eq!(author(&unknown, Occupant::Nobody), Author::This);
+            assert_eq!((author(&stored, wrote), author(&unknown, wrote)), (Author::Another, Author::Another));
+            assert_eq!(author(&stored, Occupant::Silent), Author::This);
         }
-        assert_eq!(writes.author(&unknown, true, Some(None)), Author::This);
-        assert_eq!(writes.author(&unknown, false, Some(None)), Author::Unclear);
+        assert_eq!(writes.author(&unknown, true, Occupant::Silent), Author::This);
+        assert_eq!(writes.author(&unknown, false, Occupant::Silent), Author::Unclear);
     }
 
     #[test]

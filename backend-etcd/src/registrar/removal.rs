@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use enlist::{Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal};
+use enlist::{
+    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal,
+    slots::Claim,
+};
 
 use super::{
     PATIENCE, Registrar, SLOW,
@@ -15,7 +18,7 @@ use crate::{
     layout::{Decoded, LeaseScope, Part, Writing},
     record::Record,
     session::Session,
-    sweep::{Impossible, appears},
+    sweep::{Impossible, shows},
     writes::Guard,
 };
 
@@ -23,9 +26,13 @@ impl Registrar {
     /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
     /// last attempt may have left: the lease lives on, and would keep it for ever.
     ///
-    /// `has_slot`: no other registration of this session has the key meanwhile.
-    pub(super) async fn remove(&mut self, gave_up: Option<Error>, has_slot: bool) {
+    /// `claim`: no other registration of this session has the key until it is confirmed that it is not this one's. From then on the id
+    /// is free, and what is done late is removed on sight.
+    pub(super) async fn remove(&mut self, gave_up: Option<Error>, mut claim: Option<Claim<Arc<[u8]>>>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
+        if let Some(claim) = &claim {
+            claim.leave();
+        }
         if gave_up.is_some() {
             self.driver.report_end(outcome(Deregistered::LeftBehind));
         }
@@ -35,32 +42,36 @@ impl Registrar {
         let begun = Moment::now();
         let mut result = Deregistered::AlreadyGone;
         loop {
-            let (absent, refused) = match self.try_remove(&key, has_slot).await {
-                Ok(Some((found, absent))) => {
-                    if found == Deregistered::Removed {
-                        result = found;
-                    }
-                    if !self.writes.may_claim() {
-                        return self.driver.report_end(outcome(result));
-                    }
-                    // The leases of what may still be done are given up: what is written under them by then is removed on sight.
-                    (self.lease, self.former) = (None, None);
-                    (absent, false)
-                }
-                Ok(None) => (None, false),
+            let (looked, refused) = match self.try_remove(&key, claim.is_some()).await {
+                Ok(looked) => (looked, false),
                 Err(failure) => (None, !self.failed(failure).is_retryable()),
             };
+            if let Some(Looked { removed, .. }) = &looked {
+                if *removed {
+                    result = Deregistered::Removed;
+                }
+                if !self.writes.may_claim() {
+                    return self.driver.report_end(outcome(result));
+                }
+                // The leases of what may still be done are given up: what is written under them by then is removed on sight.
+                (self.lease, self.former, claim) = (None, None, None);
+            }
             let late = begun.elapsed() >= PATIENCE;
             if refused || late {
                 self.driver.report_end(outcome(Deregistered::LeftBehind));
             }
-            // A key that is absent is watched, so what is waited for is the proof.
-            let slow = refused || late && absent.is_some();
+            // The key is watched, so what is waited for is the proof.
+            let slow = refused || late && looked.is_some();
             let soon = self.backoff.next_delay().min(PATIENCE / 3);
             let session = Arc::clone(&self.session);
+            let mut proof = self.writes.late_claim().cloned();
+            let found = looked.map(|looked| (looked.left, looked.at));
+            // Not what was found to be another's.
+            let known = found.as_ref().and_then(|(left, _)| left.as_ref()).map(|left| left.modified);
+            let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
             tokio::select! {
-                () = proved(&session, self.writes.late_claim()) => self.writes.impossible(),
-                () = appears(&session, &key, absent) => {}
+                () = proved(&session, proof.as_mut()) => self.writes.impossible(),
+                () = shows(&session, &key, found, is_late) => {}
                 () = tokio::time::sleep(if slow { SLOW + spread(SLOW / 4) } else { soon }) => {}
             }
         }
@@ -85,18 +96,14 @@ impl Registrar {
         self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
     }
 
-    /// Removes the key if it is this registration's, and says at which revision it was absent, if it was. `None`: it changed
-    /// meanwhile, look again.
-    async fn try_remove(
-        &mut self,
-        key: &[u8],
-        has_slot: bool,
-    ) -> Result<Option<(Deregistered, Option<Revision>)>, Failure> {
+    /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is not known yet
+    /// whose it is; look again.
+    async fn try_remove(&mut self, key: &[u8], has_slot: bool) -> Result<Option<Looked>, Failure> {
         let session = Arc::clone(&self.session);
         let (record, at) = session.conn.get(key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
-            return Ok(Some((Deregistered::AlreadyGone, Some(at))));
+            return Ok(Some(Looked { removed: false, left: None, at }));
         };
         let term = session.layout.term(&record.value);
         let is_leftover = |owner: &str| {
@@ -105,11 +112,10 @@ impl Registrar {
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
         let occupant = if has_slot { None } else { session.slots.occupant(&self.slot) };
-        let occupied = occupant.map(|occupant| occupant.stored());
-        match self.writes.author(&record, term.is_some(), occupied) {
+        match self.writes.author(&record, term.is_some(), occupant.into()) {
             Author::This => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
-            Author::Another => return Ok(Some((Deregistered::AlreadyGone, None))),
+            Author::Another => return Ok(Some(Looked { removed: false, left: Some(record), at })),
             Author::Unclear => return Ok(None),
         }
         let mut modified = record.modified;
@@ -124,10 +130,20 @@ impl Registrar {
             }
         }
         Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
-            Written::Done(revision) => Some((Deregistered::Removed, Some(revision))),
+            Written::Done(at) => Some(Looked { removed: true, left: None, at }),
             Written::Refused(_) => None,
         })
     }
+}
+
+/// What a removal has found, or left.
+struct Looked {
+    /// It has deleted the key.
+    removed: bool,
+    /// What is there now; nothing of this registration.
+    left: Option<Record>,
+    /// The revision at which that was so.
+    at: Revision,
 }
 
 /// Waits for the proof that a late claim is impossible, if there is one to wait for.
