@@ -364,7 +364,7 @@ impl Intercept for Propagate {
 async fn a_request_is_a_child_of_its_call_by_the_ids_of_the_sdk() {
     exported();
     let server = Layered::start().await;
-    let channel = server.channel(Channel::builder().intercept(Arc::new(Propagate))).await;
+    let channel = server.channel(Channel::builder().intercept(Arc::new(Propagate)).allow_plaintext()).await;
     say(&channel, String::new()).await.unwrap();
     let requests = server.requests(1).await;
     let calls = calls_to(server.address);
