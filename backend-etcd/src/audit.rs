@@ -9,7 +9,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
-use enlist::{Moment, Revision, backoff::spread};
+use enlist::{Moment, Revision, backoff::spread, clock::LONGEST};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
@@ -28,9 +28,6 @@ const LOOKS: u32 = 4;
 
 /// After a reconnection, or after an audit that failed, one comes this soon, spread by as much again.
 const SOON: Duration = Duration::from_secs(2);
-
-/// The longest interval; a longer one would not fit into the clock.
-pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]

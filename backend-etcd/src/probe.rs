@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, Moment, Revision, TaskOwner, backoff::spread};
+use enlist::{Error, Moment, Revision, TaskOwner, backoff::spread, clock::LONGEST};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
 
-use crate::{audit::LONGEST, connection::Connection, error::Failure, record::KeyRange, session::Session};
+use crate::{connection::Connection, error::Failure, record::KeyRange, session::Session};
 
 /// How many keys are tried for one probe: a role may allow some of the views of a session and not others.
 const TRIES: usize = 4;
