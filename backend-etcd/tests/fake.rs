@@ -573,6 +573,26 @@ async fn a_departure_does_not_wait_for_the_writes_of_others() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let default = RegisterOptions::new();
+    let quick = default.clone().renewal_interval(Duration::from_millis(500));
+    let third = default.clone().renewal_interval(Duration::from_secs(5));
+    let mut registrations = Vec::new();
+    for (id, options) in [("quick", &quick), ("as quick", &quick), ("default", &default), ("third", &third)] {
+        let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+        registrations.push(etcd.register(&service(), instance, options.clone()).await.unwrap());
+    }
+    assert_eq!(fake.requests().grants, 2);
+    let before = fake.requests().renewals;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    // One lease every half second and one every five, with a jitter of a tenth.
+    let renewals = fake.requests().renewals - before;
+    assert!((118..=148).contains(&renewals), "{renewals}");
+}
+
 /// A lost lease is no eviction, also if nothing can be heard of the lease for a while.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_lost_while_renewals_hang_is_no_eviction() {
