@@ -495,7 +495,7 @@ async fn next(probes: &mut Option<ProbeReader>) -> Probe {
 }
 
 /// The event; `None` for a type of a later etcd, or without a key.
-fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
+pub(crate) fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> {
     let kv = event.kv?;
     let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
     let pair = Record::from(kv);

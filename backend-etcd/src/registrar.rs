@@ -3,6 +3,7 @@
 //! What to do next is decided by [`enlist::reconcile`]; this file only does it. An own key is watched, because a lease can
 //! vanish although every renewal was answered.
 
+mod eviction;
 mod own_writes;
 mod removal;
 
@@ -24,8 +25,11 @@ use enlist::{
 };
 use tokio::sync::watch;
 
-use self::own_writes::{Effect, OwnWrites};
 pub(crate) use self::removal::marked_leaving;
+use self::{
+    eviction::Loss,
+    own_writes::{Effect, OwnWrites},
+};
 use crate::{
     connection::Written,
     error::Failure,
@@ -420,7 +424,7 @@ impl Registrar {
                 self.disown();
                 Ok(record.map_or(Pause::None, Pause::Superseded))
             }
-            Step::Evicted => self.evicted(lease).await,
+            Step::Evicted => self.evicted(&key, lease).await,
         }
     }
 
@@ -521,11 +525,32 @@ impl Registrar {
         Error::LeaseLost
     }
 
-    /// The key is gone: by hand, if its lease is still there. Nothing else proves an eviction; renewals may have gone unanswered for
-    /// a while.
-    async fn evicted(&mut self, lease: LeaseId) -> Result<Pause, Error> {
-        let left = self.session.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
-        if left.is_some() { Ok(Pause::Evicted) } else { Err(self.lease_lost()) }
+    /// The key is gone: by hand, if its lease is still there and nobody had the key in between. Nothing else proves an eviction;
+    /// renewals may have gone unanswered for a while.
+    async fn evicted(&mut self, key: &[u8], lease: LeaseId) -> Result<Pause, Error> {
+        let session = Arc::clone(&self.session);
+        let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
+        let is_own = |record: &Record| self.writes.is_own(record);
+        let loss = tokio::select! {
+            loss = eviction::loss(&session.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
+            () = self.driver.unwanted() => return Ok(Pause::None),
+        };
+        if loss == Loss::Replaced {
+            tracing::info!("the key was another registration's, which has left");
+            self.disown();
+            return Ok(Pause::None);
+        }
+        // A revocation is told by a member before another one has done it, so it is asked for twice.
+        for again in [false, true] {
+            if again {
+                self.rest(VERDICT).await;
+            }
+            let left = session.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            if left.is_none() {
+                return Err(self.lease_lost());
+            }
+        }
+        Ok(Pause::Evicted)
     }
 
     /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is

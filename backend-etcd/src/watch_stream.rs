@@ -35,6 +35,16 @@ pub(crate) enum WatchEnd {
     Silent { member_answers: bool },
 }
 
+impl WatchEnd {
+    /// The same as the failure of a request.
+    pub(crate) fn into_failure(self) -> Failure {
+        match self {
+            Self::Broken(failure) => failure,
+            Self::Silent { .. } => Failure::Lost(said("the watch is silent")),
+        }
+    }
+}
+
 /// A watch that is open.
 #[derive(Debug)]
 pub(crate) struct OpenWatch {
@@ -96,7 +106,10 @@ impl OpenWatch {
         }
     }
 
-    async fn message(&mut self) -> Result<WatchResponse, WatchEnd> {
+    /// The next message, however long the watch is silent.
+    ///
+    /// Dropping the future loses no message.
+    pub(crate) async fn message(&mut self) -> Result<WatchResponse, WatchEnd> {
         let broken = |failure| Err(WatchEnd::Broken(failure));
         loop {
             tokio::select! {

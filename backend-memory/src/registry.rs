@@ -24,7 +24,7 @@ use crate::{
     defect::Defect,
     hub::{Changes, up},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
-    store::{Key, Record, Refusal, Value},
+    store::{Key, Record, Refusal, Store, Value},
 };
 
 /// How long `deregister` waits for the store before it says `LeftBehind`.
@@ -60,6 +60,7 @@ impl Registry for MemoryClient {
             mine: None,
             entitlement: Entitlement::default(),
             stored: None,
+            written: Revision::default(),
             gave_way: false,
             client: Arc::clone(&client),
             key,
@@ -127,6 +128,8 @@ struct Registrar {
     entitlement: Entitlement,
     /// The instance that was written last.
     stored: Option<Arc<Instance>>,
+    /// The revision of that write.
+    written: Revision,
     /// Another registration of this session had the key since.
     gave_way: bool,
 }
@@ -333,7 +336,7 @@ impl Registrar {
         match outcome.await? {
             Ok((revision, created)) => {
                 self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
-                self.stored = Some(Arc::clone(instance));
+                (self.stored, self.written) = (Some(Arc::clone(instance)), revision);
                 self.entitlement.stored();
                 self.driver.report_stored(*generation, revision);
                 Ok(Pause::Settled)
@@ -355,11 +358,22 @@ impl Registrar {
         Error::LeaseLost
     }
 
-    /// The key is gone: by hand, if its lease is still there.
+    /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or removed it.
     async fn evicted(&mut self, lease: &Lease) -> Result<Pause, Error> {
-        match self.client.link.ask(|store, now| store.time_to_live(lease.id(), now)).await? {
-            Some(_) => Ok(Pause::Evicted),
-            None => Err(self.lease_lost(lease)),
+        let (key, written) = (&self.key, self.written);
+        let look = |store: &mut Store, now| {
+            let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
+            // What was compacted away counts as never done.
+            let replaced = next.is_some_and(|next| next.record.is_some() || next.left);
+            (replaced, store.time_to_live(lease.id(), now).is_some())
+        };
+        match self.client.link.ask(look).await? {
+            (true, _) => {
+                self.disown();
+                Ok(Pause::None)
+            }
+            (false, true) => Ok(Pause::Evicted),
+            (false, false) => Err(self.lease_lost(lease)),
         }
     }
 

@@ -70,6 +70,7 @@ macro_rules! each_case {
             reregister::a_registration_begun_during_a_long_outage_is_made_soon_after_it []
             reregister::an_eviction_is_respected_if_asked [Id]
             reregister::a_lost_lease_is_no_eviction [Id]
+            reregister::a_brief_successor_is_no_eviction [Id Owner Weight Details]
             reregister::states_tell_what_happened [Id]
             publish::a_published_instance_outlives_its_publisher [Id]
             publish::publishing_again_replaces_it [Id Weight]

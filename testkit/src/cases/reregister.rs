@@ -156,6 +156,23 @@ pub async fn an_eviction_is_respected_if_asked(h: &impl Harness) {
     assert!(resolve(&*server, &service).await.is_empty());
 }
 
+pub async fn a_brief_successor_is_no_eviction(h: &impl Harness) {
+    let (server, other, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let respects = options(h).owner("me").on_delete(OnDelete::Respect);
+    let a = server.register(&service, instance("a").with_weight(1), respects.clone()).await.unwrap();
+    let is_back = || only(&other, &service, |entry| entry.instance().weight() == 1);
+    // One that has had no time to take the key over removes it as it is; the other one takes it over and leaves.
+    let brief = other.register(&service, instance("a"), respects.clone().start(Start::Background)).await.unwrap();
+    assert_eq!(soon("deregistered", brief.deregister()).await.unwrap(), Deregistered::Removed);
+    is_back().await;
+    server.cut().await;
+    let brief = other.register(&service, instance("a").with_weight(2), respects).await.unwrap();
+    assert_eq!(soon("deregistered", brief.deregister()).await.unwrap(), Deregistered::Removed);
+    server.heal().await;
+    is_back().await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
 pub async fn a_lost_lease_is_no_eviction(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let respects = options(h).on_delete(OnDelete::Respect);
