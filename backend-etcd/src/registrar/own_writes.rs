@@ -177,13 +177,22 @@ impl OwnWrites {
         if known && matches!(effect, Effect::Change) {
             return;
         }
-        // Claims are few: a lease has one at most.
         if self.unknown.len() >= MAX_UNKNOWN
-            && let Some(oldest) = self.unknown.iter().position(changes)
+            && let Some(oldest) = self.unknown.iter().position(changes).or_else(|| self.repeated_claim())
         {
             self.unknown.remove(oldest);
         }
         self.unknown.push(Sent { value, lease, effect });
+    }
+
+    /// The first late claim whose lease has a later one, and with that the same proof: only a given lease has several.
+    fn repeated_claim(&self) -> Option<usize> {
+        let is_late = |sent: &Sent| matches!(sent.effect, Effect::LateClaim(_));
+        let mut places = self.unknown.iter().enumerate().filter(|(_, sent)| is_late(sent));
+        let is_repeated = |(place, sent): &(usize, &Sent)| {
+            self.unknown[place + 1..].iter().any(|later| is_late(later) && later.lease == sent.lease)
+        };
+        places.find(is_repeated).map(|(place, _)| place)
     }
 
     /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
@@ -351,6 +360,24 @@ mod tests {
         assert_eq!(writes.unknown.len(), MAX_UNKNOWN);
         assert!(writes.may_claim());
         assert!(!writes.is_own(&record("0", LEASE)) && writes.is_own(&record("63", LEASE)));
+    }
+
+    #[test]
+    fn late_claims_under_one_lease_are_bounded_and_their_proof_is_kept() {
+        let mut writes = OwnWrites::default();
+        for number in 0..MAX_UNKNOWN * 2 {
+            writes.remember(number.to_string().into_bytes(), Some(LEASE), claim(LEASE));
+            writes.settle(None, ended);
+        }
+        assert_eq!(writes.unknown.len(), MAX_UNKNOWN);
+        assert!(writes.may_claim() && writes.is_own(&record("63", LEASE)) && !writes.is_own(&record("0", LEASE)));
+        // Leases that were retired have a proof each.
+        let mut writes = OwnWrites::default();
+        for number in 1..=64 {
+            writes.remember(b"one".to_vec(), Some(LeaseId::new(number)), claim(LeaseId::new(number)));
+            writes.settle(None, ended);
+        }
+        assert_eq!(writes.unknown.len(), 64);
     }
 
     #[test]
