@@ -207,6 +207,10 @@ impl Registrar {
                 }
                 Ok(Pause::Evicted) => {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));
+                    if self.writes.may_claim() {
+                        // What is done late is no part of it any more.
+                        Box::pin(self.remove(None, Some(claim))).await;
+                    }
                     return None;
                 }
                 Err(error) => {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use enlist::{
     Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict,
-    RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
+    OnDelete, RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
@@ -536,4 +536,57 @@ async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_
     assert_eq!(soon("deregistered", older.deregister()).await.unwrap(), Deregistered::AlreadyGone);
     assert_eq!(fake.under(key("a").as_bytes()), before);
     assert!(matches!(newer.state(), RegistrationState::Registered { .. }));
+}
+
+/// The move of the other registration off the lease is not answered for a while, so it is not revoked when the late write comes.
+#[tokio::test(start_paused = true)]
+async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_on_sight() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let keeper =
+        soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
+    fake.lie(Lie::LateTxn(Duration::from_secs(8)));
+    fake.lie(Lie::LateTxn(Duration::from_secs(60)));
+    let late = begin(&etcd, "late", RegisterOptions::new()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
+    assert!(late_write(&fake).await, "its lease is there still");
+    eventually("it is undone", || async { if ids(&fake) == ["keeper"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+    eventually("its lease is revoked", || async { if fake.leases() == 1 { Ok(()) } else { Err(fake.leases()) } }).await;
+    registered(&keeper).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_evicted_registration_may_yet_create_is_undone_on_sight() {
+    let fake = FakeEtcd::start();
+    let (etcd, other) = (client(&fake), client(&fake));
+    let own = RegisterOptions::new().lease(LeaseChoice::Own);
+    let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
+    let given = LeaseChoice::Given(LeaseId::new(fake.lease_ids()[0]));
+    fake.lie(Lie::LateTxn(LATE));
+    let evicted = begin(&etcd, "a", RegisterOptions::new().lease(given).on_delete(OnDelete::Respect)).await;
+    registered(&evicted).await;
+    fake.delete(key("a").as_bytes());
+    eventually("it ends", || async {
+        let state = evicted.state();
+        if matches!(state, RegistrationState::Ended) { Ok(()) } else { Err(state) }
+    })
+    .await;
+    assert!(late_write(&fake).await, "nobody ends a given lease");
+    eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_whose_answers_are_all_late_is_reported_in_time_and_goes_on() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let a = soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();
+    // The mark and the removal.
+    for _ in 0..2 {
+        fake.lie(Lie::LateTxn(Duration::from_millis(4900)));
+    }
+    let begun = tokio::time::Instant::now();
+    assert_eq!(a.deregister().await.unwrap(), Deregistered::LeftBehind);
+    assert!(begun.elapsed() <= Duration::from_millis(3100), "{:?}", begun.elapsed());
+    eventually("it is gone", || async { if ids(&fake).is_empty() { Ok(()) } else { Err(ids(&fake)) } }).await;
 }

@@ -1,7 +1,7 @@
 //! The end of a registration: its key is removed under a guard, until etcd has confirmed that, and until no write whose answer was
 //! lost can bring it back.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal,
@@ -42,7 +42,13 @@ impl Registrar {
         let begun = Moment::now();
         let mut result = Deregistered::AlreadyGone;
         loop {
-            let (looked, refused) = match self.try_remove(&key, claim.is_some()).await {
+            let attempt = self.try_remove(&key, claim.is_some());
+            // What is not answered in time is given up and begun anew: each of its writes has a guard.
+            let attempted = match begun.remaining(PATIENCE) {
+                Duration::ZERO => attempt.await,
+                left => tokio::time::timeout(left, attempt).await.unwrap_or(Ok(None)),
+            };
+            let (looked, refused) = match attempted {
                 Ok(looked) => (looked, false),
                 Err(failure) => (None, !self.failed(failure).is_retryable()),
             };
@@ -63,6 +69,7 @@ impl Registrar {
             // The key is watched, so what is waited for is the proof.
             let slow = refused || late && looked.is_some();
             let soon = self.backoff.next_delay().min(PATIENCE / 3);
+            let soon = if late { soon } else { soon.min(begun.remaining(PATIENCE)) };
             let session = Arc::clone(&self.session);
             let mut proof = self.writes.late_claim().cloned();
             let found = looked.map(|looked| (looked.left, looked.at));
