@@ -19,7 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     client::{Inner, Lease, Scratch},
-    store::{Key, Record, Value},
+    store::{Data, Key, Record, Value},
 };
 
 /// How often somebody else's lease is looked at.
@@ -162,9 +162,14 @@ impl Registrar {
                 Ok(Outcome::Settled)
             }
             (Step::Evicted, _) => {
-                // If its lease has ended, the key went with that.
-                let is_alive = self.client.link.ask(|data| data.leases.contains_key(&lease.id))?;
-                Ok(if is_alive { Outcome::Evicted } else { Outcome::Again })
+                // If its lease has ended, the key went with that; if it was removed in order, another registration had it since.
+                let key = &self.key;
+                let look = |data: &mut Data| (data.leases.contains_key(&lease.id), data.left.contains(key));
+                let (is_alive, was_replaced) = self.client.link.ask(look)?;
+                if was_replaced {
+                    self.written = None;
+                }
+                Ok(if is_alive && !was_replaced { Outcome::Evicted } else { Outcome::Again })
             }
         }
     }
@@ -300,8 +305,10 @@ impl Registrar {
         if self.written.is_none() && owner.is_none() {
             return self.driver.report_end(outcome(Deregistered::AlreadyGone));
         }
-        let is_leftover =
-            |record: &Record| owner.is_some() && record.lease.is_some() && record.value.owner.as_ref() == owner;
+        let is_leftover = |record: &Record| {
+            let is_older = self.entitlement.exceeds(Some(record.value.term));
+            owner.is_some() && is_older && record.lease.is_some() && record.value.owner.as_ref() == owner
+        };
         let (begun, mut cut) = (Moment::now(), self.client.link.cut.subscribe());
         loop {
             let may_go = |record: &Record| self.is_own(record) || is_leftover(record);
