@@ -242,12 +242,22 @@ impl Lane {
     ///
     /// Dropping the future has no effect.
     pub(crate) async fn recovered(&self) {
+        self.recovered_since(self.recoveries()).await;
+    }
+
+    /// See [`Recovery::recoveries`].
+    pub(crate) fn recoveries(&self) -> u64 {
+        self.recovery.recoveries()
+    }
+
+    /// See [`Recovery::recovered_since`].
+    pub(crate) async fn recovered_since(&self, noted: u64) {
         let count = GetOptions::new().with_count_only();
         let ask = |mut clients: Clients| {
             let options = count.clone();
             async move { clients.kv.get(PROBED, Some(options)).await }
         };
-        self.recovery.recovered(|| self.ask_within("probe", PROBE_LIMIT, ask)).await;
+        self.recovery.recovered_since(noted, || self.ask_within("probe", PROBE_LIMIT, ask)).await;
     }
 
     /// Opens a watch. With it comes its connection.

@@ -3,7 +3,11 @@
 //! A lane notes whether its requests are answered. While they are not, one of those that wait sends a small request at a
 //! steady pace; as soon as any request is answered, all of them go on.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use enlist::backoff::spread;
 use tokio::sync::{Mutex, watch};
@@ -20,13 +24,15 @@ pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Recovery {
     answered: watch::Sender<bool>,
+    /// How often requests were answered again.
+    recoveries: AtomicU64,
     /// Held by the one that probes.
     probing: Mutex<()>,
 }
 
 impl Default for Recovery {
     fn default() -> Self {
-        Self { answered: watch::Sender::new(true), probing: Mutex::default() }
+        Self { answered: watch::Sender::new(true), recoveries: AtomicU64::new(0), probing: Mutex::default() }
     }
 }
 
@@ -39,7 +45,28 @@ impl Recovery {
     /// Takes note of a request's outcome.
     pub(crate) fn note<T>(&self, outcome: &Result<T, Failure>) {
         let now = is_answer(outcome);
-        self.answered.send_if_modified(|answered| std::mem::replace(answered, now) != now);
+        self.answered.send_if_modified(|answered| {
+            let changed = std::mem::replace(answered, now) != now;
+            if changed && now {
+                self.recoveries.fetch_add(1, Ordering::Relaxed);
+            }
+            changed
+        });
+    }
+
+    /// How often requests were answered again so far, to be noted before a request.
+    pub(crate) fn recoveries(&self) -> u64 {
+        self.recoveries.load(Ordering::Relaxed)
+    }
+
+    /// As [`recovered`](Self::recovered), for a request that was sent when there were `noted` recoveries: one since then counts, after a
+    /// moment, also if it came before the failure of that request was noticed.
+    pub(crate) async fn recovered_since<F: Future>(&self, noted: u64, probe: impl Fn() -> F) {
+        if *self.answered.borrow() && self.recoveries() != noted {
+            // No sooner than after a probe, should requests fail and be answered in turn.
+            return tokio::time::sleep(PROBE_EVERY / 2 + spread(PROBE_EVERY)).await;
+        }
+        self.recovered(probe).await;
     }
 
     /// Waits until requests are answered again, with `probe` as the request if there is no other. Never returns if the latest one
@@ -106,6 +133,19 @@ mod tests {
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         second.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_between_a_failure_and_the_wait_is_not_missed() {
+        let recovery = Recovery::default();
+        let noted = recovery.recoveries();
+        recovery.note(&lost());
+        recovery.note(&Ok(()));
+        let (probe, begun) = (|| async { unreachable!("nothing is to be probed") }, tokio::time::Instant::now());
+        recovery.recovered_since(noted, probe).await;
+        assert!(begun.elapsed() >= PROBE_EVERY / 2 && begun.elapsed() < PROBE_EVERY * 2, "{:?}", begun.elapsed());
+        let waits = recovery.recovered_since(recovery.recoveries(), probe);
+        assert!(tokio::time::timeout(Duration::from_secs(60), waits).await.is_err(), "there was none since");
     }
 
     #[tokio::test(start_paused = true)]

@@ -87,6 +87,8 @@ pub(crate) struct Registrar {
     alone: bool,
     /// The generation of the instance that was wanted last.
     wanted: u64,
+    /// How often etcd had answered again when the last step began.
+    recoveries: u64,
 }
 
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
@@ -150,6 +152,7 @@ impl Registrar {
             ward: None,
             alone: false,
             wanted: 0,
+            recoveries: 0,
         })
     }
 
@@ -182,6 +185,7 @@ impl Registrar {
                     return None;
                 }
             }
+            self.recoveries = self.session.conn.fast.recoveries();
             match self.reconcile().await {
                 Ok(Pause::None) => {}
                 Ok(Pause::Settled) => {
@@ -619,7 +623,7 @@ impl Registrar {
         };
         let session = Arc::clone(&self.session);
         let mut due = std::pin::pin!(tokio::time::sleep(delay));
-        let mut recovered = std::pin::pin!(session.conn.fast.recovered());
+        let mut recovered = std::pin::pin!(session.conn.fast.recovered_since(self.recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return Disturbance::Look,
@@ -692,7 +696,7 @@ impl Registrar {
         ward: &mut Option<Ward>,
         outdated: Option<Outdated>,
     ) -> Disturbance {
-        let Self { session, driver, options, alone, writes, .. } = self;
+        let Self { session, driver, options, alone, writes, recoveries, .. } = self;
         let Some(record) = writes.stored() else {
             return Disturbance::Look;
         };
@@ -724,7 +728,7 @@ impl Registrar {
             }
         });
         let conn = Arc::clone(&session.conn);
-        let mut recovered = std::pin::pin!(conn.fast.recovered());
+        let mut recovered = std::pin::pin!(conn.fast.recovered_since(*recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return Disturbance::Look,
