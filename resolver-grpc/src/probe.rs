@@ -25,6 +25,10 @@ use crate::{
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 const REQUEST: &[u8] = &[0; 5];
 
+/// A request without even a message, which is answered with an error. An upload that is not read may have taken the window of the
+/// whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
+const NO_REQUEST: &[u8] = &[];
+
 /// Result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProbeOutcome {
@@ -45,7 +49,8 @@ pub(crate) enum ProbeOutcome {
 /// Dropping the future takes the probe back.
 pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutcome {
     let (before, opened) = (connection.reads(), CancellationToken::new());
-    let mut answer = pin!(ask(connection.channel(), opened.clone()));
+    let message = if connection.calls() > 0 { NO_REQUEST } else { REQUEST };
+    let mut answer = pin!(ask(connection.channel(), message, opened.clone()));
     let answer = tokio::select! {
         answer = &mut answer => Some(answer),
         () = opened.cancelled() => timeout(limit, &mut answer).await.ok(),
@@ -61,11 +66,11 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
 ///
 /// If no answer can come any more.
 pub(crate) async fn answered(channel: Channel) -> Result<(), Failure> {
-    ask(channel, CancellationToken::new()).await
+    ask(channel, REQUEST, CancellationToken::new()).await
 }
 
 /// Sends the probe; `opened` tells that it has a stream.
-async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Failure> {
+async fn ask(mut channel: Channel, message: &'static [u8], opened: CancellationToken) -> Result<(), Failure> {
     let sent = opened.clone();
     let failed =
         |error: BoxError| Failure::of(error, "probed", Attempted { is_begun: sent.is_cancelled(), is_late: false });
@@ -73,7 +78,7 @@ async fn ask(mut channel: Channel, opened: CancellationToken) -> Result<(), Fail
     let request = http::Request::post(METHOD)
         .header(http::header::TE, "trailers")
         .header(http::header::CONTENT_TYPE, "application/grpc")
-        .body(Body::new(ProbeBody { message: Some(Bytes::from_static(REQUEST)), opened }))
+        .body(Body::new(ProbeBody { message: Some(Bytes::from_static(message)), opened }))
         .map_err(|error| failed(error.into()))?;
     match channel.call(request).await.map_err(|error| failed(error.into())) {
         // The settings' own timeout is none of a probe's.

@@ -15,7 +15,7 @@ use std::{
 use enlist::{BackoffPolicy, Moment, Registry, TaskOwner};
 use enlist_grpc::{Channel, InstanceState};
 use enlist_testkit::{Direction, Mode, eventually, soon};
-use support::{SETTINGS, Server, World, addresses, begun, id, listen, say, stream, swallow, until, until_ready};
+use support::{SETTINGS, Server, World, addresses, begun, hold, id, listen, say, stream, swallow, until, until_ready};
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tonic::{Code, Streaming};
 
@@ -59,6 +59,19 @@ async fn a_limit_of_tonics_own_is_no_reason_to_give_a_connection_up() {
     // tonic counts a call until its headers arrive.
     let slow = begun(say(&channel, "sleep 3000".to_owned()));
     assert_eq!(soon("an answer", slow).await.unwrap(), "a");
+}
+
+#[tokio::test]
+async fn an_upload_that_is_not_read_is_no_reason_to_give_a_connection_up() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 1).await;
+    let mut idle = streams(&channel, 1).await;
+    // More than the window of the whole connection: 1 MiB.
+    let uploading = channel.clone();
+    let _upload = begun(async move { hold(&uploading, 64).await });
+    assert!(!any_ends(&mut idle, WRONGLY_CUT).await, "an idle stream was cut");
+    assert_eq!(channel.instances()[0].in_flight, 2);
 }
 
 #[tokio::test]

@@ -36,8 +36,8 @@ use tower::{Service, service_fn};
 
 type Codec = ProstCodec<String, String>;
 
-/// A service with two methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on until it is
-/// dropped. The text says what to do: `sleep` milliseconds, `fail` with a code, `header` to hear one; else the name is said.
+/// A service with three methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on until it is
+/// dropped, and `Hold`, which neither reads nor answers. The text says what to do: `sleep` milliseconds, `fail` with a code, `header` to hear one; else the name is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     name: &'static str,
@@ -86,6 +86,10 @@ impl Service<http::Request<Body>> for Echo {
         let echo = self.clone();
         Box::pin(async move {
             let mut grpc = tonic::server::Grpc::new(Codec::default());
+            if request.uri().path().ends_with("Hold") {
+                let _unread = request;
+                return std::future::pending().await;
+            }
             if request.uri().path().ends_with("Stream") {
                 let stream = |_: Request<String>| {
                     let name = Ok(echo.name.to_owned());
@@ -341,6 +345,15 @@ pub(crate) async fn stream(channel: &Channel) -> Result<tonic::Streaming<String>
     grpc.ready().await?;
     let path = PathAndQuery::from_static("/test.Echo/Stream");
     Ok(grpc.server_streaming(Request::new(String::new()), path, Codec::default()).await?.into_inner())
+}
+
+/// Calls `Hold` with so many texts of 64 KiB.
+pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone());
+    grpc.ready().await?;
+    let texts = futures::stream::iter(std::iter::repeat_n("x".repeat(64 << 10), texts));
+    let path = PathAndQuery::from_static("/test.Echo/Hold");
+    Ok(grpc.client_streaming(Request::new(texts), path, Codec::default()).await?.into_inner())
 }
 
 /// Who answers so many calls, one after the other. All have to succeed.
