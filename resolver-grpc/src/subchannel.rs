@@ -146,7 +146,9 @@ impl Candidate for Subchannel {
     }
 
     fn is_ready(&self) -> bool {
-        self.condition.bits() == Condition::CONNECTED && self.has_room()
+        // What became of the latest dial counts only where no connection is left.
+        let bits = self.condition.bits() & !(Condition::FAILED | Condition::IDLE);
+        bits == Condition::CONNECTED && self.has_room()
     }
 }
 

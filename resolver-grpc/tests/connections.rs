@@ -16,7 +16,12 @@ use enlist::{BackoffPolicy, Moment, Registry, TaskOwner};
 use enlist_grpc::{Channel, InstanceState};
 use enlist_testkit::{Direction, Mode, eventually, soon};
 use support::{SETTINGS, Server, World, addresses, begun, hold, id, listen, say, stream, swallow, until, until_ready};
-use tokio::{io::AsyncWriteExt, time::timeout};
+use tokio::{
+    io::{AsyncWriteExt, copy_bidirectional},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
 /// Long enough for a connection that is judged wrongly to be given up.
@@ -148,6 +153,43 @@ async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced
     drop(first);
     until_ready(&channel, 1).await;
     assert_eq!(streams(&channel, 10).await.len(), 10);
+}
+
+#[tokio::test]
+async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_the_others() {
+    let (server, tasks, lose) = (Server::limited("a", 4).await, TaskOwner::new(), CancellationToken::new());
+    let (target, losing, made) = (server.address(), lose.clone(), AtomicUsize::new(0));
+    let port = listen(&tasks, move |mut client| {
+        let (number, lost) = (made.fetch_add(1, Ordering::SeqCst), losing.clone());
+        async move {
+            // It takes two connections.
+            if number > 1 {
+                return;
+            }
+            let mut server = TcpStream::connect(target).await.unwrap();
+            let relay = copy_bidirectional(&mut client, &mut server);
+            if number == 0 {
+                _ = lost.run_until_cancelled(relay).await;
+            } else {
+                _ = relay.await;
+            }
+        }
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(1, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let channel = world.channel(Channel::builder(), 1).await;
+    let _open = streams(&channel, 5).await;
+    lose.cancel();
+    eventually("the first connection is lost and not replaced", || async {
+        let stats = channel.instances().remove(0);
+        if stats.connections == 1 && stats.last_failure.is_some() { Ok(()) } else { Err(stats) }
+    })
+    .await;
+    assert_eq!(channel.instances()[0].state, InstanceState::Ready);
+    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 #[tokio::test]
