@@ -249,7 +249,7 @@ fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
         if may_be_ready(subchannel) {
             return None;
         }
-        if subchannel.is_connected() && subchannel.has_room() {
+        if is_used(subchannel) && subchannel.has_room() {
             seen += 1;
             // Each is kept with the same chance, without a list of them.
             if fastrand::usize(..seen) == 0 {
@@ -262,7 +262,12 @@ fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
 
 /// Returns `true` if the instance is connected and has no stream for another call.
 fn is_full(subchannel: &Arc<Subchannel>) -> bool {
-    subchannel.is_connected() && !subchannel.has_room()
+    is_used(subchannel) && !subchannel.has_room()
+}
+
+/// Returns `true` if the instance is connected and does not leave: a picture may be older than that.
+fn is_used(subchannel: &Arc<Subchannel>) -> bool {
+    subchannel.is_connected() && subchannel.state() != InstanceState::Leaving
 }
 
 /// Says whether the instance is ready, or might be in a moment.

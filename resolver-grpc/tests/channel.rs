@@ -5,7 +5,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Endpoint, Error, Filter, Instance, Moment, RegisterOptions, Registry, error::with_causes};
+use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, error::with_causes};
 use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
 use support::{Server, World, begun, id, say, say_within, shares, stream, until};
@@ -343,6 +343,22 @@ impl Intercept for Guard {
         call.headers.insert("authorization", http::HeaderValue::from_static("Bearer token"));
         Ok(())
     }
+}
+
+#[tokio::test]
+async fn the_last_instance_takes_no_call_once_it_leaves() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let registration = world.registration(&servers[0]);
+    let drained = registration.update(|draft| _ = draft.health(Health::Draining));
+    soon("stored", drained).await.unwrap();
+    // As soon as it is known, which is before there is another picture.
+    while channel.instances().iter().any(|one| one.state != InstanceState::Leaving) {
+        tokio::task::yield_now().await;
+    }
+    let status = say(&channel, String::new()).await.unwrap_err();
+    assert_eq!((status.code(), servers[0].calls()), (Code::Unavailable, 0), "{status}");
 }
 
 #[tokio::test]
