@@ -121,7 +121,7 @@ impl ChannelBuilder {
 
     /// Sets how long a channel without a call keeps its connections, and a quarter more at most; the next call waits for new ones,
     /// as the first one does. Shorter than that of a load balancer on the way, no call meets a connection that was cut off. Calls
-    /// in flight count as use. Default: `None`, for ever; at least 10 ms.
+    /// that wait or are in flight count as use. Default: `None`, for ever; at least 10 ms.
     pub fn idle_timeout(mut self, idle_timeout: Option<Duration>) -> Self {
         self.connections.idle_timeout = idle_timeout.map(|timeout| timeout.max(Duration::from_millis(10)));
         self

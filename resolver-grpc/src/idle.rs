@@ -43,15 +43,15 @@ impl Activity {
     }
 }
 
-/// Lets the channel become idle whenever no call was made or in flight for `limit`.
+/// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
 pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Terms) {
     let Some(limit) = limit else { return pending().await };
     loop {
         terms.activity.becomes(true).await;
-        let (mut counted, mut quiet) = (calls(shared), 0);
+        let (mut counted, mut quiet) = (calls(shared, terms), 0);
         while quiet < PARTS {
             sleep(limit / PARTS).await;
-            let now = calls(shared);
+            let now = calls(shared, terms);
             quiet = if now == (counted.0, 0) { quiet + 1 } else { 0 };
             counted = now;
         }
@@ -60,13 +60,13 @@ pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Term
     }
 }
 
-/// How many calls were begun over the instances that there are, and how many are in flight.
-fn calls(shared: &Shared) -> (u64, usize) {
+/// How many calls were begun over the instances that there are, and how many are in flight or wait to be.
+fn calls(shared: &Shared, terms: &Terms) -> (u64, usize) {
     let set = shared.set.load();
     let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());
     set.all
         .iter()
         .chain(&set.leaving)
         .map(counts)
-        .fold((0, 0), |(begun, flying), (a, b)| (begun.wrapping_add(a), flying + b))
+        .fold((0, terms.queue.waiting()), |(begun, flying), (a, b)| (begun.wrapping_add(a), flying + b))
 }

@@ -346,6 +346,25 @@ async fn a_channel_without_calls_closes_its_connections_until_the_next_one() {
     channel.ready(Duration::from_secs(10)).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_call_that_waits_for_a_connection_is_use() {
+    let (server, tasks) = (Server::start("a").await, TaskOwner::new());
+    let target = server.address();
+    let port = listen(&tasks, move |mut client| async move {
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        let mut server = TcpStream::connect(target).await.unwrap();
+        _ = copy_bidirectional(&mut client, &mut server).await;
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(1, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let channel = Channel::builder().idle_timeout(Some(Duration::from_millis(200))).build(&world.view()).unwrap();
+    until(&channel, "i0", InstanceState::Idle).await;
+    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+}
+
 /// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
 fn load_time() -> Duration {
     let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
