@@ -100,9 +100,10 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
     let span = CallSpan::begin(core.view.service(), &head);
-    if let Err(refused) = span.scope().run(intercepted(&core, &mut head, &deadline)).await {
-        return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed);
-    }
+    let deadline = match span.scope().run(intercepted(&core, &mut head, deadline)).await {
+        Ok(deadline) => deadline,
+        Err(refused) => return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed),
+    };
     span.inject(&mut head);
     let (mut call, body) = Call::begin(core, head, body, deadline, span);
     let in_span = call.span.scope();
@@ -111,16 +112,17 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     span.follow(outcome).map(boxed)
 }
 
-/// Lets the interceptor change the head of a call.
-async fn intercepted(core: &Core, head: &mut Parts, deadline: &Deadline) -> Result<(), Status> {
+/// Lets the interceptor change the head of a call, and so its deadline.
+async fn intercepted(core: &Core, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
     let Some(intercept) = &core.intercept else {
-        return Ok(());
+        return Ok(deadline);
     };
     let Parts { uri, headers, .. } = &mut *head;
     let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
     deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
+    let deadline = deadline.sooner(Deadline::of(&head.headers));
     deadline.tell(&mut head.headers);
-    Ok(())
+    Ok(deadline)
 }
 
 /// A call and its attempts so far.

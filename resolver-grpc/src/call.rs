@@ -51,7 +51,8 @@ pub struct CallHead<'a> {
 /// Intercept>`.
 #[async_trait]
 pub trait Intercept: Send + Sync + 'static {
-    /// Changes the head of a call, once, before an instance is chosen.
+    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then on, unless the
+    /// call's own deadline comes first.
     ///
     /// Signature: `async fn before(&self, call: CallHead<'_>) -> Result<(), Status>`.
     ///

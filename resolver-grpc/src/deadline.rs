@@ -29,6 +29,15 @@ impl Deadline {
         Self(limit.map(|limit| (Moment::now(), limit)))
     }
 
+    /// The one of two that comes first.
+    pub(crate) fn sooner(self, other: Self) -> Self {
+        match (self.left(), other.left()) {
+            (Some(left), Some(others)) if left <= others => self,
+            (Some(_), None) => self,
+            (_, _) => other,
+        }
+    }
+
     /// What is left; `None` if there is no deadline.
     pub(crate) fn left(&self) -> Option<Duration> {
         self.0.map(|(begun, limit)| begun.remaining(limit))

@@ -16,7 +16,7 @@ use std::{
 
 use bytes::Bytes;
 use enlist::{Endpoint, Instance, Registry, TaskOwner};
-use enlist_grpc::{Channel, ChannelBuilder, InstanceState, RetryPolicy};
+use enlist_grpc::{CallHead, Channel, ChannelBuilder, InstanceState, Intercept, RetryPolicy};
 use enlist_testkit::{eventually, soon};
 use h2::{Reason, RecvStream, server::SendResponse};
 use http::uri::PathAndQuery;
@@ -121,6 +121,31 @@ async fn a_stream_that_stalls_ends_at_its_deadline() {
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     let instances = channel.instances();
     assert_eq!((instances[0].in_flight, instances[0].failed), (0, 0), "it had begun to answer");
+}
+
+/// Gives every call a time.
+struct Hurry;
+
+#[async_trait::async_trait]
+impl Intercept for Hurry {
+    async fn before(&self, call: CallHead<'_>) -> Result<(), Status> {
+        call.headers.insert("grpc-timeout", http::HeaderValue::from_static("500m"));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_that_an_interceptor_sets_ends_a_stream_too() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().intercept(Arc::new(Hurry)).allow_plaintext(), 1).await;
+    let mut streams =
+        [support::stream(&channel).await.unwrap(), stream_within(&channel, Duration::from_secs(600)).await.unwrap()];
+    for stream in &mut streams {
+        assert_eq!(stream.message().await.unwrap().unwrap(), "a");
+        let late = soon("the stream ends", stream.message()).await.unwrap_err();
+        assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
+    }
 }
 
 #[tokio::test]
