@@ -33,6 +33,7 @@ use crate::{
     failure::BoxError,
     frames::{FrameReader, Statement},
     probe::answered,
+    sources::Names,
 };
 
 /// How long data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
@@ -282,8 +283,9 @@ impl Connection {
 }
 
 /// A connector with the TCP settings of `settings`.
-pub(crate) fn tcp(settings: &Settings) -> HttpConnector {
-    let mut tcp = HttpConnector::new();
+pub(crate) fn tcp(settings: &Settings) -> HttpConnector<Names> {
+    // A lookup that hangs outlives its dial, and hyper's own resolver takes a thread for each.
+    let mut tcp = HttpConnector::new_with_resolver(Names::new());
     tcp.enforce_http(false);
     tcp.set_nodelay(settings.get_tcp_nodelay());
     tcp.set_keepalive(settings.get_tcp_keepalive());
@@ -296,7 +298,7 @@ pub(crate) fn tcp(settings: &Settings) -> HttpConnector {
 }
 
 /// A stream to `endpoint`.
-pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector) -> Result<Box<dyn Stream>, BoxError> {
+pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector<Names>) -> Result<Box<dyn Stream>, BoxError> {
     if endpoint.is_unix() {
         return Ok(Box::new(UnixStream::connect(endpoint.host()).await?));
     }
@@ -307,7 +309,7 @@ pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector) -> Resu
 
 async fn connect_once(
     endpoint: Endpoint,
-    tcp: HttpConnector,
+    tcp: HttpConnector<Names>,
     once: Option<Arc<Pulse>>,
 ) -> Result<TokioIo<Tracked>, BoxError> {
     let pulse = once.ok_or("the connection is gone")?;

@@ -5,6 +5,7 @@ mod fixed;
 mod schemes;
 mod system;
 
+pub(crate) use self::system::Names;
 pub use self::{
     dns::{Dns, Lookup},
     fixed::Fixed,

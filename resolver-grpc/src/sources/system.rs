@@ -5,10 +5,15 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::{Arc, LazyLock, Mutex, PoisonError},
+    task::{Context, Poll},
+    vec,
 };
 
 use async_trait::async_trait;
+use futures::{FutureExt, future::BoxFuture};
+use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::Semaphore;
+use tower::Service;
 
 use super::Lookup;
 
@@ -69,13 +74,46 @@ impl Lookup for System {
     }
 }
 
+/// The names of endpoints that are connected to, looked up like any others.
+#[derive(Clone, Debug)]
+pub(crate) struct Names(Arc<System>);
+
+impl Names {
+    /// Names that the system knows.
+    pub(crate) fn new() -> Self {
+        Self(System::shared())
+    }
+}
+
+impl Service<Name> for Names {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let system = Arc::clone(&self.0);
+        // Who asks knows the port.
+        async move { Ok(system.lookup(name.as_str(), 0).await?.into_iter()) }.boxed()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{
-        Condvar,
-        atomic::{AtomicUsize, Ordering},
+    use std::{
+        future::poll_fn,
+        pin::pin,
+        sync::{
+            Condvar,
+            atomic::{AtomicUsize, Ordering},
+        },
     };
+
+    use hyper_util::client::legacy::connect::HttpConnector;
 
     use enlist_testkit::{eventually, soon};
 
@@ -123,6 +161,20 @@ mod tests {
         silent.answer();
         assert_eq!(soon("an answer", system.lookup("slow.example", 80)).await.unwrap().len(), 1);
         assert_eq!(silent.asked.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn connections_to_a_name_that_hangs_block_one_thread_however_often_they_are_tried() {
+        let silent = Arc::new(Silent::default());
+        let names = Names(Arc::new(silent.system()));
+        for _ in 0..100 {
+            let mut tcp = HttpConnector::new_with_resolver(names.clone());
+            poll_fn(|cx| tcp.poll_ready(cx)).await.unwrap();
+            let mut dial = pin!(tcp.call(http::Uri::from_static("http://slow.example:80")));
+            assert!(futures::poll!(&mut dial).is_pending());
+            silent.asked(1).await;
+        }
+        silent.answer();
     }
 
     #[tokio::test]
