@@ -3,17 +3,21 @@
 
 use std::{str::FromStr, time::Duration};
 
-use enlist::{Error, Namespace, ServiceName, ServiceRef, error::NameFault};
+use enlist::{Endpoint, Error, Namespace, ServiceName, ServiceRef, error::NameFault};
 use serde::{Deserialize, Serialize};
 
-use crate::target::Target;
+use crate::{sources::Dns, target::Target};
 
-/// How services are located. Read from any format that serde knows; what is absent has its default, what is unknown is refused.
+/// Configuration of a [`Locator`]: names, ports and schemes of targets. Read from any format that serde knows; an absent field has its
+/// default, an unknown field is refused.
+///
+/// The JSON that fireflycore's go-etcd writes of its `invocation.Conf` is read as it is. Where it has an empty text or zero, the default
+/// applies, as in Go: see [`with_defaults`](Self::with_defaults).
 ///
 /// ```
 /// # use enlist_grpc::Invocation;
-/// let invocation: Invocation = serde_json::from_str(r#"{"cache": "10s", "prefer_service_dns": true}"#)?;
-/// assert_eq!(invocation.cache.as_secs(), 10);
+/// let invocation: Invocation = serde_json::from_str(r#"{"cache_ttl": "10s", "prefer_service_dns": true}"#)?;
+/// assert_eq!(invocation.cache_ttl.as_secs(), 10);
 /// assert_eq!(invocation.cluster_domain, "cluster.local");
 /// # Ok::<(), serde_json::Error>(())
 /// ```
@@ -21,21 +25,25 @@ use crate::target::Target;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Invocation {
-    /// The namespace of callees that name none. Default: `default`.
+    /// Namespace of callees that name none. Default: `default`.
     pub namespace: String,
-    /// The environment of callees that name none. Default: none.
+    /// Environment of callees that name none. Default: none.
     pub environment: Option<String>,
-    /// How long the view of a service is kept when nobody uses it any more. Text such as `5s` or `1m 30s`, or whole nanoseconds,
-    /// as Go writes them. Default: 5 s.
-    #[serde(with = "duration")]
-    pub cache: Duration,
-    /// The DNS domain of the cluster. Default: `cluster.local`.
+    /// Idle time of views. Text such as `5s` or `1m 30s`, or whole nanoseconds, as Go writes them; a negative number is zero. Also read
+    /// from a field `cache`. Default: 5 s.
+    #[serde(alias = "cache", with = "duration")]
+    pub cache_ttl: Duration,
+    /// DNS domain of the cluster, with or without the `svc.` that precedes it in the names of services: `cluster.local` and
+    /// `svc.cluster.local` are the same. A domain that itself begins with `svc.` is written `svc.svc.…`. Default: `cluster.local`.
     pub cluster_domain: String,
-    /// The port of callees that name none, where DNS finds them. Default: 9000.
+    /// Port of callees that name none, in service-DNS mode. Default: 9000.
     pub default_port: u16,
-    /// The scheme of targets that the registry finds. Default: `enlist`.
-    pub scheme: String,
-    /// Whether DNS finds services, rather than the registry. Default: no.
+    /// Scheme of the targets of service-DNS mode, see [`Locator::target`]. Default: `dns`.
+    pub resolver_scheme: String,
+    /// Scheme of the targets that a registry resolves. Also read from a field `scheme`. Default: `enlist`.
+    #[serde(alias = "scheme")]
+    pub registry_scheme: String,
+    /// Service-DNS mode: services are located by their DNS names instead of through the registry. Default: no.
     pub prefer_service_dns: bool,
 }
 
@@ -44,11 +52,41 @@ impl Default for Invocation {
         Self {
             namespace: enlist::name::DEFAULT_NAMESPACE.to_owned(),
             environment: None,
-            cache: Duration::from_secs(5),
+            cache_ttl: Duration::from_secs(5),
             cluster_domain: "cluster.local".to_owned(),
             default_port: 9000,
-            scheme: "enlist".to_owned(),
+            resolver_scheme: "dns".to_owned(),
+            registry_scheme: "enlist".to_owned(),
             prefer_service_dns: false,
+        }
+    }
+}
+
+impl Invocation {
+    /// The same configuration with the default in place of each empty text, of port 0 and of a `cache_ttl` of zero.
+    #[must_use]
+    pub fn with_defaults(self) -> Self {
+        let Self {
+            namespace,
+            environment,
+            cache_ttl,
+            cluster_domain,
+            default_port,
+            resolver_scheme,
+            registry_scheme,
+            prefer_service_dns,
+        } = self;
+        let default = Self::default();
+        let text = |text: String, default: String| if text.is_empty() { default } else { text };
+        Self {
+            namespace: text(namespace, default.namespace),
+            environment: environment.filter(|environment| !environment.is_empty()),
+            cache_ttl: if cache_ttl.is_zero() { default.cache_ttl } else { cache_ttl },
+            cluster_domain: text(cluster_domain, default.cluster_domain),
+            default_port: if default_port == 0 { default.default_port } else { default_port },
+            resolver_scheme: text(resolver_scheme, default.resolver_scheme),
+            registry_scheme: text(registry_scheme, default.registry_scheme),
+            prefer_service_dns,
         }
     }
 }
@@ -85,7 +123,7 @@ mod duration {
         }
 
         fn visit_i64<E: de::Error>(self, nanoseconds: i64) -> Result<Duration, E> {
-            u64::try_from(nanoseconds).map(Duration::from_nanos).map_err(|_| E::custom("a duration cannot be negative"))
+            Ok(Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0)))
         }
     }
 }
@@ -160,57 +198,112 @@ impl From<ServiceRef> for Callee {
 pub struct Locator {
     invocation: Invocation,
     namespace: Namespace,
+    /// Common end of the DNS names of all services: `svc.{cluster domain}`.
+    domain: String,
+    /// Kind of the targets of service-DNS mode.
+    dns_target: DnsTarget,
+}
+
+/// Kind of a target that has a host and a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DnsTarget {
+    Dns,
+    Static,
+    Resolver,
+}
+
+impl DnsTarget {
+    /// The kind of `scheme`, if that is a scheme.
+    fn of(scheme: &str) -> Option<Self> {
+        match Target::parse(format!("{scheme}:///probe:1")).ok()? {
+            Target::Dns { .. } => Some(Self::Dns),
+            Target::Static(_) => Some(Self::Static),
+            // A name in gRPC: the address goes to the dialler as it is.
+            Target::Service { .. } if scheme == "passthrough" => Some(Self::Static),
+            Target::Service { .. } => Some(Self::Resolver),
+        }
+    }
 }
 
 impl Locator {
-    /// A locator that goes by `invocation`.
+    /// A locator with the configuration `invocation`, after its [defaults](Invocation::with_defaults).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] for its namespace, [`Error::InvalidConfig`] for a cluster domain that is none, a port 0 and a scheme
-    /// that cannot be one.
+    /// [`Error::InvalidName`] for its namespace, [`Error::InvalidConfig`] for a cluster domain that is no DNS name, and for schemes that
+    /// are none.
     pub fn new(invocation: Invocation) -> Result<Self, Error> {
+        let invocation = invocation.with_defaults();
         let namespace = Namespace::parse(&invocation.namespace)?;
         let labels = invocation.cluster_domain.split('.');
         if labels.into_iter().any(|label| not_in_a_label(label).is_some() || label.is_empty()) {
             return Err(Error::invalid_config("cluster_domain", "it is not a DNS name"));
         }
-        if invocation.default_port == 0 {
-            return Err(Error::invalid_config("default_port", "nothing can be called at port 0"));
+        let dns_target = DnsTarget::of(&invocation.resolver_scheme)
+            .ok_or_else(|| Error::invalid_config("resolver_scheme", "it must be a scheme, such as `dns`"))?;
+        if DnsTarget::of(&invocation.registry_scheme) != Some(DnsTarget::Resolver) {
+            return Err(Error::invalid_config("registry_scheme", "it must be that of a resolver, such as `enlist`"));
         }
-        let probe = format!("{}:///probe", invocation.scheme);
-        if !matches!(Target::parse(&probe), Ok(Target::Service { .. })) {
-            return Err(Error::invalid_config("scheme", "it must be that of a resolver, such as `enlist`"));
-        }
-        Ok(Self { invocation, namespace })
+        Ok(Self { namespace, domain: with_svc(&invocation.cluster_domain), dns_target, invocation })
     }
 
-    /// What it goes by.
+    /// The configuration, with its defaults.
     pub fn invocation(&self) -> &Invocation {
         &self.invocation
     }
 
     /// The target of `callee`: in the registry, the service in its namespace, or in `namespace/environment` if it has an
-    /// environment; with service DNS `dns:///{name}.{namespace}.svc.{cluster_domain}:{port}`, which knows no environments.
+    /// environment.
+    ///
+    /// In service-DNS mode the host is `{name}.{namespace}.svc.{cluster_domain}`, which has no environment, and the target is:
+    ///
+    /// | `resolver_scheme` | target |
+    /// |---|---|
+    /// | `dns` | `dns:///host:port`: every address of the name |
+    /// | `passthrough`, `static` | `static:///host:port`: one instance, whose name is looked up at each dial |
+    /// | any other | the service `host:port` in the namespace `default`, found by the [resolver](crate::Schemes::with) of that scheme |
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] for a name that cannot be part of a DNS name, or is too long with its environment.
+    /// [`Error::InvalidName`] for a name that cannot be part of a DNS name, or is too long with its environment;
+    /// [`Error::InvalidAddress`] for port 0.
     pub fn target(&self, callee: &Callee) -> Result<Target, Error> {
-        let Invocation { environment, cluster_domain, default_port, scheme, prefer_service_dns, .. } = &self.invocation;
         let namespace = callee.namespace.as_ref().unwrap_or(&self.namespace);
-        let name = &callee.name;
-        if *prefer_service_dns {
-            check_label("service", name.as_str())?;
-            check_label("namespace", namespace.as_str())?;
-            let host = format!("{name}.{namespace}.svc.{cluster_domain}");
-            return Ok(Target::Dns { host, port: callee.port.unwrap_or(*default_port) });
+        if self.invocation.prefer_service_dns {
+            return self.by_dns_name(callee, namespace);
         }
+        let Invocation { environment, registry_scheme, .. } = &self.invocation;
         let namespace = match callee.environment.as_ref().or(environment.as_ref()) {
             Some(environment) => Namespace::parse(format!("{namespace}/{environment}"))?,
             None => namespace.clone(),
         };
-        Ok(Target::Service { scheme: scheme.clone(), service: ServiceRef::new(namespace, name.clone()) })
+        Ok(Target::Service {
+            scheme: registry_scheme.clone(),
+            service: ServiceRef::new(namespace, callee.name.clone()),
+        })
+    }
+
+    fn by_dns_name(&self, callee: &Callee, namespace: &Namespace) -> Result<Target, Error> {
+        check_label("service", callee.name.as_str())?;
+        check_label("namespace", namespace.as_str())?;
+        let host = format!("{}.{namespace}.{}", callee.name, self.domain);
+        let port = callee.port.unwrap_or(self.invocation.default_port);
+        Ok(match self.dns_target {
+            DnsTarget::Dns => Target::Dns { host, port },
+            DnsTarget::Static => Target::Static(vec![Endpoint::new(host, port)?]),
+            DnsTarget::Resolver => {
+                let scheme = self.invocation.resolver_scheme.clone();
+                Target::Service { scheme, service: Dns::service(&host, port)? }
+            }
+        })
+    }
+}
+
+/// A cluster domain with the `svc` that precedes it in names of services.
+fn with_svc(domain: &str) -> String {
+    match domain.strip_prefix("svc") {
+        Some(rest) if rest.is_empty() || rest.starts_with('.') => domain.to_owned(),
+        _ => format!("svc.{domain}"),
     }
 }
 
@@ -242,7 +335,7 @@ mod tests {
         assert_eq!(target(&invocation, &auth), "enlist:///default/auth");
         assert_eq!(target(&invocation, &Callee::parse("team/auth").unwrap()), "enlist:///team/auth");
         assert_eq!(target(&invocation, &auth.clone().in_environment("test")), "enlist:///default%2Ftest/auth");
-        (invocation.environment, invocation.scheme) = (Some("prod".into()), "etcd".into());
+        (invocation.environment, invocation.registry_scheme) = (Some("prod".into()), "etcd".into());
         assert_eq!(target(&invocation, &auth.at_port(1)), "etcd:///default%2Fprod/auth");
     }
 
@@ -256,16 +349,72 @@ mod tests {
         assert_eq!(target(&invocation, &Callee::parse("a b").unwrap()), "invalid service: the layout cannot carry ' '");
     }
 
+    /// `json.Marshal(invocation.Conf{})`, and of one with a value in each field, as go-etcd v0.3.1 defines it.
+    const EMPTY_IN_GO: &str = r#"{"namespace":"","default_port":0,"cluster_domain":"","resolver_scheme":"","prefer_service_dns":false,"cache_ttl":0}"#;
+    const FILLED_IN_GO: &str = r#"{"namespace":"team","default_port":7000,"cluster_domain":"svc.example.org","resolver_scheme":"dns","prefer_service_dns":true,"cache_ttl":30000000000}"#;
+
+    #[test]
+    fn a_configuration_that_go_wrote_is_read_as_it_is() {
+        let auth = Callee::parse("auth").unwrap();
+        let empty: Invocation = serde_json::from_str(EMPTY_IN_GO).unwrap();
+        assert_eq!(target(&empty, &auth), "enlist:///default/auth");
+        assert_eq!(Locator::new(empty.clone()).unwrap().invocation(), &Invocation::default());
+        let by_dns = Invocation { prefer_service_dns: true, ..empty };
+        assert_eq!(target(&by_dns, &auth), "dns:///auth.default.svc.cluster.local:9000");
+        let mut filled: Invocation = serde_json::from_str(FILLED_IN_GO).unwrap();
+        assert_eq!(filled.cache_ttl, Duration::from_secs(30));
+        assert_eq!(target(&filled, &auth), "dns:///auth.team.svc.example.org:7000");
+        // Its resolver scheme is that of service-DNS mode alone.
+        filled.prefer_service_dns = false;
+        assert_eq!(target(&filled, &auth), "enlist:///team/auth");
+        // Go counts what is below zero as nothing, too.
+        let negative: Invocation = serde_json::from_str(r#"{"cache_ttl": -1}"#).unwrap();
+        assert_eq!(negative.with_defaults(), Invocation::default());
+    }
+
+    #[test]
+    fn a_cluster_domain_is_the_same_with_and_without_its_svc() {
+        let of = |domain: &str| {
+            let cluster_domain = domain.to_owned();
+            let invocation = Invocation { prefer_service_dns: true, cluster_domain, ..Invocation::default() };
+            target(&invocation, &Callee::parse("auth").unwrap())
+        };
+        for domain in ["cluster.local", "svc.cluster.local", ""] {
+            assert_eq!(of(domain), "dns:///auth.default.svc.cluster.local:9000", "{domain:?}");
+        }
+        assert_eq!(of("svc"), "dns:///auth.default.svc:9000");
+        assert_eq!(of("svc.svc.example"), "dns:///auth.default.svc.svc.example:9000");
+        assert_eq!(of("svcs.example"), "dns:///auth.default.svc.svcs.example:9000");
+    }
+
+    #[test]
+    fn the_resolver_scheme_is_that_of_service_dns_mode() {
+        let of = |scheme: &str| {
+            let resolver_scheme = scheme.to_owned();
+            let invocation = Invocation { prefer_service_dns: true, resolver_scheme, ..Invocation::default() };
+            Locator::new(invocation).unwrap().target(&Callee::parse("auth").unwrap()).unwrap()
+        };
+        let (host, port) = ("auth.default.svc.cluster.local", 9000);
+        assert_eq!(of("dns"), Target::Dns { host: host.to_owned(), port });
+        assert_eq!(of(""), of("dns"));
+        let fixed = Target::Static(vec![Endpoint::new(host, port).unwrap()]);
+        assert_eq!((of("passthrough"), of("static")), (fixed.clone(), fixed));
+        let service = ServiceRef::parse(format!("{host}:{port}")).unwrap();
+        assert_eq!(of("consul"), Target::Service { scheme: "consul".to_owned(), service });
+        let by_registry = Invocation { resolver_scheme: "passthrough".to_owned(), ..Invocation::default() };
+        assert_eq!(target(&by_registry, &Callee::parse("auth").unwrap()), "enlist:///default/auth");
+    }
+
     #[test]
     fn durations_are_text_or_nanoseconds() {
         let cache = |text: &str| {
-            let read = serde_json::from_str::<Invocation>(&format!("{{\"cache\": {text}}}"));
-            read.map(|invocation| invocation.cache).map_err(|error| error.to_string())
+            let read = serde_json::from_str::<Invocation>(&format!("{{\"cache_ttl\": {text}}}"));
+            read.map(|invocation| invocation.cache_ttl).map_err(|error| error.to_string())
         };
         assert_eq!(cache("\"1m30s\""), Ok(Duration::from_secs(90)));
         assert_eq!(cache("5000000000"), Ok(Duration::from_secs(5)));
         assert!(cache("\"soon\"").unwrap_err().contains("no duration"));
-        assert!(cache("-1").unwrap_err().contains("negative"));
+        assert_eq!(cache("-1"), Ok(Duration::ZERO));
         assert!(cache("1.5").unwrap_err().contains("whole number"));
     }
 
@@ -273,8 +422,10 @@ mod tests {
     fn what_is_written_is_read_again_and_what_is_unknown_is_refused() {
         let invocation = Invocation { environment: Some("prod".into()), ..Invocation::default() };
         let text = serde_json::to_string(&invocation).unwrap();
-        assert!(text.contains("\"cache\":\"5s\""), "{text}");
+        assert!(text.contains("\"cache_ttl\":\"5s\""), "{text}");
         assert_eq!(serde_json::from_str::<Invocation>(&text).unwrap(), invocation);
+        let former: Invocation = serde_json::from_str(r#"{"cache": "7s", "scheme": "etcd"}"#).unwrap();
+        assert_eq!((former.cache_ttl.as_secs(), &*former.registry_scheme), (7, "etcd"));
         assert!(serde_json::from_str::<Invocation>("{\"cach\": \"5s\"}").is_err());
     }
 
@@ -287,9 +438,11 @@ mod tests {
         };
         assert!(refused(|invocation| invocation.cluster_domain = "two words".into()));
         assert!(refused(|invocation| invocation.cluster_domain = "a..b".into()));
-        assert!(refused(|invocation| invocation.default_port = 0));
-        assert!(refused(|invocation| invocation.scheme = "dns".into()));
-        assert!(refused(|invocation| invocation.scheme = "a b".into()));
-        assert!(refused(|invocation| invocation.namespace = String::new()));
+        assert!(refused(|invocation| invocation.namespace = "\n".into()));
+        for scheme in ["dns", "static", "passthrough", "a b"] {
+            let invocation = Invocation { registry_scheme: scheme.to_owned(), ..Invocation::default() };
+            assert!(Locator::new(invocation).is_err(), "{scheme}");
+        }
+        assert!(refused(|invocation| invocation.resolver_scheme = "a b".into()));
     }
 }
