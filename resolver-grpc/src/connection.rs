@@ -30,6 +30,7 @@ use tonic::transport::{Channel, Endpoint as Settings};
 use tower::{Service, service_fn};
 
 use crate::{
+    connector::Opened,
     failure::BoxError,
     frames::{FrameReader, Statement},
     probe::answered,
@@ -125,18 +126,18 @@ impl Pulse {
 }
 
 impl Connection {
-    /// Connects to `endpoint`, which takes calls once the server has said something: one that accepts and stays silent, as a
-    /// stopped process does, is none. Over TLS that is an answer to a health check, whatever it is.
+    /// Connects over the stream that `opened` leads to. It takes calls once the server has said something: one that accepts and stays
+    /// silent, as a stopped process does, is none. Over TLS that is an answer to a health check, whatever it is.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future closes the connection.
-    pub(crate) async fn dial(endpoint: &Endpoint, settings: &Settings) -> Result<Self, BoxError> {
+    pub(crate) async fn dial(opened: Opened, settings: &Settings) -> Result<Self, BoxError> {
         let visible = settings.uri().scheme_str() != Some("https");
         let pulse = Arc::new(Pulse::new(visible));
         let channel = {
-            let (endpoint, tcp, mut once) = (endpoint.clone(), tcp(settings), Some(Arc::clone(&pulse)));
-            let connector = service_fn(move |_: Uri| connect_once(endpoint.clone(), tcp.clone(), once.take()));
+            let mut once = Some((opened, Arc::clone(&pulse)));
+            let connector = service_fn(move |_: Uri| connect_once(once.take()));
             settings.connect_with_connector(connector).await?
         };
         let heard = async {
@@ -307,13 +308,9 @@ pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector<Names>) 
     Ok(Box::new(tcp.call(url).await?.into_inner()))
 }
 
-async fn connect_once(
-    endpoint: Endpoint,
-    tcp: HttpConnector<Names>,
-    once: Option<Arc<Pulse>>,
-) -> Result<TokioIo<Tracked>, BoxError> {
-    let pulse = once.ok_or("the connection is gone")?;
-    let stream = connect(&endpoint, tcp).await?;
+async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<Tracked>, BoxError> {
+    let (opened, pulse) = once.ok_or("the connection is gone")?;
+    let stream = opened.await?;
     let frames = pulse.visible.then(FrameReader::default);
     Ok(TokioIo::new(Tracked { stream, pulse, frames }))
 }

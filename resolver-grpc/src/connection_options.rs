@@ -1,13 +1,18 @@
-//! Options of a channel's connections: how many there are and how long they are kept. The [subchannel](crate::subchannel)
+//! Options of a channel's connections: how they are opened, how many there are and how long they are kept. The [subchannel](crate::subchannel)
 //! follows them.
 
 use std::time::Duration;
 
+use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
-use crate::channel::{
-    ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
-    DEFAULT_TCP_KEEPALIVE,
+use crate::{
+    channel::{
+        ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
+        DEFAULT_TCP_KEEPALIVE,
+    },
+    connection::{connect, tcp},
+    connector::{Connector, Opened},
 };
 
 /// How often the kernel asks again that got no answer. It gives up with the limit for what was sent, 20 s.
@@ -33,6 +38,8 @@ pub(crate) struct ConnectionOptions {
     pub(crate) tcp_keepalive: Option<Duration>,
     pub(crate) http2_keep_alive: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
+    /// Opens the streams, in place of TCP and sockets.
+    pub(crate) connector: Option<Connector>,
 }
 
 impl Default for ConnectionOptions {
@@ -45,11 +52,21 @@ impl Default for ConnectionOptions {
             tcp_keepalive: Some(DEFAULT_TCP_KEEPALIVE),
             http2_keep_alive: None,
             idle_timeout: None,
+            connector: None,
         }
     }
 }
 
 impl ConnectionOptions {
+    /// Opens a stream to `endpoint` of `instance`.
+    pub(crate) fn open(&self, instance: &Instance, endpoint: &Endpoint, settings: &Settings) -> Opened {
+        if let Some(connector) = &self.connector {
+            return connector.open(instance, endpoint);
+        }
+        let (endpoint, tcp) = (endpoint.clone(), tcp(settings));
+        Box::pin(async move { connect(&endpoint, tcp).await })
+    }
+
     /// Adds what the user's own settings leave open.
     pub(crate) fn applied_to(&self, mut settings: Settings) -> Settings {
         if settings.get_tcp_keepalive().is_none() {

@@ -5,8 +5,8 @@ use std::error::Error as StdError;
 use h2::Reason;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
-/// What lies below a channel fails with.
-pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
+/// Any error: of settings, of a connector, and of what lies below a channel.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// How far a call got that ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,8 @@
 //! | let the registry choose neither plaintext nor another server | [`ChannelBuilder::require_tls`], [`ChannelBuilder::authority`] |
 //! | serve, and leave without a call failing | [`serve()`] |
 //! | name what you call as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
-//! | share channels between callers | [`ConnectionManager`], [`Locator`], [`Invocation`] |
+//! | share channels between callers | [`ConnectionManager::from_resolver`], [`Locator`], [`Invocation`] |
+//! | open the streams to instances yourself, through a proxy | [`ChannelBuilder::connector`] |
 //! | hand tonic's own channel to code that needs it | [`balance_channel`], [`pick_first`] |
 //!
 //! It knows no store: what feeds it is any [`Resolver`](enlist::Resolver), so the same code runs against etcd and against
@@ -28,6 +29,7 @@ mod call;
 pub mod channel;
 mod connection;
 mod connection_options;
+mod connector;
 mod deadline;
 mod dial_limit;
 mod failure;
@@ -61,8 +63,9 @@ pub use self::{
     balance::{Balance, HashKey},
     call::{CallHead, Intercept, WaitForReady},
     channel::{Channel, ChannelBuilder, InstanceStats},
+    failure::BoxError,
     locator::{Callee, Invocation, Locator},
-    manager::ConnectionManager,
+    manager::{ConnectionManager, ManagerOptions},
     retry::RetryPolicy,
     serve::{Serve, serve},
     sources::{Dns, Fixed, Lookup, Schemes},

@@ -7,17 +7,80 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, Moment, StopError, TaskOwner};
+use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner};
 
 use crate::{
     channel::{Channel, ChannelBuilder},
-    locator::{Callee, Locator},
+    locator::{Callee, Invocation, Locator},
     sources::Schemes,
     target::Target,
 };
 
 /// How long a channel that nobody holds is kept, unless said otherwise.
 pub const DEFAULT_KEEP: Duration = Duration::from_secs(300);
+
+/// Options of a [`ConnectionManager`] that is made [from a resolver](ConnectionManager::from_resolver).
+#[derive(Clone)]
+#[must_use]
+pub struct ManagerOptions {
+    keep: Duration,
+    channel: Arc<dyn Fn(&Target) -> ChannelBuilder + Send + Sync>,
+    directory: DirectoryOptions,
+    resolvers: Vec<(String, Arc<dyn Resolver>)>,
+}
+
+impl Default for ManagerOptions {
+    fn default() -> Self {
+        Self {
+            keep: DEFAULT_KEEP,
+            channel: Arc::new(|_| Channel::builder()),
+            directory: DirectoryOptions::new(),
+            resolvers: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Debug for ManagerOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { keep, channel: _, directory, resolvers } = self;
+        let schemes: Vec<_> = resolvers.iter().map(|(scheme, _)| scheme).collect();
+        let mut shown = f.debug_struct("ManagerOptions");
+        shown.field("keep", keep).field("directory", directory).field("schemes", &schemes).finish_non_exhaustive()
+    }
+}
+
+impl ManagerOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the time for which a channel is kept after its last holder. Default: 5 min.
+    pub fn keep(mut self, keep: Duration) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Sets the options of each new channel: credentials, retries, health checks. Of callers that ask for a new channel at the same
+    /// time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`].
+    pub fn channel(mut self, channel: impl Fn(&Target) -> ChannelBuilder + Send + Sync + 'static) -> Self {
+        self.channel = Arc::new(channel);
+        self
+    }
+
+    /// Sets the options of the views. Their `idle` has no effect: it is [`Invocation::cache_ttl`]. Default: [`DirectoryOptions::new`].
+    pub fn directory(mut self, directory: DirectoryOptions) -> Self {
+        self.directory = directory;
+        self
+    }
+
+    /// Adds the resolver of another scheme, see [`Schemes::with`]: the [resolver scheme](Invocation::resolver_scheme) of service-DNS
+    /// mode, `dns` to replace the system's DNS, or that of targets for [`ConnectionManager::channel_to`].
+    pub fn scheme(mut self, scheme: impl Into<String>, resolver: Arc<dyn Resolver>) -> Self {
+        self.resolvers.push((scheme.into(), resolver));
+        self
+    }
+}
 
 /// Hands out channels: one per target, however many ask for it. A channel is made without waiting; its connections are made in the
 /// background. One that nobody but the manager holds is let go of after a while.
@@ -62,7 +125,48 @@ impl State {
 }
 
 impl ConnectionManager {
-    /// A manager of channels with the default options.
+    /// A manager of channels to the services that `resolver` finds, located as `invocation` configures it.
+    ///
+    /// The watch of a service ends [`Invocation::cache_ttl`] after its channel, which is kept for [`ManagerOptions::keep`] after its
+    /// last holder.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = enlist_memory::MemoryStore::new();
+    /// use enlist_grpc::{Callee, ConnectionManager, Invocation, ManagerOptions};
+    /// use std::sync::Arc;
+    ///
+    /// let invocation: Invocation = serde_json::from_str(r#"{"namespace": "shop", "cache_ttl": "10s"}"#)?;
+    /// let manager = ConnectionManager::from_resolver(Arc::new(store.client()), invocation, ManagerOptions::new())?;
+    /// let channel = manager.channel(&Callee::parse("auth")?)?;
+    /// assert_eq!(manager.targets()[0].to_string(), "enlist:///shop/auth");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Locator::new`]; [`Error::InvalidConfig`] if `keep` is zero, [`Error::Closed`] outside a runtime.
+    pub fn from_resolver(
+        resolver: Arc<dyn Resolver>,
+        invocation: Invocation,
+        options: ManagerOptions,
+    ) -> Result<Self, Error> {
+        let ManagerOptions { keep, channel, directory, resolvers } = options;
+        let locator = Locator::new(invocation)?;
+        let Invocation { cache_ttl, registry_scheme, .. } = locator.invocation();
+        let mut schemes = Schemes::with_options(directory.idle(*cache_ttl));
+        for (scheme, other) in resolvers {
+            schemes = schemes.with(scheme, other);
+        }
+        schemes = schemes.with(registry_scheme, resolver);
+        Self::with_options(locator, schemes, keep, move |target| channel(target))
+    }
+
+    /// A manager of channels with the default options, over a locator and schemes of the caller's.
+    ///
+    /// [`Invocation::cache_ttl`] has no effect here: `schemes` has its own options for views.
     ///
     /// # Errors
     ///
@@ -72,7 +176,8 @@ impl ConnectionManager {
     }
 
     /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks. Of callers
-    /// that ask for a new channel at the same time, each may call `options`, which may use the manager.
+    /// that ask for a new channel at the same time, each may call `options`, which may use the manager. [`Invocation::cache_ttl`] has
+    /// no effect, as with [`new`](Self::new).
     ///
     /// # Errors
     ///

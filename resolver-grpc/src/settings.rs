@@ -76,7 +76,8 @@ impl SettingsFor {
     /// What the user makes of `settings`.
     fn changed(&self, instance: &Instance, settings: Settings) -> Result<Settings, BoxError> {
         let Some(change) = &self.change else { return Ok(settings) };
-        catch_unwind(AssertUnwindSafe(|| change(instance, settings))).unwrap_or_else(|panic| Err(panicked(&*panic)))
+        catch_unwind(AssertUnwindSafe(|| change(instance, settings)))
+            .unwrap_or_else(|panic| Err(panicked("settings", &*panic)))
     }
 
     /// Finds out if the user's settings have TLS, which tonic would ignore for a plaintext endpoint.
@@ -102,10 +103,11 @@ fn is_https(settings: &Settings) -> bool {
     settings.uri().scheme_str() == Some("https")
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> BoxError {
+/// The error for a panic of the user's code that makes `what`.
+pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> BoxError {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the settings panicked: {}", text.unwrap_or("without a message")).into()
+    format!("the {what} panicked: {}", text.unwrap_or("without a message")).into()
 }
 
 /// An `https` endpoint trusts the roots that tonic's features bring, until the user says otherwise.

@@ -5,19 +5,37 @@
 mod support;
 
 use std::{
-    sync::{Arc, OnceLock},
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use enlist::{DirectoryOptions, Error, RegisterOptions, Registry};
-use enlist_grpc::{
-    CallHead, Callee, Channel, ConnectionManager, Dns, Intercept, Invocation, Locator, Lookup, Schemes, Target,
+use enlist::{
+    Change, DirectoryOptions, Endpoint, Error, Instance, Namespace, RegisterOptions, Registry, Resolver, ServiceName,
+    ServiceRef, Snapshot, Watcher,
 };
+use enlist_grpc::{
+    BoxError, CallHead, Callee, Channel, ConnectionManager, Dns, Intercept, Invocation, Locator, Lookup,
+    ManagerOptions, Schemes, Target,
+};
+use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::{eventually, soon};
-use support::{Server, World, say};
+use support::{Server, World, id, say};
+use tokio::net::TcpStream;
+
+fn invocation(json: &str) -> Invocation {
+    serde_json::from_str(json).unwrap()
+}
 
 fn locator(json: &str) -> Locator {
-    Locator::new(serde_json::from_str::<Invocation>(json).unwrap()).unwrap()
+    Locator::new(invocation(json)).unwrap()
+}
+
+fn manager(world: &World, json: &str, options: ManagerOptions) -> ConnectionManager {
+    ConnectionManager::from_resolver(Arc::new(world.client.clone()), invocation(json), options).unwrap()
 }
 
 fn schemes(world: &World) -> Schemes {
@@ -34,7 +52,7 @@ async fn a_callee_is_called_through_the_registry_and_its_environment_kept_apart(
         panic!("not a service");
     };
     let _test = world.servers.register(&service, servers[1].instance(), RegisterOptions::new()).await.unwrap();
-    let manager = ConnectionManager::new(locator, schemes(&world)).unwrap();
+    let manager = manager(&world, "{}", ManagerOptions::new());
     let call = |callee: Callee| {
         let channel = manager.channel(&callee).unwrap();
         async move { soon("an answer", say(&channel, String::new())).await.unwrap() }
@@ -51,7 +69,7 @@ async fn a_callee_is_called_through_the_registry_and_its_environment_kept_apart(
 async fn however_many_ask_there_is_one_channel_and_one_connection() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let manager = ConnectionManager::new(locator("{}"), schemes(&world)).unwrap();
+    let manager = manager(&world, "{}", ManagerOptions::new());
     let callee = Callee::parse("echo").unwrap();
     let calls = (0..100).map(|_| {
         let channel = manager.channel(&callee).unwrap();
@@ -67,8 +85,7 @@ async fn a_channel_that_nobody_holds_is_let_go_of() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let keep = Duration::from_millis(200);
-    let manager =
-        ConnectionManager::with_options(locator("{}"), schemes(&world), keep, |_| Channel::builder()).unwrap();
+    let manager = manager(&world, "{}", ManagerOptions::new().keep(keep));
     let callee = Callee::parse("echo").unwrap();
     let held = manager.channel(&callee).unwrap();
     say(&held, String::new()).await.unwrap();
@@ -84,10 +101,113 @@ async fn a_channel_that_nobody_holds_is_let_go_of() {
     .await;
     say(&manager.channel(&callee).unwrap(), String::new()).await.unwrap();
     assert_eq!(servers[0].dials(), 2);
-    assert!(
-        ConnectionManager::with_options(locator("{}"), schemes(&world), Duration::ZERO, |_| Channel::builder())
-            .is_err()
-    );
+    let never_kept = ManagerOptions::new().keep(Duration::ZERO);
+    let refused = ConnectionManager::from_resolver(Arc::new(world.client.clone()), Invocation::default(), never_kept);
+    assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
+}
+
+/// A resolver that counts the watches that go on.
+#[derive(Debug)]
+struct Counted(MemoryClient, Arc<()>);
+
+#[derive(Debug)]
+struct CountedWatcher {
+    watcher: Box<dyn Watcher>,
+    _watches: Arc<()>,
+}
+
+#[async_trait::async_trait]
+impl Watcher for CountedWatcher {
+    async fn next(&mut self) -> Result<Change, Error> {
+        self.watcher.next().await
+    }
+}
+
+#[async_trait::async_trait]
+impl Resolver for Counted {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        self.0.resolve(service).await
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let watcher = self.0.watch(service).await?;
+        Ok(Box::new(CountedWatcher { watcher, _watches: Arc::clone(&self.1) }))
+    }
+
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        self.0.services(namespace).await
+    }
+}
+
+/// How many watches go on so long after the last holder of a channel is gone, and how many channels are kept.
+async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
+    let watches = Arc::new(());
+    let resolver = Arc::new(Counted(MemoryStore::new().client(), Arc::clone(&watches)));
+    let count = |watches: &Arc<()>| Arc::strong_count(watches) - 2;
+    // The options of views are kept, apart from their idle time.
+    let options = ManagerOptions::new()
+        .keep(Duration::from_secs(2))
+        .directory(DirectoryOptions::new().idle(Duration::from_secs(10_000)));
+    let invocation = invocation(&format!("{{\"cache_ttl\": \"{cache_ttl}\"}}"));
+    let manager = ConnectionManager::from_resolver(resolver, invocation, options).unwrap();
+    let channel = manager.channel(&Callee::parse("echo").unwrap()).unwrap();
+    channel.view().ready().await.unwrap();
+    assert_eq!(count(&watches), 1);
+    drop(channel);
+    tokio::time::sleep(wait).await;
+    (manager.targets().len(), count(&watches))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watch_of_a_service_ends_after_its_channel_and_the_cache_ttl() {
+    let seconds = Duration::from_secs;
+    assert_eq!(watched_after("1m", seconds(30)).await, (0, 1));
+    assert_eq!(watched_after("1m", seconds(70)).await, (0, 0));
+    assert_eq!(watched_after("1h", seconds(3500)).await, (0, 1));
+    // The default, 5 s.
+    assert_eq!(watched_after("0s", seconds(12)).await, (0, 0));
+}
+
+/// The stream of the third dial, and of each one after it.
+async fn third(dial: usize, address: SocketAddr) -> Result<TcpStream, BoxError> {
+    match dial {
+        0 => Err("the proxy is away".into()),
+        1 => panic!("on purpose"),
+        _ => Ok(TcpStream::connect(address).await?),
+    }
+}
+
+#[tokio::test]
+async fn a_connector_of_the_users_opens_each_stream() {
+    let servers = [Server::start("a").await];
+    let world = World::new();
+    // Only the connector knows the way.
+    let endpoint = Endpoint::parse("nowhere.invalid:1").unwrap();
+    world.register(&servers[0], Instance::new(id("a"), [endpoint]).unwrap()).await;
+    let (dials, address) = (Arc::new(AtomicUsize::new(0)), servers[0].address());
+    let dialled = Arc::clone(&dials);
+    let options = ManagerOptions::new().channel(move |_| {
+        let dialled = Arc::clone(&dialled);
+        Channel::builder().connector(move |instance, endpoint| {
+            assert_eq!((instance.id().as_str(), endpoint.to_string().as_str()), ("a", "nowhere.invalid:1"));
+            third(dialled.fetch_add(1, Ordering::SeqCst), address)
+        })
+    });
+    let manager = manager(&world, "{}", options);
+    let channel = manager.channel(&Callee::parse("echo").unwrap()).unwrap();
+    soon("ready", channel.ready(Duration::from_secs(5))).await.unwrap();
+    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!((dials.load(Ordering::SeqCst), servers[0].dials()), (3, 1));
+    // The stream is watched as any other: its end is noticed, and the next dial is the connector's too.
+    servers[0].proxy.cut();
+    eventually("it is dialled again", || async {
+        let dials = dials.load(Ordering::SeqCst);
+        if dials > 3 { Ok(()) } else { Err(dials) }
+    })
+    .await;
+    servers[0].proxy.heal();
+    support::until_ready(&channel, 1).await;
+    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 /// Says whether the manager can be used now, from another thread.
@@ -155,11 +275,8 @@ async fn service_dns_is_balanced_too() {
     let world = World::new();
     let names = Names(servers.iter().map(Server::address).collect());
     let dns = Dns::new().with_lookup(Arc::new(names)).every(Duration::from_millis(50));
-    let manager = ConnectionManager::new(
-        locator(r#"{"prefer_service_dns": true, "default_port": 7000}"#),
-        schemes(&world).with("dns", Arc::new(dns)),
-    )
-    .unwrap();
+    let json = r#"{"prefer_service_dns": true, "default_port": 7000}"#;
+    let manager = manager(&world, json, ManagerOptions::new().scheme("dns", Arc::new(dns)));
     let channel = manager.channel(&Callee::parse("team/echo").unwrap()).unwrap();
     support::until_ready(&channel, 2).await;
     let shares = support::shares(&channel, 100).await;

@@ -114,12 +114,14 @@ impl Subchannel {
     /// A new connection and, if asked for, what the health service says over it.
     async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, DialFailure> {
         let said = |error| DialFailure { error, silent: false };
-        let settings = terms.settings.of(self.entry.load().instance(), &self.endpoint).map_err(said)?;
+        let entry = self.entry();
+        let settings = terms.settings.of(entry.instance(), &self.endpoint).map_err(said)?;
         let settings = terms.connections.applied_to(settings);
         let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
         let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
         let connect = async {
-            let connection = Arc::new(Connection::dial(&self.endpoint, &settings).await?);
+            let opened = terms.connections.open(entry.instance(), &self.endpoint, &settings);
+            let connection = Arc::new(Connection::dial(opened, &settings).await?);
             let health = match health {
                 Some(service) => {
                     connection.occupy();
