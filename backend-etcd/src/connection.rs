@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, LeaseId, Moment, Revision, TaskOwner, clock::rounded};
+use enlist::{LeaseId, Moment, Revision, TaskOwner, clock::rounded};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, LeaseTimeToLiveOptions,
     PutOptions, TxnOp, WatchClient, WatchOptions, WatchStream,
@@ -708,32 +708,6 @@ fn read_of(outcome: Outcome) -> Result<LineFound, Option<Record>> {
             Ok(LineFound { at: revision, line: next(), marks: next() })
         }
         Outcome::Refused(found) => Err(found.into_iter().flatten().next()),
-    }
-}
-
-/// Checks that a URL names a scheme that etcd serves, and that TLS options go with `https`.
-///
-/// # Errors
-///
-/// [`Error::InvalidConfig`].
-pub(crate) fn check_url(url: &str, tls: bool) -> Result<(), Error> {
-    let refuse =
-        |reason: &str| Err(Error::invalid_config("endpoints", format!("{:?}: {reason}", without_userinfo(url))));
-    match url.split_once("://") {
-        Some(("http", _)) if tls => refuse("TLS options need an https URL"),
-        Some(("http" | "https", rest)) if rest.contains('@') => {
-            refuse("give user and password as options, not in the URL")
-        }
-        Some(("http" | "https", rest)) if !rest.trim_end_matches('/').is_empty() => Ok(()),
-        _ => refuse("expected http://host:port or https://host:port"),
-    }
-}
-
-/// The URL without user and password, which must not appear in messages.
-fn without_userinfo(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
-        _ => url.to_owned(),
     }
 }
 

@@ -9,7 +9,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     channel::{Failover, Members, TlsFiles},
-    connection::{Connection, Credentials, check_url},
+    connection::{Connection, Credentials},
+    endpoint_url::{Tls, endpoint_url},
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
     limits::RangeLimits,
     record::KeyRange,
@@ -56,7 +57,7 @@ impl fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    /// Connects to one endpoint, such as `http://127.0.0.1:2379`, with defaults for all else.
+    /// Connects to one endpoint, such as `127.0.0.1:2379`, with defaults for all else.
     ///
     /// # Errors
     ///
@@ -69,12 +70,12 @@ impl Etcd {
         Self::builder([endpoint]).connect().await
     }
 
-    /// Options for a client of these endpoints, the members of one cluster.
+    /// Options for a client of these endpoints, the members of one cluster: `host[:port]` or URLs, as [`endpoint_url`] reads them.
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdBuilder {
         EtcdBuilder::new(endpoints.into_iter().map(Into::into).collect())
     }
 
-    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, default `http://127.0.0.1:2379`),
+    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, as [`endpoint_url`] reads them, default `http://127.0.0.1:2379`),
     /// `ENLIST_PREFIX`, `ENLIST_USER` with `ENLIST_PASSWORD_FILE` or `ENLIST_PASSWORD`, `ENLIST_CACERT`, and `ENLIST_CERT`
     /// with `ENLIST_KEY`.
     ///
@@ -315,8 +316,8 @@ impl EtcdBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for endpoints that are no URLs, TLS options with `http`, a prefix that is empty, timeouts
-    /// intervals or limits of zero, and pings that come too often.
+    /// [`Error::InvalidConfig`] for endpoints that are refused by [`endpoint_url`], or of which some are `http` and some `https`,
+    /// a prefix that is empty, timeouts, intervals or limits of zero, and pings that come too often.
     pub fn build(self) -> Result<Etcd, Error> {
         let Self { endpoints, channel, credentials, tls, prefix, layout, lock_layout, .. } = self;
         for (field, limit) in [
@@ -402,14 +403,15 @@ fn members(
     if endpoints.is_empty() {
         return Err(Error::invalid_config("endpoints", "at least one is needed"));
     }
-    let mut urls = Vec::new();
+    let options = if tls.is_some() { Tls::Configured } else { Tls::Absent };
+    let (mut urls, mut secure) = (Vec::new(), 0);
     for endpoint in endpoints {
-        check_url(endpoint, tls.is_some())?;
-        let url = Endpoint::from_shared(endpoint.clone())
+        let url = endpoint_url(endpoint, options)?;
+        secure += usize::from(url.starts_with("https"));
+        let url = Endpoint::from_shared(url)
             .map_err(|error| Error::invalid_config("endpoints", format!("{endpoint:?}: {error}")))?;
         urls.push(keep_alive(url.connect_timeout(connect_timeout)));
     }
-    let secure = endpoints.iter().filter(|endpoint| endpoint.starts_with("https")).count();
     if secure != 0 && secure != endpoints.len() {
         return Err(Error::invalid_config("endpoints", "http and https do not mix"));
     }
@@ -429,7 +431,8 @@ mod tests {
     fn bad_options_are_refused_by_name_before_anything_is_dialled() {
         for (builder, says) in [
             (Etcd::builder(Vec::<String>::new()), "at least one"),
-            (Etcd::builder(["127.0.0.1:2379"]), "http://host:port"),
+            (Etcd::builder(["127.0.0.1:etcd"]), "http://host:port"),
+            (Etcd::builder(["https://h:1", "h:2"]), "do not mix"),
             (Etcd::builder(["http://"]), "http://host:port"),
             (Etcd::builder(["ftp://h:1"]), "http://host:port"),
             (Etcd::builder(["http://h:1", "https://h:2"]), "do not mix"),
@@ -446,6 +449,16 @@ mod tests {
         ] {
             let error = refused(builder);
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_needs_no_scheme() {
+        for builder in [
+            Etcd::builder(["127.0.0.1:2379", "etcd", "http://h:1"]),
+            Etcd::builder(["127.0.0.1:2379", "::1", "https://h:1"]).ca_certificate("ca.pem"),
+        ] {
+            builder.build().unwrap();
         }
     }
 

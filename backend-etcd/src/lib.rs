@@ -5,7 +5,7 @@
 //! use enlist_etcd::Etcd;
 //!
 //! # async fn example() -> Result<(), enlist::Error> {
-//! let etcd = Etcd::connect("http://127.0.0.1:2379").await?;
+//! let etcd = Etcd::connect("127.0.0.1:2379").await?;
 //! let service = ServiceRef::parse("greeter")?;
 //! let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("grpc://10.0.0.1:8080")?])?;
 //! let registration = etcd.register(&service, instance, RegisterOptions::new()).await?;
@@ -23,6 +23,7 @@
 //! | module | does |
 //! |---|---|
 //! | `etcd` | options, TLS, user; what the traits are implemented on |
+//! | `endpoint_url` | addresses of etcd, as users write them |
 //! | `channel` | one pinned endpoint, another one when it fails |
 //! | `connection` | requests with deadlines, token renewal |
 //! | `writes` | guarded writes, several in one transaction |
@@ -45,6 +46,7 @@ mod audit;
 mod channel;
 mod connection;
 mod election;
+mod endpoint_url;
 mod error;
 mod etcd;
 mod handover;
@@ -73,6 +75,7 @@ mod watcher;
 mod writes;
 
 pub use self::{
+    endpoint_url::{Tls, endpoint_url},
     etcd::{
         DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
         DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,

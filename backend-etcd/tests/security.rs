@@ -304,6 +304,23 @@ async fn a_handshake_that_takes_longer_than_a_renewal_may_is_not_begun_anew_by_e
     renewed(2).await;
 }
 
+/// As Go's client takes addresses: `host:port`, over TLS where there are options for that.
+#[tokio::test]
+async fn an_endpoint_needs_no_scheme() {
+    let authority = Authority::new();
+    authority.sign("server");
+    let options = ServerOptions::new().tls().arguments([
+        format!("--cert-file={}", authority.path("server.pem")),
+        format!("--key-file={}", authority.path("server.key")),
+    ]);
+    let server = EtcdServer::start_with(Provider::Process, options).await;
+    let plain = Etcd::connect(server.address().to_string()).await.unwrap();
+    let _a = plain.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
+    let address = server.tls_url().replace("https://", "");
+    let secure = Etcd::builder([address]).ca_certificate(authority.path("ca.pem")).connect().await.unwrap();
+    assert_eq!(secure.resolve(&service()).await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn mutual_tls_works_from_files_and_its_failures_name_the_cause() {
     let (authority, stranger) = (Authority::new(), Authority::new());

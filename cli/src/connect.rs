@@ -9,16 +9,13 @@ use std::{
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, Etcd, EtcdBuilder, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
-    Gobase, Kitex, Kratos,
+    Gobase, Kitex, Kratos, Tls, endpoint_url,
 };
 
 use crate::{
     args::{Global, LayoutChoice, LockLayoutChoice, Register, Token},
     output::{Failure, Output, To},
 };
-
-/// The port at which etcd serves clients.
-const ETCD_PORT: u16 = 2379;
 
 /// The ports of URLs that name none.
 const HTTP_PORT: u16 = 80;
@@ -28,15 +25,10 @@ const HTTPS_PORT: u16 = 443;
 pub(crate) const SECRETS: [&str; 2] = ["ENLIST_PASSWORD", "ENLIST_OWNER"];
 
 impl Global {
-    /// The endpoints as URLs; without a scheme they mean plain HTTP, or TLS where there are options for that, at etcd's port unless
-    /// they name another one.
-    pub(crate) fn urls(&self) -> Vec<String> {
-        let scheme = if self.cacert.is_some() || self.cert.is_some() { "https" } else { "http" };
-        let url = |endpoint: &String| match endpoint.trim() {
-            url if url.contains("://") => url.to_owned(),
-            bare => format!("{scheme}://{}", with_port(bare, ETCD_PORT)),
-        };
-        self.endpoints.iter().map(url).collect()
+    /// The endpoints as URLs.
+    pub(crate) fn urls(&self) -> Result<Vec<String>, Failure> {
+        let tls = if self.cacert.is_some() || self.cert.is_some() { Tls::Configured } else { Tls::Absent };
+        Ok(self.endpoints.iter().map(|endpoint| endpoint_url(endpoint, tls)).collect::<Result<_, _>>()?)
     }
 
     /// User and password, if there is a user.
@@ -54,14 +46,16 @@ impl Global {
     }
 
     /// The URLs to which the user's password is sent as it is, over a network.
-    pub(crate) fn clear_text(&self) -> Vec<String> {
-        let urls = if self.user.is_some() { self.urls() } else { Vec::new() };
-        urls.into_iter().filter(|url| url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest))).collect()
+    pub(crate) fn clear_text(&self) -> Result<Vec<String>, Failure> {
+        let urls = if self.user.is_some() { self.urls()? } else { Vec::new() };
+        let in_clear_text = |url: &String| url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest));
+        Ok(urls.into_iter().filter(in_clear_text).collect())
     }
 
     /// Warns of a password in clear text.
     pub(crate) fn warn(&self, output: Output) {
-        let urls = self.clear_text();
+        // An endpoint that is refused fails the command, and nothing is sent.
+        let Ok(urls) = self.clear_text() else { return };
         if !urls.is_empty() {
             let warning = format!("the password is sent in clear text to {}; use https://", urls.join(", "));
             output.tell(To::Stderr, format!("enlist: {warning}"), &serde_json::json!({ "warning": warning }));
@@ -69,7 +63,7 @@ impl Global {
     }
 
     fn builder(&self) -> Result<EtcdBuilder, Failure> {
-        let mut builder = Etcd::builder(self.urls()).request_timeout(self.timeout);
+        let mut builder = Etcd::builder(self.urls()?).request_timeout(self.timeout);
         builder = builder.connect_timeout(self.timeout.min(enlist_etcd::DEFAULT_CONNECT_TIMEOUT));
         if self.max_range_keys.is_some() {
             builder = builder.max_range_keys(self.max_range_keys);
@@ -179,7 +173,10 @@ fn is_loopback(rest: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::args::Cli;
 
     #[test]
     fn a_url_leads_to_a_host_and_a_port() {
@@ -191,7 +188,35 @@ mod tests {
         ] {
             assert_eq!(authority(url), expected);
         }
-        assert_eq!(with_port("::1", ETCD_PORT), "[::1]:2379");
+    }
+
+    /// One `ENLIST_ENDPOINTS` serves programs and this command.
+    #[test]
+    fn endpoints_are_those_that_the_library_takes() {
+        for (endpoints, accepted, over_tls) in [
+            ("127.0.0.1:2379", true, true),
+            ("etcd", true, true),
+            ("::1,[::1]:2379, 10.0.0.1", true, true),
+            ("http://h:1", true, false),
+            ("http://h:1,etcd", true, false),
+            ("https://h:1", true, true),
+            ("https://h:1,etcd", false, true),
+            ("ftp://h:1", false, false),
+            ("h:1/path", false, false),
+            ("h:1,", false, false),
+            ("root:secret@h:1", false, false),
+        ] {
+            for (arguments, expected) in [(&[][..], accepted), (&["--cacert", "ca.pem"], over_tls)] {
+                let line = ["enlist", "--endpoints", endpoints]
+                    .into_iter()
+                    .chain(arguments.iter().copied())
+                    .chain(["services"]);
+                let command = Cli::try_parse_from(line).unwrap().global.client().is_ok();
+                let library = Etcd::builder(endpoints.split(','));
+                let library = if arguments.is_empty() { library } else { library.ca_certificate("ca.pem") };
+                assert_eq!((command, library.build().is_ok()), (expected, expected), "{endpoints} {arguments:?}");
+            }
+        }
     }
 
     #[test]

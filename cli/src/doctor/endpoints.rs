@@ -27,7 +27,7 @@ pub(super) struct Found {
 pub(super) async fn examine(global: &Global, report: &mut Report) -> Result<Vec<Found>, Failure> {
     let asking = Asking::new(global)?;
     let mut found = Vec::new();
-    for url in global.urls() {
+    for url in global.urls()? {
         match asking.probe(&url).await {
             Ok(answer) => {
                 report.tell("endpoint", Status::Ok, &format!("{url} answers"), "")?;

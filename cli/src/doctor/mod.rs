@@ -91,7 +91,7 @@ pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> 
     global.client()?;
     let mut report = Report { output, failed: false };
     let found = endpoints::examine(global, &mut report).await?;
-    transport(&found, &global.clear_text(), &mut report)?;
+    transport(&found, &global.clear_text()?, &mut report)?;
     if found.is_empty() {
         report.skip(&CHECKS, NO_ANSWER)?;
         return Ok(1);
