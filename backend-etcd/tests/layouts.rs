@@ -161,7 +161,7 @@ conforms! {
     fireflycore_by_lease_keeps_every_promise_it_can_carry:
         FireflycoreByLease::new("prod").unwrap(), carries [Carried::Weight, Carried::Services];
     go_zero_keeps_every_promise_it_can_carry: GoZero, carries [];
-    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming, carries [Carried::Id];
+    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming::default(), carries [Carried::Id];
     go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [Carried::Id, Carried::Services];
     go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [Carried::Id, Carried::Services];
     dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [Carried::Id, Carried::Weight, Carried::Services];
@@ -242,7 +242,7 @@ async fn what_is_no_instance_is_reachable_as_text() {
 #[tokio::test]
 async fn an_update_that_a_layout_cannot_carry_is_refused() {
     let server = EtcdServer::start().await;
-    let etcd = Etcd::builder([server.url()]).layout(EtcdNaming).connect().await.unwrap();
+    let etcd = Etcd::builder([server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
     let registration = etcd.register(&service, instance.clone(), RegisterOptions::new()).await.unwrap();

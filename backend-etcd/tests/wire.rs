@@ -31,7 +31,7 @@ fn option<'a>(options: &'a Value, name: &str) -> Option<&'a str> {
 const DIALECTS: &[Dialect] = &[
     Dialect {
         fixture: include_str!("fixtures/etcd-naming.json"),
-        layout: |_| Box::new(EtcdNaming),
+        layout: |options| Box::new(etcd_naming(options)),
         namespace: None,
         inexpressible: &[],
     },
@@ -90,6 +90,15 @@ const DIALECTS: &[Dialect] = &[
         inexpressible: &[],
     },
 ];
+
+fn etcd_naming(options: &Value) -> EtcdNaming {
+    let layout = EtcdNaming::default();
+    let layout = if options["typed_metadata"] == true { layout.typed_metadata() } else { layout };
+    match options["default_port"].as_u64() {
+        Some(port) => layout.default_port(u16::try_from(port).unwrap()),
+        None => layout,
+    }
+}
 
 /// What an instance of fireflycore says that is not enlist's.
 fn fireflycore(options: &Value) -> Fireflycore {
@@ -221,7 +230,8 @@ fn leased() -> Writing<'static> {
 fn layouts() -> Vec<Box<dyn Layout>> {
     vec![
         Box::new(Native::default()),
-        Box::new(EtcdNaming),
+        Box::new(EtcdNaming::default()),
+        Box::new(EtcdNaming::default().typed_metadata().default_port(80)),
         Box::new(Kitex::default()),
         Box::new(Kratos::default()),
         Box::new(GoKit::default()),
@@ -357,6 +367,63 @@ fn what_is_accepted_is_measured_as_it_is_written() {
     assert!(refused > 20 && accepted > 20, "{refused} refused, {accepted} accepted");
 }
 
+/// Whatever Go stored as metadata is there again after it was read and written, byte for byte, but for the order of names.
+#[test]
+fn typed_metadata_is_written_as_it_was_read() {
+    let layout = EtcdNaming::default().typed_metadata();
+    let service = ServiceRef::parse("s").unwrap();
+    for (read, written) in [
+        (r#"{"b":7,"a":"x"}"#, r#"{"a":"x","b":7}"#),
+        (r#"{"n":1152921504606846977,"e":1e400,"z":0.10,"deep":{"y":[{}],"x":null}}"#, ""),
+        (r#"{"<":"\u003c","half":"\ud800","name.json":"x"}"#, ""),
+        (r#""blue""#, r#""blue""#),
+        ("[1, 2.50]", "[1, 2.50]"),
+        ("-0", "-0"),
+        ("{}", "{}"),
+        (r#"{"":7,"a":"b"}"#, r#"{"":7,"a":"b"}"#),
+        ("null", "null"),
+    ] {
+        let value = format!(r#"{{"Op":0,"Addr":"h:1","Metadata":{read}}}"#);
+        let instance = layout.decode(&service, b"s/a", value.as_bytes()).unwrap().instance;
+        let again = layout.encode(&service, &instance, &leased()).unwrap();
+        if !written.is_empty() {
+            let expected = format!(r#"{{"Op":0,"Addr":"h:1","Metadata":{written}}}"#);
+            assert_eq!(String::from_utf8_lossy(&again), expected);
+        }
+        let read_again = layout.decode(&service, b"s/a", &again).unwrap().instance;
+        assert_eq!(read_again, instance, "{read}");
+    }
+    let plain = plain(&layout);
+    let value = serde_json::json!({ "shards": 7 });
+    let instance = plain.clone().with_json("place", &value).unwrap().with_json("team", "blue").unwrap();
+    let written = layout.encode(&service, &instance, &leased()).unwrap();
+    assert!(
+        String::from_utf8(written.clone()).unwrap().ends_with(r#""Metadata":{"place":{"shards":7},"team":"blue"}}"#)
+    );
+    let read = layout.decode(&service, b"s/1", &written).unwrap().instance;
+    assert_eq!((read.json("place"), read.json("team")), (Some(value), Some("blue".into())));
+    let refused = layout.accepts(&service, &plain.with_metadata("a.json", "no JSON"), None);
+    assert!(matches!(refused, Err(enlist::Error::Unsupported { .. })), "{refused:?}");
+}
+
+/// JSON of any type.
+fn json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,6}(\\.json)?".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 6, |inner| {
+        let name = "\\PC{0,3}(\\.json)?";
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::btree_map(name, inner, 0..6).prop_map(|fields| fields.into_iter().collect()),
+        ]
+    })
+}
+
 /// Names as awkward as names may be.
 fn name() -> impl Strategy<Value = String> {
     let awkward = prop::sample::select(vec!["a", "ab", "a/b", "a-b", "a%2Fb", "/", "grpc", "é 🚲"]);
@@ -394,6 +461,20 @@ proptest! {
             let read = layout.decode(&service, &key, &written);
             prop_assert_eq!(read.map(|read| read.instance), Ok(instance), "{}", layout.name());
         }
+    }
+
+    /// Metadata of any type is the same after it was read and written.
+    #[test]
+    fn typed_metadata_loses_nothing(metadata in json()) {
+        let (layout, service) = (EtcdNaming::default().typed_metadata(), ServiceRef::parse("s").unwrap());
+        let value = serde_json::json!({ "Op": 0, "Addr": "h:1", "Metadata": metadata });
+        let stored = serde_json::to_vec(&value).unwrap();
+        let instance = layout.decode(&service, b"s/a", &stored).unwrap().instance;
+        let written = layout.encode(&service, &instance, &leased()).unwrap();
+        // Reading a float may change its last digit here, so both are read.
+        let [written_value, stored] = [&written, &stored].map(|json| serde_json::from_slice::<Value>(json).unwrap());
+        prop_assert_eq!(written_value, stored);
+        prop_assert_eq!(layout.decode(&service, b"s/a", &written).unwrap().instance, instance);
     }
 
     /// Nothing that lies in a store makes a reader panic.

@@ -85,6 +85,9 @@ pub(crate) struct Global {
     /// The environment in the layouts of fireflycore
     #[arg(long, global = true, env = "ENLIST_LAYOUT_ENV", default_value = "prod")]
     pub(crate) layout_env: String,
+    /// The port of addresses that have none, in the layouts `etcd-naming` and of fireflycore
+    #[arg(long, global = true, env = "ENLIST_LAYOUT_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) layout_port: Option<u16>,
     /// How locks and elections lie in etcd; `etcd-concurrency` queues with `etcdctl lock` and `etcdctl elect`
     #[arg(long, global = true, env = "ENLIST_LOCK_LAYOUT", default_value = "native")]
     pub(crate) lock_layout: LockLayoutChoice,

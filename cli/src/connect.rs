@@ -90,13 +90,16 @@ impl Global {
             (LayoutChoice::Kratos, None) => builder.layout(Kratos::default()),
             (LayoutChoice::GoKit, Some(prefix)) => builder.layout(GoKit::with_prefix(prefix)?),
             (LayoutChoice::GoKit, None) => builder.layout(GoKit::default()),
-            (LayoutChoice::EtcdNaming, _) => builder.layout(EtcdNaming),
+            (LayoutChoice::EtcdNaming, _) => builder.layout(match self.layout_port {
+                Some(port) => EtcdNaming::default().default_port(port),
+                None => EtcdNaming::default(),
+            }),
             (LayoutChoice::GoMicro, _) => builder.layout(GoMicro),
             (LayoutChoice::GoZero, _) => builder.layout(GoZero),
             (LayoutChoice::Dubbo, _) => builder.layout(Dubbo),
             (LayoutChoice::Gobase, _) => builder.layout(Gobase),
-            (LayoutChoice::Fireflycore, _) => builder.layout(Fireflycore::new(&self.layout_env)?),
-            (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::new(&self.layout_env)?),
+            (LayoutChoice::Fireflycore, _) => builder.layout(self.fireflycore()?),
+            (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::from(self.fireflycore()?)),
         };
         if self.lock_layout == LockLayoutChoice::EtcdConcurrency {
             builder = builder.lock_layout(EtcdConcurrency);
@@ -106,6 +109,14 @@ impl Global {
             builder = builder.prefix(prefix);
         }
         Ok(builder)
+    }
+
+    fn fireflycore(&self) -> Result<Fireflycore, Failure> {
+        let layout = Fireflycore::new(&self.layout_env)?;
+        Ok(match self.layout_port {
+            Some(port) => layout.default_port(port),
+            None => layout,
+        })
     }
 
     /// A client that may not be connected yet, and heals by itself.

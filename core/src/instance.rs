@@ -8,6 +8,10 @@ use std::{
 
 use crate::{endpoint::Endpoint, error::Error, name::InstanceId, revision::Revision};
 
+mod json;
+
+pub use json::JSON_SUFFIX;
+
 /// The weight of an instance that says nothing about it.
 pub const DEFAULT_WEIGHT: u32 = 100;
 

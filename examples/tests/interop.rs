@@ -103,7 +103,7 @@ fn short() -> LockOptions {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn rust_registers_and_go_finds_it_and_calls_it() {
     let etcd_server = EtcdServer::start().await;
-    let etcd = Etcd::builder([etcd_server.url()]).layout(EtcdNaming).connect().await.unwrap();
+    let etcd = Etcd::builder([etcd_server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     // grpc-go sends the name as the `:authority` of its calls, where hyper takes no `/`.
     let service = ServiceRef::parse("greeter").unwrap();
     let first = Server::start();
@@ -123,7 +123,7 @@ async fn rust_registers_and_go_finds_it_and_calls_it() {
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn go_registers_and_rust_finds_it_and_calls_it() {
     let etcd_server = EtcdServer::start().await;
-    let etcd = Etcd::builder([etcd_server.url()]).layout(EtcdNaming).connect().await.unwrap();
+    let etcd = Etcd::builder([etcd_server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     let view = Directory::new(Arc::new(etcd)).view(&ServiceRef::parse("team/greeter").unwrap());
     soon("the view is ready", view.ready()).await.unwrap();
     assert!(view.snapshot().unwrap().is_empty());

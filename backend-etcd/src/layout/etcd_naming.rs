@@ -1,27 +1,68 @@
 //! The layout of etcd's own `client/v3/naming`, which gRPC's `etcd:///target` resolver reads, and of the older `clientv3/naming`:
 //! `{target}/{id}` holds `{"Op":0,"Addr":"host:port","Metadata":…}`.
 //!
-//! The service name is the target and may contain `/`; there are no namespaces. Keys that go deeper belong to a longer target.
+//! The service name is the target and may contain `/`; there are no namespaces. Keys that go deeper belong to a longer target. The id is
+//! free; by the convention of the original it is the address.
 
-use enlist::{Error, Instance, ServiceRef};
+use enlist::{Endpoint, Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Part, Skip, go, not_carried, tree::Dialect};
+use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
 
 /// Where metadata is kept that is no object.
 const PLAIN: &str = "metadata";
 
 /// The layout of etcd's naming packages.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct EtcdNaming;
+pub struct EtcdNaming {
+    default_port: Option<u16>,
+    metadata: Metadata,
+}
+
+/// Types of the values in metadata.
+#[derive(Clone, Copy, Debug, Default)]
+enum Metadata {
+    /// They are texts, or become such.
+    #[default]
+    Texts,
+    /// They are kept.
+    Typed,
+}
+
+impl EtcdNaming {
+    /// Sets the port of addresses that have none. Default: such addresses are malformed.
+    #[must_use]
+    pub fn default_port(mut self, port: u16) -> Self {
+        self.default_port = Some(port);
+        self
+    }
+
+    /// Keeps the JSON types of metadata, in both directions: a text is under its name, any other value as JSON text under
+    /// `{name}.json`, and metadata that is no object under `.json`, as [`Instance::with_json`] writes and [`Instance::json`] reads it.
+    /// Default: texts are written, and what is no text when it is read becomes one, under its name.
+    ///
+    /// JSON text stays as it was written, without loss of digits or order. Metadata under a name in `.json` that is no JSON is refused.
+    #[must_use]
+    pub fn typed_metadata(mut self) -> Self {
+        self.metadata = Metadata::Typed;
+        self
+    }
+
+    fn address(self, text: &str) -> Result<Endpoint, Skip> {
+        match self.default_port {
+            Some(port) => go::address_or(text, port),
+            None => go::address(text),
+        }
+    }
+}
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Written<'a> {
+struct Written<'a, M> {
     op: u8,
     addr: &'a str,
-    metadata: go::Tags,
+    metadata: M,
 }
 
 #[derive(Deserialize)]
@@ -51,14 +92,30 @@ impl Dialect for EtcdNaming {
 
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let addr = go::only_plain_endpoint(self, instance)?.authority();
-        go::write(&Written { op: 0, addr, metadata: go::tags(instance.metadata()) })
+        match self.metadata {
+            Metadata::Texts => go::write(&Written { op: 0, addr, metadata: go::tags(instance.metadata()) }),
+            Metadata::Typed => {
+                let metadata = typed::json(instance.metadata()).map_err(|what| go::lost(self, what))?;
+                go::write(&Written { op: 0, addr, metadata })
+            }
+        }
     }
 
-    /// A stored `Op` is not looked at: what is there is an instance. Metadata is read as far as it can be told as text.
+    /// A stored `Op` is not looked at: what is there is an instance.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { addr, metadata } = go::read(value)?;
-        let instance = go::instance(id, [go::address(&addr)?])?;
-        Ok(go::with_metadata(instance, as_texts(metadata)))
+        let (addr, metadata) = match self.metadata {
+            Metadata::Texts => {
+                let Read { addr, metadata } = go::read(value)?;
+                (addr, as_texts(metadata))
+            }
+            Metadata::Typed => {
+                let fields = go::fields(value)?;
+                let metadata = fields.get("Metadata").map(|json| typed::entries(json));
+                (go::field(&fields, "Addr")?, metadata.unwrap_or_default())
+            }
+        };
+        let instance = go::instance(id, [self.address(&addr)?])?;
+        Ok(go::with_metadata(instance, metadata))
     }
 }
 

@@ -116,12 +116,10 @@ impl Fireflycore {
     }
 
     fn address(&self, text: &str) -> Result<Endpoint, Skip> {
-        // A bare address is an IP or a host without a colon.
-        let is_bare = text.parse::<std::net::IpAddr>().is_ok() || !text.contains(':');
         match self.default_port {
-            Some(port) if is_bare => go::host_and_port(text, i64::from(port)),
-            None if is_bare => Err(go::malformed("no port, and no default port")),
-            _ => go::address(text),
+            Some(port) => go::address_or(text, port),
+            None if go::is_bare(text) => Err(go::malformed("no port, and no default port")),
+            None => go::address(text),
         }
     }
 

@@ -1,11 +1,11 @@
 //! What the layouts of the Go ecosystems have in common: JSON as Go's `encoding/json` writes it, keys in segments, addresses as
 //! Go joins them, and the refusal of whatever a layout would lose.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, net::IpAddr};
 
 use enlist::{Endpoint, Error, Health, Instance, InstanceId, LeaseId, Namespace, endpoint::UNIX};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
-use serde_json::{Serializer, Value, ser::Formatter};
+use serde_json::{Serializer, Value, ser::Formatter, value::RawValue};
 
 use super::{Layout, MAX_VALUE_BYTES, Part, Skip, not_carried, object::Object};
 
@@ -53,6 +53,21 @@ pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
 
 /// Reads any JSON.
 pub(super) fn tree(value: &[u8]) -> Result<Value, Skip> {
+    parse(value)
+}
+
+/// Reads the fields of an object, each as it was written. Of a field that is there twice the last one counts.
+pub(super) fn fields(value: &[u8]) -> Result<BTreeMap<String, &RawValue>, Skip> {
+    parse(value)
+}
+
+/// Reads a field of an object.
+pub(super) fn field<T: DeserializeOwned>(fields: &BTreeMap<String, &RawValue>, name: &str) -> Result<T, Skip> {
+    let json = fields.get(name).map_or("null", |json| json.get());
+    serde_json::from_str(json).map_err(|_| malformed("a field is missing or of another type"))
+}
+
+fn parse<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Skip> {
     if value.len() > MAX_VALUE_BYTES {
         return Err(malformed(format!("{} bytes", value.len())));
     }
@@ -161,6 +176,16 @@ pub(super) fn address(text: &str) -> Result<Endpoint, Skip> {
         }
         _ => Endpoint::parse(text).map_err(no_address),
     }
+}
+
+/// Reads `host:port`, or a host alone, whose port is `default_port`.
+pub(super) fn address_or(text: &str, default_port: u16) -> Result<Endpoint, Skip> {
+    if is_bare(text) { host_and_port(text, i64::from(default_port)) } else { address(text) }
+}
+
+/// Returns `true` for an address without a port: an IP, or a host without a colon.
+pub(super) fn is_bare(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || !text.contains(':')
 }
 
 /// Reads a host and a port.

@@ -18,6 +18,7 @@ mod kratos;
 mod native;
 mod object;
 mod tree;
+mod typed;
 
 use std::fmt;
 

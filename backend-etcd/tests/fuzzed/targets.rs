@@ -29,7 +29,7 @@ pub(crate) const TARGETS: &[(&str, &str, &str)] = &[
 fn layout(target: &str) -> Option<Box<dyn Layout>> {
     Some(match target {
         "native" => Box::new(Native::default()),
-        "etcd-naming" => Box::new(EtcdNaming),
+        "etcd-naming" => Box::new(EtcdNaming::default()),
         "kitex" => Box::new(Kitex::default()),
         "kratos" => Box::new(Kratos::default()),
         "go-kit" => Box::new(GoKit::default()),
@@ -41,6 +41,11 @@ fn layout(target: &str) -> Option<Box<dyn Layout>> {
         "fireflycore-v0.2.9" => Box::new(FireflycoreByLease::new("prod").ok()?),
         _ => return None,
     })
+}
+
+/// A layout with options under which more is read.
+fn with_options(target: &str) -> Option<Box<dyn Layout>> {
+    (target == "etcd-naming").then(|| Box::new(EtcdNaming::default().typed_metadata().default_port(80)) as _)
 }
 
 fn service(namespace: &str, name: &str) -> Option<ServiceRef> {
@@ -62,7 +67,8 @@ pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
             let (Some(layout), Some(service)) = (layout(target), service(namespace, name)) else {
                 panic!("{target} is a layout");
             };
-            instances(&*layout, &service, tail, value)
+            let with_options = with_options(target).is_some_and(|layout| instances(&*layout, &service, tail, value));
+            instances(&*layout, &service, tail, value) || with_options
         }
     }
 }
