@@ -157,10 +157,10 @@ async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced
 
 #[tokio::test]
 async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_the_others() {
-    let (server, tasks, lose) = (Server::limited("a", 4).await, TaskOwner::new(), CancellationToken::new());
-    let (target, losing, made) = (server.address(), lose.clone(), AtomicUsize::new(0));
+    let (server, tasks, broken) = (Server::limited("a", 4).await, TaskOwner::new(), CancellationToken::new());
+    let (target, breaking, made) = (server.address(), broken.clone(), AtomicUsize::new(0));
     let port = listen(&tasks, move |mut client| {
-        let (number, lost) = (made.fetch_add(1, Ordering::SeqCst), losing.clone());
+        let (number, breaks) = (made.fetch_add(1, Ordering::SeqCst), breaking.clone());
         async move {
             // It takes two connections.
             if number > 1 {
@@ -169,7 +169,7 @@ async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_th
             let mut server = TcpStream::connect(target).await.unwrap();
             let relay = copy_bidirectional(&mut client, &mut server);
             if number == 0 {
-                _ = lost.run_until_cancelled(relay).await;
+                _ = breaks.run_until_cancelled(relay).await;
             } else {
                 _ = relay.await;
             }
@@ -182,7 +182,7 @@ async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_th
     }
     let channel = world.channel(Channel::builder(), 1).await;
     let _open = streams(&channel, 5).await;
-    lose.cancel();
+    broken.cancel();
     eventually("the first connection is lost and not replaced", || async {
         let stats = channel.instances().remove(0);
         if stats.connections == 1 && stats.last_failure.is_some() { Ok(()) } else { Err(stats) }
