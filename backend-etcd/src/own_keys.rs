@@ -462,7 +462,7 @@ mod tests {
             for number in 0..FEW + 2 {
                 let id = InstanceId::parse(format!("i{number}")).unwrap();
                 let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
-                let service = ServiceRef::parse(&format!("svc{round}")).unwrap();
+                let service = ServiceRef::parse(format!("svc{round}")).unwrap();
                 let registering = etcd.register(&service, instance, RegisterOptions::new());
                 registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
             }

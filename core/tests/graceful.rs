@@ -62,9 +62,9 @@ async fn a_stop_during_the_registration_undoes_it_and_nothing_is_served() {
         Ok(register(&server).await)
     };
     let begin = Moment::now();
-    let served = |_, _| async { panic!("it was stopped before") };
+    let answers = |_, _| async { panic!("it was stopped before") };
     let report =
-        Graceful::new().register_and_run(late, tokio::time::sleep(Duration::from_secs(1)), served).await.unwrap();
+        Graceful::new().register_and_run(late, tokio::time::sleep(Duration::from_secs(1)), answers).await.unwrap();
     assert_eq!((report.served, report.drained), (None::<()>, false));
     assert_eq!(report.deregistered.unwrap(), Deregistered::Removed);
     assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
