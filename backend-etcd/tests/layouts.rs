@@ -158,6 +158,8 @@ conforms! {
     kratos_keeps_every_promise_it_can_carry: Speaking(Kratos::default()), carries [Carried::Id, Carried::Weight, Carried::Services];
     fireflycore_keeps_every_promise_it_can_carry:
         Fireflycore::new("prod").unwrap(), carries [Carried::Id, Carried::Weight, Carried::Services];
+    fireflycore_without_an_environment_keeps_every_promise_it_can_carry:
+        Fireflycore::new("").unwrap(), carries [Carried::Id, Carried::Weight, Carried::Services];
     fireflycore_by_lease_keeps_every_promise_it_can_carry:
         FireflycoreByLease::new("prod").unwrap(), carries [Carried::Weight, Carried::Services];
     go_zero_keeps_every_promise_it_can_carry: GoZero, carries [];

@@ -27,7 +27,7 @@ use crate::{sources::Dns, target::Target};
 pub struct Invocation {
     /// Namespace of callees that name none. Default: `default`.
     pub namespace: String,
-    /// Environment of callees that name none. Default: none.
+    /// Environment of callees that name none; an empty one is none. Default: none.
     pub environment: Option<String>,
     /// Idle time of views. Text such as `5s` or `1m 30s`, or whole nanoseconds, as Go writes them; a negative number is zero. Also read
     /// from a field `cache`. Default: 5 s.
@@ -164,7 +164,8 @@ impl Callee {
         self
     }
 
-    /// Sets the environment.
+    /// Sets the environment. An empty one is none, whatever the default of the [`Invocation`]: the namespace alone names the service, in
+    /// the environment of the layout where that has one.
     #[must_use]
     pub fn in_environment(mut self, environment: impl Into<String>) -> Self {
         self.environment = Some(environment.into());
@@ -273,7 +274,8 @@ impl Locator {
             return self.by_dns_name(callee, namespace);
         }
         let Invocation { environment, registry_scheme, .. } = &self.invocation;
-        let namespace = match callee.environment.as_ref().or(environment.as_ref()) {
+        let environment = callee.environment.as_ref().or(environment.as_ref());
+        let namespace = match environment.filter(|environment| !environment.is_empty()) {
             Some(environment) => Namespace::parse(format!("{namespace}/{environment}"))?,
             None => namespace.clone(),
         };
@@ -336,7 +338,10 @@ mod tests {
         assert_eq!(target(&invocation, &Callee::parse("team/auth").unwrap()), "enlist:///team/auth");
         assert_eq!(target(&invocation, &auth.clone().in_environment("test")), "enlist:///default%2Ftest/auth");
         (invocation.environment, invocation.registry_scheme) = (Some("prod".into()), "etcd".into());
-        assert_eq!(target(&invocation, &auth.at_port(1)), "etcd:///default%2Fprod/auth");
+        assert_eq!(target(&invocation, &auth.clone().at_port(1)), "etcd:///default%2Fprod/auth");
+        assert_eq!(target(&invocation, &auth.clone().in_environment("")), "etcd:///default/auth");
+        invocation.environment = Some(String::new());
+        assert_eq!(target(&invocation, &auth), "etcd:///default/auth");
     }
 
     #[test]

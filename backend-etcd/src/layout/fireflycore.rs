@@ -2,7 +2,7 @@
 //! the value, and what its Locator (v0.3.1) reads, with an id of one's own.
 //!
 //! enlist's namespace is fireflycore's (the registry's default is `firefly`, the Locator's `default`), and its application id is the
-//! service. The environment is an option of the layout.
+//! service. The environment is part of enlist's namespace (`default/dev`), and an option of the layout for namespaces that name none.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,16 @@ use enlist::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, object::Object, tree::Dialect};
+use super::{
+    Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried, object::Object, tree::Dialect,
+};
 use crate::record::KeyRange;
 
 /// The layout of the Locator: `{namespace}/{env}/{service}/{id}`. It also reads what the registry of v0.2.9 writes.
+///
+/// A namespace of enlist with one `/` names an environment: `auth` in `team/dev` has the keys `team/dev/auth/…`, whatever the layout's own
+/// environment, which is that of namespaces without a `/`. So one client reads services of all environments, and `team` is another name of
+/// `team/prod` if the layout's environment is `prod`. An environment may be empty, as in Go: `team/` has the keys `team//auth/…`.
 #[derive(Clone, Debug)]
 pub struct Fireflycore {
     env: String,
@@ -30,20 +36,21 @@ pub struct Fireflycore {
 }
 
 /// The layout of the registry of v0.2.9: `{namespace}/{env}/{service}/{lease id, decimal}`. Each instance needs a lease of its own and
-/// gets a new key when it is registered anew.
+/// gets a new key when it is registered anew. Environments are those of [`Fireflycore`], but never empty: readers of that version skip
+/// instances without one.
 #[derive(Clone, Debug)]
 pub struct FireflycoreByLease {
     inner: Fireflycore,
 }
 
 impl Fireflycore {
-    /// The layout in the environment `env`.
+    /// The layout whose services are in the environment `env` unless their namespace names one. `env` may be empty.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an empty one, a `/` or control characters.
+    /// [`Error::InvalidConfig`] for a `/` or control characters.
     pub fn new(env: &str) -> Result<Self, Error> {
-        if env.is_empty() || env.chars().any(|character| character == '/' || character.is_control()) {
+        if env.chars().any(|character| character == '/' || character.is_control()) {
             return Err(Error::invalid_config("env", "it must be one segment of a key"));
         }
         Ok(Self {
@@ -93,6 +100,15 @@ impl Fireflycore {
     pub fn run_date(mut self, text: impl Into<String>) -> Self {
         self.run_date = text.into();
         self
+    }
+
+    /// Namespace and environment that a namespace names: `team` and `dev` for `team/dev`, `team` and the layout's own for `team`.
+    fn split<'a>(&'a self, namespace: &'a Namespace) -> Result<(&'a str, &'a str), Error> {
+        match namespace.as_str().split_once('/') {
+            None => Ok((namespace.as_str(), &self.env)),
+            Some((namespace, env)) if !namespace.is_empty() && !env.contains('/') => Ok((namespace, env)),
+            Some(_) => Err(not_carried("namespace", '/')),
+        }
     }
 
     fn value<'a, M>(&'a self, instance: &'a Instance, lease_id: Option<i64>, meta: M) -> Result<Written<'a, M>, Error> {
@@ -207,10 +223,12 @@ impl Dialect for Fireflycore {
     }
 
     fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
-        Ok(format!("{}/{}/", go::as_segment("namespace", namespace.as_str())?, self.env))
+        let (namespace, env) = self.split(namespace)?;
+        Ok(format!("{namespace}/{env}/"))
     }
 
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
+        let (_, env) = self.split(service.namespace())?;
         go::write(&self.value(
             instance,
             None,
@@ -218,7 +236,7 @@ impl Dialect for Fireflycore {
                 app_id: service.name().as_str(),
                 instance_id: instance.id().as_str(),
                 version: instance.version().unwrap_or_default(),
-                env: &self.env,
+                env,
             },
         )?)
     }
@@ -229,12 +247,15 @@ impl Dialect for Fireflycore {
 }
 
 impl FireflycoreByLease {
-    /// The layout in the environment `env`.
+    /// The layout whose services are in the environment `env` unless their namespace names one.
     ///
     /// # Errors
     ///
-    /// As [`Fireflycore::new`].
+    /// As [`Fireflycore::new`], and for an empty one.
     pub fn new(env: &str) -> Result<Self, Error> {
+        if env.is_empty() {
+            return Err(Error::invalid_config("env", "the registry of v0.2.9 has no instances without an environment"));
+        }
         Fireflycore::new(env).map(Self::from)
     }
 }
@@ -283,11 +304,12 @@ impl Layout for FireflycoreByLease {
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         go::refuse_loss(self, instance, writing.owner)?;
         let lease_id = go::number(self, instance.id(), writing.lease)?;
-        let meta = RegistryMeta {
-            env: &self.inner.env,
-            app_id: service.name().as_str(),
-            version: instance.version().unwrap_or_default(),
-        };
+        let (_, env) = self.inner.split(service.namespace())?;
+        if env.is_empty() {
+            return Err(go::lost(self, "an empty environment"));
+        }
+        let meta =
+            RegistryMeta { env, app_id: service.name().as_str(), version: instance.version().unwrap_or_default() };
         go::write(&self.inner.value(instance, Some(lease_id), meta)?)
     }
 
@@ -301,5 +323,61 @@ impl Layout for FireflycoreByLease {
             return Err(go::malformed("no environment or application id"));
         }
         Ok(Decoded { instance: self.inner.instance(id, read)?, owner: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(namespace: &str) -> ServiceRef {
+        ServiceRef::new(Namespace::parse(namespace).unwrap(), ServiceName::parse("auth").unwrap())
+    }
+
+    fn prefix(layout: &dyn Layout, namespace: &str) -> Option<String> {
+        let range = layout.service_range(&service(namespace)).ok()?;
+        Some(String::from_utf8(range.bounds().0.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn an_environment_is_that_of_the_namespace_and_else_of_the_layout() {
+        let (prod, none) = (Fireflycore::new("prod").unwrap(), Fireflycore::new("").unwrap());
+        for (namespace, with_prod, with_none) in [
+            ("default", "default/prod/auth/", "default//auth/"),
+            ("team/dev", "team/dev/auth/", "team/dev/auth/"),
+            ("team/", "team//auth/", "team//auth/"),
+        ] {
+            assert_eq!(prefix(&prod, namespace).as_deref(), Some(with_prod), "{namespace}");
+            assert_eq!(prefix(&none, namespace).as_deref(), Some(with_none), "{namespace}");
+            let by_lease = FireflycoreByLease::from(prod.clone());
+            assert_eq!(prefix(&by_lease, namespace).as_deref(), Some(with_prod), "{namespace}");
+            let key = format!("{with_none}i-1");
+            let name = none.service_of(&Namespace::parse(namespace).unwrap(), key.as_bytes());
+            assert_eq!(name, ServiceName::parse("auth").ok(), "{namespace}");
+        }
+        for namespace in ["/dev", "team/dev/east", "team//"] {
+            assert_eq!(prefix(&prod, namespace), None, "{namespace}");
+        }
+        assert!(Fireflycore::new("a/b").is_err() && FireflycoreByLease::new("").is_err());
+    }
+
+    #[test]
+    fn an_instance_states_the_environment_of_its_namespace() {
+        let instance = go::instance("1", [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        let written = |layout: &dyn Layout, namespace: &str| {
+            let writing = Writing { lease: Some(LeaseId::new(1)), ..Writing::default() };
+            let bytes = layout.encode(&service(namespace), &instance, &writing).map_err(|error| error.to_string())?;
+            let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+            Ok::<_, String>(value["meta"]["env"].as_str().unwrap().to_owned())
+        };
+        let layout = Fireflycore::new("prod").unwrap();
+        let by_lease = FireflycoreByLease::from(layout.clone());
+        for layout in [&layout as &dyn Layout, &by_lease] {
+            assert_eq!(written(layout, "default").as_deref(), Ok("prod"));
+            assert_eq!(written(layout, "default/dev").as_deref(), Ok("dev"));
+        }
+        assert_eq!(written(&layout, "default/").as_deref(), Ok(""));
+        // It would not be read: readers of that version skip it.
+        assert!(written(&by_lease, "default/").unwrap_err().contains("an empty environment"));
     }
 }
