@@ -47,9 +47,9 @@ impl Layout for Apps {
         Some(KeyRange::prefix("apps/"))
     }
 
-    fn service_of(&self, _: &Namespace, key: &[u8]) -> Option<ServiceName> {
-        let (service, _) = std::str::from_utf8(key).ok()?.strip_prefix("apps/")?.split_once('/')?;
-        ServiceName::parse(service).ok()
+    fn instance_of(&self, _: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        let (service, id) = std::str::from_utf8(key).ok()?.strip_prefix("apps/")?.split_once('/')?;
+        Some((ServiceName::parse(service).ok()?, InstanceId::parse(id).ok()?))
     }
 
     fn encode(&self, _: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {

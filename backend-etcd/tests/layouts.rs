@@ -139,8 +139,8 @@ impl<L: Layout> Layout for Speaking<L> {
         self.0.services_range(namespace)
     }
 
-    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
-        self.0.service_of(namespace, key)
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        self.0.instance_of(namespace, key)
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {

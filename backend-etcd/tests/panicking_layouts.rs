@@ -73,9 +73,9 @@ impl Layout for Moody {
         self.native.services_range(namespace)
     }
 
-    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
-        self.moods.check("service_of");
-        self.native.service_of(namespace, key)
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        self.moods.check("instance_of");
+        self.native.instance_of(namespace, key)
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
@@ -204,7 +204,7 @@ async fn a_layout_that_panics_fails_only_what_needs_it() {
         assert!(etcd.watch(&service()).await.and(etcd.services(&Namespace::default()).await.map(drop)).is_err());
     }
     // The keys are read again and again.
-    moods.set(&["key", "encode", "decode", "term", "service_of"]);
+    moods.set(&["key", "encode", "decode", "term", "instance_of"]);
     tokio::time::sleep(Duration::from_secs(60)).await;
     is_registered(&a).await;
     assert!(etcd.services(&Namespace::default()).await.unwrap().is_empty());

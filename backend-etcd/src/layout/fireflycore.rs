@@ -297,6 +297,10 @@ impl Layout for FireflycoreByLease {
         self.inner.services_range(namespace)
     }
 
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        self.inner.instance_of(namespace, key)
+    }
+
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
         self.inner.service_of(namespace, key)
     }

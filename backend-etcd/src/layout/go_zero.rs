@@ -51,8 +51,12 @@ impl Layout for GoZero {
         None
     }
 
-    fn service_of(&self, _: &Namespace, _: &[u8]) -> Option<ServiceName> {
-        None
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        let (service, id) = std::str::from_utf8(key).ok()?.rsplit_once('/')?;
+        let service = ServiceRef::new(namespace.clone(), ServiceName::parse(service).ok()?);
+        prefix(&service).ok()?;
+        id.parse::<i64>().ok()?;
+        Some((service.name().clone(), InstanceId::parse(id).ok()?))
     }
 
     /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.

@@ -1,18 +1,24 @@
 //! The layout of ChenLong-dev's gobase: `/{cluster}/{service}/{key}` holds a JSON string, and in it, by convention,
-//! `{"ip":…,"port":…,"weight":…}`.
+//! `{"ip":…,"port":…,"weight":…}` and whatever else the user wants to say, which is the metadata here.
 //!
 //! The cluster is enlist's namespace: `/{namespace}/{service}/{id}`.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use enlist::{Error, Instance, Namespace, ServiceRef, instance::DEFAULT_WEIGHT, name::DEFAULT_NAMESPACE};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
-use super::{Part, Skip, go, tree::Dialect};
+use super::{Part, Skip, go, tree::Dialect, typed};
 
 /// What gobase's own keys of gRPC servers go on with.
 const GRPC: &[u8] = b"/grpc";
 
-/// The layout of gobase.
+/// Fields that are no metadata.
+const OWN: [&str; 3] = ["ip", "port", "weight"];
+
+/// The layout of gobase. Metadata keeps its JSON types: a text is under its name, any other value as JSON text under `{name}.json`, as
+/// [`Instance::with_json`] writes and [`Instance::json`] reads it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gobase;
 
@@ -21,20 +27,13 @@ struct Written<'a> {
     ip: &'a str,
     port: u16,
     weight: u32,
-}
-
-#[derive(Deserialize)]
-struct Read {
-    ip: String,
-    #[serde(default, deserialize_with = "go::or_default")]
-    port: i64,
-    #[serde(default)]
-    weight: Option<i64>,
+    #[serde(flatten)]
+    metadata: BTreeMap<&'a str, typed::Field<'a>>,
 }
 
 impl Dialect for Gobase {
     const NAME: &'static str = "gobase";
-    const CARRIES: &'static [Part] = &[Part::Id, Part::Namespace, Part::Weight];
+    const CARRIES: &'static [Part] = &[Part::Id, Part::Namespace, Part::Weight, Part::Metadata];
 
     fn root(&self) -> String {
         format!("/{DEFAULT_NAMESPACE}/")
@@ -48,13 +47,18 @@ impl Dialect for Gobase {
         key.strip_suffix(GRPC).unwrap_or(key)
     }
 
-    /// A weight of 0, which reads as none, is refused.
+    /// A weight of 0, which reads as none, is refused. Metadata follows the other fields, by name.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         if instance.weight() == 0 {
             return Err(go::lost(self, "a weight of 0"));
         }
         let endpoint = go::only_plain_endpoint(self, instance)?;
-        let inner = go::write(&Written { ip: endpoint.host(), port: endpoint.port(), weight: instance.weight() })?;
+        let metadata = typed::fields(instance.metadata()).map_err(|what| go::lost(self, what))?;
+        if OWN.iter().any(|name| metadata.contains_key(name)) {
+            return Err(go::lost(self, "metadata named `ip`, `port` or `weight`, which are fields of their own,"));
+        }
+        let (ip, port, weight) = (endpoint.host(), endpoint.port(), instance.weight());
+        let inner = go::write(&Written { ip, port, weight, metadata })?;
         go::write(&String::from_utf8_lossy(&inner))
     }
 
@@ -68,11 +72,15 @@ impl Dialect for Gobase {
 
     /// A value that is the object itself is read as it stands.
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let Read { ip, port, weight } = match go::tree(value)? {
-            Value::String(inner) => go::read(inner.as_bytes())?,
-            _ => go::read(value)?,
+        let inner = match go::tree(value) {
+            Ok(Value::String(inner)) => Cow::Owned(inner.into_bytes()),
+            _ => Cow::Borrowed(value),
         };
-        let instance = go::instance(id, [go::host_and_port(&ip, port)?])?;
-        Ok(instance.with_weight(go::weight_or(weight, DEFAULT_WEIGHT)))
+        let mut fields = go::fields(&inner)?;
+        let (ip, port): (String, Option<i64>) = (go::field(&fields, "ip")?, go::field(&fields, "port")?);
+        let weight = go::weight_or(go::field(&fields, "weight")?, DEFAULT_WEIGHT);
+        fields.retain(|name, _| !OWN.contains(&name.as_str()));
+        let instance = go::instance(id, [go::host_and_port(&ip, port.unwrap_or_default())?])?.with_weight(weight);
+        Ok(go::with_metadata(instance, typed::entries_of(fields)))
     }
 }

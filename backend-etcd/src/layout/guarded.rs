@@ -99,6 +99,10 @@ impl Layout for Guarded {
         self.find(|layout| layout.services_range(namespace))
     }
 
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        self.find(|layout| layout.instance_of(namespace, key))
+    }
+
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
         self.find(|layout| layout.service_of(namespace, key))
     }

@@ -185,8 +185,15 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The range that holds all services of `namespace`; `None` if it cannot tell.
     fn services_range(&self, namespace: &Namespace) -> Option<KeyRange>;
 
-    /// The service that a key of [`services_range`](Self::services_range) belongs to.
-    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName>;
+    /// The service and the id that a key of an instance in `namespace` names; `None` if it is none of this layout's. Where keys are
+    /// numbered by lease, the number is the id.
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)>;
+
+    /// The service alone that a key of [`services_range`](Self::services_range) belongs to. Default: that of
+    /// [`instance_of`](Self::instance_of).
+    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+        self.instance_of(namespace, key).map(|(service, _)| service)
+    }
 
     /// The value of an instance of `service`.
     ///

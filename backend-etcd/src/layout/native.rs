@@ -343,11 +343,11 @@ impl Layout for Native {
         Some(KeyRange::prefix(self.services(namespace)))
     }
 
-    fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
         let rest = key.strip_prefix(self.services(namespace).as_bytes())?;
         let (service, id) = rest.split_at(rest.iter().position(|byte| *byte == b'/')?);
-        InstanceId::parse(unescape(&id[1..])?).ok()?;
-        ServiceName::parse(unescape(service)?).ok()
+        let id = InstanceId::parse(unescape(&id[1..])?).ok()?;
+        Some((ServiceName::parse(unescape(service)?).ok()?, id))
     }
 
     fn encode(
@@ -677,7 +677,8 @@ mod tests {
                 prop_assert_eq!(read_like.as_ref(), Ok(&decoded));
             }
             prop_assert_eq!(decoded, Decoded { instance, owner: Some(text) });
-            prop_assert_eq!(layout.service_of(&namespace, &key), Some(place(&service).name().clone()));
+            let named = (place(&service).name().clone(), InstanceId::parse(&id).unwrap());
+            prop_assert_eq!(layout.instance_of(&namespace, &key), Some(named));
             if other != service {
                 prop_assert_eq!(Layout::decode(&layout, &place(&other), &key, &value), Err(Skip::Foreign));
                 let range = layout.service_range(&place(&other)).unwrap();

@@ -83,11 +83,14 @@ impl<D: Dialect> Layout for D {
         self.root_of(namespace).ok().filter(|_| self.tells_services()).map(KeyRange::prefix)
     }
 
+    fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        let (service, id) = split(self, namespace, key)?;
+        Some((service, InstanceId::parse(id).ok()?))
+    }
+
+    /// Also where the value has the id and the key has none that could be one.
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
-        let root = self.root_of(namespace).ok().filter(|_| self.tells_services())?;
-        let rest = std::str::from_utf8(self.trimmed(key).strip_prefix(root.as_bytes())?).ok()?;
-        let (service, id) = rest.split_once('/')?;
-        if id.is_empty() || id.contains('/') { None } else { ServiceName::parse(service).ok() }
+        split(self, namespace, key).map(|(service, _)| service)
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
@@ -104,4 +107,15 @@ impl<D: Dialect> Layout for D {
         let id = go::segment(self.trimmed(key), &prefix)?;
         Ok(Decoded { instance: self.read(service, id, value)?, owner: None })
     }
+}
+
+/// The service of a key, and the segment behind it.
+fn split<'a>(dialect: &impl Dialect, namespace: &Namespace, key: &'a [u8]) -> Option<(ServiceName, &'a str)> {
+    let root = dialect.root_of(namespace).ok()?;
+    let rest = std::str::from_utf8(dialect.trimmed(key).strip_prefix(root.as_bytes())?).ok()?;
+    let (service, id) = rest.rsplit_once('/').filter(|(_, id)| !id.is_empty())?;
+    let service = ServiceRef::new(namespace.clone(), ServiceName::parse(service).ok()?);
+    // A name that is refused has no keys.
+    dialect.prefix(&service).ok()?;
+    Some((service.name().clone(), id))
 }

@@ -76,11 +76,13 @@ pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
 fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8]) -> bool {
     let range = layout.service_range(service).expect("a name that it carries");
     let key = [range.bounds().0, tail].concat();
-    let _ = layout.service_of(service.namespace(), &key);
+    let named = layout.service_of(service.namespace(), &key);
+    let _ = layout.instance_of(service.namespace(), &key);
     let read = layout.decode(service, &key, value);
     // What was read before makes no difference.
     assert_eq!(layout.decode_like(&another(), service, &key, value), read, "{}", layout.name());
     let Ok(read) = read else { return false };
+    assert_eq!(named.as_ref(), Some(service.name()), "{}", layout.name());
     // It is nobody else's.
     for other in ["t", "s2", "foosvc2", "auth2", "helloworld2", "a/b"] {
         let other = ServiceRef::new(service.namespace().clone(), ServiceName::parse(other).expect("a name"));
