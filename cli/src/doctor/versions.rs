@@ -6,7 +6,9 @@ struct Defect {
     fixed: [Option<u32>; 4],
 }
 
-const DEFECTS: [Defect; 7] = [
+const DEFECTS: [Defect; 8] = [
+    // #13766
+    Defect { does: "loses or repeats changes when it is killed", fixed: [Some(0), Some(3), Some(0), Some(0)] },
     // #15220
     Defect { does: "tells progress before events", fixed: [Some(25), Some(8), Some(0), Some(0)] },
     // #15247, #12528
@@ -64,7 +66,9 @@ mod tests {
             ("3.4.25", 6),
             ("3.4.42", 1),
             ("3.4.45", 1),
-            ("3.5.1", 7),
+            ("3.5.1", 8),
+            ("3.5.2", 8),
+            ("3.5.3", 7),
             ("3.5.8", 6),
             ("3.5.13", 5),
             ("3.5.18", 4),
