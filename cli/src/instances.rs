@@ -15,9 +15,10 @@ use crate::{
 
 /// The instance that the command line describes.
 pub(crate) fn instance(addresses: Vec<Endpoint>, details: &Details, etcd: &Etcd) -> Result<Instance, Failure> {
-    let first = addresses.first().map(Endpoint::authority);
-    let id = details.id.as_deref().or(first).unwrap_or_default();
-    let mut instance = Instance::new(InstanceId::parse(id)?, addresses)?;
+    let mut instance = match &details.id {
+        Some(id) => Instance::new(InstanceId::parse(id)?, addresses)?,
+        None => Instance::at(addresses)?,
+    };
     instance = instance.with_weight(details.weight.unwrap_or_else(|| etcd.layout().default_weight()));
     if let Some(version) = &details.version {
         instance = instance.with_version(version);

@@ -73,6 +73,10 @@ pub struct Instance {
 
 type Metadata = BTreeMap<String, String>;
 
+fn no_endpoint() -> Error {
+    Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" }
+}
+
 static NO_METADATA: Metadata = BTreeMap::new();
 
 /// Replaces a text; an empty one is none. One that is the same stays, and stays shared.
@@ -91,7 +95,7 @@ impl Instance {
     pub fn new(id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
         let endpoints: Box<[_]> = endpoints.into_iter().collect();
         if endpoints.is_empty() {
-            return Err(Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" });
+            return Err(no_endpoint());
         }
         Ok(Self {
             id,
@@ -102,6 +106,20 @@ impl Instance {
             zone: None,
             metadata: None,
         })
+    }
+
+    /// An instance whose id is the authority (`host:port`) of its first endpoint, as layouts keyed by address expect it: etcd naming,
+    /// kitex, go-kit, gobase. A program that removes an instance by its address finds it by that.
+    ///
+    /// The id stays what it is when the endpoints change.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::InvalidName`] for an authority of more than 255 bytes, such as a long path of a Unix socket.
+    pub fn at(endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        let first = endpoints.first().ok_or_else(no_endpoint)?;
+        Self::new(InstanceId::parse(first.authority())?, endpoints)
     }
 
     /// An instance that says the same under another id and at other endpoints, and shares with this one what it says. What is
@@ -467,6 +485,23 @@ mod tests {
     #[test]
     fn an_instance_without_an_endpoint_is_refused() {
         assert!(matches!(Instance::new(InstanceId::parse("a").unwrap(), []), Err(Error::InvalidAddress { .. })));
+    }
+
+    #[test]
+    fn an_instance_by_its_address_has_that_of_its_first_endpoint_as_its_id() {
+        for (endpoint, id) in [
+            ("host:1", "host:1"),
+            ("grpc://10.0.0.1:80", "10.0.0.1:80"),
+            ("tcp://[2001:db8::1]:080", "[2001:db8::1]:80"),
+            ("unix:///run/a.sock", "/run/a.sock"),
+        ] {
+            let endpoints = [endpoint, "other:2"].map(|text| Endpoint::parse(text).unwrap());
+            let expected = Instance::new(InstanceId::parse(id).unwrap(), endpoints.clone()).unwrap();
+            assert_eq!(Instance::at(endpoints).unwrap(), expected);
+        }
+        assert!(matches!(Instance::at([]), Err(Error::InvalidAddress { .. })));
+        let long = Endpoint::unix(format!("/{}", "x".repeat(300))).unwrap();
+        assert!(matches!(Instance::at([long]), Err(Error::InvalidName { .. })));
     }
 
     #[test]

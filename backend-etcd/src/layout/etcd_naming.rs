@@ -13,7 +13,8 @@ use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
 /// Where metadata is kept that is no object.
 const PLAIN: &str = "metadata";
 
-/// The layout of etcd's naming packages.
+/// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, as the originals have it by convention: a
+/// removal by address from Go misses an instance with another id.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EtcdNaming {
     default_port: Option<u16>,

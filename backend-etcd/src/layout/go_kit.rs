@@ -6,7 +6,8 @@ use enlist::{Endpoint, Error, Instance, ServiceRef};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// The layout of go-kit.
+/// The layout of go-kit. The id is free; [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another
+/// id.
 #[derive(Clone, Debug)]
 pub struct GoKit {
     prefix: String,

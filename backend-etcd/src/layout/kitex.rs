@@ -13,7 +13,8 @@ const DEFAULT_WEIGHT: u32 = 10;
 /// The network of an endpoint that names none: kitex dials by it.
 const NETWORK: &str = "tcp";
 
-/// The layout of kitex.
+/// The layout of kitex. The id is free; [`Instance::at`] makes it the address, as kitex has it: its removals, which go by address, miss an
+/// instance with another id, and one with an IPv6 address, which has brackets here and none there.
 #[derive(Clone, Debug)]
 pub struct Kitex {
     prefix: String,
