@@ -374,10 +374,12 @@ async fn a_closed_output_ends_what_is_read_and_not_what_is_held() {
     let mut piped = Running::start(piped);
     piped.says("0 instances").await;
     // The next line finds nobody.
-    let mut held = std::process::Command::new("sh");
-    let script = format!("{} register svc 10.0.0.1:80 --id a | head -c 1 > /dev/null", env!("CARGO_BIN_EXE_enlist"));
-    held.args(["-c", &script]).env("ENLIST_ENDPOINTS", server.url());
-    let _held = Running::start(held);
+    let mut reader = std::process::Command::new("head");
+    reader.args(["-c", "1"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    let mut reader = reader.spawn().unwrap();
+    let mut held = enlist(&server, ["register", "svc", "10.0.0.1:80", "--id", "a"]);
+    held.stdout(reader.stdin.take().unwrap());
+    let mut held = held.spawn().unwrap();
     assert_eq!(piped.code().await, Some(0));
     let client = raw(&server).await;
     enlist_testkit::eventually("the instance is there", || async {
@@ -385,6 +387,10 @@ async fn a_closed_output_ends_what_is_read_and_not_what_is_held() {
         if there == 1 { Ok(()) } else { Err(there) }
     })
     .await;
+    assert!(reader.wait().unwrap().success());
+    assert!(held.try_wait().unwrap().is_none(), "it goes on");
+    held.kill().unwrap();
+    held.wait().unwrap();
 }
 
 /// One writer's very long values break nobody's table; JSON has them whole.
