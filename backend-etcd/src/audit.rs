@@ -107,7 +107,7 @@ pub(crate) struct Audit {
     stage: Stage,
     /// Where the next page begins; at the start of the range if it is empty.
     next: Vec<u8>,
-    /// When the first page of the present round was asked for, if all that was compared since was right.
+    /// Time at which the first page of the present round was asked for, if all that was compared since was right.
     begun: Option<Moment>,
     /// The present page is the first one of its round.
     first: bool,

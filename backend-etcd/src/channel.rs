@@ -143,9 +143,9 @@ pub(crate) struct Dialled {
     /// Counts the connections of its channel.
     generation: u64,
     given_up: CancellationToken,
-    /// Whose it is; `None` for a channel that the user made.
+    /// Member that it leads to; `None` for a channel that the user made.
     url: Option<Arc<http::Uri>>,
-    /// Whether its member answers requests for progress in order, once that is known.
+    /// Order in which its member answers requests for progress: `true` is after the events before; `None` is not known yet.
     ordered: Arc<OnceLock<bool>>,
 }
 
@@ -159,7 +159,7 @@ impl Dialled {
         self.url.as_deref()
     }
 
-    /// Says whether what a watch answers to a request for progress comes after the events before it. `None` is not known yet.
+    /// Returns `true` if an answer to a request for progress comes after the events before it. `None` is not known yet.
     pub(crate) fn answers_in_order(&self) -> Option<bool> {
         self.ordered.get().copied()
     }

@@ -276,7 +276,7 @@ impl Lane {
     }
 }
 
-/// How many marks of a line are looked at: with those a transaction is full.
+/// Maximum number of marks of a line that are looked at: with those a transaction is full.
 const MAX_MARKS: i64 = 100;
 
 /// How many transactions with registrations are under way at a time.
@@ -298,7 +298,7 @@ pub(crate) struct Connection {
     pub(crate) bulk: Lane,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
     page: AtomicI64,
-    /// How large a range may be.
+    /// Maximum size of a range.
     pub(crate) limits: RangeLimits,
 }
 
@@ -325,7 +325,7 @@ impl Written {
     }
 }
 
-/// What is read of a line after a write to it.
+/// The part of a line that is read after a write to it.
 #[derive(Debug)]
 pub(crate) struct LineRead<'a> {
     pub(crate) line: &'a KeyRange,
@@ -345,7 +345,7 @@ impl LineRead<'_> {
     }
 }
 
-/// What was read of a line at a revision.
+/// The part of a line that was read, at a revision.
 #[derive(Debug, Default)]
 pub(crate) struct LineFound {
     pub(crate) at: Revision,
@@ -668,7 +668,7 @@ impl Connection {
     }
 }
 
-/// Says whether a member of this version tells everything before it answers a request for progress (etcd-io/etcd#15220).
+/// Returns `true` if a member of this version sends all events before it answers a request for progress (etcd-io/etcd#15220).
 fn answers_in_order(version: &str) -> bool {
     let mut parts = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     match (parts.next(), parts.next(), parts.next()) {
@@ -699,7 +699,7 @@ fn put(key: &[u8], value: &[u8], lease: Option<LeaseId>) -> TxnOp {
     TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.map_or(0, LeaseId::get))))
 }
 
-/// What a write to a line has found, or what its key is.
+/// The result of a write to a line: the state found, or its key.
 fn read_of(outcome: Outcome) -> Result<LineFound, Option<Record>> {
     match outcome {
         Outcome::Done { revision, reads } => {

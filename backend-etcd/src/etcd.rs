@@ -33,7 +33,7 @@ pub const DEFAULT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// way.
 const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 
-/// How often a probe is sent while there are views, unless said otherwise.
+/// Default time between probes while there are views.
 pub const DEFAULT_PROBE: Duration = Duration::from_secs(5);
 
 /// How long the connection for watches is waited for when a client is made.

@@ -572,7 +572,7 @@ fn reply_limit(ttl: Duration) -> Duration {
     (ttl / 6).min(MAX_REPLY)
 }
 
-/// When to renew next: after the interval with 10 % jitter, and after a failure soon, then more and more slowly.
+/// Time until the next renewal: after the interval with 10 % jitter, and after a failure soon, then more and more slowly.
 fn pause(interval: Duration, failed: Option<&mut Backoff>) -> Duration {
     match failed {
         None => interval.mul_f64(0.9 + 0.2 * fastrand::f64()),

@@ -10,7 +10,7 @@ use crate::{limits::size, record::Record};
 /// How many deleted keys are remembered.
 const MAX_GRAVES: usize = 4096;
 
-/// How many bytes of deleted keys and their values are remembered.
+/// Maximum bytes of deleted keys and their values that are remembered.
 const MAX_GRAVE_BYTES: usize = 16 << 20;
 
 /// A range of keys at one revision. Cheap to clone; clones share their structure.

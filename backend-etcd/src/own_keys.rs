@@ -310,7 +310,7 @@ pub(crate) struct OwnKeys {
     count: Arc<AtomicUsize>,
 }
 
-/// How many own keys of each service have a watch of their own.
+/// Number of own keys of each service that have a watch of their own.
 type Singles = Mutex<HashMap<ServiceRef, usize>>;
 
 /// Counts as one of them.
@@ -385,7 +385,7 @@ impl OwnKeys {
         Ok(group.ward(&key))
     }
 
-    /// Which watch the next own key of `service` gets. One of its own counts from then on.
+    /// The watch of the next own key of `service`. One of its own counts from then on.
     fn share(&self, service: &ServiceRef, alone: bool) -> (Share, Option<Single>) {
         let mut all = self.single.lock().unwrap_or_else(PoisonError::into_inner);
         let of_service = all.get(service).copied().unwrap_or_default();
@@ -478,7 +478,7 @@ mod tests {
         assert_eq!(etcd.session.own_keys.count.load(Ordering::Relaxed), 0);
     }
 
-    /// What `docs/scale.md` says of a process that registers under very many services.
+    /// The statement of `docs/scale.md` about a process that registers under very many services.
     #[tokio::test(start_paused = true)]
     async fn beyond_so_many_watches_the_rest_share_that_of_their_namespace() {
         let fake = enlist_testkit::FakeEtcd::start();

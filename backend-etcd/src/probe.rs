@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::{connection::Connection, error::Failure, record::KeyRange, session::Session};
 
-/// How many keys are tried for one probe: a role may allow some of the views of a session and not others.
+/// Maximum number of keys tried for one probe: a role may allow some of the views of a session and not others.
 const TRIES: usize = 4;
 
 /// A linearizable read: the store was at this revision after it was sent.
@@ -44,12 +44,12 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Views {
-    /// How many views begin at each key. One of these keys is read: who may watch it may read it.
+    /// Number of views that begin at each key. One of these keys is read: who may watch it may read it.
     keys: BTreeMap<Vec<u8>, usize>,
     tasks: Option<TaskOwner>,
 }
 
-/// What a view holds for as long as it wants probes.
+/// A request for probes, for as long as it is held.
 pub(crate) struct Probed {
     key: Vec<u8>,
     shared: Arc<Shared>,
@@ -116,7 +116,7 @@ impl Shared {
     }
 }
 
-/// What a watch knows of probes.
+/// The probes, as seen by a watch.
 #[derive(Debug)]
 pub(crate) struct ProbeReader {
     latest: watch::Receiver<Option<Probe>>,

@@ -9,7 +9,7 @@ use crate::probe::Probe;
 /// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught up.
 const MAX_PENDING: usize = 64;
 
-/// What a probe says about a picture.
+/// The result of a probe for a picture.
 #[derive(Debug)]
 pub(crate) enum Said {
     /// The picture had all that there was when the probe was sent, at this moment.
@@ -58,7 +58,7 @@ impl Proofs {
         self.pending.drain(..count).next_back().map(|probe| probe.sent)
     }
 
-    /// Says whether there is a probe that the picture has not reached.
+    /// Returns `true` if there is a probe that the picture has not reached.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.pending.is_empty()
     }

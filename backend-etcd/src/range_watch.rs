@@ -85,7 +85,7 @@ pub(crate) struct Worker {
     mirror: Option<Mirror>,
     epoch: Epoch,
     audit: Audit,
-    /// What the session's probes tell; nothing where nobody asks for the age.
+    /// The results of the session's probes; none where nobody asks for the age.
     probes: Option<ProbeReader>,
     proofs: Proofs,
     counters: Arc<Counters>,

@@ -24,7 +24,7 @@ pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Recovery {
     answered: watch::Sender<bool>,
-    /// How often requests were answered again.
+    /// Number of times that requests were answered again.
     recoveries: AtomicU64,
     /// Held by the one that probes.
     probing: Mutex<()>,
@@ -54,7 +54,7 @@ impl Recovery {
         });
     }
 
-    /// How often requests were answered again so far, to be noted before a request.
+    /// Number of times that requests were answered again so far, to be noted before a request.
     pub(crate) fn recoveries(&self) -> u64 {
         self.recoveries.load(Ordering::Relaxed)
     }

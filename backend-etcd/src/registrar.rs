@@ -87,7 +87,7 @@ pub(crate) struct Registrar {
     alone: bool,
     /// The generation of the instance that was wanted last.
     wanted: u64,
-    /// How often etcd had answered again when the last step began.
+    /// Number of times that etcd had answered again when the last step began.
     recoveries: u64,
 }
 
@@ -798,7 +798,7 @@ impl Registrar {
     }
 }
 
-/// What is published and could not be brought up to date.
+/// A published instance that could not be brought up to date.
 struct Outdated {
     cause: Error,
     /// Time until the next try.

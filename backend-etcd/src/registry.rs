@@ -27,7 +27,7 @@ use crate::{
 /// TTL of the lease that a fixed instance is created under, which is revoked once it is detached.
 const DETACH_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often a key of a fixed instance is read and written that changes meanwhile because it is detached from its lease, or goes with it.
+/// Maximum attempts to write a key of a fixed instance that changes meanwhile because it is detached from its lease, or goes with it.
 const MAX_ATTEMPTS: usize = 3;
 
 #[async_trait]

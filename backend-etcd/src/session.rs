@@ -30,7 +30,7 @@ use crate::{
 /// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long a close waits for the removal of instances on given leases.
+/// Time for which a close waits for the removal of instances on given leases.
 const LEAVE: Duration = Duration::from_secs(3);
 
 /// How many registrations may look at their key at the same time, so that thousands that lost their watch together do not

@@ -80,7 +80,7 @@ pub(crate) struct Stander {
     pub(crate) options: LockOptions,
     /// When it was asked for.
     pub(crate) begun: Moment,
-    /// What kept it from getting in line, or from leaving, for the caller to name at its deadline.
+    /// The last error that kept it from getting in line, or from leaving, for the caller to name at its deadline.
     pub(crate) trouble: LastTrouble,
 }
 

@@ -72,7 +72,7 @@ impl OpenWatch {
         &self.connection
     }
 
-    /// What has the watch asked how far it is, while [`next`](Self::next) waits.
+    /// Asks the watch for its progress, while [`next`](Self::next) waits.
     pub(crate) fn progress(&self) -> Arc<Notify> {
         Arc::clone(&self.progress)
     }

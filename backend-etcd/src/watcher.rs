@@ -59,7 +59,7 @@ impl Resolver for Etcd {
     }
 }
 
-/// What lies under one key of a service, as text. `Debug` does not show the text, which may hold an owner token.
+/// The content of one key of a service, as text. `Debug` does not show the text, which may hold an owner token.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Payload {
@@ -114,7 +114,7 @@ impl Etcd {
 struct EtcdWatcher {
     reader: FeedReader<Mirror>,
     projection: Projection,
-    /// What was returned last.
+    /// The state returned last.
     seen: Option<Snapshot>,
     live: bool,
 }

@@ -18,7 +18,7 @@ use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{eventually, soon};
 use tokio::net::TcpListener;
 
-/// What was logged.
+/// The logged text.
 #[derive(Clone, Default)]
 struct Logged(Arc<Mutex<Vec<u8>>>);
 

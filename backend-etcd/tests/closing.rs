@@ -64,7 +64,7 @@ async fn a_close_that_is_dropped_ends_the_session_all_the_same() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
-/// What was dropped before is still on its way out.
+/// Instances dropped before are still on their way out.
 #[tokio::test(start_paused = true)]
 async fn a_close_waits_for_what_was_dropped_before() {
     let fake = FakeEtcd::start();

@@ -177,7 +177,7 @@ async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possib
     eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
-/// What waits only for a proof reads at a slow pace, whatever the key is meanwhile.
+/// A removal that waits only for a proof reads at a slow pace, whatever the key is meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
     for replaced in [false, true] {

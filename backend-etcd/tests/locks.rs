@@ -301,7 +301,7 @@ impl Drop for Etcdctl {
     }
 }
 
-/// What a candidate says is not tried for ever if it cannot be stored.
+/// A candidate's value that cannot be stored is not tried for ever.
 #[tokio::test]
 async fn a_candidate_whose_value_is_too_large_is_refused_at_once() {
     let server = server().await;

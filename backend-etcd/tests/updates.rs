@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 const KEY: &[u8] = b"enlist/services/default/svc/a";
 
-/// How long a registration waits at most before it tries again what somebody has to mend, with its jitter.
+/// Maximum time for which a registration waits before it tries again what somebody has to mend, with its jitter.
 const SLOW: Duration = Duration::from_millis(12_500);
 
 fn client(fake: &FakeEtcd) -> Etcd {

@@ -41,7 +41,7 @@ struct Formerly {
 }
 
 impl Formerly {
-    /// What this instance is for the former version.
+    /// The value of this instance in the former version.
     fn of(instance: &Instance, owner: Option<&str>) -> Self {
         Self {
             v: 1,

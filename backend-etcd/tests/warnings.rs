@@ -11,7 +11,7 @@ use enlist::{Counter, Resolver, ServiceRef};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, eventually, soon};
 
-/// What was logged.
+/// The logged text.
 #[derive(Clone, Default)]
 struct Logged(Arc<Mutex<Vec<u8>>>);
 

@@ -410,7 +410,7 @@ fn typed_metadata_is_written_as_it_was_read() {
     assert!(matches!(refused, Err(enlist::Error::Unsupported { .. })), "{refused:?}");
 }
 
-/// What gobase's users say beside address and weight is metadata, with its types.
+/// Fields of gobase's users beside address and weight are metadata, with their types.
 #[test]
 fn what_gobase_says_beside_the_address_is_metadata() {
     let service = ServiceRef::parse("s").unwrap();

@@ -18,7 +18,7 @@ use crate::{
 /// How long a close waits for the client's tasks.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// How long a close waits for the removal of instances on given leases.
+/// Time for which a close waits for the removal of instances on given leases.
 const LEAVE: Duration = Duration::from_secs(3);
 
 /// A store in memory. Clones share it.

@@ -163,7 +163,7 @@ struct Stander {
     name: LockName,
     want: Want,
     options: LockOptions,
-    /// What kept it from getting in line, or from leaving, for the caller to name at its deadline.
+    /// The last error that kept it from getting in line, or from leaving, for the caller to name at its deadline.
     trouble: LastTrouble,
 }
 

@@ -19,7 +19,7 @@ pub(crate) enum Kind {
     Instance,
     Lock,
     Election,
-    /// What those that hold a lock with a `lock_delay` leave behind if they do not release.
+    /// Marks of holders with a `lock_delay` that did not release.
     LockMark,
     ElectionMark,
 }

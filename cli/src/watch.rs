@@ -18,7 +18,7 @@ use crate::{
 /// Wait for an instance that begins to drain to be removed: a departure is a mark and a removal, right after each other.
 const DEPARTURE: Duration = Duration::from_millis(150);
 
-/// What is known at a time.
+/// The state known at a time.
 struct Seen {
     snapshot: Snapshot,
     freshness: Freshness,
@@ -28,7 +28,7 @@ struct Seen {
 struct Following {
     view: ServiceView,
     changes: ViewChanges,
-    /// What was returned last.
+    /// The state returned last.
     last: Option<Snapshot>,
 }
 
@@ -80,7 +80,7 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
     }
 }
 
-/// What a live table shows.
+/// The content of a live table.
 fn picture(service: &ServiceRef, seen: &Seen) -> Vec<Text> {
     let Seen { snapshot, freshness } = seen;
     let head = if let Freshness::Stale { cause, .. } = freshness {
@@ -96,7 +96,7 @@ fn picture(service: &ServiceRef, seen: &Seen) -> Vec<Text> {
 /// A line per change.
 struct Lines {
     service: String,
-    /// What the lines up to now amount to.
+    /// The state after the lines so far.
     last: Option<Snapshot>,
     fresh: bool,
     output: Output,

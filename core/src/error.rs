@@ -75,7 +75,7 @@ impl fmt::Display for Owner {
     }
 }
 
-/// What a limit on a range of keys counts.
+/// Unit of a limit on a range of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RangeUnit {
@@ -136,7 +136,7 @@ pub enum Error {
         id: InstanceId,
         /// Whose the other instance is.
         owner: Owner,
-        /// When the other registration last stored it, as far as is known; `None` if it is one of this process that has stored
+        /// Revision at which the other registration last stored it, as far as is known; `None` if it is one of this process that has stored
         /// nothing yet. Not the creation of the key: what was taken over has that of the registration before.
         revision: Option<Revision>,
     },
@@ -222,7 +222,7 @@ pub enum Error {
         range: String,
         /// The limit, in `unit`.
         limit: usize,
-        /// What the limit counts.
+        /// Unit of the limit.
         unit: RangeUnit,
     },
     /// The store has no space left. What is registered stays so; nothing new can be written.
@@ -279,7 +279,7 @@ impl Error {
     }
 }
 
-/// What a message says of the revision at which something was stored last.
+/// Text of a message about the revision at which something was stored last.
 fn stored_at(revision: Option<Revision>) -> String {
     revision.map_or_else(String::new, |revision| format!(", stored at revision {revision}"))
 }

@@ -176,7 +176,7 @@ pub struct Reading<T> {
 }
 
 impl<T> FeedReader<T> {
-    /// What says how old the values of the feed are while it is live.
+    /// Source of the age of the feed's values while it is live.
     pub fn proof(&self) -> Proof {
         self.proof.clone()
     }

@@ -37,7 +37,7 @@ impl Default for Graceful {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Shutdown<T> {
-    /// What the server returned; `None` if it was still busy at the deadline and was dropped, or if it never began because it was
+    /// Result of the server; `None` if it was still busy at the deadline and was dropped, or if it never began because it was
     /// stopped during the registration.
     pub served: Option<T>,
     /// Whether clients had the chance to see the draining mark.

@@ -251,7 +251,7 @@ impl Instance {
         Ok(())
     }
 
-    /// What its texts take as JSON, with their quotes and what is between them, if each takes what `len` says.
+    /// Bytes of its texts as JSON, with their quotes and what is between them, if each takes what `len` says.
     fn size(&self, len: impl Fn(&str) -> usize) -> usize {
         let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
         let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(&len);
@@ -353,7 +353,7 @@ impl Interner {
 /// How many different values an interner knows of each kind; then it begins anew.
 const MAX_INTERNED: usize = 4096;
 
-/// How many bytes the values have together that an interner knows of each kind; then it begins anew. They are kept when the
+/// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
 /// instances are gone.
 const MAX_INTERNED_BYTES: usize = 1 << 20;
 
@@ -381,7 +381,7 @@ impl Size for Metadata {
 #[derive(Debug)]
 struct Known<T: ?Sized> {
     all: HashSet<Arc<T>>,
-    /// What those have together.
+    /// Bytes of those together.
     bytes: usize,
     /// Most often the next one is the same.
     last: Option<Arc<T>>,

@@ -89,10 +89,10 @@ pub struct LockOptions {
     pub renewal_interval: Option<Duration>,
     /// How long to wait at most. Default: `None`, for ever.
     pub deadline: Option<Duration>,
-    /// How long a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
+    /// Time for which a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
     /// what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock the same. Default: zero.
     pub lock_delay: Duration,
-    /// Whether this acquisition has a lease to itself. Default: no, locks of one session with the same TTL and
+    /// Use of a lease of its own. Default: no, locks of one session with the same TTL and
     /// renewal interval share leases.
     pub own_lease: bool,
     /// Whether the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.

@@ -124,12 +124,12 @@ pub enum NoPick {
     Empty {
         /// How many there are in all.
         listed: usize,
-        /// How many of them the filter alone [leaves out](Filter::leaves_out).
+        /// Number of them that the filter alone [leaves out](Filter::leaves_out).
         left_out: usize,
     },
 }
 
-/// What a message says of so many instances that a filter leaves out.
+/// Text of a message about so many instances that a filter leaves out.
 fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
@@ -196,7 +196,7 @@ struct Choice {
     /// What it was made from.
     published: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
-    /// How many instances the filter leaves out, where there are no candidates.
+    /// Number of instances that the filter leaves out, where there are no candidates.
     left_out: usize,
     shares: Shares,
     ring: HashRing,

@@ -10,7 +10,7 @@ use std::{
 use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, RegistrationState, Registry, ServiceRef};
 use enlist_memory::MemoryStore;
 
-/// What was logged.
+/// The logged text.
 #[derive(Clone, Default)]
 struct Logged(Arc<Mutex<Vec<u8>>>);
 

@@ -78,7 +78,7 @@ pub(crate) fn http_code(status: http::StatusCode) -> Code {
 
 struct Tracked {
     body: Body,
-    /// What the call ended with if no gRPC status comes.
+    /// Status of the call if no gRPC status comes.
     http: http::StatusCode,
     /// Until it is known how the call ended.
     flight: Option<Flight>,

@@ -25,7 +25,7 @@ use crate::{
     subchannel::{InstanceState, Subchannel, Terms},
 };
 
-/// How often an instance is chosen whose last stream another call takes meanwhile.
+/// Maximum choices of an instance whose last stream another call takes meanwhile.
 const TAKES: usize = 4;
 /// Instances of which a message says why they take no calls.
 const MAX_EXPLAINED: usize = 3;
@@ -179,7 +179,7 @@ impl Core {
         head.headers.get(header.as_ref()?).map(http::HeaderValue::as_bytes)
     }
 
-    /// Why no instance can take a call, on one line.
+    /// The reason why no instance can take a call, on one line.
     pub(crate) fn explain(&self) -> String {
         escaped(self.explanation()).to_string()
     }
@@ -216,7 +216,7 @@ impl Core {
     }
 }
 
-/// What keeps the first few instances from taking calls.
+/// The reasons why the first few instances take no calls.
 fn troubles(picture: &Picture) -> String {
     let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
     let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {

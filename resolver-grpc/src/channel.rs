@@ -50,19 +50,19 @@ pub const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 /// How long a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
 pub const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
 
-/// How long a silent connection may take to show a sign of life that it is asked for, unless said otherwise.
+/// Default time for a silent connection to answer a probe.
 pub const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many connections to an instance there may be, unless said otherwise.
+/// Default maximum number of connections to an instance.
 pub const DEFAULT_CONNECTIONS: usize = 8;
 
-/// How many connections a channel makes at a time, unless said otherwise.
+/// Default maximum number of connections that a channel makes at a time.
 pub const DEFAULT_CONCURRENT_DIALS: usize = 64;
 
-/// How long a connection is idle before the kernel asks whether the other side is still there, unless said otherwise.
+/// Default idle time of a connection before the kernel sends a TCP keepalive probe.
 pub const DEFAULT_TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// How many calls may wait when all streams are taken, unless said otherwise.
+/// Default maximum number of calls that wait when all streams are taken.
 pub const DEFAULT_QUEUE_LIMIT: usize = 1024;
 
 /// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
@@ -452,7 +452,7 @@ impl ChannelBuilder {
         Ok(Channel { core: Arc::new(core) })
     }
 
-    /// What the subchannels of a new channel go by.
+    /// Settings of the subchannels of a new channel.
     pub(crate) fn terms(&self) -> Arc<Terms> {
         Arc::new(Terms {
             settings: self.settings.clone(),

@@ -41,7 +41,7 @@ use crate::{
 /// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
-/// How many calls a connection takes whose server's limit cannot be seen, which is so over TLS, while there may be further ones.
+/// Maximum number of calls on a connection whose server's limit cannot be seen, which is so over TLS, while there may be further ones.
 /// RFC 9113 (section 6.5.2) recommends that no server takes fewer.
 const UNSEEN_STREAMS: usize = 100;
 
@@ -73,7 +73,7 @@ struct Pulse {
     reads: AtomicU64,
     /// The frames of the server can be seen: the connection is not encrypted.
     visible: bool,
-    /// How many streams the server takes at a time, if its frames can be seen.
+    /// Maximum number of streams that the server takes at a time, if its frames can be seen.
     max_streams: AtomicU32,
     /// The connection takes no more calls: the server said so, or a call found out.
     spent: CancellationToken,
@@ -217,7 +217,7 @@ impl Connection {
         self.unopened.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How many calls it takes at a time.
+    /// Maximum number of calls at a time.
     fn room(&self) -> usize {
         if !self.pulse.visible {
             return UNSEEN_STREAMS;

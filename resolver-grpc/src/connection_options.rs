@@ -15,25 +15,25 @@ use crate::{
     connector::{Connector, Opened},
 };
 
-/// How often the kernel asks again that got no answer. It gives up with the limit for what was sent, 20 s.
+/// Number of keepalive probes without an answer. It gives up with the limit for what was sent, 20 s.
 const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Minimum interval of HTTP/2 pings that servers of grpc-go allow, unless told otherwise: they end connections that ping more
 /// often (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
 const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(300);
 
-/// How long an HTTP/2 ping may stay without an answer; gRPC's own default.
+/// Time for which an HTTP/2 ping may stay without an answer; gRPC's own default.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The options of connections, of all subchannels of a channel.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionOptions {
     pub(crate) probe_timeout: Duration,
-    /// How many there may be to one instance; at least one.
+    /// Maximum number to one instance; at least one.
     pub(crate) most: usize,
-    /// How many are made at a time, over all instances.
+    /// Maximum number made at a time, over all instances.
     pub(crate) concurrent_dials: usize,
-    /// How many calls may wait for a stream.
+    /// Maximum number of calls that wait for a stream.
     pub(crate) queue_limit: usize,
     pub(crate) tcp_keepalive: Option<Duration>,
     pub(crate) http2_keep_alive: Option<Duration>,

@@ -1,4 +1,4 @@
-//! How many connections are made at a time, over all instances of a channel.
+//! A limit on the connections that are made at a time, over all instances of a channel.
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 

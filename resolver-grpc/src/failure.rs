@@ -21,7 +21,7 @@ pub(crate) enum Reach {
     OutOfTime,
 }
 
-/// What a call knows itself of an attempt.
+/// Facts about an attempt that its call knows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempted {
     /// Something of its request was read, so that there was a stream for it.

@@ -1,4 +1,4 @@
-//! What a server's HTTP/2 frames say about its connection: how many streams it takes, and that it leaves. tonic and hyper tell
+//! A reader of a server's HTTP/2 frames: the limit of streams, and GOAWAY. tonic and hyper tell
 //! neither. Only the headers of frames and the settings are read (RFC 9113, sections 4.1, 6.5 and 6.8).
 
 /// Bytes of a frame's header, and of a setting.
@@ -28,7 +28,7 @@ pub(crate) struct FrameReader {
     /// The beginning of a header or of a setting.
     kept: [u8; HEADER],
     filled: usize,
-    /// What is left of the payload of the current frame.
+    /// Bytes left of the payload of the current frame.
     payload: usize,
     is_settings: bool,
 }

@@ -60,7 +60,7 @@ pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Term
     }
 }
 
-/// How many calls were begun over the instances that there are, and how many are in flight or wait to be.
+/// Number of calls begun over the present instances, and number of those in flight or waiting.
 fn calls(shared: &Shared, terms: &Terms) -> (u64, usize) {
     let set = shared.set.load();
     let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());

@@ -25,7 +25,7 @@ impl CallQueue {
         Queued(self)
     }
 
-    /// How many wait.
+    /// Number of waiting calls.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }

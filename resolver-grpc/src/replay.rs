@@ -19,9 +19,9 @@ pub(crate) struct Replay(Arc<Mutex<Kept>>);
 struct Kept {
     source: Body,
     deadline: Deadline,
-    /// What was read of the source so far and may have to be sent again; once the call is committed, what is still to be sent.
+    /// Pieces read of the source so far that may have to be sent again; once the call is committed, what is still to be sent.
     read: VecDeque<Bytes>,
-    /// How many bytes may still be kept.
+    /// Number of bytes that may still be kept.
     room: usize,
     /// There is no other attempt.
     committed: bool,
@@ -30,7 +30,7 @@ struct Kept {
     attempt: u32,
     /// Something of this attempt was read.
     begun: bool,
-    /// How many of the kept pieces this attempt has sent.
+    /// Number of the kept pieces that this attempt has sent.
     sent: usize,
     /// Wakes this attempt while it waits for more, which a later one would not.
     reader: Option<Waker>,

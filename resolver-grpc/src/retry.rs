@@ -1,4 +1,4 @@
-//! When a call is tried again: pure decisions. Calls that provably never left are always eligible, and once those that the server
+//! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those that the server
 //! refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};

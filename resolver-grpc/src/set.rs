@@ -31,7 +31,7 @@ use crate::{
 /// lost lease.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// How long changes are collected before there is another picture, unless it is the first instance to become ready. Who goes is
+/// Time for which changes are collected before there is another picture, unless it is the first instance to become ready. Who goes is
 /// passed over at once: calls look at the subchannels themselves.
 const COLLECT: Duration = Duration::from_millis(50);
 
@@ -106,7 +106,7 @@ pub(crate) struct Keeper {
     stale: bool,
     /// There are instances that left.
     leaving: bool,
-    /// When a picture was last made before its time.
+    /// Time at which a picture was last made before its time.
     hurried: Option<Moment>,
     kept: HashMap<Endpoint, Kept>,
     /// Instances without an endpoint that gRPC is spoken with, which was reported.
@@ -308,10 +308,10 @@ fn takes_calls(instance: &Instance) -> bool {
 /// The candidates of a view.
 #[derive(Debug, Default)]
 struct Listed {
-    /// Who is to be connected to. Where several instances name one endpoint, which happens when one is registered anew under
+    /// Instances to connect to. Where several instances name one endpoint, which happens when one is registered anew under
     /// another id, the latest counts.
     by_endpoint: HashMap<Endpoint, Arc<Entry>>,
-    /// Who has no endpoint that gRPC is spoken with.
+    /// Instances without an endpoint that gRPC is spoken with.
     unusable: HashSet<InstanceId>,
 }
 
@@ -406,7 +406,7 @@ mod tests {
         assert!(keeper.kept.values().all(|kept| kept.left.is_none()), "the view was looked at as a whole");
     }
 
-    /// What is logged.
+    /// The lines that are logged.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<u8>>>);
 

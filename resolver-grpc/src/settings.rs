@@ -73,7 +73,7 @@ impl SettingsFor {
         Ok(Settings::from_shared(self.security.url(endpoint, connect))?.tcp_nodelay(true))
     }
 
-    /// What the user makes of `settings`.
+    /// The user's version of `settings`.
     fn changed(&self, instance: &Instance, settings: Settings) -> Result<Settings, BoxError> {
         let Some(change) = &self.change else { return Ok(settings) };
         catch_unwind(AssertUnwindSafe(|| change(instance, settings)))

@@ -277,7 +277,7 @@ impl Subchannel {
         tracing::debug!(instance = %self, "connection no longer used");
     }
 
-    /// How many connections take calls.
+    /// Number of connections that take calls.
     pub(crate) fn connections(&self) -> usize {
         self.connections.count()
     }

@@ -1,4 +1,4 @@
-//! What stands in for the span of a call without the feature `trace`: nothing.
+//! An empty replacement for the span of a call without the feature `trace`.
 
 use std::future::Future;
 

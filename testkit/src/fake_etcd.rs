@@ -127,7 +127,7 @@ struct Shared {
     renewals_held: watch::Sender<bool>,
     /// Leases are not revoked.
     revocations_held: watch::Sender<bool>,
-    /// How long a watch rests after each message.
+    /// Time for which a watch rests after each message.
     pause: Mutex<Duration>,
 }
 

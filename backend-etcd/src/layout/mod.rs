@@ -96,7 +96,7 @@ pub enum LeaseScope {
     PerKey,
 }
 
-/// What a value is written with, beside the instance. `Debug` shows neither the owner token nor the value that is replaced.
+/// The input of an encoding, beside the instance. `Debug` shows neither the owner token nor the value that is replaced.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "tests of layouts outside this crate build it")]
 pub struct Writing<'a> {
@@ -122,7 +122,7 @@ impl fmt::Debug for Writing<'_> {
     }
 }
 
-/// What a layout reads out of a key and its value. `Debug` does not show the owner token.
+/// The content of a key and its value, as a layout reads them. `Debug` does not show the owner token.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
 pub struct Decoded {
@@ -203,7 +203,7 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
-    /// Says whether it can hold an instance of `service`, under whatever lease and term. The instance was checked by itself
+    /// Checks that it can hold an instance of `service`, under whatever lease and term. The instance was checked by itself
     /// ([`Instance::check`]). What is accepted and cannot be stored is tried for ever. Default: it is written, to see, and the bytes
     /// are counted.
     ///

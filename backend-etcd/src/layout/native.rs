@@ -44,7 +44,7 @@ const KEY_BYTES: usize = 96;
 /// What a value takes as a rule.
 const VALUE_BYTES: usize = 256;
 
-/// What a value may take beside the texts of the instance and the owner token: the fields' names, numbers, the health.
+/// Maximum bytes of a value beside the texts of the instance and the owner token: the fields' names, numbers, the health.
 const FIELDS_BYTES: usize = 1024;
 
 /// An owner token of so many bytes fits into every value: JSON makes at most six of one.

@@ -18,7 +18,7 @@ use crate::{
 /// Maximum time until the history of a key is told; etcd serves a watch that begins in the past within 100 ms.
 const HISTORY: Duration = Duration::from_secs(2);
 
-/// What became of an own key that is gone.
+/// The fate of an own key that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
     /// It was deleted as it was.

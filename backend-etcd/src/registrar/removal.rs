@@ -143,11 +143,11 @@ impl Registrar {
     }
 }
 
-/// What a removal has found, or left.
+/// The result of an attempt to remove a key.
 struct Looked {
     /// It has deleted the key.
     removed: bool,
-    /// What is there now; nothing of this registration.
+    /// The present state, without anything of this registration.
     left: Option<Record>,
     /// The revision at which that was so.
     at: Revision,

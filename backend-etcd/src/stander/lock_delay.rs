@@ -1,4 +1,4 @@
-//! What a holder with a `lock_delay` leaves behind if it does not release, and how long its successor waits for that.
+//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and its successor's wait.
 //!
 //! Such a holder has a mark beside the line, without a lease, and a release removes it with the place. So a mark whose holder has no
 //! place any more tells a crash, a lost lease or a deleted key from a release, also to a contender that comes later. Whoever finds

@@ -1,4 +1,4 @@
-//! What a holder with a `lock_delay` leaves behind if it does not release, and how long its successor waits for that. Compare
+//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and its successor's wait. Compare
 //! `enlist-etcd`'s file of the same name.
 
 use std::sync::Arc;

@@ -17,10 +17,10 @@ use crate::{
     world::{micros, most_files},
 };
 
-/// How many instances there are.
+/// Number of instances.
 const INSTANCES: u32 = 10_000;
 
-/// How long the channel is watched while nothing happens.
+/// Time for which the channel is watched while nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(report: &mut Report) -> Result {

@@ -10,7 +10,7 @@ use crate::connection::Connection;
 /// Connections to one instance. Calls only read; changes are made one at a time.
 #[derive(Debug)]
 pub(super) struct ConnectionSet {
-    /// How many there may be at a time.
+    /// Maximum number at a time.
     most: usize,
     /// Those that take calls. A call takes the first one with room, so that further ones can become idle.
     current: ArcSwap<Vec<Arc<Connection>>>,
@@ -68,7 +68,7 @@ impl ConnectionSet {
         !self.current.load().iter().any(|connection| connection.has_room())
     }
 
-    /// How many take calls.
+    /// Number of those that take calls.
     pub(super) fn count(&self) -> usize {
         self.current.load().len()
     }

@@ -22,16 +22,16 @@ use crate::{
     probe::{ProbeOutcome, probe},
 };
 
-/// How long a connection has to have lasted for the next dial to come at once.
+/// Minimum life of a connection after which the next dial comes at once.
 const LASTED: Duration = Duration::from_secs(1);
 
-/// How long a further connection is kept that no call uses.
+/// Time for which a further connection is kept that no call uses.
 const FURTHER_IDLE: Duration = Duration::from_secs(60);
 
-/// How long a further connection is not tried again that could not be made.
+/// Time after which a further connection that could not be made is tried again.
 const FURTHER_RETRY: Duration = Duration::from_secs(1);
 
-/// How often an idle connection over TLS is looked at, for a GOAWAY that cannot be seen.
+/// Time between probes of an idle connection over TLS, whose GOAWAY cannot be seen.
 const GOAWAY_LOOK: Duration = Duration::from_secs(1);
 
 /// A new connection, and its health stream if there is one.

@@ -200,7 +200,7 @@ impl Scope {
 #[derive(Debug)]
 pub struct TracedBody<B> {
     body: B,
-    /// What the call ended with if no gRPC status comes.
+    /// Status of the call if no gRPC status comes.
     http: StatusCode,
     span: Option<CallSpan>,
 }

@@ -1,4 +1,4 @@
-//! How long a lock counts as held after a holder that did not release.
+//! Cases of `lock_delay`: a lock counts as held for a while after a holder that did not release.
 
 use std::time::Duration;
 

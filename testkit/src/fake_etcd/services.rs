@@ -239,7 +239,7 @@ impl PbWatchService for Service {
 
 type Tell = mpsc::Sender<PbWatchResponse>;
 
-/// What is told, with a rest after each message where that was asked for.
+/// The messages of a watch, with a rest after each where that was asked for.
 fn slowly(
     shared: Arc<Shared>,
     messages: mpsc::Receiver<PbWatchResponse>,
