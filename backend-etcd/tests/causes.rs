@@ -3,12 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{
-    error::Error as _,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod support;
+
+use std::{error::Error as _, net::SocketAddr, time::Duration};
 
 use enlist::{
     Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, ServiceRef,
@@ -16,30 +13,9 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{eventually, soon};
+use support::logged::Logged;
 use tokio::net::TcpListener;
-
-/// The logged text.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl Logged {
-    /// The lines since the last call.
-    fn take(&self) -> Vec<String> {
-        let logged = String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap();
-        logged.lines().filter(|line| line.contains("enlist")).map(str::to_owned).collect()
-    }
-}
-
-impl std::io::Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use tracing_subscriber::filter::LevelFilter;
 
 fn client(address: SocketAddr) -> Etcd {
     let builder = Etcd::builder([format!("http://{address}")]).runtime(SessionRuntime::Caller);
@@ -60,7 +36,7 @@ async fn causes(logged: &Logged, address: SocketAddr) -> Vec<String> {
     let mut lines = Vec::new();
     for message in ["instance not registered yet", "not registered", "watch broken"] {
         eventually(message, || {
-            lines.extend(logged.take());
+            lines.extend(logged.take("enlist"));
             let found = lines.iter().any(|line| line.contains(message));
             async move { if found { Ok(()) } else { Err("not logged") } }
         })
@@ -72,13 +48,7 @@ async fn causes(logged: &Logged, address: SocketAddr) -> Vec<String> {
 
 #[tokio::test]
 async fn causes_name_the_endpoint_and_what_the_system_says() {
-    let logged = Logged::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
-        .with_ansi(false)
-        .with_writer(Mutex::new(logged.clone()))
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let (logged, _logging) = Logged::from(LevelFilter::DEBUG);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = listener.local_addr().unwrap();
     let closed = {

@@ -2,47 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod support;
+
+use std::time::Duration;
 
 use enlist::{Counter, Resolver, ServiceRef};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, eventually, soon};
-
-/// The logged text.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl Logged {
-    fn warnings(&self) -> Vec<String> {
-        let logged = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
-        logged.lines().filter(|line| line.contains("malformed value skipped")).map(str::to_owned).collect()
-    }
-}
-
-impl std::io::Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
+use support::logged::Logged;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Each is counted for each watcher, and ten a minute are logged, of all watchers together.
 #[tokio::test(start_paused = true)]
 async fn malformed_values_are_counted_and_only_some_of_them_logged() {
-    let logged = Logged::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
-        .with_ansi(false)
-        .with_writer(Mutex::new(logged.clone()))
-        .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    let (logged, _logging) = Logged::from(LevelFilter::WARN);
     let fake = FakeEtcd::start();
     let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
     let service = ServiceRef::parse("svc").unwrap();
@@ -61,7 +34,7 @@ async fn malformed_values_are_counted_and_only_some_of_them_logged() {
         async move { if now == expected { Ok(()) } else { Err(now) } }
     };
     eventually("all are counted", || counted(1000)).await;
-    let warnings = logged.warnings();
+    let warnings = logged.lines("malformed value skipped");
     assert_eq!(warnings.len(), 10, "{warnings:#?}");
     assert!(warnings[0].contains("service=default/svc") && warnings[0].contains("i0 "), "{}", warnings[0]);
     // A minute later the next one tells of those that were not logged.
@@ -69,7 +42,7 @@ async fn malformed_values_are_counted_and_only_some_of_them_logged() {
     garbage(500, 501);
     fake.put("enlist/services/default/svc/a", r#"{"v":1,"id":"a","endpoints":["10.0.0.1:80"]}"#);
     soon("a change", watchers[0].next()).await.unwrap();
-    let warnings = logged.warnings();
+    let warnings = logged.lines("malformed value skipped");
     assert_eq!(warnings.len(), 11, "{warnings:#?}");
     assert!(warnings[10].contains("unlogged=990"), "{}", warnings[10]);
 }

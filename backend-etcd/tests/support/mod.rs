@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
 pub(crate) mod between;
+pub(crate) mod logged;
 
 use std::{future::Future, time::Duration};
 
