@@ -19,7 +19,7 @@ use futures::{StreamExt, stream};
 use support::{
     PREFIX,
     between::{Between, Fate, Victim},
-    instance, pass, raw, server, service,
+    instance, raw, server, service,
 };
 
 const LINE: &str = "enlist/locks/default/l/";
@@ -134,8 +134,12 @@ async fn renewals(server: &EtcdServer, between: &Between) {
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(short))).await.unwrap();
     let options = RegisterOptions::new().ttl(short);
     let registration = soon("registered", etcd.register(&service(), instance("a"), options)).await.unwrap();
-    // Longer than a lease lives that nobody renews.
-    pass(short + Duration::from_secs(1)).await;
+    // Two leases, each renewed every second: for longer than one lives that nobody renews.
+    eventually("both are renewed", || async {
+        let renewals = etcd.counters().get(Counter::Renewals);
+        if renewals >= 8 { Ok(()) } else { Err(renewals) }
+    })
+    .await;
     assert!(guard.is_held());
     eventually("it is registered", || async {
         match registration.state() {
