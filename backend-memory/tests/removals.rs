@@ -1,4 +1,4 @@
-//! What a removal leaves alone when the link fails in between, which the conformance suite cannot time.
+//! Keys that a removal leaves alone when the link fails in between, which the conformance suite cannot time.
 
 use std::time::Duration;
 

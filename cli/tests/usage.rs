@@ -30,7 +30,7 @@ async fn the_internal_command_is_not_shown() {
     }
 }
 
-/// What a variable says need not be given.
+/// An option whose variable is set need not be given.
 #[tokio::test]
 async fn usage_lines_do_not_depend_on_variables() {
     for arguments in [vec!["resolve"], vec!["lock", "--nonsense"], vec!["leader", "a", "b"], vec!["register", "svc"]] {

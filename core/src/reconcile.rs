@@ -17,7 +17,7 @@ use crate::{
     revision::{LeaseId, Revision},
 };
 
-/// What the store holds under the key.
+/// The content of the store under the key.
 #[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Found {

@@ -75,7 +75,7 @@ async fn a_filter_that_no_instance_passes_is_named() {
     assert!(age.len() <= "999 ms".len(), "rounded: {age}");
 }
 
-/// What `instances` knows is what keeps `ready` waiting.
+/// The state in `instances` is the reason why `ready` waits.
 #[tokio::test]
 async fn a_wait_that_ends_says_why_no_instance_is_ready() {
     let servers = [Server::start("a").await, Server::start("b").await];

@@ -1,4 +1,4 @@
-//! What a channel does with its connections: how many there are, which of them are watched, and when they are given up.
+//! The connections of a channel: their number, which of them are watched, and when they are given up.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -365,7 +365,7 @@ async fn a_call_that_waits_for_a_connection_is_use() {
     assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
 }
 
-/// How long the load lasts: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
+/// Duration of the load: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
 fn load_time() -> Duration {
     let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)

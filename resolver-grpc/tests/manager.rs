@@ -139,7 +139,7 @@ impl Resolver for Counted {
     }
 }
 
-/// How many watches go on so long after the last holder of a channel is gone, and how many channels are kept.
+/// Number of watches that go on so long after the last holder of a channel is gone, and number of channels that are kept.
 async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
     let watches = Arc::new(());
     let resolver = Arc::new(Counted(MemoryStore::new().client(), Arc::clone(&watches)));
@@ -210,7 +210,7 @@ async fn a_connector_of_the_users_opens_each_stream() {
     assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
 }
 
-/// Says whether the manager can be used now, from another thread.
+/// Returns `true` if the manager can be used now, from another thread.
 fn is_free(manager: &Arc<OnceLock<ConnectionManager>>) -> bool {
     let (manager, (free, is_free)) = (Arc::clone(manager), std::sync::mpsc::channel());
     std::thread::spawn(move || free.send(manager.get().unwrap().targets().len()));

@@ -1,4 +1,4 @@
-//! Where a call stands in a trace, from client to server, and what OpenTelemetry's SDK exports of it.
+//! The place of a call in a trace, from client to server, and its export by OpenTelemetry's SDK.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -41,7 +41,7 @@ thread_local! {
     static FILTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used before.
+/// The spans that the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used before.
 fn exported() -> InMemorySpanExporter {
     static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
     let start = || {
@@ -82,7 +82,7 @@ fn calls_to(address: SocketAddr) -> Vec<SpanData> {
     spans(&SpanKind::Client, "network.peer.port", &Value::I64(address.port().into()))
 }
 
-/// What a span says of its end: the status, the description of the error, and the kind of error.
+/// The end of a span: the status, the description of the error, and the kind of error.
 fn end(span: &SpanData) -> (Option<String>, Option<String>, Option<String>) {
     let description = match &span.status {
         opentelemetry::trace::Status::Error { description } => Some(description.to_string()),

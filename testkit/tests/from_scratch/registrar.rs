@@ -22,7 +22,7 @@ use crate::{
     store::{Data, Key, Record, Value},
 };
 
-/// How often somebody else's lease is looked at.
+/// Time between looks at somebody else's lease.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// By how much the time that a lease has left may be off. A store that tells whole seconds has a unit of one second.
@@ -174,7 +174,7 @@ impl Registrar {
         }
     }
 
-    /// What the store holds under the key.
+    /// The content of the store under the key.
     fn look(&mut self) -> Result<Option<Found>, Error> {
         let record = self.client.link.ask(|data| data.records.get(&self.key).cloned())?;
         let own = record.as_ref().is_some_and(|record| self.is_own(record));

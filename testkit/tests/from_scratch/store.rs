@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 pub(crate) type Key = (ServiceRef, InstanceId);
 
-/// What is written under a key.
+/// The value written under a key.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Value {
     pub(crate) instance: Arc<Instance>,
