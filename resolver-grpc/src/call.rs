@@ -243,19 +243,24 @@ fn word(state: InstanceState) -> &'static str {
     }
 }
 
-/// Somebody at random who is connected although not well, when nobody is ready: better than nobody.
+/// Somebody at random who can take a call although the picture does not list it as ready: one that has become ready since the
+/// picture was made, else, when nobody is ready or soon will be, one that is connected although not well.
 fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
+    let newcomer = any_of(&picture.all, |subchannel| subchannel.state() == InstanceState::Ready);
+    if newcomer.is_some() || picture.all.iter().any(may_be_ready) {
+        return newcomer;
+    }
+    any_of(&picture.all, is_used)
+}
+
+/// One of those that `is_meant`, at random, that has a stream for another call.
+fn any_of(all: &[Arc<Subchannel>], is_meant: impl Fn(&Arc<Subchannel>) -> bool) -> Option<&Arc<Subchannel>> {
     let (mut chosen, mut seen) = (None, 0);
-    for subchannel in &picture.all {
-        if may_be_ready(subchannel) {
-            return None;
-        }
-        if is_used(subchannel) && subchannel.has_room() {
-            seen += 1;
-            // Each is kept with the same chance, without a list of them.
-            if fastrand::usize(..seen) == 0 {
-                chosen = Some(subchannel);
-            }
+    for subchannel in all.iter().filter(|subchannel| is_meant(subchannel) && subchannel.has_room()) {
+        seen += 1;
+        // Each is kept with the same chance, without a list of them.
+        if fastrand::usize(..seen) == 0 {
+            chosen = Some(subchannel);
         }
     }
     chosen

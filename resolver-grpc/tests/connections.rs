@@ -136,6 +136,25 @@ async fn at_the_ceiling_calls_go_elsewhere_and_then_wait_for_a_stream() {
 }
 
 #[tokio::test]
+async fn an_instance_takes_calls_as_soon_as_it_is_ready() {
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut servers = Vec::new();
+    for name in names {
+        servers.push(Server::limited(name, 1).await);
+    }
+    let world = World::of(&servers[..1]).await;
+    let channel = world.channel(Channel::builder().connections(1).queue_limit(0), 1).await;
+    let mut open = streams(&channel, 1).await;
+    for (at, server) in servers.iter().enumerate().skip(1) {
+        world.register(server, server.instance()).await;
+        until_ready(&channel, at + 1).await;
+        // The pictures that calls choose from are made at intervals; this one is younger.
+        open.extend(streams(&channel, 1).await);
+    }
+    assert!(channel.instances().iter().all(|one| one.in_flight == 1));
+}
+
+#[tokio::test]
 async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced() {
     let servers = [Server::limited("a", 4).await];
     let world = World::of(&servers).await;
