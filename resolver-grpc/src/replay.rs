@@ -18,6 +18,7 @@ pub(crate) struct Replay(Arc<Mutex<Kept>>);
 
 struct Kept {
     source: Body,
+    ahead: Ahead,
     deadline: Deadline,
     /// Pieces read of the source so far that may have to be sent again; once the call is committed, what is still to be sent.
     read: VecDeque<Bytes>,
@@ -42,6 +43,7 @@ impl Replay {
         let ended = source.is_end_stream();
         let kept = Kept {
             source,
+            ahead: Ahead::Unasked,
             deadline,
             read: VecDeque::new(),
             room: limit,
@@ -125,6 +127,32 @@ impl Kept {
         Some(data)
     }
 
+    /// What comes next of the source.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.ahead.take() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.source).poll_frame(cx),
+        }
+    }
+
+    /// Asks, after the first piece, whether there is more: that of a unary call is the only one, and tonic's bodies tell that only when
+    /// they are read on. The stream then ends with this piece, not with an empty frame after it.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) {
+        self.ended = self.source.is_end_stream();
+        if self.ended || !matches!(self.ahead, Ahead::Unasked) {
+            return;
+        }
+        self.ahead = match Pin::new(&mut self.source).poll_frame(cx) {
+            Poll::Ready(Some(frame)) => Ahead::Frame(frame),
+            Poll::Ready(None) => {
+                self.ended = true;
+                Ahead::Asked
+            }
+            // The connection reads on in any case.
+            Poll::Pending => Ahead::Asked,
+        };
+    }
+
     /// Keeps what is being sent, or commits the call to this attempt.
     fn keep(&mut self, data: &Bytes) {
         if self.committed {
@@ -136,6 +164,37 @@ impl Kept {
         self.room = room;
         self.read.push_back(data.clone());
         self.sent += 1;
+    }
+}
+
+/// What is known of the source beyond its first piece.
+enum Ahead {
+    /// It was not asked yet.
+    Unasked,
+    /// What it answered.
+    Frame(Result<Frame<Bytes>, Status>),
+    /// It was asked, and what it answered was passed on.
+    Asked,
+}
+
+impl Ahead {
+    /// Number of bytes that were read ahead.
+    fn len(&self) -> usize {
+        match self {
+            Self::Frame(Ok(frame)) => frame.data_ref().map_or(0, Bytes::len),
+            Self::Frame(Err(_)) | Self::Unasked | Self::Asked => 0,
+        }
+    }
+
+    fn take(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
+        match std::mem::replace(self, Self::Asked) {
+            Self::Frame(frame) => Some(frame),
+            Self::Asked => None,
+            Self::Unasked => {
+                *self = Self::Unasked;
+                None
+            }
+        }
     }
 }
 
@@ -163,7 +222,7 @@ impl http_body::Body for Attempt {
         if kept.ended {
             return Poll::Ready(None);
         }
-        let Poll::Ready(frame) = Pin::new(&mut kept.source).poll_frame(cx)? else {
+        let Poll::Ready(frame) = kept.poll_source(cx)? else {
             kept.reader = Some(cx.waker().clone());
             ready!(expiry.get_or_insert_with(|| kept.deadline.expiry()).poll(cx));
             return Poll::Ready(Some(Err(cancelled("the deadline of the call has passed"))));
@@ -175,7 +234,7 @@ impl http_body::Body for Attempt {
         match frame.data_ref() {
             Some(data) => {
                 kept.keep(data);
-                kept.ended = kept.source.is_end_stream();
+                kept.look_ahead(cx);
             }
             // Clients of gRPC send none; if one does, that is the end and it is sent once.
             None => kept.commit(),
@@ -190,7 +249,8 @@ impl http_body::Body for Attempt {
 
     fn size_hint(&self) -> SizeHint {
         let kept = lock(&self.kept);
-        let unsent = kept.read.iter().skip(kept.sent).map(Bytes::len).sum::<usize>() as u64;
+        let read = kept.read.iter().skip(kept.sent).map(Bytes::len).sum::<usize>();
+        let unsent = (read + kept.ahead.len()) as u64;
         let source = if kept.ended { SizeHint::with_exact(0) } else { kept.source.size_hint() };
         let mut hint = SizeHint::new();
         hint.set_lower(source.lower() + unsent);
@@ -229,6 +289,19 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(read(replay.attempt().unwrap()).await, b"one two three");
         }
+    }
+
+    #[tokio::test]
+    async fn a_single_message_ends_its_stream() {
+        let (_, mut only) = begin(body(&["one"]), 100);
+        assert!(!only.is_end_stream());
+        only.frame().await.unwrap().unwrap();
+        assert!(only.is_end_stream(), "an empty frame would have to follow");
+        let (_, mut more) = begin(body(&["one ", "two ", "three"]), 100);
+        more.frame().await.unwrap().unwrap();
+        assert!(!more.is_end_stream());
+        assert_eq!(more.size_hint().lower(), 4, "of what was read ahead");
+        assert_eq!(read(more).await, b"two three");
     }
 
     #[tokio::test]
