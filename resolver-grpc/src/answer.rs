@@ -16,18 +16,20 @@ use crate::{
     flight::Flight,
 };
 
-/// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for.
+/// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for. `only_status` is
+/// what [`only_status`] says of the answer.
 ///
 /// # Errors
 ///
 /// The status that an error of HTTP stands for.
 pub(crate) fn tracked(
     answer: http::Response<Body>,
+    only_status: Option<Code>,
     flight: Flight,
     deadline: Deadline,
     expiry: Expiry,
 ) -> Result<http::Response<Body>, Status> {
-    if let Some(code) = only_status(&answer) {
+    if let Some(code) = only_status {
         flight.ended(code);
         let is_error = is_http_error(&answer);
         return if is_error { Err(http_error(&answer, &flight.subchannel().to_string())) } else { Ok(answer) };
@@ -39,8 +41,8 @@ pub(crate) fn tracked(
 
 /// The status of an answer that is nothing else: the only kind that gRFC A6 lets a client repeat.
 pub(crate) fn only_status<B: http_body::Body>(answer: &http::Response<B>) -> Option<Code> {
-    let ends = answer.body().is_end_stream() || is_http_error(answer);
-    code(answer.headers()).or_else(|| ends.then(|| http_code(answer.status())))
+    let ends = || answer.body().is_end_stream() || is_http_error(answer);
+    code(answer.headers()).or_else(|| ends().then(|| http_code(answer.status())))
 }
 
 /// The status in the head of an answer, or in its trailers; `None` if there is none.
@@ -50,11 +52,14 @@ pub(crate) fn code(headers: &http::HeaderMap) -> Option<Code> {
 
 /// Returns `true` for an answer of something that is no gRPC server, such as a proxy.
 fn is_http_error<B: http_body::Body>(answer: &http::Response<B>) -> bool {
+    if answer.status() == http::StatusCode::OK {
+        return false;
+    }
     let content = answer.headers().get(http::header::CONTENT_TYPE);
     let is_grpc = content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
     // The trailers of one may still have a status.
     let may_follow = is_grpc && !answer.body().is_end_stream();
-    answer.status() != http::StatusCode::OK && code(answer.headers()).is_none() && !may_follow
+    code(answer.headers()).is_none() && !may_follow
 }
 
 fn http_error(answer: &http::Response<Body>, instance: &str) -> Status {

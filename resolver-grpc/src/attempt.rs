@@ -199,11 +199,13 @@ impl Call {
     fn send(&mut self, flight: Flight, mut channel: channel::Channel, body: Body) -> Sending {
         self.span.called(flight.subchannel().endpoint());
         self.current = Some(Arc::clone(flight.subchannel()));
-        let mut head = self.head.clone();
+        let mut request = http::Request::new(flight.carry(body));
+        // Its extensions are for this side of the wire.
+        (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
+        (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
         if self.attempts.left() > 0 {
-            head.headers.insert(PREVIOUS, self.attempts.left().into());
+            request.headers_mut().insert(PREVIOUS, self.attempts.left().into());
         }
-        let request = http::Request::from_parts(head, flight.carry(body));
         Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
     }
 
@@ -213,7 +215,9 @@ impl Call {
         let (ended, outcome) = match answer {
             Ok((answer, expiry)) => {
                 flight.answered();
-                (refused(&answer), answer::tracked(answer, flight, self.deadline, expiry))
+                let only_status = answer::only_status(&answer);
+                let ended = only_status.and_then(|code| refused(code, &answer));
+                (ended, answer::tracked(answer, only_status, flight, self.deadline, expiry))
             }
             Err(no_answer) => self.failed(flight, no_answer),
         };
@@ -304,10 +308,9 @@ impl Future for Sending {
     }
 }
 
-/// The end of an attempt that was answered with an error and nothing else.
-fn refused(answer: &http::Response<Body>) -> Option<Ended> {
-    let code = answer::only_status(answer).filter(|code| *code != Code::Ok)?;
-    Some(Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
+/// The end of an attempt that was answered with `code` and nothing else.
+fn refused(code: Code, answer: &http::Response<Body>) -> Option<Ended> {
+    (code != Code::Ok).then(|| Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
 }
 
 /// An answer in the one type that callers know.
