@@ -75,6 +75,8 @@ struct Pulse {
     visible: bool,
     /// Maximum number of streams that the server takes at a time, if its frames can be seen.
     max_streams: AtomicU32,
+    /// The server has stated another number of streams.
+    restated: Notify,
     /// The connection takes no more calls: the server said so, or a call found out.
     spent: CancellationToken,
     /// The server has said something, if its frames can be seen.
@@ -95,6 +97,7 @@ impl Pulse {
             reads: AtomicU64::new(0),
             visible,
             max_streams: AtomicU32::new(u32::MAX),
+            restated: Notify::new(),
             spent: CancellationToken::new(),
             heard: CancellationToken::new(),
             lost: CancellationToken::new(),
@@ -114,7 +117,11 @@ impl Pulse {
 
     fn note(&self, statement: Statement) {
         match statement {
-            Statement::MaxStreams(streams) => self.max_streams.store(streams, Ordering::Release),
+            Statement::MaxStreams(streams) => {
+                if self.max_streams.swap(streams, Ordering::AcqRel) != streams {
+                    self.restated.notify_one();
+                }
+            }
             Statement::Settings => self.heard.cancel(),
             Statement::GoAway => {
                 // Before it is demoted, so that no call is handed over that would have to be moved.
@@ -222,16 +229,19 @@ impl Connection {
         if !self.pulse.visible {
             return UNSEEN_STREAMS;
         }
-        match usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX) {
-            0 => 0,
-            // A health stream may have the only one.
-            streams => streams.saturating_sub(self.others.load(Ordering::Relaxed)).max(1),
-        }
+        let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);
+        // A health stream may have the only one: calls then need a further connection.
+        streams.saturating_sub(self.others.load(Ordering::Relaxed))
     }
 
     /// Notes a stream that is no call, for as long as the connection lasts.
     pub(crate) fn occupy(&self) {
         self.others.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until the server states another number of streams.
+    pub(crate) async fn restated(&self) {
+        self.pulse.restated.notified().await;
     }
 
     /// Waits until no call is in flight.

@@ -39,6 +39,11 @@ impl Watch {
         self.serving
     }
 
+    /// Returns `true` if it has a stream of the connection, or will have one again.
+    pub(crate) fn takes_a_stream(&self) -> bool {
+        !self.unknown
+    }
+
     /// Tells `note` every change, for ever.
     pub(crate) async fn follow(mut self, note: impl Fn(bool)) {
         let mut backoff = BackoffPolicy::new(AGAIN.0, AGAIN.1).unwrap_or_default().start();

@@ -256,6 +256,10 @@ impl Subchannel {
             self.condition.clear(Condition::FAILED | Condition::SUSPECT);
             self.condition.set(Condition::CONNECTED);
         }
+        if self.connections.is_crowded() {
+            // Its only stream may be that of the health check.
+            self.crowded.notify_one();
+        }
         terms.connected.notify_one();
         terms.queue.wake_all();
     }
@@ -306,11 +310,16 @@ impl Subchannel {
 
     /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
     pub(crate) fn doubt(&self, terms: &Terms, connection: &Arc<Connection>) {
-        if !connection.is_lost() && self.connections.uses(connection) {
+        {
+            // A connection that is demoted meanwhile would leave a doubt that nothing dispels.
+            let _change = self.connections.change();
+            if connection.is_lost() || !self.connections.uses(connection) {
+                return;
+            }
             self.condition.set(Condition::SUSPECT);
-            connection.doubt();
-            terms.changed.notify_one();
         }
+        connection.doubt();
+        terms.changed.notify_one();
     }
 
     /// Counts a call that ended.

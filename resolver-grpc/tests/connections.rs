@@ -17,7 +17,7 @@ use enlist_grpc::{Channel, InstanceState};
 use enlist_testkit::{Direction, Mode, eventually, soon};
 use support::{SETTINGS, Server, World, addresses, begun, hold, id, listen, say, stream, swallow, until, until_ready};
 use tokio::{
-    io::{AsyncWriteExt, copy_bidirectional},
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::TcpStream,
     time::timeout,
 };
@@ -152,6 +152,74 @@ async fn an_instance_takes_calls_as_soon_as_it_is_ready() {
         open.extend(streams(&channel, 1).await);
     }
     assert!(channel.instances().iter().all(|one| one.in_flight == 1));
+}
+
+#[tokio::test]
+async fn a_health_stream_may_take_the_only_stream_of_a_connection() {
+    let servers = [Server::limited("a", 1).await];
+    let world = World::of(&servers).await;
+    let channel = world.channel(Channel::builder().health_check(""), 1).await;
+    assert_eq!(soon("an answer over a further connection", say(&channel, String::new())).await.unwrap(), "a");
+}
+
+/// SETTINGS that state how many streams a server takes at a time (RFC 9113, section 6.5.2).
+fn max_streams(streams: u8) -> [u8; 15] {
+    [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams]
+}
+
+/// Returns `true` if a client has sent a HEADERS frame after its preface of 24 bytes (RFC 9113, sections 3.4 and 4.1).
+fn has_called(received: &[u8]) -> bool {
+    let mut rest = received.get(24..).unwrap_or_default();
+    while let [high, middle, low, kind, ..] = *rest {
+        if kind == 1 {
+            return true;
+        }
+        let payload = usize::try_from(u32::from_be_bytes([0, high, middle, low])).unwrap();
+        rest = rest.get(9 + payload..).unwrap_or_default();
+    }
+    false
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_a_stream_learn_that_the_server_takes_more() {
+    let tasks = TaskOwner::new();
+    let (raised, called) = (CancellationToken::new(), CancellationToken::new());
+    let (raise, call) = (raised.clone(), called.clone());
+    let port = listen(&tasks, move |mut connection| {
+        let (raise, call) = (raise.clone(), call.clone());
+        async move {
+            connection.write_all(&max_streams(0)).await.unwrap();
+            let (mut reader, mut writer) = connection.split();
+            let raise = async {
+                raise.cancelled().await;
+                writer.write_all(&max_streams(1)).await.unwrap();
+            };
+            let read = async {
+                let mut received = Vec::new();
+                while reader.read_buf(&mut received).await.is_ok_and(|read| read > 0) {
+                    if has_called(&received) {
+                        call.cancel();
+                    }
+                }
+            };
+            tokio::join!(raise, read);
+        }
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(1, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let builder = Channel::builder().connections(1).queue_limit(1).wait_limit(Duration::from_secs(600));
+    let channel = world.channel(builder, 1).await;
+    // Until no picture is due any more, which would wake calls, too.
+    assert!(timeout(Duration::from_millis(300), say(&channel, String::new())).await.is_err(), "a stream of none");
+    // One call waits, and the other one is refused.
+    let calls = (0..2).map(|_| Box::pin(begun(say(&channel, String::new()))));
+    let (refused, _, _waiting) = soon("a call is refused", futures::future::select_all(calls)).await;
+    assert!(refused.unwrap_err().message().contains("too many calls wait"));
+    raised.cancel();
+    soon("the call is sent", called.cancelled()).await;
 }
 
 #[tokio::test]

@@ -58,7 +58,7 @@ impl Subchannel {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future lets go of the connections, as does a panic in the user's settings.
+    /// Dropping the future lets go of the connections. A panic in the user's settings or connector costs one dial.
     pub(crate) async fn keep(&self, terms: &Terms) {
         let _end = End(self);
         tokio::join!(self.stay_connected(terms), self.grow(terms), self.outlast(terms), self.rest(terms));
@@ -114,18 +114,22 @@ impl Subchannel {
     /// A new connection and, if asked for, what the health service says over it.
     async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, DialFailure> {
         let said = |error| DialFailure { error, silent: false };
+        let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
+        // After the wait: the instance may have been described anew, and a certificate replaced.
         let entry = self.entry();
         let settings = terms.settings.of(entry.instance(), &self.endpoint).map_err(said)?;
         let settings = terms.connections.applied_to(settings);
         let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
-        let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
         let connect = async {
             let opened = terms.connections.open(entry.instance(), &self.endpoint, &settings);
             let connection = Arc::new(Connection::dial(opened, &settings).await?);
             let health = match health {
                 Some(service) => {
-                    connection.occupy();
-                    Some(health::Watch::begin(connection.channel(), service).await)
+                    let health = health::Watch::begin(connection.channel(), service).await;
+                    if health.takes_a_stream() {
+                        connection.occupy();
+                    }
+                    Some(health)
                 }
                 None => None,
             };
@@ -167,6 +171,17 @@ impl Subchannel {
             () = connection.spent() => {}
             () = terms.activity.becomes(false) => {}
             () = self.listen(terms, connection) => connection.cut(),
+            () = self.follow_stream_limit(terms, connection) => {}
+        }
+    }
+
+    /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further connection if it
+    /// takes too few, for ever.
+    async fn follow_stream_limit(&self, terms: &Terms, connection: &Connection) {
+        loop {
+            connection.restated().await;
+            terms.queue.wake_all();
+            self.crowded.notify_one();
         }
     }
 
