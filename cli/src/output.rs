@@ -100,7 +100,7 @@ impl Output {
         }
     }
 
-    /// Writes one line: the text, or the object.
+    /// Writes one line: the text, or the object. A standard error that nobody reads is no failure.
     pub(crate) fn line(self, to: To, text: impl Into<Text>, object: &impl Serialize) -> io::Result<()> {
         let line = if self.json { one_object(object)? } else { self.render(to, &text.into()) };
         match to {
@@ -109,7 +109,10 @@ impl Output {
                 writeln!(out, "{line}")?;
                 out.flush()
             }
-            To::Stderr => writeln!(io::stderr().lock(), "{line}"),
+            To::Stderr => {
+                let _ = writeln!(io::stderr().lock(), "{line}");
+                Ok(())
+            }
         }
     }
 

@@ -6,16 +6,17 @@ use std::{
 };
 
 use enlist::{Entry, Presence, escape::escaped};
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::output::{self, Output, Paint, Text, To, endpoints, health};
 
 /// Spaces between columns.
 const GAP: usize = 2;
 
-/// Characters that a column keeps on any terminal.
+/// Cells of the terminal that a column keeps on any one.
 const NARROWEST: usize = 6;
 
-/// Characters that a column is padded to at most where there is no terminal.
+/// Cells that a column is padded to at most where there is no terminal.
 const PADDED: usize = 64;
 
 const HEAD: [&str; 7] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
@@ -60,7 +61,7 @@ fn arranged<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> Vec
         for (cell, width) in row.iter().zip(widths) {
             let cell = if columns.is_some() { cut(cell, width) } else { cell.into() };
             line.push_str(&cell);
-            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + GAP));
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.width()) + GAP));
         }
         // Nothing follows the last cell.
         let line = line.trim_end();
@@ -73,7 +74,7 @@ fn arranged<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> Vec
 /// elsewhere not so wide that one long cell widens every line.
 fn widths<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> [usize; N] {
     let natural: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].width()).max().unwrap_or(0));
     let limit = match columns {
         None => PADDED,
         Some(columns) => {
@@ -85,12 +86,18 @@ fn widths<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> [usiz
     natural.map(|width| width.min(limit))
 }
 
-/// The text if it has at most `width` characters, else its beginning and an ellipsis.
+/// The text if it takes at most `width` cells of a terminal, else its beginning and an ellipsis. A Chinese character takes two.
 fn cut(text: &str, width: usize) -> Cow<'_, str> {
-    if text.chars().nth(width).is_none() {
+    if text.width() <= width {
         return text.into();
     }
-    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+    let mut room = width.saturating_sub(1);
+    let fits = |character: &char| {
+        let left = room.checked_sub(character.width().unwrap_or(0));
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// A picture on a terminal that is drawn over itself.
@@ -162,6 +169,12 @@ mod tests {
         }
         let at = arranged(&rows, Some(80));
         assert!(at[1].starts_with("a   h:1        100     xxx") && at[1].matches('…').count() == 2, "{}", at[1]);
+        let wide = [row(HEAD), row(["上海", "h:1", "100", &"上".repeat(100), "-", "serving", "-"])];
+        for line in arranged(&wide, Some(80)) {
+            assert!(line.width() <= 80, "{line}");
+        }
+        assert!(arranged(&wide, Some(80))[1].starts_with("上海  h:1        100     上上"));
+        assert_eq!((cut("上海", 4), cut("上海", 3), cut("上海", 2)), ("上海".into(), "上…".into(), "…".into()));
         let free = arranged(&rows, None);
         assert!(free[0].len() < 200 && free[2].chars().count() < 200);
         assert_eq!(free[1].matches('x').count(), 140_000);

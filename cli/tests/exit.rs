@@ -134,6 +134,17 @@ async fn completions_and_pages_that_nobody_reads_are_no_failure() {
     }
 }
 
+#[tokio::test]
+async fn an_unread_standard_error_changes_no_exit_status() {
+    let server = server().await;
+    let mut command = enlist(&server, ["resolve", "db", "--fail-empty"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(writer);
+    let done = run(command).await;
+    assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{done:?}");
+}
+
 /// Without the option the command starts at once; with it, once the instance is there.
 #[tokio::test]
 async fn a_command_can_wait_until_it_is_registered() {
