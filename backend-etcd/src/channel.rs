@@ -30,7 +30,7 @@ use tonic::{
 };
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::error::said;
+use crate::{error::said, hooks::DialSettings};
 
 /// How long a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.
@@ -122,7 +122,7 @@ impl std::error::Error for Proxied {}
 #[derive(Clone, Debug)]
 pub(crate) enum Members {
     /// These URLs, in turn.
-    Urls { urls: Vec<Endpoint>, tls: Option<TlsFiles>, connect_timeout: Duration },
+    Urls { urls: Vec<Endpoint>, tls: Option<TlsFiles>, settings: Option<DialSettings>, connect_timeout: Duration },
     /// A channel that the user made; it has to look after itself.
     Fixed(Channel),
 }
@@ -191,6 +191,11 @@ impl Used {
     /// Runs `call`, whose requests note their connection here.
     pub(crate) async fn by<F: Future>(&self, call: F) -> F::Output {
         USED.scope(self.clone(), call).await
+    }
+
+    /// That of the call that runs now, to go with its request where that may be sent by another task.
+    pub(crate) fn present() -> Self {
+        USED.try_with(Self::clone).unwrap_or_default()
     }
 
     /// The connection of the latest request; `None` while it is being dialled.
@@ -390,7 +395,7 @@ impl Failover {
 /// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and beside one
 /// that takes long. Returns the first connection, and whose it is.
 async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
-    let Members::Urls { urls, tls, connect_timeout } = members else {
+    let Members::Urls { urls, tls, settings, connect_timeout } = members else {
         return Err(said("this channel is not dialled"));
     };
     let mut left = (0..urls.len()).map(|step| first.wrapping_add(step) % urls.len());
@@ -408,7 +413,8 @@ async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlis
             },
             () = tokio::time::sleep_until(due), if left.len() > 0 => {
                 let at = left.next().unwrap_or_default();
-                dials.push(dial_one(&urls[at], tls.as_ref(), *connect_timeout).map(move |dialled| (at, dialled)));
+                let dial = dial_one(&urls[at], tls.as_ref(), settings.as_ref(), *connect_timeout);
+                dials.push(dial.map(move |dialled| (at, dialled)));
                 due = Instant::now() + BESIDE;
             }
             else => return Err(last),
@@ -416,9 +422,18 @@ async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlis
     }
 }
 
-async fn dial_one(url: &Endpoint, tls: Option<&TlsFiles>, limit: Duration) -> Result<Channel, enlist::Cause> {
+async fn dial_one(
+    url: &Endpoint,
+    tls: Option<&TlsFiles>,
+    settings: Option<&DialSettings>,
+    limit: Duration,
+) -> Result<Channel, enlist::Cause> {
     let connect = async {
         let endpoint = with_tls(url, tls).await?;
+        let endpoint = match settings {
+            Some(settings) => settings.apply(endpoint)?,
+            None => endpoint,
+        };
         endpoint.connect().await.map_err(|error| said(format!("{}: {}", url.uri(), with_causes(&error))))
     };
     let dialled = tokio::time::timeout(limit, connect).await;
@@ -458,9 +473,9 @@ impl Service<http::Request<Body>> for Failover {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let this = self.clone();
-        let used = USED.try_with(Used::clone).unwrap_or_default();
+        let used = request.extensions_mut().remove::<Used>().unwrap_or_else(Used::present);
         used.set(None);
         Box::pin(async move {
             let (connection, mut channel) = this.connected().await?;

@@ -19,13 +19,13 @@ use etcd_client::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
-use tower::util::BoxCloneSyncService;
 
 use crate::{
     audit::Page,
     channel::{Dialled, Failover, Used},
     error::{Failure, classify, said},
     handover::OwnPlace,
+    hooks::{Layers, Requests},
     limits::{self, RangeLimits},
     record::{KeyRange, Record},
     recovery::{PROBE_LIMIT, Recovery},
@@ -78,6 +78,8 @@ pub(crate) struct Clients {
 /// One connection.
 pub(crate) struct Lane {
     channel: Failover,
+    /// The same connection, inside of the user's layers.
+    requests: Requests,
     credentials: Option<Credentials>,
     clients: OnceCell<Clients>,
     limit: Duration,
@@ -93,9 +95,10 @@ impl std::fmt::Debug for Lane {
 }
 
 impl Lane {
-    fn new(channel: Failover, credentials: Option<Credentials>, limit: Duration) -> Self {
+    fn new(channel: Failover, layers: &Layers, credentials: Option<Credentials>, limit: Duration) -> Self {
         let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
-        Self { channel, credentials, clients, limit, refreshed, recovery }
+        let requests = layers.around(channel.clone());
+        Self { channel, requests, credentials, clients, limit, refreshed, recovery }
     }
 
     /// Gives a connection up because its member does not answer. A newer one is left alone.
@@ -106,7 +109,7 @@ impl Lane {
     /// The clients; the first call authenticates, if there is a user.
     async fn clients(&self) -> Result<&Clients, Failure> {
         let make = async {
-            let channel = Channel::Custom(BoxCloneSyncService::new(self.channel.clone()));
+            let channel = Channel::Custom(self.requests.clone());
             let mut options = ConnectOptions::new().with_require_leader(true);
             if let Some(Credentials { user, password }) = &self.credentials {
                 options = options.with_user(user, password.expose_secret()).with_auto_token_refresh(true);
@@ -373,11 +376,12 @@ impl Connection {
         tasks: &TaskOwner,
         fast: Failover,
         bulk: Failover,
+        layers: &Layers,
         credentials: Option<&Credentials>,
         limit: Duration,
         limits: RangeLimits,
     ) -> Self {
-        let lane = |channel| Lane::new(channel, credentials.cloned(), limit);
+        let lane = |channel| Lane::new(channel, layers, credentials.cloned(), limit);
         let fast = Arc::new(lane(fast));
         let (writes, places) = (Batcher::start(tasks, &fast, REGISTRATIONS), Batcher::start(tasks, &fast, PLACES));
         Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE), limits }

@@ -5,12 +5,17 @@ use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use enlist::{Counters, Error, StopError, clock::LONGEST, registry::DEFAULT_AUDIT};
 use secrecy::SecretString;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower::{BoxError, Layer, Service};
 
 use crate::{
     channel::{Failover, Members, TlsFiles},
     connection::{Connection, Credentials},
     endpoint_url::{Tls, endpoint_url},
+    hooks::{DialSettings, Layers, Requests},
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
     limits::RangeLimits,
     record::KeyRange,
@@ -135,6 +140,8 @@ pub struct EtcdBuilder {
     channel: Option<Channel>,
     credentials: Option<Credentials>,
     tls: Option<TlsFiles>,
+    settings: Option<DialSettings>,
+    layers: Layers,
     prefix: Option<String>,
     layout: Option<Arc<dyn Layout>>,
     lock_layout: Option<Arc<dyn LockLayout>>,
@@ -155,6 +162,8 @@ impl EtcdBuilder {
             channel: None,
             credentials: None,
             tls: None,
+            settings: None,
+            layers: Layers::default(),
             prefix: None,
             layout: None,
             lock_layout: None,
@@ -270,6 +279,49 @@ impl EtcdBuilder {
         self
     }
 
+    /// Changes tonic's settings of each dial: a user agent, a local address, windows, TLS material that is in no file (of `https`
+    /// endpoints). `change` is called for every
+    /// connection that is made, with the settings for that endpoint after TLS and pings were applied; [`Endpoint::uri`] tells which it is.
+    /// An error, a panic, and settings without TLS for an `https` endpoint count as a failed dial, and the next endpoint is tried. It must
+    /// not block: it runs where the session does. [`connect_timeout`](Self::connect_timeout) bounds the dial whatever the settings say.
+    /// Default: none. Without effect on a channel that the caller made.
+    pub fn settings(mut self, change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static) -> Self {
+        self.settings = Some(DialSettings::new(change));
+        self
+    }
+
+    /// Wraps the requests of the client in a tower layer: an interceptor ([`tonic::service::InterceptorLayer`]), metrics, logs. It sees each
+    /// request to etcd, streams of watches and renewals included, once for each time that it is sent, whichever connection it goes
+    /// over; dials are inside of it. A layer that is added later is around the earlier ones.
+    ///
+    /// It is applied when the client is made, once for each of its two connections, and cloned for each request. It has to keep the extensions of
+    /// a request, and must not block. A request that it fails counts as one that may have been done, unless its error is a
+    /// [`Status`](tonic::Status) that says otherwise; a panic fails that request and nothing else (not with `panic = "abort"`). One that adds
+    /// time to renewals, which have deadlines of a second or so, costs leases.
+    ///
+    /// ```no_run
+    /// # fn example() -> Result<(), enlist::Error> {
+    /// let stamp = |mut request: tonic::Request<()>| {
+    ///     request.metadata_mut().insert("x-tenant", tonic::metadata::MetadataValue::from_static("blue"));
+    ///     Ok(request)
+    /// };
+    /// let layer = tonic::service::InterceptorLayer::new(stamp);
+    /// let etcd = enlist_etcd::Etcd::builder(["etcd-1", "etcd-2"]).layer(layer).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn layer<L, B>(mut self, layer: L) -> Self
+    where
+        L: Layer<Requests> + Send + Sync + 'static,
+        L::Service: Service<http::Request<Body>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
+        <L::Service as Service<http::Request<Body>>>::Error: Into<BoxError>,
+        <L::Service as Service<http::Request<Body>>>::Future: Send + 'static,
+        B: http_body::Body<Data = <Body as http_body::Body>::Data, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.layers.add(layer);
+        self
+    }
+
     /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an event. A
     /// range of a thousand keys or less is one request in that time, drawn from its second half; a larger one is a request for each
     /// thousand, spread over the interval. They bring keys without values: some 100 bytes for each instance, though etcd reads the
@@ -319,7 +371,7 @@ impl EtcdBuilder {
     /// [`Error::InvalidConfig`] for endpoints that are refused by [`endpoint_url`], or of which some are `http` and some `https`,
     /// a prefix that is empty, timeouts, intervals or limits of zero, and pings that come too often.
     pub fn build(self) -> Result<Etcd, Error> {
-        let Self { endpoints, channel, credentials, tls, prefix, layout, lock_layout, .. } = self;
+        let Self { endpoints, channel, credentials, tls, settings, layers, prefix, layout, lock_layout, .. } = self;
         for (field, limit) in [
             ("connect_timeout", self.connect_timeout),
             ("request_timeout", self.request_timeout),
@@ -354,12 +406,13 @@ impl EtcdBuilder {
         };
         let members = match channel {
             Some(channel) => Members::Fixed(channel),
-            None => members(&endpoints, tls, self.connect_timeout.min(LONGEST), keep_alive)?,
+            None => members(&endpoints, tls, settings, self.connect_timeout.min(LONGEST), keep_alive)?,
         };
         let ground = Ground::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
-        let conn = Connection::new(&ground.tasks, fast, bulk, credentials.as_ref(), self.request_timeout, self.limits);
+        let (credentials, limit) = (credentials.as_ref(), self.request_timeout);
+        let conn = Connection::new(&ground.tasks, fast, bulk, &layers, credentials, limit, self.limits);
         let layout: Arc<dyn Layout> = match layout {
             Some(layout) => Arc::new(Guarded::new(layout)?),
             None => Arc::new(native.clone()),
@@ -397,6 +450,7 @@ impl EtcdBuilder {
 fn members(
     endpoints: &[String],
     tls: Option<TlsFiles>,
+    settings: Option<DialSettings>,
     connect_timeout: Duration,
     keep_alive: impl Fn(Endpoint) -> Endpoint,
 ) -> Result<Members, Error> {
@@ -416,7 +470,7 @@ fn members(
         return Err(Error::invalid_config("endpoints", "http and https do not mix"));
     }
     let tls = if secure > 0 { Some(tls.unwrap_or_default()) } else { None };
-    Ok(Members::Urls { urls, tls, connect_timeout })
+    Ok(Members::Urls { urls, tls, settings, connect_timeout })
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@
 //! | `etcd` | options, TLS, user; what the traits are implemented on |
 //! | `endpoint_url` | addresses of etcd, as users write them |
 //! | `channel` | one pinned endpoint, another one when it fails |
+//! | `hooks` | settings of dials and layers around requests, of the user's |
 //! | `connection` | requests with deadlines, token renewal |
 //! | `writes` | guarded writes, several in one transaction |
 //! | `error` | what etcd says, turned into what a caller can do |
@@ -50,6 +51,7 @@ mod endpoint_url;
 mod error;
 mod etcd;
 mod handover;
+mod hooks;
 pub mod layout;
 mod lease;
 mod limits;
@@ -80,6 +82,7 @@ pub use self::{
         DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
         DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,
     },
+    hooks::Requests,
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
         Kratos, Layout, LockLayout, Native,

@@ -1,12 +1,16 @@
-//! Which connection a failure counts against, and what makes a client leave a member.
+//! Which connection a failure counts against, and what makes a client leave a member; the user's part in dials and requests.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 mod support;
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,17 +18,18 @@ use enlist::{
     Counter, Error, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver,
     ServiceRef, TaskOwner, Watcher,
 };
-use enlist_etcd::{Etcd, EtcdBuilder};
+use enlist_etcd::{Etcd, EtcdBuilder, Requests};
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use futures::future::join_all;
 use support::{TTL, beside, instance, pass, register_with, server};
+use tokio::task::JoinSet;
 use tonic::{
     Code, Status,
     body::Body,
-    service::Routes,
+    service::{InterceptorLayer, Routes},
     transport::{Channel, Endpoint, Server, server::TcpIncoming},
 };
-use tower::{Service, ServiceExt, service_fn};
+use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
 
 /// Watches, and instances, of one client.
 const MANY: usize = 200;
@@ -177,11 +182,13 @@ const REFUSALS: [Refusal; 5] = [
     Refusal::Http(429),
 ];
 
-/// What a gate does, and how often it refused.
+/// What a gate does, how often it refused, and what it passed on.
 #[derive(Debug, Default)]
 struct Orders {
     refusal: Option<Refusal>,
     refused: usize,
+    /// For each method that was called: the user agents, and the tenants that [`a_layer_wraps_each_request_over_each_connection`] names.
+    passed: BTreeMap<String, Vec<(String, String)>>,
 }
 
 /// An endpoint that passes everything on to etcd, or refuses every request.
@@ -223,6 +230,9 @@ async fn forward(
     let refusal = {
         let mut orders = orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.refused += usize::from(orders.refusal.is_some());
+        let header = |name| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+        orders.passed.entry(method).or_default().push((header("user-agent"), header("x-tenant")));
         orders.refusal
     };
     match refusal {
@@ -360,4 +370,137 @@ async fn durations_without_end_are_as_good_as_none() {
     let etcd = builder.audit(Some(Duration::MAX)).probe(Some(Duration::MAX)).connect().await.unwrap();
     let mut watcher = etcd.watch(&named(0)).await.unwrap();
     assert!(soon("the first list", watcher.next()).await.unwrap().snapshot.is_empty());
+}
+
+/// One etcd by three ways. Each dial is made with the settings of the user, and the endpoint that they refuse is never connected to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_dial_of_each_member_is_made_with_the_settings_of_the_user() {
+    let server = server().await;
+    let mut ways = Vec::new();
+    for _ in 0..3 {
+        ways.push(Proxy::start(server.address()).await.unwrap());
+    }
+    let url = |way: &Proxy| format!("{}/", way.url());
+    let dialled = Arc::<Mutex<Vec<String>>>::default();
+    let (note, unwanted) = (Arc::clone(&dialled), url(&ways[0]));
+    let builder = Etcd::builder(ways.iter().map(Proxy::url)).settings(move |settings| {
+        let url = settings.uri().to_string();
+        note.lock().unwrap().push(url.clone());
+        if url == unwanted { Err("not this one".into()) } else { Ok(settings) }
+    });
+    ways[2].set(Mode::Refuse);
+    eventually("the third is closed", || async {
+        let connected = tokio::net::TcpStream::connect(ways[2].address()).await;
+        if connected.is_err() { Ok(()) } else { Err(connected) }
+    })
+    .await;
+    let etcd = builder.connect().await.unwrap();
+    let mut watcher = etcd.watch(&named(0)).await.unwrap();
+    assert!(soon("a list", watcher.next()).await.unwrap().snapshot.is_empty());
+    assert!(dialled.lock().unwrap().contains(&url(&ways[1])));
+    let before = dialled.lock().unwrap().len();
+    ways[2].heal();
+    ways[1].set(Mode::Refuse);
+    // The other one takes over, with a dial that was asked about as well.
+    follow(&server, std::slice::from_mut(&mut watcher)).await;
+    let asked = dialled.lock().unwrap().clone();
+    assert!(asked[before..].contains(&url(&ways[2])), "{asked:?}");
+    assert!(!ways[2].connections().is_empty());
+    assert_eq!(ways[0].connections().len(), 0);
+}
+
+/// Calls each request in a task of its own, as a layer with a queue does.
+fn elsewhere(
+    inner: Requests,
+) -> impl Service<
+    http::Request<Body>,
+    Response = http::Response<Body>,
+    Error = BoxError,
+    Future = impl Future<Output = Result<http::Response<Body>, BoxError>> + Send,
+> + Clone
++ Send
++ Sync {
+    service_fn(move |request| {
+        let inner = inner.clone();
+        async move {
+            let mut task = JoinSet::new();
+            task.spawn(inner.oneshot(request));
+            task.join_next().await.unwrap()?
+        }
+    })
+}
+
+/// An interceptor of tonic's, a layer that counts, and one that calls from another task; the client goes from one member to the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_layer_wraps_each_request_over_each_connection() {
+    let server = server().await;
+    let gates = [Gate::start(&server).await, Gate::start(&server).await];
+    let address = |gate: &Gate| gate.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let ways = [Proxy::start(address(&gates[0])).await.unwrap(), Proxy::start(address(&gates[1])).await.unwrap()];
+    ways[1].set(Mode::Refuse);
+    eventually("the second is closed", || async {
+        let connected = tokio::net::TcpStream::connect(ways[1].address()).await;
+        if connected.is_err() { Ok(()) } else { Err(connected) }
+    })
+    .await;
+    let counted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&counted);
+    let builder = Etcd::builder(ways.each_ref().map(Proxy::url)).settings(|settings| Ok(settings.user_agent("shop")?));
+    let stamp = |mut request: tonic::Request<()>| {
+        request.metadata_mut().insert("x-tenant", "blue".parse().unwrap());
+        Ok(request)
+    };
+    let etcd = builder
+        .layer(InterceptorLayer::new(stamp))
+        .layer(layer_fn(elsewhere))
+        .layer(layer_fn(move |inner: Requests| {
+            let count = Arc::clone(&count);
+            inner.map_request(move |request: http::Request<Body>| {
+                count.fetch_add(1, Ordering::Relaxed);
+                request
+            })
+        }))
+        .connect()
+        .await
+        .unwrap();
+    let mut watcher = etcd.watch(&support::service()).await.unwrap();
+    let registration = register_with(&etcd, "a", RegisterOptions::new()).await;
+    let mut passed = 0;
+    for (number, weight) in [(0, 7), (1, 8)] {
+        ways[number].heal();
+        ways[1 - number].set(Mode::Refuse);
+        soon("updated", registration.update(move |update| _ = update.weight(weight))).await.unwrap();
+        let shows =
+            |change: &enlist::Change| change.snapshot.entries().any(|entry| entry.instance().weight() == weight);
+        while !shows(&soon("a change", watcher.next()).await.unwrap()) {}
+        let calls = eventually("requests, a watch and renewals go by this way", || async {
+            let calls = gates[number].orders.lock().unwrap().passed.clone();
+            let all = ["Range", "Txn", "Watch", "LeaseKeepAlive"].iter().all(|method| calls.contains_key(*method));
+            if all { Ok(calls) } else { Err(calls.into_keys().collect::<Vec<_>>()) }
+        })
+        .await;
+        for (method, headers) in calls {
+            assert!(headers.iter().all(|(agent, _)| agent.starts_with("shop")), "{method}: {headers:?}");
+            assert!(headers.iter().all(|(_, tenant)| tenant == "blue"), "{method}: {headers:?}");
+            passed += headers.len();
+        }
+    }
+    assert!(counted.load(Ordering::Relaxed) >= passed, "{counted:?} of {passed}");
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+}
+
+/// What does not arrive gives its connection up, also behind a layer that calls from another task.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_member_is_left_by_requests_of_a_layer_that_calls_from_elsewhere() {
+    let server = server().await;
+    let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
+    let builder = Etcd::builder(ways.each_ref().map(Proxy::url)).layer(layer_fn(elsewhere));
+    // Pings would find it out as well.
+    let builder = builder.request_timeout(Duration::from_secs(1)).keep_alive_interval(Duration::MAX);
+    let etcd = builder.connect().await.unwrap();
+    for silent in [0, 1] {
+        ways[1 - silent].heal();
+        ways[silent].set(Mode::BlackHole(Direction::Both));
+        eventually("the other one answers", || async { etcd.resolve(&named(0)).await }).await;
+    }
 }

@@ -3,7 +3,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{
     Change, Counter, Deregistered, Election, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockName,
@@ -13,6 +20,7 @@ use enlist::{
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
 use futures::FutureExt;
+use tower::ServiceExt;
 
 const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
@@ -873,4 +881,33 @@ async fn the_drop_of_an_older_registration_leaves_the_same_value_of_a_newer_one_
     assert_eq!((fake.under(b""), fake.revision()), before);
     assert_eq!(soon("deregistered", newer.deregister()).await.unwrap(), Deregistered::Removed);
     assert!(fake.under(b"").is_empty());
+}
+
+/// A panic in a layer of the user's fails the request that it is around; renewals, which it is around as well, go on.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_panics_fails_the_request_and_nothing_else() {
+    let fake = FakeEtcd::start();
+    let panics = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&panics);
+    let layer = tower::layer::layer_fn(move |inner: enlist_etcd::Requests| {
+        let asked = Arc::clone(&asked);
+        inner.map_request(move |request: http::Request<tonic::body::Body>| {
+            let reads = request.uri().path().ends_with("/Range");
+            assert!(!(reads && asked.load(Ordering::Relaxed)), "on purpose");
+            request
+        })
+    });
+    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer).build().unwrap();
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    let registration = etcd.register(&service(), instance, RegisterOptions::new()).await.unwrap();
+    panics.store(true, Ordering::Relaxed);
+    let failed = etcd.resolve(&service()).await.unwrap_err();
+    assert!(format!("{failed:?}").contains("a layer around the requests panicked"), "{failed:?}");
+    // Longer than a lease lives.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    panics.store(false, Ordering::Relaxed);
+    assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+    registration.deregister().await.unwrap();
+    etcd.close().await.unwrap();
 }
