@@ -24,10 +24,15 @@ impl Moment {
         Self { tokio: tokio::time::Instant::now(), boot: boot_time::Instant::now() }
     }
 
-    /// The moment that was `age` ago; the earliest that can be told if the clocks do not reach back that far.
+    /// The moment that was `age` ago, [`LONGEST`] at most; an early one if the clocks do not reach back that far.
     pub fn ago(age: Duration) -> Self {
         let Self { tokio, boot } = Self::now();
-        Self { tokio: tokio.checked_sub(age).unwrap_or(tokio), boot: boot.checked_sub(age).unwrap_or(boot) }
+        // Not now where a clock does not reach back that far: what is out of date must not look new.
+        let ages = || std::iter::successors(Some(age.min(LONGEST)), |age| Some(*age / 2));
+        Self {
+            tokio: ages().find_map(|age| tokio.checked_sub(age)).unwrap_or(tokio),
+            boot: ages().find_map(|age| boot.checked_sub(age)).unwrap_or(boot),
+        }
     }
 
     /// The time from this moment until now, suspension included. Never negative.
@@ -128,6 +133,12 @@ mod tests {
         let left = Duration::from_millis(50);
         let waiting = sleep_until_elapsed(before, hour + left);
         tokio::time::timeout(hour / 60, waiting).await.unwrap();
+    }
+
+    #[test]
+    fn a_moment_before_the_clocks_began_is_long_ago() {
+        let longest = Moment::ago(Duration::MAX).elapsed();
+        assert!(longest >= LONGEST, "{longest:?}");
     }
 
     #[test]
