@@ -185,9 +185,25 @@ tokio::task_local! {
 
 /// The connection that a call uses.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Used(Arc<Mutex<Option<Dialled>>>);
+pub(crate) struct Used {
+    connection: Arc<Mutex<Option<Dialled>>>,
+    /// Its member need not know a leader.
+    leaderless: bool,
+}
+
+/// What makes a member without a leader refuse a request. The client adds it to all of them.
+const REQUIRES_LEADER: &str = "hasleader";
 
 impl Used {
+    /// That of a call which a member without a leader may answer.
+    pub(crate) fn leaderless() -> Self {
+        Self { leaderless: true, ..Self::default() }
+    }
+
+    pub(crate) fn is_leaderless(&self) -> bool {
+        self.leaderless
+    }
+
     /// Runs `call`, whose requests note their connection here.
     pub(crate) async fn by<F: Future>(&self, call: F) -> F::Output {
         USED.scope(self.clone(), call).await
@@ -200,7 +216,7 @@ impl Used {
 
     /// The connection of the latest request; `None` while it is being dialled.
     pub(crate) fn connection(&self) -> Option<Dialled> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Notes that nothing is outstanding: the connection has answered.
@@ -209,7 +225,7 @@ impl Used {
     }
 
     fn set(&self, connection: Option<Dialled>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
     }
 }
 
@@ -477,6 +493,9 @@ impl Service<http::Request<Body>> for Failover {
         let this = self.clone();
         let used = request.extensions_mut().remove::<Used>().unwrap_or_else(Used::present);
         used.set(None);
+        if used.is_leaderless() {
+            request.headers_mut().remove(REQUIRES_LEADER);
+        }
         Box::pin(async move {
             let (connection, mut channel) = this.connected().await?;
             used.set(Some(connection.clone()));

@@ -59,6 +59,15 @@ enum Repeat {
     Unsafe,
 }
 
+/// How much of the cluster answers a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Consistency {
+    /// A quorum: nothing that was acknowledged before is missing.
+    Linearizable,
+    /// One member, as far as it has got.
+    Serializable,
+}
+
 /// User and password.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
@@ -170,7 +179,7 @@ impl Lane {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.send(what, self.limit, Repeat::Unsafe, request).await.map(|(answer, _)| answer)
+        self.send(what, self.limit, Repeat::Unsafe, &Used::default(), request).await.map(|(answer, _)| answer)
     }
 
     /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done it.
@@ -191,7 +200,16 @@ impl Lane {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        self.send(what, limit, Repeat::Harmless, request).await.map(|(answer, _)| answer)
+        self.send(what, limit, Repeat::Harmless, &Used::default(), request).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is back.
+    async fn ask_any_member<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let used = Used::leaderless();
+        self.send(what, self.limit, Repeat::Harmless, &used, request).await.map(|(answer, _)| answer)
     }
 
     /// Sends a request. With the answer comes the connection that it came over, on which a stream goes on.
@@ -200,12 +218,12 @@ impl Lane {
         what: &str,
         limit: Duration,
         repeat: Repeat,
+        used: &Used,
         request: impl Fn(Clients) -> F,
     ) -> Result<(T, Option<Dialled>), Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        let used = Used::default();
         // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
         let attempts = Box::pin(async {
             let (mut renewed, mut sends, mut members) = (false, 0, 1);
@@ -216,7 +234,7 @@ impl Lane {
                 };
                 if matches!(outcome, Err(Failure::StaleToken(_))) && !renewed {
                     renewed = true;
-                    match self.refresh(&used).await {
+                    match self.refresh(used).await {
                         Ok(()) => continue,
                         Err(failure) => outcome = Err(failure),
                     }
@@ -236,8 +254,10 @@ impl Lane {
                 }
             }
         });
-        let outcome = self.within(what, limit, &used, attempts).await;
-        self.recovery.note(&outcome);
+        let outcome = self.within(what, limit, used, attempts).await;
+        if !used.is_leaderless() {
+            self.recovery.note(&outcome);
+        }
         outcome
     }
 
@@ -266,7 +286,7 @@ impl Lane {
     /// Opens a watch. With it comes its connection.
     pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
         let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
-        let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, open).await?;
+        let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
         // What was answered was sent over some connection.
         let connection = connection.ok_or_else(|| Failure::Lost(said("a watch without a connection")))?;
         Ok((stream, connection))
@@ -544,6 +564,15 @@ impl Connection {
 
     /// Lists a range by pages, all at one revision. One that exceeds the limits is given up as soon as that is known.
     pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
+        self.list_as(range, Consistency::Linearizable).await
+    }
+
+    /// Lists a range as one member has it, which may lag behind the others and need not know a leader.
+    pub(crate) async fn list_of_a_member(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
+        self.list_as(range, Consistency::Serializable).await
+    }
+
+    async fn list_as(&self, range: &KeyRange, consistency: Consistency) -> Result<(Vec<Record>, Revision), Failure> {
         let mut records: Vec<Record> = Vec::new();
         let mut bytes = 0;
         let mut at = None;
@@ -557,10 +586,17 @@ impl Connection {
             if let Some(revision) = at {
                 options = options.with_revision(signed(revision));
             }
+            if consistency == Consistency::Serializable {
+                options = options.with_serializable();
+            }
             let (from_key, options_ref) = (&from, &options);
             let read =
                 |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
-            let response = match self.bulk.ask("list", read).await {
+            let answer = match consistency {
+                Consistency::Linearizable => self.bulk.ask("list", read).await,
+                Consistency::Serializable => self.bulk.ask_any_member("list of a member", read).await,
+            };
+            let response = match answer {
                 // A thousand values of a megabyte do not fit into one answer.
                 Err(Failure::AnswerTooLarge(_)) if page > 1 => {
                     page = (page / 8).max(1);
@@ -635,7 +671,8 @@ impl Connection {
                 Err(error) => Err(error),
             }
         };
-        let (version, connection) = self.bulk.send("version", self.bulk.limit, Repeat::Harmless, ask).await?;
+        let (limit, used) = (self.bulk.limit, Used::default());
+        let (version, connection) = self.bulk.send("version", limit, Repeat::Harmless, &used, ask).await?;
         if let Some(connection) = connection {
             // Only releases that answer in order want a permission for this: 3.5.28 and later, 3.6.9 and later.
             connection.learn(version.is_none_or(|version| answers_in_order(&version)));

@@ -50,9 +50,10 @@ impl Election for Etcd {
             loop {
                 match reader.next().await {
                     Ok(reading) => {
-                        leaders.publish(leader_of(&*layout, &name, &reading.value), reading.freshness.proven());
-                        if let Freshness::Stale { cause, .. } = reading.freshness {
-                            leaders.stale(cause);
+                        let leader = leader_of(&*layout, &name, &reading.value);
+                        match reading.freshness {
+                            Freshness::Stale { proven, cause } => leaders.publish_stale(leader, proven, cause),
+                            freshness => leaders.publish(leader, freshness.proven()),
                         }
                     }
                     Err(Error::Closed) => return leaders.close(),

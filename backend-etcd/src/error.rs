@@ -102,6 +102,11 @@ impl Failure {
         }
     }
 
+    /// Returns `true` if no member has answered, be it with a refusal.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self, Self::NeverSent(_) | Self::Lost(_) | Self::Leaderless(_) | Self::Unfit(_))
+    }
+
     /// Says whether another member may serve what this one did not.
     pub(crate) fn is_of_the_member(&self) -> bool {
         matches!(self, Self::Leaderless(_) | Self::Unfit(_))

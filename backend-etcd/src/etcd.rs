@@ -151,6 +151,7 @@ pub struct EtcdBuilder {
     keep_alive_timeout: Duration,
     audit: Option<Duration>,
     probe: Option<Duration>,
+    serializable_first_list: Option<Duration>,
     limits: RangeLimits,
     runtime: SessionRuntime,
 }
@@ -173,6 +174,7 @@ impl EtcdBuilder {
             keep_alive_timeout: DEFAULT_KEEP_ALIVE_TIMEOUT,
             audit: Some(DEFAULT_AUDIT),
             probe: Some(DEFAULT_PROBE),
+            serializable_first_list: None,
             limits: RangeLimits::default(),
             runtime: SessionRuntime::default(),
         }
@@ -340,6 +342,20 @@ impl EtcdBuilder {
         self
     }
 
+    /// Lets a watch begin with what one member of etcd knows, if no linearizable list was answered within `after`, or if it failed because
+    /// etcd has no quorum: so instances are still found through a member that is cut off from the others. Default: `None`, which waits for
+    /// the quorum, because what one member knows may be out of date by any time.
+    ///
+    /// Such a picture is [`Freshness::Stale`](enlist::Freshness::Stale) and of the largest age there is, so a view with a
+    /// [`max_age`](enlist::DirectoryOptions::max_age) shows it and does not pick from it. It comes once for each watch, and stays until the
+    /// linearizable list succeeds, for which the watch goes on trying; then its reader gets the difference. `resolve`, registrations and
+    /// locks always need the quorum. So does [`connect`](Self::connect): use [`build`](Self::build). So does a
+    /// [`user`](Self::user)'s first token: without one there is no such picture.
+    pub fn serializable_first_list(mut self, after: Option<Duration>) -> Self {
+        self.serializable_first_list = after.map(|after| after.min(LONGEST));
+        self
+    }
+
     /// Sets how many keys a range may have that is watched or listed: that of a service, of a namespace, of an election.
     ///
     /// A range that is larger is not read: [`Error::RangeTooLarge`]. One that grows larger while it is watched keeps its last known
@@ -418,7 +434,8 @@ impl EtcdBuilder {
             None => Arc::new(native.clone()),
         };
         let lock_layout = Arc::new(GuardedLocks::new(lock_layout.unwrap_or_else(|| Arc::new(native)))?);
-        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, self.audit, self.probe) })
+        let (audit, first, probe) = (self.audit, self.serializable_first_list, self.probe);
+        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, audit, first, probe) })
     }
 
     /// Makes the client and waits for one answer of etcd.

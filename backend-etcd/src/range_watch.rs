@@ -10,7 +10,8 @@
 //! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that R is
 //! gone.
 //!
-//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`].
+//! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`]. What is shown while there is no
+//! list yet is in [`first_list`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,6 +31,8 @@ use crate::{
     session::Session,
     watch_stream::{OpenWatch, WatchEnd},
 };
+
+mod first_list;
 
 /// After so many messages in a row that told nothing new the watch goes to another member.
 const MAX_REPEATS: u32 = 3;
@@ -81,9 +84,11 @@ pub(crate) struct Worker {
     conn: Arc<Connection>,
     range: KeyRange,
     feed: Arc<Feed<Mirror>>,
-    /// What is known; `None` before the first list.
+    /// What is known; `None` before the first list, or what one member knows.
     mirror: Option<Mirror>,
     epoch: Epoch,
+    /// After so long without a linearizable list the first picture is that of one member.
+    serializable_first_list: Option<Duration>,
     audit: Audit,
     /// The results of the session's probes; none where nobody asks for the age.
     probes: Option<ProbeReader>,
@@ -123,6 +128,7 @@ impl Worker {
             feed,
             mirror,
             epoch: Epoch::default(),
+            serializable_first_list: session.serializable_first_list,
             audit: Audit::new(session.audit),
             probes,
             proofs: Proofs::new(Revision::default()),
@@ -338,7 +344,7 @@ impl Worker {
 
     async fn list(&mut self, why: Relist) -> Result<(), End> {
         let asked = Moment::now();
-        let (records, revision) = self.conn.list(&self.range).await.map_err(|failure| match failure {
+        let (records, revision) = self.listed().await.map_err(|failure| match failure {
             Failure::Compacted | Failure::FutureRevision => End::Compacted,
             Failure::Final(error @ Error::RangeTooLarge { .. }) => End::Oversized(error),
             failure => End::Broken(failure),
@@ -346,7 +352,7 @@ impl Worker {
         if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
             return Err(End::WentBack);
         }
-        if self.mirror.is_some() {
+        if self.mirror.is_some() && why != Relist::First {
             self.counters.count(Counter::WatchRelists);
         }
         let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));

@@ -38,7 +38,7 @@ impl Default for Recovery {
 
 /// Returns `true` if a member has answered, be it with a refusal.
 pub(crate) fn is_answer<T>(outcome: &Result<T, Failure>) -> bool {
-    !matches!(outcome, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
+    outcome.as_ref().err().is_none_or(|failure| !failure.is_outage())
 }
 
 impl Recovery {

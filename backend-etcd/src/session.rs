@@ -77,6 +77,8 @@ pub(crate) struct Session {
     pub(crate) malformed: Arc<MalformedValues>,
     /// How often watched ranges are audited.
     pub(crate) audit: Option<Duration>,
+    /// After so long without a linearizable list the first picture of a range is that of one member.
+    pub(crate) serializable_first_list: Option<Duration>,
     pub(crate) probes: Probes,
     runtime: Handle,
     /// Dropping it tells the thread to end.
@@ -131,6 +133,7 @@ impl Session {
         layout: Arc<dyn Layout>,
         lock_layout: Arc<GuardedLocks>,
         audit: Option<Duration>,
+        serializable_first_list: Option<Duration>,
         probe: Option<Duration>,
     ) -> Arc<Self> {
         let conn = Arc::new(conn);
@@ -156,6 +159,7 @@ impl Session {
             malformed: Arc::new(MalformedValues::new(Arc::clone(&counters))),
             counters,
             audit,
+            serializable_first_list,
             probes: Probes::new(probe),
             runtime,
             _thread: thread,

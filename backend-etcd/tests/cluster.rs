@@ -7,12 +7,13 @@ mod support;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use enlist::{
-    Counter, Error, Event, Freshness, Lock, LockName, LockOptions, Moment, Resolver, TaskOwner,
+    Counter, Directory, Error, Event, Freshness, Lock, LockName, LockOptions, Moment, Registry, Resolver, TaskOwner,
     clock::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, Mode, Proxy, eventually, soon};
-use support::{TTL, listed, register, register_many, service};
+use futures::FutureExt;
+use support::{TTL, instance, listed, register, register_many, service};
 use tokio::sync::Mutex;
 
 const COUNT: usize = 20;
@@ -284,4 +285,41 @@ async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
     sleep_until_elapsed(Moment::now(), 2 * TTL).await;
     assert!(guard.is_held(), "renewals go to the member");
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+}
+
+/// Two of three are frozen when a client starts that reaches the third. It finds the instances there, if that was asked for, and knows
+/// how little that says; without the option it knows nothing.
+#[tokio::test]
+async fn without_a_quorum_a_new_client_finds_instances_through_the_member_that_is_left() {
+    let cluster = EtcdCluster::start().await;
+    let leader = cluster.leader().await;
+    let left = (leader + 1) % 3;
+    let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
+    for id in ["a", "b"] {
+        soon("published", etcd.publish(&service(), instance(id))).await.unwrap();
+    }
+    let left_url = || Etcd::builder([cluster.urls()[left].clone()]);
+    // It has them before it is alone.
+    listed(&left_url().connect().await.unwrap(), 2).await;
+    cluster.member(leader).pause().await;
+    cluster.member((leader + 2) % 3).pause().await;
+    let asking = left_url().serializable_first_list(Some(Duration::from_secs(1))).build().unwrap();
+    let control = left_url().build().unwrap();
+    let mut unknown = control.watch(&service()).await.unwrap();
+    let view = Directory::new(Arc::new(asking)).view(&service());
+    let found = soon("what the member knows", view.ready()).await.unwrap();
+    assert_eq!(found.len(), 2);
+    let freshness = view.freshness().unwrap();
+    assert!(!freshness.is_live(), "{freshness:?}");
+    assert!(freshness.age() > Duration::from_secs(365 * 24 * 3600), "{freshness:?}");
+    assert!(unknown.next().now_or_never().is_none(), "the control knows nothing");
+    cluster.member(leader).resume().await;
+    cluster.member((leader + 2) % 3).resume().await;
+    eventually("the view is up to date", || async {
+        let freshness = view.freshness().unwrap();
+        if freshness.is_live() && freshness.age() < Duration::from_secs(60) { Ok(()) } else { Err(freshness) }
+    })
+    .await;
+    assert_eq!(view.snapshot().unwrap().diff(&found), []);
+    assert_eq!(soon("the control", unknown.next()).await.unwrap().snapshot.len(), 2);
 }

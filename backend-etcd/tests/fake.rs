@@ -13,12 +13,12 @@ use std::{
 };
 
 use enlist::{
-    Change, Counter, Deregistered, Election, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockName,
-    LockOptions, OnConflict, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver,
-    ServiceRef, Snapshot, Start, Watcher,
+    Change, Counter, Deregistered, Directory, DirectoryOptions, Election, Endpoint, Error, Freshness, Instance,
+    InstanceId, Lock, LockName, LockOptions, OnConflict, OnDelete, Policy, RegisterOptions, Registration,
+    RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
+use enlist_testkit::{FakeEtcd, Lie, Minority, eventually, soon};
 use futures::FutureExt;
 use tower::ServiceExt;
 
@@ -910,4 +910,107 @@ async fn a_layer_that_panics_fails_the_request_and_nothing_else() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
     registration.deregister().await.unwrap();
     etcd.close().await.unwrap();
+}
+
+/// A client that shows what one member knows if the quorum has not answered for so long.
+fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    builder.serializable_first_list(Some(after)).build().unwrap()
+}
+
+/// Whether the member knows that there is no leader, or does not answer: its picture is shown once, as old as can be, and the difference
+/// is told when there is a quorum again.
+#[tokio::test(start_paused = true)]
+async fn without_a_quorum_a_watch_begins_with_what_one_member_knows_if_asked() {
+    const AFTER: Duration = Duration::from_secs(2);
+    for minority in [Minority::Leaderless, Minority::Silent] {
+        let fake = FakeEtcd::start();
+        put(&fake, "a", 1);
+        put(&fake, "b", 1);
+        fake.set_minority(Some(minority));
+        let (etcd, control) = (client_without_a_quorum(&fake, AFTER), client(&fake));
+        let mut unknown = control.watch(&service()).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let directory = Directory::with_options(Arc::new(etcd.clone()), DirectoryOptions::new().max_age(AUDIT));
+        let view = directory.view(&service());
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        let first = soon("what the member knows", watcher.next()).await.unwrap();
+        assert!(begun.elapsed() <= AFTER + Duration::from_secs(1), "{minority:?}: {:?}", begun.elapsed());
+        assert_eq!(shown(&first.snapshot), stored(&fake), "{minority:?}");
+        assert!(!first.freshness.is_live(), "{minority:?}");
+        assert!(first.freshness.age() >= Duration::from_secs(365 * 24 * 3600), "{minority:?}: {:?}", first.freshness);
+        // It is shown, and not picked from.
+        eventually("the view shows it", || async {
+            let shows = view.snapshot().map(|snapshot| snapshot.len());
+            if shows == Some(2) { Ok(()) } else { Err(shows) }
+        })
+        .await;
+        assert!(view.too_old().is_some() && view.picker(Policy::Random).pick().is_err());
+        // What comes to this member later is not asked for: it can be of no use to know it, and each answer may be of another one.
+        put(&fake, "c", 1);
+        fake.delete(format!("{KEY}a").as_bytes());
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(watcher.next().now_or_never().is_none(), "{minority:?}");
+        assert_eq!(fake.requests().serializable, 1, "{minority:?}");
+        assert!(unknown.next().now_or_never().is_none(), "{minority:?}: without the option nothing is known");
+        assert!(matches!(etcd.resolve(&service()).await, Err(Error::Unavailable(_))), "{minority:?}");
+        fake.set_minority(None);
+        let next = soon("what the quorum knows", watcher.next()).await.unwrap();
+        assert_eq!(shown(&next.snapshot), stored(&fake), "{minority:?}");
+        assert_eq!(next.events, next.snapshot.diff(&first.snapshot), "{minority:?}");
+        assert_eq!(next.events.len(), 2, "{minority:?}: {:?}", next.events);
+        assert!(next.freshness.is_live() && next.freshness.age() < AUDIT, "{minority:?}: {:?}", next.freshness);
+        assert_eq!(next.snapshot.epoch(), first.snapshot.epoch(), "{minority:?}");
+        assert_eq!(shown(&soon("the control", unknown.next()).await.unwrap().snapshot), stored(&fake));
+        assert_eq!((etcd.counters().get(Counter::WatchRelists), etcd.counters().get(Counter::StoreWentBack)), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_quorum_no_member_is_asked_alone() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    let etcd = client_without_a_quorum(&fake, Duration::from_secs(1));
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    assert!(soon("a list", watcher.next()).await.unwrap().freshness.is_live());
+    tokio::time::sleep(AUDIT).await;
+    // Later there is something that is known, which is kept.
+    fake.set_minority(Some(Minority::Leaderless));
+    fake.revoke_all();
+    tokio::time::sleep(AUDIT).await;
+    assert_eq!(fake.requests().serializable, 0);
+}
+
+/// The member belonged to a cluster that was lost, and what the new one knows is another history.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_is_behind_what_one_member_knew_has_gone_back() {
+    let fake = FakeEtcd::start();
+    for weight in 1..9 {
+        put(&fake, "a", weight);
+    }
+    fake.set_minority(Some(Minority::Leaderless));
+    let etcd = client_without_a_quorum(&fake, Duration::from_secs(1));
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let first = soon("what the member knows", watcher.next()).await.unwrap();
+    fake.wipe();
+    put(&fake, "b", 1);
+    fake.set_minority(None);
+    let next = soon("what the quorum knows", watcher.next()).await.unwrap();
+    assert_eq!(shown(&next.snapshot), stored(&fake));
+    assert!(next.snapshot.revision() < first.snapshot.revision() && next.snapshot.epoch() > first.snapshot.epoch());
+    assert_eq!(etcd.counters().get(Counter::StoreWentBack), 1);
+}
+
+/// An election that is observed tells the leader that one member knows as what it is.
+#[tokio::test(start_paused = true)]
+async fn the_leader_that_one_member_knows_is_as_old_as_can_be() {
+    let fake = FakeEtcd::start();
+    let name = LockName::parse("office").unwrap();
+    let _leads = client(&fake).campaign(&name, "a", LockOptions::new()).await.unwrap();
+    fake.set_minority(Some(Minority::Leaderless));
+    let etcd = client_without_a_quorum(&fake, Duration::from_secs(1));
+    let mut observer = etcd.observe(&name).await.unwrap();
+    let first = soon("what the member knows", observer.next()).await.unwrap();
+    assert_eq!(first.leader.map(|leader| leader.value).as_deref(), Some("a"));
+    assert!(!first.freshness.is_live() && first.freshness.age() > AUDIT, "{:?}", first.freshness);
 }

@@ -23,6 +23,7 @@ use tokio::{
 };
 use tonic::{
     Status,
+    metadata::MetadataMap,
     transport::{Channel, Endpoint, Server},
 };
 
@@ -81,6 +82,16 @@ impl Lie {
     }
 }
 
+/// What a member is without a quorum. Either way it answers serializable reads of those that do not want it to know a leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Minority {
+    /// It knows that there is no leader, and refuses.
+    Leaderless,
+    /// It does not know that yet, and does not answer.
+    Silent,
+}
+
 /// How often which kind of request came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -89,6 +100,8 @@ pub struct Requests {
     pub ranges: usize,
     /// Those of them that are for keys without values.
     pub keys_only: usize,
+    /// Those of them that any member may answer by itself.
+    pub serializable: usize,
     /// Transactions and puts.
     pub txns: usize,
     /// Grants of leases.
@@ -123,6 +136,8 @@ struct Shared {
     /// The latest revision.
     revision: watch::Sender<i64>,
     frozen: watch::Sender<bool>,
+    /// It is one of a minority.
+    minority: watch::Sender<Option<Minority>>,
     /// Renewals are not answered.
     renewals_held: watch::Sender<bool>,
     /// Leases are not revoked.
@@ -163,6 +178,7 @@ impl FakeEtcd {
             store: Mutex::new(store),
             revision: watch::Sender::new(1),
             frozen: watch::Sender::new(false),
+            minority: watch::Sender::new(None),
             renewals_held: watch::Sender::new(false),
             revocations_held: watch::Sender::new(false),
             pause: Mutex::default(),
@@ -293,6 +309,11 @@ impl FakeEtcd {
         self.shared.frozen.send_replace(false);
     }
 
+    /// Loses the quorum, or has it again. Watches that are open stay open.
+    pub fn set_minority(&self, minority: Option<Minority>) {
+        self.shared.minority.send_replace(minority);
+    }
+
     /// Answers no renewals while `held`, as a member does whose leader is frozen.
     pub fn hold_renewals(&self, held: bool) {
         self.shared.renewals_held.send_replace(held);
@@ -343,6 +364,23 @@ impl Shared {
     async fn awake(&self) {
         // The sender lives as long as this, so waiting cannot fail.
         let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+    }
+
+    /// Waits for the quorum, unless the request does without one; refuses it where there is no leader.
+    async fn quorum(&self, metadata: &MetadataMap, serializable: bool) -> Result<(), Status> {
+        let mut minority = self.minority.subscribe();
+        let now = *minority.borrow_and_update();
+        match now {
+            Some(Minority::Leaderless) if metadata.contains_key("hasleader") || !serializable => {
+                Err(Status::unavailable("etcdserver: no leader"))
+            }
+            Some(Minority::Silent) if !serializable => {
+                // The sender lives as long as this, so waiting cannot fail.
+                let _ = minority.wait_for(Option::is_none).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes changes that share one revision.

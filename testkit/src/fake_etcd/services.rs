@@ -46,6 +46,7 @@ impl PbKvService for Service {
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         self.shared.awake().await;
+        self.shared.quorum(request.metadata(), request.get_ref().serializable).await?;
         self.shared.check_permission()?;
         let asked = request.get_ref();
         let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
@@ -55,6 +56,7 @@ impl PbKvService for Service {
         let mut store = self.shared.store();
         store.requests.ranges += 1;
         store.requests.keys_only += usize::from(asked.keys_only);
+        store.requests.serializable += usize::from(asked.serializable);
         store.range(asked).map(Response::new)
     }
 
@@ -72,6 +74,7 @@ impl PbKvService for Service {
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         self.shared.awake().await;
+        self.shared.quorum(request.metadata(), false).await?;
         let request = request.into_inner();
         let Some(Lie::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Lie::LateTxn(_))) else {
             return self.shared.txn(request).map(Response::new);
@@ -104,6 +107,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         self.shared.awake().await;
+        self.shared.quorum(request.metadata(), false).await?;
         let mut store = self.shared.store();
         store.requests.grants += 1;
         let id = match request.get_ref().id {
@@ -225,6 +229,8 @@ impl PbWatchService for Service {
     type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        // A watch needs a leader only where that is asked for.
+        self.shared.quorum(request.metadata(), true).await?;
         self.shared.store().requests.watches += 1;
         let (tell, messages) = mpsc::channel(QUEUE);
         let shared = Arc::clone(&self.shared);

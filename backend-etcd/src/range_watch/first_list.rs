@@ -1,0 +1,75 @@
+//! The first picture of a range while etcd has no quorum: what one member knows, where the user wants that.
+//!
+//! It was right at its revision, as every picture, so whoever judges by revisions is not misled. But the member may be behind by any
+//! time, so it is published as stale and as old as can be, once, and the first list goes on being wanted. That one continues from
+//! it: its readers get the difference, and a store that is behind it has gone back.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::{
+    Error, Moment, Revision,
+    clock::{LONGEST, rounded},
+    error::with_causes,
+};
+
+use super::Worker;
+use crate::{error::Failure, mirror::Mirror, record::Record};
+
+/// What a list brings.
+type Listed = Result<(Vec<Record>, Revision), Failure>;
+
+impl Worker {
+    /// Lists the range. Where nothing is known yet, it shows what one member knows once that takes too long, or fails for want of an
+    /// answer.
+    pub(super) async fn listed(&mut self) -> Listed {
+        let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
+        let mut listing = std::pin::pin!(conn.list(&range));
+        let Some(after) = self.serializable_first_list.filter(|_| self.mirror.is_none()) else {
+            return listing.await;
+        };
+        let failed = match tokio::time::timeout(after, &mut listing).await {
+            Ok(Err(failure)) if failure.is_outage() => Some(failure),
+            Ok(listed) => return listed,
+            Err(_) => None,
+        };
+        let cause = match &failed {
+            Some(failure) => failure.clone().into_error(&range.describe()),
+            None => late(after),
+        };
+        let mut known = std::pin::pin!(conn.list_of_a_member(&range));
+        if let Some(failure) = failed {
+            self.show(known.await, cause);
+            return Err(failure);
+        }
+        tokio::select! {
+            known = &mut known => {
+                self.show(known, cause);
+                listing.await
+            }
+            listed = &mut listing => {
+                if listed.as_ref().is_err_and(Failure::is_outage) {
+                    self.show(known.await, cause);
+                }
+                listed
+            }
+        }
+    }
+
+    /// Shows what one member knows, if it has answered.
+    fn show(&mut self, known: Listed, cause: Error) {
+        match known {
+            Ok((records, revision)) => {
+                tracing::warn!(range = %self.range.describe(), cause = %with_causes(&cause), "range shown as one member has it");
+                let mut mirror = Mirror::new(revision, self.epoch);
+                mirror.relist(records, revision, self.epoch);
+                self.feed.publish_stale(mirror.clone(), Moment::ago(LONGEST), cause);
+                self.mirror = Some(mirror);
+            }
+            Err(failure) => tracing::debug!(cause = %failure, "no member has answered either"),
+        }
+    }
+}
+
+fn late(after: Duration) -> Error {
+    Error::unavailable(format!("no linearizable list within {}", rounded(after)))
+}
