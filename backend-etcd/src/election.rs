@@ -39,6 +39,7 @@ impl Election for Etcd {
     }
 
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
+        self.session.check_open()?;
         let layout = Arc::clone(&self.session.lock_layout);
         let range = layout.line(Line::Election, name)?;
         let mut reader = self.session.hub.view(&self.session, &range)?;

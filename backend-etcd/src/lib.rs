@@ -84,8 +84,8 @@ pub use self::{
     },
     hooks::Requests,
     layout::{
-        Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex,
-        Kratos, Layout, LockLayout, Native,
+        Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
+        GobaseLock, Kitex, Kratos, Layout, LockLayout, Native,
     },
     limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     lock::lock_condition,

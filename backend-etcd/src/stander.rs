@@ -41,6 +41,7 @@ use crate::{
     writes::Guard,
 };
 
+mod first_to_create;
 mod lock_delay;
 
 /// How long `release` waits for etcd before it returns and goes on in the background.
@@ -116,6 +117,13 @@ enum Turn {
     Gone,
 }
 
+/// What came of getting in line.
+enum Entered {
+    Placed(Placed),
+    /// Another contender has the only key.
+    Taken(Record),
+}
+
 /// A place in line with what is known about it.
 struct Placed {
     token: Revision,
@@ -146,9 +154,9 @@ impl Stander {
                     let unanswered = self.stand(&mut held, placed, answer).await;
                     (held, unanswered)
                 }
-                Err((held, error)) => {
+                Err((held, outcome)) => {
                     // The caller may be gone, which is what `answer` says then.
-                    let _ = answer.send(Err(error));
+                    let _ = answer.send(outcome);
                     let Some(held) = held else {
                         return;
                     };
@@ -301,21 +309,34 @@ impl Stander {
     }
 
     /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because nobody else uses the key
-    /// meanwhile, and it is only created if it is absent. On an error the place that may be left is returned with it. A caller that
-    /// is gone costs no further request.
-    async fn enter(&mut self, answer: &mut Answer) -> Result<(Held, Placed), (Option<Held>, Error)> {
+    /// meanwhile, or not under the same lease, and it is only created if it is absent. Otherwise the place that may be left is returned
+    /// with what the caller gets. A caller that is gone costs no further request.
+    async fn enter(&mut self, answer: &mut Answer) -> Result<(Held, Placed), (Option<Held>, Result<Won, Error>)> {
         let mut backoff = BackoffPolicy::default().start();
         let mut held: Option<Held> = None;
         let mut renewed = 0;
         loop {
             let failure = match self.try_enter(&mut held, answer).await {
-                Ok(placed) => match held {
+                Ok(Entered::Placed(placed)) => match held {
                     Some(held) => {
                         self.trouble.clear();
                         return Ok((held, placed));
                     }
-                    None => return Err((None, Error::Closed)),
+                    None => return Err((None, Err(Error::Closed))),
                 },
+                Ok(Entered::Taken(_)) if !self.want.wait => return Err((held, Ok(Won::Nothing))),
+                Ok(Entered::Taken(by)) => {
+                    self.trouble.clear();
+                    (backoff, renewed) = (BackoffPolicy::default().start(), 0);
+                    let freed = tokio::select! {
+                        freed = self.freed(by) => freed,
+                        () = answer.closed() => Err(Error::Closed),
+                    };
+                    match freed {
+                        Ok(()) => continue,
+                        Err(error) => return Err((held, Err(error))),
+                    }
+                }
                 Err(failure) => failure,
             };
             let leaseless = held.take_if(|_| matches!(failure, Failure::LeaseNotFound));
@@ -329,17 +350,17 @@ impl Stander {
             }
             let error = self.failed(failure);
             if !error.is_retryable() || !self.want.wait {
-                return Err((held, error));
+                return Err((held, Err(error)));
             }
             self.trouble.note(error);
             tokio::select! {
-                () = answer.closed() => return Err((held, Error::Closed)),
+                () = answer.closed() => return Err((held, Err(Error::Closed))),
                 () = tokio::time::sleep(backoff.next_delay()) => {}
             }
         }
     }
 
-    async fn try_enter(&self, held: &mut Option<Held>, answer: &mut Answer) -> Result<Placed, Failure> {
+    async fn try_enter(&self, held: &mut Option<Held>, answer: &mut Answer) -> Result<Entered, Failure> {
         if held.is_none() {
             *held = tokio::select! {
                 made = self.held() => Some(made?),
@@ -348,11 +369,11 @@ impl Stander {
         }
         if let Some(unknown) = held.take_if(|held| held.unknown) {
             match self.session.conn.get(&unknown.key).await {
-                Ok((Some(own), _)) => {
+                Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
                     let known = held.insert(Held { unknown: false, ..unknown });
-                    return self.confirm(known, own.created).await;
+                    return self.confirm(known, own.created).await.map(Entered::Placed);
                 }
-                Ok((None, _)) => {
+                Ok(_) => {
                     // It may yet be done. Another place is taken, under another lease.
                     self.forsake(unknown).map_err(Failure::Final)?;
                     return Err(Failure::Lost(said("the answer to getting in line was lost")));
@@ -373,13 +394,15 @@ impl Stander {
         let conn = &self.session.conn;
         let entered = conn.enter(&own, self.read(self.last_two()), patient, answer.closed()).await;
         held.entered |= match &entered {
-            Ok(entered) => !matches!(entered, Err(None)),
+            Ok(Ok(_)) => true,
+            Ok(Err(found)) => found.as_ref().is_some_and(|found| self.is_own(held, found)),
             Err(failure) => failure.is_ambiguous(),
         };
         let LineFound { at: token, line, marks } = match entered {
             Ok(Ok(entered)) => entered,
+            Ok(Err(Some(other))) if !self.is_own(held, &other) => return Ok(Entered::Taken(other)),
             // Created by an attempt whose answer was lost.
-            Ok(Err(Some(own))) => return self.confirm(held, own.created).await,
+            Ok(Err(Some(own))) => return self.confirm(held, own.created).await.map(Entered::Placed),
             Ok(Err(None)) => return Err(Failure::Lost(said("the line changed meanwhile"))),
             Err(failure) => {
                 if failure.is_ambiguous() {
@@ -391,7 +414,7 @@ impl Stander {
             }
         };
         let turn = self.turn(held, token, token, line).await?;
-        Ok(Placed { token, modified: token, turn, marks })
+        Ok(Entered::Placed(Placed { token, modified: token, turn, marks }))
     }
 
     fn read(&self, options: GetOptions) -> LineRead<'_> {
@@ -683,6 +706,7 @@ impl Stander {
     /// Leaves a place whose creation has an unknown outcome for a caller that is gone. One that was done is removed.
     async fn withdraw(&self, held: Held) {
         if let Ok((Some(own), _)) = self.session.conn.get(&held.key).await
+            && self.is_own(&held, &own)
             && let Ok(Written::Done(_)) = self.session.conn.delete(&held.key, Guard::Created(own.created)).await
         {
             return self.session.numbers.give_back(&self.range.start, held.number);
@@ -697,7 +721,7 @@ impl Stander {
         let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
         let Held { key, number, lease, .. } = held;
         let swept = self.session.sweeps.add(&self.session, &lease, key.into(), queue);
-        // No other place has its keys, so the number is free. The lease is revoked once nobody holds it.
+        // No other place has its keys under its lease, so the number is free. The lease is revoked once nobody holds it.
         self.session.numbers.give_back(&self.range.start, number);
         swept
     }
@@ -706,8 +730,8 @@ impl Stander {
         let created = match token {
             Some(token) => token,
             None => match self.session.conn.get(&held.key).await? {
-                (Some(record), _) => record.created,
-                (None, _) => return Ok(Some(Released::AlreadyLost)),
+                (Some(record), _) if self.is_own(held, &record) => record.created,
+                _ => return Ok(Some(Released::AlreadyLost)),
             },
         };
         Ok(match self.session.conn.remove(&held.key, created, held.own_mark()).await? {

@@ -85,8 +85,8 @@ pub(crate) struct Sweeps {
 }
 
 impl Sweeps {
-    /// Retires `lease` and deletes `key` on sight, until a creation of it under that lease was undone or is impossible. Only for a
-    /// key that nobody else uses. `queue` is watched for it, unless many others are.
+    /// Retires `lease` and deletes `key` on sight, until a creation of it under that lease was undone or is impossible. Whoever
+    /// else uses the key has another lease. `queue` is watched for it, unless many others are.
     ///
     /// # Errors
     ///
@@ -166,7 +166,7 @@ async fn undo(session: &Session, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, Ke
     let under = session.conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
     let there = under.iter().filter_map(|key| strays.get_key_value(&key[..]));
     let removed = join_all(there.map(|(key, _)| async move {
-        let removed = remove(session, key).await.inspect_err(unanswered).unwrap_or_default();
+        let removed = remove(session, key, lease).await.inspect_err(unanswered).unwrap_or_default();
         removed.then(|| Arc::clone(key))
     }));
     let undone: Vec<_> = removed.await.into_iter().flatten().collect();
@@ -176,10 +176,11 @@ async fn undo(session: &Session, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, Ke
     undone
 }
 
-/// Deletes a key, if it is there. Returns `true` if it did.
-async fn remove(session: &Session, key: &[u8]) -> Result<bool, Failure> {
+/// Deletes a key, if it is there under `lease`. Returns `true` if it did.
+async fn remove(session: &Session, key: &[u8], lease: LeaseId) -> Result<bool, Failure> {
     let (found, _) = session.conn.look(key).await?;
-    let Some(Record { created, .. }) = found else {
+    // Where all contenders have one key, it may be another one's by now.
+    let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
         return Ok(false);
     };
     Ok(matches!(session.conn.delete(key, Guard::Created(created)).await?, Written::Done(_)))
@@ -254,5 +255,20 @@ pub(crate) async fn shows(
             // It cannot be watched; it is read at a slow pace all the same.
             Err(_) => return std::future::pending().await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The key of a lock that all contenders share: the late creation is over, and another one has the key by the time of its removal.
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_removed_under_its_lease_only() {
+        let fake = enlist_testkit::FakeEtcd::start();
+        let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
+        fake.put("job", "of another");
+        assert!(!remove(&etcd.session, b"job", LeaseId::new(7)).await.unwrap());
+        assert_eq!(fake.under(b"job").len(), 1);
     }
 }

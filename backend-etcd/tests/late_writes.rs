@@ -10,7 +10,7 @@ use enlist::{
     Deregistered, Endpoint, Error, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockName, LockOptions, OnConflict,
     OnDelete, RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
 };
-use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_etcd::{Etcd, GobaseLock, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
 
 const SERVICES: &[u8] = b"enlist/services/";
@@ -445,6 +445,55 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     assert!(guard.is_held() && held.is_held());
     guard.release().await.unwrap();
     assert!(fake.under(LOCKS).is_empty());
+}
+
+/// The only key of a lock of gobase's, which all contenders have: what was given up leaves the lock of another one alone, whether it is
+/// done or not, and is undone if it is.
+#[tokio::test(start_paused = true)]
+async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
+    const KEY: &[u8] = b"job";
+    for (waits, revoked) in [(false, true), (true, true), (true, false)] {
+        let fake = FakeEtcd::start();
+        let client = || {
+            let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+            builder.lock_layout(GobaseLock).build().unwrap()
+        };
+        let (etcd, stranger) = (client(), client());
+        let name = LockName::parse("job").unwrap();
+        fake.hold_revocations(!revoked);
+        fake.lie(Lie::LateTxn(LATE));
+        // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the stranger.
+        let limit = Duration::from_secs(if waits { 20 } else { 1 });
+        let acquiring = etcd.acquire(&name, LockOptions::new().deadline(limit));
+        let taking = async {
+            eventually("the creation is under way", || async { if fake.told_all() { Ok(()) } else { Err(()) } }).await;
+            stranger.acquire(&name, LockOptions::new()).await.unwrap()
+        };
+        let (given_up, held) = tokio::join!(acquiring, taking);
+        assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
+        assert_eq!(fake.under(KEY).len(), 1);
+        assert!(held.is_held());
+        if revoked {
+            assert!(!late_write(&fake).await, "the key is there, or the lease is revoked");
+            assert!(held.is_held());
+            held.release().await.unwrap();
+            assert!(fake.under(KEY).is_empty());
+            continue;
+        }
+        // Its lease cannot be revoked, and the key is free when it is done.
+        held.release().await.unwrap();
+        assert!(late_write(&fake).await, "its lease lives, so it is done");
+        eventually("it is undone", || async {
+            let keys = fake.under(KEY);
+            if keys.is_empty() { Ok(()) } else { Err(keys) }
+        })
+        .await;
+        let held = soon("acquired", stranger.acquire(&name, LockOptions::new())).await.unwrap();
+        fake.hold_revocations(false);
+        tokio::time::sleep(LATE).await;
+        assert!(held.is_held());
+        held.release().await.unwrap();
+    }
 }
 
 /// Queue entries of a lease that lost acquisitions make.

@@ -9,14 +9,14 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use common::EtcdHarness;
 use enlist::{
-    Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Migration, Namespace,
-    RegisterOptions, Registry, Resolver, ServiceName, ServiceRef, Side,
+    Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode, LockName,
+    LockOptions, Migration, Namespace, RegisterOptions, Registry, Resolver, ServiceName, ServiceRef, Side,
     lock::{Place, Standing},
     standing,
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
-    KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
+    GobaseLock, KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
     layout::{Decoded, Identity, LeaseScope, Line, MAX_WRITTEN_BYTES, Part, PlaceValue, Skip, Writing},
 };
 use enlist_testkit::{
@@ -309,7 +309,40 @@ async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
             |builder| builder.lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller),
         )
     };
-    conform(&[Carried::Id, Carried::Locks], |topic| ["lock", "election"].contains(&topic), harness).await;
+    let carries = &[Carried::Id, Carried::Locks, Carried::LockQueue];
+    conform(carries, |topic| ["lock", "election"].contains(&topic), harness).await;
+}
+
+#[tokio::test]
+async fn the_lock_of_gobase_keeps_every_promise_it_can_carry() {
+    let harness = || {
+        let lacks = [Carried::LockDetails, Carried::LockQueue];
+        let carries = Carried::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
+        EtcdHarness::over(Namespace::default(), carries, Arc::new(Native::default()), Arc::new(GobaseLock), |builder| {
+            builder.lock_layout(GobaseLock).runtime(SessionRuntime::Caller)
+        })
+    };
+    conform(&[Carried::Id, Carried::Locks], |topic| topic == "lock", harness).await;
+}
+
+/// What gobase does not have is refused before anything is sent.
+#[tokio::test]
+async fn the_lock_of_gobase_refuses_what_its_key_cannot_say() {
+    let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(GobaseLock).runtime(SessionRuntime::Caller);
+    let etcd = builder.build().unwrap();
+    let name = LockName::parse("l").unwrap();
+    let refused = [
+        etcd.acquire(&name, LockOptions::new().shared()).await.err(),
+        etcd.acquire(&name, LockOptions::new().lock_delay(Duration::from_secs(1))).await.err(),
+        etcd.acquire(&name.clone().within(Namespace::parse("team").unwrap()), LockOptions::new()).await.err(),
+        etcd.campaign(&name, "me", LockOptions::new()).await.err(),
+        etcd.leader(&name).await.err(),
+        etcd.observe(&name).await.err(),
+        etcd.lock_queues(&Namespace::default()).await.err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(Error::Unsupported { .. })), "{error:?}");
+    }
 }
 
 fn line_of(kind: &Value) -> Line {

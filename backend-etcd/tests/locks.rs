@@ -22,9 +22,9 @@ use enlist::{
     Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
     Tenure, lock_guard,
 };
-use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime, lock_condition};
+use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{Beside, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
-use etcd_client::{EventType, GetOptions, Txn, TxnOp, WatchOptions};
+use etcd_client::{Compare, CompareOp, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
 use support::{TTL, beside, pass, raw, server};
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -46,6 +46,63 @@ async fn acquire(etcd: &Etcd) -> LockGuard {
 fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuard> {
     let etcd = etcd.clone();
     Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
+}
+
+/// What gobase's `etcd.Lock(key, ttl)` does, but for the renewals: returns the lease that keeps the lock, if it got it.
+async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Option<i64> {
+    let lease = raw.lease_grant(ttl, None).await.unwrap().id();
+    let absent = Compare::create_revision(key, CompareOp::Equal, 0);
+    let put = TxnOp::put(key, "占用", Some(PutOptions::new().with_lease(lease)));
+    let txn = Txn::new().when([absent]).and_then([put]).or_else([TxnOp::get(key, None)]);
+    raw.txn(txn).await.unwrap().succeeded().then_some(lease)
+}
+
+/// The requests of gobase's lock and ours, in both directions; `interop` does the same with Go.
+#[tokio::test]
+async fn gobase_and_ours_exclude_each_other() {
+    const KEY: &str = "/locks/nightly";
+    let server = server().await;
+    let (one, two) = (
+        Etcd::builder([server.url()]).lock_layout(GobaseLock).connect().await.unwrap(),
+        Etcd::builder([server.url()]).lock_layout(GobaseLock).connect().await.unwrap(),
+    );
+    let (mut raw, job) = (raw(&server).await, LockName::parse(KEY).unwrap());
+    // Ours holds, on gobase's key and with its value.
+    let ours = soon("acquired", one.acquire(&job, short())).await.unwrap();
+    let held = raw.get(KEY, None).await.unwrap();
+    assert_eq!(held.kvs()[0].value(), [0xe5, 0x8d, 0xa0, 0xe7, 0x94, 0xa8]);
+    assert!(gobase_lock(&mut raw, KEY, 60).await.is_none());
+    assert!(two.try_acquire(&job, short()).await.unwrap().is_none());
+    assert_eq!(two.lock_queue(&job).await.unwrap().holders()[0].token, ours.fencing_token());
+    let mut tokens = vec![ours.fencing_token()];
+    assert_eq!(soon("released", ours.release()).await.unwrap(), Released::Released);
+    // gobase holds, and both of ours wait until it deletes its key.
+    gobase_lock(&mut raw, KEY, 60).await.expect("it is free");
+    let mut waiting = JoinSet::new();
+    for etcd in [one.clone(), two.clone()] {
+        let job = job.clone();
+        waiting.spawn(async move { etcd.acquire(&job, short()).await.unwrap() });
+    }
+    assert!(one.try_acquire(&job, short()).await.unwrap().is_none());
+    assert!(waiting.try_join_next().is_none());
+    raw.delete(KEY, None).await.unwrap();
+    for _ in 0..2 {
+        let guard = soon("the turn of one", waiting.join_next()).await.unwrap().unwrap();
+        assert!(guard.is_held());
+        assert!(gobase_lock(&mut raw, KEY, 60).await.is_none());
+        tokens.push(guard.fencing_token());
+        soon("released", guard.release()).await.unwrap();
+    }
+    assert!(tokens.is_sorted_by(|before, after| before < after), "{tokens:?}");
+    // gobase crashes: its lease runs out.
+    gobase_lock(&mut raw, KEY, 2).await.expect("it is free");
+    let ours = soon("acquired", two.acquire(&job, short())).await.unwrap();
+    // gobase knows its key by its name only, so one that lost the lock and does not know it takes it away from us. That is a loss.
+    raw.delete(KEY, None).await.unwrap();
+    assert_eq!(soon("the loss", ours.lost()).await, Loss::KeyGone);
+    gobase_lock(&mut raw, KEY, 60).await.expect("it is free");
+    assert_eq!(soon("released", ours.release()).await.unwrap(), Released::AlreadyLost);
+    assert_eq!(raw.get(KEY, None).await.unwrap().kvs().len(), 1, "the lock of gobase stays");
 }
 
 /// `etcdctl` and Go's package leave no mark, so that nothing would tell a crash from a release.

@@ -88,7 +88,8 @@ pub(crate) struct Global {
     /// The port of addresses that have none, in the layouts `etcd-naming` and of fireflycore
     #[arg(long, global = true, env = "ENLIST_LAYOUT_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) layout_port: Option<u16>,
-    /// How locks and elections lie in etcd; `etcd-concurrency` queues with `etcdctl lock` and `etcdctl elect`
+    /// How locks and elections lie in etcd; `etcd-concurrency` queues with `etcdctl lock` and `etcdctl elect`, `gobase` has
+    /// gobase's one key for each lock, and no elections
     #[arg(long, global = true, env = "ENLIST_LOCK_LAYOUT", default_value = "native")]
     pub(crate) lock_layout: LockLayoutChoice,
     /// The user to authenticate as
@@ -161,6 +162,7 @@ pub(crate) enum LayoutChoice {
 pub(crate) enum LockLayoutChoice {
     Native,
     EtcdConcurrency,
+    Gobase,
 }
 
 #[derive(Debug, Subcommand)]

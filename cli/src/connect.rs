@@ -9,7 +9,7 @@ use std::{
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, Etcd, EtcdBuilder, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
-    Gobase, Kitex, Kratos, Tls, endpoint_url,
+    Gobase, GobaseLock, Kitex, Kratos, Tls, endpoint_url,
 };
 
 use crate::{
@@ -101,9 +101,11 @@ impl Global {
             (LayoutChoice::Fireflycore, _) => builder.layout(self.fireflycore()?),
             (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::from(self.fireflycore()?)),
         };
-        if self.lock_layout == LockLayoutChoice::EtcdConcurrency {
-            builder = builder.lock_layout(EtcdConcurrency);
-        }
+        builder = match self.lock_layout {
+            LockLayoutChoice::Native => builder,
+            LockLayoutChoice::EtcdConcurrency => builder.lock_layout(EtcdConcurrency),
+            LockLayoutChoice::Gobase => builder.lock_layout(GobaseLock),
+        };
         // Of the native layouts; it stands for those of locks too.
         if let (Some(prefix), LayoutChoice::Native) = (prefix, self.layout) {
             builder = builder.prefix(prefix);

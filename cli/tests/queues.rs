@@ -65,6 +65,15 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     assert_eq!(theirs[0]["holders"][0]["process"], Value::Null);
     let all = run(enlist(&server, ["locks", "--lock-layout", "etcd-concurrency"])).await;
     assert!(all.code == Some(1) && all.stderr.contains("not supported"), "{all:?}");
+    // Nor has gobase's, where those that wait are not seen, and which has no elections.
+    let mut theirs = Running::start(enlist(&server, ["lock", "job", "--lock-layout", "gobase"]));
+    theirs.says("acquired").await;
+    let locks = json(&["locks", "job", "--lock-layout", "gobase"]).await;
+    assert_eq!(locks[0]["holders"].as_array().unwrap().len(), 1, "{locks:?}");
+    let tried = run(enlist(&server, ["lock", "job", "--lock-layout", "gobase", "--try"])).await;
+    assert_eq!(tried.code, Some(123), "{tried:?}");
+    let refused = run(enlist(&server, ["elect", "office", "x", "--lock-layout", "gobase"])).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("elections in the layout gobase"), "{refused:?}");
 }
 
 /// What cron mails is what goes wrong.

@@ -14,9 +14,9 @@ use enlist::{
     Deregistered, Directory, Election, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions,
     Registration, Registry, Released, Resolver, ServiceRef,
 };
-use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GoKit};
+use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GoKit, GobaseLock};
 use enlist_grpc::Channel;
-use enlist_testkit::{Beside, EtcdServer, eventually, soon};
+use enlist_testkit::{Beside, EtcdServer, Proxy, eventually, soon};
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -218,4 +218,56 @@ async fn both_stand_for_one_office() {
     go.go_on();
     assert_eq!(go.says().await, "resigned");
     while soon("observed", observer.next()).await.unwrap().leader.is_some() {}
+}
+
+/// gobase's lock has one key, which whoever creates it holds. A process of either side that ends lets go of it after its TTL.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn gobase_and_ours_exclude_each_other() {
+    let etcd_server = EtcdServer::start().await;
+    let proxy = Proxy::start(etcd_server.address()).await.unwrap();
+    let etcd = Etcd::builder([proxy.url()]).lock_layout(GobaseLock).connect().await.unwrap();
+    let job = LockName::parse("/locks/nightly").unwrap();
+    let waits = || {
+        let (etcd, job) = (etcd.clone(), job.clone());
+        Beside::run(async move { etcd.acquire(&job, short()).await.unwrap() })
+    };
+    // Go holds, and deletes its key.
+    let mut go = Go::start(&etcd_server, &["gobase-lock", "/locks/nightly"]);
+    assert_eq!(go.says().await, "locked");
+    assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
+    let mut waiting = waits();
+    waiting.assert_running();
+    go.go_on();
+    assert_eq!(go.says().await, "deleted");
+    let ours = waiting.done("our turn").await;
+    // Ours holds, and releases.
+    let mut go = Go::start(&etcd_server, &["gobase-lock", "/locks/nightly"]);
+    assert_eq!(go.says().await, "busy");
+    go.go_on();
+    assert_eq!(go.says().await, "busy");
+    assert!(ours.is_held());
+    assert_eq!(soon("released", ours.release()).await.unwrap(), Released::Released);
+    go.go_on();
+    assert_eq!(go.says().await, "locked");
+    // Go crashes.
+    let mut waiting = waits();
+    assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
+    drop(go);
+    let ours = waiting.done("our turn").await;
+    assert!(ours.is_held());
+    // Ours is never heard of again.
+    let mut go = Go::start(&etcd_server, &["gobase-lock", "/locks/nightly"]);
+    assert_eq!(go.says().await, "busy");
+    proxy.cut();
+    soon("the loss", ours.lost()).await;
+    let go = tokio::sync::Mutex::new(go);
+    eventually("Go has it", || async {
+        let mut go = go.lock().await;
+        go.go_on();
+        let says = go.says().await;
+        if says == "locked" { Ok(()) } else { Err(says) }
+    })
+    .await;
+    assert!(!ours.is_held());
 }

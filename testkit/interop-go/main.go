@@ -1,5 +1,5 @@
 // Programs on the Go libraries that services in the field use, for `cargo xtask interop`: etcd's naming endpoints with grpc-go's
-// resolver, go-kit's endpointer and balancer, etcd's concurrency package. Each prints a line for everything that happens and goes
+// resolver, go-kit's endpointer and balancer, etcd's concurrency package, gobase's lock. Each prints a line for everything that happens and goes
 // on at a line on its standard input, or ends with it.
 //
 // Built without network from Debian's packages, in GOPATH mode:
@@ -203,6 +203,50 @@ func elect(name, value string) {
 	line()
 }
 
+// gobase's `etcd.Lock`, but for its logs (ChenLong-dev/gobase at 91de96c, etcd/etcd.go:151-208).
+func gobaseLock(etcd *clientv3.Client, lockKey string, ttl int64) bool {
+	ctx, cancel := context.WithTimeout(context.TODO(), time.Second*30)
+	defer cancel()
+	leaseGrantResponse, err := etcd.Lease.Grant(ctx, ttl)
+	check(err)
+	leaseId := leaseGrantResponse.ID
+	leaseKeepAliveChan, err := etcd.Lease.KeepAlive(context.TODO(), leaseId)
+	check(err)
+	go func() {
+		defer etcd.Revoke(context.TODO(), leaseId)
+		for {
+			select {
+			case leaseKeepAliveResponse := <-leaseKeepAliveChan:
+				if leaseKeepAliveResponse == nil {
+					return
+				}
+			}
+		}
+	}()
+	txn := etcd.KV.Txn(context.TODO())
+	txn.If(clientv3.Compare(clientv3.CreateRevision(lockKey), "=", 0)).Then(
+		clientv3.OpPut(lockKey, "占用", clientv3.WithLease(leaseId))).Else(
+		clientv3.OpGet(lockKey))
+	txnResponse, err := txn.Commit()
+	check(err)
+	return txnResponse.Succeeded
+}
+
+// Tries to get gobase's lock, again at each line, until it has it; deletes its key, as gobase's users do, at the next one.
+func gobase(lockKey string) {
+	etcd := client()
+	for !gobaseLock(etcd, lockKey, 5) {
+		fmt.Println("busy")
+		line()
+	}
+	fmt.Println("locked")
+	line()
+	_, err := etcd.KV.Delete(context.TODO(), lockKey)
+	check(err)
+	fmt.Println("deleted")
+	line()
+}
+
 // Says who leads.
 func leader(name string) {
 	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
@@ -225,6 +269,8 @@ func main() {
 		kitClient(arguments[0])
 	case "lock":
 		lock(arguments[0])
+	case "gobase-lock":
+		gobase(arguments[0])
 	case "elect":
 		elect(arguments[0], arguments[1])
 	case "leader":

@@ -30,13 +30,16 @@ pub enum Carried {
     Services,
     /// Locks and elections. A backend without any makes its clients with [`Client::without_locks`].
     Locks,
+    /// Of locks: elections, and contenders that queue in the order of their coming, each with a key of its own. Without it one key is
+    /// the lock, and those that wait are not seen in the store.
+    LockQueue,
     /// Of locks: shared mode, lines of their own for each name and for elections, and places that share a lease.
     LockDetails,
 }
 
 impl Carried {
     /// All of them: what a native layout carries.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Id,
         Self::Owner,
         Self::Term,
@@ -46,6 +49,7 @@ impl Carried {
         Self::Details,
         Self::Services,
         Self::Locks,
+        Self::LockQueue,
         Self::LockDetails,
     ];
 }
@@ -172,7 +176,8 @@ pub trait Harness: Send + Sync + 'static {
         panic!("the harness cannot delete the key of the holder of {name}: implement `delete_holder`")
     }
 
-    /// How many are in line for the lock and for the election of that name, holders included.
+    /// How many are in line for the lock and for the election of that name, holders included; without a [queue](Carried::LockQueue) the
+    /// holders.
     async fn in_line(&self, name: &LockName) -> usize {
         panic!("the harness does not say how many are in line for {name}: implement `in_line`")
     }

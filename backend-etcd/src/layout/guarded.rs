@@ -9,7 +9,7 @@ use enlist::{
     Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef, caught_now as caught,
 };
 
-use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, Part, PlaceValue, Skip, Writing};
+use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, LockOrder, Part, PlaceValue, Skip, Writing};
 use crate::record::KeyRange;
 
 /// The error of a call that panicked.
@@ -136,6 +136,7 @@ impl Layout for Guarded {
 pub(crate) struct GuardedLocks {
     inner: Arc<dyn LockLayout>,
     name: &'static str,
+    order: LockOrder,
     lease_scope: LeaseScope,
     carries_modes: bool,
 }
@@ -145,13 +146,19 @@ impl GuardedLocks {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] if that panics.
+    /// [`Error::InvalidConfig`] if that panics, or makes no sense.
     pub(crate) fn new(inner: Arc<dyn LockLayout>) -> Result<Self, Error> {
         let asked = caught(|| {
-            let (name, lease_scope, carries_modes) = (inner.name(), inner.lease_scope(), inner.carries_modes());
-            Self { inner, name, lease_scope, carries_modes }
+            let (name, order) = (inner.name(), inner.order());
+            let (lease_scope, carries_modes) = (inner.lease_scope(), inner.carries_modes());
+            Self { inner, name, order, lease_scope, carries_modes }
         });
-        asked.map_err(unusable("lock_layout"))
+        let asked = asked.map_err(unusable("lock_layout"))?;
+        if asked.order == LockOrder::FirstToCreate && asked.lease_scope == LeaseScope::Shared {
+            let reason = "with one key for all contenders each needs a lease of its own";
+            return Err(Error::invalid_config("lock_layout", reason));
+        }
+        Ok(asked)
     }
 
     /// Returns the value of a place.
@@ -196,6 +203,10 @@ impl fmt::Debug for GuardedLocks {
 impl LockLayout for GuardedLocks {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn order(&self) -> LockOrder {
+        self.order
     }
 
     fn lease_scope(&self) -> LeaseScope {

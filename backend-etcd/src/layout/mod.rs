@@ -12,6 +12,7 @@ mod go_kit;
 mod go_micro;
 mod go_zero;
 mod gobase;
+mod gobase_lock;
 mod guarded;
 mod kitex;
 mod kratos;
@@ -38,6 +39,7 @@ pub use self::{
     go_micro::GoMicro,
     go_zero::GoZero,
     gobase::Gobase,
+    gobase_lock::GobaseLock,
     kitex::Kitex,
     kratos::Kratos,
     native::Native,
@@ -279,10 +281,27 @@ pub struct PlaceValue {
     pub text: String,
 }
 
+/// Who gets a lock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockOrder {
+    /// Contenders queue, each with a key of its own: the one that was created first holds.
+    #[default]
+    Queue,
+    /// There is one key, and whoever creates it holds the lock. Those that wait have no key and no order: each tries when it is gone.
+    /// Each contender needs a lease of its own, which tells its key from that of another ([`LeaseScope::PerKey`]).
+    FirstToCreate,
+}
+
 /// How locks and elections lie in etcd. The one with the lowest creation revision in a line is first.
 pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// Its name, for options and messages.
     fn name(&self) -> &'static str;
+
+    /// Who gets a lock. Default: contenders queue.
+    fn order(&self) -> LockOrder {
+        LockOrder::Queue
+    }
 
     /// Which leases it can use.
     fn lease_scope(&self) -> LeaseScope;

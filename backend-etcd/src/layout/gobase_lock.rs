@@ -1,0 +1,63 @@
+//! The lock of ChenLong-dev's gobase: one key, the lock's name, with the value `占用`. Whoever creates it holds the lock.
+//!
+//! gobase's `etcd.Lock` tries once and renews for as long as its process lives; it has no queue, no release but a deletion of the key by
+//! name, and no notice of a loss. So there is no order among those that wait, no shared mode, no `lock_delay` and no election here. Go
+//! looks only whether the key is there, so any value counts as held.
+
+use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
+
+use super::{LeaseScope, Line, LockLayout, LockOrder, PlaceValue};
+use crate::record::KeyRange;
+
+/// What gobase writes: "occupied".
+const HELD: &str = "占用";
+
+/// The layout of gobase's lock, `etcd.Lock(lockKey, ttl)`: the name of the lock is the key, as it is, in the namespace `default`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GobaseLock;
+
+fn key(line: Line, name: &LockName) -> Result<Vec<u8>, Error> {
+    let what = match line {
+        Line::Election => "elections in the layout gobase",
+        Line::Lock if *name.namespace() != Namespace::default() => {
+            "a namespace other than `default` in the layout of gobase's lock"
+        }
+        Line::Lock => return Ok(name.name().as_bytes().to_vec()),
+    };
+    Err(Error::Unsupported { what: what.to_owned() })
+}
+
+impl LockLayout for GobaseLock {
+    fn name(&self) -> &'static str {
+        "gobase"
+    }
+
+    fn order(&self) -> LockOrder {
+        LockOrder::FirstToCreate
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::PerKey
+    }
+
+    fn carries_modes(&self) -> bool {
+        false
+    }
+
+    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::key(key(line, name)?))
+    }
+
+    fn place(&self, line: Line, name: &LockName, _: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
+        key(line, name)
+    }
+
+    fn encode(&self, _: Line, _: &PlaceValue) -> Vec<u8> {
+        HELD.as_bytes().to_vec()
+    }
+
+    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+        let own = self::key(line, name).is_ok_and(|own| own == key);
+        own.then(|| PlaceValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
+    }
+}
