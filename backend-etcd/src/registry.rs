@@ -8,8 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, RegisterOptions, Registration, Registry,
-    Revision, ServiceRef, registration,
+    Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, RegisterOptions, Registration,
+    Registry, Revision, ServiceRef, registration,
 };
 use tracing::Instrument;
 
@@ -95,6 +95,35 @@ impl Registry for Etcd {
                 Written::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
                 Written::Refused(found) if attempts < MAX_ATTEMPTS && (attached || is_leased(found.as_ref())) => {}
                 Written::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
+            }
+        }
+    }
+
+    async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.session.check_open()?;
+        let Session { layout, conn, .. } = &*self.session;
+        let key = layout.key(service, id, None)?;
+        let failed = |failure: Failure| failure.into_error(&format!("evicting {service}/{id}"));
+        let (mut present, _) = conn.get(&key).await.map_err(failed)?;
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let Some(record) = present else {
+                return Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
+            };
+            let at = modified.unwrap_or(record.modified);
+            if at != record.modified || attempts > MAX_ATTEMPTS {
+                return Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified });
+            }
+            // Without a mark that it leaves: to its registration that would be another one's value, whose removal is no eviction.
+            match conn.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
+                Written::Done(removed) => {
+                    let decoded = layout.decode(service, &key, &record.value).ok();
+                    let entry = decoded.map(|decoded| Entry::new(decoded.instance, record.created, record.modified));
+                    tracing::info!(%service, instance = %id, lease = record.lease.map(LeaseId::get), "instance evicted");
+                    return Ok(Evicted::new(entry, record.lease, removed));
+                }
+                Written::Refused(found) => present = found,
             }
         }
     }

@@ -240,6 +240,38 @@ async fn what_is_no_instance_is_reachable_as_text() {
     );
 }
 
+/// An eviction asks neither for a lease nor for a value that can be read. Where keys are numbered by lease, the number is the id.
+#[tokio::test]
+async fn whatever_is_listed_can_be_evicted_and_what_is_no_instance_too() {
+    let server = EtcdServer::start().await;
+    let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let service = ServiceRef::parse("s").unwrap();
+    let kitex = Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap();
+    let id = InstanceId::parse("a").unwrap();
+    raw.put(kitex.layout().key(&service, &id, None).unwrap(), "no instance", None).await.unwrap();
+    let refused = kitex.remove(&service, &id).await;
+    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
+    let evicted = kitex.evict(&service, &id, None).await.unwrap();
+    assert_eq!((evicted.entry, evicted.lease), (None, None));
+    let gone = kitex.evict(&service, &id, None).await;
+    assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
+
+    let zero = Etcd::builder([server.url()]).layout(GoZero).connect().await.unwrap();
+    let instance = Instance::new(id, [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+    let registration = soon("registered", zero.register(&service, instance, RegisterOptions::new())).await.unwrap();
+    let listed = zero.resolve(&service).await.unwrap();
+    let entry = listed.entries().next().unwrap();
+    let evicted = zero.evict(&service, entry.instance().id(), Some(entry.modified())).await.unwrap();
+    assert_eq!(evicted.entry.as_ref(), Some(&**entry));
+    assert_eq!(evicted.lease.map(|lease| lease.get().to_string()).as_deref(), Some(entry.instance().id().as_str()));
+    eventually("it is back", || async {
+        let found = zero.resolve(&service).await.unwrap();
+        if found.entries().any(|entry| entry.created() > evicted.removed) { Ok(()) } else { Err(found) }
+    })
+    .await;
+    soon("deregistered", registration.deregister()).await.unwrap();
+}
+
 /// What the layout cannot hold is refused at once, and does not keep the instance from coming back.
 #[tokio::test]
 async fn an_update_that_a_layout_cannot_carry_is_refused() {

@@ -10,8 +10,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, Owner, RegisterOptions,
-    Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, Owner,
+    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
@@ -98,6 +98,20 @@ impl Registry for MemoryClient {
         let outcome = self.inner.link.ask(|store, _| store.leave(&key, |record| record.lease.is_none())).await?;
         let record = outcome.map_err(|refusal| refused(service, &key, refusal))?;
         record.entry().ok_or_else(|| not_registered(service, &key))
+    }
+
+    async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.inner.check_open()?;
+        let key = Key::instance(service, id);
+        let guard = |record: &Record| modified.is_none_or(|modified| modified == record.modified);
+        let evict = |store: &mut Store, _| store.delete(&key, guard).map(|record| (record, store.revision()));
+        match self.inner.link.ask(evict).await? {
+            Ok((record, removed)) => Ok(Evicted::new(record.entry(), record.lease, removed)),
+            Err(Refusal::Guard(Some(record))) => {
+                Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified })
+            }
+            Err(_) => Err(not_registered(service, &key)),
+        }
     }
 }
 

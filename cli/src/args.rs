@@ -190,13 +190,20 @@ pub(crate) enum Command {
     /// Store a fixed instance, which stays until it is removed
     #[command(after_help = "Example:\n  enlist publish postgres postgres://10.0.0.9:5432 --id primary")]
     Publish(Publish),
-    /// Remove a fixed instance
-    #[command(after_help = "Example:\n  enlist remove postgres primary")]
+    /// Remove a fixed instance, or by force any
+    #[command(
+        after_help = "Example:\n  enlist remove postgres primary\n  enlist remove greeter 10.0.0.1:8080 --force\n\nBy force, an \
+                            instance goes whatever keeps it, and a value that is no instance does. A live registration puts it \
+                            back, unless it is one that respects evictions."
+    )]
     Remove {
         /// The service
         service: String,
         /// The id of the instance
         id: String,
+        /// Also remove one that a live registration keeps, or whose value cannot be read
+        #[arg(long)]
+        force: bool,
     },
     /// Run a command while holding a lock
     #[command(

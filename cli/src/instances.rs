@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Cause, Endpoint, Entry, Error, Instance, InstanceId, Registry, Resolver, ServiceRef, Snapshot};
+use enlist::{Cause, Endpoint, Entry, Error, Instance, InstanceId, LeaseId, Registry, Resolver, ServiceRef, Snapshot};
 use enlist_etcd::Etcd;
 use serde_json::json;
 
@@ -124,6 +124,20 @@ pub(crate) async fn remove(global: &Global, service: &str, id: &str, output: Out
         "event": "removed", "service": service.to_string(), "instance": InstanceObject::from(&removed),
     });
     output.line(To::Stdout, format!("removed {service}/{}", removed.instance().id()), &object)?;
+    Ok(0)
+}
+
+pub(crate) async fn evict(global: &Global, service: &str, id: &str, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(service)?);
+    let id = InstanceId::parse(id)?;
+    let evicted = etcd.evict(&service, &id, None).await?;
+    let object = json!({
+        "event": "removed", "service": service.to_string(), "instance": evicted.entry.as_ref().map(InstanceObject::from),
+        "forced": true, "lease": evicted.lease.map(LeaseId::get),
+    });
+    let kept = evicted.lease.map(|lease| format!(", kept by lease {lease}")).unwrap_or_default();
+    let unread = if evicted.entry.is_none() { ", whose value was no instance" } else { "" };
+    output.line(To::Stdout, format!("evicted {service}/{id}{kept}{unread}"), &object)?;
     Ok(0)
 }
 

@@ -210,9 +210,10 @@ fn advice(error: &Error) -> (&'static str, &'static str) {
             ("AlreadyRegistered", "use another --id, or --on-conflict wait or take-over")
         }
         Error::NotRegistered { .. } => ("NotRegistered", "`enlist resolve` lists what is there"),
-        Error::NotOwner { .. } => {
-            ("NotOwner", "only a fixed instance can be removed; stop the process that keeps this one")
-        }
+        Error::NotOwner { .. } => (
+            "NotOwner",
+            "only a fixed instance can be removed; stop the process that keeps this one, or remove it with --force",
+        ),
         Error::Conflict { .. } => ("Conflict", "somebody changed it at the same time: try again"),
         Error::LeaseLost => ("LeaseLost", "try again"),
         Error::Unavailable(_) => ("Unavailable", "check --endpoints, or see `enlist doctor`"),

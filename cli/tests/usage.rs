@@ -139,6 +139,37 @@ async fn what_is_removed_is_not_shown_as_draining_before() {
     watching.says("- b ").await;
 }
 
+/// An instance of a live registration is removed by force only, and is back; a value that is none is removed as well.
+#[tokio::test]
+async fn an_instance_is_removed_by_force_only_while_something_keeps_it() {
+    let server = server().await;
+    let mut registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "a"]));
+    registered.says("registered").await;
+    let refused = run(enlist(&server, ["remove", "db", "a"])).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("kept by lease") && refused.stderr.contains("--force"), "{refused:?}");
+    let text = run(enlist(&server, ["remove", "db", "a", "--force"])).await;
+    assert_eq!(text.code, Some(0), "{text:?}");
+    assert!(text.stdout.starts_with("evicted default/db/a, kept by lease "), "{text:?}");
+    registered.says("registered").await;
+
+    let mut raw = support::raw(&server).await;
+    raw.put("enlist/services/default/db/b", "no instance", None).await.unwrap();
+    let refused = run(enlist(&server, ["remove", "db", "b"])).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let json = run(enlist(&server, ["remove", "db", "b", "--force", "--output", "json"])).await;
+    let object: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let expected = serde_json::json!({
+        "event": "removed", "service": "default/db", "instance": null, "forced": true, "lease": null
+    });
+    assert_eq!(object, expected);
+    let json = run(enlist(&server, ["remove", "db", "a", "--force", "--output", "json"])).await;
+    let object: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert!(object["lease"].is_i64() && object["instance"]["id"] == "a", "{object}");
+    let gone = run(enlist(&server, ["remove", "db", "b", "--force"])).await;
+    assert_eq!(gone.code, Some(1), "{gone:?}");
+}
+
 /// All leases are lost at once: what returns is shown as held meanwhile, and never as gone.
 #[tokio::test]
 async fn a_watched_service_is_not_empty_because_its_leases_were_lost() {

@@ -107,7 +107,7 @@ pub use self::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
         registration,
     },
-    registry::{LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
+    registry::{Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, FencingToken, LeaseId, Revision},
     shares::{HashRing, Shares},

@@ -16,7 +16,7 @@ use crate::{
     instance::{Draft, Entry, Instance, Presence},
     name::{InstanceId, Namespace, ServiceName, ServiceRef},
     registration::{Deregistered, Goal, Registration, RegistrationDriver, RegistrationState, registration},
-    registry::{RegisterOptions, Registry, Start},
+    registry::{Evicted, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, Revision},
     snapshot::Snapshot,
@@ -367,6 +367,23 @@ impl Registry for Migration {
             }
         }
         removed
+    }
+
+    /// Evicts it everywhere; what the first side held is returned. It need not be in all of them. Revisions of different sides do not
+    /// compare, so with more than one a `modified` is [`Error::Unsupported`].
+    async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.check_writing()?;
+        if modified.is_some() && self.sides.len() > 1 {
+            return Err(Error::Unsupported { what: "evicting from several sides at one revision".to_owned() });
+        }
+        let mut evicted = Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
+        for side in self.writing() {
+            match side.registry.evict(service, id, modified).await {
+                Err(Error::NotRegistered { .. }) => {}
+                outcome => evicted = Ok(evicted.or(outcome)?),
+            }
+        }
+        evicted
     }
 }
 

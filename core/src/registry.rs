@@ -86,6 +86,45 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// The instance may or may not have been removed; removing it again is safe.
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>;
+
+    /// Removes an instance whatever keeps it, if it is still as it was last changed at `modified`; `None` removes what is there
+    /// now. For operators: of an instance that nobody can deregister any more, and of a value that is no instance.
+    ///
+    /// Signature: `async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted,
+    /// Error>`.
+    ///
+    /// A live registration treats this as its [`OnDelete`] says: it puts the instance back, or ends. Its lease lives on. Where ids
+    /// are made by the layout, `id` is the one that [`resolve`](crate::Resolver::resolve) shows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotRegistered`] if there is none; [`Error::Conflict`] with the present revision if it is not the one of `modified`,
+    /// or if without one it was changed again and again meanwhile.
+    ///
+    /// # Cancel safety
+    ///
+    /// The instance may or may not have been removed. With `modified`, evicting it again is safe; without, that removes an instance
+    /// that was put back since.
+    async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error>;
+}
+
+/// An instance that was evicted.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Evicted {
+    /// The instance; `None` if its value could not be read as one.
+    pub entry: Option<Entry>,
+    /// The lease that kept it; `None` if it was fixed.
+    pub lease: Option<LeaseId>,
+    /// The revision of the removal.
+    pub removed: Revision,
+}
+
+impl Evicted {
+    /// For backends: an eviction that was done at the revision `removed`.
+    pub fn new(entry: Option<Entry>, lease: Option<LeaseId>, removed: Revision) -> Self {
+        Self { entry, lease, removed }
+    }
 }
 
 /// When `register` returns.

@@ -187,3 +187,25 @@ async fn what_a_side_cannot_carry_is_fitted_if_asked() {
     let gone = migration.remove(&service(), &InstanceId::parse("fixed").unwrap()).await;
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
+
+/// What is registered on both sides comes back on both; what one side alone has is enough.
+#[tokio::test(start_paused = true)]
+async fn an_eviction_is_one_from_every_side() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let migration = Migration::new(side(&new.client())).and(side(&old.client()));
+    let both = migration.register(&service(), instance("a", 1), options()).await.unwrap();
+    let kept = new.lease_of(&service(), instance("a", 1).id());
+    let evicted = migration.evict(&service(), instance("a", 1).id(), None).await.unwrap();
+    assert_eq!(evicted.lease, kept, "it is that of the own side");
+    assert_eq!((old.revision(), new.revision()), (evicted.removed, evicted.removed), "both are gone");
+    while stored(&old).await.len() + stored(&new).await.len() < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    both.deregister().await.unwrap();
+    let fixed = old.client().publish(&service(), instance("b", 2)).await.unwrap();
+    let guarded = migration.evict(&service(), instance("b", 2).id(), Some(fixed)).await;
+    assert!(matches!(guarded, Err(Error::Unsupported { .. })), "whose revision it is cannot be told: {guarded:?}");
+    migration.evict(&service(), instance("b", 2).id(), None).await.unwrap();
+    let gone = migration.evict(&service(), instance("b", 2).id(), None).await;
+    assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
+}

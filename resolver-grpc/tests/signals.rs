@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Endpoint, Entry, Error, Instance, InstanceId, RegisterOptions, Registration, Registry, Resolver,
-    Revision, ServiceRef,
+    Deregistered, Endpoint, Entry, Error, Evicted, Instance, InstanceId, RegisterOptions, Registration, Registry,
+    Resolver, Revision, ServiceRef,
 };
 use enlist_grpc::serve;
 use enlist_memory::MemoryClient;
@@ -47,6 +47,10 @@ impl Registry for Slow {
 
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.inner.remove(service, id).await
+    }
+
+    async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.inner.evict(s, id, modified).await
     }
 }
 

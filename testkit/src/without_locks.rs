@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Entry, Error, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockName,
-    LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName, ServiceRef,
-    Snapshot, Watcher,
+    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lock, LockGuard,
+    LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName,
+    ServiceRef, Snapshot, Watcher,
 };
 
 /// A backend whose locks and elections are all unsupported.
@@ -27,6 +27,10 @@ impl<B: Registry> Registry for WithoutLocks<B> {
 
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.0.remove(service, id).await
+    }
+
+    async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.0.evict(s, id, modified).await
     }
 }
 

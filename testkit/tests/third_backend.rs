@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Entry, Error, Instance, InstanceId, Leader, LeaderWatcher, Leadership, LeaseId, Lock, LockGuard,
+    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, LeaseId, Lock, LockGuard,
     LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
 };
@@ -48,6 +48,10 @@ impl Registry for Metered {
 
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.count().remove(service, id).await
+    }
+
+    async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.count().evict(s, id, modified).await
     }
 }
 

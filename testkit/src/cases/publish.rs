@@ -1,9 +1,12 @@
 //! Fixed instances, without a lease.
 
-use enlist::{Error, Owner};
+use enlist::{Deregistered, Error, OnDelete, Owner, RegistrationState};
 
 use super::support::*;
-use crate::{harness::Harness, wait::soon};
+use crate::{
+    harness::Harness,
+    wait::{eventually, soon},
+};
 
 pub async fn a_published_instance_outlives_its_publisher(h: &impl Harness) {
     let (publisher, client, service) = (h.client().await, h.client().await, service(h, "svc"));
@@ -61,4 +64,63 @@ pub async fn a_fixed_instance_is_not_taken_over_by_a_registration(h: &impl Harne
     let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
     assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "the id is taken: {refused:?}");
     assert_eq!(h.lease_of(&service, &id("a")).await, None);
+}
+
+pub async fn an_evicted_instance_is_gone_if_its_registration_respects_that(h: &impl Harness) {
+    let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let respects = options(h).on_delete(OnDelete::Respect);
+    let a = server.register(&service, instance("a"), respects).await.unwrap();
+    let lease = h.lease_of(&service, &id("a")).await;
+    let before = only(&operator, &service, |_| true).await;
+    let evicted = operator.evict(&service, &id("a"), Some(before.modified())).await.unwrap();
+    assert_eq!((evicted.entry.as_ref(), evicted.lease), (Some(&*before), lease));
+    assert!(evicted.removed > before.modified(), "{evicted:?}");
+    eventually("its registration ends", || async {
+        match a.state() {
+            RegistrationState::Ended => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert!(resolve(&*operator, &service).await.is_empty());
+}
+
+pub async fn an_evicted_instance_comes_back_if_its_registration_restores_it(h: &impl Harness) {
+    let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let lease = h.lease_of(&service, &id("a")).await;
+    let evicted = operator.evict(&service, &id("a"), None).await.unwrap();
+    only(&operator, &service, |entry| entry.created() > evicted.removed).await;
+    assert_eq!(h.lease_of(&service, &id("a")).await, lease, "its lease was not lost");
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+pub async fn evicting_what_changed_since_is_refused(h: &impl Harness) {
+    let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let registration = register(h, &server, &service, "a").await;
+    let before = only(&operator, &service, |_| true).await;
+    let changed = soon("stored", registration.update(|draft| _ = draft.weight(7))).await.unwrap();
+    let refused = operator.evict(&service, &id("a"), Some(before.modified())).await;
+    assert!(matches!(refused, Err(Error::Conflict { revision, .. }) if revision == changed), "{refused:?}");
+    assert_eq!(only(&operator, &service, |_| true).await.modified(), changed);
+}
+
+pub async fn evicting_what_is_not_there_says_so(h: &impl Harness) {
+    let (operator, service) = (h.client().await, service(h, "svc"));
+    let published = operator.publish(&service, instance("b")).await.unwrap();
+    for modified in [None, Some(published)] {
+        let missing = operator.evict(&service, &id("a"), modified).await;
+        assert!(matches!(missing, Err(Error::NotRegistered { .. })), "{missing:?}");
+    }
+    assert_eq!(endpoints(&resolve(&*operator, &service).await), expected(&["b"]));
+}
+
+pub async fn a_fixed_instance_can_be_evicted(h: &impl Harness) {
+    let (publisher, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let stored = publisher.publish(&service, instance("a")).await.unwrap();
+    let evicted = operator.evict(&service, &id("a"), Some(stored)).await.unwrap();
+    assert_eq!(evicted.lease, None);
+    assert_eq!(evicted.entry.map(|entry| entry.modified()), Some(stored));
+    assert!(resolve(&*publisher, &service).await.is_empty());
 }

@@ -7,8 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Entry, Error, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner, RegisterOptions,
-    Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
+    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
@@ -387,6 +387,23 @@ impl Registry for Scratch {
                 let entry = Entry::new((*record.value.instance).clone(), record.created, record.modified);
                 data.delete(&key, true, |_| true);
                 Ok(entry)
+            }
+        })?
+    }
+
+    async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        let key = (s.clone(), id.clone());
+        self.ask(|data| match data.records.get(&key).map(|record| record.modified) {
+            None => Err(Error::NotRegistered { service: s.clone(), id: id.clone() }),
+            Some(revision) if modified.is_some_and(|modified| modified != revision) => {
+                Err(Error::Conflict { what: format!("{s}/{id}"), revision })
+            }
+            Some(_) => {
+                let record = data.delete(&key, false, |_| true);
+                let entry =
+                    |record: &Record| Entry::new((*record.value.instance).clone(), record.created, record.modified);
+                let lease = record.as_ref().and_then(|record| record.lease);
+                Ok(Evicted::new(record.as_ref().map(entry), lease, Revision::new(data.revision)))
             }
         })?
     }
