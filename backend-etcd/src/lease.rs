@@ -96,9 +96,16 @@ impl Lease {
     }
 
     /// Becomes `true` once the store has acknowledged that it is gone. From then on no write under it is done. Only for a lease that
-    /// was [retired](Leases::retire).
+    /// was [retired](Leases::retire) or [given up](Self::give_up).
     pub(crate) fn revoked(&self) -> Revoked {
         Revoked { acknowledged: self.revoked.clone() }
+    }
+
+    /// Lets go of a lease that nobody else holds, and returns what tells that it is gone. It is revoked until that is acknowledged.
+    #[expect(clippy::needless_pass_by_value, reason = "dropping it is what ends it")]
+    pub(crate) fn give_up(lease: Arc<Self>) -> Revoked {
+        lease.retired.store(true, Ordering::Release);
+        lease.revoked()
     }
 
     fn is_alive(&self) -> bool {

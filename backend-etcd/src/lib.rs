@@ -50,6 +50,7 @@ mod election;
 mod endpoint_url;
 mod error;
 mod etcd;
+mod granted_lease;
 mod handover;
 mod hooks;
 pub mod layout;

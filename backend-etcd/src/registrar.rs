@@ -420,6 +420,7 @@ impl Registrar {
             }
             Step::Keep => {
                 let Some(record) = record else { return Ok(Pause::None) };
+                self.driver.report_lease(record.lease.unwrap_or(lease));
                 self.driver.report_stored(desired.generation, record.modified);
                 self.writes.acknowledge(record, desired.generation);
                 Ok(Pause::Settled)
@@ -498,6 +499,7 @@ impl Registrar {
                 }
                 let created = previous.map_or(revision, |record| record.created);
                 self.gone = false;
+                self.driver.report_lease(lease);
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 self.writes.acknowledge(record, *generation);

@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, RegisterOptions, Registration,
-    Registry, Revision, ServiceRef, registration,
+    Registry, Revision, ServiceRef, registration, registry::check_ttl,
 };
 use tracing::Instrument;
 
@@ -17,6 +17,7 @@ use crate::{
     connection::Written,
     error::Failure,
     etcd::Etcd,
+    granted_lease::GrantedLease,
     layout::{Decoded, LeaseScope, Writing},
     record::Record,
     registrar::{Registrar, marked_leaving},
@@ -126,6 +127,15 @@ impl Registry for Etcd {
                 Written::Refused(found) => present = found,
             }
         }
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<enlist::Lease, Error> {
+        check_ttl(ttl)?;
+        self.session.check_open()?;
+        let Session { leases, tasks, .. } = &*self.session;
+        let granted = leases.own(tasks, LeaseTerms::new(ttl, None)).await;
+        let lease = granted.map_err(|failure| failure.into_error("granting a lease"))?;
+        Ok(enlist::Lease::new(GrantedLease::new(lease, &self.session)))
     }
 }
 

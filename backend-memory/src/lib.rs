@@ -38,6 +38,7 @@
 
 mod client;
 mod defect;
+mod granted_lease;
 mod hub;
 mod lease;
 mod lock;

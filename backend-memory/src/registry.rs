@@ -10,18 +10,20 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, Owner,
-    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment,
+    Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
+    registry::check_ttl,
     slots::{Approach, Claim},
 };
 
 use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
+    granted_lease::GrantedLease,
     hub::{Changes, up},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     store::{Key, Record, Refusal, Store, Value},
@@ -112,6 +114,14 @@ impl Registry for MemoryClient {
             }
             Err(_) => Err(not_registered(service, &key)),
         }
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<enlist::Lease, Error> {
+        check_ttl(ttl)?;
+        self.inner.check_open()?;
+        let Inner { link, tasks, leases, .. } = &*self.inner;
+        let lease = leases.own(link, tasks, LeaseTerms::new(ttl, None)).await?;
+        Ok(enlist::Lease::new(GrantedLease::new(lease, &self.inner)))
     }
 }
 
@@ -307,6 +317,7 @@ impl Registrar {
             Step::Replace { .. } => self.write(found.as_ref(), &desired, &lease).await,
             Step::Keep => {
                 let revision = found.map(|found| found.modified).unwrap_or_default();
+                self.driver.report_lease(lease.id());
                 self.driver.report_stored(desired.generation, revision);
                 Ok(Pause::Settled)
             }
@@ -352,6 +363,7 @@ impl Registrar {
                 self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
                 (self.stored, self.written) = (Some(Arc::clone(instance)), revision);
                 self.entitlement.stored();
+                self.driver.report_lease(lease.id());
                 self.driver.report_stored(*generation, revision);
                 Ok(Pause::Settled)
             }

@@ -6,6 +6,7 @@
 //! | you want to | look at |
 //! |---|---|
 //! | publish an instance, and change it from other tasks | [`Registry::register`], [`Registration`], [`InstanceHandle`] |
+//! | let instances live and die together | [`Registry::grant_lease`], [`Lease`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
 //! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
@@ -62,6 +63,7 @@ mod freshness;
 pub mod graceful;
 mod guide;
 pub mod instance;
+mod lease;
 mod lease_terms;
 pub mod lock;
 mod migration;
@@ -97,6 +99,7 @@ pub use self::{
     freshness::{Freshness, Proof},
     graceful::{Graceful, Shutdown},
     instance::{Draft, Entry, Health, Instance, Presence},
+    lease::{Lease, LeaseHandle},
     lease_terms::LeaseTerms,
     lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
     migration::{Migration, Side},

@@ -14,6 +14,7 @@ use crate::{
     feed::{Feed, ServiceWatcher},
     freshness::Freshness,
     instance::{Draft, Entry, Instance, Presence},
+    lease::Lease,
     name::{InstanceId, Namespace, ServiceName, ServiceRef},
     registration::{Deregistered, Goal, Registration, RegistrationDriver, RegistrationState, registration},
     registry::{Evicted, RegisterOptions, Registry, Start},
@@ -385,6 +386,11 @@ impl Registry for Migration {
         }
         evicted
     }
+
+    /// A lease is one of one store.
+    async fn grant_lease(&self, _: Duration) -> Result<Lease, Error> {
+        Err(Error::Unsupported { what: "granting a lease in several registries".to_owned() })
+    }
 }
 
 /// The task behind a registration in several sides.
@@ -419,6 +425,7 @@ impl Publisher {
                 return self.leave().await;
             }
             if news {
+                self.report_lease();
                 self.driver.report(state);
             }
             let changed = select_all(states.iter_mut().map(|states| states.next().boxed()));
@@ -433,6 +440,7 @@ impl Publisher {
                     updating = None;
                     match stored {
                         Ok(revisions) => {
+                            self.report_lease();
                             self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
                         }
                         // That one has ended or was superseded shows in its state.
@@ -441,6 +449,13 @@ impl Publisher {
                     }
                 }
             }
+        }
+    }
+
+    /// Reports the lease that the first side which is written uses.
+    fn report_lease(&self) {
+        if let Some(lease) = self.held.first().and_then(Registration::lease) {
+            self.driver.report_lease(lease);
         }
     }
 

@@ -111,6 +111,8 @@ struct Reported {
     state: RegistrationState,
     /// The last generation the store has acknowledged, and the revision of that.
     stored: Option<(u64, Revision)>,
+    /// The lease of that.
+    lease: Option<LeaseId>,
     /// The last generation that the store refused while an earlier one is published, and why.
     refused: Option<(u64, Error)>,
     ended: Option<Result<Deregistered, Error>>,
@@ -160,7 +162,7 @@ impl fmt::Debug for Shared {
 pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
     let state = RegistrationState::Registering { last: None };
-    let reported = Reported { state, stored: None, refused: None, ended: None };
+    let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
     let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
@@ -203,6 +205,12 @@ impl Registration {
     /// The states, for a task of its own: the one as it is now comes first.
     pub fn states(&self) -> RegistrationStates {
         self.handle.states()
+    }
+
+    /// The lease of the last acknowledged write; `None` before one. It stays after that lease was lost, until there is another one. With
+    /// a [`Migration`](crate::Migration) it is that of the first side which is written.
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.handle.lease()
     }
 
     /// Changes the instance in place, see [`InstanceHandle::update`].
@@ -488,6 +496,15 @@ impl RegistrationDriver {
         let service = self.shared.service.clone();
         let id = self.shared.desired.borrow().instance.id().clone();
         self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });
+    }
+
+    /// Reports the lease of the write that [`report_stored`](Self::report_stored) tells next.
+    pub fn report_lease(&self, lease: LeaseId) {
+        // Nobody waits for it.
+        self.shared.reported.send_if_modified(|reported| {
+            reported.lease = Some(lease);
+            false
+        });
     }
 
     /// Reports that the store acknowledged `generation` at `revision`.

@@ -10,6 +10,7 @@ use crate::{
     error::Error,
     escape::Hidden,
     instance::{Entry, Instance},
+    lease::Lease,
     lease_terms::LeaseTerms,
     name::{InstanceId, ServiceRef},
     registration::Registration,
@@ -106,6 +107,24 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// The instance may or may not have been removed. With `modified`, evicting it again is safe; without, that removes an instance
     /// that was put back since.
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error>;
+
+    /// Grants a lease that is renewed until it is dropped, to be given to registrations ([`LeaseChoice::Given`]). Locks take no
+    /// given lease: they never share one with registrations.
+    ///
+    /// Signature: `async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error>`.
+    ///
+    /// `ttl` is in whole seconds, rounded up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s; [`Error::Unavailable`], [`Error::Timeout`],
+    /// [`Error::PermissionDenied`], [`Error::AuthFailed`], [`Error::StorageFull`], [`Error::Closed`]; [`Error::Unsupported`] where there is
+    /// more than one store.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was granted is revoked, or runs out.
+    async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error>;
 }
 
 /// An instance that was evicted.
@@ -160,7 +179,7 @@ pub enum LeaseChoice {
     Shared,
     /// One of its own, so that it lives and dies alone.
     Own,
-    /// An existing one that somebody else keeps alive and that is never revoked from here. It does not identify an instance:
+    /// An existing one that is kept alive elsewhere, for instance by a [`Lease`], and is neither replaced nor revoked from here. It does not identify an instance:
     /// a process that restarts with it needs an `owner` to take its old instance over at once.
     Given(LeaseId),
 }
@@ -270,10 +289,10 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets which lease keeps the instance.
+    /// Sets which lease keeps the instance: a choice, or a [`Lease`] by reference.
     #[must_use]
-    pub fn lease(mut self, lease: LeaseChoice) -> Self {
-        self.lease = lease;
+    pub fn lease(mut self, lease: impl Into<LeaseChoice>) -> Self {
+        self.lease = lease.into();
         self
     }
 

@@ -201,6 +201,12 @@ async fn an_eviction_is_one_from_every_side() {
     while stored(&old).await.len() + stored(&new).await.len() < 2 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    assert_eq!(both.lease(), kept, "it was not lost");
+    new.revoke(kept.unwrap());
+    while both.lease() == kept {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(both.lease(), new.lease_of(&service(), instance("a", 1).id()));
     both.deregister().await.unwrap();
     let fixed = old.client().publish(&service(), instance("b", 2)).await.unwrap();
     let guarded = migration.evict(&service(), instance("b", 2).id(), Some(fixed)).await;

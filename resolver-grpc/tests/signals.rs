@@ -4,12 +4,12 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Endpoint, Entry, Error, Evicted, Instance, InstanceId, RegisterOptions, Registration, Registry,
-    Resolver, Revision, ServiceRef,
+    Deregistered, Endpoint, Entry, Error, Evicted, Instance, InstanceId, Lease, RegisterOptions, Registration,
+    Registry, Resolver, Revision, ServiceRef,
 };
 use enlist_grpc::serve;
 use enlist_memory::MemoryClient;
@@ -51,6 +51,10 @@ impl Registry for Slow {
 
     async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.inner.evict(s, id, modified).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error> {
+        self.inner.grant_lease(ttl).await
     }
 }
 

@@ -1,8 +1,10 @@
 //! The suite for backends that only register and find instances.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use enlist::{
-    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lock, LockGuard,
+    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lease, Lock, LockGuard,
     LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
 };
@@ -31,6 +33,10 @@ impl<B: Registry> Registry for WithoutLocks<B> {
 
     async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.0.evict(s, id, modified).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error> {
+        self.0.grant_lease(ttl).await
     }
 }
 

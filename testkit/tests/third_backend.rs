@@ -15,9 +15,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, LeaseId, Lock, LockGuard,
-    LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName,
-    ServiceRef, Snapshot, Watcher,
+    Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lease, LeaseId, Lock,
+    LockGuard, LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision,
+    ServiceName, ServiceRef, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::{Client, Fate, Harness};
@@ -52,6 +52,10 @@ impl Registry for Metered {
 
     async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.count().evict(s, id, modified).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error> {
+        self.count().grant_lease(ttl).await
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     error::Error,
     instance::{Draft, Health, Instance},
     name::ServiceRef,
-    revision::Revision,
+    revision::{LeaseId, Revision},
     task::TaskOwner,
 };
 
@@ -68,6 +68,11 @@ impl InstanceHandle {
     /// The states, for a task of its own: the one as it is now comes first.
     pub fn states(&self) -> RegistrationStates {
         RegistrationStates::new(self.shared.reported.subscribe())
+    }
+
+    /// The lease of the last acknowledged write, see [`Registration::lease`](super::Registration::lease).
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.shared.reported.borrow().lease
     }
 
     /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the

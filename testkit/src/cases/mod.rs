@@ -11,6 +11,7 @@
 #![allow(clippy::wildcard_imports, reason = "the words of `support` are the language that the cases are written in")]
 
 mod election;
+mod leases;
 mod lock;
 mod lock_delay;
 mod publish;

@@ -616,11 +616,10 @@ pub async fn an_instance_on_its_own_lease_dies_alone(h: &impl Harness) {
 
 pub async fn a_given_lease_is_used_and_not_revoked(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
-    let _a = register(h, &server, &service, "a").await;
-    let lease = h.lease_of(&service, &id("a")).await.unwrap();
-    let given = options(h).lease(LeaseChoice::Given(lease));
-    let b = server.register(&service, instance("b"), given).await.unwrap();
-    assert_eq!(h.lease_of(&service, &id("b")).await, Some(lease));
+    let lease = server.grant_lease(h.ttl()).await.unwrap();
+    let _a = server.register(&service, instance("a"), options(h).lease(&lease)).await.unwrap();
+    let b = server.register(&service, instance("b"), options(h).lease(&lease)).await.unwrap();
+    assert_eq!(h.lease_of(&service, &id("b")).await, Some(lease.id()));
     soon("deregistered", b.deregister()).await.unwrap();
     assert_eq!(endpoints(&resolve(&*server, &service).await), expected(&["a"]));
 }
@@ -710,6 +709,8 @@ pub async fn a_closed_client_refuses_everything(h: &impl Harness) {
     closed(soon("registering", server.register(&service, instance("a"), options(h))).await.err());
     closed(soon("publishing", server.publish(&service, instance("a"))).await.err());
     closed(soon("removing", server.remove(&service, &id("a"))).await.err());
+    closed(soon("evicting", server.evict(&service, &id("a"), None)).await.err());
+    closed(soon("granting", server.grant_lease(h.ttl())).await.err());
     closed(soon("resolving", server.resolve(&service)).await.err());
     closed(server.watch(&service).await.err());
     closed(soon("listing", server.services(&h.namespace())).await.err());

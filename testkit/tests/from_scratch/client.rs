@@ -9,9 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Feed, LeaseChoice, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions, Resolver,
-    Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, observation::Observations,
-    registration::Departures, slots::Slots,
+    Entry, Epoch, Error, Feed, LeaseChoice, LeaseHandle, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions,
+    Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher,
+    observation::Observations, registration::Departures, slots::Slots,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -157,7 +157,7 @@ pub(crate) struct Lease {
 }
 
 impl Inner {
-    fn grant(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Error> {
+    pub(crate) fn grant(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Error> {
         let ttl = terms.ttl();
         let id = self.link.ask(|data| {
             data.last_lease += 1;
@@ -194,5 +194,71 @@ impl Inner {
                 Ok(lease)
             }
         }
+    }
+}
+
+/// A lease that a user holds.
+pub(crate) struct GrantedLease {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) ttl: Duration,
+    pub(crate) client: Scratch,
+    /// It is revoked at the end, instead of running out.
+    pub(crate) ends: bool,
+}
+
+impl fmt::Debug for GrantedLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("GrantedLease").field(&self.lease.id).finish()
+    }
+}
+
+impl GrantedLease {
+    fn is_granted(&self) -> Result<bool, Error> {
+        self.client.ask(|data| data.leases.contains_key(&self.lease.id))
+    }
+}
+
+impl Drop for GrantedLease {
+    fn drop(&mut self) {
+        if self.ends {
+            // Without an answer it runs out. A store in another process would be asked by a task.
+            let _ = self.client.0.link.ask(|data| data.revoke(self.lease.id));
+        }
+    }
+}
+
+#[async_trait]
+impl LeaseHandle for GrantedLease {
+    fn id(&self) -> LeaseId {
+        self.lease.id
+    }
+
+    fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn is_alive(&self) -> bool {
+        // Without an answer nobody knows that it is over.
+        !matches!(self.is_granted(), Ok(false) | Err(Error::Closed))
+    }
+
+    async fn lost(&self) {
+        let (store, stopped) = (&self.client.0.link.store, self.client.0.tasks.stop_signal());
+        let (mut changes, mut cut) = (store.changes.subscribe(), self.client.0.link.cut.subscribe());
+        while self.is_alive() {
+            tokio::select! {
+                () = store.changed(&mut changes) => {}
+                _ = cut.changed() => {}
+                () = stopped.cancelled() => {}
+            }
+        }
+    }
+
+    async fn revoke(self: Box<Self>) -> Result<(), Error> {
+        self.client.ask(|data| data.revoke(self.lease.id)).map(drop)
+    }
+
+    fn abandon(mut self: Box<Self>) {
+        self.ends = false;
     }
 }

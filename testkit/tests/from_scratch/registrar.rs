@@ -7,18 +7,19 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
-    RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment, OnConflict,
+    Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
+    registry::{check_ttl, whole_seconds},
     slots::{Approach, Claim},
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    client::{Inner, Lease, Scratch},
+    client::{GrantedLease, Inner, Lease, Scratch},
     store::{Data, Key, Record, Value},
 };
 
@@ -148,6 +149,7 @@ impl Registrar {
             (Step::Create, _) => self.write(None, &desired, lease.id),
             (Step::Replace { .. }, found) => self.write(found, &desired, lease.id),
             (Step::Keep, found) => {
+                self.driver.report_lease(lease.id);
                 self.driver.report_stored(desired.generation, found.map(|found| found.modified).unwrap_or_default());
                 Ok(Outcome::Settled)
             }
@@ -208,6 +210,7 @@ impl Registrar {
         };
         self.entitlement.stored();
         self.written = Some((Mine { created: record.created, lease, generation: desired.generation }, record.value));
+        self.driver.report_lease(lease);
         self.driver.report_stored(desired.generation, record.modified);
         Ok(Outcome::Settled)
     }
@@ -406,6 +409,13 @@ impl Registry for Scratch {
                 Ok(Evicted::new(record.as_ref().map(entry), lease, Revision::new(data.revision)))
             }
         })?
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<enlist::Lease, Error> {
+        check_ttl(ttl)?;
+        self.check_open()?;
+        let lease = self.0.grant(LeaseTerms::new(ttl, None))?;
+        Ok(enlist::Lease::new(GrantedLease { lease, ttl: whole_seconds(ttl), client: self.clone(), ends: true }))
     }
 }
 

@@ -1,0 +1,69 @@
+//! A lease that a user holds, over one of the session's. What renews and revokes it is in [`crate::lease`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use enlist::{Error, LeaseHandle, LeaseId};
+
+use crate::{
+    lease::{Lease, LeaseState},
+    session::Session,
+};
+
+/// Maximum time until a revocation is confirmed, or goes on in the background.
+const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Dropping it lets go of the lease, which revokes it.
+#[derive(Debug)]
+pub(crate) struct GrantedLease {
+    lease: Arc<Lease>,
+    session: Arc<Session>,
+}
+
+impl GrantedLease {
+    pub(crate) fn new(lease: Arc<Lease>, session: &Arc<Session>) -> Self {
+        Self { lease, session: Arc::clone(session) }
+    }
+}
+
+#[async_trait]
+impl LeaseHandle for GrantedLease {
+    fn id(&self) -> LeaseId {
+        self.lease.id()
+    }
+
+    fn ttl(&self) -> Duration {
+        self.lease.ttl()
+    }
+
+    fn is_alive(&self) -> bool {
+        !self.lease.is_lost() && !self.session.tasks.stop_signal().is_cancelled()
+    }
+
+    async fn lost(&self) {
+        let (mut phase, stopped) = (self.lease.phase(), self.session.tasks.stop_signal());
+        tokio::select! {
+            // The sender lives in the lease.
+            _ = phase.wait_for(|phase| matches!(phase, LeaseState::Lost)) => {}
+            () = stopped.cancelled() => {}
+        }
+    }
+
+    async fn revoke(self: Box<Self>) -> Result<(), Error> {
+        self.session.check_open()?;
+        let Self { lease, session } = *self;
+        let mut revoked = Lease::give_up(lease);
+        let stopped = session.tasks.stop_signal();
+        tokio::select! {
+            () = revoked.acknowledged() => Ok(()),
+            () = stopped.cancelled() => Err(Error::Closed),
+            () = tokio::time::sleep(REVOKE_TIMEOUT) => {
+                Err(Error::Timeout { op: "lease revoke", limit: REVOKE_TIMEOUT, cause: None })
+            }
+        }
+    }
+
+    fn abandon(self: Box<Self>) {
+        self.lease.abandon();
+    }
+}

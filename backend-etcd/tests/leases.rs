@@ -1,0 +1,79 @@
+//! Leases that a user holds, where etcd does not answer. A scripted etcd under a paused clock.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{Error, Registry};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, eventually, soon};
+
+const TTL: Duration = Duration::from_secs(3600);
+
+fn client(fake: &FakeEtcd) -> Etcd {
+    Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
+}
+
+async fn no_lease_is_left(fake: &FakeEtcd) {
+    eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_is_not_confirmed_in_time_goes_on() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let lease = etcd.grant_lease(TTL).await.unwrap();
+    assert_eq!(fake.lease_ids(), [lease.id().get()]);
+    fake.hold_revocations(true);
+    let unconfirmed = soon("given up", lease.revoke()).await;
+    assert!(matches!(unconfirmed, Err(Error::Timeout { op: "lease revoke", .. })), "{unconfirmed:?}");
+    // Longer than a request may take.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.leases(), 1);
+    fake.hold_revocations(false);
+    no_lease_is_left(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_that_nobody_waits_for_goes_on() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let lease = etcd.grant_lease(TTL).await.unwrap();
+    drop(tokio::time::timeout(Duration::ZERO, lease.revoke()).await);
+    no_lease_is_left(&fake).await;
+    drop(etcd.grant_lease(TTL).await.unwrap());
+    no_lease_is_left(&fake).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_nobody_waits_for_leaves_no_lease() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    for polls in 0..8 {
+        let mut granting = Box::pin(etcd.grant_lease(TTL));
+        for _ in 0..polls {
+            tokio::select! {
+                biased;
+                _ = &mut granting => break,
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        drop(granting);
+        // The client still answers, and the grant that was given up was dealt with before.
+        drop(soon("granted", etcd.grant_lease(TTL)).await.unwrap());
+        no_lease_is_left(&fake).await;
+    }
+}
+
+/// A lease keeps its session: it is renewed after the client is gone.
+#[tokio::test(start_paused = true)]
+async fn a_lease_outlives_the_client_that_granted_it() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let lease = etcd.grant_lease(Duration::from_secs(15)).await.unwrap();
+    drop(etcd);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(lease.is_alive() && fake.requests().renewals >= 10, "{:?}", fake.requests());
+    soon("revoked", lease.revoke()).await.unwrap();
+    assert_eq!(fake.leases(), 0);
+}
