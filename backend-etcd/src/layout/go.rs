@@ -121,6 +121,17 @@ pub(super) fn only_default(layout: &dyn Layout, namespace: &Namespace) -> Result
 
 /// Refuses whatever a layout would lose of an instance, endpoints aside.
 pub(super) fn refuse_loss(layout: &dyn Layout, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
+    refuse_loss_but(&[], layout, instance, owner)
+}
+
+/// As [`refuse_loss`], where metadata of these names is carried although no other is.
+pub(super) fn refuse_loss_but(
+    names: &[&str],
+    layout: &dyn Layout,
+    instance: &Instance,
+    owner: Option<&str>,
+) -> Result<(), Error> {
+    let has_metadata = instance.metadata().keys().any(|name| !names.contains(&name.as_str()));
     let default = layout.default_weight();
     let says = [
         (Part::Owner, "an owner token", owner.is_some()),
@@ -128,7 +139,7 @@ pub(super) fn refuse_loss(layout: &dyn Layout, instance: &Instance, owner: Optio
         (Part::Version, "a version", instance.version().is_some()),
         (Part::Zone, "a zone", instance.zone().is_some()),
         (Part::Health, "a health other than serving", instance.health() != Health::Serving),
-        (Part::Metadata, "metadata", !instance.metadata().is_empty()),
+        (Part::Metadata, "metadata", has_metadata),
     ];
     match says.iter().find(|(part, _, said)| *said && !layout.carries().contains(part)) {
         Some((_, what, _)) => Err(lost(layout, what)),

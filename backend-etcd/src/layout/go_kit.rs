@@ -1,12 +1,17 @@
 //! The usual layout of go-kit's `sd/etcdv3`: `{prefix}{service}/{id}` holds `host:port` or a URL.
 //!
 //! go-kit leaves keys to its user and reads values only. The prefix, `/services/` unless said otherwise, is used as it is and ends in `/`.
+//! A URL goes on after the address: that is the `path` in the metadata of the instance.
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// The layout of go-kit. The id is free; [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another
+/// Name of the metadata that holds the rest of the URL.
+const PATH: &str = "path";
+
+/// The layout of go-kit. What follows the address of a URL, path and query, is the metadata `path` of the instance, which is all the
+/// metadata that it carries: `http://10.0.0.1:80/api?v=1` has the `path` `/api?v=1`. The id is free; [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another
 /// id.
 #[derive(Clone, Debug)]
 pub struct GoKit {
@@ -36,23 +41,71 @@ impl GoKit {
 impl Dialect for GoKit {
     const NAME: &'static str = "go-kit";
     const CARRIES: &'static [Part] = &[Part::Id];
+    const METADATA: &'static [&'static str] = &[PATH];
 
     fn root(&self) -> String {
         self.prefix.clone()
     }
 
-    /// The one endpoint, with its protocol if it has one.
+    /// The one endpoint, with its protocol if it has one, and its path.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
-        Ok(go::only_endpoint(self, instance)?.to_string().into_bytes())
+        let address = go::only_endpoint(self, instance)?.to_string();
+        let Some(path) = instance.metadata().get(PATH) else { return Ok(address.into_bytes()) };
+        let text = format!("{address}{path}");
+        // A `/` alone is none, and space at the end is cut off.
+        if path.is_empty() || split(&text) != (&address, path) {
+            return Err(go::lost(self, "a path that would be read as another one"));
+        }
+        Ok(text.into_bytes())
     }
 
     fn read(&self, _: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip> {
-        let text = std::str::from_utf8(value).map_err(|_| go::malformed("no UTF-8"))?.trim_end();
-        let endpoint =
-            Endpoint::parse(text.strip_suffix('/').unwrap_or(text)).map_err(|_| go::malformed("no address"))?;
+        let text = std::str::from_utf8(value).map_err(|_| go::malformed("no UTF-8"))?;
+        let (address, path) = split(text);
+        let endpoint = Endpoint::parse(address).map_err(|_| go::malformed("no address"))?;
         if endpoint.is_unix() {
             return Err(go::malformed("no address"));
         }
-        go::instance(id, [endpoint])
+        let path = Some(path).filter(|path| !path.is_empty()).map(|path| (PATH.to_owned(), path.to_owned()));
+        Ok(go::with_metadata(go::instance(id, [endpoint])?, path))
+    }
+}
+
+/// The address, and what follows it.
+fn split(text: &str) -> (&str, &str) {
+    let text = text.trim_end();
+    let begin = text.find("://").map_or(0, |at| at + "://".len());
+    let end = text[begin..].find(['/', '?', '#']).map_or(text.len(), |at| begin + at);
+    match text.split_at(end) {
+        (address, "/") => (address, ""),
+        parts => parts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::{Layout, Writing};
+    use enlist::InstanceId;
+
+    #[test]
+    fn a_path_that_would_not_be_read_again_is_refused() {
+        let (layout, service) = (GoKit::default(), ServiceRef::parse("s").unwrap());
+        let at = |path: &str| {
+            let endpoint = Endpoint::parse("http://10.0.0.1:80").unwrap();
+            let instance =
+                Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap().with_metadata(PATH, path);
+            let written = layout.encode(&service, &instance, &Writing::default());
+            written
+                .map(|value| (layout.decode(&service, b"/services/s/a", &value).unwrap().instance == instance, value))
+        };
+        for path in ["/api", "/api?v=1#x", "?v=1", "//", "/ü b"] {
+            let (same, value) = at(path).unwrap();
+            assert!(same && value == format!("http://10.0.0.1:80{path}").into_bytes(), "{path}");
+        }
+        for path in ["", "/", "api", ":1/api", "/api ", "/\n"] {
+            let refused = at(path);
+            assert!(matches!(refused, Err(Error::Unsupported { .. })), "{path:?}: {refused:?}");
+        }
     }
 }

@@ -13,6 +13,8 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     const NAME: &'static str;
     const CARRIES: &'static [Part];
     const WEIGHT: u32 = DEFAULT_WEIGHT;
+    /// Names of metadata that it carries, if it carries no other.
+    const METADATA: &'static [&'static str] = &[];
 
     /// What all keys of a namespace begin with. Without namespaces: of the default one.
     fn root(&self) -> String;
@@ -94,7 +96,7 @@ impl<D: Dialect> Layout for D {
     }
 
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
-        go::refuse_loss(self, instance, writing.owner)?;
+        go::refuse_loss_but(D::METADATA, self, instance, writing.owner)?;
         self.write(service, instance)
     }
 
