@@ -221,8 +221,7 @@ impl Registrar {
                     let published = self.may_be_there();
                     // That a change of it is refused is no reason to remove what is published.
                     let counts = !published || error.is_retryable();
-                    let limit = self.options.max_attempts.filter(|_| counts);
-                    if limit.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
+                    if counts && self.options.gives_up_after(self.backoff.failures().saturating_add(1)) {
                         Box::pin(self.remove(Some(error), Some(claim))).await;
                         return None;
                     }

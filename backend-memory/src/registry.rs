@@ -219,7 +219,7 @@ impl Registrar {
                     return None;
                 }
                 Err(error) => {
-                    if self.options.max_attempts.is_some_and(|limit| self.backoff.failures() + 1 >= limit) {
+                    if self.options.gives_up_after(self.backoff.failures().saturating_add(1)) {
                         claim.leave();
                         self.remove(Some(error)).await;
                         return None;

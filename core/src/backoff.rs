@@ -1,4 +1,4 @@
-//! The one backoff: exponential, capped, jittered, reset on success.
+//! The one backoff: exponential, capped, jittered, reset on success; or one delay each time, where that is asked for.
 
 use std::time::Duration;
 
@@ -12,11 +12,12 @@ use crate::error::Error;
 pub struct BackoffPolicy {
     first: Duration,
     max: Duration,
+    jitter: bool,
 }
 
 impl Default for BackoffPolicy {
     fn default() -> Self {
-        Self { first: Duration::from_millis(200), max: Duration::from_secs(10) }
+        Self { first: Duration::from_millis(200), max: Duration::from_secs(10), jitter: true }
     }
 }
 
@@ -30,7 +31,18 @@ impl BackoffPolicy {
         if first.is_zero() || first > max {
             return Err(Error::invalid_config("backoff", "the first delay must be above zero and at most the largest"));
         }
-        Ok(Self { first, max })
+        Ok(Self { first, max, jitter: true })
+    }
+
+    /// The same delay each time, without jitter.
+    ///
+    /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where there are many.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if `delay` is zero.
+    pub fn fixed(delay: Duration) -> Result<Self, Error> {
+        Ok(Self { jitter: false, ..Self::new(delay, delay)? })
     }
 
     /// A fresh sequence of delays.
@@ -52,11 +64,11 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The next delay; each one is longer than the last, up to the cap.
+    /// The next delay: longer than the last, up to the cap, unless the policy is [fixed](BackoffPolicy::fixed).
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = self.policy.ceiling(self.failures);
         self.failures = self.failures.saturating_add(1);
-        ceiling.mul_f64(0.5 + 0.5 * fastrand::f64())
+        if self.policy.jitter { ceiling.mul_f64(0.5 + 0.5 * fastrand::f64()) } else { ceiling }
     }
 
     /// Starts over after a success.
@@ -115,7 +127,20 @@ mod tests {
     }
 
     #[test]
+    fn a_fixed_delay_is_the_same_each_time() {
+        let delay = Duration::from_secs(10);
+        let mut backoff = BackoffPolicy::fixed(delay).unwrap().start();
+        for failures in 1..100 {
+            assert_eq!((backoff.next_delay(), backoff.failures()), (delay, failures));
+        }
+        backoff.reset();
+        assert_eq!(backoff.next_delay(), delay);
+        assert_eq!(BackoffPolicy::fixed(Duration::MAX).unwrap().start().next_delay(), Duration::MAX);
+    }
+
+    #[test]
     fn a_zero_delay_is_refused() {
         assert!(BackoffPolicy::new(Duration::ZERO, Duration::from_secs(1)).is_err());
+        assert!(BackoffPolicy::fixed(Duration::ZERO).is_err());
     }
 }

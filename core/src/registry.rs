@@ -217,12 +217,13 @@ pub struct RegisterOptions {
     pub renewal_interval: Option<Duration>,
     /// What to do when somebody deletes the key. Default: `Restore`.
     pub on_delete: OnDelete,
-    /// Attempts in a row after which it gives up; `None`, the default, never does.
+    /// Failed attempts in a row after which it gives up; `None` and 0 never do. Default: `None`.
     pub max_attempts: Option<u32>,
     /// The delays between attempts. Default: 200 ms growing to 10 s, jittered.
     pub backoff: BackoffPolicy,
     /// How often the key is read back although nothing seems wrong, in case the store forgot to tell of a change; jittered
-    /// by half. Default: 5 minutes; `None` never does.
+    /// by half: 30 s is from 15 s to 45 s. The key is watched besides, so a loss that is told of is noticed at once. Default:
+    /// 5 minutes; `None` never does.
     pub audit: Option<Duration>,
 }
 
@@ -317,7 +318,7 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets after how many attempts in a row it gives up.
+    /// Sets the number of failed attempts in a row after which it gives up; 0 is no limit.
     #[must_use]
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.max_attempts = Some(max_attempts);
@@ -343,6 +344,11 @@ impl RegisterOptions {
         LeaseTerms::new(self.ttl, self.renewal_interval)
     }
 
+    /// For backends: returns `true` if so many failed attempts in a row are too many.
+    pub fn gives_up_after(&self, failures: u32) -> bool {
+        self.max_attempts.is_some_and(|limit| limit > 0 && failures >= limit)
+    }
+
     /// For backends: waits until the next audit is due; for ever without audits.
     ///
     /// # Cancel safety
@@ -362,13 +368,10 @@ impl RegisterOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third of the TTL, zero
-    /// attempts and audits without a pause.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third of the TTL, and
+    /// audits without a pause.
     pub fn check(&self) -> Result<(), Error> {
         LeaseTerms::check(self.ttl, self.renewal_interval)?;
-        if self.max_attempts == Some(0) {
-            return Err(Error::invalid_config("max_attempts", "at least one attempt is needed"));
-        }
         if self.audit.is_some_and(|audit| audit.is_zero()) {
             return Err(Error::invalid_config("audit", "it must be above zero"));
         }
@@ -406,11 +409,20 @@ mod tests {
             (options.clone().ttl(Duration::from_millis(999)), "ttl"),
             (options.clone().ttl(Duration::from_secs(MAX_TTL_SECS + 1)), "ttl"),
             (options.clone().renewal_interval(Duration::from_millis(499)), "renewal_interval"),
-            (options.clone().audit(Some(Duration::ZERO)), "audit"),
-            (options.max_attempts(0), "max_attempts"),
+            (options.audit(Some(Duration::ZERO)), "audit"),
         ] {
             assert!(options.check().unwrap_err().to_string().contains(field));
         }
+    }
+
+    #[test]
+    fn zero_attempts_are_no_limit() {
+        let options = RegisterOptions::new();
+        assert!(!options.gives_up_after(u32::MAX));
+        let none = options.clone().max_attempts(0);
+        assert!(none.check().is_ok() && !none.gives_up_after(1) && !none.gives_up_after(u32::MAX));
+        let five = options.max_attempts(5);
+        assert!(!five.gives_up_after(4) && five.gives_up_after(5));
     }
 
     #[test]

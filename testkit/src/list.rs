@@ -47,6 +47,7 @@ macro_rules! each_case {
             register::waiting_for_the_start_ends_at_its_deadline []
             register::registering_again_after_a_timeout_succeeds [Id]
             register::attempts_are_limited_if_asked []
+            register::zero_attempts_are_no_limit []
             register::registering_again_after_giving_up_succeeds [Id]
             register::registrations_of_one_process_share_a_lease [Id]
             register::an_instance_on_its_own_lease_dies_alone [Id]

@@ -3,8 +3,8 @@
 use std::{pin::pin, time::Duration};
 
 use enlist::{
-    Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, Owner, RegisterOptions,
-    Registration, RegistrationState, ServiceName, ServiceRef, Snapshot, Start,
+    BackoffPolicy, Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, Owner,
+    RegisterOptions, Registration, RegistrationState, ServiceName, ServiceRef, Snapshot, Start,
 };
 
 use super::support::*;
@@ -590,6 +590,23 @@ pub async fn attempts_are_limited_if_asked(h: &impl Harness) {
     // A later registration of the same client is the only one.
     let _b = register(h, &server, &service, "b").await;
     listed(&client, &service, &["b"]).await;
+}
+
+pub async fn zero_attempts_are_no_limit(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    server.cut().await;
+    let backoff = BackoffPolicy::fixed(Duration::from_millis(50)).unwrap();
+    let endless = options(h).start(Start::Background).max_attempts(0).backoff(backoff);
+    let a = server.register(&service, instance("a"), endless).await.unwrap();
+    eventually("an attempt has failed", || async {
+        match a.state() {
+            RegistrationState::Registering { last: Some(_) } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    server.heal().await;
+    listed(&client, &service, &["a"]).await;
 }
 
 pub async fn registrations_of_one_process_share_a_lease(h: &impl Harness) {

@@ -119,7 +119,7 @@ impl Registrar {
                 }
                 Err(error) => {
                     let delay = backoff.next_delay();
-                    if self.options.max_attempts.is_some_and(|most| backoff.failures() >= most) {
+                    if self.options.gives_up_after(backoff.failures()) {
                         claim.leave();
                         self.leave(Some(error)).await;
                         return false;

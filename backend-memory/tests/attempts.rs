@@ -1,0 +1,80 @@
+//! The pace and the number of attempts, as the options ask for them. The conformance suite cannot time these.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{
+    BackoffPolicy, Endpoint, Error, Instance, InstanceId, RegisterOptions, Registration, RegistrationState, Registry,
+    Resolver, ServiceRef, Start,
+};
+use enlist_memory::{Defect, MemoryClient, MemoryStore};
+use tokio::time::Instant;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+async fn register(client: &MemoryClient, options: RegisterOptions) -> Registration {
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    client.register(&service(), instance, options.start(Start::Background)).await.unwrap()
+}
+
+/// The options that mean what `retry.NewRetryConfig()` of kitex' registry means: 5 attempts, 10 s apart, and a look at the own key
+/// every 30 s.
+fn kitex() -> RegisterOptions {
+    let retry_delay = BackoffPolicy::fixed(10 * SECOND).unwrap();
+    RegisterOptions::new().max_attempts(5).audit(Some(30 * SECOND)).backoff(retry_delay)
+}
+
+async fn until(registration: &Registration, wanted: impl Fn(&RegistrationState) -> bool) {
+    let mut states = registration.states();
+    while !wanted(&states.next().await.unwrap()) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_follow_at_the_fixed_delay_until_there_were_too_many_in_a_row() {
+    let client = MemoryStore::new().client();
+    client.cut();
+    let a = register(&client, kitex()).await;
+    // What failed before a success does not count.
+    tokio::time::sleep(35 * SECOND).await;
+    client.heal();
+    until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
+    client.cut();
+    let begun = Instant::now();
+    drop(a.update(|draft| _ = draft.weight(7)));
+    until(&a, |state| matches!(state, RegistrationState::Ended)).await;
+    // The first attempt at once, and four more.
+    assert_eq!(begun.elapsed(), 40 * SECOND);
+    assert!(matches!(a.deregister().await, Err(Error::Unavailable(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_limit_attempts_go_on_at_the_fixed_delay() {
+    let client = MemoryStore::new().client();
+    client.cut();
+    let a = register(&client, kitex().max_attempts(0)).await;
+    tokio::time::sleep(24 * 3600 * SECOND).await;
+    assert!(matches!(a.state(), RegistrationState::Registering { last: Some(_) }), "{:?}", a.state());
+    client.heal();
+    until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
+}
+
+/// The defect is a registration that notices nothing by itself.
+#[tokio::test(start_paused = true)]
+async fn an_audit_is_the_observe_delay() {
+    let store = MemoryStore::with_defect(Defect::NeverReregisters);
+    let client = store.client();
+    let a = register(&client, kitex()).await;
+    until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
+    for _ in 0..10 {
+        assert!(store.delete(&service(), &InstanceId::parse("a").unwrap()));
+        let deleted = Instant::now();
+        while client.resolve(&service()).await.unwrap().is_empty() {
+            tokio::time::sleep(SECOND).await;
+        }
+        assert!((15 * SECOND..=46 * SECOND).contains(&deleted.elapsed()), "{:?}", deleted.elapsed());
+    }
+}
