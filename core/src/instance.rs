@@ -204,7 +204,7 @@ impl Instance {
         &self.id
     }
 
-    /// Where it accepts connections; never empty.
+    /// Where it accepts connections. Empty only in a [`Draft`], whose update is refused then.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
@@ -238,8 +238,11 @@ impl Instance {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
+    /// [`Error::InvalidAddress`] without an endpoint; [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
     pub fn check(&self) -> Result<(), Error> {
+        if self.endpoints.is_empty() {
+            return Err(no_endpoint());
+        }
         // Nearly all are far below the limit, and are not looked at byte by byte.
         if self.size(|text| text.len() * MAX_ESCAPE) <= MAX_INSTANCE_BYTES {
             return Ok(());
@@ -275,7 +278,7 @@ fn json_len(text: &str) -> usize {
     text.bytes().map(len).sum()
 }
 
-/// What may be changed of a registered instance: everything but its id and endpoints.
+/// What may be changed of a registered instance: everything but its id.
 #[derive(Debug)]
 pub struct Draft {
     instance: Instance,
@@ -297,6 +300,22 @@ impl Draft {
         &self.instance
     }
 
+    /// Makes it say what `target` says, under the id that it has.
+    pub(crate) fn make_equal(&mut self, target: &Instance) {
+        let id = self.instance.id.clone();
+        self.instance = Instance { id, ..target.clone() };
+    }
+
+    /// Replaces the endpoints. The update is refused if there is none.
+    ///
+    /// Clients end what they have under way at the old ones and call the new ones from then on. Where the id is the address
+    /// ([`Instance::at`]) it stays that of the old one, and so does the key: a program that removes an instance by its new address
+    /// misses it.
+    pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> &mut Self {
+        self.instance.endpoints = endpoints.into_iter().collect();
+        self
+    }
+
     /// Sets the weight; 0 means "not picked".
     pub fn weight(&mut self, weight: u32) -> &mut Self {
         self.instance.weight = weight;
@@ -306,6 +325,12 @@ impl Draft {
     /// Sets the version; an empty one is none.
     pub fn version(&mut self, version: impl AsRef<str>) -> &mut Self {
         set(&mut self.instance.version, version.as_ref());
+        self
+    }
+
+    /// Sets the zone; an empty one is none.
+    pub fn zone(&mut self, zone: impl AsRef<str>) -> &mut Self {
+        set(&mut self.instance.zone, zone.as_ref());
         self
     }
 
@@ -583,6 +608,27 @@ mod tests {
         draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
         let changed = draft.finish();
         assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
+    }
+
+    #[test]
+    fn a_draft_without_endpoints_is_refused() {
+        let mut draft = Draft::new(instance());
+        draft.endpoints([Endpoint::parse("h:2").unwrap(), Endpoint::parse("h:3").unwrap()]).zone("z");
+        let endpoints: Vec<_> = draft.instance().endpoints().iter().map(Endpoint::as_str).collect();
+        assert_eq!((endpoints, draft.instance().zone()), (vec!["h:2", "h:3"], Some("z")));
+        draft.instance().check().unwrap();
+        draft.endpoints([]).zone("");
+        assert!(matches!(draft.instance().check(), Err(Error::InvalidAddress { .. })));
+        assert_eq!(draft.instance().zone(), None);
+    }
+
+    #[test]
+    fn a_draft_that_is_made_equal_keeps_its_id() {
+        let mut draft = Draft::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
+        let endpoint = Endpoint::parse("h:2").unwrap();
+        let target = Instance::new(InstanceId::parse("b").unwrap(), [endpoint.clone()]).unwrap().with_weight(7);
+        draft.make_equal(&target);
+        assert_eq!(draft.finish(), Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap().with_weight(7));
     }
 
     /// However long the values of instances are that came and went, little of them is kept.

@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     feed::{Feed, ServiceWatcher},
     freshness::Freshness,
-    instance::{Draft, Entry, Instance, Presence},
+    instance::{Entry, Instance, Presence},
     lease::Lease,
     name::{InstanceId, Namespace, ServiceName, ServiceRef},
     registration::{Deregistered, Goal, Registration, RegistrationDriver, RegistrationState, registration},
@@ -464,7 +464,7 @@ impl Publisher {
         let instance = self.driver.desired().instance;
         let each = self.sides.iter().zip(&self.held).map(|(side, held)| {
             let target = side.written(&instance, self.own);
-            held.update(move |draft| make_equal(draft, &target))
+            held.update(move |draft| draft.make_equal(&target))
         });
         let each = try_join_all(each);
         async move { (generation, each.await) }.boxed()
@@ -495,19 +495,6 @@ async fn finished(updating: Option<&mut Updating>) -> (u64, Result<Vec<Revision>
         Some(updating) => updating.await,
         None => std::future::pending().await,
     }
-}
-
-/// Makes a draft equal to `target`.
-fn make_equal(draft: &mut Draft, target: &Instance) {
-    let gone: Vec<String> =
-        draft.instance().metadata().keys().filter(|key| !target.metadata().contains_key(*key)).cloned().collect();
-    for key in gone {
-        draft.remove_metadata(&key);
-    }
-    for (key, value) in target.metadata() {
-        draft.metadata(key, value);
-    }
-    draft.weight(target.weight()).version(target.version().unwrap_or_default()).health(target.health());
 }
 
 /// The state of all: as bad as the worst of them.

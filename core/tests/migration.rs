@@ -72,6 +72,13 @@ async fn weights_keep_their_proportion_and_updates_reach_every_side() {
     assert_eq!((stored(&new).await, stored(&old).await), (vec![("a".into(), 300)], vec![("a".into(), 30)]));
     registration.update(|draft| _ = draft.remove_metadata("k").weight(1)).await.unwrap();
     assert_eq!(stored(&old).await, [("a".into(), 1)], "what is picked stays so");
+    let moved = Endpoint::parse("h:9").unwrap();
+    registration.update(|draft| _ = draft.endpoints([moved.clone()]).zone("z")).await.unwrap();
+    for store in [&old, &new] {
+        let snapshot = store.client().resolve(&service()).await.unwrap();
+        let instance = snapshot.entries().next().unwrap().instance();
+        assert_eq!((instance.endpoints(), instance.zone()), (std::slice::from_ref(&moved), Some("z")));
+    }
     // Read, the proportion is the other way round.
     let _theirs = old.client().register(&service(), instance("b", 2).with_weight(10), options()).await.unwrap();
     assert_eq!(shown(&migration.resolve(&service()).await.unwrap()), [("a".into(), 1), ("b".into(), 100)]);

@@ -305,6 +305,28 @@ async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_instance_that_moves_gets_a_new_client_and_the_old_one_ends_with_its_last_call() {
+    let case = Case::new(&["a"]).await;
+    let never = Retry::<&str>::never();
+    let begun = case.pool.call(Policy::Weighted, &never, |client| async move {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        Ok(client.id.clone())
+    });
+    let moved = async {
+        let update =
+            case.registrations[0].update(|draft| _ = draft.endpoints([Endpoint::parse("10.0.0.2:80").unwrap()]));
+        update.await.unwrap();
+        while case.alive.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await.unwrap();
+        }
+    };
+    let (answer, ()) = tokio::join!(begun, moved);
+    assert_eq!(answer.unwrap(), "a");
+    assert_eq!(case.alive.load(Ordering::SeqCst), 1, "the client of the new endpoint");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_deadline_covers_all_attempts_and_the_delays_between_them() {
     let case = Case::new(&["a"]).await;
     let begun = tokio::time::Instant::now();

@@ -156,12 +156,21 @@ impl Keeper {
                 self.reconcile();
             }
             self.bury();
-            let picture = self.picture();
-            let nobody_is_ready = !picture.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
-            self.shared.set.store(Arc::new(picture));
-            self.shared.pictures.send_modify(|pictures| *pictures += 1);
+            let nobody_is_ready = self.show();
             self.collect(&mut open, nobody_is_ready).await;
         }
+    }
+
+    /// Shows calls the present picture. Returns `true` if nobody in it is ready.
+    fn show(&self) -> bool {
+        let picture = self.picture();
+        let nobody_is_ready = !picture.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
+        self.shared.set.store(Arc::new(picture));
+        // Not before: where the only instance has moved to another endpoint, a call that looks at the picture before this one would be
+        // refused.
+        self.kept.values().filter(|kept| kept.left.is_some()).for_each(|kept| kept.subchannel.retire());
+        self.shared.pictures.send_modify(|pictures| *pictures += 1);
+        nobody_is_ready
     }
 
     /// Waits for a reason for another picture, and for more of them.
@@ -232,7 +241,6 @@ impl Keeper {
         for (endpoint, kept) in &mut self.kept {
             if kept.left.is_none() && !listed.contains_key(endpoint) {
                 kept.left = Some(Moment::now());
-                kept.subchannel.retire();
             }
         }
         for (endpoint, entry) in listed {
@@ -404,6 +412,27 @@ mod tests {
             keeper.change(&mut open).await;
         }
         assert!(keeper.kept.values().all(|kept| kept.left.is_none()), "the view was looked at as a whole");
+    }
+
+    #[tokio::test]
+    async fn who_moves_takes_calls_at_the_old_endpoint_until_there_is_a_picture_with_the_new_one() {
+        let port = refusing();
+        let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
+        let (view, client) = view(1, endpoint).await;
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
+        let mut keeper = Keeper::new(&view, rules, Channel::builder().terms());
+        keeper.reconcile();
+        let [old, new] = [0, 9].map(|n| Endpoint::parse(endpoint(n)).unwrap());
+        let moved = Instance::new(InstanceId::parse("i0").unwrap(), [new.clone()]).unwrap();
+        client.publish(view.service(), moved).await.unwrap();
+        let mut open = true;
+        while !keeper.kept.contains_key(&new) {
+            keeper.change(&mut open).await;
+            keeper.reconcile();
+        }
+        assert_ne!(keeper.kept[&old].subchannel.state(), InstanceState::Leaving);
+        keeper.show();
+        assert_eq!(keeper.kept[&old].subchannel.state(), InstanceState::Leaving);
     }
 
     /// The lines that are logged.

@@ -2,13 +2,15 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, error::with_causes};
 use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
 use support::{Server, World, begun, id, say, say_within, shares, stream, until};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -170,6 +172,77 @@ async fn an_instance_that_leaves_finishes_its_calls() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_instance_that_moves_finishes_its_calls_where_they_are() {
+    let servers = [Server::start("old").await, Server::start("new").await];
+    let world = World::of(&servers[..1]).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let slow = begun(say(&channel, "sleep 700".to_owned()));
+    let mut endless = stream(&channel).await.unwrap();
+    assert_eq!(soon("a message", endless.message()).await.unwrap().unwrap(), "old");
+    eventually("it is busy", || async { if servers[0].calls() > 0 { Ok(()) } else { Err(0) } }).await;
+    let moved = servers[1].instance().endpoints().to_vec();
+    let registration = world.registration(&servers[0]);
+    let update = registration.update(|draft| _ = draft.endpoints(moved.clone()));
+    soon("updated", update).await.unwrap();
+    eventually("new calls go to the new endpoint", || async {
+        let name = say(&channel, String::new()).await.unwrap();
+        if name == "new" { Ok(()) } else { Err(name) }
+    })
+    .await;
+    let sent = servers[0].calls();
+    assert_eq!(shares(&channel, 50).await, BTreeMap::from([("new".to_owned(), 50)]));
+    assert_eq!(servers[0].calls(), sent);
+    assert_eq!(soon("an answer", slow).await.unwrap(), "old");
+    let leaving: Vec<_> = channel
+        .instances()
+        .into_iter()
+        .filter(|one| one.state == InstanceState::Leaving)
+        .map(|one| one.in_flight)
+        .collect();
+    assert_eq!((leaving, servers[0].open()), (vec![1], 1), "the stream goes on");
+    drop(endless);
+    eventually("the old connection is let go of", || async {
+        match servers[0].open() {
+            0 => Ok(()),
+            open => Err(open),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_fails_while_the_only_instance_moves() {
+    let servers = [Server::start("a").await, Server::start("b").await];
+    let world = World::of(&servers[..1]).await;
+    let channel = world.channel(Channel::builder(), 1).await;
+    let (stop, mut callers) = (CancellationToken::new(), JoinSet::new());
+    for _ in 0..4 {
+        let (channel, stop) = (channel.clone(), stop.clone());
+        callers.spawn(async move {
+            while !stop.is_cancelled() {
+                say(&channel, String::new()).await.unwrap();
+            }
+        });
+    }
+    let registration = world.registration(&servers[0]);
+    for turn in 1..=40 {
+        let to = &servers[turn % 2];
+        let endpoints = to.instance().endpoints().to_vec();
+        let update = registration.update(|draft| _ = draft.endpoints(endpoints.clone()));
+        soon("updated", update).await.unwrap();
+        eventually("calls go there", || async {
+            let name = say(&channel, String::new()).await.unwrap();
+            if name == to.name { Ok(()) } else { Err(name) }
+        })
+        .await;
+    }
+    stop.cancel();
+    while let Some(ended) = callers.join_next().await {
+        ended.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -83,7 +83,8 @@ impl InstanceHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, and nothing changes; [`Error::NotOwner`]
+    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, [`Error::InvalidAddress`] without an endpoint, and
+    /// nothing changes; [`Error::NotOwner`]
     /// while the registration is [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published
     /// again; [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
     /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that is

@@ -3,7 +3,7 @@
 use std::{pin::pin, time::Duration};
 
 use enlist::{
-    BackoffPolicy, Deregistered, Endpoint, Error, Health, Instance, LeaseChoice, Moment, OnConflict, Owner,
+    BackoffPolicy, Deregistered, Endpoint, Error, Event, Health, Instance, LeaseChoice, Moment, OnConflict, Owner,
     RegisterOptions, Registration, RegistrationState, ServiceName, ServiceRef, Snapshot, Start,
 };
 
@@ -163,6 +163,40 @@ pub async fn the_last_of_many_updates_wins(h: &impl Harness) {
     });
     soon("stored", last).await.unwrap();
     assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 50);
+}
+
+pub async fn endpoints_are_changed_in_place(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let before = only(&client, &service, |_| true).await;
+    let mut watcher = watch(&client, &service).await;
+    until(&mut watcher, "the old endpoint", |change| change.snapshot.len() == 1).await;
+    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    let revision = soon("stored", update).await.unwrap();
+    let change = until(&mut watcher, "a change", |change| !change.events.is_empty()).await;
+    let [Event::Updated { old, new }] = &change.events[..] else {
+        panic!("it is one update: {:?}", change.events);
+    };
+    assert_eq!((endpoints(&change.snapshot), old), (expected(&["moved"]), &before));
+    assert_eq!((new.instance().id(), new.created()), (before.instance().id(), before.created()));
+    assert_eq!(new.modified(), revision);
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*client, &service).await.is_empty());
+}
+
+pub async fn an_update_without_endpoints_changes_nothing(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let before = only(&client, &service, |_| true).await;
+    let refused = soon("refused", a.update(|draft| _ = draft.endpoints([]))).await;
+    assert!(matches!(refused, Err(Error::InvalidAddress { .. })), "it is refused: {refused:?}");
+    assert_eq!(*a.instance(), instance("a"));
+    // A marker: what was wanted later is stored, and is the only change.
+    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    let revision = soon("stored", update).await.unwrap();
+    let after = only(&client, &service, |_| true).await;
+    assert_eq!((after.created(), after.modified()), (before.created(), revision));
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["moved"]));
 }
 
 pub async fn an_update_that_is_too_large_changes_nothing(h: &impl Harness) {

@@ -88,6 +88,19 @@ pub async fn an_update_survives_reregistration(h: &impl Harness) {
     assert_eq!(after.instance().weight(), 7);
 }
 
+pub async fn changed_endpoints_survive_reregistration(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &server, &service, "a").await;
+    let lease = h.lease_of(&service, &id("a")).await;
+    let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
+    soon("stored", update).await.unwrap();
+    assert_eq!(h.lease_of(&service, &id("a")).await, lease, "it stays under its lease");
+    let before = only(&client, &service, |_| true).await;
+    h.revoke(lease.unwrap()).await;
+    only(&client, &service, |entry| entry.created() > before.created()).await;
+    assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["moved"]));
+}
+
 pub async fn an_update_made_during_an_outage_is_stored_after_it(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
