@@ -46,7 +46,7 @@ pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// How often a picture that is too old is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a view shows when the store lists nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

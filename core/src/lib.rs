@@ -105,7 +105,7 @@ pub use self::{
     migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
-    pool::{Pool, PoolError, PoolOptions, Retry},
+    pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
     registration::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
         registration,

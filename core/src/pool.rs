@@ -40,7 +40,7 @@ use crate::{
     backoff::BackoffPolicy,
     balance::{Choice, Selection},
     clock::Moment,
-    directory::{ServiceView, ViewChanges},
+    directory::{LOOK_AGAIN, ServiceView, ViewChanges},
     ejection::Ejection,
     error::Error,
     instance::Entry,
@@ -107,6 +107,7 @@ pub struct Retry<E> {
     attempts: u32,
     deadline: Duration,
     backoff: BackoffPolicy,
+    wait_for_ready: bool,
 }
 
 /// What the user says of an error.
@@ -116,8 +117,14 @@ impl<E> Retry<E> {
     /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts within 10 s,
     /// with delays of 200 ms growing to 10 s.
     pub fn new(retry_if: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
-        let (attempts, deadline) = (3, Duration::from_secs(10));
-        Self { accepts: Box::new(retry_if), against: None, attempts, deadline, backoff: BackoffPolicy::default() }
+        Self {
+            accepts: Box::new(retry_if),
+            against: None,
+            attempts: 3,
+            deadline: Duration::from_secs(10),
+            backoff: BackoffPolicy::default(),
+            wait_for_ready: false,
+        }
     }
 
     /// Never tries again.
@@ -153,23 +160,48 @@ impl<E> Retry<E> {
         self.backoff = backoff;
         self
     }
+
+    /// Lets a call wait within its deadline while no instance can be picked: the service is not known yet, empty, or known from too
+    /// long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a call fails at once.
+    #[must_use]
+    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
+        self.wait_for_ready = wait_for_ready;
+        self
+    }
 }
 
 impl<E> fmt::Debug for Retry<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepts: _, against: _, attempts, deadline, backoff } = self;
+        let Self { accepts: _, against: _, attempts, deadline, backoff, wait_for_ready } = self;
         let mut shown = f.debug_struct("Retry");
-        shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff).finish_non_exhaustive()
+        shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff);
+        shown.field("wait_for_ready", wait_for_ready).finish_non_exhaustive()
     }
 }
 
-/// Why a call failed.
+/// An attempt of a call that failed.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FailedAttempt<E> {
+    /// The instance that was called.
+    pub id: InstanceId,
+    /// The error of the call.
+    pub cause: E,
+}
+
+/// Why a call failed. Each variant lists the attempts that failed before, in order.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError<E> {
     /// There was nobody to call.
     #[error("nobody to call")]
-    NoPick(#[source] NoPick),
+    NoPick {
+        /// Why.
+        #[source]
+        cause: NoPick,
+        /// The attempts before.
+        previous: Vec<FailedAttempt<E>>,
+    },
     /// No client could be made for the instance.
     #[error("no client for {id}")]
     NoClient {
@@ -178,22 +210,48 @@ pub enum PoolError<E> {
         /// Why.
         #[source]
         cause: Error,
+        /// The attempts before.
+        previous: Vec<FailedAttempt<E>>,
     },
     /// The last attempt failed.
-    #[error("the call failed after {attempts} attempts")]
+    #[error("the call failed after {attempts} attempts, the last one at {id}")]
     Failed {
         /// How many attempts there were.
         attempts: u32,
+        /// The instance of the last one.
+        id: InstanceId,
         /// What the last one said.
         #[source]
         cause: E,
+        /// The attempts before the last one.
+        previous: Vec<FailedAttempt<E>>,
     },
     /// The deadline passed during an attempt, which was dropped; it may have been done.
-    #[error("the deadline passed during attempt {attempts}")]
+    #[error("the deadline passed during attempt {attempts}, at {id}")]
     Deadline {
         /// How many attempts there were.
         attempts: u32,
+        /// The instance of the last one.
+        id: InstanceId,
+        /// The attempts before the last one.
+        previous: Vec<FailedAttempt<E>>,
     },
+}
+
+impl<E> PoolError<E> {
+    /// The attempts that failed before the end of the call, in order. The last attempt is the error itself.
+    pub fn previous(&self) -> &[FailedAttempt<E>] {
+        match self {
+            Self::NoPick { previous, .. }
+            | Self::NoClient { previous, .. }
+            | Self::Failed { previous, .. }
+            | Self::Deadline { previous, .. } => previous,
+        }
+    }
+}
+
+fn was_tried<E>(previous: &[FailedAttempt<E>], id: &InstanceId) -> bool {
+    previous.iter().any(|attempt| attempt.id == *id)
 }
 
 type Factory<T> = Box<dyn Fn(&Entry) -> Result<T, Error> + Send + Sync>;
@@ -260,7 +318,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
     ///
     /// # Errors
     ///
-    /// [`PoolError`] says whether there was nobody, no client, or what the last attempt said.
+    /// [`PoolError`] says whether there was nobody, no client, or what the last attempt said, and lists the attempts before.
     ///
     /// # Cancel safety
     ///
@@ -310,15 +368,21 @@ impl<T: Send + Sync + 'static> Pool<T> {
         let choice = Choice { selection, key, turn: &self.turn };
         let begun = Moment::now();
         let mut backoff = retry.backoff.start();
-        let mut tried: Vec<InstanceId> = Vec::new();
-        for attempt in 1.. {
-            let one = self.pick(&choice, &tried).map_err(PoolError::NoPick)?;
+        let mut previous: Vec<FailedAttempt<E>> = Vec::new();
+        for attempts in 1.. {
+            let one = match self.pick_in_time(&choice, &previous, retry, begun).await {
+                Ok(one) => one,
+                Err(cause) => return Err(PoolError::NoPick { cause, previous }),
+            };
             let id = one.id().clone();
-            let client = one.client(&self.factory).map_err(|cause| PoolError::NoClient { id: id.clone(), cause })?;
+            let client = match one.client(&self.factory) {
+                Ok(client) => client,
+                Err(cause) => return Err(PoolError::NoClient { id, cause, previous }),
+            };
             let left = begun.remaining(retry.deadline);
             let Ok(outcome) = tokio::time::timeout(left, call(client)).await else {
                 self.members.failed(&one, &self.tasks);
-                return Err(PoolError::Deadline { attempts: attempt });
+                return Err(PoolError::Deadline { attempts, id, previous });
             };
             let cause = match outcome {
                 Ok(answer) => {
@@ -334,23 +398,48 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 Members::succeeded(&one);
             }
             // A second failure of the same instance is the time to slow down.
-            let delay = if tried.contains(&id) { backoff.next_delay() } else { Duration::ZERO };
-            let again = accepted && attempt < retry.attempts;
+            let delay = if was_tried(&previous, &id) { backoff.next_delay() } else { Duration::ZERO };
+            let again = accepted && attempts < retry.attempts;
             if !again || begun.remaining(retry.deadline) <= delay {
-                return Err(PoolError::Failed { attempts: attempt, cause });
+                return Err(PoolError::Failed { attempts, id, cause, previous });
             }
+            previous.push(FailedAttempt { id, cause });
             tokio::time::sleep(delay).await;
-            tried.push(id);
         }
         unreachable!("the loop above has no other end")
     }
 
+    /// Picks an instance, and waits for one where `retry` says so.
+    async fn pick_in_time<E>(
+        &self,
+        choice: &Choice<'_>,
+        previous: &[FailedAttempt<E>],
+        retry: &Retry<E>,
+        begun: Moment,
+    ) -> Result<Arc<Listed<T>>, NoPick> {
+        let mut picked = self.pick(choice, previous);
+        if picked.is_ok() || !retry.wait_for_ready {
+            return picked;
+        }
+        let mut changes = self.view.changes();
+        while picked.is_err() {
+            let left = begun.remaining(retry.deadline);
+            // A proof of freshness comes without a change.
+            let change = tokio::time::timeout(left.min(LOOK_AGAIN), next(&mut changes));
+            if left.is_zero() || matches!(change.await, Ok(None)) {
+                break;
+            }
+            picked = self.pick(choice, previous);
+        }
+        picked
+    }
+
     /// An instance that was not tried yet, if there is one that does not rest.
-    fn pick(&self, choice: &Choice<'_>, tried: &[InstanceId]) -> Result<Arc<Listed<T>>, NoPick> {
+    fn pick<E>(&self, choice: &Choice<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, NoPick> {
         let kind = if choice.key.is_some() { Kind::ByKey } else { Kind::Plain };
         let set = self.members.set(kind)?;
         // A set is never empty.
-        set.pick(choice, tried).cloned().ok_or(NoPick::Unknown)
+        set.pick(choice, |id| was_tried(previous, id)).cloned().ok_or(NoPick::Unknown)
     }
 
     /// How many clients there are.

@@ -125,7 +125,7 @@ async fn a_failed_call_goes_to_another_instance_and_each_is_tried_once() {
         tried.lock().unwrap().push(client.id.clone());
         async { Err::<(), _>("broken") }
     });
-    assert!(matches!(failed.await, Err(PoolError::Failed { attempts: 3, cause: "broken" })));
+    assert!(matches!(failed.await, Err(PoolError::Failed { attempts: 3, cause: "broken", .. })));
     let mut tried = tried.into_inner().unwrap();
     tried.sort();
     assert_eq!(tried, ["a", "b", "c"]);
@@ -301,7 +301,7 @@ async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
     assert_eq!(answer.unwrap(), "a");
     assert_eq!(case.alive.load(Ordering::SeqCst), 0);
     let nobody = case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await;
-    assert!(matches!(nobody, Err(PoolError::NoPick(NoPick::Empty { listed: 0, .. }))));
+    assert!(matches!(nobody, Err(PoolError::NoPick { cause: NoPick::Empty { listed: 0, .. }, .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -335,7 +335,140 @@ async fn the_deadline_covers_all_attempts_and_the_delays_between_them() {
     assert!(matches!(failed, Err(PoolError::Failed { attempts, .. }) if attempts < 20), "{failed:?}");
     assert!(begun.elapsed() <= Duration::from_secs(5));
     let stuck = case.pool.call(Policy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()).await;
-    assert!(matches!(stuck, Err(PoolError::Deadline { attempts: 1 })));
+    assert!(matches!(stuck, Err(PoolError::Deadline { attempts: 1, .. })));
+}
+
+/// Retries whatever failed, waits for somebody to call, and has a deadline of 3 s.
+fn waiting() -> Retry<&'static str> {
+    Retry::new(|_: &&str| true).deadline(Duration::from_secs(3)).wait_for_ready(true)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_an_instance_if_asked() {
+    let mut case = Case::new(&[]).await;
+    let retry = waiting().wait_for_ready(false);
+    let at_once = case.pool.call(Policy::RoundRobin, &retry, |_| async { Ok(()) }).await;
+    assert!(matches!(at_once, Err(PoolError::NoPick { cause: NoPick::Empty { listed: 0, .. }, .. })));
+    let begun = tokio::time::Instant::now();
+    let registered = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let registered = case.store.client().register(&service(), instance("a"), RegisterOptions::new()).await;
+        registered.unwrap()
+    };
+    let retry = waiting().attempts(1);
+    let call = case.pool.call(Policy::RoundRobin, &retry, |client| async move { Ok(client.id.clone()) });
+    let (answer, registered) = tokio::join!(call, registered);
+    assert_eq!(answer.unwrap(), "a", "the wait is no attempt");
+    let waited = begun.elapsed();
+    assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&waited), "{waited:?}");
+    case.registrations.push(registered);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
+    let case = Case::new(&[]).await;
+    let begun = tokio::time::Instant::now();
+    let nobody = case.pool.call(Policy::Random, &waiting(), |_| async { Ok(()) }).await.unwrap_err();
+    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    let waited = begun.elapsed();
+    assert!((Duration::from_secs(3)..Duration::from_millis(3100)).contains(&waited), "{waited:?}");
+    // Nobody but the drained instance, whose failure is listed.
+    let mut case = Case::new(&["a"]).await;
+    let (retry, registration) = (waiting(), Mutex::new(case.registrations.pop()));
+    let nobody = case.pool.call(Policy::Random, &retry, |_| {
+        let leaving = registration.lock().unwrap().take();
+        async {
+            leaving.unwrap().deregister().await.unwrap();
+            case.until_listed(0).await;
+            Err::<(), _>("leaving")
+        }
+    });
+    let nobody = nobody.await.unwrap_err();
+    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    assert_eq!(
+        nobody.previous().iter().map(|one| (one.id.as_str(), one.cause)).collect::<Vec<_>>(),
+        [("a", "leaving")]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_for_an_instance_can_be_dropped() {
+    let mut case = Case::new(&[]).await;
+    let retry = waiting();
+    let call = || case.pool.call(Policy::Random, &retry, |client| async move { Ok(client.id.clone()) });
+    assert!(tokio::time::timeout(Duration::from_secs(1), call()).await.is_err());
+    let registered = case.store.client().register(&service(), instance("a"), RegisterOptions::new()).await;
+    assert_eq!(call().await.unwrap(), "a");
+    case.registrations.push(registered.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_what_is_unknown_or_too_old_and_not_for_a_closed_directory() {
+    let store = MemoryStore::new();
+    let _registered = store.client().register(&service(), instance("a"), RegisterOptions::new()).await.unwrap();
+    let client = store.client();
+    client.cut();
+    let options = DirectoryOptions::new().hold(Duration::ZERO).max_age(Duration::from_secs(15));
+    let directory = Directory::with_options(Arc::new(client.clone()), options);
+    let pool = Pool::new(directory.view(&service()), |entry| Ok(entry.instance().id().clone())).unwrap();
+    let retry = waiting().deadline(Duration::from_secs(60));
+    let call = || pool.call(Policy::Random, &retry, |id| async move { Ok(id.to_string()) });
+    let healed = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.heal();
+    };
+    assert_eq!(tokio::join!(call(), healed).0.unwrap(), "a");
+
+    client.cut();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let at_once = retry_at_once(&pool).await.unwrap_err();
+    assert!(matches!(at_once, PoolError::NoPick { cause: NoPick::TooOld { .. }, .. }), "{at_once:?}");
+    let healed = async {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        client.heal();
+    };
+    assert_eq!(tokio::join!(call(), healed).0.unwrap(), "a");
+
+    client.cut();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    directory.close(Duration::from_secs(5)).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    let closed = call().await.unwrap_err();
+    assert!(matches!(closed, PoolError::NoPick { cause: NoPick::TooOld { .. }, .. }), "{closed:?}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+/// A call that neither waits nor fails.
+async fn retry_at_once(pool: &Pool<InstanceId>) -> Result<(), PoolError<&'static str>> {
+    pool.call(Policy::Random, &Retry::never(), |_| async { Ok(()) }).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_error_lists_all_attempts_in_order() {
+    let case = Case::new(&["a", "b", "c"]).await;
+    let tried = Mutex::new(Vec::new());
+    let retry = Retry::new(|_: &String| true).attempts(3);
+    let failed = case.pool.call(Policy::Random, &retry, |client| {
+        tried.lock().unwrap().push(client.id.clone());
+        async move { Err::<(), _>(format!("{} is broken", client.id)) }
+    });
+    let failed = failed.await.unwrap_err();
+    let previous: Vec<_> = failed.previous().iter().map(|one| (one.id.to_string(), one.cause.clone())).collect();
+    let PoolError::Failed { attempts: 3, id, cause, .. } = failed else { panic!("{failed:?}") };
+    let all: Vec<_> = previous.into_iter().chain([(id.to_string(), cause)]).collect();
+    let tried = tried.into_inner().unwrap();
+    assert_eq!(all, tried.into_iter().map(|id| (id.clone(), format!("{id} is broken"))).collect::<Vec<_>>());
+
+    // The deadline passes during the second attempt.
+    let calls = AtomicUsize::new(0);
+    let retry = Retry::new(|_: &&str| true).deadline(Duration::from_secs(1));
+    let late = case.pool.call(Policy::Random, &retry, |_| {
+        let first = calls.fetch_add(1, Ordering::SeqCst) == 0;
+        async move { if first { Err::<(), _>("broken") } else { std::future::pending().await } }
+    });
+    let late = late.await.unwrap_err();
+    let PoolError::Deadline { attempts: 2, id, previous } = late else { panic!("{late:?}") };
+    assert!(previous.len() == 1 && previous[0].cause == "broken" && previous[0].id != id, "{previous:?}");
 }
 
 /// Runs `test` on a thread and a runtime of its own, so that a deadlock fails the test instead of blocking it.
