@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --example greeter_client
 //! cargo run --example greeter_client --features etcd -- --etcd http://127.0.0.1:2379
+//! cargo run --example greeter_client --features etcd -- --etcd 127.0.0.1:2379 --layout kitex --prefix kitex/registry-etcd
 //! ```
 //!
 //! With etcd it calls the `greeter_server`s that are there, once a second until Ctrl-C. With the store in memory it starts two
@@ -25,9 +26,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for id in ["greeter-1", "greeter-2"].iter().filter(|_| !stays) {
         let backend = store.client().await?;
         servers.spawn(async move {
-            greeter::serve(&*backend, id, RegisterOptions::new(), Some(Box::pin(std::future::pending())))
-                .await
-                .map(|_| ())
+            let bound = greeter::bind(Some(id)).await?;
+            let stop: greeter::Stop = Box::pin(std::future::pending());
+            greeter::serve(&*backend, bound, RegisterOptions::new(), Some(stop)).await.map(|_| ())
         });
     }
 

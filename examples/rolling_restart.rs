@@ -94,7 +94,7 @@ async fn serve(store: &Store, id: &str, stop: Option<greeter::Stop>) -> Result {
     let backend = store.client().await?;
     // The next one under this id takes over what a killed one leaves behind.
     let options = RegisterOptions::new().ttl(Duration::from_secs(5)).owner(id);
-    greeter::serve(&*backend, id, options, stop).await?.deregistered?;
+    greeter::serve(&*backend, greeter::bind(Some(id)).await?, options, stop).await?.deregistered?;
     Ok(())
 }
 

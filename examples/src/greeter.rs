@@ -49,25 +49,42 @@ pub fn router(from: impl Into<String>, thinks: Duration) -> tonic::transport::se
 /// What ends a server, if not SIGTERM or Ctrl-C.
 pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Runs the instance `id` of `greeter` until `stop`, without one until SIGTERM or Ctrl-C, and leaves in order.
+/// A listener at a free port, and the instance that is reachable there. Without an `id` its id is its address, which layouts keyed by
+/// address expect.
 ///
 /// # Errors
 ///
-/// If no port can be had or the instance cannot be registered.
+/// If no port can be had, or the id is none.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves nothing behind.
+pub async fn bind(id: Option<&str>) -> Result<(TcpListener, Instance), Box<dyn Error + Send + Sync>> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let (endpoint, _) = advertise(listener.local_addr()?)?;
+    let instance = match id {
+        Some(id) => Instance::new(InstanceId::parse(id)?, [endpoint])?,
+        None => Instance::at([endpoint])?,
+    };
+    Ok((listener, instance))
+}
+
+/// Runs this instance of `greeter` until `stop`, without one until SIGTERM or Ctrl-C, and leaves in order.
+///
+/// # Errors
+///
+/// If the instance cannot be registered.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future drops the server and withdraws the registration in the background.
 pub async fn serve(
     backend: &dyn Backend,
-    id: &str,
+    (listener, instance): (TcpListener, Instance),
     options: RegisterOptions,
     stop: Option<Stop>,
 ) -> Result<Shutdown<Result<(), tonic::transport::Error>>, Box<dyn Error + Send + Sync>> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let (endpoint, _) = advertise(listener.local_addr()?)?;
-    let instance = Instance::new(InstanceId::parse(id)?, [endpoint])?;
-    let mut server = enlist_grpc::serve(listener, router(id, Duration::from_millis(2)))
+    let mut server = enlist_grpc::serve(listener, router(instance.id().as_str(), Duration::from_millis(2)))
         .services(["greeter.Greeter"])
         .graceful(Graceful::new().propagation(Duration::from_millis(300)).deadline(Duration::from_secs(10)));
     if let Some(stop) = stop {

@@ -1,6 +1,8 @@
 //! What the examples share: the choice of the backend, and a gRPC service that greets.
 
 pub mod greeter;
+#[cfg(feature = "etcd")]
+mod layouts;
 
 use std::{env, error::Error, sync::Arc};
 
@@ -18,27 +20,31 @@ impl<T: Registry + Resolver + Lock + Election> Backend for T {}
 pub enum Store {
     /// In memory.
     Memory(MemoryStore),
-    /// In the etcd at this URL.
+    /// In etcd.
     #[cfg(feature = "etcd")]
-    Etcd(String),
+    Etcd(Box<enlist_etcd::EtcdBuilder>),
 }
 
 impl Store {
-    /// The etcd after `--etcd` on the command line, else a store in memory.
+    /// The etcd after `--etcd` on the command line, with the layout after `--layout` and the prefix after `--prefix`; without `--etcd` a
+    /// store in memory.
     ///
     /// # Errors
     ///
-    /// If `--etcd` is given without a URL, or without the feature `etcd`.
+    /// If an option has no value, or one that is refused; if `--layout` or `--prefix` is given without `--etcd`, or `--etcd` without the
+    /// feature `etcd`.
     pub fn from_args() -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let mut args = env::args().skip_while(|arg| arg != "--etcd");
-        if args.next().is_none() {
+        let (layout, prefix) = (option("--layout")?, option("--prefix")?);
+        let Some(endpoint) = option("--etcd")? else {
+            if layout.is_some() || prefix.is_some() {
+                return Err("--layout and --prefix need --etcd".into());
+            }
             return Ok(Self::Memory(MemoryStore::new()));
-        }
-        let url = args.next().ok_or("--etcd needs a URL, such as http://127.0.0.1:2379")?;
+        };
         #[cfg(feature = "etcd")]
-        return Ok(Self::Etcd(url));
+        return Ok(Self::Etcd(Box::new(layouts::builder(&endpoint, layout.as_deref(), prefix.as_deref())?)));
         #[cfg(not(feature = "etcd"))]
-        return Err(format!("build with `--features etcd` to use {url}").into());
+        return Err(format!("build with `--features etcd` to use {endpoint}").into());
     }
 
     /// A client, as if it were a process of its own.
@@ -54,9 +60,19 @@ impl Store {
         match self {
             Self::Memory(store) => Ok(Arc::new(store.client())),
             #[cfg(feature = "etcd")]
-            Self::Etcd(url) => Ok(Arc::new(enlist_etcd::Etcd::connect(url).await?)),
+            Self::Etcd(builder) => Ok(Arc::new(builder.as_ref().clone().connect().await?)),
         }
     }
+}
+
+/// The value after `name` on the command line.
+fn option(name: &str) -> Result<Option<String>, String> {
+    let mut args = env::args().skip_while(|arg| arg != name);
+    if args.next().is_none() {
+        return Ok(None);
+    }
+    let value = args.next().filter(|value| !value.starts_with("--"));
+    Ok(Some(value.ok_or_else(|| format!("{name} needs a value"))?))
 }
 
 /// Says whether `flag` is on the command line.

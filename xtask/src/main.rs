@@ -191,6 +191,7 @@ const EXAMPLES: &[&[&str]] = &[
     &["unit_test"],
     &["greeter_server"],
     &["greeter_client"],
+    &["pool_retry"],
     &["locator"],
     &["rolling_restart"],
     &["rolling_restart", "--kill"],

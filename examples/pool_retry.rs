@@ -1,0 +1,85 @@
+//! How does a client of a service that does not speak gRPC try again?
+//!
+//! ```text
+//! cargo run --example pool_retry
+//! cargo run --example pool_retry --features etcd -- --etcd 127.0.0.1:2379 --layout go-kit --prefix /services/
+//! ```
+//!
+//! A call waits until there is an instance, goes to another one where the first fails, and says of each attempt why it failed.
+
+use std::{error::Error, io, sync::Arc, time::Duration};
+
+use enlist::{
+    Directory, Instance, Policy, Pool, RegisterOptions, Registration, Retry, ServiceRef, TaskOwner, advertise,
+};
+use enlist_examples::{Backend, Store};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A client of one instance, which is made at the first call to it.
+struct Bar(String);
+
+impl Bar {
+    async fn call(&self) -> io::Result<String> {
+        let mut answer = [0; 5];
+        TcpStream::connect(&self.0).await?.read_exact(&mut answer).await?;
+        Ok(format!("{} from {}", String::from_utf8_lossy(&answer), self.0))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result {
+    let (store, tasks, service) = (Store::from_args()?, TaskOwner::new(), ServiceRef::parse("barsvc")?);
+    let server = store.client().await?;
+    let view = Directory::new(store.client().await? as Arc<dyn enlist::Resolver>).view(&service);
+    let pool = Pool::new(view, |entry| Ok(Bar(entry.instance().endpoints()[0].authority().to_owned())))?;
+    let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready(true);
+    let call = || pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.call().await });
+
+    // Nobody is there yet: the call waits.
+    let (answer, good) = tokio::join!(call(), start(&*server, &tasks, &service, true));
+    println!("{}", answer?);
+
+    let bad = start(&*server, &tasks, &service, false).await?;
+    until(&pool, 2).await?;
+    for _ in 0..4 {
+        println!("{}", call().await?);
+    }
+
+    // Only the one is left that closes every connection.
+    good?.deregister().await?;
+    until(&pool, 1).await?;
+    let failed = call().await.err().ok_or("nobody can answer")?;
+    println!("{failed}");
+    for attempt in failed.previous() {
+        println!("before: {}: {}", attempt.id, attempt.cause);
+    }
+    bad.deregister().await?;
+    Ok(tasks.stop(Duration::from_secs(5)).await?)
+}
+
+/// Waits until so many instances are listed.
+async fn until(pool: &Pool<Bar>, count: usize) -> Result {
+    let mut changes = pool.view().changes();
+    while changes.next().await?.snapshot.len() != count {}
+    Ok(())
+}
+
+/// Starts a server, which answers or closes every connection, and registers it under its address.
+async fn start(backend: &dyn Backend, tasks: &TaskOwner, service: &ServiceRef, good: bool) -> Result<Registration> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let (endpoint, _) = advertise(listener.local_addr()?)?;
+    tasks.run("server", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            if good {
+                // A client that is gone needs no answer.
+                let _ = stream.write_all(b"hello").await;
+            }
+        }
+    })?;
+    Ok(backend.register(service, Instance::at([endpoint])?, RegisterOptions::new()).await?)
+}

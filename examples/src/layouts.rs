@@ -1,0 +1,49 @@
+//! The layouts that the examples have by name.
+
+use enlist::Error;
+use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming, GoKit, Kitex, Kratos};
+
+/// A client of this etcd whose instances lie as `layout` has them (default: the native one), below `prefix` (default: that of the layout).
+pub(crate) fn builder(endpoint: &str, layout: Option<&str>, prefix: Option<&str>) -> Result<EtcdBuilder, Error> {
+    let etcd = Etcd::builder([endpoint]);
+    Ok(match (layout.unwrap_or("native"), prefix) {
+        ("native", None) => etcd,
+        ("native", Some(prefix)) => etcd.prefix(prefix),
+        ("kitex", None) => etcd.layout(Kitex::default()),
+        ("kitex", Some(prefix)) => etcd.layout(Kitex::with_prefix(prefix)?),
+        ("go-kit", None) => etcd.layout(GoKit::default()),
+        ("go-kit", Some(prefix)) => etcd.layout(GoKit::with_prefix(prefix)?),
+        ("kratos", None) => etcd.layout(Kratos::default()),
+        ("kratos", Some(prefix)) => etcd.layout(Kratos::with_namespace(prefix)?),
+        ("etcd-naming", None) => etcd.layout(EtcdNaming::default()),
+        ("etcd-naming", Some(_)) => return Err(Error::invalid_config("--prefix", "etcd-naming has none")),
+        _ => return Err(Error::invalid_config("--layout", "expected native, kitex, go-kit, kratos or etcd-naming")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_is_chosen_by_name_and_prefix() {
+        for (layout, prefix, expected) in [
+            (None, None, Ok("native")),
+            (None, Some("mine"), Ok("native")),
+            (Some("kitex"), Some("kitex/registry-etcd"), Ok("kitex")),
+            (Some("go-kit"), Some("/services/"), Ok("go-kit")),
+            (Some("kratos"), None, Ok("kratos")),
+            (Some("etcd-naming"), None, Ok("etcd-naming")),
+            (Some("etcd-naming"), Some("mine"), Err("--prefix")),
+            (Some("go-kit"), Some("/services"), Err("prefix")),
+            (Some("kite"), None, Err("--layout")),
+        ] {
+            let built = builder("127.0.0.1:2379", layout, prefix).and_then(EtcdBuilder::build);
+            match (built, expected) {
+                (Ok(etcd), Ok(name)) => assert_eq!(etcd.layout().name(), name),
+                (Err(error), Err(field)) => assert!(error.to_string().contains(field), "{error}"),
+                (built, expected) => panic!("{layout:?} {prefix:?}: {built:?}, expected {expected:?}"),
+            }
+        }
+    }
+}
