@@ -12,9 +12,11 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use enlist::{
-    Directory, DirectoryOptions, Ejection, Endpoint, Filter, Instance, InstanceId, NoPick, Policy, Pool, PoolError,
-    PoolOptions, RegisterOptions, Registration, Registry, Retry, ServiceRef,
+    Change, Directory, DirectoryOptions, Ejection, Endpoint, Entry, Epoch, Error, Filter, Freshness, Instance,
+    InstanceId, Moment, Namespace, NoPick, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions, Registration,
+    Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 use enlist_memory::MemoryStore;
 
@@ -436,6 +438,61 @@ async fn a_call_waits_for_what_is_unknown_or_too_old_and_not_for_a_closed_direct
     let closed = call().await.unwrap_err();
     assert!(matches!(closed, PoolError::NoPick { cause: NoPick::TooOld { .. }, .. }), "{closed:?}");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+/// A resolver that finds one instance, and tells nothing more about it.
+#[derive(Debug)]
+struct Quiet {
+    proof: Proof,
+}
+
+#[async_trait]
+impl Resolver for Quiet {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        let mut snapshot = Snapshot::empty(service.clone(), Revision::new(1), Epoch::default());
+        snapshot.insert(Arc::new(Entry::new(instance("a"), Revision::new(1), Revision::new(1))));
+        Ok(snapshot)
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let snapshot = self.resolve(service).await?;
+        let freshness = Freshness::Live { proof: self.proof.clone() };
+        Ok(Box::new(Once(Some(Change { events: snapshot.as_added(), snapshot, freshness }))))
+    }
+
+    async fn services(&self, _: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        Ok(Vec::new())
+    }
+}
+
+#[derive(Debug)]
+struct Once(Option<Change>);
+
+#[async_trait]
+impl Watcher for Once {
+    async fn next(&mut self) -> Result<Change, Error> {
+        match self.0.take() {
+            Some(change) => Ok(change),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_waits_notices_a_proof_that_comes_without_a_change() {
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let proof = Proof::new(Moment::ago(Duration::from_secs(60)));
+    let options = DirectoryOptions::new().max_age(Duration::from_secs(15));
+    let directory = Directory::with_options(Arc::new(Quiet { proof: proof.clone() }), options);
+    let pool = Pool::new(directory.view(&service()), |entry| Ok(entry.instance().id().clone())).unwrap();
+    let begun = tokio::time::Instant::now();
+    let (retry, proven) = (waiting(), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        proof.renew(Moment::now());
+    });
+    let call = pool.call(Policy::Random, &retry, |id| async move { Ok(id.to_string()) });
+    assert_eq!(tokio::join!(call, proven).0.unwrap(), "a");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 /// A call that neither waits nor fails.
