@@ -135,6 +135,36 @@ impl Members {
             Self::Urls { .. } | Self::Fixed(_) => None,
         }
     }
+
+    /// The URLs that are dialled.
+    pub(crate) fn urls(&self) -> Vec<http::Uri> {
+        match self {
+            Self::Urls { urls, .. } => urls.iter().map(|url| url.uri().clone()).collect(),
+            Self::Fixed(_) => Vec::new(),
+        }
+    }
+
+    /// The place of the member with this URL.
+    fn place(&self, url: &http::Uri) -> Option<usize> {
+        match self {
+            Self::Urls { urls, .. } => urls.iter().position(|other| other.uri() == url),
+            Self::Fixed(_) => None,
+        }
+    }
+
+    /// The members that the cluster has, as they `advertise`, and then the configured ones that are not among them: what is advertised
+    /// may be out of reach, or out of date.
+    fn with(&self, advertised: &[Endpoint]) -> Option<Self> {
+        let Self::Urls { urls, tls, settings, connect_timeout } = self else { return None };
+        let mut all: Vec<Endpoint> = Vec::new();
+        for url in advertised.iter().chain(urls) {
+            if all.iter().all(|other| other.uri() != url.uri()) {
+                all.push(url.clone());
+            }
+        }
+        let (tls, settings) = (tls.clone(), settings.clone());
+        Some(Self::Urls { urls: all, tls, settings, connect_timeout: *connect_timeout })
+    }
 }
 
 /// One connection of a [`Failover`]. Clones are the same connection.
@@ -237,12 +267,15 @@ pub(crate) struct Failover {
 
 /// What the clones share.
 struct Inner {
+    /// As configured; what is dialled is in [`Pinned`].
     members: Arc<Members>,
     pinned: Mutex<Pinned>,
     tasks: TaskOwner,
 }
 
 struct Pinned {
+    /// What is dialled: the configured members, or those that the cluster has.
+    members: Arc<Members>,
     /// The member that is, or is next to be, dialled.
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
@@ -264,10 +297,12 @@ enum Link {
 }
 
 impl Pinned {
-    fn up(&mut self, at: usize, url: Option<http::Uri>, channel: Channel) -> (Dialled, Channel) {
+    /// Notes a connection to the member at `at` of `members`, which may be others by now.
+    fn up(&mut self, members: &Members, at: usize, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
+        let url = members.url(at);
+        self.at = url.as_ref().and_then(|url| self.members.place(url)).unwrap_or(0);
         let connection = Dialled::new(self.generation, url);
-        self.at = at;
         self.link = Link::Up(connection.clone(), channel.clone());
         (connection, channel)
     }
@@ -281,6 +316,23 @@ impl Pinned {
         connection.given_up.cancel();
         self.link = Link::Down;
         self.at = next;
+    }
+
+    /// Dials `members` from now on. A connection stays, and counts as that of its member, if that is among them.
+    fn take_over(&mut self, members: Members) {
+        let Members::Urls { urls, .. } = &members else { return };
+        let place = |url: &http::Uri| urls.iter().position(|other| other.uri() == url);
+        let mut refused = vec![None; urls.len()];
+        for (at, ago) in self.refused.iter().enumerate() {
+            if let Some(at) = self.members.url(at).as_ref().and_then(place) {
+                refused[at] = *ago;
+            }
+        }
+        let at = self.members.url(self.at).as_ref().and_then(place);
+        // Clients go to different members then, too.
+        self.at = at.unwrap_or_else(|| fastrand::usize(..urls.len().max(1)));
+        self.refused = refused;
+        self.members = Arc::new(members);
     }
 
     /// Takes the connection down because its member refused to serve, if there is another one to dial; says whether there was.
@@ -316,13 +368,21 @@ impl Failover {
             Members::Urls { urls, .. } => vec![None; urls.len()],
             Members::Fixed(_) => Vec::new(),
         };
-        let pinned = Mutex::new(Pinned { at, generation: 0, link: Link::Down, refused });
-        let inner = Inner { members: Arc::new(members), pinned, tasks: TaskOwner::on(runtime) };
+        let members = Arc::new(members);
+        let pinned = Pinned { members: Arc::clone(&members), at, generation: 0, link: Link::Down, refused };
+        let inner = Inner { members, pinned: Mutex::new(pinned), tasks: TaskOwner::on(runtime) };
         Self { inner: Arc::new(inner) }
     }
 
     fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
         self.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Dials the members that the cluster has from now on, and then the configured ones. The present connection stays.
+    pub(crate) fn take_over(&self, advertised: &[Endpoint]) {
+        if let Some(members) = self.inner.members.with(advertised) {
+            self.pinned().take_over(members);
+        }
     }
 
     fn shows_no_identity(&self) -> bool {
@@ -361,12 +421,13 @@ impl Failover {
     async fn connected(&self) -> Outcome {
         let dialling = {
             let mut pinned = self.pinned();
-            match (&pinned.link, &*self.inner.members) {
+            let members = Arc::clone(&pinned.members);
+            match (&pinned.link, &*members) {
                 (Link::Up(connection, channel), _) => return Ok((connection.clone(), channel.clone())),
-                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(0, None, channel.clone())),
+                (Link::Down, Members::Fixed(channel)) => return Ok(pinned.up(&members, 0, channel.clone())),
                 (Link::Dialling(dialling), _) => dialling.clone(),
                 (Link::Down, Members::Urls { .. }) => {
-                    let dialling = self.dial(pinned.at)?;
+                    let dialling = self.dial(members, pinned.at)?;
                     pinned.link = Link::Dialling(dialling.clone());
                     dialling
                 }
@@ -384,16 +445,16 @@ impl Failover {
     }
 
     /// Starts the task that dials, beginning with the member at `first`.
-    fn dial(&self, first: usize) -> Result<Shared<oneshot::Receiver<Outcome>>, DialError> {
+    fn dial(&self, members: Arc<Members>, first: usize) -> Result<Shared<oneshot::Receiver<Outcome>>, DialError> {
         let (tell, told) = oneshot::channel();
-        let (inner, members) = (Arc::downgrade(&self.inner), Arc::clone(&self.inner.members));
+        let inner = Arc::downgrade(&self.inner);
         let task = async move {
             let dialled = dial(&members, first).await;
             // Without the channel nobody needs a connection.
             let Some(inner) = inner.upgrade() else { return };
             let mut pinned = inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
             let outcome = match dialled {
-                Ok((at, channel)) => Ok(pinned.up(at, members.url(at), channel)),
+                Ok((at, channel)) => Ok(pinned.up(&members, at, channel)),
                 Err(cause) => {
                     pinned.link = Link::Down;
                     Err(DialError(cause))
@@ -525,6 +586,43 @@ impl fmt::Debug for Failover {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn urls(hosts: &[&str]) -> Vec<Endpoint> {
+        hosts.iter().map(|host| Endpoint::from_shared(format!("http://{host}:1")).unwrap()).collect()
+    }
+
+    fn pinned(hosts: &[&str], at: usize) -> Pinned {
+        let urls = urls(hosts);
+        let refused = vec![None; urls.len()];
+        let members = Arc::new(Members::Urls { urls, tls: None, settings: None, connect_timeout: REST });
+        Pinned { members, at, generation: 0, link: Link::Down, refused }
+    }
+
+    fn hosts(members: &Members) -> Vec<String> {
+        let Members::Urls { urls, .. } = members else { return Vec::new() };
+        urls.iter().map(|url| url.uri().host().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_is_advertised_comes_first_and_what_is_configured_stays() {
+        let configured = pinned(&["a", "b"], 0).members;
+        assert_eq!(hosts(&configured.with(&urls(&["c", "b", "c"])).unwrap()), ["c", "b", "a"]);
+        assert_eq!(hosts(&configured.with(&[]).unwrap()), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_connection_and_a_refusal_stay_with_their_member() {
+        let mut pinned = pinned(&["a", "b"], 1);
+        pinned.refused = vec![None, Some(Moment::now())];
+        let taken = pinned.members.with(&urls(&["c", "b"])).unwrap();
+        pinned.take_over(taken);
+        assert_eq!(hosts(&pinned.members), ["c", "b", "a"]);
+        assert_eq!(pinned.at, 1);
+        assert!(matches!(pinned.refused[..], [None, Some(_), None]));
+        let taken = Members::Urls { urls: urls(&["d"]), tls: None, settings: None, connect_timeout: REST };
+        pinned.take_over(taken);
+        assert_eq!((pinned.at, pinned.refused.len()), (0, 1), "its member is not among them");
+    }
 
     #[test]
     fn after_a_refusal_comes_a_member_that_did_not_just_refuse() {

@@ -19,6 +19,7 @@ use etcd_client::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::OnceCell;
+use tonic::transport::Endpoint;
 
 use crate::{
     audit::Page,
@@ -688,6 +689,20 @@ impl Connection {
         };
         let answer = self.bulk.ask_within("sign of life", limit, ask).await;
         !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
+    }
+
+    /// The URLs at which the members that serve clients say to be found. Learners refuse nearly everything.
+    pub(crate) async fn advertised(&self) -> Result<Vec<String>, Failure> {
+        let ask = |mut clients: Clients| async move { clients.client.member_list().await };
+        let response = self.fast.ask("member list", ask).await?;
+        let members = response.members().iter().filter(|member| !member.is_learner());
+        Ok(members.flat_map(|member| member.client_urls().to_vec()).collect())
+    }
+
+    /// Dials these members from now on, and then the configured ones.
+    pub(crate) fn take_over(&self, members: &[Endpoint]) {
+        self.fast.channel.take_over(members);
+        self.bulk.channel.take_over(members);
     }
 
     /// What is left of a lease, and what it was granted for; `None` if it is gone.

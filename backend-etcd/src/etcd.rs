@@ -18,6 +18,7 @@ use crate::{
     hooks::{DialSettings, Layers, Requests},
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
     limits::RangeLimits,
+    member_sync,
     record::KeyRange,
     session::{Ground, Session, SessionRuntime},
 };
@@ -149,6 +150,7 @@ pub struct EtcdBuilder {
     request_timeout: Duration,
     keep_alive_interval: Duration,
     keep_alive_timeout: Duration,
+    member_sync: Option<Duration>,
     audit: Option<Duration>,
     probe: Option<Duration>,
     serializable_first_list: Option<Duration>,
@@ -172,6 +174,7 @@ impl EtcdBuilder {
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             keep_alive_interval: DEFAULT_KEEP_ALIVE_INTERVAL,
             keep_alive_timeout: DEFAULT_KEEP_ALIVE_TIMEOUT,
+            member_sync: None,
             audit: Some(DEFAULT_AUDIT),
             probe: Some(DEFAULT_PROBE),
             serializable_first_list: None,
@@ -324,6 +327,17 @@ impl EtcdBuilder {
         self
     }
 
+    /// Sets the interval in which the cluster is asked for its members, whose advertised client URLs are dialled from then on, and the
+    /// endpoints after them: what `AutoSyncInterval` is in Go's client. So a client also finds members that were added later. A
+    /// connection is kept while it works. URLs with another scheme than the endpoints, unspecified addresses, and loopback addresses
+    /// unless an endpoint is one, are left out. Default: `None`, never, because what members advertise is often out of reach, and some
+    /// releases let only root list them (the endpoints stay as they are then). Names in endpoints are resolved again at every dial
+    /// either way. Without effect on a channel that the caller made.
+    pub fn member_sync(mut self, interval: Option<Duration>) -> Self {
+        self.member_sync = interval.map(|interval| interval.min(LONGEST));
+        self
+    }
+
     /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an event. A
     /// range of a thousand keys or less is one request in that time, drawn from its second half; a larger one is a request for each
     /// thousand, spread over the interval. They bring keys without values: some 100 bytes for each instance, though etcd reads the
@@ -401,7 +415,7 @@ impl EtcdBuilder {
             let reason = "it must be at least 6 s: etcd closes connections that are pinged more often than every 5 s";
             return Err(Error::invalid_config("keep_alive_interval", reason));
         }
-        for (field, interval) in [("audit", self.audit), ("probe", self.probe)] {
+        for (field, interval) in [("audit", self.audit), ("probe", self.probe), ("member_sync", self.member_sync)] {
             if interval.is_some_and(|interval| interval.is_zero()) {
                 return Err(Error::invalid_config(field, "it must be above zero"));
             }
@@ -415,15 +429,17 @@ impl EtcdBuilder {
             Some(prefix) => Native::with_prefix(&prefix)?,
             None => Native::default(),
         };
-        let keep_alive = |url: Endpoint| {
-            url.http2_keep_alive_interval(self.keep_alive_interval.min(LONGEST))
-                .keep_alive_timeout(self.keep_alive_timeout.min(LONGEST))
-                .keep_alive_while_idle(true)
+        let connect_timeout = self.connect_timeout.min(LONGEST);
+        let (interval, timeout) = (self.keep_alive_interval.min(LONGEST), self.keep_alive_timeout.min(LONGEST));
+        let set_up = move |url: Endpoint| {
+            let url = url.connect_timeout(connect_timeout).http2_keep_alive_interval(interval);
+            url.keep_alive_timeout(timeout).keep_alive_while_idle(true)
         };
         let members = match channel {
             Some(channel) => Members::Fixed(channel),
-            None => members(&endpoints, tls, settings, self.connect_timeout.min(LONGEST), keep_alive)?,
+            None => members(&endpoints, tls, settings, connect_timeout, set_up)?,
         };
+        let configured = members.urls();
         let ground = Ground::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
@@ -435,7 +451,12 @@ impl EtcdBuilder {
         };
         let lock_layout = Arc::new(GuardedLocks::new(lock_layout.unwrap_or_else(|| Arc::new(native)))?);
         let (audit, first, probe) = (self.audit, self.serializable_first_list, self.probe);
-        Ok(Etcd { session: Session::new(ground, conn, layout, lock_layout, audit, first, probe) })
+        let session = Session::new(ground, conn, layout, lock_layout, audit, first, probe);
+        if let Some(interval) = self.member_sync.filter(|_| !configured.is_empty()) {
+            let conn = Arc::clone(&session.conn);
+            session.tasks.run("member sync", member_sync::follow(conn, configured, interval, set_up))?;
+        }
+        Ok(Etcd { session })
     }
 
     /// Makes the client and waits for one answer of etcd.
@@ -469,7 +490,7 @@ fn members(
     tls: Option<TlsFiles>,
     settings: Option<DialSettings>,
     connect_timeout: Duration,
-    keep_alive: impl Fn(Endpoint) -> Endpoint,
+    set_up: impl Fn(Endpoint) -> Endpoint,
 ) -> Result<Members, Error> {
     if endpoints.is_empty() {
         return Err(Error::invalid_config("endpoints", "at least one is needed"));
@@ -481,7 +502,7 @@ fn members(
         secure += usize::from(url.starts_with("https"));
         let url = Endpoint::from_shared(url)
             .map_err(|error| Error::invalid_config("endpoints", format!("{endpoint:?}: {error}")))?;
-        urls.push(keep_alive(url.connect_timeout(connect_timeout)));
+        urls.push(set_up(url));
     }
     if secure != 0 && secure != endpoints.len() {
         return Err(Error::invalid_config("endpoints", "http and https do not mix"));
@@ -514,6 +535,7 @@ mod tests {
             (Etcd::builder(["http://h:1"]).keep_alive_timeout(Duration::ZERO), "keep_alive_timeout"),
             (Etcd::builder(["http://h:1"]).audit(Some(Duration::ZERO)), "audit"),
             (Etcd::builder(["http://h:1"]).probe(Some(Duration::ZERO)), "probe"),
+            (Etcd::builder(["http://h:1"]).member_sync(Some(Duration::ZERO)), "member_sync"),
             (Etcd::builder(["http://h:1"]).max_range_keys(Some(0)), "max_range_keys"),
             (Etcd::builder(["http://h:1"]).max_range_bytes(Some(0)), "max_range_bytes"),
             (Etcd::builder(["http://h:1"]).runtime(SessionRuntime::Caller), "runtime"),

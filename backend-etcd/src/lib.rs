@@ -26,6 +26,7 @@
 //! | `endpoint_url` | addresses of etcd, as users write them |
 //! | `channel` | one pinned endpoint, another one when it fails |
 //! | `hooks` | settings of dials and layers around requests, of the user's |
+//! | `member_sync` | the member list of the cluster instead of the endpoints, if asked for |
 //! | `connection` | requests with deadlines, token renewal |
 //! | `writes` | guarded writes, several in one transaction |
 //! | `error` | what etcd says, turned into what a caller can do |
@@ -58,6 +59,7 @@ mod lease;
 mod limits;
 mod lock;
 mod malformed;
+mod member_sync;
 mod mirror;
 mod numbers;
 mod own_keys;

@@ -1,6 +1,6 @@
-//! Three members of one etcd, whose ways to each other can be cut.
+//! Three members of one etcd, whose ways to each other can be cut, and which can be replaced.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     gateway,
@@ -20,9 +20,11 @@ pub struct EtcdCluster {
     peers: Vec<Proxy>,
     /// The ids, as etcd writes them in requests between members.
     ids: Vec<String>,
+    /// Those that are no longer part of it.
+    removed: BTreeSet<usize>,
     provider: Provider,
-    initial: String,
-    learner: Option<EtcdServer>,
+    /// With the proxy in front of its peer port.
+    learner: Option<(EtcdServer, Proxy)>,
 }
 
 impl EtcdCluster {
@@ -67,17 +69,17 @@ impl EtcdCluster {
         let (first, second, third) = tokio::join!(first.up(), second.up(), third.up());
         first.and(second).and(third)?;
         let provider = provider.clone();
-        let mut cluster = Self { members, peers, ids: Vec::new(), provider, initial, learner: None };
+        let (ids, removed) = (Vec::new(), BTreeSet::new());
+        let mut cluster = Self { members, peers, ids, removed, provider, learner: None };
         for member in &cluster.members {
             let ids = eventually("a member tells its id", || async { member.status().await.ok_or("no answer") }).await;
-            let id: u64 = ids.0.parse().map_err(|_| format!("{:?} is no id", ids.0))?;
-            cluster.ids.push(format!("{id:x}"));
+            cluster.ids.push(hex(&ids.0));
         }
         cluster.leader().await;
         Ok(cluster)
     }
 
-    /// The URLs of the members.
+    /// The URLs of the members, also of those that were removed.
     pub fn urls(&self) -> Vec<String> {
         self.members.iter().map(EtcdServer::url).collect()
     }
@@ -86,7 +88,7 @@ impl EtcdCluster {
     ///
     /// # Panics
     ///
-    /// If there is none of this number; there are 0, 1 and 2.
+    /// If there is none of this number; there are 0, 1 and 2, and those that were added.
     pub fn member(&self, number: usize) -> &EtcdServer {
         &self.members[number]
     }
@@ -111,16 +113,10 @@ impl EtcdCluster {
     /// Dropping the future may leave a learner in the cluster that does not run.
     pub async fn add_learner(&mut self) -> String {
         let mut learner = EtcdServer::down(&self.provider, ServerOptions::new());
-        let advertised = format!("http://{}", learner.peer_address());
-        let body = format!(r#"{{"peerURLs":["{advertised}"],"isLearner":true}}"#);
-        // A cluster takes nobody in before its members have known each other for a few seconds.
-        let id = eventually("a learner is added", || async {
-            let added = gateway::tell(self.members[0].address(), "/v3/cluster/member/add", &body).await;
-            added.as_deref().and_then(|answer| gateway::number(answer, "ID")).ok_or(added)
-        })
-        .await;
-        let initial = format!("{},{}={advertised}", self.initial, learner.name());
-        learner.join(Peers { advertised, initial, existing: true });
+        let peer = Proxy::start(learner.peer_address()).await.expect("a proxy can be started");
+        let id = self.tell_to_add(&peer.url(), true).await;
+        let initial = format!("{},{}={}", self.initial(), learner.name(), peer.url());
+        learner.join(Peers { advertised: peer.url(), initial, existing: true });
         learner.begin().await.expect("a learner starts");
         // It refuses to list the members, so it is asked who it is.
         eventually("the learner answers", || async {
@@ -130,7 +126,150 @@ impl EtcdCluster {
             }
         })
         .await;
-        self.learner.insert(learner).url()
+        self.learner.insert((learner, peer)).0.url()
+    }
+
+    /// Makes the learner a member. Returns its number.
+    ///
+    /// # Panics
+    ///
+    /// If there is none, or it has not caught up in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the learner, which may be a member by then.
+    pub async fn promote_learner(&mut self) -> usize {
+        let (learner, peer) = self.learner.take().expect("there is a learner");
+        let (id, _) = learner.status().await.expect("the learner answers");
+        let body = format!(r#"{{"ID":"{id}"}}"#);
+        eventually("the learner is promoted", || async {
+            self.change("promote", &body).await;
+            let members = self.listed().await?;
+            if members.contains(r#""isLearner":true"#) { Err("it is not") } else { Ok(()) }
+        })
+        .await;
+        self.take_in(learner, peer, &id)
+    }
+
+    /// Takes a member out of the cluster, which ends it, and waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the others do not agree in time, or as [`member`](Self::member).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a member that was taken out and runs.
+    pub async fn remove(&mut self, number: usize) {
+        let id = u64::from_str_radix(&self.ids[number], 16).expect("an id was told");
+        self.removed.insert(number);
+        let body = format!(r#"{{"ID":"{id}"}}"#);
+        eventually("a member is removed", || async {
+            self.change("remove", &body).await;
+            let members = self.listed().await?;
+            if members.contains(&id.to_string()) { Err("it is still there") } else { Ok(()) }
+        })
+        .await;
+        self.members[number].end().await;
+    }
+
+    /// Adds a member with nothing in it, and waits until it answers. Returns its number.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be added or does not answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a member in the cluster that does not run.
+    pub async fn add(&mut self) -> usize {
+        let member = EtcdServer::down(&self.provider, ServerOptions::new());
+        let peer = Proxy::start(member.peer_address()).await.expect("a proxy can be started");
+        let number = self.take_in(member, peer, "0");
+        self.join(number).await;
+        number
+    }
+
+    /// Kills a member, throws its data away, and adds it again at the same addresses: as operators replace a broken disk. Waits until
+    /// it answers.
+    ///
+    /// # Panics
+    ///
+    /// As [`remove`](Self::remove) and [`add`](Self::add).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn replace(&mut self, number: usize) {
+        self.members[number].kill().await;
+        self.remove(number).await;
+        self.members[number].forget().await;
+        self.removed.remove(&number);
+        self.join(number).await;
+    }
+
+    /// Adds the member of this number to the cluster and starts it.
+    async fn join(&mut self, number: usize) {
+        let advertised = self.peers[number].url();
+        self.removed.insert(number);
+        let id = self.tell_to_add(&advertised, false).await;
+        self.removed.remove(&number);
+        self.ids[number] = hex(&id);
+        let initial = self.initial();
+        let member = &mut self.members[number];
+        member.join(Peers { advertised, initial, existing: true });
+        member.up().await.expect("a member that was added starts");
+    }
+
+    fn take_in(&mut self, member: EtcdServer, peer: Proxy, id: &str) -> usize {
+        self.members.push(member);
+        self.peers.push(peer);
+        self.ids.push(hex(id));
+        self.members.len() - 1
+    }
+
+    /// Tells the cluster of a new member. Returns its id.
+    async fn tell_to_add(&self, advertised: &str, learner: bool) -> String {
+        let body = format!(r#"{{"peerURLs":["{advertised}"],"isLearner":{learner}}}"#);
+        // A cluster takes nobody in before its members have known each other for a few seconds.
+        eventually("a member is added", || async {
+            self.change("add", &body).await;
+            let members = self.listed().await?;
+            // The id comes before the addresses.
+            let (before, _) = members.split_once(advertised).ok_or("it is not there")?;
+            before.rfind(r#""ID":""#).and_then(|at| gateway::number(&before[at..], "ID")).ok_or("it has no id")
+        })
+        .await
+    }
+
+    /// Asks those that run, one after the other, to change the membership. The answer may be lost, so it does not count.
+    async fn change(&self, what: &str, body: &str) {
+        for (_, member) in self.present() {
+            let path = format!("/v3/cluster/member/{what}");
+            if gateway::tell(member.address(), &path, body).await.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The members, as one of them lists them.
+    async fn listed(&self) -> Result<String, &'static str> {
+        for (_, member) in self.present() {
+            if let Some(members) = gateway::members(member.address()).await {
+                return Ok(members);
+            }
+        }
+        Err("no member answers")
+    }
+
+    fn present(&self) -> impl Iterator<Item = (usize, &EtcdServer)> {
+        self.members.iter().enumerate().filter(|(number, _)| !self.removed.contains(number))
+    }
+
+    /// The members as etcd wants them on its command line.
+    fn initial(&self) -> String {
+        let named = self.present().map(|(number, member)| format!("{}={}", member.name(), self.peers[number].url()));
+        named.collect::<Vec<_>>().join(",")
     }
 
     /// The number of the leader. Waits for one.
@@ -144,7 +283,7 @@ impl EtcdCluster {
     /// Dropping the future has no effect.
     pub async fn leader(&self) -> usize {
         eventually("there is a leader", || async {
-            for (number, member) in self.members.iter().enumerate() {
+            for (number, member) in self.present() {
                 // A frozen one would not answer.
                 let asked = tokio::time::timeout(Duration::from_millis(500), member.status()).await;
                 if asked.ok().flatten().is_some_and(|(id, leader)| id == leader) {
@@ -175,4 +314,9 @@ impl EtcdCluster {
     pub fn heal(&self) {
         self.peers.iter().for_each(Proxy::heal);
     }
+}
+
+/// An id as etcd writes it in requests between members.
+fn hex(id: &str) -> String {
+    format!("{:x}", id.parse::<u64>().expect("an id is a number"))
 }

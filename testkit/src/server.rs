@@ -274,6 +274,24 @@ impl EtcdServer {
     /// As [`kill`](Self::kill) and [`restart`](Self::restart).
     pub async fn wipe(&mut self) {
         self.kill().await;
+        self.forget().await;
+        self.restart().await;
+    }
+
+    /// Ends it if it has not ended by itself.
+    pub(crate) async fn end(&mut self) {
+        match &mut self.state {
+            State::Process { running, .. } => {
+                if let Some(running) = running.take() {
+                    running.end().await;
+                }
+            }
+            _ => self.kill().await,
+        }
+    }
+
+    /// Throws the data of a server away that does not run.
+    pub(crate) async fn forget(&mut self) {
         match &mut self.state {
             State::Given(address) => panic!("{}", not_ours(*address)),
             State::Process { directory, .. } => {
@@ -283,7 +301,6 @@ impl EtcdServer {
             #[cfg(feature = "containers")]
             State::Container(container) => container.forget().await,
         }
-        self.restart().await;
     }
 
     /// Freezes it: it holds its connections and does nothing, until [`resume`](Self::resume).
@@ -484,8 +501,13 @@ impl Running {
         assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}: {why}", self.pid);
     }
 
-    async fn kill(mut self) {
+    async fn kill(self) {
         self.signal("KILL").await;
+        self.end().await;
+    }
+
+    /// Has the shell end it, whether or not it still runs.
+    async fn end(mut self) {
         drop(self.guard.stdin.take());
         // Its status is that of the killed etcd.
         let _ = self.guard.wait().await;

@@ -88,8 +88,19 @@ fn run(command: &mut Command) -> Result {
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
-const FAULTS: [&str; 10] =
-    ["faults", "fake", "contenders", "cluster", "views", "registrations", "nemesis", "locks", "replies", "late_writes"];
+const FAULTS: [&str; 11] = [
+    "membership",
+    "faults",
+    "fake",
+    "contenders",
+    "cluster",
+    "views",
+    "registrations",
+    "nemesis",
+    "locks",
+    "replies",
+    "late_writes",
+];
 
 /// Debian's packages that the Go side is built from, without network.
 const GO_PACKAGES: [&str; 3] = ["golang-go", "golang-etcd-server-dev", "golang-github-go-kit-kit-dev"];

@@ -1,0 +1,92 @@
+//! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the configured
+//! endpoints after them. [`crate::channel`] dials.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use enlist::{backoff::spread, error::with_causes};
+use http::Uri;
+use tonic::transport::Endpoint;
+
+use crate::connection::Connection;
+
+/// Asks for the members every `interval`, with a tenth of jitter, for ever. `endpoint` sets a URL up as the configured ones.
+pub(crate) async fn follow(
+    conn: Arc<Connection>,
+    configured: Vec<Uri>,
+    interval: Duration,
+    endpoint: impl Fn(Endpoint) -> Endpoint,
+) {
+    let mut known = Vec::new();
+    let mut refused = false;
+    loop {
+        match conn.advertised().await {
+            Ok(advertised) => {
+                let members: Vec<Uri> = advertised.iter().filter_map(|url| usable(url, &configured)).collect();
+                refused = false;
+                if members != known {
+                    tracing::info!(?members, "members of the cluster taken over");
+                    let endpoints: Vec<_> = members.iter().cloned().map(|url| endpoint(url.into())).collect();
+                    conn.take_over(&endpoints);
+                    known = members;
+                }
+            }
+            Err(failure) => {
+                // Some releases want a permission for it, which stays missing.
+                let error = failure.into_error("the member list");
+                if std::mem::replace(&mut refused, true) {
+                    tracing::debug!(cause = %with_causes(&error), "member list not read");
+                } else {
+                    tracing::warn!(cause = %with_causes(&error), "member list not read, the endpoints stay as they are");
+                }
+            }
+        }
+        tokio::time::sleep(interval.saturating_sub(interval / 10) + spread(interval / 5)).await;
+    }
+}
+
+/// The URL that a member advertises, if it can be meant for this client: with the scheme of the configured endpoints, so that nobody
+/// is sent from TLS to plain text, and not an address that is another machine's here (`0.0.0.0`, or `localhost` seen from elsewhere).
+fn usable(advertised: &str, configured: &[Uri]) -> Option<Uri> {
+    let url: Uri = advertised.parse().ok()?;
+    let scheme = configured.first()?.scheme();
+    let local = configured.iter().any(is_loopback);
+    let fits = url.scheme() == scheme && !is_unspecified(&url) && (local || !is_loopback(&url));
+    fits.then_some(url)
+}
+
+fn address(url: &Uri) -> Option<IpAddr> {
+    url.host()?.trim_matches(['[', ']']).parse().ok()
+}
+
+fn is_unspecified(url: &Uri) -> bool {
+    address(url).is_some_and(|address| address.is_unspecified())
+}
+
+fn is_loopback(url: &Uri) -> bool {
+    url.host() == Some("localhost") || address(url).is_some_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_meant_for_this_client_is_taken_over() {
+        for (configured, advertised, taken) in [
+            ("http://etcd:2379", "http://10.0.0.1:2379", true),
+            ("https://etcd:2379", "http://10.0.0.1:2379", false),
+            ("http://etcd:2379", "https://10.0.0.1:2379", false),
+            ("http://etcd:2379", "http://0.0.0.0:2379", false),
+            ("http://etcd:2379", "http://[::]:2379", false),
+            ("http://etcd:2379", "http://localhost:2379", false),
+            ("http://etcd:2379", "http://127.0.0.1:2379", false),
+            ("http://127.0.0.1:1", "http://127.0.0.1:2379", true),
+            ("http://[::1]:1", "http://localhost:2379", true),
+            ("http://etcd:2379", "unix:///run/etcd.sock", false),
+            ("http://etcd:2379", "", false),
+        ] {
+            let usable = usable(advertised, &[configured.parse().unwrap()]);
+            assert_eq!(usable.is_some(), taken, "{configured} {advertised}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Changes of the cluster while clients run: learners, members that are removed, added, or wiped and added again.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{
+    Counter, Error, Event, Lock, LockGuard, LockName, LockOptions, Registration, Resolver, TaskOwner, Watcher,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdCluster, eventually, soon};
+use support::{TTL, beside, register, service};
+
+/// Counts the instances that a raw watch over the member at `url` sees go.
+async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
+    let options = etcd_client::WatchOptions::new().with_prefix();
+    let mut stream = raw.watch(support::PREFIX, Some(options)).await.unwrap();
+    let counted = Arc::clone(&count);
+    beside(tasks, async move {
+        while let Ok(Some(message)) = stream.message().await {
+            let gone = message.events().iter().filter(|event| event.event_type() == etcd_client::EventType::Delete);
+            counted.fetch_add(gone.count(), Ordering::SeqCst);
+        }
+    });
+    count
+}
+
+/// A client with an instance, a watcher and a lock, which must not notice what becomes of the cluster.
+struct User {
+    etcd: Etcd,
+    registration: Registration,
+    watcher: Box<dyn Watcher>,
+    guard: LockGuard,
+    weight: u32,
+}
+
+impl User {
+    async fn new(etcd: Etcd, id: &str) -> Self {
+        let registration = register(&etcd, id).await;
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        soon("a list", watcher.next()).await.unwrap();
+        let name = LockName::parse(id).unwrap();
+        let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+        Self { etcd, registration, watcher, guard, weight: 1 }
+    }
+
+    /// Changes its instance and sees the change; nobody goes meanwhile, and its lock is kept.
+    async fn works(&mut self) {
+        self.weight += 1;
+        let (id, weight) = (self.registration.instance().id().clone(), self.weight);
+        let update = self.registration.update(move |draft| {
+            draft.weight(weight);
+        });
+        soon("stored", update).await.unwrap();
+        let seen = async {
+            loop {
+                let change = self.watcher.next().await.unwrap();
+                assert!(!change.events.iter().any(|event| matches!(event, Event::Removed(_))), "{:?}", change.events);
+                let mut entries = change.snapshot.entries().map(|entry| entry.instance());
+                if entries.any(|instance| *instance.id() == id && instance.weight() == weight) {
+                    return;
+                }
+            }
+        };
+        soon("the change is seen", seen).await;
+        assert!(self.guard.is_held(), "the lock is kept");
+        assert_eq!(self.etcd.counters().get(Counter::LeaseLosses), 0);
+    }
+}
+
+/// A learner among the endpoints is left for a member, becomes one, and carries the clients when others are removed. The client that
+/// takes over the member list knew one member only, which is removed first; in the end a quorum is left of members that it was never
+/// told of. Control: a client that does not take it over is cut off then, and the learner itself refuses.
+#[tokio::test]
+async fn members_come_and_go_under_running_clients() {
+    let mut cluster = EtcdCluster::start().await;
+    let learner = cluster.add_learner().await;
+    let refused = soon("refused", Etcd::connect(learner.clone())).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("learner"), "{refused:?}");
+
+    let first = cluster.urls()[0].clone();
+    let mut endpoints = vec![learner];
+    endpoints.extend(cluster.urls());
+    let alone = Etcd::connect(first.clone()).await.unwrap();
+    let following = Etcd::builder([first]).member_sync(Some(Duration::from_secs(1))).connect().await.unwrap();
+    let mut users = vec![User::new(following, "following").await];
+    // Whichever endpoint each begins with.
+    for number in 0..4 {
+        let etcd = Etcd::builder(endpoints.clone()).connect().await.unwrap();
+        users.push(User::new(etcd, &format!("u{number}")).await);
+    }
+    let tasks = TaskOwner::new();
+    let gone = departures(&cluster.urls()[2], &tasks).await;
+
+    let promoted = cluster.promote_learner().await;
+    for user in &mut users {
+        user.works().await;
+    }
+    cluster.remove(0).await;
+    for user in &mut users {
+        user.works().await;
+    }
+    let service = service();
+    let (cut_off, added) = tokio::join!(soon("an answer", alone.resolve(&service)), cluster.add());
+    assert!(matches!(cut_off, Err(Error::Unavailable(_))), "{cut_off:?}");
+
+    cluster.remove(1).await;
+    for user in &mut users {
+        user.works().await;
+    }
+    assert_eq!(gone.load(Ordering::SeqCst), 0, "no instance was absent");
+    // Two of three are a quorum: the one that was promoted and the one that was added.
+    cluster.member_mut(2).kill().await;
+    for user in &mut users {
+        user.works().await;
+    }
+    assert!([promoted, added].contains(&cluster.leader().await));
+}
+
+/// The leader loses its disk, is removed, and is added again with nothing in it at the same address. Control: it is another member than
+/// before, and the others had another leader meanwhile.
+#[tokio::test]
+async fn a_member_that_is_wiped_and_added_again_is_not_noticed() {
+    let mut cluster = EtcdCluster::start().await;
+    let leader = cluster.leader().await;
+    let mut users = Vec::new();
+    for number in 0..3 {
+        let mut endpoints = cluster.urls();
+        endpoints.rotate_left(number);
+        users.push(User::new(Etcd::builder(endpoints).connect().await.unwrap(), &format!("u{number}")).await);
+    }
+    let tasks = TaskOwner::new();
+    let gone = departures(&cluster.urls()[(leader + 1) % 3], &tasks).await;
+    let url = cluster.urls()[leader].clone();
+    let id = async || {
+        let raw = etcd_client::Client::connect([url.clone()], None).await.unwrap();
+        raw.maintenance_client().status().await.unwrap().header().unwrap().member_id()
+    };
+    let before = id().await;
+    cluster.replace(leader).await;
+    assert_ne!(id().await, before, "it is another member");
+    for user in &mut users {
+        user.works().await;
+    }
+    assert_eq!(gone.load(Ordering::SeqCst), 0, "no instance was absent");
+    eventually("the wiped member has everything", || async {
+        let etcd = Etcd::connect(url.clone()).await.map_err(|error| format!("{error:?}"))?;
+        let count = etcd.resolve(&service()).await.map_err(|error| format!("{error:?}"))?.len();
+        if count == users.len() { Ok(()) } else { Err(format!("{count} instances")) }
+    })
+    .await;
+}
