@@ -22,7 +22,8 @@ use futures::{
     future::{BoxFuture, Shared},
     stream::FuturesUnordered,
 };
-use tokio::{runtime::Handle, sync::oneshot, time::Instant};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{net::TcpStream, runtime::Handle, sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     body::Body,
@@ -511,10 +512,50 @@ async fn dial_one(
             Some(settings) => settings.apply(endpoint)?,
             None => endpoint,
         };
-        endpoint.connect().await.map_err(|error| said(format!("{}: {}", url.uri(), with_causes(&error))))
+        let connector = SingleUse::new(&endpoint, limit);
+        let dialled = endpoint.connect_with_connector(connector);
+        dialled.await.map_err(|error| said(format!("{}: {}", url.uri(), with_causes(&error))))
     };
     let dialled = tokio::time::timeout(limit, connect).await;
     dialled.unwrap_or_else(|_| Err(said(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
+}
+
+/// Connects once. A channel of tonic's would connect again by itself, with the TLS files as they were when it was made.
+struct SingleUse(Option<HttpConnector>);
+
+impl SingleUse {
+    /// Goes by the settings of TCP that tonic tells.
+    fn new(settings: &Endpoint, limit: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        // TLS is put on top of it.
+        connector.enforce_http(false);
+        connector.set_nodelay(settings.get_tcp_nodelay());
+        connector.set_keepalive(settings.get_tcp_keepalive());
+        connector.set_keepalive_interval(settings.get_tcp_keepalive_interval());
+        connector.set_keepalive_retries(settings.get_tcp_keepalive_retries());
+        connector.set_connect_timeout(Some(settings.get_connect_timeout().map_or(limit, |own| own.min(limit))));
+        Self(Some(connector))
+    }
+}
+
+impl Service<http::Uri> for SingleUse {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.0 {
+            Some(connector) => connector.poll_ready(context).map_err(Into::into),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, url: http::Uri) -> Self::Future {
+        let Some(mut connector) = self.0.take() else {
+            return Box::pin(std::future::ready(Err("the connection ended".into())));
+        };
+        Box::pin(async move { connector.call(url).await.map_err(Into::into) })
+    }
 }
 
 /// Applies TLS from files as they are now, where asked for.

@@ -24,7 +24,7 @@ use tonic::transport::Endpoint;
 use crate::{
     audit::Page,
     channel::{Dialled, Failover, Used},
-    error::{Failure, classify, said},
+    error::{Failure, classify, is_auth_off, said},
     handover::OwnPlace,
     hooks::{Layers, Requests},
     limits::{self, RangeLimits},
@@ -116,15 +116,15 @@ impl Lane {
         self.channel.give_up(connection);
     }
 
-    /// The clients; the first call authenticates, if there is a user.
+    /// The clients; the first call authenticates, if there is a user. Where users are not asked for, it goes on without, as Go's client
+    /// does: they may be from one moment on.
     async fn clients(&self) -> Result<&Clients, Failure> {
         let make = async {
             let channel = Channel::Custom(self.requests.clone());
-            let mut options = ConnectOptions::new().with_require_leader(true);
-            if let Some(Credentials { user, password }) = &self.credentials {
-                options = options.with_user(user, password.expose_secret()).with_auto_token_refresh(true);
-            }
-            let client = Client::from_channel(channel, Some(options)).await.map_err(|error| classify(&error))?;
+            // A refused token is renewed by `send`.
+            let options = ConnectOptions::new().with_require_leader(true);
+            let mut client = Client::from_channel(channel, Some(options)).await.map_err(|error| classify(&error))?;
+            self.authenticate(&mut client).await?;
             Ok(Clients {
                 kv: client.kv_client().max_decoding_message_size(MAX_ANSWER),
                 lease: client.lease_client(),
@@ -133,6 +133,19 @@ impl Lane {
             })
         };
         self.clients.get_or_try_init(|| Box::pin(make)).await
+    }
+
+    /// Gets a token for the user, if there is one, and if users are asked for.
+    async fn authenticate(&self, client: &mut Client) -> Result<(), Failure> {
+        let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
+        match client.update_user(Some((user.clone(), password.expose_secret().to_owned()))).await {
+            Err(error) if is_auth_off(&error) => {
+                tracing::debug!("authentication is not enabled, the user is not needed");
+                // A token of before would be looked at all the same.
+                client.update_user(None).await.map_err(|error| classify(&error))
+            }
+            outcome => outcome.map_err(|error| classify(&error)),
+        }
     }
 
     /// Gets a new token, unless another caller just did.
@@ -150,7 +163,7 @@ impl Lane {
             return Ok(());
         }
         let clients = self.clients().await?;
-        Box::pin(clients.client.refresh_token()).await.map_err(|error| classify(&error))?;
+        Box::pin(self.authenticate(&mut clients.client.clone())).await?;
         *refreshed = Some(Moment::now());
         Ok(())
     }
@@ -233,7 +246,8 @@ impl Lane {
                     Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
                     Err(failure) => Err(failure),
                 };
-                if matches!(outcome, Err(Failure::StaleToken(_))) && !renewed {
+                let has_user = self.credentials.is_some();
+                if matches!(outcome, Err(Failure::StaleToken(_) | Failure::NoUser(_))) && has_user && !renewed {
                     renewed = true;
                     match self.refresh(used).await {
                         Ok(()) => continue,

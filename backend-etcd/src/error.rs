@@ -23,6 +23,9 @@ pub(crate) enum Failure {
     Unfit(Cause),
     /// The token has to be renewed; the request was not done.
     StaleToken(Cause),
+    /// A user is wanted, and the request carried none; it was not done. With a user at hand it is as a stale token: users are wanted
+    /// only since a moment ago.
+    NoUser(Cause),
     /// The lease is unknown; the request was not done.
     LeaseNotFound,
     /// There is a lease with this id already; the request was not done.
@@ -47,6 +50,7 @@ impl fmt::Display for Failure {
             | Self::Leaderless(cause)
             | Self::Unfit(cause)
             | Self::StaleToken(cause)
+            | Self::NoUser(cause)
             | Self::AnswerTooLarge(cause) => with_causes(&**cause).fmt(f),
             Self::LeaseNotFound => f.write_str("lease not found"),
             Self::LeaseExists => f.write_str("lease already exists"),
@@ -74,6 +78,7 @@ impl Failure {
             Self::Leaderless(cause) => Self::Leaderless(there(cause)),
             Self::Unfit(cause) => Self::Unfit(there(cause)),
             Self::StaleToken(cause) => Self::StaleToken(there(cause)),
+            Self::NoUser(cause) => Self::NoUser(there(cause)),
             Self::AnswerTooLarge(cause) => Self::AnswerTooLarge(there(cause)),
             of_no_member @ (Self::LeaseNotFound
             | Self::LeaseExists
@@ -92,7 +97,7 @@ impl Failure {
             | Self::Leaderless(cause)
             | Self::Unfit(cause)
             | Self::AnswerTooLarge(cause) => Error::Unavailable(cause),
-            Self::StaleToken(cause) => Error::AuthFailed(cause),
+            Self::StaleToken(cause) | Self::NoUser(cause) => Error::AuthFailed(cause),
             Self::LeaseNotFound => Error::LeaseLost,
             Self::LeaseExists => Error::unavailable("the lease was granted before"),
             // Both are dealt with where histories are read; elsewhere they mean that the store is catching up.
@@ -165,9 +170,8 @@ fn classify_status(status: &Status) -> Failure {
         Code::InvalidArgument if has("revision of auth store is old") => Failure::StaleToken(cause_of(status)),
         Code::Unauthenticated => Failure::StaleToken(cause_of(status)),
         Code::Unknown if has("invalid auth token") => Failure::StaleToken(cause_of(status)),
-        Code::InvalidArgument if has("user name is empty") || has("authentication failed") => {
-            Failure::Final(Error::AuthFailed(cause_of(status)))
-        }
+        Code::InvalidArgument if has("user name is empty") => Failure::NoUser(cause_of(status)),
+        Code::InvalidArgument if has("authentication failed") => Failure::Final(Error::AuthFailed(cause_of(status))),
         Code::FailedPrecondition if has("lease already exists") => Failure::LeaseExists,
         Code::FailedPrecondition if has("authentication is not enabled") => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
@@ -222,11 +226,18 @@ fn cause_of(status: &Status) -> Cause {
     said(texts.join(": "))
 }
 
+/// Returns `true` for the answer to an authentication where users are not asked for.
+pub(crate) fn is_auth_off(error: &etcd_client::Error) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+}
+
 /// Classifies the reason inside a cancelled watch, where etcd puts what elsewhere is a status.
 pub(crate) fn classify_cancel(reason: &str) -> Failure {
     let stale = ["invalid auth token", "Unauthenticated", "auth store is old"];
     if stale.iter().any(|part| reason.contains(part)) {
         Failure::StaleToken(said(reason))
+    } else if reason.contains("user name is empty") {
+        Failure::NoUser(said(reason))
     } else if reason.contains("PermissionDenied") || reason.contains("permission denied") {
         Failure::Denied
     } else {
@@ -256,7 +267,7 @@ mod tests {
             ),
             (Code::OutOfRange, "etcdserver: too large lease TTL", "Final"),
             (Code::InvalidArgument, "etcdserver: request is too large", "Final"),
-            (Code::InvalidArgument, "etcdserver: user name is empty", "Final"),
+            (Code::InvalidArgument, "etcdserver: user name is empty", "NoUser"),
             (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", "Final"),
             (Code::InvalidArgument, "etcdserver: revision of auth store is old", "StaleToken"),
             (Code::Unauthenticated, "etcdserver: invalid auth token", "StaleToken"),
@@ -288,6 +299,7 @@ mod tests {
         assert!(kind("rpc error: code = PermissionDenied desc = etcdserver: permission denied").starts_with("Denied"));
         let stale = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
         assert!(kind(stale).starts_with("StaleToken"));
+        assert!(kind("etcdserver: user name is empty").starts_with("NoUser"));
         assert!(kind("").starts_with("Lost"));
     }
 

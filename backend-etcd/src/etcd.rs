@@ -284,9 +284,9 @@ impl EtcdBuilder {
         self
     }
 
-    /// Changes tonic's settings of each dial: a user agent, a local address, windows, TLS material that is in no file (of `https`
-    /// endpoints). `change` is called for every
-    /// connection that is made, with the settings for that endpoint after TLS and pings were applied; [`Endpoint::uri`] tells which it is.
+    /// Changes tonic's settings of each dial: a user agent, windows, TLS material that is in no file (of `https` endpoints). `change` is
+    /// called for every connection that is made, with the settings for that endpoint after TLS and pings were applied;
+    /// [`Endpoint::uri`] tells which it is. A [`local_address`](Endpoint::local_address) has no effect, since tonic does not tell it.
     /// An error, a panic, and settings without TLS for an `https` endpoint count as a failed dial, and the next endpoint is tried. It must
     /// not block: it runs where the session does. [`connect_timeout`](Self::connect_timeout) bounds the dial whatever the settings say.
     /// Default: none. Without effect on a channel that the caller made.

@@ -194,7 +194,7 @@ impl Worker {
                     self.broken(failure, &mut backoff)
                 }
                 // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
-                End::Broken(Failure::StaleToken(_) | Failure::Denied)
+                End::Broken(Failure::StaleToken(_) | Failure::NoUser(_) | Failure::Denied)
                     if !refreshed && self.conn.bulk.refresh_token().await.is_ok() =>
                 {
                     refreshed = true;

@@ -88,7 +88,7 @@ fn run(command: &mut Command) -> Result {
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
-const FAULTS: [&str; 11] = [
+const FAULTS: [&str; 12] = [
     "membership",
     "faults",
     "fake",

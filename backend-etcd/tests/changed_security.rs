@@ -1,0 +1,175 @@
+//! What protects etcd changes while clients run: users are asked for, certificates are replaced.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+#[path = "support/authority.rs"]
+mod authority;
+mod support;
+
+use std::time::Duration;
+
+use authority::Authority;
+use enlist::{Counter, Error, Lock, LockName, LockOptions, Moment, Registration, Resolver, Watcher};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
+use support::{TTL, listed, raw, register, server, service};
+
+const PASSWORD: &str = "correct-horse-battery";
+
+/// Waits until a watcher shows an instance with this weight; nobody goes meanwhile.
+async fn shows(watcher: &mut Box<dyn Watcher>, id: &str, weight: u32) {
+    let shown = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            assert!(
+                !change.events.iter().any(|event| matches!(event, enlist::Event::Removed(_))),
+                "{:?}",
+                change.events
+            );
+            let mut instances = change.snapshot.entries().map(|entry| entry.instance());
+            if instances.any(|instance| instance.id().as_str() == id && instance.weight() == weight) {
+                return;
+            }
+        }
+    };
+    soon("the change is seen", shown).await;
+}
+
+/// Users are asked for from one moment on. A client that has one, and had no use for it, goes on. One that has none is told so, at a
+/// slow pace; it keeps what it has, because renewals and open watches need no user, and goes on once users are no longer asked for.
+/// Control: a request without a user is refused.
+#[tokio::test]
+async fn auth_is_switched_on_under_running_clients() {
+    let server = server().await;
+    let known = Etcd::builder([server.url()]).user("root", PASSWORD.to_owned()).connect().await.unwrap();
+    let unknown = Etcd::connect(server.url()).await.unwrap();
+    let (a, b) = (register(&known, "a").await, register(&unknown, "b").await);
+    let mut watchers = [known.watch(&service()).await.unwrap(), unknown.watch(&service()).await.unwrap()];
+    for watcher in &mut watchers {
+        soon("a list", watcher.next()).await.unwrap();
+    }
+    let name = LockName::parse("l").unwrap();
+    let guard = soon("acquired", known.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
+
+    let mut root = raw(&server).await;
+    root.user_add("root", PASSWORD, None).await.unwrap();
+    root.user_grant_role("root", "root").await.unwrap();
+    root.auth_enable().await.unwrap();
+    let switched = Moment::now();
+    assert!(raw(&server).await.get("x", None).await.is_err(), "it is switched on");
+
+    works(&a, &mut watchers[0], 2).await;
+    shows(&mut watchers[1], "a", 2).await;
+    let mut late = known.watch(&service()).await.unwrap();
+    assert_eq!(soon("a list", late.next()).await.unwrap().snapshot.len(), 2);
+    let refused = soon("an answer", unknown.resolve(&service())).await.unwrap_err();
+    assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
+    let update = b.update(|draft| {
+        draft.weight(3);
+    });
+    let refused = soon("an answer", update).await.unwrap_err();
+    assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
+    // Longer than leases live that are not renewed.
+    enlist::clock::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
+    assert_eq!(listed(&known, 2).await.len(), 2);
+    assert!(guard.is_held());
+    for etcd in [&known, &unknown] {
+        assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+    }
+
+    let options = etcd_client::ConnectOptions::new().with_user("root", PASSWORD);
+    let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
+    root.auth_disable().await.unwrap();
+    shows(&mut watchers[0], "b", 3).await;
+    soon("released", guard.release()).await.unwrap();
+    soon("deregistered", a.deregister()).await.unwrap();
+    soon("deregistered", b.deregister()).await.unwrap();
+}
+
+/// Ends the present connections; new ones are possible again afterwards.
+async fn end_connections(proxy: &Proxy) {
+    proxy.cut();
+    eventually("all connections have ended", || async {
+        let open = proxy.connections().into_iter().filter(|connection| !connection.ended).count();
+        if open == 0 { Ok(()) } else { Err(open) }
+    })
+    .await;
+    proxy.heal();
+}
+
+/// Changes an instance and sees the change.
+async fn works(registration: &Registration, watcher: &mut Box<dyn Watcher>, weight: u32) {
+    let update = registration.update(move |draft| {
+        draft.weight(weight);
+    });
+    soon("stored", update).await.unwrap();
+    shows(watcher, registration.instance().id().as_str(), weight).await;
+}
+
+/// An authority is replaced by another one, with the certificates of the server and of its clients, on disk and piece by piece, and
+/// connections end meanwhile. A client that is told of the files uses what lies there at each dial. Control: one with a copy of the
+/// former files is refused.
+#[tokio::test]
+async fn certificates_are_replaced_under_running_clients() {
+    let (mine, next) = (Authority::new(), Authority::new());
+    let (mut both, copy) = (std::fs::read(mine.path("ca.pem")).unwrap(), Authority::new());
+    both.extend(std::fs::read(next.path("ca.pem")).unwrap());
+    std::fs::write(mine.path("trusted.pem"), &both).unwrap();
+    for name in ["server", "client"] {
+        mine.sign(name);
+        next.sign(name);
+    }
+    for name in ["ca.pem", "client.pem", "client.key"] {
+        std::fs::copy(mine.path(name), copy.path(name)).unwrap();
+    }
+    let options = ServerOptions::new().tls().arguments([
+        format!("--cert-file={}", mine.path("server.pem")),
+        format!("--key-file={}", mine.path("server.key")),
+        format!("--trusted-ca-file={}", mine.path("trusted.pem")),
+        "--client-cert-auth".to_owned(),
+    ]);
+    let server = EtcdServer::start_with(Provider::Process, options).await;
+    let port: u16 = server.tls_url().rsplit_once(':').unwrap().1.parse().unwrap();
+    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+    let client = |files: &Authority| {
+        let builder = Etcd::builder([format!("https://{}", proxy.address())]).ca_certificate(files.path("ca.pem"));
+        builder.client_certificate(files.path("client.pem"), files.path("client.key"))
+    };
+    let etcd = client(&mine).connect().await.unwrap();
+    let former = client(&copy).connect().await.unwrap();
+    let a = register(&etcd, "a").await;
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", watcher.next()).await.unwrap();
+
+    // The certificate comes before its key, as where two files are copied one after the other: no dial works in between.
+    let replace = |name: &str| {
+        std::fs::copy(next.path(name), mine.path(name)).unwrap();
+    };
+    replace("client.pem");
+    end_connections(&proxy).await;
+    let refused = soon("an answer", etcd.resolve(&service())).await.unwrap_err();
+    assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+    replace("client.key");
+    works(&a, &mut watcher, 2).await;
+    // etcd reads its own at each handshake, too. Until the authority follows, nobody trusts it.
+    replace("server.pem");
+    replace("server.key");
+    end_connections(&proxy).await;
+    let refused = soon("an answer", etcd.resolve(&service())).await.unwrap_err();
+    assert!(format!("{refused:?}").to_lowercase().contains("certificate"), "{refused:?}");
+    replace("ca.pem");
+    works(&a, &mut watcher, 3).await;
+    assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
+    let refused = eventually("the former files are refused", || async {
+        match former.resolve(&service()).await {
+            Err(refused) => Ok(refused),
+            Ok(_) => {
+                // Over a connection that was made before.
+                end_connections(&proxy).await;
+                Err("it is served")
+            }
+        }
+    })
+    .await;
+    assert!(format!("{refused:?}").to_lowercase().contains("certificate"), "{refused:?}");
+}
