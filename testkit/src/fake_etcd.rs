@@ -4,16 +4,14 @@
 //! works. Its store keeps revisions, leases and history; leases never run out by themselves. What it cannot do it refuses.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use enlist::TaskOwner;
 use etcd_client::proto::{
-    PbCompare, PbDeleteResponse, PbEvent, PbKeyValue, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbPutRequest,
-    PbPutResponse, PbRangeRequest, PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest,
-    PbTxnOpResponse, PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
+    PbEvent, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbTxnRequest, PbTxnResponse,
+    PbWatchResponse, PbWatchServer,
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -28,6 +26,9 @@ use tonic::{
 };
 
 mod services;
+mod store;
+
+use store::Store;
 
 /// Bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;
@@ -146,26 +147,6 @@ struct Shared {
     pause: Mutex<Duration>,
 }
 
-#[derive(Debug, Default)]
-struct Store {
-    version: String,
-    revision: i64,
-    /// How often everything was lost.
-    wipes: usize,
-    compacted: i64,
-    keys: BTreeMap<Vec<u8>, PbKeyValue>,
-    history: Vec<PbEvent>,
-    leases: BTreeMap<i64, i64>,
-    lies: VecDeque<Lie>,
-    /// What became of the late transactions: the error of one that was refused.
-    late: Vec<Result<bool, Status>>,
-    requests: Requests,
-    /// Watches that begin in the past are served this much later.
-    unsynced: Duration,
-    /// Reads and transactions are refused.
-    denies: bool,
-}
-
 impl FakeEtcd {
     /// Starts it on the current runtime.
     ///
@@ -278,8 +259,8 @@ impl FakeEtcd {
     /// Forgets the history up to now.
     pub fn compact(&self) {
         let mut store = self.shared.store();
-        store.compacted = store.revision;
-        store.history.clear();
+        let now = store.revision;
+        store.compact_to(now);
     }
 
     /// Loses everything, leases and revision included, and ends the watches.
@@ -418,179 +399,6 @@ impl Shared {
     fn lie(&self, these: impl Fn(&Lie) -> bool) -> Option<Lie> {
         let mut store = self.store();
         if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }
-    }
-}
-
-impl Store {
-    /// The header of every answer. etcd always sends one, so it is wrapped as the messages have it.
-    #[expect(clippy::unnecessary_wraps, reason = "the messages have an optional header")]
-    fn header(&self) -> Option<PbResponseHeader> {
-        Some(PbResponseHeader { cluster_id: 1, member_id: 1, revision: self.revision, raft_term: 1 })
-    }
-
-    /// Runs `act` at the next revision; returns the one before.
-    fn at_next_revision<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (i64, T) {
-        let (before, events) = (self.revision, self.history.len());
-        self.revision += 1;
-        let result = act(self);
-        if self.history.len() == events {
-            self.revision = before;
-        }
-        (before, result)
-    }
-
-    fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
-        let old = self.keys.get(&key);
-        let pair = PbKeyValue {
-            create_revision: old.map_or(self.revision, |old| old.create_revision),
-            version: old.map_or(1, |old| old.version + 1),
-            mod_revision: self.revision,
-            key: key.clone(),
-            value,
-            lease,
-        };
-        self.keys.insert(key, pair.clone());
-        self.history.push(PbEvent { r#type: 0, kv: Some(pair), prev_kv: None });
-    }
-
-    fn delete(&mut self, key: &[u8]) -> bool {
-        let there = self.keys.remove(key).is_some();
-        if there {
-            let gone = PbKeyValue { key: key.to_vec(), mod_revision: self.revision, ..PbKeyValue::default() };
-            self.history.push(PbEvent { r#type: 1, kv: Some(gone), prev_kv: None });
-        }
-        there
-    }
-
-    fn revoke(&mut self, lease: i64) -> bool {
-        let known = self.leases.remove(&lease).is_some();
-        let keys: Vec<_> =
-            self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
-        for key in keys {
-            self.delete(&key);
-        }
-        known
-    }
-
-    fn revoke_all(&mut self) {
-        for lease in self.leases.keys().copied().collect::<Vec<_>>() {
-            self.revoke(lease);
-        }
-    }
-
-    fn within<'a>(&'a self, key: &[u8], end: &[u8]) -> Vec<&'a PbKeyValue> {
-        self.keys.values().filter(|pair| is_within(&pair.key, key, end)).collect()
-    }
-
-    fn range(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
-        if request.revision != 0 && request.revision < self.compacted {
-            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
-        }
-        let mut pairs = self.within(&request.key, &request.range_end);
-        let count = pairs.len();
-        // As in etcd the count is that of the range, and what is filtered out is left out of the answer only.
-        let created = |pair: &&PbKeyValue| match request.max_create_revision {
-            0 => true,
-            most => pair.create_revision <= most,
-        };
-        pairs.retain(created);
-        match request.sort_target {
-            2 => pairs.sort_by_key(|pair| pair.create_revision),
-            3 => pairs.sort_by_key(|pair| pair.mod_revision),
-            _ => {}
-        }
-        if request.sort_order == 2 {
-            pairs.reverse();
-        }
-        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        let more = count > limit;
-        let value = |pair: &PbKeyValue| if request.keys_only { Vec::new() } else { pair.value.clone() };
-        let copy = |pair: &PbKeyValue| PbKeyValue { value: value(pair), ..pair.clone() };
-        let kvs = if request.count_only { Vec::new() } else { pairs.into_iter().take(limit).map(copy).collect() };
-        Ok(PbRangeResponse { header: self.header(), kvs, more, count: i64::try_from(count).unwrap_or(i64::MAX) })
-    }
-
-    fn put_request(&mut self, mut put: PbPutRequest) -> Result<PbPutResponse, Status> {
-        if put.ignore_value {
-            let present =
-                self.keys.get(&put.key).ok_or_else(|| Status::invalid_argument("etcdserver: key not found"))?;
-            put.value.clone_from(&present.value);
-        }
-        if put.lease != 0 && !self.leases.contains_key(&put.lease) {
-            return Err(Status::not_found("etcdserver: requested lease not found"));
-        }
-        self.put(put.key, put.value, put.lease);
-        Ok(PbPutResponse { header: self.header(), prev_kv: None })
-    }
-
-    fn holds(&self, compare: &PbCompare) -> bool {
-        let absent = PbKeyValue::default();
-        let pair = self.keys.get(&compare.key).unwrap_or(&absent);
-        let order = match &compare.target_union {
-            Some(PbTargetUnion::CreateRevision(revision)) => pair.create_revision.cmp(revision),
-            Some(PbTargetUnion::ModRevision(revision)) => pair.mod_revision.cmp(revision),
-            Some(PbTargetUnion::Lease(lease)) => pair.lease.cmp(lease),
-            Some(PbTargetUnion::Version(version)) => pair.version.cmp(version),
-            Some(PbTargetUnion::Value(value)) => pair.value.cmp(value),
-            None => return false,
-        };
-        match compare.result {
-            0 => order.is_eq(),
-            1 => order.is_gt(),
-            2 => order.is_lt(),
-            _ => order.is_ne(),
-        }
-    }
-
-    fn txn(&mut self, txn: PbTxnRequest) -> Result<PbTxnResponse, Status> {
-        let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
-        let operations = if succeeded { txn.success } else { txn.failure };
-        let mut responses = Vec::new();
-        for operation in operations.into_iter().filter_map(|operation| operation.request) {
-            let response = match operation {
-                PbTxnOpRequest::RequestRange(range) => PbTxnOpResponse::ResponseRange(self.range(&range)?),
-                PbTxnOpRequest::RequestPut(put) => PbTxnOpResponse::ResponsePut(self.put_request(put)?),
-                PbTxnOpRequest::RequestDeleteRange(delete) => {
-                    let keys: Vec<_> =
-                        self.within(&delete.key, &delete.range_end).into_iter().map(|pair| pair.key.clone()).collect();
-                    let deleted = keys.iter().filter(|key| self.delete(key)).count();
-                    PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse {
-                        header: self.header(),
-                        deleted: i64::try_from(deleted).unwrap_or(i64::MAX),
-                        prev_kvs: Vec::new(),
-                    })
-                }
-                PbTxnOpRequest::RequestTxn(_) => return Err(Status::unimplemented("a transaction in a transaction")),
-            };
-            responses.push(PbResponseOp { response: Some(response) });
-        }
-        Ok(PbTxnResponse { header: self.header(), succeeded, responses })
-    }
-
-    /// The events of a range from `next` on, by revision.
-    fn events(&self, next: i64, key: &[u8], end: &[u8]) -> Vec<(i64, Vec<PbEvent>)> {
-        let mut by_revision: Vec<(i64, Vec<PbEvent>)> = Vec::new();
-        let first =
-            self.history.partition_point(|event| event.kv.as_ref().is_some_and(|pair| pair.mod_revision < next));
-        for event in &self.history[first..] {
-            let Some(pair) = &event.kv else { continue };
-            if !is_within(&pair.key, key, end) {
-                continue;
-            }
-            match by_revision.last_mut() {
-                Some((revision, events)) if *revision == pair.mod_revision => events.push(event.clone()),
-                _ => by_revision.push((pair.mod_revision, vec![event.clone()])),
-            }
-        }
-        by_revision
-    }
-}
-
-fn is_within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
-    match end {
-        [] => key == start,
-        [0] => key >= start,
-        end => key >= start && key < end,
     }
 }
 

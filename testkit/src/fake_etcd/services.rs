@@ -9,7 +9,7 @@ use enlist::TaskOwner;
 use etcd_client::proto::{
     PbAlarmRequest, PbAlarmResponse, PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest,
     PbCompactionResponse, PbDefragmentRequest, PbDefragmentResponse, PbDeleteRequest, PbDeleteResponse,
-    PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
+    PbDowngradeRequest, PbDowngradeResponse, PbEvent, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
     PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
     PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService,
     PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbMaintenanceService, PbMoveLeaderRequest,
@@ -68,8 +68,8 @@ impl PbKvService for Service {
         self.shared.change(|store| store.put_request(request.into_inner())).map(Response::new)
     }
 
-    async fn delete_range(&self, _: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
-        Err(Status::unimplemented("an unguarded delete"))
+    async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
+        self.shared.change(|store| store.delete_request(request.get_ref())).map(Response::new)
     }
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
@@ -93,8 +93,10 @@ impl PbKvService for Service {
         told.await.map_err(|_| Status::unavailable("the fake has ended"))?.map(Response::new)
     }
 
-    async fn compact(&self, _: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
-        Err(Status::unimplemented("compact"))
+    async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
+        let mut store = self.shared.store();
+        store.compact(request.get_ref().revision)?;
+        Ok(Response::new(PbCompactionResponse { header: store.header() }))
     }
 }
 
@@ -110,15 +112,8 @@ impl PbLeaseService for Service {
         self.shared.quorum(request.metadata(), false).await?;
         let mut store = self.shared.store();
         store.requests.grants += 1;
-        let id = match request.get_ref().id {
-            0 => 1000 + store.leases.last_key_value().map_or(0, |(id, _)| *id),
-            id if store.leases.contains_key(&id) => {
-                return Err(Status::failed_precondition("etcdserver: lease already exists"));
-            }
-            id => id,
-        };
-        let ttl = request.get_ref().ttl.max(2);
-        store.leases.insert(id, ttl);
+        let PbLeaseGrantRequest { id, ttl } = request.into_inner();
+        let (id, ttl) = store.grant(id, ttl)?;
         Ok(Response::new(PbLeaseGrantResponse { header: store.header(), id, ttl, error: String::new() }))
     }
 
@@ -293,10 +288,8 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
     }
     let mut revisions = shared.revision.subscribe();
     let mut next = if create.start_revision == 0 { revision + 1 } else { create.start_revision };
-    if next <= compacted {
-        let cancel = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
-        let _ = tell.send(cancel).await;
-        return tell.closed().await;
+    if next < compacted {
+        return cancel(&tell, compacted).await;
     }
     if next <= revision && !unsynced.is_zero() {
         tokio::time::sleep(unsynced).await;
@@ -306,14 +299,23 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
     let mut asked = false;
     loop {
         shared.awake().await;
-        let (header, due) = {
+        let (header, now, compacted, due) = {
             let store = shared.store();
             if store.wipes != wipes {
                 return;
             }
-            (store.header(), store.events(next, &create.key, &create.range_end))
+            let due = store.events(next, &create.key, &create.range_end);
+            (store.header(), store.revision, store.compacted, due)
         };
+        // It has not kept up, and what it missed is forgotten.
+        if next < compacted {
+            return cancel(&tell, compacted).await;
+        }
         for (revision, events) in due {
+            let events = asked_for(events, &create.filters, create.prev_kv, compacted);
+            if events.is_empty() {
+                continue;
+            }
             let lie = shared.lie(Lie::is_of_events);
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
@@ -326,6 +328,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
                 return tell.closed().await;
             }
         }
+        next = next.max(now + 1);
         if std::mem::take(&mut asked) {
             let sign = PbWatchResponse { watch_id: -1, ..message(header, Vec::new()) };
             if tell.send(sign).await.is_err() {
@@ -341,6 +344,20 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             },
         }
     }
+}
+
+/// Ends a watch whose beginning is forgotten.
+async fn cancel(tell: &Tell, compacted: i64) {
+    let cancel = PbWatchResponse { canceled: true, compact_revision: compacted, ..PbWatchResponse::default() };
+    let _ = tell.send(cancel).await;
+    tell.closed().await;
+}
+
+/// The events that a watch wants, with what was before if it wants that and it is not forgotten.
+fn asked_for(events: Vec<PbEvent>, filters: &[i32], previous: bool, compacted: i64) -> Vec<PbEvent> {
+    let known = |event: &PbEvent| previous && event.kv.as_ref().is_some_and(|pair| pair.mod_revision > compacted);
+    let wanted = events.into_iter().filter(|event| !filters.contains(&event.r#type));
+    wanted.map(|event| if known(&event) { event } else { PbEvent { prev_kv: None, ..event } }).collect()
 }
 
 /// Hands out tokens. The trait of this service has messages that `etcd-client` does not export, so it is served by hand.

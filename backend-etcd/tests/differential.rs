@@ -1,0 +1,441 @@
+//! `FakeEtcd` beside a real etcd: the same random operations, and the same answers, watches included. What the other tests show with
+//! the fake is worth as much as this. `ENLIST_SEED` repeats the choices of a run.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, Error, Event, EventType, GetOptions, LeaseGrantOptions,
+    LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions, WatchStream,
+    proto::{PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
+};
+
+/// Operations of one run, and how many runs there are.
+const OPERATIONS: usize = 400;
+const RUNS: usize = 3;
+
+/// Sorts after every other key.
+const MARKER: &str = "~";
+
+/// Where the ranges of watches end, after the marker.
+const END: &str = "\x7f";
+
+/// A lease that is granted for so many seconds does not run out during a run.
+const LONG: i64 = 3600;
+
+/// One request, as both sides get it.
+#[derive(Clone, Debug)]
+enum Operation {
+    Put(String, String, PutOptions),
+    Get(String, GetOptions),
+    Delete(String, DeleteOptions),
+    Txn(Txn),
+    Grant(i64, i64),
+    Revoke(i64),
+    KeepAlive(i64),
+    TimeToLive(i64),
+    Compact(i64),
+    /// A watch from a revision, up to the marker, of the range from this key on.
+    Watch {
+        from: String,
+        revision: i64,
+        filters: Vec<WatchFilterType>,
+        previous: bool,
+    },
+}
+
+/// What the choices depend on. Both sides say the same about it, or the run has failed before.
+struct Generator {
+    random: fastrand::Rng,
+    revision: i64,
+    compacted: i64,
+    leases: i64,
+}
+
+impl Generator {
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> T {
+        all[self.random.usize(..all.len())]
+    }
+
+    fn key(&mut self) -> String {
+        self.one_of(&["a", "a/1", "a/2", "a0", "b", "b/1", "c"]).to_owned()
+    }
+
+    /// Now and then a key that is none.
+    fn any_key(&mut self) -> String {
+        if self.random.u8(..40) == 0 { String::new() } else { self.key() }
+    }
+
+    fn value(&mut self) -> String {
+        self.one_of(&["", "one", "two", "three"]).to_owned()
+    }
+
+    /// A revision that is known, too old or too new.
+    fn any_revision(&mut self) -> i64 {
+        let oldest = (self.compacted - 2).max(1);
+        self.random.i64(oldest..=self.revision + 2)
+    }
+
+    fn lease(&mut self) -> i64 {
+        self.random.i64(1..=4)
+    }
+
+    fn put_options(&mut self) -> PutOptions {
+        let mut options = PutOptions::new();
+        if self.random.u8(..3) == 0 {
+            options = options.with_lease(self.lease());
+        }
+        match self.random.u8(..8) {
+            0 => options.with_ignore_value(),
+            1 => options.with_ignore_lease(),
+            2 => options.with_prev_key(),
+            _ => options,
+        }
+    }
+
+    fn put(&mut self) -> (String, String, PutOptions) {
+        (self.any_key(), self.value(), self.put_options())
+    }
+
+    fn get(&mut self) -> (String, GetOptions) {
+        let mut options = GetOptions::new();
+        options = match self.random.u8(..6) {
+            0 => options.with_prefix(),
+            1 => options.with_from_key(),
+            2 => options.with_all_keys(),
+            3 => options.with_range(self.key()),
+            _ => options,
+        };
+        if self.random.u8(..3) == 0 {
+            options = options.with_limit(self.random.i64(0..4));
+        }
+        if self.random.u8(..4) == 0 {
+            options = options.with_revision(self.any_revision());
+        }
+        if self.random.u8(..3) == 0 {
+            let target = self.one_of(&[SortTarget::Key, SortTarget::Create, SortTarget::Mod, SortTarget::Version]);
+            let order = self.one_of(&[SortOrder::None, SortOrder::Ascend, SortOrder::Descend]);
+            options = options.with_sort(target, order);
+        }
+        let bound = self.any_revision();
+        options = match self.random.u8(..12) {
+            0 => options.with_keys_only(),
+            1 => options.with_count_only(),
+            2 => options.with_max_create_revision(bound),
+            3 => options.with_min_create_revision(bound),
+            4 => options.with_max_mod_revision(bound),
+            5 => options.with_min_mod_revision(bound),
+            6 => options.with_serializable(),
+            _ => options,
+        };
+        (self.any_key(), options)
+    }
+
+    /// Not of all from a key on within a transaction: etcd does not see that such a deletion overlaps a put.
+    fn delete(&mut self, alone: bool) -> (String, DeleteOptions) {
+        let mut options = DeleteOptions::new();
+        options = match self.random.u8(..10) {
+            0 => options.with_prefix(),
+            1 if alone => options.with_from_key(),
+            2 => {
+                let (one, other) = (self.key(), self.key());
+                return (one.clone().min(other.clone()), options.with_range(one.max(other)));
+            }
+            _ => options,
+        };
+        if self.random.u8(..3) == 0 {
+            options = options.with_prev_key();
+        }
+        (if alone { self.any_key() } else { self.key() }, options)
+    }
+
+    fn compare(&mut self) -> Compare {
+        let key = self.any_key();
+        let order = self.one_of(&[CompareOp::Equal, CompareOp::Greater, CompareOp::Less, CompareOp::NotEqual]);
+        let revision = self.one_of(&[0, self.revision, self.compacted, self.revision - 3]);
+        let compare = match self.random.u8(..5) {
+            0 => Compare::version(key, order, self.random.i64(0..3)),
+            1 => Compare::create_revision(key, order, revision),
+            2 => Compare::mod_revision(key, order, revision),
+            3 => Compare::value(key, order, self.value()),
+            _ => Compare::lease(key, order, self.random.i64(0..3)),
+        };
+        if self.random.u8(..10) == 0 { compare.with_prefix() } else { compare }
+    }
+
+    fn operations(&mut self) -> Vec<TxnOp> {
+        let count = self.random.usize(0..4);
+        let one = |this: &mut Self| match this.random.u8(..3) {
+            0 => {
+                let (key, options) = this.get();
+                TxnOp::get(key, Some(options))
+            }
+            1 => {
+                let (key, options) = this.delete(false);
+                TxnOp::delete(key, Some(options))
+            }
+            _ => {
+                let (key, value, options) = this.put();
+                TxnOp::put(key, value, Some(options))
+            }
+        };
+        (0..count).map(|_| one(self)).collect()
+    }
+
+    fn txn(&mut self) -> Txn {
+        if self.random.u8(..60) == 0 {
+            // One more than etcd takes.
+            return Txn::new().and_then(vec![TxnOp::get("a", None); 129]);
+        }
+        let compares: Vec<_> = (0..self.random.usize(0..3)).map(|_| self.compare()).collect();
+        Txn::new().when(compares).and_then(self.operations()).or_else(self.operations())
+    }
+
+    fn next(&mut self) -> Operation {
+        match self.random.u8(..100) {
+            0..25 => {
+                let (key, value, options) = self.put();
+                Operation::Put(key, value, options)
+            }
+            25..50 => {
+                let (key, options) = self.get();
+                Operation::Get(key, options)
+            }
+            50..58 => {
+                let (key, options) = self.delete(true);
+                Operation::Delete(key, options)
+            }
+            58..82 => Operation::Txn(self.txn()),
+            82..86 => {
+                self.leases += 1;
+                // Short ones are not used, and may run out meanwhile.
+                let short = Operation::Grant(1000 + self.leases, self.random.i64(0..=2));
+                let too_long = Operation::Grant(self.lease(), 9_000_000_001);
+                let long = Operation::Grant(self.lease(), LONG);
+                match self.random.u8(..4) {
+                    0 => short,
+                    1 => too_long,
+                    _ => long,
+                }
+            }
+            86..88 => Operation::Revoke(self.lease()),
+            88..90 => Operation::KeepAlive(self.lease()),
+            90..94 => Operation::TimeToLive(self.lease()),
+            94..96 => Operation::Compact(self.any_revision()),
+            _ => Operation::Watch {
+                from: self.key(),
+                // Not after the marker.
+                revision: self.any_revision().min(self.revision + 1),
+                filters: self
+                    .one_of::<&[_]>(&[&[], &[], &[WatchFilterType::NoPut], &[WatchFilterType::NoDelete]])
+                    .to_vec(),
+                previous: self.random.bool(),
+            },
+        }
+    }
+}
+
+/// Who a member is and in which term may differ.
+fn plain(header: &mut Option<PbResponseHeader>) {
+    if let Some(header) = header {
+        (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
+    }
+}
+
+fn plain_txn(answer: &mut PbTxnResponse) {
+    plain(&mut answer.header);
+    for response in &mut answer.responses {
+        match &mut response.response {
+            Some(PbTxnOpResponse::ResponseRange(range)) => plain(&mut range.header),
+            Some(PbTxnOpResponse::ResponsePut(put)) => plain(&mut put.header),
+            Some(PbTxnOpResponse::ResponseDeleteRange(delete)) => plain(&mut delete.header),
+            _ => {}
+        }
+    }
+}
+
+fn refusal(error: &Error) -> String {
+    match error {
+        Error::GRpcStatus(status) => format!("{:?}: {}", status.code(), status.message()),
+        other => other.to_string(),
+    }
+}
+
+/// The events of a watch as text: all that was told of a change.
+fn told(events: &[Event], compacted: i64) -> String {
+    let mut text = String::new();
+    for event in events {
+        let (pair, deletion) = (event.kv().unwrap(), event.event_type() == EventType::Delete);
+        // Some releases forget a deletion at exactly the revision up to which was compacted.
+        if !(deletion && pair.mod_revision() == compacted) {
+            writeln!(text, "{:?} {pair:?} before {:?}", event.event_type(), event.prev_kv()).unwrap();
+        }
+    }
+    text
+}
+
+/// Reads a watch until it has told of the deletion of the marker at `until`, or of its last put where deletions are left out.
+async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        let message = watch.message().await.unwrap().unwrap();
+        if message.0.canceled {
+            return format!("canceled, compacted at {}", message.0.compact_revision);
+        }
+        events.extend(message.events().iter().cloned());
+        if events.last().and_then(Event::kv).is_some_and(|pair| pair.mod_revision() >= until) {
+            return told(&events, compacted);
+        }
+    }
+}
+
+/// What one side answers, without what may differ.
+async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> String {
+    let outcome: Result<String, Error> = match operation {
+        Operation::Put(key, value, options) => client.put(key, value, Some(options)).await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::Get(key, options) => client.get(key, Some(options)).await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::Delete(key, options) => client.delete(key, Some(options)).await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::Txn(txn) => client.txn(txn).await.map(|mut answer| {
+            plain_txn(&mut answer.0);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::Grant(id, ttl) => {
+            client.lease_grant(ttl, Some(LeaseGrantOptions::new().with_id(id))).await.map(|mut answer| {
+                plain(&mut answer.0.header);
+                format!("{:#?}", answer.0)
+            })
+        }
+        Operation::Revoke(id) => client.lease_revoke(id).await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::KeepAlive(id) => client.lease_keep_alive(id).await.map(|_| "kept alive".to_owned()),
+        Operation::TimeToLive(id) => {
+            let options = LeaseTimeToLiveOptions::new().with_keys();
+            client.lease_time_to_live(id, Some(options)).await.map(|mut answer| {
+                plain(&mut answer.0.header);
+                answer.0.keys.sort();
+                // What is left depends on how long the run has taken.
+                answer.0.ttl = answer.0.ttl.min(0);
+                format!("{:#?}", answer.0)
+            })
+        }
+        Operation::Compact(revision) => client.compact(revision, None).await.map(|mut answer| {
+            plain(&mut answer.0.header);
+            format!("{:#?}", answer.0)
+        }),
+        Operation::Watch { from, revision, filters, previous } => {
+            let mut options = WatchOptions::new().with_range(END).with_start_revision(revision);
+            options = options.with_filters(filters.clone());
+            if previous {
+                options = options.with_prev_key();
+            }
+            match client.watch(from, Some(options)).await {
+                Ok(watch) => {
+                    let put = client.put(MARKER, "", None).await.unwrap().header().unwrap().revision();
+                    let deleted = client.delete(MARKER, None).await.unwrap().header().unwrap().revision();
+                    let until = if filters.contains(&WatchFilterType::NoDelete) { put } else { deleted };
+                    Ok(soon("the marker arrives", read(watch, until, compacted)).await)
+                }
+                Err(error) => Err(error),
+            }
+        }
+    };
+    outcome.unwrap_or_else(|error| format!("refused: {}", refusal(&error)))
+}
+
+/// The revision that the store is at.
+async fn revision(client: &mut Client) -> i64 {
+    client.get("a", None).await.unwrap().header().unwrap().revision()
+}
+
+/// The kind of an operation and whether it was refused: what a run has to have covered.
+fn kind(operation: &Operation, answer: &str) -> String {
+    let name = format!("{operation:?}");
+    let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
+    match answer.strip_prefix("refused: ") {
+        Some(why) => format!("{name}: {why}"),
+        None if answer.starts_with("canceled") => format!("{name}: canceled"),
+        None => name,
+    }
+}
+
+async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
+    // Never one that the environment lends: revisions begin at 1.
+    let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
+    let fake = FakeEtcd::start();
+    let mut real = support::raw(&server).await;
+    let mut imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
+    let mut generator = Generator { random, revision: 1, compacted: 0, leases: 0 };
+    // Both are watched all the time as well.
+    let everything = || Some(WatchOptions::new().with_range(END));
+    let watches = (real.watch("a", everything()).await.unwrap(), imitation.watch("a", everything()).await.unwrap());
+    let mut trace = Vec::new();
+    for number in 0..OPERATIONS {
+        let operation = generator.next();
+        trace.push(format!("{operation:?}"));
+        let expected = answer(&mut real, operation.clone(), generator.compacted).await;
+        let found = answer(&mut imitation, operation.clone(), generator.compacted).await;
+        assert_eq!(
+            found,
+            expected,
+            "operation {number} is answered otherwise by the fake (left) than by etcd (right):\n{}",
+            trace[trace.len().saturating_sub(6)..].join("\n")
+        );
+        covered.insert(kind(&operation, &found));
+        if let Operation::Compact(compacted) = operation
+            && !found.starts_with("refused")
+        {
+            generator.compacted = compacted;
+        }
+        generator.revision = revision(&mut real).await;
+        assert_eq!(revision(&mut imitation).await, generator.revision, "after operation {number}: {operation:?}");
+    }
+    // The watches of all that happened end alike.
+    for client in [&mut real, &mut imitation] {
+        client.put(MARKER, "", None).await.unwrap();
+    }
+    let until = revision(&mut real).await;
+    let expected = soon("etcd tells the end", read(watches.0, until, 0)).await;
+    let found = soon("the fake tells the end", read(watches.1, until, 0)).await;
+    similar(&found, &expected);
+}
+
+/// Compares line by line: the whole of a run is too long to be read.
+fn similar(found: &str, expected: &str) {
+    for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(found, expected, "event {number} of the watch of all that happened");
+    }
+    assert_eq!(found.lines().count(), expected.lines().count(), "events of the watch of all that happened");
+}
+
+#[tokio::test]
+async fn the_fake_answers_as_etcd_does() {
+    let mut random = support::seed();
+    let mut covered = BTreeSet::new();
+    for _ in 0..RUNS {
+        compare(random.fork(), &mut covered).await;
+    }
+    println!("covered:\n{}", covered.iter().cloned().collect::<Vec<_>>().join("\n"));
+    // The choices are of every kind, and many of them are refused.
+    for kind in ["Put", "Get", "Delete", "Txn", "Grant", "Revoke", "KeepAlive", "TimeToLive", "Compact", "Watch"] {
+        assert!(covered.contains(kind), "{kind} was not tried: {covered:?}");
+    }
+    for refused in ["required revision has been compacted", "duplicate key", "lease not found", "lease already exists"]
+    {
+        assert!(covered.iter().any(|kind| kind.contains(refused)), "nothing was refused with {refused}: {covered:?}");
+    }
+}
