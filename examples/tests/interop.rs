@@ -11,10 +11,10 @@ use std::{
 };
 
 use enlist::{
-    Deregistered, Directory, Election, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions,
-    Registration, Registry, Released, Resolver, ServiceRef,
+    Deregistered, Directory, Election, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, OnDelete,
+    RegisterOptions, Registration, Registry, Released, Resolver, ServiceRef,
 };
-use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GoKit, GobaseLock};
+use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GoKit, GobaseLock, Kitex};
 use enlist_grpc::Channel;
 use enlist_testkit::{Beside, EtcdServer, Proxy, eventually, soon};
 use tokio::sync::mpsc;
@@ -172,6 +172,35 @@ async fn go_kit_and_rust_find_each_other() {
     go.go_on();
     assert_eq!(go.says().await, "left");
     assert!(etcd.resolve(&service).await.unwrap().is_empty());
+}
+
+/// An instance whose id is its address is where kitex looks for that address; one with another id is not. What is deleted without a word
+/// is restored.
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn kitex_deregisters_an_address_of_ours_which_is_restored() {
+    let etcd_server = EtcdServer::start().await;
+    let etcd = Etcd::builder([etcd_server.url()]).layout(Kitex::default()).connect().await.unwrap();
+    let (service, endpoint) = (ServiceRef::parse("echo").unwrap(), Endpoint::parse("tcp://127.0.0.1:8888").unwrap());
+    let at = Instance::at([endpoint.clone()]).unwrap();
+    let named = Instance::new(InstanceId::parse("named").unwrap(), [endpoint]).unwrap();
+    let options = || RegisterOptions::new().ttl(Duration::from_secs(5)).on_delete(OnDelete::Restore);
+    let _at = soon("registered", etcd.register(&service, at.clone(), options())).await.unwrap();
+    let _named = soon("registered", etcd.register(&service, named.clone(), options())).await.unwrap();
+    let created = async |id: &InstanceId| {
+        let found = soon("resolved", etcd.resolve(&service)).await.unwrap();
+        found.get(id).map(|entry| entry.created())
+    };
+    let before = (created(at.id()).await, created(named.id()).await);
+    assert!(before.0.is_some() && before.1.is_some());
+    let mut go = Go::start(&etcd_server, &["kitex-deregister", "echo", "127.0.0.1:8888"]);
+    assert_eq!(go.says().await, "deregistered 127.0.0.1:8888");
+    eventually("it is restored", || async {
+        let now = created(at.id()).await;
+        if now > before.0 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    assert_eq!(created(named.id()).await, before.1, "the other one was not found");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 // Programs on the Go libraries that services in the field use, for `cargo xtask interop`: etcd's naming endpoints with grpc-go's
-// resolver, go-kit's endpointer and balancer, etcd's concurrency package, gobase's lock. Each prints a line for everything that happens and goes
+// resolver, go-kit's endpointer and balancer, etcd's concurrency package, gobase's lock, kitex's deregistration. Each prints a line for everything that happens and goes
 // on at a line on its standard input, or ends with it.
 //
 // Built without network from Debian's packages, in GOPATH mode:
@@ -203,6 +203,15 @@ func elect(name, value string) {
 	line()
 }
 
+// Deletes what kitex's `Deregister` deletes (kitex-contrib/registry-etcd v0.2.6, common.go:19-26 and etcd_registry.go:267-280).
+func kitexDeregister(serviceName, addr string) {
+	key := fmt.Sprintf("kitex/registry-etcd/%v/", serviceName) + addr
+	_, err := client().Delete(context.Background(), key)
+	check(err)
+	fmt.Println("deregistered", addr)
+	line()
+}
+
 // gobase's `etcd.Lock`, but for its logs (ChenLong-dev/gobase at 91de96c, etcd/etcd.go:151-208).
 func gobaseLock(etcd *clientv3.Client, lockKey string, ttl int64) bool {
 	ctx, cancel := context.WithTimeout(context.TODO(), time.Second*30)
@@ -269,6 +278,8 @@ func main() {
 		kitClient(arguments[0])
 	case "lock":
 		lock(arguments[0])
+	case "kitex-deregister":
+		kitexDeregister(arguments[0], arguments[1])
 	case "gobase-lock":
 		gobase(arguments[0])
 	case "elect":
