@@ -88,7 +88,9 @@ fn run(command: &mut Command) -> Result {
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
-const FAULTS: [&str; 12] = [
+const FAULTS: [&str; 13] = [
+    "changed_security",
+    "host",
     "membership",
     "faults",
     "fake",
