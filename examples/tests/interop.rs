@@ -189,7 +189,7 @@ async fn kitex_deregisters_an_address_of_ours_which_is_restored() {
     let _named = soon("registered", etcd.register(&service, named.clone(), options())).await.unwrap();
     let created = async |id: &InstanceId| {
         let found = soon("resolved", etcd.resolve(&service)).await.unwrap();
-        found.get(id).map(|entry| entry.created())
+        found.get(id).map(enlist::Entry::created)
     };
     let before = (created(at.id()).await, created(named.id()).await);
     assert!(before.0.is_some() && before.1.is_some());
