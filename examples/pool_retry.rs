@@ -1,11 +1,11 @@
-//! How does a client of a service that does not speak gRPC try again?
+//! Calls that are tried again, over a pool of clients that do not speak gRPC.
 //!
 //! ```text
 //! cargo run --example pool_retry
 //! cargo run --example pool_retry --features etcd -- --etcd 127.0.0.1:2379 --layout go-kit --prefix /services/
 //! ```
 //!
-//! A call waits until there is an instance, goes to another one where the first fails, and says of each attempt why it failed.
+//! A call waits until there is an instance, goes to another one where the first fails, and reports the cause of each failed attempt.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 
