@@ -6,9 +6,10 @@ mod support;
 
 use std::{collections::BTreeSet, error::Error, fs, path::Path, time::Duration};
 
-use enlist::{Endpoint, Instance, RegisterOptions, Registry, Resolver, ServiceRef};
+use enlist::{BackoffPolicy, Endpoint, Instance, OnConflict, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_etcd::{Etcd, Fireflycore, GoKit, Kitex, Layout};
 use enlist_examples::greeter;
+use enlist_grpc::{ConnectionManager, Invocation, Locator, Schemes};
 use enlist_testkit::{Beside, EtcdServer, Provider, ServerOptions, soon};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,6 +28,26 @@ async fn options_of_a_client() -> Result<Etcd, enlist::Error> {
         .connect()
         .await?;
     Ok(etcd)
+}
+
+/// A fragment of the page, in a form that compiles.
+fn manager_over_dns() -> Result<ConnectionManager, enlist::Error> {
+    let mut invocation = Invocation::default();
+    invocation.prefer_service_dns = true;
+    invocation.default_port = 9000;
+    let manager = ConnectionManager::new(Locator::new(invocation)?, Schemes::new())?;
+    Ok(manager)
+}
+
+/// A fragment of the page, in a form that compiles.
+fn options_of_kitex() -> Result<RegisterOptions, enlist::Error> {
+    let options = RegisterOptions::new()
+        .ttl(Duration::from_secs(60))
+        .on_conflict(OnConflict::TakeOver)
+        .max_attempts(5)
+        .audit(Some(Duration::from_secs(30)))
+        .backoff(BackoffPolicy::fixed(Duration::from_secs(10))?);
+    Ok(options)
 }
 
 /// The code of the page: what stands between a line with three backticks and `rust` and the next one with three backticks.
@@ -57,12 +78,14 @@ fn the_page_has_the_programs_as_they_are() {
     for (file, program) in &files {
         assert!(of_the_page.contains(program.as_str()), "{} is not on the page as it is", file.display());
     }
-    for fragment in &fragments[..1] {
+    assert_eq!(programs.len(), files.len(), "a program of the page is no file of examples/coming_from");
+    assert_eq!(fragments.len(), 3);
+    for fragment in fragments {
         let indented = format!("    {}", fragment.replace('\n', "\n    "));
         assert!(include_str!("coming_from.rs").contains(&indented), "a fragment of the page is not here:\n{fragment}");
     }
     // They are compiled; nobody calls them.
-    let _ = options_of_a_client;
+    let _ = (options_of_a_client, manager_over_dns, options_of_kitex);
 }
 
 /// An etcd of its own: the programs have fixed names.
@@ -103,11 +126,13 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn Error>>
     let etcd = connect(&server, GoKit::default()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let instance = Instance::at([Endpoint::parse(format!("http://{}", listener.local_addr()?))?])?;
+    // What Go writes as `http://…/v1`.
+    let instance = instance.with_metadata("path", "/v1");
     let _serving = Beside::run(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 5];
+            let mut request = [0; 8];
             stream.read_exact(&mut request).await.unwrap();
-            assert_eq!(&request, b"GET /");
+            assert_eq!(&request, b"GET /v1 ");
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nbar").await.unwrap();
             // A reset could overtake the answer if something of the request were not read.
             stream.shutdown().await.unwrap();
@@ -125,15 +150,37 @@ async fn the_client_of_kitex_calls_its_server() -> Result<(), Box<dyn Error>> {
     let server = etcd().await;
     let etcd = connect(&server, Kitex::default()).await;
     let echo = ServiceRef::parse("echo")?;
-    let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
-    let instance = Instance::at([Endpoint::try_from(incoming.local_addr()?)?])?;
-    let serve = greeter::router("echo", Duration::ZERO).serve_with_incoming(incoming);
-    let _serving = Beside::run(async move { serve.await.unwrap() });
-    let _registration = etcd.register(&echo, instance, RegisterOptions::new()).await?;
+    let mut program = Program::start("coming_from_kitex_server", &server, &[]);
+    let line = program.says().await.unwrap();
+    let address = line.strip_prefix("serving at ").unwrap();
     let mut client = Program::start("coming_from_kitex_client", &server, &[]);
     soon("a call is answered", async { while client.says().await.unwrap() != "hello, Hello" {} }).await;
     // It goes on until somebody ends it.
     client.terminate();
     assert!(!client.ends().await.success());
+    let listed = etcd.resolve(&echo).await?;
+    let ids: Vec<_> = listed.entries().map(|entry| entry.instance().id().as_str()).collect();
+    assert_eq!(ids, [address]);
+    program.terminate();
+    assert_eq!(output(program).await, ["deregistered: Removed"]);
+    assert!(etcd.resolve(&echo).await?.is_empty());
     Ok(())
+}
+
+#[tokio::test]
+async fn the_program_of_gobase_registers_changes_finds_and_locks() {
+    let lines = output(Program::start("coming_from_gobase", &etcd().await, &[])).await;
+    let [picked, instance, owner, held] = &lines[..] else { panic!("{lines:#?}") };
+    assert_eq!(picked, "picked 10.0.0.2:80");
+    assert_eq!((instance.as_str(), owner.as_str()), ("10.0.0.1:80 at 10.0.0.2:80, weight 3", "owner blue"));
+    assert!(held.starts_with("held with token "), "{held}");
+}
+
+#[tokio::test]
+async fn the_program_of_etcds_own_packages_ends_with_nothing_left() {
+    let server = etcd().await;
+    let lines = output(Program::start("coming_from_etcd_client", &server, &[])).await;
+    assert!(lines.last().is_some_and(|line| line.starts_with("held with token ")), "{lines:#?}");
+    let etcd = connect(&server, enlist_etcd::EtcdNaming::default()).await;
+    assert!(etcd.resolve(&ServiceRef::parse("my-service").unwrap()).await.unwrap().is_empty());
 }
