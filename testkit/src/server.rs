@@ -210,10 +210,10 @@ impl EtcdServer {
 
     /// Where it serves plain text.
     pub fn address(&self) -> SocketAddr {
-        match &self.state {
-            State::Given(address) => *address,
-            _ => (Ipv4Addr::LOCALHOST, self.ports.client).into(),
+        if let State::Given(address) = self.state {
+            return address;
         }
+        (Ipv4Addr::LOCALHOST, self.ports.client).into()
     }
 
     /// The URL it serves plain text at.
@@ -280,13 +280,12 @@ impl EtcdServer {
 
     /// Ends it if it has not ended by itself.
     pub(crate) async fn end(&mut self) {
-        match &mut self.state {
-            State::Process { running, .. } => {
-                if let Some(running) = running.take() {
-                    running.end().await;
-                }
+        if let State::Process { running, .. } = &mut self.state {
+            if let Some(running) = running.take() {
+                running.end().await;
             }
-            _ => self.kill().await,
+        } else {
+            self.kill().await;
         }
     }
 
@@ -365,9 +364,10 @@ impl EtcdServer {
             State::Container(_) if self.peers.is_none() => ("0.0.0.0", crate::container::PORT),
             _ => ("127.0.0.1", client),
         };
-        let data = match &self.state {
-            State::Process { directory, .. } => directory.path().join("data").display().to_string(),
-            _ => "/data".to_owned(),
+        let data = if let State::Process { directory, .. } = &self.state {
+            directory.path().join("data").display().to_string()
+        } else {
+            "/data".to_owned()
         };
         let mut urls = format!("http://{listen}:{port}");
         if self.options.tls {
