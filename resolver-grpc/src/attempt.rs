@@ -16,19 +16,16 @@ use http::{HeaderName, request::Parts};
 use tonic::{Code, Status, body::Body, transport::channel};
 use tower::Service;
 
-#[cfg(feature = "trace")]
-use crate::trace::CallSpan;
-#[cfg(not(feature = "trace"))]
-use crate::untraced::CallSpan;
 use crate::{
     answer,
-    call::{CallHead, Core},
+    call::{CallHead, Core, Tracing},
     deadline::{Deadline, Expiry},
     failure::{Attempted, BoxError, Failure, Reach},
     flight::Flight,
     replay::Replay,
     retry::{Attempts, Ended, Pushback},
     subchannel::Subchannel,
+    trace::CallSpan,
 };
 
 /// How many attempts were made before this one (gRFC A6).
@@ -55,14 +52,13 @@ impl fmt::Debug for ResponseFuture {
 impl ResponseFuture {
     /// Begins a call.
     pub(crate) fn begin(core: &Arc<Core>, request: http::Request<Body>) -> Self {
-        if core.intercept.is_some() || cfg!(feature = "trace") {
+        if core.intercept.is_some() || core.tracing == Tracing::On {
             let core = Arc::clone(core);
             return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
         }
         let (head, body) = request.into_parts();
         let deadline = Deadline::of(&head.headers);
-        let span = CallSpan::begin(core.view.service(), &head);
-        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline, span);
+        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline, None);
         match call.send_now(body) {
             Ok(sending) => Self(State::First { sending, call: Some(call) }),
             Err(body) => Self(State::Later(Box::pin(async move { call.go_on(body).await }))),
@@ -99,17 +95,24 @@ impl Future for ResponseFuture {
 async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
+    if core.tracing == Tracing::Off {
+        let deadline = intercepted(&core, &mut head, deadline).await?;
+        let (mut call, body) = Call::begin(core, head, body, deadline, None);
+        return call.go_on(body).await;
+    }
     let span = CallSpan::begin(core.view.service(), &head);
     let deadline = match span.scope().run(intercepted(&core, &mut head, deadline)).await {
         Ok(deadline) => deadline,
         Err(refused) => return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed),
     };
     span.inject(&mut head);
-    let (mut call, body) = Call::begin(core, head, body, deadline, span);
-    let in_span = call.span.scope();
+    let in_span = span.scope();
+    let (mut call, body) = Call::begin(core, head, body, deadline, Some(span));
     let outcome = in_span.run(call.go_on(body)).await;
-    let Call { span, .. } = *call;
-    span.follow(outcome).map(boxed)
+    match call.span {
+        Some(span) => span.follow(outcome).map(boxed),
+        None => outcome,
+    }
 }
 
 /// Lets the interceptor change the head of a call, and so its deadline.
@@ -135,7 +138,7 @@ struct Call {
     tried: Vec<Arc<Subchannel>>,
     /// Whom the latest attempt was sent to.
     current: Option<Arc<Subchannel>>,
-    span: CallSpan,
+    span: Option<CallSpan>,
 }
 
 /// What follows from how an attempt ended.
@@ -150,7 +153,13 @@ enum Verdict {
 
 impl Call {
     /// A call, and the body of its first attempt.
-    fn begin(core: Arc<Core>, head: Parts, body: Body, deadline: Deadline, span: CallSpan) -> (Box<Self>, Body) {
+    fn begin(
+        core: Arc<Core>,
+        head: Parts,
+        body: Body,
+        deadline: Deadline,
+        span: Option<CallSpan>,
+    ) -> (Box<Self>, Body) {
         core.retries.deposit();
         let (replay, body) = Replay::begin(body, core.replay_limit, deadline);
         let attempts = Attempts::new(core.retries.policy(head.uri.path()));
@@ -197,7 +206,9 @@ impl Call {
     }
 
     fn send(&mut self, flight: Flight, mut channel: channel::Channel, body: Body) -> Sending {
-        self.span.called(flight.subchannel().endpoint());
+        if let Some(span) = &mut self.span {
+            span.called(flight.subchannel().endpoint());
+        }
         self.current = Some(Arc::clone(flight.subchannel()));
         let mut request = http::Request::new(flight.carry(body));
         // Its extensions are for this side of the wire.

@@ -80,7 +80,16 @@ pub(crate) struct Core {
     pub(crate) queue_limit: usize,
     pub(crate) wait_for_ready: bool,
     pub(crate) intercept: Option<Arc<dyn Intercept>>,
+    pub(crate) tracing: Tracing,
     pub(crate) tasks: TaskOwner,
+}
+
+/// Spans of the calls of a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Tracing {
+    On,
+    #[default]
+    Off,
 }
 
 /// What a call does next.

@@ -51,10 +51,7 @@ mod settings;
 mod sources;
 mod subchannel;
 mod target;
-#[cfg(feature = "trace")]
 pub mod trace;
-#[cfg(not(feature = "trace"))]
-mod untraced;
 
 #[doc(inline)]
 pub use self::{

@@ -33,7 +33,7 @@ impl Default for ManagerOptions {
     fn default() -> Self {
         Self {
             keep: DEFAULT_KEEP,
-            channel: Arc::new(|_| Channel::builder()),
+            channel: Arc::new(|_| Channel::builder().traced()),
             directory: DirectoryOptions::new(),
             resolvers: Vec::new(),
         }
@@ -62,7 +62,7 @@ impl ManagerOptions {
     }
 
     /// Sets the options of each new channel: credentials, retries, health checks. Of callers that ask for a new channel at the same
-    /// time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`].
+    /// time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`], [traced](ChannelBuilder::traced).
     pub fn channel(mut self, channel: impl Fn(&Target) -> ChannelBuilder + Send + Sync + 'static) -> Self {
         self.channel = Arc::new(channel);
         self
@@ -164,7 +164,7 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, keep, move |target| channel(target))
     }
 
-    /// A manager of channels with the default options, over a locator and schemes of the caller's.
+    /// A manager of channels with the default options, [traced](ChannelBuilder::traced), over a locator and schemes of the caller's.
     ///
     /// [`Invocation::cache_ttl`] has no effect here: `schemes` has its own options for views.
     ///
@@ -172,7 +172,7 @@ impl ConnectionManager {
     ///
     /// [`Error::Closed`] outside a runtime.
     pub fn new(locator: Locator, schemes: Schemes) -> Result<Self, Error> {
-        Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder())
+        Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder().traced())
     }
 
     /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks. Of callers

@@ -1,6 +1,6 @@
 //! Spans as OpenTelemetry's conventions for RPC have them, and the W3C trace context between client and server.
 //!
-//! A call of a [`Channel`](crate::Channel) is a span `grpc call` (client), a request that goes through [`TraceLayer`] a span `grpc
+//! A call of a channel that is [traced](crate::ChannelBuilder::traced) is a span `grpc call` (client), a request that goes through [`TraceLayer`] a span `grpc
 //! request` (server). Each lasts to the end of the answer's body, all attempts included, and has the fields of version 1.45 of the
 //! conventions (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>):
 //!

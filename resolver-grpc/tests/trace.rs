@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{Endpoint, Instance, Registry, TaskOwner};
 use enlist_grpc::{
-    CallHead, Channel, Intercept,
+    CallHead, Callee, Channel, ConnectionManager, Intercept, Invocation, ManagerOptions,
     trace::{TraceContext, TraceLayer},
 };
 use enlist_testkit::{eventually, soon};
@@ -173,7 +173,7 @@ impl Layered {
 async fn a_call_is_a_child_of_where_it_is_made() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().traced(), 1).await;
     let heard = |text: String| {
         let headers = http::HeaderMap::from_iter([("traceparent".parse().unwrap(), text.parse().unwrap())]);
         TraceContext::read(&headers).unwrap()
@@ -217,7 +217,7 @@ async fn calls_are_exported_as_the_conventions_have_it() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().traced(), 1).await;
     say(&channel, String::new()).await.unwrap();
     say(&channel, "fail 5".to_owned()).await.unwrap_err();
     let calls = calls_to(servers[0].address());
@@ -247,7 +247,7 @@ async fn a_span_lasts_as_long_as_its_call_and_has_the_status_that_it_ended_with(
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().traced(), 1).await;
     let mut endless = stream(&channel).await.unwrap();
     endless.message().await.unwrap();
     assert_eq!(calls_to(servers[0].address()).len(), 0, "it goes on");
@@ -262,7 +262,7 @@ async fn a_call_that_is_given_up_is_cancelled() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().traced(), 1).await;
     let under_way = || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } };
     tokio::select! {
         answer = say(&channel, "sleep 60000".to_owned()) => panic!("{answer:?}"),
@@ -279,7 +279,7 @@ async fn a_call_that_is_given_up_is_cancelled() {
 async fn requests_are_exported_as_the_conventions_have_it() {
     exported();
     let server = Layered::start().await;
-    let channel = server.channel(Channel::builder()).await;
+    let channel = server.channel(Channel::builder().traced()).await;
     say(&channel, String::new()).await.unwrap();
     say(&channel, "fail 5".to_owned()).await.unwrap_err();
     say(&channel, "fail 13".to_owned()).await.unwrap_err();
@@ -316,7 +316,7 @@ async fn what_is_filtered_out_is_neither_recorded_elsewhere_nor_sampled() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder(), 1).await;
+    let channel = world.channel(Channel::builder().traced(), 1).await;
     let ask = || say(&channel, "header traceparent".to_owned());
     let recorded = ask().await.unwrap();
     assert!(recorded.ends_with("-01"), "{recorded}");
@@ -364,11 +364,29 @@ impl Intercept for Propagate {
 async fn a_request_is_a_child_of_its_call_by_the_ids_of_the_sdk() {
     exported();
     let server = Layered::start().await;
-    let channel = server.channel(Channel::builder().intercept(Arc::new(Propagate)).allow_plaintext()).await;
+    let channel = server.channel(Channel::builder().traced().intercept(Arc::new(Propagate)).allow_plaintext()).await;
     say(&channel, String::new()).await.unwrap();
     let requests = server.requests(1).await;
     let calls = calls_to(server.address);
     assert_eq!(requests[0].parent_span_id, calls[0].span_context.span_id());
     assert_eq!(requests[0].span_context.trace_id(), calls[0].span_context.trace_id());
     assert_eq!(calls[0].parent_span_id, SpanId::INVALID);
+}
+
+#[tokio::test]
+async fn calls_of_a_manager_are_traced_and_those_of_a_plain_channel_are_not() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let carried = async |channel: &Channel| say(channel, "header traceparent".to_owned()).await.unwrap();
+    let plain = world.channel(Channel::builder(), 1).await;
+    assert_eq!(carried(&plain).await, "");
+    let resolver = Arc::new(world.client.clone());
+    let manager =
+        ConnectionManager::from_resolver(resolver.clone(), Invocation::default(), ManagerOptions::new()).unwrap();
+    let callee = Callee::parse("echo").unwrap();
+    let context = carried(&manager.channel(&callee).unwrap()).await;
+    assert!(context.starts_with("00-"), "{context}");
+    let options = ManagerOptions::new().channel(|_| Channel::builder());
+    let manager = ConnectionManager::from_resolver(resolver, Invocation::default(), options).unwrap();
+    assert_eq!(carried(&manager.channel(&callee).unwrap()).await, "");
 }

@@ -191,7 +191,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
 }
 
 /// What is tested beside the default features.
-const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring,enlist-grpc/trace";
+const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring";
 
 /// The examples, with their arguments.
 const EXAMPLES: &[&[&str]] = &[

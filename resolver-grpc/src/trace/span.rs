@@ -1,5 +1,4 @@
 //! The span of a call or a request, from its beginning to the end of its answer, with the fields of OpenTelemetry's conventions.
-//! `untraced.rs` stands in for it without the feature `trace`.
 
 use std::{
     any::Any,
