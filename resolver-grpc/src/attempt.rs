@@ -240,6 +240,10 @@ impl Call {
     }
 
     fn failed(&self, flight: Flight, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
+        if let Some(own_error) = self.replay.own_error() {
+            flight.unused();
+            return (None, Err(own_error));
+        }
         let instance = flight.subchannel().to_string();
         let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
         let Failure { reach, status, broken } = match no_answer {

@@ -234,6 +234,11 @@ impl Connection {
         streams.saturating_sub(self.others.load(Ordering::Relaxed))
     }
 
+    /// Returns `true` if the server takes calls on connections like this one.
+    pub(crate) fn takes_streams(&self) -> bool {
+        self.pulse.max_streams.load(Ordering::Acquire) > 0
+    }
+
     /// Notes a stream that is no call, for as long as the connection lasts.
     pub(crate) fn occupy(&self) {
         self.others.fetch_add(1, Ordering::Relaxed);

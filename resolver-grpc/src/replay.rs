@@ -27,6 +27,8 @@ struct Kept {
     /// There is no other attempt.
     committed: bool,
     ended: bool,
+    /// The error with which the source ended: the caller's own.
+    own_error: Option<Status>,
     /// Which attempt may read: an earlier one may still be held by its connection.
     attempt: u32,
     /// Something of this attempt was read.
@@ -49,6 +51,7 @@ impl Replay {
             room: limit,
             committed: false,
             ended,
+            own_error: None,
             attempt: 0,
             begun: ended,
             sent: 0,
@@ -89,6 +92,11 @@ impl Replay {
     /// Returns `true` if the connection has begun to read the latest attempt, which it does once it has opened a stream for it.
     pub(crate) fn is_begun(&self) -> bool {
         lock(&self.0).begun
+    }
+
+    /// The error with which the caller's own request ended, if it did: no instance is to blame.
+    pub(crate) fn own_error(&self) -> Option<Status> {
+        lock(&self.0).own_error.clone()
     }
 
     /// Makes the latest attempt the last one, and frees what it has sent.
@@ -222,14 +230,24 @@ impl http_body::Body for Attempt {
         if kept.ended {
             return Poll::Ready(None);
         }
-        let Poll::Ready(frame) = kept.poll_source(cx)? else {
+        let Poll::Ready(frame) = kept.poll_source(cx) else {
             kept.reader = Some(cx.waker().clone());
             ready!(expiry.get_or_insert_with(|| kept.deadline.expiry()).poll(cx));
             return Poll::Ready(Some(Err(cancelled("the deadline of the call has passed"))));
         };
-        let Some(frame) = frame else {
-            kept.ended = true;
-            return Poll::Ready(None);
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => {
+                // What a source yields after its error is no request.
+                kept.commit();
+                kept.ended = true;
+                kept.own_error = Some(error);
+                return Poll::Ready(Some(Err(cancelled("the request ended with an error of the caller"))));
+            }
+            None => {
+                kept.ended = true;
+                return Poll::Ready(None);
+            }
         };
         match frame.data_ref() {
             Some(data) => {
@@ -302,6 +320,18 @@ mod tests {
         assert!(!more.is_end_stream());
         assert_eq!(more.size_hint().lower(), 4, "of what was read ahead");
         assert_eq!(read(more).await, b"two three");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_failed_is_not_sent_again_without_its_failure() {
+        let frames = [Ok("one "), Err(Status::out_of_range("too large")), Ok("three")];
+        let frames = frames.map(|frame| frame.map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))));
+        let (replay, mut first) = begin(Body::new(StreamBody::new(futures::stream::iter(frames))), 100);
+        first.frame().await.unwrap().unwrap();
+        assert!(first.frame().await.unwrap().is_err());
+        assert!(!replay.is_replayable() && replay.attempt().is_none());
+        assert_eq!(replay.own_error().unwrap().code(), tonic::Code::OutOfRange);
+        assert!(first.frame().await.is_none());
     }
 
     #[tokio::test]

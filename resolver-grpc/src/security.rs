@@ -78,7 +78,8 @@ impl fmt::Display for Refusal {
                  protocol is stated, allow_plaintext accepts it)"
             }
             Self::TlsSettings => {
-                "plaintext endpoint not used, its settings have TLS (allow_plaintext ignores them for such an endpoint)"
+                "plaintext endpoint not used, its settings have TLS (require_tls uses another endpoint of the instance, \
+                 allow_plaintext ignores the settings for this one)"
             }
             Self::Socket => "unix socket not used, the channel does not allow sockets (allow_unix)",
         })
@@ -138,22 +139,13 @@ impl Security {
         }
     }
 
-    /// The first endpoint of `instance` that can be used with the settings that `tls` tells. If there is none, the first that gRPC is
-    /// spoken with: its dial is refused, and so the reason shows.
-    pub(crate) fn endpoint<'a>(
-        &self,
-        instance: &'a Instance,
-        tls: impl Fn(&Endpoint, Wire) -> TlsSettings,
-    ) -> Option<&'a Endpoint> {
+    /// The first endpoint of `instance` that can be used, with some of the `settings` that it may have. If there is none, the first that
+    /// gRPC is spoken with: its dial is refused, and so the reason shows.
+    pub(crate) fn endpoint<'a>(&self, instance: &'a Instance, settings: &[TlsSettings]) -> Option<&'a Endpoint> {
         let spoken = || instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
-        let mut others = spoken();
-        let first = others.next()?;
-        if others.next().is_none() {
-            // Nothing to choose, and nothing to ask the user's settings for.
-            return Some(first.0);
-        }
-        let usable = spoken().find(|(endpoint, wire)| self.decide(*wire, tls(endpoint, *wire)).is_ok());
-        Some(usable.unwrap_or(first).0)
+        let is_usable = |wire: Wire| settings.iter().any(|tls| self.decide(wire, *tls).is_ok());
+        let usable = spoken().find(|(_, wire)| is_usable(*wire));
+        usable.or_else(|| spoken().next()).map(|(endpoint, _)| endpoint)
     }
 
     /// The URL that a connection to `endpoint` is configured for: its authority is that of calls, and the name that a certificate
@@ -238,13 +230,13 @@ mod tests {
         let endpoints = ["redis://h:1", "grpc://h:2", "unix:///s", "grpcs://h:3"];
         let endpoints = endpoints.map(|text| Endpoint::parse(text).unwrap());
         let instance = Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap();
-        let used = |security: &Security| security.endpoint(&instance, |_, _| TlsSettings::Absent).unwrap().port();
+        let used = |security: &Security| security.endpoint(&instance, &[TlsSettings::Absent]).unwrap().port();
         assert_eq!(used(&Security::default()), 2);
         let hiding = Security::default().checked(true).unwrap();
         assert_eq!(used(&hiding), 3);
         assert_eq!(used(&Security { unix: true, ..hiding.clone() }), 0);
         let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:2").unwrap()]).unwrap();
-        assert_eq!(hiding.endpoint(&plain, |_, _| TlsSettings::Absent).unwrap().port(), 2);
+        assert_eq!(hiding.endpoint(&plain, &[TlsSettings::Absent]).unwrap().port(), 2);
     }
 
     #[test]

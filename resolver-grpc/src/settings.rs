@@ -45,16 +45,10 @@ impl SettingsFor {
 
     /// The first endpoint that may be used, or else the first that gRPC is spoken with.
     pub(crate) fn endpoint<'a>(&self, instance: &'a Instance) -> Option<&'a Endpoint> {
-        self.security.endpoint(instance, |endpoint, wire| match self.tls_for(instance, endpoint, wire) {
-            Ok(tls) => tls,
-            // The dial fails in the same way, and tells.
-            Err(_) => TlsSettings::Absent,
-        })
-    }
-
-    /// Finds out if a connection to `endpoint` is one with the user's TLS.
-    fn tls_for(&self, instance: &Instance, endpoint: &Endpoint, wire: Wire) -> Result<TlsSettings, BoxError> {
-        if wire == Wire::Tls { Ok(TlsSettings::Absent) } else { self.tls(instance, endpoint) }
+        // Only a dial finds out which settings there are: the user's code runs there and nowhere else.
+        let settings = [TlsSettings::Absent, TlsSettings::Present];
+        let possible = if self.change.is_some() { &settings[..] } else { &settings[..1] };
+        self.security.endpoint(instance, possible)
     }
 
     /// The settings for a connection to `endpoint` of `instance`.
@@ -64,7 +58,7 @@ impl SettingsFor {
     /// A [`Refusal`](crate::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
-        let tls = self.tls_for(instance, endpoint, wire)?;
+        let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
         let connect = self.security.decide(wire, tls)?;
         let settings = self.settings(endpoint, connect)?;
         let settings = if tls == TlsSettings::Present { settings } else { with_roots(settings)? };
@@ -180,8 +174,6 @@ mod tests {
         assert_eq!(of("h:1").unwrap(), "https://h:1/");
         assert_eq!(of("grpcs://h:1").unwrap(), "https://h:1/");
         assert!(of("grpc://h:1").unwrap_err().contains("settings have TLS"));
-        let first = instance(&["grpc://h:1", "grpcs://h:2"]);
-        assert_eq!(settings.endpoint(&first).unwrap().to_string(), "grpcs://h:2");
         let conditional = changing(|_, settings| {
             let tls = tonic::transport::ClientTlsConfig::new();
             if is_https(&settings) { Ok(settings.tls_config(tls)?) } else { Ok(settings) }

@@ -167,6 +167,28 @@ fn max_streams(streams: u8) -> [u8; 15] {
     [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams]
 }
 
+#[tokio::test]
+async fn a_server_that_takes_no_streams_gets_no_further_connections() {
+    let tasks = TaskOwner::new();
+    let dials = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&dials);
+    let port = listen(&tasks, move |mut connection| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            connection.write_all(&max_streams(0)).await.unwrap();
+            swallow(&mut connection).await;
+        }
+    })
+    .await;
+    let world = World::new();
+    for instance in addresses(1, port) {
+        world.servers.publish(&world.service, instance).await.unwrap();
+    }
+    let channel = world.channel(Channel::builder(), 1).await;
+    assert!(timeout(WRONGLY_CUT, say(&channel, String::new())).await.is_err(), "a stream of none");
+    assert_eq!(dials.load(Ordering::SeqCst), 1);
+}
+
 /// Returns `true` if a client has sent a HEADERS frame after its preface of 24 bytes (RFC 9113, sections 3.4 and 4.1).
 fn has_called(received: &[u8]) -> bool {
     let mut rest = received.get(24..).unwrap_or_default();

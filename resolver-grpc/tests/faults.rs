@@ -375,6 +375,21 @@ async fn an_instance_that_keeps_failing_rests_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_request_that_the_caller_cannot_send_speaks_against_no_instance() {
+    let servers = three().await;
+    let world = World::of(&servers).await;
+    let rest = Duration::from_secs(600);
+    let ejection = Ejection::new().failures(1).time(rest, rest).unwrap();
+    let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
+    for _ in 0..40 {
+        let status = support::say_at_most(&channel, 100, 8).await.unwrap_err();
+        assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    }
+    let stats = channel.instances();
+    assert!(stats.iter().all(|one| one.state == InstanceState::Ready && one.failed == 0), "{stats:?}");
+}
+
+#[tokio::test]
 async fn an_instance_that_was_restarted_does_not_rest() {
     let servers = three().await;
     let world = World::of(&servers).await;

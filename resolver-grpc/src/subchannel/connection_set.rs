@@ -63,9 +63,11 @@ impl ConnectionSet {
         current.iter().filter(|connection| connection.may_overflow()).min_by_key(|connection| connection.calls())
     }
 
-    /// Returns `true` if another connection would be of use.
+    /// Returns `true` if another connection would be of use: none has room, and the server takes streams.
     pub(super) fn is_crowded(&self) -> bool {
-        !self.current.load().iter().any(|connection| connection.has_room())
+        let current = self.current.load();
+        let any = |is: fn(&Connection) -> bool| current.iter().any(|connection| is(connection));
+        !any(Connection::has_room) && any(Connection::takes_streams)
     }
 
     /// Number of those that take calls.

@@ -347,6 +347,14 @@ pub(crate) async fn stream(channel: &Channel) -> Result<tonic::Streaming<String>
     Ok(grpc.server_streaming(Request::new(String::new()), path, Codec::default()).await?.into_inner())
 }
 
+/// Calls `Say` with a text of so many bytes, of which tonic sends at most `limit`.
+pub(crate) async fn say_at_most(channel: &Channel, bytes: usize, limit: usize) -> Result<String, Status> {
+    let mut grpc = tonic::client::Grpc::new(channel.clone()).max_encoding_message_size(limit);
+    grpc.ready().await?;
+    let path = PathAndQuery::from_static("/test.Echo/Say");
+    Ok(grpc.unary(Request::new("x".repeat(bytes)), path, Codec::default()).await?.into_inner())
+}
+
 /// Calls `Hold` with so many texts of 64 KiB.
 pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
