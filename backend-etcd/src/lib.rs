@@ -68,6 +68,7 @@ mod probe;
 mod proofs;
 mod queues;
 mod range_watch;
+mod raw;
 mod record;
 mod recovery;
 mod registrar;

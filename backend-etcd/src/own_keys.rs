@@ -17,6 +17,7 @@ use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, feed::Fee
 use tokio::sync::watch;
 
 use crate::{
+    layout::Layout,
     mirror::{Difference, Mirror},
     pipeline::{Begin, Hub},
     record::{KeyRange, Record},
@@ -352,11 +353,12 @@ impl OwnKeys {
     /// Watches the key of `record`, which was just written; `alone` if a shared watch could not see it.
     pub(crate) fn watch(
         session: &Arc<Session>,
+        layout: &dyn Layout,
         service: &ServiceRef,
         record: &Record,
         alone: bool,
     ) -> Result<Ward, Error> {
-        let (this, layout) = (&session.own_keys, &session.layout);
+        let this = &session.own_keys;
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
         let group = match this.share(service, alone) {
             (Share::Own, single) => {

@@ -33,7 +33,7 @@ use self::{
 use crate::{
     connection::Written,
     error::Failure,
-    layout::{LeaseScope, Writing},
+    layout::{Layout, LeaseScope, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     mirror::Mirror,
     own_keys::{Differs, OwnKeys, Ward},
@@ -66,6 +66,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// The task behind one registration.
 pub(crate) struct Registrar {
     session: Arc<Session>,
+    /// How it lies in etcd.
+    layout: Arc<dyn Layout>,
     id: InstanceId,
     /// What the registrations of this session are kept apart by: the key, unless that depends on the lease.
     slot: Arc<[u8]>,
@@ -131,6 +133,7 @@ impl Registrar {
     /// Boxed: its task would hold it twice.
     pub(crate) fn new(
         session: &Arc<Session>,
+        layout: &Arc<dyn Layout>,
         slot: Arc<[u8]>,
         id: &InstanceId,
         driver: RegistrationDriver,
@@ -138,6 +141,7 @@ impl Registrar {
     ) -> Box<Self> {
         Box::new(Self {
             session: Arc::clone(session),
+            layout: Arc::clone(layout),
             id: id.clone(),
             slot,
             driver,
@@ -331,13 +335,13 @@ impl Registrar {
             modified: record.modified,
             lease: record.lease,
             owner: self.owner_of(record),
-            term: self.session.layout.term(&record.value),
+            term: self.layout.term(&record.value),
             own: self.writes.is_own(record),
         }
     }
 
     fn owner_of(&self, record: &Record) -> Option<String> {
-        owner_of(&self.session, self.driver.service(), record)
+        owner_of(&*self.layout, self.driver.service(), record)
     }
 
     /// Forgets what was stored: it was replaced, so its absence is no eviction.
@@ -355,7 +359,7 @@ impl Registrar {
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
-        let layout = &self.session.layout;
+        let layout = &self.layout;
         match layout.lease_scope() {
             // Whatever the lease is.
             LeaseScope::Shared => Ok(Arc::clone(&self.slot)),
@@ -447,8 +451,8 @@ impl Registrar {
         if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
             self.former = Some(retired);
         }
-        let Session { tasks, leases, layout, .. } = &*self.session;
-        let own = layout.lease_scope() == LeaseScope::PerKey;
+        let Session { tasks, leases, .. } = &*self.session;
+        let own = self.layout.lease_scope() == LeaseScope::PerKey;
         let granting = async {
             match self.options.lease {
                 LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
@@ -475,8 +479,7 @@ impl Registrar {
         lease: LeaseId,
     ) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
-        let session = Arc::clone(&self.session);
-        let layout = &session.layout;
+        let (session, layout) = (Arc::clone(&self.session), Arc::clone(&self.layout));
         let writing = Writing {
             owner: self.options.owner.as_deref(),
             previous: previous.map(|record| &*record.value),
@@ -697,7 +700,7 @@ impl Registrar {
         ward: &mut Option<Ward>,
         outdated: Option<Outdated>,
     ) -> Disturbance {
-        let Self { session, driver, options, alone, writes, recoveries, .. } = self;
+        let Self { session, layout, driver, options, alone, writes, recoveries, .. } = self;
         let Some(record) = writes.stored() else {
             return Disturbance::Look;
         };
@@ -709,7 +712,7 @@ impl Registrar {
             }
             let made = match ward.take() {
                 Some(ward) => Ok(ward),
-                None => OwnKeys::watch(session, &service, record, *alone),
+                None => OwnKeys::watch(session, &**layout, &service, record, *alone),
             };
             match made {
                 Ok(made) if only_its_loss => {
@@ -791,7 +794,7 @@ impl Registrar {
     }
 
     fn abandon(&self) {
-        let own = self.options.lease == LeaseChoice::Own || self.session.layout.lease_scope() == LeaseScope::PerKey;
+        let own = self.options.lease == LeaseChoice::Own || self.layout.lease_scope() == LeaseScope::PerKey;
         if let (Some(lease), true) = (&self.lease, own) {
             lease.abandon();
         }
@@ -856,6 +859,6 @@ async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
     }
 }
 
-fn owner_of(session: &Session, service: &ServiceRef, record: &Record) -> Option<String> {
-    session.layout.decode(service, &record.key, &record.value).ok()?.owner
+fn owner_of(layout: &dyn Layout, service: &ServiceRef, record: &Record) -> Option<String> {
+    layout.decode(service, &record.key, &record.value).ok()?.owner
 }

@@ -18,7 +18,7 @@ use crate::{
     error::Failure,
     etcd::Etcd,
     granted_lease::GrantedLease,
-    layout::{Decoded, LeaseScope, Writing},
+    layout::{Decoded, Layout, LeaseScope, Writing},
     record::Record,
     registrar::{Registrar, marked_leaving},
     session::Session,
@@ -40,7 +40,7 @@ impl Registry for Etcd {
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
         // Begun outside of the future, which stays small.
-        let registration = self.begin(service, instance, &options)?;
+        let registration = self.begin(&self.session.layout, service, instance, &options)?;
         registration.started(&options).await
     }
 
@@ -86,7 +86,7 @@ impl Registry for Etcd {
                 what: format!("removing {service}/{id}, whose value is no instance of this layout,"),
             })?;
             let mut guard = Guard::Modified(record.modified);
-            if let Some(value) = marked_leaving(&self.session, service, &record) {
+            if let Some(value) = marked_leaving(&**layout, service, &record) {
                 // That it failed keeps nothing from being removed.
                 if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
                     guard = Guard::Modified(revision);
@@ -140,9 +140,10 @@ impl Registry for Etcd {
 }
 
 impl Etcd {
-    /// Starts the task behind a registration.
-    fn begin(
+    /// Starts the task behind a registration that lies in etcd as `layout` says.
+    pub(crate) fn begin(
         &self,
+        layout: &Arc<dyn Layout>,
         service: &ServiceRef,
         instance: Instance,
         options: &RegisterOptions,
@@ -151,7 +152,6 @@ impl Etcd {
         instance.check()?;
         self.session.check_open()?;
         // Whatever the layout refuses is refused now, not in the background.
-        let layout = &self.session.layout;
         let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
         let slot = match layout.lease_scope() {
             LeaseScope::Shared => slot,
@@ -160,10 +160,11 @@ impl Etcd {
         layout.accepts(service, &instance, options.owner.as_deref())?;
         let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
         let (registration, driver) = registration(service.clone(), instance, source);
-        let (layout, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
-        driver.accept_only(move |instance| layout.accepts(&named, instance, owner.as_deref()));
+        let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
+        driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));
         let withdrawal = driver.withdrawal();
-        let registrar = Registrar::new(&self.session, slot.into(), registration.instance().id(), driver, options);
+        let registrar =
+            Registrar::new(&self.session, layout, slot.into(), registration.instance().id(), driver, options);
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
         let task = registrar.run().instrument(span);

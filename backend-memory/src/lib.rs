@@ -44,6 +44,7 @@ mod lease;
 mod lock;
 #[cfg(test)]
 mod model;
+mod raw;
 mod registry;
 mod store;
 mod watcher;

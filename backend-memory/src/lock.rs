@@ -329,7 +329,7 @@ impl Stander {
             }
             let line = store.range(&held.key.group).filter_map(|(_, record)| match record.value {
                 Value::Place { mode, .. } => Some(Place { token: token(record), mode }),
-                Value::Instance { .. } => None,
+                Value::Instance { .. } | Value::Raw(_) => None,
             });
             // A predecessor whose lease is gone did not release.
             let fell = before.is_some_and(|key| !store.leases().any(|id| key.member.starts_with(&format!("{id}-"))));

@@ -413,7 +413,7 @@ fn check_line(subject: &Subject, model: &Model) {
         .range(&line)
         .filter_map(|(_, record)| match record.value {
             Value::Place { mode, .. } => Some(Place { token: FencingToken::new(record.created.get()), mode }),
-            Value::Instance { .. } => None,
+            Value::Instance { .. } | Value::Raw(_) => None,
         })
         .collect();
     let mut tokens: Vec<_> = places.iter().map(|place| place.token.get()).collect();

@@ -13,6 +13,7 @@ use enlist::{
     Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment,
     Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
     observation::Look,
+    raw::RawCell,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
@@ -51,31 +52,8 @@ impl Registry for MemoryClient {
     ) -> Result<Registration, Error> {
         options.check()?;
         instance.check()?;
-        self.inner.check_open()?;
         let key = Key::instance(service, instance.id());
-        let (registration, driver) = registration(service.clone(), instance, self.keep_alive());
-        let client = Arc::clone(&self.inner);
-        let registrar = Registrar {
-            changes: client.link.hub().changes(),
-            backoff: options.backoff.start(),
-            lease: None,
-            mine: None,
-            entitlement: Entitlement::default(),
-            stored: None,
-            written: Revision::default(),
-            gave_way: false,
-            client: Arc::clone(&client),
-            key,
-            driver,
-            options: options.clone(),
-        };
-        match options.lease {
-            LeaseChoice::Given(_) => {
-                let withdrawal = registrar.driver.withdrawal();
-                client.tasks.run("registration", client.departures.accompany(withdrawal, registrar.run()))?;
-            }
-            _ => client.tasks.run("registration", registrar.run())?,
-        }
+        let registration = self.begin(service, instance, key, None, &options)?;
         registration.started(&options).await
     }
 
@@ -125,6 +103,46 @@ impl Registry for MemoryClient {
     }
 }
 
+impl MemoryClient {
+    /// Starts the task behind a registration of an instance, or of what `raw` holds.
+    pub(crate) fn begin(
+        &self,
+        service: &ServiceRef,
+        instance: Instance,
+        key: Key,
+        raw: Option<RawCell>,
+        options: &RegisterOptions,
+    ) -> Result<Registration, Error> {
+        self.inner.check_open()?;
+        let (registration, driver) = registration(service.clone(), instance, self.keep_alive());
+        let client = Arc::clone(&self.inner);
+        let registrar = Registrar {
+            changes: client.link.hub().changes(),
+            backoff: options.backoff.start(),
+            lease: None,
+            mine: None,
+            entitlement: Entitlement::default(),
+            stored: None,
+            written: Revision::default(),
+            gave_way: false,
+            client: Arc::clone(&client),
+            id: registration.instance().id().clone(),
+            key,
+            raw,
+            driver,
+            options: options.clone(),
+        };
+        match options.lease {
+            LeaseChoice::Given(_) => {
+                let withdrawal = registrar.driver.withdrawal();
+                client.tasks.run("registration", client.departures.accompany(withdrawal, registrar.run()))?;
+            }
+            _ => client.tasks.run("registration", registrar.run())?,
+        }
+        Ok(registration)
+    }
+}
+
 fn not_registered(service: &ServiceRef, key: &Key) -> Error {
     Error::NotRegistered { service: service.clone(), id: key.id() }
 }
@@ -142,7 +160,10 @@ fn refused(service: &ServiceRef, key: &Key, refusal: Refusal) -> Error {
 /// The task behind one registration.
 struct Registrar {
     client: Arc<Inner>,
+    id: InstanceId,
     key: Key,
+    /// The value to write in place of the instance, if it is one of the user's own.
+    raw: Option<RawCell>,
     driver: RegistrationDriver,
     options: RegisterOptions,
     changes: Changes,
@@ -150,8 +171,8 @@ struct Registrar {
     lease: Option<Arc<Lease>>,
     mine: Option<Mine>,
     entitlement: Entitlement,
-    /// The instance that was written last.
-    stored: Option<Arc<Instance>>,
+    /// What was written last.
+    stored: Option<Value>,
     /// The revision of that write.
     written: Revision,
     /// Another registration of this session had the key since.
@@ -261,7 +282,7 @@ impl Registrar {
 
     fn conflict(&self, owner: Option<&str>, revision: Option<Revision>) -> Error {
         let owner = Owner::of(owner, self.options.owner.as_deref());
-        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.key.id(), owner, revision }
+        Error::AlreadyRegistered { service: self.driver.service().clone(), id: self.id.clone(), owner, revision }
     }
 
     fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
@@ -271,7 +292,7 @@ impl Registrar {
     fn found(&self, record: &Record) -> Found {
         let (owner, term) = match &record.value {
             Value::Instance { owner, term, .. } => (owner.clone(), Some(*term)),
-            Value::Place { .. } => (None, None),
+            Value::Place { .. } | Value::Raw(_) => (None, None),
         };
         let Record { created, modified, lease, .. } = *record;
         Found { created, modified, lease, owner, term, own: self.is_own(record) }
@@ -284,10 +305,7 @@ impl Registrar {
 
     /// Returns `true` if this registration wrote exactly this.
     fn is_own(&self, record: &Record) -> bool {
-        let Value::Instance { instance, .. } = &record.value else {
-            return false;
-        };
-        let stored = self.stored.as_ref().is_some_and(|stored| Arc::ptr_eq(stored, instance));
+        let stored = self.stored.as_ref().is_some_and(|stored| stored.is_same(&record.value));
         stored && self.mine.is_some_and(|mine| record.lease == Some(mine.lease))
     }
 
@@ -351,7 +369,11 @@ impl Registrar {
     async fn write(&mut self, found: Option<&Found>, desired: &Desired, lease: &Lease) -> Result<Pause, Error> {
         let Desired { instance, generation, .. } = desired;
         let term = self.entitlement.claim(found.and_then(|found| found.term), SystemTime::now());
-        let value = Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone(), term };
+        let value = match &self.raw {
+            Some(raw) => Value::Raw(raw.get()),
+            None => Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone(), term },
+        };
+        let written = value.clone();
         let under = (!(self.defect(Defect::UpdateLosesTheLease) && *generation > 1)).then_some(lease.id());
         let outcome = self.client.link.ask(|store, _| {
             let revision = store.put(&self.key, found.map(|found| found.modified), value, under)?;
@@ -361,7 +383,7 @@ impl Registrar {
         match outcome.await? {
             Ok((revision, created)) => {
                 self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
-                (self.stored, self.written) = (Some(Arc::clone(instance)), revision);
+                (self.stored, self.written) = (Some(written), revision);
                 self.entitlement.stored();
                 self.driver.report_lease(lease.id());
                 self.driver.report_stored(*generation, revision);
@@ -417,7 +439,7 @@ impl Registrar {
                 Ok(observation) => return Ok(Some(observation)),
                 Err(left) => left,
             };
-            let (service, id) = (self.driver.service().clone(), self.key.id());
+            let (service, id) = (self.driver.service().clone(), self.id.clone());
             self.driver.report_trouble(Error::Observing { service, id, left });
             tokio::select! {
                 () = tokio::time::sleep(LOOK.min(left)) => {}

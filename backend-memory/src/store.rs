@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     /// Marks of holders with a `lock_delay` that did not release.
     LockMark,
     ElectionMark,
+    /// Keys of the user's own.
+    Raw,
 }
 
 /// The keys of one service, lock or election.
@@ -42,6 +44,18 @@ pub(crate) struct Key {
 pub(crate) enum Value {
     Instance { instance: Arc<Instance>, owner: Option<String>, term: u64 },
     Place { mode: LockMode, text: String },
+    Raw(Arc<[u8]>),
+}
+
+impl Value {
+    /// Returns `true` if both came of one write, or of one wish.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Instance { instance: one, .. }, Self::Instance { instance: other, .. }) => Arc::ptr_eq(one, other),
+            (Self::Raw(one), Self::Raw(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
 }
 
 impl fmt::Debug for Value {
@@ -54,6 +68,7 @@ impl fmt::Debug for Value {
                 .field("term", term)
                 .finish(),
             Self::Place { mode, text } => f.debug_struct("Place").field("mode", mode).field("text", text).finish(),
+            Self::Raw(bytes) => f.debug_struct("Raw").field("bytes", &bytes.len()).finish(),
         }
     }
 }

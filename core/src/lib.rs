@@ -8,6 +8,7 @@
 //! | publish an instance, and change it from other tasks | [`Registry::register`], [`Registration`], [`InstanceHandle`] |
 //! | let instances live and die together | [`Registry::grant_lease`], [`Lease`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
+//! | store and watch keys and values of one's own | [`RawValues`], [`RawWatcher`] |
 //! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
@@ -71,6 +72,7 @@ pub mod name;
 pub mod observation;
 pub mod picker;
 pub mod pool;
+pub mod raw;
 pub mod reconcile;
 pub mod registration;
 pub mod registry;
@@ -106,6 +108,7 @@ pub use self::{
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
     pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
+    raw::{RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
         registration,

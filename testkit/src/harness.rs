@@ -3,7 +3,7 @@
 use std::{fmt, ops::Deref, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, Registry, Resolver, ServiceRef};
+use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, RawValues, Registry, Resolver, ServiceRef};
 
 use crate::without_locks::WithoutLocks;
 
@@ -35,6 +35,8 @@ pub enum Carried {
     LockQueue,
     /// Of locks: shared mode, lines of their own for each name and for elections, and places that share a lease.
     LockDetails,
+    /// Keys and values of the user's own. A backend without any makes its clients with [`Client::without_locks`].
+    Raw,
 }
 
 impl Carried {
@@ -51,13 +53,14 @@ impl Carried {
         Self::Locks,
         Self::LockQueue,
         Self::LockDetails,
+        Self::Raw,
     ];
 }
 
 /// A backend: all traits on one type. Implemented for every such type.
-pub trait Backend: Registry + Resolver + Lock + Election {}
+pub trait Backend: Registry + Resolver + Lock + Election + RawValues {}
 
-impl<T: Registry + Resolver + Lock + Election> Backend for T {}
+impl<T: Registry + Resolver + Lock + Election + RawValues> Backend for T {}
 
 /// What can happen to the process and the connection of one client.
 #[async_trait]
@@ -88,7 +91,7 @@ impl Client {
         Self { backend: Arc::new(backend), fate: Arc::new(fate) }
     }
 
-    /// A client of a backend that only registers and finds instances. All that concerns locks and elections is
+    /// A client of a backend that only registers and finds instances. All that concerns locks, elections and raw values is
     /// [`Error::Unsupported`](enlist::Error::Unsupported); run the suite `without locks`.
     pub fn without_locks(backend: impl Registry + Resolver, fate: impl Fate) -> Self {
         Self::new(WithoutLocks(backend), fate)

@@ -93,6 +93,16 @@ macro_rules! each_case {
             leases::revoking_a_granted_lease_removes_what_it_keeps [Id]
             leases::an_abandoned_lease_runs_out [Id]
             leases::a_lease_that_cannot_be_granted_is_refused []
+            raw::a_prefix_is_listed_recursively_and_verbatim [Raw]
+            raw::a_prefix_watch_tells_exactly_what_changed [Raw]
+            raw::a_slow_prefix_watch_gets_the_net_difference [Raw]
+            raw::an_outage_leaves_what_a_prefix_watch_has_seen [Raw]
+            raw::a_prefix_watch_survives_compaction_and_a_wipe [Raw]
+            raw::a_raw_value_is_changed_in_place [Raw]
+            raw::a_raw_value_comes_back_after_its_lease_is_revoked [Raw]
+            raw::a_foreign_raw_value_is_not_overwritten [Raw]
+            raw::a_raw_value_goes_with_its_registration [Raw]
+            raw::what_cannot_be_a_raw_value_is_refused [Raw]
             watch::the_first_change_is_the_whole_snapshot []
             watch::an_empty_service_is_known_to_be_empty []
             watch::changes_come_with_exactly_their_events [Weight]
@@ -171,7 +181,7 @@ macro_rules! each_case {
 /// Makes one named test of each conformance case: `conformance!(#[tokio::test] harness)`, where `harness` is an expression
 /// that makes a fresh [`Harness`](crate::Harness). It may use `.await`.
 ///
-/// A backend that only registers and finds instances leaves out all cases of locks and elections, and makes its clients with
+/// A backend that only registers and finds instances leaves out all cases of locks, elections and raw values, and makes its clients with
 /// [`Client::without_locks`](crate::Client::without_locks): `conformance!(#[tokio::test] harness, without locks)`.
 #[macro_export]
 macro_rules! conformance {
@@ -195,6 +205,7 @@ macro_rules! __conformance_tests {
 #[macro_export]
 macro_rules! __conformance_test {
     (without_locks [Locks $($need:ident)*] $($case:tt)*) => {};
+    (without_locks [Raw $($need:ident)*] $($case:tt)*) => {};
     ($which:ident [$($need:ident)*] #[$test:meta] $case:ident $harness:expr) => {
         #[$test]
         async fn $case() {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use enlist::{
     Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lease, Lock, LockGuard,
-    LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision, ServiceName,
-    ServiceRef, Snapshot, Watcher,
+    LockName, LockOptions, Namespace, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
+    Registration, Registry, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 
-/// A backend whose locks and elections are all unsupported.
+/// A backend whose locks, elections and raw values are all unsupported.
 #[derive(Debug)]
 pub(crate) struct WithoutLocks<B>(pub(crate) B);
 
@@ -78,5 +78,20 @@ impl<B: Registry> Election for WithoutLocks<B> {
 
     async fn observe(&self, _: &LockName) -> Result<LeaderWatcher, Error> {
         unsupported("observing an election")
+    }
+}
+
+#[async_trait]
+impl<B: Registry> RawValues for WithoutLocks<B> {
+    async fn list_prefix(&self, _: &[u8]) -> Result<RawSnapshot, Error> {
+        unsupported("listing a prefix")
+    }
+
+    async fn watch_prefix(&self, _: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
+        unsupported("watching a prefix")
+    }
+
+    async fn register_value(&self, _: &[u8], _: Vec<u8>, _: RegisterOptions) -> Result<RawRegistration, Error> {
+        unsupported("registering a value")
     }
 }

@@ -16,8 +16,8 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Election, Entry, Error, Evicted, Instance, InstanceId, Leader, LeaderWatcher, Leadership, Lease, LeaseId, Lock,
-    LockGuard, LockName, LockOptions, Namespace, RegisterOptions, Registration, Registry, Resolver, Revision,
-    ServiceName, ServiceRef, Snapshot, Watcher,
+    LockGuard, LockName, LockOptions, Namespace, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
+    Registration, Registry, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 use enlist_testkit::{Client, Fate, Harness};
@@ -97,6 +97,21 @@ impl Election for Metered {
 
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
         self.count().observe(name).await
+    }
+}
+
+#[async_trait]
+impl RawValues for Metered {
+    async fn list_prefix(&self, prefix: &[u8]) -> Result<RawSnapshot, Error> {
+        self.count().list_prefix(prefix).await
+    }
+
+    async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
+        self.count().watch_prefix(prefix).await
+    }
+
+    async fn register_value(&self, k: &[u8], value: Vec<u8>, o: RegisterOptions) -> Result<RawRegistration, Error> {
+        self.count().register_value(k, value, o).await
     }
 }
 

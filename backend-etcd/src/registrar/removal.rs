@@ -15,7 +15,7 @@ use super::{
 use crate::{
     connection::Written,
     error::Failure,
-    layout::{Decoded, LeaseScope, Part, Writing},
+    layout::{Decoded, Layout, LeaseScope, Part, Writing},
     record::Record,
     session::Session,
     sweep::{Impossible, shows},
@@ -98,8 +98,7 @@ impl Registrar {
     /// The owner token by which what a dead predecessor left is this registration's to remove: it would have been taken over,
     /// had there been time.
     fn leftover_owner(&self) -> Option<&str> {
-        let never_wrote =
-            !self.writes.entitlement.is_stored() && self.session.layout.lease_scope() == LeaseScope::Shared;
+        let never_wrote = !self.writes.entitlement.is_stored() && self.layout.lease_scope() == LeaseScope::Shared;
         self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
     }
 
@@ -112,7 +111,7 @@ impl Registrar {
         let Some(record) = record else {
             return Ok(Some(Looked { removed: false, left: None, at }));
         };
-        let term = session.layout.term(&record.value);
+        let term = self.layout.term(&record.value);
         let is_leftover = |owner: &str| {
             // What is newer was written after this registration's claim.
             let is_older = self.writes.entitlement.exceeds(term);
@@ -126,7 +125,7 @@ impl Registrar {
             Author::Unclear => return Ok(None),
         }
         let mut modified = record.modified;
-        if let Some(value) = marked_leaving(&session, self.driver.service(), &record) {
+        if let Some(value) = marked_leaving(&*self.layout, self.driver.service(), &record) {
             // Its answer may be lost.
             self.writes.remember(value.clone(), record.lease, Effect::Change);
             match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
@@ -163,8 +162,7 @@ async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
 
 /// The value of `record` with the mark that the instance is about to leave, by which watchers tell its departure from a death.
 /// `None` where the layout cannot say it, or the value says so already.
-pub(crate) fn marked_leaving(session: &Session, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
-    let layout = &session.layout;
+pub(crate) fn marked_leaving(layout: &dyn Layout, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
     let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
     if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {
         return None;

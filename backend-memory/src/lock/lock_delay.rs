@@ -46,7 +46,7 @@ impl Stander {
         let own = self.mark(held);
         let in_the_way = |(_, record): &(&Key, &Record)| match record.value {
             Value::Place { mode, .. } => mode.excludes(self.options.mode),
-            Value::Instance { .. } => false,
+            Value::Instance { .. } | Value::Raw(_) => false,
         };
         let left = store.range(&own.group).filter(in_the_way).map(|(key, record)| (key.clone(), record.clone()));
         let left: Vec<(Key, Record)> = left.collect();

@@ -15,6 +15,7 @@ mod leases;
 mod lock;
 mod lock_delay;
 mod publish;
+mod raw;
 mod register;
 mod reregister;
 mod support;

@@ -1,0 +1,159 @@
+//! Keys and values of the user's own, whatever layout is in use: read and watched as they lie in etcd, and kept by the task of
+//! [`crate::registrar`] through a layout that knows one key.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use enlist::{
+    Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
+    RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
+    feed::{FeedReader, Reading},
+    raw::{RawCell, check_prefix, check_value, stand_in},
+};
+
+use crate::{
+    etcd::Etcd,
+    layout::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing},
+    mirror::{Difference, Mirror},
+    record::{KeyRange, Record},
+};
+
+#[async_trait]
+impl RawValues for Etcd {
+    async fn list_prefix(&self, prefix: &[u8]) -> Result<RawSnapshot, Error> {
+        check_prefix(prefix)?;
+        self.session.check_open()?;
+        let range = KeyRange::prefix(prefix);
+        let listed = self.session.conn.list(&range).await;
+        let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
+        let mut snapshot = RawSnapshot::empty(revision, Epoch::default());
+        snapshot.patch(records.iter().map(entry));
+        Ok(snapshot)
+    }
+
+    async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
+        check_prefix(prefix)?;
+        let reader = self.session.hub.view(&self.session, &KeyRange::prefix(prefix))?;
+        Ok(Box::new(EtcdPrefixWatcher { reader, seen: None }))
+    }
+
+    async fn register_value(
+        &self,
+        key: &[u8],
+        value: Vec<u8>,
+        options: RegisterOptions,
+    ) -> Result<RawRegistration, Error> {
+        check_value(key, &value, &options)?;
+        let (cell, (service, instance)) = (RawCell::new(value), stand_in(key));
+        let layout = Arc::new(OneKey { key: key.into(), cell: cell.clone() }) as Arc<dyn Layout>;
+        let registration = self.begin(&layout, &service, instance, &options)?;
+        Ok(RawRegistration::new(registration.started(&options).await?, key, cell))
+    }
+}
+
+fn entry(record: &Record) -> RawEntry {
+    let Record { key, value, created, modified, lease } = record;
+    RawEntry::new(Arc::clone(key), &value[..], *created, *modified).with_lease(*lease)
+}
+
+#[derive(Debug)]
+struct EtcdPrefixWatcher {
+    reader: FeedReader<Mirror>,
+    /// The state returned last.
+    seen: Option<RawSnapshot>,
+}
+
+#[async_trait]
+impl RawWatcher for EtcdPrefixWatcher {
+    async fn next(&mut self) -> Result<RawChange, Error> {
+        let Reading { value, before, freshness, .. } = self.reader.next().await?;
+        let mut snapshot = self.seen.clone().unwrap_or_else(|| RawSnapshot::empty(value.revision, value.epoch));
+        for difference in value.differences(before.as_ref()) {
+            match difference {
+                Difference::Present(record) => snapshot.insert(entry(record)),
+                Difference::Gone(key) => snapshot.remove(key),
+            }
+        }
+        snapshot.advance(value.revision, value.epoch);
+        let before = self.seen.replace(snapshot.clone());
+        Ok(RawChange::new(before.as_ref(), snapshot, freshness))
+    }
+}
+
+/// The layout of one key, whose value is what a cell holds. No instance can be read from it, so it has neither owners nor terms.
+#[derive(Debug)]
+struct OneKey {
+    key: Arc<[u8]>,
+    cell: RawCell,
+}
+
+impl OneKey {
+    /// The keys beside it, among which it is watched with others of the session's own.
+    fn siblings(&self) -> KeyRange {
+        match self.key.iter().rposition(|byte| *byte == b'/') {
+            // Below the root of all keys there may be anything.
+            None | Some(0) => KeyRange::key(&self.key[..]),
+            Some(at) => KeyRange::prefix(&self.key[..=at]),
+        }
+    }
+}
+
+impl Layout for OneKey {
+    fn name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn carries(&self) -> &'static [Part] {
+        &[]
+    }
+
+    fn identity(&self) -> Identity {
+        Identity::Id
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::Shared
+    }
+
+    fn key(&self, _: &ServiceRef, _: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
+        Ok(self.key.to_vec())
+    }
+
+    fn service_range(&self, _: &ServiceRef) -> Result<KeyRange, Error> {
+        Ok(self.siblings())
+    }
+
+    fn services_range(&self, _: &Namespace) -> Option<KeyRange> {
+        None
+    }
+
+    fn instance_of(&self, _: &Namespace, _: &[u8]) -> Option<(ServiceName, InstanceId)> {
+        None
+    }
+
+    fn encode(&self, _: &ServiceRef, _: &Instance, _: &Writing<'_>) -> Result<Vec<u8>, Error> {
+        Ok(self.cell.get().to_vec())
+    }
+
+    /// What may not be stored was refused before.
+    fn accepts(&self, _: &ServiceRef, _: &Instance, _: Option<&str>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn decode(&self, _: &ServiceRef, _: &[u8], _: &[u8]) -> Result<Decoded, Skip> {
+        Err(Skip::Foreign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_watched_among_those_of_its_directory() {
+        let siblings = |key: &[u8]| OneKey { key: key.into(), cell: RawCell::new([]) }.siblings();
+        assert_eq!(siblings(b"/services/a/b"), KeyRange::prefix(*b"/services/a/"));
+        assert_eq!(siblings(b"/services/a/"), KeyRange::prefix(*b"/services/a/"));
+        assert_eq!((siblings(b"/a"), siblings(b"a")), (KeyRange::key(*b"/a"), KeyRange::key(*b"a")));
+    }
+}

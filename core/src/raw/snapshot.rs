@@ -1,0 +1,254 @@
+//! All keys under a prefix at one revision, and the exact difference between two of those.
+
+use std::{fmt, sync::Arc};
+
+use imbl::{OrdMap, ordmap::DiffItem};
+
+use crate::revision::{Epoch, LeaseId, Revision};
+
+/// A key with its value. `Debug` does not show the value, which may be a secret.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RawEntry {
+    /// The key.
+    pub key: Arc<[u8]>,
+    /// The value.
+    pub value: Arc<[u8]>,
+    /// Revision at which the key was created.
+    pub created: Revision,
+    /// Revision of its last change.
+    pub modified: Revision,
+    /// The lease that keeps it; `None` if it stays.
+    pub lease: Option<LeaseId>,
+}
+
+impl RawEntry {
+    /// A key that was created and last changed at these revisions, and stays.
+    pub fn new(key: impl Into<Arc<[u8]>>, value: impl Into<Arc<[u8]>>, created: Revision, modified: Revision) -> Self {
+        Self { key: key.into(), value: value.into(), created, modified, lease: None }
+    }
+
+    /// The same, kept by `lease`.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Option<LeaseId>) -> Self {
+        self.lease = lease;
+        self
+    }
+}
+
+impl fmt::Debug for RawEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, value, created, modified, lease } = self;
+        f.debug_struct("RawEntry")
+            .field("key", &format_args!("{}", key.escape_ascii()))
+            .field("bytes", &value.len())
+            .field("created", created)
+            .field("modified", modified)
+            .field("lease", lease)
+            .finish()
+    }
+}
+
+/// All keys under a prefix at one revision. Cheap to clone; clones share their structure.
+#[derive(Clone)]
+pub struct RawSnapshot {
+    revision: Revision,
+    epoch: Epoch,
+    entries: OrdMap<Arc<[u8]>, Arc<RawEntry>>,
+}
+
+impl RawSnapshot {
+    /// An empty snapshot at `revision`.
+    pub fn empty(revision: Revision, epoch: Epoch) -> Self {
+        Self { revision, epoch, entries: OrdMap::new() }
+    }
+
+    /// The revision it is the state at.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Number of times that the store had been seen going back. Revisions of different epochs cannot be compared.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns `true` if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry of `key`.
+    pub fn get(&self, key: &[u8]) -> Option<&RawEntry> {
+        self.entries.get(key).map(AsRef::as_ref)
+    }
+
+    /// The entries in the order of their keys, byte by byte.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<RawEntry>> {
+        self.entries.values()
+    }
+
+    /// The changes that lead from `older` to this snapshot, in the order of keys.
+    ///
+    /// Takes time proportional to the change where the two share their structure, as the snapshots of one watch do.
+    pub fn diff(&self, older: &Self) -> Vec<RawEvent> {
+        older
+            .entries
+            .diff(&self.entries)
+            .map(|item| match item {
+                DiffItem::Add(_, entry) => RawEvent::Added(Arc::clone(entry)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    RawEvent::Updated { old: Arc::clone(old), new: Arc::clone(new) }
+                }
+                DiffItem::Remove(_, entry) => RawEvent::Removed(Arc::clone(entry)),
+            })
+            .collect()
+    }
+
+    /// The events that would lead from nothing to this snapshot.
+    pub fn as_added(&self) -> Vec<RawEvent> {
+        self.entries().cloned().map(RawEvent::Added).collect()
+    }
+
+    /// For backends: moves on to `revision` and `epoch`.
+    pub fn advance(&mut self, revision: Revision, epoch: Epoch) {
+        (self.revision, self.epoch) = (revision, epoch);
+    }
+
+    /// For backends: adds or replaces one entry.
+    pub fn insert(&mut self, entry: RawEntry) {
+        self.entries.insert(Arc::clone(&entry.key), Arc::new(entry));
+    }
+
+    /// For backends: removes one entry.
+    pub fn remove(&mut self, key: &[u8]) {
+        self.entries.remove(key);
+    }
+
+    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an older snapshot
+    /// stays cheap.
+    pub fn patch(&mut self, entries: impl IntoIterator<Item = RawEntry>) {
+        let mut gone = self.entries.clone();
+        for entry in entries {
+            if gone.remove(&entry.key).is_none_or(|old| *old != entry) {
+                self.insert(entry);
+            }
+        }
+        for key in gone.keys() {
+            self.entries.remove(key);
+        }
+    }
+}
+
+impl PartialEq for RawSnapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision
+            && self.epoch == other.epoch
+            && (self.entries.ptr_eq(&other.entries) || self.entries == other.entries)
+    }
+}
+
+impl fmt::Debug for RawSnapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSnapshot")
+            .field("revision", &self.revision)
+            .field("epoch", &self.epoch)
+            .field("entries", &self.entries.values().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+/// One change of the keys under a prefix. Closed by nature: a set changes in no other way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a set of keys changes in no other way")]
+pub enum RawEvent {
+    /// A key that was not there.
+    Added(Arc<RawEntry>),
+    /// A key that was there and is different now.
+    Updated {
+        /// As it was.
+        old: Arc<RawEntry>,
+        /// As it is.
+        new: Arc<RawEntry>,
+    },
+    /// A key that is no longer there.
+    Removed(Arc<RawEntry>),
+}
+
+impl RawEvent {
+    /// The key that changed.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Self::Added(entry) | Self::Removed(entry) | Self::Updated { new: entry, .. } => &entry.key,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn entry(key: u8, value: u8) -> RawEntry {
+        RawEntry::new([b'k', key], [value], Revision::new(1), Revision::new(1))
+    }
+
+    fn snapshot(content: &BTreeMap<u8, u8>) -> RawSnapshot {
+        let mut snapshot = RawSnapshot::empty(Revision::new(1), Epoch::default());
+        snapshot.patch(content.iter().map(|(key, value)| entry(*key, *value)));
+        snapshot
+    }
+
+    fn replay(older: &RawSnapshot, events: Vec<RawEvent>) -> RawSnapshot {
+        let mut result = older.clone();
+        for event in events {
+            let before = result.get(event.key()).cloned();
+            match event {
+                RawEvent::Added(entry) => {
+                    assert_eq!(before, None);
+                    result.insert((*entry).clone());
+                }
+                RawEvent::Updated { old, new } => {
+                    assert_eq!(before.as_ref(), Some(&*old));
+                    assert_ne!(old, new);
+                    result.insert((*new).clone());
+                }
+                RawEvent::Removed(entry) => {
+                    assert_eq!(before.as_ref(), Some(&*entry));
+                    result.remove(&entry.key);
+                }
+            }
+        }
+        result
+    }
+
+    proptest! {
+        #[test]
+        fn a_raw_snapshot_plus_its_difference_is_the_newer_one(
+            older in proptest::collection::btree_map(0u8..20, 0u8..3, 0..20),
+            newer in proptest::collection::btree_map(0u8..20, 0u8..3, 0..20),
+        ) {
+            let old = snapshot(&older);
+            let mut patched = old.clone();
+            patched.patch(newer.iter().map(|(key, value)| entry(*key, *value)));
+            prop_assert_eq!(&patched, &snapshot(&newer));
+            prop_assert_eq!(replay(&old, patched.diff(&old)), patched);
+        }
+    }
+
+    #[test]
+    fn values_are_not_shown() {
+        let secret = b"s3cret".to_vec();
+        let mut snapshot = RawSnapshot::empty(Revision::new(1), Epoch::default());
+        snapshot.insert(RawEntry::new(*b"k\n", secret, Revision::new(1), Revision::new(2)));
+        let shown = format!("{snapshot:?} {:?}", snapshot.as_added());
+        assert!(shown.contains(r"k\n") && shown.contains("bytes: 6"), "{shown}");
+        assert!(!shown.contains("s3cret") && !shown.contains("115, 51"), "{shown}");
+    }
+}
