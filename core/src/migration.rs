@@ -364,7 +364,10 @@ impl Registry for Migration {
         for side in self.writing() {
             match side.registry.remove(service, id).await {
                 Err(Error::NotRegistered { .. }) => {}
-                outcome => removed = Ok(removed.or(outcome)?),
+                outcome => {
+                    let entry = outcome?;
+                    removed = removed.or(Ok(entry));
+                }
             }
         }
         removed
@@ -381,7 +384,10 @@ impl Registry for Migration {
         for side in self.writing() {
             match side.registry.evict(service, id, modified).await {
                 Err(Error::NotRegistered { .. }) => {}
-                outcome => evicted = Ok(evicted.or(outcome)?),
+                outcome => {
+                    let side = outcome?;
+                    evicted = evicted.or(Ok(side));
+                }
             }
         }
         evicted

@@ -222,3 +222,25 @@ async fn an_eviction_is_one_from_every_side() {
     let gone = migration.evict(&service(), instance("b", 2).id(), None).await;
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
+
+/// What one side did is no answer for another one that did not.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_a_side_did_not_confirm_says_so() {
+    let (old, new) = (MemoryStore::new(), MemoryStore::new());
+    let (cut, id) = (old.client(), InstanceId::parse("a").unwrap());
+    let migration = Migration::new(side(&new.client())).and(side(&cut));
+    migration.publish(&service(), instance("a", 1)).await.unwrap();
+    cut.cut();
+    let removed = migration.remove(&service(), &id).await;
+    assert!(matches!(removed, Err(Error::Unavailable(_))), "{removed:?}");
+    let evicted = migration.evict(&service(), &id, None).await;
+    assert!(matches!(evicted, Err(Error::Unavailable(_))), "{evicted:?}");
+    cut.heal();
+    assert_eq!(migration.remove(&service(), &id).await.unwrap().instance().id(), &id, "a repeated call completes it");
+    migration.publish(&service(), instance("a", 1)).await.unwrap();
+    cut.cut();
+    let evicted = migration.evict(&service(), &id, None).await;
+    assert!(matches!(evicted, Err(Error::Unavailable(_))), "{evicted:?}");
+    cut.heal();
+    assert!(migration.evict(&service(), &id, None).await.unwrap().entry.is_some());
+}
