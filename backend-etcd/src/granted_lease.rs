@@ -41,10 +41,11 @@ impl LeaseHandle for GrantedLease {
     }
 
     async fn lost(&self) {
-        let (mut phase, stopped) = (self.lease.phase(), self.session.tasks.stop_signal());
+        // Not the phase, which turns a moment before the state that `is_alive` reads.
+        let (mut state, stopped) = (self.lease.state(), self.session.tasks.stop_signal());
         tokio::select! {
-            // The sender lives in the lease.
-            _ = phase.wait_for(|phase| matches!(phase, LeaseState::Lost)) => {}
+            // An error means that nobody renews it any more.
+            _ = state.wait_for(|state| matches!(state, LeaseState::Lost)) => {}
             () = stopped.cancelled() => {}
         }
     }
