@@ -127,6 +127,7 @@ impl Mirror {
     fn insert(&mut self, record: Record) {
         self.changes += 1;
         self.bytes += size(&record);
+        self.exhume(&record.key);
         let replaced = self.records.insert(Arc::clone(&record.key), Arc::new(record));
         self.bytes -= replaced.map_or(0, |replaced| size(&replaced));
     }
@@ -169,7 +170,6 @@ impl Mirror {
                         dropped += 1;
                         continue;
                     }
-                    self.exhume(&record.key);
                     self.insert(record);
                 }
                 KeyEvent::Delete { key, .. } => {

@@ -182,6 +182,10 @@ impl Registrar {
                 Goal::Present => {}
                 Goal::Absent | Goal::Dropped => {
                     Box::pin(self.remove(None, Some(claim))).await;
+                    if self.lease.is_some() && self.has_own_lease() {
+                        // It is revoked once this ends.
+                        self.session.outlast_departures().await;
+                    }
                     return None;
                 }
                 _ => {
@@ -793,9 +797,13 @@ impl Registrar {
         }
     }
 
+    /// Returns `true` if its lease keeps no other instance.
+    fn has_own_lease(&self) -> bool {
+        self.options.lease == LeaseChoice::Own || self.layout.lease_scope() == LeaseScope::PerKey
+    }
+
     fn abandon(&self) {
-        let own = self.options.lease == LeaseChoice::Own || self.layout.lease_scope() == LeaseScope::PerKey;
-        if let (Some(lease), true) = (&self.lease, own) {
+        if let (Some(lease), true) = (&self.lease, self.has_own_lease()) {
             lease.abandon();
         }
         self.driver.report_end(Ok(Deregistered::LeftBehind));

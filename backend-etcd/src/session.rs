@@ -4,11 +4,11 @@
 //! Registrations, guards and watchers hold the session; when the last of them and the client are gone, it ends.
 
 use std::{
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
-use enlist::{Counters, Error, TaskOwner, observation::Observations, registration::Departures, slots::Slots};
+use enlist::{Counters, Error, Moment, TaskOwner, observation::Observations, registration::Departures, slots::Slots};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -17,7 +17,7 @@ use tokio::{
 use crate::{
     connection::Connection,
     handover::Heirs,
-    layout::{GuardedLocks, Layout},
+    layout::{GuardedLocks, Layout, Part},
     lease::{Leases, revoke},
     malformed::MalformedValues,
     numbers::Numbers,
@@ -32,6 +32,9 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// Time for which a close waits for the removal of instances on given leases.
 const LEAVE: Duration = Duration::from_secs(3);
+
+/// Time for which the lease of an instance that has left is kept where its layout has no mark for that: watchers ask for it.
+const DEPARTURE: Duration = Duration::from_secs(1);
 
 /// How many registrations may look at their key at the same time, so that thousands that lost their watch together do not
 /// stampede.
@@ -71,6 +74,8 @@ pub(crate) struct Session {
     pub(crate) registrations: AtomicUsize,
     /// Those of them whose leases are not this session's to revoke.
     pub(crate) departures: Departures,
+    /// Time of the last removal of an instance that left without a mark.
+    unmarked: Mutex<Option<Moment>>,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) lock_layout: Arc<GuardedLocks>,
     pub(crate) counters: Arc<Counters>,
@@ -154,6 +159,7 @@ impl Session {
             reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),
             departures: Departures::default(),
+            unmarked: Mutex::default(),
             layout,
             lock_layout,
             malformed: Arc::new(MalformedValues::new(Arc::clone(&counters))),
@@ -177,6 +183,21 @@ impl Session {
         if closed { Err(Error::Closed) } else { Ok(()) }
     }
 
+    /// Notes that an instance was removed. Where its layout has no mark for that, its lease is what tells the removal from a death.
+    pub(crate) fn note_departure(&self) {
+        if !self.layout.carries().contains(&Part::Health) {
+            *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());
+        }
+    }
+
+    /// Waits until watchers have had time to ask for the leases of instances that left without a mark.
+    pub(crate) async fn outlast_departures(&self) {
+        let last = *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last {
+            tokio::time::sleep(last.remaining(DEPARTURE)).await;
+        }
+    }
+
     /// Ends it in order: instances on given leases are removed, the tasks stop, and the leases are revoked, which removes the other
     /// instances and the locks.
     pub(crate) async fn close(&self, limit: Duration) -> Result<(), enlist::StopError> {
@@ -185,6 +206,7 @@ impl Session {
         if !self.departures.leave(LEAVE.min(limit)).await {
             tracing::warn!("not all instances on given leases were removed, they stay as long as those");
         }
+        self.outlast_departures().await;
         let leases = self.leases.alive();
         let stopped = self.tasks.stop(limit).await;
         let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.conn, lease)));

@@ -2,6 +2,8 @@
 //!
 //! Decoding happens where the watcher is read, not on the session's thread, and only for what differs.
 
+mod departure;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
@@ -10,14 +12,16 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Entry, Error, Health, InstanceId, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot,
-    Watcher,
+    Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
+    ServiceRef, Snapshot, Watcher,
     feed::{FeedReader, Reading},
     instance::Interner,
 };
 use foldhash::fast::RandomState;
 
+use self::departure::{Fate, Question, Undecided};
 use crate::{
+    connection::Connection,
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
     malformed::MalformedValues,
@@ -43,7 +47,8 @@ impl Resolver for Etcd {
         let range = self.session.layout.service_range(service)?;
         let reader = self.session.hub.view(&self.session, &range)?;
         let projection = self.projection(service);
-        Ok(Box::new(EtcdWatcher { reader, projection, seen: None, live: true }))
+        let conn = Arc::clone(&self.session.conn);
+        Ok(Box::new(EtcdWatcher { reader, projection, conn, question: None, seen: None, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
@@ -114,17 +119,39 @@ impl Etcd {
 struct EtcdWatcher {
     reader: FeedReader<Mirror>,
     projection: Projection,
+    conn: Arc<Connection>,
+    /// The latest change waits for an answer to it.
+    question: Option<Question>,
     /// The state returned last.
     seen: Option<Snapshot>,
     live: bool,
+}
+
+impl EtcdWatcher {
+    /// The latest state and its freshness. `None`: there is a question to be answered first.
+    async fn latest(&mut self) -> Result<Option<(Snapshot, Freshness)>, Error> {
+        if let Some(question) = &mut self.question {
+            let alive = question.alive().await;
+            let freshness = question.freshness.clone();
+            self.question = None;
+            return Ok(self.projection.decide(&alive).map(|snapshot| (snapshot, freshness)));
+        }
+        let Reading { value, before, freshness, .. } = self.reader.next().await?;
+        let snapshot = self.projection.follow(before.as_ref(), &value);
+        let leases = self.projection.undecided();
+        if leases.is_empty() {
+            return Ok(Some((snapshot, freshness)));
+        }
+        self.question = Some(Question::new(&self.conn, leases, freshness));
+        Ok(None)
+    }
 }
 
 #[async_trait]
 impl Watcher for EtcdWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
         loop {
-            let Reading { value, before, freshness, .. } = self.reader.next().await?;
-            let snapshot = self.projection.follow(before.as_ref(), &value);
+            let Some((snapshot, freshness)) = self.latest().await? else { continue };
             let events = match &self.seen {
                 None => snapshot.as_added(),
                 Some(seen) => snapshot.diff(seen),
@@ -154,6 +181,8 @@ pub(crate) struct Projection {
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
     twins: BTreeMap<String, Twins>,
     snapshot: Option<Snapshot>,
+    /// Instances that are gone, of which it depends on their lease whether they have left.
+    undecided: Undecided,
     interner: Interner,
     /// What was read last; the next one will say much the same.
     last: Option<Arc<Entry>>,
@@ -168,6 +197,7 @@ impl Projection {
             by_key: HashMap::default(),
             twins: BTreeMap::new(),
             snapshot: None,
+            undecided: Undecided::default(),
             interner: Interner::default(),
             last: None,
         }
@@ -188,10 +218,13 @@ impl Projection {
                     None => self.drop_key(&mut snapshot, &record.key),
                 },
                 Difference::Gone(key) => {
-                    let id = self.leaving(mirror, key);
+                    let gone = self.fate(before, mirror, key);
                     self.drop_key(&mut snapshot, key);
-                    if let Some(id) = id.filter(|id| snapshot.get(id).is_none()) {
-                        snapshot.leave(&id);
+                    match gone.filter(|(id, _)| snapshot.get(id).is_none()) {
+                        Some((id, Fate::Left)) => snapshot.leave(&id),
+                        Some((id, Fate::LeftIfAlive(lease))) => self.undecided.add(id, lease),
+                        Some((_, Fate::Lost)) => self.undecided.forget(),
+                        None => {}
                     }
                 }
             }
@@ -200,12 +233,37 @@ impl Projection {
         self.snapshot.insert(snapshot).clone()
     }
 
-    /// The instance of a key that is gone, if the last that was heard of it was that it was about to leave.
-    fn leaving(&mut self, mirror: &Mirror, key: &Arc<[u8]>) -> Option<InstanceId> {
-        let last = mirror.grave(key).and_then(|record| self.decode(record));
+    /// The leases to ask for; none where nothing depends on them, because instances are listed.
+    fn undecided(&self) -> Vec<LeaseId> {
+        match &self.snapshot {
+            Some(snapshot) if snapshot.is_empty() => self.undecided.leases(),
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    /// Takes note that of the leases that were asked for these are `alive`. Returns the snapshot that was followed last.
+    fn decide(&mut self, alive: &[LeaseId]) -> Option<Snapshot> {
+        let snapshot = self.snapshot.as_mut()?;
+        for id in self.undecided.decide(alive) {
+            if snapshot.get(&id).is_none() {
+                snapshot.leave(&id);
+            }
+        }
+        Some(snapshot.clone())
+    }
+
+    /// The instance of a key that is gone, and what became of it.
+    fn fate(&mut self, before: Option<&Mirror>, mirror: &Mirror, key: &Arc<[u8]>) -> Option<(InstanceId, Fate)> {
+        let last = mirror.grave(key);
+        let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
-        let last = last.as_ref().unwrap_or(seen).instance();
-        (last.health() == Health::Draining).then(|| seen.instance().id().clone())
+        let id = seen.instance().id().clone();
+        if decoded.as_ref().unwrap_or(seen).instance().health() == Health::Draining {
+            return Some((id, Fate::Left));
+        }
+        let last = last.or_else(|| before?.get(key));
+        let same_history = before.is_some_and(|before| before.epoch == mirror.epoch);
+        Some((id, Fate::of(last, same_history)))
     }
 
     fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {
@@ -288,7 +346,7 @@ mod tests {
         layout::{GoZero, Native},
         mirror::KeyEvent,
     };
-    use enlist::{Epoch, LeaseId};
+    use enlist::Epoch;
 
     fn put(key: &str, value: &str, revision: u64) -> KeyEvent {
         let revision = Revision::new(revision);

@@ -280,7 +280,7 @@ impl Subject {
         match changes {
             Some(changes) => {
                 let mut last = self.seen;
-                for KeyChange { revision, key, record, left: _ } in changes {
+                for KeyChange { revision, key, record, departure: _ } in changes {
                     assert!(*revision >= last, "revisions never decrease");
                     last = *revision;
                     match record {

@@ -27,7 +27,7 @@ use crate::{
     granted_lease::GrantedLease,
     hub::{Changes, up},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
-    store::{Key, Record, Refusal, Store, Value},
+    store::{Departure, Key, Record, Refusal, Store, Value},
 };
 
 /// How long `deregister` waits for the store before it says `LeftBehind`.
@@ -412,7 +412,7 @@ impl Registrar {
         let look = |store: &mut Store, now| {
             let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
             // What was compacted away counts as never done.
-            let replaced = next.is_some_and(|next| next.record.is_some() || next.left);
+            let replaced = next.is_some_and(|next| next.record.is_some() || next.departure == Some(Departure::InOrder));
             (replaced, store.time_to_live(lease.id(), now).is_some())
         };
         match self.client.link.ask(look).await? {

@@ -81,14 +81,23 @@ pub(crate) struct Record {
     pub(crate) lease: Option<LeaseId>,
 }
 
-/// A change of one key; without a record it was deleted.
+/// Reason for the absence of a key that did not go with its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Departure {
+    /// It was removed by its owner.
+    InOrder,
+    /// Somebody else deleted it.
+    ByHand,
+}
+
+/// A change of one key; without a record it was deleted, or went with its lease.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct KeyChange {
     pub(crate) revision: Revision,
     pub(crate) key: Key,
     pub(crate) record: Option<Record>,
-    /// It was deleted on purpose, by its owner.
-    pub(crate) left: bool,
+    /// Set where it was deleted.
+    pub(crate) departure: Option<Departure>,
 }
 
 /// Why a write was not made. Nothing changed.
@@ -192,7 +201,7 @@ impl Store {
             revision: self.revision,
             key: key.clone(),
             record: Some(record),
-            left: false,
+            departure: None,
         });
         Ok(self.revision)
     }
@@ -204,7 +213,8 @@ impl Store {
                 let record = record.clone();
                 self.detach(key, record.lease);
                 self.revision = self.revision.next();
-                self.erase(key);
+                // Leases whose time is up have ended, so that of this one is alive.
+                self.erase(key, Some(Departure::ByHand));
                 Ok(record)
             }
             other => Err(Refusal::Guard(other.cloned())),
@@ -240,7 +250,7 @@ impl Store {
             self.revision = self.revision.next();
         }
         for key in &lease.keys {
-            self.erase(key);
+            self.erase(key, None);
         }
         true
     }
@@ -276,16 +286,16 @@ impl Store {
         *self = Self { incarnation: self.incarnation + 1, next_lease: self.next_lease, ..Self::default() };
     }
 
-    fn erase(&mut self, key: &Key) {
+    fn erase(&mut self, key: &Key, departure: Option<Departure>) {
         self.records.remove(key);
-        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: None, left: false });
+        self.history.push_back(KeyChange { revision: self.revision, key: key.clone(), record: None, departure });
     }
 
     /// Deletes `key` as [`delete`](Self::delete) does, on behalf of its owner.
     pub(crate) fn leave(&mut self, key: &Key, guard: impl FnOnce(&Record) -> bool) -> Result<Record, Refusal> {
         let record = self.delete(key, guard)?;
         if let Some(change) = self.history.back_mut() {
-            change.left = true;
+            change.departure = Some(Departure::InOrder);
         }
         Ok(record)
     }

@@ -168,7 +168,7 @@ impl WatchedState for ServiceState {
             touched = true;
             match change.record.as_ref().and_then(Record::entry) {
                 Some(entry) => snapshot.insert(Arc::new(entry)),
-                None if change.left => snapshot.leave(&change.key.id()),
+                None if change.departure.is_some() => snapshot.leave(&change.key.id()),
                 None => snapshot.remove(&change.key.id()),
             }
         }

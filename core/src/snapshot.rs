@@ -65,7 +65,9 @@ impl Snapshot {
         self.entries.values()
     }
 
-    /// Says whether `id` is absent because it was deregistered or removed, rather than because its lease ran out.
+    /// Says whether `id` is absent because it was deregistered, removed or deleted, rather than because its lease ran out or was
+    /// revoked. Without a mark for that in its layout it is known only of the last instances of a service, by a watcher that is read while
+    /// their leases are alive.
     pub fn left(&self, id: &InstanceId) -> bool {
         self.left.contains(id)
     }

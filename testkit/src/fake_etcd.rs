@@ -143,6 +143,8 @@ struct Shared {
     renewals_held: watch::Sender<bool>,
     /// Leases are not revoked.
     revocations_held: watch::Sender<bool>,
+    /// Questions for what is left of a lease are not answered.
+    lease_questions_held: watch::Sender<bool>,
     /// Time for which a watch rests after each message.
     pause: Mutex<Duration>,
 }
@@ -162,6 +164,7 @@ impl FakeEtcd {
             minority: watch::Sender::new(None),
             renewals_held: watch::Sender::new(false),
             revocations_held: watch::Sender::new(false),
+            lease_questions_held: watch::Sender::new(false),
             pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -303,6 +306,11 @@ impl FakeEtcd {
     /// Revokes no lease while `held`, and does not answer who asks for that.
     pub fn hold_revocations(&self, held: bool) {
         self.shared.revocations_held.send_replace(held);
+    }
+
+    /// Does not tell what is left of leases while `held`.
+    pub fn hold_lease_questions(&self, held: bool) {
+        self.shared.lease_questions_held.send_replace(held);
     }
 
     /// Takes the permission to read and write away, or gives it back. Leases need none.

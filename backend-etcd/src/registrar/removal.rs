@@ -136,7 +136,10 @@ impl Registrar {
             }
         }
         Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
-            Written::Done(at) => Some(Looked { removed: true, left: None, at }),
+            Written::Done(at) => {
+                session.note_departure();
+                Some(Looked { removed: true, left: None, at })
+            }
             Written::Refused(_) => None,
         })
     }

@@ -60,7 +60,8 @@ impl Protection {
             self.lost.pop_front();
         }
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
-            for (_, entry) in self.lost.drain(..) {
+            // That one has left may be known only since it was the last.
+            for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.left(entry.instance().id())) {
                 self.held.insert(entry.instance().id().clone(), (now, entry));
             }
         }
@@ -196,6 +197,18 @@ mod tests {
         // The control: without a time to hold, the loss of all empties the view.
         let mut case = Case::new(&["a", "b"], 0, EmptyPolicy::Publish);
         assert!(case.lose(&["a", "b"]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_known_to_have_left_only_later_is_not_held() {
+        let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
+        case.lose(&["a"]);
+        let shown = case.change(|listed| {
+            for id in ["a", "b"] {
+                listed.leave(&InstanceId::parse(id).unwrap());
+            }
+        });
+        assert!(shown.is_empty(), "{shown:?}");
     }
 
     #[tokio::test(start_paused = true)]

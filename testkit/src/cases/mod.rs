@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "cases are tests, though they are compiled as a library")]
 #![allow(clippy::wildcard_imports, reason = "the words of `support` are the language that the cases are written in")]
 
+mod departure;
 mod election;
 mod leases;
 mod lock;

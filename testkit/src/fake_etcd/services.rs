@@ -158,8 +158,10 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseTimeToLiveRequest>,
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         self.shared.awake().await;
-        let mut store = self.shared.store();
-        store.requests.lease_questions += 1;
+        self.shared.store().requests.lease_questions += 1;
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.shared.lease_questions_held.subscribe().wait_for(|held| !held).await;
+        let store = self.shared.store();
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
         let ttl = store.leases.get(&id).copied();
         let under = store.keys.values().filter(|pair| with_keys && pair.lease == id);

@@ -75,7 +75,7 @@ impl Scratch {
 /// Lists `service` into `snapshot`, of which what did not change stays shared.
 fn list(data: &Data, service: &ServiceRef, snapshot: &mut Snapshot) {
     let before = snapshot.clone();
-    for (_, id) in data.left.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
+    for (_, id) in data.departed.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
         snapshot.leave(id);
     }
     let entry =

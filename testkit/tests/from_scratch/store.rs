@@ -39,7 +39,9 @@ pub(crate) struct Data {
     /// Counts the wipes: revisions of different epochs do not compare.
     pub(crate) epoch: u64,
     pub(crate) records: BTreeMap<Key, Record>,
-    /// Instances that were removed on purpose, which views do not hold on to.
+    /// Instances that were deleted rather than lost with their leases, which views do not hold on to.
+    pub(crate) departed: BTreeSet<Key>,
+    /// Those of them that their registrations have removed.
     pub(crate) left: BTreeSet<Key>,
     pub(crate) leases: BTreeMap<LeaseId, Granted>,
     pub(crate) last_lease: i64,
@@ -68,6 +70,7 @@ impl Data {
         let created = present.map(|record| record.created);
         let modified = self.next_revision();
         let record = Record { value, lease, created: created.unwrap_or(modified), modified };
+        self.departed.remove(key);
         self.left.remove(key);
         self.records.insert(key.clone(), record.clone());
         Some(record)
@@ -78,6 +81,7 @@ impl Data {
         let record = self.records.get(key).filter(|record| guard(record)).cloned()?;
         self.next_revision();
         self.records.remove(key);
+        self.departed.insert(key.clone());
         if left {
             self.left.insert(key.clone());
         }

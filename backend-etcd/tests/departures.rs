@@ -1,0 +1,129 @@
+//! The question for the lease of an instance that is gone, under a paused clock: when it is asked, and what it costs to be left without
+//! an answer.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::time::Duration;
+
+use enlist::{Change, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Watcher};
+use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
+use enlist_testkit::{FakeEtcd, soon};
+use tokio::time::Instant;
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("s").unwrap()
+}
+
+fn id(name: &str) -> InstanceId {
+    InstanceId::parse(name).unwrap()
+}
+
+struct Watching {
+    fake: FakeEtcd,
+    _etcd: Etcd,
+    watcher: Box<dyn Watcher>,
+}
+
+impl Watching {
+    /// A watch that has shown instances of a layout without health, whose lease is renewed and whose keys nobody looks after.
+    async fn of(names: &[&str]) -> Self {
+        let fake = FakeEtcd::start();
+        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let (etcd, service) = (builder.layout(EtcdNaming::default()).build().unwrap(), service());
+        for (name, port) in names.iter().zip(1..) {
+            let instance = Instance::new(id(name), [Endpoint::new("10.0.0.1", port).unwrap()]).unwrap();
+            let registered = etcd.register(&service, instance, RegisterOptions::new());
+            soon("registered", registered).await.unwrap().abandon();
+        }
+        let mut watcher = etcd.watch(&service).await.unwrap();
+        while soon("a list", watcher.next()).await.unwrap().snapshot.len() < names.len() {}
+        while fake.requests().watches == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Self { fake, _etcd: etcd, watcher }
+    }
+
+    fn delete(&self, name: &str) {
+        self.fake.delete(format!("s/{name}").as_bytes());
+    }
+
+    async fn next(&mut self) -> Change {
+        soon("a change", self.watcher.next()).await.unwrap()
+    }
+
+    /// The next change, by futures that are dropped after a while. Returns the number of them as well.
+    async fn next_by_bits(&mut self, bit: Duration) -> (Change, usize) {
+        let mut dropped = 0;
+        let read = async {
+            loop {
+                match tokio::time::timeout(bit, self.watcher.next()).await {
+                    Ok(change) => return change.unwrap(),
+                    Err(_) => dropped += 1,
+                }
+            }
+        };
+        let change = soon("a change", read).await;
+        (change, dropped)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_asked_for_when_the_service_has_become_empty_and_not_before() {
+    let mut watching = Watching::of(&["a", "b", "c"]).await;
+    for (name, left) in [("a", 2), ("b", 1)] {
+        watching.delete(name);
+        assert_eq!(watching.next().await.snapshot.len(), left);
+    }
+    assert_eq!(watching.fake.requests().lease_questions, 0);
+    watching.delete("c");
+    let change = watching.next().await;
+    assert!(change.snapshot.is_empty());
+    assert!(["a", "b", "c"].iter().all(|name| change.snapshot.left(&id(name))), "one lease tells of all");
+    // It is asked for once more, in case that its revocation was under way.
+    assert_eq!(watching.fake.requests().lease_questions, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_next_goes_on_with_the_same_question() {
+    let mut watching = Watching::of(&["a"]).await;
+    watching.delete("a");
+    let (change, dropped) = watching.next_by_bits(Duration::from_millis(1)).await;
+    assert!(change.snapshot.is_empty() && change.snapshot.left(&id("a")));
+    assert!(dropped >= 50, "the answers take a tenth of a second: {dropped}");
+    assert_eq!(watching.fake.requests().lease_questions, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_answer_it_counts_as_dead_after_a_second_however_often_it_is_dropped() {
+    for bit in [Duration::from_millis(10), Duration::from_secs(60)] {
+        let mut watching = Watching::of(&["a"]).await;
+        watching.fake.hold_lease_questions(true);
+        watching.delete("a");
+        let begun = Instant::now();
+        let (change, _) = watching.next_by_bits(bit).await;
+        assert!(change.snapshot.is_empty() && !change.snapshot.left(&id("a")));
+        assert!((900..1200).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        assert_eq!(watching.fake.requests().lease_questions, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
+    let mut watching = Watching::of(&["a"]).await;
+    watching.fake.revoke_all();
+    let change = watching.next().await;
+    assert!(change.snapshot.is_empty() && !change.snapshot.left(&id("a")));
+    let mut watching = Watching::of(&["a"]).await;
+    watching.fake.put("s/b", r#"{"Op":0,"Addr":"10.0.0.1:2","Metadata":null}"#);
+    assert_eq!(watching.next().await.snapshot.len(), 2);
+    watching.fake.wipe();
+    // First it becomes stale.
+    let change = loop {
+        let change = watching.next().await;
+        if change.snapshot.is_empty() {
+            break change;
+        }
+    };
+    assert_eq!(change.snapshot.epoch().get(), 1);
+    assert!(!change.snapshot.left(&id("a")) && !change.snapshot.left(&id("b")));
+}
