@@ -6,6 +6,7 @@
 mod eviction;
 mod own_writes;
 mod removal;
+mod withdrawal;
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -20,7 +21,7 @@ use enlist::{
     feed::FeedReader,
     observation::Look,
     reconcile::{self, Found, Observation, Step},
-    registration::{Desired, Goal},
+    registration::{Desired, Goal, Shown},
     slots::{Approach, Claim},
 };
 use tokio::sync::watch;
@@ -127,6 +128,8 @@ enum Pause {
     Evicted,
     /// Another registration has the key.
     Superseded(Record),
+    /// The instance is not to be shown for now, and is not; so the key was at the revision.
+    Withdrawn(Revision),
 }
 
 impl Registrar {
@@ -215,6 +218,14 @@ impl Registrar {
                         Disturbance::Superseded => return Some(self),
                         Disturbance::Gone => self.known = Known::Absent,
                         _ => {}
+                    }
+                }
+                Ok(Pause::Withdrawn(at)) => {
+                    self.backoff.reset();
+                    changed = false;
+                    if self.wait_until_shown(&claim, at).await.is_superseded() {
+                        self.give_way();
+                        return Some(self);
                     }
                 }
                 Ok(Pause::Evicted) => {
@@ -380,13 +391,16 @@ impl Registrar {
         let session = Arc::clone(&self.session);
         let desired = self.driver.desired();
         self.wanted = desired.generation;
+        let mut at = None;
         let record = match std::mem::take(&mut self.known) {
             Known::Unknown => {
                 let _turn = tokio::select! {
                     turn = session.reads.acquire() => turn,
                     () = self.driver.unwanted() => return Ok(Pause::None),
                 };
-                session.conn.get(&key).await.map_err(|failure| self.failed(failure))?.0
+                let (record, read) = session.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
+                at = Some(read);
+                record
             }
             Known::Absent => None,
             Known::AsStored => self.writes.stored().cloned(),
@@ -405,12 +419,18 @@ impl Registrar {
             self.former = None;
         }
         self.gone = record.is_none();
+        if self.gone && std::mem::take(&mut self.writes.withdrawing) {
+            self.disown();
+        }
         if let (true, Some(record)) = (own, &record) {
             // Also by a write whose answer was lost.
             self.writes.entitlement.stored();
             self.writes.renew(record);
         } else if std::mem::take(&mut self.gave_way) {
             self.disown();
+        }
+        if desired.shown == Shown::Withdrawn {
+            return self.withdraw(record.filter(|_| own), at).await;
         }
         let (mine, entitlement) = (self.writes.mine(), self.writes.entitlement);
         let mut step = reconcile::step(found.as_ref(), mine, entitlement, lease, desired.generation, &self.options);
@@ -504,7 +524,7 @@ impl Registrar {
                     self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
-                self.gone = false;
+                (self.gone, self.writes.withdrawing) = (false, false);
                 self.driver.report_lease(lease);
                 self.driver.report_stored(*generation, revision);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };

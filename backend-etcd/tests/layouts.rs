@@ -5,12 +5,22 @@
 mod common;
 mod fixture;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::ready,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use common::EtcdHarness;
 use enlist::{
-    Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode, LockName,
-    LockOptions, Migration, Namespace, RegisterOptions, Registry, Resolver, ServiceName, ServiceRef, Side,
+    Deregistered, Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode,
+    LockName, LockOptions, Migration, Namespace, OnDelete, RegisterOptions, RegistrationState, Registry, Resolver,
+    ServiceName, ServiceRef, Side,
     lock::{Place, Standing},
     standing,
 };
@@ -102,7 +112,8 @@ fn with_protocol(instance: &Instance, protocol: Option<&str>) -> Instance {
         })
         .collect();
     let bare = Instance::new(instance.id().clone(), endpoints).unwrap().with_weight(instance.weight());
-    let bare = bare.with_version(instance.version().unwrap_or_default());
+    let bare = bare.with_version(instance.version().unwrap_or_default()).with_zone(instance.zone().unwrap_or_default());
+    let bare = bare.with_health(instance.health());
     instance.metadata().iter().fold(bare, |all, (key, value)| all.with_metadata(key, value))
 }
 
@@ -282,8 +293,6 @@ async fn an_update_that_a_layout_cannot_carry_is_refused() {
     let registration = etcd.register(&service, instance.clone(), RegisterOptions::new()).await.unwrap();
     let refused = soon("refused", registration.update(|draft| _ = draft.weight(7))).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
-    let refused = registration.health_check(Duration::from_secs(1), || async { Health::Serving });
-    assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     assert_eq!(*registration.instance(), instance);
     let update = registration.update(|draft| _ = draft.metadata("k", "v"));
     soon("stored", update).await.unwrap();
@@ -295,6 +304,51 @@ async fn an_update_that_a_layout_cannot_carry_is_refused() {
         if back { Ok(()) } else { Err(found) }
     })
     .await;
+}
+
+/// Where the layout has no health, a failing check removes the key, and a passing one creates it again under the same lease.
+#[tokio::test]
+async fn a_failing_health_check_withdraws_the_instance_of_a_layout_without_health() {
+    let server = EtcdServer::start().await;
+    let etcd = Etcd::builder([server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
+    let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
+    // A removal of its own is no eviction.
+    let options = RegisterOptions::new().on_delete(OnDelete::Respect);
+    let registration = etcd.register(&service, instance, options).await.unwrap();
+    let raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let stored = async || raw.clone().get("s/a", None).await.unwrap().take_kvs().pop();
+    let before = stored().await.unwrap();
+    let healthy = Arc::new(AtomicBool::new(false));
+    let check = {
+        let healthy = Arc::clone(&healthy);
+        move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
+    };
+    registration.health_check(Duration::from_millis(50), check).unwrap();
+    let withdrawn = async || {
+        eventually("it is withdrawn", || async {
+            match registration.state() {
+                RegistrationState::Withdrawn => Ok(()),
+                state => Err(state),
+            }
+        })
+        .await;
+        assert!(stored().await.is_none());
+    };
+    withdrawn().await;
+    // What is changed meanwhile is stored once it is shown again.
+    let mut update = pin!(registration.update(|draft| _ = draft.metadata("k", "v")));
+    assert!(futures::poll!(&mut update).is_pending());
+    healthy.store(true, Ordering::SeqCst);
+    let revision = soon("stored", update).await.unwrap();
+    let after = stored().await.unwrap();
+    assert!(after.value_str().unwrap().contains(r#""k":"v""#), "{after:?}");
+    assert_eq!((after.lease(), after.mod_revision().unsigned_abs()), (before.lease(), revision.get()));
+    assert!(after.create_revision() > before.create_revision());
+    healthy.store(false, Ordering::SeqCst);
+    withdrawn().await;
+    assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert!(stored().await.is_none());
 }
 
 /// The largest value that is accepted is stored, changed, and stored again after its lease was lost.

@@ -92,6 +92,7 @@ impl Told {
             RegistrationState::Suspect { cause } => ("suspect", None, Some(cause)),
             RegistrationState::Reregistering { cause } => ("reregistering", None, Some(cause)),
             RegistrationState::Superseded { cause } => ("superseded", None, Some(cause)),
+            RegistrationState::Withdrawn => ("withdrawn", None, None),
             RegistrationState::Refused { cause } => ("refused", None, Some(cause)),
             _ => ("ended", None, None),
         };

@@ -13,10 +13,12 @@ use crate::{
     error::Error,
     feed::{Feed, ServiceWatcher},
     freshness::Freshness,
-    instance::{Entry, Instance, Presence},
+    instance::{Entry, Health, Instance, Presence},
     lease::Lease,
     name::{InstanceId, Namespace, ServiceName, ServiceRef},
-    registration::{Deregistered, Goal, Registration, RegistrationDriver, RegistrationState, registration},
+    registration::{
+        Deregistered, Desired, Goal, Registration, RegistrationDriver, RegistrationState, Shown, registration,
+    },
     registry::{Evicted, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, Revision},
@@ -467,9 +469,18 @@ impl Publisher {
 
     /// Brings all sides to what is desired.
     fn update(&mut self, generation: u64) -> Updating {
-        let instance = self.driver.desired().instance;
+        let Desired { instance, shown, .. } = self.driver.desired();
         let each = self.sides.iter().zip(&self.held).map(|(side, held)| {
-            let target = side.written(&instance, self.own);
+            let mut target = side.written(&instance, self.own);
+            let mut shown = shown;
+            if shown == Shown::Withdrawn {
+                // A side that can says it instead.
+                let unwell = side.written(&(*instance).clone().with_health(Health::NotServing), self.own);
+                if unwell.health() == Health::NotServing && held.checker()(&unwell).is_ok() {
+                    (target, shown) = (unwell, Shown::Yes);
+                }
+            }
+            held.show(shown);
             held.update(move |draft| draft.make_equal(&target))
         });
         let each = try_join_all(each);
@@ -508,11 +519,12 @@ fn worst(states: impl Iterator<Item = RegistrationState>) -> RegistrationState {
     let badness = |state: &RegistrationState| match state {
         RegistrationState::Registered { .. } => 0,
         RegistrationState::Suspect { .. } => 1,
-        RegistrationState::Registering { .. } => 2,
-        RegistrationState::Reregistering { .. } => 3,
-        RegistrationState::Superseded { .. } => 4,
-        RegistrationState::Refused { .. } => 5,
-        RegistrationState::Ended => 6,
+        RegistrationState::Withdrawn => 2,
+        RegistrationState::Registering { .. } => 3,
+        RegistrationState::Reregistering { .. } => 4,
+        RegistrationState::Superseded { .. } => 5,
+        RegistrationState::Refused { .. } => 6,
+        RegistrationState::Ended => 7,
     };
     states.max_by_key(badness).unwrap_or(RegistrationState::Ended)
 }

@@ -58,6 +58,8 @@ pub enum RegistrationState {
         /// [`Error::NotOwner`], with the lease of the other one.
         cause: Error,
     },
+    /// Removed because its health check fails, in a store that holds no health; it is registered again when one passes.
+    Withdrawn,
     /// Not published for a reason that somebody has to mend; it is tried again at a slow pace.
     Refused {
         /// The reason.
@@ -94,16 +96,30 @@ pub enum Goal {
     Abandoned,
 }
 
+/// For backends whose layouts may have no health: the part of an instance's health that is its presence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "an instance is in the store or not")]
+pub enum Shown {
+    /// The instance is to be in the store.
+    #[default]
+    Yes,
+    /// It is not, for now: its health check fails, and the store cannot say so in another way. The backend removes it, reports
+    /// [`RegistrationState::Withdrawn`], and keeps its claim on the id. Never in a store that holds [`Health::NotServing`].
+    Withdrawn,
+}
+
 /// The desired state.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Desired {
     /// The instance as it should be.
     pub instance: Arc<Instance>,
-    /// Counts the changes of `instance`.
+    /// Counts the changes of `instance` and `shown`.
     pub generation: u64,
     /// What is to become of it.
     pub goal: Goal,
+    /// Its presence as long as the goal is [`Goal::Present`].
+    pub shown: Shown,
 }
 
 #[derive(Clone, Debug)]
@@ -160,7 +176,7 @@ impl fmt::Debug for Shared {
 
 /// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
 pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
-    let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present };
+    let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present, shown: Shown::Yes };
     let state = RegistrationState::Registering { last: None };
     let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
@@ -240,6 +256,11 @@ impl Registration {
         C: Future<Output = Health> + Send + 'static,
     {
         self.handle.health_check(interval, check)
+    }
+
+    /// Wants the instance in the store or not, without a change of it.
+    pub(crate) fn show(&self, shown: Shown) {
+        health::show(self.shared(), shown);
     }
 
     /// Says whether the store can hold an instance, for as long as the session lives.
@@ -326,6 +347,7 @@ impl Registration {
             RegistrationState::Registered { .. }
             | RegistrationState::Suspect { .. }
             | RegistrationState::Reregistering { .. }
+            | RegistrationState::Withdrawn
             | RegistrationState::Superseded { .. } => Ok(self),
         }
     }
@@ -555,6 +577,7 @@ impl RegistrationDriver {
             S::Superseded { cause } => {
                 tracing::warn!(%service, %instance, cause = %with_causes(cause), "registration superseded");
             }
+            S::Withdrawn => tracing::warn!(%service, %instance, "instance withdrawn, its health check fails"),
             S::Refused { cause } => {
                 tracing::error!(%service, %instance, cause = %with_causes(cause), "registration refused");
             }
@@ -631,7 +654,7 @@ fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
         | (S::Reregistering { cause: a }, S::Reregistering { cause: b })
         | (S::Superseded { cause: a }, S::Superseded { cause: b })
         | (S::Refused { cause: a }, S::Refused { cause: b }) => text(a) == text(b),
-        (S::Ended, S::Ended) => true,
+        (S::Withdrawn, S::Withdrawn) | (S::Ended, S::Ended) => true,
         _ => false,
     }
 }

@@ -41,7 +41,7 @@ pub enum Carried {
 
 impl Carried {
     /// All of them: what a native layout carries.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Id,
         Self::Owner,
         Self::Term,

@@ -25,6 +25,7 @@ macro_rules! each_case {
             register::an_update_that_is_too_large_changes_nothing [Details]
             register::an_instance_that_is_too_large_once_written_is_refused [Details]
             register::a_health_check_drives_the_health [Details]
+            register::a_failing_health_check_keeps_calls_away []
             register::a_live_id_is_refused_to_another_process [Id Owner]
             register::a_live_id_is_refused_within_the_process [Id]
             register::after_a_take_over_a_refusal_names_the_revision_of_the_other [Id Weight]

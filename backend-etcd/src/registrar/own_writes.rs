@@ -20,6 +20,8 @@ const MAX_UNKNOWN: usize = 32;
 #[derive(Default)]
 pub(super) struct OwnWrites {
     pub(super) entitlement: Entitlement,
+    /// The key may have been removed, or may yet be, because the instance was not to be shown: its absence is no eviction.
+    pub(super) withdrawing: bool,
     stored: Option<Stored>,
     /// Writes whose answer was lost.
     unknown: Vec<Sent>,

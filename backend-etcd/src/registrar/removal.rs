@@ -156,7 +156,7 @@ struct Looked {
 }
 
 /// Waits for the proof that a late claim is impossible, if there is one to wait for.
-async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
+pub(super) async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
     match impossible {
         Some(impossible) => impossible.proved(session).await,
         None => std::future::pending().await,

@@ -89,8 +89,8 @@ impl InstanceHandle {
     /// again; [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
     /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that is
     /// mended; [`Error::Closed`] once the registration has ended; [`Error::Conflict`], and nothing changes, if `change` was overtaken 64 times: it
-    /// updates the instance itself, or takes very long. Without an answer from the store the future waits on: put a deadline
-    /// on it where that matters.
+    /// updates the instance itself, or takes very long. Without an answer from the store, and while the instance is
+    /// [`Withdrawn`](RegistrationState::Withdrawn), the future waits on: put a deadline on it where that matters.
     ///
     /// # Cancel safety
     ///
@@ -148,13 +148,15 @@ impl InstanceHandle {
 
     /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
     ///
+    /// In a store that cannot hold a health, a check that finds anything but [`Health::Serving`] removes the instance
+    /// ([`Withdrawn`](RegistrationState::Withdrawn)), and one that passes registers it again. It keeps its id and its lease meanwhile.
+    ///
     /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
     /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Unsupported`] if the store cannot hold a health;
-    /// [`Error::Closed`] outside a runtime, and once the registration has ended.
+    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime, and once the registration has ended.
     pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
     where
         F: Fn() -> C + Send + Sync + 'static,
@@ -163,7 +165,7 @@ impl InstanceHandle {
         if interval.is_zero() {
             return Err(Error::invalid_config("interval", "it must be above zero"));
         }
-        self.shared.check(&(*self.instance()).clone().with_health(Health::NotServing))?;
+        let carrier = health::Carrier::of(&self.shared)?;
         if self.shared.has_ended() {
             return Err(Error::Closed);
         }
@@ -171,7 +173,7 @@ impl InstanceHandle {
         let stop = checks.stop_signal();
         let shared = Arc::clone(&self.shared);
         checks.spawn("health check", async move {
-            stop.run_until_cancelled(health::drive(&shared, interval, check)).await;
+            stop.run_until_cancelled(health::drive(&shared, carrier, interval, check)).await;
         })
     }
 }

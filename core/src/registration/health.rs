@@ -2,11 +2,32 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use super::{Goal, Shared};
-use crate::{instance::Health, task::caught};
+use super::{Goal, Shared, Shown};
+use crate::{error::Error, instance::Health, task::caught};
+
+/// The place of a health in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carrier {
+    /// The instance says it.
+    Instance,
+    /// The instance is there or not.
+    Presence,
+}
+
+impl Carrier {
+    /// Finds out what the store can hold.
+    pub(super) fn of(shared: &Shared) -> Result<Self, Error> {
+        let instance = Arc::clone(&shared.desired.borrow().instance);
+        match shared.check(&(*instance).clone().with_health(Health::NotServing)) {
+            Ok(()) => Ok(Self::Instance),
+            Err(Error::Unsupported { .. }) => Ok(Self::Presence),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 /// Runs `check` every `interval` and wants what it finds stored, until the registration ends.
-pub(super) async fn drive<C>(shared: &Shared, interval: Duration, check: impl Fn() -> C)
+pub(super) async fn drive<C>(shared: &Shared, carrier: Carrier, interval: Duration, check: impl Fn() -> C)
 where
     C: Future<Output = Health>,
 {
@@ -20,7 +41,10 @@ where
         }
         panicked = found.is_err();
         let health = found.map_or(Health::NotServing, |found| found.unwrap_or(Health::NotServing));
-        set(shared, health);
+        match carrier {
+            Carrier::Instance => set(shared, health),
+            Carrier::Presence => show(shared, if health == Health::Serving { Shown::Yes } else { Shown::Withdrawn }),
+        }
         tokio::time::sleep(interval).await;
     }
 }
@@ -38,10 +62,49 @@ fn set(shared: &Shared, health: Health) {
     });
 }
 
+/// Wants the instance in the store or not.
+pub(super) fn show(shared: &Shared, shown: Shown) {
+    shared.desired.send_if_modified(|desired| {
+        let changes = desired.goal == Goal::Present && desired.shown != shown;
+        if changes {
+            desired.shown = shown;
+            desired.generation += 1;
+        }
+        changes
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::registration::tests::pair;
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_health_in_the_store_a_failing_check_withdraws_the_instance() {
+        let (registration, mut driver) = pair();
+        driver.accept_only(|instance| match instance.health() {
+            Health::Serving => Ok(()),
+            _ => Err(Error::Unsupported { what: "health".to_owned() }),
+        });
+        let checks = std::sync::atomic::AtomicU32::new(0);
+        let check = move || {
+            let number = checks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            // It flaps every ten checks.
+            std::future::ready(if (number / 10).is_multiple_of(2) { Health::NotServing } else { Health::Serving })
+        };
+        registration.health_check(Duration::from_secs(1), check).unwrap();
+        for (shown, generation) in [(Shown::Withdrawn, 2), (Shown::Yes, 3), (Shown::Withdrawn, 4)] {
+            driver.changed().await;
+            let desired = driver.desired();
+            assert_eq!((desired.shown, desired.generation), (shown, generation), "one change each time");
+            assert_eq!(desired.instance.health(), Health::Serving);
+        }
+        // What is changed meanwhile is not stored yet.
+        let update = registration.update(|draft| _ = draft.weight(7));
+        driver.report(crate::RegistrationState::Withdrawn);
+        assert!(tokio::time::timeout(Duration::from_secs(1), update).await.is_err());
+        assert_eq!(driver.desired().instance.weight(), 7);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_health_check_drives_the_health_and_a_stuck_one_counts_as_failing() {

@@ -1,6 +1,14 @@
 //! Registering, updating and leaving while the store is well.
 
-use std::{pin::pin, time::Duration};
+use std::{
+    future::ready,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use enlist::{
     BackoffPolicy, Deregistered, Endpoint, Error, Event, Health, Instance, LeaseChoice, Moment, OnConflict, Owner,
@@ -218,6 +226,42 @@ pub async fn a_health_check_drives_the_health(h: &impl Harness) {
     let a = register(h, &server, &service, "a").await;
     a.health_check(Duration::from_millis(50), || async { Health::NotServing }).unwrap();
     only(&server, &service, |entry| entry.instance().health() == Health::NotServing).await;
+}
+
+pub async fn a_failing_health_check_keeps_calls_away(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let healthy = Arc::new(AtomicBool::new(true));
+    let check = || {
+        let healthy = Arc::clone(&healthy);
+        move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
+    };
+    let no_calls = || async {
+        eventually("it takes no calls", || async {
+            let snapshot = client.resolve(&service).await.map_err(|error| format!("{error:?}"))?;
+            let takes_calls = snapshot.entries().any(|entry| entry.instance().health() == Health::Serving);
+            if takes_calls { Err(format!("{snapshot:?}")) } else { Ok(()) }
+        })
+        .await;
+    };
+    let a = register(h, &server, &service, "a").await;
+    a.health_check(Duration::from_millis(50), check()).unwrap();
+    for _ in 0..3 {
+        healthy.store(false, Ordering::SeqCst);
+        no_calls().await;
+        healthy.store(true, Ordering::SeqCst);
+        only(&client, &service, |entry| entry.instance().health() == Health::Serving).await;
+    }
+    soon("deregistered", a.deregister()).await.unwrap();
+    assert!(resolve(&*client, &service).await.is_empty());
+    // Also one that leaves while its check fails, and is made anew.
+    let a = register(h, &server, &service, "a").await;
+    healthy.store(false, Ordering::SeqCst);
+    a.health_check(Duration::from_millis(50), check()).unwrap();
+    no_calls().await;
+    soon("deregistered", a.deregister()).await.unwrap();
+    assert!(resolve(&*client, &service).await.is_empty());
+    let _a = register(h, &server, &service, "a").await;
+    listed(&client, &service, &["a"]).await;
 }
 
 pub async fn a_live_id_is_refused_to_another_process(h: &impl Harness) {

@@ -1,0 +1,74 @@
+//! An instance that is not to be shown for now, because its health check fails and its layout has no health: its key is removed under a
+//! guard, and created again under the same lease when the check passes. Compare [`super::removal`], which is for good.
+
+use std::sync::Arc;
+
+use enlist::{Error, RegistrationState, Revision, backoff::spread, slots::Claim};
+
+use super::{Disturbance, Known, Pause, Registrar, SLOW, removal::proved};
+use crate::{connection::Written, lease, record::Record, sweep::shows, writes::Guard};
+
+impl Registrar {
+    /// Removes the key, if it is `own`. It was read at the revision `at`, if it had to be read.
+    pub(super) async fn withdraw(&mut self, own: Option<Record>, at: Option<Revision>) -> Result<Pause, Error> {
+        let at = match (own, at) {
+            (Some(own), _) => {
+                self.writes.withdrawing = true;
+                match self.session.conn.delete(&own.key, Guard::Modified(own.modified)).await {
+                    Ok(Written::Done(at)) => {
+                        self.session.note_departure();
+                        at
+                    }
+                    Ok(Written::Refused(record)) => {
+                        self.known = record.into();
+                        return Ok(Pause::None);
+                    }
+                    Err(failure) => return Err(self.failed(failure)),
+                }
+            }
+            (None, Some(at)) => at,
+            // It is only believed not to be there. The next look is at the key itself.
+            (None, None) => return Ok(Pause::None),
+        };
+        (self.gone, self.writes.withdrawing) = (true, false);
+        // Its absence is no eviction, and nothing is under its lease that is to be moved.
+        self.disown();
+        self.writes.forget_changes();
+        self.ward = None;
+        self.driver.report(RegistrationState::Withdrawn);
+        Ok(Pause::Withdrawn(at))
+    }
+
+    /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that is done meanwhile is
+    /// noticed.
+    pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> Disturbance {
+        let session = Arc::clone(&self.session);
+        let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
+        let key = unknown.and_then(|lease| self.key(lease).ok());
+        let mut proof = self.writes.late_claim().cloned();
+        loop {
+            let late = async {
+                match &key {
+                    Some(key) => shows(&session, key, Some((None, at)), |record| self.writes.is_own(record)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = claim.superseded() => return Disturbance::Superseded,
+                () = self.driver.changed() => {
+                    if key.is_none() {
+                        self.known = Known::Absent;
+                    }
+                    return Disturbance::Wanted;
+                }
+                () = proved(&session, proof.as_mut()) => {
+                    self.writes.impossible();
+                    return Disturbance::Look;
+                }
+                () = late => return Disturbance::Look,
+                () = tokio::time::sleep(SLOW + spread(SLOW / 4)), if key.is_some() => return Disturbance::Look,
+                () = lease::unusable(self.lease.as_ref()) => self.lease = None,
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Instances that are withdrawn while their health check fails, in a layout without health, when etcd is late.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{
+    Deregistered, Endpoint, Health, Instance, InstanceId, Migration, OnDelete, RegisterOptions, Registration,
+    RegistrationState, Registry, ServiceRef, Side,
+};
+use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
+use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Checked {
+    fake: FakeEtcd,
+    _etcd: Etcd,
+    registration: Registration,
+    healthy: Arc<AtomicBool>,
+}
+
+impl Checked {
+    /// A registration that is checked every second.
+    async fn start() -> Self {
+        let fake = FakeEtcd::start();
+        let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+        let (etcd, service) = (builder.layout(EtcdNaming::default()).build().unwrap(), ServiceRef::parse("s").unwrap());
+        let endpoint = Endpoint::new("10.0.0.1", 80).unwrap();
+        let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
+        let options = RegisterOptions::new().on_delete(OnDelete::Respect);
+        let registration = soon("registered", etcd.register(&service, instance, options)).await.unwrap();
+        let healthy = Arc::new(AtomicBool::new(true));
+        let check = {
+            let healthy = Arc::clone(&healthy);
+            move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
+        };
+        registration.health_check(SECOND, check).unwrap();
+        Self { fake, _etcd: etcd, registration, healthy }
+    }
+
+    fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy, Ordering::SeqCst);
+    }
+
+    fn is_stored(&self) -> bool {
+        !self.fake.under(b"s/").is_empty()
+    }
+
+    async fn until(&self, wanted: impl Fn(&RegistrationState) -> bool) {
+        let mut states = self.registration.states();
+        // Paused time: longer than any retry.
+        let read = async { while !wanted(&states.next().await.unwrap()) {} };
+        tokio::time::timeout(600 * SECOND, read).await.expect("the state comes about");
+    }
+}
+
+fn is_withdrawn(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Withdrawn)
+}
+
+fn is_registered(state: &RegistrationState) -> bool {
+    matches!(state, RegistrationState::Registered { .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_change_of_the_health_is_one_write_under_the_same_lease_and_no_read() {
+    let checked = Checked::start().await;
+    checked.until(is_registered).await;
+    checked.fake.forget_requests();
+    for _ in 0..20 {
+        checked.set_healthy(false);
+        checked.until(is_withdrawn).await;
+        assert!(!checked.is_stored());
+        checked.set_healthy(true);
+        checked.until(is_registered).await;
+        assert!(checked.is_stored());
+    }
+    let requests = checked.fake.requests();
+    assert_eq!((requests.txns, requests.grants), (40, 0), "{requests:?}");
+    // The probe of a quiet session, and a look at the key that is created first.
+    assert!(requests.ranges <= 30, "{requests:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_is_done_late_does_not_remove_what_is_shown_again() {
+    let checked = Checked::start().await;
+    checked.until(is_registered).await;
+    checked.fake.lie(Lie::LateTxn(30 * SECOND));
+    checked.set_healthy(false);
+    checked.until(|state| matches!(state, RegistrationState::Suspect { .. })).await;
+    checked.set_healthy(true);
+    checked.until(is_registered).await;
+    tokio::time::sleep(120 * SECOND).await;
+    assert!(matches!(checked.fake.late_writes()[..], [Ok(_)]), "{:?}", checked.fake.late_writes());
+    assert!(checked.is_stored() && is_registered(&checked.registration.state()), "{:?}", checked.registration.state());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_done_late_shows_nobody_whose_check_fails() {
+    let checked = Checked::start().await;
+    checked.set_healthy(false);
+    checked.until(is_withdrawn).await;
+    checked.fake.lie(Lie::LateTxn(30 * SECOND));
+    checked.set_healthy(true);
+    checked.until(|state| matches!(state, RegistrationState::Reregistering { .. })).await;
+    checked.set_healthy(false);
+    checked.until(is_withdrawn).await;
+    tokio::time::sleep(120 * SECOND).await;
+    assert_eq!(checked.fake.late_writes().len(), 1, "it was done, or refused, by now");
+    assert!(!checked.is_stored() && is_withdrawn(&checked.registration.state()), "{:?}", checked.registration.state());
+    checked.set_healthy(true);
+    checked.until(is_registered).await;
+    assert!(checked.is_stored());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_side_of_a_migration_says_that_a_check_fails_as_it_can() {
+    let fake = FakeEtcd::start();
+    let client = || Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
+    let native = Side::new(Arc::new(client().build().unwrap()));
+    let naming = Side::new(Arc::new(client().layout(EtcdNaming::default()).build().unwrap()));
+    let both = Migration::new(native).and(naming);
+    let endpoint = Endpoint::new("10.0.0.1", 80).unwrap();
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
+    let service = ServiceRef::parse("s").unwrap();
+    let registration = soon("registered", both.register(&service, instance, RegisterOptions::new())).await.unwrap();
+    let healthy = Arc::new(AtomicBool::new(true));
+    let check = {
+        let healthy = Arc::clone(&healthy);
+        move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
+    };
+    registration.health_check(SECOND, check).unwrap();
+    // The native side says it, the other one says nothing.
+    let stored = || {
+        let native = fake.under(b"enlist/services/").pop().map(|(_, value)| String::from_utf8(value).unwrap());
+        (native.map(|value| value.contains("not_serving")), fake.under(b"s/").len())
+    };
+    for expected in [(Some(false), 1), (Some(true), 0), (Some(false), 1), (Some(true), 0)] {
+        healthy.store(expected.1 == 1, Ordering::SeqCst);
+        eventually("both say it", || async {
+            let state = (stored(), is_withdrawn(&registration.state()));
+            if state == (expected, expected.1 == 0) { Ok(()) } else { Err(state) }
+        })
+        .await;
+    }
+    assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    assert_eq!(stored(), (None, 0));
+}
