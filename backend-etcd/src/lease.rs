@@ -14,7 +14,7 @@ use std::{
 };
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, LeaseTerms, Moment, TaskOwner,
+    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, LeaseTerms, Moment, Revision, TaskOwner,
     error::with_causes,
     registry::whole_seconds,
     telemetry::{Timer, measured},
@@ -23,7 +23,10 @@ use etcd_client::LeaseGrantOptions;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{connection::Connection, error::Failure};
+use crate::{
+    connection::{Connection, header_revision},
+    error::Failure,
+};
 
 /// The most keys that share a lease. Revoking one is one revision, and a revision of 100,000 keys chokes watchers.
 const MAX_KEYS: usize = 1000;
@@ -33,6 +36,9 @@ const MAX_REPLY: Duration = Duration::from_secs(2);
 
 /// How many leases that are not shared are granted at a time. While etcd is silent no more tasks than these wait for it.
 const MAX_GRANTS: usize = 16;
+
+/// TTL of a lease that is granted for the revision at which that is done. It is revoked at once, if that arrives.
+const PROOF_TTL: Duration = Duration::from_secs(5);
 
 /// What a lease is for; locks never share one with registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -190,6 +196,8 @@ struct Leased {
     granted: HashSet<LeaseId>,
     /// Those of them that fixed instances are created under, and then detached from.
     detaching: HashSet<LeaseId>,
+    /// Number of times that the store was seen to have gone back.
+    rollbacks: u64,
 }
 
 /// A shared lease that can be used, or the outcome to wait for.
@@ -218,13 +226,13 @@ impl Leases {
         locked(&self.leased).granted.iter().copied().collect()
     }
 
-    /// Takes a lease out of use, because a write of unknown outcome may yet create a key under it. It is revoked once nobody holds
-    /// it any more; after that such a write is refused, whenever it arrives.
+    /// Takes a lease out of use, because keys may be, or may yet be created, under it that are not wanted. It is revoked once nobody holds
+    /// it any more; after that a late write is refused, whenever it arrives.
     pub(crate) fn retire(&self, lease: &Arc<Lease>) {
         if lease.retired.swap(true, Ordering::AcqRel) {
             return;
         }
-        tracing::info!(lease = lease.id.get(), "lease retired, a write under it may yet be done");
+        tracing::info!(lease = lease.id.get(), "lease retired, keys may be under it that are not wanted");
         for pool in locked(&self.leased).pools.values_mut() {
             pool.leases.retain(|pooled| !Arc::ptr_eq(pooled, lease));
         }
@@ -235,6 +243,40 @@ impl Leases {
             }
             lives
         });
+    }
+
+    /// Number of times that the store was seen to have gone back, see [`store_went_back`](Self::store_went_back).
+    pub(crate) fn rollbacks(&self) -> u64 {
+        locked(&self.leased).rollbacks
+    }
+
+    /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session has removed since
+    /// may be under them again. Registrations move to other leases; the leases of locks are revoked, because what their guards believe
+    /// is of a history that is lost. `noted`: the [rollbacks](Self::rollbacks) at the time of what showed this one; a later one is known
+    /// already.
+    pub(crate) fn store_went_back(&self, tasks: &TaskOwner, noted: u64) {
+        let mut leased = locked(&self.leased);
+        if leased.rollbacks != noted {
+            return;
+        }
+        leased.rollbacks += 1;
+        let pooled = |((purpose, _), pool): (&PoolKey, &mut Pool)| {
+            let purpose = *purpose;
+            std::mem::take(&mut pool.leases).into_iter().map(move |lease| (purpose, lease)).collect::<Vec<_>>()
+        };
+        let former: Vec<_> = leased.pools.iter_mut().flat_map(pooled).collect();
+        drop(leased);
+        for (purpose, lease) in former {
+            self.retire(&lease);
+            if purpose == Purpose::Lock {
+                let conn = Arc::clone(&self.conn);
+                // After the end of the session its leases are revoked anyway.
+                let _ = tasks.run("revoke", async move {
+                    revoke(&conn, lease.id()).await;
+                    lease.doubt();
+                });
+            }
+        }
     }
 
     /// A lease shared by all of this session that have the same purpose and terms. Whoever asks while none can be used waits for one
@@ -521,6 +563,15 @@ impl Granting {
             }
         }
     }
+}
+
+/// The revision of the store as a write finds it, which, unlike a read, is never stale: the grant of a lease, which is revoked again.
+pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
+    let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
+    let grant = |mut clients: crate::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+    let granted = conn.fast.call("lease grant", grant).await?;
+    revoke(conn, LeaseId::new(granted.id())).await;
+    Ok(header_revision(granted.header()))
 }
 
 /// Revokes a lease; if the store does not answer, it runs out.

@@ -258,14 +258,15 @@ impl Group {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ward(self: Arc<Self>, key: &Arc<[u8]>) -> Ward {
+    /// `epoch`: that of what was known when its watch began, where it is for this key only.
+    fn ward(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> Ward {
         let mut inner = self.inner();
         let (tell, seen) = watch::channel(Seen::Nothing);
         inner.made += 1;
         let number = inner.made;
         inner.wards.insert(Arc::clone(key), (number, tell));
         drop(inner);
-        Ward { key: Arc::clone(key), number, seen, epoch: None, written: None, group: self }
+        Ward { key: Arc::clone(key), number, seen, epoch, written: None, group: self }
     }
 }
 
@@ -364,27 +365,27 @@ impl OwnKeys {
             (Share::Own, single) => {
                 let known =
                     || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified, Begin::Known);
-                Group::start(session, &this.count, single, known)?
+                let group = Group::start(session, &this.count, single, known)?;
+                return Ok(group.ward(&record.key, Some(Epoch::default())));
             }
             (Share::Service, _) => this.shared(session, layout.service_range(service)?)?,
             (Share::Namespace, _) => this.shared(session, namespace()?)?,
         };
-        Ok(group.ward(&record.key))
+        Ok(group.ward(&record.key, None))
     }
 
     /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of several, else by
     /// itself.
     pub(crate) fn place(session: &Arc<Session>, others: Option<&KeyRange>, record: Record) -> Result<Ward, Error> {
         let (this, key) = (&session.own_places, Arc::clone(&record.key));
-        let group = if let Some(range) = others {
-            this.shared(session, range.clone())?
-        } else {
-            let revision = record.modified;
-            Group::start(session, &this.count, None, || {
-                Hub::follow_key(session, &key, Some(record), revision, Begin::Known)
-            })?
-        };
-        Ok(group.ward(&key))
+        if let Some(range) = others {
+            return Ok(this.shared(session, range.clone())?.ward(&key, None));
+        }
+        let revision = record.modified;
+        let group = Group::start(session, &this.count, None, || {
+            Hub::follow_key(session, &key, Some(record), revision, Begin::Known)
+        })?;
+        Ok(group.ward(&key, Some(Epoch::default())))
     }
 
     /// The watch of the next own key of `service`. One of its own counts from then on.

@@ -13,7 +13,10 @@
 //! Each way in which a watch can end is told apart by [`End`]; what follows is decided in [`Worker::run`]. What is shown while there is no
 //! list yet is in [`first_list`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, error::with_causes};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
@@ -82,6 +85,9 @@ enum Relist {
 /// The task that lists and watches one range.
 pub(crate) struct Worker {
     conn: Arc<Connection>,
+    session: Weak<Session>,
+    /// The rollbacks that the session had seen when the store was last known to go on.
+    rollbacks: u64,
     range: KeyRange,
     feed: Arc<Feed<Mirror>>,
     /// What is known; `None` before the first list, or what one member knows.
@@ -115,7 +121,7 @@ pub(crate) struct Worker {
 impl Worker {
     /// One that publishes to `feed`, and begins with what is `known` where that is all of the range.
     pub(crate) fn new(
-        session: &Session,
+        session: &Arc<Session>,
         range: KeyRange,
         feed: Arc<Feed<Mirror>>,
         known: Option<(Mirror, Begin)>,
@@ -124,6 +130,8 @@ impl Worker {
         let probes = mirror.is_none().then(|| session.probes.follow());
         Self {
             conn: Arc::clone(&session.conn),
+            session: Arc::downgrade(session),
+            rollbacks: session.leases.rollbacks(),
             range,
             feed,
             mirror,
@@ -171,6 +179,9 @@ impl Worker {
                     tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
+                    if let Some(session) = self.session.upgrade() {
+                        session.may_have_gone_back(self.seen(), self.rollbacks);
+                    }
                     wanted = Some(Relist::WentBack);
                     Duration::ZERO
                 }
@@ -264,6 +275,9 @@ impl Worker {
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
+            if created && let Some(session) = self.session.upgrade() {
+                self.rollbacks = session.leases.rollbacks();
+            }
             if created && let Some(probes) = &self.probes {
                 if connection.answers_in_order().is_none() {
                     probes.opened();

@@ -20,7 +20,7 @@ use enlist::{
     error::with_causes,
     feed::FeedReader,
     observation::Look,
-    reconcile::{self, Found, Observation, Step},
+    reconcile::{self, Found, Mine, Observation, Step},
     registration::{Desired, Goal, Shown},
     slots::{Approach, Claim},
 };
@@ -92,6 +92,8 @@ pub(crate) struct Registrar {
     wanted: u64,
     /// Number of times that etcd had answered again when the last step began.
     recoveries: u64,
+    /// The rollbacks of the store that the session had seen when the key was last known to be as it was stored.
+    rollbacks: u64,
 }
 
 /// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
@@ -160,6 +162,7 @@ impl Registrar {
             alone: false,
             wanted: 0,
             recoveries: 0,
+            rollbacks: session.leases.rollbacks(),
         })
     }
 
@@ -351,8 +354,13 @@ impl Registrar {
             lease: record.lease,
             owner: self.owner_of(record),
             term: self.layout.term(&record.value),
-            own: self.writes.is_own(record),
+            own: self.writes.is_own(record) || self.is_former(record),
         }
+    }
+
+    /// Returns `true` if this is an earlier write of this registration, which the store was restored to.
+    fn is_former(&self, record: &Record) -> bool {
+        !matches!(self.options.lease, LeaseChoice::Given(_)) && self.writes.is_former(record)
     }
 
     fn owner_of(&self, record: &Record) -> Option<String> {
@@ -422,7 +430,9 @@ impl Registrar {
         if self.gone && std::mem::take(&mut self.writes.withdrawing) {
             self.disown();
         }
-        if let (true, Some(record)) = (own, &record) {
+        // A read may be stale, so what was acknowledged is not forgotten for it.
+        let former = record.as_ref().is_some_and(|record| self.is_former(record));
+        if let (true, Some(record)) = (own && !former, &record) {
             // Also by a write whose answer was lost.
             self.writes.entitlement.stored();
             self.writes.renew(record);
@@ -432,7 +442,8 @@ impl Registrar {
         if desired.shown == Shown::Withdrawn {
             return self.withdraw(record.filter(|_| own), at).await;
         }
-        let (mine, entitlement) = (self.writes.mine(), self.writes.entitlement);
+        let mine = self.writes.mine().map(|mine| if former { Mine { generation: 0, ..mine } } else { mine });
+        let entitlement = self.writes.entitlement;
         let mut step = reconcile::step(found.as_ref(), mine, entitlement, lease, desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
             let Some(observation) = self.observe(*lease).await? else {
@@ -443,12 +454,19 @@ impl Registrar {
         match step {
             Step::Create => self.write(&key, None, Guard::Absent, &desired, lease).await,
             Step::Replace { modified } => {
-                self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await
+                let noted = self.rollbacks;
+                let written = self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await;
+                if former && matches!(written, Ok(Pause::Settled)) {
+                    // The guard proves what was read.
+                    session.store_went_back(noted);
+                }
+                written
             }
             Step::Keep => {
                 let Some(record) = record else { return Ok(Pause::None) };
                 self.driver.report_lease(record.lease.unwrap_or(lease));
                 self.driver.report_stored(desired.generation, record.modified);
+                self.rollbacks = session.leases.rollbacks();
                 self.writes.acknowledge(record, desired.generation);
                 Ok(Pause::Settled)
             }
@@ -527,6 +545,7 @@ impl Registrar {
                 (self.gone, self.writes.withdrawing) = (false, false);
                 self.driver.report_lease(lease);
                 self.driver.report_stored(*generation, revision);
+                self.rollbacks = session.leases.rollbacks();
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 self.writes.acknowledge(record, *generation);
                 self.writes.forget_changes();

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Counters, Error, Moment, TaskOwner, observation::Observations, registration::Departures, slots::Slots};
+use enlist::{
+    BackoffPolicy, Counters, Error, Moment, Revision, TaskOwner, observation::Observations, registration::Departures,
+    slots::Slots,
+};
 use tokio::{
     runtime::Handle,
     sync::{Semaphore, oneshot},
@@ -18,7 +21,7 @@ use crate::{
     connection::Connection,
     handover::Heirs,
     layout::{GuardedLocks, Layout, Part},
-    lease::{Leases, revoke},
+    lease::{self, Leases, revoke},
     malformed::MalformedValues,
     numbers::Numbers,
     own_keys::OwnKeys,
@@ -196,6 +199,34 @@ impl Session {
         if let Some(last) = last {
             tokio::time::sleep(last.remaining(DEPARTURE)).await;
         }
+    }
+
+    /// Notes that a key was found, and written over, as it was before its last acknowledged write: the store was restored to an earlier
+    /// state, see [`Leases::store_went_back`].
+    pub(crate) fn store_went_back(&self, noted: u64) {
+        self.leases.store_went_back(&self.tasks, noted);
+    }
+
+    /// Looks into a read that was answered at a lower revision than `seen`: some releases answer stale reads under stress
+    /// (etcd-io/etcd#20418), so only a write shows that the store went back.
+    pub(crate) fn may_have_gone_back(self: &Arc<Self>, seen: Revision, noted: u64) {
+        let (conn, session) = (Arc::clone(&self.conn), Arc::downgrade(self));
+        let confirm = async move {
+            let mut backoff = BackoffPolicy::default().start();
+            loop {
+                match lease::revision_by_a_write(&conn).await {
+                    Ok(now) if now < seen => break,
+                    Ok(_) => return,
+                    Err(failure) => tracing::debug!(cause = %failure, "not known yet whether the store went back"),
+                }
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            if let Some(session) = session.upgrade() {
+                session.store_went_back(noted);
+            }
+        };
+        // After the end of the session its leases are revoked anyway.
+        let _ = self.tasks.run("rollback", confirm);
     }
 
     /// Ends it in order: instances on given leases are removed, the tasks stop, and the leases are revoked, which removes the other

@@ -161,14 +161,12 @@ async fn certificates_are_replaced_under_running_clients() {
     works(&a, &mut watcher, 3).await;
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
     let refused = eventually("the former files are refused", || async {
-        match former.resolve(&service()).await {
-            Err(refused) => Ok(refused),
-            Ok(_) => {
-                // Over a connection that was made before.
-                end_connections(&proxy).await;
-                Err("it is served")
-            }
+        if let Err(refused) = former.resolve(&service()).await {
+            return Ok(refused);
         }
+        // Over a connection that was made before.
+        end_connections(&proxy).await;
+        Err("it is served")
     })
     .await;
     assert!(format!("{refused:?}").to_lowercase().contains("certificate"), "{refused:?}");

@@ -63,7 +63,7 @@ impl Host {
     fn set_wall_clock(&self, seconds: i64) {
         let before = SystemTime::now();
         self.set_clock(0, seconds);
-        let moved = SystemTime::now().duration_since(before).map_or_else(|error| error.duration(), |moved| moved);
+        let moved = SystemTime::now().duration_since(before).unwrap_or_else(|error| error.duration());
         assert!(moved > Duration::from_secs(3000), "the control: the clock moves by {moved:?}");
     }
 

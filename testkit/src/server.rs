@@ -302,6 +302,28 @@ impl EtcdServer {
         }
     }
 
+    /// Kills it, puts what the file `snapshot` holds in place of its data, with `etcdutl` or `etcdctl`, and starts it again on the same
+    /// ports, as operators do after a disaster. Returns before clients can reach it through anything but its own address.
+    ///
+    /// # Panics
+    ///
+    /// As [`kill`](Self::kill) and [`restart`](Self::restart), if it is no local process, and with a sentence that says what to do, if
+    /// neither tool is there.
+    pub async fn restore(&mut self, snapshot: &Path) {
+        self.kill().await;
+        self.forget().await;
+        let State::Process { directory, .. } = &self.state else { panic!("only a local process can be restored") };
+        let peer = format!("http://127.0.0.1:{}", self.ports.peer);
+        let mut restore = Command::new(restorer());
+        restore.args(["snapshot", "restore"]).arg(snapshot);
+        restore.arg(format!("--data-dir={}", directory.path().join("data").display()));
+        restore.arg(format!("--name={}", self.name)).arg(format!("--initial-cluster={}={peer}", self.name));
+        restore.arg(format!("--initial-advertise-peer-urls={peer}")).env("ETCDCTL_API", "3");
+        let output = restore.output().await.expect("the tool can be started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.restart().await;
+    }
+
     /// Freezes it: it holds its connections and does nothing, until [`resume`](Self::resume).
     ///
     /// # Panics
@@ -386,6 +408,8 @@ impl EtcdServer {
             format!("--initial-cluster={initial}"),
             format!("--initial-cluster-state={}", if existing { "existing" } else { "new" }),
             "--log-level=error".to_owned(),
+            // The other logger of 3.4 ends the process where it has a warning of a read to log.
+            "--logger=zap".to_owned(),
         ];
         arguments.extend(self.options.arguments.iter().cloned());
         arguments
@@ -446,6 +470,27 @@ pub(crate) fn binary() -> PathBuf {
         panic!(
             "these tests need an etcd: run them through `cargo xtask test`, which gets one, or install it (Debian: \
              `apt-get install etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` or ENLIST_TEST_ETCD to the address of one"
+        )
+    })
+}
+
+/// The tool that restores snapshots: given, beside the etcd of the tests, or on the `PATH`. From etcd 3.6 on it is `etcdutl` only.
+///
+/// # Panics
+///
+/// With a sentence that says what to do, if there is none.
+fn restorer() -> PathBuf {
+    let given = env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
+    let binary = binary();
+    let paths = env::var_os("PATH").unwrap_or_default();
+    let mut directories: Vec<PathBuf> =
+        given.iter().chain([&binary]).filter_map(|path| path.parent()).map(Into::into).collect();
+    directories.extend(env::split_paths(&paths));
+    let beside = directories.iter().flat_map(|directory| [directory.join("etcdutl"), directory.join("etcdctl")]);
+    beside.chain(given.clone()).find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!(
+            "these tests restore snapshots with `etcdutl` or `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), beside the \
+             etcd, on the PATH or given by ENLIST_ETCDCTL_BIN"
         )
     })
 }

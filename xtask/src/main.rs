@@ -18,10 +18,10 @@ cargo xtask <command>
 
   test    get protoc and an etcd, then run every test and every example
   interop get Go and etcd's and go-kit's libraries, and run both sides together
-  nemesis [--seed N] [--minutes M] [--replay FILE]
-          random faults against registrations, watchers and locks (default: 10 minutes, another seed each time), or judge the
-          saved record of a failed run again
-  soak    [SECONDS] random faults for that long (default 600), five minutes of `enlist lock` with frozen holders, then the fault
+  nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
+          random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single etcd;
+          members of a cluster are also wiped and added again), or judge the saved record of a failed run again
+  soak    [SECONDS] random faults for that long (default 600), on a single etcd and on a cluster, five minutes of `enlist lock` with frozen holders, then the fault
           tests twenty times in a row
   bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
@@ -88,10 +88,11 @@ fn run(command: &mut Command) -> Result {
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
-const FAULTS: [&str; 13] = [
-    "changed_security",
-    "host",
+const FAULTS: [&str; 14] = [
     "membership",
+    "changed_security",
+    "storage",
+    "host",
     "faults",
     "fake",
     "contenders",
@@ -134,12 +135,19 @@ fn interop() -> Result {
 
 /// A long run of random faults, or what a former one recorded.
 fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
-    let (mut seed, mut minutes) = (None, 10.0);
+    let (mut seed, mut minutes, mut members) = (None, 10.0, Members::One);
     while let Some(flag) = args.next() {
         let value = args.next().ok_or(format!("{flag} needs a value"))?;
         match flag.as_str() {
             "--seed" => seed = Some(value.parse::<u64>()?),
             "--minutes" => minutes = value.parse::<f64>()?,
+            "--members" => {
+                members = match value.as_str() {
+                    "1" => Members::One,
+                    "3" => Members::Three,
+                    _ => return Err("--members is 1 or 3".into()),
+                }
+            }
             "--replay" => {
                 let judge = ["run", "--quiet", "--package", "enlist-testkit", "--bin", "judge", "--", &value];
                 return run(cargo()?.args(judge));
@@ -147,12 +155,22 @@ fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
             _ => return Err(format!("{flag} is no option of nemesis\n\n{HELP}").into()),
         }
     }
-    random_faults(&format!("{:.0}", minutes * 60.0), seed)
+    random_faults(&format!("{:.0}", minutes * 60.0), seed, members)
 }
 
-fn random_faults(seconds: &str, seed: Option<u64>) -> Result {
+/// What random faults happen to.
+#[derive(Clone, Copy)]
+enum Members {
+    One,
+    Three,
+}
+
+fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result {
     let mut command = cargo()?;
     command.args(["test", "--package", "enlist-etcd", "--test", "nemesis", "--", "--nocapture"]);
+    if let Members::Three = members {
+        command.arg("--ignored");
+    }
     command.env("ENLIST_SOAK_SECS", seconds).envs(seed.map(|seed| ("ENLIST_SEED", seed.to_string())));
     run(command.envs(etcd::find()?.variables()))
 }
@@ -161,7 +179,8 @@ fn random_faults(seconds: &str, seed: Option<u64>) -> Result {
 fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl()?;
-    random_faults(seconds, None)?;
+    random_faults(seconds, None, Members::One)?;
+    random_faults(seconds, None, Members::Three)?;
     let locks = ["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"];
     run(cargo()?.args(locks).env("ENLIST_SOAK_SECS", "300").envs(etcd.variables()))?;
     for round in 1..=20 {

@@ -105,6 +105,12 @@ impl OwnWrites {
         })
     }
 
+    /// Returns `true` if this is what this registration wrote before what was acknowledged last: the store was restored to an earlier state.
+    /// Only under a lease that nobody else has.
+    pub(super) fn is_former(&self, record: &Record) -> bool {
+        self.stored().is_some_and(|stored| stored.lease == record.lease && record.modified < stored.modified)
+    }
+
     /// Tells what this registration wrote, as far as it remembers, from what the `occupant` wrote. `has_term`: no two registrations
     /// write the same value.
     pub(super) fn author(&self, record: &Record, has_term: bool, occupant: Occupant) -> Author {
@@ -255,6 +261,17 @@ mod tests {
 
     fn ended(lease: &Arc<Lease>) -> Impossible {
         Impossible::Ended(lease.id())
+    }
+
+    #[test]
+    fn what_was_written_before_the_last_write_shows_a_restored_store() {
+        let mut writes = OwnWrites::default();
+        let at = |modified, lease| Record { modified: Revision::new(modified), ..record("v", lease) };
+        assert!(!writes.is_former(&at(5, LEASE)), "nothing was written");
+        writes.acknowledge(at(7, LEASE), 1);
+        assert!(writes.is_former(&at(5, LEASE)));
+        assert!(!writes.is_former(&at(7, LEASE)) && !writes.is_former(&at(9, LEASE)));
+        assert!(!writes.is_former(&at(5, OTHER)), "another's");
     }
 
     #[test]

@@ -1,0 +1,252 @@
+//! What becomes of etcd's data while clients run: it is restored from a snapshot, defragmented, or lies on a slow disk.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+
+use enlist::{
+    Counter, Event, Lock, LockGuard, LockName, LockOptions, Moment, RegisterOptions, Registration, Registry, Resolver,
+    Snapshot, Watcher,
+};
+use enlist_etcd::Etcd;
+use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, eventually, soon};
+use support::{TTL, instance, raw, register, service};
+
+/// How the revision of the restored store compares with that of the lost one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Restored {
+    /// As the snapshot has it.
+    Lower,
+    /// Others have written by the time that clients are back. Nothing but an audit can tell.
+    Equal,
+    /// As after `etcdutl snapshot restore --bump-revision … --mark-compacted`, which older tools lack.
+    Bumped,
+}
+
+async fn revision(raw: &mut etcd_client::Client) -> i64 {
+    raw.get("\0", None).await.unwrap().header().unwrap().revision()
+}
+
+async fn saved(server: &EtcdServer) -> tempfile::NamedTempFile {
+    use std::io::Write;
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut stream = raw(server).await.snapshot().await.unwrap();
+    while let Some(part) = stream.message().await.unwrap() {
+        file.write_all(part.blob()).unwrap();
+    }
+    file
+}
+
+fn weights(snapshot: &Snapshot) -> BTreeMap<String, u32> {
+    let instances = snapshot.entries().map(|entry| entry.instance());
+    instances.map(|instance| (instance.id().to_string(), instance.weight())).collect()
+}
+
+async fn weigh(registration: &Registration, weight: u32) {
+    let update = registration.update(move |draft| {
+        draft.weight(weight);
+    });
+    soon("stored", update).await.unwrap();
+}
+
+async fn acquire(etcd: &Etcd, name: &str) -> LockGuard {
+    let name = LockName::parse(name).unwrap();
+    soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap()
+}
+
+/// etcd is restored from a snapshot that is older than what its clients did last: one instance was changed since, one came, one left,
+/// one lock was acquired and one released.
+async fn restored(how: Restored) {
+    let mut server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    let proxy = Proxy::start(server.address()).await.unwrap();
+    let builder = || Etcd::builder([proxy.url()]).audit(Some(Duration::from_secs(2)));
+    let (etcd, other) = (builder().connect().await.unwrap(), builder().connect().await.unwrap());
+    let changed = register(&etcd, "changed").await;
+    let leaves = register(&etcd, "leaves").await;
+    let (kept, released) = (acquire(&etcd, "kept").await, acquire(&etcd, "released").await);
+    let mut watcher = other.watch(&service()).await.unwrap();
+    let mut last = soon("a list", watcher.next()).await.unwrap().snapshot;
+
+    let snapshot = saved(&server).await;
+    weigh(&changed, 2).await;
+    soon("deregistered", leaves.deregister()).await.unwrap();
+    let _comes = register(&etcd, "comes").await;
+    let later = acquire(&etcd, "later").await;
+    soon("released", released.release()).await.unwrap();
+    while last.len() != 2 || !weights(&last).contains_key("comes") {
+        last = soon("a change", watcher.next()).await.unwrap().snapshot;
+    }
+    let before = revision(&mut raw(&server).await).await;
+    proxy.set(Mode::Refuse);
+    server.restore(snapshot.path()).await;
+    let mut direct = raw(&server).await;
+    let mut now = revision(&mut direct).await;
+    assert!(now < before, "the control: {now} is not before {before}");
+    let wanted = match how {
+        Restored::Lower => now,
+        Restored::Equal => before,
+        Restored::Bumped => before + 100,
+    };
+    while now < wanted {
+        now = direct.put("elsewhere", "x", None).await.unwrap().header().unwrap().revision();
+    }
+    if how == Restored::Bumped {
+        direct.compact(now, None).await.unwrap();
+    }
+    proxy.heal();
+
+    let wanted = BTreeMap::from([("changed".to_owned(), 2), ("comes".to_owned(), 100)]);
+    let direct = Etcd::connect(server.url()).await.unwrap();
+    eventually("etcd has what is wanted, and nothing else", || async {
+        let now = weights(&direct.resolve(&service()).await.unwrap());
+        if now == wanted { Ok(()) } else { Err(now) }
+    })
+    .await;
+    let shown = async {
+        while weights(&last) != wanted {
+            last = watcher.next().await.unwrap().snapshot;
+        }
+    };
+    soon("the watcher shows it", shown).await;
+    // What was released is free, and no guard is trusted.
+    for guard in [&later, &kept] {
+        soon("a guard of the lost history is lost", guard.lost()).await;
+        assert!(!guard.is_held());
+    }
+    for name in ["released", "later", "kept"] {
+        drop(acquire(&other, name).await);
+    }
+    weigh(&changed, 3).await;
+    soon("the change is seen", async { while weights(&watcher.next().await.unwrap().snapshot)["changed"] != 3 {} })
+        .await;
+}
+
+#[tokio::test]
+async fn a_store_restored_at_a_lower_revision_is_brought_up_to_date() {
+    restored(Restored::Lower).await;
+}
+
+#[tokio::test]
+async fn a_store_restored_at_the_same_revision_is_brought_up_to_date() {
+    restored(Restored::Equal).await;
+}
+
+#[tokio::test]
+async fn a_store_restored_at_a_bumped_revision_is_brought_up_to_date() {
+    restored(Restored::Bumped).await;
+}
+
+/// Stops the server again and again, for `stopped` of each `stopped + running`, for ever: what it does takes so much longer, as on a
+/// disk that is slow.
+async fn slowed(server: &EtcdServer, stopped: Duration, running: Duration) -> Infallible {
+    loop {
+        server.pause().await;
+        tokio::time::sleep(stopped).await;
+        server.resume().await;
+        tokio::time::sleep(running).await;
+    }
+}
+
+/// A client with an instance, a watcher and a lock, which must not lose anything.
+struct User {
+    etcd: Etcd,
+    registration: Registration,
+    watcher: Box<dyn Watcher>,
+    guard: LockGuard,
+}
+
+impl User {
+    async fn new(server: &EtcdServer, ttl: Duration) -> Self {
+        let etcd = Etcd::connect(server.url()).await.unwrap();
+        let options = RegisterOptions::new().ttl(ttl);
+        let service = service();
+        let registration = soon("registered", etcd.register(&service, instance("a"), options)).await.unwrap();
+        let mut watcher = etcd.watch(&service).await.unwrap();
+        soon("a list", watcher.next()).await.unwrap();
+        let (name, options) = (LockName::parse("l").unwrap(), LockOptions::new().ttl(ttl));
+        let guard = soon("acquired", etcd.acquire(&name, options)).await.unwrap();
+        Self { etcd, registration, watcher, guard }
+    }
+
+    /// Changes its instance and sees the change, and has lost nothing.
+    async fn works(&mut self, weight: u32) {
+        weigh(&self.registration, weight).await;
+        let seen = async {
+            loop {
+                let change = self.watcher.next().await.unwrap();
+                assert!(!change.events.iter().any(|event| matches!(event, Event::Removed(_))), "{:?}", change.events);
+                if weights(&change.snapshot).get("a") == Some(&weight) {
+                    return;
+                }
+            }
+        };
+        soon("the change is seen", seen).await;
+        assert!(self.guard.is_held());
+        assert_eq!(self.etcd.counters().get(Counter::LeaseLosses), 0);
+    }
+}
+
+/// How long a raw write takes, or takes to be given up by etcd.
+async fn write(raw: &mut etcd_client::Client) -> Duration {
+    let begun = Moment::now();
+    let _ = soon("an answer", raw.put("elsewhere", "x", None)).await;
+    begun.elapsed()
+}
+
+/// The only etcd is defragmented, which takes it several seconds, in which it serves next to nothing: less than leases live.
+/// Control: a raw write takes as long.
+#[tokio::test]
+async fn a_defragmentation_of_several_seconds_costs_nothing() {
+    const MEGABYTES: usize = 48;
+    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    let mut user = User::new(&server, Duration::from_secs(30)).await;
+    let mut raw = raw(&server).await;
+    for number in 0..MEGABYTES {
+        soon("written", raw.put(format!("blob/{number}"), vec![b'x'; 1 << 20], None)).await.unwrap();
+    }
+    let (mut writer, begun) = (raw.clone(), Moment::now());
+    let defragment = async {
+        let (defragmented, longest) = tokio::join!(raw.defragment(), async {
+            // The first may come before it has begun.
+            write(&mut writer).await.max(write(&mut writer).await)
+        });
+        defragmented.unwrap();
+        longest
+    };
+    let longest = tokio::select! {
+        longest = defragment => longest,
+        never = slowed(&server, Duration::from_millis(285), Duration::from_millis(15)) => match never {},
+    };
+    server.resume().await;
+    println!("defragmented in {:?}, a write took {longest:?}", begun.elapsed());
+    assert!(longest > Duration::from_secs(2), "the control: a write takes {longest:?}");
+    user.works(2).await;
+}
+
+/// The only etcd is stopped for most of the time, 400 ms at a time, for longer than leases live. Control: some raw writes take that long.
+#[tokio::test]
+async fn a_slow_disk_costs_no_lease_and_no_lock() {
+    const SHORT: Duration = Duration::from_secs(8);
+    let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
+    let mut user = User::new(&server, SHORT).await;
+    let mut raw = raw(&server).await;
+    let work = async {
+        let begun = Moment::now();
+        let (mut slow, mut weight) = (0, 1);
+        while begun.elapsed() < SHORT + Duration::from_secs(2) {
+            slow += usize::from(write(&mut raw).await > Duration::from_millis(300));
+            weight += 1;
+            user.works(weight).await;
+        }
+        slow
+    };
+    let slow = tokio::select! {
+        done = work => done,
+        never = slowed(&server, Duration::from_millis(400), Duration::from_millis(60)) => match never {},
+    };
+    server.resume().await;
+    assert!(slow > 0, "the control: no write was slow");
+    user.works(1000).await;
+}
