@@ -1,5 +1,5 @@
 //! Random faults against registrations, watchers and lockers, judged by the history checkers. `ENLIST_SEED` repeats the choices of
-//! a run; `ENLIST_SOAK_SECS` makes it longer (`cargo xtask nemesis`). A record of a failed run is saved, and judged again by
+//! a run; `ENLIST_SOAK_SECS` makes it longer (`cargo xtask nemesis`, with `--members 3` on a cluster). A record of a failed run is saved, and judged again by
 //! `cargo xtask nemesis --replay FILE`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -22,7 +22,7 @@ use enlist::{
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{
-    Direction, EtcdServer, Mode, Proxy, eventually,
+    Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually,
     history::{History, Picture, Record, Version},
     lock_history::Step,
     soon,
@@ -103,16 +103,77 @@ impl Drop for SavedOnFailure {
     }
 }
 
+/// The etcd that everything happens to.
+enum Store {
+    One(EtcdServer),
+    Three(Box<EtcdCluster>),
+}
+
+impl Store {
+    fn member(&self, number: usize) -> &EtcdServer {
+        match self {
+            Self::One(server) => server,
+            Self::Three(cluster) => cluster.member(number % 3),
+        }
+    }
+
+    fn member_mut(&mut self, number: usize) -> &mut EtcdServer {
+        match self {
+            Self::One(server) => server,
+            Self::Three(cluster) => cluster.member_mut(number),
+        }
+    }
+
+    fn urls(&self) -> Vec<String> {
+        match self {
+            Self::One(server) => vec![server.url()],
+            Self::Three(cluster) => cluster.urls(),
+        }
+    }
+
+    /// A leader that is thawed may revoke leases that are renewed elsewhere: whoever has one is robbed then.
+    async fn freeze(&self, number: usize, length: Duration, recorder: &Recorder) {
+        let member = self.member(number);
+        member.pause().await;
+        tokio::time::sleep(length).await;
+        if let Self::Three(_) = self
+            && let Some(mut raw) = raw(self.member(number + 1)).await
+            && let Ok(Ok(leases)) = tokio::time::timeout(Duration::from_secs(3), raw.leases()).await
+        {
+            let now = recorder.micros();
+            leases.leases().iter().for_each(|lease| recorder.record().locks.revoked(now, lease.id()));
+        }
+        member.resume().await;
+    }
+}
+
+/// A freeze that is longer than leases live, once in a minute: of 10 s, and in a long run every other one of 30 s.
+struct LongFreezes {
+    begun: Moment,
+    count: u32,
+}
+
+impl LongFreezes {
+    fn due(&mut self) -> Option<Duration> {
+        if self.begun.elapsed() < Duration::from_secs(20) + self.count * Duration::from_secs(60) {
+            return None;
+        }
+        self.count += 1;
+        let long = length() >= Duration::from_secs(300) && self.count.is_multiple_of(2);
+        Some(Duration::from_secs(if long { 30 } else { 10 }))
+    }
+}
+
 /// Follows the store itself, without proxies and without end: the truth. It reconnects, and nothing is compacted before it was
 /// read, so it misses nothing.
-async fn truth(url: String, recorder: Recorder, read: Arc<AtomicI64>) {
+async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
     loop {
         let next = read.load(Ordering::SeqCst) + 1;
         let options = etcd_client::WatchOptions::new().with_prefix().with_start_revision(next).with_fragment();
         let opened = async {
             let keep =
                 etcd_client::ConnectOptions::new().with_keep_alive(Duration::from_secs(6), Duration::from_secs(2));
-            let mut raw = etcd_client::Client::connect([url.clone()], Some(keep)).await?;
+            let mut raw = etcd_client::Client::connect(&urls, Some(keep)).await?;
             raw.watch(ROOT, Some(options)).await
         };
         let Ok(Ok(mut stream)) = tokio::time::timeout(Duration::from_secs(5), opened).await else {
@@ -151,7 +212,7 @@ async fn raw(server: &EtcdServer) -> Option<etcd_client::Client> {
 /// One fault, and its end.
 async fn fault(
     kind: usize,
-    server: &mut EtcdServer,
+    store: &mut Store,
     proxies: &[Proxy],
     random: &mut fastrand::Rng,
     recorder: &Recorder,
@@ -160,17 +221,16 @@ async fn fault(
     let while_ = Duration::from_millis(random.u64(200..2500));
     let proxy = &proxies[random.usize(..proxies.len())];
     let quick = Duration::from_secs(3);
+    let member = random.usize(..store.urls().len());
+    let server = store.member(member);
     match kind {
         0 => {
+            let server = store.member_mut(member);
             server.kill().await;
             tokio::time::sleep(while_ / 4).await;
             server.restart().await;
         }
-        1 => {
-            server.pause().await;
-            tokio::time::sleep(while_).await;
-            server.resume().await;
-        }
+        1 => store.freeze(member, while_, recorder).await,
         2 | 3 => {
             let modes = [
                 Mode::BlackHole(Direction::ToClient),
@@ -228,6 +288,18 @@ async fn fault(
                 let _ = tokio::time::timeout(quick, raw.put(key, "{\"v\":", None)).await;
             }
         }
+    }
+}
+
+/// A long freeze, of the leader where there is one; then a member of the cluster is wiped and added again.
+async fn long_fault(length: Duration, store: &mut Store, random: &mut fastrand::Rng, recorder: &Recorder) {
+    let number = match store {
+        Store::One(_) => 0,
+        Store::Three(cluster) => cluster.leader().await,
+    };
+    store.freeze(number, length, recorder).await;
+    if let Store::Three(cluster) = store {
+        cluster.replace(random.usize(..3)).await;
     }
 }
 
@@ -391,17 +463,28 @@ fn lock_and_unlock(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_and_locks_exclude() {
+    run(Store::One(server().await)).await;
+}
+
+/// The same on three members, each of which is wiped and added again now and then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "for long runs: `cargo xtask nemesis --members 3`"]
+async fn on_a_cluster_whose_members_change_as_well() {
+    run(Store::Three(Box::new(EtcdCluster::start().await))).await;
+}
+
+#[expect(clippy::too_many_lines, reason = "one run from its beginning to its end, as a reader has to follow it")]
+async fn run(mut store: Store) {
     let mut random = support::seed();
     let recorder = Recorder::new(random.get_seed());
     let _saved = SavedOnFailure(recorder.clone());
-    let mut server = server().await;
     let tasks = TaskOwner::new();
     let read = Arc::new(AtomicI64::new(0));
-    beside(&tasks, truth(server.url(), recorder.clone(), Arc::clone(&read)));
+    beside(&tasks, truth(store.urls(), recorder.clone(), Arc::clone(&read)));
 
     let mut proxies = Vec::new();
-    for _ in 0..3 {
-        proxies.push(Proxy::start(server.address()).await.unwrap());
+    for number in 0..3 {
+        proxies.push(Proxy::start(store.member(number).address()).await.unwrap());
     }
     let client = async |number: usize| {
         let urls = [proxies[number % 3].url(), proxies[(number + 1) % 3].url()];
@@ -433,11 +516,15 @@ async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_an
     let mut lockers = lock_and_unlock(&etcds, &recorder, &resource, &stop, &mut random);
 
     let begun = Moment::now();
+    let mut freezes = LongFreezes { begun, count: 0 };
     let mut weight = 1;
     let mut gone = 0;
     while begun.elapsed() < length() {
-        let kind = random.usize(..9);
-        fault(kind, &mut server, &proxies, &mut random, &recorder, read.load(Ordering::SeqCst)).await;
+        let read = read.load(Ordering::SeqCst);
+        match freezes.due() {
+            Some(length) => long_fault(length, &mut store, &mut random, &recorder).await,
+            None => fault(random.usize(..9), &mut store, &proxies, &mut random, &recorder, read).await,
+        }
         weight += 1;
         drop(registrations[random.usize(..registrations.len())].update(move |draft| {
             draft.weight(weight);
@@ -448,7 +535,7 @@ async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_an
             let id = leaving.instance().id().to_string();
             if let Ok(Ok(enlist::Deregistered::Removed)) =
                 tokio::time::timeout(Duration::from_secs(5), leaving.deregister()).await
-                && let Some(mut raw) = raw(&server).await
+                && let Some(mut raw) = raw(store.member(0)).await
                 && let Ok(Ok(now)) = tokio::time::timeout(Duration::from_secs(3), raw.get("\0", None)).await
             {
                 recorder.record().instances.left(id, number(now.header().unwrap().revision()));
@@ -464,7 +551,7 @@ async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_an
 
     // Everybody is back, and nobody else.
     let wanted: BTreeMap<_, _> = registrations.iter().map(|registration| weight_of(&registration.instance())).collect();
-    let quiet = Etcd::connect(server.url()).await.unwrap();
+    let quiet = Etcd::builder(store.urls()).connect().await.unwrap();
     eventually("everybody is back with the last value, and nobody else is there", || async {
         let now = quiet.resolve(&support::service()).await.unwrap();
         let now: BTreeMap<_, _> = now.entries().map(|entry| weight_of(entry.instance())).collect();
@@ -472,7 +559,7 @@ async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_an
     })
     .await;
     stop.store(true, Ordering::SeqCst);
-    let mut raw = raw(&server).await.unwrap();
+    let mut raw = raw(store.member(0)).await.unwrap();
     line_empties(&mut lockers, &raw).await;
     recorder.record().locks.ended(resource.lock().unwrap().value, Vec::new());
     // A last change, after which all must agree.
