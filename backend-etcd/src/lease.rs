@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     connection::{Connection, header_revision},
+    defects::Defect,
     error::Failure,
 };
 
@@ -471,6 +472,7 @@ impl Granted {
                 revoke_for_good(&conn, id).await;
                 revoked.send_replace(true);
             }
+            End::Unused if Defect::LeasesLeaked.is_on() => {}
             End::Unused => revoke(&conn, id).await,
             End::Abandoned | End::Lost => {}
         }
@@ -633,6 +635,7 @@ fn reply_limit(ttl: Duration) -> Duration {
 /// Time until the next renewal: after the interval with 10 % jitter, and after a failure soon, then more and more slowly.
 fn pause(interval: Duration, failed: Option<&mut Backoff>) -> Duration {
     match failed {
+        None if Defect::RenewedTooLate.is_on() => interval * 4,
         None => interval.mul_f64(0.9 + 0.2 * fastrand::f64()),
         Some(backoff) => backoff.next_delay(),
     }

@@ -42,11 +42,13 @@
 //! | `stander` | the task behind one place in a line |
 //! | `numbers` | what tells the places of a session in a line apart |
 //! | `handover` | who of this session waits for a lock of this session |
+//! | `defects` | mistakes that the simulation has to find |
 //! | [`layout`] | the only place that knows keys and values |
 
 mod audit;
 mod channel;
 mod connection;
+mod defects;
 mod election;
 mod endpoint_url;
 mod error;
@@ -80,6 +82,8 @@ mod watch_stream;
 mod watcher;
 mod writes;
 
+#[cfg(feature = "defects")]
+pub use self::defects::Defect;
 pub use self::{
     endpoint_url::{Tls, endpoint_url},
     etcd::{

@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc};
 use enlist::{Epoch, Revision};
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::{limits::size, record::Record};
+use crate::{defects::Defect, limits::size, record::Record};
 
 /// How many deleted keys are remembered.
 const MAX_GRAVES: usize = 4096;
@@ -118,7 +118,7 @@ impl Mirror {
                 self.insert(record);
             }
         }
-        for key in gone.keys() {
+        for key in gone.keys().filter(|_| !Defect::ListKeepsTheGone.is_on()) {
             self.remove(key);
         }
         (self.revision, self.epoch) = (revision, epoch);
@@ -175,6 +175,9 @@ impl Mirror {
                 KeyEvent::Delete { key, .. } => {
                     if self.records.get(&key).is_some_and(|old| old.modified > revision) {
                         dropped += 1;
+                        continue;
+                    }
+                    if Defect::DeletionsIgnored.is_on() {
                         continue;
                     }
                     if let Some(last) = self.remove(&key) {

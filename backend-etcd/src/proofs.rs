@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use enlist::{Moment, Revision};
 
-use crate::probe::Probe;
+use crate::{defects::Defect, probe::Probe};
 
 /// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught up.
 const MAX_PENDING: usize = 64;
@@ -42,7 +42,7 @@ impl Proofs {
             return Said::Behind;
         }
         self.floor = (revision, Moment::now());
-        if probe.revision <= revision {
+        if probe.revision <= revision || Defect::ProbesProveAtOnce.is_on() {
             self.pending.clear();
             return Said::Proven(probe.sent);
         }

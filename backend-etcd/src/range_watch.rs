@@ -25,6 +25,7 @@ use crate::{
     audit::{Audit, Outcome, Page},
     channel::Dialled,
     connection::{Connection, header_revision, signed},
+    defects::Defect,
     error::{Failure, classify_cancel, said},
     mirror::{KeyEvent, Mirror},
     pipeline::Begin,
@@ -220,6 +221,9 @@ impl Worker {
 
     /// Publishes the trouble; returns how long to leave it alone.
     fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
+        if Defect::BrokenWatchForgotten.is_on() {
+            return enlist::clock::LONGEST;
+        }
         let error = failure.into_error(&self.range.describe());
         tracing::debug!(cause = %with_causes(&error), "watch broken");
         if error.is_retryable() {
@@ -297,6 +301,9 @@ impl Worker {
     fn heard(&mut self, message: Result<WatchResponse, WatchEnd>, connection: &Dialled) -> Result<WatchResponse, End> {
         match message {
             Ok(message) => {
+                if Defect::MessagesProve.is_on() {
+                    self.feed.prove(Moment::now());
+                }
                 if !message.created() {
                     self.silences = 0;
                 }
@@ -370,7 +377,11 @@ impl Worker {
             self.counters.count(Counter::WatchRelists);
         }
         let mirror = self.mirror.get_or_insert_with(|| Mirror::new(revision, self.epoch));
+        let before = mirror.revision;
         mirror.relist(records, revision, self.epoch);
+        if Defect::ListWithoutRevision.is_on() {
+            mirror.revision = before;
+        }
         self.feed.publish(mirror.clone(), asked);
         self.proofs = Proofs::new(revision);
         self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
@@ -393,6 +404,7 @@ impl Worker {
             Begin::Now if !past => Revision::default(),
             Begin::Known | Begin::Now => self.begins.next(),
         };
+        let from = if Defect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
         let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
         OpenWatch::open(&self.conn, &self.range, options).await.map_err(End::Broken)
     }
@@ -418,6 +430,10 @@ impl Worker {
     /// Tells whether the message ends the watch.
     async fn check(&mut self, message: &WatchResponse, created: bool) -> Result<(), End> {
         if message.compact_revision() > 0 {
+            if let Some(mirror) = self.mirror.as_mut().filter(|_| Defect::NoListAfterCompaction.is_on()) {
+                mirror.revision = Revision::new(message.compact_revision().unsigned_abs());
+                return Err(lost("the history is gone"));
+            }
             return Err(End::Compacted);
         }
         if message.canceled() {

@@ -33,6 +33,7 @@ use self::{
 };
 use crate::{
     connection::Written,
+    defects::Defect,
     error::Failure,
     layout::{Layout, LeaseScope, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
@@ -275,6 +276,10 @@ impl Registrar {
                 }
                 true
             }
+            Disturbance::Gone if Defect::RegistrationDeaf.is_on() => {
+                self.rest(enlist::clock::LONGEST).await;
+                true
+            }
             Disturbance::Gone => {
                 self.lost().await;
                 false
@@ -453,6 +458,10 @@ impl Registrar {
         }
         match step {
             Step::Create => self.write(&key, None, Guard::Absent, &desired, lease).await,
+            Step::Replace { .. } if own && Defect::UpdatesIgnored.is_on() => {
+                self.driver.report_stored(desired.generation, record.map(|record| record.modified).unwrap_or_default());
+                Ok(Pause::Settled)
+            }
             Step::Replace { modified } => {
                 let noted = self.rollbacks;
                 let written = self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await;

@@ -28,6 +28,7 @@ use tokio::{
 
 use crate::{
     connection::{LineFound, LineRead, Written, signed},
+    defects::Defect,
     error::{Failure, said},
     handover::{OwnPlace, Presence},
     layout::{LeaseScope, Line, LockLayout, PlaceValue},
@@ -228,6 +229,7 @@ impl Stander {
                 drop(here);
                 self.leave(held, Some(token), false).await;
             }
+            (None, _) if Defect::CallerGoneStays.is_on() => {}
             (None, _) => {
                 // A confirmation may have been under way; it only touches a key that exists, so nothing can come back.
                 self.leave(held, Some(token), false).await;
@@ -451,6 +453,10 @@ impl Stander {
     /// Where the place stands. `line` holds it and the one right before it, which decides in the usual case.
     async fn turn(&self, held: &Held, token: Revision, at: Revision, line: Vec<Record>) -> Result<Turn, Failure> {
         let own = line.first().is_some_and(|own| *own.key == *held.key);
+        let reads = self.options.mode == LockMode::Shared;
+        if own && (Defect::QueueIgnored.is_on() || Defect::ReadersIgnoreWriters.is_on() && reads) {
+            return Ok(Turn::Mine);
+        }
         match line.into_iter().nth(1) {
             None if own => return Ok(Turn::Mine),
             // An exclusive place need not know more than the one right before.
@@ -521,6 +527,9 @@ impl Stander {
                 Some(_) => fell = false,
                 None => fell = self.fell(&before).await,
             }
+            if Defect::TurnUnconfirmed.is_on() {
+                return Ok(true);
+            }
             let placed = self.confirmed(held, token, &mut backoff).await?;
             (held.modified, turn, marks) = (placed.modified, placed.turn, placed.marks);
         }
@@ -554,7 +563,8 @@ impl Stander {
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
     async fn hold(&self, held: &mut Held, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
-        let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
+        let ttl = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
+        let tenure = Arc::new(Tenure::new(sent, ttl));
         let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
         let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), tenure, source);
         let (won, mut proclaimed) = match self.want.line {
@@ -594,7 +604,7 @@ impl Stander {
         proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
     ) {
         let mut lease = held.lease.state();
-        let granted = held.lease.ttl();
+        let granted = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
         let own = self.own_place(held, token);
         let mut modified = held.modified;
         // Beside all else: one that etcd does not answer must not keep a renewal from counting.
@@ -610,7 +620,7 @@ impl Stander {
                     // A retired one is kept until the lock is released.
                     LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
-                () = self.robbed(held, token) => driver.tenure().lose(Loss::KeyGone),
+                () = self.robbed(held, token), if !Defect::HolderDeaf.is_on() => driver.tenure().lose(Loss::KeyGone),
                 proclamation = next(proclaimed), if proclaiming.is_terminated() => {
                     proclaiming.set(self.proclaim(&own, modified, proclamation).fuse());
                 }
@@ -659,7 +669,8 @@ impl Stander {
             return self.leave(held, Some(token), false).await;
         }
         // After an exclusive holder whoever waits right behind it is the first.
-        let heir = here.heir().filter(|_| self.options.mode == LockMode::Exclusive);
+        let alone = self.options.mode == LockMode::Exclusive || Defect::ReaderHandsOver.is_on();
+        let heir = here.heir().filter(|_| alone);
         let mut removed = false;
         if let Some(heir) = heir {
             let own = (&held.key[..], token);
@@ -687,6 +698,9 @@ impl Stander {
                 Ok(Some(outcome)) => return if removed { Released::Released } else { outcome },
                 Ok(None) => {}
                 Err(failure) => {
+                    if Defect::ReleaseUnconfirmed.is_on() {
+                        return Released::Released;
+                    }
                     removed |= failure.is_ambiguous();
                     tracing::debug!(lock = %self.name, cause = %failure, "place not removed yet");
                     let error = self.failed(failure);
@@ -720,6 +734,10 @@ impl Stander {
     fn forsake(&self, held: Held) -> Result<(), Error> {
         let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
         let Held { key, number, lease, .. } = held;
+        if Defect::LatePlaceForgotten.is_on() {
+            self.session.numbers.give_back(&self.range.start, number);
+            return Ok(());
+        }
         let swept = self.session.sweeps.add(&self.session, &lease, key.into(), queue);
         // No other place has its keys under its lease, so the number is free. The lease is revoked once nobody holds it.
         self.session.numbers.give_back(&self.range.start, number);

@@ -13,7 +13,6 @@ use etcd_client::proto::{
     PbEvent, PbKvServer, PbLeaseServer, PbMaintenanceServer, PbResponseHeader, PbTxnRequest, PbTxnResponse,
     PbWatchResponse, PbWatchServer,
 };
-use hyper_util::rt::TokioIo;
 use tokio::{
     io::DuplexStream,
     sync::{mpsc, watch},
@@ -22,12 +21,14 @@ use tokio::{
 use tonic::{
     Status,
     metadata::MetadataMap,
-    transport::{Channel, Endpoint, Server},
+    transport::{Channel, Server},
 };
 
+mod link;
 mod services;
 mod store;
 
+pub use link::Link;
 use store::Store;
 
 /// Bytes in flight per direction of a pipe.
@@ -35,6 +36,27 @@ const PIPE: usize = 1 << 20;
 
 /// How often etcd serves watches that begin in the past.
 const UNSYNCED: Duration = Duration::from_millis(100);
+
+/// How often etcd looks for leases that are over.
+const EXPIRY: Duration = Duration::from_millis(500);
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Written {
+    /// When it was made.
+    pub at: Instant,
+    /// Its revision.
+    pub revision: i64,
+    /// The key.
+    pub key: Vec<u8>,
+    /// What the key holds since; `None` if it was deleted.
+    pub value: Option<Vec<u8>>,
+    /// Revision at which the key was created; 0 if it was deleted.
+    pub created: i64,
+    /// Lease that keeps the key; 0 is none.
+    pub lease: i64,
+}
 
 /// What the next message of a watch, or the next renewal, is to be instead of the truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +149,10 @@ pub struct Requests {
 #[derive(Debug)]
 pub struct FakeEtcd {
     shared: Arc<Shared>,
+    /// What is dialled.
+    pipes: mpsc::Sender<DuplexStream>,
     channel: Channel,
-    _tasks: Arc<TaskOwner>,
+    tasks: Arc<TaskOwner>,
 }
 
 #[derive(Debug)]
@@ -185,21 +209,51 @@ impl FakeEtcd {
                 let _ = stop.run_until_cancelled_owned(server.serve_with_incoming(incoming)).await;
             })
             .expect("the caller is in a runtime, and nobody has stopped the owner");
-        let dial = tower::service_fn(move |_| {
-            let pipes = pipes.clone();
-            async move {
-                let (ours, theirs) = tokio::io::duplex(PIPE);
-                pipes.send(theirs).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(ours))
-            }
-        });
-        let channel = Endpoint::from_static("http://fake.etcd").connect_with_connector_lazy(dial);
-        Self { shared, channel, _tasks: tasks }
+        let channel = Link::new(pipes.clone()).channel();
+        Self { shared, pipes, channel, tasks }
     }
 
     /// A channel to it, for `Etcd::from_channel`.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
+    }
+
+    /// A way to it for a client that shares its connections with no other.
+    pub fn link(&self) -> Link {
+        Link::new(self.pipes.clone())
+    }
+
+    /// Makes leases run out that are not renewed, by the clock of the runtime and as etcd does: those that are over are looked for
+    /// twice a second, though not while it is frozen.
+    pub fn expire_leases(&self) {
+        self.shared.store().expires = true;
+        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
+        let expiring = async move {
+            loop {
+                tokio::time::sleep(EXPIRY).await;
+                shared.awake().await;
+                shared.change(Store::expire);
+            }
+        };
+        // An error means that the fake has ended.
+        let _ = self.tasks.spawn("leases", async move {
+            stop.run_until_cancelled_owned(expiring).await;
+        });
+    }
+
+    /// Every change so far, those of forgotten revisions included.
+    pub fn journal(&self) -> Vec<Written> {
+        self.shared.store().journal.clone()
+    }
+
+    /// Tells no lie any more.
+    pub fn be_honest(&self) {
+        self.shared.store().lies.clear();
+    }
+
+    /// Revokes a lease, as somebody else would.
+    pub fn revoke(&self, lease: i64) {
+        self.shared.change(|store| store.revoke(lease));
     }
 
     /// Tells this lie at the next occasion, after those that were asked for before.
@@ -270,8 +324,18 @@ impl FakeEtcd {
     pub fn wipe(&self) {
         let mut store = self.shared.store();
         let (lies, requests) = (std::mem::take(&mut store.lies), std::mem::take(&mut store.requests));
+        let (journal, expires) = (std::mem::take(&mut store.journal), store.expires);
         let version = std::mem::take(&mut store.version);
-        *store = Store { revision: 1, wipes: store.wipes + 1, version, lies, requests, ..Store::default() };
+        *store = Store {
+            revision: 1,
+            wipes: store.wipes + 1,
+            version,
+            lies,
+            requests,
+            journal,
+            expires,
+            ..Store::default()
+        };
         drop(store);
         self.shared.revision.send_replace(1);
     }

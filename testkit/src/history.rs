@@ -168,6 +168,17 @@ impl History {
         self.left.insert(id.into(), revision);
     }
 
+    /// How many watchers there are.
+    pub fn watchers(&self) -> usize {
+        self.watchers.len()
+    }
+
+    /// The watchers that have not shown `revision` yet.
+    pub fn behind(&self, revision: u64) -> Vec<usize> {
+        let shows = |watcher: &usize| self.watchers[*watcher].last().is_some_and(|(shown, _)| *shown >= revision);
+        (0..self.watchers.len()).filter(|watcher| !shows(watcher)).collect()
+    }
+
     /// What the store held after each of its revisions.
     fn pictures(&self) -> BTreeMap<u64, OrdMap<String, Version>> {
         let mut changes: Vec<_> = self.changes.iter().collect();

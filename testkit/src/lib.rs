@@ -32,7 +32,7 @@ mod without_locks;
 pub use beside::Beside;
 pub use cluster::EtcdCluster;
 #[cfg(feature = "etcd")]
-pub use fake_etcd::{FakeEtcd, Lie, Minority, Requests};
+pub use fake_etcd::{FakeEtcd, Lie, Link, Minority, Requests, Written};
 pub use harness::{Backend, Carried, Client, Fate, Harness};
 pub use proxy::{Connection, Direction, Mode, Proxy};
 pub use server::{EtcdServer, Provider, ServerOptions};

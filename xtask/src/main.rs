@@ -21,8 +21,11 @@ cargo xtask <command>
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single etcd;
           members of a cluster are also wiped and added again), or judge the saved record of a failed run again
-  soak    [SECONDS] random faults for that long (default 600), five minutes of `enlist lock` with frozen holders, then the fault
-          tests twenty times in a row
+  simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
+          simulated runs of M seeds from N on (default: 2000 from 1); --log and --trace show what happens in the one of N; --teeth
+          looks for the deliberate defects instead, each in up to M runs (default: 10000)
+  soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five minutes of
+          `enlist lock` with frozen holders, then the fault tests twenty times in a row
   bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
   rules   check that no crate depends on what it must not know, and that each one builds alone
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         "test" => test(),
         "interop" => interop(),
         "nemesis" => nemesis(env::args().skip(2)),
+        "simulate" => simulate(env::args().skip(2)),
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "bench" => bench(env::args().skip(2)),
         "env" => print_env(),
@@ -175,11 +179,43 @@ fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result {
     run(command.envs(etcd::find()?.variables()))
 }
 
+/// Seeds of the simulation for every day, and for a soak.
+const SEEDS: &str = "2000";
+const SOAK_SEEDS: &str = "100000";
+
+/// Simulated runs. They are built with a profile of their own, which makes thousands of them a matter of a minute.
+fn simulate(args: impl Iterator<Item = String>) -> Result {
+    let (teeth, mut options): (Vec<_>, Vec<_>) = args.partition(|flag| flag == "--teeth");
+    let shows = options.iter().any(|flag| flag == "--log" || flag == "--trace");
+    let mut command = cargo()?;
+    command.args(["run", "--quiet", "--profile", "simulation", "--package", "enlist-simulation"]);
+    if !teeth.is_empty() {
+        command.args(["--features", "defects"]);
+    }
+    if !options.iter().any(|flag| flag == "--seeds") && teeth.is_empty() && !shows {
+        options.extend(["--seeds".to_owned(), SEEDS.to_owned()]);
+    }
+    let kind = if !teeth.is_empty() {
+        "teeth"
+    } else if shows {
+        "one"
+    } else {
+        "many"
+    };
+    run(command.args(["--", kind]).args(options))
+}
+
+fn simulate_many(seeds: &str) -> Result {
+    simulate(["--seeds".to_owned(), seeds.to_owned()].into_iter())
+}
+
 /// What takes too long for every day.
 fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl()?;
     random_faults(seconds, None, Members::One)?;
+    simulate_many(SOAK_SEEDS)?;
+    simulate(std::iter::once("--teeth".to_owned()))?;
     let locks = ["test", "--package", "enlist-cli", "--test", "soak", "--", "--nocapture"];
     run(cargo()?.args(locks).env("ENLIST_SOAK_SECS", "300").envs(etcd.variables()))?;
     for round in 1..=20 {
@@ -234,6 +270,7 @@ fn test() -> Result {
     println!("etcd for the tests: {etcd}");
     let everything = ["test", "--workspace", "--features", FEATURES];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
+    simulate_many(SEEDS)?;
     if etcd.is_process() && etcd::docker_works() {
         let mut command = cargo()?;
         command.args(["test", "--package", "enlist-etcd", "--test", "conformance"]);

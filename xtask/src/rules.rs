@@ -14,6 +14,7 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     // Without its feature `etcd`.
     ("enlist-examples", &["etcd-client", "enlist-etcd"]),
     ("enlist-cli", &["enlist-grpc"]),
+    ("enlist-simulation", &["enlist-memory", "enlist-grpc"]),
     ("xtask", &["enlist", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-testkit"]),
 ];
 

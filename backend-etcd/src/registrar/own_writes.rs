@@ -10,7 +10,7 @@ use enlist::{
     registration::Withdrawal,
 };
 
-use crate::{lease::Lease, record::Record, sweep::Impossible};
+use crate::{defects::Defect, lease::Lease, record::Record, sweep::Impossible};
 
 /// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
 /// the first are forgotten, and would be taken for foreign.
@@ -209,7 +209,11 @@ impl OwnWrites {
         for sent in &mut self.unknown {
             let Effect::Claim(lease) = &sent.effect else { continue };
             let done = found.is_some_and(|found| found.lease == sent.lease && found.value == sent.value);
-            sent.effect = if done { Effect::Change } else { Effect::LateClaim(late(lease)) };
+            sent.effect = if done || Defect::LateCreationForgotten.is_on() {
+                Effect::Change
+            } else {
+                Effect::LateClaim(late(lease))
+            };
         }
     }
 

@@ -145,7 +145,7 @@ impl PbLeaseService for Service {
             let answer = {
                 let mut store = shared.store();
                 store.requests.renewals += 1;
-                let ttl = if lied { 0 } else { store.leases.get(&asked.id).copied().unwrap_or(0) };
+                let ttl = if lied { 0 } else { store.renew(asked.id) };
                 PbLeaseKeepAliveResponse { header: store.header(), id: asked.id, ttl }
             };
             Some((Ok(answer), (requests, shared)))
@@ -163,16 +163,10 @@ impl PbLeaseService for Service {
         let _ = self.shared.lease_questions_held.subscribe().wait_for(|held| !held).await;
         let store = self.shared.store();
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
-        let ttl = store.leases.get(&id).copied();
+        let (ttl, left) = store.time_to_live(id).unwrap_or((0, -1));
         let under = store.keys.values().filter(|pair| with_keys && pair.lease == id);
         let keys = under.map(|pair| pair.key.clone()).collect();
-        Ok(Response::new(PbLeaseTimeToLiveResponse {
-            header: store.header(),
-            id,
-            ttl: ttl.unwrap_or(-1),
-            granted_ttl: ttl.unwrap_or(0),
-            keys,
-        }))
+        Ok(Response::new(PbLeaseTimeToLiveResponse { header: store.header(), id, ttl: left, granted_ttl: ttl, keys }))
     }
 
     async fn lease_leases(&self, _: Request<PbLeaseLeasesRequest>) -> Result<Response<PbLeaseLeasesResponse>, Status> {

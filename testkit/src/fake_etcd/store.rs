@@ -13,9 +13,10 @@ use etcd_client::proto::{
     PbRangeResponse, PbResponseHeader, PbResponseOp, PbTargetUnion, PbTxnOpRequest, PbTxnOpResponse, PbTxnRequest,
     PbTxnResponse,
 };
+use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Lie, Requests};
+use super::{Lie, Requests, Written};
 
 /// Operations of a transaction that etcd takes (its `--max-txn-ops`).
 const MAX_OPERATIONS: usize = 128;
@@ -42,7 +43,11 @@ pub(super) struct Store {
     pub(super) history: VecDeque<PbEvent>,
     /// Changes before the present request, while there is one that may change something.
     pub(super) begun: Option<usize>,
-    pub(super) leases: BTreeMap<i64, i64>,
+    pub(super) leases: BTreeMap<i64, Granted>,
+    /// Leases run out.
+    pub(super) expires: bool,
+    /// Every change.
+    pub(super) journal: Vec<Written>,
     pub(super) lies: VecDeque<Lie>,
     /// What became of the late transactions: the error of one that was refused.
     pub(super) late: Vec<Result<bool, Status>>,
@@ -51,6 +56,23 @@ pub(super) struct Store {
     pub(super) unsynced: Duration,
     /// Reads and transactions are refused.
     pub(super) denies: bool,
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    /// Seconds.
+    pub(super) ttl: i64,
+    /// When it was granted or renewed last.
+    renewed: Instant,
+}
+
+impl Granted {
+    /// Seconds that are left, begun ones included.
+    fn remaining(&self) -> i64 {
+        let passed = i64::try_from(self.renewed.elapsed().as_secs()).unwrap_or(i64::MAX);
+        self.ttl.saturating_sub(passed).max(0)
+    }
 }
 
 impl Store {
@@ -89,6 +111,7 @@ impl Store {
             lease,
         };
         let prev_kv = self.keys.insert(key, pair.clone());
+        self.written(&pair, true);
         self.history.push_back(PbEvent { r#type: 0, kv: Some(pair), prev_kv });
     }
 
@@ -97,9 +120,43 @@ impl Store {
         let there = self.keys.remove(key);
         if there.is_some() {
             let gone = PbKeyValue { key: key.to_vec(), mod_revision: self.revision, ..PbKeyValue::default() };
+            self.written(&gone, false);
             self.history.push_back(PbEvent { r#type: 1, kv: Some(gone), prev_kv: there.clone() });
         }
         there
+    }
+
+    fn written(&mut self, pair: &PbKeyValue, put: bool) {
+        self.journal.push(Written {
+            at: Instant::now(),
+            revision: pair.mod_revision,
+            key: pair.key.clone(),
+            value: put.then(|| pair.value.clone()),
+            created: pair.create_revision,
+            lease: pair.lease,
+        });
+    }
+
+    /// Renews a lease, and returns its seconds; 0 if there is none.
+    pub(super) fn renew(&mut self, lease: i64) -> i64 {
+        self.leases.get_mut(&lease).map_or(0, |lease| {
+            lease.renewed = Instant::now();
+            lease.ttl
+        })
+    }
+
+    /// Seconds of a lease, and how many of them are left; `None` if there is no such lease.
+    pub(super) fn time_to_live(&self, lease: i64) -> Option<(i64, i64)> {
+        let lease = self.leases.get(&lease)?;
+        Some((lease.ttl, if self.expires { lease.remaining() } else { lease.ttl }))
+    }
+
+    /// Revokes the leases that are over.
+    pub(super) fn expire(&mut self) {
+        let over: Vec<_> = self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect();
+        for lease in over {
+            self.revoke(lease);
+        }
     }
 
     pub(super) fn revoke(&mut self, lease: i64) -> bool {
@@ -131,7 +188,7 @@ impl Store {
             id => id,
         };
         let ttl = ttl.max(MIN_TTL);
-        self.leases.insert(id, ttl);
+        self.leases.insert(id, Granted { ttl, renewed: Instant::now() });
         Ok((id, ttl))
     }
 

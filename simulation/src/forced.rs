@@ -1,0 +1,74 @@
+//! Everything by which two runs of one number could differ: random numbers and clocks of the operating system.
+//!
+//! The linker prefers these functions to those of the C library. The seeds of hash maps and of tokio's `select!` come from `getrandom`,
+//! so they follow from the number. Time is tokio's, paused; the other clocks stand still, but for the wall clock, which moves by a
+//! millisecond each time it is read. Before [`force`] they are what they always are.
+
+#![expect(unsafe_code, reason = "these functions are called by the C library's callers, with pointers")]
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+
+/// Seconds that the clocks show: since the start of the machine, and since 1970.
+const MONOTONIC: i64 = 1_000_000;
+const WALL: i64 = 1_700_000_000;
+
+static FORCED: AtomicBool = AtomicBool::new(false);
+static RANDOM: AtomicU64 = AtomicU64::new(0);
+static WALL_MILLIS: AtomicI64 = AtomicI64::new(0);
+
+/// Makes the rest of this process follow from `seed`, as far as it has one thread. It is killed after `limit` real seconds.
+pub(crate) fn force(seed: u64, limit: u32) {
+    RANDOM.store(seed, Ordering::SeqCst);
+    FORCED.store(true, Ordering::SeqCst);
+    // SAFETY: it has no preconditions. The signal ends the process, as nothing handles it.
+    unsafe { libc::alarm(limit) };
+}
+
+/// The next number of a sequence (splitmix64).
+fn next() -> u64 {
+    let state = RANDOM.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// Random bytes, as in `getrandom(2)`.
+///
+/// # Safety
+///
+/// `buffer` has room for `length` bytes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, length: usize, flags: libc::c_uint) -> isize {
+    if !FORCED.load(Ordering::SeqCst) {
+        // SAFETY: the arguments are passed on as they came.
+        return isize::try_from(unsafe { libc::syscall(libc::SYS_getrandom, buffer, length, flags) }).unwrap_or(-1);
+    }
+    for at in 0..length {
+        let [byte, ..] = next().to_le_bytes();
+        // SAFETY: `at` is less than the length that the caller gave.
+        unsafe { buffer.cast::<u8>().add(at).write(byte) };
+    }
+    isize::try_from(length).unwrap_or(isize::MAX)
+}
+
+/// The time of a clock, as in `clock_gettime(2)`.
+///
+/// # Safety
+///
+/// `time` can be written to.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> libc::c_int {
+    if !FORCED.load(Ordering::SeqCst) {
+        // SAFETY: the arguments are passed on as they came.
+        return libc::c_int::try_from(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) }).unwrap_or(-1);
+    }
+    let shown = if clock == libc::CLOCK_REALTIME {
+        let millis = WALL_MILLIS.fetch_add(1, Ordering::SeqCst);
+        libc::timespec { tv_sec: WALL + millis / 1000, tv_nsec: millis % 1000 * 1_000_000 }
+    } else {
+        libc::timespec { tv_sec: MONOTONIC, tv_nsec: 0 }
+    };
+    // SAFETY: the caller says that it can be written to.
+    unsafe { time.write(shown) };
+    0
+}
