@@ -3,6 +3,7 @@
 //! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
 
 mod etcd;
+mod mutants;
 mod rules;
 
 use std::{
@@ -24,6 +25,9 @@ cargo xtask <command>
   simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
           simulated runs of M seeds from N on (default: 2000 from 1); --log and --trace show what happens in the one of N; --teeth
           looks for the deliberate defects instead, each in up to M runs (default: 10000)
+  mutants [--file FILE …] [--rest]
+          mistakes of `cargo-mutants` in the code that decides: each has to fail a test, or have a reason in xtask/survivors.txt;
+          --rest measures the rest of core
   soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five minutes of
           `enlist lock` with frozen holders, then the fault tests twenty times in a row
   bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         "interop" => interop(),
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
+        "mutants" => mutants::run(env::args().skip(2)),
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "bench" => bench(env::args().skip(2)),
         "env" => print_env(),
