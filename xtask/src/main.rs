@@ -32,7 +32,8 @@ cargo xtask <command>
           `enlist lock` with frozen holders, then the fault tests twenty times in a row
   bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
-  rules   check that no crate depends on what it must not know, and that each one builds alone
+  rules   check that no crate depends on what it must not know, that each one builds alone, and that few documentation
+          comments open with an interrogative; print the cycles of imports between files
 ";
 
 fn main() -> ExitCode {

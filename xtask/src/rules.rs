@@ -1,7 +1,14 @@
-//! Who may know whom. The table is that of CONTRIBUTING.md.
+//! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of documentation
+//! comments, imports between files.
 
-use std::collections::BTreeSet;
+mod doc_openings;
+mod import_cycles;
+mod sources;
+mod tokens;
 
+use std::{collections::BTreeSet, path::Path};
+
+use self::doc_openings::Openings;
 use crate::{Result, cargo, run};
 
 /// A package, and packages that must not be in its dependency tree (development dependencies aside).
@@ -19,6 +26,29 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
 ];
 
 pub(crate) fn check() -> Result {
+    let root = sources::root();
+    let sources = sources::read(&root, &root)?;
+    Openings::of(&sources).report()?;
+    print_import_cycles(&sources);
+    check_dependencies()
+}
+
+/// Prints the cycles of imports between files. They are no failure yet.
+fn print_import_cycles(sources: &[sources::Source]) {
+    let is_root = |path: &Path| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
+    let roots = sources.iter().map(|source| &*source.path).filter(|path| is_root(path));
+    let folders: BTreeSet<_> = roots.filter_map(Path::parent).collect();
+    let cycles: Vec<_> = folders
+        .into_iter()
+        .flat_map(|folder| import_cycles::cycles(folder, sources).into_iter().map(move |cycle| (folder, cycle)))
+        .collect();
+    println!("{} cycles of imports between files", cycles.len());
+    for (folder, cycle) in cycles {
+        println!("{}: {} -> {}", folder.display(), cycle.join(" -> "), cycle[0]);
+    }
+}
+
+fn check_dependencies() -> Result {
     for (package, forbidden) in MUST_NOT_KNOW {
         let known = dependencies(package)?;
         if let Some(known) = forbidden.iter().find(|name| known.contains(**name)) {
