@@ -38,13 +38,14 @@ fn print_import_cycles(sources: &[sources::Source]) {
     let is_root = |path: &Path| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
     let roots = sources.iter().map(|source| &*source.path).filter(|path| is_root(path));
     let folders: BTreeSet<_> = roots.filter_map(Path::parent).collect();
-    let cycles: Vec<_> = folders
-        .into_iter()
-        .flat_map(|folder| import_cycles::cycles(folder, sources).into_iter().map(move |cycle| (folder, cycle)))
-        .collect();
-    println!("{} cycles of imports between files", cycles.len());
-    for (folder, cycle) in cycles {
-        println!("{}: {} -> {}", folder.display(), cycle.join(" -> "), cycle[0]);
+    let found: Vec<_> = folders.into_iter().map(|folder| (folder, import_cycles::cycles(folder, sources))).collect();
+    let groups: usize = found.iter().map(|(_, cycles)| import_cycles::groups(cycles).len()).sum();
+    let count: usize = found.iter().map(|(_, cycles)| cycles.len()).sum();
+    println!("{groups} groups of files import each other, in {count} cycles");
+    for (folder, cycles) in found {
+        for cycle in cycles {
+            println!("{}: {} -> {}", folder.display(), cycle.join(" -> "), cycle[0]);
+        }
     }
 }
 

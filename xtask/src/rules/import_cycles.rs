@@ -69,6 +69,23 @@ pub(super) fn cycles(folder: &Path, sources: &[Source]) -> Vec<Vec<String>> {
     shortest.into_iter().map(named).collect()
 }
 
+/// Returns the groups of files that reach each other through these cycles.
+pub(super) fn groups(cycles: &[Vec<String>]) -> Vec<BTreeSet<&str>> {
+    let mut groups: Vec<BTreeSet<&str>> = Vec::new();
+    for cycle in cycles {
+        let mut group: BTreeSet<_> = cycle.iter().map(String::as_str).collect();
+        groups.retain(|other| {
+            let is_apart = other.is_disjoint(&group);
+            if !is_apart {
+                group.extend(other);
+            }
+            is_apart
+        });
+        groups.push(group);
+    }
+    groups
+}
+
 /// Returns the module that a file below `src` holds.
 fn module_of(path: &Path, has_library: bool) -> Module {
     let path = path.with_extension("");
@@ -309,6 +326,14 @@ mod tests {
             ("c.rs", "use std::fmt; use crate::a::A; struct C; fn c() { use crate::b::B; }"),
         ]);
         assert_eq!(found, ["a.rs b.rs c.rs", "b.rs c.rs"]);
+    }
+
+    #[test]
+    fn cycles_that_share_a_file_are_one_group() {
+        let cycles: Vec<Vec<_>> =
+            ["a b", "c d", "e f", "d g b"].iter().map(|cycle| cycle.split(' ').map(str::to_owned).collect()).collect();
+        let groups: Vec<_> = groups(&cycles).into_iter().map(Vec::from_iter).collect();
+        assert_eq!(groups, [vec!["e", "f"], vec!["a", "b", "c", "d", "g"]]);
     }
 
     #[test]
