@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +21,7 @@ use enlist::{
     telemetry::{Timer, measured},
 };
 use etcd_client::LeaseGrantOptions;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -61,9 +62,39 @@ pub(crate) enum LeaseState {
     Lost,
 }
 
-/// A lease that is kept alive for as long as somebody holds this.
+/// Use of a lease for one key. The lease is kept alive while there is one, or while it is in a pool.
 #[derive(Debug)]
 pub(crate) struct Lease {
+    kept: Arc<KeptLease>,
+    /// Part of the capacity of a shared lease.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Lease {
+    /// A use of a lease that is not shared.
+    fn unshared(kept: Arc<KeptLease>) -> Self {
+        Self { kept, _permit: None }
+    }
+
+    /// Lets go of a lease that nobody else holds, and returns what tells that it is gone. It is revoked until that is acknowledged.
+    #[expect(clippy::needless_pass_by_value, reason = "dropping it is what ends it")]
+    pub(crate) fn give_up(lease: Arc<Self>) -> Revoked {
+        lease.retired.store(true, Ordering::Release);
+        lease.revoked()
+    }
+}
+
+impl Deref for Lease {
+    type Target = KeptLease;
+
+    fn deref(&self) -> &KeptLease {
+        &self.kept
+    }
+}
+
+/// A lease that is kept alive until this is dropped.
+#[derive(Debug)]
+pub(crate) struct KeptLease {
     id: LeaseId,
     /// What the store granted, which may be more than was asked for.
     ttl: Duration,
@@ -79,7 +110,7 @@ pub(crate) struct Lease {
     condemned: AtomicBool,
 }
 
-impl Lease {
+impl KeptLease {
     pub(crate) fn id(&self) -> LeaseId {
         self.id
     }
@@ -103,16 +134,9 @@ impl Lease {
     }
 
     /// Becomes `true` once the store has acknowledged that it is gone. From then on no write under it is done. Only for a lease that
-    /// was [retired](Leases::retire) or [given up](Self::give_up).
+    /// was [retired](Leases::retire) or [given up](Lease::give_up).
     pub(crate) fn revoked(&self) -> Revoked {
         Revoked { acknowledged: self.revoked.clone() }
-    }
-
-    /// Lets go of a lease that nobody else holds, and returns what tells that it is gone. It is revoked until that is acknowledged.
-    #[expect(clippy::needless_pass_by_value, reason = "dropping it is what ends it")]
-    pub(crate) fn give_up(lease: Arc<Self>) -> Revoked {
-        lease.retired.store(true, Ordering::Release);
-        lease.revoked()
     }
 
     fn is_alive(&self) -> bool {
@@ -169,7 +193,7 @@ impl Revoked {
     }
 }
 
-impl Drop for Lease {
+impl Drop for KeptLease {
     fn drop(&mut self) {
         self.end.cancel();
     }
@@ -179,9 +203,32 @@ impl Drop for Lease {
 /// no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
 #[derive(Debug, Default)]
 struct Pool {
-    leases: Vec<Arc<Lease>>,
+    leases: Vec<Pooled>,
     /// The outcome of the grant that is under way; all that want such a lease wait for it. Without a sender there is none.
     granting: Option<watch::Receiver<GrantOutcome>>,
+}
+
+/// A shared lease and its capacity.
+#[derive(Debug)]
+struct Pooled {
+    kept: Arc<KeptLease>,
+    /// A permit for each key that it can take yet.
+    capacity: Arc<Semaphore>,
+}
+
+impl Pooled {
+    fn new(kept: Arc<KeptLease>) -> Self {
+        Self { kept, capacity: Arc::new(Semaphore::new(MAX_KEYS)) }
+    }
+
+    /// Returns a use of the lease; `None` if it is in trouble or has no capacity left.
+    fn share(&self) -> Option<Arc<Lease>> {
+        if !self.kept.is_alive() {
+            return None;
+        }
+        let permit = Arc::clone(&self.capacity).try_acquire_owned().ok()?;
+        Some(Arc::new(Lease { kept: Arc::clone(&self.kept), _permit: Some(permit) }))
+    }
 }
 
 /// Outcome of the grant of a shared lease, which is in its pool then; `None` while it is under way.
@@ -235,7 +282,7 @@ impl Leases {
         }
         tracing::info!(lease = lease.id.get(), "lease retired, keys may be under it that are not wanted");
         for pool in locked(&self.leased).pools.values_mut() {
-            pool.leases.retain(|pooled| !Arc::ptr_eq(pooled, lease));
+            pool.leases.retain(|pooled| !Arc::ptr_eq(&pooled.kept, &lease.kept));
         }
         lease.phase.send_if_modified(|phase| {
             let lives = !matches!(phase, LeaseState::Lost);
@@ -306,11 +353,9 @@ impl Leases {
     fn share(&self, tasks: &TaskOwner, key: PoolKey) -> Result<Sharing, Failure> {
         let mut leased = locked(&self.leased);
         let pool = leased.pools.entry(key).or_default();
-        pool.leases.retain(|lease| !lease.is_lost());
-        // The pool itself holds one count.
-        let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
-        if let Some(lease) = pool.leases.iter().find(usable) {
-            return Ok(Sharing::Usable(Arc::clone(lease)));
+        pool.leases.retain(|pooled| !pooled.kept.is_lost());
+        if let Some(lease) = pool.leases.iter().find_map(Pooled::share) {
+            return Ok(Sharing::Usable(lease));
         }
         if let Some(outcome) = pool.granting.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
             return Ok(Sharing::Granting(outcome.clone()));
@@ -401,7 +446,7 @@ impl Waiting {
     }
 
     /// Hands the lease over, or the failure. One that nobody takes is dropped, which revokes it.
-    fn deliver(self, outcome: Result<Arc<Lease>, Failure>, leased: &Weak<Mutex<Leased>>) {
+    fn deliver(self, outcome: Result<Arc<KeptLease>, Failure>, leased: &Weak<Mutex<Leased>>) {
         let leased = leased.upgrade();
         let mut leased = leased.as_deref().map(locked);
         if let (Ok(lease), Some(leased)) = (&outcome, &mut leased) {
@@ -409,11 +454,11 @@ impl Waiting {
         }
         match self {
             // Whoever waited may be gone.
-            Self::One(tell) => drop(tell.send(outcome)),
+            Self::One(tell) => drop(tell.send(outcome.map(|kept| Arc::new(Lease::unshared(kept))))),
             Self::Pool(key, tell) => {
                 if let Some(pool) = leased.as_mut().and_then(|leased| leased.pools.get_mut(&key)) {
                     pool.granting = None;
-                    pool.leases.extend(outcome.as_ref().ok().cloned());
+                    pool.leases.extend(outcome.as_ref().ok().cloned().map(Pooled::new));
                 }
                 tell.send_replace(Some(outcome.map(drop)));
             }
@@ -524,7 +569,7 @@ impl Granting {
         let interval = asked.renewal_interval(ttl);
         let keeper =
             Keeper { conn, counters, id, ttl, interval, renewed: sent, report, turn, doubted: Arc::clone(&doubted) };
-        let lease = Arc::new(Lease {
+        let lease = Arc::new(KeptLease {
             id,
             ttl,
             state,
@@ -609,7 +654,8 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
     let (_, revoked) = watch::channel(false);
     let (doubted, condemned, retired) = (Arc::default(), AtomicBool::new(false), Arc::default());
-    Arc::new(Lease { id, ttl, state, phase, end, abandoned, retired, revoked, doubted, condemned })
+    let kept = KeptLease { id, ttl, state, phase, end, abandoned, retired, revoked, doubted, condemned };
+    Arc::new(Lease::unshared(Arc::new(kept)))
 }
 
 struct Keeper {
@@ -726,6 +772,22 @@ pub(crate) async fn lease_changed(state: &mut watch::Receiver<LeaseState>) -> Le
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shared_lease_has_a_permit_for_each_of_a_thousand_keys() {
+        let given = given(LeaseId::new(1), Duration::from_secs(15));
+        let pooled = Pooled::new(Arc::clone(&given.kept));
+        let mut shares: Vec<_> = (0..MAX_KEYS).map(|_| pooled.share().unwrap()).collect();
+        // Another reference is no other key.
+        let clone = Arc::clone(&shares[0]);
+        assert!(pooled.share().is_none());
+        shares.swap_remove(0);
+        assert!(pooled.share().is_none(), "its key is still kept");
+        drop(clone);
+        assert!(pooled.share().is_some());
+        given.condemn();
+        assert!(pooled.share().is_none(), "a lost lease is not shared");
+    }
 
     #[test]
     fn several_renewals_fit_into_a_ttl_even_if_each_goes_unanswered() {

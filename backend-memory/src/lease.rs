@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,10 @@ use std::{
 };
 
 use enlist::{BackoffPolicy, Error, LeaseId, LeaseTerms, Moment, TaskOwner};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{hub::Link, store::Store};
@@ -36,9 +40,32 @@ pub(crate) enum LeaseState {
     Lost,
 }
 
-/// A lease that is kept alive for as long as somebody holds this.
+/// Use of a lease for one key. The lease is kept alive while there is one, or while it is in a pool.
 #[derive(Debug)]
 pub(crate) struct Lease {
+    kept: Arc<KeptLease>,
+    /// Part of the capacity of a shared lease.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Lease {
+    /// A use of a lease that is not shared.
+    fn unshared(kept: Arc<KeptLease>) -> Arc<Self> {
+        Arc::new(Self { kept, _permit: None })
+    }
+}
+
+impl Deref for Lease {
+    type Target = KeptLease;
+
+    fn deref(&self) -> &KeptLease {
+        &self.kept
+    }
+}
+
+/// A lease that is kept alive until this is dropped.
+#[derive(Debug)]
+pub(crate) struct KeptLease {
     id: LeaseId,
     ttl: Duration,
     state: watch::Receiver<LeaseState>,
@@ -49,7 +76,7 @@ pub(crate) struct Lease {
     condemned: AtomicBool,
 }
 
-impl Lease {
+impl KeptLease {
     pub(crate) fn id(&self) -> LeaseId {
         self.id
     }
@@ -90,9 +117,32 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for KeptLease {
     fn drop(&mut self) {
         self.end.cancel();
+    }
+}
+
+/// A shared lease and its capacity.
+#[derive(Debug)]
+struct Pooled {
+    kept: Arc<KeptLease>,
+    /// A permit for each key that it can take yet.
+    capacity: Arc<Semaphore>,
+}
+
+impl Pooled {
+    fn new(kept: Arc<KeptLease>) -> Self {
+        Self { kept, capacity: Arc::new(Semaphore::new(MAX_KEYS)) }
+    }
+
+    /// Returns a use of the lease; `None` if it is in trouble or has no capacity left.
+    fn share(&self) -> Option<Arc<Lease>> {
+        if !self.kept.is_alive() || self.kept.is_lost() {
+            return None;
+        }
+        let permit = Arc::clone(&self.capacity).try_acquire_owned().ok()?;
+        Some(Arc::new(Lease { kept: Arc::clone(&self.kept), _permit: Some(permit) }))
     }
 }
 
@@ -101,18 +151,16 @@ impl Drop for Lease {
 struct Leased {
     /// Shared ones, kept for as long as the session lives: the next lock or instance needs no grant, and a waiter can tell a
     /// release, after which the lease lives on, from a crash.
-    pools: HashMap<(Purpose, LeaseTerms), Vec<Arc<Lease>>>,
+    pools: HashMap<(Purpose, LeaseTerms), Vec<Pooled>>,
     /// All that were granted and may be alive, for the end of the session.
-    granted: Vec<Weak<Lease>>,
+    granted: Vec<Weak<KeptLease>>,
 }
 
 impl Leased {
     fn usable(&mut self, key: (Purpose, LeaseTerms)) -> Option<Arc<Lease>> {
         let pool = self.pools.entry(key).or_default();
-        pool.retain(|lease| !lease.is_lost());
-        // The pool itself holds one count.
-        let usable = |lease: &&Arc<Lease>| lease.is_alive() && Arc::strong_count(lease) <= MAX_KEYS;
-        pool.iter().find(usable).cloned()
+        pool.retain(|pooled| !pooled.kept.is_lost());
+        pool.iter().find_map(Pooled::share)
     }
 }
 
@@ -137,7 +185,8 @@ impl Leases {
     /// Dropping the future costs nothing.
     pub(crate) async fn own(&self, link: &Link, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Error> {
         let sent = Moment::now();
-        link.ask(|store, now| self.grant(store, now, sent, link, tasks, terms)).await?
+        let granted = link.ask(|store, now| self.grant(store, now, sent, link, tasks, terms)).await?;
+        granted.map(Lease::unshared)
     }
 
     /// A lease shared by all of this client that have the same purpose and terms.
@@ -160,8 +209,9 @@ impl Leases {
             if let Some(lease) = self.leased().usable(key) {
                 return Ok(lease);
             }
-            let lease = self.grant(store, now, sent, link, tasks, terms)?;
-            self.leased().pools.entry(key).or_default().push(Arc::clone(&lease));
+            let pooled = Pooled::new(self.grant(store, now, sent, link, tasks, terms)?);
+            let lease = pooled.share().ok_or(Error::LeaseLost)?;
+            self.leased().pools.entry(key).or_default().push(pooled);
             Ok(lease)
         });
         granted.await?
@@ -176,14 +226,14 @@ impl Leases {
         link: &Link,
         tasks: &TaskOwner,
         terms: LeaseTerms,
-    ) -> Result<Arc<Lease>, Error> {
+    ) -> Result<Arc<KeptLease>, Error> {
         let ttl = terms.ttl();
         let id = store.grant(ttl, now);
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
         let keeper = Keeper { link: link.clone(), id, interval: terms.renewal_interval(ttl), granted: sent, report };
         let condemned = AtomicBool::new(false);
-        let lease = Arc::new(Lease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone(), condemned });
+        let lease = Arc::new(KeptLease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone(), condemned });
         let stop = tasks.stop_signal();
         tasks.spawn("lease", async move {
             tokio::select! {
@@ -207,7 +257,7 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     // The sender may go: the receiver keeps the last value.
     let (_, state) = watch::channel(LeaseState::Alive { sent: Moment::now() });
     let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
-    Arc::new(Lease { id, ttl, state, end, abandoned, condemned: AtomicBool::new(false) })
+    Lease::unshared(Arc::new(KeptLease { id, ttl, state, end, abandoned, condemned: AtomicBool::new(false) }))
 }
 
 struct Keeper {
