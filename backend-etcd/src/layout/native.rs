@@ -219,6 +219,15 @@ struct Written<'a> {
     term: u64,
 }
 
+/// Value that replaces one with fields of a later version, which are kept.
+#[derive(Serialize)]
+struct Extended<'a> {
+    #[serde(flatten)]
+    written: Written<'a>,
+    #[serde(flatten)]
+    unknown: serde_json::Map<String, Value>,
+}
+
 /// The fields of this version.
 const KNOWN: [&str; 10] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
 
@@ -377,13 +386,12 @@ impl Layout for Native {
         };
         let refused = |error: serde_json::Error| Error::Unsupported { what: format!("this instance ({error})") };
         let mut value = Vec::with_capacity(VALUE_BYTES);
-        serde_json::to_writer(&mut value, &written).map_err(refused)?;
-        if !unknown.is_empty() {
-            // Fields of a later version are kept: one object is made of two.
-            value.pop();
-            value.push(b',');
-            value.extend_from_slice(&serde_json::to_vec(&unknown).map_err(refused)?[1..]);
-        }
+        let result = if unknown.is_empty() {
+            serde_json::to_writer(&mut value, &written)
+        } else {
+            serde_json::to_writer(&mut value, &Extended { written, unknown })
+        };
+        result.map_err(refused)?;
         Ok(value)
     }
 
@@ -612,7 +620,10 @@ mod tests {
         let minimal = r#"{"new":{"x":[1]},"endpoints":["grpc://10.0.0.1:8080"],"id":"g 1/%","v":1}"#;
         assert_eq!(decode(minimal).unwrap().instance, instance());
         let updated = Layout::encode(&Native::default(), &service(), &instance().with_weight(5), &over(minimal));
-        let updated: Value = serde_json::from_slice(&updated.unwrap()).unwrap();
+        let updated = updated.unwrap();
+        let expected = r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":5,"health":"serving","new":{"x":[1]}}"#;
+        assert_eq!(String::from_utf8_lossy(&updated), expected);
+        let updated: Value = serde_json::from_slice(&updated).unwrap();
         assert_eq!((&updated["new"]["x"][0], &updated["weight"]), (&Value::from(1), &Value::from(5)));
     }
 
