@@ -391,21 +391,6 @@ pub(crate) struct LineFound {
     pub(crate) marks: Vec<Record>,
 }
 
-impl OwnPlace {
-    fn create(&self) -> TxnOp {
-        put(&self.key, &self.value, Some(self.lease))
-    }
-
-    /// Writes the place again and keeps its value: what is done late must not undo a proclamation.
-    fn rewrite(&self) -> TxnOp {
-        TxnOp::put(&self.key[..], "", Some(PutOptions::new().with_lease(self.lease.get()).with_ignore_value()))
-    }
-
-    fn size(&self) -> usize {
-        self.key.len() + self.value.len()
-    }
-}
-
 impl Connection {
     pub(crate) fn new(
         tasks: &TaskOwner,

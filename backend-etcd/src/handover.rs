@@ -10,6 +10,7 @@ use std::{
 };
 
 use enlist::{LeaseId, Revision};
+use etcd_client::{PutOptions, TxnOp};
 use tokio::sync::oneshot;
 
 /// A place of this session in a line.
@@ -20,6 +21,27 @@ pub(crate) struct OwnPlace {
     pub(crate) lease: LeaseId,
     /// The revision at which it was created; 0 before that.
     pub(crate) token: Revision,
+}
+
+impl OwnPlace {
+    /// Creates the place.
+    pub(crate) fn create(&self) -> TxnOp {
+        TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
+    }
+
+    /// Writes the place again and keeps its value: what is done late must not undo a proclamation.
+    pub(crate) fn rewrite(&self) -> TxnOp {
+        TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
+    }
+
+    /// Number of bytes that its creation writes.
+    pub(crate) fn size(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+
+    fn leased(&self) -> PutOptions {
+        PutOptions::new().with_lease(self.lease.get())
+    }
 }
 
 /// A place that waits for another one of this session. Dropping it leaves the place to itself.
