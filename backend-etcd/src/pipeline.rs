@@ -16,15 +16,15 @@ use crate::{
     session::Session,
 };
 
+/// How long a pipeline goes on after the last reader, where somebody is likely to read it again.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A running pipeline. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     feed: Arc<Feed<Mirror>>,
     _tasks: TaskOwner,
 }
-
-/// How long a pipeline goes on after the last reader, where somebody is likely to read it again.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// The pipelines of a session: one per range, however many readers.
 #[derive(Debug, Default)]

@@ -10,6 +10,13 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::shares::{HashRing, Shares};
 
+/// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
+/// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
+const OVERPROVISIONING: f64 = 1.4;
+
+/// How often two are drawn before all are looked at.
+const DRAWS: usize = 4;
+
 /// How one of several candidates is chosen, unless by key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -23,13 +30,6 @@ pub enum Selection {
     /// Evenly at random, whatever the weights.
     Random,
 }
-
-/// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
-/// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
-const OVERPROVISIONING: f64 = 1.4;
-
-/// How often two are drawn before all are looked at.
-const DRAWS: usize = 4;
 
 /// What can be chosen. Implemented by balancers for what they send calls to.
 pub trait Candidate {

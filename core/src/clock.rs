@@ -5,6 +5,13 @@
 
 use std::{fmt, time::Duration};
 
+/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a moment never
+/// overflows.
+pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// How long a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
+const CHECK: Duration = Duration::from_secs(1);
+
 /// A point in time on both clocks. Its debug form tells how long ago it is.
 #[derive(Clone, Copy)]
 pub struct Moment {
@@ -53,10 +60,6 @@ impl Moment {
     }
 }
 
-/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a moment never
-/// overflows.
-pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
-
 /// A duration as texts show it, rounded: a text with nine digits is never the same twice, so that logs cannot be grouped by it. What
 /// needs the exact value takes it from a field.
 ///
@@ -88,9 +91,6 @@ impl fmt::Display for Rounded {
         }
     }
 }
-
-/// How long a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
-const CHECK: Duration = Duration::from_secs(1);
 
 /// Waits until `limit` has passed since `start`, noticing suspension within a second.
 ///

@@ -12,6 +12,9 @@ use crate::error::Error;
 /// The protocol of an endpoint that is a Unix domain socket; its host is the socket's path and it has no port.
 pub const UNIX: &str = "unix";
 
+/// What stands between the protocol and the rest.
+const AFTER_PROTOCOL: &str = "://";
+
 /// An address at which an instance accepts connections: `grpc://10.0.0.1:8080`, `10.0.0.1:8080`, `[2001:db8::1]:80`
 /// or `unix:///run/app.sock`.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -27,9 +30,6 @@ pub struct Endpoint {
 fn refused(input: &str, reason: &'static str) -> Error {
     Error::InvalidAddress { input: input.to_owned(), reason }
 }
-
-/// What stands between the protocol and the rest.
-const AFTER_PROTOCOL: &str = "://";
 
 impl Endpoint {
     /// An endpoint of `host` (a name, an IPv4 or an IPv6 address without brackets) and `port`.

@@ -19,6 +19,19 @@ pub const DEFAULT_WEIGHT: u32 = 100;
 /// a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5 MiB.
 pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 
+/// Maximum number of bytes that JSON makes of one byte of a text.
+const MAX_ESCAPE: usize = r"\u0000".len();
+
+/// How many different values an interner knows of each kind; then it begins anew.
+const MAX_INTERNED: usize = 4096;
+
+/// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
+/// instances are gone.
+const MAX_INTERNED_BYTES: usize = 1 << 20;
+
+/// A longer value is shared with the next instance only: a few of them would displace all others.
+const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
+
 /// What an instance says about its ability to take calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -265,9 +278,6 @@ impl Instance {
     }
 }
 
-/// The most bytes that JSON makes of one.
-const MAX_ESCAPE: usize = r"\u0000".len();
-
 /// The bytes of a text as JSON, without the quotes around it.
 fn json_len(text: &str) -> usize {
     let len = |byte| match byte {
@@ -374,16 +384,6 @@ impl Interner {
         self.metadata.share(metadata);
     }
 }
-
-/// How many different values an interner knows of each kind; then it begins anew.
-const MAX_INTERNED: usize = 4096;
-
-/// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
-/// instances are gone.
-const MAX_INTERNED_BYTES: usize = 1 << 20;
-
-/// A longer value is shared with the next instance only: a few of them would displace all others.
-const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
 
 /// The size of a value, in bytes.
 trait Size {

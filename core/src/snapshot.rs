@@ -10,6 +10,9 @@ use crate::{
     revision::{Epoch, Revision},
 };
 
+/// How many instances that left are remembered. What is forgotten counts as dead, which is the careful side.
+const MAX_LEFT: usize = 1024;
+
 /// All instances of a service at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone)]
 pub struct Snapshot {
@@ -20,9 +23,6 @@ pub struct Snapshot {
     /// Instances that left in order and are not back.
     left: OrdSet<InstanceId>,
 }
-
-/// How many instances that left are remembered. What is forgotten counts as dead, which is the careful side.
-const MAX_LEFT: usize = 1024;
 
 impl Snapshot {
     /// An empty snapshot of `service` at `revision`.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::lock_history::LockHistory;
 
+/// By how much an age may be told too small, in microseconds.
+pub const HONEST: u64 = 1_000_000;
+
 /// What one key held: when it was created and when it was last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
@@ -58,9 +61,6 @@ struct Age {
     /// How long before that the picture had been proven, in microseconds.
     told: u64,
 }
-
-/// By how much an age may be told too small, in microseconds.
-pub const HONEST: u64 = 1_000_000;
 
 /// What was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -31,6 +31,10 @@ const READY: Duration = Duration::from_secs(30);
 /// How often a start is repeated with other ports.
 const ATTEMPTS: usize = 5;
 
+/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends when
+/// the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
+const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
+
 /// Where servers come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -502,10 +506,6 @@ struct Running {
     pid: u32,
     log: PathBuf,
 }
-
-/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends when
-/// the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
-const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
 
 impl Running {
     async fn start(arguments: &[String], directory: &Path) -> Result<Self, String> {

@@ -53,6 +53,9 @@ const MAX_SHORT_OWNER: usize = (MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES - FIELDS_
 /// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
+/// The fields of this version.
+const KNOWN: [&str; 10] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
+
 /// enlist's own layout.
 #[derive(Clone, Debug)]
 pub struct Native {
@@ -227,9 +230,6 @@ struct Extended<'a> {
     #[serde(flatten)]
     unknown: serde_json::Map<String, Value>,
 }
-
-/// The fields of this version.
-const KNOWN: [&str; 10] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(term: &u64) -> bool {

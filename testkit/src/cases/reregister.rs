@@ -12,6 +12,10 @@ use crate::{
     wait::{eventually, soon},
 };
 
+/// Maximum time from the end of an outage to the first successful attempt: a probe and its limit, a dial, and the spread of those
+/// that waited together.
+const SOON: Duration = Duration::from_secs(4);
+
 pub async fn an_instance_comes_back_after_its_lease_is_revoked(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
@@ -141,10 +145,6 @@ pub async fn a_registration_begun_during_a_long_outage_is_made_soon_after_it(h: 
     listed(&client, &service, &["a"]).await;
     assert!(healed.elapsed() < SOON, "{:?} after the outage", healed.elapsed());
 }
-
-/// Maximum time from the end of an outage to the first successful attempt: a probe and its limit, a dial, and the spread of those
-/// that waited together.
-const SOON: Duration = Duration::from_secs(4);
 
 /// Waits for as long as a lease lives that nobody renews.
 async fn outlast(h: &impl Harness, client: &Client, time: Duration) {

@@ -12,6 +12,9 @@ use crate::{
     wait::{eventually, soon},
 };
 
+/// The largest age of what is watched in a healthy store.
+const HEALTHY: Duration = Duration::from_secs(10);
+
 pub(super) fn service(harness: &impl Harness, name: &str) -> ServiceRef {
     ServiceRef::new(harness.namespace(), ServiceName::parse(name).unwrap())
 }
@@ -67,9 +70,6 @@ pub(super) fn expected(names: &[&str]) -> Vec<String> {
     all.sort();
     all
 }
-
-/// The largest age of what is watched in a healthy store.
-const HEALTHY: Duration = Duration::from_secs(10);
 
 /// Looks at an age until the picture has been proven right once more.
 pub(super) async fn stays_fresh(freshness: &Freshness) {
