@@ -1,6 +1,6 @@
 //! Addresses of etcd's members, as users write them.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use enlist::Error;
 use http::Uri;
@@ -53,6 +53,21 @@ pub fn endpoint_url(endpoint: &str, tls: Tls) -> Result<String, Error> {
     } else {
         refuse("expected host:port, http://host:port or https://host:port")
     }
+}
+
+/// Returns `true` if what is sent to this URL can be read on a network: it goes without TLS, and to another machine.
+pub fn is_clear_text(url: &str) -> bool {
+    url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest))
+}
+
+/// Returns `true` if the part of a URL after its scheme names this machine.
+fn is_loopback(rest: &str) -> bool {
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// An address without a scheme, with a port.
@@ -108,6 +123,19 @@ mod tests {
         }
         assert_eq!(endpoint_url("http://h:1", Tls::Absent).unwrap(), "http://h:1");
         assert_eq!(endpoint_url("http://[::1]", Tls::Absent).unwrap(), "http://[::1]");
+    }
+
+    #[test]
+    fn only_a_network_without_tls_is_clear_text() {
+        for own in ["127.0.0.1:2379", "127.9.9.9:1/", "localhost:2379", "localhost", "[::1]:2379"] {
+            assert!(!is_clear_text(&format!("http://{own}")), "{own}");
+        }
+        for other in
+            ["10.0.0.1:2379", "etcd:2379", "localhost.example:1", "127.0.0.1.example:1", "[::2]:1", "0.0.0.0:1"]
+        {
+            assert!(is_clear_text(&format!("http://{other}")), "{other}");
+            assert!(!is_clear_text(&format!("https://{other}")), "{other}");
+        }
     }
 
     #[test]

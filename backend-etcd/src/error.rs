@@ -4,6 +4,8 @@
 //! source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were measured with
 //! etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
 
+pub(crate) mod answers;
+
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use enlist::{Cause, Error, error::with_causes, escape::escaped};
@@ -214,6 +216,11 @@ fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {
 
 /// The innermost reason, which names what a person can mend ("connection refused", "invalid peer certificate").
 fn cause_of(status: &Status) -> Cause {
+    said(text_of(status))
+}
+
+/// Text of a status and of its causes, each once.
+fn text_of(status: &Status) -> String {
     let mut texts = vec![status.message().to_owned()];
     let mut source: Option<&(dyn StdError + 'static)> = status.source();
     while let Some(error) = source {
@@ -223,7 +230,7 @@ fn cause_of(status: &Status) -> Cause {
         }
         source = error.source();
     }
-    said(texts.join(": "))
+    texts.join(": ")
 }
 
 /// Returns `true` for the answer to an authentication where users are not asked for.

@@ -394,6 +394,25 @@ impl EtcdBuilder {
         self
     }
 
+    /// Returns the URLs of the endpoints.
+    pub(crate) fn urls(&self) -> Result<Vec<String>, Error> {
+        if self.endpoints.is_empty() {
+            return Err(Error::invalid_config("endpoints", "at least one is needed"));
+        }
+        let tls = if self.tls.is_some() { Tls::Configured } else { Tls::Absent };
+        self.endpoints.iter().map(|endpoint| endpoint_url(endpoint, tls)).collect()
+    }
+
+    /// Returns the TLS files and the user.
+    pub(crate) fn security(&self) -> (Option<TlsFiles>, Option<Credentials>) {
+        (self.tls.clone(), self.credentials.clone())
+    }
+
+    /// Returns the maximum time of a request.
+    pub(crate) fn limit(&self) -> Duration {
+        self.request_timeout
+    }
+
     /// Makes the client without connecting; the first request dials. It heals by itself, also from a start without etcd.
     ///
     /// # Errors

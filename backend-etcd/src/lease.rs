@@ -277,12 +277,16 @@ impl Leases {
     /// Takes a lease out of use, because keys may be, or may yet be created, under it that are not wanted. It is revoked once nobody holds
     /// it any more; after that a late write is refused, whenever it arrives.
     pub(crate) fn retire(&self, lease: &Arc<Lease>) {
+        self.retire_kept(&lease.kept);
+    }
+
+    fn retire_kept(&self, lease: &Arc<KeptLease>) {
         if lease.retired.swap(true, Ordering::AcqRel) {
             return;
         }
         tracing::info!(lease = lease.id.get(), "lease retired, keys may be under it that are not wanted");
         for pool in locked(&self.leased).pools.values_mut() {
-            pool.leases.retain(|pooled| !Arc::ptr_eq(&pooled.kept, &lease.kept));
+            pool.leases.retain(|pooled| !Arc::ptr_eq(&pooled.kept, lease));
         }
         lease.phase.send_if_modified(|phase| {
             let lives = !matches!(phase, LeaseState::Lost);
@@ -310,12 +314,12 @@ impl Leases {
         leased.rollbacks += 1;
         let pooled = |((purpose, _), pool): (&PoolKey, &mut Pool)| {
             let purpose = *purpose;
-            std::mem::take(&mut pool.leases).into_iter().map(move |lease| (purpose, lease)).collect::<Vec<_>>()
+            std::mem::take(&mut pool.leases).into_iter().map(move |pooled| (purpose, pooled.kept)).collect::<Vec<_>>()
         };
         let former: Vec<_> = leased.pools.iter_mut().flat_map(pooled).collect();
         drop(leased);
         for (purpose, lease) in former {
-            self.retire(&lease);
+            self.retire_kept(&lease);
             if purpose == Purpose::Lock {
                 let conn = Arc::clone(&self.conn);
                 // After the end of the session its leases are revoked anyway.

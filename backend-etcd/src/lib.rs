@@ -30,6 +30,7 @@
 //! | `connection` | requests with deadlines, token renewal |
 //! | `writes` | guarded writes, several in one transaction |
 //! | `error` | what etcd says, turned into what a caller can do |
+//! | [`diagnose`] | examination of an etcd, for people who operate it |
 //! | `session` | the runtime that owns leases and tasks |
 //! | `lease` | grants and renewals |
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
@@ -49,6 +50,7 @@ mod audit;
 mod channel;
 mod connection;
 mod defects;
+pub mod diagnose;
 mod election;
 mod endpoint_url;
 mod error;
@@ -85,7 +87,7 @@ mod writes;
 #[cfg(feature = "defects")]
 pub use self::defects::Defect;
 pub use self::{
-    endpoint_url::{Tls, endpoint_url},
+    endpoint_url::{Tls, endpoint_url, is_clear_text},
     etcd::{
         DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
         DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,

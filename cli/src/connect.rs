@@ -1,15 +1,11 @@
 //! From global options to a client.
 
-use std::{
-    env, fs,
-    net::{IpAddr, Ipv6Addr},
-    path::Path,
-};
+use std::{env, fs, path::Path};
 
 use enlist::{LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, Etcd, EtcdBuilder, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero,
-    Gobase, GobaseLock, Kitex, Kratos, Tls, endpoint_url,
+    Gobase, GobaseLock, Kitex, Kratos, Tls, endpoint_url, is_clear_text,
 };
 
 use crate::{
@@ -17,22 +13,18 @@ use crate::{
     output::{Failure, Output, To},
 };
 
-/// The ports of URLs that name none.
-const HTTP_PORT: u16 = 80;
-const HTTPS_PORT: u16 = 443;
-
 /// Variables whose values are nobody's but this process's.
 pub(crate) const SECRETS: [&str; 2] = ["ENLIST_PASSWORD", "ENLIST_OWNER"];
 
 impl Global {
     /// The endpoints as URLs.
-    pub(crate) fn urls(&self) -> Result<Vec<String>, Failure> {
+    fn urls(&self) -> Result<Vec<String>, Failure> {
         let tls = if self.cacert.is_some() || self.cert.is_some() { Tls::Configured } else { Tls::Absent };
         Ok(self.endpoints.iter().map(|endpoint| endpoint_url(endpoint, tls)).collect::<Result<_, _>>()?)
     }
 
     /// User and password, if there is a user.
-    pub(crate) fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
+    fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
         let password = match &self.password_file {
             Some(path) => Some(secret("password", path)?),
             None => env::var("ENLIST_PASSWORD").ok().filter(|password| !password.is_empty()),
@@ -46,10 +38,9 @@ impl Global {
     }
 
     /// The URLs to which the user's password is sent as it is, over a network.
-    pub(crate) fn clear_text(&self) -> Result<Vec<String>, Failure> {
+    fn clear_text(&self) -> Result<Vec<String>, Failure> {
         let urls = if self.user.is_some() { self.urls()? } else { Vec::new() };
-        let in_clear_text = |url: &String| url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest));
-        Ok(urls.into_iter().filter(in_clear_text).collect())
+        Ok(urls.into_iter().filter(|url| is_clear_text(url)).collect())
     }
 
     /// Warns of a password in clear text.
@@ -62,7 +53,8 @@ impl Global {
         }
     }
 
-    fn builder(&self) -> Result<EtcdBuilder, Failure> {
+    /// Options of a client.
+    pub(crate) fn builder(&self) -> Result<EtcdBuilder, Failure> {
         let mut builder = Etcd::builder(self.urls()?).request_timeout(self.timeout);
         builder = builder.connect_timeout(self.timeout.min(enlist_etcd::DEFAULT_CONNECT_TIMEOUT));
         if self.max_range_keys.is_some() {
@@ -156,52 +148,12 @@ fn secret(what: &str, path: &Path) -> Result<String, Failure> {
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// `host:port` of a URL.
-pub(crate) fn authority(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
-    let port = if scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
-    with_port(rest.split('/').next().unwrap_or_default(), port)
-}
-
-/// The host with a port: its own, or this one.
-fn with_port(host: &str, port: u16) -> String {
-    if host.parse::<Ipv6Addr>().is_ok() {
-        format!("[{host}]:{port}")
-    } else if host.ends_with(']') || !host.contains(':') {
-        format!("{host}:{port}")
-    } else {
-        host.to_owned()
-    }
-}
-
-/// Returns `true` if what follows the scheme of a URL names this machine.
-fn is_loopback(rest: &str) -> bool {
-    let authority = rest.split('/').next().unwrap_or_default();
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
-    };
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::args::Cli;
-
-    #[test]
-    fn a_url_leads_to_a_host_and_a_port() {
-        for (url, expected) in [
-            ("http://etcd:2379/", "etcd:2379"),
-            ("https://etcd", "etcd:443"),
-            ("http://[::1]", "[::1]:80"),
-            ("http://[::1]:2379", "[::1]:2379"),
-        ] {
-            assert_eq!(authority(url), expected);
-        }
-    }
 
     /// One `ENLIST_ENDPOINTS` serves programs and this command.
     #[test]
@@ -229,18 +181,6 @@ mod tests {
                 let library = if arguments.is_empty() { library } else { library.ca_certificate("ca.pem") };
                 assert_eq!((command, library.build().is_ok()), (expected, expected), "{endpoints} {arguments:?}");
             }
-        }
-    }
-
-    #[test]
-    fn only_the_machine_itself_is_loopback() {
-        for own in ["127.0.0.1:2379", "127.9.9.9:1/", "localhost:2379", "localhost", "[::1]:2379"] {
-            assert!(is_loopback(own), "{own}");
-        }
-        for other in
-            ["10.0.0.1:2379", "etcd:2379", "localhost.example:1", "127.0.0.1.example:1", "[::2]:1", "0.0.0.0:1"]
-        {
-            assert!(!is_loopback(other), "{other}");
         }
     }
 }

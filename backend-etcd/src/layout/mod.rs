@@ -367,6 +367,11 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
 }
 
+/// Returns a key in `range` that is neither an instance nor a place in any layout: for trials of permissions.
+pub(crate) fn trial_key(range: &KeyRange, nonce: u64) -> Vec<u8> {
+    [range.bounds().0, format!(".doctor-{nonce:016x}").as_bytes()].concat()
+}
+
 /// A name that this layout cannot carry because of `character`.
 fn not_carried(field: &'static str, character: char) -> Error {
     Error::InvalidName { field, fault: enlist::error::NameFault::NotCarried { character } }
@@ -376,6 +381,16 @@ fn not_carried(field: &'static str, character: char) -> Error {
 mod tests {
     use super::*;
     use enlist::{Endpoint, InstanceId};
+
+    #[test]
+    fn the_key_of_a_trial_is_no_instance() {
+        let (namespace, native) = (Namespace::default(), Native::default());
+        for range in [native.services_range(&namespace).unwrap(), KeyRange::prefix("enlist-doctor/")] {
+            let key = trial_key(&range, 255);
+            assert!(key.starts_with(range.bounds().0) && key.ends_with(b".doctor-00000000000000ff"));
+            assert_eq!(native.instance_of(&namespace, &key), None);
+        }
+    }
 
     #[test]
     fn owner_tokens_are_not_shown() {

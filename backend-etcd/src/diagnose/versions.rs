@@ -30,28 +30,28 @@ const DEFECTS: [Defect; 8] = [
 /// The first line of versions that [`DEFECTS`] has.
 const OLDEST: u32 = 4;
 
-/// Returns the known defects of a version of etcd, and what to do about them; `None` if none is known.
-pub(super) fn defects(version: &str) -> Option<(String, &'static str)> {
+/// Returns the known defects of a version of etcd, and the releases with all fixes; `None` if none is known.
+pub(super) fn defects(version: &str) -> Option<(String, &'static [&'static str])> {
     let mut numbers = version.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     let [major, minor, patch] = [numbers.next()?, numbers.next()?, numbers.next().unwrap_or(0)];
     if major != 3 {
         return None;
     }
-    let advice = match minor {
-        5 => "3.5.33 has all fixes",
-        6 => "3.6.14 has all fixes",
-        7 => "3.7.1 has all fixes",
-        _ => "3.5.33, 3.6.14 and 3.7.1 have all fixes",
+    let fixed_in: &[&str] = match minor {
+        5 => &["3.5.33"],
+        6 => &["3.6.14"],
+        7 => &["3.7.1"],
+        _ => &["3.5.33", "3.6.14", "3.7.1"],
     };
     let Some(line) = minor.checked_sub(OLDEST) else {
-        return Some(("is older than what enlist is tested with".to_owned(), advice));
+        return Some(("is older than what enlist is tested with".to_owned(), fixed_in));
     };
     let has =
         |defect: &&Defect| defect.fixed.get(line as usize).is_some_and(|fixed| fixed.is_none_or(|fixed| patch < fixed));
     let known: Vec<_> = DEFECTS.iter().filter(has).map(|defect| defect.does).collect();
     // The end of 3.4 was 2026-06-01.
     let ended = if minor == OLDEST { "gets no more fixes, and " } else { "" };
-    (!known.is_empty()).then(|| (format!("{ended}{}", known.join(", ")), advice))
+    (!known.is_empty()).then(|| (format!("{ended}{}", known.join(", ")), fixed_in))
 }
 
 #[cfg(test)]
@@ -96,6 +96,6 @@ mod tests {
         }
         assert!(defects("3.4.45").unwrap().0.starts_with("gets no more fixes"));
         assert!(defects("3.3.27").unwrap().0.contains("older"));
-        assert!(defects("3.5.30").unwrap().1.contains("3.5.33"));
+        assert_eq!(defects("3.5.30").unwrap().1, ["3.5.33"]);
     }
 }

@@ -1,0 +1,143 @@
+//! Each endpoint by itself: it can be reached, or not, and etcd answers there, or not.
+
+use std::{path::Path, time::Duration};
+
+use enlist::Error;
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use secrecy::ExposeSecret;
+use tokio::{net::TcpStream, time::error::Elapsed};
+
+use super::finding::EndpointFault;
+use crate::{
+    channel::TlsFiles,
+    connection::Credentials,
+    error::answers::{self, Answer, answer},
+};
+
+/// A read that every member answers by itself, also one without a leader, and that shows whether the user is accepted.
+pub(super) const KEY: &str = "\0";
+
+/// Ports of URLs that name none.
+const HTTP_PORT: u16 = 80;
+const HTTPS_PORT: u16 = 443;
+
+/// Answer of etcd: it accepts the user, or does not.
+pub(super) type Accepted = Result<Client, etcd_client::Error>;
+
+/// Absence of an answer of etcd.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) fault: EndpointFault,
+    pub(super) cause: String,
+}
+
+impl Unanswered {
+    fn silent(limit: Duration) -> Self {
+        Self { fault: EndpointFault::Silent, cause: format!("no answer within {limit:?}") }
+    }
+}
+
+/// Options of the requests to endpoints.
+pub(super) struct Asking {
+    limit: Duration,
+    tls: TlsOptions,
+    credentials: Option<Credentials>,
+}
+
+impl Asking {
+    /// Reads the TLS files.
+    pub(super) async fn new(
+        files: Option<TlsFiles>,
+        credentials: Option<Credentials>,
+        limit: Duration,
+    ) -> Result<Self, Error> {
+        let TlsFiles { ca, identity, domain } = files.unwrap_or_default();
+        let mut tls = TlsOptions::new();
+        if let Some(path) = ca {
+            tls = tls.ca_certificate(Certificate::from_pem(pem("ca_certificate", &path).await?));
+        }
+        if let Some((certificate, key)) = identity {
+            let option = "client_certificate";
+            tls = tls.identity(Identity::from_pem(pem(option, &certificate).await?, pem(option, &key).await?));
+        }
+        if let Some(domain) = domain {
+            tls = tls.domain_name(domain);
+        }
+        Ok(Self { limit, tls, credentials })
+    }
+
+    /// Returns the answer of etcd at an endpoint, or the reason for its absence.
+    pub(super) async fn probe(&self, url: &str) -> Result<Accepted, Unanswered> {
+        let address = authority(url);
+        let silent = |_| Unanswered::silent(self.limit);
+        let dialled = tokio::time::timeout(self.limit, TcpStream::connect(&address)).await.map_err(silent)?;
+        if let Err(error) = dialled {
+            let cause = error.to_string();
+            return Err(Unanswered { fault: answers::dial_fault(&cause), cause });
+        }
+        let asked = self.ask(url).await.map_err(silent)?;
+        let cause = match &asked {
+            Err(error) if answer(error) == Answer::NotEtcd => answers::text(error),
+            _ => return Ok(asked),
+        };
+        if url.starts_with("https://") {
+            return Err(Unanswered { fault: answers::tls_fault(&cause), cause });
+        }
+        let over_tls = match self.ask(&format!("https://{address}")).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(answers::text(&error)),
+            Err(_) => Err("no answer".to_owned()),
+        };
+        Err(Unanswered { fault: answers::plain_fault(over_tls), cause })
+    }
+
+    /// Connects to one endpoint and reads. A refusal to read that key is an answer of etcd to a user that it accepts.
+    async fn ask(&self, url: &str) -> Result<Accepted, Elapsed> {
+        let mut options = ConnectOptions::new().with_connect_timeout(self.limit).with_timeout(self.limit);
+        if url.starts_with("https://") {
+            options = options.with_tls(self.tls.clone());
+        }
+        if let Some(Credentials { user, password }) = &self.credentials {
+            options = options.with_user(user, password.expose_secret());
+        }
+        let asking = async {
+            let mut client = Client::connect([url], Some(options)).await?;
+            let read = GetOptions::new().with_count_only().with_serializable();
+            match client.get(KEY, Some(read)).await {
+                Err(error) if [Answer::Denied, Answer::Other].contains(&answer(&error)) => Ok(client),
+                asked => asked.map(|_| client),
+            }
+        };
+        tokio::time::timeout(self.limit, asking).await
+    }
+}
+
+async fn pem(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    let refused = |error| Error::invalid_config(option, format!("{} cannot be read: {error}", path.display()));
+    tokio::fs::read(path).await.map_err(refused)
+}
+
+/// Returns `host:port` of a URL.
+fn authority(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let port = if scheme == "https" { HTTPS_PORT } else { HTTP_PORT };
+    let host = rest.split('/').next().unwrap_or_default();
+    if host.ends_with(']') || !host.contains(':') { format!("{host}:{port}") } else { host.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_leads_to_a_host_and_a_port() {
+        for (url, expected) in [
+            ("http://etcd:2379/", "etcd:2379"),
+            ("https://etcd", "etcd:443"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://[::1]:2379", "[::1]:2379"),
+        ] {
+            assert_eq!(authority(url), expected);
+        }
+    }
+}
