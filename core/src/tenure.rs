@@ -122,6 +122,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_loss_is_noticed_at_once_and_its_first_reason_stays() {
+        let ttl = Duration::from_secs(5);
+        let (tenure, started) = (Tenure::new(Moment::now(), ttl), Moment::now());
+        assert!(tenure.is_held() && tenure.loss().is_none());
+        tenure.lose(Loss::KeyGone);
+        assert!(!tenure.is_held());
+        tenure.lose(Loss::LeaseGone);
+        assert_eq!((tenure.loss(), tenure.lost().await), (Some(Loss::KeyGone), Loss::KeyGone));
+        assert!(started.elapsed() < Duration::from_secs(1), "it was not waited for the deadline");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_renewal_counts_from_its_sending() {
         let ttl = Duration::from_secs(5);
         let tenure = Tenure::new(Moment::now(), ttl);
