@@ -1,6 +1,6 @@
 //! What can be said on the command line.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, io::Write, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, builder::Resettable};
 use enlist::escape::Hidden;
@@ -30,7 +30,8 @@ impl Cli {
         let mut command = with_whole_usage(without_empty_variables(Self::command()));
         if std::env::args_os().len() <= 1 {
             // Also where variables are set, which clap takes for arguments.
-            eprintln!("{}", command.render_help());
+            // Nobody may be reading.
+            let _ = writeln!(std::io::stderr(), "{}", command.render_help());
             std::process::exit(crate::USAGE.into());
         }
         let matches = command.get_matches();

@@ -1,5 +1,8 @@
 //! The `enlist` command. `enlist --help` lists what it does; `docs/cli.md` has the details.
 
+// They panic where nobody reads.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 mod args;
 mod child;
 mod connect;

@@ -5,7 +5,7 @@
 //! whatever it reads.
 
 use std::{
-    io::{self, BufRead},
+    io::{self, BufRead, Write},
     sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
 };
@@ -41,7 +41,7 @@ pub(crate) fn now() -> Duration {
 pub(crate) fn run() -> u8 {
     let group = getpid();
     if getpgrp() != group {
-        eprintln!("enlist: `reap` is started by `enlist` itself, as the first process of a group");
+        let _ = writeln!(io::stderr(), "enlist: `reap` is started by `enlist` itself, as the first process of a group");
         return USAGE;
     }
     // What the group is sent does not end this one. The starter has blocked it already, so that there is no moment without.

@@ -162,6 +162,22 @@ async fn a_command_can_wait_until_it_is_registered() {
     let mut early = Running::start(register("early", &[]));
     early.says("begun").await;
     early.says("done").await;
+/// What is wrong with a command line is told, and a reader that is not there, or a full disk, changes nothing.
+#[tokio::test]
+async fn a_usage_that_cannot_be_written_is_no_panic() {
+    for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let (reader, unread) = std::io::pipe().unwrap();
+        drop(reader);
+        for stderr in [Stdio::from(full), Stdio::from(unread)] {
+            let mut command = bare();
+            command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+            let running = tokio::task::spawn_blocking(move || command.status().unwrap());
+            assert_eq!(soon("it ends", running).await.unwrap().code(), Some(2), "{arguments:?}");
+        }
+    }
+}
+
     let mut late = Running::start(register("late", &["--wait-registered"]));
     late.warns("registering").await;
     server.restart().await;
