@@ -22,6 +22,9 @@ const PULSE: Duration = Duration::from_millis(100);
 /// How long a release is waited for; it goes on without anybody waiting for as long as the process lives.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the name of the holder is waited for by whoever does not get the lock.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Something that is held.
 enum Held {
     Lock(LockGuard),
@@ -125,9 +128,12 @@ async fn hold(
     let held = match acquired {
         Ok(Some(held)) => held,
         Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => {
-            tell_why_not(etcd, &told).await;
+            let code = tokio::select! {
+                () = tell_why_not(etcd, &told) => telling.not_acquired,
+                signal = ending(&mut signals) => signal,
+            };
             let _ = etcd.close().await;
-            return Ok(telling.not_acquired);
+            return Ok(code);
         }
         Err(error) => return Err(error.into()),
     };
@@ -176,8 +182,8 @@ async fn hold(
 
 /// Says why it was not acquired: another holds it, or etcd was not there to be asked, which was not to be expected.
 async fn tell_why_not(etcd: &Etcd, told: &Told<'_>) {
-    let holder = tokio::time::timeout(PATIENCE, holder(etcd, told.what, told.name)).await;
-    let late = Error::Timeout { op: "asking for the holder", limit: PATIENCE, cause: None };
+    let holder = tokio::time::timeout(HOLDER_TIMEOUT, holder(etcd, told.what, told.name)).await;
+    let late = Error::Timeout { op: "asking for the holder", limit: HOLDER_TIMEOUT, cause: None };
     match holder.unwrap_or(Err(late)) {
         Err(error) if error.is_retryable() => {
             let cause = with_causes(&error).to_string();

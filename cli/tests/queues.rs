@@ -4,9 +4,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use enlist_testkit::eventually;
 use serde_json::{Value, json};
-use support::{Running, enlist, raw, run, server};
+use support::{Running, bare, enlist, raw, run, server};
 
 #[tokio::test]
 async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
@@ -74,6 +76,39 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     assert_eq!(tried.code, Some(123), "{tried:?}");
     let refused = run(enlist(&server, ["elect", "office", "x", "--lock-layout", "gobase"])).await;
     assert!(refused.code == Some(1) && refused.stderr.contains("elections in the layout gobase"), "{refused:?}");
+}
+
+/// An etcd that accepts connections and is silent holds a lock up for no longer than was asked for, and a signal ends that as well.
+#[tokio::test]
+async fn a_wait_ends_in_time_and_hears_signals_beside_a_silent_etcd() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    for command in [vec!["lock", "l"], vec!["elect", "l", "v"]] {
+        let started = |wait| {
+            let mut started = bare();
+            started.args(&command).args(["--endpoints", &url, "--wait", wait]);
+            started
+        };
+        let begun = std::time::Instant::now();
+        let done = run(started("300ms")).await;
+        assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}: {done:?}", begun.elapsed());
+        assert!(done.code == Some(123) && done.stdout.contains("etcd does not answer"), "{done:?}");
+        // The wait has passed by the time of the signal. On a busy machine it may come too late.
+        let mut codes = Vec::new();
+        while codes.len() < 5 && codes.last() != Some(&Some(143)) {
+            let mut asking = Running::start(started("1ms"));
+            eventually("it hears signals", || async {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", asking.child.id())).unwrap_or_default();
+                let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or_default();
+                let caught = u64::from_str_radix(caught.trim(), 16).unwrap_or(0);
+                if caught >> 14 & 1 == 1 { Ok(()) } else { Err(status) }
+            })
+            .await;
+            asking.signal("-TERM");
+            codes.push(asking.code().await);
+        }
+        assert_eq!(codes.last(), Some(&Some(143)), "{command:?}: {codes:?}");
+    }
 }
 
 /// What cron mails is what goes wrong.
