@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use enlist::{Error, FencingToken, LockMode, LockName, Namespace};
+use futures::{StreamExt, TryStreamExt, stream};
 
 use crate::{
+    error::Failure,
     etcd::Etcd,
     layout::{Line, LockLayout},
     record::Record,
 };
+
+/// Locks of a namespace whose marks are read at a time.
+const AT_A_TIME: usize = 16;
 
 /// One contender in the queue of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,16 +36,28 @@ pub struct LockQueue {
     pub name: LockName,
     /// Its holders and those that wait, in order.
     pub entries: Vec<QueueEntry>,
+    /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: nobody holds the lock, and it
+    /// is not free. Known once the first in line, or a [`try_acquire`](enlist::Lock::try_acquire), has begun to count it.
+    pub delayed: bool,
 }
 
 impl LockQueue {
-    fn new(name: LockName, mut entries: Vec<QueueEntry>) -> Self {
+    /// The queue, beside which holders of these modes left marks whose delay is running.
+    fn new(name: LockName, mut entries: Vec<QueueEntry>, delays: &[LockMode]) -> Self {
         entries.sort_unstable_by_key(|entry| entry.token);
-        Self { name, entries }
+        let delayed = match entries.first() {
+            Some(first) => delays.iter().any(|left| left.excludes(first.mode)),
+            None => !delays.is_empty(),
+        };
+        Self { name, entries, delayed }
     }
 
-    /// Returns those that hold the lock: the first, and if it shares the lock, all that follow and share it as well.
+    /// Returns those that hold the lock: nobody while it is [delayed](Self::delayed), else the first, and if it shares the lock, all
+    /// that follow and share it as well.
     pub fn holders(&self) -> &[QueueEntry] {
+        if self.delayed {
+            return &[];
+        }
         let sharing = self.entries.iter().take_while(|entry| entry.mode == LockMode::Shared).count();
         &self.entries[..sharing.max(1).min(self.entries.len())]
     }
@@ -68,7 +85,22 @@ impl Etcd {
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let entries = records.iter().filter_map(|record| entry(layout, name, record)).collect();
-        Ok(LockQueue::new(name.clone(), entries))
+        Ok(LockQueue::new(name.clone(), entries, &self.delays(name).await?))
+    }
+
+    /// Reads how those held the lock that left a mark whose delay is running: it is under a lease then, see `stander::lock_delay`. The
+    /// contender that has waited for it removes it when it takes the lock.
+    async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
+        let layout = &*self.session.lock_layout;
+        let Some(range) = layout.marks(Line::Lock, name) else { return Ok(Vec::new()) };
+        let marks = match self.session.conn.list(&range).await {
+            Ok((marks, _)) => marks,
+            // Roles from before there were marks.
+            Err(Failure::Denied) => return Ok(Vec::new()),
+            Err(failure) => return Err(failure.into_error(&range.describe())),
+        };
+        let running = marks.iter().filter(|mark| mark.lease.is_some());
+        Ok(running.filter_map(|mark| layout.decode_mark(Line::Lock, name, &mark.key, &mark.value)).collect())
     }
 
     /// Reads the queues of all locks of a namespace that somebody wants, by name.
@@ -95,7 +127,11 @@ impl Etcd {
                 queues.entry(name).or_default().push(entry);
             }
         }
-        Ok(queues.into_iter().map(|(name, entries)| LockQueue::new(name, entries)).collect())
+        let read = queues.into_iter().map(|(name, entries)| async {
+            let delays = self.delays(&name).await?;
+            Ok(LockQueue::new(name, entries, &delays))
+        });
+        stream::iter(read).buffered(AT_A_TIME).try_collect().await
     }
 }
 
@@ -122,7 +158,25 @@ mod tests {
             let entry = |(token, mode)| QueueEntry { token: FencingToken::new(token), mode, process: None };
             let mut entries: Vec<_> = (1..).zip(modes.clone()).map(entry).collect();
             entries.reverse();
-            let queue = LockQueue::new(LockName::parse("l").unwrap(), entries);
+            let queue = LockQueue::new(LockName::parse("l").unwrap(), entries, &[]);
+            assert_eq!((queue.holders().len(), queue.waiting().len()), (holders, modes.len() - holders), "{modes:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_holds_what_is_delayed_for_the_first() {
+        for (modes, delays, delayed) in [
+            (vec![], vec![], false),
+            (vec![], vec![Shared], true),
+            (vec![Exclusive], vec![Shared], true),
+            (vec![Shared, Exclusive], vec![Shared], false),
+            (vec![Shared, Exclusive], vec![Shared, Exclusive], true),
+        ] {
+            let entry = |(token, mode)| QueueEntry { token: FencingToken::new(token), mode, process: None };
+            let entries: Vec<_> = (1..).zip(modes.clone()).map(entry).collect();
+            let queue = LockQueue::new(LockName::parse("l").unwrap(), entries, &delays);
+            assert_eq!(queue.delayed, delayed, "{modes:?} {delays:?}");
+            let holders = if delayed { 0 } else { modes.len().min(1) };
             assert_eq!((queue.holders().len(), queue.waiting().len()), (holders, modes.len() - holders), "{modes:?}");
         }
     }

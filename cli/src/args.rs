@@ -215,7 +215,7 @@ pub(crate) enum Command {
     /// Show who holds the locks of the namespace, and how many wait
     #[command(after_help = "Example:\n  enlist locks nightly")]
     Locks {
-        /// This lock only; exits with 1 if nobody holds it
+        /// This lock only; exits with 1 if it is free
         name: Option<String>,
     },
     /// Run a command while leading

@@ -180,30 +180,43 @@ async fn hold(
     Ok(code)
 }
 
+/// What is in the way of a contender.
+enum Obstacle {
+    /// A holder, as it names itself.
+    Holder(Option<String>),
+    /// The delay that a holder left behind.
+    Delay,
+}
+
 /// Says why it was not acquired: another holds it, or etcd was not there to be asked, which was not to be expected.
 async fn tell_why_not(etcd: &Etcd, told: &Told<'_>) {
-    let holder = tokio::time::timeout(HOLDER_TIMEOUT, holder(etcd, told.what, told.name)).await;
+    let obstacle = tokio::time::timeout(HOLDER_TIMEOUT, obstacle(etcd, told.what, told.name)).await;
     let late = Error::Timeout { op: "asking for the holder", limit: HOLDER_TIMEOUT, cause: None };
-    match holder.unwrap_or(Err(late)) {
+    match obstacle.unwrap_or(Err(late)) {
         Err(error) if error.is_retryable() => {
             let cause = with_causes(&error).to_string();
             let more = json!({ "holder": null, "cause": cause });
             told.tell("not-acquired", &format!(": etcd does not answer: {cause}"), more);
         }
-        holder => {
-            let holder = holder.unwrap_or_default();
+        Ok(Obstacle::Delay) => {
+            let cause = "a holder did not release, and its lock delay has not passed";
+            told.mention("not-acquired", &format!(": {cause}"), json!({ "holder": null, "cause": cause }));
+        }
+        obstacle => {
+            let holder = if let Ok(Obstacle::Holder(holder)) = obstacle { holder } else { None };
             let by = holder.as_deref().unwrap_or("somebody else");
             told.mention("not-acquired", &format!(": held by {by}"), json!({ "holder": holder, "cause": null }));
         }
     }
 }
 
-/// Who is in the way, as it names itself.
-async fn holder(etcd: &Etcd, what: &str, name: &LockName) -> Result<Option<String>, Error> {
+async fn obstacle(etcd: &Etcd, what: &str, name: &LockName) -> Result<Obstacle, Error> {
     if what == "lock" {
-        return Ok(etcd.lock_queue(name).await?.holders().first().and_then(|holder| holder.process.clone()));
+        let queue = etcd.lock_queue(name).await?;
+        let holder = || queue.holders().first().and_then(|holder| holder.process.clone());
+        return Ok(if queue.delayed { Obstacle::Delay } else { Obstacle::Holder(holder()) });
     }
-    Ok(etcd.leader(name).await?.map(|leader| leader.value))
+    Ok(Obstacle::Holder(etcd.leader(name).await?.map(|leader| leader.value)))
 }
 
 enum Outcome {

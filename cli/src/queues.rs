@@ -19,13 +19,17 @@ fn mode(entry: &QueueEntry) -> &'static str {
     }
 }
 
-/// One row for each holder.
+/// One row for each holder, and one for a lock that nobody holds and that is not free.
 fn rows(queue: &LockQueue) -> impl Iterator<Item = [String; 5]> {
-    queue.holders().iter().map(|holder| {
-        let process = holder.process.clone().unwrap_or_else(|| "-".to_owned());
-        let token = holder.token.to_string();
-        [queue.name.to_string(), process, token, mode(holder).to_owned(), queue.waiting().len().to_string()]
-    })
+    let row = |process: &str, token: &str, mode: &str| {
+        let waiting = queue.waiting().len().to_string();
+        [queue.name.to_string(), process.to_owned(), token.to_owned(), mode.to_owned(), waiting]
+    };
+    let holders = queue
+        .holders()
+        .iter()
+        .map(move |holder| row(holder.process.as_deref().unwrap_or("-"), &holder.token.to_string(), mode(holder)));
+    holders.chain(queue.delayed.then(|| row("(delay)", "-", "-")))
 }
 
 fn object(queue: &LockQueue) -> serde_json::Value {
@@ -35,6 +39,7 @@ fn object(queue: &LockQueue) -> serde_json::Value {
         "lock": queue.name.to_string(),
         "holders": queue.holders().iter().map(holder).collect::<Vec<_>>(),
         "waiting": queue.waiting().len(),
+        "delayed": queue.delayed,
     })
 }
 
@@ -44,7 +49,8 @@ pub(crate) async fn locks(global: &Global, name: Option<&str>, output: Output) -
         Some(name) => vec![etcd.lock_queue(&global.lock(name)?).await?],
         None => etcd.lock_queues(&global.namespace()?).await?,
     };
-    let (held, free): (Vec<_>, Vec<_>) = queues.into_iter().partition(|queue| !queue.entries.is_empty());
+    let is_held = |queue: &LockQueue| queue.delayed || !queue.entries.is_empty();
+    let (held, free): (Vec<_>, Vec<_>) = queues.into_iter().partition(is_held);
     if output.json {
         for queue in &held {
             output.line(To::Stdout, "", &object(queue))?;

@@ -78,6 +78,47 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     assert!(refused.code == Some(1) && refused.stderr.contains("elections in the layout gobase"), "{refused:?}");
 }
 
+/// A contender that waits for the `lock_delay` of a holder that did not release holds nothing yet.
+#[tokio::test]
+async fn nobody_holds_a_lock_during_its_delay() {
+    let server = server().await;
+    let lock = |more: &[&str]| enlist(&server, ["lock", "l", "--ttl", "2s"].iter().chain(more));
+    let asked = || async {
+        let done = run(enlist(&server, ["locks", "--output", "json"])).await;
+        serde_json::from_str::<Value>(done.stdout.lines().next().unwrap_or("null")).unwrap()
+    };
+    let mut holder = Running::start(lock(&["--lock-delay", "1h"]));
+    holder.says("acquired").await;
+    let waiting = Running::start(lock(&["--lock-delay", "1h"]));
+    eventually("one waits", || async {
+        let lock = asked().await;
+        if lock["waiting"] == 1 { Ok(()) } else { Err(lock) }
+    })
+    .await;
+    holder.signal("-KILL");
+    let delayed = eventually("the delay is told", || async {
+        let lock = asked().await;
+        if lock["delayed"] == true { Ok(lock) } else { Err(lock) }
+    })
+    .await;
+    let expected = json!({ "lock": "default/l", "holders": [], "waiting": 1, "delayed": true });
+    assert_eq!(delayed, expected);
+    let text = run(enlist(&server, ["locks", "l"])).await;
+    assert_eq!(text.code, Some(0), "it is not free: {text:?}");
+    let row: Vec<_> = text.stdout.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, ["default/l", "(delay)", "-", "-", "1"], "{text:?}");
+    let tried = run(lock(&["--lock-delay", "1h", "--try"])).await;
+    assert!(tried.code == Some(123) && tried.stdout.contains("did not release"), "{tried:?}");
+    // With nobody in line it is not free either.
+    drop(waiting);
+    let alone = eventually("the waiting one is gone", || async {
+        let done = run(enlist(&server, ["locks", "l"])).await;
+        if done.stdout.trim_end().ends_with(" 0") { Ok(done) } else { Err(done) }
+    })
+    .await;
+    assert!(alone.code == Some(0) && alone.stdout.contains("(delay)"), "{alone:?}");
+}
+
 /// An etcd that accepts connections and is silent holds a lock up for no longer than was asked for, and a signal ends that as well.
 #[tokio::test]
 async fn a_wait_ends_in_time_and_hears_signals_beside_a_silent_etcd() {
