@@ -5,8 +5,10 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
-    path::PathBuf,
+    fs::File,
+    io::{self, Read},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -35,6 +37,9 @@ const NOT_EXECUTABLE: u8 = 126;
 
 /// Where commands are looked for without a `PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Bytes of a file that tell how it is executed, as for Linux.
+const HEAD: u64 = 256;
 
 /// How often a group that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
@@ -188,13 +193,48 @@ pub(crate) fn check(command: &[OsString]) -> Result<(), Failure> {
         std::env::split_paths(&path).map(|directory| directory.join(program)).collect()
     };
     let mut error = Errno::NOENT;
-    for candidate in candidates.iter().filter(|candidate| !program.is_empty() && candidate.exists()) {
-        if candidate.is_file() && access(candidate, Access::EXEC_OK).is_ok() {
-            return Ok(());
+    for candidate in candidates.iter().filter(|_| !program.is_empty()) {
+        match executable(candidate).and_then(|()| content(candidate)) {
+            Ok(()) => return Ok(()),
+            // Others in the path are tried.
+            Err(Errno::NOENT) => {}
+            Err(Errno::ACCESS) => error = Errno::ACCESS,
+            Err(last) => {
+                error = last;
+                break;
+            }
         }
-        error = Errno::ACCESS;
     }
     Err(unstarted(program, &error.into()))
+}
+
+/// Checks that a file is there, and that this process may execute it.
+fn executable(file: &Path) -> Result<(), Errno> {
+    if !file.exists() {
+        return Err(Errno::NOENT);
+    }
+    if file.is_file() && access(file, Access::EXEC_OK).is_ok() { Ok(()) } else { Err(Errno::ACCESS) }
+}
+
+/// Checks that the system can execute what is in a file: a script whose interpreter is there, or a program, which is no text. A file that
+/// cannot be read is not looked at.
+fn content(file: &Path) -> Result<(), Errno> {
+    let mut head = Vec::new();
+    if File::open(file).and_then(|file| file.take(HEAD).read_to_end(&mut head)).is_err() {
+        return Ok(());
+    }
+    match interpreter(&head) {
+        Some(b"") => Err(Errno::NOEXEC),
+        Some(path) => executable(Path::new(OsStr::from_bytes(path))),
+        None if head.contains(&0) => Ok(()),
+        None => Err(Errno::NOEXEC),
+    }
+}
+
+/// Returns the path after the `#!` of a script; `None` if it begins with none.
+fn interpreter(head: &[u8]) -> Option<&[u8]> {
+    let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    line.split(|byte| [b' ', b'\t', 0].contains(byte)).find(|word| !word.is_empty()).or(Some(b""))
 }
 
 fn has_slash(program: &OsStr) -> bool {
@@ -238,4 +278,24 @@ pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_names_its_interpreter() {
+        for (head, expected) in [
+            (&b"#!/bin/sh\necho"[..], Some(&b"/bin/sh"[..])),
+            (b"#! \t/usr/bin/env -S sh\n", Some(b"/usr/bin/env")),
+            (b"#!sh", Some(b"sh")),
+            (b"#!\n/bin/sh", Some(b"")),
+            (b"# !/bin/sh", None),
+            (b"\x7fELF", None),
+            (b"", None),
+        ] {
+            assert_eq!(interpreter(head), expected, "{head:?}");
+        }
+    }
 }

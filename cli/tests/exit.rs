@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{fs, process::Stdio};
+use std::{fs, path::Path, process::Stdio};
 
 use enlist_testkit::{EtcdServer, soon};
 use etcd_client::GetOptions;
@@ -14,6 +14,15 @@ async fn revision(server: &EtcdServer) -> i64 {
     raw(server).await.get("\0", None).await.unwrap().header().unwrap().revision()
 }
 
+/// An executable file.
+fn executable(directory: &Path, name: &str, content: &[u8]) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let file = directory.join(name);
+    fs::write(&file, content).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    file.display().to_string()
+}
+
 /// What cannot be run is told with the status of a shell, before anything is registered or locked.
 #[tokio::test]
 async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
@@ -21,15 +30,25 @@ async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
     let directory = tempfile::tempdir().unwrap();
     let plain = directory.path().join("plain");
     fs::write(&plain, "#!/bin/sh\n").unwrap();
+    let script = |name: &str, text: &str| executable(directory.path(), name, text.as_bytes());
+    let scripts = [
+        (script("no-interpreter", "#! /nonexistent/interpreter -x\n"), 127),
+        (script("plain-interpreter", &format!("#!{}\n", plain.display())), 126),
+        (script("nothing-after-it", "#!\n"), 126),
+        (script("text", "echo begun\n"), 126),
+        (script("empty", ""), 126),
+    ];
     let before = revision(&server).await;
     let directory = directory.path().display().to_string();
-    for (program, code) in [
+    let programs = [
         ("/nonexistent", 127),
         ("no-such-command-anywhere", 127),
         ("", 127),
         (plain.to_str().unwrap(), 126),
         (directory.as_str(), 126),
-    ] {
+    ];
+    let scripts = scripts.iter().map(|(path, code)| (path.as_str(), *code));
+    for (program, code) in programs.into_iter().chain(scripts) {
         for arguments in [vec!["lock", "l"], vec!["elect", "e", "v"], vec!["register", "svc", "10.0.0.1:80"]] {
             let done = run(enlist(&server, arguments.iter().chain(&["--", program]))).await;
             assert_eq!(done.code, Some(code), "{program:?}: {done:?}");
@@ -58,17 +77,15 @@ async fn an_interval_that_cannot_work_is_refused() {
     }
 }
 
-/// A program with an unusable interpreter is found, and cannot be started all the same.
+/// A damaged program is found, and cannot be started all the same.
 #[tokio::test]
 async fn a_command_that_cannot_be_started_after_all_holds_nothing_up() {
-    use std::os::unix::fs::PermissionsExt;
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
-    let broken = directory.path().join("broken");
-    fs::write(&broken, "#!/nonexistent/interpreter\n").unwrap();
-    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
-    let done = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", broken.to_str().unwrap()])).await;
-    assert_eq!(done.code, Some(127), "{done:?}");
+    let damaged = executable(directory.path(), "damaged", b"\x7fELF\0\0\0\0");
+    let done = run(enlist(&server, ["lock", "l", "--ttl", "1h", "--", &damaged])).await;
+    assert_eq!(done.code, Some(126), "{done:?}");
+    assert!(done.stderr.contains("acquired"), "{done:?}");
     let left = raw(&server).await.get("enlist/", Some(GetOptions::new().with_prefix())).await.unwrap();
     assert_eq!(left.count(), 0, "{done:?}");
 }
@@ -145,6 +162,22 @@ async fn an_unread_standard_error_changes_no_exit_status() {
     assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{done:?}");
 }
 
+/// What is wrong with a command line is told, and a reader that is not there, or a full disk, changes nothing.
+#[tokio::test]
+async fn a_usage_that_cannot_be_written_is_no_panic() {
+    for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let (reader, unread) = std::io::pipe().unwrap();
+        drop(reader);
+        for stderr in [Stdio::from(full), Stdio::from(unread)] {
+            let mut command = bare();
+            command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+            let running = tokio::task::spawn_blocking(move || command.status().unwrap());
+            assert_eq!(soon("it ends", running).await.unwrap().code(), Some(2), "{arguments:?}");
+        }
+    }
+}
+
 /// Without the option the command starts at once; with it, once the instance is there.
 #[tokio::test]
 async fn a_command_can_wait_until_it_is_registered() {
@@ -162,22 +195,6 @@ async fn a_command_can_wait_until_it_is_registered() {
     let mut early = Running::start(register("early", &[]));
     early.says("begun").await;
     early.says("done").await;
-/// What is wrong with a command line is told, and a reader that is not there, or a full disk, changes nothing.
-#[tokio::test]
-async fn a_usage_that_cannot_be_written_is_no_panic() {
-    for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {
-        let full = fs::File::options().write(true).open("/dev/full").unwrap();
-        let (reader, unread) = std::io::pipe().unwrap();
-        drop(reader);
-        for stderr in [Stdio::from(full), Stdio::from(unread)] {
-            let mut command = bare();
-            command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
-            let running = tokio::task::spawn_blocking(move || command.status().unwrap());
-            assert_eq!(soon("it ends", running).await.unwrap().code(), Some(2), "{arguments:?}");
-        }
-    }
-}
-
     let mut late = Running::start(register("late", &["--wait-registered"]));
     late.warns("registering").await;
     server.restart().await;
