@@ -62,7 +62,8 @@ pub(crate) async fn locks(global: &Global, name: Option<&str>, output: Output) -
     }
     // Only a lock that was asked for can be free.
     for queue in &free {
-        output.line(To::Stderr, format!("nobody holds {}", queue.name), &object(queue))?;
+        let to = if output.json { To::Stdout } else { To::Stderr };
+        output.line(to, format!("nobody holds {}", queue.name), &object(queue))?;
     }
     Ok(u8::from(!free.is_empty()))
 }

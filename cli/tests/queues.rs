@@ -18,6 +18,11 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     let free = run(enlist(&server, ["locks", "nightly"])).await;
     assert_eq!((free.code, free.stdout.as_str()), (Some(1), ""), "{free:?}");
     assert!(free.stderr.contains("nobody holds default/nightly"), "{free:?}");
+    // An object is what was asked for, also if it says that there is nobody.
+    let free = run(enlist(&server, ["locks", "nightly", "--output", "json"])).await;
+    assert_eq!((free.code, free.stderr.as_str()), (Some(1), ""), "{free:?}");
+    let object = json!({ "lock": "default/nightly", "holders": [], "waiting": 0, "delayed": false });
+    assert_eq!(serde_json::from_str::<Value>(&free.stdout).unwrap(), object);
 
     let mut holder = Running::start(enlist(&server, ["lock", "nightly"]));
     holder.says("acquired").await;

@@ -200,3 +200,12 @@ async fn the_reaper_is_started_by_its_name_only() {
     let done = run(command).await;
     assert_eq!(done.code, Some(2), "{done:?}");
 }
+
+#[test]
+fn each_option_is_documented_once() {
+    let docs = include_str!("../../docs/cli.md");
+    let rows = docs.lines().filter_map(|line| line.strip_prefix("| `--")?.split_once('|'));
+    let mut options: Vec<_> = rows.map(|(options, _)| options).collect();
+    options.sort_unstable();
+    assert!(options.windows(2).all(|pair| pair[0] != pair[1]), "{options:#?}");
+}
