@@ -1,6 +1,6 @@
 //! `enlist watch`: the instances of a service, followed through a view, which holds those that are all lost at once.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use enlist::{
     Directory, Entry, Error, Event, Freshness, Health, Presence, Resolver, ServiceRef, ServiceView, Snapshot,
@@ -17,6 +17,9 @@ use crate::{
 
 /// Wait for an instance that begins to drain to be removed: a departure is a mark and a removal, right after each other.
 const DEPARTURE: Duration = Duration::from_millis(150);
+
+/// Wait for the first answer of etcd before it is asked for the reason.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
 /// The state known at a time.
 struct Seen {
@@ -64,7 +67,9 @@ fn begins_to_drain(events: &[Event]) -> bool {
 pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Result<u8, Failure> {
     let (etcd, service) = (global.client()?, global.service(service)?);
     let mut signals = Signals::ending()?;
-    let view = Directory::new(Arc::new(etcd) as Arc<dyn Resolver>).view(&service);
+    let resolver = Arc::new(etcd) as Arc<dyn Resolver>;
+    let view = Directory::new(Arc::clone(&resolver)).view(&service);
+    let mut absence = std::pin::pin!(tell_absence(&*resolver, &service, output));
     let mut following = Following { changes: view.changes(), view, last: None };
     let mut live = output.is_live().then(Live::default);
     let mut lines = Lines { service: service.to_string(), last: None, fresh: true, output };
@@ -72,12 +77,25 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
         let seen = tokio::select! {
             seen = following.next() => seen?,
             signal = signals.next() => return Ok(signal.as_exit()),
+            never = &mut absence, if following.last.is_none() => match never {},
         };
         match &mut live {
             Some(live) => live.draw(&picture(&service, &seen), output)?,
             None => lines.write(&seen)?,
         }
     }
+}
+
+/// Says once that nothing is known yet, if etcd cannot be asked.
+async fn tell_absence(resolver: &dyn Resolver, service: &ServiceRef, output: Output) -> Infallible {
+    tokio::time::sleep(FIRST_ANSWER).await;
+    if let Err(error) = resolver.resolve(service).await
+        && error.is_retryable()
+    {
+        let warning = format!("{service} is not known yet: {}", with_causes(&error));
+        output.tell(To::Stderr, format!("enlist: {warning}"), &json!({ "warning": warning }));
+    }
+    std::future::pending().await
 }
 
 /// The content of a live table.

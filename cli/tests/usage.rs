@@ -201,6 +201,18 @@ async fn the_reaper_is_started_by_its_name_only() {
     assert_eq!(done.code, Some(2), "{done:?}");
 }
 
+/// A service of which nothing is known, because etcd has been away from the start, is not an empty one.
+#[tokio::test]
+async fn a_watch_says_that_etcd_is_away_from_the_start() {
+    let mut server = server().await;
+    server.kill().await;
+    let mut watching = Running::start(enlist(&server, ["watch", "svc"]));
+    let said = watching.warns("default/svc").await;
+    assert!(said.contains("not known yet: store unavailable"), "{said}");
+    server.restart().await;
+    watching.says("= 0 instances").await;
+}
+
 #[test]
 fn each_option_is_documented_once() {
     let docs = include_str!("../../docs/cli.md");
