@@ -5,7 +5,7 @@
 //! user that wrote it can read it: metadata may hold what is not for everybody.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -185,15 +185,25 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Reads the picture of `service`, and how old it is.
 pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, Duration)> {
-    let path = path(directory, service);
-    let metadata = std::fs::symlink_metadata(&path).ok()?;
+    let file = open(&path(directory, service)).ok()?;
+    // What was opened, which need not be what was there a moment ago.
+    let metadata = file.metadata().ok()?;
     // Anything but a file, such as a pipe, could keep a reader for ever.
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return None;
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
     decode(&bytes, service)
+}
+
+/// Opens what is at `path`, whatever it is, without waiting, and no link.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    // A pipe without a writer would be waited for.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    options.read(true).open(path)
 }
 
 #[cfg(test)]
@@ -278,6 +288,39 @@ mod tests {
         for (service, id) in [(one, "x"), (other, "y")] {
             assert_eq!(read(place.path(), &service).unwrap().0, listed(&service, id));
         }
+    }
+
+    /// Opening a pipe without a writer waits for one, and between a look at a file and its opening there may be another one.
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_that_takes_the_place_of_a_file_holds_no_reader_up() {
+        let place = tempfile::tempdir().unwrap();
+        let shown = snapshot(&["a".to_owned()]);
+        write(place.path(), &shown, Duration::ZERO).unwrap();
+        let file = path(place.path(), shown.service());
+        let [good, pipe, aside] = ["good", "pipe", "aside"].map(|name| place.path().join(name));
+        std::fs::hard_link(&file, &good).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (done, finished) = std::sync::mpsc::channel();
+        let directory = place.path().to_owned();
+        std::thread::spawn(move || {
+            let read = (0..5000).filter_map(|_| read(&directory, shown.service())).all(|(read, _)| read == shown);
+            done.send(read)
+        });
+        let begun = std::time::Instant::now();
+        let all_right = loop {
+            for other in [&pipe, &good] {
+                std::fs::hard_link(other, &aside).unwrap();
+                std::fs::rename(&aside, &file).unwrap();
+                // It does nothing if both are the same file.
+                let _ = std::fs::remove_file(&aside);
+            }
+            match finished.try_recv() {
+                Ok(all_right) => break all_right,
+                Err(_) => assert!(begun.elapsed() < Duration::from_secs(60), "the reader is held up"),
+            }
+        };
+        assert!(all_right);
     }
 
     #[test]
