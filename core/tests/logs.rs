@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Directory, Endpoint, Instance, InstanceId, RegisterOptions, RegistrationState, Registry, ServiceRef};
+use enlist::{
+    Directory, Endpoint, Instance, InstanceId, Policy, Pool, RegisterOptions, RegistrationState, Registry, Retry,
+    ServiceRef,
+};
 use enlist_memory::MemoryStore;
 
 /// The logged text.
@@ -22,6 +25,29 @@ impl std::io::Write for Logged {
 
     fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
+    }
+}
+
+/// Calls instances of which one fails, until that is ejected.
+async fn eject(store: &MemoryStore, id: &str) {
+    let service = ServiceRef::parse("pooled").unwrap();
+    let mut registrations = Vec::new();
+    for id in [id, "other"] {
+        let instance =
+            Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
+        registrations.push(store.client().register(&service, instance, RegisterOptions::new()).await.unwrap());
+    }
+    let view = Directory::new(Arc::new(store.client())).view(&service);
+    let pool = Pool::new(view, |entry| Ok(entry.instance().id().to_string())).unwrap();
+    let mut changes = pool.view().changes();
+    while changes.next().await.unwrap().snapshot.len() != registrations.len() {}
+    let retry = Retry::new(|_: &&str| true).attempts(1);
+    for _ in 0..30 {
+        let call = pool.call(Policy::RoundRobin, &retry, |client| {
+            let broken = **client == *id;
+            async move { if broken { Err("broken") } else { Ok(()) } }
+        });
+        let _ = call.await;
     }
 }
 
@@ -48,7 +74,10 @@ async fn a_cause_is_logged_with_what_caused_it_and_an_age_rounded() {
     }
     let mut states = registration.states();
     while !matches!(states.next().await, Ok(RegistrationState::Suspect { .. })) {}
+    eject(&MemoryStore::new(), "a\u{202e}b").await;
     let logged = String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    let ejected = logged.lines().find(|line| line.contains("instance ejected")).unwrap();
+    assert!(ejected.contains(r"instance=a\u{202e}b"), "what others stored is escaped: {ejected}");
     let why = "cause=store unavailable: the link to the store is cut";
     for message in ["view stale", "registration suspect"] {
         let line =
