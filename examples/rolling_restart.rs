@@ -41,7 +41,7 @@ const SERVERS: usize = 6;
 const CALLERS: u32 = 30;
 const CALLS_PER_SECOND: u32 = 1500;
 
-/// How long a step may take.
+/// Maximum duration of a step.
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::main]

@@ -20,10 +20,10 @@ use crate::{
     record::{KeyRange, Record},
 };
 
-/// How long what differs gets to arrive over the watch before it is looked at again; twice as long each time.
+/// Time that differences get to arrive over the watch before it is looked at again; twice as long each time.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often what differs is looked at, while the watch is quiet, before it counts.
+/// Number of times that differences are looked at, while the watch is quiet, before it counts.
 const LOOKS: u32 = 4;
 
 /// After a reconnection, or after an audit that failed, one comes this soon, spread by as much again.
@@ -37,13 +37,13 @@ pub(crate) struct Page {
     /// Without values.
     pub(crate) records: Vec<Record>,
     pub(crate) revision: Revision,
-    /// How many keys of the range there are from `from` on.
+    /// Number of keys of the range from `from` on.
     pub(crate) count: usize,
     /// The mirror's revision when etcd was asked: a linearizable read cannot be older.
     pub(crate) floor: Revision,
 }
 
-/// What a comparison shows.
+/// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Right,
@@ -84,7 +84,7 @@ fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict 
     if wrong + unsure == 0 { Verdict::Right } else { Verdict::Differs { wrong, moved: unsure } }
 }
 
-/// Says whether a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
+/// Returns `true` if a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
 /// watch told of something since the last look.
 fn may_arrive(page: &Page, mirror: &Mirror, look: u32, advanced: bool) -> bool {
     mirror.revision < page.revision && (advanced || look < LOOKS)
@@ -96,7 +96,7 @@ fn pause(every: Duration, pages: usize) -> Duration {
     share / 2 + spread(share / 2)
 }
 
-/// How many pages so many keys are.
+/// Number of pages that so many keys fill.
 fn pages(keys: usize) -> usize {
     keys / usize::try_from(PAGE).unwrap_or(1) + 1
 }
@@ -105,7 +105,7 @@ fn pages(keys: usize) -> usize {
 pub(crate) struct Audit {
     every: Option<Duration>,
     stage: Stage,
-    /// Where the next page begins; at the start of the range if it is empty.
+    /// Key at which the next page begins; the start of the range if it is empty.
     next: Vec<u8>,
     /// Time at which the first page of the present round was asked for, if all that was compared since was right.
     begun: Option<Moment>,
@@ -123,7 +123,7 @@ enum Stage {
     Comparing { page: Page, look: u32, due: Instant, at: Revision },
 }
 
-/// What the owner of an audit has to do with its outcome.
+/// Consequence of an audit for its owner.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// Nothing; it goes on.

@@ -33,14 +33,14 @@ use tower::{BoxError, Service, ServiceExt};
 
 use crate::{error::said, hooks::DialSettings};
 
-/// How long a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
+/// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.
 const REST: Duration = Duration::from_secs(1);
 
-/// How long a dial has to itself before the next member is dialled beside it.
+/// Time for which a dial has to itself before the next member is dialled beside it.
 const BESIDE: Duration = Duration::from_millis(500);
 
-/// Where TLS material lies. Files are read at every dial, so a renewed certificate is used without a restart.
+/// Paths of TLS material. Files are read at every dial, so a renewed certificate is used without a restart.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TlsFiles {
     pub(crate) ca: Option<PathBuf>,
@@ -119,7 +119,7 @@ impl fmt::Display for Proxied {
 
 impl std::error::Error for Proxied {}
 
-/// What is dialled.
+/// Members that are dialled.
 #[derive(Clone, Debug)]
 pub(crate) enum Members {
     /// These URLs, in turn.
@@ -266,7 +266,7 @@ pub(crate) struct Failover {
     inner: Arc<Inner>,
 }
 
-/// What the clones share.
+/// State that the clones share.
 struct Inner {
     /// As configured; what is dialled is in [`Pinned`].
     members: Arc<Members>,
@@ -275,18 +275,18 @@ struct Inner {
 }
 
 struct Pinned {
-    /// What is dialled: the configured members, or those that the cluster has.
+    /// Members that are dialled: the configured ones, or those that the cluster has.
     members: Arc<Members>,
     /// The member that is, or is next to be, dialled.
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
     link: Link,
-    /// When each member refused to serve last.
+    /// Time at which each member refused to serve last.
     refused: Vec<Option<Moment>>,
 }
 
-/// What a dial ended with.
+/// Outcome of a dial.
 type Outcome = Result<(Dialled, Channel), DialError>;
 
 enum Link {

@@ -45,13 +45,13 @@ const SMALL_PAGE: i64 = 16;
 /// The key that is read to see whether etcd answers. A refusal is an answer too.
 const PROBED: &[u8] = b"\0";
 
-/// How often a request that was never sent is sent again within its deadline.
+/// Number of times that a request that was never sent is sent again within its deadline.
 const RESENDS: usize = 3;
 
-/// How many members a request is sent to within its deadline because others did not serve it.
+/// Number of members that a request is sent to within its deadline because others did not serve it.
 const MEMBERS: usize = 4;
 
-/// Whether a request may be done twice.
+/// Repeatability of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repeat {
     /// It only reads, or is the same when it is done again.
@@ -60,7 +60,7 @@ enum Repeat {
     Unsafe,
 }
 
-/// How much of the cluster answers a list.
+/// Part of the cluster that answers a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Consistency {
     /// A quorum: nothing that was acknowledged before is missing.
@@ -317,10 +317,10 @@ impl Lane {
 /// Maximum number of marks of a line that are looked at: with those a transaction is full.
 const MAX_MARKS: i64 = 100;
 
-/// How many transactions with registrations are under way at a time.
+/// Number of transactions with registrations that are under way at a time.
 const REGISTRATIONS: usize = 2;
 
-/// How many transactions with places in line are under way at a time.
+/// Number of transactions with places in line that are under way at a time.
 const PLACES: usize = 4;
 
 /// Both lanes.
@@ -345,7 +345,7 @@ pub(crate) fn signed(revision: Revision) -> i64 {
     i64::try_from(revision.get()).unwrap_or(i64::MAX)
 }
 
-/// What a guarded write did.
+/// Outcome of a guarded write.
 #[derive(Clone, Debug)]
 pub(crate) enum Written {
     /// It was done, at this revision.
@@ -680,7 +680,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Says whether the member that watches go to answers anything within `limit`. A refusal is an answer.
+    /// Returns `true` if the member that watches go to answers anything within `limit`. A refusal is an answer.
     pub(crate) async fn answers(&self, range: &KeyRange, limit: Duration) -> bool {
         let ask = |mut clients: Clients| {
             let start = range.start.clone();
@@ -704,7 +704,7 @@ impl Connection {
         self.bulk.channel.take_over(members);
     }
 
-    /// What is left of a lease, and what it was granted for; `None` if it is gone.
+    /// Remaining time of a lease, and the time that it was granted for; `None` if it is gone.
     pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
         let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };
         let response = self.fast.ask("time to live", ask).await?;
@@ -735,7 +735,7 @@ fn answers_in_order(version: &str) -> bool {
     }
 }
 
-/// What was read.
+/// Records that were read.
 pub(crate) fn records(response: GetResponse) -> impl Iterator<Item = Record> {
     response.0.kvs.into_iter().map(Record::from)
 }

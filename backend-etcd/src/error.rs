@@ -11,7 +11,7 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 use enlist::{Cause, Error, error::with_causes, escape::escaped};
 use tonic::{Code, Status};
 
-/// What a failed request means.
+/// Meaning of a failed request.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
     /// It was never sent; anything may be repeated.
@@ -114,12 +114,12 @@ impl Failure {
         matches!(self, Self::NeverSent(_) | Self::Lost(_) | Self::Leaderless(_) | Self::Unfit(_))
     }
 
-    /// Says whether another member may serve what this one did not.
+    /// Returns `true` if another member may serve what this one did not.
     pub(crate) fn is_of_the_member(&self) -> bool {
         matches!(self, Self::Leaderless(_) | Self::Unfit(_))
     }
 
-    /// Says whether a write may have been done although it failed.
+    /// Returns `true` if a write may have been done although it failed.
     pub(crate) fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Lost(_) | Self::Leaderless(_) | Self::AnswerTooLarge(_))
     }
@@ -197,7 +197,7 @@ fn too_large(limit: usize) -> Failure {
     Failure::Final(Error::TooLarge { what: "the request", size: limit + 1, limit })
 }
 
-/// Says whether the request never left: the connection was refused, or hyper dropped it while it was queued.
+/// Returns `true` if the request never left: the connection was refused, or hyper dropped it while it was queued.
 fn is_never_sent(status: &Status) -> bool {
     let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
     queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<crate::channel::DialError>(status)

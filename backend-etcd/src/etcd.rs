@@ -23,10 +23,10 @@ use crate::{
     session::{Ground, Session, SessionRuntime},
 };
 
-/// How long a dial may take, unless said otherwise.
+/// Maximum duration of a dial, unless said otherwise.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a request may take, unless said otherwise.
+/// Maximum duration of a request, unless said otherwise.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time without traffic after which a connection is pinged, unless said otherwise.
@@ -42,10 +42,10 @@ const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 /// Default time between probes while there are views.
 pub const DEFAULT_PROBE: Duration = Duration::from_secs(5);
 
-/// How long the connection for watches is waited for when a client is made.
+/// Time for which the connection for watches is waited for when a client is made.
 const DIAL: Duration = Duration::from_secs(3);
 
-/// How long a close waits for the session's tasks.
+/// Time for which a close waits for the session's tasks.
 const CLOSE: Duration = Duration::from_secs(5);
 
 /// A client of etcd: implements all traits. Clones share the session.
@@ -100,17 +100,17 @@ impl Etcd {
         builder
     }
 
-    /// How instances lie in etcd.
+    /// Layout of instances in etcd.
     pub fn layout(&self) -> &dyn Layout {
         &*self.session.layout
     }
 
-    /// How locks and elections lie in etcd.
+    /// Layout of locks and elections in etcd.
     pub fn lock_layout(&self) -> &dyn LockLayout {
         &*self.session.lock_layout
     }
 
-    /// What has happened so far: renewals, losses, resumed watches, audits and more.
+    /// Counts of events so far: renewals, losses, resumed watches, audits and more.
     pub fn counters(&self) -> &Counters {
         &self.session.counters
     }

@@ -36,13 +36,13 @@ const MAX_KEYS: usize = 1000;
 /// The longest that a renewal waits for its reply.
 const MAX_REPLY: Duration = Duration::from_secs(2);
 
-/// How many leases that are not shared are granted at a time. While etcd is silent no more tasks than these wait for it.
+/// Number of leases, other than shared ones, that are granted at a time. While etcd is silent no more tasks than these wait for it.
 const MAX_GRANTS: usize = 16;
 
 /// TTL of a lease that is granted for the revision at which that is done. It is revoked at once, if that arrives.
 const PROOF_TTL: Duration = Duration::from_secs(5);
 
-/// What a lease is for; locks never share one with registrations.
+/// Purpose of a lease; locks never share one with registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Registration,
@@ -96,7 +96,7 @@ impl Deref for Lease {
 #[derive(Debug)]
 pub(crate) struct KeptLease {
     id: LeaseId,
-    /// What the store granted, which may be more than was asked for.
+    /// TTL that the store granted, which may be more than was asked for.
     ttl: Duration,
     state: watch::Receiver<LeaseState>,
     phase: watch::Sender<LeaseState>,
@@ -147,7 +147,7 @@ impl KeptLease {
         self.condemned.load(Ordering::Acquire) || matches!(*self.state.borrow(), LeaseState::Lost)
     }
 
-    /// When the last acknowledged renewal was sent; `None` once the lease is lost.
+    /// Time at which the last acknowledged renewal was sent; `None` once the lease is lost.
     pub(crate) fn renewed(&self) -> Option<Moment> {
         match *self.state.borrow() {
             LeaseState::Alive { sent } | LeaseState::Suspect { sent, .. } => Some(sent),
@@ -440,7 +440,7 @@ enum Waiting {
 }
 
 impl Waiting {
-    /// Says whether anybody still waits.
+    /// Returns `true` if anybody still waits.
     fn is_wanted(&self) -> bool {
         match self {
             Self::One(tell) => !tell.is_closed(),
@@ -669,7 +669,7 @@ struct Keeper {
     ttl: Duration,
     /// Time from one renewal to the next.
     interval: Duration,
-    /// When the last acknowledged renewal was sent.
+    /// Time at which the last acknowledged renewal was sent.
     renewed: Moment,
     report: watch::Sender<LeaseState>,
     /// For those who want to hear of changes only.
@@ -677,7 +677,7 @@ struct Keeper {
     doubted: Arc<tokio::sync::Notify>,
 }
 
-/// How long a renewal waits for its reply: short against the TTL, so that several fit before the lease runs out.
+/// Time for which a renewal waits for its reply: short against the TTL, so that several fit before the lease runs out.
 fn reply_limit(ttl: Duration) -> Duration {
     (ttl / 6).min(MAX_REPLY)
 }

@@ -65,7 +65,7 @@ pub fn lock_condition(guard: &LockGuard) -> Result<Compare, Error> {
     Ok(Compare::create_revision(&source.key[..], CompareOp::Equal, created))
 }
 
-/// What a caller stands in line for.
+/// Lock or election that a caller stands in line for.
 pub(crate) struct Want {
     pub(crate) line: Line,
     pub(crate) text: String,

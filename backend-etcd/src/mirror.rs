@@ -7,7 +7,7 @@ use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{defects::Defect, limits::size, record::Record};
 
-/// How many deleted keys are remembered.
+/// Number of deleted keys that are remembered.
 const MAX_GRAVES: usize = 4096;
 
 /// Maximum bytes of deleted keys and their values that are remembered.
@@ -21,7 +21,7 @@ pub(crate) struct Mirror {
     records: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// Bytes of the keys and values of `records`.
     bytes: usize,
-    /// What deleted keys held last, so that a reader who saw something older can tell a departure from a death.
+    /// Last content of deleted keys, so that a reader who saw something older can tell a departure from a death.
     graves: OrdMap<Arc<[u8]>, Arc<Record>>,
     grave_bytes: usize,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
@@ -58,7 +58,7 @@ impl KeyEvent {
     }
 }
 
-/// How one key differs between two mirrors.
+/// Difference of one key between two mirrors.
 #[derive(Debug)]
 pub(crate) enum Difference<'a> {
     Present(&'a Record),
@@ -84,7 +84,7 @@ impl Mirror {
         self.records.get(key).map(|record| &**record)
     }
 
-    /// What a key that was deleted held last, if that is remembered.
+    /// Last content of a deleted key, if that is remembered.
     pub(crate) fn grave(&self, key: &[u8]) -> Option<&Record> {
         self.graves.get(key).map(|record| &**record)
     }
@@ -190,7 +190,7 @@ impl Mirror {
         dropped
     }
 
-    /// What differs from `older`, or everything where there is none.
+    /// Returns the differences from `older`, or everything where there is none.
     pub(crate) fn differences<'a>(&'a self, older: Option<&'a Self>) -> Vec<Difference<'a>> {
         let Some(older) = older else {
             return self.records().map(Difference::Present).collect();

@@ -17,7 +17,7 @@ pub(crate) struct Numbers {
 /// The numbers of one line.
 #[derive(Debug, Default)]
 struct InUse {
-    /// How many were taken at most.
+    /// Largest number that was taken at a time.
     taken: u64,
     free: Vec<u64>,
 }
@@ -36,7 +36,7 @@ impl Numbers {
         })
     }
 
-    /// How many places of this session there are in `line`.
+    /// Number of places of this session in `line`.
     pub(crate) fn in_use(&self, line: &[u8]) -> u64 {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.get(line).map_or(0, |numbers| numbers.taken - numbers.free.len() as u64)

@@ -30,7 +30,7 @@ const FEW: usize = 8;
 /// So many watches of own keys there are before services share one.
 const MANY: usize = 64;
 
-/// What a watch last told of a key.
+/// Latest state of a key, as a watch told it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     /// Nothing yet.
@@ -41,14 +41,14 @@ enum Seen {
     Blind,
 }
 
-/// When a key was created and changed last.
+/// Revisions at which a key was created and changed last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Versions {
     created: Revision,
     modified: Revision,
 }
 
-/// How an own key differs from what was written.
+/// Difference of an own key from what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Differs {
     Gone,
@@ -70,7 +70,7 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
     }
 }
 
-/// Says whether a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer there.
+/// Returns `true` if a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer there.
 fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
     match seen {
         Seen::Nothing | Seen::Blind => false,
@@ -89,7 +89,7 @@ pub(crate) struct Ward {
     seen: watch::Receiver<Seen>,
     /// That of the last picture.
     epoch: Option<Epoch>,
-    /// What is watched for.
+    /// Revision that is watched for.
     written: Option<Revision>,
     group: Arc<Group>,
 }
@@ -174,7 +174,7 @@ impl Drop for Ward {
 struct Group {
     inner: Mutex<Inner>,
     tasks: TaskOwner,
-    /// How many groups there are.
+    /// Number of groups.
     count: Arc<AtomicUsize>,
     /// Of the watch of a single key.
     _single: Option<Single>,
@@ -183,7 +183,7 @@ struct Group {
 #[derive(Debug, Default)]
 struct Inner {
     wards: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
-    /// How many wards there were.
+    /// Number of wards.
     made: u64,
     /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted before.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
@@ -334,7 +334,7 @@ impl Drop for Single {
     }
 }
 
-/// Which watch an own key gets, when its service has `single` of its own and the session `watches` in all.
+/// The watch that an own key gets, when its service has `single` of its own and the session `watches` in all.
 #[derive(Debug, PartialEq, Eq)]
 enum Share {
     Own,

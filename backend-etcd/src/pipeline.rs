@@ -16,7 +16,7 @@ use crate::{
     session::Session,
 };
 
-/// How long a pipeline goes on after the last reader, where somebody is likely to read it again.
+/// Time for which a pipeline goes on after the last reader, where somebody is likely to read it again.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// A running pipeline. Dropping it ends it.
@@ -98,7 +98,7 @@ impl Hub {
     }
 }
 
-/// Where the watch of a key begins of which something is known.
+/// Begin of the watch of a key of which something is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
     /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in the past.

@@ -21,7 +21,7 @@ const AT_A_TIME: usize = 16;
 pub struct QueueEntry {
     /// Its fencing token, which is also its place: the smaller one is before the larger one.
     pub token: FencingToken,
-    /// What it asks for.
+    /// Mode that it asks for.
     pub mode: LockMode,
     /// The process, as it names itself; `None` where the layout has no room for that. Whoever may write to etcd may write
     /// anything: show it [escaped](enlist::escape).

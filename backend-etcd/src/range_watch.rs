@@ -45,13 +45,13 @@ const MAX_REPEATS: u32 = 3;
 /// all, such as a large message over a slow connection, while a list comes by pages.
 const MAX_SILENCES: u32 = 2;
 
-/// How long trouble that somebody has to mend is left alone.
+/// Time for which trouble that somebody has to mend is left alone.
 const SLOW: Duration = Duration::from_secs(10);
 
 /// Time after which a range is listed again that was too large: a list up to a limit of bytes is expensive.
 const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
 
-/// How a round of list and watch came to its end.
+/// End of a round of list and watch.
 #[derive(Debug)]
 enum End {
     /// The history after the last revision is gone.
@@ -70,7 +70,7 @@ enum End {
     Broken(Failure),
 }
 
-/// Why the range is listed.
+/// Reason for which the range is listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Relist {
     /// Nothing is known yet.
@@ -91,7 +91,7 @@ pub(crate) struct Worker {
     rollbacks: u64,
     range: KeyRange,
     feed: Arc<Feed<Mirror>>,
-    /// What is known; `None` before the first list, or what one member knows.
+    /// Known state; `None` before the first list, or what one member knows.
     mirror: Option<Mirror>,
     epoch: Epoch,
     /// After so long without a linearizable list the first picture is that of one member.
@@ -103,15 +103,15 @@ pub(crate) struct Worker {
     counters: Arc<Counters>,
     /// A watch was open before.
     opened: bool,
-    /// Where the first one begins.
+    /// Begin of the first one.
     begin: Begin,
     /// Where the watch begins that is open. What it tells of this revision itself is known.
     begins: Revision,
     /// What the watch tells up to this revision was read once it was open.
     read: Revision,
-    /// How many messages in a row told nothing new.
+    /// Number of messages in a row that told nothing new.
     repeats: u32,
-    /// How many watches in a row gave no sign of life.
+    /// Number of watches in a row that gave no sign of life.
     silences: u32,
     /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for again.
     skipped: Option<Revision>,

@@ -46,7 +46,7 @@ use crate::{
     writes::Guard,
 };
 
-/// How long `deregister` waits for etcd before it says `LeftBehind`.
+/// Time for which `deregister` waits for etcd before it says `LeftBehind`.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The pace at which a conflict, or trouble that somebody has to mend, is looked at again.
@@ -55,7 +55,7 @@ const SLOW: Duration = Duration::from_secs(10);
 /// etcd tells what is left of a lease in whole seconds.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How long a registration that lost its key waits to hear what became of the lease.
+/// Time for which a registration that lost its key waits to hear what became of the lease.
 const VERDICT: Duration = Duration::from_secs(1);
 
 /// A key is watched once it is this old, from its writing on. So thousands that are written together cost no events of their
@@ -84,7 +84,7 @@ pub(crate) struct Registrar {
     gave_way: bool,
     /// What was stored is known to be gone.
     gone: bool,
-    /// What etcd holds under the key, as far as that need not be asked.
+    /// Content of the key in etcd, as far as that need not be asked.
     known: Known,
     ward: Option<Ward>,
     /// The key could not be seen through a shared watch.
@@ -97,7 +97,7 @@ pub(crate) struct Registrar {
     rollbacks: u64,
 }
 
-/// What etcd holds under a key. Every write is guarded, so being wrong costs a request and nothing else.
+/// Content of a key in etcd. Every write is guarded, so being wrong costs a request and nothing else.
 #[derive(Default)]
 enum Known {
     /// It has to be asked.
@@ -121,7 +121,7 @@ impl Drop for Registrar {
     }
 }
 
-/// What there is to do after a step.
+/// Next action after a step.
 enum Pause {
     /// All is as it should be.
     Settled,
@@ -867,7 +867,7 @@ struct Outdated {
     changed: bool,
 }
 
-/// What ended the rest of a registration.
+/// Event that ended the rest of a registration.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Disturbance {
     /// Something else is wanted.

@@ -30,7 +30,7 @@ use crate::{
     sweep::Sweeps,
 };
 
-/// How long the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
+/// Time for which the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Time for which a close waits for the removal of instances on given leases.
@@ -39,11 +39,11 @@ const LEAVE: Duration = Duration::from_secs(3);
 /// Time for which the lease of an instance that has left is kept where its layout has no mark for that: watchers ask for it.
 const DEPARTURE: Duration = Duration::from_secs(1);
 
-/// How many registrations may look at their key at the same time, so that thousands that lost their watch together do not
+/// Number of registrations that may look at their key at the same time, so that thousands that lost their watch together do not
 /// stampede.
 const MAX_READS: usize = 16;
 
-/// Where a session runs.
+/// Runtime of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SessionRuntime {
@@ -67,13 +67,13 @@ pub(crate) struct Session {
     /// The same for places in line.
     pub(crate) own_places: OwnKeys,
     pub(crate) heirs: Heirs,
-    /// What tells places of this session apart.
+    /// Numbers that tell places of this session apart.
     pub(crate) numbers: Numbers,
     /// Searches for queue entries that may yet be created.
     pub(crate) sweeps: Sweeps,
     /// So many registrations look at their key at a time.
     pub(crate) reads: Semaphore,
-    /// How many registrations there are.
+    /// Number of registrations.
     pub(crate) registrations: AtomicUsize,
     /// Those of them whose leases are not this session's to revoke.
     pub(crate) departures: Departures,
@@ -83,7 +83,7 @@ pub(crate) struct Session {
     pub(crate) lock_layout: Arc<GuardedLocks>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) malformed: Arc<MalformedValues>,
-    /// How often watched ranges are audited.
+    /// Interval at which watched ranges are audited.
     pub(crate) audit: Option<Duration>,
     /// After so long without a linearizable list the first picture of a range is that of one member.
     pub(crate) serializable_first_list: Option<Duration>,

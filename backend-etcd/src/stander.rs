@@ -45,7 +45,7 @@ use crate::{
 mod first_to_create;
 mod lock_delay;
 
-/// How long `release` waits for etcd before it returns and goes on in the background.
+/// Time for which `release` waits for etcd before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is robbed is still told
@@ -61,10 +61,10 @@ const SLOW: Duration = Duration::from_secs(10);
 /// Whoever stood in line for so long before the place was lost gets in line again without the delays of earlier losses.
 const STOOD_LONG: Duration = Duration::from_secs(10);
 
-/// How often a lease that turns out to be gone is replaced at once, before that counts as trouble.
+/// Number of times that a lease that turns out to be gone is replaced at once, before that counts as trouble.
 const GRANTS: usize = 2;
 
-/// What a guard of this backend holds on to.
+/// References that a guard of this backend holds.
 pub(crate) struct Source {
     pub(crate) key: Vec<u8>,
     _session: Arc<Session>,
@@ -80,7 +80,7 @@ pub(crate) struct Stander {
     pub(crate) value: Vec<u8>,
     pub(crate) want: Want,
     pub(crate) options: LockOptions,
-    /// When it was asked for.
+    /// Time at which it was asked for.
     pub(crate) begun: Moment,
     /// The last error that kept it from getting in line, or from leaving, for the caller to name at its deadline.
     pub(crate) trouble: LastTrouble,
@@ -100,15 +100,15 @@ struct Held {
     entered: bool,
     /// The answer to a write that creates it was lost.
     unknown: bool,
-    /// When it was changed last, as far as that is known.
+    /// Revision at which it was changed last, as far as that is known.
     modified: Revision,
-    /// When it was chosen.
+    /// Time at which it was chosen.
     begun: Instant,
     /// What tells that it is gone, once it is watched.
     ward: Option<Ward>,
 }
 
-/// Where a place stands.
+/// Position of a place.
 enum Turn {
     /// It is the turn.
     Mine,
@@ -118,7 +118,7 @@ enum Turn {
     Gone,
 }
 
-/// What came of getting in line.
+/// Outcome of getting in line.
 enum Entered {
     Placed(Placed),
     /// Another contender has the only key.
@@ -128,7 +128,7 @@ enum Entered {
 /// A place in line with what is known about it.
 struct Placed {
     token: Revision,
-    /// When it was changed last.
+    /// Revision at which it was changed last.
     modified: Revision,
     turn: Turn,
     /// The marks of holders, with a `lock_delay`.
@@ -142,7 +142,7 @@ impl Held {
     }
 }
 
-/// Where the caller waits for what becomes of its acquisition.
+/// Channel to the caller, which waits for the outcome of its acquisition.
 type Answer = oneshot::Sender<Result<Won, Error>>;
 
 impl Stander {
@@ -450,7 +450,7 @@ impl Stander {
         Ok(Placed { token, modified, turn, marks })
     }
 
-    /// Where the place stands. `line` holds it and the one right before it, which decides in the usual case.
+    /// Position of the place. `line` holds it and the one right before it, which decides in the usual case.
     async fn turn(&self, held: &Held, token: Revision, at: Revision, line: Vec<Record>) -> Result<Turn, Failure> {
         let own = line.first().is_some_and(|own| *own.key == *held.key);
         let reads = self.options.mode == LockMode::Shared;
@@ -552,7 +552,7 @@ impl Stander {
         }
     }
 
-    /// Says whether the one before fell instead of releasing: its lease is gone. Asked only where it matters.
+    /// Returns `true` if the one before fell instead of releasing: its lease is gone. Asked only where it matters.
     async fn fell(&self, before: &Record) -> bool {
         let Some(lease) = before.lease.filter(|_| !self.options.lock_delay.is_zero()) else {
             return false;

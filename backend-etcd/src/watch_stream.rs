@@ -18,16 +18,16 @@ use crate::{
     record::KeyRange,
 };
 
-/// How long a watch may be silent before it is asked for a sign of life.
+/// Time for which a watch may be silent before it is asked for a sign of life.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// How long it may take to give one; a healthy one needs milliseconds.
+/// Maximum time until it gives one; a healthy one needs milliseconds.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// How long its member may then take to answer another request, and the watch to speak after all.
+/// Maximum time that its member may then take to answer another request, and the watch to speak after all.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How an open watch ended.
+/// End of an open watch.
 #[derive(Debug)]
 pub(crate) enum WatchEnd {
     /// The stream ended or broke.

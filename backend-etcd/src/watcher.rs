@@ -72,7 +72,7 @@ pub struct Payload {
     pub key: String,
     /// What its value says: in the layout of gobase what the JSON string holds, else the value itself.
     pub text: String,
-    /// When it was last changed.
+    /// Revision at which it was last changed.
     pub modified: Revision,
 }
 
@@ -184,7 +184,7 @@ pub(crate) struct Projection {
     /// Instances that are gone, of which it depends on their lease whether they have left.
     undecided: Undecided,
     interner: Interner,
-    /// What was read last; the next one will say much the same.
+    /// Entry that was read last; the next one will say much the same.
     last: Option<Arc<Entry>>,
 }
 

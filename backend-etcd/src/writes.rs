@@ -36,16 +36,16 @@ const MAX_OPS: usize = 128;
 /// The most bytes of keys and values of a transaction. etcd refuses requests above 1.5 MiB.
 const MAX_BYTES: usize = 512 << 10;
 
-/// How many writes wait at most; who comes later waits to be let in.
+/// Number of writes that wait at most; who comes later waits to be let in.
 const MAX_WAITING: usize = 16384;
 
-/// How long a write that is in no hurry waits for another one to go along with.
+/// Time for which a write that is in no hurry waits for another one to go along with.
 const COMPANY: Duration = Duration::from_millis(1);
 
-/// How many of a refused transaction are sent alone at the same time.
+/// Number of writes of a refused transaction that are sent alone at the same time.
 const ALONE: usize = 16;
 
-/// When a write is done.
+/// Condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Guard {
     /// The key may be whatever it is; nothing else that touches it goes along.
@@ -68,7 +68,7 @@ impl Guard {
         }
     }
 
-    /// Says whether it holds for a key that is this.
+    /// Returns `true` if it holds for a key that is this.
     fn holds(self, key: Option<&Record>) -> bool {
         match (self, key) {
             (Self::Any, _) => true,
@@ -92,7 +92,7 @@ pub(crate) enum InLine {
     Leaves(Vec<u8>),
 }
 
-/// What is written if every guard holds. It writes no other key than those that it guards.
+/// Write that is done if every guard holds. It writes no other key than those that it guards.
 #[derive(Clone)]
 pub(crate) struct Write {
     pub(crate) guards: Vec<(Arc<[u8]>, Guard)>,
@@ -118,7 +118,7 @@ impl fmt::Debug for Write {
     }
 }
 
-/// What became of a write.
+/// Outcome of a write.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     /// It was done at this revision; these are what its reads found.
@@ -130,7 +130,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 struct Asked {
     write: Write,
-    /// When it was asked for.
+    /// Time at which it was asked for.
     since: Instant,
     answer: oneshot::Sender<Result<Outcome, Failure>>,
     /// Set by whichever comes first: it is sent, or its caller gives it up. Only for those that have to know.
@@ -220,7 +220,7 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
     }
 }
 
-/// Says whether one of these is not to wait for others any longer.
+/// Returns `true` if one of these is not to wait for others any longer.
 fn is_due(waiting: &VecDeque<Asked>) -> bool {
     waiting.iter().any(|asked| !asked.write.patient || asked.since.elapsed() >= COMPANY)
 }
@@ -305,7 +305,7 @@ fn settle(lane: &Arc<Lane>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
     .boxed()
 }
 
-/// Says whether etcd has answered, with a refusal that may concern one of several writes only.
+/// Returns `true` if etcd has answered, with a refusal that may concern one of several writes only.
 fn is_refusal(failure: &Failure) -> bool {
     !failure.is_ambiguous() && !matches!(failure, Failure::NeverSent(_) | Failure::StaleToken(_) | Failure::Unfit(_))
 }
@@ -368,7 +368,7 @@ async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> 
     Ok(writes().map(outcome).collect())
 }
 
-/// What each operation read; `None` for one that wrote.
+/// Records that each operation read; `None` for one that wrote.
 fn reads(response: TxnResponse) -> impl ExactSizeIterator<Item = Option<Vec<Record>>> {
     response.0.responses.into_iter().map(|operation| match operation.response {
         Some(PbTxnOpResponse::ResponseRange(found)) => Some(found.kvs.into_iter().map(Record::from).collect()),

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 const COUNT: usize = 20;
 
-/// How long each instance was missing, as a raw watch over the member `url` saw it.
+/// Time for which each instance was missing, as a raw watch over the member `url` saw it.
 #[derive(Debug, Default)]
 struct Missing {
     since: HashMap<Vec<u8>, Moment>,

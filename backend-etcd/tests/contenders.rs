@@ -13,10 +13,10 @@ use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{Beside, FakeEtcd, Lie, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
-/// How long a caller waits that gives up early.
+/// Time after which a caller gives up early.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
-/// How long a request may take; a grant is sent twice at most.
+/// Maximum duration of a request; a grant is sent twice at most.
 const REQUEST: Duration = Duration::from_secs(5);
 
 fn client(fake: &FakeEtcd) -> Etcd {
@@ -54,7 +54,7 @@ async fn watch_asked_for(fake: &FakeEtcd) {
     }
 }
 
-/// How many tasks live in this runtime, those of the fake included.
+/// Number of tasks in this runtime, those of the fake included.
 fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
@@ -229,7 +229,7 @@ async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
     assert!(!holder.is_held());
 }
 
-/// How much later than its caller gives up a transaction is done.
+/// Delay of a transaction, beyond the time at which its caller gives up.
 const LATE: Duration = Duration::from_secs(20);
 
 async fn led_by(etcd: &Etcd) -> Option<String> {

@@ -34,7 +34,7 @@ use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
 /// Watches, and instances, of one client.
 const MANY: usize = 200;
 
-/// How long nothing arrives: twice as long as a request may take.
+/// Time during which nothing arrives: twice as long as a request may take.
 const OUTAGE: Duration = Duration::from_secs(10);
 
 /// Two ways to one etcd, and a client that began with the first.

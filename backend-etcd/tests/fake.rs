@@ -25,7 +25,7 @@ use tower::ServiceExt;
 const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
 
-/// How long what a watch never told is given to arrive all the same.
+/// Time for which what a watch never told is given to arrive all the same.
 const GRACE: Duration = Duration::from_secs(15);
 
 fn service() -> ServiceRef {

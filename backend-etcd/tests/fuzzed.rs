@@ -12,7 +12,7 @@ use fixture::{bytes, cases};
 use serde_json::Value;
 use targets::{TARGETS, feed};
 
-/// How often each target is fed.
+/// Number of times that each target is fed.
 const TIMES: usize = 20_000;
 
 /// What a target is fed with: the byte that says how long the end of the key is, that end, the value.

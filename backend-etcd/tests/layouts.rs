@@ -40,7 +40,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 
-/// How many cases of the whole program run side by side, each with an etcd of its own.
+/// Number of cases of the whole program that run side by side, each with an etcd of its own.
 static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(10);
 
 /// Runs the cases that need no more than `carries`, and prints what it leaves out.

@@ -591,7 +591,7 @@ async fn a_frozen_holder_knows_its_loss_when_it_wakes_and_a_fence_stops_its_writ
     assert_eq!((value, accepted), (1, 11), "updates are lost");
 }
 
-/// What etcd has counted so far: requests, and events sent to watchers.
+/// Counts of etcd so far: requests, and events sent to watchers.
 async fn work(server: &EtcdServer) -> (f64, f64) {
     let metrics = support::metrics(server).await;
     let sum = |name: &str| -> f64 {
@@ -601,7 +601,7 @@ async fn work(server: &EtcdServer) -> (f64, f64) {
     (sum("grpc_server_started_total"), sum("etcd_debugging_mvcc_events_total"))
 }
 
-/// How many clients contend.
+/// Number of clients that contend.
 const SESSIONS: usize = 20;
 
 /// So many contenders in twenty sessions queue for one lock; a tenth is killed and a tenth is cancelled while they wait. Returns how

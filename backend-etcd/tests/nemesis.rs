@@ -51,7 +51,7 @@ fn number(revision: i64) -> u64 {
     u64::try_from(revision).unwrap()
 }
 
-/// What is recorded, by everybody.
+/// Record of a run, by everybody.
 #[derive(Clone)]
 struct Recorder {
     record: Arc<Mutex<Record>>,

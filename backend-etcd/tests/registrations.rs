@@ -149,7 +149,7 @@ async fn a_lost_permission_is_told_and_asked_for_at_a_slow_pace() {
     assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 2);
 }
 
-/// How many requests etcd has refused for want of a permission, by its own count.
+/// Number of requests that etcd has refused for want of a permission, by its own count.
 async fn denied(server: &EtcdServer) -> u64 {
     let text = support::metrics(server).await;
     let lines =

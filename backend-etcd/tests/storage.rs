@@ -188,7 +188,7 @@ impl User {
     }
 }
 
-/// How long a raw write takes, or takes to be given up by etcd.
+/// Time for which a raw write takes, or takes to be given up by etcd.
 async fn write(raw: &mut etcd_client::Client) -> Duration {
     let begun = Moment::now();
     let _ = soon("an answer", raw.put("elsewhere", "x", None)).await;

@@ -21,7 +21,7 @@ use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use support::{PREFIX, TTL, beside, instance, listed, options, pass, raw, register, register_many, server};
 
-/// How long etcd may take for a hundred thousand keys, on a machine that is busy with other tests.
+/// Maximum time that etcd may take for a hundred thousand keys, on a machine that is busy with other tests.
 const LARGE: Duration = Duration::from_secs(180);
 
 /// Watches a view, and counts how often it was empty.

@@ -147,7 +147,7 @@ impl Dialect {
         ServiceRef::new(namespace, name)
     }
 
-    /// Says whether a case is passed over because the layout refuses the service's name, which the fixture has to allow.
+    /// Returns `true` if a case is passed over because the layout refuses the service's name, which the fixture has to allow.
     fn refuses(layout: &dyn Layout, service: &ServiceRef, case: &Value) -> bool {
         let refused = layout.service_range(service).is_err();
         assert!(!refused || case["may_refuse"] == true, "{}: {service} is refused", layout.name());

@@ -15,7 +15,7 @@ use crate::{
     store::{Group, Key, Kind, Record, Value},
 };
 
-/// How long a close waits for the client's tasks.
+/// Time for which a close waits for the client's tasks.
 const CLOSE: Duration = Duration::from_secs(5);
 
 /// Time for which a close waits for the removal of instances on given leases.
@@ -107,7 +107,7 @@ impl MemoryStore {
         self.hub.with(|store, _| store.delete(&key, |_| true).is_ok())
     }
 
-    /// How many are in line for a lock and for leadership of that name, holders included.
+    /// Number of queue entries for a lock and for leadership of that name, holders included.
     pub fn in_line(&self, name: &LockName) -> usize {
         let count = |kind| self.hub.with(|store, _| store.range(&Group::line(kind, name)).count());
         count(Kind::Lock) + count(Kind::Election)

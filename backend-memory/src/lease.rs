@@ -23,7 +23,7 @@ use crate::{hub::Link, store::Store};
 /// The most keys that share a lease: revoking one is one revision, and a huge one chokes watchers.
 const MAX_KEYS: usize = 1000;
 
-/// What a lease is for; locks never share one with registrations.
+/// Purpose of a lease; locks never share one with registrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Registration,
@@ -89,12 +89,12 @@ impl KeptLease {
         self.state.clone()
     }
 
-    /// Says whether the last renewal was acknowledged.
+    /// Returns `true` if the last renewal was acknowledged.
     fn is_alive(&self) -> bool {
         matches!(*self.state.borrow(), LeaseState::Alive { .. })
     }
 
-    /// When the last acknowledged renewal was sent; `None` once the lease is lost.
+    /// Time at which the last acknowledged renewal was sent; `None` once the lease is lost.
     pub(crate) fn renewed(&self) -> Option<Moment> {
         match *self.state.borrow() {
             LeaseState::Alive { sent } | LeaseState::Suspect { sent, .. } => Some(sent),
@@ -265,7 +265,7 @@ struct Keeper {
     id: LeaseId,
     /// Time from one renewal to the next.
     interval: Duration,
-    /// When the grant was sent.
+    /// Time at which the grant was sent.
     granted: Moment,
     report: watch::Sender<LeaseState>,
 }

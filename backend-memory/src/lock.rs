@@ -37,7 +37,7 @@ use crate::{
 
 mod lock_delay;
 
-/// How long `release` waits for the store before it returns and goes on in the background.
+/// Time for which `release` waits for the store before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whoever stood in line for so long before the place was lost gets in line again without the delays of earlier losses.
@@ -111,7 +111,7 @@ impl WatchedState for LeaderState {
     }
 }
 
-/// What a caller stands in line for.
+/// Lock or election that a caller stands in line for.
 enum Want {
     Lock { wait: bool },
     Leadership { value: String },
@@ -153,7 +153,7 @@ impl MemoryClient {
     }
 }
 
-/// Where the caller waits for what becomes of its acquisition.
+/// Channel to the caller, which waits for the outcome of its acquisition.
 type Answer = oneshot::Sender<Result<Won, Error>>;
 
 /// The task behind one place in a line.

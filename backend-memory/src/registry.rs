@@ -30,7 +30,7 @@ use crate::{
     store::{Departure, Key, Record, Refusal, Store, Value},
 };
 
-/// How long `deregister` waits for the store before it says `LeftBehind`.
+/// Time for which `deregister` waits for the store before it says `LeftBehind`.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The pace at which a conflict, or trouble that somebody has to mend, is looked at again.
@@ -179,7 +179,7 @@ struct Registrar {
     gave_way: bool,
 }
 
-/// Why a registration has nothing to do for now.
+/// Reason for which a registration has nothing to do for now.
 enum Pause {
     /// All is as it should be.
     Settled,
@@ -533,7 +533,7 @@ impl Registrar {
         }
     }
 
-    /// Says whether the key is still as this registration wrote it, as far as can be seen; if so, it is registered.
+    /// Returns `true` if the key is still as this registration wrote it, as far as can be seen; if so, it is registered.
     fn is_intact(&self) -> bool {
         if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
             return true;

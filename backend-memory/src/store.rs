@@ -13,7 +13,7 @@ use std::{
 use enlist::{Instance, LeaseId, LockMode, Namespace, Revision, escape::Hidden};
 use tokio::time::Instant;
 
-/// What a key is for.
+/// Purpose of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Instance,
@@ -100,7 +100,7 @@ pub(crate) struct KeyChange {
     pub(crate) departure: Option<Departure>,
 }
 
-/// Why a write was not made. Nothing changed.
+/// Reason for which a write was not made. Nothing changed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Refusal {
     /// The key is not as the guard says; this is what it is.
@@ -235,7 +235,7 @@ impl Store {
         Some(lease.ttl)
     }
 
-    /// What is left of a lease, and what it was granted for.
+    /// Remaining time of a lease, and the time that it was granted for.
     pub(crate) fn time_to_live(&self, id: LeaseId, now: Instant) -> Option<(Duration, Duration)> {
         let lease = self.leases.get(&id)?;
         Some((lease.deadline.saturating_duration_since(now), lease.ttl))

@@ -15,7 +15,7 @@ use crate::{
     store::{Group, KeyChange, Kind, Record, Store},
 };
 
-/// How often a quiet watch proves that its picture is right.
+/// Interval at which a quiet watch proves that its picture is right.
 const PROOF: Duration = Duration::from_secs(1);
 
 #[async_trait]
@@ -47,7 +47,7 @@ fn entries(store: &Store, group: &Group, leaks: bool) -> Vec<Arc<Entry>> {
     groups.iter().flat_map(|group| store.range(group)).filter_map(|(_, record)| record.entry()).map(Arc::new).collect()
 }
 
-/// What a watch builds out of the store.
+/// State that a watch builds out of the store.
 pub(crate) trait WatchedState: Send + 'static {
     type Value: Clone + PartialEq + Send + Sync + 'static;
 

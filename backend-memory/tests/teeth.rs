@@ -13,11 +13,11 @@ use common::MemoryHarness;
 use enlist_memory::{Defect, MemoryStore};
 use enlist_testkit::cases::{Case, all};
 
-/// How a case failed.
+/// Failure of a case.
 #[derive(Debug)]
 struct Failure {
     case: &'static str,
-    /// What it said, if it did not spin.
+    /// Its message, if it did not spin.
     message: Option<String>,
 }
 
@@ -39,7 +39,7 @@ fn run(case: &Case<MemoryHarness>, defect: Defect) -> Option<Failure> {
     })
 }
 
-/// Says whether a message has words beside values, such as `1.5s` or `LeaseLost`.
+/// Returns `true` if a message has words beside values, such as `1.5s` or `LeaseLost`.
 fn has_words(message: &str) -> bool {
     let words = message.split(|c: char| !c.is_alphanumeric() && c != '.').filter(|word| word.len() > 1);
     words.filter(|word| word.chars().all(|c| c.is_ascii_lowercase())).count() >= 2

@@ -4,7 +4,7 @@ use std::{fmt, future::Future};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What the programs return.
+/// Result of the programs.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A median, and the range of the middle half.
@@ -45,7 +45,7 @@ pub fn quantile(sorted: &[f64], part: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// What two sides measured in turns.
+/// Measurements of two sides in turns.
 #[derive(Clone, Debug, Default)]
 pub struct Turns {
     /// Ours, round by round.

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::measure::{Digits, Spread, Turns};
 
-/// What a measurement has to keep to.
+/// Bound of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "there is no third side of a bound")]
 pub enum Bound {
@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether the bound holds; what has none is only told. What is no number keeps to nothing.
+    /// `true` if the bound holds; what has none is only told. What is no number keeps to nothing.
     fn holds(&self) -> bool {
         let judged = self.ratio.unwrap_or(self.ours).median;
         self.bound.is_none_or(|bound| bound.holds(judged))
@@ -168,7 +168,7 @@ impl Report {
         }
     }
 
-    /// What was missed.
+    /// Returns the targets that were missed.
     ///
     /// # Errors
     ///

@@ -32,7 +32,7 @@ impl World {
         Self { server: EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments([QUOTA])).await }
     }
 
-    /// Where it listens.
+    /// Address at which it listens.
     pub fn url(&self) -> String {
         self.server.url()
     }
@@ -72,7 +72,7 @@ impl World {
         Ok(())
     }
 
-    /// How many messages etcd has got, renewals aside: each request, and each message on a watch.
+    /// Number of messages that etcd has got, renewals aside: each request, and each message on a watch.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ pub fn instance(number: usize) -> Result<Instance> {
     Ok(Instance::new(id, [endpoint])?.with_version("1.4").with_zone("eu-1").with_metadata("team", "blue"))
 }
 
-/// What a put of instance `number` with this weight writes.
+/// Value that a put of instance `number` with this weight writes.
 ///
 /// # Errors
 ///
@@ -162,7 +162,7 @@ pub fn most_files() -> Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
-/// How long a write of 4 KiB to the disk takes until it is safe, in microseconds: what bounds every write of etcd.
+/// Time that a write of 4 KiB to the disk takes until it is safe, in microseconds: what bounds every write of etcd.
 ///
 /// # Errors
 ///

@@ -35,13 +35,13 @@ use crate::{
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 
-/// Where commands are looked for without a `PATH`.
+/// Folders in which commands are looked for without a `PATH`.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Bytes of a file that tell how it is executed, as for Linux.
 const HEAD: u64 = 256;
 
-/// How often a group that is to end is looked at.
+/// Interval at which a group that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// A running command and its group.

@@ -17,10 +17,10 @@ use crate::{
     table::Live,
 };
 
-/// How long each scene lasts.
+/// Time for which each scene lasts.
 const SCENE: Duration = Duration::from_millis(1200);
 
-/// How often the picture is drawn.
+/// Interval at which the picture is drawn.
 const FRAME: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(demo: &Demo, output: Output) -> Result<u8, Failure> {

@@ -16,13 +16,13 @@ use crate::{
     signals::{Signals, ending},
 };
 
-/// How often the reaper is told how long the command may live.
+/// Interval at which the reaper is told how long the command may live.
 const PULSE: Duration = Duration::from_millis(100);
 
-/// How long a release is waited for; it goes on without anybody waiting for as long as the process lives.
+/// Time for which a release is waited for; it goes on without anybody waiting for as long as the process lives.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long the name of the holder is waited for by whoever does not get the lock.
+/// Time for which the name of the holder is waited for by whoever does not get the lock.
 const HOLDER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Something that is held.
@@ -281,19 +281,19 @@ async fn work(
     }
 }
 
-/// How long the command gets between SIGTERM and SIGKILL. An expiry is known before the lock can be another's, and the command
+/// Time between SIGTERM and SIGKILL for the command. An expiry is known before the lock can be another's, and the command
 /// has to end before that too; whoever was robbed is late already.
 fn grace_after(loss: Loss, ttl: Duration, grace: Duration) -> Duration {
     if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace }
 }
 
-/// How long the command may live if nothing more is heard of this process: a little longer than the lock is believed in, which is
+/// Time for which the command may live if nothing more is heard of this process: a little longer than the lock is believed in, which is
 /// when this process would act, and less than until the lease can run out.
 fn allowed(left: Duration, ttl: Duration) -> Duration {
     left + margin(ttl) * 3 / 4
 }
 
-/// How long before the lease can run out the lock counts as lost.
+/// Time before the possible end of the lease at which the lock counts as lost.
 fn margin(ttl: Duration) -> Duration {
     ttl.saturating_sub(safe_tenure(ttl))
 }

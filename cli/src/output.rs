@@ -20,14 +20,14 @@ use crate::{
     args::{Color, Format},
 };
 
-/// How to answer.
+/// Format of the answers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     pub(crate) json: bool,
     color: Color,
 }
 
-/// Where a line goes.
+/// Destination of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum To {
     Stdout,
@@ -67,7 +67,7 @@ impl Output {
         Self { json: format == Format::Json, color }
     }
 
-    /// Says whether a live picture makes sense.
+    /// Returns `true` if a live picture makes sense.
     pub(crate) fn is_live(self) -> bool {
         !self.json && io::stdout().is_terminal()
     }
@@ -143,7 +143,7 @@ pub(crate) fn columns() -> Option<usize> {
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
 }
 
-/// Why a command failed.
+/// Reason for which a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// With this sentence, and what kind of error it was.

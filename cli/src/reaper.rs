@@ -20,7 +20,7 @@ use crate::{USAGE, child::has_members, signals};
 /// Between SIGTERM and SIGKILL, once the starter is gone.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// How often a group that is to end is looked at.
+/// Interval at which a group that is to end is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
 /// Longest wait for a line before the deadline is looked at again: waiting does not count while the machine is suspended.

@@ -19,7 +19,7 @@ use crate::{
     signals::{Signal, Signals, ending},
 };
 
-/// How long the command waits for its signal until clients have been told that the instance is gone.
+/// Time for which the command waits for its signal until clients have been told that the instance is gone.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Reads `host:port`, `protocol://host:port`, or `:port`.
@@ -166,7 +166,7 @@ struct Kept {
     grace: Duration,
 }
 
-/// What ended the registration.
+/// End of the registration.
 enum End {
     Signal(Signal),
     Child(std::process::ExitStatus),
@@ -261,7 +261,7 @@ impl Kept {
     }
 }
 
-/// Says whether waiting for better times makes no sense, because the command line has to change.
+/// Returns `true` if waiting for better times makes no sense, because the command line has to change.
 fn fatal(cause: &enlist::Error) -> bool {
     matches!(cause, enlist::Error::AlreadyRegistered { .. } | enlist::Error::AuthFailed(_))
 }

@@ -15,7 +15,7 @@ impl Signal {
         128_u8.saturating_add(u8::try_from(self.0.as_raw_value()).unwrap_or(0))
     }
 
-    /// Says whether whoever sends it wants an end.
+    /// Returns `true` if whoever sends it wants an end.
     pub(crate) fn ends(self) -> bool {
         ENDING.contains(&self.0)
     }

@@ -10,7 +10,7 @@ use crate::{endpoint::Endpoint, error::Error};
 /// The environment variable that overrides the advertised address: `host` or `host:port`.
 pub const ADVERTISE_ENV: &str = "ENLIST_ADVERTISE";
 
-/// How [`advertise`] came to its answer.
+/// Origin of the answer of [`advertise`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Chosen {

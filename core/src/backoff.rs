@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 
-/// How long to wait between tries of something that keeps failing.
+/// Time to wait between tries of something that keeps failing.
 ///
 /// The n-th delay is drawn evenly from the upper half of `min(first × 2ⁿ, max)`, so that many clients that failed
 /// together do not come back together. Default: 200 ms growing to 10 s.
@@ -76,7 +76,7 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// How many delays were handed out since the last success.
+    /// Number of delays that were handed out since the last success.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -14,10 +14,10 @@ use crate::shares::{HashRing, Shares};
 /// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
 const OVERPROVISIONING: f64 = 1.4;
 
-/// How often two are drawn before all are looked at.
+/// Number of times that two are drawn before all are looked at.
 const DRAWS: usize = 4;
 
-/// How one of several candidates is chosen, unless by key.
+/// Policy by which one of several candidates is chosen, unless by key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selection {
@@ -36,7 +36,7 @@ pub trait Candidate {
     /// Calls that have not ended.
     fn in_flight(&self) -> usize;
 
-    /// Whether it still works; it did when the set was made.
+    /// `true` if it still works; it did when the set was made.
     fn is_ready(&self) -> bool;
 }
 
@@ -145,7 +145,7 @@ impl<T: Candidate> Group<T> {
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a choice")]
 pub struct Choice<'a> {
-    /// How one is chosen.
+    /// Policy of the choice.
     pub selection: Selection,
     /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when others come and
     /// go.
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// How the tests choose: without a key, or by key.
+    /// Choice of the tests: without a key, or by key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum How {
         Without(Selection),
@@ -271,7 +271,7 @@ mod tests {
 
     const CALLS: u32 = 50_000;
 
-    /// How often each is chosen; `then` is told each choice.
+    /// Number of times that each is chosen; `then` is told each choice.
     fn count(ready: &Ready<Rc<Fake>>, how: How, then: impl Fn(u32, &Rc<Fake>)) -> BTreeMap<&'static str, u32> {
         let (turn, mut counted) = (AtomicUsize::new(0), BTreeMap::new());
         for call in 0..CALLS {

@@ -9,7 +9,7 @@ use std::{fmt, time::Duration};
 /// overflows.
 pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// How long a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
+/// Time for which a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
 const CHECK: Duration = Duration::from_secs(1);
 
 /// A point in time on both clocks. Its debug form tells how long ago it is.

@@ -36,16 +36,16 @@ use crate::{
     telemetry,
 };
 
-/// How long a watch goes on after the last view of it was dropped, unless said otherwise.
+/// Time for which a watch goes on after the last view of it was dropped, unless said otherwise.
 pub const DEFAULT_IDLE: Duration = Duration::from_secs(5);
 
-/// How long entries are held whose loss would empty a view, unless said otherwise.
+/// Time for which entries are held whose loss would empty a view, unless said otherwise.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
 /// The least time between two publications of a view, unless said otherwise.
 pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// How often a picture that is too old is looked at again.
+/// Interval at which a picture that is too old is looked at again.
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What a view shows when the store lists nobody.
@@ -59,18 +59,18 @@ pub enum EmptyPolicy {
     Keep,
 }
 
-/// How a directory behaves. Times above [`LONGEST`] count as that.
+/// Options of a directory. Times above [`LONGEST`] count as that.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DirectoryOptions {
-    /// How long a watch goes on after the last view of it was dropped. Default: 5 s.
+    /// Time for which a watch goes on after the last view of it was dropped. Default: 5 s.
     pub idle: Duration,
-    /// How long entries whose removal would leave a view empty, and who did not leave in order, stay as
+    /// Time for which entries whose removal would leave a view empty, and who did not leave in order, stay as
     /// [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero never holds.
     pub hold: Duration,
     /// What a view shows when the store lists nobody. Default: nobody.
     pub empty: EmptyPolicy,
-    /// How old a picture may be to be picked from. Older, [`NoPick::TooOld`](crate::NoPick::TooOld) says so and
+    /// Maximum age of a picture to be picked from. Older, [`NoPick::TooOld`](crate::NoPick::TooOld) says so and
     /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with etcd before 3.4.25
     /// and 3.5.8 above twice the audit interval.
     pub max_age: Option<Duration>,
@@ -169,7 +169,7 @@ struct Shared {
     service: ServiceRef,
     published: Arc<Latest>,
     status: watch::Sender<Status>,
-    /// How many views there are.
+    /// Number of views.
     users: watch::Sender<usize>,
 }
 
@@ -194,7 +194,7 @@ impl Published {
         Some(self.freshness.age()).filter(|age| *age > max_age)
     }
 
-    /// Says whether any age is allowed.
+    /// Returns `true` if any age is allowed.
     pub(crate) fn may_be_old(&self) -> bool {
         self.max_age.is_none()
     }
@@ -463,7 +463,7 @@ impl ServiceView {
         self.user.shared.published.get().as_deref().map(|published| published.snapshot.clone())
     }
 
-    /// How fresh the snapshot is; `None` while nothing is known.
+    /// Freshness of the snapshot; `None` while nothing is known.
     pub fn freshness(&self) -> Option<Freshness> {
         self.user.published().get().as_deref().map(|published| published.freshness.clone())
     }

@@ -15,7 +15,7 @@ use crate::{
     error::Error,
 };
 
-/// When an instance rests, and for how long. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each time
+/// Rule by which an instance rests. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each time
 /// up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
 /// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is for the pool or
 /// the channel to say.
@@ -69,7 +69,7 @@ impl Ejection {
         failures >= self.failures
     }
 
-    /// How many of `total` may rest at once.
+    /// Number of `total` that may rest at once.
     fn most(&self, total: usize) -> usize {
         #[expect(
             clippy::cast_precision_loss,
@@ -87,7 +87,7 @@ impl Ejection {
 pub struct Rests {
     times: Backoff,
     forgiven: Duration,
-    /// When the last one ended.
+    /// Time at which the last one ended.
     last: Moment,
 }
 
@@ -97,7 +97,7 @@ impl Rests {
         Self { times: ejection.times.start(), forgiven: ejection.forgiven, last: Moment::now() }
     }
 
-    /// How long the rest is that begins now.
+    /// Duration of the rest that begins now.
     pub fn begin(&mut self) -> Duration {
         if self.last.elapsed() > self.forgiven {
             self.times.reset();

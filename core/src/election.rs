@@ -14,7 +14,7 @@ use crate::{
     revision::{FencingToken, Revision},
 };
 
-/// How many proclamations may wait for the store before `proclaim` waits itself.
+/// Number of proclamations that may wait for the store before `proclaim` waits itself.
 const PROCLAIM_QUEUE: usize = 8;
 
 /// Elects leaders. Implemented by the backends; users hold an `Arc<dyn Election>`. Elections and locks of one name do
@@ -36,7 +36,7 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future gives up the candidacy; whatever reached the store is removed in the background.
     async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error>;
 
-    /// Who leads `name` now, by one linearizable read.
+    /// Returns the leader of `name` now, by one linearizable read.
     ///
     /// Signature: `async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error>`.
     ///
@@ -63,15 +63,15 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error>;
 }
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "third-party backends build it")]
 pub struct Leader {
-    /// What the leader says about itself, an address for instance.
+    /// Text of the leader about itself, an address for instance.
     pub value: String,
     /// Its fencing token.
     pub token: FencingToken,
-    /// When it said so.
+    /// Revision at which it said so.
     pub modified: Revision,
 }
 
@@ -81,13 +81,13 @@ pub struct LeaderWatcher {
     reader: FeedReader<Option<Leader>>,
 }
 
-/// What an observer returns.
+/// Change that an observer returns.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeaderChange {
     /// The leader, if there is one.
     pub leader: Option<Leader>,
-    /// How fresh this is.
+    /// Freshness of this.
     pub freshness: Freshness,
 }
 
@@ -118,7 +118,7 @@ impl LeaderWatcher {
 pub struct Proclamation {
     /// The new value.
     pub value: String,
-    /// Where to report what became of it.
+    /// Channel for its outcome.
     pub reply: oneshot::Sender<Result<Revision, Error>>,
 }
 

@@ -21,7 +21,7 @@ const AFTER_PROTOCOL: &str = "://";
 pub struct Endpoint {
     /// As it is written: `[protocol://]host:port`. One text, because a process may hold a hundred thousand of them.
     text: Box<str>,
-    /// Where the protocol ends; 0 without one.
+    /// End of the protocol; 0 without one.
     protocol: usize,
     /// 0 for a Unix socket only.
     port: u16,
@@ -126,7 +126,7 @@ impl Endpoint {
         self.port
     }
 
-    /// Says whether this is a Unix domain socket.
+    /// Returns `true` if this is a Unix domain socket.
     pub fn is_unix(&self) -> bool {
         self.port == 0
     }

@@ -15,7 +15,7 @@ use crate::{
 /// The cause behind an [`Error`], shared so that the error can be cloned.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// What is wrong with a name.
+/// Fault of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NameFault {
@@ -23,7 +23,7 @@ pub enum NameFault {
     Empty,
     /// It has more than 255 bytes of UTF-8.
     TooLong {
-        /// How many it has.
+        /// Its number of bytes.
         bytes: usize,
     },
     /// It holds a control character.
@@ -94,32 +94,32 @@ impl fmt::Display for RangeUnit {
     }
 }
 
-/// What went wrong, by what a caller can do next.
+/// Failure, by what a caller can do next.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A name was refused before anything was sent.
     #[error("invalid {field}: {fault}")]
     InvalidName {
-        /// Which name.
+        /// The name.
         field: &'static str,
-        /// Why.
+        /// The reason.
         fault: NameFault,
     },
     /// An address was refused before anything was sent.
     #[error("invalid address {input:?}: {reason}")]
     InvalidAddress {
-        /// What was given.
+        /// Text that was given.
         input: String,
-        /// Why it is refused, and what to give instead.
+        /// Reason for which it is refused, and what to give instead.
         reason: &'static str,
     },
     /// An option was refused before anything was sent.
     #[error("invalid {field}: {}", escaped(reason))]
     InvalidConfig {
-        /// Which option.
+        /// The option.
         field: &'static str,
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// Somebody else's live instance has this id.
@@ -174,7 +174,7 @@ pub enum Error {
     /// What was read had changed by the time it was to be written.
     #[error("{} was changed by somebody else at revision {revision}", escaped(what))]
     Conflict {
-        /// What changed.
+        /// Name of the part that changed.
         what: String,
         /// The revision of the other change.
         revision: Revision,
@@ -188,7 +188,7 @@ pub enum Error {
     /// The deadline passed. What was begun is undone in the background, unless the method says otherwise.
     #[error("{op} took longer than {}", rounded(*limit))]
     Timeout {
-        /// What took too long.
+        /// Name of the operation that took too long.
         op: &'static str,
         /// The deadline it had.
         limit: Duration,
@@ -208,7 +208,7 @@ pub enum Error {
     /// A value is too large for the store.
     #[error("{what} has {size} bytes, at most {limit} are allowed")]
     TooLarge {
-        /// What is too large.
+        /// Name of the part that is too large.
         what: &'static str,
         /// Its size in bytes.
         size: usize,
@@ -231,7 +231,7 @@ pub enum Error {
     /// This backend or layout cannot do that.
     #[error("{} is not supported", escaped(what))]
     Unsupported {
-        /// What cannot be done.
+        /// Name of the operation that cannot be done.
         what: String,
     },
     /// The handle or its session was closed.
@@ -250,7 +250,7 @@ impl Error {
         Self::InvalidConfig { field, reason: reason.into() }
     }
 
-    /// Says whether the same call, repeated unchanged, can succeed without a person or the caller acting.
+    /// Returns `true` if the same call, repeated unchanged, can succeed without a person or the caller acting.
     ///
     /// After `Unavailable` and `Timeout` a write may have happened; the calls of the traits are built so that repeating
     /// them is safe.

@@ -17,7 +17,7 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// What a reader of a feed depends on, kept alive as long as the reader is.
+/// Dependency of a reader of a feed, kept alive as long as the reader is.
 pub type KeepAlive = Arc<dyn Any + Send + Sync>;
 
 #[derive(Clone, Debug)]
@@ -142,7 +142,7 @@ impl<T: Clone + PartialEq> Feed<T> {
         self.state.closed().await;
     }
 
-    /// Says whether anybody reads.
+    /// Returns `true` if anybody reads.
     pub fn is_read(&self) -> bool {
         self.state.receiver_count() > 0
     }
@@ -163,15 +163,15 @@ impl<T: fmt::Debug> fmt::Debug for FeedReader<T> {
     }
 }
 
-/// What a reader gets: the latest value, what it saw before (if anything), and how fresh the value is.
+/// Update for a reader: the latest value, what it saw before (if anything), and how fresh the value is.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reading<T> {
     /// The latest value.
     pub value: T,
-    /// What this reader saw before.
+    /// Value that this reader saw before.
     pub before: Option<T>,
-    /// How fresh the value is.
+    /// Freshness of the value.
     pub freshness: Freshness,
 }
 

@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 
 use crate::{clock::Moment, error::Error};
 
-/// When a picture of the store was last known to be right. Clones share it: a later proof shows in all of them.
+/// Time at which a picture of the store was last known to be right. Clones share it: a later proof shows in all of them.
 #[derive(Clone)]
 pub struct Proof(Arc<ArcSwap<Moment>>);
 
@@ -16,7 +16,7 @@ impl Proof {
         Self(Arc::new(ArcSwap::from_pointee(moment)))
     }
 
-    /// When it held last.
+    /// Time at which it held last.
     pub fn moment(&self) -> Moment {
         **self.0.load()
     }
@@ -35,7 +35,7 @@ impl fmt::Debug for Proof {
     }
 }
 
-/// Whether a picture of the store is being kept up to date, and since when it is known to have been right.
+/// State of a picture of the store: kept up to date or not, and since when it is known to have been right.
 ///
 /// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit) whose revision
 /// the picture has reached. Events and notices of progress are how it gets there. They are no proof, because one that arrives now may
@@ -45,14 +45,14 @@ impl fmt::Debug for Proof {
 pub enum Freshness {
     /// Changes arrive as they happen.
     Live {
-        /// When the picture was last proven right; goes on being renewed.
+        /// Latest proof of the picture; it goes on being renewed.
         proof: Proof,
     },
     /// Changes do not arrive; the picture is the last known one.
     Stale {
-        /// When the picture was last proven right.
+        /// Time at which the picture was last proven right.
         proven: Moment,
-        /// Why changes do not arrive.
+        /// Reason for which changes do not arrive.
         cause: Error,
     },
 }
@@ -63,7 +63,7 @@ impl Freshness {
         self.proven().elapsed()
     }
 
-    /// When the picture was last proven right.
+    /// Time at which the picture was last proven right.
     pub fn proven(&self) -> Moment {
         match self {
             Self::Live { proof } => proof.moment(),
@@ -71,7 +71,7 @@ impl Freshness {
         }
     }
 
-    /// Says whether changes arrive.
+    /// Returns `true` if changes arrive.
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live { .. })
     }

@@ -14,10 +14,10 @@ use crate::{
     registration::{Deregistered, InstanceHandle, Registration},
 };
 
-/// How long clients get to notice the draining mark, unless said otherwise.
+/// Time for which clients get to notice the draining mark, unless said otherwise.
 pub const DEFAULT_PROPAGATION: Duration = Duration::from_millis(1500);
 
-/// How long the whole shutdown may take, unless said otherwise.
+/// Maximum duration of the whole shutdown, unless said otherwise.
 pub const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
 
 /// Shuts a server down in order. It suits any server that stops accepting on a signal and then finishes what it has.
@@ -33,16 +33,16 @@ impl Default for Graceful {
     }
 }
 
-/// What a shutdown reached.
+/// Result of a shutdown.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Shutdown<T> {
     /// Result of the server; `None` if it was still busy at the deadline and was dropped, or if it never began because it was
     /// stopped during the registration.
     pub served: Option<T>,
-    /// Whether clients had the chance to see the draining mark.
+    /// `true` if clients had the chance to see the draining mark.
     pub drained: bool,
-    /// What became of the registration.
+    /// Outcome of the deregistration.
     pub deregistered: Result<Deregistered, Error>,
 }
 

@@ -22,7 +22,7 @@ pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 /// Maximum number of bytes that JSON makes of one byte of a text.
 const MAX_ESCAPE: usize = r"\u0000".len();
 
-/// How many different values an interner knows of each kind; then it begins anew.
+/// Number of different values that an interner knows of each kind; then it begins anew.
 const MAX_INTERNED: usize = 4096;
 
 /// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
@@ -32,7 +32,7 @@ const MAX_INTERNED_BYTES: usize = 1 << 20;
 /// A longer value is shared with the next instance only: a few of them would displace all others.
 const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
 
-/// What an instance says about its ability to take calls.
+/// Ability of an instance to take calls, in its own words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Health {
@@ -212,12 +212,12 @@ impl Instance {
         Arc::make_mut(self.metadata.get_or_insert_default())
     }
 
-    /// What tells it from the others.
+    /// Id, which tells it from the others.
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Where it accepts connections. Empty only in a [`Draft`], whose update is refused then.
+    /// Addresses at which it accepts connections. Empty only in a [`Draft`], whose update is refused then.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
@@ -232,12 +232,12 @@ impl Instance {
         self.version.as_deref()
     }
 
-    /// Where it runs.
+    /// Zone in which it runs.
     pub fn zone(&self) -> Option<&str> {
         self.zone.as_deref()
     }
 
-    /// Whether it takes calls.
+    /// Its ability to take calls.
     pub fn health(&self) -> Health {
         self.health
     }
@@ -288,7 +288,7 @@ fn json_len(text: &str) -> usize {
     text.bytes().map(len).sum()
 }
 
-/// What may be changed of a registered instance: everything but its id.
+/// Changes of a registered instance: everything but its id.
 #[derive(Debug)]
 pub struct Draft {
     instance: Instance,
@@ -447,7 +447,7 @@ impl<T: ?Sized + Eq + Hash + Size> Known<T> {
     }
 }
 
-/// Whether the store still lists an entry.
+/// Presence of an entry in the store's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presence {
@@ -483,17 +483,17 @@ impl Entry {
         &self.instance
     }
 
-    /// When it was created; another one under the same id means that the instance was registered anew.
+    /// Revision at which it was created; another one under the same id means that the instance was registered anew.
     pub fn created(&self) -> Revision {
         self.created
     }
 
-    /// When it was last changed.
+    /// Revision at which it was last changed.
     pub fn modified(&self) -> Revision {
         self.modified
     }
 
-    /// Whether the store still lists it.
+    /// Its presence in the store's list.
     pub fn presence(&self) -> Presence {
         self.presence
     }

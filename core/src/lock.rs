@@ -57,7 +57,7 @@ pub trait Lock: fmt::Debug + Send + Sync + 'static {
     async fn try_acquire(&self, name: &LockName, options: LockOptions) -> Result<Option<LockGuard>, Error>;
 }
 
-/// Who may hold a lock together.
+/// Mode of a lock: held alone, or together with others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "a fair reader-writer lock has these two sides")]
 pub enum LockMode {
@@ -75,19 +75,19 @@ impl LockMode {
     }
 }
 
-/// How a lock is acquired.
+/// Options of an acquisition.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LockOptions {
     /// Alone or together with others. Default: alone.
     pub mode: LockMode,
-    /// How long the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
+    /// Time for which the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
     /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`. Shorter costs requests,
     /// and more of them can fail before the lock is lost. Locks with different intervals share no lease. Default: `None`, a third
     /// of `ttl`.
     pub renewal_interval: Option<Duration>,
-    /// How long to wait at most. Default: `None`, for ever.
+    /// Time to wait at most. Default: `None`, for ever.
     pub deadline: Option<Duration>,
     /// Time for which a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
     /// what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock the same. Default: zero.
@@ -95,7 +95,7 @@ pub struct LockOptions {
     /// Use of a lease of its own. Default: no, locks of one session with the same TTL and
     /// renewal interval share leases.
     pub own_lease: bool,
-    /// Whether the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.
+    /// `true` if the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.
     pub fail_on_lost_entry: bool,
 }
 
@@ -193,7 +193,7 @@ impl LockOptions {
     }
 }
 
-/// Why a lock is no longer held.
+/// Reason for which a lock is no longer held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Loss {
@@ -209,7 +209,7 @@ pub enum Loss {
     Released,
 }
 
-/// What a release found.
+/// Result of a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {
@@ -263,13 +263,13 @@ impl LockGuard {
         self.shared.token
     }
 
-    /// Says whether the lock may still be believed in, without asking the store. Turns false before the store can
+    /// Returns `true` if the lock may still be believed in, without asking the store. Turns false before the store can
     /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
     pub fn is_held(&self) -> bool {
         self.shared.tenure.is_held()
     }
 
-    /// How much longer the lock may be believed in if no other renewal is acknowledged; zero once it is lost.
+    /// Remaining time for which the lock may be believed in if no other renewal is acknowledged; zero once it is lost.
     pub fn left(&self) -> Duration {
         if self.is_held() { self.shared.tenure.left() } else { Duration::ZERO }
     }
@@ -343,7 +343,7 @@ pub struct GuardDriver {
 }
 
 impl GuardDriver {
-    /// How long the lock may be believed in.
+    /// Time for which the lock may be believed in.
     pub fn tenure(&self) -> &Tenure {
         &self.shared.tenure
     }
@@ -387,13 +387,13 @@ impl Drop for GuardDriver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Place {
-    /// When it got in line; unique and increasing.
+    /// Revision at which it got in line; unique and increasing.
     pub token: FencingToken,
-    /// What it asks for.
+    /// Mode that it asks for.
     pub mode: LockMode,
 }
 
-/// Where somebody in the line stands.
+/// Position of an entry in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "one holds, waits, or is not in line")]
 pub enum Standing {

@@ -26,7 +26,7 @@ use crate::{
     task::TaskOwner,
 };
 
-/// How often a merged view asks its sides for newer proofs of what they show.
+/// Interval at which a merged view asks its sides for newer proofs of what they show.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// One registry of a [`Migration`]: a client whose layout, prefix or store differs from the others'.

@@ -89,7 +89,7 @@ name!(
     ServiceName, "service"
 );
 name!(
-    /// What tells one instance of a service from the others.
+    /// Identity of one instance among the others of its service.
     InstanceId, "instance id"
 );
 

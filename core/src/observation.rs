@@ -30,7 +30,7 @@ pub struct Look {
     pub left: Duration,
     /// Its TTL as granted.
     pub granted: Duration,
-    /// When the request was sent.
+    /// Time at which the request was sent.
     pub asked: Moment,
     /// The unit in which the store counts, and by which an answer may be off.
     pub unit: Duration,
@@ -41,7 +41,7 @@ pub struct Look {
 struct Running {
     lease: LeaseId,
     first: Duration,
-    /// When the first answer came.
+    /// Time at which the first answer came.
     begun: Moment,
 }
 

@@ -25,7 +25,7 @@ use crate::{
     shares::{HashRing, Shares},
 };
 
-/// How a picker chooses.
+/// Policy of a picker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Policy {
@@ -40,7 +40,7 @@ pub enum Policy {
     ConsistentHash,
 }
 
-/// Which instances a picker sees. The default sees all.
+/// Filter of the instances that a picker sees. The default sees all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     zone: Option<String>,
@@ -106,7 +106,7 @@ fn takes_calls(instance: &Instance) -> bool {
     instance.health() == Health::Serving && instance.weight() > 0
 }
 
-/// Why nothing could be picked.
+/// Reason for which nothing could be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoPick {
@@ -122,7 +122,7 @@ pub enum NoPick {
     /// The service is known and has no instance that could be picked.
     #[error("no instance can be picked: {listed} listed{}", left_out_by_filter(*left_out))]
     Empty {
-        /// How many there are in all.
+        /// Number in all.
         listed: usize,
         /// Number of them that the filter alone [leaves out](Filter::leaves_out).
         left_out: usize,
@@ -134,11 +134,11 @@ fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
 
-/// What a view published last.
+/// Latest publication of a view.
 #[derive(Debug, Default)]
 pub(crate) struct Latest {
     published: ArcSwapOption<Published>,
-    /// How often something was published: each pick reads only this.
+    /// Number of times that something was published: each pick reads only this.
     count: AtomicU64,
     choices: Mutex<Choices>,
 }
@@ -182,18 +182,18 @@ impl Latest {
     }
 }
 
-/// What pickers choose from at present.
+/// Candidates of pickers at present.
 #[derive(Debug, Default)]
 struct Choices {
-    /// How often something had been published.
+    /// Number of times that something had been published.
     count: u64,
     made: Vec<(Policy, Filter, Weak<OnceLock<Choice>>)>,
 }
 
-/// What pickers with the same policy and filter choose from.
+/// Candidates of pickers with the same policy and filter.
 #[derive(Debug, Default)]
 struct Choice {
-    /// What it was made from.
+    /// Publication that it was made from.
     published: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
     /// Number of instances that the filter leaves out, where there are no candidates.
@@ -224,7 +224,7 @@ impl Choice {
         Self { published, candidates, left_out, shares, ring }
     }
 
-    /// Why nothing can be picked, if that is so.
+    /// Reason for which nothing can be picked, if that is so.
     fn check(&self) -> Result<(), NoPick> {
         let Some(published) = &self.published else {
             return Err(NoPick::Unknown);
@@ -239,7 +239,7 @@ impl Choice {
         }
     }
 
-    /// Says whether there are candidates, and they are never too old.
+    /// Returns `true` if there are candidates, and they are never too old.
     fn is_sure(&self) -> bool {
         !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
     }
@@ -249,7 +249,7 @@ impl Choice {
 #[derive(Debug)]
 pub struct Picker {
     source: Arc<Latest>,
-    /// How often something had been published when the choice was made.
+    /// Number of times that something had been published when the choice was made.
     count: u64,
     policy: Policy,
     filter: Filter,
@@ -284,12 +284,12 @@ impl Picker {
         Self { _user: Some(user), ..Self::new(source, policy, filter) }
     }
 
-    /// How often something had been published when what it chooses from was made.
+    /// Number of times that something had been published when what it chooses from was made.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Says whether nothing was published since.
+    /// Returns `true` if nothing was published since.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         self.source.count.load(Ordering::Acquire) == self.count
@@ -350,7 +350,7 @@ impl Picker {
         Ok(&made(&self.choice).candidates)
     }
 
-    /// Says whether the choice is the latest, and can be picked from.
+    /// Returns `true` if the choice is the latest, and can be picked from.
     #[inline]
     fn is_ready(&self) -> bool {
         self.sure && self.is_current()
@@ -370,7 +370,7 @@ impl Picker {
     }
 }
 
-/// What was made; nothing before the first pick.
+/// Candidates that were made; nothing before the first pick.
 #[inline]
 fn made(choice: &OnceLock<Choice>) -> &Choice {
     choice.get_or_init(Choice::default)

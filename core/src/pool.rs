@@ -50,17 +50,17 @@ use crate::{
     task::TaskOwner,
 };
 
-/// Which instances a pool calls. The defaults are those of the gRPC channel.
+/// The instances that a pool calls. The defaults are those of the gRPC channel.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolOptions {
-    /// Which instances are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or have
+    /// The instances that are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or have
     /// weight 0 are never called.
     pub filter: Filter,
     /// The zone whose instances are preferred. As long as more than 71 % of its weight does not rest, all calls stay there; below,
     /// they spill over to the others in proportion. Default: none.
     pub zone: Option<String>,
-    /// When an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    /// Rule by which an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
     pub ejection: Option<Ejection>,
 }
 
@@ -98,11 +98,11 @@ impl PoolOptions {
     }
 }
 
-/// When a call is tried again, and where to stop. The decision is the caller's: only it knows whether a call that failed may
+/// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that failed may
 /// have been done.
 pub struct Retry<E> {
     accepts: Judge<E>,
-    /// Which errors speak against the instance, if not those that are tried again.
+    /// The errors that speak against the instance, if not those that are tried again.
     against: Option<Judge<E>>,
     attempts: u32,
     deadline: Duration,
@@ -110,7 +110,7 @@ pub struct Retry<E> {
     wait_for_ready: bool,
 }
 
-/// What the user says of an error.
+/// Judgement of the user about an error.
 type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 impl<E> Retry<E> {
@@ -189,14 +189,14 @@ pub struct FailedAttempt<E> {
     pub cause: E,
 }
 
-/// Why a call failed. Each variant lists the attempts that failed before, in order.
+/// Reason for which a call failed. Each variant lists the attempts that failed before, in order.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError<E> {
     /// There was nobody to call.
     #[error("nobody to call")]
     NoPick {
-        /// Why.
+        /// The reason.
         #[source]
         cause: NoPick,
         /// The attempts before.
@@ -207,7 +207,7 @@ pub enum PoolError<E> {
     NoClient {
         /// The instance.
         id: InstanceId,
-        /// Why.
+        /// The reason.
         #[source]
         cause: Error,
         /// The attempts before.
@@ -216,11 +216,11 @@ pub enum PoolError<E> {
     /// The last attempt failed.
     #[error("the call failed after {attempts} attempts, the last one at {id}")]
     Failed {
-        /// How many attempts there were.
+        /// Number of attempts.
         attempts: u32,
         /// The instance of the last one.
         id: InstanceId,
-        /// What the last one said.
+        /// Error of the last one.
         #[source]
         cause: E,
         /// The attempts before the last one.
@@ -229,7 +229,7 @@ pub enum PoolError<E> {
     /// The deadline passed during an attempt, which was dropped; it may have been done.
     #[error("the deadline passed during attempt {attempts}, at {id}")]
     Deadline {
-        /// How many attempts there were.
+        /// Number of attempts.
         attempts: u32,
         /// The instance of the last one.
         id: InstanceId,
@@ -442,12 +442,12 @@ impl<T: Send + Sync + 'static> Pool<T> {
         set.pick(choice, |id| was_tried(previous, id)).cloned().ok_or(NoPick::Unknown)
     }
 
-    /// How many clients there are.
+    /// Number of clients.
     pub fn len(&self) -> usize {
         self.members.clients()
     }
 
-    /// Says whether there are none.
+    /// Returns `true` if there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

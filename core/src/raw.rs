@@ -112,7 +112,7 @@ pub struct RawChange {
     pub snapshot: RawSnapshot,
     /// The difference to what this watcher returned before.
     pub events: Vec<RawEvent>,
-    /// How fresh the snapshot is.
+    /// Freshness of the snapshot.
     pub freshness: Freshness,
 }
 
@@ -216,7 +216,7 @@ impl RawRegistration {
         async move { changed?.await }
     }
 
-    /// How far it is.
+    /// Its state.
     pub fn state(&self) -> RegistrationState {
         self.registration.state()
     }

@@ -21,9 +21,9 @@ use crate::{
 #[derive(Clone, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Found {
-    /// When the key was created.
+    /// Revision at which the key was created.
     pub created: Revision,
-    /// When it was last changed.
+    /// Revision at which it was last changed.
     pub modified: Revision,
     /// The lease that keeps it; `None` if it is fixed.
     pub lease: Option<LeaseId>,
@@ -54,7 +54,7 @@ impl fmt::Debug for Found {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Mine {
-    /// When the key was created.
+    /// Revision at which the key was created.
     pub created: Revision,
     /// The lease it was put under.
     pub lease: LeaseId,
@@ -168,7 +168,7 @@ pub fn step(
     }
 }
 
-/// What an observation of the incumbent's lease showed.
+/// Result of an observation of the incumbent's lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a lease is renewed or not")]
 pub enum Observation {
@@ -180,7 +180,7 @@ pub enum Observation {
     Gone,
 }
 
-/// Says whether a lease was renewed since it was first looked at, from what it had left then and `now`. A store that counts
+/// Returns `true` if a lease was renewed since it was first looked at, from what it had left then and `now`. A store that counts
 /// in whole seconds may be off by one `unit` without any renewal.
 ///
 /// `elapsed` must not be more than what really passed between the two looks: it counts from the *answer* of the first to
@@ -191,7 +191,7 @@ pub fn is_renewed(first: Duration, elapsed: Duration, now: Duration, unit: Durat
     !now.is_zero() && now + elapsed > first + unit
 }
 
-/// How long a lease has to be looked at to tell: a renewal period of a third of the TTL with a tenth of jitter, and what the
+/// Time for which a lease has to be looked at to tell: a renewal period of a third of the TTL with a tenth of jitter, and what the
 /// unit hides of it.
 pub fn observation_period(granted: Duration, unit: Duration) -> Duration {
     (granted / 3).mul_f64(1.1) + unit * 5 / 2

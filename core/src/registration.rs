@@ -27,13 +27,13 @@ use crate::{
     task::TaskOwner,
 };
 
-/// How far a registration is.
+/// State of a registration.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum RegistrationState {
     /// Not yet acknowledged for the first time.
     Registering {
-        /// Why the last attempt failed, if one did.
+        /// Reason for which the last attempt failed, if one did.
         last: Option<Error>,
     },
     /// Published, at this revision.
@@ -44,12 +44,12 @@ pub enum RegistrationState {
     /// Published as far as is known, but its lease or its watch is in trouble, or a change of it could not be stored and is tried
     /// again.
     Suspect {
-        /// What the trouble is.
+        /// Cause of the trouble.
         cause: Error,
     },
     /// It was published, is not any more, and is being put back.
     Reregistering {
-        /// Why it was lost, or why the last attempt failed.
+        /// Reason for which it was lost, or why the last attempt failed.
         cause: Error,
     },
     /// It was published, and another registration has the key since: a newer one, or one that was told to take over. This
@@ -69,7 +69,7 @@ pub enum RegistrationState {
     Ended,
 }
 
-/// What a deregistration found.
+/// Result of a deregistration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Deregistered {
@@ -82,7 +82,7 @@ pub enum Deregistered {
     LeftBehind,
 }
 
-/// What the handle wants.
+/// Goal of the handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Goal {
@@ -116,7 +116,7 @@ pub struct Desired {
     pub instance: Arc<Instance>,
     /// Counts the changes of `instance` and `shown`.
     pub generation: u64,
-    /// What is to become of it.
+    /// Goal of the registration.
     pub goal: Goal,
     /// Its presence as long as the goal is [`Goal::Present`].
     pub shown: Shown,
@@ -138,7 +138,7 @@ struct Shared {
     service: ServiceRef,
     desired: watch::Sender<Desired>,
     reported: watch::Sender<Reported>,
-    /// What the store can hold.
+    /// Check of what the store can hold.
     accepts: OnceLock<Accepts>,
     /// The health checks, once there is one.
     checks: OnceLock<TaskOwner>,
@@ -159,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// Says whether the registration is over, or about to be.
+    /// Returns `true` if the registration is over, or about to be.
     fn has_ended(&self) -> bool {
         let unwanted = self.desired.borrow().goal != Goal::Present;
         unwanted || self.reported.borrow().ended.is_some()
@@ -213,7 +213,7 @@ impl Registration {
         self.handle.instance()
     }
 
-    /// How far it is.
+    /// Its state.
     pub fn state(&self) -> RegistrationState {
         self.handle.state()
     }
@@ -263,7 +263,7 @@ impl Registration {
         health::show(self.shared(), shown);
     }
 
-    /// Says whether the store can hold an instance, for as long as the session lives.
+    /// Returns `true` if the store can hold an instance, for as long as the session lives.
     pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
         let shared = Arc::clone(self.shared());
         move |instance| shared.check(instance)
@@ -466,7 +466,7 @@ impl RegistrationDriver {
         self.desired.borrow_and_update().clone()
     }
 
-    /// What is to become of the instance.
+    /// Goal for the instance.
     pub fn goal(&self) -> Goal {
         self.desired.borrow().goal
     }
@@ -604,7 +604,7 @@ impl RegistrationDriver {
         }
     }
 
-    /// Says whether the registration was published at least once.
+    /// Returns `true` if the registration was published at least once.
     pub fn was_stored(&self) -> bool {
         self.shared.reported.borrow().stored.is_some()
     }

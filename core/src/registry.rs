@@ -17,13 +17,13 @@ use crate::{
     revision::{LeaseId, Revision},
 };
 
-/// How long keys live after the last renewal, unless said otherwise.
+/// Time for which keys live after the last renewal, unless said otherwise.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
-/// How long `register` waits for the first success, unless said otherwise.
+/// Time for which `register` waits for the first success, unless said otherwise.
 pub const DEFAULT_START: Duration = Duration::from_secs(10);
 
-/// How often an own key is read back although nothing seems wrong, unless said otherwise.
+/// Interval at which an own key is read back although nothing seems wrong, unless said otherwise.
 pub const DEFAULT_AUDIT: Duration = Duration::from_secs(300);
 
 /// The largest TTL etcd grants, in seconds (`server/lease/lessor.go`, `MaxLeaseTTL`).
@@ -146,7 +146,7 @@ impl Evicted {
     }
 }
 
-/// When `register` returns.
+/// Condition on which `register` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
@@ -158,7 +158,7 @@ pub enum Start {
     FailFast,
 }
 
-/// What to do when somebody else's live instance has the id.
+/// Reaction when somebody else's live instance has the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnConflict {
@@ -171,7 +171,7 @@ pub enum OnConflict {
     TakeOver,
 }
 
-/// Which lease keeps the instance.
+/// The lease that keeps the instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseChoice {
@@ -184,7 +184,7 @@ pub enum LeaseChoice {
     Given(LeaseId),
 }
 
-/// What to do when somebody deletes the key although its lease is alive.
+/// Reaction when somebody deletes the key although its lease is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDelete {
@@ -194,34 +194,34 @@ pub enum OnDelete {
     Respect,
 }
 
-/// How an instance is registered. The default suits a long-running server.
+/// Options of a registration. The default suits a long-running server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct RegisterOptions {
-    /// When `register` returns. Default: `Wait(10 s)`.
+    /// Condition on which `register` returns. Default: `Wait(10 s)`.
     pub start: Start,
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
     /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with one
     /// owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store sees it, and
     /// with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it. Default: none.
     pub owner: Option<String>,
-    /// What to do when somebody else's live instance has the id. Default: `Refuse`.
+    /// Reaction when somebody else's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,
-    /// Which lease keeps it. Default: `Shared`.
+    /// The lease that keeps it. Default: `Shared`.
     pub lease: LeaseChoice,
-    /// How long it lives after the last renewal; whole seconds, rounded up. Default: 15 s.
+    /// Time for which it lives after the last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
     /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`. Shorter costs requests,
     /// and more of them can fail before the lease ends. Registrations with different intervals share no lease; a given lease is
     /// not renewed. Default: `None`, a third of `ttl`.
     pub renewal_interval: Option<Duration>,
-    /// What to do when somebody deletes the key. Default: `Restore`.
+    /// Reaction when somebody deletes the key. Default: `Restore`.
     pub on_delete: OnDelete,
     /// Failed attempts in a row after which it gives up; `None` and 0 never do. Default: `None`.
     pub max_attempts: Option<u32>,
     /// The delays between attempts. Default: 200 ms growing to 10 s, jittered.
     pub backoff: BackoffPolicy,
-    /// How often the key is read back although nothing seems wrong, in case the store forgot to tell of a change; jittered
+    /// Interval at which the key is read back although nothing seems wrong, in case the store forgot to tell of a change; jittered
     /// by half: 30 s is from 15 s to 45 s. The key is watched besides, so a loss that is told of is noticed at once. Default:
     /// 5 minutes; `None` never does.
     pub audit: Option<Duration>,

@@ -78,13 +78,13 @@ pub trait Watcher: fmt::Debug + Send + 'static {
     async fn next(&mut self) -> Result<Change, Error>;
 }
 
-/// What a watcher returns.
+/// Change that a watcher returns.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The latest snapshot.
     pub snapshot: Snapshot,
     /// The difference to what this watcher returned before.
     pub events: Vec<Event>,
-    /// How fresh the snapshot is.
+    /// Freshness of the snapshot.
     pub freshness: Freshness,
 }

@@ -142,7 +142,7 @@ impl HashRing {
     }
 }
 
-/// Where on the ring a hash is.
+/// Position of a hash on the ring.
 fn place(hash: u64) -> u64 {
     hash & !LOW
 }

@@ -10,7 +10,7 @@ use crate::{
     revision::{Epoch, Revision},
 };
 
-/// How many instances that left are remembered. What is forgotten counts as dead, which is the careful side.
+/// Maximum number of remembered departures. What is forgotten counts as dead, which is the careful side.
 const MAX_LEFT: usize = 1024;
 
 /// All instances of a service at one revision. Cheap to clone; clones share their structure.
@@ -40,17 +40,17 @@ impl Snapshot {
         self.revision
     }
 
-    /// How often the store had been seen going back. Revisions of different epochs cannot be compared.
+    /// Number of times that the store had been seen going back. Revisions of different epochs cannot be compared.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
 
-    /// How many instances there are.
+    /// Number of instances.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Says whether there are none.
+    /// Returns `true` if there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -65,7 +65,7 @@ impl Snapshot {
         self.entries.values()
     }
 
-    /// Says whether `id` is absent because it was deregistered, removed or deleted, rather than because its lease ran out or was
+    /// Returns `true` if `id` is absent because it was deregistered, removed or deleted, rather than because its lease ran out or was
     /// revoked. Without a mark for that in its layout it is known only of the last instances of a service, by a watcher that is read while
     /// their leases are alive.
     pub fn left(&self, id: &InstanceId) -> bool {

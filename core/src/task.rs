@@ -149,14 +149,14 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message").to_owned()
 }
 
-/// How a stop fell short.
+/// Failure of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StopError {
     /// Some tasks had not ended at the limit. They have been told to.
     #[error("{tasks} tasks were still running")]
     StillRunning {
-        /// How many.
+        /// Number of them.
         tasks: usize,
     },
     /// A task panicked.

@@ -98,7 +98,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// How often `counter` was counted.
+    /// Number of times that `counter` was counted.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize].load(Ordering::Relaxed)
     }
@@ -147,7 +147,7 @@ pub(crate) fn view(service: &crate::ServiceRef, instances: usize, age: Duration)
     export(|| Sample::View(service.to_string(), instances, age));
 }
 
-/// What goes to the recorder.
+/// Sample for the recorder.
 #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "read where the feature `metrics` is on"))]
 enum Sample {
     Count(&'static str, u64),
@@ -158,7 +158,7 @@ enum Sample {
 #[cfg(not(feature = "metrics"))]
 fn export(_: impl FnOnce() -> Sample) {}
 
-/// How many samples were dropped because the recorder did not keep up. Always 0 without the feature `metrics`.
+/// Number of samples that were dropped because the recorder did not keep up. Always 0 without the feature `metrics`.
 pub fn dropped_samples() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
@@ -181,7 +181,7 @@ mod exporter {
 
     use super::{DROPPED, Sample};
 
-    /// How many samples may wait for the recorder.
+    /// Number of samples that may wait for the recorder.
     const QUEUE: usize = 4096;
 
     /// The queue to the thread that calls the recorder; `None` if there is no thread. It lives as long as the process, as

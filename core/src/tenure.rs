@@ -15,7 +15,7 @@ use crate::{
 /// The least that a holder stops before the store could grant the lock to another by expiry.
 const LEAST_MARGIN: Duration = Duration::from_millis(500);
 
-/// How long a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
+/// Time for which a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
 /// different rates (10 %, at least 0.5 s).
 pub fn safe_tenure(granted: Duration) -> Duration {
     granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
@@ -58,7 +58,7 @@ impl Tenure {
         });
     }
 
-    /// Says whether the lock may still be believed in. Once false, always false.
+    /// Returns `true` if the lock may still be believed in. Once false, always false.
     pub fn is_held(&self) -> bool {
         if self.lost.borrow().is_some() {
             return false;
@@ -70,13 +70,13 @@ impl Tenure {
         true
     }
 
-    /// Why it was lost, if it was.
+    /// Reason for which it was lost, if it was.
     pub fn loss(&self) -> Option<Loss> {
         self.is_held();
         *self.lost.borrow()
     }
 
-    /// What is left of it without another renewal.
+    /// Remaining time without another renewal.
     pub fn left(&self) -> Duration {
         self.start.remaining(Duration::from_nanos(self.until.load(Ordering::Acquire)))
     }

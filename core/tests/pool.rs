@@ -77,7 +77,7 @@ impl Case {
         while changes.next().await.unwrap().snapshot.len() != count {}
     }
 
-    /// Who takes how many of a hundred calls, none of which fails.
+    /// Counts the calls that each instance takes of a hundred, none of which fails.
     async fn shares(&self, policy: Policy) -> BTreeMap<String, u32> {
         let (never, mut shares) = (Retry::<&str>::never(), BTreeMap::new());
         for _ in 0..100 {
@@ -87,7 +87,7 @@ impl Case {
         shares
     }
 
-    /// Who takes a call with this key, which does not fail.
+    /// Instance that takes a call with this key, which does not fail.
     async fn of_key(&self, key: u32) -> String {
         let (never, key) = (Retry::<&str>::never(), key.to_le_bytes());
         let id = self.pool.call_for(&key, &never, |client| async move { Ok(client.id.clone()) });

@@ -14,7 +14,7 @@ pub trait Backend: Registry + Resolver + Lock + Election {}
 
 impl<T: Registry + Resolver + Lock + Election> Backend for T {}
 
-/// Where the processes of an example meet.
+/// Store in which the processes of an example meet.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Store {
@@ -75,7 +75,7 @@ fn option(name: &str) -> Result<Option<String>, String> {
     Ok(Some(value.ok_or_else(|| format!("{name} needs a value"))?))
 }
 
-/// Says whether `flag` is on the command line.
+/// Returns `true` if `flag` is on the command line.
 pub fn flag(flag: &str) -> bool {
     env::args().any(|arg| arg == flag)
 }

@@ -28,7 +28,7 @@ use crate::{
     trace::CallSpan,
 };
 
-/// How many attempts were made before this one (gRFC A6).
+/// Number of attempts that were made before this one (gRFC A6).
 const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 type Outcome = Result<http::Response<Body>, Status>;
@@ -141,7 +141,7 @@ struct Call {
     span: Option<CallSpan>,
 }
 
-/// What follows from how an attempt ended.
+/// Consequence of the end of an attempt.
 enum Verdict {
     Done(Outcome),
     /// Another attempt, after a delay, with the body that is lent to it.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use enlist::balance::Selection;
 use http::HeaderName;
 
-/// How a channel chooses among the instances that are ready.
+/// Policy by which a channel chooses among the instances that are ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Balance {
@@ -22,7 +22,7 @@ pub enum Balance {
 }
 
 impl Balance {
-    /// How a call without a key is sent.
+    /// Selection for a call without a key.
     pub(crate) fn selection(&self) -> Selection {
         match self {
             Self::LeastLoaded | Self::ConsistentHash(_) => Selection::LeastLoaded,

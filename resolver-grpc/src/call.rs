@@ -66,7 +66,7 @@ pub trait Intercept: Send + Sync + 'static {
     async fn before(&self, call: CallHead<'_>) -> Result<(), Status>;
 }
 
-/// What all clones of a channel share.
+/// State that all clones of a channel share.
 pub(crate) struct Core {
     pub(crate) view: ServiceView,
     pub(crate) shared: Arc<Shared>,
@@ -92,7 +92,7 @@ pub(crate) enum Tracing {
     Off,
 }
 
-/// What a call does next.
+/// Next action of a call.
 enum Next {
     Take(Flight),
     /// Somebody may be ready soon.
@@ -285,7 +285,7 @@ fn is_used(subchannel: &Arc<Subchannel>) -> bool {
     subchannel.is_connected() && subchannel.state() != InstanceState::Leaving
 }
 
-/// Says whether the instance is ready, or might be in a moment.
+/// Returns `true` if the instance is ready, or might be in a moment.
 fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
     matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
 }

@@ -31,23 +31,23 @@ use crate::{
     subchannel::{InstanceState, Terms},
 };
 
-/// How long a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
+/// Time for which a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
-/// How long making a connection may take, unless said otherwise.
+/// Maximum duration of making a connection, unless said otherwise.
 pub const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How many bytes of a request are kept so that it can be sent again, unless said otherwise: 64 KiB.
+/// Number of bytes of a request that are kept so that it can be sent again, unless said otherwise: 64 KiB.
 pub const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
 
 /// Largest numbers that tower's budget takes: retries per second without calls, and retries per call.
 const MOST_RETRIES: u32 = i32::MAX.unsigned_abs() - 1;
 const MOST_SHARE: f32 = 1000.0;
 
-/// How long an instance that is no longer listed may take to finish its calls, unless said otherwise.
+/// Maximum time for an instance that is no longer listed to finish its calls, unless said otherwise.
 pub const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 
-/// How long a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
+/// Time for which a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
 pub const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
 
 /// Default time for a silent connection to answer a probe.
@@ -151,7 +151,7 @@ impl Channel {
         Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: Some(Arc::from(why)) })
     }
 
-    /// How each instance stands with this channel, in the order of their ids. Those that leave are among them.
+    /// State of each instance in this channel, in the order of their ids. Those that leave are among them.
     pub fn instances(&self) -> Vec<InstanceStats> {
         let set = self.core.shared.set.load();
         let stats = |subchannel: &Arc<crate::subchannel::Subchannel>| {
@@ -192,7 +192,7 @@ impl Channel {
         self.core.shared.pictures.subscribe()
     }
 
-    /// How many hold this channel.
+    /// Number of holders of this channel.
     pub(crate) fn holders(&self) -> usize {
         Arc::strong_count(&self.core)
     }
@@ -208,7 +208,7 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// How an instance stands with a channel.
+/// State of an instance in a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstanceStats {
@@ -216,7 +216,7 @@ pub struct InstanceStats {
     pub id: InstanceId,
     /// The endpoint that is used.
     pub endpoint: Endpoint,
-    /// Whether it takes calls, and why not.
+    /// State: it takes calls, or a reason against it.
     pub state: InstanceState,
     /// Connections that take calls.
     pub connections: usize,
@@ -226,7 +226,7 @@ pub struct InstanceStats {
     pub calls: u64,
     /// Those that failed.
     pub failed: u64,
-    /// Why it could not be connected to, if that is so.
+    /// Reason for which it could not be connected to, if that is so.
     pub last_failure: Option<String>,
 }
 
@@ -244,7 +244,7 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
-/// How a channel behaves.
+/// Options of a channel.
 #[derive(Clone)]
 #[must_use]
 pub struct ChannelBuilder {

@@ -37,7 +37,7 @@ use crate::{
     sources::Names,
 };
 
-/// How long data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
+/// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
 /// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
@@ -87,7 +87,7 @@ struct Pulse {
     cause: OnceLock<String>,
     /// The connection is to be broken off.
     cut: AtomicBool,
-    /// Who reads it.
+    /// Waker of the reader.
     reader: AtomicWaker,
 }
 
@@ -168,7 +168,7 @@ impl Connection {
         self.channel.clone()
     }
 
-    /// How often something was read. If the number has not changed, the other side has said nothing.
+    /// Number of times that something was read. If the number has not changed, the other side has said nothing.
     pub(crate) fn reads(&self) -> u64 {
         self.pulse.reads.load(Ordering::Relaxed)
     }
@@ -281,7 +281,7 @@ impl Connection {
         self.pulse.cause.get().map(String::as_str)
     }
 
-    /// Says whether the connection is gone.
+    /// Returns `true` if the connection is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.pulse.lost.is_cancelled()
     }
@@ -330,7 +330,7 @@ async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<Trac
     Ok(TokioIo::new(Tracked { stream, pulse, frames }))
 }
 
-/// What bytes are exchanged over.
+/// Stream that bytes are exchanged over.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

@@ -18,7 +18,7 @@ pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The largest number that the header may hold.
 const MOST: u128 = 99_999_999;
 
-/// How long a call may take, from its beginning; `None` without end. Without one, no clock is read.
+/// Maximum duration of a call, from its beginning; `None` without end. Without one, no clock is read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Option<(Moment, Duration)>);
 
@@ -38,12 +38,12 @@ impl Deadline {
         }
     }
 
-    /// What is left; `None` if there is no deadline.
+    /// Remaining time; `None` if there is no deadline.
     pub(crate) fn left(&self) -> Option<Duration> {
         self.0.map(|(begun, limit)| begun.remaining(limit))
     }
 
-    /// Says whether there is time for a wait.
+    /// Returns `true` if there is time for a wait.
     pub(crate) fn allows(&self, wait: Duration) -> bool {
         self.left().is_none_or(|left| left > wait)
     }

@@ -8,7 +8,7 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired};
 /// Any error: of settings, of a connector, and of what lies below a channel.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// How far a call got that ended without an answer.
+/// Progress of a call that ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// It provably never left.

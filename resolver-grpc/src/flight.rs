@@ -16,7 +16,7 @@ pub(crate) struct Flight {
     subchannel: Arc<Subchannel>,
     connection: Arc<Connection>,
     terms: Arc<Terms>,
-    /// How much had been heard when it began.
+    /// Amount that had been heard when it began.
     heard: u64,
     /// It is known how it went.
     answered: bool,

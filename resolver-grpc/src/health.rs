@@ -10,13 +10,13 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-/// How long opening a health stream may take, to its first word.
+/// Maximum duration of opening a health stream, to its first word.
 const OPEN: Duration = Duration::from_secs(5);
 
-/// How long to wait before a health stream that broke is opened again.
+/// Time to wait before a health stream that broke is opened again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// What the health stream of an instance said so far.
+/// State of the health stream of an instance.
 pub(crate) struct Watch {
     client: HealthClient<Channel>,
     service: String,

@@ -128,7 +128,7 @@ mod duration {
     }
 }
 
-/// Who is to be called.
+/// Service to be called.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Callee {
     namespace: Option<Namespace>,

@@ -16,7 +16,7 @@ use crate::{
     target::Target,
 };
 
-/// How long a channel that nobody holds is kept, unless said otherwise.
+/// Time for which a channel that nobody holds is kept, unless said otherwise.
 pub const DEFAULT_KEEP: Duration = Duration::from_secs(300);
 
 /// Options of a [`ConnectionManager`] that is made [from a resolver](ConnectionManager::from_resolver).
@@ -107,7 +107,7 @@ struct State {
 
 struct Kept {
     channel: Channel,
-    /// When somebody was last seen to hold it.
+    /// Time at which somebody was last seen to hold it.
     used: Moment,
 }
 

@@ -29,7 +29,7 @@ struct Kept {
     ended: bool,
     /// The error with which the source ended: the caller's own.
     own_error: Option<Status>,
-    /// Which attempt may read: an earlier one may still be held by its connection.
+    /// The attempt that may read: an earlier one may still be held by its connection.
     attempt: u32,
     /// Something of this attempt was read.
     begun: bool,
@@ -135,7 +135,7 @@ impl Kept {
         Some(data)
     }
 
-    /// What comes next of the source.
+    /// Next frame of the source.
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.ahead.take() {
             Some(frame) => Poll::Ready(Some(frame)),
@@ -179,7 +179,7 @@ impl Kept {
 enum Ahead {
     /// It was not asked yet.
     Unasked,
-    /// What it answered.
+    /// Its answer.
     Frame(Result<Frame<Bytes>, Status>),
     /// It was asked, and what it answered was passed on.
     Asked,

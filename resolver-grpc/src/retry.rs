@@ -16,10 +16,10 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// gRFC A6 allows no more.
 const MOST_ATTEMPTS: u32 = 5;
 
-/// How many times a call that never left is sent elsewhere.
+/// Number of times that a call that never left is sent elsewhere.
 const MOST_MOVES: u32 = 8;
 
-/// How a method is tried again after it was answered, or may have been done. Only for methods that can be repeated.
+/// Retries of a method after it was answered, or may have been done. Only for methods that can be repeated.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryPolicy {
@@ -61,7 +61,7 @@ impl RetryPolicy {
     }
 }
 
-/// Which methods are tried again, and how often in all.
+/// The methods that are tried again, and how often in all.
 #[derive(Default)]
 pub(crate) struct Retries {
     policies: HashMap<String, Arc<RetryPolicy>>,
@@ -100,7 +100,7 @@ impl Retries {
     }
 }
 
-/// How an attempt went that could be repeated.
+/// Outcome of an attempt that could be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// It got no answer, which counts as `code`.
@@ -109,7 +109,7 @@ pub(crate) enum Ended {
     Answered { code: Code, pushback: Pushback },
 }
 
-/// What the server says about trying again.
+/// Word of the server about trying again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushback {
     None,
@@ -146,12 +146,12 @@ impl Attempts {
         Self { policy, backoff: None, left: 0, moved: 0, refused: false }
     }
 
-    /// How many attempts left, as the next one tells the server.
+    /// Number of attempts that left, as the next one tells the server.
     pub(crate) fn left(&self) -> u32 {
         self.left
     }
 
-    /// How long to wait before another attempt; `None` if there is none.
+    /// Time to wait before another attempt; `None` if there is none.
     pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
         let (code, pushback) = match ended {
             Ended::Failed { reach: Reach::NeverLeft, .. } => {

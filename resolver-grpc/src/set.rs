@@ -27,7 +27,7 @@ use crate::{
     subchannel::{InstanceState, Subchannel, Terms},
 };
 
-/// How long the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
+/// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
 /// lost lease.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -35,13 +35,13 @@ const LINGER: Duration = Duration::from_secs(5);
 /// passed over at once: calls look at the subchannels themselves.
 const COLLECT: Duration = Duration::from_millis(50);
 
-/// How often instances that left are looked at.
+/// Interval at which instances that left are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// How long subchannels may take to end; they wait for nothing then.
+/// Maximum time until subchannels have ended; they wait for nothing then.
 const STOP: Duration = Duration::from_secs(5);
 
-/// What calls see of the set.
+/// View of calls on the set.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) set: ArcSwap<Picture>,
@@ -66,17 +66,17 @@ pub(crate) struct Picture {
     pub(crate) ready: Ready<Arc<Subchannel>>,
     /// Everybody who is listed and passes the filter, ready or not.
     pub(crate) all: Vec<Arc<Subchannel>>,
-    /// Who is no longer listed and finishes its calls.
+    /// Instances that are no longer listed and finish their calls.
     pub(crate) leaving: Vec<Arc<Subchannel>>,
 }
 
-/// What a set goes by.
+/// Rules of a set.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) balance: Balance,
     pub(crate) filter: Filter,
     pub(crate) zone: Option<String>,
-    /// How long an instance that left may take to finish its calls.
+    /// Maximum time for an instance that left to finish its calls.
     pub(crate) drain: Duration,
 }
 

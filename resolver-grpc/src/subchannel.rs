@@ -29,7 +29,7 @@ use crate::{
     queue::CallQueue, settings::SettingsFor,
 };
 
-/// What all subchannels of a channel go by.
+/// Configuration of all subchannels of a channel.
 #[derive(Debug)]
 pub(crate) struct Terms {
     pub(crate) settings: SettingsFor,
@@ -53,7 +53,7 @@ pub(crate) struct Terms {
     pub(crate) queue: CallQueue,
 }
 
-/// What is known of a subchannel, in bits, so that a call reads it with one load.
+/// State of a subchannel, in bits, so that a call reads it with one load.
 #[derive(Debug, Default)]
 struct Condition(AtomicU8);
 
@@ -88,7 +88,7 @@ impl Condition {
     }
 }
 
-/// How an instance stands with a channel.
+/// State of an instance in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstanceState {
@@ -217,17 +217,17 @@ impl Subchannel {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// How many calls were begun, and how many failed.
+    /// Number of calls that were begun, and how many failed.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.started.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
 
-    /// Why the last dial failed.
+    /// Reason for which the last dial failed.
     pub(crate) fn trouble(&self) -> Option<Arc<String>> {
         self.trouble.load_full()
     }
 
-    /// Says whether it is connected, whatever else is known of it.
+    /// Returns `true` if it is connected, whatever else is known of it.
     pub(crate) fn is_connected(&self) -> bool {
         self.condition.has(Condition::CONNECTED)
     }

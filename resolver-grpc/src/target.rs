@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use enlist::{Endpoint, Error, Namespace, ServiceName, ServiceRef};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-/// What is escaped in a segment, so that it can be split off again.
+/// Characters that are escaped in a segment, so that it can be split off again.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%').add(b' ').add(b'?').add(b'#');
 
 /// A name has addresses; the transport is for the channel to choose.
@@ -28,9 +28,9 @@ pub(crate) const NO_PROTOCOL: &str =
 pub enum Target {
     /// A service that a resolver of the user's finds.
     Service {
-        /// Which resolver.
+        /// The resolver.
         scheme: String,
-        /// Which service.
+        /// The service.
         service: ServiceRef,
     },
     /// Every address of a name.

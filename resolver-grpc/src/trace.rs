@@ -49,7 +49,7 @@ tokio::task_local! {
     static CURRENT: TraceContext;
 }
 
-/// Where a call stands in a trace: W3C trace context, version 00.
+/// Position of a call in a trace: W3C trace context, version 00.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {
     trace: u128,

@@ -93,7 +93,7 @@ pub(crate) async fn locker(
     }
 }
 
-/// Whether the place of a token is in the store.
+/// `true` if the place of a token is in the store.
 fn is_in_line(world: &World, token: u64) -> bool {
     let created = i64::try_from(token).unwrap_or(i64::MAX);
     let journal = world.fake.journal();

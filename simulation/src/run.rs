@@ -35,7 +35,7 @@ const WATCH_HEALING: Duration = Duration::from_secs(25);
 /// The longest time for which a lease is granted in a run, and what looking for those that are over takes.
 const LONGEST_TTL: Duration = Duration::from_secs(12);
 
-/// How often it is looked whether it is.
+/// Interval at which it is looked whether it is.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Requests for each second and client, on average, that nothing needs more of.

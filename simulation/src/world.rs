@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub(crate) const INSTANCES: &str = "enlist/services/default/svc/";
 pub(crate) const LINE: &str = "enlist/locks/default/sim/";
 
-/// How often watched ranges are audited.
+/// Interval at which watched ranges are audited.
 const AUDIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn service() -> ServiceRef {

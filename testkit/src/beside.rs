@@ -24,7 +24,7 @@ impl<T: Send + 'static> Beside<T> {
         Self { tasks }
     }
 
-    /// What it returned. `what` names it in the message of a failure.
+    /// Its result. `what` names it in the message of a failure.
     ///
     /// # Panics
     ///

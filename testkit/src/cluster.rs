@@ -9,7 +9,7 @@ use crate::{
     wait::eventually,
 };
 
-/// How often a start is repeated with other ports.
+/// Number of times that a start is repeated with other ports.
 const ATTEMPTS: usize = 3;
 
 /// A cluster of three. Each member reaches the others through a proxy of its own.

@@ -96,7 +96,7 @@ fn version(etcd: &PathBuf) -> Result<String, String> {
     version.map(str::to_owned).ok_or_else(|| format!("{} tells no version", etcd.display()))
 }
 
-/// What the binary is linked against; nothing for a static one.
+/// Libraries that the binary is linked against; nothing for a static one.
 fn libraries(etcd: &PathBuf) -> Vec<PathBuf> {
     let Ok(output) = Command::new("ldd").arg(etcd).output() else {
         return Vec::new();

@@ -34,17 +34,17 @@ use store::Store;
 /// Bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;
 
-/// How often etcd serves watches that begin in the past.
+/// Interval at which etcd serves watches that begin in the past.
 const UNSYNCED: Duration = Duration::from_millis(100);
 
-/// How often etcd looks for leases that are over.
+/// Interval at which etcd looks for leases that are over.
 const EXPIRY: Duration = Duration::from_millis(500);
 
 /// A change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Written {
-    /// When it was made.
+    /// Time at which it was made.
     pub at: Instant,
     /// Its revision.
     pub revision: i64,
@@ -99,7 +99,7 @@ pub enum Lie {
 }
 
 impl Lie {
-    /// Says whether it is about what a watch tells that is open.
+    /// Returns `true` if it is about what a watch tells that is open.
     fn is_of_events(&self) -> bool {
         !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone | Self::NoList)
     }
@@ -115,7 +115,7 @@ pub enum Minority {
     Silent,
 }
 
-/// How often which kind of request came.
+/// Number of requests of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Requests {
@@ -141,7 +141,7 @@ pub struct Requests {
     pub tokens: usize,
     /// Reads and transactions that were refused for want of a permission.
     pub denied: usize,
-    /// When each transaction came.
+    /// Time at which each transaction came.
     pub txn_times: Vec<Instant>,
 }
 
@@ -149,7 +149,7 @@ pub struct Requests {
 #[derive(Debug)]
 pub struct FakeEtcd {
     shared: Arc<Shared>,
-    /// What is dialled.
+    /// Members that are dialled.
     pipes: mpsc::Sender<DuplexStream>,
     channel: Channel,
     tasks: Arc<TaskOwner>,
@@ -261,12 +261,12 @@ impl FakeEtcd {
         self.shared.store().lies.push_back(lie);
     }
 
-    /// What became of each transaction that came late: whether its guards held, or why it was refused.
+    /// Outcome of each transaction that came late: whether its guards held, or why it was refused.
     pub fn late_writes(&self) -> Vec<Result<bool, Status>> {
         self.shared.store().late.clone()
     }
 
-    /// Says whether all lies have been told.
+    /// Returns `true` if all lies have been told.
     pub fn told_all(&self) -> bool {
         self.shared.store().lies.is_empty()
     }
@@ -387,7 +387,7 @@ impl FakeEtcd {
         self.shared.store().unsynced = UNSYNCED;
     }
 
-    /// How many leases there are.
+    /// Number of leases.
     pub fn leases(&self) -> usize {
         self.shared.store().leases.len()
     }
@@ -397,7 +397,7 @@ impl FakeEtcd {
         self.shared.store().leases.keys().copied().collect()
     }
 
-    /// What was asked so far.
+    /// Requests so far.
     pub fn requests(&self) -> Requests {
         self.shared.store().requests.clone()
     }

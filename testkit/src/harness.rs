@@ -143,7 +143,7 @@ pub trait Harness: Send + Sync + 'static {
     /// A namespace no other case sees.
     fn namespace(&self) -> Namespace;
 
-    /// What the layout in use carries.
+    /// Parts that the layout in use carries.
     fn carries(&self) -> Vec<Carried> {
         Carried::ALL.to_vec()
     }
@@ -179,7 +179,7 @@ pub trait Harness: Send + Sync + 'static {
         panic!("the harness cannot delete the key of the holder of {name}: implement `delete_holder`")
     }
 
-    /// How many are in line for the lock and for the election of that name, holders included; without a [queue](Carried::LockQueue) the
+    /// Number of queue entries for the lock and for the election of that name, holders included; without a [queue](Carried::LockQueue) the
     /// holders.
     async fn in_line(&self, name: &LockName) -> usize {
         panic!("the harness does not say how many are in line for {name}: implement `in_line`")

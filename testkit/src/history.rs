@@ -13,27 +13,27 @@ use crate::lock_history::LockHistory;
 /// By how much an age may be told too small, in microseconds.
 pub const HONEST: u64 = 1_000_000;
 
-/// What one key held: when it was created and when it was last changed.
+/// Content of one key: when it was created and when it was last changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
 pub struct Version {
-    /// When it was created.
+    /// Time at which it was created.
     pub created: u64,
-    /// When it was last changed.
+    /// Time at which it was last changed.
     pub modified: u64,
 }
 
 /// All instances of a service at one revision, by id.
 pub type Picture = BTreeMap<String, Version>;
 
-/// What happened.
+/// Events of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Every change of the store, in order.
     changes: Vec<Changed>,
-    /// What each watcher showed, in order.
+    /// Pictures that each watcher showed, in order.
     watchers: Vec<Vec<(u64, Picture)>>,
-    /// How old each watcher said it was.
+    /// Age that each watcher reported.
     ages: Vec<Vec<Age>>,
     /// Watchers whose events, taken together, were not the picture that came with them, and at which revision.
     torn: Vec<(usize, u64)>,
@@ -46,36 +46,36 @@ pub struct History {
 struct Changed {
     revision: u64,
     id: String,
-    /// What the key held then.
+    /// Content of the key then.
     version: Option<Version>,
-    /// When it was known, in microseconds; it may have been so for longer.
+    /// Time at which it was known, in microseconds; it may have been so for longer.
     micros: u64,
 }
 
-/// What a watcher said about its age.
+/// Age that a watcher reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Age {
     micros: u64,
     /// The revision of the picture it had.
     revision: u64,
-    /// How long before that the picture had been proven, in microseconds.
+    /// Time since the picture had been proven, in microseconds.
     told: u64,
 }
 
-/// What was broken.
+/// Promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Violation {
     /// The events that a watcher told did not lead to the picture that it showed.
     Torn {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
         /// At this revision.
         revision: u64,
     },
     /// A watcher said that its picture was newer than it was.
     Dishonest {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
         /// The revision that it showed.
         revision: u64,
@@ -84,7 +84,7 @@ pub enum Violation {
     },
     /// A watcher went back in time.
     WentBack {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
         /// From this revision.
         from: u64,
@@ -93,30 +93,30 @@ pub enum Violation {
     },
     /// A watcher showed what the store did not hold at that revision.
     NeverSo {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
         /// At this revision.
         revision: u64,
-        /// What it showed.
+        /// Picture that it showed.
         shown: Picture,
-        /// What the store held.
+        /// Content of the store.
         held: Picture,
     },
     /// A watcher showed nobody although there was always somebody.
     Empty {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
         /// At this revision.
         revision: u64,
     },
     /// A watcher did not end at what the store holds.
     NotConverged {
-        /// Which watcher.
+        /// The watcher.
         watcher: usize,
     },
     /// An instance was put after its deregistration had been confirmed.
     CameBack {
-        /// Which instance.
+        /// The instance.
         id: String,
         /// At this revision.
         revision: u64,
@@ -168,7 +168,7 @@ impl History {
         self.left.insert(id.into(), revision);
     }
 
-    /// How many watchers there are.
+    /// Number of watchers.
     pub fn watchers(&self) -> usize {
         self.watchers.len()
     }
@@ -179,7 +179,7 @@ impl History {
         (0..self.watchers.len()).filter(|watcher| !shows(watcher)).collect()
     }
 
-    /// What the store held after each of its revisions.
+    /// Content of the store after each of its revisions.
     fn pictures(&self) -> BTreeMap<u64, OrdMap<String, Version>> {
         let mut changes: Vec<_> = self.changes.iter().collect();
         changes.sort_by_key(|change| change.revision);
@@ -195,7 +195,7 @@ impl History {
         pictures
     }
 
-    /// When which changes of the picture were known, in order of time. What is no instance changes none.
+    /// Times at which changes of the picture were known, in order. What is no instance changes none.
     fn known(&self, pictures: &BTreeMap<u64, OrdMap<String, Version>>) -> BTreeMap<u64, u64> {
         let mut known = BTreeMap::new();
         let mut newest = 0;

@@ -10,7 +10,7 @@ use std::{
 use enlist::LockMode;
 use serde::{Deserialize, Serialize};
 
-/// How long whoever was robbed of a lock may believe in it, in microseconds: a revoked lease and a deleted key are signalled
+/// Time for which whoever was robbed of a lock may believe in it, in microseconds: a revoked lease and a deleted key are signalled
 /// within this time. Whoever loses a lock in any other way must know before it is granted to another.
 pub const ROBBED: u64 = 1_000_000;
 
@@ -26,7 +26,7 @@ pub enum Step {
     Granted {
         /// Its fencing token.
         token: u64,
-        /// Whether it shares the lock.
+        /// `true` if it shares the lock.
         shared: bool,
     },
     /// It asked whether it still holds the lock, and the answer was yes; the time is that of the question.
@@ -46,7 +46,7 @@ pub enum Step {
     },
 }
 
-/// What happened to one lock.
+/// Events of one lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockHistory {
     steps: Vec<(u64, usize, Step)>,
@@ -57,21 +57,21 @@ pub struct LockHistory {
     deleted: BTreeMap<u64, u64>,
     /// The value of the resource at the end.
     value: u64,
-    /// What was in line at the end, when nobody wanted the lock any more.
+    /// Keys that were in line at the end, when nobody wanted the lock any more.
     residue: Vec<String>,
 }
 
-/// What was broken.
+/// Promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockViolation {
     /// Somebody believed in a lock that had been granted to somebody else.
     Overlap {
-        /// Who believed.
+        /// Token of the believer.
         token: u64,
-        /// Who had been granted it.
+        /// Token of the contender that had been granted it.
         successor: u64,
-        /// How long after the grant, in microseconds.
+        /// Time since the grant, in microseconds.
         after: u64,
     },
     /// A place was granted the lock twice.
@@ -102,12 +102,12 @@ pub enum LockViolation {
     LostUpdates {
         /// Accepted writes.
         written: u64,
-        /// What it holds.
+        /// Value that it holds.
         value: u64,
     },
     /// Somebody got in line and never heard of it again.
     Starved {
-        /// Which contender.
+        /// The contender.
         contender: usize,
     },
     /// Something is left in line.
@@ -160,12 +160,12 @@ impl LockHistory {
         self.residue = residue;
     }
 
-    /// How often the lock was granted in `mode`.
+    /// Number of times that the lock was granted in `mode`.
     pub fn grants(&self, mode: LockMode) -> usize {
         self.granted().iter().filter(|grant| grant.shared == (mode == LockMode::Shared)).count()
     }
 
-    /// How many writes the resource accepted.
+    /// Number of writes that the resource accepted.
     pub fn writes(&self) -> usize {
         self.steps.iter().filter(|(_, _, step)| matches!(step, Step::Wrote { .. })).count()
     }

@@ -31,9 +31,9 @@ const SIP: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direction {
-    /// What the client sends.
+    /// Bytes that the client sends.
     ToServer,
-    /// What the server answers.
+    /// Bytes that the server answers.
     ToClient,
     /// Both.
     Both,
@@ -45,7 +45,7 @@ impl Direction {
     }
 }
 
-/// What a proxy does to its connections.
+/// Effect of a proxy on its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {
@@ -82,17 +82,17 @@ struct Modes {
     generation: u64,
 }
 
-/// What happened on one connection.
+/// Events on one connection.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Connection {
-    /// When it was accepted.
+    /// Time at which it was accepted.
     pub opened: Moment,
     /// Bytes passed on to the server.
     pub to_server: u64,
     /// Bytes passed on to the client.
     pub to_client: u64,
-    /// Whether it has ended.
+    /// `true` if it has ended.
     pub ended: bool,
 }
 
@@ -150,7 +150,7 @@ impl Proxy {
         Ok(Self { address, modes, log, _tasks: tasks })
     }
 
-    /// Where to connect to.
+    /// Address to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -273,7 +273,7 @@ impl Own {
     }
 }
 
-/// Why a connection ends.
+/// Reason for which a connection ends.
 enum End {
     Closed,
     Reset,

@@ -25,17 +25,17 @@ use tokio::{
 
 use crate::gateway;
 
-/// How long a server may take to answer.
+/// Maximum time until a server answers.
 const READY: Duration = Duration::from_secs(30);
 
-/// How often a start is repeated with other ports.
+/// Number of times that a start is repeated with other ports.
 const ATTEMPTS: usize = 5;
 
 /// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends when
 /// the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
 const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
 
-/// Where servers come from.
+/// Source of servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Provider {
@@ -56,7 +56,7 @@ impl Provider {
         }
     }
 
-    /// What the environment says.
+    /// Provider that the environment asks for.
     ///
     /// # Panics
     ///
@@ -74,7 +74,7 @@ impl Provider {
     }
 }
 
-/// How a server is set up.
+/// Options of a server.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ServerOptions {
@@ -111,12 +111,12 @@ pub struct EtcdServer {
     options: ServerOptions,
     name: String,
     ports: Ports,
-    /// Where the other members find it, and who they are; a server of its own is alone.
+    /// Its address for the other members, and theirs; a server of its own is alone.
     peers: Option<Peers>,
     state: State,
 }
 
-/// What a member has to know of its cluster.
+/// Knowledge of a member about its cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Peers {
     pub(crate) advertised: String,
@@ -192,7 +192,7 @@ impl EtcdServer {
         &self.name
     }
 
-    /// Where it listens to other members.
+    /// Address at which it listens to other members.
     pub(crate) fn peer_address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.peer).into()
     }
@@ -212,7 +212,7 @@ impl EtcdServer {
         Some((gateway::number(&answer, "member_id")?, gateway::number(&answer, "leader").unwrap_or_default()))
     }
 
-    /// Where it serves plain text.
+    /// Address at which it serves plain text.
     pub fn address(&self) -> SocketAddr {
         if let State::Given(address) = self.state {
             return address;
@@ -230,7 +230,7 @@ impl EtcdServer {
         format!("https://localhost:{}", self.ports.tls)
     }
 
-    /// Says whether it is nobody else's, so that it may be stopped and wiped.
+    /// Returns `true` if it is nobody else's, so that it may be stopped and wiped.
     pub fn is_own(&self) -> bool {
         !matches!(self.state, State::Given(_))
     }
@@ -533,7 +533,7 @@ impl Running {
         Ok(Self { guard, pid, log })
     }
 
-    /// What it wrote, if it has ended.
+    /// Its output, if it has ended.
     fn ended(&self) -> Option<String> {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
         let running = state.is_some_and(|state| !state.contains(") Z "));

@@ -2,10 +2,10 @@
 
 use std::{fmt::Debug, future::Future, time::Duration};
 
-/// How long a case waits for something that has to happen.
+/// Time for which a case waits for something that has to happen.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// How often a condition is looked at.
+/// Interval at which a condition is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Looks until `look` returns `Ok`, and returns that.

@@ -31,7 +31,7 @@ impl fmt::Display for Etcd {
 }
 
 impl Etcd {
-    /// What the tests have to be told.
+    /// Variables for the tests.
     pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Given(..) => Vec::new(),
@@ -39,7 +39,7 @@ impl Etcd {
         }
     }
 
-    /// Says whether the tests start processes of it, so that containers are another way to run them.
+    /// Returns `true` if the tests start processes of it, so that containers are another way to run them.
     pub(crate) fn is_process(&self) -> bool {
         matches!(self, Self::Binary(_))
     }
@@ -100,7 +100,7 @@ fn quietly(program: &str, args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Says whether a Docker engine answers.
+/// Returns `true` if a Docker engine answers.
 pub(crate) fn docker_works() -> bool {
     quietly("docker", &["info", "--format", "{{.ServerVersion}}"]).is_some_and(|version| !version.is_empty())
 }

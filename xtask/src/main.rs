@@ -94,7 +94,7 @@ fn run(command: &mut Command) -> Result {
     if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", shown.join(" ")).into()) }
 }
 
-/// How many cases run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
+/// Number of cases that run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
 const SIDE_BY_SIDE: &str = "8";
 
 /// The programs whose tests inject faults.
@@ -118,7 +118,7 @@ const FAULTS: [&str; 14] = [
 /// Debian's packages that the Go side is built from, without network.
 const GO_PACKAGES: [&str; 3] = ["golang-go", "golang-etcd-server-dev", "golang-github-go-kit-kit-dev"];
 
-/// Where they lie.
+/// Folder that they lie in.
 const GO_PATH: &str = "/usr/share/gocode";
 
 /// Rust and Go, side by side on one etcd.
@@ -215,7 +215,7 @@ fn simulate_many(seeds: &str) -> Result {
     simulate(["--seeds".to_owned(), seeds.to_owned()].into_iter())
 }
 
-/// What takes too long for every day.
+/// Runs the tests that take too long for every day.
 fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
     etcd::need_etcdctl()?;
@@ -250,7 +250,7 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     if measured.success() { Ok(()) } else { Err(format!("not all targets were met: {measured}").into()) }
 }
 
-/// What is tested beside the default features.
+/// Features that are tested beside the default ones.
 const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring";
 
 /// The examples, with their arguments.

@@ -12,7 +12,7 @@ use super::{Part, Skip, go, object::Object, tree::Dialect};
 
 const PREFIX: &str = "/services/";
 
-/// Where dubbo keeps the protocols of an instance, as text.
+/// Key under which dubbo keeps the protocols of an instance, as text.
 const ENDPOINTS: &str = "dubbo.endpoints";
 
 /// The layout of dubbo-go at application level.

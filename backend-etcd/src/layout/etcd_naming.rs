@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
 
-/// Where metadata is kept that is no object.
+/// Key under which metadata is kept that is no object.
 const PLAIN: &str = "metadata";
 
 /// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, as the originals have it by convention: a

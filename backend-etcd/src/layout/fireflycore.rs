@@ -73,7 +73,7 @@ impl Fireflycore {
         self
     }
 
-    /// What instances say in `methods` and `proto_count`. Default: none.
+    /// Sets the content of `methods` and `proto_count`. Default: none.
     #[must_use]
     pub fn methods<M: Into<String>>(mut self, proto_count: u64, methods: impl IntoIterator<Item = M>) -> Self {
         self.proto_count = proto_count;
@@ -81,21 +81,21 @@ impl Fireflycore {
         self
     }
 
-    /// What instances say in `network.sn` and `network.external`. Default: nothing.
+    /// Sets the content of `network.sn` and `network.external`. Default: nothing.
     #[must_use]
     pub fn network(mut self, serial: impl Into<String>, external: impl Into<String>) -> Self {
         (self.serial, self.external) = (serial.into(), external.into());
         self
     }
 
-    /// What instances say in `kernel`. Default: `Rust`, and no version.
+    /// Sets the content of `kernel`. Default: `Rust`, and no version.
     #[must_use]
     pub fn kernel(mut self, language: impl Into<String>, version: impl Into<String>) -> Self {
         (self.language, self.version) = (language.into(), version.into());
         self
     }
 
-    /// What instances say in `run_date`. Default: nothing.
+    /// Sets the content of `run_date`. Default: nothing.
     #[must_use]
     pub fn run_date(mut self, text: impl Into<String>) -> Self {
         self.run_date = text.into();

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Part, Skip, go, tree::Dialect};
 
-/// Where kratos looks for the weight.
+/// Key under which kratos looks for the weight.
 const WEIGHT: &str = "weight";
 
 /// The layout of kratos.

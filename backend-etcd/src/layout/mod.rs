@@ -53,7 +53,7 @@ const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 /// another limit; the rest is for keys and guards, and for a mark that the instance is about to leave.
 pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
 
-/// What of an instance a layout can hold.
+/// Part of an instance that a layout can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
@@ -77,7 +77,7 @@ pub enum Part {
     Metadata,
 }
 
-/// What tells one instance from another.
+/// Identity of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Identity {
@@ -88,7 +88,7 @@ pub enum Identity {
     Lease,
 }
 
-/// Which leases a layout can use.
+/// The leases that a layout can use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseScope {
@@ -141,7 +141,7 @@ impl fmt::Debug for Decoded {
     }
 }
 
-/// Why a key is no instance of the service.
+/// Reason for which a key is no instance of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a key is somebody else's or it is broken")]
 pub enum Skip {
@@ -151,12 +151,12 @@ pub enum Skip {
     Malformed(String),
 }
 
-/// How instances lie in etcd.
+/// Layout of instances in etcd.
 pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// Its name, for options and messages.
     fn name(&self) -> &'static str;
 
-    /// What it carries.
+    /// Returns the parts that it carries.
     fn carries(&self) -> &'static [Part];
 
     /// The weight of an instance that says nothing about it.
@@ -164,10 +164,10 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         DEFAULT_WEIGHT
     }
 
-    /// What tells one instance from another.
+    /// Identity of instances.
     fn identity(&self) -> Identity;
 
-    /// Which leases it can use.
+    /// The leases that it can use.
     fn lease_scope(&self) -> LeaseScope;
 
     /// The key of an instance under `lease`; fixed instances have none.
@@ -239,7 +239,7 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// What a value says, as text, whether or not it is an instance; `None` if it is no text.
+    /// Content of a value, as text, whether or not it is an instance; `None` if it is no text.
     fn text(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }
@@ -271,17 +271,17 @@ pub enum Line {
     Election,
 }
 
-/// What somebody in line says.
+/// Value of a place in line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
 pub struct PlaceValue {
     /// Alone or together with others.
     pub mode: LockMode,
-    /// What a candidate says about itself.
+    /// Text of a candidate about itself.
     pub text: String,
 }
 
-/// Who gets a lock.
+/// Rule by which a contender gets a lock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockOrder {
@@ -293,20 +293,20 @@ pub enum LockOrder {
     FirstToCreate,
 }
 
-/// How locks and elections lie in etcd. The one with the lowest creation revision in a line is first.
+/// Layout of locks and elections in etcd. The one with the lowest creation revision in a line is first.
 pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// Its name, for options and messages.
     fn name(&self) -> &'static str;
 
-    /// Who gets a lock. Default: contenders queue.
+    /// Rule by which a contender gets a lock. Default: contenders queue.
     fn order(&self) -> LockOrder {
         LockOrder::Queue
     }
 
-    /// Which leases it can use.
+    /// The leases that it can use.
     fn lease_scope(&self) -> LeaseScope;
 
-    /// Says whether it can tell shared places from exclusive ones.
+    /// Returns `true` if it can tell shared places from exclusive ones.
     fn carries_modes(&self) -> bool;
 
     /// The range of a line.

@@ -38,10 +38,10 @@ const VERSION: u64 = 1;
 /// The prefix of all keys, unless another one is given.
 const DEFAULT_PREFIX: &str = "enlist";
 
-/// What a key takes as a rule.
+/// Usual number of bytes of a key.
 const KEY_BYTES: usize = 96;
 
-/// What a value takes as a rule.
+/// Usual number of bytes of a value.
 const VALUE_BYTES: usize = 256;
 
 /// Maximum bytes of a value beside the texts of the instance and the owner token: the fields' names, numbers, the health.
@@ -50,7 +50,7 @@ const FIELDS_BYTES: usize = 1024;
 /// An owner token of so many bytes fits into every value: JSON makes at most six of one.
 const MAX_SHORT_OWNER: usize = (MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES - FIELDS_BYTES) / 6;
 
-/// What is escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
+/// Characters that are escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 
 /// The fields of this version.
@@ -97,7 +97,7 @@ impl Native {
         key
     }
 
-    /// What follows the prefix of a service in `key`. Decoding is done for each of many keys, so it copies nothing.
+    /// Rest of `key` after the prefix of a service. Decoding is done for each of many keys, so it copies nothing.
     fn strip_service<'a>(&self, key: &'a [u8], service: &ServiceRef) -> Option<&'a [u8]> {
         let rest = key.strip_prefix(self.prefix.as_bytes())?.strip_prefix(b"/services/")?;
         let rest = strip(rest, service.namespace().as_str())?.strip_prefix(b"/")?;
@@ -169,7 +169,7 @@ fn name_prefix(mut key: String, name: &LockName) -> String {
     key
 }
 
-/// Says whether a segment is written as it is. Nearly all are, so it is looked at first.
+/// Returns `true` if a segment is written as it is. Nearly all are, so it is looked at first.
 fn is_plain(segment: &[u8]) -> bool {
     segment.iter().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'/' | b'%'))
 }
@@ -193,7 +193,7 @@ fn unescape(segment: &[u8]) -> Option<Cow<'_, str>> {
     is_canonical.then_some(text)
 }
 
-/// What follows the escaped `segment` in `key`; `None` if the key begins otherwise.
+/// Rest of `key` after the escaped `segment`; `None` if the key begins otherwise.
 fn strip<'a>(key: &'a [u8], segment: &str) -> Option<&'a [u8]> {
     if is_plain(segment.as_bytes()) {
         return key.strip_prefix(segment.as_bytes());
@@ -201,7 +201,7 @@ fn strip<'a>(key: &'a [u8], segment: &str) -> Option<&'a [u8]> {
     utf8_percent_encode(segment, ESCAPED).try_fold(key, |key, part| key.strip_prefix(part.as_bytes()))
 }
 
-/// What is written.
+/// Fields that are written.
 #[derive(Serialize)]
 struct Written<'a> {
     v: u64,
@@ -244,7 +244,7 @@ fn default_weight() -> u32 {
     DEFAULT_WEIGHT
 }
 
-/// What is read of a value: without the unknown fields, and without copies.
+/// Fields that are read of a value: without the unknown fields, and without copies.
 #[derive(Deserialize)]
 struct Read<'a> {
     // Only its type matters: a newer version is read as far as it is understood.
@@ -537,7 +537,7 @@ fn read_place(line: Line, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
     })
 }
 
-/// Who holds it, for a person who reads the store.
+/// Name of the holder, for a person who reads the store.
 fn holder() -> String {
     static HOLDER: OnceLock<String> = OnceLock::new();
     HOLDER.get_or_init(this_process).clone()

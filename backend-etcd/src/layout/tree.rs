@@ -30,7 +30,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
     }
 
-    /// Whether the service can be told from a key alone.
+    /// `true` if the service can be told from a key alone.
     fn tells_services(&self) -> bool {
         true
     }
@@ -43,7 +43,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     /// The value of an instance that has nothing the layout would lose, endpoints aside.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
 
-    /// What a value says, as text.
+    /// Content of a value, as text.
     fn said(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }

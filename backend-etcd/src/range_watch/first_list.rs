@@ -15,7 +15,7 @@ use enlist::{
 use super::Worker;
 use crate::{error::Failure, mirror::Mirror, record::Record};
 
-/// What a list brings.
+/// Result of a list.
 type Listed = Result<(Vec<Record>, Revision), Failure>;
 
 impl Worker {

@@ -16,7 +16,7 @@ use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 
 pub(crate) const TTL: Duration = Duration::from_secs(5);
 
-/// Where the instances lie.
+/// Prefix of the instances' keys.
 pub(crate) const PREFIX: &str = "enlist/services/default/svc/";
 
 pub(crate) fn service() -> ServiceRef {
@@ -44,7 +44,7 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
-/// What etcd counts, as text.
+/// Metrics of etcd, as text.
 pub(crate) async fn metrics(server: &EtcdServer) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();

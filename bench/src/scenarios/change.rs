@@ -91,7 +91,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// What a change costs among so many instances.
+/// Cost of a change among so many instances.
 pub(crate) struct Change {
     /// From sending it to seeing it, in microseconds.
     pub(crate) latency: Turns,

@@ -23,7 +23,7 @@ use crate::{
     world::micros,
 };
 
-/// How often both channels are made anew: where the tasks of a connection happen to run makes more of a difference than what
+/// Number of times that both channels are made anew: where the tasks of a connection happen to run makes more of a difference than what
 /// is to be measured.
 const PAIRS: usize = 20;
 
@@ -196,7 +196,7 @@ macro_rules! call {
     };
 }
 
-/// How calls are made.
+/// Way of making calls.
 #[derive(Clone, Copy)]
 struct Load {
     callers: usize,
@@ -261,7 +261,7 @@ where
     Ok(times.concat())
 }
 
-/// How many calls of several callers failed, and how long all took.
+/// Number of calls of several callers that failed, and how long all took.
 async fn side_by_side<C>(client: &GreeterClient<C>, callers: u32, calls: u32) -> (u32, Duration)
 where
     C: tonic::client::GrpcService<tonic::body::Body> + Clone,

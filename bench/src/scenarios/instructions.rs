@@ -8,7 +8,7 @@ use crate::{
     report::Report,
 };
 
-/// How often something is done; then twice as often. What the program does besides is the same both times.
+/// Number of times that something is done; then twice as often. What the program does besides is the same both times.
 const OFTEN: u32 = 20_000;
 
 /// What the program `hot` can do, and how a reader knows it.

@@ -61,17 +61,17 @@ pub(crate) async fn alone(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// How long contenders contend in a round.
+/// Time for which contenders contend in a round.
 const CONTEND: Duration = Duration::from_secs(3);
 
-/// How long it may take until each had it once.
+/// Maximum time until each had it once.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How many sessions contend while a lock goes from hand to hand at once, and how many times the rate of Go's protocol is due while
+/// Number of sessions that contend while a lock goes from hand to hand at once, and how many times the rate of Go's protocol is due while
 /// others write.
 const FEW: [(usize, f64); 3] = [(2, 5.0), (5, 3.0), (10, 2.0)];
 
-/// How many puts per second the others make.
+/// Number of puts per second that the others make.
 const OTHERS: u32 = 500;
 
 /// Clients that have nothing to do with the lock and put keys of their own. Dropping it ends them.
@@ -82,7 +82,7 @@ struct Others {
 }
 
 impl Others {
-    /// How many of them there are; each waits for its put.
+    /// Number of them; each waits for its put.
     const WRITERS: u32 = 10;
 
     async fn start(world: &World) -> Result<Self> {
@@ -175,7 +175,7 @@ pub(crate) async fn contended(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// How a lock was handed on.
+/// Handovers of a lock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grants {
     pub(crate) per_second: f64,

@@ -25,7 +25,7 @@ type Run = for<'a> fn(&'a mut Report) -> Pin<Box<dyn Future<Output = Result> + '
 pub struct Scenario {
     /// The name on the command line.
     pub name: &'static str,
-    /// What it measures.
+    /// Subject of the measurement.
     pub about: &'static str,
     /// Measures it.
     pub run: Run,

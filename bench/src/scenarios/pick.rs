@@ -17,7 +17,7 @@ use crate::{
     world::instance,
 };
 
-/// How many instances there are to pick from.
+/// Number of instances to pick from.
 pub const INSTANCES: usize = 1000;
 
 /// Picks of each thread in a round.

@@ -104,7 +104,7 @@ pub(crate) async fn many(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// How long the steady state is watched.
+/// Time for which the steady state is watched.
 const STEADY: Duration = Duration::from_secs(45);
 
 pub(crate) async fn steady(report: &mut Report) -> Result {

@@ -14,7 +14,7 @@ pub struct ViewChanges {
     seen: Option<Seen>,
 }
 
-/// What was returned last.
+/// State that was returned last.
 struct Seen {
     snapshot: Snapshot,
     live: bool,
@@ -61,7 +61,7 @@ impl ViewChanges {
         }
     }
 
-    /// What was published, if it differs from what was returned.
+    /// Published state, if it differs from what was returned.
     fn take(&mut self) -> Option<Change> {
         let published = self.user.published().get();
         let (snapshot, freshness) =

@@ -91,7 +91,7 @@ fn stem(service: &ServiceRef) -> String {
     format!("{:016x}", xxh3_64(format!("{}\0{}", service.namespace(), service.name()).as_bytes()))
 }
 
-/// Where the picture of `service` lies.
+/// Path of the picture of `service`.
 fn path(directory: &Path, service: &ServiceRef) -> PathBuf {
     directory.join(stem(service)).with_extension("view")
 }

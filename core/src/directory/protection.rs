@@ -67,7 +67,7 @@ impl Protection {
         }
     }
 
-    /// What the view shows now.
+    /// Snapshot that the view shows now.
     pub(super) fn shown(&mut self, listed: &Snapshot, now: Moment) -> Snapshot {
         let keeps = self.empty == EmptyPolicy::Keep && listed.is_empty();
         self.held.retain(|_, (since, _)| keeps || now.since(*since) < self.hold);
@@ -78,7 +78,7 @@ impl Protection {
         shown
     }
 
-    /// How long what is shown stays as it is; `None` if only the store can change it.
+    /// Time for which what is shown stays as it is; `None` if only the store can change it.
     pub(super) fn expires_in(&self, listed: &Snapshot, now: Moment) -> Option<Duration> {
         if self.empty == EmptyPolicy::Keep && listed.is_empty() {
             return None;

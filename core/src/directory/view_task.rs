@@ -19,16 +19,16 @@ use crate::{
     task::caught,
 };
 
-/// How long a view waits for the store before it looks on disk.
+/// Time for which a view waits for the store before it looks on disk.
 const DISK_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a view waits for the disk.
+/// Time for which a view waits for the disk.
 const DISK_READ: Duration = Duration::from_secs(1);
 
 /// The least time between two writes of a view to disk.
 const DISK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the age of a view is reported as a metric.
+/// Interval at which the age of a view is reported as a metric.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// The task behind the views of one service.
@@ -39,16 +39,16 @@ pub(super) struct Keeper {
     pub(super) options: DirectoryOptions,
 }
 
-/// What the store lists, and when that was published.
+/// List of the store, and the time of its publication.
 struct Picture {
     listed: Option<(Snapshot, Freshness)>,
     protection: Protection,
     /// There is something to publish.
     dirty: bool,
     published: Option<Instant>,
-    /// When to look on disk, while nothing is known.
+    /// Time for a look on disk, while nothing is known.
     disk_due: Option<Instant>,
-    /// Why nothing is known yet.
+    /// Reason for which nothing is known yet.
     trouble: Option<Error>,
 }
 
@@ -76,7 +76,7 @@ impl Picture {
         self.dirty = true;
     }
 
-    /// When there is something to do although the store says nothing.
+    /// Time at which there is something to do although the store says nothing.
     fn wakes(&self, debounce: Duration) -> Option<Instant> {
         let now = Instant::now();
         let publication = self.dirty.then(|| self.published.map_or(now, |published| published + debounce));
@@ -98,12 +98,12 @@ enum Failure {
 }
 
 impl Failure {
-    /// Says whether the watcher must not be asked again.
+    /// Returns `true` if the watcher must not be asked again.
     fn ends_the_watcher(&self) -> bool {
         matches!(self, Self::Error(Error::Closed) | Self::Panic(_))
     }
 
-    /// Says whether it will not pass by itself.
+    /// Returns `true` if it will not pass by itself.
     fn is_for_good(&self) -> bool {
         match self {
             Self::Error(error) => !error.is_retryable(),

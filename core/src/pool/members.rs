@@ -60,7 +60,7 @@ impl<T> Member<T> {
         self.entry.instance().endpoints() == entry.instance().endpoints()
     }
 
-    /// Says whether `entry` is this member, changed in place at most.
+    /// Returns `true` if `entry` is this member, changed in place at most.
     fn is(&self, entry: &Entry) -> bool {
         self.is_at(entry) && self.entry.created() == entry.created()
     }
@@ -146,7 +146,7 @@ impl<T> Set<T> {
     }
 }
 
-/// What a set is for.
+/// Purpose of a set.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
     /// Choices without a key.
@@ -182,7 +182,7 @@ pub(super) struct Members<T> {
 struct State<T> {
     picker: Picker,
     known: HashMap<InstanceId, Arc<Member<T>>>,
-    /// How many publications and rests the sets below were made after.
+    /// Number of publications and rests that the sets below were made after.
     made_after: (u64, u64),
     plain: Option<Arc<Set<T>>>,
     by_key: Option<Arc<Set<T>>>,
@@ -266,7 +266,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         drop((sets, gone));
     }
 
-    /// How many clients there are.
+    /// Number of clients.
     pub(super) fn clients(&self) -> usize {
         self.state().known.values().filter(|member| member.client.get().is_some()).count()
     }

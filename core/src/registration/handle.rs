@@ -11,7 +11,7 @@ use crate::{
     task::TaskOwner,
 };
 
-/// How often a change is made anew because another one came in between.
+/// Number of times that a change is made anew because another one came in between.
 const MOST_TRIES: u32 = 64;
 
 /// Reads the state of a registered instance and changes it in place. Clones share the registration.
@@ -60,7 +60,7 @@ impl InstanceHandle {
         Arc::clone(&self.shared.desired.borrow().instance)
     }
 
-    /// How far it is.
+    /// Its state.
     pub fn state(&self) -> RegistrationState {
         self.shared.reported.borrow().state.clone()
     }

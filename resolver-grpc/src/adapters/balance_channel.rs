@@ -10,7 +10,7 @@ use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
 use crate::security::Wire;
 
-/// How many changes tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
+/// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
 /// with the latest state of the view.
 const CHANGES: usize = 1024;
 

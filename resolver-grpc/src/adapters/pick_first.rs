@@ -16,10 +16,10 @@ use crate::{
     settings::refuse_plain_text,
 };
 
-/// How long a dial waits for a service that is not known yet.
+/// Time for which a dial waits for a service that is not known yet.
 const UNKNOWN: Duration = Duration::from_secs(5);
 
-/// How long connecting to one instance may take before the next one is tried.
+/// Maximum duration of connecting to one instance before the next one is tried.
 const EACH: Duration = Duration::from_secs(2);
 
 /// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until one can be

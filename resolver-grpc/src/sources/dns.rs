@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout};
 use super::system::System;
 use crate::target::NO_PROTOCOL;
 
-/// How often a name is looked up, unless said otherwise.
+/// Interval at which a name is looked up, unless said otherwise.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// How long a lookup may take.
+/// Maximum duration of a lookup.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an answer holds.
@@ -140,7 +140,7 @@ struct DnsWatcher {
 }
 
 impl DnsWatcher {
-    /// What a lookup changes, if anything.
+    /// Change by a lookup, if any.
     fn take(&mut self, found: Result<Vec<Arc<Entry>>, Error>, asked: Moment) -> Option<Change> {
         let was_live = std::mem::replace(&mut self.live, found.is_ok());
         let entries = match found {

@@ -8,7 +8,7 @@ use enlist::{
     Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 
-/// How often a list that cannot become wrong is proven right.
+/// Interval at which a list that cannot become wrong is proven right.
 const PROOF: Duration = Duration::from_secs(1);
 
 /// A resolver that finds the same endpoints for every service, each as an instance whose id is the endpoint's text.

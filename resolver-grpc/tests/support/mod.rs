@@ -43,7 +43,7 @@ pub(crate) struct Echo {
     name: &'static str,
     /// Calls that were begun.
     pub(crate) calls: Arc<AtomicUsize>,
-    /// How many of the next calls are answered with `UNAVAILABLE`.
+    /// Number of the next calls that are answered with `UNAVAILABLE`.
     pub(crate) failing: Arc<AtomicUsize>,
     slow: Duration,
 }
@@ -236,9 +236,9 @@ pub(crate) fn id(name: &str) -> InstanceId {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) store: MemoryStore,
-    /// What servers register with.
+    /// Client that servers register with.
     pub(crate) servers: MemoryClient,
-    /// What the client resolves with.
+    /// Client that resolves.
     pub(crate) client: MemoryClient,
     pub(crate) directory: Directory,
     pub(crate) service: ServiceRef,
@@ -364,7 +364,7 @@ pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Stat
     Ok(grpc.client_streaming(Request::new(texts), path, Codec::default()).await?.into_inner())
 }
 
-/// Who answers so many calls, one after the other. All have to succeed.
+/// Counts the instances that answer so many calls, one after the other. All have to succeed.
 pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for _ in 0..calls {

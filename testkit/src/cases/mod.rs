@@ -30,7 +30,7 @@ use crate::harness::{Carried, Harness};
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Case<H> {
-    /// What it is about: the module it stands in.
+    /// Its topic: the module it stands in.
     pub topic: &'static str,
     /// The promise.
     pub name: &'static str,

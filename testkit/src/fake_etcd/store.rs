@@ -33,7 +33,7 @@ type Keys = BTreeMap<Vec<u8>, PbKeyValue>;
 pub(super) struct Store {
     pub(super) version: String,
     pub(super) revision: i64,
-    /// How often everything was lost.
+    /// Number of times that everything was lost.
     pub(super) wipes: usize,
     pub(super) compacted: i64,
     pub(super) keys: Keys,
@@ -49,7 +49,7 @@ pub(super) struct Store {
     /// Every change.
     pub(super) journal: Vec<Written>,
     pub(super) lies: VecDeque<Lie>,
-    /// What became of the late transactions: the error of one that was refused.
+    /// Outcome of the late transactions: the error of one that was refused.
     pub(super) late: Vec<Result<bool, Status>>,
     pub(super) requests: Requests,
     /// Watches that begin in the past are served this much later.
@@ -63,7 +63,7 @@ pub(super) struct Store {
 pub(super) struct Granted {
     /// Seconds.
     pub(super) ttl: i64,
-    /// When it was granted or renewed last.
+    /// Time at which it was granted or renewed last.
     renewed: Instant,
 }
 
@@ -212,7 +212,7 @@ impl Store {
         self.history.drain(..first);
     }
 
-    /// Where the changes from a revision on begin.
+    /// Index of the first change from a revision on.
     fn first_event(&self, revision: i64) -> usize {
         self.history.partition_point(|event| event.kv.as_ref().is_some_and(|pair| pair.mod_revision < revision))
     }
