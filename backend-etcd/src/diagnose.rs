@@ -105,7 +105,7 @@ impl EtcdBuilder {
             Some(Ok(client)) => client,
             Some(Err(error)) => {
                 report(not_accepted(&error))?;
-                return skip(SkipReason::NotAccepted, &mut report);
+                return skip(answer(&error).auth_fault().skips(), &mut report);
             }
             None => {
                 report(Finding::Skipped { check: Check::Auth, reason: SkipReason::NoEndpoint })?;
@@ -114,10 +114,10 @@ impl EtcdBuilder {
         };
         let mut examination = Examination { client, limit };
         let auth = examination.auth().await;
-        let is_accepted = auth.status() == Status::Ok;
+        let skipped = if let Finding::NotAccepted { fault, .. } = &auth { Some(fault.skips()) } else { None };
         report(auth)?;
-        if !is_accepted {
-            return skip(SkipReason::NotAccepted, &mut report);
+        if let Some(reason) = skipped {
+            return skip(reason, &mut report);
         }
         report(examination.version().await)?;
         for range in ranges(&etcd, namespace)? {

@@ -86,6 +86,7 @@ fn advice_on_endpoint(fault: EndpointFault) -> &'static str {
         EndpointFault::WrongName => "use a name that its certificate has",
         EndpointFault::ExpiredCertificate => "renew the certificate of etcd",
         EndpointFault::ClosedAfterHandshake => "etcd may want a certificate: give --cert and --key",
+        EndpointFault::NotServing => "see whether it has a leader, and is no learner",
         EndpointFault::NotEtcd => "is this another program's port? correct --endpoints",
         _ => "check --cacert, --cert and --key",
     }

@@ -4,10 +4,10 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use enlist::TaskOwner;
-use enlist_testkit::{EtcdServer, Provider, ServerOptions};
+use enlist_testkit::{EtcdCluster, EtcdServer, Provider, ServerOptions, eventually};
 use http_body_util::{Either, Empty};
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -39,6 +39,33 @@ async fn a_dead_member_is_named_and_another_one_is_examined() {
         assert!(failed[0].contains(&format!("endpoint: {NOBODY}: Connection refused")), "{done:#?}");
         assert!(done.stdout.contains(&format!("ok       endpoint: {} answers", server.url())), "{done:#?}");
         assert!(line(&done, "latency").starts_with("ok") && !done.stdout.contains("skipped"), "{done:#?}");
+    }
+}
+
+/// A member that only reads by itself is named, whichever it is, and another one is looked at. It is no matter of users.
+#[tokio::test]
+async fn a_member_without_a_leader_is_named_and_another_one_is_examined() {
+    let cluster = EtcdCluster::start().await;
+    cluster.isolate(0);
+    let [lonely, other] = [0, 1].map(|number| cluster.member(number).url());
+    eventually("the others have a leader", || async {
+        let asking = async {
+            let mut client = etcd_client::Client::connect([&other], None).await?;
+            client.get("\0", None).await
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(2), asking).await;
+        if let Ok(Ok(_)) = answer { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+    for endpoints in [vec![&*lonely, &other], vec![&other, &lonely], vec![&lonely]] {
+        let done = doctor(cluster.member(0), &["--endpoints", &endpoints.join(",")]).await;
+        assert_eq!(done.code, Some(1), "{done:#?}");
+        let failed: Vec<_> = done.stdout.lines().filter(|line| line.starts_with("failed")).collect();
+        assert_eq!(failed.len(), 1, "{done:#?}");
+        assert!(failed[0].contains(&format!("endpoint: {lonely}: it answers from its own data only")), "{done:#?}");
+        assert!(failed[0].contains("has a leader") && !done.stdout.contains("accept the user"), "{done:#?}");
+        let rest = if endpoints.len() > 1 { "ok" } else { "skipped" };
+        assert!(line(&done, "latency").starts_with(rest), "{done:#?}");
     }
 }
 

@@ -35,6 +35,10 @@ impl Unanswered {
     fn silent(limit: Duration) -> Self {
         Self { fault: EndpointFault::Silent, cause: format!("no answer within {limit:?}") }
     }
+
+    fn by_its_own_data(cause: String) -> Self {
+        Self { fault: EndpointFault::NotServing, cause }
+    }
 }
 
 /// Options of the requests to endpoints.
@@ -76,9 +80,13 @@ impl Asking {
             return Err(Unanswered { fault: answers::dial_fault(&cause), cause });
         }
         let asked = self.ask(url).await.map_err(silent)?;
-        let cause = match &asked {
-            Err(error) if answer(error) == Answer::NotEtcd => answers::text(error),
-            _ => return Ok(asked),
+        let cause = match asked {
+            Ok(client) => return self.served(client).await,
+            Err(error) => match answer(&error) {
+                Answer::NotEtcd => answers::text(&error),
+                Answer::Other => return Err(Unanswered::by_its_own_data(answers::text(&error))),
+                Answer::Refusal(_) | Answer::Denied => return Ok(Err(error)),
+            },
         };
         if url.starts_with("https://") {
             return Err(Unanswered { fault: answers::tls_fault(&cause), cause });
@@ -89,6 +97,21 @@ impl Asking {
             Err(_) => Err("no answer".to_owned()),
         };
         Err(Unanswered { fault: answers::plain_fault(over_tls), cause })
+    }
+
+    /// Asks a member that answers by itself for a read that needs the others as well.
+    async fn served(&self, mut client: Client) -> Result<Accepted, Unanswered> {
+        let read = GetOptions::new().with_count_only();
+        let cause = match tokio::time::timeout(self.limit, client.get(KEY, Some(read))).await {
+            Ok(Ok(_)) => return Ok(Ok(client)),
+            Ok(Err(error)) => match answer(&error) {
+                Answer::Denied => return Ok(Ok(client)),
+                Answer::Refusal(_) => return Ok(Err(error)),
+                Answer::Other | Answer::NotEtcd => answers::text(&error),
+            },
+            Err(_) => format!("no answer within {:?}", self.limit),
+        };
+        Err(Unanswered::by_its_own_data(cause))
     }
 
     /// Connects to one endpoint and reads. A refusal to read that key is an answer of etcd to a user that it accepts.

@@ -31,6 +31,16 @@ pub enum Check {
     Latency,
 }
 
+impl AuthFault {
+    /// Returns the reason for leaving out the checks that need an accepted user.
+    pub(super) fn skips(self) -> SkipReason {
+        match self {
+            Self::UserRequired | Self::WrongUser | Self::AuthenticationOff => SkipReason::NotAccepted,
+            Self::Silent | Self::Other => SkipReason::NotServed,
+        }
+    }
+}
+
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -99,6 +109,8 @@ pub enum EndpointFault {
     Tls,
     /// The other end speaks neither TLS nor etcd's protocol.
     NotEtcd,
+    /// etcd answers from its own data only: the member has no leader, is a learner, or has too much to do.
+    NotServing,
 }
 
 /// Reason for which etcd accepts no request.
@@ -125,6 +137,8 @@ pub enum SkipReason {
     NoEndpoint,
     /// etcd does not accept the user.
     NotAccepted,
+    /// etcd accepts no request for another reason.
+    NotServed,
     /// No lease was granted.
     NoLease,
 }
@@ -323,6 +337,7 @@ impl fmt::Display for Finding {
             Self::Skipped { reason, .. } => f.write_str(match reason {
                 SkipReason::NoEndpoint => "no endpoint answers",
                 SkipReason::NotAccepted => "etcd does not accept the user",
+                SkipReason::NotServed => "etcd does not serve requests",
                 SkipReason::NoLease => "there is no lease",
             }),
         }
@@ -335,6 +350,7 @@ fn describe_fault(fault: EndpointFault, cause: &str, f: &mut fmt::Formatter<'_>)
         EndpointFault::TlsExpected => write!(f, "TLS is spoken there ({cause})"),
         EndpointFault::ClosedAfterHandshake => write!(f, "the connection is ended after the handshake ({cause})"),
         EndpointFault::NotEtcd => write!(f, "etcd's protocol is not spoken there ({cause})"),
+        EndpointFault::NotServing => write!(f, "it answers from its own data only ({cause})"),
         EndpointFault::UnknownHost
         | EndpointFault::NotReachable
         | EndpointFault::Silent
@@ -403,6 +419,13 @@ mod tests {
         assert_eq!(told(&["https://a"], &[]), "in use");
         assert_eq!(told(&[], &["http://a"]), "not in use");
         assert_eq!(told(&["https://a"], &["http://b", "http://c"]), "in use, but not at http://b, http://c");
+    }
+
+    #[test]
+    fn only_a_refusal_of_the_user_is_told_as_one() {
+        assert_eq!(AuthFault::WrongUser.skips(), SkipReason::NotAccepted);
+        assert_eq!(AuthFault::Silent.skips(), SkipReason::NotServed);
+        assert_eq!(AuthFault::Other.skips(), SkipReason::NotServed);
     }
 
     #[test]
