@@ -19,6 +19,7 @@ async fn etcd_add(etcd: &Etcd, service: &ServiceRef, addr: &str) -> Result<(), e
 /// grpc.Dial("etcd:///"+service, grpc.WithResolvers(etcdResolver))
 fn etcd_dial(etcd: &Etcd, service: &ServiceRef) -> Result<Channel, enlist::Error> {
     let view = Directory::new(Arc::new(etcd.clone())).view(service);
+    // As with `round_robin` in the service config; without one grpc-go picks the first.
     Channel::builder().balance(Balance::RoundRobin).build(&view)
 }
 

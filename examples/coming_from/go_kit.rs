@@ -2,7 +2,9 @@
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 
-use enlist::{Directory, Endpoint, Entry, Instance, Policy, Pool, RegisterOptions, Registry, Retry, ServiceRef};
+use enlist::{
+    Directory, Endpoint, Entry, Instance, OnConflict, Policy, Pool, RegisterOptions, Registry, Retry, ServiceRef,
+};
 use enlist_etcd::{Etcd, GoKit};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,6 +36,22 @@ impl Bar {
     }
 }
 
+async fn call_bar(etcd: Etcd) -> Result<String, Box<dyn Error + Send + Sync>> {
+    // instancer, err := NewInstancer(client, "/services/barsvc", logger), which has read the list when it returns
+    let view = Directory::new(Arc::new(etcd)).view(&ServiceRef::parse("barsvc")?);
+    view.ready().await?;
+
+    // endpointer := sd.NewEndpointer(instancer, barFactory, logger)
+    let pool = Pool::new(view, |entry| Ok(Bar::new(entry)))?;
+
+    // balancer := lb.NewRoundRobin(endpointer)
+    // retry := lb.Retry(3, 3*time.Second, balancer)
+    let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3));
+
+    // _, err = retry(ctx, req)
+    Ok(pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.get().await }).await?)
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // client, err := NewClient(ctx, []string{etcdServer}, ClientOptions{DialTimeout: …, DialKeepAlive: …})
@@ -43,23 +61,13 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // registrar := NewRegistrar(client, Service{Key: "/services/foosvc/1.2.3.4:8080", Value: "http://1.2.3.4:8080"}, logger)
     // registrar.Register()
     let instance = Instance::at([Endpoint::parse("http://1.2.3.4:8080")?])?;
-    let options = RegisterOptions::new().ttl(Duration::from_secs(10));
+    // Go's put has no condition: a restart replaces what the process left before.
+    let options = RegisterOptions::new().ttl(Duration::from_secs(10)).on_conflict(OnConflict::TakeOver);
     let registration = etcd.register(&ServiceRef::parse("foosvc")?, instance, options).await?;
 
-    // instancer, err := NewInstancer(client, "/services/barsvc", logger)
-    // endpointer := sd.NewEndpointer(instancer, barFactory, logger)
-    let view = Directory::new(Arc::new(etcd)).view(&ServiceRef::parse("barsvc")?);
-    let pool = Pool::new(view, |entry| Ok(Bar::new(entry)))?;
-
-    // balancer := lb.NewRoundRobin(endpointer)
-    // retry := lb.Retry(3, 3*time.Second, balancer)
-    let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready(true);
-
-    // _, err = retry(ctx, req)
-    let answer = pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.get().await }).await?;
-    println!("{answer}");
-
-    // defer registrar.Deregister()
+    // defer registrar.Deregister(): also if the call fails
+    let answer = call_bar(etcd).await;
     registration.deregister().await?;
+    println!("{}", answer?);
     Ok(())
 }

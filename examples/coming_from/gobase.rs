@@ -3,8 +3,8 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Instance, Lock, LockName, LockOptions, Namespace, NoPick, Policy, RegisterOptions, Registry,
-    ServiceName, ServiceRef,
+    Directory, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, Namespace, NoPick, Policy, RegisterOptions,
+    Registry, ServiceName, ServiceRef,
 };
 use enlist_etcd::{Etcd, Gobase, GobaseLock};
 
@@ -15,12 +15,15 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // reg := etcd.NewEtcdRegister("cluster_name"); the cluster is the namespace.
     let service = ServiceRef::new(Namespace::parse("cluster_name")?, ServiceName::parse("service")?);
 
-    // reg.Register("service", "key", info_json); the key is the id, info_json is the instance.
-    let instance = Instance::at([Endpoint::parse("10.0.0.1:80")?])?.with_weight(1).with_metadata("owner", "blue");
+    // reg.Register("service", "node-1", info_json); the key is the id, info_json is the instance.
+    // The key is `/cluster_name/service/node-1`.
+    let instance = Instance::new(InstanceId::parse("node-1")?, [Endpoint::parse("10.0.0.1:80")?])?
+        .with_weight(1)
+        .with_metadata("owner", "blue");
     let options = RegisterOptions::new().ttl(Duration::from_secs(10));
     let registration = etcd.register(&service, instance, options).await?;
 
-    // reg.UpdateInfo("service", "key", info_json)
+    // reg.UpdateInfo("service", "node-1", info_json)
     let moved = Endpoint::parse("10.0.0.2:80")?;
     registration.update(|draft| _ = draft.weight(3).endpoints([moved.clone()])).await?;
 

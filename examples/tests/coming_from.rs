@@ -4,10 +4,14 @@
 
 mod support;
 
-use std::{collections::BTreeSet, error::Error, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, error::Error as StdError, fs, path::Path, sync::Arc, time::Duration};
 
-use enlist::{BackoffPolicy, Endpoint, Instance, OnConflict, RegisterOptions, Registry, Resolver, ServiceRef};
-use enlist_etcd::{Etcd, Fireflycore, GoKit, Kitex, Layout};
+use enlist::{
+    BackoffPolicy, Directory, DirectoryOptions, Election, Endpoint, Error, Instance, InstanceId, LockName, Namespace,
+    OnConflict, Pool, PoolOptions, RawEntry, RawEvent, RawRegistration, RawValues, RegisterOptions, Registration,
+    Registry, Resolver, ServiceName, ServiceRef,
+};
+use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, GoKit, Kitex, Layout};
 use enlist_examples::greeter;
 use enlist_grpc::{ConnectionManager, Invocation, Locator, Schemes};
 use enlist_testkit::{Beside, EtcdServer, Provider, ServerOptions, soon};
@@ -20,7 +24,7 @@ use tonic::transport::server::TcpIncoming;
 use self::support::Program;
 
 /// A fragment of the page, in a form that compiles.
-async fn options_of_a_client() -> Result<Etcd, enlist::Error> {
+async fn options_of_a_client() -> Result<Etcd, Error> {
     let etcd = Etcd::builder(["https://etcd-1:2379", "https://etcd-2:2379"])
         .user("root", "root")
         .ca_certificate("/path/to/ca.pem")
@@ -31,7 +35,55 @@ async fn options_of_a_client() -> Result<Etcd, enlist::Error> {
 }
 
 /// A fragment of the page, in a form that compiles.
-fn manager_over_dns() -> Result<ConnectionManager, enlist::Error> {
+fn options_of_views_and_pools(etcd: Etcd) -> Result<Pool<String>, Error> {
+    let options = DirectoryOptions::new().hold(Duration::ZERO).max_age(Duration::from_secs(30));
+    let view = Directory::with_options(Arc::new(etcd), options).view(&ServiceRef::parse("barsvc")?);
+    let pool = Pool::with_options(view, PoolOptions::new().ejection(None), |entry| {
+        let endpoint = &entry.instance().endpoints()[0];
+        match endpoint.protocol() {
+            Some("http") => Ok(endpoint.to_string()),
+            _ => Err(Error::invalid_config("endpoint", "only http is spoken here")),
+        }
+    })?;
+    Ok(pool)
+}
+
+/// A fragment of the page, in a form that compiles.
+async fn server_of_fireflycore(etcd: &Etcd) -> Result<Registration, Error> {
+    let service = ServiceRef::new(Namespace::parse("default/dev")?, ServiceName::parse("auth")?);
+    let instance = Instance::new(InstanceId::parse("auth-1")?, [Endpoint::parse("10.0.0.1:9000")?])?;
+    let registration = etcd.register(&service, instance, RegisterOptions::new()).await?;
+    Ok(registration)
+}
+
+/// A fragment of the page, which a test runs: what it has seen, and what it keeps.
+async fn raw_values(etcd: &Etcd) -> Result<(Option<RawEntry>, Vec<String>, RawRegistration), Box<dyn StdError>> {
+    let mut seen = Vec::new();
+    let mut apply = |key: &[u8], value: Option<&[u8]>| {
+        seen.push(format!("{} = {:?}", key.escape_ascii(), value.map(String::from_utf8_lossy)));
+    };
+    // etcd.GetAll("/config/", clientv3.WithPrefix())
+    let listed = etcd.list_prefix(b"/config/").await?;
+    let level = listed.get(b"/config/level");
+
+    // Follows the same keys: first all of them as `Added`, then what changed since the last call.
+    let mut watcher = etcd.watch_prefix(b"/config/").await?;
+    for event in watcher.next().await?.events {
+        match event {
+            RawEvent::Added(entry) | RawEvent::Updated { new: entry, .. } => apply(&entry.key, Some(&entry.value)),
+            RawEvent::Removed(entry) => apply(&entry.key, None),
+        }
+    }
+
+    // reg.Register("service", "node-1", info) with an info that is no JSON: Go stores it as a JSON string.
+    let value = serde_json::to_vec("10.0.0.1:80")?;
+    let options = RegisterOptions::new().ttl(Duration::from_secs(10));
+    let registration = etcd.register_value(b"/cluster_name/service/node-1", value, options).await?;
+    Ok((level.cloned(), seen, registration))
+}
+
+/// A fragment of the page, in a form that compiles.
+fn manager_over_dns() -> Result<ConnectionManager, Error> {
     let mut invocation = Invocation::default();
     invocation.prefer_service_dns = true;
     invocation.default_port = 9000;
@@ -40,7 +92,7 @@ fn manager_over_dns() -> Result<ConnectionManager, enlist::Error> {
 }
 
 /// A fragment of the page, in a form that compiles.
-fn options_of_kitex() -> Result<RegisterOptions, enlist::Error> {
+fn options_of_kitex() -> Result<RegisterOptions, Error> {
     let options = RegisterOptions::new()
         .ttl(Duration::from_secs(60))
         .on_conflict(OnConflict::TakeOver)
@@ -79,13 +131,13 @@ fn the_page_has_the_programs_as_they_are() {
         assert!(of_the_page.contains(program.as_str()), "{} is not on the page as it is", file.display());
     }
     assert_eq!(programs.len(), files.len(), "a program of the page is no file of examples/coming_from");
-    assert_eq!(fragments.len(), 3);
+    assert_eq!(fragments.len(), 6);
     for fragment in fragments {
-        let indented = format!("    {}", fragment.replace('\n', "\n    "));
+        let indented = format!("    {}", fragment.replace('\n', "\n    ")).replace("\n    \n", "\n\n");
         assert!(include_str!("coming_from.rs").contains(&indented), "a fragment of the page is not here:\n{fragment}");
     }
     // They are compiled; nobody calls them.
-    let _ = (options_of_a_client, manager_over_dns, options_of_kitex);
+    let _ = (options_of_a_client, options_of_views_and_pools, manager_over_dns, options_of_kitex);
 }
 
 /// An etcd of its own: the programs have fixed names.
@@ -108,20 +160,27 @@ async fn output(mut program: Program) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_program_of_go_etcd_calls_the_service_of_its_environment() -> Result<(), Box<dyn Error>> {
+async fn the_program_of_go_etcd_calls_the_service_of_its_environment() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, Fireflycore::new("dev")?).await;
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
     let instance = Instance::at([Endpoint::try_from(incoming.local_addr()?)?])?;
     let serve = greeter::router("auth", Duration::ZERO).serve_with_incoming(incoming);
     let _serving = Beside::run(async move { serve.await.unwrap() });
-    let _registration = etcd.register(&ServiceRef::parse("auth")?, instance, RegisterOptions::new()).await?;
+    let registration = etcd.register(&ServiceRef::parse("auth")?, instance, RegisterOptions::new()).await?;
     assert_eq!(output(Program::start("coming_from_go_etcd", &server, &[])).await, ["hello, world"]);
+    registration.deregister().await?;
+    // The environment of a namespace goes before that of the layout.
+    let of_the_page = server_of_fireflycore(&connect(&server, Fireflycore::new("prod")?).await).await?;
+    let listed = etcd.list_prefix(b"default/").await?;
+    let keys: Vec<_> = listed.entries().map(|entry| String::from_utf8_lossy(&entry.key).into_owned()).collect();
+    assert_eq!(keys, ["default/dev/auth/auth-1"]);
+    of_the_page.deregister().await?;
     Ok(())
 }
 
 #[tokio::test]
-async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn Error>> {
+async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, GoKit::default()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -145,8 +204,24 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
+/// As `defer registrar.Deregister()` does it in Go; and a service that is known to be empty is not waited for.
 #[tokio::test]
-async fn the_client_of_kitex_calls_its_server() -> Result<(), Box<dyn Error>> {
+async fn the_program_of_go_kit_deregisters_also_if_nobody_serves() -> Result<(), Box<dyn StdError>> {
+    let server = etcd().await;
+    let etcd = connect(&server, GoKit::default()).await;
+    let foosvc = ServiceRef::parse("foosvc")?;
+    let before = etcd.resolve(&foosvc).await?.revision();
+    let mut program = Program::start("coming_from_go_kit", &server, &[]);
+    assert_eq!(program.says().await, None);
+    assert!(!program.ends().await.success());
+    let after = etcd.resolve(&foosvc).await?;
+    assert!(after.is_empty(), "{after:?}");
+    assert!(after.revision().get() >= before.get() + 2, "it was not registered");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_client_of_kitex_calls_its_server() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, Kitex::default()).await;
     let echo = ServiceRef::parse("echo")?;
@@ -172,7 +247,7 @@ async fn the_program_of_gobase_registers_changes_finds_and_locks() {
     let lines = output(Program::start("coming_from_gobase", &etcd().await, &[])).await;
     let [picked, instance, owner, held] = &lines[..] else { panic!("{lines:#?}") };
     assert_eq!(picked, "picked 10.0.0.2:80");
-    assert_eq!((instance.as_str(), owner.as_str()), ("10.0.0.1:80 at 10.0.0.2:80, weight 3", "owner blue"));
+    assert_eq!((instance.as_str(), owner.as_str()), ("node-1 at 10.0.0.2:80, weight 3", "owner blue"));
     assert!(held.starts_with("held with token "), "{held}");
 }
 
@@ -181,6 +256,34 @@ async fn the_program_of_etcds_own_packages_ends_with_nothing_left() {
     let server = etcd().await;
     let lines = output(Program::start("coming_from_etcd_client", &server, &[])).await;
     assert!(lines.last().is_some_and(|line| line.starts_with("held with token ")), "{lines:#?}");
-    let etcd = connect(&server, enlist_etcd::EtcdNaming::default()).await;
+    let etcd = connect(&server, EtcdNaming::default()).await;
     assert!(etcd.resolve(&ServiceRef::parse("my-service").unwrap()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_program_of_etcds_elections_leads_proclaims_and_resigns() {
+    let server = etcd().await;
+    let lines = output(Program::start("coming_from_etcd_election", &server, &[])).await;
+    let [before, leads, proclaimed, resigned] = &lines[..] else { panic!("{lines:#?}") };
+    assert_eq!((before.as_str(), resigned.as_str()), ("nobody leads", "resigned: Released"));
+    assert!(leads.starts_with("leads with token "), "{leads}");
+    // The token is the revision of the creation, which a proclamation does not change.
+    assert_eq!(proclaimed, &format!("10.0.0.1:9001 {leads}"));
+    let etcd = soon("connected", Etcd::builder([server.url()]).lock_layout(EtcdConcurrency).connect()).await.unwrap();
+    assert!(etcd.leader(&LockName::parse("/my-election").unwrap()).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn values_of_ones_own_are_listed_followed_and_kept() -> Result<(), Box<dyn StdError>> {
+    let server = etcd().await;
+    let etcd = connect(&server, EtcdNaming::default()).await;
+    let level = etcd.register_value(b"/config/level", b"debug".to_vec(), RegisterOptions::new()).await?;
+    let (listed, seen, kept) = raw_values(&etcd).await?;
+    assert_eq!(listed.map(|entry| entry.value.to_vec()), Some(b"debug".to_vec()));
+    assert_eq!(seen, [r#"/config/level = Some("debug")"#]);
+    let stored = etcd.list_prefix(kept.key()).await?;
+    assert_eq!(stored.get(kept.key()).map(|entry| &*entry.value), Some(&br#""10.0.0.1:80""#[..]));
+    kept.deregister().await?;
+    level.deregister().await?;
+    Ok(())
 }
