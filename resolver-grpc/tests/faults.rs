@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use enlist::{Directory, DirectoryOptions, Ejection, Moment};
 use enlist_grpc::{Channel, InstanceState, RetryPolicy, balance_channel};
@@ -159,10 +159,11 @@ async fn when_all_are_gone_calls_fail_at_once() {
     assert!(status.code() == Code::Unavailable && took < Duration::from_millis(50), "{took:?}: {status}");
     assert!(status.message().contains("refused") || status.message().contains("reset"), "{status}");
     // Their leases end too: the view holds them for a while, and says so.
-    for server in &servers {
-        world.store.delete(&world.service, &id(server.name));
-        drop(world.registration(server));
+    let registrations: Vec<_> = servers.iter().map(|server| world.registration(server)).collect();
+    for lease in registrations.iter().filter_map(enlist::Registration::lease).collect::<BTreeSet<_>>() {
+        assert!(world.store.revoke(lease));
     }
+    drop(registrations);
     eventually("they are held", || async {
         let (status, took) = fails_at_once().await;
         if status.message().contains("2 held") && took < Duration::from_millis(50) { Ok(()) } else { Err(status) }
