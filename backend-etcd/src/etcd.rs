@@ -301,7 +301,7 @@ impl EtcdBuilder {
     ///
     /// It is applied when the client is made, once for each of its two connections, and cloned for each request. It has to keep the extensions of
     /// a request, and must not block. A request that it fails counts as one that may have been done, unless its error is a
-    /// [`Status`](tonic::Status) that says otherwise; a panic fails that request and nothing else (not with `panic = "abort"`). One that adds
+    /// [`Status`](tonic::Status) that says otherwise; a panic, also in the body of the answer, fails that request and nothing else (not with `panic = "abort"`). One that adds
     /// time to renewals, which have deadlines of a second or so, costs leases.
     ///
     /// ```no_run

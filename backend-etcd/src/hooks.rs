@@ -5,13 +5,14 @@
 use std::{
     fmt,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
 use enlist::{Cause, caught_now, error::with_causes};
 use futures::{FutureExt, future::BoxFuture};
-use tonic::{body::Body, transport::Endpoint};
+use tonic::{Status, body::Body, transport::Endpoint};
 use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
@@ -89,7 +90,7 @@ impl Layers {
 }
 
 /// What the session's requests enter first: a layer may hand a request to another task, where the connection that it uses could not be
-/// noted otherwise, and a panic in one fails the request and not the task of the session that it is for.
+/// noted otherwise, and a panic in one, or in the body of its answer, fails the request and not the task of the session that it is for.
 #[derive(Clone)]
 struct Outermost(Requests);
 
@@ -106,9 +107,36 @@ impl Service<http::Request<Body>> for Outermost {
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         request.extensions_mut().insert(Used::present());
         let mut inner = self.0.clone();
-        let call = async move { inner.ready().await?.call(request).await };
+        let call = async move {
+            let answer = inner.ready().await?.call(request).await?;
+            Ok(answer.map(|body| Body::new(CaughtBody(Some(body)))))
+        };
         let caught = AssertUnwindSafe(call).catch_unwind();
         caught.map(|answer| answer.unwrap_or_else(|_| Err("a layer around the requests panicked".into()))).boxed()
+    }
+}
+
+/// The body of an answer, `None` once it panicked: a panic in it ends it with an error.
+struct CaughtBody(Option<Body>);
+
+impl http_body::Body for CaughtBody {
+    type Data = <Body as http_body::Body>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Status>>> {
+        let Some(body) = &mut self.0 else { return Poll::Ready(None) };
+        caught_now(|| Pin::new(body).poll_frame(context)).unwrap_or_else(|_| {
+            // A body that panicked may do so in its drop, too.
+            let _ = caught_now(|| self.0 = None);
+            Poll::Ready(Some(Err(Status::unknown("the body of a layer around the requests panicked"))))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(|body| caught_now(|| body.is_end_stream()).unwrap_or(false))
     }
 }
 

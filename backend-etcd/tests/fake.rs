@@ -5,10 +5,12 @@
 
 use std::{
     collections::BTreeMap,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -912,6 +914,63 @@ async fn a_layer_that_panics_fails_the_request_and_nothing_else() {
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
     registration.deregister().await.unwrap();
+    etcd.close().await.unwrap();
+}
+
+/// A body that panics at its first frame, if told to.
+struct PanickingBody {
+    inner: tonic::body::Body,
+    panics: bool,
+}
+
+impl http_body::Body for PanickingBody {
+    type Data = <tonic::body::Body as http_body::Body>::Data;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        assert!(!self.panics, "on purpose");
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+}
+
+/// A panic in the body of an answer, which a layer of the user's wraps, fails the request that it answers: renewals and watches, whose
+/// bodies panic as well, go on as soon as they can.
+#[tokio::test(start_paused = true)]
+async fn a_layer_whose_body_panics_fails_the_request_and_nothing_else() {
+    let fake = FakeEtcd::start();
+    let panics = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&panics);
+    let layer = tower::layer::layer_fn(move |inner: enlist_etcd::Requests| {
+        let asked = Arc::clone(&asked);
+        inner.map_response(move |answer: http::Response<tonic::body::Body>| {
+            let panics = asked.load(Ordering::Relaxed);
+            answer.map(|inner| PanickingBody { inner, panics })
+        })
+    });
+    let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer).build().unwrap();
+    let instance = |id| Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    panics.store(true, Ordering::Relaxed);
+    let failed = soon("an error", etcd.resolve(&service())).await.unwrap_err();
+    assert!(format!("{failed:?}").contains("the body of a layer around the requests panicked"), "{failed:?}");
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let options = RegisterOptions::new().start(Start::Background);
+    let registration = etcd.register(&service(), instance("a"), options).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    panics.store(false, Ordering::Relaxed);
+    let mut seen = Snapshot::empty(service(), enlist::Revision::default(), enlist::Epoch::default());
+    while seen.len() != 1 {
+        if let Ok(change) = soon("a change", watcher.next()).await {
+            seen = change.snapshot;
+        }
+    }
+    put(&fake, "b", 2);
+    while seen.len() != 2 {
+        seen = soon("a change", watcher.next()).await.unwrap().snapshot;
+    }
+    assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
     etcd.close().await.unwrap();
 }
 
