@@ -133,7 +133,8 @@ impl<E> Retry<E> {
     }
 
     /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt that the
-    /// deadline cut short always does. Default: those that are tried again.
+    /// deadline cut short always does, unless the call had waited for an instance, see [`wait_for_ready`](Self::wait_for_ready).
+    /// Default: those that are tried again.
     #[must_use]
     pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         self.against = Some(Box::new(against));
@@ -226,12 +227,13 @@ pub enum PoolError<E> {
         /// The attempts before the last one.
         previous: Vec<FailedAttempt<E>>,
     },
-    /// The deadline passed during an attempt, which was dropped; it may have been done.
+    /// The deadline passed during an attempt, which was dropped; it may have been done. With 0 attempts it had passed before the first
+    /// one, which was not made.
     #[error("the deadline passed during attempt {attempts}, at {id}")]
     Deadline {
         /// Number of attempts.
         attempts: u32,
-        /// The instance of the last one.
+        /// The instance of the last one, or of the one that was not made.
         id: InstanceId,
         /// The attempts before the last one.
         previous: Vec<FailedAttempt<E>>,
@@ -369,9 +371,13 @@ impl<T: Send + Sync + 'static> Pool<T> {
         let begun = Moment::now();
         let mut backoff = retry.backoff.start();
         let mut previous: Vec<FailedAttempt<E>> = Vec::new();
+        let mut waited = false;
         for attempts in 1.. {
             let one = match self.pick_in_time(&choice, &previous, retry, begun).await {
-                Ok(one) => one,
+                Ok((one, wait)) => {
+                    waited |= wait;
+                    one
+                }
                 Err(cause) => return Err(PoolError::NoPick { cause, previous }),
             };
             let id = one.id().clone();
@@ -380,8 +386,19 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 Err(cause) => return Err(PoolError::NoClient { id, cause, previous }),
             };
             let left = begun.remaining(retry.deadline);
+            if left.is_zero() {
+                return Err(match previous.pop() {
+                    Some(FailedAttempt { id, cause }) => {
+                        PoolError::Failed { attempts: attempts - 1, id, cause, previous }
+                    }
+                    None => PoolError::Deadline { attempts: 0, id, previous },
+                });
+            }
             let Ok(outcome) = tokio::time::timeout(left, call(client)).await else {
-                self.members.failed(&one, &self.tasks);
+                // What the wait for an instance left of the time says nothing about this one.
+                if !waited {
+                    self.members.failed(&one, &self.tasks);
+                }
                 return Err(PoolError::Deadline { attempts, id, previous });
             };
             let cause = match outcome {
@@ -409,17 +426,17 @@ impl<T: Send + Sync + 'static> Pool<T> {
         unreachable!("the loop above has no other end")
     }
 
-    /// Picks an instance, and waits for one where `retry` says so.
+    /// Picks an instance, and waits for one where `retry` says so; whether it did comes with it.
     async fn pick_in_time<E>(
         &self,
         choice: &Choice<'_>,
         previous: &[FailedAttempt<E>],
         retry: &Retry<E>,
         begun: Moment,
-    ) -> Result<Arc<Listed<T>>, NoPick> {
+    ) -> Result<(Arc<Listed<T>>, bool), NoPick> {
         let mut picked = self.pick(choice, previous);
         if picked.is_ok() || !retry.wait_for_ready {
-            return picked;
+            return picked.map(|one| (one, false));
         }
         let mut changes = self.view.changes();
         while picked.is_err() {
@@ -429,9 +446,13 @@ impl<T: Send + Sync + 'static> Pool<T> {
             if left.is_zero() || matches!(change.await, Ok(None)) {
                 break;
             }
+            // An instance that comes when no time is left to call it comes too late.
+            if begun.remaining(retry.deadline).is_zero() {
+                break;
+            }
             picked = self.pick(choice, previous);
         }
-        picked
+        picked.map(|one| (one, true))
     }
 
     /// An instance that was not tried yet, if there is one that does not rest.

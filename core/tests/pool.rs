@@ -394,6 +394,59 @@ async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_waited_until_its_deadline_makes_no_attempt() {
+    let mut case = Case::new(&[]).await;
+    let (retry, made) = (waiting(), AtomicUsize::new(0));
+    let mut call = Box::pin(case.pool.call(Policy::Random, &retry, |_| {
+        made.fetch_add(1, Ordering::Relaxed);
+        async { Ok(()) }
+    }));
+    assert!(futures::poll!(&mut call).is_pending());
+    let registered = case.store.client().register(&service(), instance("a"), RegisterOptions::new()).await;
+    case.until_listed(1).await;
+    tokio::time::advance(Duration::from_secs(4)).await;
+    let nobody = call.await.unwrap_err();
+    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    assert_eq!(made.load(Ordering::Relaxed), 0);
+    case.registrations.push(registered.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_time_makes_no_attempt() {
+    let case = Case::new(&["a"]).await;
+    let (retry, made) = (waiting().deadline(Duration::ZERO), AtomicUsize::new(0));
+    let late = case.pool.call(Policy::Random, &retry, |_| {
+        made.fetch_add(1, Ordering::Relaxed);
+        async { Ok(()) }
+    });
+    let late = late.await.unwrap_err();
+    assert!(matches!(late, PoolError::Deadline { attempts: 0, .. }), "{late:?}");
+    assert_eq!(made.load(Ordering::Relaxed), 0);
+}
+
+/// What was left to it says nothing about the instance.
+#[tokio::test(start_paused = true)]
+async fn the_deadline_of_a_call_that_waited_does_not_count_against_an_instance() {
+    let options = PoolOptions::new().ejection(Some(Ejection::new().failures(1).share(1.0)));
+    let mut case = Case::of(Vec::new(), options).await;
+    let retry = waiting();
+    let mut call = Box::pin(case.pool.call(Policy::Random, &retry, |_| std::future::pending::<Result<(), &str>>()));
+    assert!(futures::poll!(&mut call).is_pending());
+    tokio::time::advance(Duration::from_millis(2900)).await;
+    let client = case.store.client();
+    let mut registered = Vec::new();
+    for id in ["a", "b"] {
+        registered.push(client.register(&service(), instance(id), RegisterOptions::new()).await.unwrap());
+    }
+    case.until_listed(2).await;
+    let stuck = call.await.unwrap_err();
+    assert!(matches!(stuck, PoolError::Deadline { attempts: 1, .. }), "{stuck:?}");
+    let shares = case.shares(Policy::RoundRobin).await;
+    assert_eq!(shares, BTreeMap::from([("a".to_owned(), 50), ("b".to_owned(), 50)]));
+    case.registrations.append(&mut registered);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_waits_for_an_instance_can_be_dropped() {
     let mut case = Case::new(&[]).await;
     let retry = waiting();
