@@ -71,10 +71,11 @@ impl Dialect for GoKit {
     }
 }
 
-/// The address, and what follows it.
+/// The address, and what follows it. A scheme stands at the start: a URL within the rest has none to say.
 fn split(text: &str) -> (&str, &str) {
     let text = text.trim_end();
-    let begin = text.find("://").map_or(0, |at| at + "://".len());
+    let scheme = text.find("://").filter(|at| !text[..*at].contains(['/', '?', '#']));
+    let begin = scheme.map_or(0, |at| at + "://".len());
     let end = text[begin..].find(['/', '?', '#']).map_or(text.len(), |at| begin + at);
     match text.split_at(end) {
         (address, "/") => (address, ""),
@@ -87,6 +88,23 @@ mod tests {
     use super::*;
     use crate::layout::{Layout, Writing};
     use enlist::InstanceId;
+
+    #[test]
+    fn only_a_scheme_at_the_start_is_one() {
+        for (text, address, path) in [
+            ("h:80/cb?u=http://x/", "h:80", "/cb?u=http://x/"),
+            ("h:80?u=http://x/", "h:80", "?u=http://x/"),
+            ("h:80#http://x/", "h:80", "#http://x/"),
+            ("http://h:80/cb?u=http://x/", "http://h:80", "/cb?u=http://x/"),
+            ("http://h:80/", "http://h:80", ""),
+        ] {
+            assert_eq!(split(text), (address, path), "{text}");
+        }
+        let service = ServiceRef::parse("s").unwrap();
+        let read = GoKit::default().decode(&service, b"/services/s/a", b"h:80/cb?u=http://x/").unwrap().instance;
+        assert_eq!(read.endpoints(), [Endpoint::parse("h:80").unwrap()]);
+        assert_eq!(read.metadata().get(PATH).map(|path| &**path), Some("/cb?u=http://x/"));
+    }
 
     #[test]
     fn a_path_that_would_not_be_read_again_is_refused() {
