@@ -132,7 +132,7 @@ pub(crate) async fn evict(global: &Global, service: &str, id: &str, output: Outp
     let id = InstanceId::parse(id)?;
     let evicted = etcd.evict(&service, &id, None).await?;
     let object = json!({
-        "event": "removed", "service": service.to_string(), "instance": evicted.entry.as_ref().map(InstanceObject::from),
+        "event": "removed", "service": service.to_string(), "id": id.as_str(), "instance": evicted.entry.as_ref().map(InstanceObject::from),
         "forced": true, "lease": evicted.lease.map(LeaseId::get),
     });
     let kept = evicted.lease.map(|lease| format!(", kept by lease {lease}")).unwrap_or_default();

@@ -160,7 +160,7 @@ async fn an_instance_is_removed_by_force_only_while_something_keeps_it() {
     let json = run(enlist(&server, ["remove", "db", "b", "--force", "--output", "json"])).await;
     let object: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
     let expected = serde_json::json!({
-        "event": "removed", "service": "default/db", "instance": null, "forced": true, "lease": null
+        "event": "removed", "service": "default/db", "id": "b", "instance": null, "forced": true, "lease": null
     });
     assert_eq!(object, expected);
     let json = run(enlist(&server, ["remove", "db", "a", "--force", "--output", "json"])).await;
