@@ -66,6 +66,10 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
     /// it comes back after any loss, and nothing it does overwrites or deletes what another one wrote. There is no owner in a raw
     /// value, so a process that restarts observes the lease of its predecessor first.
     ///
+    /// Up to 8 keys of a directory, which is the part of the key up to its last `/`, are watched one by one in etcd. From the 9th on,
+    /// or once the session has 64 watches of own keys, the watch is one of the directory, and mirrors the whole prefix in memory: also
+    /// what others keep below it, and below its subdirectories. A key without a directory, or in `/`, is always watched by itself.
+    ///
     /// Signature: `async fn register_value(&self, key: &[u8], value: Vec<u8>, options: RegisterOptions) -> Result<RawRegistration,
     /// Error>`.
     ///
