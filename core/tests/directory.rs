@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Feed, Health, Instance, InstanceId,
     Moment, Namespace, NoPick, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
-    ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher,
+    ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher, clock::LONGEST,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -71,6 +71,16 @@ struct Published {
 
 impl Published {
     fn publish(&self, ids: &[&str]) {
+        self.feed.publish(self.next(ids), Moment::now());
+    }
+
+    /// Publishes what was last proven right at `proven`, and is not kept up to date.
+    fn publish_stale(&self, ids: &[&str], proven: Moment) {
+        self.feed.publish_stale(self.next(ids), proven, Error::unavailable("no quorum"));
+    }
+
+    /// A snapshot at a later revision than the latest one.
+    fn next(&self, ids: &[&str]) -> Snapshot {
         let revision = Revision::new(self.feed.latest().map_or(1, |snapshot: Snapshot| snapshot.revision().get() + 1));
         let entry = |id: &&str| {
             let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid address");
@@ -79,7 +89,7 @@ impl Published {
         };
         let mut snapshot = Snapshot::empty(service(), revision, Epoch::default());
         snapshot.patch(ids.iter().map(entry));
-        self.feed.publish(snapshot, Moment::now());
+        snapshot
     }
 }
 
@@ -460,6 +470,44 @@ async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
     client.cut();
     let third = Directory::with_options(Arc::new(client), options.disk(damaged.path())).view(&service());
     assert!(tokio::time::timeout(Duration::from_secs(2), third.ready()).await.is_err());
+}
+
+/// A watch may begin with what nobody vouches for, as old as can be: what lies on disk is younger.
+#[tokio::test]
+async fn a_watch_that_begins_with_something_old_takes_no_place_of_what_lies_on_disk() {
+    let (disk, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let shows =
+        |snapshot: &Snapshot| snapshot.entries().map(|entry| entry.instance().id().to_string()).collect::<Vec<_>>();
+    let ready =
+        async |view: &ServiceView| shows(&tokio::time::timeout(LIMIT, view.ready()).await.expect("in time").unwrap());
+    let options = |disk: &tempfile::TempDir| DirectoryOptions::new().disk(disk.path());
+    let follow =
+        |resolver: &Arc<Published>, disk| Directory::with_options(Arc::<Published>::clone(resolver), options(disk));
+    let before = Arc::new(Published::default());
+    before.publish(&["a"]);
+    let first = follow(&before, &disk);
+    assert_eq!(ready(&first.view(&service())).await, ["a"]);
+    until_written(disk.path()).await;
+    first.close(LIMIT).await.unwrap();
+
+    let old = Arc::new(Published::default());
+    old.publish_stale(&["b"], Moment::ago(LONGEST));
+    // Where nothing lies on disk it is shown, and not written: the next start would take it for what the store once vouched for.
+    let view = follow(&old, &empty).view(&service());
+    assert_eq!(ready(&view).await, ["b"]);
+    assert!(tokio::time::timeout(Duration::from_secs(1), until_written(empty.path())).await.is_err());
+    let view = follow(&old, &disk).view(&service());
+    assert_eq!(ready(&view).await, ["a"]);
+    let age = view.freshness().unwrap().age();
+    assert!(age < Duration::from_secs(3600), "{age:?}");
+    old.publish(&["c", "d"]);
+    until(&view, 2).await;
+    assert!(view.freshness().unwrap().is_live());
+
+    // Proven right after what lies on disk was.
+    let young = Arc::new(Published::default());
+    young.publish_stale(&["e"], Moment::now());
+    assert_eq!(ready(&follow(&young, &disk).view(&service())).await, ["e"]);
 }
 
 /// Replaces the files of views in `directory` by pipes, whose readers wait for a writer for ever.

@@ -42,6 +42,8 @@ pub(super) struct Keeper {
 /// List of the store, and the time of its publication.
 struct Picture {
     listed: Option<(Snapshot, Freshness)>,
+    /// The store has vouched for a list. What it never did is not written to disk.
+    vouched: bool,
     protection: Protection,
     /// There is something to publish.
     dirty: bool,
@@ -56,6 +58,7 @@ impl Picture {
     fn new(options: &DirectoryOptions) -> Self {
         Self {
             listed: None,
+            vouched: false,
             protection: Protection::new(options.hold, options.empty),
             dirty: false,
             published: None,
@@ -72,6 +75,7 @@ impl Picture {
             None => snapshot.as_added(),
         };
         self.protection.observe(&events, &snapshot, Moment::now());
+        self.vouched |= freshness.is_live();
         self.listed = Some((snapshot, freshness));
         self.dirty = true;
     }
@@ -87,6 +91,11 @@ impl Picture {
     fn is_due(&self, debounce: Duration) -> bool {
         self.dirty && self.published.is_none_or(|published| published.elapsed() >= debounce)
     }
+}
+
+/// Returns `true` if `moment` is after `other`.
+fn is_later(moment: Moment, other: Moment) -> bool {
+    !moment.since(other).is_zero()
 }
 
 /// Trouble with the resolver.
@@ -162,7 +171,7 @@ impl Keeper {
                 next = self.asked(watcher.next()) => match next {
                     Ok(change) => {
                         backoff.reset();
-                        picture.take(change);
+                        self.take(picture, change).await;
                     }
                     Err(failure) => {
                         let ended = failure.ends_the_watcher();
@@ -178,6 +187,20 @@ impl Keeper {
             }
             self.go_on(picture, to_disk).await;
         }
+    }
+
+    /// Takes what the watch says. It may begin with what is older than the picture on disk, which is shown instead.
+    async fn take(&self, picture: &mut Picture, change: Change) {
+        if let (None, Freshness::Stale { proven, cause }) = (&picture.listed, &change.freshness) {
+            picture.trouble = Some(cause.clone());
+            if picture.disk_due.take().is_some() {
+                self.read(picture, Some(*proven)).await;
+            }
+            if self.shared.published.get().as_deref().is_some_and(|shown| is_later(shown.freshness.proven(), *proven)) {
+                return;
+            }
+        }
+        picture.take(change);
     }
 
     /// Does what is due until `end`.
@@ -209,18 +232,18 @@ impl Keeper {
                 let shown = picture.protection.shown(listed, now);
                 let published = self.shared.publish(shown, freshness.clone(), self.options.max_age);
                 (picture.dirty, picture.published) = (false, Some(Instant::now()));
-                if self.options.disk.is_some() {
+                if self.options.disk.is_some() && picture.vouched {
                     to_disk.send_replace(Some(published));
                 }
             }
         } else if picture.disk_due.is_some_and(|due| due <= Instant::now()) {
             picture.disk_due = None;
-            self.read(picture).await;
+            self.read(picture, None).await;
         }
     }
 
-    /// Shows what lies on disk, as something old.
-    async fn read(&self, picture: &Picture) {
+    /// Shows what lies on disk, as something old, unless it was proven right no later than `other`.
+    async fn read(&self, picture: &Picture, other: Option<Moment>) {
         let Some(directory) = self.options.disk.clone() else {
             return;
         };
@@ -233,9 +256,13 @@ impl Keeper {
         let Some((snapshot, age)) = read.ok().flatten() else {
             return;
         };
+        let proven = Moment::ago(age);
+        if other.is_some_and(|other| !is_later(proven, other)) {
+            return;
+        }
         tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = %rounded(age), "view read from disk");
         let cause = picture.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
-        let freshness = Freshness::Stale { proven: Moment::ago(age), cause };
+        let freshness = Freshness::Stale { proven, cause };
         self.shared.publish(snapshot, freshness, self.options.max_age);
     }
 
