@@ -434,7 +434,12 @@ impl EtcdBuilder {
             let reason = "it must be at least 6 s: etcd closes connections that are pinged more often than every 5 s";
             return Err(Error::invalid_config("keep_alive_interval", reason));
         }
-        for (field, interval) in [("audit", self.audit), ("probe", self.probe), ("member_sync", self.member_sync)] {
+        for (field, interval) in [
+            ("audit", self.audit),
+            ("probe", self.probe),
+            ("member_sync", self.member_sync),
+            ("serializable_first_list", self.serializable_first_list),
+        ] {
             if interval.is_some_and(|interval| interval.is_zero()) {
                 return Err(Error::invalid_config(field, "it must be above zero"));
             }
@@ -555,6 +560,7 @@ mod tests {
             (Etcd::builder(["http://h:1"]).audit(Some(Duration::ZERO)), "audit"),
             (Etcd::builder(["http://h:1"]).probe(Some(Duration::ZERO)), "probe"),
             (Etcd::builder(["http://h:1"]).member_sync(Some(Duration::ZERO)), "member_sync"),
+            (Etcd::builder(["http://h:1"]).serializable_first_list(Some(Duration::ZERO)), "serializable_first_list"),
             (Etcd::builder(["http://h:1"]).max_range_keys(Some(0)), "max_range_keys"),
             (Etcd::builder(["http://h:1"]).max_range_bytes(Some(0)), "max_range_bytes"),
             (Etcd::builder(["http://h:1"]).runtime(SessionRuntime::Caller), "runtime"),

@@ -1063,6 +1063,45 @@ async fn a_store_that_is_behind_what_one_member_knew_has_gone_back() {
     assert_eq!(etcd.counters().get(Counter::StoreWentBack), 1);
 }
 
+/// The revision of a list is that of its first page, and one member may be asked after that was read.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_began_before_what_one_member_knew_says_nothing_of_a_store_that_went_back() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    // The answer to the first list is held up on its way.
+    let (listed, arrives) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+    let (first, asked, gate) = (Arc::new(AtomicBool::new(true)), Arc::clone(&listed), Arc::clone(&arrives));
+    let layer = tower::layer::layer_fn(move |inner: enlist_etcd::Requests| {
+        let (first, asked, gate) = (Arc::clone(&first), Arc::clone(&asked), Arc::clone(&gate));
+        tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+            let held = request.uri().path().ends_with("/Range") && first.swap(false, Ordering::SeqCst);
+            let (asked, gate, answer) = (Arc::clone(&asked), Arc::clone(&gate), inner.clone().oneshot(request));
+            async move {
+                let answer = answer.await;
+                if held {
+                    asked.notify_one();
+                    gate.notified().await;
+                }
+                answer
+            }
+        })
+    });
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).layer(layer);
+    let etcd = builder.serializable_first_list(Some(Duration::from_secs(1))).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    soon("a list", listed.notified()).await;
+    put(&fake, "b", 1);
+    let first = soon("what the member knows", watcher.next()).await.unwrap();
+    assert!(!first.freshness.is_live(), "{:?}", first.freshness);
+    assert_eq!(shown(&first.snapshot), stored(&fake));
+    arrives.notify_one();
+    let next = soon("what the quorum knows", watcher.next()).await.unwrap();
+    assert!(next.freshness.is_live(), "{:?}", next.freshness);
+    assert_eq!(shown(&next.snapshot), stored(&fake));
+    assert_eq!(next.snapshot.epoch(), first.snapshot.epoch());
+    assert_eq!((etcd.counters().get(Counter::WatchRelists), etcd.counters().get(Counter::StoreWentBack)), (0, 0));
+}
+
 /// An election that is observed tells the leader that one member knows as what it is.
 #[tokio::test(start_paused = true)]
 async fn the_leader_that_one_member_knows_is_as_old_as_can_be() {

@@ -44,7 +44,10 @@ impl Worker {
         tokio::select! {
             known = &mut known => {
                 self.show(known, cause);
-                listing.await
+                let listed = listing.await?;
+                // Its revision is that of its first page, which was read before the member was asked, or at any time since. One that
+                // begins now is ahead of what the member knew, unless the store went back.
+                if listed.1 < self.seen() { conn.list(&range).await } else { Ok(listed) }
             }
             listed = &mut listing => {
                 if listed.as_ref().is_err_and(Failure::is_outage) {
