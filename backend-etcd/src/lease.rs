@@ -102,6 +102,8 @@ pub(crate) struct KeptLease {
     phase: watch::Sender<LeaseState>,
     end: CancellationToken,
     abandoned: CancellationToken,
+    /// The leases that it is one of.
+    leased: Weak<Mutex<Leased>>,
     retired: Arc<AtomicBool>,
     revoked: watch::Receiver<bool>,
     /// Told by whoever has a reason to think that the lease may be gone.
@@ -155,9 +157,12 @@ impl KeptLease {
         }
     }
 
-    /// Stops renewing it and leaves it to run out.
+    /// Stops renewing it and leaves it to run out, also if the session ends before its keeper hears of that.
     pub(crate) fn abandon(&self) {
         self.abandoned.cancel();
+        if let Some(leased) = self.leased.upgrade() {
+            locked(&leased).granted.remove(&self.id);
+        }
     }
 
     /// Notes that the store does not know it. It is handed out no more, and its keeper finds out at once.
@@ -580,6 +585,7 @@ impl Granting {
             phase,
             end: end.clone(),
             abandoned: abandoned.clone(),
+            leased: leased.clone(),
             retired: Arc::clone(&retired),
             revoked: revoked.subscribe(),
             doubted,
@@ -658,7 +664,8 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
     let (_, revoked) = watch::channel(false);
     let (doubted, condemned, retired) = (Arc::default(), AtomicBool::new(false), Arc::default());
-    let kept = KeptLease { id, ttl, state, phase, end, abandoned, retired, revoked, doubted, condemned };
+    let leased = Weak::new();
+    let kept = KeptLease { id, ttl, state, phase, end, abandoned, leased, retired, revoked, doubted, condemned };
     Arc::new(Lease::unshared(Arc::new(kept)))
 }
 

@@ -117,6 +117,10 @@ impl From<Option<Record>> for Known {
 
 impl Drop for Registrar {
     fn drop(&mut self) {
+        if self.driver.goal() == Goal::Abandoned && self.session.tasks.stop_signal().is_cancelled() {
+            // The session ended before its task heard of that.
+            self.leave_lease();
+        }
         self.session.registrations.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -851,10 +855,15 @@ impl Registrar {
     }
 
     fn abandon(&self) {
+        self.leave_lease();
+        self.driver.report_end(Ok(Deregistered::LeftBehind));
+    }
+
+    /// Leaves its lease to run out, if that keeps no other instance.
+    fn leave_lease(&self) {
         if let (Some(lease), true) = (&self.lease, self.has_own_lease()) {
             lease.abandon();
         }
-        self.driver.report_end(Ok(Deregistered::LeftBehind));
     }
 }
 

@@ -238,8 +238,9 @@ impl Session {
             tracing::warn!("not all instances on given leases were removed, they stay as long as those");
         }
         self.outlast_departures().await;
-        let leases = self.leases.alive();
         let stopped = self.tasks.stop(limit).await;
+        // Without those that were abandoned, of which a task may have heard only by its end.
+        let leases = self.leases.alive();
         let revoking = futures::future::join_all(leases.into_iter().map(|lease| revoke(&self.conn, lease)));
         if tokio::time::timeout(limit, revoking).await.is_err() {
             tracing::debug!("not all leases were revoked, they run out");

@@ -74,3 +74,17 @@ async fn a_close_waits_for_what_was_dropped_before() {
     assert_eq!(fake.under(KEYS).len(), 1);
     eventually("the other one stays", || async { if fake.leases() == 1 { Ok(()) } else { Err(fake.leases()) } }).await;
 }
+
+/// The client is closed before any task of it has run.
+#[tokio::test(start_paused = true)]
+async fn an_instance_abandoned_on_its_own_lease_outlives_a_close_at_once() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let abandoned = register(&etcd, "abandoned", LeaseChoice::Own).await;
+    let [lease] = fake.lease_ids()[..] else { panic!("{:?}", fake.lease_ids()) };
+    let _kept = register(&etcd, "kept", LeaseChoice::Own).await;
+    assert_eq!(fake.under(KEYS).len(), 2);
+    abandoned.abandon();
+    etcd.close().await.unwrap();
+    assert_eq!((fake.under(KEYS).len(), fake.lease_ids()), (1, vec![lease]));
+}

@@ -77,3 +77,16 @@ async fn a_lease_outlives_the_client_that_granted_it() {
     soon("revoked", lease.revoke()).await.unwrap();
     assert_eq!(fake.leases(), 0);
 }
+
+/// The client is closed before any task of it has run.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_lease_is_not_revoked_by_a_close_at_once() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let lease = etcd.grant_lease(TTL).await.unwrap();
+    let kept = lease.id();
+    drop(etcd.grant_lease(TTL).await.unwrap());
+    lease.abandon();
+    soon("closed", etcd.close()).await.unwrap();
+    assert_eq!(fake.lease_ids(), [kept.get()]);
+}
