@@ -509,7 +509,7 @@ enum End {
 impl Granted {
     async fn keep(self) {
         let Self { keeper, leased, end, abandoned, retired, revoked } = self;
-        let (id, conn) = (keeper.id, Arc::clone(&keeper.conn));
+        let (id, ttl, conn) = (keeper.id, keeper.ttl, Arc::clone(&keeper.conn));
         let ended = tokio::select! {
             biased;
             () = abandoned.cancelled() => End::Abandoned,
@@ -527,7 +527,8 @@ impl Granted {
                 revoked.send_replace(true);
             }
             End::Unused if Defect::LeasesLeaked.is_on() => {}
-            End::Unused => revoke(&conn, id).await,
+            // By then it has run out, and nobody needs to know.
+            End::Unused => drop(tokio::time::timeout(ttl, revoke_for_good(&conn, id)).await),
             End::Abandoned | End::Lost => {}
         }
         if let Some(leased) = leased.upgrade() {

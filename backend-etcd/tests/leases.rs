@@ -90,3 +90,17 @@ async fn an_abandoned_lease_is_not_revoked_by_a_close_at_once() {
     soon("closed", etcd.close()).await.unwrap();
     assert_eq!(fake.lease_ids(), [kept.get()]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_revocation_of_a_dropped_lease_outlasts_an_outage() {
+    let fake = FakeEtcd::start();
+    let etcd = client(&fake);
+    let lease = etcd.grant_lease(TTL).await.unwrap();
+    fake.hold_revocations(true);
+    drop(lease);
+    // Longer than a request may take.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.leases(), 1);
+    fake.hold_revocations(false);
+    no_lease_is_left(&fake).await;
+}

@@ -18,7 +18,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{hub::Link, store::Store};
+use crate::{
+    hub::{Link, up},
+    store::Store,
+};
 
 /// The most keys that share a lease: revoking one is one revision, and a huge one chokes watchers.
 const MAX_KEYS: usize = 1000;
@@ -231,7 +234,8 @@ impl Leases {
         let id = store.grant(ttl, now);
         let (report, state) = watch::channel(LeaseState::Alive { sent });
         let (end, abandoned) = (CancellationToken::new(), CancellationToken::new());
-        let keeper = Keeper { link: link.clone(), id, interval: terms.renewal_interval(ttl), granted: sent, report };
+        let keeper =
+            Keeper { link: link.clone(), id, ttl, interval: terms.renewal_interval(ttl), granted: sent, report };
         let condemned = AtomicBool::new(false);
         let lease = Arc::new(KeptLease { id, ttl, state, end: end.clone(), abandoned: abandoned.clone(), condemned });
         let stop = tasks.stop_signal();
@@ -263,6 +267,7 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
 struct Keeper {
     link: Link,
     id: LeaseId,
+    ttl: Duration,
     /// Time from one renewal to the next.
     interval: Duration,
     /// Time at which the grant was sent.
@@ -300,9 +305,15 @@ impl Keeper {
         }
     }
 
-    /// Revokes the lease; if the store does not answer, it runs out.
+    /// Revokes the lease once the store answers; by the end of its TTL it has run out.
     async fn revoke(&self) {
-        let _ = self.link.ask(|store, _| store.revoke(self.id)).await;
+        let mut link = self.link.watch();
+        let revoking = async {
+            while self.link.ask(|store, _| store.revoke(self.id)).await.is_err() {
+                up(&mut link).await;
+            }
+        };
+        let _ = tokio::time::timeout(self.ttl, revoking).await;
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_memory::MemoryStore;
+use enlist_testkit::eventually;
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
@@ -25,4 +26,23 @@ async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones()
     let left = client.resolve(&service).await.unwrap();
     let ids: Vec<_> = left.entries().map(|entry| entry.instance().id().to_string()).collect();
     assert_eq!(ids, ["as quick", "quick"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_during_an_outage_is_done_after_it() {
+    let store = MemoryStore::new();
+    let client = store.client();
+    let ttl = Duration::from_secs(3600);
+    let (dropped, revoked) = (client.grant_lease(ttl).await.unwrap(), client.grant_lease(ttl).await.unwrap());
+    client.cut();
+    drop(dropped);
+    assert!(revoked.revoke().await.is_err());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(store.leases().len(), 2);
+    client.heal();
+    eventually("both are revoked", || async {
+        let left = store.leases();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
 }
