@@ -222,7 +222,7 @@ pub(crate) struct Used {
     leaderless: bool,
 }
 
-/// What makes a member without a leader refuse a request. The client adds it to all of them.
+/// Header for which a member without a leader refuses a request. The client adds it to all of them.
 const REQUIRES_LEADER: &str = "hasleader";
 
 impl Used {

@@ -89,7 +89,7 @@ impl Layers {
     }
 }
 
-/// What the session's requests enter first: a layer may hand a request to another task, where the connection that it uses could not be
+/// Outermost service of the session's requests: a layer may hand a request to another task, where the connection that it uses could not be
 /// noted otherwise, and a panic in one, or in the body of its answer, fails the request and not the task of the session that it is for.
 #[derive(Clone)]
 struct Outermost(Requests);

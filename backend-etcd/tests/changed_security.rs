@@ -1,4 +1,4 @@
-//! What protects etcd changes while clients run: users are asked for, certificates are replaced.
+//! Changes of etcd's protection while clients run: users are asked for, certificates are replaced.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

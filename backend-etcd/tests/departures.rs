@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use enlist::{Change, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Watcher};
 use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
-use enlist_testkit::{FakeEtcd, soon};
+use enlist_testkit::{FakeEtcd, eventually, soon};
 use tokio::time::Instant;
 
 fn service() -> ServiceRef {
@@ -37,9 +37,8 @@ impl Watching {
         }
         let mut watcher = etcd.watch(&service).await.unwrap();
         while soon("a list", watcher.next()).await.unwrap().snapshot.len() < names.len() {}
-        while fake.requests().watches == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        eventually("a watch is open", || async { if fake.requests().watches > 0 { Ok(()) } else { Err("none") } })
+            .await;
         Self { fake, _etcd: etcd, watcher }
     }
 

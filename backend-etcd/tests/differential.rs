@@ -21,7 +21,7 @@ const RUNS: usize = 3;
 /// Sorts after every other key.
 const MARKER: &str = "~";
 
-/// Where the ranges of watches end, after the marker.
+/// End of the ranges of watches, after the marker.
 const END: &str = "\x7f";
 
 /// A lease that is granted for so many seconds does not run out during a run.
@@ -48,7 +48,7 @@ enum Operation {
     },
 }
 
-/// What the choices depend on. Both sides say the same about it, or the run has failed before.
+/// State that the choices depend on. Both sides say the same about it, or the run has failed before.
 struct Generator {
     random: fastrand::Rng,
     revision: i64,
@@ -239,7 +239,7 @@ impl Generator {
     }
 }
 
-/// Who a member is and in which term may differ.
+/// Removes the member and its term, which may differ.
 fn plain(header: &mut Option<PbResponseHeader>) {
     if let Some(header) = header {
         (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
@@ -293,7 +293,7 @@ async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
     }
 }
 
-/// What one side answers, without what may differ.
+/// Answer of one side, without the parts that may differ.
 async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> String {
     let outcome: Result<String, Error> = match operation {
         Operation::Put(key, value, options) => client.put(key, value, Some(options)).await.map(|mut answer| {

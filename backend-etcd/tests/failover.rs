@@ -1,4 +1,4 @@
-//! Which connection a failure counts against, and what makes a client leave a member; the user's part in dials and requests.
+//! Connections that a failure counts against, and reasons for a client to leave a member; the user's part in dials and requests.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -182,7 +182,7 @@ const REFUSALS: [Refusal; 5] = [
     Refusal::Http(429),
 ];
 
-/// What a gate does, how often it refused, and what it passed on.
+/// Behaviour of a gate, with the number of refusals and the requests that it passed on.
 #[derive(Debug, Default)]
 struct Orders {
     refusal: Option<Refusal>,
@@ -489,7 +489,7 @@ async fn a_layer_wraps_each_request_over_each_connection() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// What does not arrive gives its connection up, also behind a layer that calls from another task.
+/// A request that does not arrive gives its connection up, also behind a layer that calls from another task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_silent_member_is_left_by_requests_of_a_layer_that_calls_from_elsewhere() {
     let server = server().await;

@@ -980,7 +980,7 @@ fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
     builder.serializable_first_list(Some(after)).build().unwrap()
 }
 
-/// Whether the member knows that there is no leader, or does not answer: its picture is shown once, as old as can be, and the difference
+/// The member knows that there is no leader, or does not answer. Either way its picture is shown once, as old as can be, and the difference
 /// is told when there is a quorum again.
 #[tokio::test(start_paused = true)]
 async fn without_a_quorum_a_watch_begins_with_what_one_member_knows_if_asked() {

@@ -306,7 +306,7 @@ async fn an_update_that_a_layout_cannot_carry_is_refused() {
     .await;
 }
 
-/// Where the layout has no health, a failing check removes the key, and a passing one creates it again under the same lease.
+/// In a layout without health a failing check removes the key, and a passing one creates it again under the same lease.
 #[tokio::test]
 async fn a_failing_health_check_withdraws_the_instance_of_a_layout_without_health() {
     let server = EtcdServer::start().await;
@@ -411,7 +411,7 @@ async fn the_lock_of_gobase_keeps_every_promise_it_can_carry() {
     conform(&[Carried::Id, Carried::Locks], |topic| topic == "lock", harness).await;
 }
 
-/// What gobase does not have is refused before anything is sent.
+/// An option that gobase does not have is refused before anything is sent.
 #[tokio::test]
 async fn the_lock_of_gobase_refuses_what_its_key_cannot_say() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(GobaseLock).runtime(SessionRuntime::Caller);

@@ -48,7 +48,7 @@ fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuar
     Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
 }
 
-/// What gobase's `etcd.Lock(key, ttl)` does, but for the renewals: returns the lease that keeps the lock, if it got it.
+/// The requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, if it got it.
 async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Option<i64> {
     let lease = raw.lease_grant(ttl, None).await.unwrap().id();
     let absent = Compare::create_revision(key, CompareOp::Equal, 0);

@@ -1,4 +1,4 @@
-//! What becomes of etcd's data while clients run: it is restored from a snapshot, defragmented, or lies on a slow disk.
+//! Changes of etcd's data while clients run: it is restored from a snapshot, defragmented, or lies on a slow disk.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,7 +14,7 @@ use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Mode, Provider, Proxy, ServerOptions, eventually, soon};
 use support::{TTL, instance, raw, register, service};
 
-/// How the revision of the restored store compares with that of the lost one.
+/// Revision of the restored store, compared with that of the lost one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restored {
     /// As the snapshot has it.

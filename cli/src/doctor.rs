@@ -44,7 +44,7 @@ fn print(finding: &Finding, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What to do about a finding, if anything.
+/// Advice about a finding, if there is any.
 fn advice(finding: &Finding) -> Option<String> {
     let text = match finding {
         Finding::EndpointFails { fault, .. } => advice_on_endpoint(*fault),

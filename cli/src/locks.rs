@@ -180,7 +180,7 @@ async fn hold(
     Ok(code)
 }
 
-/// What is in the way of a contender.
+/// Obstacle of a contender.
 enum Obstacle {
     /// A holder, as it names itself.
     Holder(Option<String>),

@@ -162,7 +162,7 @@ async fn an_unread_standard_error_changes_no_exit_status() {
     assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{done:?}");
 }
 
-/// What is wrong with a command line is told, and a reader that is not there, or a full disk, changes nothing.
+/// A mistake in a command line is told, and a reader that is not there, or a full disk, changes nothing.
 #[tokio::test]
 async fn a_usage_that_cannot_be_written_is_no_panic() {
     for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {

@@ -12,7 +12,7 @@ use crate::error::Error;
 /// The protocol of an endpoint that is a Unix domain socket; its host is the socket's path and it has no port.
 pub const UNIX: &str = "unix";
 
-/// What stands between the protocol and the rest.
+/// Separator of the protocol and the rest.
 const AFTER_PROTOCOL: &str = "://";
 
 /// An address at which an instance accepts connections: `grpc://10.0.0.1:8080`, `10.0.0.1:8080`, `[2001:db8::1]:80`

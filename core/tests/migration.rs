@@ -195,7 +195,7 @@ async fn what_a_side_cannot_carry_is_fitted_if_asked() {
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
 
-/// What is registered on both sides comes back on both; what one side alone has is enough.
+/// An instance that is registered on both sides comes back on both; what one side alone has is enough.
 #[tokio::test(start_paused = true)]
 async fn an_eviction_is_one_from_every_side() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
@@ -223,7 +223,7 @@ async fn an_eviction_is_one_from_every_side() {
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
 
-/// What one side did is no answer for another one that did not.
+/// The answer of one side is none for another one that did not answer.
 #[tokio::test(start_paused = true)]
 async fn a_removal_that_a_side_did_not_confirm_says_so() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());

@@ -424,7 +424,7 @@ async fn a_call_without_time_makes_no_attempt() {
     assert_eq!(made.load(Ordering::Relaxed), 0);
 }
 
-/// What was left to it says nothing about the instance.
+/// An attempt that had little time says nothing about the instance.
 #[tokio::test(start_paused = true)]
 async fn the_deadline_of_a_call_that_waited_does_not_count_against_an_instance() {
     let options = PoolOptions::new().ejection(Some(Ejection::new().failures(1).share(1.0)));

@@ -175,7 +175,7 @@ impl Kept {
     }
 }
 
-/// What is known of the source beyond its first piece.
+/// Knowledge of the source beyond its first piece.
 enum Ahead {
     /// It was not asked yet.
     Unasked,

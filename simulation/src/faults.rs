@@ -1,4 +1,4 @@
-//! What goes wrong, in the network and in etcd.
+//! Faults of a run, in the network and in etcd.
 
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ struct Failed {
     why: String,
 }
 
-/// What became of a row of runs.
+/// Outcome of a row of runs.
 struct Row {
     runs: u64,
     failed: Vec<Failed>,

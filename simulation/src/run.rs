@@ -102,7 +102,7 @@ async fn heals<F: Future<Output = Result<(), String>>>(
     world.log(|| format!("{what}, after {:?}", begun.elapsed()));
 }
 
-/// What is stored under the service: identities and weights, without garbage.
+/// Instances that are stored under the service: identities and weights, without garbage.
 fn stored(world: &World) -> BTreeMap<String, u32> {
     let pairs = world.fake.under(INSTANCES.as_bytes());
     let parse = |(_, value): &(Vec<u8>, Vec<u8>)| {
@@ -191,7 +191,7 @@ async fn close(world: &World, etcds: &[Etcd]) {
     }
 }
 
-/// What the clients counted that must not have happened.
+/// Events that the clients counted and that must not have happened.
 fn count(world: &World, etcds: &[Etcd]) {
     let sum = |counter| etcds.iter().map(|etcd| etcd.counters().get(counter)).sum::<u64>();
     let (losses, repairs) = (sum(Counter::LeaseLosses), sum(Counter::AuditRepairs));
@@ -207,7 +207,7 @@ fn count(world: &World, etcds: &[Etcd]) {
     }
 }
 
-/// What the checkers of histories say, and what was found before.
+/// Findings of the checkers of histories, after those of the run.
 fn judge(world: &World, journal: &[Written]) -> Vec<String> {
     let mut shared = world.shared();
     let number = |revision: i64| u64::try_from(revision).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What all parts of a run share: the fake etcd, the record that is judged, and the log.
+//! State that all parts of a run share: the fake etcd, the record that is judged, and the log.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use enlist_testkit::{
 };
 use tokio::time::Instant;
 
-/// Where the instances and the places of the lockers lie.
+/// Ranges of the instances and of the lockers' queue.
 pub(crate) const INSTANCES: &str = "enlist/services/default/svc/";
 pub(crate) const LINE: &str = "enlist/locks/default/sim/";
 
@@ -35,7 +35,7 @@ pub(crate) struct World {
     logs: bool,
 }
 
-/// What the watches of a run were told, the worst last.
+/// Answers that the watches of a run were told, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Told {
     Everything,
@@ -45,7 +45,7 @@ pub(crate) enum Told {
     Less,
 }
 
-/// What the parts of a run note.
+/// Notes of the parts of a run.
 pub(crate) struct Shared {
     pub(crate) record: Record,
     /// What has to be there at the end, with its weight.

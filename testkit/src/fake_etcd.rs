@@ -105,7 +105,7 @@ impl Lie {
     }
 }
 
-/// What a member is without a quorum. Either way it answers serializable reads of those that do not want it to know a leader.
+/// Behaviour of a member without a quorum. Either way it answers serializable reads of those that do not want it to know a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Minority {

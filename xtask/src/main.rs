@@ -168,7 +168,7 @@ fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
     random_faults(&format!("{:.0}", minutes * 60.0), seed, members)
 }
 
-/// What random faults happen to.
+/// Target of random faults.
 #[derive(Clone, Copy)]
 enum Members {
     One,

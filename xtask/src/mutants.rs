@@ -10,7 +10,7 @@ use std::{
 
 use crate::{Result, etcd, protoc};
 
-/// Where the reasons are.
+/// Path of the reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
 
 /// Seconds that the tests of a mutant may take; one that takes longer has been noticed.
@@ -121,7 +121,7 @@ fn measure_rest() -> Result {
     Ok(())
 }
 
-/// What became of the mutants of some files.
+/// Outcome for the mutants of some files.
 struct Found {
     tried: usize,
     survivors: BTreeSet<String>,

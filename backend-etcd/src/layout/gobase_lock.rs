@@ -9,7 +9,7 @@ use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 use super::{LeaseScope, Line, LockLayout, LockOrder, PlaceValue};
 use crate::record::KeyRange;
 
-/// What gobase writes: "occupied".
+/// Value that gobase writes: "occupied".
 const HELD: &str = "占用";
 
 /// The layout of gobase's lock, `etcd.Lock(lockKey, ttl)`: the name of the lock is the key, as it is, in the namespace `default`.

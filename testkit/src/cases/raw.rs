@@ -75,7 +75,7 @@ async fn until_raw(watcher: &mut Box<dyn RawWatcher>, what: &str, fits: impl Fn(
     }
 }
 
-/// What an event is, with the last byte of its key.
+/// Kind of an event, with the last byte of its key.
 fn told(events: &[RawEvent]) -> Vec<String> {
     let sign = |event: &RawEvent| match event {
         RawEvent::Added(_) => '+',
