@@ -25,7 +25,7 @@ use crate::{
     audit::Page,
     channel::{Dialled, Failover, Used},
     error::{Failure, classify, is_auth_off, said},
-    handover::OwnPlace,
+    handover::OwnEntry,
     hooks::{Layers, Requests},
     limits::{self, RangeLimits},
     record::{KeyRange, Record},
@@ -457,7 +457,7 @@ impl Connection {
     /// wait a moment for another write to go along with. Given up before it was sent, it is not sent.
     pub(crate) async fn enter(
         &self,
-        place: &OwnPlace,
+        place: &OwnEntry,
         read: LineRead<'_>,
         patient: bool,
         given_up: impl Future<Output = ()>,
@@ -473,7 +473,7 @@ impl Connection {
     /// created then.
     pub(crate) async fn confirm(
         &self,
-        place: &OwnPlace,
+        place: &OwnEntry,
         read: LineRead<'_>,
     ) -> Result<Result<LineFound, Option<Record>>, Failure> {
         let ops = std::iter::once(place.rewrite()).chain(read.ops()).collect();
@@ -507,7 +507,7 @@ impl Connection {
     }
 
     /// Marks the holder of a place, and removes what holders before it have left, if the place is still there. Says whether it is.
-    pub(crate) async fn mark(&self, place: &OwnPlace, mark: &[u8], left: &[Record]) -> Result<bool, Failure> {
+    pub(crate) async fn mark(&self, place: &OwnEntry, mark: &[u8], left: &[Record]) -> Result<bool, Failure> {
         let others = || left.iter().filter(|record| *record.key != *mark);
         let mut guards = vec![(place.key[..].into(), Guard::Created(place.token)), (mark.into(), Guard::Any)];
         guards.extend(others().map(|record| (Arc::clone(&record.key), Guard::Any)));
@@ -533,7 +533,7 @@ impl Connection {
         &self,
         (key, created): (&[u8], Revision),
         mark: Option<&[u8]>,
-        successor: &OwnPlace,
+        successor: &OwnEntry,
         line: &KeyRange,
     ) -> Result<Option<Revision>, Failure> {
         let mut guards =

@@ -36,7 +36,7 @@ use crate::{
     Etcd, EtcdBuilder,
     endpoint_url::is_clear_text,
     error::answers::{self, Answer, answer},
-    layout::{Line, trial_key},
+    layout::{QueueKind, trial_key},
     record::KeyRange,
 };
 
@@ -167,7 +167,7 @@ fn ranges(etcd: &Etcd, namespace: &Namespace) -> Result<[KeyRange; 2], Error> {
         Some(range) => range,
         None => etcd.layout().service_range(&ServiceRef::new(namespace.clone(), ServiceName::parse(NOBODY)?))?,
     };
-    let line = etcd.lock_layout().line(Line::Lock, &LockName::parse(NOBODY)?.within(namespace.clone()))?;
+    let line = etcd.lock_layout().queue(QueueKind::Lock, &LockName::parse(NOBODY)?.within(namespace.clone()))?;
     Ok([services, line])
 }
 

@@ -10,7 +10,7 @@ use enlist::{
 
 use crate::{
     etcd::Etcd,
-    layout::{Line, LockLayout},
+    layout::{LockLayout, QueueKind},
     lock::{Want, Won},
     mirror::Mirror,
     record::Record,
@@ -22,7 +22,7 @@ impl Election for Etcd {
         if options.mode == LockMode::Shared {
             return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
         }
-        let want = Want { line: Line::Election, text: value.to_owned(), wait: true };
+        let want = Want { line: QueueKind::Election, text: value.to_owned(), wait: true };
         match self.stand(name, want, options).await? {
             Won::Leadership(leadership) => Ok(leadership),
             Won::Lock(_) | Won::Nothing => Err(Error::Closed),
@@ -32,7 +32,7 @@ impl Election for Etcd {
     async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error> {
         self.session.check_open()?;
         let layout = &*self.session.lock_layout;
-        let range = layout.line(Line::Election, name)?;
+        let range = layout.queue(QueueKind::Election, name)?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         Ok(first(layout, name, records.iter()))
@@ -41,7 +41,7 @@ impl Election for Etcd {
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
         self.session.check_open()?;
         let layout = Arc::clone(&self.session.lock_layout);
-        let range = layout.line(Line::Election, name)?;
+        let range = layout.queue(QueueKind::Election, name)?;
         let mut reader = self.session.hub.view(&self.session, &range)?;
         // As old as the watch that it follows, also while nobody else is elected.
         let feed = Arc::new(Feed::proven_by(reader.proof()));
@@ -74,7 +74,7 @@ fn leader_of(layout: &dyn LockLayout, name: &LockName, mirror: &Mirror) -> Optio
 /// The first in line, by creation.
 fn first<'a>(layout: &dyn LockLayout, name: &LockName, records: impl Iterator<Item = &'a Record>) -> Option<Leader> {
     let candidates = records.filter_map(|record| {
-        let value = layout.decode(Line::Election, name, &record.key, &record.value)?;
+        let value = layout.decode(QueueKind::Election, name, &record.key, &record.value)?;
         Some((record, value))
     });
     let (record, value) = candidates.min_by_key(|(record, _)| record.created)?;

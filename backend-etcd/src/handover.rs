@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 /// A place of this session in a line.
 #[derive(Clone, Debug)]
-pub(crate) struct OwnPlace {
+pub(crate) struct OwnEntry {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) lease: LeaseId,
@@ -23,7 +23,7 @@ pub(crate) struct OwnPlace {
     pub(crate) token: Revision,
 }
 
-impl OwnPlace {
+impl OwnEntry {
     /// Creates the place.
     pub(crate) fn create(&self) -> TxnOp {
         TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
@@ -47,7 +47,7 @@ impl OwnPlace {
 /// A place that waits for another one of this session. Dropping it leaves the place to itself.
 #[derive(Debug)]
 pub(crate) struct Heir {
-    pub(crate) place: OwnPlace,
+    pub(crate) place: OwnEntry,
     confirmed: oneshot::Sender<Revision>,
 }
 
@@ -86,7 +86,7 @@ impl Heirs {
     }
 
     /// Notes that `place` waits for the one at `before`; `None` if that is not one of this session.
-    pub(crate) fn wait(&self, before: &[u8], place: OwnPlace) -> Option<Seat> {
+    pub(crate) fn wait(&self, before: &[u8], place: OwnEntry) -> Option<Seat> {
         self.with(|waiting| {
             let heirs = waiting.get_mut(before)?;
             heirs.retain(|heir| !heir.confirmed.is_closed());
@@ -133,9 +133,9 @@ mod tests {
     use super::*;
     use futures::FutureExt;
 
-    fn place(token: u64) -> OwnPlace {
+    fn place(token: u64) -> OwnEntry {
         let (lease, token) = (LeaseId::new(1), Revision::new(token));
-        OwnPlace { key: vec![1], value: Vec::new(), lease, token }
+        OwnEntry { key: vec![1], value: Vec::new(), lease, token }
     }
 
     #[tokio::test]

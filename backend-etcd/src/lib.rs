@@ -99,7 +99,7 @@ pub use self::{
     },
     limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     lock::lock_condition,
-    queues::{LockQueue, QueueEntry},
+    queues::{LockQueue, QueuedContender},
     record::KeyRange,
     session::SessionRuntime,
     watcher::Payload,

@@ -15,14 +15,14 @@ use tracing::Instrument;
 use crate::{
     connection::signed,
     etcd::Etcd,
-    layout::{Line, LockLayout, PlaceValue},
-    stander::{Source, Stander},
+    layout::{LockLayout, PlaceValue, QueueKind},
+    stander::{Contender, Source},
 };
 
 #[async_trait]
 impl Lock for Etcd {
     async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error> {
-        let want = Want { line: Line::Lock, text: String::new(), wait: true };
+        let want = Want { line: QueueKind::Lock, text: String::new(), wait: true };
         match self.stand(name, want, options).await? {
             Won::Lock(guard) => Ok(guard),
             _ => Err(Error::Closed),
@@ -30,7 +30,7 @@ impl Lock for Etcd {
     }
 
     async fn try_acquire(&self, name: &LockName, options: LockOptions) -> Result<Option<LockGuard>, Error> {
-        let want = Want { line: Line::Lock, text: String::new(), wait: false };
+        let want = Want { line: QueueKind::Lock, text: String::new(), wait: false };
         match self.stand(name, want, options).await? {
             Won::Lock(guard) => Ok(Some(guard)),
             _ => Ok(None),
@@ -67,7 +67,7 @@ pub fn lock_condition(guard: &LockGuard) -> Result<Compare, Error> {
 
 /// Lock or election that a caller stands in line for.
 pub(crate) struct Want {
-    pub(crate) line: Line,
+    pub(crate) line: QueueKind,
     pub(crate) text: String,
     pub(crate) wait: bool,
 }
@@ -93,11 +93,11 @@ impl Etcd {
                     what: format!("a lock_delay in the layout {}", layout.name()),
                 })?),
             };
-        let range = layout.line(want.line, name)?;
+        let range = layout.queue(want.line, name)?;
         let value = layout.write(want.line, &PlaceValue { mode: options.mode, text: want.text.clone() })?;
         let (answer, won) = oneshot::channel();
         let (deadline, trouble) = (options.deadline, LastTrouble::default());
-        let stander = Stander {
+        let stander = Contender {
             session: Arc::clone(&self.session),
             name: name.clone(),
             range,

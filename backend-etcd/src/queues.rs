@@ -8,7 +8,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use crate::{
     error::Failure,
     etcd::Etcd,
-    layout::{Line, LockLayout},
+    layout::{LockLayout, QueueKind},
     record::Record,
 };
 
@@ -18,7 +18,7 @@ const AT_A_TIME: usize = 16;
 /// One contender in the queue of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct QueueEntry {
+pub struct QueuedContender {
     /// Its fencing token, which is also its place: the smaller one is before the larger one.
     pub token: FencingToken,
     /// Mode that it asks for.
@@ -35,7 +35,7 @@ pub struct LockQueue {
     /// The lock.
     pub name: LockName,
     /// Its holders and those that wait, in order.
-    pub entries: Vec<QueueEntry>,
+    pub entries: Vec<QueuedContender>,
     /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: nobody holds the lock, and it
     /// is not free. Known once the first in line, or a [`try_acquire`](enlist::Lock::try_acquire), has begun to count it.
     pub delayed: bool,
@@ -43,7 +43,7 @@ pub struct LockQueue {
 
 impl LockQueue {
     /// The queue, beside which holders of these modes left marks whose delay is running.
-    fn new(name: LockName, mut entries: Vec<QueueEntry>, delays: &[LockMode]) -> Self {
+    fn new(name: LockName, mut entries: Vec<QueuedContender>, delays: &[LockMode]) -> Self {
         entries.sort_unstable_by_key(|entry| entry.token);
         let delayed = match entries.first() {
             Some(first) => delays.iter().any(|left| left.excludes(first.mode)),
@@ -54,7 +54,7 @@ impl LockQueue {
 
     /// Returns those that hold the lock: nobody while it is [delayed](Self::delayed), else the first, and if it shares the lock, all
     /// that follow and share it as well.
-    pub fn holders(&self) -> &[QueueEntry] {
+    pub fn holders(&self) -> &[QueuedContender] {
         if self.delayed {
             return &[];
         }
@@ -63,7 +63,7 @@ impl LockQueue {
     }
 
     /// Returns those that wait.
-    pub fn waiting(&self) -> &[QueueEntry] {
+    pub fn waiting(&self) -> &[QueuedContender] {
         &self.entries[self.holders().len()..]
     }
 }
@@ -81,7 +81,7 @@ impl Etcd {
     pub async fn lock_queue(&self, name: &LockName) -> Result<LockQueue, Error> {
         self.session.check_open()?;
         let layout = &*self.session.lock_layout;
-        let range = layout.line(Line::Lock, name)?;
+        let range = layout.queue(QueueKind::Lock, name)?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let entries = records.iter().filter_map(|record| entry(layout, name, record)).collect();
@@ -92,7 +92,7 @@ impl Etcd {
     /// contender that has waited for it removes it when it takes the lock.
     async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
         let layout = &*self.session.lock_layout;
-        let Some(range) = layout.marks(Line::Lock, name) else { return Ok(Vec::new()) };
+        let Some(range) = layout.marks(QueueKind::Lock, name) else { return Ok(Vec::new()) };
         let marks = match self.session.conn.list(&range).await {
             Ok((marks, _)) => marks,
             // Roles from before there were marks.
@@ -100,7 +100,7 @@ impl Etcd {
             Err(failure) => return Err(failure.into_error(&range.describe())),
         };
         let running = marks.iter().filter(|mark| mark.lease.is_some());
-        Ok(running.filter_map(|mark| layout.decode_mark(Line::Lock, name, &mark.key, &mark.value)).collect())
+        Ok(running.filter_map(|mark| layout.decode_mark(QueueKind::Lock, name, &mark.key, &mark.value)).collect())
     }
 
     /// Reads the queues of all locks of a namespace that somebody wants, by name.
@@ -116,13 +116,13 @@ impl Etcd {
         self.session.check_open()?;
         let layout = &*self.session.lock_layout;
         let range = layout
-            .lines(Line::Lock, namespace)
+            .lines(QueueKind::Lock, namespace)
             .ok_or_else(|| Error::Unsupported { what: format!("listing locks in the layout {}", layout.name()) })?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
-        let mut queues: BTreeMap<LockName, Vec<QueueEntry>> = BTreeMap::new();
+        let mut queues: BTreeMap<LockName, Vec<QueuedContender>> = BTreeMap::new();
         for record in &records {
-            let Some(name) = layout.line_of(Line::Lock, namespace, &record.key) else { continue };
+            let Some(name) = layout.line_of(QueueKind::Lock, namespace, &record.key) else { continue };
             if let Some(entry) = entry(layout, &name, record) {
                 queues.entry(name).or_default().push(entry);
             }
@@ -135,10 +135,10 @@ impl Etcd {
     }
 }
 
-fn entry(layout: &dyn LockLayout, name: &LockName, record: &Record) -> Option<QueueEntry> {
-    let value = layout.decode(Line::Lock, name, &record.key, &record.value)?;
+fn entry(layout: &dyn LockLayout, name: &LockName, record: &Record) -> Option<QueuedContender> {
+    let value = layout.decode(QueueKind::Lock, name, &record.key, &record.value)?;
     let token = FencingToken::new(record.created.get());
-    Some(QueueEntry { token, mode: value.mode, process: layout.process(&record.value) })
+    Some(QueuedContender { token, mode: value.mode, process: layout.process(&record.value) })
 }
 
 #[cfg(test)]
@@ -155,7 +155,7 @@ mod tests {
             (vec![Shared, Shared, Exclusive, Shared], 2),
             (vec![Shared, Shared], 2),
         ] {
-            let entry = |(token, mode)| QueueEntry { token: FencingToken::new(token), mode, process: None };
+            let entry = |(token, mode)| QueuedContender { token: FencingToken::new(token), mode, process: None };
             let mut entries: Vec<_> = (1..).zip(modes.clone()).map(entry).collect();
             entries.reverse();
             let queue = LockQueue::new(LockName::parse("l").unwrap(), entries, &[]);
@@ -172,7 +172,7 @@ mod tests {
             (vec![Shared, Exclusive], vec![Shared], false),
             (vec![Shared, Exclusive], vec![Shared, Exclusive], true),
         ] {
-            let entry = |(token, mode)| QueueEntry { token: FencingToken::new(token), mode, process: None };
+            let entry = |(token, mode)| QueuedContender { token: FencingToken::new(token), mode, process: None };
             let entries: Vec<_> = (1..).zip(modes.clone()).map(entry).collect();
             let queue = LockQueue::new(LockName::parse("l").unwrap(), entries, &delays);
             assert_eq!(queue.delayed, delayed, "{modes:?} {delays:?}");

@@ -12,7 +12,7 @@ use enlist::{
     deadline::LastTrouble,
     election::Proclamation,
     feed::FeedReader,
-    lock::{GuardDriver, Place, Standing, lock_guard},
+    lock::{GuardDriver, QueueEntry, Standing, lock_guard},
     standing,
     telemetry::{Timer, measured},
 };
@@ -30,8 +30,8 @@ use crate::{
     connection::{LineFound, LineRead, Written, signed},
     defects::Defect,
     error::{Failure, said},
-    handover::{OwnPlace, Presence},
-    layout::{LeaseScope, Line, LockLayout, PlaceValue},
+    handover::{OwnEntry, Presence},
+    layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
     lease::{Lease, LeaseState, Purpose, lease_changed},
     lock::{Want, Won},
     mirror::Mirror,
@@ -71,7 +71,7 @@ pub(crate) struct Source {
 }
 
 /// The task behind one place in a line.
-pub(crate) struct Stander {
+pub(crate) struct Contender {
     pub(crate) session: Arc<Session>,
     pub(crate) name: LockName,
     pub(crate) range: KeyRange,
@@ -87,7 +87,7 @@ pub(crate) struct Stander {
 }
 
 /// A place that may be in etcd.
-struct Held {
+struct Queued {
     key: Vec<u8>,
     /// What tells it from the other places of this session in the line.
     number: u64,
@@ -135,7 +135,7 @@ struct Placed {
     marks: Vec<Record>,
 }
 
-impl Held {
+impl Queued {
     /// The mark that goes with the place when it is left in order.
     fn own_mark(&self) -> Option<&[u8]> {
         self.mark.as_deref().filter(|_| self.marked)
@@ -145,7 +145,7 @@ impl Held {
 /// Channel to the caller, which waits for the outcome of its acquisition.
 type Answer = oneshot::Sender<Result<Won, Error>>;
 
-impl Stander {
+impl Contender {
     /// Gets in line, waits, holds and leaves; gets in line again, at its end, if the place is lost before it is its turn.
     pub(crate) async fn run(mut self, mut answer: Answer) {
         let mut backoff = BackoffPolicy::default().start();
@@ -188,7 +188,7 @@ impl Stander {
     }
 
     /// Gives back what a place had that is gone.
-    fn end(&self, held: &Held) {
+    fn end(&self, held: &Queued) {
         // Its key is gone by now, or the lease that kept it.
         self.session.numbers.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
@@ -199,7 +199,7 @@ impl Stander {
 
     /// Waits, holds and leaves. A place that is lost before it is its turn leaves the caller without an answer, unless it wants to
     /// hear of that; then its answer is returned.
-    async fn stand(&self, held: &mut Held, placed: Placed, mut answer: Answer) -> Option<Answer> {
+    async fn stand(&self, held: &mut Queued, placed: Placed, mut answer: Answer) -> Option<Answer> {
         let token = placed.token;
         let here = self.session.heirs.stay(&held.key);
         let waited = tokio::select! {
@@ -242,7 +242,7 @@ impl Stander {
         failure.into_error(&format!("the lock {}", self.name))
     }
 
-    async fn held(&self) -> Result<Held, Failure> {
+    async fn held(&self) -> Result<Queued, Failure> {
         let Session { tasks, leases, lock_layout, .. } = &*self.session;
         let lease = match lock_layout.lease_scope() {
             LeaseScope::Shared if !self.options.own_lease => {
@@ -252,13 +252,13 @@ impl Stander {
         };
         let number = self.session.numbers.take(&self.range.start);
         let keys = || {
-            let key = lock_layout.place(self.want.line, &self.name, lease.id(), number)?;
+            let key = lock_layout.entry(self.want.line, &self.name, lease.id(), number)?;
             let mark = self.marks.as_ref().map(|_| lock_layout.mark_of(self.want.line, &self.name, lease.id(), number));
             Ok((key, mark.transpose()?.flatten()))
         };
         let keys = keys().inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
         let (key, mark) = keys.map_err(Failure::Final)?;
-        Ok(Held {
+        Ok(Queued {
             key,
             number,
             lease,
@@ -273,21 +273,21 @@ impl Stander {
     }
 
     /// The range of the places in this line that share the lease of this one.
-    fn places(&self, held: &Held) -> Option<KeyRange> {
+    fn places(&self, held: &Queued) -> Option<KeyRange> {
         let layout = &self.session.lock_layout;
         let shares = layout.lease_scope() == LeaseScope::Shared && !self.options.own_lease;
         layout.places(self.want.line, &self.name, held.lease.id()).filter(|_| shares)
     }
 
     /// The place as others have to know it.
-    fn own_place(&self, held: &Held, token: Revision) -> OwnPlace {
-        OwnPlace { key: held.key.clone(), value: self.value.clone(), lease: held.lease.id(), token }
+    fn own_place(&self, held: &Queued, token: Revision) -> OwnEntry {
+        OwnEntry { key: held.key.clone(), value: self.value.clone(), lease: held.lease.id(), token }
     }
 
     /// Waits until the own place is known to be gone.
     ///
     /// Dropping the future loses nothing.
-    async fn robbed(&self, held: &mut Held, token: Revision) {
+    async fn robbed(&self, held: &mut Queued, token: Revision) {
         let shared = self.places(held);
         let ward = match &mut held.ward {
             Some(ward) => ward,
@@ -313,9 +313,9 @@ impl Stander {
     /// Gets in line. Who wants to wait tries until etcd answers; repeating is safe, because nobody else uses the key
     /// meanwhile, or not under the same lease, and it is only created if it is absent. Otherwise the place that may be left is returned
     /// with what the caller gets. A caller that is gone costs no further request.
-    async fn enter(&mut self, answer: &mut Answer) -> Result<(Held, Placed), (Option<Held>, Result<Won, Error>)> {
+    async fn enter(&mut self, answer: &mut Answer) -> Result<(Queued, Placed), (Option<Queued>, Result<Won, Error>)> {
         let mut backoff = BackoffPolicy::default().start();
-        let mut held: Option<Held> = None;
+        let mut held: Option<Queued> = None;
         let mut renewed = 0;
         loop {
             let failure = match self.try_enter(&mut held, answer).await {
@@ -362,7 +362,7 @@ impl Stander {
         }
     }
 
-    async fn try_enter(&self, held: &mut Option<Held>, answer: &mut Answer) -> Result<Entered, Failure> {
+    async fn try_enter(&self, held: &mut Option<Queued>, answer: &mut Answer) -> Result<Entered, Failure> {
         if held.is_none() {
             *held = tokio::select! {
                 made = self.held() => Some(made?),
@@ -372,7 +372,7 @@ impl Stander {
         if let Some(unknown) = held.take_if(|held| held.unknown) {
             match self.session.conn.get(&unknown.key).await {
                 Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
-                    let known = held.insert(Held { unknown: false, ..unknown });
+                    let known = held.insert(Queued { unknown: false, ..unknown });
                     return self.confirm(known, own.created).await.map(Entered::Placed);
                 }
                 Ok(_) => {
@@ -436,7 +436,7 @@ impl Stander {
     }
 
     /// Proves by a write that the place is still there, and reads where it stands. The creation revision stays.
-    async fn confirm(&self, held: &Held, token: Revision) -> Result<Placed, Failure> {
+    async fn confirm(&self, held: &Queued, token: Revision) -> Result<Placed, Failure> {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = self.own_place(held, token);
         let (turn, LineFound { at: modified, marks, .. }) =
@@ -451,7 +451,7 @@ impl Stander {
     }
 
     /// Position of the place. `line` holds it and the one right before it, which decides in the usual case.
-    async fn turn(&self, held: &Held, token: Revision, at: Revision, line: Vec<Record>) -> Result<Turn, Failure> {
+    async fn turn(&self, held: &Queued, token: Revision, at: Revision, line: Vec<Record>) -> Result<Turn, Failure> {
         let own = line.first().is_some_and(|own| *own.key == *held.key);
         let reads = self.options.mode == LockMode::Shared;
         if own && (Defect::QueueIgnored.is_on() || Defect::ReadersIgnoreWriters.is_on() && reads) {
@@ -473,7 +473,7 @@ impl Stander {
             return Err(Failure::Lost(said("the line was read from a member that lags")));
         }
         let places = records.iter().filter_map(|record| Some((record, self.place(record)?)));
-        let places: Vec<(&Record, Place)> = places.collect();
+        let places: Vec<(&Record, QueueEntry)> = places.collect();
         let me = FencingToken::new(token.get());
         Ok(match standing(places.iter().map(|(_, place)| *place), me) {
             Standing::Holder => Turn::Mine,
@@ -485,13 +485,13 @@ impl Stander {
         })
     }
 
-    fn place(&self, record: &Record) -> Option<Place> {
+    fn place(&self, record: &Record) -> Option<QueueEntry> {
         let value = self.session.lock_layout.decode(self.want.line, &self.name, &record.key, &record.value)?;
-        Some(Place { token: FencingToken::new(record.created.get()), mode: value.mode })
+        Some(QueueEntry { token: FencingToken::new(record.created.get()), mode: value.mode })
     }
 
     /// Waits for the turn. `false`: it is not the turn, and the caller does not want to wait.
-    async fn wait(&self, held: &mut Held, placed: Placed) -> Result<bool, Error> {
+    async fn wait(&self, held: &mut Queued, placed: Placed) -> Result<bool, Error> {
         let Placed { token, modified, mut turn, mut marks } = placed;
         held.modified = modified;
         let mut fell = false;
@@ -536,7 +536,7 @@ impl Stander {
     }
 
     /// Confirms until etcd answers. A lost answer is harmless: confirming again tells the same.
-    async fn confirmed(&self, held: &Held, token: Revision, backoff: &mut Backoff) -> Result<Placed, Error> {
+    async fn confirmed(&self, held: &Queued, token: Revision, backoff: &mut Backoff) -> Result<Placed, Error> {
         loop {
             match self.confirm(held, token).await {
                 Ok(placed) => return Ok(placed),
@@ -562,14 +562,14 @@ impl Stander {
     }
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
-    async fn hold(&self, held: &mut Held, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
+    async fn hold(&self, held: &mut Queued, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
         let ttl = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
         let tenure = Arc::new(Tenure::new(sent, ttl));
         let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
         let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), tenure, source);
         let (won, mut proclaimed) = match self.want.line {
-            Line::Lock => (Won::Lock(guard), None),
-            Line::Election => {
+            QueueKind::Lock => (Won::Lock(guard), None),
+            QueueKind::Election => {
                 let (leadership, proclaimed) = Leadership::new(guard);
                 (Won::Leadership(leadership), Some(proclaimed))
             }
@@ -598,7 +598,7 @@ impl Stander {
     /// Returns once the lock is to be released, or is lost.
     async fn watch_over(
         &self,
-        held: &mut Held,
+        held: &mut Queued,
         token: Revision,
         driver: &GuardDriver,
         proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
@@ -631,7 +631,7 @@ impl Stander {
 
     /// Writes what the leader says, if the place was changed last at `modified`; returns when it was changed last after that. So an
     /// older proclamation whose answer was lost is refused once this one was done.
-    async fn proclaim(&self, own: &OwnPlace, mut modified: Revision, proclamation: Proclamation) -> Revision {
+    async fn proclaim(&self, own: &OwnEntry, mut modified: Revision, proclamation: Proclamation) -> Revision {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
         let value = match self.session.lock_layout.write(self.want.line, &place) {
@@ -660,7 +660,7 @@ impl Stander {
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
-    async fn give_up(&self, held: &mut Held, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
+    async fn give_up(&self, held: &mut Queued, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
         if !matches!(driver.tenure().loss(), None | Some(Loss::Released)) {
             // Whoever waits for it may get it sooner than this one learns that its place is gone. The mark stays: the caller may not
             // have noticed yet.
@@ -690,7 +690,7 @@ impl Stander {
     /// Removes the place until etcd has confirmed it, or said that its lease is gone: one that outlives an outage of etcd would
     /// keep the place for as long as it is renewed. No other acquisition uses the key before that, so whatever is found there is its
     /// own. `removed` says that a removal may have been done before.
-    async fn leave(&self, held: &Held, token: Option<Revision>, mut removed: bool) -> Released {
+    async fn leave(&self, held: &Queued, token: Option<Revision>, mut removed: bool) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let mut pause = backoff.next_delay().min(MAX_REMOVAL_PAUSE);
@@ -718,7 +718,7 @@ impl Stander {
     }
 
     /// Leaves a place whose creation has an unknown outcome for a caller that is gone. One that was done is removed.
-    async fn withdraw(&self, held: Held) {
+    async fn withdraw(&self, held: Queued) {
         if let Ok((Some(own), _)) = self.session.conn.get(&held.key).await
             && self.is_own(&held, &own)
             && let Ok(Written::Done(_)) = self.session.conn.delete(&held.key, Guard::Created(own.created)).await
@@ -731,9 +731,9 @@ impl Stander {
 
     /// Leaves a place whose creation was not done, but may yet be: its lease is retired, and the place removed on sight until that is
     /// revoked.
-    fn forsake(&self, held: Held) -> Result<(), Error> {
+    fn forsake(&self, held: Queued) -> Result<(), Error> {
         let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
-        let Held { key, number, lease, .. } = held;
+        let Queued { key, number, lease, .. } = held;
         if Defect::LatePlaceForgotten.is_on() {
             self.session.numbers.give_back(&self.range.start, number);
             return Ok(());
@@ -744,7 +744,7 @@ impl Stander {
         swept
     }
 
-    async fn try_leave(&self, held: &Held, token: Option<Revision>) -> Result<Option<Released>, Failure> {
+    async fn try_leave(&self, held: &Queued, token: Option<Revision>) -> Result<Option<Released>, Failure> {
         let created = match token {
             Some(token) => token,
             None => match self.session.conn.get(&held.key).await? {

@@ -21,13 +21,13 @@ use enlist::{
     Deregistered, Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode,
     LockName, LockOptions, Migration, Namespace, OnDelete, RegisterOptions, RegistrationState, Registry, Resolver,
     ServiceName, ServiceRef, Side,
-    lock::{Place, Standing},
+    lock::{QueueEntry, Standing},
     standing,
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
     GobaseLock, KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, Line, MAX_WRITTEN_BYTES, Part, PlaceValue, Skip, Writing},
+    layout::{Decoded, Identity, LeaseScope, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{
     Carried, EtcdServer,
@@ -431,8 +431,8 @@ async fn the_lock_of_gobase_refuses_what_its_key_cannot_say() {
     }
 }
 
-fn line_of(kind: &Value) -> Line {
-    if kind == "election" { Line::Election } else { Line::Lock }
+fn line_of(kind: &Value) -> QueueKind {
+    if kind == "election" { QueueKind::Election } else { QueueKind::Lock }
 }
 
 #[test]
@@ -441,7 +441,7 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
     for case in cases(&fixture, "write") {
         let name = LockName::parse(text(case, "lock_name")).unwrap();
         let lease = LeaseId::new(text(case, "lease_id").parse().unwrap());
-        let key = EtcdConcurrency.place(line_of(&case["kind"]), &name, lease, 7).unwrap();
+        let key = EtcdConcurrency.entry(line_of(&case["kind"]), &name, lease, 7).unwrap();
         assert_eq!(key, text(case, "key").as_bytes());
         let said = case["value_utf8"].as_str().unwrap_or_default().to_owned();
         let value = PlaceValue { mode: LockMode::Exclusive, text: said };
@@ -455,12 +455,12 @@ fn etcd_concurrency_reads_who_holds_and_who_waits_for_whom() {
     for case in cases(&fixture, "read") {
         let (name, line) = (LockName::parse(text(case, "lock_name")).unwrap(), line_of(&case["kind"]));
         let keys = case["keys"].as_array().unwrap();
-        let places: Vec<(&Value, Place, String)> = keys
+        let places: Vec<(&Value, QueueEntry, String)> = keys
             .iter()
             .filter_map(|key| {
                 let value = EtcdConcurrency.decode(line, &name, text(key, "key").as_bytes(), &bytes(key))?;
                 let token = FencingToken::new(key["create_revision"].as_u64().unwrap());
-                Some((key, Place { token, mode: value.mode }, value.text))
+                Some((key, QueueEntry { token, mode: value.mode }, value.text))
             })
             .collect();
         let by_token =

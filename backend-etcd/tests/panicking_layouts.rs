@@ -14,7 +14,7 @@ use enlist::{
 };
 use enlist_etcd::{
     Etcd, KeyRange, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, Line, Part, PlaceValue, Skip, Writing},
+    layout::{Decoded, Identity, LeaseScope, Part, PlaceValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{FakeEtcd, eventually, soon};
 
@@ -113,37 +113,37 @@ impl LockLayout for Moody {
         self.native.carries_modes()
     }
 
-    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
         self.moods.check("line");
-        self.native.line(line, name)
+        self.native.queue(line, name)
     }
 
-    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
         self.moods.check("place");
-        self.native.place(line, name, lease, nonce)
+        self.native.entry(line, name, lease, nonce)
     }
 
-    fn marks(&self, line: Line, name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
         self.moods.check("marks");
         self.native.marks(line, name)
     }
 
-    fn mark(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
         self.moods.check("mark");
         self.native.mark(line, name, lease, nonce)
     }
 
-    fn decode_mark(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
         self.moods.check("decode_mark");
         self.native.decode_mark(line, name, key, value)
     }
 
-    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
         self.moods.check("encode");
         LockLayout::encode(&self.native, line, value)
     }
 
-    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
         self.moods.check("decode");
         LockLayout::decode(&self.native, line, name, key, value)
     }

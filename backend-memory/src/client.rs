@@ -248,14 +248,14 @@ impl Record {
     pub(crate) fn entry(&self) -> Option<Entry> {
         match &self.value {
             Value::Instance { instance, .. } => Some(Entry::new((**instance).clone(), self.created, self.modified)),
-            Value::Place { .. } | Value::Raw(_) => None,
+            Value::QueueEntry { .. } | Value::Raw(_) => None,
         }
     }
 
     pub(crate) fn owner(&self) -> Option<&str> {
         match &self.value {
             Value::Instance { owner, .. } => owner.as_deref(),
-            Value::Place { .. } | Value::Raw(_) => None,
+            Value::QueueEntry { .. } | Value::Raw(_) => None,
         }
     }
 }

@@ -17,7 +17,7 @@ use enlist::{
     LockName, LockOptions, Loss, Moment, Released, Revision, Tenure,
     deadline::LastTrouble,
     election::Proclamation,
-    lock::{GuardDriver, Place, Standing, lock_guard},
+    lock::{GuardDriver, QueueEntry, Standing, lock_guard},
     standing,
 };
 use futures::{
@@ -85,7 +85,7 @@ impl Election for MemoryClient {
 
 fn leader(store: &Store, group: &Group) -> Option<Leader> {
     let (_, record) = store.range(group).min_by_key(|(_, record)| record.created)?;
-    let Value::Place { text, .. } = &record.value else {
+    let Value::QueueEntry { text, .. } = &record.value else {
         return None;
     };
     Some(Leader { value: text.clone(), token: token(record), modified: record.modified })
@@ -139,7 +139,7 @@ impl MemoryClient {
         self.inner.check_open()?;
         let (answer, won) = oneshot::channel();
         let (deadline, trouble) = (options.deadline, LastTrouble::default());
-        let stander = Stander {
+        let stander = Contender {
             client: Arc::clone(&self.inner),
             changes: self.inner.link.hub().changes(),
             name: name.clone(),
@@ -157,7 +157,7 @@ impl MemoryClient {
 type Answer = oneshot::Sender<Result<Won, Error>>;
 
 /// The task behind one place in a line.
-struct Stander {
+struct Contender {
     client: Arc<Inner>,
     changes: Changes,
     name: LockName,
@@ -168,13 +168,13 @@ struct Stander {
 }
 
 /// A place that this task has put into the store.
-struct Held {
+struct Queued {
     key: Key,
     token: FencingToken,
     lease: Arc<Lease>,
 }
 
-impl Stander {
+impl Contender {
     /// Gets in line, waits, holds and leaves; gets in line again, at its end, if the place is lost before it is its turn.
     async fn run(mut self, mut answer: Answer) {
         let mut backoff = BackoffPolicy::default().start();
@@ -204,7 +204,7 @@ impl Stander {
 
     /// Waits, holds and leaves. A place that is lost before it is its turn leaves the caller without an answer, unless it wants to
     /// hear of that; then its answer is returned.
-    async fn stand(&mut self, held: Held, mut answer: Answer) -> Option<Answer> {
+    async fn stand(&mut self, held: Queued, mut answer: Answer) -> Option<Answer> {
         let waited = tokio::select! {
             waited = self.wait(&held) => Some(waited),
             () = answer.closed() => None,
@@ -252,7 +252,7 @@ impl Stander {
     }
 
     /// Puts a place into the line. Without a deadline of the caller it tries until the store answers.
-    async fn enter(&mut self) -> Result<Held, Error> {
+    async fn enter(&mut self) -> Result<Queued, Error> {
         let mut backoff = BackoffPolicy::default().start();
         loop {
             match self.try_enter().await {
@@ -272,7 +272,7 @@ impl Stander {
         !matches!(self.want, Want::Lock { wait: false })
     }
 
-    async fn try_enter(&mut self) -> Result<Held, Error> {
+    async fn try_enter(&mut self) -> Result<Queued, Error> {
         let Inner { link, tasks, leases, .. } = &*self.client;
         let lease = if self.options.own_lease {
             leases.own(link, tasks, self.options.lease_terms()).await?
@@ -281,18 +281,18 @@ impl Stander {
         };
         let member = format!("{}-{}", lease.id(), NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
         let key = Key { group: self.group(), member: member.into() };
-        let value = Value::Place { mode: self.options.mode, text: self.text() };
+        let value = Value::QueueEntry { mode: self.options.mode, text: self.text() };
         let created = link.ask(|store, _| store.put(&key, None, value, Some(lease.id()))).await?;
         // The key is new, so only the lease can be at fault.
         let created = created.map_err(|_| {
             lease.condemn();
             Error::LeaseLost
         })?;
-        Ok(Held { key, token: FencingToken::new(created.get()), lease })
+        Ok(Queued { key, token: FencingToken::new(created.get()), lease })
     }
 
     /// Waits for the turn of `held`. `false`: it is not its turn and the caller does not want to wait.
-    async fn wait(&mut self, held: &Held) -> Result<bool, Error> {
+    async fn wait(&mut self, held: &Queued) -> Result<bool, Error> {
         let mut lease = held.lease.state();
         let mut link = self.client.link.watch();
         let mut before: Option<Key> = None;
@@ -317,7 +317,7 @@ impl Stander {
     }
 
     /// Looks where `held` stands, and takes the lock if it is its turn and nothing was left behind.
-    async fn look(&self, held: &Held, before: Option<&Key>) -> Result<Look, Error> {
+    async fn look(&self, held: &Queued, before: Option<&Key>) -> Result<Look, Error> {
         let anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
         let ignored = self.client.link.hub().has(Defect::IgnoresLockDelay);
         let look = |store: &mut Store, now| {
@@ -328,7 +328,7 @@ impl Stander {
                 return Look::Behind(before.clone());
             }
             let line = store.range(&held.key.group).filter_map(|(_, record)| match record.value {
-                Value::Place { mode, .. } => Some(Place { token: token(record), mode }),
+                Value::QueueEntry { mode, .. } => Some(QueueEntry { token: token(record), mode }),
                 Value::Instance { .. } | Value::Raw(_) => None,
             });
             // A predecessor whose lease is gone did not release.
@@ -354,7 +354,7 @@ impl Stander {
     }
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
-    async fn hold(&mut self, held: Held, sent: Moment, answer: Answer) {
+    async fn hold(&mut self, held: Queued, sent: Moment, answer: Answer) {
         let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
         let constant = self.client.link.hub().has(Defect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { held.token };
@@ -384,7 +384,7 @@ impl Stander {
     /// Returns once the lock is to be released, or is lost.
     async fn watch_over(
         &mut self,
-        held: &Held,
+        held: &Queued,
         driver: &GuardDriver,
         proclaimed: &mut Option<mpsc::Receiver<Proclamation>>,
     ) {
@@ -422,12 +422,12 @@ impl Stander {
     }
 
     /// Leaves the line without having held the lock.
-    async fn leave(&self, held: &Held) -> Released {
+    async fn leave(&self, held: &Queued) -> Released {
         self.remove(held, true).await
     }
 
     /// Removes the place, and its mark if it is left in order, until the store has confirmed it, or its lease cannot be alive any more.
-    async fn remove(&self, held: &Held, in_order: bool) -> Released {
+    async fn remove(&self, held: &Queued, in_order: bool) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();
         let mut link = self.client.link.watch();
@@ -464,8 +464,8 @@ enum Look {
     Gone,
 }
 
-async fn proclaim(client: &Inner, held: &Held, Proclamation { value, reply, .. }: Proclamation) {
-    let place = Value::Place { mode: LockMode::Exclusive, text: value };
+async fn proclaim(client: &Inner, held: &Queued, Proclamation { value, reply, .. }: Proclamation) {
+    let place = Value::QueueEntry { mode: LockMode::Exclusive, text: value };
     let outcome = client.link.ask(|store, _| {
         let guard = store.get(&held.key).map(|record| record.modified);
         match guard {

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use enlist::{
     Endpoint, FencingToken, Instance, InstanceId, LeaseId, LockMode, LockName, Revision, ServiceRef,
-    lock::{Place, Standing},
+    lock::{QueueEntry, Standing},
     standing,
 };
 use proptest::prelude::*;
@@ -263,7 +263,7 @@ impl Subject {
 
     fn stand(&mut self, lease: Option<LeaseId>, shared: bool) {
         let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
-        let value = Value::Place { mode, text: String::new() };
+        let value = Value::QueueEntry { mode, text: String::new() };
         let stood = lease.map(|lease| self.store.put(&place(self.stood), None, value, Some(lease)));
         if let Some(Ok(revision)) = stood {
             let token = FencingToken::new(revision.get());
@@ -408,11 +408,11 @@ impl StateMachineTest for StoreTest {
 /// The line is the model's, and whoever holds keeps everybody else of the other mode out.
 fn check_line(subject: &Subject, model: &Model) {
     let line = line();
-    let places: Vec<Place> = subject
+    let places: Vec<QueueEntry> = subject
         .store
         .range(&line)
         .filter_map(|(_, record)| match record.value {
-            Value::Place { mode, .. } => Some(Place { token: FencingToken::new(record.created.get()), mode }),
+            Value::QueueEntry { mode, .. } => Some(QueueEntry { token: FencingToken::new(record.created.get()), mode }),
             Value::Instance { .. } | Value::Raw(_) => None,
         })
         .collect();
@@ -421,7 +421,7 @@ fn check_line(subject: &Subject, model: &Model) {
     let mut expected: Vec<_> = model.places.values().map(|place| place.created).collect();
     expected.sort_unstable();
     assert_eq!(tokens, expected);
-    let holds = |place: &&Place| standing(places.iter().copied(), place.token) == Standing::Holder;
+    let holds = |place: &&QueueEntry| standing(places.iter().copied(), place.token) == Standing::Holder;
     let holders: Vec<_> = places.iter().filter(holds).collect();
     assert_eq!(holders.is_empty(), places.is_empty(), "a line has a holder");
     let alone = holders.len() <= 1;

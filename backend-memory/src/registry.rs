@@ -292,7 +292,7 @@ impl Registrar {
     fn found(&self, record: &Record) -> Found {
         let (owner, term) = match &record.value {
             Value::Instance { owner, term, .. } => (owner.clone(), Some(*term)),
-            Value::Place { .. } | Value::Raw(_) => (None, None),
+            Value::QueueEntry { .. } | Value::Raw(_) => (None, None),
         };
         let Record { created, modified, lease, .. } = *record;
         Found { created, modified, lease, owner, term, own: self.is_own(record) }

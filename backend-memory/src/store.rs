@@ -43,7 +43,7 @@ pub(crate) struct Key {
 #[derive(Clone, PartialEq)]
 pub(crate) enum Value {
     Instance { instance: Arc<Instance>, owner: Option<String>, term: u64 },
-    Place { mode: LockMode, text: String },
+    QueueEntry { mode: LockMode, text: String },
     Raw(Arc<[u8]>),
 }
 
@@ -67,7 +67,9 @@ impl fmt::Debug for Value {
                 .field("owner", &owner.as_ref().map(|_| Hidden))
                 .field("term", term)
                 .finish(),
-            Self::Place { mode, text } => f.debug_struct("Place").field("mode", mode).field("text", text).finish(),
+            Self::QueueEntry { mode, text } => {
+                f.debug_struct("QueueEntry").field("mode", mode).field("text", text).finish()
+            }
             Self::Raw(bytes) => f.debug_struct("Raw").field("bytes", &bytes.len()).finish(),
         }
     }

@@ -1,7 +1,7 @@
 //! `enlist locks`: who holds which lock, and how many wait.
 
 use enlist::LockMode;
-use enlist_etcd::{LockQueue, QueueEntry};
+use enlist_etcd::{LockQueue, QueuedContender};
 use serde_json::json;
 
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 
 const HEAD: [&str; 5] = ["LOCK", "HOLDER", "TOKEN", "MODE", "WAITING"];
 
-fn mode(entry: &QueueEntry) -> &'static str {
+fn mode(entry: &QueuedContender) -> &'static str {
     match entry.mode {
         LockMode::Exclusive => "exclusive",
         LockMode::Shared => "shared",
@@ -34,7 +34,7 @@ fn rows(queue: &LockQueue) -> impl Iterator<Item = [String; 5]> {
 
 fn object(queue: &LockQueue) -> serde_json::Value {
     let holder =
-        |entry: &QueueEntry| json!({ "process": entry.process, "token": entry.token.get(), "mode": mode(entry) });
+        |entry: &QueuedContender| json!({ "process": entry.process, "token": entry.token.get(), "mode": mode(entry) });
     json!({
         "lock": queue.name.to_string(),
         "holders": queue.holders().iter().map(holder).collect::<Vec<_>>(),

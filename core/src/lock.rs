@@ -386,7 +386,7 @@ impl Drop for GuardDriver {
 /// One key in the line for a lock, as a backend reads it from its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
-pub struct Place {
+pub struct QueueEntry {
     /// Revision at which it got in line; unique and increasing.
     pub token: FencingToken,
     /// Mode that it asks for.
@@ -410,7 +410,7 @@ pub enum Standing {
 /// An exclusive place holds when it is the first; a shared one when no exclusive place is before it. Whoever waits looks
 /// at one place only, so that a hand-over wakes one waiter: an exclusive one at the place right before it, a shared one at
 /// the last exclusive place before it.
-pub fn standing(line: impl IntoIterator<Item = Place>, me: FencingToken) -> Standing {
+pub fn standing(line: impl IntoIterator<Item = QueueEntry>, me: FencingToken) -> Standing {
     let mut before: Option<FencingToken> = None;
     let mut exclusive_before: Option<FencingToken> = None;
     let mut mine = None;
@@ -438,8 +438,8 @@ mod tests {
     use crate::clock::Moment;
     use LockMode::{Exclusive, Shared as SharedMode};
 
-    fn line(modes: &[LockMode]) -> Vec<Place> {
-        (1..).zip(modes).map(|(token, mode)| Place { token: FencingToken::new(token), mode: *mode }).collect()
+    fn line(modes: &[LockMode]) -> Vec<QueueEntry> {
+        (1..).zip(modes).map(|(token, mode)| QueueEntry { token: FencingToken::new(token), mode: *mode }).collect()
     }
 
     fn stands(modes: &[LockMode], me: u64) -> Standing {

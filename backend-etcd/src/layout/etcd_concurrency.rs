@@ -7,7 +7,7 @@
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
-use super::{LeaseScope, Line, LockLayout, PlaceValue};
+use super::{LeaseScope, LockLayout, PlaceValue, QueueKind};
 use crate::record::KeyRange;
 
 /// The layout of etcd's own locks and elections.
@@ -35,22 +35,22 @@ impl LockLayout for EtcdConcurrency {
         false
     }
 
-    fn line(&self, _: Line, name: &LockName) -> Result<KeyRange, Error> {
+    fn queue(&self, _: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
         Ok(KeyRange::prefix(prefix(name)?))
     }
 
-    fn place(&self, _: Line, name: &LockName, lease: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
+    fn entry(&self, _: QueueKind, name: &LockName, lease: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
         Ok(format!("{}{:x}", prefix(name)?, lease.get()).into_bytes())
     }
 
-    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
         match line {
-            Line::Lock => Vec::new(),
-            Line::Election => value.text.clone().into_bytes(),
+            QueueKind::Lock => Vec::new(),
+            QueueKind::Election => value.text.clone().into_bytes(),
         }
     }
 
-    fn decode(&self, _: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, _: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
         // Go counts every key below the prefix, whatever its shape, and who queues with it has to do the same.
         let segment = key.strip_prefix(prefix(name).ok()?.as_bytes())?;
         if segment.is_empty() {

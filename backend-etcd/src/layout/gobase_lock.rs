@@ -6,7 +6,7 @@
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
-use super::{LeaseScope, Line, LockLayout, LockOrder, PlaceValue};
+use super::{LeaseScope, LockLayout, LockOrder, PlaceValue, QueueKind};
 use crate::record::KeyRange;
 
 /// Value that gobase writes: "occupied".
@@ -16,13 +16,13 @@ const HELD: &str = "占用";
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GobaseLock;
 
-fn key(line: Line, name: &LockName) -> Result<Vec<u8>, Error> {
+fn key(line: QueueKind, name: &LockName) -> Result<Vec<u8>, Error> {
     let what = match line {
-        Line::Election => "elections in the layout gobase",
-        Line::Lock if *name.namespace() != Namespace::default() => {
+        QueueKind::Election => "elections in the layout gobase",
+        QueueKind::Lock if *name.namespace() != Namespace::default() => {
             "a namespace other than `default` in the layout of gobase's lock"
         }
-        Line::Lock => return Ok(name.name().as_bytes().to_vec()),
+        QueueKind::Lock => return Ok(name.name().as_bytes().to_vec()),
     };
     Err(Error::Unsupported { what: what.to_owned() })
 }
@@ -44,19 +44,19 @@ impl LockLayout for GobaseLock {
         false
     }
 
-    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
         Ok(KeyRange::key(key(line, name)?))
     }
 
-    fn place(&self, line: Line, name: &LockName, _: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
+    fn entry(&self, line: QueueKind, name: &LockName, _: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
         key(line, name)
     }
 
-    fn encode(&self, _: Line, _: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, _: QueueKind, _: &PlaceValue) -> Vec<u8> {
         HELD.as_bytes().to_vec()
     }
 
-    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
         let own = self::key(line, name).is_ok_and(|own| own == key);
         own.then(|| PlaceValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
     }

@@ -9,7 +9,7 @@ use enlist::{
     Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef, caught_now as caught,
 };
 
-use super::{Decoded, Identity, Layout, LeaseScope, Line, LockLayout, LockOrder, Part, PlaceValue, Skip, Writing};
+use super::{Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, PlaceValue, QueueKind, Skip, Writing};
 use crate::record::KeyRange;
 
 /// The error of a call that panicked.
@@ -166,7 +166,7 @@ impl GuardedLocks {
     /// # Errors
     ///
     /// [`Error::Unsupported`] if the layout panics.
-    pub(crate) fn write(&self, line: Line, value: &PlaceValue) -> Result<Vec<u8>, Error> {
+    pub(crate) fn write(&self, line: QueueKind, value: &PlaceValue) -> Result<Vec<u8>, Error> {
         self.call(|layout| Ok(layout.encode(line, value)))
     }
 
@@ -177,7 +177,7 @@ impl GuardedLocks {
     /// [`Error::Unsupported`] if the layout panics: without its mark a place must not be taken.
     pub(crate) fn mark_of(
         &self,
-        line: Line,
+        line: QueueKind,
         name: &LockName,
         lease: LeaseId,
         nonce: u64,
@@ -217,23 +217,23 @@ impl LockLayout for GuardedLocks {
         self.carries_modes
     }
 
-    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
-        self.call(|layout| layout.line(line, name))
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        self.call(|layout| layout.queue(line, name))
     }
 
-    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
-        self.call(|layout| layout.place(line, name, lease, nonce))
+    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        self.call(|layout| layout.entry(line, name, lease, nonce))
     }
 
-    fn places(&self, line: Line, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
         self.find(|layout| layout.places(line, name, lease))
     }
 
-    fn lines(&self, line: Line, namespace: &Namespace) -> Option<KeyRange> {
+    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
         self.find(|layout| layout.lines(line, namespace))
     }
 
-    fn line_of(&self, line: Line, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
         self.find(|layout| layout.line_of(line, namespace, key))
     }
 
@@ -241,23 +241,23 @@ impl LockLayout for GuardedLocks {
         self.find(|layout| layout.process(value))
     }
 
-    fn marks(&self, line: Line, name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
         self.find(|layout| layout.marks(line, name))
     }
 
-    fn mark(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
         self.mark_of(line, name, lease, nonce).unwrap_or_default()
     }
 
-    fn decode_mark(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
         caught(|| self.inner.decode_mark(line, name, key, value)).unwrap_or(Some(LockMode::Exclusive))
     }
 
-    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
         self.write(line, value).unwrap_or_default()
     }
 
-    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
         let in_the_way = || PlaceValue { mode: LockMode::Exclusive, text: String::new() };
         caught(|| self.inner.decode(line, name, key, value)).unwrap_or_else(|_| Some(in_the_way()))
     }

@@ -264,7 +264,7 @@ fn accepts_written(
 /// Locks or elections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[expect(clippy::exhaustive_enums, reason = "these are the two lines that the traits know")]
-pub enum Line {
+pub enum QueueKind {
     /// The line for a lock.
     Lock,
     /// The line of candidates of an election.
@@ -314,28 +314,28 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::InvalidName`] or [`Error::Unsupported`] for names it cannot carry.
-    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error>;
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error>;
 
     /// The key of a place. `nonce` tells places under one lease apart, where they can share one.
     ///
     /// # Errors
     ///
     /// As [`line`](Self::line).
-    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
+    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
     /// The range of all places in a line that one lease keeps, and nobody else's, if there is one. A session watches its own
     /// places through it. Default: none.
-    fn places(&self, _line: Line, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
+    fn places(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
         None
     }
 
     /// The range of all lines of a namespace; `None` if they cannot be told from other keys. Default: `None`.
-    fn lines(&self, _line: Line, _namespace: &Namespace) -> Option<KeyRange> {
+    fn lines(&self, _line: QueueKind, _namespace: &Namespace) -> Option<KeyRange> {
         None
     }
 
     /// The name whose line a key in [`lines`](Self::lines) stands in. Default: `None`.
-    fn line_of(&self, _line: Line, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
+    fn line_of(&self, _line: QueueKind, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
         None
     }
 
@@ -346,25 +346,25 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
 
     /// The range of the marks of a line, outside of the line: whoever holds the lock with a `lock_delay` has one there without a
     /// lease, and a release removes it. `None`: the layout has no marks, and a `lock_delay` is refused. Default: none.
-    fn marks(&self, _line: Line, _name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, _line: QueueKind, _name: &LockName) -> Option<KeyRange> {
         None
     }
 
     /// The key of the mark that belongs to the place with this lease and nonce. Its value is that of the place. Default: none.
-    fn mark(&self, _line: Line, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
         None
     }
 
     /// Reads a mark: how the lock was held. `None` if the key is not of this layout's shape. Default: none.
-    fn decode_mark(&self, _line: Line, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, _line: QueueKind, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
         None
     }
 
     /// The value of a place.
-    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8>;
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8>;
 
     /// Reads a place in the line of `name`; `None` if the key is not of this layout's shape.
-    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
 }
 
 /// Returns a key in `range` that is neither an instance nor a place in any layout: for trials of permissions.

@@ -27,7 +27,7 @@ use serde::{
 use serde_json::Value;
 
 use super::{
-    Decoded, Identity, Layout, LeaseScope, Line, LockLayout, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, PlaceValue,
+    Decoded, Identity, Layout, LeaseScope, LockLayout, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind,
     Skip, Writing, accepts_written, object::Object,
 };
 use crate::record::KeyRange;
@@ -140,16 +140,16 @@ impl Native {
         Ok(Decoded { instance, owner: wire.owner })
     }
 
-    fn lines_prefix(&self, line: Line, namespace: &Namespace) -> String {
-        self.namespace_prefix(if line == Line::Lock { "locks" } else { "elections" }, namespace)
+    fn lines_prefix(&self, line: QueueKind, namespace: &Namespace) -> String {
+        self.namespace_prefix(if line == QueueKind::Lock { "locks" } else { "elections" }, namespace)
     }
 
-    fn line_prefix(&self, line: Line, name: &LockName) -> String {
+    fn line_prefix(&self, line: QueueKind, name: &LockName) -> String {
         name_prefix(self.lines_prefix(line, name.namespace()), name)
     }
 
-    fn marks_prefix(&self, line: Line, name: &LockName) -> String {
-        let kind = if line == Line::Lock { "lock-marks" } else { "election-marks" };
+    fn marks_prefix(&self, line: QueueKind, name: &LockName) -> String {
+        let kind = if line == QueueKind::Lock { "lock-marks" } else { "election-marks" };
         name_prefix(self.namespace_prefix(kind, name.namespace()), name)
     }
 
@@ -456,23 +456,23 @@ impl LockLayout for Native {
         true
     }
 
-    fn line(&self, line: Line, name: &LockName) -> Result<KeyRange, Error> {
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
         Ok(KeyRange::prefix(self.line_prefix(line, name)))
     }
 
-    fn place(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
         Ok(format!("{}{:016x}-{nonce:016x}", self.line_prefix(line, name), lease.get()).into_bytes())
     }
 
-    fn places(&self, line: Line, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
         Some(KeyRange::prefix(format!("{}{:016x}-", self.line_prefix(line, name), lease.get())))
     }
 
-    fn lines(&self, line: Line, namespace: &Namespace) -> Option<KeyRange> {
+    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
         Some(KeyRange::prefix(self.lines_prefix(line, namespace)))
     }
 
-    fn line_of(&self, line: Line, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
         let rest = key.strip_prefix(self.lines_prefix(line, namespace).as_bytes())?;
         let name = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
         Some(LockName::parse(name).ok()?.within(namespace.clone()))
@@ -483,53 +483,53 @@ impl LockLayout for Native {
         Some(wire.holder).filter(|process| !process.is_empty())
     }
 
-    fn marks(&self, line: Line, name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
         Some(KeyRange::prefix(self.marks_prefix(line, name)))
     }
 
-    fn mark(&self, line: Line, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
         Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(line, name), lease.get()).into_bytes())
     }
 
-    fn decode_mark(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
         let segment = key.strip_prefix(self.marks_prefix(line, name).as_bytes())?;
         read_place(line, segment, value).map(|place| place.mode)
     }
 
-    fn encode(&self, line: Line, value: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
         let encoded = match line {
-            Line::Lock => {
+            QueueKind::Lock => {
                 let mode = match value.mode {
                     LockMode::Exclusive => "exclusive",
                     LockMode::Shared => "shared",
                 };
                 serde_json::to_vec(&LockWire { v: VERSION, mode: mode.to_owned(), holder: holder() })
             }
-            Line::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
+            QueueKind::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
         };
         encoded.expect("structs of numbers and strings always have a JSON form")
     }
 
-    fn decode(&self, line: Line, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
         read_place(line, key.strip_prefix(self.line_prefix(line, name).as_bytes())?, value)
     }
 }
 
 /// Reads a place, or a mark, by the last segment of its key and its value.
-fn read_place(line: Line, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
+fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
     let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
     if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
         return None;
     }
     // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
     Some(match line {
-        Line::Lock => {
+        QueueKind::Lock => {
             let shared =
                 serde_json::from_slice::<Object<LockWire>>(value).is_ok_and(|Object(wire)| wire.mode == "shared");
             let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
             PlaceValue { mode, text: String::new() }
         }
-        Line::Election => {
+        QueueKind::Election => {
             let read = serde_json::from_slice::<Object<ElectionWire>>(value);
             let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
             PlaceValue { mode: LockMode::Exclusive, text }
@@ -583,7 +583,7 @@ mod tests {
             r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me","term":1795000000000}"#
         );
         let lock = LockName::parse("a/b").unwrap();
-        let place = layout.place(Line::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
+        let place = layout.entry(QueueKind::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
         assert_eq!(String::from_utf8(place).unwrap(), "enlist/locks/default/a%2Fb/000000000000001f-0000000000000abc");
     }
 
@@ -708,7 +708,7 @@ mod tests {
             let _ = Layout::decode(&layout, &service(), &key, &value);
             let _ = layout.service_of(&Namespace::default(), &key);
             let place = [b"enlist/locks/default/l/", &segment[..]].concat();
-            let _ = LockLayout::decode(&layout, Line::Lock, &lock, &place, &value);
+            let _ = LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, &value);
         }
     }
 
@@ -724,16 +724,16 @@ mod tests {
     fn foreign_keys_are_not_in_line_and_broken_values_of_our_shape_are() {
         let layout = Native::default();
         let lock = LockName::parse("l").unwrap();
-        let place = layout.place(Line::Lock, &lock, LeaseId::new(1), 2).unwrap();
+        let place = layout.entry(QueueKind::Lock, &lock, LeaseId::new(1), 2).unwrap();
         let exclusive = Some(PlaceValue { mode: LockMode::Exclusive, text: String::new() });
-        assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, &place, b"garbage"), exclusive);
+        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, b"garbage"), exclusive);
         let array = br#"[1,"shared","host:1"]"#;
-        assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, &place, array), exclusive);
+        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, array), exclusive);
         assert_eq!(layout.process(array), None);
-        let candidate = layout.place(Line::Election, &lock, LeaseId::new(1), 2).unwrap();
-        assert_eq!(LockLayout::decode(&layout, Line::Election, &lock, &candidate, br#"[1,"x"]"#), exclusive);
+        let candidate = layout.entry(QueueKind::Election, &lock, LeaseId::new(1), 2).unwrap();
+        assert_eq!(LockLayout::decode(&layout, QueueKind::Election, &lock, &candidate, br#"[1,"x"]"#), exclusive);
         for key in ["enlist/locks/default/l/x", "enlist/locks/default/l/0000000000000001-000000000000000g"] {
-            assert_eq!(LockLayout::decode(&layout, Line::Lock, &lock, key.as_bytes(), b""), None, "{key}");
+            assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, key.as_bytes(), b""), None, "{key}");
         }
     }
 
@@ -741,11 +741,11 @@ mod tests {
     fn marks_lie_beside_their_line_and_say_how_the_lock_was_held() {
         let layout = Native::default();
         let lock = LockName::parse("l").unwrap();
-        for (line, kind) in [(Line::Lock, "lock-marks"), (Line::Election, "election-marks")] {
+        for (line, kind) in [(QueueKind::Lock, "lock-marks"), (QueueKind::Election, "election-marks")] {
             let mark = layout.mark(line, &lock, LeaseId::new(1), 2).unwrap();
             let key = format!("enlist/{kind}/default/l/0000000000000001-0000000000000002");
             assert_eq!(String::from_utf8(mark.clone()).unwrap(), key);
-            let (marks, queue) = (layout.marks(line, &lock).unwrap(), layout.line(line, &lock).unwrap());
+            let (marks, queue) = (layout.marks(line, &lock).unwrap(), layout.queue(line, &lock).unwrap());
             let within = |range: &KeyRange| {
                 let (start, end) = range.bounds();
                 &mark[..] >= start && end.is_some_and(|end| &mark[..] < end)
@@ -755,10 +755,10 @@ mod tests {
             assert_eq!(LockLayout::decode(&layout, line, &lock, &mark, b""), None);
         }
         let shared = PlaceValue { mode: LockMode::Shared, text: String::new() };
-        let mark = layout.mark(Line::Lock, &lock, LeaseId::new(1), 2).unwrap();
-        let value = LockLayout::encode(&layout, Line::Lock, &shared);
-        assert_eq!(layout.decode_mark(Line::Lock, &lock, &mark, &value), Some(LockMode::Shared));
+        let mark = layout.mark(QueueKind::Lock, &lock, LeaseId::new(1), 2).unwrap();
+        let value = LockLayout::encode(&layout, QueueKind::Lock, &shared);
+        assert_eq!(layout.decode_mark(QueueKind::Lock, &lock, &mark, &value), Some(LockMode::Shared));
         let other = LockName::parse("other").unwrap();
-        assert_eq!(layout.decode_mark(Line::Lock, &other, &mark, &value), None);
+        assert_eq!(layout.decode_mark(QueueKind::Lock, &other, &mark, &value), None);
     }
 }

@@ -3,16 +3,16 @@
 
 use enlist::Error;
 
-use super::{Held, Stander, replaced};
+use super::{Contender, Queued, replaced};
 use crate::{
     layout::{LockLayout, LockOrder},
     pipeline::{Begin, Hub},
     record::Record,
 };
 
-impl Stander {
+impl Contender {
     /// Returns `true` if `record`, found under the key of a place, is that place.
-    pub(super) fn is_own(&self, held: &Held, record: &Record) -> bool {
+    pub(super) fn is_own(&self, held: &Queued, record: &Record) -> bool {
         match self.session.lock_layout.order() {
             LockOrder::Queue => true,
             LockOrder::FirstToCreate => record.lease == Some(held.lease.id()),

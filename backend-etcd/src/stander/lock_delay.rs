@@ -7,7 +7,7 @@
 
 use enlist::{BackoffPolicy, Error, LockMode, Revision, clock::rounded};
 
-use super::{Held, Stander, lost};
+use super::{Contender, Queued, lost};
 use crate::{error::Failure, layout::LockLayout, record::Record};
 
 /// The marks of holders that did not release, as a contender sees them whose turn it is and whose place was created at `token`.
@@ -23,12 +23,12 @@ fn left_behind<'a>(
     marks.filter(|(_, held)| held.excludes(mode)).map(|(mark, _)| mark.clone()).collect()
 }
 
-impl Stander {
+impl Contender {
     /// Takes the lock whose turn it is. With a `lock_delay`, waits for what holders before left behind, or for the one before that
     /// `fell`, and marks the place. `false`: that takes time, and the caller does not want to wait.
     pub(super) async fn take_over(
         &self,
-        held: &mut Held,
+        held: &mut Queued,
         token: Revision,
         marks: &[Record],
         fell: bool,

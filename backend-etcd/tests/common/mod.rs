@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, LockName, Namespace, ServiceRef};
-use enlist_etcd::{Etcd, EtcdBuilder, KeyRange, Layout, LockLayout, Native, layout::Line};
+use enlist_etcd::{Etcd, EtcdBuilder, KeyRange, Layout, LockLayout, Native, layout::QueueKind};
 use enlist_testkit::{Carried, Client, EtcdServer, Fate, Harness, Proxy};
 use etcd_client::{CompactionOptions, GetOptions};
 use tokio::sync::Mutex;
@@ -72,9 +72,9 @@ impl EtcdHarness {
 
     /// The places in both lines of a name, oldest first.
     async fn line(&self, name: &LockName) -> Vec<etcd_client::KeyValue> {
-        let mut ranges = vec![self.lock_layout.line(Line::Lock, name).unwrap()];
+        let mut ranges = vec![self.lock_layout.queue(QueueKind::Lock, name).unwrap()];
         // A layout may have no elections.
-        let election = self.lock_layout.line(Line::Election, name);
+        let election = self.lock_layout.queue(QueueKind::Election, name);
         ranges.extend(election.into_iter().filter(|election| *election != ranges[0]).collect::<Vec<_>>());
         let mut places = Vec::new();
         for range in ranges {

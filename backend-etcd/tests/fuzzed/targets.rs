@@ -5,7 +5,7 @@ use enlist::{Endpoint, Health, Instance, InstanceId, LeaseId, LockName, Namespac
 use enlist_etcd::{
     Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos,
     Layout, LockLayout, Native,
-    layout::{Identity, Line, Skip, Writing},
+    layout::{Identity, QueueKind, Skip, Writing},
 };
 
 /// A target, and the namespace and service that its fixture is about.
@@ -120,8 +120,8 @@ fn another() -> Instance {
 fn locks(layout: &dyn LockLayout, tail: &[u8], value: &[u8]) -> bool {
     let name = LockName::parse("l").expect("a name");
     let mut read = false;
-    for line in [Line::Lock, Line::Election] {
-        let range = layout.line(line, &name).expect("a name that it carries");
+    for line in [QueueKind::Lock, QueueKind::Election] {
+        let range = layout.queue(line, &name).expect("a name that it carries");
         let key = [range.bounds().0, tail].concat();
         let Some(place) = layout.decode(line, &name, &key, value) else { continue };
         read = true;

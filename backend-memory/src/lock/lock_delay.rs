@@ -6,16 +6,16 @@ use std::sync::Arc;
 use enlist::Error;
 use tokio::time::Instant;
 
-use super::{Held, Stander, Want};
+use super::{Contender, Queued, Want};
 use crate::{
     hub::up,
     lease::{LeaseState, lease_changed},
     store::{Group, Key, Kind, Record, Store, Value},
 };
 
-impl Stander {
+impl Contender {
     /// The mark of a place, beside the line.
-    pub(super) fn mark(&self, held: &Held) -> Key {
+    pub(super) fn mark(&self, held: &Queued) -> Key {
         let kind = match self.want {
             Want::Lock { .. } => Kind::LockMark,
             Want::Leadership { .. } => Kind::ElectionMark,
@@ -24,7 +24,7 @@ impl Stander {
     }
 
     /// Marks the place as that of a holder, with a `lock_delay`, and removes what holders before it left behind.
-    pub(super) fn put_mark(&self, store: &mut Store, held: &Held, left: &[Key]) {
+    pub(super) fn put_mark(&self, store: &mut Store, held: &Queued, left: &[Key]) {
         if self.options.lock_delay.is_zero() {
             return;
         }
@@ -32,20 +32,20 @@ impl Stander {
             // It may have run out.
             let _ = store.delete(key, |_| true);
         }
-        let value = Value::Place { mode: self.options.mode, text: self.text() };
+        let value = Value::QueueEntry { mode: self.options.mode, text: self.text() };
         // The key is new and needs no lease.
         let _ = store.put(&self.mark(held), None, value, None);
     }
 
     /// The marks of holders that did not release and that are in the way of `held`, whose turn it is. They run out once the delay has
     /// passed, so that it goes on if this contender gives up.
-    pub(super) fn left_behind(&self, store: &mut Store, now: Instant, held: &Held) -> Vec<Key> {
+    pub(super) fn left_behind(&self, store: &mut Store, now: Instant, held: &Queued) -> Vec<Key> {
         if self.options.lock_delay.is_zero() {
             return Vec::new();
         }
         let own = self.mark(held);
         let in_the_way = |(_, record): &(&Key, &Record)| match record.value {
-            Value::Place { mode, .. } => mode.excludes(self.options.mode),
+            Value::QueueEntry { mode, .. } => mode.excludes(self.options.mode),
             Value::Instance { .. } | Value::Raw(_) => false,
         };
         let left = store.range(&own.group).filter(in_the_way).map(|(key, record)| (key.clone(), record.clone()));
@@ -62,7 +62,7 @@ impl Stander {
     }
 
     /// Waits for what holders before `held` left behind, and takes the lock after that.
-    pub(super) async fn wait_out(&mut self, held: &Held, left: &[Key]) -> Result<bool, Error> {
+    pub(super) async fn wait_out(&mut self, held: &Queued, left: &[Key]) -> Result<bool, Error> {
         let mut lease = held.lease.state();
         let lost = async { while !matches!(lease_changed(&mut lease).await, LeaseState::Lost) {} };
         tokio::select! {
