@@ -1,4 +1,4 @@
-//! Locks: a line of keys ordered by creation revision, judged by [`enlist::standing`].
+//! Locks: a line of keys ordered by creation revision, judged by [`enlist::queue_position`].
 //!
 //! Never the server's own Lock RPC, which hands out false locks. The protocol runs in a task of the session, see `stander`.
 

@@ -12,8 +12,8 @@ use enlist::{
     deadline::LastTrouble,
     election::Proclamation,
     feed::FeedReader,
-    lock::{GuardDriver, QueueEntry, Standing, lock_guard},
-    standing,
+    lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
+    queue_position,
     telemetry::{Timer, measured},
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
@@ -475,10 +475,10 @@ impl Contender {
         let places = records.iter().filter_map(|record| Some((record, self.place(record)?)));
         let places: Vec<(&Record, QueueEntry)> = places.collect();
         let me = FencingToken::new(token.get());
-        Ok(match standing(places.iter().map(|(_, place)| *place), me) {
-            Standing::Holder => Turn::Mine,
-            Standing::Absent => Turn::Gone,
-            Standing::Behind(other) => match places.iter().find(|(_, place)| place.token == other) {
+        Ok(match queue_position(places.iter().map(|(_, place)| *place), me) {
+            QueuePosition::Holder => Turn::Mine,
+            QueuePosition::Absent => Turn::Gone,
+            QueuePosition::Behind(other) => match places.iter().find(|(_, place)| place.token == other) {
                 Some((record, _)) => Turn::Behind { before: (*record).clone(), at: now },
                 None => Turn::Gone,
             },

@@ -21,8 +21,8 @@ use enlist::{
     Deregistered, Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode,
     LockName, LockOptions, Migration, Namespace, OnDelete, RegisterOptions, RegistrationState, Registry, Resolver,
     ServiceName, ServiceRef, Side,
-    lock::{QueueEntry, Standing},
-    standing,
+    lock::{QueueEntry, QueuePosition},
+    queue_position,
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
@@ -467,12 +467,12 @@ fn etcd_concurrency_reads_who_holds_and_who_waits_for_whom() {
             |token| places.iter().find(|(_, place, _)| place.token == token).map(|(key, _, _)| text(key, "key"));
         let (mut holder, mut waits) = (None, HashMap::new());
         for (key, place, said) in &places {
-            match standing(places.iter().map(|(_, place, _)| *place), place.token) {
-                Standing::Holder => holder = Some((text(key, "key"), place.token.get(), said.as_str())),
-                Standing::Behind(other) => {
+            match queue_position(places.iter().map(|(_, place, _)| *place), place.token) {
+                QueuePosition::Holder => holder = Some((text(key, "key"), place.token.get(), said.as_str())),
+                QueuePosition::Behind(other) => {
                     waits.insert(text(key, "key"), by_token(other).unwrap());
                 }
-                Standing::Absent => panic!("{key} is in line"),
+                QueuePosition::Absent => panic!("{key} is in line"),
             }
         }
         let expect = &case["expect"];

@@ -1,4 +1,4 @@
-//! Locks and elections: a line of places in the store, judged by [`enlist::standing`].
+//! Locks and elections: a line of places in the store, judged by [`enlist::queue_position`].
 //!
 //! The protocol runs in a task of the session. The caller's future only holds a receiver, so dropping it at any point
 //! makes the task clean up.
@@ -17,8 +17,8 @@ use enlist::{
     LockName, LockOptions, Loss, Moment, Released, Revision, Tenure,
     deadline::LastTrouble,
     election::Proclamation,
-    lock::{GuardDriver, QueueEntry, Standing, lock_guard},
-    standing,
+    lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
+    queue_position,
 };
 use futures::{
     FutureExt,
@@ -333,13 +333,13 @@ impl Contender {
             });
             // A predecessor whose lease is gone did not release.
             let fell = before.is_some_and(|key| !store.leases().any(|id| key.member.starts_with(&format!("{id}-"))));
-            match standing(line, held.token) {
-                Standing::Behind(other) if !anyone => {
+            match queue_position(line, held.token) {
+                QueuePosition::Behind(other) if !anyone => {
                     let key = store.range(&held.key.group).find(|(_, record)| token(record) == other);
                     let key = key.map_or_else(|| held.key.clone(), |(key, _)| key.clone());
                     Look::Behind(key)
                 }
-                Standing::Absent => Look::Gone,
+                QueuePosition::Absent => Look::Gone,
                 _ => {
                     let left = self.left_behind(store, now, held);
                     if !ignored && (!left.is_empty() || fell && !self.options.lock_delay.is_zero()) {

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use enlist::{
     Endpoint, FencingToken, Instance, InstanceId, LeaseId, LockMode, LockName, Revision, ServiceRef,
-    lock::{QueueEntry, Standing},
-    standing,
+    lock::{QueueEntry, QueuePosition},
+    queue_position,
 };
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
@@ -421,7 +421,7 @@ fn check_line(subject: &Subject, model: &Model) {
     let mut expected: Vec<_> = model.places.values().map(|place| place.created).collect();
     expected.sort_unstable();
     assert_eq!(tokens, expected);
-    let holds = |place: &&QueueEntry| standing(places.iter().copied(), place.token) == Standing::Holder;
+    let holds = |place: &&QueueEntry| queue_position(places.iter().copied(), place.token) == QueuePosition::Holder;
     let holders: Vec<_> = places.iter().filter(holds).collect();
     assert_eq!(holders.is_empty(), places.is_empty(), "a line has a holder");
     let alone = holders.len() <= 1;

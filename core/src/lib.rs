@@ -19,7 +19,7 @@
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a balancer | [`balance`], [`ejection`], [`Shares`], [`HashRing`] |
 //! | show text that others stored | [`escape`] |
-//! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`standing()`], and `enlist-testkit` |
+//! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`queue_position()`], and `enlist-testkit` |
 //!
 //! # Example
 //!
@@ -103,7 +103,7 @@ pub use self::{
     instance::{Draft, Entry, Health, Instance, Presence},
     lease::{Lease, LeaseHandle},
     lease_terms::LeaseTerms,
-    lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, standing},
+    lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, queue_position},
     migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},

@@ -396,7 +396,7 @@ pub struct QueueEntry {
 /// Position of an entry in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "one holds, waits, or is not in line")]
-pub enum Standing {
+pub enum QueuePosition {
     /// Holds the lock.
     Holder,
     /// Waits, and need not look again before this one is gone.
@@ -410,7 +410,7 @@ pub enum Standing {
 /// An exclusive place holds when it is the first; a shared one when no exclusive place is before it. Whoever waits looks
 /// at one place only, so that a hand-over wakes one waiter: an exclusive one at the place right before it, a shared one at
 /// the last exclusive place before it.
-pub fn standing(line: impl IntoIterator<Item = QueueEntry>, me: FencingToken) -> Standing {
+pub fn queue_position(line: impl IntoIterator<Item = QueueEntry>, me: FencingToken) -> QueuePosition {
     let mut before: Option<FencingToken> = None;
     let mut exclusive_before: Option<FencingToken> = None;
     let mut mine = None;
@@ -425,11 +425,11 @@ pub fn standing(line: impl IntoIterator<Item = QueueEntry>, me: FencingToken) ->
         }
     }
     let blocker = match mine {
-        None => return Standing::Absent,
+        None => return QueuePosition::Absent,
         Some(LockMode::Exclusive) => before,
         Some(LockMode::Shared) => exclusive_before,
     };
-    blocker.map_or(Standing::Holder, Standing::Behind)
+    blocker.map_or(QueuePosition::Holder, QueuePosition::Behind)
 }
 
 #[cfg(test)]
@@ -442,12 +442,12 @@ mod tests {
         (1..).zip(modes).map(|(token, mode)| QueueEntry { token: FencingToken::new(token), mode: *mode }).collect()
     }
 
-    fn stands(modes: &[LockMode], me: u64) -> Standing {
-        standing(line(modes).into_iter().rev(), FencingToken::new(me))
+    fn stands(modes: &[LockMode], me: u64) -> QueuePosition {
+        queue_position(line(modes).into_iter().rev(), FencingToken::new(me))
     }
 
-    fn behind(token: u64) -> Standing {
-        Standing::Behind(FencingToken::new(token))
+    fn behind(token: u64) -> QueuePosition {
+        QueuePosition::Behind(FencingToken::new(token))
     }
 
     #[test]
@@ -472,16 +472,16 @@ mod tests {
     #[test]
     fn the_first_holds_and_each_other_waits_for_the_one_before() {
         let modes = [Exclusive, Exclusive, Exclusive];
-        assert_eq!(stands(&modes, 1), Standing::Holder);
+        assert_eq!(stands(&modes, 1), QueuePosition::Holder);
         assert_eq!(stands(&modes, 2), behind(1));
         assert_eq!(stands(&modes, 3), behind(2));
-        assert_eq!(stands(&modes, 4), Standing::Absent);
+        assert_eq!(stands(&modes, 4), QueuePosition::Absent);
     }
 
     #[test]
     fn readers_hold_together_and_never_overtake_a_writer() {
         let modes = [SharedMode, SharedMode, Exclusive, SharedMode];
-        assert_eq!(stands(&modes, 2), Standing::Holder);
+        assert_eq!(stands(&modes, 2), QueuePosition::Holder);
         assert_eq!(stands(&modes, 3), behind(2));
         assert_eq!(stands(&modes, 4), behind(3));
     }
