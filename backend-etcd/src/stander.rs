@@ -6,8 +6,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, Loss, Moment,
-    Released, Revision, Tenure,
+    Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, LockValidity,
+    Loss, Moment, Released, Revision,
     backoff::spread,
     deadline::LastTrouble,
     election::Proclamation,
@@ -564,9 +564,9 @@ impl Contender {
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
     async fn hold(&self, held: &mut Queued, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
         let ttl = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
-        let tenure = Arc::new(Tenure::new(sent, ttl));
+        let validity = Arc::new(LockValidity::new(sent, ttl));
         let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
-        let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), tenure, source);
+        let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), validity, source);
         let (won, mut proclaimed) = match self.want.line {
             QueueKind::Lock => (Won::Lock(guard), None),
             QueueKind::Election => {
@@ -579,7 +579,7 @@ impl Contender {
         measured(Timer::LockWait, self.begun.elapsed());
         tracing::info!(token = token.get(), "lock acquired");
         self.watch_over(held, token, &driver, &mut proclaimed).await;
-        match driver.tenure().loss() {
+        match driver.validity().loss() {
             None | Some(Loss::Released | Loss::SessionClosed) => tracing::info!("lock released"),
             Some(loss) => {
                 self.session.counters.count(Counter::LockLosses);
@@ -613,14 +613,14 @@ impl Contender {
             tokio::select! {
                 () = driver.release_wanted() => return,
                 // What is lost is given up: a key that a healed session kept alive would block everybody.
-                _ = driver.tenure().lost() => return,
+                _ = driver.validity().lost() => return,
                 state = lease_changed(&mut lease) => match state {
-                    LeaseState::Alive { sent } => driver.tenure().renewed(sent, granted),
-                    LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
+                    LeaseState::Alive { sent } => driver.validity().renewed(sent, granted),
+                    LeaseState::Lost => driver.validity().lose(Loss::LeaseGone),
                     // A retired one is kept until the lock is released.
                     LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
-                () = self.robbed(held, token), if !Defect::HolderDeaf.is_on() => driver.tenure().lose(Loss::KeyGone),
+                () = self.robbed(held, token), if !Defect::HolderDeaf.is_on() => driver.validity().lose(Loss::KeyGone),
                 proclamation = next(proclaimed), if proclaiming.is_terminated() => {
                     proclaiming.set(self.proclaim(&own, modified, proclamation).fuse());
                 }
@@ -661,7 +661,7 @@ impl Contender {
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
     async fn give_up(&self, held: &mut Queued, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
-        if !matches!(driver.tenure().loss(), None | Some(Loss::Released)) {
+        if !matches!(driver.validity().loss(), None | Some(Loss::Released)) {
             // Whoever waits for it may get it sooner than this one learns that its place is gone. The mark stays: the caller may not
             // have noticed yet.
             drop(here);

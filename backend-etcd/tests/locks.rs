@@ -19,8 +19,8 @@ use std::{
 };
 
 use enlist::{
-    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
-    Tenure, lock_guard,
+    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, LockValidity, Loss, Moment, Released,
+    TaskOwner, lock_guard,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{Beside, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
@@ -293,8 +293,8 @@ async fn a_transaction_of_the_users_own_is_bound_to_the_lock() {
     assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
     assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
     // A guard of some other backend.
-    let tenure = Arc::new(Tenure::new(Moment::now(), TTL));
-    let (foreign, _driver) = lock_guard(name(), FencingToken::new(1), tenure, Arc::new(()));
+    let validity = Arc::new(LockValidity::new(Moment::now(), TTL));
+    let (foreign, _driver) = lock_guard(name(), FencingToken::new(1), validity, Arc::new(()));
     assert!(matches!(lock_condition(&foreign), Err(Error::Unsupported { .. })));
 }
 

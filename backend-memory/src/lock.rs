@@ -14,7 +14,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     BackoffPolicy, Election, Error, FencingToken, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockMode,
-    LockName, LockOptions, Loss, Moment, Released, Revision, Tenure,
+    LockName, LockOptions, LockValidity, Loss, Moment, Released, Revision,
     deadline::LastTrouble,
     election::Proclamation,
     lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
@@ -355,11 +355,11 @@ impl Contender {
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
     async fn hold(&mut self, held: Queued, sent: Moment, answer: Answer) {
-        let tenure = Arc::new(Tenure::new(sent, held.lease.ttl()));
+        let validity = Arc::new(LockValidity::new(sent, held.lease.ttl()));
         let constant = self.client.link.hub().has(Defect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { held.token };
         let source = Arc::clone(&self.client) as enlist::feed::KeepAlive;
-        let (guard, driver) = lock_guard(self.name.clone(), token, tenure, source);
+        let (guard, driver) = lock_guard(self.name.clone(), token, validity, source);
         let (won, mut proclaimed) = match &self.want {
             Want::Lock { .. } => (Won::Lock(guard), None),
             Want::Leadership { .. } => {
@@ -371,7 +371,7 @@ impl Contender {
         drop(answer.send(Ok(won)));
         self.watch_over(&held, &driver, &mut proclaimed).await;
         // The mark of a lock that was lost stays: the caller may not have noticed yet.
-        let released = matches!(driver.tenure().loss(), None | Some(Loss::Released));
+        let released = matches!(driver.validity().loss(), None | Some(Loss::Released));
         let mut leaving = std::pin::pin!(self.remove(&held, released));
         let outcome = self.trouble.within("release", Some(PATIENCE), async { Ok(leaving.as_mut().await) }).await;
         let goes_on = outcome.is_err();
@@ -400,15 +400,15 @@ impl Contender {
                 if client.link.hub().has(Defect::NoticesLossLate) {
                     tokio::time::sleep(Duration::from_secs(2)).await;
                 }
-                driver.tenure().lose(Loss::KeyGone);
+                driver.validity().lose(Loss::KeyGone);
             }
             tokio::select! {
                 () = driver.release_wanted() => return,
                 // What is lost is given up: a key that a healed session kept alive would block everybody.
-                _ = driver.tenure().lost(), if !blind => return,
+                _ = driver.validity().lost(), if !blind => return,
                 state = lease_changed(&mut lease) => match state {
-                    LeaseState::Alive { sent } => driver.tenure().renewed(sent, held.lease.ttl()),
-                    LeaseState::Lost => driver.tenure().lose(Loss::LeaseGone),
+                    LeaseState::Alive { sent } => driver.validity().renewed(sent, held.lease.ttl()),
+                    LeaseState::Lost => driver.validity().lose(Loss::LeaseGone),
                     LeaseState::Suspect { .. } => {}
                 },
                 () = changes.next() => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use enlist::{
     Election, Error, Freshness, Leader, LeaderWatcher, Leadership, LockGuard, LockMode, LockName, LockOptions, Loss,
-    Moment, Released, error::with_causes, lock::safe_tenure,
+    Moment, Released, error::with_causes, lock::safe_validity,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;
@@ -143,7 +143,7 @@ async fn hold(
         Ok(wait(held.guard(), &mut signals, &told).await)
     } else {
         let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", name.to_string())];
-        let limit = allowed(held.guard().left(), ttl);
+        let limit = allowed(held.guard().remaining(), ttl);
         match Running::start(&run.command, &variables, Some(limit)).await {
             Ok(running) => work(held.guard(), running, (ttl, run.grace), &mut signals, &told).await,
             Err(failure) => Err(failure),
@@ -276,7 +276,7 @@ async fn work(
             }
             signal = signals.next() => running.signal(signal),
             // Should this process be frozen, the reaper ends the command before the lock can be another's.
-            _ = pulse.tick() => running.allow(allowed(guard.left(), ttl)).await,
+            _ = pulse.tick() => running.allow(allowed(guard.remaining(), ttl)).await,
         }
     }
 }
@@ -295,7 +295,7 @@ fn allowed(left: Duration, ttl: Duration) -> Duration {
 
 /// Time before the possible end of the lease at which the lock counts as lost.
 fn margin(ttl: Duration) -> Duration {
-    ttl.saturating_sub(safe_tenure(ttl))
+    ttl.saturating_sub(safe_validity(ttl))
 }
 
 fn leader_object(name: &LockName, leader: Option<&Leader>) -> serde_json::Value {
@@ -355,8 +355,8 @@ mod tests {
     fn a_command_ends_before_the_lock_can_be_anothers() {
         for ttl in [2, 5, 15, 600].map(Duration::from_secs) {
             let hour = Duration::from_secs(3600);
-            assert!(safe_tenure(ttl) + grace_after(Loss::Expired, ttl, hour) < ttl);
-            assert!(allowed(safe_tenure(ttl), ttl) < ttl);
+            assert!(safe_validity(ttl) + grace_after(Loss::Expired, ttl, hour) < ttl);
+            assert!(allowed(safe_validity(ttl), ttl) < ttl);
             // This process acts first, if it can.
             assert!(allowed(Duration::ZERO, ttl) > grace_after(Loss::Expired, ttl, hour));
             assert_eq!(grace_after(Loss::LeaseGone, ttl, hour), hour);

@@ -67,6 +67,7 @@ pub mod instance;
 mod lease;
 mod lease_terms;
 pub mod lock;
+mod lock_validity;
 mod migration;
 pub mod name;
 pub mod observation;
@@ -83,7 +84,6 @@ pub mod slots;
 mod snapshot;
 mod task;
 pub mod telemetry;
-mod tenure;
 
 #[doc(inline)]
 pub use self::{
@@ -103,7 +103,7 @@ pub use self::{
     instance::{Draft, Entry, Health, Instance, Presence},
     lease::{Lease, LeaseHandle},
     lease_terms::LeaseTerms,
-    lock::{Lock, LockGuard, LockMode, LockOptions, Loss, Released, Tenure, lock_guard, queue_position},
+    lock::{Lock, LockGuard, LockMode, LockOptions, LockValidity, Loss, Released, lock_guard, queue_position},
     migration::{Migration, Side},
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},

@@ -20,7 +20,7 @@ use crate::{
     revision::FencingToken,
 };
 
-pub use crate::tenure::{Tenure, safe_tenure};
+pub use crate::lock_validity::{LockValidity, safe_validity};
 
 /// Grants locks. Implemented by the backends; users hold an `Arc<dyn Lock>`.
 #[async_trait]
@@ -223,7 +223,7 @@ pub enum Released {
 struct Shared {
     name: LockName,
     token: FencingToken,
-    tenure: Arc<Tenure>,
+    validity: Arc<LockValidity>,
     release: CancellationToken,
     released: watch::Sender<Option<Result<Released, Error>>>,
 }
@@ -232,11 +232,16 @@ struct Shared {
 pub fn lock_guard(
     name: LockName,
     token: FencingToken,
-    tenure: Arc<Tenure>,
+    validity: Arc<LockValidity>,
     source: KeepAlive,
 ) -> (LockGuard, GuardDriver) {
-    let shared =
-        Arc::new(Shared { name, token, tenure, release: CancellationToken::new(), released: watch::Sender::new(None) });
+    let shared = Arc::new(Shared {
+        name,
+        token,
+        validity,
+        release: CancellationToken::new(),
+        released: watch::Sender::new(None),
+    });
     (LockGuard { shared: Arc::clone(&shared), source }, GuardDriver { shared })
 }
 
@@ -266,12 +271,12 @@ impl LockGuard {
     /// Returns `true` if the lock may still be believed in, without asking the store. Turns false before the store can
     /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
     pub fn is_held(&self) -> bool {
-        self.shared.tenure.is_held()
+        self.shared.validity.is_held()
     }
 
     /// Remaining time for which the lock may be believed in if no other renewal is acknowledged; zero once it is lost.
-    pub fn left(&self) -> Duration {
-        if self.is_held() { self.shared.tenure.left() } else { Duration::ZERO }
+    pub fn remaining(&self) -> Duration {
+        if self.is_held() { self.shared.validity.remaining() } else { Duration::ZERO }
     }
 
     /// Waits for the loss of the lock.
@@ -280,7 +285,7 @@ impl LockGuard {
     ///
     /// Dropping the future has no effect.
     pub async fn lost(&self) -> Loss {
-        self.shared.tenure.lost().await
+        self.shared.validity.lost().await
     }
 
     /// Runs `work` and aborts it at its next await once the lock is lost.
@@ -318,7 +323,7 @@ impl LockGuard {
     /// The release goes on in the background.
     pub async fn release(self) -> Result<Released, Error> {
         let was_held = self.is_held();
-        self.shared.tenure.lose(Loss::Released);
+        self.shared.validity.lose(Loss::Released);
         self.shared.release.cancel();
         let mut released = self.shared.released.subscribe();
         let outcome = released.wait_for(Option::is_some).await.map_err(|_| Error::Closed)?;
@@ -331,7 +336,7 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        self.shared.tenure.lose(Loss::Released);
+        self.shared.validity.lose(Loss::Released);
         self.shared.release.cancel();
     }
 }
@@ -344,8 +349,8 @@ pub struct GuardDriver {
 
 impl GuardDriver {
     /// Time for which the lock may be believed in.
-    pub fn tenure(&self) -> &Tenure {
-        &self.shared.tenure
+    pub fn validity(&self) -> &LockValidity {
+        &self.shared.validity
     }
 
     /// Waits until the guard wants to be released or is gone.
@@ -359,7 +364,7 @@ impl GuardDriver {
 
     /// Reports what became of the release. The first report is what the caller of `release` gets.
     pub fn report(&self, outcome: Result<Released, Error>) {
-        self.shared.tenure.lose(Loss::Released);
+        self.shared.validity.lose(Loss::Released);
         self.shared.released.send_if_modified(|reported| {
             let first = reported.is_none();
             if first {
@@ -372,7 +377,7 @@ impl GuardDriver {
 
 impl Drop for GuardDriver {
     fn drop(&mut self) {
-        self.shared.tenure.lose(Loss::SessionClosed);
+        self.shared.validity.lose(Loss::SessionClosed);
         self.shared.released.send_if_modified(|outcome| {
             let open = outcome.is_none();
             if open {
@@ -488,24 +493,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn work_is_aborted_at_the_loss() {
-        let tenure = Arc::new(Tenure::new(Moment::now(), Duration::from_secs(5)));
+        let validity = Arc::new(LockValidity::new(Moment::now(), Duration::from_secs(5)));
         let name = LockName::parse("l").unwrap();
-        let (guard, driver) = lock_guard(name, FencingToken::new(1), tenure, Arc::new(()));
+        let (guard, driver) = lock_guard(name, FencingToken::new(1), validity, Arc::new(()));
         assert_eq!(guard.run(async { 7 }).await, Ok(7));
         // The boot-time clock goes on while tokio's is paused.
-        let left = guard.left();
-        assert!(left > Duration::from_secs(4) && left <= safe_tenure(Duration::from_secs(5)), "{left:?}");
-        driver.tenure().lose(Loss::KeyGone);
-        assert_eq!(guard.left(), Duration::ZERO);
+        let left = guard.remaining();
+        assert!(left > Duration::from_secs(4) && left <= safe_validity(Duration::from_secs(5)), "{left:?}");
+        driver.validity().lose(Loss::KeyGone);
+        assert_eq!(guard.remaining(), Duration::ZERO);
         assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));
         assert_eq!(guard.run(async { 7 }).await, Err(Loss::KeyGone));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_dies_ends_the_lock() {
-        let tenure = Arc::new(Tenure::new(Moment::now(), Duration::from_secs(5)));
+        let validity = Arc::new(LockValidity::new(Moment::now(), Duration::from_secs(5)));
         let name = LockName::parse("l").unwrap();
-        let (guard, driver) = lock_guard(name, FencingToken::new(1), tenure, Arc::new(()));
+        let (guard, driver) = lock_guard(name, FencingToken::new(1), validity, Arc::new(()));
         drop(driver);
         assert_eq!(guard.lost().await, Loss::SessionClosed);
         assert!(matches!(guard.release().await, Err(Error::Closed)));

@@ -123,7 +123,7 @@ impl Core {
             Next::Refuse => return Err(Status::unavailable(self.explain())),
             Next::Wait | Next::Queue => {}
         }
-        let limit = deadline.left().map_or(self.wait_limit, |left| left.min(self.wait_limit));
+        let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
         let wait = async {
             let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.terms.queue.join());
             loop {

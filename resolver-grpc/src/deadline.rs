@@ -31,7 +31,7 @@ impl Deadline {
 
     /// The one of two that comes first.
     pub(crate) fn sooner(self, other: Self) -> Self {
-        match (self.left(), other.left()) {
+        match (self.remaining(), other.remaining()) {
             (Some(left), Some(others)) if left <= others => self,
             (Some(_), None) => self,
             (_, _) => other,
@@ -39,13 +39,13 @@ impl Deadline {
     }
 
     /// Remaining time; `None` if there is no deadline.
-    pub(crate) fn left(&self) -> Option<Duration> {
+    pub(crate) fn remaining(&self) -> Option<Duration> {
         self.0.map(|(begun, limit)| begun.remaining(limit))
     }
 
     /// Returns `true` if there is time for a wait.
     pub(crate) fn allows(&self, wait: Duration) -> bool {
-        self.left().is_none_or(|left| left > wait)
+        self.remaining().is_none_or(|left| left > wait)
     }
 
     /// Returns `true` once it has passed.
@@ -55,7 +55,7 @@ impl Deadline {
 
     /// Waits for `wait`; `None` if the deadline comes first.
     pub(crate) async fn bound<F: Future>(&self, wait: F) -> Option<F::Output> {
-        match self.left() {
+        match self.remaining() {
             None => Some(wait.await),
             Some(left) => timeout(left, wait).await.ok(),
         }
@@ -63,12 +63,12 @@ impl Deadline {
 
     /// A wait for it.
     pub(crate) fn expiry(&self) -> Expiry {
-        Expiry(self.left().map(|left| Box::pin(sleep(left))))
+        Expiry(self.remaining().map(|left| Box::pin(sleep(left))))
     }
 
     /// Tells the server what is left.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
-        if let Some(left) = self.left() {
+        if let Some(left) = self.remaining() {
             headers.insert(TIMEOUT, write(left));
         }
     }

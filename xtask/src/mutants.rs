@@ -35,7 +35,7 @@ const PARTS: &[Part] = &[
             "core/src/backoff.rs",
             // Queue positions, the validity of locks, fences.
             "core/src/lock.rs",
-            "core/src/tenure.rs",
+            "core/src/lock_validity.rs",
             "core/src/fence.rs",
             // Ejection.
             "core/src/ejection.rs",
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_survivor_is_known_wherever_it_has_moved() {
-        let line = "core/src/tenure.rs:52:9: replace Tenure::lose with ()";
-        assert_eq!(without_position(line), "core/src/tenure.rs: replace Tenure::lose with ()");
+        let line = "core/src/lock_validity.rs:52:9: replace LockValidity::lose with ()";
+        assert_eq!(without_position(line), "core/src/lock_validity.rs: replace LockValidity::lose with ()");
     }
 }

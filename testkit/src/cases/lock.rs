@@ -71,10 +71,10 @@ pub async fn locks_and_elections_are_renewed_at_the_interval_asked_for(h: &impl 
 
 /// Waits until a lock was renewed three times, each of which adds to what is left of it.
 async fn renewed_often(guard: &LockGuard) {
-    let mut left = guard.left();
+    let mut left = guard.remaining();
     for renewal in ["once", "twice", "three times"] {
         eventually(&format!("it is renewed {renewal}"), || {
-            let before = std::mem::replace(&mut left, guard.left());
+            let before = std::mem::replace(&mut left, guard.remaining());
             std::future::ready(if left > before { Ok(()) } else { Err(left) })
         })
         .await;

@@ -17,7 +17,7 @@ const LEAST_MARGIN: Duration = Duration::from_millis(500);
 
 /// Time for which a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
 /// different rates (10 %, at least 0.5 s).
-pub fn safe_tenure(granted: Duration) -> Duration {
+pub fn safe_validity(granted: Duration) -> Duration {
     granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
 }
 
@@ -25,24 +25,24 @@ pub fn safe_tenure(granted: Duration) -> Duration {
 ///
 /// The deadline counts from the *sending* of the last renewal that was acknowledged, on a clock that counts suspension.
 #[derive(Debug)]
-pub struct Tenure {
+pub struct LockValidity {
     start: Moment,
     /// Nanoseconds after `start` until which it is held.
     until: AtomicU64,
     lost: watch::Sender<Option<Loss>>,
 }
 
-impl Tenure {
-    /// A tenure that rests on a grant or renewal sent at `sent` for `granted`.
+impl LockValidity {
+    /// A validity that rests on a grant or renewal sent at `sent` for `granted`.
     pub fn new(sent: Moment, granted: Duration) -> Self {
-        let until = AtomicU64::new(nanos(safe_tenure(granted)));
+        let until = AtomicU64::new(nanos(safe_validity(granted)));
         Self { start: sent, until, lost: watch::Sender::new(None) }
     }
 
     /// Notes an acknowledged renewal that was sent at `sent` for `granted`. Has no effect after a loss.
     pub fn renewed(&self, sent: Moment, granted: Duration) {
         if self.is_held() {
-            let until = nanos(sent.since(self.start).saturating_add(safe_tenure(granted)));
+            let until = nanos(sent.since(self.start).saturating_add(safe_validity(granted)));
             self.until.fetch_max(until, Ordering::AcqRel);
         }
     }
@@ -63,7 +63,7 @@ impl Tenure {
         if self.lost.borrow().is_some() {
             return false;
         }
-        if self.left().is_zero() {
+        if self.remaining().is_zero() {
             self.lose(Loss::Expired);
             return false;
         }
@@ -77,7 +77,7 @@ impl Tenure {
     }
 
     /// Remaining time without another renewal.
-    pub fn left(&self) -> Duration {
+    pub fn remaining(&self) -> Duration {
         self.start.remaining(Duration::from_nanos(self.until.load(Ordering::Acquire)))
     }
 
@@ -92,7 +92,7 @@ impl Tenure {
             if let Some(loss) = self.loss() {
                 return loss;
             }
-            let expiry = sleep_until_elapsed(Moment::now(), self.left());
+            let expiry = sleep_until_elapsed(Moment::now(), self.remaining());
             tokio::select! {
                 // The sender lives in `self`, so waiting for a change cannot fail.
                 _ = lost.changed() => {}
@@ -113,33 +113,33 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tenure_ends_before_the_lease_and_a_late_renewal_does_not_revive_it() {
         let ttl = Duration::from_secs(5);
-        let tenure = Tenure::new(Moment::now(), ttl);
+        let validity = LockValidity::new(Moment::now(), ttl);
         let started = Moment::now();
-        assert_eq!(tenure.lost().await, Loss::Expired);
+        assert_eq!(validity.lost().await, Loss::Expired);
         assert!(started.elapsed() < ttl && started.elapsed() >= Duration::from_secs(4));
-        tenure.renewed(Moment::now(), ttl);
-        assert!(!tenure.is_held());
+        validity.renewed(Moment::now(), ttl);
+        assert!(!validity.is_held());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_loss_is_noticed_at_once_and_its_first_reason_stays() {
         let ttl = Duration::from_secs(5);
-        let (tenure, started) = (Tenure::new(Moment::now(), ttl), Moment::now());
-        assert!(tenure.is_held() && tenure.loss().is_none());
-        tenure.lose(Loss::KeyGone);
-        assert!(!tenure.is_held());
-        tenure.lose(Loss::LeaseGone);
-        assert_eq!((tenure.loss(), tenure.lost().await), (Some(Loss::KeyGone), Loss::KeyGone));
+        let (validity, started) = (LockValidity::new(Moment::now(), ttl), Moment::now());
+        assert!(validity.is_held() && validity.loss().is_none());
+        validity.lose(Loss::KeyGone);
+        assert!(!validity.is_held());
+        validity.lose(Loss::LeaseGone);
+        assert_eq!((validity.loss(), validity.lost().await), (Some(Loss::KeyGone), Loss::KeyGone));
         assert!(started.elapsed() < Duration::from_secs(1), "it was not waited for the deadline");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_renewal_counts_from_its_sending() {
         let ttl = Duration::from_secs(5);
-        let tenure = Tenure::new(Moment::now(), ttl);
+        let validity = LockValidity::new(Moment::now(), ttl);
         let sent = Moment::now();
         tokio::time::advance(Duration::from_secs(3)).await;
-        tenure.renewed(sent, ttl);
-        assert!(tenure.left() <= Duration::from_millis(1600), "{:?}", tenure.left());
+        validity.renewed(sent, ttl);
+        assert!(validity.remaining() <= Duration::from_millis(1600), "{:?}", validity.remaining());
     }
 }
