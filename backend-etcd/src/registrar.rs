@@ -19,10 +19,10 @@ use enlist::{
     backoff::{herd_window, spread},
     error::with_causes,
     feed::FeedReader,
+    key_claims::{Approach, Claim},
     observation::Look,
     reconcile::{self, Found, Mine, Observation, Step},
     registration::{Desired, Goal, Shown},
-    slots::{Approach, Claim},
 };
 use tokio::sync::watch;
 
@@ -307,7 +307,7 @@ impl Registrar {
         let (session, slot, options) = (Arc::clone(&self.session), Arc::clone(&self.slot), self.options.clone());
         let withdrawal = self.driver.withdrawal();
         let claimed = {
-            let mut claiming = std::pin::pin!(session.slots.claim(&slot, &options, &withdrawal, approach));
+            let mut claiming = std::pin::pin!(session.key_claims.claim(&slot, &options, &withdrawal, approach));
             loop {
                 tokio::select! {
                     // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.

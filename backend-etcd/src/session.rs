@@ -9,8 +9,8 @@ use std::{
 };
 
 use enlist::{
-    BackoffPolicy, Counters, Error, Moment, Revision, TaskOwner, observation::Observations, registration::Departures,
-    slots::Slots,
+    BackoffPolicy, Counters, Error, Moment, Revision, TaskOwner, key_claims::KeyClaims, observation::Observations,
+    registration::Departures,
 };
 use tokio::{
     runtime::Handle,
@@ -59,7 +59,7 @@ pub(crate) struct Session {
     pub(crate) conn: Arc<Connection>,
     pub(crate) tasks: Arc<TaskOwner>,
     pub(crate) leases: Leases,
-    pub(crate) slots: Slots<Arc<[u8]>>,
+    pub(crate) key_claims: KeyClaims<Arc<[u8]>>,
     /// Of leases behind keys that registrations of this session want.
     pub(crate) observations: Observations<Arc<[u8]>>,
     pub(crate) hub: Hub,
@@ -151,7 +151,7 @@ impl Session {
             leases: Leases::new(Arc::clone(&conn), Arc::clone(&counters)),
             conn,
             tasks,
-            slots: Slots::default(),
+            key_claims: KeyClaims::default(),
             observations: Observations::default(),
             hub: Hub::default(),
             own_keys: OwnKeys::default(),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive,
-    observation::Observations, registration::Departures, slots::Slots,
+    key_claims::KeyClaims, observation::Observations, registration::Departures,
 };
 
 #[cfg(feature = "defects")]
@@ -55,7 +55,7 @@ impl MemoryStore {
             link: Link::new(Arc::clone(&self.hub)),
             tasks: TaskOwner::new(),
             leases: Leases::default(),
-            slots: Slots::default(),
+            key_claims: KeyClaims::default(),
             observations: Observations::default(),
             departures: Departures::default(),
         };
@@ -148,7 +148,7 @@ pub(crate) struct Inner {
     pub(crate) link: Link,
     pub(crate) tasks: TaskOwner,
     pub(crate) leases: Leases,
-    pub(crate) slots: Slots<Key>,
+    pub(crate) key_claims: KeyClaims<Key>,
     pub(crate) observations: Observations<Key>,
     /// Registrations whose leases are not this client's to revoke.
     pub(crate) departures: Departures,

@@ -12,13 +12,13 @@ use async_trait::async_trait;
 use enlist::{
     Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment,
     Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    key_claims::{Approach, Claim},
     observation::Look,
     raw::RawCell,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
     registry::check_ttl,
-    slots::{Approach, Claim},
 };
 
 use crate::{
@@ -260,7 +260,7 @@ impl Registrar {
         let claimed = tokio::select! {
             // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
             biased;
-            claim = self.client.slots.claim(&self.key, &self.options, &withdrawal, approach) => claim,
+            claim = self.client.key_claims.claim(&self.key, &self.options, &withdrawal, approach) => claim,
             () = self.driver.unwanted() => {
                 if approach == Approach::New {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));

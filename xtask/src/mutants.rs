@@ -31,7 +31,7 @@ const PARTS: &[Part] = &[
             // What a registration does next, and when it may.
             "core/src/reconcile.rs",
             "core/src/observation.rs",
-            "core/src/slots.rs",
+            "core/src/key_claims.rs",
             "core/src/backoff.rs",
             // Queue positions, the validity of locks, fences.
             "core/src/lock.rs",

@@ -54,7 +54,7 @@ pub(super) enum Effect {
 
 /// Another registration of this session that has the key.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Occupant {
+pub(super) enum Claimant {
     Nobody,
     /// No write of it was acknowledged.
     Silent,
@@ -62,9 +62,9 @@ pub(super) enum Occupant {
     Wrote(Revision),
 }
 
-impl From<Option<Withdrawal>> for Occupant {
-    fn from(occupant: Option<Withdrawal>) -> Self {
-        occupant.map_or(Self::Nobody, |occupant| occupant.stored().map_or(Self::Silent, Self::Wrote))
+impl From<Option<Withdrawal>> for Claimant {
+    fn from(claimant: Option<Withdrawal>) -> Self {
+        claimant.map_or(Self::Nobody, |claimant| claimant.stored().map_or(Self::Silent, Self::Wrote))
     }
 }
 
@@ -111,14 +111,14 @@ impl OwnWrites {
         self.stored().is_some_and(|stored| stored.lease == record.lease && record.modified < stored.modified)
     }
 
-    /// Tells what this registration wrote, as far as it remembers, from what the `occupant` wrote. `has_term`: no two registrations
+    /// Tells what this registration wrote, as far as it remembers, from what the `claimant` wrote. `has_term`: no two registrations
     /// write the same value.
-    pub(super) fn author(&self, record: &Record, has_term: bool, occupant: Occupant) -> Author {
-        match occupant {
+    pub(super) fn author(&self, record: &Record, has_term: bool, claimant: Claimant) -> Author {
+        match claimant {
             _ if !self.is_own(record) => Author::Another,
-            Occupant::Wrote(at) if at == record.modified => Author::Another,
-            Occupant::Wrote(_) | Occupant::Silent if !has_term && !self.is_stored(record) => Author::Unclear,
-            Occupant::Nobody | Occupant::Silent | Occupant::Wrote(_) => Author::This,
+            Claimant::Wrote(at) if at == record.modified => Author::Another,
+            Claimant::Wrote(_) | Claimant::Silent if !has_term && !self.is_stored(record) => Author::Unclear,
+            Claimant::Nobody | Claimant::Silent | Claimant::Wrote(_) => Author::This,
         }
     }
 
@@ -297,17 +297,17 @@ mod tests {
         writes.acknowledge(record("stored", LEASE), 1);
         writes.remember(b"unknown".to_vec(), Some(LEASE), Effect::Change);
         let (stored, unknown) = (record("stored", LEASE), record("unknown", LEASE));
-        let wrote = Occupant::Wrote(Revision::new(5));
+        let wrote = Claimant::Wrote(Revision::new(5));
         for has_term in [false, true] {
-            let author = |record: &Record, occupant| writes.author(record, has_term, occupant);
-            assert_eq!(author(&record("theirs", LEASE), Occupant::Nobody), Author::Another);
-            assert_eq!(author(&stored, Occupant::Nobody), Author::This);
-            assert_eq!(author(&unknown, Occupant::Nobody), Author::This);
+            let author = |record: &Record, claimant| writes.author(record, has_term, claimant);
+            assert_eq!(author(&record("theirs", LEASE), Claimant::Nobody), Author::Another);
+            assert_eq!(author(&stored, Claimant::Nobody), Author::This);
+            assert_eq!(author(&unknown, Claimant::Nobody), Author::This);
             assert_eq!((author(&stored, wrote), author(&unknown, wrote)), (Author::Another, Author::Another));
-            assert_eq!(author(&stored, Occupant::Silent), Author::This);
+            assert_eq!(author(&stored, Claimant::Silent), Author::This);
         }
-        assert_eq!(writes.author(&unknown, true, Occupant::Silent), Author::This);
-        assert_eq!(writes.author(&unknown, false, Occupant::Silent), Author::Unclear);
+        assert_eq!(writes.author(&unknown, true, Claimant::Silent), Author::This);
+        assert_eq!(writes.author(&unknown, false, Claimant::Silent), Author::Unclear);
     }
 
     #[test]

@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, registration::Goal,
-    slots::Claim,
+    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, key_claims::Claim,
+    registration::Goal,
 };
 
 use super::{
@@ -121,8 +121,8 @@ impl Registrar {
             let is_older = self.writes.entitlement.exceeds(term);
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
-        let occupant = if has_slot { None } else { session.slots.occupant(&self.slot) };
-        match self.writes.author(&record, term.is_some(), occupant.into()) {
+        let claimant = if has_slot { None } else { session.key_claims.claimant(&self.slot) };
+        match self.writes.author(&record, term.is_some(), claimant.into()) {
             Author::This => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
             Author::Another => return Ok(Some(Looked { removed: false, left: Some(record), at })),

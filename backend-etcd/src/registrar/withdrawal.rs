@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use enlist::{Error, RegistrationState, Revision, backoff::spread, slots::Claim};
+use enlist::{Error, RegistrationState, Revision, backoff::spread, key_claims::Claim};
 
 use super::{Disturbance, Known, Pause, Registrar, SLOW, removal::proved};
 use crate::{connection::Written, lease, record::Record, sweep::shows, writes::Guard};

@@ -10,8 +10,8 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Entry, Epoch, Error, Feed, LeaseChoice, LeaseHandle, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions,
-    Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher,
-    observation::Observations, registration::Departures, slots::Slots,
+    Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, key_claims::KeyClaims,
+    observation::Observations, registration::Departures,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -40,7 +40,7 @@ pub(crate) struct Inner {
     pub(crate) link: Arc<Link>,
     /// Ends with the client: whatever is under way, leases that are renewed.
     pub(crate) tasks: TaskOwner,
-    pub(crate) slots: Slots<Key>,
+    pub(crate) key_claims: KeyClaims<Key>,
     pub(crate) observations: Observations<Key>,
     /// Registrations on leases of somebody else's.
     pub(crate) departures: Departures,
@@ -56,9 +56,9 @@ impl fmt::Debug for Scratch {
 impl Scratch {
     pub(crate) fn new(store: Arc<Store>) -> Self {
         let link = Arc::new(Link { store, cut: watch::Sender::new(false) });
-        let (tasks, slots, observations) = (TaskOwner::new(), Slots::default(), Observations::default());
+        let (tasks, key_claims, observations) = (TaskOwner::new(), KeyClaims::default(), Observations::default());
         let departures = Departures::default();
-        Self(Arc::new(Inner { link, tasks, slots, observations, departures, shared: Mutex::default() }))
+        Self(Arc::new(Inner { link, tasks, key_claims, observations, departures, shared: Mutex::default() }))
     }
 
     /// Asks the store, unless the client is closed.

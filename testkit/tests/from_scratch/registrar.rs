@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use enlist::{
     Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment, OnConflict,
     Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
+    key_claims::{Approach, Claim},
     observation::Look,
     reconcile::{self, Entitlement, Found, Mine, Observation, Step},
     registration,
     registration::{Desired, Goal},
     registry::{check_ttl, whole_seconds},
-    slots::{Approach, Claim},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -71,7 +71,7 @@ impl Registrar {
         let claimed = tokio::select! {
             // A free key is claimed even by a registration that is to leave: a predecessor may have left something there.
             biased;
-            claimed = self.client.slots.claim(&self.key, &self.options, &withdrawal, approach) => claimed,
+            claimed = self.client.key_claims.claim(&self.key, &self.options, &withdrawal, approach) => claimed,
             () = self.driver.unwanted() => {
                 if approach == Approach::New {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));

@@ -28,13 +28,13 @@ use crate::{
 struct Slot {
     /// One permit while the key is free.
     turn: Semaphore,
-    occupant: Mutex<Occupant>,
-    /// Notified when the key changes hands, and when the occupant is to give way.
+    claimant: Mutex<Claimant>,
+    /// Notified when the key changes hands, and when the claimant is to give way.
     changed: Notify,
 }
 
 /// The registration that has a key, or that had it last.
-struct Occupant {
+struct Claimant {
     owner: Option<String>,
     withdrawal: Withdrawal,
     /// It is about to leave, or has left.
@@ -43,10 +43,10 @@ struct Occupant {
     wanted: bool,
 }
 
-impl fmt::Debug for Occupant {
+impl fmt::Debug for Claimant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { owner, withdrawal, leaving, wanted } = self;
-        f.debug_struct("Occupant")
+        f.debug_struct("Claimant")
             .field("owner", &owner.as_ref().map(|_| Hidden))
             .field("withdrawal", withdrawal)
             .field("leaving", leaving)
@@ -55,7 +55,7 @@ impl fmt::Debug for Occupant {
     }
 }
 
-impl Occupant {
+impl Claimant {
     fn new(options: &RegisterOptions, withdrawal: &Withdrawal) -> Self {
         Self { owner: options.owner.clone(), withdrawal: withdrawal.clone(), leaving: false, wanted: false }
     }
@@ -68,20 +68,20 @@ impl Occupant {
 type Map<K> = Arc<Mutex<HashMap<K, Arc<Slot>, RandomState>>>;
 
 /// The keys that registrations of this session have claimed.
-pub struct Slots<K> {
+pub struct KeyClaims<K> {
     map: Map<K>,
 }
 
-impl<K> Default for Slots<K> {
+impl<K> Default for KeyClaims<K> {
     fn default() -> Self {
         Self { map: Arc::default() }
     }
 }
 
-impl<K> fmt::Debug for Slots<K> {
+impl<K> fmt::Debug for KeyClaims<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let claimed = self.map.lock().unwrap_or_else(PoisonError::into_inner).len();
-        f.debug_struct("Slots").field("claimed", &claimed).finish()
+        f.debug_struct("KeyClaims").field("claimed", &claimed).finish()
     }
 }
 
@@ -113,16 +113,16 @@ struct Visit<K: Eq + Hash> {
     slot: Arc<Slot>,
 }
 
-impl<K: Eq + Hash + Clone> Slots<K> {
-    /// Claims `key`, after waiting for an occupant that leaves or that `options` supersede or wait for.
+impl<K: Eq + Hash + Clone> KeyClaims<K> {
+    /// Claims `key`, after waiting for an claimant that leaves or that `options` supersede or wait for.
     ///
     /// # Errors
     ///
-    /// The revision of the occupant's last acknowledged write (`None` before one), if `options` refuse to wait for it.
+    /// The revision of the claimant's last acknowledged write (`None` before one), if `options` refuse to wait for it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future claims nothing; an occupant that was asked to give way stays so.
+    /// Dropping the future claims nothing; an claimant that was asked to give way stays so.
     pub async fn claim(
         &self,
         key: &K,
@@ -137,7 +137,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
         let slot = Arc::clone(&visit.slot);
         loop {
             let mut changed = pin!(slot.changed.notified());
-            // Before the look at the occupant, so that no change is missed.
+            // Before the look at the claimant, so that no change is missed.
             changed.as_mut().enable();
             if approach == Approach::New {
                 slot.approach(options)?;
@@ -150,7 +150,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
                     if let Ok(permit) = permit {
                         permit.forget();
                     }
-                    slot.occupy(Occupant::new(options, withdrawal));
+                    slot.occupy(Claimant::new(options, withdrawal));
                     return Ok(Claim { visit });
                 }
                 () = changed => {}
@@ -159,10 +159,10 @@ impl<K: Eq + Hash + Clone> Slots<K> {
     }
 
     /// The registration that has `key`, unless it is about to leave.
-    pub fn occupant(&self, key: &K) -> Option<Withdrawal> {
+    pub fn claimant(&self, key: &K) -> Option<Withdrawal> {
         let slot = Arc::clone(self.map.lock().unwrap_or_else(PoisonError::into_inner).get(key)?);
-        let occupant = slot.occupant();
-        (!occupant.is_leaving()).then(|| occupant.withdrawal.clone())
+        let claimant = slot.claimant();
+        (!claimant.is_leaving()).then(|| claimant.withdrawal.clone())
     }
 
     /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
@@ -173,7 +173,7 @@ impl<K: Eq + Hash + Clone> Slots<K> {
             Entry::Vacant(place) => {
                 let slot = Slot {
                     turn: Semaphore::new(0),
-                    occupant: Mutex::new(Occupant::new(options, withdrawal)),
+                    claimant: Mutex::new(Claimant::new(options, withdrawal)),
                     changed: Notify::new(),
                 };
                 (Arc::clone(place.insert(Arc::new(slot))), true)
@@ -184,35 +184,35 @@ impl<K: Eq + Hash + Clone> Slots<K> {
 }
 
 impl Slot {
-    fn occupant(&self) -> MutexGuard<'_, Occupant> {
-        self.occupant.lock().unwrap_or_else(PoisonError::into_inner)
+    fn claimant(&self) -> MutexGuard<'_, Claimant> {
+        self.claimant.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn occupy(&self, occupant: Occupant) {
-        *self.occupant() = occupant;
+    fn occupy(&self, claimant: Claimant) {
+        *self.claimant() = claimant;
         self.changed.notify_waiters();
     }
 
-    /// Asks the occupant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
+    /// Asks the claimant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
     fn approach(&self, options: &RegisterOptions) -> Result<(), Option<Revision>> {
-        let mut occupant = self.occupant();
-        let same_owner = options.owner.is_some() && options.owner == occupant.owner;
+        let mut claimant = self.claimant();
+        let same_owner = options.owner.is_some() && options.owner == claimant.owner;
         if same_owner || options.on_conflict == OnConflict::TakeOver {
-            if !std::mem::replace(&mut occupant.wanted, true) {
-                drop(occupant);
+            if !std::mem::replace(&mut claimant.wanted, true) {
+                drop(claimant);
                 self.changed.notify_waiters();
             }
             return Ok(());
         }
-        let waits = options.on_conflict != OnConflict::Refuse || occupant.is_leaving();
-        if waits { Ok(()) } else { Err(occupant.withdrawal.stored()) }
+        let waits = options.on_conflict != OnConflict::Refuse || claimant.is_leaving();
+        if waits { Ok(()) } else { Err(claimant.withdrawal.stored()) }
     }
 }
 
 impl<K: Eq + Hash> Claim<K> {
     /// Notes that this registration is about to leave, so that a successor waits for it instead of giving up.
     pub fn leave(&self) {
-        self.visit.slot.occupant().leaving = true;
+        self.visit.slot.claimant().leaving = true;
         self.visit.slot.changed.notify_waiters();
     }
 
@@ -226,7 +226,7 @@ impl<K: Eq + Hash> Claim<K> {
         loop {
             let mut changed = pin!(slot.changed.notified());
             changed.as_mut().enable();
-            if slot.occupant().wanted {
+            if slot.claimant().wanted {
                 return;
             }
             changed.await;
@@ -237,7 +237,7 @@ impl<K: Eq + Hash> Claim<K> {
 impl<K: Eq + Hash> Drop for Claim<K> {
     fn drop(&mut self) {
         // Nobody has the key until it is handed on.
-        self.visit.slot.occupant().leaving = true;
+        self.visit.slot.claimant().leaving = true;
         self.visit.slot.turn.add_permits(1);
     }
 }
@@ -245,7 +245,7 @@ impl<K: Eq + Hash> Drop for Claim<K> {
 impl<K: Eq + Hash> Drop for Visit<K> {
     fn drop(&mut self) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's and this one: slots are entered under the same lock.
+        // The map's and this one: key_claims are entered under the same lock.
         if Arc::strong_count(&self.slot) <= 2 {
             map.remove(&self.key);
         }
@@ -272,8 +272,8 @@ mod tests {
             Self { options, withdrawal: driver.withdrawal(), registration }
         }
 
-        async fn claim(&self, slots: &Slots<&'static str>, approach: Approach) -> Option<Claim<&'static str>> {
-            slots.claim(&"key", &self.options, &self.withdrawal, approach).await.ok()
+        async fn claim(&self, key_claims: &KeyClaims<&'static str>, approach: Approach) -> Option<Claim<&'static str>> {
+            key_claims.claim(&"key", &self.options, &self.withdrawal, approach).await.ok()
         }
     }
 
@@ -287,47 +287,47 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_owner_token_of_a_claim_is_not_shown() {
-        let (slots, party) = (Slots::default(), Party::new(RegisterOptions::new().owner("s3cret")));
-        let claim = party.claim(&slots, Approach::New).await.unwrap();
-        let shown = format!("{claim:?} {slots:?}");
+        let (key_claims, party) = (KeyClaims::default(), Party::new(RegisterOptions::new().owner("s3cret")));
+        let claim = party.claim(&key_claims, Approach::New).await.unwrap();
+        let shown = format!("{claim:?} {key_claims:?}");
         assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_taken_key_is_refused_until_its_occupant_leaves() {
-        let slots = Slots::default();
+        let key_claims = KeyClaims::default();
         let (one, two) = (stranger(), stranger());
-        let first = one.claim(&slots, Approach::New).await.unwrap();
-        let other = slots.claim(&"other", &two.options, &two.withdrawal, Approach::New).await;
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let other = key_claims.claim(&"other", &two.options, &two.withdrawal, Approach::New).await;
         assert!(other.is_ok());
-        assert!(two.claim(&slots, Approach::New).await.is_none());
+        assert!(two.claim(&key_claims, Approach::New).await.is_none());
         first.leave();
-        let (second, ()) = tokio::join!(two.claim(&slots, Approach::New), async { drop(first) });
+        let (second, ()) = tokio::join!(two.claim(&key_claims, Approach::New), async { drop(first) });
         drop((second.unwrap(), other));
-        assert!(slots.map.lock().unwrap().is_empty());
+        assert!(key_claims.map.lock().unwrap().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_withdrawn_occupant_is_waited_for_although_it_has_not_noticed_yet() {
-        let slots = Slots::default();
+        let key_claims = KeyClaims::default();
         let (one, two) = (stranger(), stranger());
-        let first = one.claim(&slots, Approach::New).await.unwrap();
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
         drop(one.registration);
-        let (second, ()) = tokio::join!(two.claim(&slots, Approach::New), async { drop(first) });
+        let (second, ()) = tokio::join!(two.claim(&key_claims, Approach::New), async { drop(first) });
         assert!(second.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_equal_owner_supersedes_and_gives_the_key_back() {
-        let slots = Slots::default();
+        let key_claims = KeyClaims::default();
         let (one, two) = (mine(), mine());
-        let first = one.claim(&slots, Approach::New).await.unwrap();
-        let mut second = Box::pin(two.claim(&slots, Approach::New));
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&key_claims, Approach::New));
         assert!(second.as_mut().now_or_never().is_none());
         first.superseded().await;
         drop(first);
         // It asks at once, and is behind.
-        let mut again = Box::pin(one.claim(&slots, Approach::Again));
+        let mut again = Box::pin(one.claim(&key_claims, Approach::Again));
         assert!(again.as_mut().now_or_never().is_none());
         let second = second.await.unwrap();
         assert!(again.as_mut().now_or_never().is_none());
@@ -338,28 +338,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_registration_that_has_a_key_is_its_occupant_until_it_leaves() {
-        let slots = Slots::default();
+        let key_claims = KeyClaims::default();
         let party = stranger();
-        assert!(slots.occupant(&"key").is_none());
-        let claim = party.claim(&slots, Approach::New).await.unwrap();
-        assert!(slots.occupant(&"key").is_some());
+        assert!(key_claims.claimant(&"key").is_none());
+        let claim = party.claim(&key_claims, Approach::New).await.unwrap();
+        assert!(key_claims.claimant(&"key").is_some());
         claim.leave();
-        assert!(slots.occupant(&"key").is_none());
+        assert!(key_claims.claimant(&"key").is_none());
         drop(claim);
-        assert!(slots.map.lock().unwrap().is_empty());
+        assert!(key_claims.map.lock().unwrap().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_successor_that_gives_up_leaves_the_key_to_the_next() {
-        let slots = Slots::default();
+        let key_claims = KeyClaims::default();
         let (one, two) = (mine(), mine());
-        let first = one.claim(&slots, Approach::New).await.unwrap();
-        let mut second = Box::pin(two.claim(&slots, Approach::New));
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&key_claims, Approach::New));
         assert!(second.as_mut().now_or_never().is_none());
         drop(second);
         first.superseded().await;
         drop(first);
-        drop(one.claim(&slots, Approach::Again).await.unwrap());
-        assert!(slots.map.lock().unwrap().is_empty());
+        drop(one.claim(&key_claims, Approach::Again).await.unwrap());
+        assert!(key_claims.map.lock().unwrap().is_empty());
     }
 }
