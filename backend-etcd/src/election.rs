@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Error, Feed, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions,
-    TaskOwner,
+    Election, Error, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions,
+    Publisher, TaskOwner,
 };
 
 use crate::{
@@ -44,7 +44,7 @@ impl Election for Etcd {
         let range = layout.queue(QueueKind::Election, name)?;
         let mut reader = self.session.hub.view(&self.session, &range)?;
         // As old as the watch that it follows, also while nobody else is elected.
-        let feed = Arc::new(Feed::proven_by(reader.proof()));
+        let feed = Arc::new(Publisher::proven_by(reader.proof()));
         let tasks = TaskOwner::on(self.session.runtime());
         let (leaders, name) = (Arc::clone(&feed), name.clone());
         let follow = async move {

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, feed::FeedReader};
+use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, publisher::Subscriber};
 use tokio::sync::watch;
 
 use crate::{
@@ -243,7 +243,7 @@ impl Group {
         session: &Arc<Session>,
         count: &Arc<AtomicUsize>,
         single: Option<Single>,
-        reader: impl FnOnce() -> Result<FeedReader<Mirror>, Error>,
+        reader: impl FnOnce() -> Result<Subscriber<Mirror>, Error>,
     ) -> Result<Arc<Self>, Error> {
         count.fetch_add(1, Ordering::Relaxed);
         let tasks = TaskOwner::on(session.runtime());
@@ -271,7 +271,7 @@ impl Group {
 }
 
 /// Hands what the watch tells to those it concerns.
-async fn dispatch(group: Weak<Group>, mut reader: FeedReader<Mirror>) {
+async fn dispatch(group: Weak<Group>, mut reader: Subscriber<Mirror>) {
     loop {
         let read = reader.next().await;
         let Some(group) = group.upgrade() else {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Epoch, Error, Feed, Revision, TaskOwner, feed::FeedReader};
+use enlist::{Epoch, Error, Publisher, Revision, TaskOwner, publisher::Subscriber};
 use tracing::Instrument;
 
 use crate::{
@@ -22,7 +22,7 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A running pipeline. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    feed: Arc<Feed<Mirror>>,
+    feed: Arc<Publisher<Mirror>>,
     _tasks: TaskOwner,
 }
 
@@ -36,7 +36,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     /// A reader of `range`, which keeps its pipeline and `session` alive, and has its age kept down.
-    pub(crate) fn view(&self, session: &Arc<Session>, range: &KeyRange) -> Result<FeedReader<Mirror>, Error> {
+    pub(crate) fn view(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Subscriber<Mirror>, Error> {
         let pipeline = self.running(session, range)?;
         let probed = session.probes.hold(session, range)?;
         let feed = Arc::clone(&pipeline.feed);
@@ -44,7 +44,7 @@ impl Hub {
     }
 
     /// The same for one who does not ask for the age.
-    pub(crate) fn follow(&self, session: &Arc<Session>, range: &KeyRange) -> Result<FeedReader<Mirror>, Error> {
+    pub(crate) fn follow(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Subscriber<Mirror>, Error> {
         let pipeline = self.running(session, range)?;
         let feed = Arc::clone(&pipeline.feed);
         Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
@@ -88,7 +88,7 @@ impl Hub {
         known: Option<Record>,
         revision: Revision,
         begin: Begin,
-    ) -> Result<FeedReader<Mirror>, Error> {
+    ) -> Result<Subscriber<Mirror>, Error> {
         let range = KeyRange::key(key);
         let mut mirror = Mirror::new(revision, Epoch::default());
         mirror.relist(known.into_iter().collect(), revision, Epoch::default());
@@ -109,7 +109,7 @@ pub(crate) enum Begin {
 
 fn start(session: &Arc<Session>, range: KeyRange, known: Option<(Mirror, Begin)>) -> Result<Pipeline, Error> {
     session.check_open()?;
-    let feed = Arc::new(Feed::new());
+    let feed = Arc::new(Publisher::new());
     let tasks = TaskOwner::on(session.runtime());
     let (stop, closed) = (tasks.stop_signal(), session.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());

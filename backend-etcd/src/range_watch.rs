@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Feed, Moment, Revision, error::with_causes};
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Publisher, Revision, error::with_causes};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
@@ -90,7 +90,7 @@ pub(crate) struct Worker {
     /// The rollbacks that the session had seen when the store was last known to go on.
     rollbacks: u64,
     range: KeyRange,
-    feed: Arc<Feed<Mirror>>,
+    feed: Arc<Publisher<Mirror>>,
     /// Known state; `None` before the first list, or what one member knows.
     mirror: Option<Mirror>,
     epoch: Epoch,
@@ -124,7 +124,7 @@ impl Worker {
     pub(crate) fn new(
         session: &Arc<Session>,
         range: KeyRange,
-        feed: Arc<Feed<Mirror>>,
+        feed: Arc<Publisher<Mirror>>,
         known: Option<(Mirror, Begin)>,
     ) -> Self {
         let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));

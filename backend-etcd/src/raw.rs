@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
     RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
-    feed::{FeedReader, Reading},
+    publisher::{Subscriber, Update},
     raw::{RawCell, check_prefix, check_value, stand_in},
 };
 
@@ -58,7 +58,7 @@ fn entry(record: &Record) -> RawEntry {
 
 #[derive(Debug)]
 struct EtcdPrefixWatcher {
-    reader: FeedReader<Mirror>,
+    reader: Subscriber<Mirror>,
     /// The state returned last.
     seen: Option<RawSnapshot>,
 }
@@ -66,7 +66,7 @@ struct EtcdPrefixWatcher {
 #[async_trait]
 impl RawWatcher for EtcdPrefixWatcher {
     async fn next(&mut self) -> Result<RawChange, Error> {
-        let Reading { value, before, freshness, .. } = self.reader.next().await?;
+        let Update { value, before, freshness, .. } = self.reader.next().await?;
         let mut snapshot = self.seen.clone().unwrap_or_else(|| RawSnapshot::empty(value.revision, value.epoch));
         for difference in value.differences(before.as_ref()) {
             match difference {

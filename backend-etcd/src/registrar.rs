@@ -18,9 +18,9 @@ use enlist::{
     RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
     backoff::{herd_window, spread},
     error::with_causes,
-    feed::FeedReader,
     key_claims::{Approach, Claim},
     observation::Look,
+    publisher::Subscriber,
     reconcile::{self, Found, Mine, Observation, Step},
     registration::{Desired, Goal, Shown},
 };
@@ -910,7 +910,7 @@ async fn impatient(driver: &RegistrationDriver) {
 }
 
 /// Waits until the key that is followed is gone.
-async fn gone(followed: &mut Option<FeedReader<Mirror>>) {
+async fn gone(followed: &mut Option<Subscriber<Mirror>>) {
     let Some(reader) = followed else {
         return std::future::pending().await;
     };

@@ -158,7 +158,7 @@ impl Etcd {
             LeaseScope::PerKey => format!("{service}\n{}", instance.id()).into_bytes(),
         };
         layout.accepts(service, &instance, options.owner.as_deref())?;
-        let source = Arc::clone(&self.session) as enlist::feed::KeepAlive;
+        let source = Arc::clone(&self.session) as enlist::publisher::OwnerHandle;
         let (registration, driver) = registration(service.clone(), instance, source);
         let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));

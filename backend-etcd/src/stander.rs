@@ -11,8 +11,8 @@ use enlist::{
     backoff::spread,
     deadline::LastTrouble,
     election::Proclamation,
-    feed::FeedReader,
     lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
+    publisher::Subscriber,
     queue_position,
     telemetry::{Timer, measured},
 };
@@ -762,7 +762,7 @@ impl Contender {
 
 /// Waits until the key that `reader` follows is no longer the one created at `created`. A watch that is refused is opened again, so
 /// only the end of the session ends the wait for it.
-async fn replaced(mut reader: FeedReader<Mirror>, created: Revision) {
+async fn replaced(mut reader: Subscriber<Mirror>, created: Revision) {
     loop {
         match reader.next().await {
             Ok(reading) if reading.value.records().all(|record| record.created != created) => return,

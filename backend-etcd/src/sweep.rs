@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::spread, feed::FeedReader};
+use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::spread, publisher::Subscriber};
 use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
@@ -190,7 +190,7 @@ async fn remove(session: &Session, key: &[u8], lease: LeaseId) -> Result<bool, F
 /// show most of it at once; the rest shows at the next question.
 #[derive(Default)]
 struct Watches {
-    open: Vec<(KeyRange, FeedReader<Mirror>)>,
+    open: Vec<(KeyRange, Subscriber<Mirror>)>,
 }
 
 impl Watches {
@@ -223,7 +223,7 @@ impl Watches {
 }
 
 /// Waits until a watch shows one of `strays`.
-async fn shows_one_of(reader: &mut FeedReader<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+async fn shows_one_of(reader: &mut Subscriber<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
     loop {
         match reader.next().await {
             Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use enlist::{
     Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
-    feed::{FeedReader, Reading},
     instance::Interner,
+    publisher::{Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 
@@ -117,7 +117,7 @@ impl Etcd {
 
 #[derive(Debug)]
 struct EtcdWatcher {
-    reader: FeedReader<Mirror>,
+    reader: Subscriber<Mirror>,
     projection: Projection,
     conn: Arc<Connection>,
     /// The latest change waits for an answer to it.
@@ -136,7 +136,7 @@ impl EtcdWatcher {
             self.question = None;
             return Ok(self.projection.decide(&alive).map(|snapshot| (snapshot, freshness)));
         }
-        let Reading { value, before, freshness, .. } = self.reader.next().await?;
+        let Update { value, before, freshness, .. } = self.reader.next().await?;
         let snapshot = self.projection.follow(before.as_ref(), &value);
         let leases = self.projection.undecided();
         if leases.is_empty() {

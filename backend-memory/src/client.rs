@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, feed::KeepAlive,
-    key_claims::KeyClaims, observation::Observations, registration::Departures,
+    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, key_claims::KeyClaims,
+    observation::Observations, publisher::OwnerHandle, registration::Departures,
 };
 
 #[cfg(feature = "defects")]
@@ -217,8 +217,8 @@ impl MemoryClient {
         stopped
     }
 
-    pub(crate) fn keep_alive(&self) -> KeepAlive {
-        Arc::clone(&self.inner) as KeepAlive
+    pub(crate) fn keep_alive(&self) -> OwnerHandle {
+        Arc::clone(&self.inner) as OwnerHandle
     }
 }
 

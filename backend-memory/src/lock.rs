@@ -358,7 +358,7 @@ impl Contender {
         let validity = Arc::new(LockValidity::new(sent, held.lease.ttl()));
         let constant = self.client.link.hub().has(Defect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { held.token };
-        let source = Arc::clone(&self.client) as enlist::feed::KeepAlive;
+        let source = Arc::clone(&self.client) as enlist::publisher::OwnerHandle;
         let (guard, driver) = lock_guard(self.name.clone(), token, validity, source);
         let (won, mut proclaimed) = match &self.want {
             Want::Lock { .. } => (Won::Lock(guard), None),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Feed, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher,
+    Entry, Epoch, Error, Moment, Namespace, Publisher, Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher,
     Snapshot, TaskOwner, Watcher,
 };
 
@@ -65,9 +65,9 @@ impl MemoryClient {
     }
 
     /// Starts a watch and returns a reader that ends it when dropped.
-    pub(crate) fn follow<S: WatchedState>(&self, state: S) -> Result<enlist::feed::FeedReader<S::Value>, Error> {
+    pub(crate) fn follow<S: WatchedState>(&self, state: S) -> Result<enlist::publisher::Subscriber<S::Value>, Error> {
         self.inner.check_open()?;
-        let feed = Arc::new(Feed::new());
+        let feed = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
         let stop = tasks.stop_signal();
         let closed = self.inner.tasks.stop_signal();
@@ -86,7 +86,7 @@ impl MemoryClient {
 
 struct Follower<S: WatchedState> {
     link: Link,
-    feed: Arc<Feed<S::Value>>,
+    feed: Arc<Publisher<S::Value>>,
     state: S,
 }
 

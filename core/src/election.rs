@@ -7,10 +7,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     error::Error,
-    feed::{FeedReader, Reading},
     freshness::Freshness,
     lock::{LockGuard, LockOptions, Released},
     name::LockName,
+    publisher::{Subscriber, Update},
     revision::{FencingToken, Revision},
 };
 
@@ -78,7 +78,7 @@ pub struct Leader {
 /// A running observation of an election. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct LeaderWatcher {
-    reader: FeedReader<Option<Leader>>,
+    reader: Subscriber<Option<Leader>>,
 }
 
 /// Change that an observer returns.
@@ -93,7 +93,7 @@ pub struct LeaderChange {
 
 impl LeaderWatcher {
     /// For backends: a watcher that reads from `reader`.
-    pub fn new(reader: FeedReader<Option<Leader>>) -> Self {
+    pub fn new(reader: Subscriber<Option<Leader>>) -> Self {
         Self { reader }
     }
 
@@ -107,7 +107,7 @@ impl LeaderWatcher {
     ///
     /// What was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<LeaderChange, Error> {
-        let Reading { value, freshness, .. } = self.reader.next().await?;
+        let Update { value, freshness, .. } = self.reader.next().await?;
         Ok(LeaderChange { leader: value, freshness })
     }
 }

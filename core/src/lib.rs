@@ -19,7 +19,7 @@
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a balancer | [`balance`], [`ejection`], [`Shares`], [`HashRing`] |
 //! | show text that others stored | [`escape`] |
-//! | write a backend | [`registration()`], [`lock_guard()`], [`Feed`], [`queue_position()`], and `enlist-testkit` |
+//! | write a backend | [`registration()`], [`lock_guard()`], [`Publisher`], [`queue_position()`], and `enlist-testkit` |
 //!
 //! # Example
 //!
@@ -58,7 +58,6 @@ pub mod election;
 pub mod endpoint;
 pub mod error;
 pub mod escape;
-pub mod feed;
 mod fence;
 mod freshness;
 pub mod graceful;
@@ -74,6 +73,7 @@ pub mod name;
 pub mod observation;
 pub mod picker;
 pub mod pool;
+pub mod publisher;
 pub mod raw;
 pub mod reconcile;
 pub mod registration;
@@ -96,7 +96,6 @@ pub use self::{
     election::{Election, Leader, LeaderWatcher, Leadership},
     endpoint::Endpoint,
     error::{Cause, Error, Owner, RangeUnit},
-    feed::{Feed, ServiceWatcher},
     fence::{Fence, Overtaken},
     freshness::{Freshness, Proof},
     graceful::{Graceful, Shutdown},
@@ -108,6 +107,7 @@ pub use self::{
     name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
     picker::{Filter, NoPick, Picker, Policy},
     pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
+    publisher::{Publisher, ServiceWatcher},
     raw::{RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,

@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::Error,
-    feed::KeepAlive,
     lease_terms::LeaseTerms,
     name::LockName,
+    publisher::OwnerHandle,
     registry::{DEFAULT_TTL, MAX_TTL_SECS},
     revision::FencingToken,
 };
@@ -233,7 +233,7 @@ pub fn lock_guard(
     name: LockName,
     token: FencingToken,
     validity: Arc<LockValidity>,
-    source: KeepAlive,
+    source: OwnerHandle,
 ) -> (LockGuard, GuardDriver) {
     let shared = Arc::new(Shared {
         name,
@@ -253,7 +253,7 @@ pub fn lock_guard(
 #[must_use = "dropping it releases the lock"]
 pub struct LockGuard {
     shared: Arc<Shared>,
-    source: KeepAlive,
+    source: OwnerHandle,
 }
 
 impl LockGuard {
@@ -307,7 +307,7 @@ impl LockGuard {
     }
 
     /// For backends: what was given to [`lock_guard`], by which a backend knows its own guards again.
-    pub fn source(&self) -> &KeepAlive {
+    pub fn source(&self) -> &OwnerHandle {
         &self.source
     }
 

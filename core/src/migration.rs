@@ -11,11 +11,11 @@ use futures::{
 use crate::{
     clock::Moment,
     error::Error,
-    feed::{Feed, ServiceWatcher},
     freshness::Freshness,
     instance::{Entry, Health, Instance, Presence},
     lease::Lease,
     name::{InstanceId, Namespace, ServiceName, ServiceRef},
+    publisher::{Publisher, ServiceWatcher},
     registration::{
         Deregistered, Desired, Goal, Registration, RegistrationDriver, RegistrationState, Shown, registration,
     },
@@ -229,7 +229,7 @@ impl Resolver for Migration {
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let watching = self.sides.iter().map(|side| side.resolver.watch(service));
         let watchers = try_join_all(watching).await?;
-        let feed = Arc::new(Feed::new());
+        let feed = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
         let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
         let follower = Follower { migration: self.clone(), merged, feed: Arc::clone(&feed) };
@@ -259,7 +259,7 @@ impl Resolver for Migration {
 struct Follower {
     migration: Migration,
     merged: Snapshot,
-    feed: Arc<Feed<Snapshot>>,
+    feed: Arc<Publisher<Snapshot>>,
 }
 
 impl Follower {
@@ -346,7 +346,7 @@ impl Registry for Migration {
         driver.accept_only(move |instance| {
             checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
         });
-        let publisher = Publisher { driver, sides, held, own };
+        let publisher = SidePublisher { driver, sides, held, own };
         tasks.run("migration", publisher.run())?;
         outer.started(&options).await
     }
@@ -402,7 +402,7 @@ impl Registry for Migration {
 }
 
 /// The task behind a registration in several sides.
-struct Publisher {
+struct SidePublisher {
     driver: RegistrationDriver,
     sides: Vec<Side>,
     held: Vec<Registration>,
@@ -412,7 +412,7 @@ struct Publisher {
 /// What the sides make of an update: the generation and what each said.
 type Updating = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
 
-impl Publisher {
+impl SidePublisher {
     async fn run(mut self) {
         let mut states: Vec<_> = self.held.iter().map(Registration::states).collect();
         let mut wanted = self.driver.desired();

@@ -15,10 +15,10 @@ pub use self::snapshot::{RawEntry, RawEvent, RawSnapshot};
 use crate::{
     endpoint::Endpoint,
     error::Error,
-    feed::{FeedReader, Reading},
     freshness::Freshness,
     instance::Instance,
     name::{InstanceId, MAX_NAME_BYTES, Namespace, ServiceName, ServiceRef},
+    publisher::{Subscriber, Update},
     registration::{Deregistered, Registration, RegistrationState, RegistrationStates},
     registry::RegisterOptions,
     revision::{LeaseId, Revision},
@@ -131,12 +131,12 @@ impl RawChange {
 /// For backends: a [`RawWatcher`] over a feed of snapshots.
 #[derive(Debug)]
 pub struct PrefixWatcher {
-    reader: FeedReader<RawSnapshot>,
+    reader: Subscriber<RawSnapshot>,
 }
 
 impl PrefixWatcher {
     /// A watcher that reads from `reader`.
-    pub fn new(reader: FeedReader<RawSnapshot>) -> Self {
+    pub fn new(reader: Subscriber<RawSnapshot>) -> Self {
         Self { reader }
     }
 }
@@ -144,7 +144,7 @@ impl PrefixWatcher {
 #[async_trait]
 impl RawWatcher for PrefixWatcher {
     async fn next(&mut self) -> Result<RawChange, Error> {
-        let Reading { value, before, freshness } = self.reader.next().await?;
+        let Update { value, before, freshness } = self.reader.next().await?;
         Ok(RawChange::new(before.as_ref(), value, freshness))
     }
 }

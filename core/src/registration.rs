@@ -19,9 +19,9 @@ use tokio::sync::watch;
 pub use self::{departures::Departures, handle::InstanceHandle};
 use crate::{
     error::{Cause, Error, Owner, with_causes},
-    feed::KeepAlive,
     instance::{Draft, Health, Instance},
     name::ServiceRef,
+    publisher::OwnerHandle,
     registry::{RegisterOptions, Start},
     revision::{LeaseId, Revision},
     task::TaskOwner,
@@ -175,7 +175,11 @@ impl fmt::Debug for Shared {
 }
 
 /// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
-pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) -> (Registration, RegistrationDriver) {
+pub fn registration(
+    service: ServiceRef,
+    instance: Instance,
+    source: OwnerHandle,
+) -> (Registration, RegistrationDriver) {
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present, shown: Shown::Yes };
     let state = RegistrationState::Registering { last: None };
     let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
@@ -194,7 +198,7 @@ pub fn registration(service: ServiceRef, instance: Instance, source: KeepAlive) 
 #[must_use = "dropping it deregisters the instance"]
 pub struct Registration {
     handle: InstanceHandle,
-    _source: KeepAlive,
+    _source: OwnerHandle,
 }
 
 impl Registration {

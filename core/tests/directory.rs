@@ -10,9 +10,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Feed, Health, Instance, InstanceId,
-    Moment, Namespace, NoPick, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
-    ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher, clock::LONGEST,
+    Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
+    Namespace, NoPick, Picker, Policy, Presence, Publisher, RegisterOptions, Registration, Registry, Resolver,
+    Revision, ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher, clock::LONGEST,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -65,7 +65,7 @@ async fn until_candidates(picker: &mut Picker, count: usize) {
 /// A resolver without a task of its own: its watches show what was published here. The next `panics` of them panic.
 #[derive(Debug, Default)]
 struct Published {
-    feed: Feed<Snapshot>,
+    feed: Publisher<Snapshot>,
     panics: Arc<AtomicU32>,
 }
 

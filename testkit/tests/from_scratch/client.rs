@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Feed, LeaseChoice, LeaseHandle, LeaseId, LeaseTerms, Moment, Namespace, RegisterOptions,
+    Entry, Epoch, Error, LeaseChoice, LeaseHandle, LeaseId, LeaseTerms, Moment, Namespace, Publisher, RegisterOptions,
     Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, key_claims::KeyClaims,
     observation::Observations, registration::Departures,
 };
@@ -93,7 +93,7 @@ fn nothing(data: &Data, service: &ServiceRef) -> Snapshot {
 }
 
 /// Keeps `feed` up to date, for ever. A feed does the rest: it skips for slow readers and tells each the exact difference.
-async fn follow(link: Arc<Link>, service: ServiceRef, feed: Arc<Feed<Snapshot>>) {
+async fn follow(link: Arc<Link>, service: ServiceRef, feed: Arc<Publisher<Snapshot>>) {
     let mut snapshot = None;
     let (mut changes, mut cut) = (link.store.changes.subscribe(), link.cut.subscribe());
     loop {
@@ -128,7 +128,7 @@ impl Resolver for Scratch {
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         self.check_open()?;
-        let (feed, tasks) = (Arc::new(Feed::new()), TaskOwner::new());
+        let (feed, tasks) = (Arc::new(Publisher::new()), TaskOwner::new());
         let (written, closed) = (Arc::clone(&feed), self.0.tasks.stop_signal());
         let follow = follow(Arc::clone(&self.0.link), service.clone(), Arc::clone(&feed));
         tasks.run("watch", async move {

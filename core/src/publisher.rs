@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Dependency of a reader of a feed, kept alive as long as the reader is.
-pub type KeepAlive = Arc<dyn Any + Send + Sync>;
+pub type OwnerHandle = Arc<dyn Any + Send + Sync>;
 
 #[derive(Clone, Debug)]
 struct State<T> {
@@ -31,25 +31,25 @@ struct State<T> {
 
 /// The writing side.
 #[derive(Debug)]
-pub struct Feed<T> {
+pub struct Publisher<T> {
     state: watch::Sender<State<T>>,
     proof: Proof,
 }
 
-impl<T: Clone + PartialEq> Default for Feed<T> {
+impl<T: Clone + PartialEq> Default for Publisher<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T: Clone + PartialEq> Feed<T> {
+impl<T: Clone + PartialEq> Publisher<T> {
     /// A feed that knows nothing yet.
     pub fn new() -> Self {
         Self::proven_by(Proof::new(Moment::now()))
     }
 
     /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are derived from
-    /// ([`FeedReader::proof`]).
+    /// ([`Subscriber::proof`]).
     pub fn proven_by(proof: Proof) -> Self {
         let freshness = Freshness::Live { proof: proof.clone() };
         Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
@@ -127,10 +127,10 @@ impl<T: Clone + PartialEq> Feed<T> {
     }
 
     /// A reader that has seen nothing yet and keeps `source` alive.
-    pub fn reader(&self, source: KeepAlive) -> FeedReader<T> {
+    pub fn reader(&self, source: OwnerHandle) -> Subscriber<T> {
         let mut state = self.state.subscribe();
         state.mark_changed();
-        FeedReader { state, seen: None, live: true, proof: self.proof.clone(), _source: source }
+        Subscriber { state, seen: None, live: true, proof: self.proof.clone(), _source: source }
     }
 
     /// Waits until there is no reader left.
@@ -149,24 +149,24 @@ impl<T: Clone + PartialEq> Feed<T> {
 }
 
 /// The reading side.
-pub struct FeedReader<T> {
+pub struct Subscriber<T> {
     state: watch::Receiver<State<T>>,
     seen: Option<T>,
     live: bool,
     proof: Proof,
-    _source: KeepAlive,
+    _source: OwnerHandle,
 }
 
-impl<T: fmt::Debug> fmt::Debug for FeedReader<T> {
+impl<T: fmt::Debug> fmt::Debug for Subscriber<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FeedReader").field("seen", &self.seen).finish_non_exhaustive()
+        f.debug_struct("Subscriber").field("seen", &self.seen).finish_non_exhaustive()
     }
 }
 
 /// Update for a reader: the latest value, what it saw before (if anything), and how fresh the value is.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct Reading<T> {
+pub struct Update<T> {
     /// The latest value.
     pub value: T,
     /// Value that this reader saw before.
@@ -175,14 +175,14 @@ pub struct Reading<T> {
     pub freshness: Freshness,
 }
 
-impl<T> FeedReader<T> {
+impl<T> Subscriber<T> {
     /// Source of the age of the feed's values while it is live.
     pub fn proof(&self) -> Proof {
         self.proof.clone()
     }
 }
 
-impl<T: Clone + PartialEq> FeedReader<T> {
+impl<T: Clone + PartialEq> Subscriber<T> {
     /// Waits for a value, or a freshness, that this reader has not seen.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ impl<T: Clone + PartialEq> FeedReader<T> {
     /// # Cancel safety
     ///
     /// What was not returned is returned by the next call.
-    pub async fn next(&mut self) -> Result<Reading<T>, Error> {
+    pub async fn next(&mut self) -> Result<Update<T>, Error> {
         loop {
             if self.state.changed().await.is_err() {
                 return Err(Error::Closed);
@@ -206,7 +206,7 @@ impl<T: Clone + PartialEq> FeedReader<T> {
                     }
                     self.live = state.freshness.is_live();
                     let before = self.seen.replace(value.clone());
-                    return Ok(Reading { value, before, freshness: state.freshness });
+                    return Ok(Update { value, before, freshness: state.freshness });
                 }
                 _ if state.closed => {
                     self.state.mark_changed();
@@ -226,12 +226,12 @@ impl<T: Clone + PartialEq> FeedReader<T> {
 /// A [`Watcher`] over a feed of snapshots: what both backends return from `watch`.
 #[derive(Debug)]
 pub struct ServiceWatcher {
-    reader: FeedReader<Snapshot>,
+    reader: Subscriber<Snapshot>,
 }
 
 impl ServiceWatcher {
     /// A watcher that reads from `reader`.
-    pub fn new(reader: FeedReader<Snapshot>) -> Self {
+    pub fn new(reader: Subscriber<Snapshot>) -> Self {
         Self { reader }
     }
 }
@@ -239,7 +239,7 @@ impl ServiceWatcher {
 #[async_trait]
 impl Watcher for ServiceWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
-        let Reading { value, before, freshness } = self.reader.next().await?;
+        let Update { value, before, freshness } = self.reader.next().await?;
         let events = match &before {
             None => value.as_added(),
             Some(before) => value.diff(before),
@@ -253,13 +253,13 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn keep() -> KeepAlive {
+    fn keep() -> OwnerHandle {
         Arc::new(())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_reader_gets_the_latest_value_and_what_it_saw_itself() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut reader = feed.reader(keep());
         feed.publish(1, Moment::now());
         assert_eq!(reader.next().await.unwrap().value, 1);
@@ -272,7 +272,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_changes_freshness_and_not_the_value() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut reader = feed.reader(keep());
         feed.publish(1, Moment::now());
         reader.next().await.unwrap();
@@ -286,14 +286,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_newer_is_not_proven_by_that_and_what_is_derived_ages_alike() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut reader = feed.reader(keep());
         feed.publish(1, Moment::now());
         tokio::time::advance(Duration::from_secs(7)).await;
         feed.advance(2);
         let reading = reader.next().await.unwrap();
         assert_eq!((reading.value, reading.freshness.age().as_secs()), (2, 7));
-        let derived = Feed::proven_by(reader.proof());
+        let derived = Publisher::proven_by(reader.proof());
         let mut second = derived.reader(keep());
         derived.publish("two", reading.freshness.proven());
         let derived = second.next().await.unwrap();
@@ -305,7 +305,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_net_zero_change_wakes_nobody_who_did_not_see_it() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut reader = feed.reader(keep());
         feed.publish(1, Moment::now());
         reader.next().await.unwrap();
@@ -321,7 +321,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn trouble_for_good_is_an_error_only_while_nothing_is_known() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut early = feed.reader(keep());
         feed.refuse(Error::Unsupported { what: "this".into() });
         assert!(matches!(early.next().await, Err(Error::Unsupported { .. })));
@@ -333,7 +333,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_end_comes_after_the_last_value_and_stays() {
-        let feed = Feed::new();
+        let feed = Publisher::new();
         let mut reader = feed.reader(keep());
         feed.publish(1, Moment::now());
         feed.close();
@@ -348,7 +348,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reader_keeps_its_source_alive() {
         let source = keep();
-        let feed = Feed::<u8>::new();
+        let feed = Publisher::<u8>::new();
         let reader = feed.reader(Arc::clone(&source));
         assert_eq!(Arc::strong_count(&source), 2);
         drop(reader);
