@@ -8,7 +8,7 @@ use std::sync::{
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::shares::{HashRing, Shares};
+use crate::alias_table::{AliasTable, HashRing};
 
 /// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
 /// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
@@ -54,13 +54,13 @@ impl<T: Candidate + ?Sized> Candidate for Arc<T> {
 #[derive(Debug)]
 pub struct Group<T> {
     members: Vec<T>,
-    shares: Shares,
+    shares: AliasTable,
     ring: Option<HashRing>,
 }
 
 impl<T> Default for Group<T> {
     fn default() -> Self {
-        Self { members: Vec::new(), shares: Shares::default(), ring: None }
+        Self { members: Vec::new(), shares: AliasTable::default(), ring: None }
     }
 }
 
@@ -69,7 +69,7 @@ impl<T: Candidate> Group<T> {
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
         let (weights, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(_, weight, member)| (weight, member)).unzip();
-        Self { members, shares: Shares::new(weights), ring: None }
+        Self { members, shares: AliasTable::new(weights), ring: None }
     }
 
     /// Members that can be chosen by key.
@@ -77,7 +77,7 @@ impl<T: Candidate> Group<T> {
         let (named, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(name, weight, member)| ((name, weight), member)).unzip();
         let ring = Some(HashRing::new(named.iter().copied()));
-        Self { members, shares: Shares::new(named.iter().map(|(_, weight)| *weight)), ring }
+        Self { members, shares: AliasTable::new(named.iter().map(|(_, weight)| *weight)), ring }
     }
 
     /// Chooses a member that `takes` accepts, if there is one.
@@ -123,7 +123,7 @@ impl<T: Candidate> Group<T> {
         }
         let able: Vec<_> = self.able(takes).collect();
         let weights = able.iter().map(|at| u32::try_from(self.shares.weight(*at)).unwrap_or(u32::MAX));
-        let drawn = Shares::new(weights).draw()?;
+        let drawn = AliasTable::new(weights).draw()?;
         Some(&self.members[able[drawn]])
     }
 

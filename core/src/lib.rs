@@ -17,7 +17,7 @@
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
-//! | write a balancer | [`balance`], [`ejection`], [`Shares`], [`HashRing`] |
+//! | write a balancer | [`balance`], [`ejection`], [`AliasTable`], [`HashRing`] |
 //! | show text that others stored | [`escape`] |
 //! | write a backend | [`registration()`], [`lock_guard()`], [`Publisher`], [`queue_position()`], and `enlist-testkit` |
 //!
@@ -47,8 +47,10 @@
 //! ```
 
 pub mod advertise;
+pub mod alias_table;
 pub mod backoff;
 pub mod balance;
+mod bucket_index;
 mod candidate;
 pub mod clock;
 pub mod deadline;
@@ -61,7 +63,6 @@ pub mod escape;
 mod fence;
 mod freshness;
 pub mod graceful;
-mod guide;
 pub mod instance;
 pub mod key_claims;
 mod lease;
@@ -80,7 +81,6 @@ pub mod registration;
 pub mod registry;
 mod resolver;
 mod revision;
-pub mod shares;
 mod snapshot;
 mod task;
 pub mod telemetry;
@@ -88,6 +88,7 @@ pub mod telemetry;
 #[doc(inline)]
 pub use self::{
     advertise::advertise,
+    alias_table::{AliasTable, HashRing},
     backoff::{Backoff, BackoffPolicy},
     candidate::Candidate,
     clock::Moment,
@@ -116,7 +117,6 @@ pub use self::{
     registry::{Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     resolver::{Change, Resolver, Watcher},
     revision::{Epoch, FencingToken, LeaseId, Revision},
-    shares::{HashRing, Shares},
     snapshot::{Event, Snapshot},
     task::{StopError, TaskOwner, caught_now},
     telemetry::{Counter, Counters},

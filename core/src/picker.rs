@@ -19,10 +19,10 @@ use fastrand::Rng;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::{
+    alias_table::{AliasTable, HashRing},
     clock::rounded,
     directory::{Published, ViewUser},
     instance::{Entry, Health, Instance},
-    shares::{HashRing, Shares},
 };
 
 /// Policy of a picker.
@@ -198,7 +198,7 @@ struct Choice {
     candidates: Vec<Arc<Entry>>,
     /// Number of instances that the filter leaves out, where there are no candidates.
     left_out: usize,
-    shares: Shares,
+    shares: AliasTable,
     ring: HashRing,
 }
 
@@ -214,8 +214,8 @@ impl Choice {
         let weights = || candidates.iter().map(|entry| entry.instance().weight());
         let names = candidates.iter().map(|entry| entry.instance().id().as_str());
         let shares = match policy {
-            Policy::Weighted | Policy::ConsistentHash => Shares::new(weights()),
-            Policy::Random | Policy::RoundRobin => Shares::default(),
+            Policy::Weighted | Policy::ConsistentHash => AliasTable::new(weights()),
+            Policy::Random | Policy::RoundRobin => AliasTable::default(),
         };
         let ring = match policy {
             Policy::ConsistentHash => HashRing::new(names.zip(weights())),

@@ -3,7 +3,7 @@
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::guide::Guide;
+use crate::bucket_index::BucketIndex;
 
 /// Points on a [`HashRing`] per candidate of average weight. With 100 the share of each is within some 10 % of its due.
 const RING_POINTS: u64 = 100;
@@ -13,7 +13,7 @@ const LOW: u64 = u32::MAX as u64;
 
 /// Draws positions in proportion to their weights.
 #[derive(Clone, Debug, Default)]
-pub struct Shares {
+pub struct AliasTable {
     /// Running sums of the weights.
     sums: Vec<u64>,
     columns: Vec<Column>,
@@ -28,8 +28,8 @@ struct Column {
     other: u32,
 }
 
-impl Shares {
-    /// Shares of positions 0, 1, 2, … with these weights.
+impl AliasTable {
+    /// AliasTable of positions 0, 1, 2, … with these weights.
     pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let weights: Vec<u64> = weights.into_iter().map(u64::from).collect();
         let add = |sum: &mut u64, weight: &u64| {
@@ -108,7 +108,7 @@ pub struct HashRing {
     /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a search in a
     /// large ring costs what it misses in the cache.
     points: Vec<u64>,
-    guide: Guide,
+    guide: BucketIndex,
 }
 
 impl Default for HashRing {
@@ -129,7 +129,7 @@ impl HashRing {
             points.extend((0..due).map(|point| place(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
         }
         points.sort_unstable();
-        Self { guide: Guide::new(&points), points }
+        Self { guide: BucketIndex::new(&points), points }
     }
 
     /// The position that `key` belongs to; `None` on an empty ring.
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_second_draw_is_never_the_first_and_keeps_to_the_weights_of_the_others() {
-        let shares = Shares::new([1, 1, 4, 0]);
+        let shares = AliasTable::new([1, 1, 4, 0]);
         let mut drawn = [0_u32; 4];
         for _ in 0..50_000 {
             drawn[shares.draw_other(0).unwrap()] += 1;
@@ -161,15 +161,15 @@ mod tests {
         assert_eq!((drawn[0], drawn[3]), (0, 0));
         // Due: 10,000 and 40,000; six standard deviations are about 540.
         assert!(drawn[1].abs_diff(10_000) < 600, "{drawn:?}");
-        assert_eq!(Shares::new([3]).draw_other(0), None);
-        assert_eq!(Shares::new([0, 0]).draw(), None);
+        assert_eq!(AliasTable::new([3]).draw_other(0), None);
+        assert_eq!(AliasTable::new([0, 0]).draw(), None);
     }
 
     #[test]
     fn draws_are_in_proportion_whatever_the_weights() {
         for weights in [vec![3], vec![0, 5], vec![1, 1000], vec![7; 10], (0..40).collect(), vec![u32::MAX, 1, u32::MAX]]
         {
-            let shares = Shares::new(weights.iter().copied());
+            let shares = AliasTable::new(weights.iter().copied());
             let mut due = vec![0_u64; weights.len()];
             // Each column is hit as often as any other.
             for column in 0..weights.len() as u64 {
@@ -185,7 +185,7 @@ mod tests {
                 assert!(u128::from(due).abs_diff(wanted) <= weights.len() as u128 + 1, "{weights:?}: {due} {wanted}");
             }
         }
-        assert_eq!(Shares::default().draw(), None);
+        assert_eq!(AliasTable::default().draw(), None);
     }
 
     #[test]

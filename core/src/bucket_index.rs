@@ -8,14 +8,14 @@ const PER_BUCKET: usize = 4;
 
 /// An index over sorted values.
 #[derive(Clone, Debug)]
-pub(crate) struct Guide {
+pub(crate) struct BucketIndex {
     /// The bucket of a value is what this shift leaves of it.
     shift: u32,
     /// For each bucket, and once more for the end: how many values lie before it.
     starts: Vec<u32>,
 }
 
-impl Guide {
+impl BucketIndex {
     /// An index over `sorted` values.
     pub(crate) fn new(sorted: &[u64]) -> Self {
         // Two buckets at least: nothing can be shifted by all its bits.
@@ -54,7 +54,7 @@ mod tests {
             wanted in prop_oneof![0..50_u64, any::<u64>()],
         ) {
             values.sort_unstable();
-            let around = Guide::new(&values).around(wanted);
+            let around = BucketIndex::new(&values).around(wanted);
             prop_assert!(values[..around.start].iter().all(|value| *value < wanted));
             prop_assert!(values[around.end..].iter().all(|value| *value > wanted));
         }
@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn values_that_are_spread_evenly_lie_few_to_a_bucket() {
         let values: Vec<u64> = (0..100_000).map(|number| number * (u64::MAX / 100_000)).collect();
-        let guide = Guide::new(&values);
+        let guide = BucketIndex::new(&values);
         assert!(values.iter().all(|value| guide.around(*value).len() <= 2 * PER_BUCKET));
     }
 }
