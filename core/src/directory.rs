@@ -29,7 +29,7 @@ use crate::{
     error::{Error, with_causes},
     freshness::Freshness,
     name::ServiceRef,
-    picker::{Filter, Latest, Picker, Policy},
+    picker::{Filter, Picker, Policy, ViewCell},
     resolver::Resolver,
     snapshot::Snapshot,
     task::TaskOwner,
@@ -167,7 +167,7 @@ struct Inner {
 /// What the watch task writes and the views read.
 struct Shared {
     service: ServiceRef,
-    published: Arc<Latest>,
+    published: Arc<ViewCell>,
     status: watch::Sender<Status>,
     /// Number of views.
     users: watch::Sender<usize>,
@@ -386,7 +386,7 @@ impl ViewUser {
     }
 
     /// The cell that the task publishes in.
-    pub(crate) fn published(&self) -> &Arc<Latest> {
+    pub(crate) fn published(&self) -> &Arc<ViewCell> {
         &self.shared.published
     }
 }

@@ -134,16 +134,16 @@ fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
 
-/// Latest publication of a view.
+/// ViewCell publication of a view.
 #[derive(Debug, Default)]
-pub(crate) struct Latest {
+pub(crate) struct ViewCell {
     published: ArcSwapOption<Published>,
     /// Number of times that something was published: each pick reads only this.
     count: AtomicU64,
     choices: Mutex<Choices>,
 }
 
-impl Latest {
+impl ViewCell {
     pub(crate) fn publish(&self, published: Arc<Published>) {
         self.published.store(Some(published));
         // Whoever sees the count sees what was published.
@@ -156,14 +156,14 @@ impl Latest {
 
     /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it, instead of
     /// making the same.
-    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<Choice>>, u64) {
+    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (choice, count) = self.place(policy, filter);
         // Not under the lock: others do not wait for it.
-        choice.get_or_init(|| Choice::new(self.published.load_full(), policy, filter));
+        choice.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
         (choice, count)
     }
 
-    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<Choice>>, u64) {
+    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         // The count first: what is published in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
@@ -187,12 +187,12 @@ impl Latest {
 struct Choices {
     /// Number of times that something had been published.
     count: u64,
-    made: Vec<(Policy, Filter, Weak<OnceLock<Choice>>)>,
+    made: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
 }
 
 /// Candidates of pickers with the same policy and filter.
 #[derive(Debug, Default)]
-struct Choice {
+struct CandidateTable {
     /// Publication that it was made from.
     published: Option<Arc<Published>>,
     candidates: Vec<Arc<Entry>>,
@@ -202,7 +202,7 @@ struct Choice {
     ring: HashRing,
 }
 
-impl Choice {
+impl CandidateTable {
     fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
         let entries = || published.iter().flat_map(|published| published.snapshot.entries());
         let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
@@ -248,12 +248,12 @@ impl Choice {
 /// Picks instances of one service for one task. It keeps the watch of its view going, and the directory alive.
 #[derive(Debug)]
 pub struct Picker {
-    source: Arc<Latest>,
+    source: Arc<ViewCell>,
     /// Number of times that something had been published when the choice was made.
     count: u64,
     policy: Policy,
     filter: Filter,
-    choice: Arc<OnceLock<Choice>>,
+    choice: Arc<OnceLock<CandidateTable>>,
     /// Nothing needs to be checked before the next publication.
     sure: bool,
     /// Whose turn it was last.
@@ -264,7 +264,7 @@ pub struct Picker {
 }
 
 impl Picker {
-    pub(crate) fn new(source: Arc<Latest>, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn new(source: Arc<ViewCell>, policy: Policy, filter: Filter) -> Self {
         Self {
             source,
             count: 0,
@@ -305,7 +305,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let Choice { candidates, shares, .. } = made(&self.choice);
+        let CandidateTable { candidates, shares, .. } = made(&self.choice);
         let count = candidates.len();
         let at = match self.policy {
             Policy::Random => self.random.usize(..count),
@@ -334,7 +334,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let Choice { candidates, ring, .. } = made(&self.choice);
+        let CandidateTable { candidates, ring, .. } = made(&self.choice);
         Ok(&candidates[ring.find(key).unwrap_or(0)])
     }
 
@@ -372,8 +372,8 @@ impl Picker {
 
 /// Candidates that were made; nothing before the first pick.
 #[inline]
-fn made(choice: &OnceLock<Choice>) -> &Choice {
-    choice.get_or_init(Choice::default)
+fn made(choice: &OnceLock<CandidateTable>) -> &CandidateTable {
+    choice.get_or_init(CandidateTable::default)
 }
 
 /// Keeps the `size` candidates with the highest hash of (client, id), in the order they stood.
@@ -410,8 +410,8 @@ mod tests {
         Arc::new(Published::fresh(snapshot))
     }
 
-    fn source(instances: Vec<Instance>) -> Arc<Latest> {
-        let latest = Arc::new(Latest::default());
+    fn source(instances: Vec<Instance>) -> Arc<ViewCell> {
+        let latest = Arc::new(ViewCell::default());
         latest.publish(published(instances));
         latest
     }
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn unknown_and_empty_are_told_apart() {
-        let unknown = Arc::new(Latest::default());
+        let unknown = Arc::new(ViewCell::default());
         let mut picker = Picker::new(Arc::clone(&unknown), Policy::Random, Filter::new());
         assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
         unknown.publish(published(vec![instance("a").with_weight(0)]));
