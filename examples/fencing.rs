@@ -9,7 +9,7 @@
 
 use std::{error::Error, time::Duration};
 
-use enlist::{Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Overtaken};
+use enlist::{Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, StaleToken};
 use enlist_memory::MemoryStore;
 
 /// A counter outside of the store. The fence is kept with the data, and whoever wants either passes it first.
@@ -22,7 +22,7 @@ struct Counter {
 impl Counter {
     /// Reads pass the fence too: a holder that has only read shuts its predecessors out already, or one of them could write
     /// between its read and its write.
-    fn open(&mut self, token: FencingToken) -> Result<&mut u64, Overtaken> {
+    fn open(&mut self, token: FencingToken) -> Result<&mut u64, StaleToken> {
         if let Some(fence) = &mut self.fence {
             fence.admit(token)?;
         }
@@ -35,7 +35,7 @@ async fn acquire(client: &impl Lock) -> Result<LockGuard, enlist::Error> {
 }
 
 /// Says what the first holder was told when it woke.
-async fn overtaken_holder(counter: &mut Counter) -> Result<Result<(), Overtaken>, Box<dyn Error + Send + Sync>> {
+async fn overtaken_holder(counter: &mut Counter) -> Result<Result<(), StaleToken>, Box<dyn Error + Send + Sync>> {
     let store = MemoryStore::new();
     let (one, two) = (store.client(), store.client());
 

@@ -6,7 +6,7 @@
 
 use std::{error::Error, time::Duration};
 
-use enlist::{Fence, FencingToken, LockName, LockOptions, Overtaken};
+use enlist::{Fence, FencingToken, LockName, LockOptions, StaleToken};
 use enlist_examples::Store;
 
 /// A resource that refuses whoever comes with a smaller token than it has seen: the only complete protection.
@@ -16,7 +16,7 @@ struct Ledger {
 }
 
 impl Ledger {
-    fn write(&mut self, token: FencingToken, what: &str) -> Result<(), Overtaken> {
+    fn write(&mut self, token: FencingToken, what: &str) -> Result<(), StaleToken> {
         self.fence.admit(token)?;
         println!("{what} (token {token})");
         Ok(())

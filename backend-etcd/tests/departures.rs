@@ -77,7 +77,7 @@ async fn a_lease_is_asked_for_when_the_service_has_become_empty_and_not_before()
     watching.delete("c");
     let change = watching.next().await;
     assert!(change.snapshot.is_empty());
-    assert!(["a", "b", "c"].iter().all(|name| change.snapshot.left(&id(name))), "one lease tells of all");
+    assert!(["a", "b", "c"].iter().all(|name| change.snapshot.departed(&id(name))), "one lease tells of all");
     // It is asked for once more, in case that its revocation was under way.
     assert_eq!(watching.fake.requests().lease_questions, 2);
 }
@@ -87,7 +87,7 @@ async fn a_dropped_next_goes_on_with_the_same_question() {
     let mut watching = Watching::of(&["a"]).await;
     watching.delete("a");
     let (change, dropped) = watching.next_by_bits(Duration::from_millis(1)).await;
-    assert!(change.snapshot.is_empty() && change.snapshot.left(&id("a")));
+    assert!(change.snapshot.is_empty() && change.snapshot.departed(&id("a")));
     assert!(dropped >= 50, "the answers take a tenth of a second: {dropped}");
     assert_eq!(watching.fake.requests().lease_questions, 2);
 }
@@ -100,7 +100,7 @@ async fn without_an_answer_it_counts_as_dead_after_a_second_however_often_it_is_
         watching.delete("a");
         let begun = Instant::now();
         let (change, _) = watching.next_by_bits(bit).await;
-        assert!(change.snapshot.is_empty() && !change.snapshot.left(&id("a")));
+        assert!(change.snapshot.is_empty() && !change.snapshot.departed(&id("a")));
         assert!((900..1200).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
         assert_eq!(watching.fake.requests().lease_questions, 1);
     }
@@ -111,7 +111,7 @@ async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
     let mut watching = Watching::of(&["a"]).await;
     watching.fake.revoke_all();
     let change = watching.next().await;
-    assert!(change.snapshot.is_empty() && !change.snapshot.left(&id("a")));
+    assert!(change.snapshot.is_empty() && !change.snapshot.departed(&id("a")));
     let mut watching = Watching::of(&["a"]).await;
     watching.fake.put("s/b", r#"{"Op":0,"Addr":"10.0.0.1:2","Metadata":null}"#);
     assert_eq!(watching.next().await.snapshot.len(), 2);
@@ -124,5 +124,5 @@ async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
         }
     };
     assert_eq!(change.snapshot.epoch().get(), 1);
-    assert!(!change.snapshot.left(&id("a")) && !change.snapshot.left(&id("b")));
+    assert!(!change.snapshot.departed(&id("a")) && !change.snapshot.departed(&id("b")));
 }

@@ -70,7 +70,7 @@ pub struct DirectoryOptions {
     pub hold: Duration,
     /// What a view shows when the store lists nobody. Default: nobody.
     pub empty: EmptyPolicy,
-    /// Maximum age of a picture to be picked from. Older, [`NoPick::TooOld`](crate::NoPick::TooOld) says so and
+    /// Maximum age of a picture to be picked from. Older, [`PickError::TooOld`](crate::PickError::TooOld) says so and
     /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with etcd before 3.4.25
     /// and 3.5.8 above twice the audit interval.
     pub max_age: Option<Duration>,

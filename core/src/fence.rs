@@ -33,7 +33,7 @@ pub struct Fence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("fencing token {token} was overtaken by {highest}")]
 #[non_exhaustive]
-pub struct Overtaken {
+pub struct StaleToken {
     /// The token that was refused.
     pub token: FencingToken,
     /// The highest one that was seen.
@@ -56,10 +56,10 @@ impl Fence {
     ///
     /// # Errors
     ///
-    /// [`Overtaken`]; nothing was changed then.
-    pub fn admit(&mut self, token: FencingToken) -> Result<(), Overtaken> {
+    /// [`StaleToken`]; nothing was changed then.
+    pub fn admit(&mut self, token: FencingToken) -> Result<(), StaleToken> {
         if token.get() < self.highest {
-            return Err(Overtaken { token, highest: self.highest() });
+            return Err(StaleToken { token, highest: self.highest() });
         }
         self.highest = token.get();
         Ok(())

@@ -217,7 +217,7 @@ impl Instance {
         &self.id
     }
 
-    /// Addresses at which it accepts connections. Empty only in a [`Draft`], whose update is refused then.
+    /// Addresses at which it accepts connections. Empty only in a [`InstanceUpdate`], whose update is refused then.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
@@ -290,11 +290,11 @@ fn json_len(text: &str) -> usize {
 
 /// Changes of a registered instance: everything but its id.
 #[derive(Debug)]
-pub struct Draft {
+pub struct InstanceUpdate {
     instance: Instance,
 }
 
-impl Draft {
+impl InstanceUpdate {
     /// A draft that starts from `instance`.
     pub(crate) fn new(instance: Instance) -> Self {
         Self { instance }
@@ -597,14 +597,14 @@ mod tests {
 
     #[test]
     fn without_its_last_entry_metadata_is_as_if_there_never_was_one() {
-        let mut draft = Draft::new(instance().with_metadata("a", "1"));
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
         draft.remove_metadata("a").remove_metadata("b");
         assert_eq!(draft.finish(), instance());
     }
 
     #[test]
     fn a_draft_changes_only_what_it_names() {
-        let mut draft = Draft::new(instance().with_metadata("a", "1"));
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
         draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
         let changed = draft.finish();
         assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
@@ -612,7 +612,7 @@ mod tests {
 
     #[test]
     fn a_draft_without_endpoints_is_refused() {
-        let mut draft = Draft::new(instance());
+        let mut draft = InstanceUpdate::new(instance());
         draft.endpoints([Endpoint::parse("h:2").unwrap(), Endpoint::parse("h:3").unwrap()]).zone("z");
         let endpoints: Vec<_> = draft.instance().endpoints().iter().map(Endpoint::as_str).collect();
         assert_eq!((endpoints, draft.instance().zone()), (vec!["h:2", "h:3"], Some("z")));
@@ -624,7 +624,7 @@ mod tests {
 
     #[test]
     fn a_draft_that_is_made_equal_keeps_its_id() {
-        let mut draft = Draft::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
         let endpoint = Endpoint::parse("h:2").unwrap();
         let target = Instance::new(InstanceId::parse("b").unwrap(), [endpoint.clone()]).unwrap().with_weight(7);
         draft.make_equal(&target);

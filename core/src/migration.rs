@@ -194,7 +194,7 @@ impl Migration {
         let left: Vec<InstanceId> = merged
             .entries()
             .map(|entry| entry.instance().id().clone())
-            .filter(|id| !ids.contains(id) && snapshots.iter().any(|snapshot| snapshot.left(id)))
+            .filter(|id| !ids.contains(id) && snapshots.iter().any(|snapshot| snapshot.departed(id)))
             .collect();
         for id in left {
             merged.leave(&id);

@@ -109,7 +109,7 @@ fn takes_calls(instance: &Instance) -> bool {
 /// Reason for which nothing could be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum NoPick {
+pub enum PickError {
     /// The service is not known yet; wait for [`ServiceView::ready`](crate::ServiceView::ready).
     #[error("the service is not known yet")]
     Unknown,
@@ -225,15 +225,15 @@ impl CandidateTable {
     }
 
     /// Reason for which nothing can be picked, if that is so.
-    fn check(&self) -> Result<(), NoPick> {
+    fn check(&self) -> Result<(), PickError> {
         let Some(published) = &self.published else {
-            return Err(NoPick::Unknown);
+            return Err(PickError::Unknown);
         };
         match published.too_old() {
-            Some(age) => Err(NoPick::TooOld { age }),
+            Some(age) => Err(PickError::TooOld { age }),
             None if self.candidates.is_empty() => {
                 let (listed, left_out) = (published.snapshot.len(), self.left_out);
-                Err(NoPick::Empty { listed, left_out })
+                Err(PickError::Empty { listed, left_out })
             }
             None => Ok(()),
         }
@@ -299,9 +299,9 @@ impl Picker {
     ///
     /// # Errors
     ///
-    /// [`NoPick`] says whether the service is unknown or empty.
+    /// [`PickError`] says whether the service is unknown or empty.
     #[inline]
-    pub fn pick(&mut self) -> Result<&Arc<Entry>, NoPick> {
+    pub fn pick(&mut self) -> Result<&Arc<Entry>, PickError> {
         if !self.is_ready() {
             self.check()?;
         }
@@ -327,7 +327,7 @@ impl Picker {
     ///
     /// As [`pick`](Self::pick).
     #[inline]
-    pub fn pick_for(&mut self, key: &[u8]) -> Result<&Arc<Entry>, NoPick> {
+    pub fn pick_for(&mut self, key: &[u8]) -> Result<&Arc<Entry>, PickError> {
         if self.policy != Policy::ConsistentHash {
             return self.pick();
         }
@@ -343,7 +343,7 @@ impl Picker {
     /// # Errors
     ///
     /// As [`pick`](Self::pick).
-    pub fn candidates(&mut self) -> Result<&[Arc<Entry>], NoPick> {
+    pub fn candidates(&mut self) -> Result<&[Arc<Entry>], PickError> {
         if !self.is_ready() {
             self.check()?;
         }
@@ -357,7 +357,7 @@ impl Picker {
     }
 
     #[cold]
-    fn check(&mut self) -> Result<(), NoPick> {
+    fn check(&mut self) -> Result<(), PickError> {
         if !self.is_current() {
             (self.choice, self.count) = self.source.choice(self.policy, &self.filter);
             let choice = made(&self.choice);
@@ -428,9 +428,9 @@ mod tests {
     fn unknown_and_empty_are_told_apart() {
         let unknown = Arc::new(ViewCell::default());
         let mut picker = Picker::new(Arc::clone(&unknown), Policy::Random, Filter::new());
-        assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
+        assert_eq!(picker.pick().unwrap_err(), PickError::Unknown);
         unknown.publish(published(vec![instance("a").with_weight(0)]));
-        assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1, left_out: 0 });
+        assert_eq!(picker.pick().unwrap_err(), PickError::Empty { listed: 1, left_out: 0 });
         unknown.publish(published(vec![instance("b")]));
         assert_eq!(picker.pick().unwrap().instance().id().as_str(), "b");
     }
@@ -490,7 +490,7 @@ mod tests {
         let before = Arc::downgrade(&elsewhere.choice);
         cell.publish(published(vec![instance("a")]));
         let nobody = elsewhere.pick().unwrap_err();
-        assert_eq!(nobody, NoPick::Empty { listed: 1, left_out: 1 });
+        assert_eq!(nobody, PickError::Empty { listed: 1, left_out: 1 });
         assert_eq!(nobody.to_string(), "no instance can be picked: 1 listed, 1 left out by the filter");
         assert_eq!(before.strong_count(), 0);
     }

@@ -45,7 +45,7 @@ use crate::{
     error::Error,
     instance::Entry,
     name::InstanceId,
-    picker::{Filter, NoPick, Policy},
+    picker::{Filter, PickError, Policy},
     snapshot::Snapshot,
     task::TaskOwner,
 };
@@ -196,10 +196,10 @@ pub struct FailedAttempt<E> {
 pub enum PoolError<E> {
     /// There was nobody to call.
     #[error("nobody to call")]
-    NoPick {
+    PickError {
         /// The reason.
         #[source]
-        cause: NoPick,
+        cause: PickError,
         /// The attempts before.
         previous: Vec<FailedAttempt<E>>,
     },
@@ -244,7 +244,7 @@ impl<E> PoolError<E> {
     /// The attempts that failed before the end of the call, in order. The last attempt is the error itself.
     pub fn previous(&self) -> &[FailedAttempt<E>] {
         match self {
-            Self::NoPick { previous, .. }
+            Self::PickError { previous, .. }
             | Self::NoClient { previous, .. }
             | Self::Failed { previous, .. }
             | Self::Deadline { previous, .. } => previous,
@@ -378,7 +378,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
                     waited |= wait;
                     one
                 }
-                Err(cause) => return Err(PoolError::NoPick { cause, previous }),
+                Err(cause) => return Err(PoolError::PickError { cause, previous }),
             };
             let id = one.id().clone();
             let client = match one.client(&self.factory) {
@@ -433,7 +433,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         previous: &[FailedAttempt<E>],
         retry: &Retry<E>,
         begun: Moment,
-    ) -> Result<(Arc<Listed<T>>, bool), NoPick> {
+    ) -> Result<(Arc<Listed<T>>, bool), PickError> {
         let mut picked = self.pick(choice, previous);
         if picked.is_ok() || !retry.wait_for_ready {
             return picked.map(|one| (one, false));
@@ -456,11 +456,11 @@ impl<T: Send + Sync + 'static> Pool<T> {
     }
 
     /// An instance that was not tried yet, if there is one that does not rest.
-    fn pick<E>(&self, choice: &Choice<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, NoPick> {
+    fn pick<E>(&self, choice: &Choice<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, PickError> {
         let kind = if choice.key.is_some() { Kind::ByKey } else { Kind::Plain };
         let set = self.members.set(kind)?;
         // A set is never empty.
-        set.pick(choice, |id| was_tried(previous, id)).cloned().ok_or(NoPick::Unknown)
+        set.pick(choice, |id| was_tried(previous, id)).cloned().ok_or(PickError::Unknown)
     }
 
     /// Number of clients.

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 pub use self::{departures::Departures, handle::InstanceHandle};
 use crate::{
     error::{Cause, Error, Owner, with_causes},
-    instance::{Draft, Health, Instance},
+    instance::{Health, Instance, InstanceUpdate},
     name::ServiceRef,
     publisher::OwnerHandle,
     registry::{RegisterOptions, Start},
@@ -244,7 +244,7 @@ impl Registration {
     /// The change is made even if the future is never polled.
     pub fn update(
         &self,
-        change: impl FnMut(&mut Draft),
+        change: impl FnMut(&mut InstanceUpdate),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
         self.handle.update(change)
     }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
-    Namespace, NoPick, Picker, Policy, Presence, Publisher, RegisterOptions, Registration, Registry, Resolver,
+    Namespace, PickError, Picker, Policy, Presence, Publisher, RegisterOptions, Registration, Registry, Resolver,
     Revision, ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher, clock::LONGEST,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
@@ -261,11 +261,11 @@ async fn unknown_is_not_empty() {
     client.cut();
     let view = Directory::new(Arc::new(client.clone())).view(&service());
     let mut picker = view.picker(Policy::Random);
-    assert_eq!(picker.pick().unwrap_err(), NoPick::Unknown);
+    assert_eq!(picker.pick().unwrap_err(), PickError::Unknown);
     assert!(view.snapshot().is_none() && view.freshness().is_none());
     client.heal();
     until(&view, 0).await;
-    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 0, left_out: 0 });
+    assert_eq!(picker.pick().unwrap_err(), PickError::Empty { listed: 0, left_out: 0 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -315,7 +315,7 @@ async fn an_instance_that_drains_is_no_longer_picked() {
     while picker.pick().is_ok() {
         tokio::time::timeout(LIMIT, changes.next()).await.expect("in time").expect("open");
     }
-    assert_eq!(picker.pick().unwrap_err(), NoPick::Empty { listed: 1, left_out: 0 });
+    assert_eq!(picker.pick().unwrap_err(), PickError::Empty { listed: 1, left_out: 0 });
 }
 
 #[tokio::test(start_paused = true)]
@@ -427,7 +427,7 @@ async fn what_is_older_than_allowed_is_shown_and_not_picked() {
     tokio::time::sleep(Duration::from_secs(20)).await;
     assert!(picker.pick().is_ok() && view.freshness().unwrap().age() >= Duration::from_secs(19));
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert!(matches!(picker.pick(), Err(NoPick::TooOld { age }) if age >= Duration::from_secs(30)));
+    assert!(matches!(picker.pick(), Err(PickError::TooOld { age }) if age >= Duration::from_secs(30)));
     assert_eq!(view.snapshot().unwrap().len(), 1);
     assert!(tokio::time::timeout(Duration::from_secs(60), view.ready()).await.is_err());
     client.heal();

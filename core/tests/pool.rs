@@ -15,8 +15,8 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Ejection, Endpoint, Entry, Epoch, Error, Filter, Freshness, Instance,
-    InstanceId, Moment, Namespace, NoPick, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions, Registration,
-    Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    InstanceId, Moment, Namespace, PickError, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions,
+    Registration, Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 use enlist_memory::MemoryStore;
 
@@ -303,7 +303,7 @@ async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
     assert_eq!(answer.unwrap(), "a");
     assert_eq!(case.alive.load(Ordering::SeqCst), 0);
     let nobody = case.pool.call(Policy::Weighted, &never, |_| async { Ok(()) }).await;
-    assert!(matches!(nobody, Err(PoolError::NoPick { cause: NoPick::Empty { listed: 0, .. }, .. })));
+    assert!(matches!(nobody, Err(PoolError::PickError { cause: PickError::Empty { listed: 0, .. }, .. })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,7 +350,7 @@ async fn a_call_waits_for_an_instance_if_asked() {
     let mut case = Case::new(&[]).await;
     let retry = waiting().wait_for_ready(false);
     let at_once = case.pool.call(Policy::RoundRobin, &retry, |_| async { Ok(()) }).await;
-    assert!(matches!(at_once, Err(PoolError::NoPick { cause: NoPick::Empty { listed: 0, .. }, .. })));
+    assert!(matches!(at_once, Err(PoolError::PickError { cause: PickError::Empty { listed: 0, .. }, .. })));
     let begun = tokio::time::Instant::now();
     let registered = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -371,7 +371,7 @@ async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
     let case = Case::new(&[]).await;
     let begun = tokio::time::Instant::now();
     let nobody = case.pool.call(Policy::Random, &waiting(), |_| async { Ok(()) }).await.unwrap_err();
-    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    assert!(matches!(nobody, PoolError::PickError { cause: PickError::Empty { .. }, .. }), "{nobody:?}");
     let waited = begun.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_millis(3100)).contains(&waited), "{waited:?}");
     // Nobody but the drained instance, whose failure is listed.
@@ -386,7 +386,7 @@ async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
         }
     });
     let nobody = nobody.await.unwrap_err();
-    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    assert!(matches!(nobody, PoolError::PickError { cause: PickError::Empty { .. }, .. }), "{nobody:?}");
     assert_eq!(
         nobody.previous().iter().map(|one| (one.id.as_str(), one.cause)).collect::<Vec<_>>(),
         [("a", "leaving")]
@@ -406,7 +406,7 @@ async fn a_call_that_waited_until_its_deadline_makes_no_attempt() {
     case.until_listed(1).await;
     tokio::time::advance(Duration::from_secs(4)).await;
     let nobody = call.await.unwrap_err();
-    assert!(matches!(nobody, PoolError::NoPick { cause: NoPick::Empty { .. }, .. }), "{nobody:?}");
+    assert!(matches!(nobody, PoolError::PickError { cause: PickError::Empty { .. }, .. }), "{nobody:?}");
     assert_eq!(made.load(Ordering::Relaxed), 0);
     case.registrations.push(registered.unwrap());
 }
@@ -477,7 +477,7 @@ async fn a_call_waits_for_what_is_unknown_or_too_old_and_not_for_a_closed_direct
     client.cut();
     tokio::time::sleep(Duration::from_secs(20)).await;
     let at_once = retry_at_once(&pool).await.unwrap_err();
-    assert!(matches!(at_once, PoolError::NoPick { cause: NoPick::TooOld { .. }, .. }), "{at_once:?}");
+    assert!(matches!(at_once, PoolError::PickError { cause: PickError::TooOld { .. }, .. }), "{at_once:?}");
     let healed = async {
         tokio::time::sleep(Duration::from_secs(5)).await;
         client.heal();
@@ -489,7 +489,7 @@ async fn a_call_waits_for_what_is_unknown_or_too_old_and_not_for_a_closed_direct
     directory.close(Duration::from_secs(5)).await.unwrap();
     let begun = tokio::time::Instant::now();
     let closed = call().await.unwrap_err();
-    assert!(matches!(closed, PoolError::NoPick { cause: NoPick::TooOld { .. }, .. }), "{closed:?}");
+    assert!(matches!(closed, PoolError::PickError { cause: PickError::TooOld { .. }, .. }), "{closed:?}");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 

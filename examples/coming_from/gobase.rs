@@ -3,8 +3,8 @@
 use std::{error::Error, sync::Arc, time::Duration};
 
 use enlist::{
-    Directory, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, Namespace, NoPick, Policy, RegisterOptions,
-    Registry, ServiceName, ServiceRef,
+    Directory, Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, Namespace, PickError, Policy,
+    RegisterOptions, Registry, ServiceName, ServiceRef,
 };
 use enlist_etcd::{Etcd, Gobase, GobaseLock};
 
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut picker = view.picker(Policy::Random);
     match picker.pick() {
         Ok(entry) => println!("picked {}", entry.instance().endpoints()[0]),
-        Err(NoPick::Empty { .. }) => println!("the service has no instance"),
+        Err(PickError::Empty { .. }) => println!("the service has no instance"),
         Err(other) => return Err(other.into()),
     }
 

@@ -11,8 +11,8 @@ use std::{
 
 use arc_swap::ArcSwap;
 use enlist::{
-    Endpoint, Entry, Error, Event, Filter, Health, Instance, InstanceId, Moment, NoPick, Picker, Policy, ServiceView,
-    TaskOwner, ViewChanges,
+    Endpoint, Entry, Error, Event, Filter, Health, Instance, InstanceId, Moment, PickError, Picker, Policy,
+    ServiceView, TaskOwner, ViewChanges,
     balance::{Group, Ready},
     error::with_causes,
     escape::escaped,
@@ -230,7 +230,7 @@ impl Keeper {
     fn reconcile(&mut self) {
         let listed = match self.picker.candidates() {
             Ok(candidates) => by_endpoint(candidates, &self.terms.settings),
-            Err(NoPick::Empty { .. }) => Listed::default(),
+            Err(PickError::Empty { .. }) => Listed::default(),
             // Whoever is known stays known; calls find out how old that is.
             Err(_) => return,
         };

@@ -50,7 +50,7 @@ impl Protection {
                 }
                 Event::Removed(entry) => {
                     let id = entry.instance().id();
-                    if !listed.left(id) && entry.instance().health() != Health::Draining {
+                    if !listed.departed(id) && entry.instance().health() != Health::Draining {
                         self.lost.push_back((now, Arc::clone(entry)));
                     }
                 }
@@ -61,7 +61,7 @@ impl Protection {
         }
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
             // That one has left may be known only since it was the last.
-            for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.left(entry.instance().id())) {
+            for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
                 self.held.insert(entry.instance().id().clone(), (now, entry));
             }
         }

@@ -19,7 +19,7 @@ use crate::{
     escape::escaped,
     instance::Entry,
     name::{InstanceId, ServiceRef},
-    picker::{NoPick, Picker, Policy},
+    picker::{PickError, Picker, Policy},
     snapshot::Snapshot,
     task::TaskOwner,
 };
@@ -214,7 +214,7 @@ impl<T: Send + Sync + 'static> Members<T> {
     }
 
     /// The set as it is now.
-    pub(super) fn set(&self, kind: Kind) -> Result<Arc<Set<T>>, NoPick> {
+    pub(super) fn set(&self, kind: Kind) -> Result<Arc<Set<T>>, PickError> {
         // Outlives the lock: with a member may go its client, whose drop is code of the user's.
         let mut gone = Vec::new();
         let mut state = self.state();

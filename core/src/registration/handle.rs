@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use super::{Desired, Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
 use crate::{
     error::Error,
-    instance::{Draft, Health, Instance},
+    instance::{Health, Instance, InstanceUpdate},
     name::ServiceRef,
     revision::{LeaseId, Revision},
     task::TaskOwner,
@@ -97,7 +97,7 @@ impl InstanceHandle {
     /// The change is made even if the future is never polled.
     pub fn update(
         &self,
-        change: impl FnMut(&mut Draft),
+        change: impl FnMut(&mut InstanceUpdate),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
         let generation = self.edit(change);
         let mut reported = self.shared.reported.subscribe();
@@ -121,13 +121,13 @@ impl InstanceHandle {
 
     /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's session
     /// takes as well.
-    fn edit(&self, mut change: impl FnMut(&mut Draft)) -> Result<u64, Error> {
+    fn edit(&self, mut change: impl FnMut(&mut InstanceUpdate)) -> Result<u64, Error> {
         for _ in 0..MOST_TRIES {
             if self.shared.has_ended() {
                 return Err(Error::Closed);
             }
             let Desired { instance, generation, .. } = self.shared.desired.borrow().clone();
-            let mut draft = Draft::new((*instance).clone());
+            let mut draft = InstanceUpdate::new((*instance).clone());
             change(&mut draft);
             let instance = Arc::new(draft.finish());
             self.shared.check(&instance)?;

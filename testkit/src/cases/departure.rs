@@ -130,7 +130,7 @@ impl Watching {
     /// Waits until all are gone.
     async fn fate(&mut self) -> Fate {
         let gone = until(&mut self.watcher, "they are gone", |change| change.snapshot.is_empty()).await.snapshot;
-        let left = self.ids.iter().filter(|id| gone.left(id)).count();
+        let left = self.ids.iter().filter(|id| gone.departed(id)).count();
         let held = |snapshot: &Snapshot| snapshot.entries().all(|entry| entry.presence() == Presence::Held);
         Fate { left, held: shown(&mut self.view, held).await.len() }
     }

@@ -734,7 +734,7 @@ pub async fn a_close_removes_what_is_on_a_given_lease(h: &impl Harness) {
     soon("closed", leaving.close()).await;
     assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["a"]), "only its own ones are removed");
     let left = until(&mut watcher, "two left", |change| change.snapshot.len() == 1).await;
-    assert!(left.snapshot.left(&id("b")) && left.snapshot.left(&id("c")), "they have left in order");
+    assert!(left.snapshot.departed(&id("b")) && left.snapshot.departed(&id("c")), "they have left in order");
     for registration in kept {
         assert!(matches!(registration.state(), RegistrationState::Ended), "{:?}", registration.state());
         assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
@@ -861,12 +861,12 @@ pub async fn a_departure_is_told_from_a_death(h: &impl Harness) {
     until(&mut watcher, "both", |change| change.snapshot.len() == 2).await;
     soon("deregistered", a.deregister()).await.unwrap();
     let left = until(&mut watcher, "one left", |change| change.snapshot.len() == 1).await;
-    assert!(left.snapshot.left(&id("a")), "whoever deregistered has left");
+    assert!(left.snapshot.departed(&id("a")), "whoever deregistered has left");
     dying.crash().await;
     let died = until(&mut watcher, "one died", |change| change.snapshot.is_empty()).await;
-    assert!(!died.snapshot.left(&id("b")), "whoever lost its lease has not");
+    assert!(!died.snapshot.departed(&id("b")), "whoever lost its lease has not");
     let again = h.client().await;
     let _a = register(h, &again, &service, "a").await;
     let back = until(&mut watcher, "one is back", |change| !change.snapshot.is_empty()).await;
-    assert!(!back.snapshot.left(&id("a")));
+    assert!(!back.snapshot.departed(&id("a")));
 }
