@@ -9,7 +9,7 @@
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
-use enlist::{Moment, Revision, backoff::spread, clock::LONGEST};
+use enlist::{Moment, Revision, backoff::jitter, clock::LONGEST};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
@@ -93,7 +93,7 @@ fn may_arrive(page: &Page, mirror: &Mirror, look: u32, advanced: bool) -> bool {
 /// The time from one page to the next, so that so many of them fit into the interval; drawn, so that clients spread.
 fn pause(every: Duration, pages: usize) -> Duration {
     let share = every / u32::try_from(pages.max(1)).unwrap_or(u32::MAX);
-    share / 2 + spread(share / 2)
+    share / 2 + jitter(share / 2)
 }
 
 /// Number of pages that so many keys fill.
@@ -171,7 +171,7 @@ impl Audit {
     pub(crate) fn soon(&mut self) {
         if let (Some(every), Stage::Idle { due }) = (self.every, &mut self.stage) {
             let wait = SOON.min(every / 2);
-            let soon = Instant::now() + wait + spread(wait);
+            let soon = Instant::now() + wait + jitter(wait);
             *due = Some(due.map_or(soon, |due| due.min(soon)));
             (self.next, self.begun) = (Vec::new(), None);
         }

@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use enlist::{backoff::spread, error::with_causes};
+use enlist::{backoff::jitter, error::with_causes};
 use http::Uri;
 use tonic::transport::Endpoint;
 
@@ -40,7 +40,7 @@ pub(crate) async fn follow(
                 }
             }
         }
-        tokio::time::sleep(interval.saturating_sub(interval / 10) + spread(interval / 5)).await;
+        tokio::time::sleep(interval.saturating_sub(interval / 10) + jitter(interval / 5)).await;
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, Moment, Revision, TaskOwner, backoff::spread, clock::LONGEST};
+use enlist::{Error, Moment, Revision, TaskOwner, backoff::jitter, clock::LONGEST};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -166,7 +166,7 @@ async fn probe(shared: Arc<Shared>, conn: Arc<Connection>, every: Duration) {
         }
         shared.opened.notify_one();
         // Drawn, so that processes that started together do not stay together.
-        due = begun + every.mul_f64(0.9) + spread(every / 10);
+        due = begun + every.mul_f64(0.9) + jitter(every / 10);
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backoff::spread;
+use enlist::backoff::jitter;
 use tokio::sync::{Mutex, watch};
 
 use crate::error::Failure;
@@ -64,7 +64,7 @@ impl Recovery {
     pub(crate) async fn recovered_since<F: Future>(&self, noted: u64, probe: impl Fn() -> F) {
         if *self.answered.borrow() && self.recoveries() != noted {
             // No sooner than after a probe, should requests fail and be answered in turn.
-            return tokio::time::sleep(PROBE_EVERY / 2 + spread(PROBE_EVERY)).await;
+            return tokio::time::sleep(PROBE_EVERY / 2 + jitter(PROBE_EVERY)).await;
         }
         self.recovered(probe).await;
     }
@@ -81,7 +81,7 @@ impl Recovery {
         let probing = async {
             let _turn = self.probing.lock().await;
             loop {
-                tokio::time::sleep(PROBE_EVERY / 2 + spread(PROBE_EVERY)).await;
+                tokio::time::sleep(PROBE_EVERY / 2 + jitter(PROBE_EVERY)).await;
                 // Its lane takes note of its outcome.
                 probe().await;
             }

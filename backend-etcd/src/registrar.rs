@@ -16,7 +16,7 @@ use std::{
 use enlist::{
     Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
     RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
-    backoff::{herd_window, spread},
+    backoff::{jitter, reregistration_window},
     error::with_causes,
     key_claims::{Approach, Claim},
     observation::Look,
@@ -276,7 +276,7 @@ impl Registrar {
             Disturbance::Blind => {
                 // A watch of its own that cannot see the key either is tried again at a slow pace.
                 if std::mem::replace(&mut self.alone, true) {
-                    self.rest(SLOW + spread(SLOW / 4)).await;
+                    self.rest(SLOW + jitter(SLOW / 4)).await;
                 }
                 true
             }
@@ -289,12 +289,12 @@ impl Registrar {
                 false
             }
             Disturbance::Retired => {
-                self.rest(spread(self.herd_window())).await;
+                self.rest(jitter(self.reregistration_window())).await;
                 true
             }
             Disturbance::Recovered => {
                 // With all the others that were waiting.
-                self.rest(spread(self.herd_window())).await;
+                self.rest(jitter(self.reregistration_window())).await;
                 false
             }
         }
@@ -655,7 +655,7 @@ impl Registrar {
             self.backoff.next_delay()
         } else {
             self.driver.report_refused(self.wanted, cause.clone());
-            SLOW + spread(SLOW / 4)
+            SLOW + jitter(SLOW / 4)
         };
         self.disturbed(claim, Some(Outdated { cause, delay, changed })).await
     }
@@ -666,7 +666,7 @@ impl Registrar {
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
         let retryable = error.is_retryable();
-        let delay = if retryable { next } else { SLOW + spread(SLOW / 4) };
+        let delay = if retryable { next } else { SLOW + jitter(SLOW / 4) };
         tracing::debug!(cause = %with_causes(&error), "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
@@ -721,7 +721,7 @@ impl Registrar {
     async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
         let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision, Begin::Known).ok();
-        let mut due = std::pin::pin!(tokio::time::sleep(SLOW + spread(SLOW / 4)));
+        let mut due = std::pin::pin!(tokio::time::sleep(SLOW + jitter(SLOW / 4)));
         loop {
             tokio::select! {
                 () = gone(&mut followed) => return Disturbance::Gone,
@@ -833,12 +833,12 @@ impl Registrar {
             self.known = Known::Absent;
             self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
         }
-        self.rest(spread(self.herd_window())).await;
+        self.rest(jitter(self.reregistration_window())).await;
     }
 
     /// Window over which registrations that go on together are spread.
-    fn herd_window(&self) -> Duration {
-        herd_window(self.options.ttl, self.session.registrations.load(Ordering::Relaxed))
+    fn reregistration_window(&self) -> Duration {
+        reregistration_window(self.options.ttl, self.session.registrations.load(Ordering::Relaxed))
     }
 
     /// Does nothing for a while, unless the registration is no longer wanted.

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::{
     Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, LockValidity,
     Loss, Moment, Released, Revision,
-    backoff::spread,
+    backoff::jitter,
     deadline::LastTrouble,
     election::Proclamation,
     lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
@@ -705,7 +705,7 @@ impl Contender {
                     tracing::debug!(lock = %self.name, cause = %failure, "place not removed yet");
                     let error = self.failed(failure);
                     if !error.is_retryable() {
-                        pause = SLOW + spread(SLOW / 4);
+                        pause = SLOW + jitter(SLOW / 4);
                     }
                     self.trouble.note(error);
                 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::spread, publisher::Subscriber};
+use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::jitter, publisher::Subscriber};
 use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
@@ -62,7 +62,7 @@ impl Impossible {
             Self::Revoked(revoked) => revoked.acknowledged().await,
             Self::Ended(lease) => {
                 while !matches!(session.conn.time_to_live(*lease).await, Ok(None)) {
-                    tokio::time::sleep(POLL / 2 + spread(POLL)).await;
+                    tokio::time::sleep(POLL / 2 + jitter(POLL)).await;
                 }
             }
         }

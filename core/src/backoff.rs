@@ -12,12 +12,12 @@ use crate::error::Error;
 pub struct BackoffPolicy {
     first: Duration,
     max: Duration,
-    jitter: bool,
+    spread_evenly: bool,
 }
 
 impl Default for BackoffPolicy {
     fn default() -> Self {
-        Self { first: Duration::from_millis(200), max: Duration::from_secs(10), jitter: true }
+        Self { first: Duration::from_millis(200), max: Duration::from_secs(10), spread_evenly: true }
     }
 }
 
@@ -31,10 +31,10 @@ impl BackoffPolicy {
         if first.is_zero() || first > max {
             return Err(Error::invalid_config("backoff", "the first delay must be above zero and at most the largest"));
         }
-        Ok(Self { first, max, jitter: true })
+        Ok(Self { first, max, spread_evenly: true })
     }
 
-    /// The same delay each time, without jitter.
+    /// The same delay each time, without spread_evenly.
     ///
     /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where there are many.
     ///
@@ -42,7 +42,7 @@ impl BackoffPolicy {
     ///
     /// [`Error::InvalidConfig`] if `delay` is zero.
     pub fn fixed(delay: Duration) -> Result<Self, Error> {
-        Ok(Self { jitter: false, ..Self::new(delay, delay)? })
+        Ok(Self { spread_evenly: false, ..Self::new(delay, delay)? })
     }
 
     /// A fresh sequence of delays.
@@ -68,7 +68,7 @@ impl Backoff {
     pub fn next_delay(&mut self) -> Duration {
         let ceiling = self.policy.ceiling(self.failures);
         self.failures = self.failures.saturating_add(1);
-        if self.policy.jitter { ceiling.mul_f64(0.5 + 0.5 * fastrand::f64()) } else { ceiling }
+        if self.policy.spread_evenly { ceiling.mul_f64(0.5 + 0.5 * fastrand::f64()) } else { ceiling }
     }
 
     /// Starts over after a success.
@@ -83,13 +83,13 @@ impl Backoff {
 }
 
 /// A random time below `limit`, to spread what would otherwise happen at once.
-pub fn spread(limit: Duration) -> Duration {
+pub fn jitter(limit: Duration) -> Duration {
     limit.mul_f64(fastrand::f64())
 }
 
 /// For backends: how far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL and at
 /// most a second, or what it takes for `registrations` of one session to stay below 2,000 in a second.
-pub fn herd_window(ttl: Duration, registrations: usize) -> Duration {
+pub fn reregistration_window(ttl: Duration, registrations: usize) -> Duration {
     let many = Duration::from_micros(500).saturating_mul(u32::try_from(registrations).unwrap_or(u32::MAX));
     (ttl / 10).min(Duration::from_secs(1)).max(many)
 }
@@ -101,9 +101,9 @@ mod tests {
     #[test]
     fn a_herd_is_spread_by_its_ttl_and_by_its_size() {
         let seconds = Duration::from_secs;
-        assert_eq!(herd_window(seconds(5), 1), Duration::from_millis(500));
-        assert_eq!(herd_window(seconds(60), 1), seconds(1));
-        assert_eq!(herd_window(seconds(60), 5000), Duration::from_millis(2500));
+        assert_eq!(reregistration_window(seconds(5), 1), Duration::from_millis(500));
+        assert_eq!(reregistration_window(seconds(60), 1), seconds(1));
+        assert_eq!(reregistration_window(seconds(60), 5000), Duration::from_millis(2500));
     }
 
     #[test]

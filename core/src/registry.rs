@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
-    backoff::{BackoffPolicy, spread},
+    backoff::{BackoffPolicy, jitter},
     clock::LONGEST,
     error::Error,
     escape::Hidden,
@@ -358,7 +358,7 @@ impl RegisterOptions {
         match self.audit {
             Some(audit) => {
                 let audit = audit.min(LONGEST);
-                tokio::time::sleep(audit / 2 + spread(audit)).await;
+                tokio::time::sleep(audit / 2 + jitter(audit)).await;
             }
             None => std::future::pending().await,
         }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::spread, key_claims::Claim,
+    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::jitter, key_claims::Claim,
     registration::Goal,
 };
 
@@ -83,7 +83,7 @@ impl Registrar {
             tokio::select! {
                 () = proved(&session, proof.as_mut()) => self.writes.impossible(),
                 () = shows(&session, &key, found, is_late) => {}
-                () = tokio::time::sleep(if slow { SLOW + spread(SLOW / 4) } else { soon }) => {}
+                () = tokio::time::sleep(if slow { SLOW + jitter(SLOW / 4) } else { soon }) => {}
             }
         }
     }

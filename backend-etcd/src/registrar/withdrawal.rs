@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use enlist::{Error, RegistrationState, Revision, backoff::spread, key_claims::Claim};
+use enlist::{Error, RegistrationState, Revision, backoff::jitter, key_claims::Claim};
 
 use super::{Disturbance, Known, Pause, Registrar, SLOW, removal::proved};
 use crate::{connection::Written, lease, record::Record, sweep::shows, writes::Guard};
@@ -66,7 +66,7 @@ impl Registrar {
                     return Disturbance::Look;
                 }
                 () = late => return Disturbance::Look,
-                () = tokio::time::sleep(SLOW + spread(SLOW / 4)), if key.is_some() => return Disturbance::Look,
+                () = tokio::time::sleep(SLOW + jitter(SLOW / 4)), if key.is_some() => return Disturbance::Look,
                 () = lease::unusable(self.lease.as_ref()) => self.lease = None,
             }
         }
