@@ -73,7 +73,7 @@ async fn until(pool: &Pool<Bar>, count: usize) -> Result {
 async fn start(backend: &dyn Backend, tasks: &TaskOwner, service: &ServiceRef, good: bool) -> Result<Registration> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, _) = advertise(listener.local_addr()?)?;
-    tasks.run("server", async move {
+    tasks.spawn_until_stopped("server", async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             if good {
                 // A client that is gone needs no answer.

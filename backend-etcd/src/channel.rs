@@ -465,7 +465,7 @@ impl Failover {
             // Those who waited may be gone; the connection is there for the next.
             let _ = tell.send(outcome);
         };
-        self.inner.tasks.run("dial", task).map_err(|_| DialError(said("the session has ended")))?;
+        self.inner.tasks.spawn_until_stopped("dial", task).map_err(|_| DialError(said("the session has ended")))?;
         Ok(told.shared())
     }
 }

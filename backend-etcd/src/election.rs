@@ -62,7 +62,7 @@ impl Election for Etcd {
                 }
             }
         };
-        tasks.run("observe", follow)?;
+        tasks.spawn_until_stopped("observe", follow)?;
         Ok(LeaderWatcher::new(feed.reader(Arc::new((tasks, Arc::clone(&self.session))))))
     }
 }

@@ -478,7 +478,9 @@ impl EtcdBuilder {
         let session = Session::new(ground, conn, layout, lock_layout, audit, first, probe);
         if let Some(interval) = self.member_sync.filter(|_| !configured.is_empty()) {
             let conn = Arc::clone(&session.conn);
-            session.tasks.run("member sync", member_sync::follow(conn, configured, interval, set_up))?;
+            session
+                .tasks
+                .spawn_until_stopped("member sync", member_sync::follow(conn, configured, interval, set_up))?;
         }
         Ok(Etcd { session })
     }
@@ -499,7 +501,7 @@ impl EtcdBuilder {
         let conn = &etcd.session.conn;
         // The other connection is about to be needed, and is dialled meanwhile; whether it answers shows then.
         let other = Arc::clone(conn);
-        etcd.session.tasks.run("dial", async move {
+        etcd.session.tasks.spawn_until_stopped("dial", async move {
             other.answers(&KeyRange::key(*b"\0"), DIAL).await;
         })?;
         match conn.get(b"\0").await {

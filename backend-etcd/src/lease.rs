@@ -328,7 +328,7 @@ impl Leases {
             if purpose == Purpose::Lock {
                 let conn = Arc::clone(&self.conn);
                 // After the end of the session its leases are revoked anyway.
-                let _ = tasks.run("revoke", async move {
+                let _ = tasks.spawn_until_stopped("revoke", async move {
                     revoke(&conn, lease.id()).await;
                     lease.doubt();
                 });

@@ -109,7 +109,7 @@ impl Etcd {
             trouble: trouble.clone(),
         };
         let span = tracing::info_span!("lock", lock = %name);
-        self.session.tasks.run("lock", stander.run(answer).instrument(span))?;
+        self.session.tasks.spawn_until_stopped("lock", stander.run(answer).instrument(span))?;
         // Dropping the receiver tells the task.
         trouble.within("acquire", deadline, async { won.await.map_err(|_| Error::Closed)? }).await
     }

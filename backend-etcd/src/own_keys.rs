@@ -250,7 +250,7 @@ impl Group {
         let group = Self { inner: Mutex::default(), tasks, count: Arc::clone(count), _single: single };
         let group = Arc::new(group);
         let reader = reader()?;
-        group.tasks.run("own keys", dispatch(Arc::downgrade(&group), reader))?;
+        group.tasks.spawn_until_stopped("own keys", dispatch(Arc::downgrade(&group), reader))?;
         Ok(group)
     }
 

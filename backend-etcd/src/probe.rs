@@ -88,8 +88,8 @@ impl Probes {
         let mut views = self.shared.views();
         if let (None, Some(every)) = (&views.tasks, self.every) {
             let tasks = TaskOwner::on(session.runtime());
-            tasks.run("probe", probe(Arc::clone(&self.shared), Arc::clone(&session.conn), every))?;
-            tasks.run("version", ask_version(Arc::clone(&self.shared), Arc::clone(&session.conn)))?;
+            tasks.spawn_until_stopped("probe", probe(Arc::clone(&self.shared), Arc::clone(&session.conn), every))?;
+            tasks.spawn_until_stopped("version", ask_version(Arc::clone(&self.shared), Arc::clone(&session.conn)))?;
             views.tasks = Some(tasks);
         }
         *views.keys.entry(range.start.clone()).or_default() += 1;

@@ -170,9 +170,11 @@ impl Etcd {
         let task = registrar.run().instrument(span);
         match options.lease {
             LeaseChoice::Given(_) => {
-                self.session.tasks.run("registration", self.session.departures.accompany(withdrawal, task))?;
+                self.session
+                    .tasks
+                    .spawn_until_stopped("registration", self.session.departures.accompany(withdrawal, task))?;
             }
-            _ => self.session.tasks.run("registration", task)?,
+            _ => self.session.tasks.spawn_until_stopped("registration", task)?,
         }
         Ok(registration)
     }

@@ -226,7 +226,7 @@ impl Session {
             }
         };
         // After the end of the session its leases are revoked anyway.
-        let _ = self.tasks.run("rollback", confirm);
+        let _ = self.tasks.spawn_until_stopped("rollback", confirm);
     }
 
     /// Ends it in order: instances on given leases are removed, the tasks stop, and the leases are revoked, which removes the other

@@ -110,7 +110,7 @@ impl Sweeps {
                 Arc::clone(&none.insert(strays).added)
             }
         };
-        session.tasks.run("sweep", sweep(Arc::clone(session), lease.id(), added, impossible))
+        session.tasks.spawn_until_stopped("sweep", sweep(Arc::clone(session), lease.id(), added, impossible))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LeaseId, Strays>> {

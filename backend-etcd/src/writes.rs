@@ -156,7 +156,7 @@ impl Batcher {
     pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<Lane>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
         // In a session that was closed nothing is sent, and whoever asks hears that.
-        let _ = tasks.run("writes", run(asked, Arc::clone(lane), under_way));
+        let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(lane), under_way));
         Self { queue }
     }
 

@@ -213,7 +213,7 @@ impl SlowStart {
                 });
             }
         };
-        tasks.run("slow start", serve).unwrap();
+        tasks.spawn_until_stopped("slow start", serve).unwrap();
         Self { address, cuts, _tasks: tasks }
     }
 

@@ -147,7 +147,7 @@ impl MemoryClient {
             options,
             trouble: trouble.clone(),
         };
-        self.inner.tasks.run("lock", stander.run(answer))?;
+        self.inner.tasks.spawn_until_stopped("lock", stander.run(answer))?;
         // Dropping the receiver tells the task.
         trouble.within("acquire", deadline, async { won.await.map_err(|_| Error::Closed)? }).await
     }

@@ -135,9 +135,11 @@ impl MemoryClient {
         match options.lease {
             LeaseChoice::Given(_) => {
                 let withdrawal = registrar.driver.withdrawal();
-                client.tasks.run("registration", client.departures.accompany(withdrawal, registrar.run()))?;
+                client
+                    .tasks
+                    .spawn_until_stopped("registration", client.departures.accompany(withdrawal, registrar.run()))?;
             }
-            _ => client.tasks.run("registration", registrar.run())?,
+            _ => client.tasks.spawn_until_stopped("registration", registrar.run())?,
         }
         Ok(registration)
     }

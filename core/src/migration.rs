@@ -233,7 +233,7 @@ impl Resolver for Migration {
         let tasks = TaskOwner::new();
         let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
         let follower = Follower { migration: self.clone(), merged, feed: Arc::clone(&feed) };
-        tasks.run("migration", follower.follow(watchers))?;
+        tasks.spawn_until_stopped("migration", follower.follow(watchers))?;
         Ok(Box::new(ServiceWatcher::new(feed.reader(Arc::new(tasks)))))
     }
 
@@ -347,7 +347,7 @@ impl Registry for Migration {
             checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
         });
         let publisher = SidePublisher { driver, sides, held, own };
-        tasks.run("migration", publisher.run())?;
+        tasks.spawn_until_stopped("migration", publisher.run())?;
         outer.started(&options).await
     }
 

@@ -311,7 +311,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 kept.keep_only(&snapshot);
             }
         };
-        tasks.run("pool", tidy)?;
+        tasks.spawn_until_stopped("pool", tidy)?;
         let turn = AtomicUsize::new(fastrand::usize(..));
         Ok(Self { view, factory: Box::new(factory), members, turn, tasks })
     }

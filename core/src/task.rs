@@ -80,7 +80,11 @@ impl TaskOwner {
     /// # Errors
     ///
     /// As [`spawn`](Self::spawn).
-    pub fn run(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+    pub fn spawn_until_stopped(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), Error> {
         let (stop, task) = (self.stop.clone(), Box::pin(task));
         self.spawn(name, async move {
             stop.run_until_cancelled_owned(task).await;

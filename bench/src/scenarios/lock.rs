@@ -89,7 +89,7 @@ impl Others {
         let (puts, tasks) = (Arc::<AtomicU64>::default(), TaskOwner::new());
         for number in 0..Self::WRITERS {
             let (mut client, puts) = (world.raw().await?.kv_client(), Arc::clone(&puts));
-            tasks.run("others", async move {
+            tasks.spawn_until_stopped("others", async move {
                 let mut due = tokio::time::interval(Duration::from_secs(1) * Self::WRITERS / OTHERS);
                 loop {
                     due.tick().await;

@@ -291,7 +291,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         self.rests.fetch_add(1, Ordering::AcqRel);
         let end = EndOfRest { members: Arc::downgrade(self), member: Arc::downgrade(member) };
         // Without a runtime, or once the pool is gone, the rest ends at once.
-        let _ = tasks.run("rest", async move {
+        let _ = tasks.spawn_until_stopped("rest", async move {
             let _end = end;
             tokio::time::sleep(time).await;
         });

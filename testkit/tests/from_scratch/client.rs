@@ -131,7 +131,7 @@ impl Resolver for Scratch {
         let (feed, tasks) = (Arc::new(Publisher::new()), TaskOwner::new());
         let (written, closed) = (Arc::clone(&feed), self.0.tasks.stop_signal());
         let follow = follow(Arc::clone(&self.0.link), service.clone(), Arc::clone(&feed));
-        tasks.run("watch", async move {
+        tasks.spawn_until_stopped("watch", async move {
             tokio::select! {
                 () = closed.cancelled() => written.close(),
                 () = follow => {}
@@ -176,7 +176,7 @@ impl Inner {
             }
         };
         let ended = end.clone();
-        self.tasks.run("lease", async move { _ = ended.run_until_cancelled(renew).await })?;
+        self.tasks.spawn_until_stopped("lease", async move { _ = ended.run_until_cancelled(renew).await })?;
         Ok(Arc::new(Lease { id, _end: Some(end.drop_guard()) }))
     }
 

@@ -359,9 +359,11 @@ impl Registry for Scratch {
             // Nobody ends that lease when the client is closed.
             LeaseChoice::Given(_) => {
                 let withdrawal = registrar.driver.withdrawal();
-                self.0.tasks.run("registration", self.0.departures.accompany(withdrawal, registrar.run()))?;
+                self.0
+                    .tasks
+                    .spawn_until_stopped("registration", self.0.departures.accompany(withdrawal, registrar.run()))?;
             }
-            _ => self.0.tasks.run("registration", registrar.run())?,
+            _ => self.0.tasks.spawn_until_stopped("registration", registrar.run())?,
         }
         registration.started(&options).await
     }
