@@ -10,7 +10,7 @@ use enlist::{
     RegisterOptions, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
-use enlist_testkit::{Beside, FakeEtcd, Lie, Requests, eventually, soon};
+use enlist_testkit::{BackgroundTask, FakeEtcd, Misbehavior, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Time after which a caller gives up early.
@@ -32,9 +32,9 @@ async fn acquire(etcd: &Etcd) -> LockGuard {
 }
 
 /// A contender that runs beside the test.
-fn contend(etcd: &Etcd) -> Beside<LockGuard> {
+fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
     let etcd = etcd.clone();
-    Beside::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
+    BackgroundTask::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
 }
 
 /// Whoever holds the lock, once its own key is watched: what watch is opened next is that of a contender.
@@ -176,7 +176,7 @@ async fn a_contender_whose_watch_is_refused_takes_its_turn() {
     let holder = watched_holder(&fake, &one).await;
     // That of the one before, that of its own key, and again that of the one before.
     for _ in 0..3 {
-        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let mut next = contend(&two);
     eventually("all are refused", || async { if fake.told_all() { Ok(()) } else { Err(fake.requests()) } }).await;
@@ -198,7 +198,7 @@ async fn a_hand_over_does_not_wait_for_a_watch_that_begins_in_the_past() {
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
     fake.forget_requests();
-    fake.lie(Lie::LateWatch(LATE));
+    fake.lie(Misbehavior::LateWatch(LATE));
     let mut next = contend(&two);
     watch_asked_for(&fake).await;
     fake.put("somebody's", "write");
@@ -219,7 +219,7 @@ async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
     let holder = watched_holder(&fake, &one).await;
     let place = fake.under(b"enlist/locks/").remove(0).0;
     fake.forget_requests();
-    fake.lie(Lie::LateWatch(Duration::from_secs(1)));
+    fake.lie(Misbehavior::LateWatch(Duration::from_secs(1)));
     let mut next = contend(&two);
     watch_asked_for(&fake).await;
     fake.delete(&place);
@@ -248,7 +248,7 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_an_older_one() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let leadership = soon("elected", etcd.campaign(&name(), "first", LockOptions::new())).await.unwrap();
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
     soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
@@ -264,9 +264,9 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let _first = soon("elected", one.campaign(&name(), "one", LockOptions::new())).await.unwrap();
-    let mut next: Beside<Leadership> = {
+    let mut next: BackgroundTask<Leadership> = {
         let two = two.clone();
-        Beside::run(async move { two.campaign(&name(), "two", LockOptions::new()).await.unwrap() })
+        BackgroundTask::run(async move { two.campaign(&name(), "two", LockOptions::new()).await.unwrap() })
     };
     eventually("both are in line, and each key is watched", || async {
         let now = (fake.under(b"enlist/elections/").len(), fake.requests().watches);
@@ -274,7 +274,7 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
     })
     .await;
     // The end of the first session is no transaction, so the next one is the confirmation.
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     one.close().await.unwrap();
     let leadership = next.done("elected").await;
     soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
@@ -290,7 +290,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     let etcd = client(&fake);
     let options = LockOptions::new().ttl(Duration::from_secs(3));
     let leadership = soon("elected", etcd.campaign(&name(), "first", options)).await.unwrap();
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
     assert!(leadership.is_held(), "{:?}", leadership.lost().await);
@@ -334,7 +334,7 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
     assert_eq!(fake.under(b"enlist/lock-marks/default/l/").len(), 1);
     let mut next = {
         let (etcd, delayed) = (etcd.clone(), delayed.clone());
-        Beside::run(async move { etcd.acquire(&name(), delayed).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&name(), delayed).await.unwrap() })
     };
     eventually("two are in line", || async {
         let now = fake.under(b"enlist/locks/").len();
@@ -357,7 +357,7 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
 /// answer was given up.
 #[tokio::test(start_paused = true)]
 async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
-    let (soon_done, at_once) = (Lie::LateTxn(Duration::from_secs(3)), Lie::LateTxn(Duration::ZERO));
+    let (soon_done, at_once) = (Misbehavior::LateTxn(Duration::from_secs(3)), Misbehavior::LateTxn(Duration::ZERO));
     let delayed = || LockOptions::new().lock_delay(Duration::from_secs(3600));
     for lies in [vec![soon_done], vec![at_once, soon_done]] {
         let fake = FakeEtcd::start();
@@ -377,7 +377,7 @@ async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.lie(at_once);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let guard = soon("acquired, marked by the second attempt", etcd.acquire(&name(), delayed())).await.unwrap();
     guard.release().await.unwrap();
     late_is_done(&fake).await;

@@ -20,7 +20,7 @@ use enlist::{
     RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Start, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Lie, Minority, eventually, soon};
+use enlist_testkit::{FakeEtcd, Minority, Misbehavior, eventually, soon};
 use futures::FutureExt;
 use tower::ServiceExt;
 
@@ -154,13 +154,13 @@ async fn an_honest_server_never_needs_a_repair() {
 async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Lose);
+    watching.fake.lie(Misbehavior::Lose);
     put(&watching.fake, "d", 1);
     watching.converged().await;
-    watching.fake.lie(Lie::Lose);
+    watching.fake.lie(Misbehavior::Lose);
     watching.fake.delete(format!("{KEY}a").as_bytes());
     watching.converged().await;
-    watching.fake.lie(Lie::Lose);
+    watching.fake.lie(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     watching.converged().await;
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
@@ -171,7 +171,7 @@ async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
 async fn a_lost_update_before_one_that_arrives_is_found_within_the_interval() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Lose);
+    watching.fake.lie(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     put(&watching.fake, "a", 2);
     let begun = tokio::time::Instant::now();
@@ -196,7 +196,7 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
     let pages = watching.fake.requests().keys_only - before;
     assert_eq!(pages, 10 * 5, "five pages for each comparison");
     for lost in [0, 1500, COUNT - 1] {
-        watching.fake.lie(Lie::Lose);
+        watching.fake.lie(Misbehavior::Lose);
         put(&watching.fake, &id(lost), 9);
         put(&watching.fake, "a", u32::try_from(lost).unwrap() + 2);
         let begun = tokio::time::Instant::now();
@@ -211,12 +211,12 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
 async fn a_list_that_fails_is_wanted_until_one_succeeds() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Lose);
+    watching.fake.lie(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     // A resumption does not tell what was lost before it.
     put(&watching.fake, "a", 2);
-    watching.fake.lie(Lie::NoList);
-    watching.fake.lie(Lie::NoList);
+    watching.fake.lie(Misbehavior::NoList);
+    watching.fake.lie(Misbehavior::NoList);
     let begun = tokio::time::Instant::now();
     watching.converged().await;
     assert!(begun.elapsed() <= AUDIT + GRACE + Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -230,8 +230,8 @@ async fn a_store_that_went_back_while_it_refuses_lists_is_one_new_epoch() {
     watching.opened().await;
     watching.fake.wipe();
     put(&watching.fake, "d", 1);
-    watching.fake.lie(Lie::NoList);
-    watching.fake.lie(Lie::NoList);
+    watching.fake.lie(Misbehavior::NoList);
+    watching.fake.lie(Misbehavior::NoList);
     watching.converged().await;
     assert_eq!(shown(&watching.seen), BTreeMap::from([("d".to_owned(), 1)]));
     assert_eq!((watching.seen.epoch().get(), watching.count(Counter::StoreWentBack)), (1, 1));
@@ -247,7 +247,7 @@ async fn without_audits_a_lost_event_is_never_noticed() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
     watched(&fake).await;
-    fake.lie(Lie::Lose);
+    fake.lie(Misbehavior::Lose);
     fake.delete(format!("{KEY}a").as_bytes());
     let day = Duration::from_secs(24 * 3600);
     assert!(tokio::time::timeout(day, watcher.next()).await.is_err());
@@ -257,13 +257,13 @@ async fn without_audits_a_lost_event_is_never_noticed() {
 async fn repeated_events_are_dropped_and_counted() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Twice);
+    watching.fake.lie(Misbehavior::Twice);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "a", 3);
     watching.converged().await;
     assert_eq!(watching.count(Counter::WatchRepeats), 1);
-    watching.fake.lie(Lie::Backwards);
+    watching.fake.lie(Misbehavior::Backwards);
     put(&watching.fake, "a", 4);
     watching.converged().await;
     put(&watching.fake, "a", 5);
@@ -276,7 +276,7 @@ async fn repeated_events_are_dropped_and_counted() {
 async fn a_stream_that_only_repeats_itself_is_replaced() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Again(10));
+    watching.fake.lie(Misbehavior::Again(10));
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "a", 3);
@@ -289,7 +289,7 @@ async fn a_stream_that_only_repeats_itself_is_replaced() {
 async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::EarlyProgress);
+    watching.fake.lie(Misbehavior::EarlyProgress);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "d", 1);
@@ -300,7 +300,7 @@ async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
 async fn an_event_of_an_unknown_type_or_without_a_key_is_no_panic() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    for lie in [Lie::UnknownType, Lie::NoKey, Lie::NoRevision] {
+    for lie in [Misbehavior::UnknownType, Misbehavior::NoKey, Misbehavior::NoRevision] {
         watching.fake.lie(lie);
         put(&watching.fake, "a", 2);
         watching.converged().await;
@@ -336,7 +336,7 @@ async fn a_message_above_the_limit_ends_in_one_list() {
 async fn events_from_the_future_do_not_stop_the_watch() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Future);
+    watching.fake.lie(Misbehavior::Future);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "b", 2);
@@ -352,7 +352,7 @@ async fn events_from_the_future_do_not_stop_the_watch() {
 async fn a_silent_stream_and_a_silent_server_are_noticed_soon() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Silence);
+    watching.fake.lie(Misbehavior::Silence);
     let begun = tokio::time::Instant::now();
     put(&watching.fake, "a", 2);
     watching.converged().await;
@@ -376,7 +376,7 @@ async fn streams_that_stay_silent_end_in_a_list() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     for _ in 0..4 {
-        watching.fake.lie(Lie::Silence);
+        watching.fake.lie(Misbehavior::Silence);
     }
     let begun = tokio::time::Instant::now();
     put(&watching.fake, "a", 2);
@@ -390,7 +390,7 @@ async fn streams_that_stay_silent_end_in_a_list() {
 async fn a_history_that_is_gone_becomes_the_difference() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Lie::Silence);
+    watching.fake.lie(Misbehavior::Silence);
     put(&watching.fake, "a", 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     put(&watching.fake, "d", 2);
@@ -410,7 +410,7 @@ async fn a_token_refused_inside_a_stream_is_renewed_once() {
         put(&fake, "a", 1);
         let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
         let etcd = builder.user("u", "p".to_owned()).build().unwrap();
-        fake.lie(Lie::Refuse(reason));
+        fake.lie(Misbehavior::Refuse(reason));
         let mut watcher = etcd.watch(&service()).await.unwrap();
         let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
         put(&fake, "b", 1);
@@ -426,7 +426,7 @@ async fn a_watch_that_is_refused_for_good_asks_at_a_slow_pace() {
     put(&fake, "a", 1);
     let etcd = client(&fake);
     for _ in 0..1000 {
-        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
@@ -449,7 +449,7 @@ async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
     let etcd = client(&fake);
     let registration = register(&etcd, 0).await;
     let mut states = registration.states();
-    fake.lie(Lie::LeaseGone);
+    fake.lie(Misbehavior::LeaseGone);
     let lost = async {
         while !matches!(states.next().await, Ok(RegistrationState::Reregistering { .. })) {}
         while !matches!(states.next().await, Ok(RegistrationState::Registered { .. })) {}
@@ -466,7 +466,7 @@ async fn a_registration_whose_key_cannot_be_watched_stays_and_asks_at_a_slow_pac
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     for _ in 0..10_000 {
-        fake.lie(Lie::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let registration = register(&etcd, 0).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
@@ -810,7 +810,7 @@ async fn an_earlier_release_is_not_believed_when_it_says_that_nothing_is_left_to
     assert!(quiet <= Duration::from_secs(10), "{quiet:?}");
     assert!(elsewhere > Duration::from_secs(10) && elsewhere <= AUDIT + GRACE, "{elsewhere:?}");
     // The change is lost after an answer that claims it.
-    fake.lie(Lie::EarlyAnswer);
+    fake.lie(Misbehavior::EarlyAnswer);
     fake.slow_down(Duration::from_secs(4));
     put(&fake, "a", 2);
     tokio::time::sleep(Duration::from_secs(1)).await;

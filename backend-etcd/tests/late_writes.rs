@@ -11,7 +11,7 @@ use enlist::{
     OnDelete, RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, GobaseLock, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Lie, eventually, soon};
+use enlist_testkit::{FakeEtcd, Misbehavior, eventually, soon};
 
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
@@ -102,7 +102,7 @@ async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is
     let etcd = client(&fake);
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Given up while its write is under way.
@@ -120,7 +120,7 @@ async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unk
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
     let before = fake.under(SERVICES);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     unanswered(&late).await;
     registered(&late).await;
@@ -138,7 +138,7 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let lease = LeaseId::new(fake.lease_ids()[0]);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -160,7 +160,7 @@ async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possib
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let lease = LeaseId::new(fake.lease_ids()[0]);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -186,7 +186,7 @@ async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
         let own = RegisterOptions::new().lease(LeaseChoice::Own);
         let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
         let lease = LeaseId::new(fake.lease_ids()[0]);
-        fake.lie(Lie::LateTxn(Duration::from_secs(3600)));
+        fake.lie(Misbehavior::LateTxn(Duration::from_secs(3600)));
         let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -217,8 +217,8 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
     })
     .await;
     let late = Duration::from_secs(8);
-    fake.lie(Lie::LateTxn(late));
-    fake.lie(Lie::LateTxn(late));
+    fake.lie(Misbehavior::LateTxn(late));
+    fake.lie(Misbehavior::LateTxn(late));
     let one = begin(&etcd, "one", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let two = begin(&etcd, "two", RegisterOptions::new()).await;
@@ -240,7 +240,7 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
 /// Loses the creation of a registration that shares the lease of the others: that is revoked soon, and the id is free again.
 async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
     tokio::time::sleep(Duration::from_secs(60)).await;
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let late = begin(etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::AlreadyGone, "its lease is revoked by then");
@@ -291,7 +291,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
     // Its creation is refused; the next write takes over.
     let takes = RegisterOptions::new().on_conflict(OnConflict::TakeOver);
     let background = begin(&etcd, "a", takes).await;
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ended = background.deregister().await.unwrap();
     assert_eq!(ended, Deregistered::AlreadyGone);
@@ -303,7 +303,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
 async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let published = soon("answered", etcd.publish(&service(), instance("a"))).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     let removed = etcd.remove(&service(), instance("a").id()).await;
@@ -320,8 +320,8 @@ async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
 /// for longer than one request waits.
 async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
     fake.hold_revocations(true);
-    fake.lie(Lie::LateTxn(Duration::ZERO));
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(Duration::ZERO));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let published = etcd.publish(&service(), instance("a")).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -363,7 +363,7 @@ async fn a_fixed_instance_whose_caller_gave_up_is_not_created_late() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.hold_revocations(true);
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let given_up = tokio::time::timeout(Duration::from_secs(1), etcd.publish(&service(), instance("a"))).await;
     assert!(given_up.is_err(), "{given_up:?}");
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -391,8 +391,8 @@ async fn fixed_instances_that_are_published_at_the_same_time_do_not_take_each_ot
     let etcd = client(&fake);
     let service = service();
     // The first one is created and not detached while the second one comes.
-    fake.lie(Lie::LateTxn(Duration::ZERO));
-    fake.lie(Lie::LateTxn(Duration::from_secs(1)));
+    fake.lie(Misbehavior::LateTxn(Duration::ZERO));
+    fake.lie(Misbehavior::LateTxn(Duration::from_secs(1)));
     let second = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         etcd.publish(&service, instance("a")).await
@@ -411,7 +411,7 @@ async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_leas
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     // The lease of both stays for as long as this one is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
     assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
     assert!(late_write(&fake).await, "its lease lives, so it is done");
@@ -434,7 +434,7 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
     assert!(late_write(&fake).await);
     eventually("the late place is removed", || async {
@@ -461,7 +461,7 @@ async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
         let (etcd, stranger) = (client(), client());
         let name = LockName::parse("job").unwrap();
         fake.hold_revocations(!revoked);
-        fake.lie(Lie::LateTxn(LATE));
+        fake.lie(Misbehavior::LateTxn(LATE));
         // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the stranger.
         let limit = Duration::from_secs(if waits { 20 } else { 1 });
         let acquiring = etcd.acquire(&name, LockOptions::new().deadline(limit));
@@ -524,7 +524,7 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
     let before = tasks();
     // The creations go in four transactions.
     for _ in 0..4 {
-        fake.lie(Lie::LateTxn(VERY_LATE));
+        fake.lie(Misbehavior::LateTxn(VERY_LATE));
     }
     let acquisitions = (0..LOST).map(|number| {
         let etcd = etcd.clone();
@@ -569,7 +569,7 @@ async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_
     let _one = soon("registered", etcd.register(&service(), one, RegisterOptions::new())).await.unwrap();
     let _two = soon("registered", other.register(&service(), two, RegisterOptions::new())).await.unwrap();
     // Done when its caller has just given up.
-    fake.lie(Lie::LateTxn(Duration::from_millis(5_001)));
+    fake.lie(Misbehavior::LateTxn(Duration::from_millis(5_001)));
     let older = begin(&etcd, "a", options()).await;
     while fake.late_writes().is_empty() {
         tokio::time::sleep(Duration::from_micros(200)).await;
@@ -594,8 +594,8 @@ async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_
     let etcd = client(&fake);
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
-    fake.lie(Lie::LateTxn(Duration::from_secs(8)));
-    fake.lie(Lie::LateTxn(Duration::from_secs(60)));
+    fake.lie(Misbehavior::LateTxn(Duration::from_secs(8)));
+    fake.lie(Misbehavior::LateTxn(Duration::from_secs(60)));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -612,7 +612,7 @@ async fn what_an_evicted_registration_may_yet_create_is_undone_on_sight() {
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let given = LeaseChoice::Given(LeaseId::new(fake.lease_ids()[0]));
-    fake.lie(Lie::LateTxn(LATE));
+    fake.lie(Misbehavior::LateTxn(LATE));
     let evicted = begin(&etcd, "a", RegisterOptions::new().lease(given).on_delete(OnDelete::Respect)).await;
     registered(&evicted).await;
     fake.delete(key("a").as_bytes());
@@ -632,7 +632,7 @@ async fn a_removal_whose_answers_are_all_late_is_reported_in_time_and_goes_on() 
     let a = soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();
     // The mark and the removal.
     for _ in 0..2 {
-        fake.lie(Lie::LateTxn(Duration::from_millis(4900)));
+        fake.lie(Misbehavior::LateTxn(Duration::from_millis(4900)));
     }
     let begun = tokio::time::Instant::now();
     assert_eq!(a.deregister().await.unwrap(), Deregistered::LeftBehind);

@@ -30,7 +30,7 @@ use enlist_etcd::{
     layout::{Decoded, Identity, LeaseScope, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{
-    Carried, EtcdServer,
+    EtcdServer, LayoutFeature,
     cases::{Case, all},
     eventually, soon,
 };
@@ -44,7 +44,7 @@ const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(10);
 
 /// Runs the cases that need no more than `carries`, and prints what it leaves out.
-async fn conform<F>(carries: &'static [Carried], wanted: impl Fn(&str) -> bool, harness: fn() -> F)
+async fn conform<F>(carries: &'static [LayoutFeature], wanted: impl Fn(&str) -> bool, harness: fn() -> F)
 where
     F: Future<Output = EtcdHarness> + Send + 'static,
 {
@@ -79,7 +79,7 @@ macro_rules! conforms {
     ($($test:ident: $layout:expr, carries $carries:expr;)+) => {
         $(#[tokio::test]
         async fn $test() {
-            const CARRIES: &[Carried] = &$carries;
+            const CARRIES: &[LayoutFeature] = &$carries;
             let harness = || {
                 EtcdHarness::over(
                     Namespace::default(),
@@ -165,20 +165,20 @@ impl<L: Layout> Layout for Speaking<L> {
 }
 
 conforms! {
-    kitex_keeps_every_promise_it_can_carry: Speaking(Kitex::default()), carries [Carried::Id, Carried::Services];
-    kratos_keeps_every_promise_it_can_carry: Speaking(Kratos::default()), carries [Carried::Id, Carried::Weight, Carried::Services];
+    kitex_keeps_every_promise_it_can_carry: Speaking(Kitex::default()), carries [LayoutFeature::Id, LayoutFeature::Services];
+    kratos_keeps_every_promise_it_can_carry: Speaking(Kratos::default()), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
     fireflycore_keeps_every_promise_it_can_carry:
-        Fireflycore::new("prod").unwrap(), carries [Carried::Id, Carried::Weight, Carried::Services];
+        Fireflycore::new("prod").unwrap(), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
     fireflycore_without_an_environment_keeps_every_promise_it_can_carry:
-        Fireflycore::new("").unwrap(), carries [Carried::Id, Carried::Weight, Carried::Services];
+        Fireflycore::new("").unwrap(), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
     fireflycore_by_lease_keeps_every_promise_it_can_carry:
-        FireflycoreByLease::new("prod").unwrap(), carries [Carried::Weight, Carried::Services];
+        FireflycoreByLease::new("prod").unwrap(), carries [LayoutFeature::Weight, LayoutFeature::Services];
     go_zero_keeps_every_promise_it_can_carry: GoZero, carries [];
-    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming::default(), carries [Carried::Id];
-    go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [Carried::Id, Carried::Services];
-    go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [Carried::Id, Carried::Services];
-    dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [Carried::Id, Carried::Weight, Carried::Services];
-    gobase_keeps_every_promise_it_can_carry: Gobase, carries [Carried::Id, Carried::Weight, Carried::Services];
+    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming::default(), carries [LayoutFeature::Id];
+    go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [LayoutFeature::Id, LayoutFeature::Services];
+    go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [LayoutFeature::Id, LayoutFeature::Services];
+    dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
+    gobase_keeps_every_promise_it_can_carry: Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
 }
 
 /// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in proportion.
@@ -386,7 +386,7 @@ async fn the_largest_value_that_is_accepted_can_be_stored() {
 #[tokio::test]
 async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
     let harness = || {
-        let carries = Carried::ALL.into_iter().filter(|carried| *carried != Carried::LockDetails).collect();
+        let carries = LayoutFeature::ALL.into_iter().filter(|carried| *carried != LayoutFeature::LockDetails).collect();
         EtcdHarness::over(
             Namespace::default(),
             carries,
@@ -395,20 +395,20 @@ async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
             |builder| builder.lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller),
         )
     };
-    let carries = &[Carried::Id, Carried::Locks, Carried::LockQueue];
+    let carries = &[LayoutFeature::Id, LayoutFeature::Locks, LayoutFeature::LockQueue];
     conform(carries, |topic| ["lock", "election"].contains(&topic), harness).await;
 }
 
 #[tokio::test]
 async fn the_lock_of_gobase_keeps_every_promise_it_can_carry() {
     let harness = || {
-        let lacks = [Carried::LockDetails, Carried::LockQueue];
-        let carries = Carried::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
+        let lacks = [LayoutFeature::LockDetails, LayoutFeature::LockQueue];
+        let carries = LayoutFeature::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
         EtcdHarness::over(Namespace::default(), carries, Arc::new(Native::default()), Arc::new(GobaseLock), |builder| {
             builder.lock_layout(GobaseLock).runtime(SessionRuntime::Caller)
         })
     };
-    conform(&[Carried::Id, Carried::Locks], |topic| topic == "lock", harness).await;
+    conform(&[LayoutFeature::Id, LayoutFeature::Locks], |topic| topic == "lock", harness).await;
 }
 
 /// An option that gobase does not have is refused before anything is sent.

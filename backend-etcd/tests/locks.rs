@@ -23,7 +23,7 @@ use enlist::{
     TaskOwner, lock_guard,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
-use enlist_testkit::{Beside, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
+use enlist_testkit::{BackgroundTask, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Compare, CompareOp, EventType, GetOptions, PutOptions, Txn, TxnOp, WatchOptions};
 use support::{TTL, beside, pass, raw, server};
 use tokio::{sync::mpsc, task::JoinSet};
@@ -43,9 +43,9 @@ async fn acquire(etcd: &Etcd) -> LockGuard {
 }
 
 /// A contender that runs beside the test.
-fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> Beside<LockGuard> {
+fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> BackgroundTask<LockGuard> {
     let etcd = etcd.clone();
-    Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
+    BackgroundTask::run(async move { etcd.acquire(&name, options).await.unwrap() })
 }
 
 /// The requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, if it got it.

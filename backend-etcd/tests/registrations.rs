@@ -17,7 +17,7 @@ use enlist::{
     RegisterOptions, Registration, RegistrationState, Registry, Resolver, Start,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{Beside, EtcdServer, Mode, Proxy, eventually, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Permission, PutOptions};
 use support::{
     PREFIX, TTL,
@@ -246,7 +246,7 @@ async fn a_late_removal_leaves_the_successor_alone() {
         let owned = || options().owner("o");
         let first = soon("registered", old.register(&support::service(), instance("a"), owned())).await.unwrap();
         between.spoil(Victim { method: "Txn", after: late, fate: Fate::Held });
-        let mut removal = Beside::run(async move { first.deregister().await.unwrap() });
+        let mut removal = BackgroundTask::run(async move { first.deregister().await.unwrap() });
         between.spoilt("the write of the removal").await;
         let second = soon("registered", new.register(&support::service(), instance("a"), owned())).await.unwrap();
         let before = listed(&new, 1).await;
@@ -261,7 +261,7 @@ async fn a_late_removal_leaves_the_successor_alone() {
         unguarded.spoil(Victim { method: "Txn", after: 0, fate: Fate::Held });
         let mut client = etcd_client::Client::connect([&unguarded.url], None).await.unwrap();
         let deletion = etcd_client::Txn::new().and_then([etcd_client::TxnOp::delete(format!("{PREFIX}a"), None)]);
-        let _deleting = Beside::run(async move { client.txn(deletion).await.map(|_| ()) });
+        let _deleting = BackgroundTask::run(async move { client.txn(deletion).await.map(|_| ()) });
         unguarded.spoilt("the control").await;
         unguarded.release().await;
         eventually("the control takes the successor away", || async {

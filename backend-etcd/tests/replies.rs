@@ -13,7 +13,7 @@ use enlist::{
     Released,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{Beside, EtcdServer, eventually, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
 use etcd_client::{GetOptions, PutOptions};
 use futures::{StreamExt, stream};
 use support::{
@@ -62,7 +62,7 @@ async fn everything(server: &EtcdServer, between: &Between) {
     let name = LockName::parse("l").unwrap();
     let waits = |etcd: &Etcd, options: LockOptions| {
         let (etcd, name) = (etcd.clone(), name.clone());
-        Beside::run(async move { etcd.acquire(&name, options).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&name, options).await.unwrap() })
     };
     let first = soon("acquired", one.acquire(&name, options())).await.unwrap();
     assert_eq!((count(server, LINE).await, leases(server).await), (1, 1));

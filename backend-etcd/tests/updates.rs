@@ -132,7 +132,7 @@ async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
-    fake.lie(enlist_testkit::Lie::LateTxn(Duration::from_secs(6)));
+    fake.lie(enlist_testkit::Misbehavior::LateTxn(Duration::from_secs(6)));
     drop(registration.update(|draft| _ = draft.weight(7)));
     eventually("done", || async { if stored(&fake) == Some(7) { Ok(()) } else { Err(stored(&fake)) } }).await;
     fake.set_denied(true);

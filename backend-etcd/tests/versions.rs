@@ -12,7 +12,7 @@ use enlist::{
     Owner, RegisterOptions, Registration, RegistrationState, Registry, Resolver, Revision, ServiceRef,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::{Beside, EtcdServer, eventually, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, eventually, soon};
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, Permission, PutOptions, Txn, TxnOp};
 use serde::Deserialize;
 use serde_json::Value;
@@ -273,7 +273,7 @@ async fn locks_of_both_versions_exclude_each_other() {
     let held = former.store("entries", "exclusive").await;
     assert!(soon("tried", etcd.try_acquire(&name(), short())).await.unwrap().is_none());
     assert!(soon("tried", etcd.try_acquire(&name(), short().shared())).await.unwrap().is_none());
-    let mut waiting = Beside::run({
+    let mut waiting = BackgroundTask::run({
         let etcd = etcd.clone();
         async move { etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap() }
     });
@@ -305,7 +305,7 @@ async fn a_lock_delay_passes_after_a_former_holder_only_for_those_that_waited() 
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     former.store("entries", "exclusive").await;
-    let mut waiting = Beside::run({
+    let mut waiting = BackgroundTask::run({
         let etcd = etcd.clone();
         async move { etcd.acquire(&name(), short().lock_delay(DELAY)).await.unwrap() }
     });
@@ -365,7 +365,7 @@ async fn candidates_of_both_versions_exclude_each_other() {
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let leading = former.store("entries", "election").await;
     assert_eq!(etcd.leader(&name()).await.unwrap().unwrap().value, "10.0.0.1:9000");
-    let mut campaigning = Beside::run({
+    let mut campaigning = BackgroundTask::run({
         let etcd = etcd.clone();
         async move { etcd.campaign(&name(), "10.0.0.2:9000", short()).await.unwrap() }
     });

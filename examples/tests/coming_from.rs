@@ -14,7 +14,7 @@ use enlist::{
 use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, GoKit, Kitex, Layout};
 use enlist_examples::greeter;
 use enlist_grpc::{ConnectionManager, Invocation, Locator, Schemes};
-use enlist_testkit::{Beside, EtcdServer, Provider, ServerOptions, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, soon};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -166,7 +166,7 @@ async fn the_program_of_go_etcd_calls_the_service_of_its_environment() -> Result
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
     let instance = Instance::at([Endpoint::try_from(incoming.local_addr()?)?])?;
     let serve = greeter::router("auth", Duration::ZERO).serve_with_incoming(incoming);
-    let _serving = Beside::run(async move { serve.await.unwrap() });
+    let _serving = BackgroundTask::run(async move { serve.await.unwrap() });
     let registration = etcd.register(&ServiceRef::parse("auth")?, instance, RegisterOptions::new()).await?;
     assert_eq!(output(Program::start("coming_from_go_etcd", &server, &[])).await, ["hello, world"]);
     registration.deregister().await?;
@@ -187,7 +187,7 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn StdErro
     let instance = Instance::at([Endpoint::parse(format!("http://{}", listener.local_addr()?))?])?;
     // What Go writes as `http://…/v1`.
     let instance = instance.with_metadata("path", "/v1");
-    let _serving = Beside::run(async move {
+    let _serving = BackgroundTask::run(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 8];
             stream.read_exact(&mut request).await.unwrap();

@@ -8,7 +8,7 @@ use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, ServiceR
 use enlist_etcd::{Etcd, Fireflycore};
 use enlist_examples::greeter::{self, GreeterClient, HelloRequest};
 use enlist_grpc::{Callee, ConnectionManager, Invocation, ManagerOptions};
-use enlist_testkit::{Beside, EtcdServer, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, soon};
 use tonic::transport::server::TcpIncoming;
 
 async fn connect(server: &EtcdServer, environment: &str) -> Etcd {
@@ -25,7 +25,7 @@ async fn a_call_reaches_the_environment_that_its_callee_names() {
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let endpoint = Endpoint::try_from(incoming.local_addr().unwrap()).unwrap();
         let serve = greeter::router(environment, Duration::ZERO).serve_with_incoming(incoming);
-        let serving = Beside::run(async move { serve.await.unwrap() });
+        let serving = BackgroundTask::run(async move { serve.await.unwrap() });
         // Each knows its own environment only. Keys and values are those of Go, byte for byte.
         let etcd = connect(&server, environment).await;
         let instance = Instance::new(InstanceId::parse(id).unwrap(), [endpoint]).unwrap();

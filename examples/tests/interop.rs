@@ -16,7 +16,7 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, GoKit, GobaseLock, Kitex};
 use enlist_grpc::Channel;
-use enlist_testkit::{Beside, EtcdServer, Proxy, eventually, soon};
+use enlist_testkit::{BackgroundTask, EtcdServer, Proxy, eventually, soon};
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -65,7 +65,7 @@ impl Drop for Go {
 /// A server of ours that answers gRPC health checks.
 struct Server {
     address: SocketAddr,
-    _serving: Beside<()>,
+    _serving: BackgroundTask<()>,
 }
 
 impl Server {
@@ -74,7 +74,7 @@ impl Server {
         let address = incoming.local_addr().unwrap();
         let (_, health) = tonic_health::server::health_reporter();
         let serve = tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming);
-        Self { address, _serving: Beside::run(async move { serve.await.unwrap() }) }
+        Self { address, _serving: BackgroundTask::run(async move { serve.await.unwrap() }) }
     }
 
     async fn register(&self, etcd: &Etcd, service: &ServiceRef) -> Registration {
@@ -213,7 +213,7 @@ async fn both_queue_for_one_lock() {
     assert!(go.says().await.starts_with("locked nightly/"));
     let mut waiting = {
         let (etcd, job) = (etcd.clone(), job.clone());
-        Beside::run(async move { etcd.acquire(&job, short()).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&job, short()).await.unwrap() })
     };
     assert!(etcd.try_acquire(&job, short()).await.unwrap().is_none());
     waiting.assert_running();
@@ -259,7 +259,7 @@ async fn gobase_and_ours_exclude_each_other() {
     let job = LockName::parse("/locks/nightly").unwrap();
     let waits = || {
         let (etcd, job) = (etcd.clone(), job.clone());
-        Beside::run(async move { etcd.acquire(&job, short()).await.unwrap() })
+        BackgroundTask::run(async move { etcd.acquire(&job, short()).await.unwrap() })
     };
     // Go holds, and deletes its key.
     let mut go = Go::start(&etcd_server, &["gobase-lock", "/locks/nightly"]);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist_testkit::{Direction, Lie, Link};
+use enlist_testkit::{Direction, Link, Misbehavior};
 
 use crate::world::{INSTANCES, LINE, Told, World, between};
 
@@ -22,7 +22,7 @@ enum Fault {
     HoldRevocations,
     Deny,
     Slow,
-    Lie,
+    Misbehavior,
 }
 
 const ALL: [Fault; 14] = [
@@ -39,7 +39,7 @@ const ALL: [Fault; 14] = [
     Fault::HoldRevocations,
     Fault::Deny,
     Fault::Slow,
-    Fault::Lie,
+    Fault::Misbehavior,
 ];
 
 /// Those that cost no lease, and keep no lease alive.
@@ -47,27 +47,27 @@ const CALM: [Fault; 4] = [Fault::Compact, Fault::DeleteInstance, Fault::DeletePl
 
 /// Those because of which a client may not hear of what happens.
 const CUT_OFF: [Fault; 7] =
-    [Fault::Freeze, Fault::Stall, Fault::Cut, Fault::Refuse, Fault::Deny, Fault::Slow, Fault::Lie];
+    [Fault::Freeze, Fault::Stall, Fault::Cut, Fault::Refuse, Fault::Deny, Fault::Slow, Fault::Misbehavior];
 
 /// A lie, and what a watch is told by it.
-fn lie(random: &mut fastrand::Rng) -> (Lie, Told) {
+fn lie(random: &mut fastrand::Rng) -> (Misbehavior, Told) {
     let lie = match random.u8(..17) {
-        0 => Lie::Twice,
-        1 => Lie::Again(random.u32(1..20)),
-        2 => Lie::Silence,
-        3 => Lie::LateWatch(between(random, 100, 15_000)),
-        4 | 5 | 13..17 => Lie::LateTxn(between(random, 100, 30_000)),
-        6 => Lie::NoList,
-        7 => Lie::LeaseGone,
-        8 => Lie::UnknownType,
-        9 => Lie::NoKey,
-        10 => Lie::Lose,
-        11 => Lie::EarlyProgress,
-        _ => Lie::Refuse("etcdserver: mvcc: required revision has been compacted"),
+        0 => Misbehavior::Twice,
+        1 => Misbehavior::Again(random.u32(1..20)),
+        2 => Misbehavior::Silence,
+        3 => Misbehavior::LateWatch(between(random, 100, 15_000)),
+        4 | 5 | 13..17 => Misbehavior::LateTxn(between(random, 100, 30_000)),
+        6 => Misbehavior::NoList,
+        7 => Misbehavior::LeaseGone,
+        8 => Misbehavior::UnknownType,
+        9 => Misbehavior::NoKey,
+        10 => Misbehavior::Lose,
+        11 => Misbehavior::EarlyProgress,
+        _ => Misbehavior::Refuse("etcdserver: mvcc: required revision has been compacted"),
     };
     let told = match lie {
-        Lie::UnknownType | Lie::NoKey | Lie::Lose | Lie::EarlyProgress => Told::Less,
-        Lie::Silence => Told::Nothing,
+        Misbehavior::UnknownType | Misbehavior::NoKey | Misbehavior::Lose | Misbehavior::EarlyProgress => Told::Less,
+        Misbehavior::Silence => Told::Nothing,
         _ => Told::Everything,
     };
     (lie, told)
@@ -195,7 +195,7 @@ async fn bring_about(world: &World, kind: Fault, link: &Link, random: &mut fastr
             tokio::time::sleep(time).await;
             fake.slow_down(Duration::ZERO);
         }
-        Fault::Lie => {
+        Fault::Misbehavior => {
             let (lie, told) = lie(random);
             world.log(|| format!("lie: {lie:?}"));
             let so_far = world.shared().told;

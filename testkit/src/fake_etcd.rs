@@ -61,7 +61,7 @@ pub struct Written {
 /// What the next message of a watch, or the next renewal, is to be instead of the truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Lie {
+pub enum Misbehavior {
     /// The changes of one revision are never told.
     Lose,
     /// They are told twice.
@@ -98,7 +98,7 @@ pub enum Lie {
     NoList,
 }
 
-impl Lie {
+impl Misbehavior {
     /// Returns `true` if it is about what a watch tells that is open.
     fn is_of_events(&self) -> bool {
         !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone | Self::NoList)
@@ -257,7 +257,7 @@ impl FakeEtcd {
     }
 
     /// Tells this lie at the next occasion, after those that were asked for before.
-    pub fn lie(&self, lie: Lie) {
+    pub fn lie(&self, lie: Misbehavior) {
         self.shared.store().lies.push_back(lie);
     }
 
@@ -468,7 +468,7 @@ impl Shared {
     }
 
     /// Takes the next lie, if it is one of `these`.
-    fn lie(&self, these: impl Fn(&Lie) -> bool) -> Option<Lie> {
+    fn lie(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
         let mut store = self.store();
         if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }
     }
@@ -480,11 +480,11 @@ fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) -> PbWatchRes
 
 /// The messages of one revision, under a lie. It is returned: after some the stream falls silent.
 fn told(
-    lie: Option<Lie>,
+    lie: Option<Misbehavior>,
     header: Option<PbResponseHeader>,
     revision: i64,
     events: Vec<PbEvent>,
-) -> (Vec<PbWatchResponse>, Option<Lie>) {
+) -> (Vec<PbWatchResponse>, Option<Misbehavior>) {
     let truth = message(header, events.clone());
     let at = |revision| header.map(|header| PbResponseHeader { revision, ..header });
     let altered = |alter: fn(&mut PbEvent)| {
@@ -493,11 +493,18 @@ fn told(
         vec![message(header, events)]
     };
     let messages = match lie {
-        None | Some(Lie::Refuse(_) | Lie::LateWatch(_) | Lie::LateTxn(_) | Lie::LeaseGone | Lie::NoList) => vec![truth],
-        Some(Lie::Lose | Lie::Silence) => Vec::new(),
-        Some(Lie::Twice) => vec![truth.clone(), truth],
-        Some(Lie::Again(times)) => vec![truth; times as usize + 1],
-        Some(Lie::Backwards) => {
+        None
+        | Some(
+            Misbehavior::Refuse(_)
+            | Misbehavior::LateWatch(_)
+            | Misbehavior::LateTxn(_)
+            | Misbehavior::LeaseGone
+            | Misbehavior::NoList,
+        ) => vec![truth],
+        Some(Misbehavior::Lose | Misbehavior::Silence) => Vec::new(),
+        Some(Misbehavior::Twice) => vec![truth.clone(), truth],
+        Some(Misbehavior::Again(times)) => vec![truth; times as usize + 1],
+        Some(Misbehavior::Backwards) => {
             let earlier = altered(|event| {
                 if let Some(pair) = &mut event.kv {
                     (pair.mod_revision, pair.value) = (1, b"from the past".to_vec());
@@ -505,19 +512,19 @@ fn told(
             });
             std::iter::once(truth).chain(earlier).collect()
         }
-        Some(Lie::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
-        Some(Lie::EarlyAnswer) => {
+        Some(Misbehavior::EarlyProgress) => vec![message(at(revision), Vec::new()), truth],
+        Some(Misbehavior::EarlyAnswer) => {
             let answer = PbWatchResponse { watch_id: -1, ..message(at(revision), Vec::new()) };
             vec![answer, truth]
         }
-        Some(Lie::UnknownType) => altered(|event| event.r#type = 9),
-        Some(Lie::NoKey) => altered(|event| event.kv = None),
-        Some(Lie::Future) => altered(|event| {
+        Some(Misbehavior::UnknownType) => altered(|event| event.r#type = 9),
+        Some(Misbehavior::NoKey) => altered(|event| event.kv = None),
+        Some(Misbehavior::Future) => altered(|event| {
             if let Some(pair) = &mut event.kv {
                 pair.mod_revision += 1000;
             }
         }),
-        Some(Lie::NoRevision) => vec![message(at(0), events)],
+        Some(Misbehavior::NoRevision) => vec![message(at(0), events)],
     };
     (messages, lie)
 }

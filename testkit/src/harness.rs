@@ -11,7 +11,7 @@ use crate::without_locks::WithoutLocks;
 /// out of a run over it, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Carried {
+pub enum LayoutFeature {
     /// The id given to `register`; without it the layout makes its own.
     Id,
     /// The owner token.
@@ -39,7 +39,7 @@ pub enum Carried {
     Raw,
 }
 
-impl Carried {
+impl LayoutFeature {
     /// All of them: what a native layout carries.
     pub const ALL: [Self; 12] = [
         Self::Id,
@@ -64,7 +64,7 @@ impl<T: Registry + Resolver + Lock + Election + RawValues> Backend for T {}
 
 /// What can happen to the process and the connection of one client.
 #[async_trait]
-pub trait Fate: Send + Sync + 'static {
+pub trait ClientFaults: Send + Sync + 'static {
     /// Cuts its connection to the store; nothing gets through in either direction until it is healed.
     async fn cut(&self);
 
@@ -82,18 +82,18 @@ pub trait Fate: Send + Sync + 'static {
 #[derive(Clone)]
 pub struct Client {
     backend: Arc<dyn Backend>,
-    fate: Arc<dyn Fate>,
+    fate: Arc<dyn ClientFaults>,
 }
 
 impl Client {
     /// A client that is `backend`, and suffers what `fate` brings.
-    pub fn new(backend: impl Backend, fate: impl Fate) -> Self {
+    pub fn new(backend: impl Backend, fate: impl ClientFaults) -> Self {
         Self { backend: Arc::new(backend), fate: Arc::new(fate) }
     }
 
     /// A client of a backend that only registers and finds instances. All that concerns locks, elections and raw values is
     /// [`Error::Unsupported`](enlist::Error::Unsupported); run the suite `without locks`.
-    pub fn without_locks(backend: impl Registry + Resolver, fate: impl Fate) -> Self {
+    pub fn without_locks(backend: impl Registry + Resolver, fate: impl ClientFaults) -> Self {
         Self::new(WithoutLocks(backend), fate)
     }
 
@@ -102,22 +102,22 @@ impl Client {
         Arc::clone(&self.backend) as Arc<dyn Resolver>
     }
 
-    /// See [`Fate::cut`].
+    /// See [`ClientFaults::cut`].
     pub async fn cut(&self) {
         self.fate.cut().await;
     }
 
-    /// See [`Fate::heal`].
+    /// See [`ClientFaults::heal`].
     pub async fn heal(&self) {
         self.fate.heal().await;
     }
 
-    /// See [`Fate::crash`].
+    /// See [`ClientFaults::crash`].
     pub async fn crash(&self) {
         self.fate.crash().await;
     }
 
-    /// See [`Fate::close`].
+    /// See [`ClientFaults::close`].
     pub async fn close(&self) {
         self.fate.close().await;
     }
@@ -144,8 +144,8 @@ pub trait Harness: Send + Sync + 'static {
     fn namespace(&self) -> Namespace;
 
     /// Parts that the layout in use carries.
-    fn carries(&self) -> Vec<Carried> {
-        Carried::ALL.to_vec()
+    fn carries(&self) -> Vec<LayoutFeature> {
+        LayoutFeature::ALL.to_vec()
     }
 
     /// A TTL that is short, and long enough to be kept on a busy machine.
@@ -179,7 +179,7 @@ pub trait Harness: Send + Sync + 'static {
         panic!("the harness cannot delete the key of the holder of {name}: implement `delete_holder`")
     }
 
-    /// Number of queue entries for the lock and for the election of that name, holders included; without a [queue](Carried::LockQueue) the
+    /// Number of queue entries for the lock and for the election of that name, holders included; without a [queue](LayoutFeature::LockQueue) the
     /// holders.
     async fn in_line(&self, name: &LockName) -> usize {
         panic!("the harness does not say how many are in line for {name}: implement `in_line`")

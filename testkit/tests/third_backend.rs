@@ -20,7 +20,7 @@ use enlist::{
     Registration, Registry, Resolver, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 use enlist_memory::{MemoryClient, MemoryStore};
-use enlist_testkit::{Client, Fate, Harness};
+use enlist_testkit::{Client, ClientFaults, Harness};
 
 /// Passes everything on and counts it.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ struct MeteredFate {
 }
 
 #[async_trait]
-impl Fate for MeteredFate {
+impl ClientFaults for MeteredFate {
     async fn cut(&self) {
         self.client.cut();
     }

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, LockName, Namespace, ServiceRef};
 use enlist_etcd::{Etcd, EtcdBuilder, KeyRange, Layout, LockLayout, Native, layout::QueueKind};
-use enlist_testkit::{Carried, Client, EtcdServer, Fate, Harness, Proxy};
+use enlist_testkit::{Client, ClientFaults, EtcdServer, Harness, LayoutFeature, Proxy};
 use etcd_client::{CompactionOptions, GetOptions};
 use tokio::sync::Mutex;
 
@@ -18,7 +18,7 @@ pub(crate) struct EtcdHarness {
     server: Arc<Mutex<EtcdServer>>,
     address: std::net::SocketAddr,
     namespace: Namespace,
-    carries: Vec<Carried>,
+    carries: Vec<LayoutFeature>,
     layout: Arc<dyn Layout>,
     lock_layout: Arc<dyn LockLayout>,
     configure: Configure,
@@ -31,12 +31,12 @@ impl EtcdHarness {
     pub(crate) async fn native() -> Self {
         let namespace = Namespace::parse(format!("conformance-{}", fastrand::u32(..))).unwrap();
         let native = Arc::new(Native::default());
-        Self::over(namespace, Carried::ALL.to_vec(), native.clone(), native, |builder| builder).await
+        Self::over(namespace, LayoutFeature::ALL.to_vec(), native.clone(), native, |builder| builder).await
     }
 
     pub(crate) async fn over(
         namespace: Namespace,
-        carries: Vec<Carried>,
+        carries: Vec<LayoutFeature>,
         layout: Arc<dyn Layout>,
         lock_layout: Arc<dyn LockLayout>,
         configure: Configure,
@@ -66,7 +66,7 @@ impl EtcdHarness {
         let range = self.layout.service_range(service).unwrap();
         let records = self.records(&range).await;
         let by_id = self.layout.key(service, id, Some(LeaseId::new(0))).unwrap();
-        let named = self.carries.contains(&Carried::Id);
+        let named = self.carries.contains(&LayoutFeature::Id);
         records.into_iter().find(|record| !named || record.key() == by_id)
     }
 
@@ -91,7 +91,7 @@ struct EtcdFate {
 }
 
 #[async_trait]
-impl Fate for EtcdFate {
+impl ClientFaults for EtcdFate {
     async fn cut(&self) {
         self.proxy.cut();
     }
@@ -120,7 +120,7 @@ impl Harness for EtcdHarness {
         self.namespace.clone()
     }
 
-    fn carries(&self) -> Vec<Carried> {
+    fn carries(&self) -> Vec<LayoutFeature> {
         self.carries.clone()
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, LockName, Namespace, ServiceRef};
 use enlist_memory::{MemoryClient, MemoryStore};
-use enlist_testkit::{Client, Fate, Harness};
+use enlist_testkit::{Client, ClientFaults, Harness};
 
 pub(crate) struct MemoryHarness {
     store: MemoryStore,
@@ -22,7 +22,7 @@ struct MemoryFate {
 }
 
 #[async_trait]
-impl Fate for MemoryFate {
+impl ClientFaults for MemoryFate {
     async fn cut(&self) {
         self.client.cut();
     }

@@ -4,7 +4,7 @@ use enlist::{Error, LeaderWatcher, Leadership, LockName, LockOptions, election::
 
 use super::support::*;
 use crate::{
-    beside::Beside,
+    background_task::BackgroundTask,
     harness::{Client, Harness},
     wait::{eventually, soon},
 };
@@ -14,9 +14,9 @@ fn campaign(
     name: &LockName,
     value: &'static str,
     options: LockOptions,
-) -> Beside<Result<Leadership, Error>> {
+) -> BackgroundTask<Result<Leadership, Error>> {
     let (client, name) = (client.clone(), name.clone());
-    Beside::run(async move { client.campaign(&name, value, options).await })
+    BackgroundTask::run(async move { client.campaign(&name, value, options).await })
 }
 
 async fn lead(h: &impl Harness, client: &Client, name: &LockName, value: &str) -> Leadership {

@@ -12,8 +12,8 @@ use enlist::{Error, LockGuard, LockName, LockOptions, Loss, Moment, Released};
 
 use super::support::*;
 use crate::{
-    beside::Beside,
-    harness::{Carried, Client, Harness},
+    background_task::BackgroundTask,
+    harness::{Client, Harness, LayoutFeature},
     wait::{eventually, soon},
 };
 
@@ -22,14 +22,18 @@ pub(super) async fn acquire(h: &impl Harness, client: &Client, name: &LockName) 
 }
 
 /// A contender that runs beside the case.
-pub(super) fn contend(client: &Client, name: &LockName, options: LockOptions) -> Beside<Result<LockGuard, Error>> {
+pub(super) fn contend(
+    client: &Client,
+    name: &LockName,
+    options: LockOptions,
+) -> BackgroundTask<Result<LockGuard, Error>> {
     let (client, name) = (client.clone(), name.clone());
-    Beside::run(async move { client.acquire(&name, options).await })
+    BackgroundTask::run(async move { client.acquire(&name, options).await })
 }
 
 /// Waits until so many are in line. Those that only wait are not seen where there is no queue.
 pub(super) async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
-    let count = if h.carries().contains(&Carried::LockQueue) { count } else { count.min(1) };
+    let count = if h.carries().contains(&LayoutFeature::LockQueue) { count } else { count.min(1) };
     eventually(&format!("{count} are in line"), || async {
         let now = h.in_line(name).await;
         if now == count { Ok(()) } else { Err(now) }

@@ -24,7 +24,7 @@ mod watch;
 
 use std::{future::Future, pin::Pin};
 
-use crate::harness::{Carried, Harness};
+use crate::harness::{Harness, LayoutFeature};
 
 /// One case, for runs that pick cases themselves.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ pub struct Case<H> {
     /// The promise.
     pub name: &'static str,
     /// What a layout has to carry for the case to make sense.
-    pub needs: &'static [Carried],
+    pub needs: &'static [LayoutFeature],
     /// The case itself. It panics if the promise is broken.
     pub run: fn(&H) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>,
 }
@@ -49,7 +49,7 @@ macro_rules! list {
             vec![$(Case {
                 topic: stringify!($module),
                 name: stringify!($case),
-                needs: &[$(Carried::$need),*],
+                needs: &[$(LayoutFeature::$need),*],
                 run: |harness| Box::pin($case(harness)),
             }),*]
         }

@@ -17,7 +17,7 @@ use enlist::{
 
 use super::support::*;
 use crate::{
-    beside::Beside,
+    background_task::BackgroundTask,
     harness::{Client, Harness},
     wait::{begun, eventually, soon},
 };
@@ -400,7 +400,7 @@ pub async fn waiting_for_an_id_ends_when_it_is_free(h: &impl Harness) {
     let waits = options(h).on_conflict(OnConflict::Wait).start(Start::Wait(Duration::from_secs(60)));
     let mut waiting = {
         let service = service.clone();
-        Beside::run(async move { two.register(&service, instance("a"), waits).await })
+        BackgroundTask::run(async move { two.register(&service, instance("a"), waits).await })
     };
     soon("deregistered", a.deregister()).await.unwrap();
     let _b = waiting.done("registered after waiting").await.unwrap();
@@ -568,7 +568,7 @@ pub async fn deregistering_leaves_a_successor_alone(h: &impl Harness) {
     let a = one.register(&service, instance("a"), options(h).owner("me")).await.unwrap();
     one.cut().await;
     let _b = two.register(&service, instance("a").with_weight(7), options(h).owner("me")).await.unwrap();
-    let leaving = Beside::run(a.deregister());
+    let leaving = BackgroundTask::run(a.deregister());
     one.heal().await;
     let mut leaving = leaving;
     let outcome = leaving.done("deregistered").await.unwrap();
@@ -644,7 +644,7 @@ async fn registers_once_healed(h: &impl Harness, server: &Client, client: &Clien
     let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
     let mut again = {
         let (server, service) = (server.clone(), service.clone());
-        Beside::run(async move { server.register(&service, instance("a"), waits).await })
+        BackgroundTask::run(async move { server.register(&service, instance("a"), waits).await })
     };
     server.heal().await;
     let _a = again.done("registered").await.unwrap();

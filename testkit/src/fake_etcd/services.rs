@@ -28,7 +28,7 @@ use tonic::{
     server::{NamedService, UnaryService},
 };
 
-use super::{Lie, Shared, message, told};
+use super::{Misbehavior, Shared, message, told};
 
 /// Messages of a watch that wait for their reader.
 const QUEUE: usize = 64;
@@ -50,7 +50,7 @@ impl PbKvService for Service {
         self.shared.check_permission()?;
         let asked = request.get_ref();
         let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
-        if lists && self.shared.lie(|lie| *lie == Lie::NoList).is_some() {
+        if lists && self.shared.lie(|lie| *lie == Misbehavior::NoList).is_some() {
             return Err(Status::unavailable("no list this time"));
         }
         let mut store = self.shared.store();
@@ -76,7 +76,7 @@ impl PbKvService for Service {
         self.shared.awake().await;
         self.shared.quorum(request.metadata(), false).await?;
         let request = request.into_inner();
-        let Some(Lie::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Lie::LateTxn(_))) else {
+        let Some(Misbehavior::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Misbehavior::LateTxn(_))) else {
             return self.shared.txn(request).map(Response::new);
         };
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
@@ -141,7 +141,7 @@ impl PbLeaseService for Service {
             shared.awake().await;
             // The sender lives as long as this, so waiting cannot fail.
             let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
-            let lied = shared.lie(|lie| *lie == Lie::LeaseGone).is_some();
+            let lied = shared.lie(|lie| *lie == Misbehavior::LeaseGone).is_some();
             let answer = {
                 let mut store = shared.store();
                 store.requests.renewals += 1;
@@ -261,14 +261,14 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
         return;
     };
     shared.awake().await;
-    if let Some(Lie::LateWatch(delay)) = shared.lie(|lie| matches!(lie, Lie::LateWatch(_))) {
+    if let Some(Misbehavior::LateWatch(delay)) = shared.lie(|lie| matches!(lie, Misbehavior::LateWatch(_))) {
         tokio::time::sleep(delay).await;
     }
     let (header, revision, compacted, unsynced) = {
         let store = shared.store();
         (store.header(), store.revision, store.compacted, store.unsynced)
     };
-    if let Some(Lie::Refuse(reason)) = shared.lie(|lie| matches!(lie, Lie::Refuse(_))) {
+    if let Some(Misbehavior::Refuse(reason)) = shared.lie(|lie| matches!(lie, Misbehavior::Refuse(_))) {
         let refusal = PbWatchResponse {
             created: true,
             canceled: true,
@@ -312,7 +312,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
             if events.is_empty() {
                 continue;
             }
-            let lie = shared.lie(Lie::is_of_events);
+            let lie = shared.lie(Misbehavior::is_of_events);
             let (messages, lie) = told(lie, header, revision, events);
             for message in messages {
                 if tell.send(message).await.is_err() {
@@ -320,7 +320,7 @@ async fn serve(shared: Arc<Shared>, mut requests: Streaming<PbWatchRequest>, tel
                 }
             }
             next = revision + 1;
-            if lie == Some(Lie::Silence) {
+            if lie == Some(Misbehavior::Silence) {
                 return tell.closed().await;
             }
         }

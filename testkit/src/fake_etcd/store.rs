@@ -16,7 +16,7 @@ use etcd_client::proto::{
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::{Lie, Requests, Written};
+use super::{Misbehavior, Requests, Written};
 
 /// Operations of a transaction that etcd takes (its `--max-txn-ops`).
 const MAX_OPERATIONS: usize = 128;
@@ -48,7 +48,7 @@ pub(super) struct Store {
     pub(super) expires: bool,
     /// Every change.
     pub(super) journal: Vec<Written>,
-    pub(super) lies: VecDeque<Lie>,
+    pub(super) lies: VecDeque<Misbehavior>,
     /// Outcome of the late transactions: the error of one that was refused.
     pub(super) late: Vec<Result<bool, Status>>,
     pub(super) requests: Requests,

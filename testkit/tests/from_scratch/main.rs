@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, Namespace, ServiceRef};
-use enlist_testkit::{Client, Fate, Harness};
+use enlist_testkit::{Client, ClientFaults, Harness};
 
 use self::{
     client::Scratch,
@@ -22,7 +22,7 @@ use self::{
 struct Process(Scratch);
 
 #[async_trait]
-impl Fate for Process {
+impl ClientFaults for Process {
     async fn cut(&self) {
         self.0.0.link.cut.send_replace(true);
     }

@@ -8,11 +8,11 @@ use crate::wait::soon;
 
 /// A future that runs beside a test, and is dropped where it is when this is dropped.
 #[derive(Debug)]
-pub struct Beside<T> {
+pub struct BackgroundTask<T> {
     tasks: JoinSet<T>,
 }
 
-impl<T: Send + 'static> Beside<T> {
+impl<T: Send + 'static> BackgroundTask<T> {
     /// Starts it.
     ///
     /// # Panics
