@@ -19,11 +19,11 @@ use tokio::{
 
 use crate::{
     connection::Connection,
-    handover::Heirs,
+    key_suffixes::KeySuffixes,
     layout::{GuardedLocks, Layout, Part},
     lease::{self, Leases, revoke},
+    local_queue::LocalQueue,
     malformed::MalformedValues,
-    numbers::Numbers,
     own_keys::OwnKeys,
     pipeline::Hub,
     probe::Probes,
@@ -66,9 +66,9 @@ pub(crate) struct Session {
     pub(crate) own_keys: OwnKeys,
     /// The same for places in line.
     pub(crate) own_places: OwnKeys,
-    pub(crate) heirs: Heirs,
-    /// Numbers that tell places of this session apart.
-    pub(crate) numbers: Numbers,
+    pub(crate) heirs: LocalQueue,
+    /// KeySuffixes that tell places of this session apart.
+    pub(crate) key_suffixes: KeySuffixes,
     /// Searches for queue entries that may yet be created.
     pub(crate) sweeps: Sweeps,
     /// So many registrations look at their key at a time.
@@ -156,8 +156,8 @@ impl Session {
             hub: Hub::default(),
             own_keys: OwnKeys::default(),
             own_places: OwnKeys::default(),
-            heirs: Heirs::default(),
-            numbers: Numbers::default(),
+            heirs: LocalQueue::default(),
+            key_suffixes: KeySuffixes::default(),
             sweeps: Sweeps::default(),
             reads: Semaphore::new(MAX_READS),
             registrations: AtomicUsize::new(0),

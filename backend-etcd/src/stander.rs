@@ -30,9 +30,9 @@ use crate::{
     connection::{LineFound, LineRead, Written, signed},
     defects::Defect,
     error::{Failure, said},
-    handover::{OwnEntry, Presence},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
     lease::{Lease, LeaseState, Purpose, lease_changed},
+    local_queue::{Membership, OwnEntry},
     lock::{Want, Won},
     mirror::Mirror,
     own_keys::{OwnKeys, Ward},
@@ -190,7 +190,7 @@ impl Contender {
     /// Gives back what a place had that is gone.
     fn end(&self, held: &Queued) {
         // Its key is gone by now, or the lease that kept it.
-        self.session.numbers.give_back(&self.range.start, held.number);
+        self.session.key_suffixes.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
         if let Some(range) = self.places(held) {
             self.session.hub.linger(&self.session.tasks, &range);
@@ -250,13 +250,13 @@ impl Contender {
             }
             LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.lease_terms()).await?,
         };
-        let number = self.session.numbers.take(&self.range.start);
+        let number = self.session.key_suffixes.take(&self.range.start);
         let keys = || {
             let key = lock_layout.entry(self.want.line, &self.name, lease.id(), number)?;
             let mark = self.marks.as_ref().map(|_| lock_layout.mark_of(self.want.line, &self.name, lease.id(), number));
             Ok((key, mark.transpose()?.flatten()))
         };
-        let keys = keys().inspect_err(|_| self.session.numbers.give_back(&self.range.start, number));
+        let keys = keys().inspect_err(|_| self.session.key_suffixes.give_back(&self.range.start, number));
         let (key, mark) = keys.map_err(Failure::Final)?;
         Ok(Queued {
             key,
@@ -344,7 +344,7 @@ impl Contender {
             let leaseless = held.take_if(|_| matches!(failure, Failure::LeaseNotFound));
             if let Some(gone) = leaseless {
                 gone.lease.condemn();
-                self.session.numbers.give_back(&self.range.start, gone.number);
+                self.session.key_suffixes.give_back(&self.range.start, gone.number);
                 if renewed < GRANTS {
                     renewed += 1;
                     continue;
@@ -392,7 +392,7 @@ impl Contender {
         // The own place is the last of the line then.
         let own = self.own_place(held, Revision::default());
         // Behind others of this session it has to wait anyway.
-        let patient = self.want.wait && self.session.numbers.in_use(&self.range.start) > 1;
+        let patient = self.want.wait && self.session.key_suffixes.in_use(&self.range.start) > 1;
         let conn = &self.session.conn;
         let entered = conn.enter(&own, self.read(self.last_two()), patient, answer.closed()).await;
         held.entered |= match &entered {
@@ -562,7 +562,7 @@ impl Contender {
     }
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
-    async fn hold(&self, held: &mut Queued, token: Revision, sent: Moment, here: Presence<'_>, answer: Answer) {
+    async fn hold(&self, held: &mut Queued, token: Revision, sent: Moment, here: Membership<'_>, answer: Answer) {
         let ttl = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
         let validity = Arc::new(LockValidity::new(sent, ttl));
         let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
@@ -660,7 +660,13 @@ impl Contender {
     }
 
     /// Gives a lock up that was held: to the next of this session, if one waits and nothing was lost, else by leaving.
-    async fn give_up(&self, held: &mut Queued, token: Revision, here: Presence<'_>, driver: &GuardDriver) -> Released {
+    async fn give_up(
+        &self,
+        held: &mut Queued,
+        token: Revision,
+        here: Membership<'_>,
+        driver: &GuardDriver,
+    ) -> Released {
         if !matches!(driver.validity().loss(), None | Some(Loss::Released)) {
             // Whoever waits for it may get it sooner than this one learns that its place is gone. The mark stays: the caller may not
             // have noticed yet.
@@ -723,7 +729,7 @@ impl Contender {
             && self.is_own(&held, &own)
             && let Ok(Written::Done(_)) = self.session.conn.delete(&held.key, Guard::Created(own.created)).await
         {
-            return self.session.numbers.give_back(&self.range.start, held.number);
+            return self.session.key_suffixes.give_back(&self.range.start, held.number);
         }
         // In a session that has ended its lease is revoked all the same.
         let _ = self.forsake(held);
@@ -735,12 +741,12 @@ impl Contender {
         let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
         let Queued { key, number, lease, .. } = held;
         if Defect::LatePlaceForgotten.is_on() {
-            self.session.numbers.give_back(&self.range.start, number);
+            self.session.key_suffixes.give_back(&self.range.start, number);
             return Ok(());
         }
         let swept = self.session.sweeps.add(&self.session, &lease, key.into(), queue);
         // No other place has its keys under its lease, so the number is free. The lease is revoked once nobody holds it.
-        self.session.numbers.give_back(&self.range.start, number);
+        self.session.key_suffixes.give_back(&self.range.start, number);
         swept
     }
 

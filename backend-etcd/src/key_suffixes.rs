@@ -10,7 +10,7 @@ use crate::defects::Defect;
 
 /// The numbers of all lines.
 #[derive(Debug, Default)]
-pub(crate) struct Numbers {
+pub(crate) struct KeySuffixes {
     lines: Mutex<HashMap<Vec<u8>, InUse>>,
 }
 
@@ -22,7 +22,7 @@ struct InUse {
     free: Vec<u64>,
 }
 
-impl Numbers {
+impl KeySuffixes {
     /// Takes a number that no place in `line` has.
     pub(crate) fn take(&self, line: &[u8]) -> u64 {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn numbers_are_used_again_and_never_twice_at_a_time() {
-        let numbers = Numbers::default();
+        let numbers = KeySuffixes::default();
         assert_eq!([numbers.take(b"l"), numbers.take(b"l"), numbers.take(b"other")], [0, 1, 0]);
         numbers.give_back(b"l", 0);
         assert_eq!([numbers.take(b"l"), numbers.take(b"l")], [0, 2]);

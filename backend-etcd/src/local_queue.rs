@@ -46,12 +46,12 @@ impl OwnEntry {
 
 /// A place that waits for another one of this session. Dropping it leaves the place to itself.
 #[derive(Debug)]
-pub(crate) struct Heir {
+pub(crate) struct Successor {
     pub(crate) place: OwnEntry,
     confirmed: oneshot::Sender<Revision>,
 }
 
-impl Heir {
+impl Successor {
     /// Tells the heir that its place was confirmed at `revision`, and that it is the first.
     pub(crate) fn tell(self, revision: Revision) {
         // One that no longer waits gives its place up by itself.
@@ -61,49 +61,49 @@ impl Heir {
 
 /// The places of this session that are looked after, and who waits for each.
 #[derive(Debug, Default)]
-pub(crate) struct Heirs {
-    waiting: Mutex<HashMap<Vec<u8>, Vec<Heir>>>,
+pub(crate) struct LocalQueue {
+    waiting: Mutex<HashMap<Vec<u8>, Vec<Successor>>>,
 }
 
 /// That a place is looked after. Dropping it leaves those that wait for it to themselves.
 #[derive(Debug)]
-pub(crate) struct Presence<'a> {
-    heirs: &'a Heirs,
+pub(crate) struct Membership<'a> {
+    heirs: &'a LocalQueue,
     key: Vec<u8>,
 }
 
 /// That somebody waits for a place.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct HandoverTicket {
     confirmed: oneshot::Receiver<Revision>,
 }
 
-impl Heirs {
+impl LocalQueue {
     /// Notes that the place at `key` is looked after.
-    pub(crate) fn stay(&self, key: &[u8]) -> Presence<'_> {
+    pub(crate) fn stay(&self, key: &[u8]) -> Membership<'_> {
         self.with(|waiting| waiting.insert(key.to_vec(), Vec::new()));
-        Presence { heirs: self, key: key.to_vec() }
+        Membership { heirs: self, key: key.to_vec() }
     }
 
     /// Notes that `place` waits for the one at `before`; `None` if that is not one of this session.
-    pub(crate) fn wait(&self, before: &[u8], place: OwnEntry) -> Option<Seat> {
+    pub(crate) fn wait(&self, before: &[u8], place: OwnEntry) -> Option<HandoverTicket> {
         self.with(|waiting| {
             let heirs = waiting.get_mut(before)?;
             heirs.retain(|heir| !heir.confirmed.is_closed());
             let (tell, confirmed) = oneshot::channel();
-            heirs.push(Heir { place, confirmed: tell });
-            Some(Seat { confirmed })
+            heirs.push(Successor { place, confirmed: tell });
+            Some(HandoverTicket { confirmed })
         })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Heir>>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Successor>>) -> T) -> T {
         act(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-impl Presence<'_> {
+impl Membership<'_> {
     /// Takes the first of those that wait for this place.
-    pub(crate) fn heir(&self) -> Option<Heir> {
+    pub(crate) fn heir(&self) -> Option<Successor> {
         self.heirs.with(|waiting| {
             let heirs = waiting.get_mut(&self.key)?;
             heirs.retain(|heir| !heir.confirmed.is_closed());
@@ -113,13 +113,13 @@ impl Presence<'_> {
     }
 }
 
-impl Drop for Presence<'_> {
+impl Drop for Membership<'_> {
     fn drop(&mut self) {
         self.heirs.with(|waiting| waiting.remove(&self.key));
     }
 }
 
-impl Seat {
+impl HandoverTicket {
     /// Waits for the predecessor's end. Returns the revision at which it has confirmed the place, if it has.
     ///
     /// Dropping the future gives the seat up.
@@ -140,7 +140,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_inherits_and_who_left_does_not() {
-        let heirs = Heirs::default();
+        let heirs = LocalQueue::default();
         assert!(heirs.wait(b"k", place(1)).is_none(), "nobody is there");
         let here = heirs.stay(b"k");
         let (second, gone, third) =
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_is_not_looked_after_any_more_leaves_its_heirs_to_themselves() {
-        let heirs = Heirs::default();
+        let heirs = LocalQueue::default();
         let here = heirs.stay(b"k");
         let mut waits = Box::pin(heirs.wait(b"k", place(2)).unwrap().inherits());
         assert!(waits.as_mut().now_or_never().is_none());
