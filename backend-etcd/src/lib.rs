@@ -36,7 +36,7 @@
 //! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
 //! | `limits` | how large a range may be |
 //! | `malformed` | values that are no instances: counted, some logged |
-//! | `own_keys` | what became of the keys of registrations |
+//! | `key_monitors` | what became of the keys of registrations |
 //! | `registry`, `watcher`, `lock`, `election` | the traits |
 //! | `queues` | who holds a lock and who waits, for people |
 //! | `registrar` | the task behind one registration |
@@ -57,6 +57,7 @@ mod error;
 mod etcd;
 mod granted_lease;
 mod hooks;
+mod key_monitors;
 mod key_suffixes;
 pub mod layout;
 mod lease;
@@ -66,7 +67,6 @@ mod lock;
 mod malformed;
 mod member_sync;
 mod mirror;
-mod own_keys;
 mod pipeline;
 mod probe;
 mod proofs;

@@ -35,10 +35,10 @@ use crate::{
     connection::Written,
     defects::Defect,
     error::Failure,
+    key_monitors::{Differs, KeyMonitor, KeyMonitors},
     layout::{Layout, LeaseScope, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
     mirror::Mirror,
-    own_keys::{Differs, OwnKeys, Ward},
     pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
@@ -86,7 +86,7 @@ pub(crate) struct Registrar {
     gone: bool,
     /// Content of the key in etcd, as far as that need not be asked.
     known: Known,
-    ward: Option<Ward>,
+    ward: Option<KeyMonitor>,
     /// The key could not be seen through a shared watch.
     alone: bool,
     /// The generation of the instance that was wanted last.
@@ -273,7 +273,7 @@ impl Registrar {
         match disturbance {
             Disturbance::Superseded | Disturbance::Look | Disturbance::Changed => false,
             Disturbance::Wanted => true,
-            Disturbance::Blind => {
+            Disturbance::Unobservable => {
                 // A watch of its own that cannot see the key either is tried again at a slow pace.
                 if std::mem::replace(&mut self.alone, true) {
                     self.rest(SLOW + jitter(SLOW / 4)).await;
@@ -745,7 +745,7 @@ impl Registrar {
         }
         let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.key);
         let disturbance = self.wait(claim, phase, &mut ward, outdated).await;
-        self.ward = ward.filter(|_| disturbance != Disturbance::Blind);
+        self.ward = ward.filter(|_| disturbance != Disturbance::Unobservable);
         disturbance
     }
 
@@ -753,7 +753,7 @@ impl Registrar {
         &mut self,
         claim: &Claim<Arc<[u8]>>,
         mut phase: watch::Receiver<LeaseState>,
-        ward: &mut Option<Ward>,
+        ward: &mut Option<KeyMonitor>,
         outdated: Option<Outdated>,
     ) -> Disturbance {
         let Self { session, layout, driver, options, alone, writes, recoveries, .. } = self;
@@ -768,7 +768,7 @@ impl Registrar {
             }
             let made = match ward.take() {
                 Some(ward) => Ok(ward),
-                None => OwnKeys::watch(session, &**layout, &service, record, *alone),
+                None => KeyMonitors::watch(session, &**layout, &service, record, *alone),
             };
             match made {
                 Ok(made) if only_its_loss => {
@@ -807,7 +807,7 @@ impl Registrar {
                 differs = &mut differs => match differs {
                     Differs::Gone => return Disturbance::Gone,
                     Differs::Changed => return Disturbance::Changed,
-                    Differs::Blind => return Disturbance::Blind,
+                    Differs::Unobservable => return Disturbance::Unobservable,
                 },
             }
         }
@@ -892,7 +892,7 @@ enum Disturbance {
     /// The lease is to be left for another one.
     Retired,
     /// The watch cannot see the key.
-    Blind,
+    Unobservable,
     /// Another registration of this session has taken the key over.
     Superseded,
 }

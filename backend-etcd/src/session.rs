@@ -19,12 +19,12 @@ use tokio::{
 
 use crate::{
     connection::Connection,
+    key_monitors::KeyMonitors,
     key_suffixes::KeySuffixes,
     layout::{GuardedLocks, Layout, Part},
     lease::{self, Leases, revoke},
     local_queue::LocalQueue,
     malformed::MalformedValues,
-    own_keys::OwnKeys,
     pipeline::Hub,
     probe::Probes,
     sweep::Sweeps,
@@ -63,9 +63,9 @@ pub(crate) struct Session {
     /// Of leases behind keys that registrations of this session want.
     pub(crate) observations: Observations<Arc<[u8]>>,
     pub(crate) hub: Hub,
-    pub(crate) own_keys: OwnKeys,
+    pub(crate) key_monitors: KeyMonitors,
     /// The same for places in line.
-    pub(crate) own_places: OwnKeys,
+    pub(crate) own_places: KeyMonitors,
     pub(crate) heirs: LocalQueue,
     /// KeySuffixes that tell places of this session apart.
     pub(crate) key_suffixes: KeySuffixes,
@@ -154,8 +154,8 @@ impl Session {
             key_claims: KeyClaims::default(),
             observations: Observations::default(),
             hub: Hub::default(),
-            own_keys: OwnKeys::default(),
-            own_places: OwnKeys::default(),
+            key_monitors: KeyMonitors::default(),
+            own_places: KeyMonitors::default(),
             heirs: LocalQueue::default(),
             key_suffixes: KeySuffixes::default(),
             sweeps: Sweeps::default(),

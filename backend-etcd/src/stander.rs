@@ -30,12 +30,12 @@ use crate::{
     connection::{LineFound, LineRead, Written, signed},
     defects::Defect,
     error::{Failure, said},
+    key_monitors::{KeyMonitor, KeyMonitors},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
     lease::{Lease, LeaseState, Purpose, lease_changed},
     local_queue::{Membership, OwnEntry},
     lock::{Want, Won},
     mirror::Mirror,
-    own_keys::{OwnKeys, Ward},
     pipeline::{Begin, Hub},
     record::{KeyRange, Record},
     session::Session,
@@ -105,7 +105,7 @@ struct Queued {
     /// Time at which it was chosen.
     begun: Instant,
     /// What tells that it is gone, once it is watched.
-    ward: Option<Ward>,
+    ward: Option<KeyMonitor>,
 }
 
 /// Position of a place.
@@ -300,7 +300,7 @@ impl Contender {
                     modified: token,
                     lease: Some(held.lease.id()),
                 };
-                match OwnKeys::place(&self.session, shared.as_ref(), own) {
+                match KeyMonitors::place(&self.session, shared.as_ref(), own) {
                     Ok(made) => ward.insert(made),
                     // The session has ended, and this task with it.
                     Err(_) => return std::future::pending().await,

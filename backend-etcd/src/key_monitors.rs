@@ -38,7 +38,7 @@ enum Seen {
     /// At this revision it was this, or absent.
     At { revision: Revision, epoch: Epoch, found: Option<Versions> },
     /// The watch cannot see it.
-    Blind,
+    Unobservable,
 }
 
 /// Revisions at which a key was created and changed last.
@@ -54,14 +54,14 @@ pub(crate) enum Differs {
     Gone,
     Changed,
     /// It cannot be watched this way.
-    Blind,
+    Unobservable,
 }
 
 /// Compares what a watch told with what was written at `written`, when the store's epoch was `epoch`.
 fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs> {
     match seen {
         Seen::Nothing => None,
-        Seen::Blind => Some(Differs::Blind),
+        Seen::Unobservable => Some(Differs::Unobservable),
         Seen::At { epoch: now, .. } if epoch.is_some_and(|epoch| epoch != now) => Some(Differs::Changed),
         // A picture from before the write says nothing about it.
         Seen::At { revision, .. } if revision < written => None,
@@ -73,7 +73,7 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
 /// Returns `true` if a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer there.
 fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
     match seen {
-        Seen::Nothing | Seen::Blind => false,
+        Seen::Nothing | Seen::Unobservable => false,
         Seen::At { found: Some(found), .. } if found.created == created => false,
         // A picture from before the creation says nothing about it, unless it is one of another history.
         Seen::At { revision, epoch: now, .. } => revision >= created || epoch.is_some_and(|epoch| epoch != now),
@@ -82,7 +82,7 @@ fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
 
 /// The watch over one own key. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Ward {
+pub(crate) struct KeyMonitor {
     key: Arc<[u8]>,
     /// Tells it from others in its group.
     number: u64,
@@ -91,10 +91,10 @@ pub(crate) struct Ward {
     epoch: Option<Epoch>,
     /// Revision that is watched for.
     written: Option<Revision>,
-    group: Arc<Group>,
+    group: Arc<SharedWatch>,
 }
 
-impl Ward {
+impl KeyMonitor {
     pub(crate) fn key(&self) -> &[u8] {
         &self.key
     }
@@ -110,7 +110,7 @@ impl Ward {
                 return differs;
             }
             if self.seen.changed().await.is_err() {
-                return Differs::Blind;
+                return Differs::Unobservable;
             }
         }
     }
@@ -158,7 +158,7 @@ impl Ward {
     }
 }
 
-impl Drop for Ward {
+impl Drop for KeyMonitor {
     fn drop(&mut self) {
         self.forget();
         let mut inner = self.group.inner();
@@ -171,7 +171,7 @@ impl Drop for Ward {
 
 /// One watch and the own keys that it is for.
 #[derive(Debug)]
-struct Group {
+struct SharedWatch {
     inner: Mutex<Inner>,
     tasks: TaskOwner,
     /// Number of groups.
@@ -194,7 +194,7 @@ struct Inner {
 impl Inner {
     fn look(&self, key: &[u8]) -> Seen {
         match &self.latest {
-            _ if self.blind => Seen::Blind,
+            _ if self.blind => Seen::Unobservable,
             None => Seen::Nothing,
             Some(mirror) => {
                 let found = mirror.get(key);
@@ -232,13 +232,13 @@ impl Inner {
     }
 }
 
-impl Drop for Group {
+impl Drop for SharedWatch {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl Group {
+impl SharedWatch {
     fn start(
         session: &Arc<Session>,
         count: &Arc<AtomicUsize>,
@@ -259,19 +259,19 @@ impl Group {
     }
 
     /// `epoch`: that of what was known when its watch began, where it is for this key only.
-    fn ward(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> Ward {
+    fn ward(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> KeyMonitor {
         let mut inner = self.inner();
         let (tell, seen) = watch::channel(Seen::Nothing);
         inner.made += 1;
         let number = inner.made;
         inner.wards.insert(Arc::clone(key), (number, tell));
         drop(inner);
-        Ward { key: Arc::clone(key), number, seen, epoch, written: None, group: self }
+        KeyMonitor { key: Arc::clone(key), number, seen, epoch, written: None, group: self }
     }
 }
 
 /// Hands what the watch tells to those it concerns.
-async fn dispatch(group: Weak<Group>, mut reader: Subscriber<Mirror>) {
+async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Mirror>) {
     loop {
         let read = reader.next().await;
         let Some(group) = group.upgrade() else {
@@ -306,8 +306,8 @@ async fn dispatch(group: Weak<Group>, mut reader: Subscriber<Mirror>) {
 
 /// All watches over own keys of a session.
 #[derive(Debug, Default)]
-pub(crate) struct OwnKeys {
-    shared: Mutex<HashMap<KeyRange, Weak<Group>>>,
+pub(crate) struct KeyMonitors {
+    shared: Mutex<HashMap<KeyRange, Weak<SharedWatch>>>,
     single: Arc<Singles>,
     count: Arc<AtomicUsize>,
 }
@@ -350,7 +350,7 @@ fn share(single: usize, watches: usize) -> Share {
     }
 }
 
-impl OwnKeys {
+impl KeyMonitors {
     /// Watches the key of `record`, which was just written; `alone` if a shared watch could not see it.
     pub(crate) fn watch(
         session: &Arc<Session>,
@@ -358,14 +358,14 @@ impl OwnKeys {
         service: &ServiceRef,
         record: &Record,
         alone: bool,
-    ) -> Result<Ward, Error> {
-        let this = &session.own_keys;
+    ) -> Result<KeyMonitor, Error> {
+        let this = &session.key_monitors;
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
         let group = match this.share(service, alone) {
             (Share::Own, single) => {
                 let known =
                     || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified, Begin::Known);
-                let group = Group::start(session, &this.count, single, known)?;
+                let group = SharedWatch::start(session, &this.count, single, known)?;
                 return Ok(group.ward(&record.key, Some(Epoch::default())));
             }
             (Share::Service, _) => this.shared(session, layout.service_range(service)?)?,
@@ -376,13 +376,17 @@ impl OwnKeys {
 
     /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of several, else by
     /// itself.
-    pub(crate) fn place(session: &Arc<Session>, others: Option<&KeyRange>, record: Record) -> Result<Ward, Error> {
+    pub(crate) fn place(
+        session: &Arc<Session>,
+        others: Option<&KeyRange>,
+        record: Record,
+    ) -> Result<KeyMonitor, Error> {
         let (this, key) = (&session.own_places, Arc::clone(&record.key));
         if let Some(range) = others {
             return Ok(this.shared(session, range.clone())?.ward(&key, None));
         }
         let revision = record.modified;
-        let group = Group::start(session, &this.count, None, || {
+        let group = SharedWatch::start(session, &this.count, None, || {
             Hub::follow_key(session, &key, Some(record), revision, Begin::Known)
         })?;
         Ok(group.ward(&key, Some(Epoch::default())))
@@ -400,13 +404,13 @@ impl OwnKeys {
         (share, single)
     }
 
-    fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<Group>, Error> {
+    fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<SharedWatch>, Error> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
             return Ok(group);
         }
         shared.retain(|_, group| group.strong_count() > 0);
-        let group = Group::start(session, &self.count, None, || session.hub.follow(session, &range))?;
+        let group = SharedWatch::start(session, &self.count, None, || session.hub.follow(session, &range))?;
         shared.insert(range, Arc::downgrade(&group));
         Ok(group)
     }
@@ -438,7 +442,7 @@ mod tests {
         assert_eq!(judge(at(9, Some(5))), None);
         assert_eq!(judge(at(6, Some(6))), Some(Differs::Changed));
         assert_eq!(judge(at(6, None)), Some(Differs::Gone));
-        assert_eq!(judge(Seen::Blind), Some(Differs::Blind));
+        assert_eq!(judge(Seen::Unobservable), Some(Differs::Unobservable));
         let other = Seen::At { revision: Revision::new(1), epoch: Epoch::default().next(), found: None };
         assert_eq!(judge(other), Some(Differs::Changed));
     }
@@ -446,7 +450,7 @@ mod tests {
     #[test]
     fn a_place_is_gone_when_a_later_picture_or_another_history_lacks_it() {
         let gone = |seen, created| is_gone(seen, Revision::new(created), Some(Epoch::default()));
-        assert!(!gone(Seen::Nothing, 3) && !gone(Seen::Blind, 3));
+        assert!(!gone(Seen::Nothing, 3) && !gone(Seen::Unobservable, 3));
         assert!(!gone(at(2, None), 3), "from before");
         assert!(!gone(at(5, Some(4)), 3) && !gone(at(9, Some(9)), 3), "written again");
         assert!(gone(at(3, None), 3) && gone(at(9, Some(9)), 4), "deleted, created anew");
@@ -470,15 +474,15 @@ mod tests {
                 registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
             }
             tokio::time::sleep(UNWATCHED * 4).await;
-            let own_keys = &etcd.session.own_keys;
-            assert_eq!(own_keys.single.lock().unwrap().len(), 1, "services in round {round}");
-            assert_eq!(own_keys.count.load(Ordering::Relaxed), FEW + 1, "watches in round {round}");
+            let key_monitors = &etcd.session.key_monitors;
+            assert_eq!(key_monitors.single.lock().unwrap().len(), 1, "services in round {round}");
+            assert_eq!(key_monitors.count.load(Ordering::Relaxed), FEW + 1, "watches in round {round}");
             for registration in registrations {
                 enlist_testkit::soon("deregistered", registration.deregister()).await.unwrap();
             }
         }
-        assert!(etcd.session.own_keys.single.lock().unwrap().is_empty());
-        assert_eq!(etcd.session.own_keys.count.load(Ordering::Relaxed), 0);
+        assert!(etcd.session.key_monitors.single.lock().unwrap().is_empty());
+        assert_eq!(etcd.session.key_monitors.count.load(Ordering::Relaxed), 0);
     }
 
     /// The statement of `docs/scale.md` about a process that registers under very many services.
@@ -495,9 +499,9 @@ mod tests {
             // One after the other, for each to find the watches of those before.
             tokio::time::sleep(UNWATCHED * 2).await;
         }
-        let own_keys = &etcd.session.own_keys;
-        assert_eq!(own_keys.count.load(Ordering::Relaxed), MANY + 1);
-        let shared: Vec<_> = own_keys.shared.lock().unwrap().keys().cloned().collect();
+        let key_monitors = &etcd.session.key_monitors;
+        assert_eq!(key_monitors.count.load(Ordering::Relaxed), MANY + 1);
+        let shared: Vec<_> = key_monitors.shared.lock().unwrap().keys().cloned().collect();
         assert_eq!(shared, [KeyRange::prefix("enlist/services/default/")]);
     }
 
