@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use crate::{
     connection::{Connection, PAGE},
     error::Failure,
-    mirror::Mirror,
     record::{KeyRange, Record},
+    replica::Replica,
 };
 
 /// Time that differences get to arrive over the watch before it is looked at again; twice as long each time.
@@ -57,7 +57,7 @@ enum Verdict {
 }
 
 /// Compares the mirror with a page. `moved` are the keys that the watch told of since etcd was asked.
-fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict {
+fn verdict(page: &Page, mirror: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
     if page.revision < page.floor {
         return Verdict::WentBack;
     }
@@ -86,7 +86,7 @@ fn verdict(page: &Page, mirror: &Mirror, moved: &HashSet<Arc<[u8]>>) -> Verdict 
 
 /// Returns `true` if a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
 /// watch told of something since the last look.
-fn may_arrive(page: &Page, mirror: &Mirror, look: u32, advanced: bool) -> bool {
+fn may_arrive(page: &Page, mirror: &Replica, look: u32, advanced: bool) -> bool {
     mirror.revision < page.revision && (advanced || look < LOOKS)
 }
 
@@ -209,7 +209,7 @@ impl Audit {
     pub(crate) fn step(
         &mut self,
         ready: Option<Result<Page, Failure>>,
-        mirror: &Mirror,
+        mirror: &Replica,
         conn: &Arc<Connection>,
         range: &KeyRange,
     ) -> Outcome {
@@ -244,7 +244,7 @@ impl Audit {
         self.stage = Stage::Asking { answer: answer.boxed() };
     }
 
-    fn look(&mut self, page: Page, look: u32, advanced: bool, mirror: &Mirror) -> Outcome {
+    fn look(&mut self, page: Page, look: u32, advanced: bool, mirror: &Replica) -> Outcome {
         match verdict(&page, mirror, &self.moved) {
             Verdict::Right => self.turn(&page, mirror),
             Verdict::WentBack => Outcome::WentBack,
@@ -263,7 +263,7 @@ impl Audit {
     }
 
     /// Turns to the next page.
-    fn turn(&mut self, page: &Page, mirror: &Mirror) -> Outcome {
+    fn turn(&mut self, page: &Page, mirror: &Replica) -> Outcome {
         let Some(last) = &page.upto else {
             let begun = self.begun;
             self.rest(mirror.len());
@@ -296,8 +296,8 @@ mod tests {
         Record { key: key.as_bytes().into(), value: [][..].into(), created: modified, modified, lease: None }
     }
 
-    fn mirror(keys: &[(&str, u64)], at: u64) -> Mirror {
-        let mut known = Mirror::new(Revision::default(), Epoch::default());
+    fn mirror(keys: &[(&str, u64)], at: u64) -> Replica {
+        let mut known = Replica::new(Revision::default(), Epoch::default());
         let records = keys.iter().map(|(key, modified)| record(key, *modified)).collect();
         known.relist(records, Revision::new(at), Epoch::default());
         known

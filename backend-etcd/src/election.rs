@@ -12,8 +12,8 @@ use crate::{
     etcd::Etcd,
     layout::{LockLayout, QueueKind},
     lock::{Want, Won},
-    mirror::Mirror,
     record::Record,
+    replica::Replica,
 };
 
 #[async_trait]
@@ -67,7 +67,7 @@ impl Election for Etcd {
     }
 }
 
-fn leader_of(layout: &dyn LockLayout, name: &LockName, mirror: &Mirror) -> Option<Leader> {
+fn leader_of(layout: &dyn LockLayout, name: &LockName, mirror: &Replica) -> Option<Leader> {
     first(layout, name, mirror.records())
 }
 

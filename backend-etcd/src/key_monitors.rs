@@ -18,9 +18,9 @@ use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
-    mirror::{Difference, Mirror},
-    pipeline::{Begin, Hub},
+    range_watch::{Begin, Hub},
     record::{KeyRange, Record},
+    replica::{Difference, Replica},
     session::Session,
 };
 
@@ -187,7 +187,7 @@ struct Inner {
     made: u64,
     /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted before.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
-    latest: Option<Mirror>,
+    latest: Option<Replica>,
     blind: bool,
 }
 
@@ -243,7 +243,7 @@ impl SharedWatch {
         session: &Arc<Session>,
         count: &Arc<AtomicUsize>,
         single: Option<Single>,
-        reader: impl FnOnce() -> Result<Subscriber<Mirror>, Error>,
+        reader: impl FnOnce() -> Result<Subscriber<Replica>, Error>,
     ) -> Result<Arc<Self>, Error> {
         count.fetch_add(1, Ordering::Relaxed);
         let tasks = TaskOwner::on(session.runtime());
@@ -271,7 +271,7 @@ impl SharedWatch {
 }
 
 /// Hands what the watch tells to those it concerns.
-async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Mirror>) {
+async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
     loop {
         let read = reader.next().await;
         let Some(group) = group.upgrade() else {

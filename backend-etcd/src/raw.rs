@@ -14,8 +14,8 @@ use enlist::{
 use crate::{
     etcd::Etcd,
     layout::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing},
-    mirror::{Difference, Mirror},
     record::{KeyRange, Record},
+    replica::{Difference, Replica},
 };
 
 #[async_trait]
@@ -58,7 +58,7 @@ fn entry(record: &Record) -> RawEntry {
 
 #[derive(Debug)]
 struct EtcdPrefixWatcher {
-    reader: Subscriber<Mirror>,
+    reader: Subscriber<Replica>,
     /// The state returned last.
     seen: Option<RawSnapshot>,
 }

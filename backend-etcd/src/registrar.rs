@@ -38,9 +38,9 @@ use crate::{
     key_monitors::{Differs, KeyMonitor, KeyMonitors},
     layout::{Layout, LeaseScope, Writing},
     lease::{self, Lease, LeaseState, Purpose, lease_changed},
-    mirror::Mirror,
-    pipeline::{Begin, Hub},
+    range_watch::{Begin, Hub},
     record::{KeyRange, Record},
+    replica::Replica,
     session::Session,
     sweep::Impossible,
     writes::Guard,
@@ -910,7 +910,7 @@ async fn impatient(driver: &RegistrationDriver) {
 }
 
 /// Waits until the key that is followed is gone.
-async fn gone(followed: &mut Option<Subscriber<Mirror>>) {
+async fn gone(followed: &mut Option<Subscriber<Replica>>) {
     let Some(reader) = followed else {
         return std::future::pending().await;
     };

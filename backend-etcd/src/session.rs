@@ -25,8 +25,8 @@ use crate::{
     lease::{self, Leases, revoke},
     local_queue::LocalQueue,
     malformed::MalformedValues,
-    pipeline::Hub,
     probe::Probes,
+    range_watch::Hub,
     sweep::Sweeps,
 };
 

@@ -35,9 +35,9 @@ use crate::{
     lease::{Lease, LeaseState, Purpose, lease_changed},
     local_queue::{Membership, OwnEntry},
     lock::{Want, Won},
-    mirror::Mirror,
-    pipeline::{Begin, Hub},
+    range_watch::{Begin, Hub},
     record::{KeyRange, Record},
+    replica::Replica,
     session::Session,
     writes::Guard,
 };
@@ -768,7 +768,7 @@ impl Contender {
 
 /// Waits until the key that `reader` follows is no longer the one created at `created`. A watch that is refused is opened again, so
 /// only the end of the session ends the wait for it.
-async fn replaced(mut reader: Subscriber<Mirror>, created: Revision) {
+async fn replaced(mut reader: Subscriber<Replica>, created: Revision) {
     loop {
         match reader.next().await {
             Ok(reading) if reading.value.records().all(|record| record.created != created) => return,

@@ -17,9 +17,9 @@ use crate::{
     connection::Written,
     error::Failure,
     lease::{Lease, Revoked},
-    mirror::Mirror,
-    pipeline::{Begin, Hub},
+    range_watch::{Begin, Hub},
     record::{KeyRange, Record},
+    replica::Replica,
     session::Session,
     writes::Guard,
 };
@@ -190,7 +190,7 @@ async fn remove(session: &Session, key: &[u8], lease: LeaseId) -> Result<bool, F
 /// show most of it at once; the rest shows at the next question.
 #[derive(Default)]
 struct Watches {
-    open: Vec<(KeyRange, Subscriber<Mirror>)>,
+    open: Vec<(KeyRange, Subscriber<Replica>)>,
 }
 
 impl Watches {
@@ -223,7 +223,7 @@ impl Watches {
 }
 
 /// Waits until a watch shows one of `strays`.
-async fn shows_one_of(reader: &mut Subscriber<Mirror>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
     loop {
         match reader.next().await {
             Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,

@@ -29,14 +29,14 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// End of an open watch.
 #[derive(Debug)]
-pub(crate) enum WatchEnd {
+pub(crate) enum StreamEnd {
     /// The stream ended or broke.
     Broken(Failure),
     /// It gives no sign of life; its member may answer other requests all the same.
     Silent { member_answers: bool },
 }
 
-impl WatchEnd {
+impl StreamEnd {
     /// The same as the failure of a request.
     pub(crate) fn into_failure(self) -> Failure {
         match self {
@@ -86,7 +86,7 @@ impl OpenWatch {
         conn: &Connection,
         counters: &Counters,
         range: &KeyRange,
-    ) -> Result<WatchResponse, WatchEnd> {
+    ) -> Result<WatchResponse, StreamEnd> {
         if Defect::SilenceTolerated.is_on() {
             return self.message().await;
         }
@@ -105,7 +105,7 @@ impl OpenWatch {
             tokio::select! {
                 heard = self.message() => return heard,
                 answers = &mut asking, if answer.is_none() => answer = Some(answers),
-                () = &mut limit => return Err(WatchEnd::Silent { member_answers: answer == Some(true) }),
+                () = &mut limit => return Err(StreamEnd::Silent { member_answers: answer == Some(true) }),
             }
         }
     }
@@ -113,8 +113,8 @@ impl OpenWatch {
     /// The next message, however long the watch is silent.
     ///
     /// Dropping the future loses no message.
-    pub(crate) async fn message(&mut self) -> Result<WatchResponse, WatchEnd> {
-        let broken = |failure| Err(WatchEnd::Broken(failure));
+    pub(crate) async fn message(&mut self) -> Result<WatchResponse, StreamEnd> {
+        let broken = |failure| Err(StreamEnd::Broken(failure));
         loop {
             tokio::select! {
                 read = self.messages.message() => return match read {
@@ -130,7 +130,7 @@ impl OpenWatch {
         }
     }
 
-    async fn ask_for_progress(&mut self) -> Result<(), WatchEnd> {
-        self.requests.request_progress().await.map_err(|error| WatchEnd::Broken(classify(&error)))
+    async fn ask_for_progress(&mut self) -> Result<(), StreamEnd> {
+        self.requests.request_progress().await.map_err(|error| StreamEnd::Broken(classify(&error)))
     }
 }

@@ -25,8 +25,8 @@ use crate::{
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
     malformed::MalformedValues,
-    mirror::{Difference, Mirror},
     record::Record,
+    replica::{Difference, Replica},
     session::Session,
 };
 
@@ -37,7 +37,7 @@ impl Resolver for Etcd {
         let range = self.session.layout.service_range(service)?;
         let listed = self.session.conn.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
-        let mut mirror = Mirror::new(revision, enlist::Epoch::default());
+        let mut mirror = Replica::new(revision, enlist::Epoch::default());
         mirror.relist(records, revision, enlist::Epoch::default());
         let mut projection = self.projection(service);
         Ok(projection.follow(None, &mirror))
@@ -117,7 +117,7 @@ impl Etcd {
 
 #[derive(Debug)]
 struct EtcdWatcher {
-    reader: Subscriber<Mirror>,
+    reader: Subscriber<Replica>,
     projection: Projection,
     conn: Arc<Connection>,
     /// The latest change waits for an answer to it.
@@ -168,7 +168,7 @@ impl Watcher for EtcdWatcher {
 }
 
 /// The keys that stand for one instance, oldest first.
-type Twins = BTreeSet<(Revision, Arc<[u8]>)>;
+type KeysByEndpoint = BTreeSet<(Revision, Arc<[u8]>)>;
 
 /// Turns mirrors of a service's range into snapshots, touching only what differs.
 #[derive(Debug)]
@@ -179,7 +179,7 @@ pub(crate) struct Projection {
     /// The instance that each key holds.
     by_key: HashMap<Arc<[u8]>, Arc<Entry>, RandomState>,
     /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
-    twins: BTreeMap<String, Twins>,
+    twins: BTreeMap<String, KeysByEndpoint>,
     snapshot: Option<Snapshot>,
     /// Instances that are gone, of which it depends on their lease whether they have left.
     undecided: Undecided,
@@ -204,7 +204,7 @@ impl Projection {
     }
 
     /// The snapshot of `mirror`; `before` is the mirror that was followed last.
-    pub(crate) fn follow(&mut self, before: Option<&Mirror>, mirror: &Mirror) -> Snapshot {
+    pub(crate) fn follow(&mut self, before: Option<&Replica>, mirror: &Replica) -> Snapshot {
         let empty = || Snapshot::empty(self.service.clone(), mirror.revision, mirror.epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         let differences = mirror.differences(before);
@@ -253,7 +253,7 @@ impl Projection {
     }
 
     /// The instance of a key that is gone, and what became of it.
-    fn fate(&mut self, before: Option<&Mirror>, mirror: &Mirror, key: &Arc<[u8]>) -> Option<(InstanceId, Fate)> {
+    fn fate(&mut self, before: Option<&Replica>, mirror: &Replica, key: &Arc<[u8]>) -> Option<(InstanceId, Fate)> {
         let last = mirror.grave(key);
         let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::{
         layout::{GoZero, Native},
-        mirror::KeyEvent,
+        replica::KeyEvent,
     };
     use enlist::Epoch;
 
@@ -369,13 +369,13 @@ mod tests {
 
     struct Following {
         projection: Projection,
-        mirror: Mirror,
+        mirror: Replica,
     }
 
     impl Following {
         fn new(layout: impl Layout) -> Self {
             let service = ServiceRef::parse("s").unwrap();
-            let mirror = Mirror::new(Revision::default(), Epoch::default());
+            let mirror = Replica::new(Revision::default(), Epoch::default());
             Self { projection: Projection::new(service, Arc::new(layout), Arc::default()), mirror }
         }
 

@@ -47,7 +47,7 @@ const PARTS: &[Part] = &[
         package: "enlist-etcd",
         files: &[
             // Transitions of watches.
-            "backend-etcd/src/mirror.rs",
+            "backend-etcd/src/replica.rs",
             "backend-etcd/src/proofs.rs",
             "backend-etcd/src/audit.rs",
             "backend-etcd/src/layout/*.rs",

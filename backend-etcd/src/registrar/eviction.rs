@@ -9,10 +9,10 @@ use etcd_client::WatchOptions;
 use crate::{
     connection::{Connection, signed},
     error::{Failure, classify_cancel},
-    mirror::KeyEvent,
-    range_watch::key_event,
     record::{KeyRange, Record},
-    watch_stream::{OpenWatch, WatchEnd},
+    replica::KeyEvent,
+    watch_stream::{OpenWatch, StreamEnd},
+    watch_task::key_event,
 };
 
 /// Maximum time until the history of a key is told; etcd serves a watch that begins in the past within 100 ms.
@@ -61,7 +61,7 @@ async fn read(
         let options = WatchOptions::new().with_start_revision(signed(from));
         let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
         let compacted = loop {
-            let message = watch.message().await.map_err(WatchEnd::into_failure)?;
+            let message = watch.message().await.map_err(StreamEnd::into_failure)?;
             if message.compact_revision() > 0 {
                 break u64::try_from(message.compact_revision()).unwrap_or(0);
             }

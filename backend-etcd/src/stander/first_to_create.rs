@@ -6,7 +6,7 @@ use enlist::Error;
 use super::{Contender, Queued, replaced};
 use crate::{
     layout::{LockLayout, LockOrder},
-    pipeline::{Begin, Hub},
+    range_watch::{Begin, Hub},
     record::Record,
 };
 

@@ -8,27 +8,27 @@ use imbl::{OrdMap, ordmap::DiffItem};
 use crate::{defects::Defect, limits::size, record::Record};
 
 /// Number of deleted keys that are remembered.
-const MAX_GRAVES: usize = 4096;
+const MAX_TOMBSTONES: usize = 4096;
 
 /// Maximum bytes of deleted keys and their values that are remembered.
-const MAX_GRAVE_BYTES: usize = 16 << 20;
+const MAX_TOMBSTONE_BYTES: usize = 16 << 20;
 
 /// A range of keys at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone, Debug)]
-pub(crate) struct Mirror {
+pub(crate) struct Replica {
     pub(crate) revision: Revision,
     pub(crate) epoch: Epoch,
     records: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// Bytes of the keys and values of `records`.
     bytes: usize,
     /// Last content of deleted keys, so that a reader who saw something older can tell a departure from a death.
-    graves: OrdMap<Arc<[u8]>, Arc<Record>>,
-    grave_bytes: usize,
+    tombstones: OrdMap<Arc<[u8]>, Arc<Record>>,
+    tombstone_bytes: usize,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
     changes: u64,
 }
 
-impl PartialEq for Mirror {
+impl PartialEq for Replica {
     fn eq(&self, other: &Self) -> bool {
         // Whoever reads a mirror wants to know about its keys; a revision that moved without them is no news.
         self.epoch == other.epoch && self.changes == other.changes
@@ -74,10 +74,10 @@ impl Difference<'_> {
     }
 }
 
-impl Mirror {
+impl Replica {
     pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
-        let (records, graves) = (OrdMap::new(), OrdMap::new());
-        Self { revision, epoch, records, bytes: 0, graves, grave_bytes: 0, changes: 0 }
+        let (records, tombstones) = (OrdMap::new(), OrdMap::new());
+        Self { revision, epoch, records, bytes: 0, tombstones, tombstone_bytes: 0, changes: 0 }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
@@ -86,7 +86,7 @@ impl Mirror {
 
     /// Last content of a deleted key, if that is remembered.
     pub(crate) fn grave(&self, key: &[u8]) -> Option<&Record> {
-        self.graves.get(key).map(|record| &**record)
+        self.tombstones.get(key).map(|record| &**record)
     }
 
     pub(crate) fn records(&self) -> impl Iterator<Item = &Record> {
@@ -140,17 +140,17 @@ impl Mirror {
     }
 
     /// Remembers what a deleted key held last.
-    fn bury(&mut self, last: Arc<Record>) {
-        if self.graves.len() >= MAX_GRAVES || self.grave_bytes + size(&last) > MAX_GRAVE_BYTES {
-            (self.graves, self.grave_bytes) = (OrdMap::new(), 0);
+    fn add_tombstone(&mut self, last: Arc<Record>) {
+        if self.tombstones.len() >= MAX_TOMBSTONES || self.tombstone_bytes + size(&last) > MAX_TOMBSTONE_BYTES {
+            (self.tombstones, self.tombstone_bytes) = (OrdMap::new(), 0);
         }
         self.exhume(&last.key);
-        self.grave_bytes += size(&last);
-        self.graves.insert(Arc::clone(&last.key), last);
+        self.tombstone_bytes += size(&last);
+        self.tombstones.insert(Arc::clone(&last.key), last);
     }
 
     fn exhume(&mut self, key: &[u8]) {
-        self.grave_bytes -= self.graves.remove(key).map_or(0, |last| size(&last));
+        self.tombstone_bytes -= self.tombstones.remove(key).map_or(0, |last| size(&last));
     }
 
     /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is dropped.
@@ -181,7 +181,7 @@ impl Mirror {
                         continue;
                     }
                     if let Some(last) = self.remove(&key) {
-                        self.bury(last);
+                        self.add_tombstone(last);
                     }
                 }
             }
@@ -223,12 +223,12 @@ mod tests {
         KeyEvent::Delete { key: key.as_bytes().into(), revision: Revision::new(revision) }
     }
 
-    fn keys(mirror: &Mirror) -> Vec<String> {
+    fn keys(mirror: &Replica) -> Vec<String> {
         mirror.records().map(|record| String::from_utf8_lossy(&record.key).into_owned()).collect()
     }
 
-    fn mirror(keys: &[&str], revision: u64) -> Mirror {
-        let mut mirror = Mirror::new(Revision::default(), Epoch::default());
+    fn mirror(keys: &[&str], revision: u64) -> Replica {
+        let mut mirror = Replica::new(Revision::default(), Epoch::default());
         mirror.relist(
             keys.iter().map(|key| record(key, revision)).collect(),
             Revision::new(revision),
@@ -278,14 +278,14 @@ mod tests {
     #[test]
     fn deleted_keys_are_remembered_up_to_a_number_of_bytes() {
         let large = |key: &str, revision| {
-            KeyEvent::Put(Record { value: vec![0; MAX_GRAVE_BYTES / 3], ..record(key, revision) })
+            KeyEvent::Put(Record { value: vec![0; MAX_TOMBSTONE_BYTES / 3], ..record(key, revision) })
         };
         let mut mirror = mirror(&[], 1);
         for (key, revision) in [("a", 2), ("b", 4), ("a", 6), ("c", 8)] {
             mirror.apply(vec![large(key, revision), delete(key, revision + 1)]);
         }
         assert!(mirror.grave(b"c").is_some() && mirror.grave(b"a").is_none(), "the third one does not fit");
-        assert_eq!((mirror.bytes(), mirror.grave_bytes), (0, MAX_GRAVE_BYTES / 3 + 1));
+        assert_eq!((mirror.bytes(), mirror.tombstone_bytes), (0, MAX_TOMBSTONE_BYTES / 3 + 1));
     }
 
     #[test]

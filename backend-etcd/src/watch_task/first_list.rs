@@ -12,13 +12,13 @@ use enlist::{
     error::with_causes,
 };
 
-use super::Worker;
-use crate::{error::Failure, mirror::Mirror, record::Record};
+use super::WatchTask;
+use crate::{error::Failure, record::Record, replica::Replica};
 
 /// Result of a list.
 type Listed = Result<(Vec<Record>, Revision), Failure>;
 
-impl Worker {
+impl WatchTask {
     /// Lists the range. Where nothing is known yet, it shows what one member knows once that takes too long, or fails for want of an
     /// answer.
     pub(super) async fn listed(&mut self) -> Listed {
@@ -63,7 +63,7 @@ impl Worker {
         match known {
             Ok((records, revision)) => {
                 tracing::warn!(range = %self.range.describe(), cause = %with_causes(&cause), "range shown as one member has it");
-                let mut mirror = Mirror::new(revision, self.epoch);
+                let mut mirror = Replica::new(revision, self.epoch);
                 mirror.relist(records, revision, self.epoch);
                 self.feed.publish_stale(mirror.clone(), Moment::ago(LONGEST), cause);
                 self.mirror = Some(mirror);
