@@ -30,7 +30,7 @@ use crate::{
     local_queue::OwnEntry,
     record::{KeyRange, Record},
     recovery::{PROBE_LIMIT, Recovery},
-    writes::{Batcher, Guard, InLine, Outcome, Write},
+    writes::{Guard, Outcome, QueueEffect, Write, WriteBatcher},
 };
 
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
@@ -86,7 +86,7 @@ pub(crate) struct Clients {
 }
 
 /// One connection.
-pub(crate) struct Lane {
+pub(crate) struct RequestChannel {
     channel: Failover,
     /// The same connection, inside of the user's layers.
     requests: Requests,
@@ -98,13 +98,16 @@ pub(crate) struct Lane {
     recovery: Recovery,
 }
 
-impl std::fmt::Debug for Lane {
+impl std::fmt::Debug for RequestChannel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Lane").field("channel", &self.channel).field("limit", &self.limit).finish_non_exhaustive()
+        f.debug_struct("RequestChannel")
+            .field("channel", &self.channel)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
     }
 }
 
-impl Lane {
+impl RequestChannel {
     fn new(channel: Failover, layers: &Layers, credentials: Option<Credentials>, limit: Duration) -> Self {
         let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
         let requests = layers.around(channel.clone());
@@ -327,13 +330,13 @@ const PLACES: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// Leases and small transactions.
-    pub(crate) fast: Arc<Lane>,
+    pub(crate) fast: Arc<RequestChannel>,
     /// Guarded writes of instances.
-    writes: Batcher,
+    writes: WriteBatcher,
     /// Guarded writes of places in line.
-    places: Batcher,
+    places: WriteBatcher,
     /// Watches and lists.
-    pub(crate) bulk: Lane,
+    pub(crate) bulk: RequestChannel,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
     page: AtomicI64,
     /// Maximum size of a range.
@@ -401,9 +404,10 @@ impl Connection {
         limit: Duration,
         limits: RangeLimits,
     ) -> Self {
-        let lane = |channel| Lane::new(channel, layers, credentials.cloned(), limit);
+        let lane = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit);
         let fast = Arc::new(lane(fast));
-        let (writes, places) = (Batcher::start(tasks, &fast, REGISTRATIONS), Batcher::start(tasks, &fast, PLACES));
+        let (writes, places) =
+            (WriteBatcher::start(tasks, &fast, REGISTRATIONS), WriteBatcher::start(tasks, &fast, PLACES));
         Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE), limits }
     }
 
@@ -439,8 +443,8 @@ impl Connection {
             guards: vec![(Arc::clone(key), guard)],
             ops,
             size: key.len() + value.len(),
-            line: InLine::Apart,
-            patient: false,
+            line: QueueEffect::Apart,
+            deferrable: false,
         };
         self.writes.send_unless(write, given_up).await.map(Written::of)
     }
@@ -448,24 +452,29 @@ impl Connection {
     /// Deletes a key under a guard.
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
         let ops = vec![TxnOp::delete(key, None)];
-        let write =
-            Write { guards: vec![(key.into(), guard)], ops, size: key.len(), line: InLine::Apart, patient: false };
+        let write = Write {
+            guards: vec![(key.into(), guard)],
+            ops,
+            size: key.len(),
+            line: QueueEffect::Apart,
+            deferrable: false,
+        };
         self.writes.send(write).await.map(Written::of)
     }
 
-    /// Creates a place in a line and reads the line after that: `Ok` if it was not there, else what it is. Who is `patient` may
+    /// Creates a place in a line and reads the line after that: `Ok` if it was not there, else what it is. Who is `deferrable` may
     /// wait a moment for another write to go along with. Given up before it was sent, it is not sent.
     pub(crate) async fn enter(
         &self,
         place: &OwnEntry,
         read: LineRead<'_>,
-        patient: bool,
+        deferrable: bool,
         given_up: impl Future<Output = ()>,
     ) -> Result<Result<LineFound, Option<Record>>, Failure> {
-        let line = InLine::Enters(read.line.start.clone());
+        let line = QueueEffect::Enters(read.line.start.clone());
         let ops = std::iter::once(place.create()).chain(read.ops()).collect();
         let guards = vec![(place.key[..].into(), Guard::Absent)];
-        let write = Write { guards, ops, size: place.size(), line, patient };
+        let write = Write { guards, ops, size: place.size(), line, deferrable };
         self.places.send_unless(write, given_up).await.map(read_of)
     }
 
@@ -479,7 +488,7 @@ impl Connection {
         let ops = std::iter::once(place.rewrite()).chain(read.ops()).collect();
         let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
         self.places
-            .send(Write { guards, ops, size: place.size(), line: InLine::Apart, patient: false })
+            .send(Write { guards, ops, size: place.size(), line: QueueEffect::Apart, deferrable: false })
             .await
             .map(read_of)
     }
@@ -488,7 +497,7 @@ impl Connection {
     pub(crate) async fn look(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let ops = vec![TxnOp::get(key, None)];
         let guards = vec![(key.into(), Guard::Any)];
-        let write = Write { guards, ops, size: key.len(), line: InLine::Apart, patient: false };
+        let write = Write { guards, ops, size: key.len(), line: QueueEffect::Apart, deferrable: false };
         match self.places.send(write).await? {
             Outcome::Done { revision, reads } => Ok((reads.into_iter().flatten().next(), revision)),
             Outcome::Refused(_) => Err(Failure::Lost(said("a read without a condition was refused"))),
@@ -502,7 +511,7 @@ impl Connection {
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
         let size = key.len() + mark.map_or(0, <[u8]>::len);
-        let write = Write { guards, ops, size, line: InLine::Apart, patient: false };
+        let write = Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false };
         self.writes.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
     }
 
@@ -514,7 +523,7 @@ impl Connection {
         let mut ops = vec![put(mark, &place.value, None)];
         ops.extend(others().map(|record| TxnOp::delete(&record.key[..], None)));
         let size = mark.len() + place.size() + others().map(|record| record.key.len()).sum::<usize>();
-        let write = Write { guards, ops, size, line: InLine::Apart, patient: false };
+        let write = Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false };
         self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
     }
 
@@ -524,7 +533,7 @@ impl Connection {
         let options = || Some(PutOptions::new().with_lease(lease.get()).with_ignore_value());
         let ops = marks.iter().map(|mark| TxnOp::put(&mark.key[..], "", options())).collect();
         let size = marks.iter().map(|mark| mark.key.len()).sum();
-        self.places.send(Write { guards, ops, size, line: InLine::Apart, patient: false }).await.map(drop)
+        self.places.send(Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false }).await.map(drop)
     }
 
     /// Deletes the place in `line` that was created at `created`, with its mark, and confirms that of `successor`, in one transaction,
@@ -545,8 +554,8 @@ impl Connection {
             guards,
             ops,
             size: key.len() + successor.size(),
-            line: InLine::Leaves(line.start.clone()),
-            patient: false,
+            line: QueueEffect::Leaves(line.start.clone()),
+            deferrable: false,
         };
         self.places.send(write).await.map(|outcome| match outcome {
             Outcome::Done { revision, .. } => Some(revision),

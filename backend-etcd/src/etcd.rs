@@ -20,7 +20,7 @@ use crate::{
     limits::RangeLimits,
     member_sync,
     record::KeyRange,
-    session::{Ground, Session, SessionRuntime},
+    session::{RuntimeHandle, Session, SessionRuntime},
 };
 
 /// Maximum duration of a dial, unless said otherwise.
@@ -464,7 +464,7 @@ impl EtcdBuilder {
             None => members(&endpoints, tls, settings, connect_timeout, set_up)?,
         };
         let configured = members.urls();
-        let ground = Ground::new(self.runtime)?;
+        let ground = RuntimeHandle::new(self.runtime)?;
         let fast = Failover::new(members.clone(), ground.runtime.clone());
         let bulk = Failover::new(members, ground.runtime.clone());
         let (credentials, limit) = (credentials.as_ref(), self.request_timeout);

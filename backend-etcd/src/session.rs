@@ -94,13 +94,13 @@ pub(crate) struct Session {
 }
 
 /// A runtime for a session, and what ends it.
-pub(crate) struct Ground {
+pub(crate) struct RuntimeHandle {
     pub(crate) runtime: Handle,
     pub(crate) tasks: Arc<TaskOwner>,
     thread: Option<oneshot::Sender<()>>,
 }
 
-impl Ground {
+impl RuntimeHandle {
     pub(crate) fn new(kind: SessionRuntime) -> Result<Self, Error> {
         match kind {
             SessionRuntime::OwnThread => Self::own_thread(),
@@ -136,7 +136,7 @@ impl Ground {
 
 impl Session {
     pub(crate) fn new(
-        ground: Ground,
+        ground: RuntimeHandle,
         conn: Connection,
         layout: Arc<dyn Layout>,
         lock_layout: Arc<GuardedLocks>,
@@ -146,7 +146,7 @@ impl Session {
     ) -> Arc<Self> {
         let conn = Arc::new(conn);
         let counters = Arc::<Counters>::default();
-        let Ground { runtime, tasks, thread } = ground;
+        let RuntimeHandle { runtime, tasks, thread } = ground;
         Arc::new(Self {
             leases: Leases::new(Arc::clone(&conn), Arc::clone(&counters)),
             conn,

@@ -392,9 +392,9 @@ impl Contender {
         // The own place is the last of the line then.
         let own = self.own_place(held, Revision::default());
         // Behind others of this session it has to wait anyway.
-        let patient = self.want.wait && self.session.key_suffixes.in_use(&self.range.start) > 1;
+        let deferrable = self.want.wait && self.session.key_suffixes.in_use(&self.range.start) > 1;
         let conn = &self.session.conn;
-        let entered = conn.enter(&own, self.read(self.last_two()), patient, answer.closed()).await;
+        let entered = conn.enter(&own, self.read(self.last_two()), deferrable, answer.closed()).await;
         held.entered |= match &entered {
             Ok(Ok(_)) => true,
             Ok(Err(found)) => found.as_ref().is_some_and(|found| self.is_own(held, found)),

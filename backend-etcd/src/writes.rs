@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Clients, Lane, header_revision, signed},
+    connection::{Clients, RequestChannel, header_revision, signed},
     defects::Defect,
     error::{Failure, said},
     record::Record,
@@ -40,7 +40,7 @@ const MAX_BYTES: usize = 512 << 10;
 const MAX_WAITING: usize = 16384;
 
 /// Time for which a write that is in no hurry waits for another one to go along with.
-const COMPANY: Duration = Duration::from_millis(1);
+const BATCH_DELAY: Duration = Duration::from_millis(1);
 
 /// Number of writes of a refused transaction that are sent alone at the same time.
 const ALONE: usize = 16;
@@ -82,7 +82,7 @@ impl Guard {
 
 /// What a write has to do with a line of keys whose order is that of their creation.
 #[derive(Clone, Debug)]
-pub(crate) enum InLine {
+pub(crate) enum QueueEffect {
     /// None.
     Apart,
     /// It creates a place. Two in one transaction would have the same creation revision, and who gets in line has to see
@@ -99,21 +99,21 @@ pub(crate) struct Write {
     pub(crate) ops: Vec<TxnOp>,
     /// Bytes of keys and values.
     pub(crate) size: usize,
-    pub(crate) line: InLine,
+    pub(crate) line: QueueEffect,
     /// It may wait a moment for another one to go along with.
-    pub(crate) patient: bool,
+    pub(crate) deferrable: bool,
 }
 
 /// Without the values, which may hold an owner token.
 impl fmt::Debug for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { guards, ops, size, line, patient } = self;
+        let Self { guards, ops, size, line, deferrable } = self;
         f.debug_struct("Write")
             .field("guards", &guards.len())
             .field("ops", &ops.len())
             .field("size", size)
             .field("line", line)
-            .field("patient", patient)
+            .field("deferrable", deferrable)
             .finish()
     }
 }
@@ -146,14 +146,14 @@ impl Asked {
 
 /// Sends writes.
 #[derive(Debug)]
-pub(crate) struct Batcher {
+pub(crate) struct WriteBatcher {
     queue: mpsc::Sender<Asked>,
 }
 
-impl Batcher {
+impl WriteBatcher {
     /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and all are
     /// answered.
-    pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<Lane>, under_way: usize) -> Self {
+    pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<RequestChannel>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
         // In a session that was closed nothing is sent, and whoever asks hears that.
         let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(lane), under_way));
@@ -192,7 +192,7 @@ impl Batcher {
     }
 }
 
-async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
+async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: usize) {
     let mut waiting: VecDeque<Asked> = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     let mut open = true;
@@ -212,8 +212,8 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
         }
         while under_way.len() < most && is_due(&waiting) {
             // Whoever is in a hurry first.
-            if waiting.iter().any(|asked| asked.write.patient) {
-                waiting.make_contiguous().sort_by_key(|asked| asked.write.patient);
+            if waiting.iter().any(|asked| asked.write.deferrable) {
+                waiting.make_contiguous().sort_by_key(|asked| asked.write.deferrable);
             }
             under_way.push(settle(&lane, take(&mut waiting)));
         }
@@ -222,13 +222,13 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<Lane>, most: usize) {
 
 /// Returns `true` if one of these is not to wait for others any longer.
 fn is_due(waiting: &VecDeque<Asked>) -> bool {
-    waiting.iter().any(|asked| !asked.write.patient || asked.since.elapsed() >= COMPANY)
+    waiting.iter().any(|asked| !asked.write.deferrable || asked.since.elapsed() >= BATCH_DELAY)
 }
 
 /// Waits until the patience of the first is over.
 async fn patience(waiting: &VecDeque<Asked>) {
     if let Some(first) = waiting.front() {
-        tokio::time::sleep_until(first.since + COMPANY).await;
+        tokio::time::sleep_until(first.since + BATCH_DELAY).await;
     }
 }
 
@@ -244,16 +244,16 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
         if asked.answer.is_closed() {
             continue;
         }
-        let Write { guards: guarded, ops: own, size: bytes, line, patient: _ } = &asked.write;
+        let Write { guards: guarded, ops: own, size: bytes, line, deferrable: _ } = &asked.write;
         let room = ops + own.len() <= MAX_OPS && guards + guarded.len() <= MAX_OPS && size + bytes <= MAX_BYTES;
         let mut free = match line {
-            InLine::Apart => true,
-            InLine::Enters(line) | InLine::Leaves(line) => !lines.contains(line),
+            QueueEffect::Apart => true,
+            QueueEffect::Enters(line) | QueueEffect::Leaves(line) => !lines.contains(line),
         };
         for (key, _) in guarded {
             free &= keys.insert(Arc::clone(key));
         }
-        if let InLine::Enters(line) = line {
+        if let QueueEffect::Enters(line) = line {
             lines.insert(line.clone());
         }
         if batch.is_empty() || (room && free) {
@@ -262,7 +262,7 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
                 batch.push(asked);
             }
         } else {
-            if let InLine::Leaves(line) = line {
+            if let QueueEffect::Leaves(line) = line {
                 lines.insert(line.clone());
             }
             later.push_back(asked);
@@ -276,7 +276,7 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
 }
 
 /// Sends a batch until each of it has an answer.
-fn settle(lane: &Arc<Lane>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
+fn settle(lane: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
     let lane = Arc::clone(lane);
     async move {
         loop {
@@ -333,7 +333,7 @@ fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
 }
 
 /// Sends a batch in one transaction: all of it is done, or each hears what its keys are.
-async fn attempt(lane: &Lane, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
+async fn attempt(lane: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
     let writes = || batch.iter().map(|asked| &asked.write);
     let guards = || writes().flat_map(|write| &write.guards);
     let txn = || {
@@ -382,11 +382,11 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
 
-    fn asked(keys: &[&str], line: InLine, size: usize) -> (Asked, Answer) {
+    fn asked(keys: &[&str], line: QueueEffect, size: usize) -> (Asked, Answer) {
         let guards = keys.iter().map(|key| (key.as_bytes().into(), Guard::Absent)).collect();
         let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
         let (answer, outcome) = oneshot::channel();
-        let write = Write { guards, ops, size, line, patient: false };
+        let write = Write { guards, ops, size, line, deferrable: false };
         (Asked { write, since: Instant::now(), answer, decided: None }, outcome)
     }
 
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn values_that_are_written_are_not_shown() {
-        let (mut asked, _answer) = asked(&["k"], InLine::Apart, 7);
+        let (mut asked, _answer) = asked(&["k"], QueueEffect::Apart, 7);
         asked.write.ops = vec![TxnOp::put("k", "s3cret", None)];
         let shown = format!("{asked:?}");
         let bytes = format!("{:?}", b"s3cret");
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn what_touches_the_same_key_keeps_its_order_and_waits_for_the_next_transaction() {
-        let apart = |keys: &[&str]| asked(keys, InLine::Apart, 1);
+        let apart = |keys: &[&str]| asked(keys, QueueEffect::Apart, 1);
         let (mut all, _answers) = waiting(vec![apart(&["a"]), apart(&["a", "b"]), apart(&["b"]), apart(&["c"])]);
         assert_eq!(keys(&take(&mut all)), ["a", "c"]);
         assert_eq!(keys(&take(&mut all)), ["a"]);
@@ -422,11 +422,11 @@ mod tests {
     fn a_line_gets_one_place_per_transaction_and_whoever_leaves_goes_first() {
         let line = || b"line".to_vec();
         let all = vec![
-            asked(&["leaves"], InLine::Leaves(line()), 1),
-            asked(&["enters"], InLine::Enters(line()), 1),
-            asked(&["second"], InLine::Enters(line()), 1),
-            asked(&["leaves later"], InLine::Leaves(line()), 1),
-            asked(&["elsewhere"], InLine::Enters(b"other".to_vec()), 1),
+            asked(&["leaves"], QueueEffect::Leaves(line()), 1),
+            asked(&["enters"], QueueEffect::Enters(line()), 1),
+            asked(&["second"], QueueEffect::Enters(line()), 1),
+            asked(&["leaves later"], QueueEffect::Leaves(line()), 1),
+            asked(&["elsewhere"], QueueEffect::Enters(b"other".to_vec()), 1),
         ];
         let (mut all, _answers) = waiting(all);
         assert_eq!(keys(&take(&mut all)), ["leaves", "enters", "elsewhere"]);
@@ -437,13 +437,13 @@ mod tests {
     #[test]
     fn a_transaction_has_bounds_and_whoever_is_gone_is_left_out() {
         let name = |number: usize| format!("k{number}");
-        let all = (0..200).map(|number| asked(&[&name(number)], InLine::Apart, 1)).collect();
+        let all = (0..200).map(|number| asked(&[&name(number)], QueueEffect::Apart, 1)).collect();
         let (mut all, mut answers) = waiting(all);
         drop(answers.remove(0));
         let first = take(&mut all);
         assert_eq!((first.len(), keys(&first)[0].as_str()), (MAX_OPS, "k1"));
         assert_eq!(take(&mut all).len(), 200 - 1 - MAX_OPS);
-        let large = |key: &str| asked(&[key], InLine::Apart, MAX_BYTES);
+        let large = |key: &str| asked(&[key], QueueEffect::Apart, MAX_BYTES);
         let (mut all, _answers) = waiting(vec![large("a"), large("b")]);
         assert_eq!(take(&mut all).len(), 1);
     }
@@ -451,7 +451,7 @@ mod tests {
     #[test]
     fn a_write_is_sent_or_given_up_and_never_both() {
         let both = || {
-            let (mut asked, answer) = asked(&["a"], InLine::Apart, 1);
+            let (mut asked, answer) = asked(&["a"], QueueEffect::Apart, 1);
             let decided = Arc::clone(asked.decided.insert(Arc::default()));
             (asked, answer, decided)
         };
@@ -479,7 +479,8 @@ mod tests {
         assert_eq!(holds(Guard::Created(Revision::new(4))), (false, false));
         assert_eq!(holds(Guard::Created(Revision::new(3))), (true, false));
 
-        let (batch, mut answers) = waiting(vec![asked(&["a"], InLine::Apart, 1), asked(&["b"], InLine::Apart, 1)]);
+        let (batch, mut answers) =
+            waiting(vec![asked(&["a"], QueueEffect::Apart, 1), asked(&["b"], QueueEffect::Apart, 1)]);
         let outcomes = vec![Outcome::Refused(vec![Some(record)]), Outcome::Refused(vec![None])];
         assert_eq!(keys(&answer(batch.into(), outcomes)), ["b"]);
         assert!(matches!(answers[0].try_recv(), Ok(Ok(Outcome::Refused(_)))));
