@@ -14,9 +14,9 @@ use tracing::Instrument;
 
 use crate::{
     connection::signed,
+    contender::{Contender, Source},
     etcd::Etcd,
     layout::{LockLayout, PlaceValue, QueueKind},
-    stander::{Contender, Source},
 };
 
 #[async_trait]

@@ -88,7 +88,7 @@ impl Etcd {
         Ok(LockQueue::new(name.clone(), entries, &self.delays(name).await?))
     }
 
-    /// Reads how those held the lock that left a mark whose delay is running: it is under a lease then, see `stander::lock_delay`. The
+    /// Reads how those held the lock that left a mark whose delay is running: it is under a lease then, see `contender::lock_delay`. The
     /// contender that has waited for it removes it when it takes the lock.
     async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
         let layout = &*self.session.lock_layout;

@@ -20,7 +20,7 @@ use crate::{
     granted_lease::GrantedLease,
     layout::{Decoded, Layout, LeaseScope, Writing},
     record::Record,
-    registrar::{Registrar, marked_leaving},
+    registration_task::{RegistrationTask, marked_leaving},
     session::Session,
     writes::Guard,
 };
@@ -164,7 +164,7 @@ impl Etcd {
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));
         let withdrawal = driver.withdrawal();
         let registrar =
-            Registrar::new(&self.session, layout, slot.into(), registration.instance().id(), driver, options);
+            RegistrationTask::new(&self.session, layout, slot.into(), registration.instance().id(), driver, options);
         self.session.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
         let task = registrar.run().instrument(span);

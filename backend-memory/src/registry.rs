@@ -116,7 +116,7 @@ impl MemoryClient {
         self.inner.check_open()?;
         let (registration, driver) = registration(service.clone(), instance, self.keep_alive());
         let client = Arc::clone(&self.inner);
-        let registrar = Registrar {
+        let registrar = RegistrationTask {
             changes: client.link.hub().changes(),
             backoff: options.backoff.start(),
             lease: None,
@@ -160,7 +160,7 @@ fn refused(service: &ServiceRef, key: &Key, refusal: Refusal) -> Error {
 }
 
 /// The task behind one registration.
-struct Registrar {
+struct RegistrationTask {
     client: Arc<Inner>,
     id: InstanceId,
     key: Key,
@@ -182,7 +182,7 @@ struct Registrar {
 }
 
 /// Reason for which a registration has nothing to do for now.
-enum Pause {
+enum StepOutcome {
     /// All is as it should be.
     Settled,
     /// Something changed meanwhile; look again at once.
@@ -193,7 +193,7 @@ enum Pause {
     Superseded(Found),
 }
 
-impl Registrar {
+impl RegistrationTask {
     async fn run(mut self) {
         let mut approach = Approach::New;
         while let Some(claim) = self.claim(approach).await {
@@ -223,21 +223,21 @@ impl Registrar {
                 }
             }
             match self.reconcile().await {
-                Ok(Pause::None) => {}
-                Ok(Pause::Settled) => {
+                Ok(StepOutcome::None) => {}
+                Ok(StepOutcome::Settled) => {
                     self.backoff.reset();
                     if self.disturbed(&claim).await.is_superseded() {
                         self.give_way();
                         return Some(self);
                     }
                 }
-                Ok(Pause::Superseded(found)) => {
+                Ok(StepOutcome::Superseded(found)) => {
                     self.superseded(found.owner.as_deref(), found.lease.unwrap_or_default());
                     if self.wait_until_free(&claim).await.is_superseded() {
                         return Some(self);
                     }
                 }
-                Ok(Pause::Evicted) => {
+                Ok(StepOutcome::Evicted) => {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));
                     return None;
                 }
@@ -312,7 +312,7 @@ impl Registrar {
     }
 
     /// Brings the store one step closer to what is desired.
-    async fn reconcile(&mut self) -> Result<Pause, Error> {
+    async fn reconcile(&mut self) -> Result<StepOutcome, Error> {
         let lease = self.lease().await?;
         let desired = self.driver.desired();
         let record = self.client.link.ask(|store, _| store.get(&self.key).cloned()).await?;
@@ -328,7 +328,7 @@ impl Registrar {
         }
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
             let Some(observation) = self.observe(*lease).await? else {
-                return Ok(Pause::None);
+                return Ok(StepOutcome::None);
             };
             step = reconcile::after_observation(found, observation);
         }
@@ -339,7 +339,7 @@ impl Registrar {
                 let revision = found.map(|found| found.modified).unwrap_or_default();
                 self.driver.report_lease(lease.id());
                 self.driver.report_stored(desired.generation, revision);
-                Ok(Pause::Settled)
+                Ok(StepOutcome::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
                 let revision = found.as_ref().map(|found| found.modified);
@@ -347,7 +347,7 @@ impl Registrar {
             }
             Step::Superseded => {
                 self.disown();
-                Ok(found.map_or(Pause::None, Pause::Superseded))
+                Ok(found.map_or(StepOutcome::None, StepOutcome::Superseded))
             }
             Step::Evicted => self.evicted(&lease).await,
         }
@@ -368,7 +368,7 @@ impl Registrar {
         Ok(lease)
     }
 
-    async fn write(&mut self, found: Option<&Found>, desired: &Desired, lease: &Lease) -> Result<Pause, Error> {
+    async fn write(&mut self, found: Option<&Found>, desired: &Desired, lease: &Lease) -> Result<StepOutcome, Error> {
         let Desired { instance, generation, .. } = desired;
         let term = self.entitlement.claim(found.and_then(|found| found.term), SystemTime::now());
         let value = match &self.raw {
@@ -389,11 +389,11 @@ impl Registrar {
                 self.entitlement.stored();
                 self.driver.report_lease(lease.id());
                 self.driver.report_stored(*generation, revision);
-                Ok(Pause::Settled)
+                Ok(StepOutcome::Settled)
             }
             Err(Refusal::Guard(_)) => {
                 self.entitlement.refused();
-                Ok(Pause::None)
+                Ok(StepOutcome::None)
             }
             Err(Refusal::NoLease) => Err(self.lease_lost(lease)),
         }
@@ -409,7 +409,7 @@ impl Registrar {
     }
 
     /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or removed it.
-    async fn evicted(&mut self, lease: &Lease) -> Result<Pause, Error> {
+    async fn evicted(&mut self, lease: &Lease) -> Result<StepOutcome, Error> {
         let (key, written) = (&self.key, self.written);
         let look = |store: &mut Store, now| {
             let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
@@ -420,9 +420,9 @@ impl Registrar {
         match self.client.link.ask(look).await? {
             (true, _) => {
                 self.disown();
-                Ok(Pause::None)
+                Ok(StepOutcome::None)
             }
-            (false, true) => Ok(Pause::Evicted),
+            (false, true) => Ok(StepOutcome::Evicted),
             (false, false) => Err(self.lease_lost(lease)),
         }
     }
@@ -451,7 +451,7 @@ impl Registrar {
     }
 
     /// Reports a failure and waits until it is worth another try.
-    async fn fail(&mut self, claim: &Claim<Key>, error: Error) -> Disturbance {
+    async fn fail(&mut self, claim: &Claim<Key>, error: Error) -> WakeReason {
         let waits = matches!(error, Error::AlreadyRegistered { .. })
             && self.options.on_conflict == enlist::OnConflict::Wait
             && !self.driver.was_stored();
@@ -470,12 +470,12 @@ impl Registrar {
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             () = self.driver.changed() => {}
-            () = claim.superseded() => return Disturbance::Superseded,
+            () = claim.superseded() => return WakeReason::Superseded,
             () = self.changes.next(), if waits => {}
             // A healed link is worth another try at once.
             () = up(&mut link), if away => {}
         }
-        Disturbance::Look
+        WakeReason::Look
     }
 
     /// Reports that another registration of this client gets the key.
@@ -488,17 +488,17 @@ impl Registrar {
     }
 
     /// Waits until the key that another registration has is free, or the registration is no longer wanted.
-    async fn wait_until_free(&mut self, claim: &Claim<Key>) -> Disturbance {
+    async fn wait_until_free(&mut self, claim: &Claim<Key>) -> WakeReason {
         let mut slow = std::pin::pin!(tokio::time::sleep(SLOW));
         loop {
             tokio::select! {
-                () = &mut slow => return Disturbance::Look,
-                () = claim.superseded() => return Disturbance::Superseded,
-                () = self.driver.unwanted() => return Disturbance::Look,
+                () = &mut slow => return WakeReason::Look,
+                () = claim.superseded() => return WakeReason::Superseded,
+                () = self.driver.unwanted() => return WakeReason::Look,
                 () = self.changes.next() => {
                     let taken = self.client.link.hub().with(|store, _| store.get(&self.key).is_some());
                     if !taken {
-                        return Disturbance::Look;
+                        return WakeReason::Look;
                     }
                 }
             }
@@ -506,9 +506,9 @@ impl Registrar {
     }
 
     /// Waits until something is no longer as it should be.
-    async fn disturbed(&mut self, claim: &Claim<Key>) -> Disturbance {
+    async fn disturbed(&mut self, claim: &Claim<Key>) -> WakeReason {
         let Some(lease) = self.lease.clone() else {
-            return Disturbance::Look;
+            return WakeReason::Look;
         };
         let mut state = lease.state();
         let mut link = self.client.link.watch();
@@ -516,21 +516,21 @@ impl Registrar {
         let mut audit = std::pin::pin!(options.audit_due());
         loop {
             tokio::select! {
-                () = &mut audit => return Disturbance::Look,
-                () = claim.superseded() => return Disturbance::Superseded,
-                () = self.driver.changed() => return Disturbance::Look,
+                () = &mut audit => return WakeReason::Look,
+                () = claim.superseded() => return WakeReason::Superseded,
+                () = self.driver.changed() => return WakeReason::Look,
                 changed = lease_changed(&mut state) => match changed {
                     LeaseState::Lost if self.defect(Defect::NeverReregisters) => {}
                     LeaseState::Lost => {
                         self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
-                        return Disturbance::Look;
+                        return WakeReason::Look;
                     }
                     LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
-                    LeaseState::Alive { .. } => if !self.is_intact() { return Disturbance::Look },
+                    LeaseState::Alive { .. } => if !self.is_intact() { return WakeReason::Look },
                 },
-                () = self.changes.next() => if !self.is_intact() { return Disturbance::Look },
+                () = self.changes.next() => if !self.is_intact() { return WakeReason::Look },
                 // A healed link: what happened meanwhile was not seen.
-                _ = link.changed() => if !self.is_intact() { return Disturbance::Look },
+                _ = link.changed() => if !self.is_intact() { return WakeReason::Look },
             }
         }
     }
@@ -602,12 +602,12 @@ impl Registrar {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Disturbance {
+enum WakeReason {
     Look,
     Superseded,
 }
 
-impl Disturbance {
+impl WakeReason {
     fn is_superseded(self) -> bool {
         self == Self::Superseded
     }

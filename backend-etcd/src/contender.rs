@@ -48,7 +48,7 @@ mod lock_delay;
 /// Time for which `release` waits for etcd before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is robbed is still told
+/// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is key_deleted is still told
 /// within a second.
 const UNWATCHED: Duration = Duration::from_millis(200);
 
@@ -287,7 +287,7 @@ impl Contender {
     /// Waits until the own place is known to be gone.
     ///
     /// Dropping the future loses nothing.
-    async fn robbed(&self, held: &mut Queued, token: Revision) {
+    async fn key_deleted(&self, held: &mut Queued, token: Revision) {
         let shared = self.places(held);
         let ward = match &mut held.ward {
             Some(ward) => ward,
@@ -494,11 +494,11 @@ impl Contender {
     async fn wait(&self, held: &mut Queued, placed: Placed) -> Result<bool, Error> {
         let Placed { token, modified, mut turn, mut marks } = placed;
         held.modified = modified;
-        let mut fell = false;
+        let mut lease_expired = false;
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let (before, at) = match turn {
-                Turn::Mine => return self.take_over(held, token, &marks, fell).await,
+                Turn::Mine => return self.take_over(held, token, &marks, lease_expired).await,
                 Turn::Gone => return Err(Error::LeaseLost),
                 Turn::Behind { .. } if !self.want.wait => return Ok(false),
                 Turn::Behind { before, at } => (before, at),
@@ -515,7 +515,7 @@ impl Contender {
             };
             let handed_over = tokio::select! {
                 confirmed = inherits => confirmed?,
-                () = self.robbed(held, token) => return Err(Error::LeaseLost),
+                () = self.key_deleted(held, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
             };
             match handed_over {
@@ -524,8 +524,8 @@ impl Contender {
                     held.modified = modified;
                     return Ok(true);
                 }
-                Some(_) => fell = false,
-                None => fell = self.fell(&before).await,
+                Some(_) => lease_expired = false,
+                None => lease_expired = self.lease_expired(&before).await,
             }
             if Defect::TurnUnconfirmed.is_on() {
                 return Ok(true);
@@ -552,8 +552,8 @@ impl Contender {
         }
     }
 
-    /// Returns `true` if the one before fell instead of releasing: its lease is gone. Asked only where it matters.
-    async fn fell(&self, before: &Record) -> bool {
+    /// Returns `true` if the one before lease_expired instead of releasing: its lease is gone. Asked only where it matters.
+    async fn lease_expired(&self, before: &Record) -> bool {
         let Some(lease) = before.lease.filter(|_| !self.options.lock_delay.is_zero()) else {
             return false;
         };
@@ -620,7 +620,7 @@ impl Contender {
                     // A retired one is kept until the lock is released.
                     LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
-                () = self.robbed(held, token), if !Defect::HolderDeaf.is_on() => driver.validity().lose(Loss::KeyGone),
+                () = self.key_deleted(held, token), if !Defect::HolderDeaf.is_on() => driver.validity().lose(Loss::KeyGone),
                 proclamation = next(proclaimed), if proclaiming.is_terminated() => {
                     proclaiming.set(self.proclaim(&own, modified, proclamation).fuse());
                 }

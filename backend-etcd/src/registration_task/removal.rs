@@ -9,7 +9,7 @@ use enlist::{
 };
 
 use super::{
-    PATIENCE, Registrar, SLOW,
+    PATIENCE, RegistrationTask, SLOW,
     own_writes::{Author, Effect},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     writes::Guard,
 };
 
-impl Registrar {
+impl RegistrationTask {
     /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
     /// last attempt may have left: the lease lives on, and would keep it for ever.
     ///

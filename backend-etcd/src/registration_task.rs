@@ -66,7 +66,7 @@ const UNWATCHED: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_millis(250);
 
 /// The task behind one registration.
-pub(crate) struct Registrar {
+pub(crate) struct RegistrationTask {
     session: Arc<Session>,
     /// How it lies in etcd.
     layout: Arc<dyn Layout>,
@@ -115,7 +115,7 @@ impl From<Option<Record>> for Known {
     }
 }
 
-impl Drop for Registrar {
+impl Drop for RegistrationTask {
     fn drop(&mut self) {
         if self.driver.goal() == Goal::Abandoned && self.session.tasks.stop_signal().is_cancelled() {
             // The session ended before its task heard of that.
@@ -126,7 +126,7 @@ impl Drop for Registrar {
 }
 
 /// Next action after a step.
-enum Pause {
+enum StepOutcome {
     /// All is as it should be.
     Settled,
     /// Something changed meanwhile; look again at once.
@@ -139,7 +139,7 @@ enum Pause {
     Withdrawn(Revision),
 }
 
-impl Registrar {
+impl RegistrationTask {
     /// Boxed: its task would hold it twice.
     pub(crate) fn new(
         session: &Arc<Session>,
@@ -206,8 +206,8 @@ impl Registrar {
             }
             self.recoveries = self.session.conn.fast.recoveries();
             match self.reconcile().await {
-                Ok(Pause::None) => {}
-                Ok(Pause::Settled) => {
+                Ok(StepOutcome::None) => {}
+                Ok(StepOutcome::Settled) => {
                     self.backoff.reset();
                     changed = false;
                     let disturbance = self.disturbed(&claim, None).await;
@@ -219,16 +219,16 @@ impl Registrar {
                         self.known = Known::AsStored;
                     }
                 }
-                Ok(Pause::Superseded(record)) => {
+                Ok(StepOutcome::Superseded(record)) => {
                     self.superseded(self.owner_of(&record).as_deref(), record.lease.unwrap_or_default());
                     match self.wait_until_free(&claim, record).await {
                         // It has given way already.
-                        Disturbance::Superseded => return Some(self),
-                        Disturbance::Gone => self.known = Known::Absent,
+                        WakeReason::Superseded => return Some(self),
+                        WakeReason::Gone => self.known = Known::Absent,
                         _ => {}
                     }
                 }
-                Ok(Pause::Withdrawn(at)) => {
+                Ok(StepOutcome::Withdrawn(at)) => {
                     self.backoff.reset();
                     changed = false;
                     if self.wait_until_shown(&claim, at).await.is_superseded() {
@@ -236,7 +236,7 @@ impl Registrar {
                         return Some(self);
                     }
                 }
-                Ok(Pause::Evicted) => {
+                Ok(StepOutcome::Evicted) => {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));
                     if self.writes.may_claim() {
                         // What is done late is no part of it any more.
@@ -261,7 +261,7 @@ impl Registrar {
                         self.give_way();
                         return Some(self);
                     }
-                    changed |= disturbance == Disturbance::Changed;
+                    changed |= disturbance == WakeReason::Changed;
                     self.answer(disturbance).await;
                 }
             }
@@ -269,30 +269,30 @@ impl Registrar {
     }
 
     /// Does what has to be done before the next look. Returns `true` if the key is as it was stored, for all that is known.
-    async fn answer(&mut self, disturbance: Disturbance) -> bool {
+    async fn answer(&mut self, disturbance: WakeReason) -> bool {
         match disturbance {
-            Disturbance::Superseded | Disturbance::Look | Disturbance::Changed => false,
-            Disturbance::Wanted => true,
-            Disturbance::Unobservable => {
+            WakeReason::Superseded | WakeReason::Look | WakeReason::Changed => false,
+            WakeReason::Wanted => true,
+            WakeReason::Unobservable => {
                 // A watch of its own that cannot see the key either is tried again at a slow pace.
                 if std::mem::replace(&mut self.alone, true) {
                     self.rest(SLOW + jitter(SLOW / 4)).await;
                 }
                 true
             }
-            Disturbance::Gone if Defect::RegistrationDeaf.is_on() => {
+            WakeReason::Gone if Defect::RegistrationDeaf.is_on() => {
                 self.rest(enlist::clock::LONGEST).await;
                 true
             }
-            Disturbance::Gone => {
+            WakeReason::Gone => {
                 self.lost().await;
                 false
             }
-            Disturbance::Retired => {
+            WakeReason::Retired => {
                 self.rest(jitter(self.reregistration_window())).await;
                 true
             }
-            Disturbance::Recovered => {
+            WakeReason::Recovered => {
                 // With all the others that were waiting.
                 self.rest(jitter(self.reregistration_window())).await;
                 false
@@ -400,9 +400,9 @@ impl Registrar {
     }
 
     /// Brings etcd one step closer to what is desired.
-    async fn reconcile(&mut self) -> Result<Pause, Error> {
+    async fn reconcile(&mut self) -> Result<StepOutcome, Error> {
         let Some(lease) = self.lease().await? else {
-            return Ok(Pause::None);
+            return Ok(StepOutcome::None);
         };
         let key = self.key(lease)?;
         let session = Arc::clone(&self.session);
@@ -413,7 +413,7 @@ impl Registrar {
             Known::Unknown => {
                 let _turn = tokio::select! {
                     turn = session.reads.acquire() => turn,
-                    () = self.driver.unwanted() => return Ok(Pause::None),
+                    () = self.driver.unwanted() => return Ok(StepOutcome::None),
                 };
                 let (record, read) = session.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
                 at = Some(read);
@@ -427,7 +427,7 @@ impl Registrar {
         if self.lease.as_ref().is_some_and(|lease| lease.is_retired()) {
             // The next look is for another lease, and needs no request.
             self.known = record.into();
-            return Ok(Pause::None);
+            return Ok(StepOutcome::None);
         }
         let found = record.as_ref().map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
@@ -456,7 +456,7 @@ impl Registrar {
         let mut step = reconcile::step(found.as_ref(), mine, entitlement, lease, desired.generation, &self.options);
         if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
             let Some(observation) = self.observe(*lease).await? else {
-                return Ok(Pause::None);
+                return Ok(StepOutcome::None);
             };
             step = reconcile::after_observation(found, observation);
         }
@@ -464,24 +464,24 @@ impl Registrar {
             Step::Create => self.write(&key, None, Guard::Absent, &desired, lease).await,
             Step::Replace { .. } if own && Defect::UpdatesIgnored.is_on() => {
                 self.driver.report_stored(desired.generation, record.map(|record| record.modified).unwrap_or_default());
-                Ok(Pause::Settled)
+                Ok(StepOutcome::Settled)
             }
             Step::Replace { modified } => {
                 let noted = self.rollbacks;
                 let written = self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await;
-                if former && matches!(written, Ok(Pause::Settled)) {
+                if former && matches!(written, Ok(StepOutcome::Settled)) {
                     // The guard proves what was read.
                     session.store_went_back(noted);
                 }
                 written
             }
             Step::Keep => {
-                let Some(record) = record else { return Ok(Pause::None) };
+                let Some(record) = record else { return Ok(StepOutcome::None) };
                 self.driver.report_lease(record.lease.unwrap_or(lease));
                 self.driver.report_stored(desired.generation, record.modified);
                 self.rollbacks = session.leases.rollbacks();
                 self.writes.acknowledge(record, desired.generation);
-                Ok(Pause::Settled)
+                Ok(StepOutcome::Settled)
             }
             Step::Observe { .. } | Step::Conflict => {
                 let revision = found.as_ref().map(|found| found.modified);
@@ -489,7 +489,7 @@ impl Registrar {
             }
             Step::Superseded => {
                 self.disown();
-                Ok(record.map_or(Pause::None, Pause::Superseded))
+                Ok(record.map_or(StepOutcome::None, StepOutcome::Superseded))
             }
             Step::Evicted => self.evicted(&key, lease).await,
         }
@@ -532,7 +532,7 @@ impl Registrar {
         guard: Guard,
         desired: &Desired,
         lease: LeaseId,
-    ) -> Result<Pause, Error> {
+    ) -> Result<StepOutcome, Error> {
         let Desired { instance, generation, .. } = desired;
         let (session, layout) = (Arc::clone(&self.session), Arc::clone(&self.layout));
         let writing = Writing {
@@ -563,12 +563,12 @@ impl Registrar {
                 self.writes.acknowledge(record, *generation);
                 self.writes.forget_changes();
                 self.former = None;
-                Ok(Pause::Settled)
+                Ok(StepOutcome::Settled)
             }
             Ok(Written::Refused(record)) => {
                 self.writes.refused();
                 self.known = record.into();
-                Ok(Pause::None)
+                Ok(StepOutcome::None)
             }
             Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
             Err(failure) => {
@@ -577,7 +577,7 @@ impl Registrar {
                     let effect = claimed.map_or(Effect::Change, |lease| Effect::Claim(Arc::clone(lease)));
                     self.writes.remember(value, Some(lease), effect);
                 }
-                if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(Pause::None) }
+                if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(StepOutcome::None) }
             }
         }
     }
@@ -595,18 +595,18 @@ impl Registrar {
 
     /// The key is gone: by hand, if its lease is still there and nobody had the key in between. Nothing else proves an eviction;
     /// renewals may have gone unanswered for a while.
-    async fn evicted(&mut self, key: &[u8], lease: LeaseId) -> Result<Pause, Error> {
+    async fn evicted(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome, Error> {
         let session = Arc::clone(&self.session);
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
             loss = eviction::loss(&session.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
-            () = self.driver.unwanted() => return Ok(Pause::None),
+            () = self.driver.unwanted() => return Ok(StepOutcome::None),
         };
         if loss == Loss::Replaced {
             tracing::info!("the key was another registration's, which has left");
             self.disown();
-            return Ok(Pause::None);
+            return Ok(StepOutcome::None);
         }
         // A revocation is told by a member before another one has done it, so it is asked for twice.
         for again in [false, true] {
@@ -618,7 +618,7 @@ impl Registrar {
                 return Err(self.lease_lost());
             }
         }
-        Ok(Pause::Evicted)
+        Ok(StepOutcome::Evicted)
     }
 
     /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is
@@ -648,7 +648,7 @@ impl Registrar {
 
     /// Reports that what is published could not be brought up to date, and waits until it is worth another try, or until something
     /// else is no longer as it should be. `changed`: that the key has changed is known.
-    async fn outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error, changed: bool) -> Disturbance {
+    async fn outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error, changed: bool) -> WakeReason {
         tracing::debug!(%cause, "not brought up to date");
         let delay = if cause.is_retryable() {
             self.driver.report(RegistrationState::Suspect { cause: cause.clone() });
@@ -661,7 +661,7 @@ impl Registrar {
     }
 
     /// Reports why it is not published and waits until it is worth another try.
-    async fn fail(&mut self, claim: &Claim<Arc<[u8]>>, error: Error) -> Disturbance {
+    async fn fail(&mut self, claim: &Claim<Arc<[u8]>>, error: Error) -> WakeReason {
         let conflict = matches!(error, Error::AlreadyRegistered { .. });
         let waits = conflict && self.options.on_conflict == OnConflict::Wait && !self.driver.was_stored();
         let next = self.backoff.next_delay();
@@ -686,15 +686,15 @@ impl Registrar {
         let mut recovered = std::pin::pin!(session.conn.fast.recovered_since(self.recoveries));
         loop {
             tokio::select! {
-                () = &mut due => return Disturbance::Look,
-                () = claim.superseded() => return Disturbance::Superseded,
-                () = self.driver.changed() => return Disturbance::Look,
-                () = gone(&mut foreign) => return Disturbance::Look,
-                () = &mut recovered, if retryable => return Disturbance::Recovered,
+                () = &mut due => return WakeReason::Look,
+                () = claim.superseded() => return WakeReason::Superseded,
+                () = self.driver.changed() => return WakeReason::Look,
+                () = gone(&mut foreign) => return WakeReason::Look,
+                () = &mut recovered, if retryable => return WakeReason::Recovered,
                 () = lease::unusable(self.lease.as_ref()) => {
                     if self.writes.is_unsettled() {
                         // The key may be under it.
-                        return Disturbance::Look;
+                        return WakeReason::Look;
                     }
                     self.lease = None;
                 }
@@ -718,34 +718,34 @@ impl Registrar {
     }
 
     /// Waits until the key that another registration has, as `record`, is free.
-    async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> Disturbance {
+    async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> WakeReason {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
         let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision, Begin::Known).ok();
         let mut due = std::pin::pin!(tokio::time::sleep(SLOW + jitter(SLOW / 4)));
         loop {
             tokio::select! {
-                () = gone(&mut followed) => return Disturbance::Gone,
-                () = claim.superseded() => return Disturbance::Superseded,
-                () = &mut due => return Disturbance::Look,
-                () = self.driver.unwanted() => return Disturbance::Look,
+                () = gone(&mut followed) => return WakeReason::Gone,
+                () = claim.superseded() => return WakeReason::Superseded,
+                () = &mut due => return WakeReason::Look,
+                () = self.driver.unwanted() => return WakeReason::Look,
                 () = lease::unusable(self.lease.as_ref()) => self.lease = None,
             }
         }
     }
 
     /// Waits until something is no longer as it should be, or could be brought up to date.
-    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>, outdated: Option<Outdated>) -> Disturbance {
+    async fn disturbed(&mut self, claim: &Claim<Arc<[u8]>>, outdated: Option<Outdated>) -> WakeReason {
         let (Some(lease), Some(stored)) = (&self.lease, self.writes.stored()) else {
-            return Disturbance::Look;
+            return WakeReason::Look;
         };
         // Not the lease itself: whoever rests counts once among its keys.
         let phase = lease.phase();
         if lease.is_retired() {
-            return Disturbance::Retired;
+            return WakeReason::Retired;
         }
         let mut ward = self.ward.take().filter(|ward| ward.key() == &*stored.key);
         let disturbance = self.wait(claim, phase, &mut ward, outdated).await;
-        self.ward = ward.filter(|_| disturbance != Disturbance::Unobservable);
+        self.ward = ward.filter(|_| disturbance != WakeReason::Unobservable);
         disturbance
     }
 
@@ -755,10 +755,10 @@ impl Registrar {
         mut phase: watch::Receiver<LeaseState>,
         ward: &mut Option<KeyMonitor>,
         outdated: Option<Outdated>,
-    ) -> Disturbance {
+    ) -> WakeReason {
         let Self { session, layout, driver, options, alone, writes, recoveries, .. } = self;
         let Some(record) = writes.stored() else {
-            return Disturbance::Look;
+            return WakeReason::Look;
         };
         let service = driver.service().clone();
         let only_its_loss = outdated.as_ref().is_some_and(|outdated| outdated.changed);
@@ -791,13 +791,13 @@ impl Registrar {
         let mut recovered = std::pin::pin!(conn.fast.recovered_since(*recoveries));
         loop {
             tokio::select! {
-                () = &mut due => return Disturbance::Look,
-                () = &mut recovered, if recovers => return Disturbance::Recovered,
-                () = claim.superseded() => return Disturbance::Superseded,
-                () = driver.changed() => return Disturbance::Wanted,
+                () = &mut due => return WakeReason::Look,
+                () = &mut recovered, if recovers => return WakeReason::Recovered,
+                () = claim.superseded() => return WakeReason::Superseded,
+                () = driver.changed() => return WakeReason::Wanted,
                 changed = lease_changed(&mut phase) => match changed {
-                    LeaseState::Lost => return Disturbance::Gone,
-                    LeaseState::Retired => return Disturbance::Retired,
+                    LeaseState::Lost => return WakeReason::Gone,
+                    LeaseState::Retired => return WakeReason::Retired,
                     LeaseState::Suspect { cause, .. } => driver.report(RegistrationState::Suspect { cause }),
                     LeaseState::Alive { .. } => driver.report(match &outdated {
                         Some(Outdated { cause, .. }) => RegistrationState::Suspect { cause: cause.clone() },
@@ -805,9 +805,9 @@ impl Registrar {
                     }),
                 },
                 differs = &mut differs => match differs {
-                    Differs::Gone => return Disturbance::Gone,
-                    Differs::Changed => return Disturbance::Changed,
-                    Differs::Unobservable => return Disturbance::Unobservable,
+                    Differs::Gone => return WakeReason::Gone,
+                    Differs::Changed => return WakeReason::Changed,
+                    Differs::Unobservable => return WakeReason::Unobservable,
                 },
             }
         }
@@ -878,7 +878,7 @@ struct Outdated {
 
 /// Event that ended the rest of a registration.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Disturbance {
+enum WakeReason {
     /// Something else is wanted.
     Wanted,
     /// The key may be different, or it is time for another try.
@@ -897,7 +897,7 @@ enum Disturbance {
     Superseded,
 }
 
-impl Disturbance {
+impl WakeReason {
     fn is_superseded(self) -> bool {
         self == Self::Superseded
     }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use enlist::{Error, RegistrationState, Revision, backoff::jitter, key_claims::Claim};
 
-use super::{Disturbance, Known, Pause, Registrar, SLOW, removal::proved};
+use super::{Known, RegistrationTask, SLOW, StepOutcome, WakeReason, removal::proved};
 use crate::{connection::Written, lease, record::Record, sweep::shows, writes::Guard};
 
-impl Registrar {
+impl RegistrationTask {
     /// Removes the key, if it is `own`. It was read at the revision `at`, if it had to be read.
-    pub(super) async fn withdraw(&mut self, own: Option<Record>, at: Option<Revision>) -> Result<Pause, Error> {
+    pub(super) async fn withdraw(&mut self, own: Option<Record>, at: Option<Revision>) -> Result<StepOutcome, Error> {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
@@ -21,14 +21,14 @@ impl Registrar {
                     }
                     Ok(Written::Refused(record)) => {
                         self.known = record.into();
-                        return Ok(Pause::None);
+                        return Ok(StepOutcome::None);
                     }
                     Err(failure) => return Err(self.failed(failure)),
                 }
             }
             (None, Some(at)) => at,
             // It is only believed not to be there. The next look is at the key itself.
-            (None, None) => return Ok(Pause::None),
+            (None, None) => return Ok(StepOutcome::None),
         };
         (self.gone, self.writes.withdrawing) = (true, false);
         // Its absence is no eviction, and nothing is under its lease that is to be moved.
@@ -36,12 +36,12 @@ impl Registrar {
         self.writes.forget_changes();
         self.ward = None;
         self.driver.report(RegistrationState::Withdrawn);
-        Ok(Pause::Withdrawn(at))
+        Ok(StepOutcome::Withdrawn(at))
     }
 
     /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that is done meanwhile is
     /// noticed.
-    pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> Disturbance {
+    pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> WakeReason {
         let session = Arc::clone(&self.session);
         let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
         let key = unknown.and_then(|lease| self.key(lease).ok());
@@ -54,19 +54,19 @@ impl Registrar {
                 }
             };
             tokio::select! {
-                () = claim.superseded() => return Disturbance::Superseded,
+                () = claim.superseded() => return WakeReason::Superseded,
                 () = self.driver.changed() => {
                     if key.is_none() {
                         self.known = Known::Absent;
                     }
-                    return Disturbance::Wanted;
+                    return WakeReason::Wanted;
                 }
                 () = proved(&session, proof.as_mut()) => {
                     self.writes.impossible();
-                    return Disturbance::Look;
+                    return WakeReason::Look;
                 }
-                () = late => return Disturbance::Look,
-                () = tokio::time::sleep(SLOW + jitter(SLOW / 4)), if key.is_some() => return Disturbance::Look,
+                () = late => return WakeReason::Look,
+                () = tokio::time::sleep(SLOW + jitter(SLOW / 4)), if key.is_some() => return WakeReason::Look,
                 () = lease::unusable(self.lease.as_ref()) => self.lease = None,
             }
         }

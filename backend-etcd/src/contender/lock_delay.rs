@@ -25,13 +25,13 @@ fn left_behind<'a>(
 
 impl Contender {
     /// Takes the lock whose turn it is. With a `lock_delay`, waits for what holders before left behind, or for the one before that
-    /// `fell`, and marks the place. `false`: that takes time, and the caller does not want to wait.
+    /// `lease_expired`, and marks the place. `false`: that takes time, and the caller does not want to wait.
     pub(super) async fn take_over(
         &self,
         held: &mut Queued,
         token: Revision,
         marks: &[Record],
-        fell: bool,
+        lease_expired: bool,
     ) -> Result<bool, Error> {
         let Some(mark) = held.mark.clone() else {
             return Ok(true);
@@ -42,7 +42,7 @@ impl Contender {
             Some((record, mode))
         });
         let left = left_behind(known, (&mark, token), self.options.mode);
-        if !left.is_empty() || fell {
+        if !left.is_empty() || lease_expired {
             tracing::info!(delay = %rounded(self.options.lock_delay), "a holder did not release");
             if !self.want.wait {
                 self.count_down(&left).await;
@@ -51,7 +51,7 @@ impl Contender {
             let mut lease = held.lease.state();
             tokio::select! {
                 _ = async { tokio::join!(self.count_down(&left), tokio::time::sleep(self.options.lock_delay)) } => {}
-                () = self.robbed(held, token) => return Err(Error::LeaseLost),
+                () = self.key_deleted(held, token) => return Err(Error::LeaseLost),
                 () = lost(&mut lease) => return Err(Error::LeaseLost),
             }
         }
