@@ -31,7 +31,7 @@ use tonic::{
 };
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::{error::said, hooks::DialSettings};
+use crate::{error::text_cause, hooks::DialSettings};
 
 /// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.
@@ -441,7 +441,7 @@ impl Failover {
             if matches!(&pinned.link, Link::Dialling(other) if other.ptr_eq(&dialling)) {
                 pinned.link = Link::Down;
             }
-            Err(DialError(said("the session has ended")))
+            Err(DialError(text_cause("the session has ended")))
         })
     }
 
@@ -465,7 +465,10 @@ impl Failover {
             // Those who waited may be gone; the connection is there for the next.
             let _ = tell.send(outcome);
         };
-        self.inner.tasks.spawn_until_stopped("dial", task).map_err(|_| DialError(said("the session has ended")))?;
+        self.inner
+            .tasks
+            .spawn_until_stopped("dial", task)
+            .map_err(|_| DialError(text_cause("the session has ended")))?;
         Ok(told.shared())
     }
 }
@@ -474,11 +477,11 @@ impl Failover {
 /// that takes long. Returns the first connection, and whose it is.
 async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
     let Members::Urls { urls, tls, settings, connect_timeout } = members else {
-        return Err(said("this channel is not dialled"));
+        return Err(text_cause("this channel is not dialled"));
     };
     let mut left = (0..urls.len()).map(|step| first.wrapping_add(step) % urls.len());
     let mut dials = FuturesUnordered::new();
-    let mut last = said("no endpoint is configured");
+    let mut last = text_cause("no endpoint is configured");
     let mut due = Instant::now();
     loop {
         tokio::select! {
@@ -514,10 +517,10 @@ async fn dial_one(
         };
         let connector = SingleUse::new(&endpoint, limit);
         let dialled = endpoint.connect_with_connector(connector);
-        dialled.await.map_err(|error| said(format!("{}: {}", url.uri(), with_causes(&error))))
+        dialled.await.map_err(|error| text_cause(format!("{}: {}", url.uri(), with_causes(&error))))
     };
     let dialled = tokio::time::timeout(limit, connect).await;
-    dialled.unwrap_or_else(|_| Err(said(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
+    dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
 }
 
 /// Connects once. A channel of tonic's would connect again by itself, with the TLS files as they were when it was made.
@@ -574,11 +577,11 @@ async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, 
     if let Some(domain) = domain {
         config = config.domain_name(domain);
     }
-    endpoint.tls_config(config).map_err(|error| said(with_causes(&error).to_string()))
+    endpoint.tls_config(config).map_err(|error| text_cause(with_causes(&error).to_string()))
 }
 
 async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
-    tokio::fs::read(path).await.map_err(|error| said(format!("{}: {error}", path.display())))
+    tokio::fs::read(path).await.map_err(|error| text_cause(format!("{}: {error}", path.display())))
 }
 
 impl Service<http::Request<Body>> for Failover {

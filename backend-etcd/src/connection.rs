@@ -24,7 +24,7 @@ use tonic::transport::Endpoint;
 use crate::{
     audit::Page,
     channel::{Dialled, Failover, Used},
-    error::{Failure, classify, is_auth_off, said},
+    error::{Failure, classify, is_auth_off, text_cause},
     hooks::{Layers, Requests},
     limits::{self, RangeLimits},
     local_queue::OwnEntry,
@@ -186,7 +186,7 @@ impl RequestChannel {
         if let Some(connection) = &connection {
             self.give_up(connection);
         }
-        let late = Failure::Lost(said(format!("{what}: no answer within {}", rounded(limit))));
+        let late = Failure::Lost(text_cause(format!("{what}: no answer within {}", rounded(limit))));
         Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
@@ -250,7 +250,7 @@ impl RequestChannel {
                     Err(failure) => Err(failure),
                 };
                 let has_user = self.credentials.is_some();
-                if matches!(outcome, Err(Failure::StaleToken(_) | Failure::NoUser(_))) && has_user && !renewed {
+                if matches!(outcome, Err(Failure::StaleAuthToken(_) | Failure::NoUser(_))) && has_user && !renewed {
                     renewed = true;
                     match self.refresh(used).await {
                         Ok(()) => continue,
@@ -306,7 +306,7 @@ impl RequestChannel {
         let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
         let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
         // What was answered was sent over some connection.
-        let connection = connection.ok_or_else(|| Failure::Lost(said("a watch without a connection")))?;
+        let connection = connection.ok_or_else(|| Failure::Lost(text_cause("a watch without a connection")))?;
         Ok((stream, connection))
     }
 
@@ -500,7 +500,7 @@ impl Connection {
         let write = Write { guards, ops, size: key.len(), line: QueueEffect::Apart, deferrable: false };
         match self.places.send(write).await? {
             Outcome::Done { revision, reads } => Ok((reads.into_iter().flatten().next(), revision)),
-            Outcome::Refused(_) => Err(Failure::Lost(said("a read without a condition was refused"))),
+            Outcome::Refused(_) => Err(Failure::Lost(text_cause("a read without a condition was refused"))),
         }
     }
 

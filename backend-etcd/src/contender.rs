@@ -29,7 +29,7 @@ use tokio::{
 use crate::{
     connection::{LineFound, LineRead, Written, signed},
     defects::Defect,
-    error::{Failure, said},
+    error::{Failure, text_cause},
     key_monitors::{KeyMonitor, KeyMonitors},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
     lease::{Lease, LeaseState, Purpose, lease_changed},
@@ -378,7 +378,7 @@ impl Contender {
                 Ok(_) => {
                     // It may yet be done. Another place is taken, under another lease.
                     self.forsake(unknown).map_err(Failure::Final)?;
-                    return Err(Failure::Lost(said("the answer to getting in line was lost")));
+                    return Err(Failure::Lost(text_cause("the answer to getting in line was lost")));
                 }
                 Err(failure) => {
                     *held = Some(unknown);
@@ -405,7 +405,7 @@ impl Contender {
             Ok(Err(Some(other))) if !self.is_own(held, &other) => return Ok(Entered::Taken(other)),
             // Created by an attempt whose answer was lost.
             Ok(Err(Some(own))) => return self.confirm(held, own.created).await.map(Entered::Placed),
-            Ok(Err(None)) => return Err(Failure::Lost(said("the line changed meanwhile"))),
+            Ok(Err(None)) => return Err(Failure::Lost(text_cause("the line changed meanwhile"))),
             Err(failure) => {
                 if failure.is_ambiguous() {
                     held.unknown = true;
@@ -470,7 +470,7 @@ impl Contender {
         let (records, now) = self.session.conn.range(&self.range.start, &before).await?;
         if now < at {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the write.
-            return Err(Failure::Lost(said("the line was read from a member that lags")));
+            return Err(Failure::Lost(text_cause("the line was read from a member that lags")));
         }
         let places = records.iter().filter_map(|record| Some((record, self.place(record)?)));
         let places: Vec<(&Record, QueueEntry)> = places.collect();

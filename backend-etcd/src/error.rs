@@ -24,7 +24,7 @@ pub(crate) enum Failure {
     /// The member does not serve the request: it is a learner, or has too much to do. Another one may. The request was not done.
     Unfit(Cause),
     /// The token has to be renewed; the request was not done.
-    StaleToken(Cause),
+    StaleAuthToken(Cause),
     /// A user is wanted, and the request carried none; it was not done. With a user at hand it is as a stale token: users are wanted
     /// only since a moment ago.
     NoUser(Cause),
@@ -51,7 +51,7 @@ impl fmt::Display for Failure {
             | Self::Lost(cause)
             | Self::Leaderless(cause)
             | Self::Unfit(cause)
-            | Self::StaleToken(cause)
+            | Self::StaleAuthToken(cause)
             | Self::NoUser(cause)
             | Self::AnswerTooLarge(cause) => with_causes(&**cause).fmt(f),
             Self::LeaseNotFound => f.write_str("lease not found"),
@@ -72,14 +72,14 @@ impl Failure {
         };
         let there = |cause: Cause| {
             let text = with_causes(&*cause).to_string();
-            if text.contains(&endpoint) { cause } else { said(format!("{endpoint}: {text}")) }
+            if text.contains(&endpoint) { cause } else { text_cause(format!("{endpoint}: {text}")) }
         };
         match self {
             Self::NeverSent(cause) => Self::NeverSent(there(cause)),
             Self::Lost(cause) => Self::Lost(there(cause)),
             Self::Leaderless(cause) => Self::Leaderless(there(cause)),
             Self::Unfit(cause) => Self::Unfit(there(cause)),
-            Self::StaleToken(cause) => Self::StaleToken(there(cause)),
+            Self::StaleAuthToken(cause) => Self::StaleAuthToken(there(cause)),
             Self::NoUser(cause) => Self::NoUser(there(cause)),
             Self::AnswerTooLarge(cause) => Self::AnswerTooLarge(there(cause)),
             of_no_member @ (Self::LeaseNotFound
@@ -99,7 +99,7 @@ impl Failure {
             | Self::Leaderless(cause)
             | Self::Unfit(cause)
             | Self::AnswerTooLarge(cause) => Error::Unavailable(cause),
-            Self::StaleToken(cause) | Self::NoUser(cause) => Error::AuthFailed(cause),
+            Self::StaleAuthToken(cause) | Self::NoUser(cause) => Error::AuthFailed(cause),
             Self::LeaseNotFound => Error::LeaseLost,
             Self::LeaseExists => Error::unavailable("the lease was granted before"),
             // Both are dealt with where histories are read; elsewhere they mean that the store is catching up.
@@ -137,7 +137,7 @@ impl fmt::Display for Said {
 
 impl StdError for Said {}
 
-pub(crate) fn said(text: impl Into<String>) -> Cause {
+pub(crate) fn text_cause(text: impl Into<String>) -> Cause {
     Arc::new(Said(text.into()))
 }
 
@@ -147,10 +147,10 @@ pub(crate) fn classify(error: &etcd_client::Error) -> Failure {
     match error {
         E::GRpcStatus(status) => classify_status(status),
         E::LeaseKeepAliveError(text) if text.contains("lease not found") => Failure::LeaseNotFound,
-        E::LeaseKeepAliveError(text) | E::WatchError(text) => Failure::Lost(said(text.clone())),
+        E::LeaseKeepAliveError(text) | E::WatchError(text) => Failure::Lost(text_cause(text.clone())),
         E::InvalidArgs(text) => Failure::Final(Error::invalid_config("etcd", text.clone())),
         E::InvalidUri(error) => Failure::Final(Error::invalid_config("endpoints", error.to_string())),
-        other => Failure::Lost(said(other.to_string())),
+        other => Failure::Lost(text_cause(other.to_string())),
     }
 }
 
@@ -169,9 +169,9 @@ fn classify_status(status: &Status) -> Failure {
         Code::InvalidArgument if has("request is too large") => too_large(1_572_864),
         Code::ResourceExhausted if has("received message larger than max") => too_large(2_097_152),
         Code::ResourceExhausted if has("space exceeded") => Failure::Final(Error::StorageFull),
-        Code::InvalidArgument if has("revision of auth store is old") => Failure::StaleToken(cause_of(status)),
-        Code::Unauthenticated => Failure::StaleToken(cause_of(status)),
-        Code::Unknown if has("invalid auth token") => Failure::StaleToken(cause_of(status)),
+        Code::InvalidArgument if has("revision of auth store is old") => Failure::StaleAuthToken(cause_of(status)),
+        Code::Unauthenticated => Failure::StaleAuthToken(cause_of(status)),
+        Code::Unknown if has("invalid auth token") => Failure::StaleAuthToken(cause_of(status)),
         Code::InvalidArgument if has("user name is empty") => Failure::NoUser(cause_of(status)),
         Code::InvalidArgument if has("authentication failed") => Failure::Final(Error::AuthFailed(cause_of(status))),
         Code::FailedPrecondition if has("lease already exists") => Failure::LeaseExists,
@@ -216,7 +216,7 @@ fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {
 
 /// The innermost reason, which names what a person can mend ("connection refused", "invalid peer certificate").
 fn cause_of(status: &Status) -> Cause {
-    said(text_of(status))
+    text_cause(text_of(status))
 }
 
 /// Text of a status and of its causes, each once.
@@ -242,13 +242,13 @@ pub(crate) fn is_auth_off(error: &etcd_client::Error) -> bool {
 pub(crate) fn classify_cancel(reason: &str) -> Failure {
     let stale = ["invalid auth token", "Unauthenticated", "auth store is old"];
     if stale.iter().any(|part| reason.contains(part)) {
-        Failure::StaleToken(said(reason))
+        Failure::StaleAuthToken(text_cause(reason))
     } else if reason.contains("user name is empty") {
-        Failure::NoUser(said(reason))
+        Failure::NoUser(text_cause(reason))
     } else if reason.contains("PermissionDenied") || reason.contains("permission denied") {
         Failure::Denied
     } else {
-        Failure::Lost(said(if reason.is_empty() { "the watch was cancelled" } else { reason }))
+        Failure::Lost(text_cause(if reason.is_empty() { "the watch was cancelled" } else { reason }))
     }
 }
 
@@ -276,8 +276,8 @@ mod tests {
             (Code::InvalidArgument, "etcdserver: request is too large", "Final"),
             (Code::InvalidArgument, "etcdserver: user name is empty", "NoUser"),
             (Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password", "Final"),
-            (Code::InvalidArgument, "etcdserver: revision of auth store is old", "StaleToken"),
-            (Code::Unauthenticated, "etcdserver: invalid auth token", "StaleToken"),
+            (Code::InvalidArgument, "etcdserver: revision of auth store is old", "StaleAuthToken"),
+            (Code::Unauthenticated, "etcdserver: invalid auth token", "StaleAuthToken"),
             (Code::PermissionDenied, "etcdserver: permission denied", "Denied"),
             (Code::ResourceExhausted, "grpc: received message larger than max (3 vs. 2097152)", "Final"),
             (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded", "Final"),
@@ -305,7 +305,7 @@ mod tests {
         let kind = |reason: &str| format!("{:?}", classify_cancel(reason));
         assert!(kind("rpc error: code = PermissionDenied desc = etcdserver: permission denied").starts_with("Denied"));
         let stale = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
-        assert!(kind(stale).starts_with("StaleToken"));
+        assert!(kind(stale).starts_with("StaleAuthToken"));
         assert!(kind("etcdserver: user name is empty").starts_with("NoUser"));
         assert!(kind("").starts_with("Lost"));
     }
@@ -313,10 +313,10 @@ mod tests {
     #[test]
     fn a_failure_names_its_endpoint_once() {
         let endpoint = http::Uri::from_static("http://h:1");
-        let failure = Failure::Lost(said("no answer")).at(Some(&endpoint));
+        let failure = Failure::Lost(text_cause("no answer")).at(Some(&endpoint));
         assert_eq!(failure.to_string(), "http://h:1/: no answer");
         assert_eq!(failure.at(Some(&endpoint)).to_string(), "http://h:1/: no answer");
-        assert_eq!(Failure::Lost(said("no answer")).at(None).to_string(), "no answer");
+        assert_eq!(Failure::Lost(text_cause("no answer")).at(None).to_string(), "no answer");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
     channel::{Failover, Used},
-    error::said,
+    error::text_cause,
 };
 
 /// The requests of a client to etcd, as a layer gets them and hands them on. See [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).
@@ -41,7 +41,7 @@ impl DialSettings {
     /// Returns the changed settings, or the reason for which this endpoint is not dialled: the user's error, a panic, or the loss of TLS.
     pub(crate) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, Cause> {
         let url = endpoint.uri().clone();
-        let refused = |reason: String| said(format!("{url}: {reason}"));
+        let refused = |reason: String| text_cause(format!("{url}: {reason}"));
         let changed = match caught_now(|| (self.0)(endpoint)) {
             Ok(changed) => changed.map_err(|error| refused(with_causes(&*error).to_string()))?,
             Err(message) => return Err(refused(format!("the settings panicked: {message}"))),

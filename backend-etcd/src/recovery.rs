@@ -101,10 +101,10 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::error::said;
+    use crate::error::text_cause;
 
     fn lost() -> Result<(), Failure> {
-        Err(Failure::Lost(said("silent")))
+        Err(Failure::Lost(text_cause("silent")))
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use crate::{
     channel::Dialled,
     connection::Connection,
     defects::Defect,
-    error::{Failure, classify, said},
+    error::{Failure, classify, text_cause},
     record::KeyRange,
 };
 
@@ -41,7 +41,7 @@ impl StreamEnd {
     pub(crate) fn into_failure(self) -> Failure {
         match self {
             Self::Broken(failure) => failure,
-            Self::Silent { .. } => Failure::Lost(said("the watch is silent")),
+            Self::Silent { .. } => Failure::Lost(text_cause("the watch is silent")),
         }
     }
 }
@@ -119,11 +119,11 @@ impl OpenWatch {
             tokio::select! {
                 read = self.messages.message() => return match read {
                     Ok(Some(message)) => Ok(message),
-                    Ok(None) => broken(Failure::Lost(said("the watch ended"))),
+                    Ok(None) => broken(Failure::Lost(text_cause("the watch ended"))),
                     Err(error) => broken(classify(&error)),
                 },
                 () = self.connection.given_up() => {
-                    return broken(Failure::Lost(said("the connection of the watch was given up")));
+                    return broken(Failure::Lost(text_cause("the connection of the watch was given up")));
                 }
                 () = self.progress.notified() => self.ask_for_progress().await?,
             }

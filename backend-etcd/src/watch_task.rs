@@ -26,7 +26,7 @@ use crate::{
     channel::Dialled,
     connection::{Connection, header_revision, signed},
     defects::Defect,
-    error::{Failure, classify_cancel, said},
+    error::{Failure, classify_cancel, text_cause},
     probe::{Probe, ProbeReader},
     proofs::{Proofs, Said},
     range_watch::Begin,
@@ -206,7 +206,7 @@ impl WatchTask {
                     self.broken(failure, &mut backoff)
                 }
                 // etcd 3.5 calls an expired token on a watch a missing permission: a fresh one tells them apart.
-                WatchEnd::Broken(Failure::StaleToken(_) | Failure::NoUser(_) | Failure::Denied)
+                WatchEnd::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied)
                     if !refreshed && self.conn.bulk.refresh_token().await.is_ok() =>
                 {
                     refreshed = true;
@@ -319,7 +319,7 @@ impl WatchTask {
                 if !member_answers || self.silences >= MAX_SILENCES {
                     self.conn.bulk.give_up(connection);
                 }
-                let silent = Failure::Lost(said("the watch gives no sign of life"));
+                let silent = Failure::Lost(text_cause("the watch gives no sign of life"));
                 Err(WatchEnd::Silent(self.silences, silent.at(connection.url())))
             }
             Err(StreamEnd::Broken(Failure::AnswerTooLarge(_))) => Err(WatchEnd::TooLarge),
@@ -424,7 +424,7 @@ impl WatchTask {
         }
         if now < opened {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); what is between would be missed.
-            return Err(WatchEnd::Broken(Failure::Lost(said("a read was answered by a member that lags"))));
+            return Err(WatchEnd::Broken(Failure::Lost(text_cause("a read was answered by a member that lags"))));
         }
         mirror.relist(record.into_iter().collect(), now, self.epoch);
         self.read = now;
@@ -530,7 +530,7 @@ impl WatchTask {
 
 /// A watch that ended without a word of etcd.
 fn lost(why: &str) -> WatchEnd {
-    WatchEnd::Broken(Failure::Lost(said(why)))
+    WatchEnd::Broken(Failure::Lost(text_cause(why)))
 }
 
 async fn next(probes: &mut Option<ProbeReader>) -> Probe {

@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     connection::{Clients, RequestChannel, header_revision, signed},
     defects::Defect,
-    error::{Failure, said},
+    error::{Failure, text_cause},
     record::Record,
 };
 
@@ -177,9 +177,9 @@ impl WriteBatcher {
             biased;
             outcome = self.ask(write, Some(Arc::clone(&decided))) => outcome,
             () = given_up => Err(if decided.swap(true, Ordering::AcqRel) {
-                Failure::Lost(said("given up before the answer came"))
+                Failure::Lost(text_cause("given up before the answer came"))
             } else {
-                Failure::NeverSent(said("given up before it was sent"))
+                Failure::NeverSent(text_cause("given up before it was sent"))
             }),
         }
     }
@@ -307,7 +307,8 @@ fn settle(lane: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'stati
 
 /// Returns `true` if etcd has answered, with a refusal that may concern one of several writes only.
 fn is_refusal(failure: &Failure) -> bool {
-    !failure.is_ambiguous() && !matches!(failure, Failure::NeverSent(_) | Failure::StaleToken(_) | Failure::Unfit(_))
+    !failure.is_ambiguous()
+        && !matches!(failure, Failure::NeverSent(_) | Failure::StaleAuthToken(_) | Failure::Unfit(_))
 }
 
 /// Tells each what became of it; returns those that another one kept from being done.
@@ -354,7 +355,7 @@ async fn attempt(lane: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>,
     let expected: usize = if succeeded { writes().map(|write| write.ops.len()).sum() } else { guards().count() };
     let mut responses = reads(response);
     if responses.len() != expected {
-        return Err(Failure::Lost(said("the answer to a transaction is not complete")));
+        return Err(Failure::Lost(text_cause("the answer to a transaction is not complete")));
     }
     let outcome = |write: &Write| {
         if succeeded {
