@@ -13,7 +13,7 @@ use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 use crate::{
     deadline::{Deadline, Expiry},
     failure,
-    flight::Flight,
+    flight::InFlightCall,
 };
 
 /// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for. `only_status` is
@@ -25,7 +25,7 @@ use crate::{
 pub(crate) fn tracked(
     answer: http::Response<Body>,
     only_status: Option<Code>,
-    flight: Flight,
+    flight: InFlightCall,
     deadline: Deadline,
     expiry: Expiry,
 ) -> Result<http::Response<Body>, Status> {
@@ -86,7 +86,7 @@ struct Tracked {
     /// Status of the call if no gRPC status comes.
     http: http::StatusCode,
     /// Until it is known how the call ended.
-    flight: Option<Flight>,
+    flight: Option<InFlightCall>,
     deadline: Deadline,
     expiry: Expiry,
     /// Nothing followed the head of the answer.

@@ -18,10 +18,10 @@ use tower::Service;
 
 use crate::{
     answer,
-    call::{CallHead, Core, Tracing},
+    call::{CallHead, ChannelInner, Tracing},
     deadline::{Deadline, Expiry},
     failure::{Attempted, BoxError, Failure, Reach},
-    flight::Flight,
+    flight::InFlightCall,
     replay::Replay,
     retry::{Attempts, Ended, Pushback},
     subchannel::Subchannel,
@@ -51,7 +51,7 @@ impl fmt::Debug for ResponseFuture {
 
 impl ResponseFuture {
     /// Begins a call.
-    pub(crate) fn begin(core: &Arc<Core>, request: http::Request<Body>) -> Self {
+    pub(crate) fn begin(core: &Arc<ChannelInner>, request: http::Request<Body>) -> Self {
         if core.intercept.is_some() || core.tracing == Tracing::On {
             let core = Arc::clone(core);
             return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
@@ -92,7 +92,7 @@ impl Future for ResponseFuture {
 }
 
 /// A call whose head somebody may change first, in its span.
-async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
+async fn prepared(core: Arc<ChannelInner>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
     if core.tracing == Tracing::Off {
@@ -116,7 +116,7 @@ async fn prepared(core: Arc<Core>, request: http::Request<Body>) -> Outcome {
 }
 
 /// Lets the interceptor change the head of a call, and so its deadline.
-async fn intercepted(core: &Core, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
+async fn intercepted(core: &ChannelInner, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
     let Some(intercept) = &core.intercept else {
         return Ok(deadline);
     };
@@ -130,7 +130,7 @@ async fn intercepted(core: &Core, head: &mut Parts, deadline: Deadline) -> Resul
 
 /// A call and its attempts so far.
 struct Call {
-    core: Arc<Core>,
+    core: Arc<ChannelInner>,
     head: Parts,
     replay: Replay,
     deadline: Deadline,
@@ -154,7 +154,7 @@ enum Verdict {
 impl Call {
     /// A call, and the body of its first attempt.
     fn begin(
-        core: Arc<Core>,
+        core: Arc<ChannelInner>,
         head: Parts,
         body: Body,
         deadline: Deadline,
@@ -205,7 +205,7 @@ impl Call {
         }
     }
 
-    fn send(&mut self, flight: Flight, mut channel: channel::Channel, body: Body) -> Sending {
+    fn send(&mut self, flight: InFlightCall, mut channel: channel::Channel, body: Body) -> Sending {
         if let Some(span) = &mut self.span {
             span.called(flight.subchannel().endpoint());
         }
@@ -239,7 +239,7 @@ impl Call {
         Verdict::Done(outcome)
     }
 
-    fn failed(&self, flight: Flight, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
+    fn failed(&self, flight: InFlightCall, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
         if let Some(own_error) = self.replay.own_error() {
             flight.unused();
             return (None, Err(own_error));
@@ -284,14 +284,14 @@ impl Call {
 
 /// One attempt under way.
 struct Sending {
-    flight: Option<Flight>,
+    flight: Option<InFlightCall>,
     answer: channel::ResponseFuture,
     expiry: Expiry,
 }
 
 /// An attempt, and what came back.
 struct Sent {
-    flight: Flight,
+    flight: InFlightCall,
     answer: Result<(http::Response<Body>, Expiry), NoAnswer>,
 }
 

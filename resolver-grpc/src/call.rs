@@ -19,10 +19,10 @@ use tonic::Status;
 use crate::{
     balance::{Balance, HashKey},
     deadline::Deadline,
-    flight::Flight,
+    flight::InFlightCall,
     retry::Retries,
-    set::{Picture, Shared},
-    subchannel::{InstanceState, Subchannel, Terms},
+    set::{PickerState, Shared},
+    subchannel::{InstanceState, Subchannel, SubchannelConfig},
 };
 
 /// Maximum choices of an instance whose last stream another call takes meanwhile.
@@ -67,10 +67,10 @@ pub trait Intercept: Send + Sync + 'static {
 }
 
 /// State that all clones of a channel share.
-pub(crate) struct Core {
+pub(crate) struct ChannelInner {
     pub(crate) view: ServiceView,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) terms: Arc<Terms>,
+    pub(crate) terms: Arc<SubchannelConfig>,
     pub(crate) balance: Balance,
     pub(crate) filter: Filter,
     pub(crate) turn: AtomicUsize,
@@ -94,7 +94,7 @@ pub(crate) enum Tracing {
 
 /// Next action of a call.
 enum Next {
-    Take(Flight),
+    Take(InFlightCall),
     /// Somebody may be ready soon.
     Wait,
     /// All streams of those that are connected are taken.
@@ -102,9 +102,9 @@ enum Next {
     Refuse,
 }
 
-impl Core {
+impl ChannelInner {
     /// An instance that can take the call now.
-    pub(crate) fn choose_now(&self, head: &Parts) -> Option<Flight> {
+    pub(crate) fn choose_now(&self, head: &Parts) -> Option<InFlightCall> {
         match self.look(head, &[]) {
             Next::Take(flight) => Some(flight),
             Next::Wait | Next::Queue | Next::Refuse => None,
@@ -117,7 +117,7 @@ impl Core {
         head: &Parts,
         tried: &[Arc<Subchannel>],
         deadline: &Deadline,
-    ) -> Result<Flight, Status> {
+    ) -> Result<InFlightCall, Status> {
         match self.look(head, tried) {
             Next::Take(flight) => return Ok(flight),
             Next::Refuse => return Err(Status::unavailable(self.explain())),
@@ -161,7 +161,7 @@ impl Core {
         for _ in 0..TAKES {
             let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
             let Some(ready) = ready else { break };
-            if let Some(flight) = Flight::begin(ready, &self.terms) {
+            if let Some(flight) = InFlightCall::begin(ready, &self.terms) {
                 return Next::Take(flight);
             }
         }
@@ -226,7 +226,7 @@ impl Core {
 }
 
 /// The reasons why the first few instances take no calls.
-fn troubles(picture: &Picture) -> String {
+fn troubles(picture: &PickerState) -> String {
     let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
     let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {
         Some(trouble) => format!("; {subchannel}: {trouble}"),
@@ -254,7 +254,7 @@ fn word(state: InstanceState) -> &'static str {
 
 /// Somebody at random who can take a call although the picture does not list it as ready: one that has become ready since the
 /// picture was made, else, when nobody is ready or soon will be, one that is connected although not well.
-fn last_resort(picture: &Picture) -> Option<&Arc<Subchannel>> {
+fn last_resort(picture: &PickerState) -> Option<&Arc<Subchannel>> {
     let newcomer = any_of(&picture.all, |subchannel| subchannel.state() == InstanceState::Ready);
     if newcomer.is_some() || picture.all.iter().any(may_be_ready) {
         return newcomer;

@@ -19,16 +19,16 @@ use tower::{Service, retry::budget::TpsBudget};
 use crate::{
     attempt::ResponseFuture,
     balance::Balance,
-    call::{Core, Intercept, Tracing},
+    call::{ChannelInner, Intercept, Tracing},
     connection_options::ConnectionOptions,
     dial_limit::DialLimit,
     failure::BoxError,
     idle::Activity,
     queue::CallQueue,
     retry::{Retries, RetryPolicy},
-    set::{Keeper, Rules},
+    set::{PoolTask, Rules},
     settings::SettingsFor,
-    subchannel::{InstanceState, Terms},
+    subchannel::{InstanceState, SubchannelConfig},
 };
 
 /// Time for which a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
@@ -95,7 +95,7 @@ pub const DEFAULT_QUEUE_LIMIT: usize = 1024;
 /// ```
 #[derive(Clone)]
 pub struct Channel {
-    core: Arc<Core>,
+    core: Arc<ChannelInner>,
 }
 
 impl Channel {
@@ -439,12 +439,12 @@ impl ChannelBuilder {
         self.settings.security = self.settings.security.checked(self.intercept.is_some())?;
         let (terms, queue_limit) = (self.terms(), self.connections.queue_limit);
         let (rules, balance, filter) = (self.rules.clone(), self.rules.balance, self.rules.filter);
-        let keeper = Keeper::new(view, rules, Arc::clone(&terms));
+        let keeper = PoolTask::new(view, rules, Arc::clone(&terms));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
         tasks.spawn("channel", keeper.run(stop))?;
         let (window, per_second, share) = self.budget;
-        let core = Core {
+        let core = ChannelInner {
             view: view.clone(),
             shared,
             terms,
@@ -464,8 +464,8 @@ impl ChannelBuilder {
     }
 
     /// Settings of the subchannels of a new channel.
-    pub(crate) fn terms(&self) -> Arc<Terms> {
-        Arc::new(Terms {
+    pub(crate) fn terms(&self) -> Arc<SubchannelConfig> {
+        Arc::new(SubchannelConfig {
             settings: self.settings.clone(),
             dial_timeout: self.dial_timeout,
             redial: self.redial,

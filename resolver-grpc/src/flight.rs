@@ -7,24 +7,24 @@ use tonic::{Code, body::Body};
 use crate::{
     connection::Connection,
     opening::opening,
-    subchannel::{Subchannel, Terms},
+    subchannel::{Subchannel, SubchannelConfig},
 };
 
 /// A call in flight. Dropping it ends it.
 #[derive(Debug)]
-pub(crate) struct Flight {
+pub(crate) struct InFlightCall {
     subchannel: Arc<Subchannel>,
     connection: Arc<Connection>,
-    terms: Arc<Terms>,
+    terms: Arc<SubchannelConfig>,
     /// Amount that had been heard when it began.
     heard: u64,
     /// It is known how it went.
     answered: bool,
 }
 
-impl Flight {
+impl InFlightCall {
     /// Begins a call, unless the connection was just lost or its last stream taken.
-    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<Terms>) -> Option<Self> {
+    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<SubchannelConfig>) -> Option<Self> {
         let connection = subchannel.begin()?;
         let heard = connection.reads();
         let (subchannel, terms) = (Arc::clone(subchannel), Arc::clone(terms));
@@ -65,7 +65,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightCall {
     fn drop(&mut self) {
         self.connection.end();
         self.subchannel.end_of_call();

@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::sleep};
 
 use crate::{
     set::Shared,
-    subchannel::{Subchannel, Terms},
+    subchannel::{Subchannel, SubchannelConfig},
 };
 
 /// Parts of the timeout after which calls are counted: a channel becomes idle at most one part late.
@@ -44,7 +44,7 @@ impl Activity {
 }
 
 /// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
-pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Terms) {
+pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &SubchannelConfig) {
     let Some(limit) = limit else { return pending().await };
     loop {
         terms.activity.becomes(true).await;
@@ -61,7 +61,7 @@ pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &Term
 }
 
 /// Number of calls begun over the present instances, and number of those in flight or waiting.
-fn calls(shared: &Shared, terms: &Terms) -> (u64, usize) {
+fn calls(shared: &Shared, terms: &SubchannelConfig) -> (u64, usize) {
     let set = shared.set.load();
     let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());
     set.all

@@ -24,7 +24,7 @@ use crate::{
     balance::Balance,
     idle,
     settings::SettingsFor,
-    subchannel::{InstanceState, Subchannel, Terms},
+    subchannel::{InstanceState, Subchannel, SubchannelConfig},
 };
 
 /// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
@@ -44,7 +44,7 @@ const STOP: Duration = Duration::from_secs(5);
 /// View of calls on the set.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) set: ArcSwap<Picture>,
+    pub(crate) set: ArcSwap<PickerState>,
     /// Counts the pictures.
     pub(crate) pictures: watch::Sender<u64>,
 }
@@ -52,14 +52,14 @@ pub(crate) struct Shared {
 impl Shared {
     /// Lets nobody take calls any more.
     pub(crate) fn close(&self) {
-        self.set.store(Arc::new(Picture { known: true, closed: true, ..Picture::default() }));
+        self.set.store(Arc::new(PickerState { known: true, closed: true, ..PickerState::default() }));
         self.pictures.send_modify(|pictures| *pictures += 1);
     }
 }
 
 /// The set at one moment.
 #[derive(Debug, Default)]
-pub(crate) struct Picture {
+pub(crate) struct PickerState {
     pub(crate) closed: bool,
     /// The view has said who there is.
     pub(crate) known: bool,
@@ -95,11 +95,11 @@ impl Drop for Kept {
 }
 
 /// The task.
-pub(crate) struct Keeper {
+pub(crate) struct PoolTask {
     changes: ViewChanges,
     picker: Picker,
     rules: Rules,
-    terms: Arc<Terms>,
+    terms: Arc<SubchannelConfig>,
     shared: Arc<Shared>,
     known: bool,
     /// The view has changed since it was looked at.
@@ -115,8 +115,8 @@ pub(crate) struct Keeper {
     tasks: TaskOwner,
 }
 
-impl Keeper {
-    pub(crate) fn new(view: &ServiceView, rules: Rules, terms: Arc<Terms>) -> Self {
+impl PoolTask {
+    pub(crate) fn new(view: &ServiceView, rules: Rules, terms: Arc<SubchannelConfig>) -> Self {
         let picker = view.picker_of(Policy::Random, rules.filter.clone());
         let shared = Arc::new(Shared { set: ArcSwap::default(), pictures: watch::Sender::new(0) });
         Self {
@@ -155,7 +155,7 @@ impl Keeper {
             if mem::take(&mut self.stale) {
                 self.reconcile();
             }
-            self.bury();
+            self.reap();
             let nobody_is_ready = self.show();
             self.collect(&mut open, nobody_is_ready).await;
         }
@@ -264,7 +264,7 @@ impl Keeper {
     }
 
     /// Lets go of those who left and have finished their calls, or took too long to.
-    fn bury(&mut self) {
+    fn reap(&mut self) {
         let drain = self.rules.drain;
         self.leaving = false;
         self.kept.retain(|_, kept| {
@@ -279,7 +279,7 @@ impl Keeper {
         });
     }
 
-    fn picture(&self) -> Picture {
+    fn picture(&self) -> PickerState {
         let mut all = Vec::with_capacity(self.kept.len());
         let mut leaving = Vec::new();
         for kept in self.kept.values() {
@@ -304,7 +304,13 @@ impl Keeper {
                 _ => Group::new(named),
             }
         };
-        Picture { closed: false, known: self.known, ready: Ready::new(group(true), group(false), listed), all, leaving }
+        PickerState {
+            closed: false,
+            known: self.known,
+            ready: Ready::new(group(true), group(false), listed),
+            all,
+            leaving,
+        }
     }
 }
 
@@ -400,14 +406,14 @@ mod tests {
         let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
         let terms = Channel::builder().terms();
-        let mut keeper = Keeper::new(&view, rules, terms);
+        let mut keeper = PoolTask::new(&view, rules, terms);
         keeper.reconcile();
         let mut open = true;
         // The first change is the whole snapshot.
         keeper.change(&mut open).await;
         client.remove(view.service(), &InstanceId::parse("i0").unwrap()).await.unwrap();
         let state =
-            |keeper: &Keeper| keeper.kept[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
+            |keeper: &PoolTask| keeper.kept[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
         while state(&keeper) != InstanceState::Leaving {
             keeper.change(&mut open).await;
         }
@@ -420,7 +426,7 @@ mod tests {
         let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
         let (view, client) = view(1, endpoint).await;
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = Keeper::new(&view, rules, Channel::builder().terms());
+        let mut keeper = PoolTask::new(&view, rules, Channel::builder().terms());
         keeper.reconcile();
         let [old, new] = [0, 9].map(|n| Endpoint::parse(endpoint(n)).unwrap());
         let moved = Instance::new(InstanceId::parse("i0").unwrap(), [new.clone()]).unwrap();
@@ -463,7 +469,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let _default = tracing::subscriber::set_default(subscriber);
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = Keeper::new(&view, rules, Channel::builder().terms());
+        let mut keeper = PoolTask::new(&view, rules, Channel::builder().terms());
         for _ in 0..3 {
             keeper.reconcile();
         }

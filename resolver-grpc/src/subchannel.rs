@@ -31,7 +31,7 @@ use crate::{
 
 /// Configuration of all subchannels of a channel.
 #[derive(Debug)]
-pub(crate) struct Terms {
+pub(crate) struct SubchannelConfig {
     pub(crate) settings: SettingsFor,
     pub(crate) dial_timeout: Duration,
     pub(crate) redial: BackoffPolicy,
@@ -248,7 +248,7 @@ impl Subchannel {
     }
 
     /// Lets calls use a new connection.
-    fn admit(&self, terms: &Terms, connection: &Arc<Connection>) {
+    fn admit(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             let mut change = self.connections.change();
             change.add(connection);
@@ -265,7 +265,7 @@ impl Subchannel {
     }
 
     /// Takes no more calls over this connection, which was found not to work.
-    pub(crate) fn demote(&self, terms: &Terms, connection: &Arc<Connection>) {
+    pub(crate) fn demote(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             let mut change = self.connections.change();
             let Some(left) = change.demote(connection) else { return };
@@ -309,7 +309,7 @@ impl Subchannel {
     }
 
     /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
-    pub(crate) fn doubt(&self, terms: &Terms, connection: &Arc<Connection>) {
+    pub(crate) fn doubt(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             // A connection that is demoted meanwhile would leave a doubt that nothing dispels.
             let _change = self.connections.change();
@@ -323,7 +323,7 @@ impl Subchannel {
     }
 
     /// Counts a call that ended.
-    pub(crate) fn count(&self, terms: &Terms, code: Code) {
+    pub(crate) fn count(&self, terms: &SubchannelConfig, code: Code) {
         if code != Code::Ok {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -341,7 +341,7 @@ impl Subchannel {
     }
 
     /// Lets the instance rest whenever it fails too often.
-    async fn rest(&self, terms: &Terms) {
+    async fn rest(&self, terms: &SubchannelConfig) {
         let Some(ejection) = &terms.ejection else {
             return;
         };
@@ -392,11 +392,11 @@ mod tests {
         subchannel
     }
 
-    fn terms() -> Arc<Terms> {
+    fn terms() -> Arc<SubchannelConfig> {
         let ejection = Ejection::new().failures(3).share(1.0).time(SECOND, SECOND).unwrap();
         let ejections = Ejections::default();
         ejections.of(2);
-        Arc::new(Terms {
+        Arc::new(SubchannelConfig {
             settings: SettingsFor::default(),
             dial_timeout: SECOND,
             redial: BackoffPolicy::default(),

@@ -14,7 +14,7 @@ use enlist::{Moment, clock::rounded, escape::escaped};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
-use super::{Condition, Subchannel, Terms};
+use super::{Condition, Subchannel, SubchannelConfig};
 use crate::{
     connection::Connection,
     failure::BoxError,
@@ -59,12 +59,12 @@ impl Subchannel {
     /// # Cancel safety
     ///
     /// Dropping the future lets go of the connections. A panic in the user's settings or connector costs one dial.
-    pub(crate) async fn keep(&self, terms: &Terms) {
+    pub(crate) async fn keep(&self, terms: &SubchannelConfig) {
         let _end = End(self);
         tokio::join!(self.stay_connected(terms), self.grow(terms), self.outlast(terms), self.rest(terms));
     }
 
-    async fn stay_connected(&self, terms: &Terms) {
+    async fn stay_connected(&self, terms: &SubchannelConfig) {
         let mut backoff = terms.redial.start();
         loop {
             while self.condition.has(Condition::RETIRED) {
@@ -105,14 +105,14 @@ impl Subchannel {
     }
 
     /// Lets calls know that the next dial is not at once, and why.
-    fn note_failure(&self, terms: &Terms, trouble: String) {
+    fn note_failure(&self, terms: &SubchannelConfig, trouble: String) {
         self.trouble.store(Some(Arc::new(trouble)));
         self.condition.set(Condition::FAILED);
         terms.changed.notify_one();
     }
 
     /// A new connection and, if asked for, what the health service says over it.
-    async fn dial(&self, terms: &Terms, health: Option<&str>) -> Result<Dialled, DialFailure> {
+    async fn dial(&self, terms: &SubchannelConfig, health: Option<&str>) -> Result<Dialled, DialFailure> {
         let said = |error| DialFailure { error, silent: false };
         let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
         // After the wait: the instance may have been described anew, and a certificate replaced.
@@ -144,7 +144,7 @@ impl Subchannel {
     }
 
     /// Lets calls use the connection until it is gone.
-    async fn attend(&self, terms: &Terms, connection: &Arc<Connection>, health: Option<health::Watch>) {
+    async fn attend(&self, terms: &SubchannelConfig, connection: &Arc<Connection>, health: Option<health::Watch>) {
         let serving = health.as_ref().is_none_or(health::Watch::serving);
         self.note_health(terms, serving);
         self.failures.store(0, Ordering::Relaxed);
@@ -165,7 +165,7 @@ impl Subchannel {
     }
 
     /// Returns once a connection is gone, takes no more calls, is not needed, or was given up.
-    async fn in_use(&self, terms: &Terms, connection: &Arc<Connection>) {
+    async fn in_use(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
         tokio::select! {
             () = connection.lost() => {}
             () = connection.spent() => {}
@@ -177,7 +177,7 @@ impl Subchannel {
 
     /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further connection if it
     /// takes too few, for ever.
-    async fn follow_stream_limit(&self, terms: &Terms, connection: &Connection) {
+    async fn follow_stream_limit(&self, terms: &SubchannelConfig, connection: &Connection) {
         loop {
             connection.restated().await;
             terms.queue.wake_all();
@@ -185,7 +185,7 @@ impl Subchannel {
         }
     }
 
-    fn note_health(&self, terms: &Terms, serving: bool) {
+    fn note_health(&self, terms: &SubchannelConfig, serving: bool) {
         if serving {
             self.condition.clear(Condition::UNHEALTHY);
         } else {
@@ -196,7 +196,7 @@ impl Subchannel {
 
     /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health stream would
     /// hold a server that leaves: what was heard on an idle connection may have been one, and a probe tells.
-    async fn hidden_goaway(&self, terms: &Terms, connection: &Connection) {
+    async fn hidden_goaway(&self, terms: &SubchannelConfig, connection: &Connection) {
         if !connection.is_opaque() {
             return pending().await;
         }
@@ -217,7 +217,7 @@ impl Subchannel {
     }
 
     /// Returns once the other side shows no sign of life although it was asked for one.
-    async fn listen(&self, terms: &Terms, connection: &Arc<Connection>) {
+    async fn listen(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
         loop {
             tokio::select! {
                 () = connection.doubted() => {}
@@ -239,7 +239,7 @@ impl Subchannel {
     }
 
     /// Opens further connections, one after the other, while all streams are taken.
-    async fn grow(&self, terms: &Terms) {
+    async fn grow(&self, terms: &SubchannelConfig) {
         let (growing, mut further) = (AtomicBool::new(false), FuturesUnordered::new());
         loop {
             tokio::select! {
@@ -254,7 +254,7 @@ impl Subchannel {
         }
     }
 
-    async fn further(&self, terms: &Terms, growing: &AtomicBool) {
+    async fn further(&self, terms: &SubchannelConfig, growing: &AtomicBool) {
         let dialled = self.dial(terms, None).await;
         growing.store(false, Ordering::Relaxed);
         match dialled {
@@ -277,7 +277,7 @@ impl Subchannel {
     }
 
     /// Listens to connections that take no more calls, until their last ones have ended.
-    async fn outlast(&self, terms: &Terms) {
+    async fn outlast(&self, terms: &SubchannelConfig) {
         let mut connections = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -289,7 +289,7 @@ impl Subchannel {
         }
     }
 
-    async fn outlast_one(&self, terms: &Terms, connection: Arc<Connection>) {
+    async fn outlast_one(&self, terms: &SubchannelConfig, connection: Arc<Connection>) {
         tokio::select! {
             () = connection.quiet() => {}
             () = connection.lost() => {}
@@ -299,7 +299,7 @@ impl Subchannel {
 
     /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more calls takes
     /// no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
-    async fn listen_anew(&self, terms: &Terms, connection: &Connection) {
+    async fn listen_anew(&self, terms: &SubchannelConfig, connection: &Connection) {
         loop {
             silent(connection, terms.silence).await;
             let reached = self.dial(terms, None).await;
