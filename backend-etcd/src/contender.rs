@@ -48,7 +48,7 @@ mod lock_delay;
 /// Time for which `release` waits for etcd before it returns and goes on in the background.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// A place is watched once it is this old: a lock that is held for a moment costs no watch, and whoever is key_deleted is still told
+/// A place is watched once it is this old: a lock that is held for a moment costs no watch, and a contender whose key is deleted is still told
 /// within a second.
 const UNWATCHED: Duration = Duration::from_millis(200);
 
@@ -552,7 +552,7 @@ impl Contender {
         }
     }
 
-    /// Returns `true` if the one before lease_expired instead of releasing: its lease is gone. Asked only where it matters.
+    /// Returns `true` if the lease of the one before expired, and it did not release. Asked only where it matters.
     async fn lease_expired(&self, before: &Record) -> bool {
         let Some(lease) = before.lease.filter(|_| !self.options.lock_delay.is_zero()) else {
             return false;

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::error::Failure;
 
-/// StepOutcome between two probes; jittered by half of it.
+/// Pause between two probes; jittered by half of it.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 
 /// Maximum time that a probe waits for its answer; a healthy member needs milliseconds.

@@ -24,7 +24,7 @@ use crate::{
     writes::Guard,
 };
 
-/// StepOutcome between two looks at a given lease; jittered by half.
+/// Pause between two looks at a given lease; jittered by half.
 const POLL: Duration = Duration::from_secs(10);
 
 /// The most queues that one sweep watches.

@@ -51,7 +51,7 @@ const SLOW: Duration = Duration::from_secs(10);
 /// Time after which a range is listed again that was too large: a list up to a limit of bytes is expensive.
 const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
 
-/// WatchEnd of a round of list and watch.
+/// End of a round of list and watch.
 #[derive(Debug)]
 enum WatchEnd {
     /// The history after the last revision is gone.

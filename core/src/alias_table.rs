@@ -29,7 +29,7 @@ struct Column {
 }
 
 impl AliasTable {
-    /// AliasTable of positions 0, 1, 2, … with these weights.
+    /// Alias table of positions 0, 1, 2, … with these weights.
     pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
         let weights: Vec<u64> = weights.into_iter().map(u64::from).collect();
         let add = |sum: &mut u64, weight: &u64| {

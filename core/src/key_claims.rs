@@ -114,7 +114,7 @@ struct Visit<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash + Clone> KeyClaims<K> {
-    /// Claims `key`, after waiting for an claimant that leaves or that `options` supersede or wait for.
+    /// Claims `key`, after waiting for a claimant that leaves or that `options` supersede or wait for.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future claims nothing; an claimant that was asked to give way stays so.
+    /// Dropping the future claims nothing; a claimant that was asked to give way stays so.
     pub async fn claim(
         &self,
         key: &K,
@@ -245,7 +245,7 @@ impl<K: Eq + Hash> Drop for Claim<K> {
 impl<K: Eq + Hash> Drop for Visit<K> {
     fn drop(&mut self) {
         let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map's and this one: key_claims are entered under the same lock.
+        // The map's and this one: claims are entered under the same lock.
         if Arc::strong_count(&self.slot) <= 2 {
             map.remove(&self.key);
         }
