@@ -1,15 +1,17 @@
 //! The one error of the traits, divided by what a caller can do next.
 //!
 //! A backend maps its client's errors to these in its own `error.rs` and nowhere else. No variant carries a secret or
-//! a request body. The messages are [escaped](crate::escape), so that what others wrote into the store forges no line of a log.
+//! a request body. The messages are [escaped](crate::model::escape), so that what others wrote into the store forges no line of a log.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use crate::{
-    clock::rounded,
-    escape::escaped,
-    name::{InstanceId, ServiceRef},
-    revision::{LeaseId, Revision},
+    model::{
+        escape::escaped,
+        name::{InstanceId, ServiceRef},
+        revision::{LeaseId, Revision},
+    },
+    runtime::clock::rounded,
 };
 
 /// The cause behind an [`Error`], shared so that the error can be cloned.
@@ -285,7 +287,7 @@ fn stored_at(revision: Option<Revision>) -> String {
 }
 
 /// The message of an error, followed by those of its causes, for logs and for people: `store unavailable: connection refused`. A cause
-/// that is repeated in what is before it is left out. [Escaped](crate::escape), so that it is one line.
+/// that is repeated in what is before it is left out. [Escaped](crate::model::escape), so that it is one line.
 ///
 /// ```
 /// use enlist::{Error, error::with_causes};
@@ -349,7 +351,7 @@ mod tests {
             Error::Unsupported { what: hostile.into() },
         ] {
             let text = error.to_string();
-            assert!(!text.contains(crate::escape::is_unprintable), "{text:?}");
+            assert!(!text.contains(crate::model::escape::is_unprintable), "{text:?}");
             assert!(!text.contains("secret") && !format!("{error:?}").contains("secret"), "{error:?}");
         }
     }

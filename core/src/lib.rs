@@ -46,79 +46,65 @@
 //! # }
 //! ```
 
-pub mod advertise;
-pub mod alias_table;
-pub mod backoff;
-pub mod balance;
-mod bucket_index;
-mod candidate;
-pub mod clock;
-pub mod deadline;
-pub mod directory;
-pub mod ejection;
-pub mod election;
-pub mod endpoint;
+mod backend;
+mod balancing;
+mod discovery;
 pub mod error;
-pub mod escape;
-mod fence;
-mod freshness;
-pub mod graceful;
-pub mod instance;
-pub mod key_claims;
-mod lease;
-mod lease_terms;
 pub mod lock;
-mod lock_validity;
 mod migration;
-pub mod name;
-pub mod observation;
-pub mod picker;
-pub mod pool;
-pub mod publisher;
+mod model;
 pub mod raw;
-pub mod reconcile;
 pub mod registration;
-pub mod registry;
-mod resolver;
-mod revision;
-mod snapshot;
-mod task;
+mod runtime;
 pub mod telemetry;
 
 #[doc(inline)]
 pub use self::{
-    advertise::advertise,
-    alias_table::{AliasTable, HashRing},
-    backoff::{Backoff, BackoffPolicy},
-    candidate::Candidate,
-    clock::Moment,
-    directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView, ViewChanges},
-    ejection::Ejection,
-    election::{Election, Leader, LeaderWatcher, Leadership},
-    endpoint::Endpoint,
+    backend::{
+        lease_terms::LeaseTerms,
+        publisher::{Publisher, ServiceWatcher},
+    },
+    balancing::{
+        alias_table::{AliasTable, HashRing},
+        ejection::Ejection,
+        picker::{Filter, PickError, Picker, Policy},
+        pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
+    },
+    discovery::{
+        directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView, ViewChanges},
+        freshness::{Freshness, Proof},
+        resolver::{Change, Resolver, Watcher},
+        snapshot::{Event, Snapshot},
+    },
     error::{Cause, Error, Owner, RangeUnit},
-    fence::{Fence, StaleToken},
-    freshness::{Freshness, Proof},
-    graceful::{Graceful, Shutdown},
-    instance::{Entry, Health, Instance, InstanceUpdate, Presence},
-    lease::{Lease, LeaseHandle},
-    lease_terms::LeaseTerms,
-    lock::{Lock, LockGuard, LockMode, LockOptions, LockValidity, Loss, Released, lock_guard, queue_position},
+    lock::{
+        Lock, LockGuard, LockMode, LockOptions, LockValidity, Loss, Released,
+        candidate::Candidate,
+        election::{Election, Leader, LeaderWatcher, Leadership},
+        fence::{Fence, StaleToken},
+        lock_guard, queue_position,
+    },
     migration::{Migration, Side},
-    name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
-    picker::{Filter, PickError, Picker, Policy},
-    pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
-    publisher::{Publisher, ServiceWatcher},
+    model::{
+        advertise::advertise,
+        endpoint::Endpoint,
+        instance::{Entry, Health, Instance, InstanceUpdate, Presence},
+        name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
+        revision::{Epoch, FencingToken, LeaseId, Revision},
+    },
     raw::{RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{
         Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
+        graceful::{Graceful, Shutdown},
+        lease::{Lease, LeaseHandle},
         registration,
+        registry::{Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
     },
-    registry::{Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
-    resolver::{Change, Resolver, Watcher},
-    revision::{Epoch, FencingToken, LeaseId, Revision},
-    snapshot::{Event, Snapshot},
-    task::{StopError, TaskOwner, caught_now},
+    runtime::{
+        backoff::{Backoff, BackoffPolicy},
+        clock::Moment,
+        task::{StopError, TaskOwner, caught_now},
+    },
     telemetry::{Counter, Counters},
 };
 
@@ -126,3 +112,11 @@ pub use self::{
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+pub use self::backend::{key_claims, observation, publisher, reconcile};
+pub use self::balancing::{alias_table, balance, ejection, picker, pool};
+pub use self::discovery::directory;
+pub use self::lock::election;
+pub use self::model::{advertise, endpoint, escape, instance, name};
+pub use self::registration::{graceful, registry};
+pub use self::runtime::{backoff, clock, deadline};

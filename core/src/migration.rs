@@ -9,21 +9,25 @@ use futures::{
 };
 
 use crate::{
-    clock::Moment,
-    error::Error,
-    freshness::Freshness,
-    instance::{Entry, Health, Instance, Presence},
-    lease::Lease,
-    name::{InstanceId, Namespace, ServiceName, ServiceRef},
-    publisher::{Publisher, ServiceWatcher},
-    registration::{
-        Deregistered, Desired, Goal, Registration, RegistrationDriver, RegistrationState, Shown, registration,
+    backend::publisher::{Publisher, ServiceWatcher},
+    discovery::{
+        freshness::Freshness,
+        resolver::{Change, Resolver, Watcher},
+        snapshot::Snapshot,
     },
-    registry::{Evicted, RegisterOptions, Registry, Start},
-    resolver::{Change, Resolver, Watcher},
-    revision::{Epoch, Revision},
-    snapshot::Snapshot,
-    task::TaskOwner,
+    error::Error,
+    model::{
+        instance::{Entry, Health, Instance, Presence},
+        name::{InstanceId, Namespace, ServiceName, ServiceRef},
+        revision::{Epoch, Revision},
+    },
+    registration::{
+        Deregistered, Desired, Goal, Registration, RegistrationDriver, RegistrationState, Shown,
+        lease::Lease,
+        registration,
+        registry::{Evicted, RegisterOptions, Registry, Start},
+    },
+    runtime::{clock::Moment, task::TaskOwner},
 };
 
 /// Interval at which a merged view asks its sides for newer proofs of what they show.
@@ -57,7 +61,7 @@ impl Side {
             registry,
             resolver: client,
             writes: true,
-            default_weight: crate::instance::DEFAULT_WEIGHT,
+            default_weight: crate::model::instance::DEFAULT_WEIGHT,
             instances: Arc::new(|instance| instance),
             options: Arc::new(|options| options),
         }

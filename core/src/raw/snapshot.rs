@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::revision::{Epoch, LeaseId, Revision};
+use crate::model::revision::{Epoch, LeaseId, Revision};
 
 /// A key with its value. `Debug` does not show the value, which may be a secret.
 #[derive(Clone, PartialEq, Eq)]

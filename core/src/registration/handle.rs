@@ -5,10 +5,12 @@ use std::{future::Future, sync::Arc, time::Duration};
 use super::{Desired, Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
 use crate::{
     error::Error,
-    instance::{Health, Instance, InstanceUpdate},
-    name::ServiceRef,
-    revision::{LeaseId, Revision},
-    task::TaskOwner,
+    model::{
+        instance::{Health, Instance, InstanceUpdate},
+        name::ServiceRef,
+        revision::{LeaseId, Revision},
+    },
+    runtime::task::TaskOwner,
 };
 
 /// Number of times that a change is made anew because another one came in between.

@@ -3,7 +3,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{Goal, Shared, Shown};
-use crate::{error::Error, instance::Health, task::caught};
+use crate::{error::Error, model::instance::Health, runtime::task::caught};
 
 /// The place of a health in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,366 @@
+//! For backends: one registration at a time per key and session.
+//!
+//! The registrations of a session share leases, so the lease alone does not tell them apart. A registration claims its key
+//! before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor. Claims on one
+//! key are served in the order in which they were asked for: a registration that gives way gets the key again behind those
+//! that it gave way to.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    hash::Hash,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use foldhash::fast::RandomState;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::{
+    model::{escape::Hidden, revision::Revision},
+    registration::{
+        Withdrawal,
+        registry::{OnConflict, RegisterOptions},
+    },
+};
+
+/// One claimed key.
+#[derive(Debug)]
+struct Slot {
+    /// One permit while the key is free.
+    turn: Semaphore,
+    claimant: Mutex<Claimant>,
+    /// Notified when the key changes hands, and when the claimant is to give way.
+    changed: Notify,
+}
+
+/// The registration that has a key, or that had it last.
+struct Claimant {
+    owner: Option<String>,
+    withdrawal: Withdrawal,
+    /// It is about to leave, or has left.
+    leaving: bool,
+    /// A successor wants the key.
+    wanted: bool,
+}
+
+impl fmt::Debug for Claimant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { owner, withdrawal, leaving, wanted } = self;
+        f.debug_struct("Claimant")
+            .field("owner", &owner.as_ref().map(|_| Hidden))
+            .field("withdrawal", withdrawal)
+            .field("leaving", leaving)
+            .field("wanted", wanted)
+            .finish()
+    }
+}
+
+impl Claimant {
+    fn new(options: &RegisterOptions, withdrawal: &Withdrawal) -> Self {
+        Self { owner: options.owner.clone(), withdrawal: withdrawal.clone(), leaving: false, wanted: false }
+    }
+
+    fn is_leaving(&self) -> bool {
+        self.leaving || self.withdrawal.is_withdrawn()
+    }
+}
+
+type Map<K> = Arc<Mutex<HashMap<K, Arc<Slot>, RandomState>>>;
+
+/// The keys that registrations of this session have claimed.
+pub struct KeyClaims<K> {
+    map: Map<K>,
+}
+
+impl<K> Default for KeyClaims<K> {
+    fn default() -> Self {
+        Self { map: Arc::default() }
+    }
+}
+
+impl<K> fmt::Debug for KeyClaims<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let claimed = self.map.lock().unwrap_or_else(PoisonError::into_inner).len();
+        f.debug_struct("KeyClaims").field("claimed", &claimed).finish()
+    }
+}
+
+/// Behaviour of a claim towards a registration of this session that has the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a registration claims its key anew only after it gave way")]
+pub enum Approach {
+    /// Acts as the options say.
+    New,
+    /// Waits for it: this registration gave way before.
+    Again,
+}
+
+/// A claimed key. Dropping it frees the key.
+pub struct Claim<K: Eq + Hash> {
+    visit: Visit<K>,
+}
+
+impl<K: Eq + Hash> fmt::Debug for Claim<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim").field("slot", &self.visit.slot).finish_non_exhaustive()
+    }
+}
+
+/// A registration that has a key or waits for it. The last one to go forgets the slot.
+struct Visit<K: Eq + Hash> {
+    key: K,
+    map: Map<K>,
+    slot: Arc<Slot>,
+}
+
+impl<K: Eq + Hash + Clone> KeyClaims<K> {
+    /// Claims `key`, after waiting for a claimant that leaves or that `options` supersede or wait for.
+    ///
+    /// # Errors
+    ///
+    /// The revision of the claimant's last acknowledged write (`None` before one), if `options` refuse to wait for it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future claims nothing; a claimant that was asked to give way stays so.
+    pub async fn claim(
+        &self,
+        key: &K,
+        options: &RegisterOptions,
+        withdrawal: &Withdrawal,
+        approach: Approach,
+    ) -> Result<Claim<K>, Option<Revision>> {
+        let (visit, is_free) = self.visit(key, options, withdrawal);
+        if is_free {
+            return Ok(Claim { visit });
+        }
+        let slot = Arc::clone(&visit.slot);
+        loop {
+            let mut changed = pin!(slot.changed.notified());
+            // Before the look at the claimant, so that no change is missed.
+            changed.as_mut().enable();
+            if approach == Approach::New {
+                slot.approach(options)?;
+            }
+            tokio::select! {
+                // A permit that was assigned is not given back because of a change at the same time.
+                biased;
+                permit = slot.turn.acquire() => {
+                    // It is never closed, so there is one.
+                    if let Ok(permit) = permit {
+                        permit.forget();
+                    }
+                    slot.occupy(Claimant::new(options, withdrawal));
+                    return Ok(Claim { visit });
+                }
+                () = changed => {}
+            }
+        }
+    }
+
+    /// The registration that has `key`, unless it is about to leave.
+    pub fn claimant(&self, key: &K) -> Option<Withdrawal> {
+        let slot = Arc::clone(self.map.lock().unwrap_or_else(PoisonError::into_inner).get(key)?);
+        let claimant = slot.claimant();
+        (!claimant.is_leaving()).then(|| claimant.withdrawal.clone())
+    }
+
+    /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
+    fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let (slot, is_free) = match map.entry(key.clone()) {
+            Entry::Occupied(taken) => (Arc::clone(taken.get()), false),
+            Entry::Vacant(place) => {
+                let slot = Slot {
+                    turn: Semaphore::new(0),
+                    claimant: Mutex::new(Claimant::new(options, withdrawal)),
+                    changed: Notify::new(),
+                };
+                (Arc::clone(place.insert(Arc::new(slot))), true)
+            }
+        };
+        (Visit { key: key.clone(), map: Arc::clone(&self.map), slot }, is_free)
+    }
+}
+
+impl Slot {
+    fn claimant(&self) -> MutexGuard<'_, Claimant> {
+        self.claimant.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn occupy(&self, claimant: Claimant) {
+        *self.claimant() = claimant;
+        self.changed.notify_waiters();
+    }
+
+    /// Asks the claimant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
+    fn approach(&self, options: &RegisterOptions) -> Result<(), Option<Revision>> {
+        let mut claimant = self.claimant();
+        let same_owner = options.owner.is_some() && options.owner == claimant.owner;
+        if same_owner || options.on_conflict == OnConflict::TakeOver {
+            if !std::mem::replace(&mut claimant.wanted, true) {
+                drop(claimant);
+                self.changed.notify_waiters();
+            }
+            return Ok(());
+        }
+        let waits = options.on_conflict != OnConflict::Refuse || claimant.is_leaving();
+        if waits { Ok(()) } else { Err(claimant.withdrawal.stored()) }
+    }
+}
+
+impl<K: Eq + Hash> Claim<K> {
+    /// Notes that this registration is about to leave, so that a successor waits for it instead of giving up.
+    pub fn leave(&self) {
+        self.visit.slot.claimant().leaving = true;
+        self.visit.slot.changed.notify_waiters();
+    }
+
+    /// Waits until a successor wants the key. The registration has to give way then, and to leave the key as it is.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn superseded(&self) {
+        let slot = &self.visit.slot;
+        loop {
+            let mut changed = pin!(slot.changed.notified());
+            changed.as_mut().enable();
+            if slot.claimant().wanted {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl<K: Eq + Hash> Drop for Claim<K> {
+    fn drop(&mut self) {
+        // Nobody has the key until it is handed on.
+        self.visit.slot.claimant().leaving = true;
+        self.visit.slot.turn.add_permits(1);
+    }
+}
+
+impl<K: Eq + Hash> Drop for Visit<K> {
+    fn drop(&mut self) {
+        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's and this one: claims are entered under the same lock.
+        if Arc::strong_count(&self.slot) <= 2 {
+            map.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, registration};
+
+    struct Party {
+        options: RegisterOptions,
+        registration: Registration,
+        withdrawal: Withdrawal,
+    }
+
+    impl Party {
+        fn new(options: RegisterOptions) -> Self {
+            let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+            let (registration, driver) = registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()));
+            Self { options, withdrawal: driver.withdrawal(), registration }
+        }
+
+        async fn claim(&self, key_claims: &KeyClaims<&'static str>, approach: Approach) -> Option<Claim<&'static str>> {
+            key_claims.claim(&"key", &self.options, &self.withdrawal, approach).await.ok()
+        }
+    }
+
+    fn stranger() -> Party {
+        Party::new(RegisterOptions::new())
+    }
+
+    fn mine() -> Party {
+        Party::new(RegisterOptions::new().owner("me"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_owner_token_of_a_claim_is_not_shown() {
+        let (key_claims, party) = (KeyClaims::default(), Party::new(RegisterOptions::new().owner("s3cret")));
+        let claim = party.claim(&key_claims, Approach::New).await.unwrap();
+        let shown = format!("{claim:?} {key_claims:?}");
+        assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taken_key_is_refused_until_its_occupant_leaves() {
+        let key_claims = KeyClaims::default();
+        let (one, two) = (stranger(), stranger());
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let other = key_claims.claim(&"other", &two.options, &two.withdrawal, Approach::New).await;
+        assert!(other.is_ok());
+        assert!(two.claim(&key_claims, Approach::New).await.is_none());
+        first.leave();
+        let (second, ()) = tokio::join!(two.claim(&key_claims, Approach::New), async { drop(first) });
+        drop((second.unwrap(), other));
+        assert!(key_claims.map.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_withdrawn_occupant_is_waited_for_although_it_has_not_noticed_yet() {
+        let key_claims = KeyClaims::default();
+        let (one, two) = (stranger(), stranger());
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        drop(one.registration);
+        let (second, ()) = tokio::join!(two.claim(&key_claims, Approach::New), async { drop(first) });
+        assert!(second.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_equal_owner_supersedes_and_gives_the_key_back() {
+        let key_claims = KeyClaims::default();
+        let (one, two) = (mine(), mine());
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&key_claims, Approach::New));
+        assert!(second.as_mut().now_or_never().is_none());
+        first.superseded().await;
+        drop(first);
+        // It asks at once, and is behind.
+        let mut again = Box::pin(one.claim(&key_claims, Approach::Again));
+        assert!(again.as_mut().now_or_never().is_none());
+        let second = second.await.unwrap();
+        assert!(again.as_mut().now_or_never().is_none());
+        assert!(second.superseded().now_or_never().is_none(), "it waits, and wants nothing");
+        drop(second);
+        assert!(again.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_registration_that_has_a_key_is_its_occupant_until_it_leaves() {
+        let key_claims = KeyClaims::default();
+        let party = stranger();
+        assert!(key_claims.claimant(&"key").is_none());
+        let claim = party.claim(&key_claims, Approach::New).await.unwrap();
+        assert!(key_claims.claimant(&"key").is_some());
+        claim.leave();
+        assert!(key_claims.claimant(&"key").is_none());
+        drop(claim);
+        assert!(key_claims.map.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_successor_that_gives_up_leaves_the_key_to_the_next() {
+        let key_claims = KeyClaims::default();
+        let (one, two) = (mine(), mine());
+        let first = one.claim(&key_claims, Approach::New).await.unwrap();
+        let mut second = Box::pin(two.claim(&key_claims, Approach::New));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(second);
+        first.superseded().await;
+        drop(first);
+        drop(one.claim(&key_claims, Approach::Again).await.unwrap());
+        assert!(key_claims.map.lock().unwrap().is_empty());
+    }
+}

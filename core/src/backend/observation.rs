@@ -1,0 +1,151 @@
+//! For backends: observations of foreign leases, by which a leftover is told from a live instance.
+//!
+//! An observation takes a renewal period of the foreign lease, which can be longer than a call waits. It is kept per key
+//! and lease, so that a repeated call completes it.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::{
+    backend::reconcile::{Observation, is_renewed, observation_period},
+    model::revision::LeaseId,
+    runtime::clock::Moment,
+};
+
+/// Maximum number of observations; beyond it the one that was begun first is forgotten and would begin anew.
+const MAX_RUNNING: usize = 4096;
+
+/// One look at a foreign lease.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "plain input of a pure function")]
+pub struct Look {
+    /// The lease.
+    pub lease: LeaseId,
+    /// Its remaining time.
+    pub left: Duration,
+    /// Its TTL as granted.
+    pub granted: Duration,
+    /// Time at which the request was sent.
+    pub asked: Moment,
+    /// The unit in which the store counts, and by which an answer may be off.
+    pub unit: Duration,
+}
+
+/// An observation that was begun.
+#[derive(Debug)]
+struct Running {
+    lease: LeaseId,
+    first: Duration,
+    /// Time at which the first answer came.
+    begun: Moment,
+}
+
+/// The observations of a session, by key.
+pub struct Observations<K> {
+    running: Mutex<HashMap<K, Running>>,
+}
+
+impl<K> Default for Observations<K> {
+    fn default() -> Self {
+        Self { running: Mutex::default() }
+    }
+}
+
+impl<K> fmt::Debug for Observations<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observations").finish_non_exhaustive()
+    }
+}
+
+impl<K: Eq + Hash + Clone> Observations<K> {
+    /// Adds a look at the lease of `key`, and returns the result.
+    ///
+    /// # Errors
+    ///
+    /// The time until there is a result.
+    pub fn look(&self, key: &K, look: Look) -> Result<Observation, Duration> {
+        let Look { lease, left, granted, asked, unit } = look;
+        let period = observation_period(granted, unit);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(known) = running.get(key).filter(|known| known.lease == lease) else {
+            make_room(&mut running);
+            running.insert(key.clone(), Running { lease, first: left, begun: Moment::now() });
+            return Err(period);
+        };
+        let observation = if is_renewed(known.first, asked.since(known.begun), left, unit) {
+            Observation::Renewed
+        } else if known.begun.elapsed() >= period {
+            Observation::Falling
+        } else {
+            return Err(known.begun.remaining(period));
+        };
+        running.remove(key);
+        Ok(observation)
+    }
+
+    /// Forgets the observation of `key`: its lease is gone.
+    pub fn forget(&self, key: &K) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+}
+
+fn make_room<K: Eq + Hash + Clone>(running: &mut HashMap<K, Running>) {
+    if running.len() < MAX_RUNNING {
+        return;
+    }
+    let oldest = running.iter().max_by_key(|(_, known)| known.begun.elapsed()).map(|(key, _)| key.clone());
+    if let Some(oldest) = oldest {
+        running.remove(&oldest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRANTED: Duration = Duration::from_secs(30);
+    const UNIT: Duration = Duration::from_secs(1);
+
+    fn look(lease: i64, left: u64) -> Look {
+        let left = Duration::from_secs(left);
+        Look { lease: LeaseId::new(lease), left, granted: GRANTED, asked: Moment::now(), unit: UNIT }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_observation_is_completed_by_a_later_look_however_long_nobody_looked() {
+        let observations = Observations::default();
+        let period = observation_period(GRANTED, UNIT);
+        assert_eq!(observations.look(&"key", look(1, 29)), Err(period));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert_eq!(observations.look(&"key", look(1, 24)), Err(period.saturating_sub(Duration::from_secs(5))));
+        tokio::time::advance(Duration::from_secs(20)).await;
+        assert_eq!(observations.look(&"key", look(1, 4)), Ok(Observation::Falling));
+        assert_eq!(observations.look(&"key", look(1, 4)), Err(period), "it is over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_shows_at_the_next_look_and_another_lease_begins_anew() {
+        let observations = Observations::default();
+        let period = observation_period(GRANTED, UNIT);
+        assert_eq!(observations.look(&"key", look(1, 25)), Err(period));
+        tokio::time::advance(Duration::from_secs(8)).await;
+        assert_eq!(observations.look(&"other", look(1, 25)), Err(period));
+        assert_eq!(observations.look(&"key", look(1, 28)), Ok(Observation::Renewed));
+        assert_eq!(observations.look(&"key", look(1, 28)), Err(period));
+        assert_eq!(observations.look(&"key", look(2, 29)), Err(period));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn observations_are_bounded() {
+        let observations = Observations::default();
+        for key in 0..MAX_RUNNING + 10 {
+            let _ = observations.look(&key, look(1, 25));
+        }
+        assert_eq!(observations.running.lock().unwrap().len(), MAX_RUNNING);
+    }
+}

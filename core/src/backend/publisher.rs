@@ -1,0 +1,360 @@
+//! The shared part of every watch: one writer, many readers, each of whom skips what it was too slow for.
+//!
+//! A writer publishes the latest value; a reader is woken, takes the latest value and compares it with what *it* saw
+//! last. So a slow reader loses intermediate states but no net change, needs no queue, and delays nobody. Both backends
+//! and both kinds of watch (services, leaders) stand on this type; [`ServiceWatcher`] adds the difference.
+
+use std::{any::Any, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::{
+    discovery::{
+        freshness::{Freshness, Proof},
+        resolver::{Change, Watcher},
+        snapshot::Snapshot,
+    },
+    error::Error,
+    runtime::clock::Moment,
+};
+
+/// Dependency of a reader of a feed, kept alive as long as the reader is.
+pub type OwnerHandle = Arc<dyn Any + Send + Sync>;
+
+#[derive(Clone, Debug)]
+struct State<T> {
+    value: Option<T>,
+    freshness: Freshness,
+    /// Trouble that will not pass by itself while nothing is known yet.
+    refused: Option<Error>,
+    closed: bool,
+}
+
+/// The writing side.
+#[derive(Debug)]
+pub struct Publisher<T> {
+    state: watch::Sender<State<T>>,
+    proof: Proof,
+}
+
+impl<T: Clone + PartialEq> Default for Publisher<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Clone + PartialEq> Publisher<T> {
+    /// A feed that knows nothing yet.
+    pub fn new() -> Self {
+        Self::proven_by(Proof::new(Moment::now()))
+    }
+
+    /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are derived from
+    /// ([`Subscriber::proof`]).
+    pub fn proven_by(proof: Proof) -> Self {
+        let freshness = Freshness::Live { proof: proof.clone() };
+        Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
+    }
+
+    /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the feed was
+    /// stale.
+    pub fn publish(&self, value: T, proven: Moment) {
+        self.proof.renew(proven);
+        self.set(value, Freshness::Live { proof: self.proof.clone() });
+    }
+
+    /// Publishes `value`, which is newer than the last one without being proven: an event says what changed, not when it was sent. Wakes
+    /// the readers as [`publish`](Self::publish) does.
+    pub fn advance(&self, value: T) {
+        self.set(value, Freshness::Live { proof: self.proof.clone() });
+    }
+
+    /// Publishes `value`, which was right at `proven`, though changes do not arrive at present.
+    pub fn publish_stale(&self, value: T, proven: Moment, cause: Error) {
+        self.set(value, Freshness::Stale { proven, cause });
+    }
+
+    fn set(&self, value: T, freshness: Freshness) {
+        self.state.send_if_modified(|state| {
+            let wake = state.value.as_ref() != Some(&value)
+                || state.freshness.is_live() != freshness.is_live()
+                || state.refused.is_some();
+            *state = State { value: Some(value), freshness, refused: None, closed: false };
+            wake
+        });
+    }
+
+    /// Notes that the last value was still right at `proven`. Wakes the readers only if the feed was stale.
+    pub fn prove(&self, proven: Moment) {
+        self.proof.renew(proven);
+        self.live();
+    }
+
+    /// Notes that changes arrive again, though nothing has been proven yet. Wakes the readers if the feed was stale.
+    pub fn live(&self) {
+        self.state.send_if_modified(|state| {
+            let wake = !state.freshness.is_live();
+            state.freshness = Freshness::Live { proof: self.proof.clone() };
+            wake
+        });
+    }
+
+    /// Notes that changes no longer arrive. The value stays.
+    pub fn stale(&self, cause: Error) {
+        self.state.send_if_modified(|state| {
+            let wake = state.freshness.is_live();
+            state.freshness = Freshness::Stale { proven: state.freshness.proven(), cause };
+            wake
+        });
+    }
+
+    /// Notes trouble that will not pass by itself. Readers who know nothing yet get it as an error, the others as
+    /// staleness.
+    pub fn refuse(&self, cause: Error) {
+        self.state.send_modify(|state| {
+            state.freshness = Freshness::Stale { proven: state.freshness.proven(), cause: cause.clone() };
+            state.refused = Some(cause);
+        });
+    }
+
+    /// Ends the feed: each reader takes what it has not seen, then gets [`Error::Closed`].
+    pub fn close(&self) {
+        self.state.send_modify(|state| state.closed = true);
+    }
+
+    /// The value published last.
+    pub fn latest(&self) -> Option<T> {
+        self.state.borrow().value.clone()
+    }
+
+    /// A reader that has seen nothing yet and keeps `source` alive.
+    pub fn reader(&self, source: OwnerHandle) -> Subscriber<T> {
+        let mut state = self.state.subscribe();
+        state.mark_changed();
+        Subscriber { state, seen: None, live: true, proof: self.proof.clone(), _source: source }
+    }
+
+    /// Waits until there is no reader left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn unread(&self) {
+        self.state.closed().await;
+    }
+
+    /// Returns `true` if anybody reads.
+    pub fn is_read(&self) -> bool {
+        self.state.receiver_count() > 0
+    }
+}
+
+/// The reading side.
+pub struct Subscriber<T> {
+    state: watch::Receiver<State<T>>,
+    seen: Option<T>,
+    live: bool,
+    proof: Proof,
+    _source: OwnerHandle,
+}
+
+impl<T: fmt::Debug> fmt::Debug for Subscriber<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscriber").field("seen", &self.seen).finish_non_exhaustive()
+    }
+}
+
+/// Update for a reader: the latest value, what it saw before (if anything), and how fresh the value is.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Update<T> {
+    /// The latest value.
+    pub value: T,
+    /// Value that this reader saw before.
+    pub before: Option<T>,
+    /// Freshness of the value.
+    pub freshness: Freshness,
+}
+
+impl<T> Subscriber<T> {
+    /// Source of the age of the feed's values while it is live.
+    pub fn proof(&self) -> Proof {
+        self.proof.clone()
+    }
+}
+
+impl<T: Clone + PartialEq> Subscriber<T> {
+    /// Waits for a value, or a freshness, that this reader has not seen.
+    ///
+    /// # Errors
+    ///
+    /// Trouble that is for good, if nothing is known yet; [`Error::Closed`] after the end.
+    ///
+    /// # Cancel safety
+    ///
+    /// What was not returned is returned by the next call.
+    pub async fn next(&mut self) -> Result<Update<T>, Error> {
+        loop {
+            if self.state.changed().await.is_err() {
+                return Err(Error::Closed);
+            }
+            let state = self.state.borrow_and_update().clone();
+            match state.value {
+                Some(value) if self.seen.as_ref() != Some(&value) || self.live != state.freshness.is_live() => {
+                    if state.closed {
+                        // The next call has to find the end.
+                        self.state.mark_changed();
+                    }
+                    self.live = state.freshness.is_live();
+                    let before = self.seen.replace(value.clone());
+                    return Ok(Update { value, before, freshness: state.freshness });
+                }
+                _ if state.closed => {
+                    self.state.mark_changed();
+                    return Err(Error::Closed);
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(cause) = state.refused {
+                        return Err(cause);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A [`Watcher`] over a feed of snapshots: what both backends return from `watch`.
+#[derive(Debug)]
+pub struct ServiceWatcher {
+    reader: Subscriber<Snapshot>,
+}
+
+impl ServiceWatcher {
+    /// A watcher that reads from `reader`.
+    pub fn new(reader: Subscriber<Snapshot>) -> Self {
+        Self { reader }
+    }
+}
+
+#[async_trait]
+impl Watcher for ServiceWatcher {
+    async fn next(&mut self) -> Result<Change, Error> {
+        let Update { value, before, freshness } = self.reader.next().await?;
+        let events = match &before {
+            None => value.as_added(),
+            Some(before) => value.diff(before),
+        };
+        Ok(Change { snapshot: value, events, freshness })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn keep() -> OwnerHandle {
+        Arc::new(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_gets_the_latest_value_and_what_it_saw_itself() {
+        let feed = Publisher::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        assert_eq!(reader.next().await.unwrap().value, 1);
+        for value in 2..=5 {
+            feed.publish(value, Moment::now());
+        }
+        let reading = reader.next().await.unwrap();
+        assert_eq!((reading.before, reading.value), (Some(1), 5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_changes_freshness_and_not_the_value() {
+        let feed = Publisher::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        reader.next().await.unwrap();
+        feed.stale(Error::LeaseLost);
+        let reading = reader.next().await.unwrap();
+        assert!(!reading.freshness.is_live());
+        assert_eq!(reading.value, 1);
+        feed.prove(Moment::now());
+        assert!(reader.next().await.unwrap().freshness.is_live());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_newer_is_not_proven_by_that_and_what_is_derived_ages_alike() {
+        let feed = Publisher::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        tokio::time::advance(Duration::from_secs(7)).await;
+        feed.advance(2);
+        let reading = reader.next().await.unwrap();
+        assert_eq!((reading.value, reading.freshness.age().as_secs()), (2, 7));
+        let derived = Publisher::proven_by(reader.proof());
+        let mut second = derived.reader(keep());
+        derived.publish("two", reading.freshness.proven());
+        let derived = second.next().await.unwrap();
+        assert_eq!(derived.freshness.age().as_secs(), 7);
+        // Nobody is woken, and both are proven.
+        feed.prove(Moment::now());
+        assert_eq!((reading.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_net_zero_change_wakes_nobody_who_did_not_see_it() {
+        let feed = Publisher::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        reader.next().await.unwrap();
+        feed.publish(2, Moment::now());
+        feed.publish(1, Moment::now());
+        feed.publish(1, Moment::now());
+        let (next, ()) = tokio::join!(reader.next(), async {
+            tokio::task::yield_now().await;
+            feed.publish(3, Moment::now());
+        });
+        assert_eq!(next.unwrap().value, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trouble_for_good_is_an_error_only_while_nothing_is_known() {
+        let feed = Publisher::new();
+        let mut early = feed.reader(keep());
+        feed.refuse(Error::Unsupported { what: "this".into() });
+        assert!(matches!(early.next().await, Err(Error::Unsupported { .. })));
+        feed.publish(1, Moment::now());
+        assert_eq!(early.next().await.unwrap().value, 1);
+        feed.refuse(Error::Unsupported { what: "this".into() });
+        assert!(!early.next().await.unwrap().freshness.is_live());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_comes_after_the_last_value_and_stays() {
+        let feed = Publisher::new();
+        let mut reader = feed.reader(keep());
+        feed.publish(1, Moment::now());
+        feed.close();
+        assert_eq!(reader.next().await.unwrap().value, 1);
+        for _ in 0..2 {
+            assert!(matches!(reader.next().await, Err(Error::Closed)));
+        }
+        drop(feed);
+        assert!(matches!(reader.next().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_keeps_its_source_alive() {
+        let source = keep();
+        let feed = Publisher::<u8>::new();
+        let reader = feed.reader(Arc::clone(&source));
+        assert_eq!(Arc::strong_count(&source), 2);
+        drop(reader);
+        feed.unread().await;
+        assert_eq!(Arc::strong_count(&source), 1);
+    }
+}

@@ -1,0 +1,196 @@
+//! Choosing in proportion to weights, by draw or by key. [`crate::balancing::picker`] chooses instances with it; so does any other
+//! balancer that has its own idea of who is a candidate.
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::balancing::bucket_index::BucketIndex;
+
+/// Points on a [`HashRing`] per candidate of average weight. With 100 the share of each is within some 10 % of its due.
+const RING_POINTS: u64 = 100;
+
+/// The lower half of a number.
+const LOW: u64 = u32::MAX as u64;
+
+/// Draws positions in proportion to their weights.
+#[derive(Clone, Debug, Default)]
+pub struct AliasTable {
+    /// Running sums of the weights.
+    sums: Vec<u64>,
+    columns: Vec<Column>,
+}
+
+/// A column of an alias table: a draw takes any column, and then one of its two positions. So it costs the same among any number.
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    /// How much of the column is its own position's, in parts of 2^32.
+    own: u32,
+    /// Whose the rest is.
+    other: u32,
+}
+
+impl AliasTable {
+    /// Alias table of positions 0, 1, 2, … with these weights.
+    pub fn new(weights: impl IntoIterator<Item = u32>) -> Self {
+        let weights: Vec<u64> = weights.into_iter().map(u64::from).collect();
+        let add = |sum: &mut u64, weight: &u64| {
+            *sum += weight;
+            Some(*sum)
+        };
+        Self { sums: weights.iter().scan(0, add).collect(), columns: columns(&weights) }
+    }
+
+    /// The sum of all weights.
+    pub fn total(&self) -> u64 {
+        self.sums.last().copied().unwrap_or(0)
+    }
+
+    /// The weight of a position.
+    pub fn weight(&self, at: usize) -> u64 {
+        self.sums[at] - self.start(at)
+    }
+
+    /// Draws a position; `None` if all weights are 0.
+    pub fn draw(&self) -> Option<usize> {
+        self.drawn(fastrand::u64(..))
+    }
+
+    /// The position that an evenly random number draws.
+    pub(crate) fn drawn(&self, random: u64) -> Option<usize> {
+        if self.total() == 0 {
+            return None;
+        }
+        let (column, part) = (random >> 32, random & LOW);
+        let at = usize::try_from((column * self.columns.len() as u64) >> 32).ok()?;
+        let Column { own, other } = self.columns[at];
+        Some(if part < u64::from(own) { at } else { other as usize })
+    }
+
+    /// Draws a position other than `first`; `None` if no other one has a weight.
+    pub fn draw_other(&self, first: usize) -> Option<usize> {
+        let weight = self.weight(first);
+        let others = self.total() - weight;
+        if others == 0 {
+            return None;
+        }
+        let ticket = fastrand::u64(..others);
+        let skip = if ticket < self.start(first) { 0 } else { weight };
+        Some(self.sums.partition_point(|sum| *sum <= ticket + skip))
+    }
+
+    fn start(&self, at: usize) -> u64 {
+        at.checked_sub(1).map_or(0, |before| self.sums[before])
+    }
+}
+
+/// An alias table (Walker 1977, built as Vose 1991 does): each column is as high as the average weight; who has less shares its
+/// column with somebody who has more.
+fn columns(weights: &[u64]) -> Vec<Column> {
+    let (count, total) = (weights.len() as u64, weights.iter().sum::<u64>());
+    // A column is `total` high, then.
+    let mut left: Vec<u64> = weights.iter().map(|weight| weight * count).collect();
+    let mut columns: Vec<Column> = (0..u32::MAX).take(weights.len()).map(|at| Column { own: 0, other: at }).collect();
+    let (mut less, mut more): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|at| left[*at] < total);
+    while let (Some(poor), Some(rich)) = (less.pop(), more.last().copied()) {
+        let part = (u128::from(left[poor]) << 32) / u128::from(total);
+        // Less than the whole, so it fits.
+        columns[poor] = Column { own: u32::try_from(part).unwrap_or(u32::MAX), other: columns[rich].other };
+        left[rich] -= total - left[poor];
+        if left[rich] < total {
+            less.extend(more.pop());
+        }
+    }
+    columns
+}
+
+/// Places keys on positions in proportion to their weights, so that a change of the set moves few keys.
+#[derive(Clone, Debug)]
+pub struct HashRing {
+    /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a search in a
+    /// large ring costs what it misses in the cache.
+    points: Vec<u64>,
+    guide: BucketIndex,
+}
+
+impl Default for HashRing {
+    fn default() -> Self {
+        Self::new([])
+    }
+}
+
+impl HashRing {
+    /// A ring of positions 0, 1, 2, … with these names and weights. A point depends on the name alone; each position has at
+    /// least one.
+    pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
+        let members: Vec<_> = members.into_iter().collect();
+        let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let mut points = Vec::new();
+        for ((name, weight), owner) in members.iter().zip(0_u64..) {
+            let due = (u64::from(*weight) * RING_POINTS * members.len() as u64 / total.max(1)).max(1);
+            points.extend((0..due).map(|point| place(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
+        }
+        points.sort_unstable();
+        Self { guide: BucketIndex::new(&points), points }
+    }
+
+    /// The position that `key` belongs to; `None` on an empty ring.
+    pub fn find(&self, key: &[u8]) -> Option<usize> {
+        let place = place(xxh3_64(key));
+        let around = self.guide.around(place);
+        let at = around.start + self.points[around].partition_point(|point| *point < place);
+        let point = self.points.get(at).or(self.points.first())?;
+        usize::try_from(point & LOW).ok()
+    }
+}
+
+/// Position of a hash on the ring.
+fn place(hash: u64) -> u64 {
+    hash & !LOW
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_draw_is_never_the_first_and_keeps_to_the_weights_of_the_others() {
+        let shares = AliasTable::new([1, 1, 4, 0]);
+        let mut drawn = [0_u32; 4];
+        for _ in 0..50_000 {
+            drawn[shares.draw_other(0).unwrap()] += 1;
+        }
+        assert_eq!((drawn[0], drawn[3]), (0, 0));
+        // Due: 10,000 and 40,000; six standard deviations are about 540.
+        assert!(drawn[1].abs_diff(10_000) < 600, "{drawn:?}");
+        assert_eq!(AliasTable::new([3]).draw_other(0), None);
+        assert_eq!(AliasTable::new([0, 0]).draw(), None);
+    }
+
+    #[test]
+    fn draws_are_in_proportion_whatever_the_weights() {
+        for weights in [vec![3], vec![0, 5], vec![1, 1000], vec![7; 10], (0..40).collect(), vec![u32::MAX, 1, u32::MAX]]
+        {
+            let shares = AliasTable::new(weights.iter().copied());
+            let mut due = vec![0_u64; weights.len()];
+            // Each column is hit as often as any other.
+            for column in 0..weights.len() as u64 {
+                let high = ((column << 32) / weights.len() as u64 + 1) << 32;
+                let own = u64::from(shares.columns[usize::try_from(column).unwrap()].own);
+                for (part, weight) in [(0, own), (LOW, LOW + 1 - own)] {
+                    due[shares.drawn(high | part).unwrap()] += weight;
+                }
+            }
+            let whole = (LOW + 1) * weights.len() as u64;
+            for (weight, due) in weights.iter().zip(due) {
+                let wanted = u128::from(*weight) * u128::from(whole) / u128::from(shares.total());
+                assert!(u128::from(due).abs_diff(wanted) <= weights.len() as u128 + 1, "{weights:?}: {due} {wanted}");
+            }
+        }
+        assert_eq!(AliasTable::default().draw(), None);
+    }
+
+    #[test]
+    fn an_empty_ring_has_no_place() {
+        assert_eq!(HashRing::new([]).find(b"key"), None);
+        assert_eq!(HashRing::new([("a", 0)]).find(b"key"), Some(0));
+    }
+}

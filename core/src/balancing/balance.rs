@@ -1,0 +1,387 @@
+//! For balancers: choosing among candidates that work, near ones first. [`Pool`](crate::Pool) chooses with it, and so does the gRPC
+//! channel; each says for itself who is a candidate and whether it works.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::balancing::alias_table::{AliasTable, HashRing};
+
+/// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
+/// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
+const OVERPROVISIONING: f64 = 1.4;
+
+/// Number of times that two are drawn before all are looked at.
+const DRAWS: usize = 4;
+
+/// Policy by which one of several candidates is chosen, unless by key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Selection {
+    /// Two different ones are drawn by weight; the one with fewer calls in flight per weight is chosen.
+    LeastLoaded,
+    /// At random, in proportion to the weights.
+    Weighted,
+    /// One after the other, whatever the weights.
+    RoundRobin,
+    /// Evenly at random, whatever the weights.
+    Random,
+}
+
+/// What can be chosen. Implemented by balancers for what they send calls to.
+pub trait Candidate {
+    /// Calls that have not ended.
+    fn in_flight(&self) -> usize;
+
+    /// `true` if it still works; it did when the set was made.
+    fn is_ready(&self) -> bool;
+}
+
+impl<T: Candidate + ?Sized> Candidate for Arc<T> {
+    fn in_flight(&self) -> usize {
+        (**self).in_flight()
+    }
+
+    fn is_ready(&self) -> bool {
+        (**self).is_ready()
+    }
+}
+
+/// Candidates that are equally near.
+#[derive(Debug)]
+pub struct Group<T> {
+    members: Vec<T>,
+    shares: AliasTable,
+    ring: Option<HashRing>,
+}
+
+impl<T> Default for Group<T> {
+    fn default() -> Self {
+        Self { members: Vec::new(), shares: AliasTable::default(), ring: None }
+    }
+}
+
+impl<T: Candidate> Group<T> {
+    /// Members with their names and weights. A choice by key is a choice without one among them.
+    pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
+        let (weights, members): (Vec<_>, Vec<_>) =
+            members.into_iter().map(|(_, weight, member)| (weight, member)).unzip();
+        Self { members, shares: AliasTable::new(weights), ring: None }
+    }
+
+    /// Members that can be chosen by key.
+    pub fn by_key<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
+        let (named, members): (Vec<_>, Vec<_>) =
+            members.into_iter().map(|(name, weight, member)| ((name, weight), member)).unzip();
+        let ring = Some(HashRing::new(named.iter().copied()));
+        Self { members, shares: AliasTable::new(named.iter().map(|(_, weight)| *weight)), ring }
+    }
+
+    /// Chooses a member that `takes` accepts, if there is one.
+    pub fn pick(&self, choice: &Choice<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        if self.members.is_empty() {
+            return None;
+        }
+        match (choice.selection, choice.key, &self.ring) {
+            (_, Some(key), Some(ring)) => self.first_from(ring.find(key)?, takes),
+            (Selection::LeastLoaded, ..) => self.least_loaded(takes),
+            (Selection::Weighted, ..) => self.weighted(takes),
+            (Selection::RoundRobin, ..) => self.first_from(choice.turn.fetch_add(1, Ordering::Relaxed), takes),
+            (Selection::Random, ..) => self.first_from(fastrand::usize(..), takes),
+        }
+    }
+
+    fn first_from(&self, start: usize, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        let count = self.members.len();
+        let start = start % count;
+        (start..count).chain(0..start).map(|at| &self.members[at]).find(|member| takes(member))
+    }
+
+    fn least_loaded(&self, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        for _ in 0..DRAWS {
+            let first = self.shares.draw()?;
+            let second = self.shares.draw_other(first).filter(|second| takes(&self.members[*second]));
+            let first = Some(first).filter(|first| takes(&self.members[*first]));
+            match (first, second) {
+                (Some(first), Some(second)) => return Some(&self.members[self.lighter(first, second)]),
+                (Some(only), None) | (None, Some(only)) => return Some(&self.members[only]),
+                (None, None) => {}
+            }
+        }
+        self.able(takes).reduce(|best, next| self.lighter(best, next)).map(|at| &self.members[at])
+    }
+
+    fn weighted(&self, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        for _ in 0..DRAWS {
+            let drawn = &self.members[self.shares.draw()?];
+            if takes(drawn) {
+                return Some(drawn);
+            }
+        }
+        let able: Vec<_> = self.able(takes).collect();
+        let weights = able.iter().map(|at| u32::try_from(self.shares.weight(*at)).unwrap_or(u32::MAX));
+        let drawn = AliasTable::new(weights).draw()?;
+        Some(&self.members[able[drawn]])
+    }
+
+    /// The positions of members that have a weight and that `takes` accepts.
+    fn able(&self, takes: &impl Fn(&T) -> bool) -> impl Iterator<Item = usize> {
+        (0..self.members.len()).filter(move |at| self.shares.weight(*at) > 0 && takes(&self.members[*at]))
+    }
+
+    /// The one with fewer calls in flight per weight. Of two equals, as idle ones are, it is the first, which was drawn by weight.
+    fn lighter(&self, first: usize, second: usize) -> usize {
+        let load = |at: usize| self.members[at].in_flight() as u64;
+        // first/weight ≤ second/weight, without dividing.
+        let first_is_lighter = load(first) * self.shares.weight(second) <= load(second) * self.shares.weight(first);
+        if first_is_lighter { first } else { second }
+    }
+}
+
+/// What a choice depends on beside the candidates.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::exhaustive_structs, reason = "plain input of a choice")]
+pub struct Choice<'a> {
+    /// Policy of the choice.
+    pub selection: Selection,
+    /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when others come and
+    /// go.
+    pub key: Option<&'a [u8]>,
+    /// Whose turn it is under [`Selection::RoundRobin`].
+    pub turn: &'a AtomicUsize,
+}
+
+/// Candidates that work, near ones first.
+#[derive(Debug)]
+pub struct Ready<T> {
+    near: Group<T>,
+    far: Group<T>,
+    /// The share of the calls that stay near, from 0 to 1.
+    stay: f64,
+}
+
+impl<T> Default for Ready<T> {
+    fn default() -> Self {
+        Self { near: Group::default(), far: Group::default(), stay: 1.0 }
+    }
+}
+
+impl<T: Candidate> Ready<T> {
+    /// Candidates of which `near` are the ready ones of the local zone, whose listed instances weigh `listed` in all.
+    pub fn new(near: Group<T>, far: Group<T>, listed: u64) -> Self {
+        let stay = share_that_stays(near.shares.total(), listed);
+        Self { near, far, stay }
+    }
+
+    /// Chooses one that works and is none of those that `tried` names, else one that works.
+    pub fn pick(&self, choice: &Choice<'_>, tried: impl Fn(&T) -> bool) -> Option<&T> {
+        let fresh = self.pick_where(choice, &|candidate| candidate.is_ready() && !tried(candidate));
+        fresh.or_else(|| self.pick_where(choice, &|candidate| candidate.is_ready()))
+    }
+
+    fn pick_where(&self, choice: &Choice<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        let stays = self.far.members.is_empty() || self.stay >= 1.0 || draw(choice.key) < self.stay;
+        let (first, then) = if stays { (&self.near, &self.far) } else { (&self.far, &self.near) };
+        first.pick(choice, takes).or_else(|| then.pick(choice, takes))
+    }
+}
+
+/// A number from 0 to 1: at random, or always the same for a key, so that it does not alternate between zones.
+fn draw(key: Option<&[u8]>) -> f64 {
+    let Some(key) = key else { return fastrand::f64() };
+    // A seed, so that it says nothing of the place on a ring.
+    let hash = xxh3_64_with_seed(key, 1);
+    #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
+    let draw = hash as f64 / u64::MAX as f64;
+    draw
+}
+
+/// The share of the calls that a zone keeps of whose weight `listed`, `ready` can take calls.
+fn share_that_stays(ready: u64, listed: u64) -> f64 {
+    if listed == 0 {
+        return 0.0;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
+    let healthy = ready as f64 / listed as f64;
+    (healthy * OVERPROVISIONING).min(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{cell::Cell, collections::BTreeMap, rc::Rc};
+
+    #[derive(Debug, Default)]
+    struct Fake {
+        name: &'static str,
+        in_flight: Cell<usize>,
+        down: Cell<bool>,
+    }
+
+    impl Candidate for Rc<Fake> {
+        fn in_flight(&self) -> usize {
+            self.in_flight.get()
+        }
+
+        fn is_ready(&self) -> bool {
+            !self.down.get()
+        }
+    }
+
+    /// Choice of the tests: without a key, or by key.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum How {
+        Without(Selection),
+        ByKey,
+    }
+
+    use How::{ByKey, Without};
+
+    impl How {
+        fn choice<'a>(self, key: &'a [u8], turn: &'a AtomicUsize) -> Choice<'a> {
+            match self {
+                Without(selection) => Choice { selection, key: None, turn },
+                ByKey => Choice { selection: Selection::LeastLoaded, key: Some(key), turn },
+            }
+        }
+    }
+
+    const LEAST_LOADED: How = Without(Selection::LeastLoaded);
+
+    const ALL: [How; 5] =
+        [LEAST_LOADED, Without(Selection::Weighted), Without(Selection::RoundRobin), Without(Selection::Random), ByKey];
+
+    fn group(how: How, members: &[(&'static str, u32)]) -> Group<Rc<Fake>> {
+        let fake = |name| Rc::new(Fake { name, ..Fake::default() });
+        let members = members.iter().map(|(name, weight)| (*name, *weight, fake(*name)));
+        if how == ByKey { Group::by_key(members) } else { Group::new(members) }
+    }
+
+    fn member<'a>(ready: &'a Ready<Rc<Fake>>, name: &str) -> &'a Fake {
+        let members = ready.near.members.iter().chain(&ready.far.members);
+        members.into_iter().find(|member| member.name == name).unwrap()
+    }
+
+    fn alone(how: How, members: &[(&'static str, u32)]) -> Ready<Rc<Fake>> {
+        Ready::new(Group::default(), group(how, members), 0)
+    }
+
+    const CALLS: u32 = 50_000;
+
+    /// Number of times that each is chosen; `then` is told each choice.
+    fn count(ready: &Ready<Rc<Fake>>, how: How, then: impl Fn(u32, &Rc<Fake>)) -> BTreeMap<&'static str, u32> {
+        let (turn, mut counted) = (AtomicUsize::new(0), BTreeMap::new());
+        for call in 0..CALLS {
+            let key = call.to_le_bytes();
+            let chosen = ready.pick(&how.choice(&key, &turn), |_| false).unwrap();
+            *counted.entry(chosen.name).or_default() += 1;
+            then(call, chosen);
+        }
+        counted
+    }
+
+    /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is above
+    /// six of them; a ring's shares are themselves within some 10 % of what is due.
+    #[test]
+    fn each_policy_keeps_to_its_shares() {
+        let (even, weighted) = ([16_667, 16_667, 16_667], [8_333, 8_333, 33_333]);
+        let due = [(weighted, 700), (weighted, 700), (even, 1), (even, 700), (weighted, 3_000)];
+        for (how, (due, tolerance)) in ALL.into_iter().zip(due) {
+            let counted = count(&alone(how, &[("a", 1), ("b", 1), ("c", 4)]), how, |_, _| {});
+            for (name, due) in ["a", "b", "c"].into_iter().zip(due) {
+                assert!(counted[name].abs_diff(due) <= tolerance, "{how:?}: {counted:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn under_load_the_calls_in_flight_keep_to_the_weights() {
+        let ready = alone(LEAST_LOADED, &[("a", 1), ("b", 1), ("c", 4)]);
+        // Nothing ever ends, so what was chosen stays in flight.
+        let counted = count(&ready, LEAST_LOADED, |_, chosen| chosen.in_flight.set(chosen.in_flight.get() + 1));
+        for (name, due) in [("a", 8_333_u32), ("b", 8_333), ("c", 33_333)] {
+            assert!(counted[name].abs_diff(due) <= 300, "{counted:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_one_gets_less() {
+        let ready = alone(LEAST_LOADED, &[("slow", 1), ("b", 1), ("c", 1)]);
+        member(&ready, "slow").in_flight.set(20);
+        assert_eq!(count(&ready, LEAST_LOADED, |_, _| {}).get("slow"), None);
+    }
+
+    #[test]
+    fn what_went_down_since_the_set_was_made_is_not_chosen() {
+        for how in ALL {
+            let ready = alone(how, &[("a", 100), ("b", 1), ("c", 1)]);
+            member(&ready, "a").down.set(true);
+            assert_eq!(count(&ready, how, |_, _| {}).get("a"), None, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_tried_is_chosen_only_if_nothing_else_works() {
+        for how in ALL {
+            let (ready, turn) = (alone(how, &[("a", 100), ("b", 1)]), AtomicUsize::new(0));
+            let choice = how.choice(b"key", &turn);
+            for _ in 0..1000 {
+                assert_eq!(ready.pick(&choice, |tried| tried.name == "a").unwrap().name, "b");
+            }
+            assert!(ready.pick(&choice, |_| true).is_some());
+            for name in ["a", "b"] {
+                member(&ready, name).down.set(true);
+            }
+            assert!(ready.pick(&choice, |_| false).is_none(), "{how:?}");
+        }
+    }
+
+    #[test]
+    fn a_zone_spills_over_in_proportion_to_what_it_lost() {
+        assert!((share_that_stays(10, 10) - 1.0).abs() < 1e-9);
+        assert!((share_that_stays(8, 10) - 1.0).abs() < 1e-9);
+        assert!((share_that_stays(5, 10) - 0.7).abs() < 1e-9);
+        assert!(share_that_stays(0, 10) < 1e-9 && share_that_stays(0, 0) < 1e-9);
+
+        let zone = |ready: &[(&'static str, u32)]| {
+            Ready::new(group(LEAST_LOADED, ready), group(LEAST_LOADED, &[("far", 1)]), 2)
+        };
+        assert_eq!(count(&zone(&[("a", 1), ("b", 1)]), LEAST_LOADED, |_, _| {}).get("far"), None);
+        let half = count(&zone(&[("a", 1)]), LEAST_LOADED, |_, _| {});
+        assert!(half["far"].abs_diff(15_000) < 700, "{half:?}");
+        assert_eq!(count(&zone(&[]), LEAST_LOADED, |_, _| {})["far"], CALLS);
+    }
+
+    #[test]
+    fn a_key_stays_in_its_zone_while_calls_spill_over() {
+        let ready = Ready::new(group(ByKey, &[("a", 1)]), group(ByKey, &[("far", 1)]), 2);
+        let turn = AtomicUsize::new(0);
+        let place = |key: u32| {
+            let key = key.to_le_bytes();
+            ready.pick(&ByKey.choice(&key, &turn), |_| false).unwrap().name
+        };
+        let far = (0..CALLS).filter(|key| {
+            let first = place(*key);
+            assert!((0..3).all(|_| place(*key) == first), "{key}");
+            first == "far"
+        });
+        let far = u32::try_from(far.count()).unwrap();
+        assert!(far.abs_diff(15_000) < 700, "{far}");
+    }
+
+    #[test]
+    fn a_lost_instance_moves_only_its_own_keys() {
+        let names = ["a", "b", "c", "d", "e", "f", "g", "h"].map(|name| (name, 1));
+        let (before, after) = (alone(ByKey, &names), alone(ByKey, &names[1..]));
+        let turn = AtomicUsize::new(0);
+        let place = |ready: &Ready<Rc<Fake>>, key: u32| {
+            let key = key.to_le_bytes();
+            ready.pick(&ByKey.choice(&key, &turn), |_| false).unwrap().name
+        };
+        let moved = (0..CALLS).filter(|key| place(&before, *key) != place(&after, *key));
+        assert!(moved.into_iter().all(|key| place(&before, key) == "a"));
+    }
+}

@@ -1,0 +1,210 @@
+//! Letting instances rest that fail one call after the other.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    error::Error,
+    runtime::{
+        backoff::{Backoff, BackoffPolicy},
+        clock::Moment,
+    },
+};
+
+/// Rule by which an instance rests. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each time
+/// up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
+/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is for the pool or
+/// the channel to say.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Ejection {
+    failures: u32,
+    times: BackoffPolicy,
+    forgiven: Duration,
+    share: f64,
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ejection {
+    /// The defaults.
+    pub fn new() -> Self {
+        let (first, max) = (Duration::from_secs(10), Duration::from_secs(300));
+        Self { failures: 5, times: BackoffPolicy::new(first, max).unwrap_or_default(), forgiven: max, share: 1.0 / 3.0 }
+    }
+
+    /// Sets how many calls in a row have to fail. Zero counts as one.
+    pub fn failures(mut self, failures: u32) -> Self {
+        self.failures = failures.max(1);
+        self
+    }
+
+    /// Sets how long an instance rests: the first time up to `first`, then twice as long each time, up to `max`. An instance that
+    /// was back for `max` begins anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] if `first` is zero or larger than `max`.
+    pub fn time(mut self, first: Duration, max: Duration) -> Result<Self, Error> {
+        (self.times, self.forgiven) = (BackoffPolicy::new(first, max)?, max);
+        Ok(self)
+    }
+
+    /// Sets the share of the instances, from 0 to 1, that may rest at once.
+    pub fn share(mut self, share: f64) -> Self {
+        self.share = share.clamp(0.0, 1.0);
+        self
+    }
+
+    /// For balancers: says whether so many failures in a row are enough.
+    pub fn is_enough(&self, failures: u32) -> bool {
+        failures >= self.failures
+    }
+
+    /// Number of `total` that may rest at once.
+    fn most(&self, total: usize) -> usize {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a number of instances, between 0 and that number"
+        )]
+        let share = (total as f64 * self.share) as usize;
+        if self.share > 0.0 && total >= 2 { share.max(1) } else { 0 }
+    }
+}
+
+/// For balancers: the rests of one instance, each longer than the last until it was back for long enough.
+#[derive(Clone, Debug)]
+pub struct Rests {
+    times: Backoff,
+    forgiven: Duration,
+    /// Time at which the last one ended.
+    last: Moment,
+}
+
+impl Rests {
+    /// The rests of an instance that has had none.
+    pub fn new(ejection: &Ejection) -> Self {
+        Self { times: ejection.times.start(), forgiven: ejection.forgiven, last: Moment::now() }
+    }
+
+    /// Duration of the rest that begins now.
+    pub fn begin(&mut self) -> Duration {
+        if self.last.elapsed() > self.forgiven {
+            self.times.reset();
+        }
+        self.times.next_delay()
+    }
+
+    /// Notes that a rest has ended.
+    pub fn end(&mut self) {
+        self.last = Moment::now();
+    }
+
+    /// Waits for the end of a rest of this length, or until `restarted` completes: what comes back then is another process, whose
+    /// rests begin anew.
+    ///
+    /// # Cancel safety
+    ///
+    /// The rest goes on until [`end`](Self::end), or the next one begins.
+    pub async fn wait(&mut self, time: Duration, restarted: impl Future<Output = ()>) {
+        if tokio::time::timeout(time, restarted).await.is_ok() {
+            self.times.reset();
+        }
+        self.end();
+    }
+}
+
+/// For balancers: how many instances of a set rest.
+#[derive(Debug, Default)]
+pub struct Ejections {
+    now: Arc<AtomicUsize>,
+    total: AtomicUsize,
+}
+
+/// For balancers: an instance counts as resting as long as this lives.
+#[derive(Debug)]
+#[must_use = "dropping it ends the rest"]
+pub struct Ejected(Arc<AtomicUsize>);
+
+impl Drop for Ejected {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Ejections {
+    /// Notes how many instances there are.
+    pub fn of(&self, total: usize) {
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    /// Begins a rest, unless too many rest already.
+    pub fn begin(&self, ejection: &Ejection) -> Option<Ejected> {
+        let most = ejection.most(self.total.load(Ordering::Relaxed));
+        let one_more = |now: usize| (now < most).then_some(now + 1);
+        self.now.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
+        Some(Ejected(Arc::clone(&self.now)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_share_rests_at_once_and_the_last_one_never() {
+        let most = |share, total| Ejection::new().share(share).most(total);
+        assert_eq!([0, 1, 2, 3, 6, 100].map(|total| most(1.0 / 3.0, total)), [0, 0, 1, 1, 2, 33]);
+        assert_eq!((most(0.0, 10), most(1.0, 10)), (0, 10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rests_grow_until_the_instance_was_back_for_long() {
+        let second = Duration::from_secs(1);
+        let mut rests = Rests::new(&Ejection::new().time(second, 8 * second).unwrap());
+        for ceiling in [1, 2, 4, 8, 8] {
+            let time = rests.begin();
+            assert!(time <= ceiling * second && time >= ceiling * second / 2, "{time:?}");
+            rests.end();
+        }
+        tokio::time::advance(9 * second).await;
+        assert!(rests.begin() <= second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_ends_a_rest_and_the_next_one_is_a_first_one() {
+        let second = Duration::from_secs(1);
+        let mut rests = Rests::new(&Ejection::new().time(second, 300 * second).unwrap());
+        for _ in 0..8 {
+            let time = rests.begin();
+            rests.wait(time, std::future::pending()).await;
+        }
+        let (time, begin) = (rests.begin(), Moment::now());
+        assert!(time > 100 * second, "{time:?}");
+        rests.wait(time, tokio::time::sleep(second)).await;
+        assert!(begin.elapsed() < 2 * second, "{:?}", begin.elapsed());
+        assert!(rests.begin() <= second);
+    }
+
+    #[test]
+    fn a_rest_that_ended_makes_room() {
+        let (ejection, ejections) = (Ejection::new(), Ejections::default());
+        ejections.of(3);
+        let first = ejections.begin(&ejection).unwrap();
+        assert!(ejections.begin(&ejection).is_none());
+        drop(first);
+        assert!(ejections.begin(&ejection).is_some());
+    }
+}

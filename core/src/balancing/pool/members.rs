@@ -1,0 +1,318 @@
+//! The instances that a pool calls: their clients, which of them rest, and the sets that calls choose from.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use super::PoolOptions;
+use crate::{
+    balancing::{
+        balance::{Candidate, Choice, Group, Ready},
+        ejection::{Ejected, Ejection, Ejections, Rests},
+        picker::{PickError, Picker, Policy},
+    },
+    discovery::{directory::ServiceView, snapshot::Snapshot},
+    model::{
+        escape::escaped,
+        instance::Entry,
+        name::{InstanceId, ServiceRef},
+    },
+    runtime::{clock::rounded, task::TaskOwner},
+};
+
+/// One instance, for as long as it is listed, stays at its endpoints and is not registered anew.
+pub(super) struct Member<T> {
+    /// As it was first listed.
+    entry: Arc<Entry>,
+    client: OnceLock<Arc<T>>,
+    /// Failed calls in a row.
+    failures: AtomicU32,
+    resting: AtomicBool,
+    rest: Mutex<Rest>,
+}
+
+/// The rests of a member.
+#[derive(Default)]
+struct Rest {
+    rests: Option<Rests>,
+    /// The one that goes on. It ends with the member.
+    now: Option<Ejected>,
+}
+
+impl<T> Member<T> {
+    /// The member for `entry`. A client is for an address, so it is taken over from one that was there before.
+    fn new(entry: &Arc<Entry>, before: Option<&Self>) -> Self {
+        let before = before.filter(|before| before.is_at(entry)).and_then(|before| before.client.get().cloned());
+        Self {
+            entry: Arc::clone(entry),
+            client: before.map(OnceLock::from).unwrap_or_default(),
+            failures: AtomicU32::new(0),
+            resting: AtomicBool::new(false),
+            rest: Mutex::default(),
+        }
+    }
+
+    fn is_at(&self, entry: &Entry) -> bool {
+        self.entry.instance().endpoints() == entry.instance().endpoints()
+    }
+
+    /// Returns `true` if `entry` is this member, changed in place at most.
+    fn is(&self, entry: &Entry) -> bool {
+        self.is_at(entry) && self.entry.created() == entry.created()
+    }
+
+    /// Begins a rest, if none goes on. Returns how long it is.
+    fn begin_rest(&self, ejection: &Ejection, ejections: &Ejections) -> Option<Duration> {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        if rest.now.is_some() {
+            return None;
+        }
+        rest.now = Some(ejections.begin(ejection)?);
+        self.resting.store(true, Ordering::Release);
+        Some(rest.rests.get_or_insert_with(|| Rests::new(ejection)).begin())
+    }
+
+    fn end_rest(&self) {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        // What failed while it rested is forgiven.
+        self.failures.store(0, Ordering::Relaxed);
+        self.resting.store(false, Ordering::Release);
+        rest.now = None;
+        if let Some(rests) = &mut rest.rests {
+            rests.end();
+        }
+    }
+}
+
+/// A member as it is listed now.
+pub(super) struct Listed<T> {
+    pub(super) entry: Arc<Entry>,
+    member: Arc<Member<T>>,
+}
+
+impl<T> Listed<T> {
+    pub(super) fn id(&self) -> &InstanceId {
+        self.entry.instance().id()
+    }
+
+    /// The client, which `make` makes if there is none. No lock is held meanwhile.
+    pub(super) fn client<E>(&self, make: impl FnOnce(&Entry) -> Result<T, E>) -> Result<Arc<T>, E> {
+        if let Some(client) = self.member.client.get() {
+            return Ok(Arc::clone(client));
+        }
+        let new = Arc::new(make(&self.entry)?);
+        // If another call was faster, its client is kept and this one is dropped.
+        Ok(Arc::clone(self.member.client.get_or_init(|| new)))
+    }
+}
+
+impl<T> Candidate for Listed<T> {
+    /// A pool does not count the calls of its members: none of its policies asks.
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.member.resting.load(Ordering::Acquire)
+    }
+}
+
+/// A set that calls choose from.
+pub(super) struct Set<T> {
+    listed: Vec<Arc<Listed<T>>>,
+    /// Those that do not rest.
+    ready: Ready<Arc<Listed<T>>>,
+    all: OnceLock<Group<Arc<Listed<T>>>>,
+}
+
+impl<T> Set<T> {
+    fn new(listed: Vec<Arc<Listed<T>>>, zone: Option<&str>, kind: Kind) -> Self {
+        let is_near = |one: &Listed<T>| zone.is_some() && one.entry.instance().zone() == zone;
+        let near = |near: bool| listed.iter().filter(move |one| is_near(one) == near);
+        let weight = near(true).map(|one| u64::from(one.entry.instance().weight())).sum();
+        let group = |is_near: bool| kind.group(near(is_near).filter(|one| one.is_ready()));
+        let ready = Ready::new(group(true), group(false), weight);
+        Self { ready, listed, all: OnceLock::new() }
+    }
+
+    /// Chooses one that does not rest and was not `tried`, or else one that does not rest. If all rest, any: better than nobody.
+    pub(super) fn pick(&self, choice: &Choice<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
+        let ready = self.ready.pick(choice, |one| tried(one.id()));
+        ready.or_else(|| self.all.get_or_init(|| Kind::Plain.group(&self.listed)).pick(choice, &|_| true))
+    }
+}
+
+/// Purpose of a set.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Kind {
+    /// Choices without a key.
+    Plain,
+    /// Choices by key, for which hash rings have to be made.
+    ByKey,
+}
+
+impl Kind {
+    fn group<'a, T: 'a>(self, listed: impl IntoIterator<Item = &'a Arc<Listed<T>>>) -> Group<Arc<Listed<T>>> {
+        let named = listed.into_iter().map(|one| {
+            let instance = one.entry.instance();
+            (instance.id().as_str(), instance.weight(), Arc::clone(one))
+        });
+        match self {
+            Self::Plain => Group::new(named),
+            Self::ByKey => Group::by_key(named),
+        }
+    }
+}
+
+/// All members of a pool.
+pub(super) struct Members<T> {
+    service: ServiceRef,
+    zone: Option<String>,
+    ejection: Option<Ejection>,
+    ejections: Ejections,
+    /// Counts the rests that began or ended: sets are made anew then.
+    rests: AtomicU64,
+    state: Mutex<State<T>>,
+}
+
+struct State<T> {
+    picker: Picker,
+    known: HashMap<InstanceId, Arc<Member<T>>>,
+    /// Number of publications and rests that the sets below were made after.
+    made_after: (u64, u64),
+    plain: Option<Arc<Set<T>>>,
+    by_key: Option<Arc<Set<T>>>,
+}
+
+impl<T> fmt::Debug for Members<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Members").field("zone", &self.zone).field("ejection", &self.ejection).finish_non_exhaustive()
+    }
+}
+
+impl<T: Send + Sync + 'static> Members<T> {
+    pub(super) fn new(view: &ServiceView, options: PoolOptions) -> Self {
+        let PoolOptions { filter, zone, ejection } = options;
+        let state = State {
+            picker: view.picker_of(Policy::Random, filter),
+            known: HashMap::new(),
+            made_after: (0, 0),
+            plain: None,
+            by_key: None,
+        };
+        let (ejections, rests) = (Ejections::default(), AtomicU64::new(0));
+        let service = view.service().clone();
+        Self { service, zone, ejection, ejections, rests, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The set as it is now.
+    pub(super) fn set(&self, kind: Kind) -> Result<Arc<Set<T>>, PickError> {
+        // Outlives the lock: with a member may go its client, whose drop is code of the user's.
+        let mut gone = Vec::new();
+        let mut state = self.state();
+        let rests = self.rests.load(Ordering::Acquire);
+        let State { picker, known, made_after, plain, by_key } = &mut *state;
+        picker.candidates()?;
+        let now = (picker.count(), rests);
+        let sets = if *made_after == now { (None, None) } else { (plain.take(), by_key.take()) };
+        *made_after = now;
+        let place = match kind {
+            Kind::Plain => plain,
+            Kind::ByKey => by_key,
+        };
+        if let Some(set) = place {
+            return Ok(Arc::clone(set));
+        }
+        let candidates = picker.candidates()?.to_vec();
+        self.ejections.of(candidates.len());
+        let mut list = |entry: Arc<Entry>| {
+            let id = entry.instance().id();
+            let member = known.get(id).filter(|member| member.is(&entry)).cloned().unwrap_or_else(|| {
+                let member = Arc::new(Member::new(&entry, known.get(id).map(|before| &**before)));
+                gone.extend(known.insert(id.clone(), Arc::clone(&member)));
+                member
+            });
+            Arc::new(Listed { entry, member })
+        };
+        let listed = candidates.into_iter().map(&mut list).collect();
+        let set = Arc::clone(place.insert(Arc::new(Set::new(listed, self.zone.as_deref(), kind))));
+        drop(state);
+        drop(sets);
+        Ok(set)
+    }
+
+    /// Lets go of the clients of instances that are not in `snapshot`, or are elsewhere there.
+    pub(super) fn keep_only(&self, snapshot: &Snapshot) {
+        let (mut sets, mut gone) = ((None, None), Vec::new());
+        {
+            let mut state = self.state();
+            let State { picker, known, plain, by_key, .. } = &mut *state;
+            if !picker.is_current() {
+                sets = (plain.take(), by_key.take());
+            }
+            let is_gone = |id: &InstanceId, member: &mut Arc<Member<T>>| {
+                snapshot.get(id).is_none_or(|entry| !member.is_at(entry))
+            };
+            gone.extend(known.extract_if(is_gone));
+        }
+        drop((sets, gone));
+    }
+
+    /// Number of clients.
+    pub(super) fn clients(&self) -> usize {
+        self.state().known.values().filter(|member| member.client.get().is_some()).count()
+    }
+
+    /// Notes that a call was answered.
+    pub(super) fn succeeded(one: &Listed<T>) {
+        if one.member.failures.load(Ordering::Relaxed) > 0 {
+            one.member.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that a call failed, and lets the instance rest if that is enough.
+    pub(super) fn failed(self: &Arc<Self>, one: &Listed<T>, tasks: &TaskOwner) {
+        let (Some(ejection), member) = (&self.ejection, &one.member) else { return };
+        let failures = member.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        if !ejection.is_enough(failures) {
+            return;
+        }
+        member.failures.store(0, Ordering::Relaxed);
+        let Some(time) = member.begin_rest(ejection, &self.ejections) else { return };
+        tracing::warn!(service = %self.service, instance = %escaped(one.id()), time = %rounded(time), "instance ejected, it failed several calls in a row");
+        self.rests.fetch_add(1, Ordering::AcqRel);
+        let end = EndOfRest { members: Arc::downgrade(self), member: Arc::downgrade(member) };
+        // Without a runtime, or once the pool is gone, the rest ends at once.
+        let _ = tasks.spawn_until_stopped("rest", async move {
+            let _end = end;
+            tokio::time::sleep(time).await;
+        });
+    }
+}
+
+/// Ends a rest once this is dropped.
+struct EndOfRest<T> {
+    members: Weak<Members<T>>,
+    member: Weak<Member<T>>,
+}
+
+impl<T> Drop for EndOfRest<T> {
+    fn drop(&mut self) {
+        if let Some(member) = self.member.upgrade() {
+            member.end_rest();
+        }
+        if let Some(members) = self.members.upgrade() {
+            members.rests.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! A view's last picture on disk, for starting while the store is away.
+//!
+//! One file per service: a line with a format version and a checksum, then JSON. It is written beside and renamed over, so a
+//! reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were not there. Only the
+//! user that wrote it can read it: metadata may hold what is not for everybody.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    discovery::snapshot::Snapshot,
+    model::{
+        endpoint::Endpoint,
+        instance::{Entry, Health, Instance},
+        name::{InstanceId, ServiceRef},
+        revision::{Epoch, Revision},
+    },
+};
+
+const FORMAT: &str = "enlist-view 2";
+
+/// Larger files are not read: 256 MiB. A view of 100,000 instances takes some 40 MB.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// Age after which a half-written file counts as left behind by a crash.
+const LEFT_BEHIND: Duration = Duration::from_secs(60);
+
+#[derive(Serialize, Deserialize)]
+struct Picture {
+    namespace: String,
+    service: String,
+    revision: u64,
+    /// Milliseconds since 1970, when it was last proven right.
+    proven: u64,
+    entries: Vec<Stored>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    id: String,
+    endpoints: Vec<String>,
+    weight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    zone: Option<String>,
+    health: String,
+    #[serde(default)]
+    metadata: std::collections::BTreeMap<String, String>,
+    created: u64,
+    modified: u64,
+}
+
+impl Stored {
+    fn new(entry: &Entry) -> Self {
+        let instance = entry.instance();
+        Self {
+            id: instance.id().to_string(),
+            endpoints: instance.endpoints().iter().map(ToString::to_string).collect(),
+            weight: instance.weight(),
+            version: instance.version().map(str::to_owned),
+            zone: instance.zone().map(str::to_owned),
+            health: instance.health().as_str().to_owned(),
+            metadata: instance.metadata().clone(),
+            created: entry.created().get(),
+            modified: entry.modified().get(),
+        }
+    }
+
+    fn entry(self) -> Option<Entry> {
+        let endpoints: Result<Vec<_>, _> = self.endpoints.iter().map(Endpoint::parse).collect();
+        let mut instance = Instance::new(InstanceId::parse(self.id).ok()?, endpoints.ok()?).ok()?;
+        instance = instance.with_weight(self.weight).with_health(Health::from_word(&self.health)?);
+        instance = instance.with_version(self.version.unwrap_or_default()).with_zone(self.zone.unwrap_or_default());
+        for (key, value) in self.metadata {
+            instance = instance.with_metadata(key, value);
+        }
+        Some(Entry::new(instance, Revision::new(self.created), Revision::new(self.modified)).held())
+    }
+}
+
+/// The name of the files of `service`, without an extension. It is a hash, because a service may be called anything; names have no
+/// control characters, so that nothing but this namespace and this name is hashed alike.
+fn stem(service: &ServiceRef) -> String {
+    format!("{:016x}", xxh3_64(format!("{}\0{}", service.namespace(), service.name()).as_bytes()))
+}
+
+/// Path of the picture of `service`.
+fn path(directory: &Path, service: &ServiceRef) -> PathBuf {
+    directory.join(stem(service)).with_extension("view")
+}
+
+/// The bytes of a file.
+fn encode(snapshot: &Snapshot, age: Duration) -> io::Result<Vec<u8>> {
+    let proven = SystemTime::now().checked_sub(age).and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let picture = Picture {
+        namespace: snapshot.service().namespace().to_string(),
+        service: snapshot.service().name().to_string(),
+        revision: snapshot.revision().get(),
+        proven: proven.and_then(|proven| u64::try_from(proven.as_millis()).ok()).unwrap_or(0),
+        entries: snapshot.entries().map(|entry| Stored::new(entry)).collect(),
+    };
+    let body = serde_json::to_vec(&picture).map_err(io::Error::other)?;
+    Ok([format!("{FORMAT} {:016x}\n", xxh3_64(&body)).as_bytes(), &body].concat())
+}
+
+/// The picture in `bytes`, and how old it is; `None` if it is broken or of another service.
+fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
+    let end = bytes.iter().position(|byte| *byte == b'\n')?;
+    let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
+    let sum = head.strip_prefix(FORMAT)?.trim();
+    if u64::from_str_radix(sum, 16).ok()? != xxh3_64(body) {
+        return None;
+    }
+    let picture: Picture = serde_json::from_slice(body).ok()?;
+    if (picture.namespace.as_str(), picture.service.as_str()) != (service.namespace().as_str(), service.name().as_str())
+    {
+        return None;
+    }
+    let mut snapshot = Snapshot::empty(service.clone(), Revision::new(picture.revision), Epoch::default());
+    for stored in picture.entries {
+        snapshot.insert(Arc::new(stored.entry()?));
+    }
+    let proven = SystemTime::UNIX_EPOCH + Duration::from_millis(picture.proven);
+    // A clock that was set back makes it young; it cannot be told from here.
+    Some((snapshot, SystemTime::now().duration_since(proven).unwrap_or_default()))
+}
+
+/// Writes the picture: aside first, then over the old one.
+pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io::Result<()> {
+    let bytes = encode(snapshot, age)?;
+    create_directory(directory)?;
+    let path = path(directory, snapshot.service());
+    let aside = path.with_extension(format!("{}-{:x}.tmp", std::process::id(), fastrand::u32(..)));
+    let written = write_synced(&aside, &bytes).and_then(|()| std::fs::rename(&aside, &path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Options for files that only their user can read.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Creates what is missing of a directory, for its user only.
+fn create_directory(directory: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(directory)
+}
+
+/// Removes files that a crash left behind half written. A new one may be another process's.
+pub(super) fn remove_leftovers(directory: &Path, service: &ServiceRef) {
+    let (stem, files) = (stem(service), std::fs::read_dir(directory));
+    for file in files.into_iter().flatten().flatten() {
+        let path = file.path();
+        let is_of_service = file.file_name().to_str().is_some_and(|name| name.starts_with(&stem));
+        let is_half = is_of_service && path.extension().is_some_and(|extension| extension == "tmp");
+        let age = file.metadata().and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
+        // A clock that was set back says nothing.
+        if is_half && age.is_ok_and(|age| age.is_ok_and(|age| age > LEFT_BEHIND)) {
+            // If that fails it is there the next time.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = private().write(true).create_new(true).open(path)?;
+    io::Write::write_all(&mut file, bytes)?;
+    file.sync_all()
+}
+
+/// Reads the picture of `service`, and how old it is.
+pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, Duration)> {
+    let file = open(&path(directory, service)).ok()?;
+    // What was opened, which need not be what was there a moment ago.
+    let metadata = file.metadata().ok()?;
+    // Anything but a file, such as a pipe, could keep a reader for ever.
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    decode(&bytes, service)
+}
+
+/// Opens what is at `path`, whatever it is, without waiting, and no link.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    // A pipe without a writer would be waited for.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOFOLLOW);
+    options.read(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn snapshot(names: &[String]) -> Snapshot {
+        let mut snapshot = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(7), Epoch::default());
+        for (at, name) in names.iter().enumerate() {
+            let Ok(id) = InstanceId::parse(name) else { continue };
+            let instance = Instance::new(id, [Endpoint::parse("grpc://[::1]:80").unwrap()]).unwrap();
+            let instance = instance.with_zone(name).with_metadata(name, "x").with_weight(u32::try_from(at).unwrap());
+            snapshot.insert(Arc::new(Entry::new(instance, Revision::new(3), Revision::new(4)).held()));
+        }
+        snapshot
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_and_what_is_damaged_is_not(
+            names in proptest::collection::vec("\\PC{1,20}", 0..8),
+            damage in any::<prop::sample::Index>(),
+        ) {
+            let before = snapshot(&names);
+            let bytes = encode(&before, Duration::from_secs(60)).unwrap();
+            let (after, age) = decode(&bytes, before.service()).unwrap();
+            prop_assert_eq!(&after, &before);
+            prop_assert!(age >= Duration::from_secs(60) && age < Duration::from_secs(120));
+            let at = damage.index(bytes.len());
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            // The case of a hexadecimal digit is the only bit that carries nothing, and flipping the lowest never changes only that.
+            prop_assert!(decode(&damaged, before.service()).is_none());
+            prop_assert!(decode(&bytes[..at], before.service()).is_none());
+            prop_assert!(decode(&bytes, &ServiceRef::parse("other").unwrap()).is_none());
+        }
+
+        #[test]
+        fn any_bytes_are_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(decode(&bytes, &ServiceRef::parse("s").unwrap()).is_none());
+        }
+    }
+
+    /// Its checksum is right, but it may be of another service.
+    #[test]
+    fn a_picture_in_the_former_format_is_not_read() {
+        let (shown, service) = (snapshot(&["a".to_owned()]), ServiceRef::parse("s").unwrap());
+        let written = String::from_utf8(encode(&shown, Duration::ZERO).unwrap()).unwrap();
+        assert!(decode(written.as_bytes(), &service).is_some());
+        assert!(decode(written.replacen("enlist-view 2", "enlist-view 1", 1).as_bytes(), &service).is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_the_user_can_read_what_is_written() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let directory = place.path().join("deep/views");
+        write(&directory, &snapshot(&["secret".to_owned()]), Duration::ZERO).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let file = path(&directory, &ServiceRef::parse("s").unwrap());
+        assert_eq!((mode(&file), mode(&directory), mode(&place.path().join("deep"))), (0o600, 0o700, 0o700));
+    }
+
+    #[test]
+    fn services_that_read_alike_with_their_namespaces_are_kept_apart() {
+        let place = tempfile::tempdir().unwrap();
+        let service = |namespace: &str, name: &str| {
+            ServiceRef::new(crate::Namespace::parse(namespace).unwrap(), crate::ServiceName::parse(name).unwrap())
+        };
+        let (one, other) = (service("a/b", "c"), service("a", "b/c"));
+        let listed = |service: &ServiceRef, id: &str| {
+            let mut snapshot = Snapshot::empty(service.clone(), Revision::new(1), Epoch::default());
+            let instance = Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+            snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)).held()));
+            snapshot
+        };
+        write(place.path(), &listed(&one, "x"), Duration::ZERO).unwrap();
+        assert!(read(place.path(), &other).is_none());
+        write(place.path(), &listed(&other, "y"), Duration::ZERO).unwrap();
+        for (service, id) in [(one, "x"), (other, "y")] {
+            assert_eq!(read(place.path(), &service).unwrap().0, listed(&service, id));
+        }
+    }
+
+    /// Opening a pipe without a writer waits for one, and between a look at a file and its opening there may be another one.
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_that_takes_the_place_of_a_file_holds_no_reader_up() {
+        let place = tempfile::tempdir().unwrap();
+        let shown = snapshot(&["a".to_owned()]);
+        write(place.path(), &shown, Duration::ZERO).unwrap();
+        let file = path(place.path(), shown.service());
+        let [good, pipe, aside] = ["good", "pipe", "aside"].map(|name| place.path().join(name));
+        std::fs::hard_link(&file, &good).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let (done, finished) = std::sync::mpsc::channel();
+        let directory = place.path().to_owned();
+        std::thread::spawn(move || {
+            let read = (0..5000).filter_map(|_| read(&directory, shown.service())).all(|(read, _)| read == shown);
+            done.send(read)
+        });
+        let begun = crate::Moment::now();
+        let all_right = loop {
+            for other in [&pipe, &good] {
+                std::fs::hard_link(other, &aside).unwrap();
+                std::fs::rename(&aside, &file).unwrap();
+                // It does nothing if both are the same file.
+                let _ = std::fs::remove_file(&aside);
+            }
+            match finished.try_recv() {
+                Ok(all_right) => break all_right,
+                Err(_) => assert!(begun.elapsed() < Duration::from_secs(60), "the reader is held up"),
+            }
+        };
+        assert!(all_right);
+    }
+
+    #[test]
+    fn what_a_crash_left_behind_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let snapshot = snapshot(&[]);
+        let file = path(place.path(), snapshot.service());
+        let (old, new) = (file.with_extension("999-a.tmp"), file.with_extension("999-b.tmp"));
+        let of_another = place.path().join("0123456789abcdef.999-c.tmp");
+        for file in [&old, &new, &of_another] {
+            std::fs::write(file, b"half").unwrap();
+        }
+        let hour = Duration::from_secs(3600);
+        let yesterday = SystemTime::now() - 24 * hour;
+        for file in [&old, &of_another] {
+            std::fs::File::options().append(true).open(file).unwrap().set_modified(yesterday).unwrap();
+        }
+        remove_leftovers(place.path(), snapshot.service());
+        assert!(!old.exists() && new.exists() && of_another.exists(), "another process may be writing the new one");
+    }
+}

@@ -1,0 +1,92 @@
+//! Finding the instances of a service, once or continuously.
+
+use std::fmt;
+
+use async_trait::async_trait;
+
+use crate::{
+    discovery::{
+        freshness::Freshness,
+        snapshot::{Event, Snapshot},
+    },
+    error::Error,
+    model::name::{Namespace, ServiceName, ServiceRef},
+};
+
+/// Finds the instances of services. Implemented by the backends; users hold an `Arc<dyn Resolver>`.
+#[async_trait]
+pub trait Resolver: fmt::Debug + Send + Sync + 'static {
+    /// Reads all instances of `service` at one revision, with one linearizable read.
+    ///
+    /// Signature: `async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] or [`Error::Timeout`] if the store does not answer, [`Error::PermissionDenied`],
+    /// [`Error::AuthFailed`], [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error>;
+
+    /// Watches `service`. Returns at once; the first [`Watcher::next`] waits for the first list.
+    ///
+    /// Signature: `async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidName`] if the layout cannot carry the name, [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the watch.
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error>;
+
+    /// The services of `namespace` that have at least one instance, in order.
+    ///
+    /// Signature: `async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] where the layout cannot tell; else as [`resolve`](Self::resolve).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error>;
+}
+
+/// A running watch. Dropping it ends the watch. [`ViewChanges`](crate::ViewChanges), [`LeaderWatcher`](crate::LeaderWatcher) and
+/// [`RegistrationStates`](crate::RegistrationStates) are asked in the same way: what is comes first, then what changes.
+#[async_trait]
+pub trait Watcher: fmt::Debug + Send + 'static {
+    /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this
+    /// watcher returned before. A change of freshness alone comes with no events.
+    ///
+    /// Signature: `async fn next(&mut self) -> Result<Change, Error>`.
+    ///
+    /// Gap-free: compaction, a lost connection or a store that went back never skip a net change and never show an
+    /// empty or half a list. Instances are removed only by the store's own word, never by an outage.
+    ///
+    /// # Errors
+    ///
+    /// Before the first snapshot: trouble that is for good, such as [`Error::PermissionDenied`]; the watch goes on
+    /// trying, so the call may be repeated. Afterwards only [`Error::Closed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// What was not returned is returned by the next call.
+    async fn next(&mut self) -> Result<Change, Error>;
+}
+
+/// Change that a watcher returns.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The latest snapshot.
+    pub snapshot: Snapshot,
+    /// The difference to what this watcher returned before.
+    pub events: Vec<Event>,
+    /// Freshness of the snapshot.
+    pub freshness: Freshness,
+}

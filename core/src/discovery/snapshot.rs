@@ -1,0 +1,241 @@
+//! All instances of a service at one revision, and the exact difference between two of those.
+
+use std::{fmt, sync::Arc};
+
+use imbl::{OrdMap, OrdSet, ordmap::DiffItem};
+
+use crate::model::{
+    instance::Entry,
+    name::{InstanceId, ServiceRef},
+    revision::{Epoch, Revision},
+};
+
+/// Maximum number of remembered departures. What is forgotten counts as dead, which is the careful side.
+const MAX_LEFT: usize = 1024;
+
+/// All instances of a service at one revision. Cheap to clone; clones share their structure.
+#[derive(Clone)]
+pub struct Snapshot {
+    service: ServiceRef,
+    revision: Revision,
+    epoch: Epoch,
+    entries: OrdMap<InstanceId, Arc<Entry>>,
+    /// Instances that left in order and are not back.
+    left: OrdSet<InstanceId>,
+}
+
+impl Snapshot {
+    /// An empty snapshot of `service` at `revision`.
+    pub fn empty(service: ServiceRef, revision: Revision, epoch: Epoch) -> Self {
+        Self { service, revision, epoch, entries: OrdMap::new(), left: OrdSet::new() }
+    }
+
+    /// The service.
+    pub fn service(&self) -> &ServiceRef {
+        &self.service
+    }
+
+    /// The revision it is the state at.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Number of times that the store had been seen going back. Revisions of different epochs cannot be compared.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Number of instances.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns `true` if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry of `id`.
+    pub fn get(&self, id: &InstanceId) -> Option<&Entry> {
+        self.entries.get(id).map(AsRef::as_ref)
+    }
+
+    /// The entries in the order of their ids.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.values()
+    }
+
+    /// Returns `true` if `id` is absent because it was deregistered, removed or deleted, rather than because its lease ran out or was
+    /// revoked. Without a mark for that in its layout it is known only of the last instances of a service, by a watcher that is read while
+    /// their leases are alive.
+    pub fn departed(&self, id: &InstanceId) -> bool {
+        self.left.contains(id)
+    }
+
+    /// The changes that lead from `older` to this snapshot, in the order of ids.
+    ///
+    /// Takes time proportional to the change where the two share their structure, as the snapshots of one watch do.
+    pub fn diff(&self, older: &Self) -> Vec<Event> {
+        older
+            .entries
+            .diff(&self.entries)
+            .map(|item| match item {
+                DiffItem::Add(_, entry) => Event::Added(Arc::clone(entry)),
+                DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    Event::Updated { old: Arc::clone(old), new: Arc::clone(new) }
+                }
+                DiffItem::Remove(_, entry) => Event::Removed(Arc::clone(entry)),
+            })
+            .collect()
+    }
+
+    /// The events that would lead from nothing to this snapshot.
+    pub fn as_added(&self) -> Vec<Event> {
+        self.entries().cloned().map(Event::Added).collect()
+    }
+
+    /// For backends: moves on to `revision` and `epoch`.
+    pub fn advance(&mut self, revision: Revision, epoch: Epoch) {
+        self.revision = revision;
+        self.epoch = epoch;
+    }
+
+    /// For backends: adds or replaces one entry.
+    pub fn insert(&mut self, entry: Arc<Entry>) {
+        self.left.remove(entry.instance().id());
+        self.entries.insert(entry.instance().id().clone(), entry);
+    }
+
+    /// For backends: removes one entry.
+    pub fn remove(&mut self, id: &InstanceId) {
+        self.entries.remove(id);
+    }
+
+    /// For backends: removes one entry that left in order.
+    pub fn leave(&mut self, id: &InstanceId) {
+        self.entries.remove(id);
+        if self.left.len() >= MAX_LEFT {
+            self.left.clear();
+        }
+        self.left.insert(id.clone());
+    }
+
+    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an
+    /// older snapshot stays cheap.
+    pub fn patch(&mut self, entries: impl IntoIterator<Item = Arc<Entry>>) {
+        let mut gone = self.entries.clone();
+        for entry in entries {
+            let id = entry.instance().id().clone();
+            let unchanged = gone.remove(&id).is_some_and(|old| old == entry);
+            if !unchanged {
+                self.left.remove(&id);
+                self.entries.insert(id, entry);
+            }
+        }
+        for id in gone.keys() {
+            self.entries.remove(id);
+        }
+    }
+}
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.service == other.service
+            && self.revision == other.revision
+            && self.epoch == other.epoch
+            && (self.entries.ptr_eq(&other.entries) || self.entries == other.entries)
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("service", &self.service)
+            .field("revision", &self.revision)
+            .field("epoch", &self.epoch)
+            .field("instances", &self.entries.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One change of a service. Closed by nature: a set changes in no other way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "a set of entries changes in no other way")]
+pub enum Event {
+    /// An instance that was not there.
+    Added(Arc<Entry>),
+    /// An instance that was there and is different now.
+    Updated {
+        /// As it was.
+        old: Arc<Entry>,
+        /// As it is.
+        new: Arc<Entry>,
+    },
+    /// An instance that is no longer there.
+    Removed(Arc<Entry>),
+}
+
+impl Event {
+    /// The id of the instance that changed.
+    pub fn id(&self) -> &InstanceId {
+        match self {
+            Self::Added(entry) | Self::Removed(entry) | Self::Updated { new: entry, .. } => entry.instance().id(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Endpoint, Instance};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn entry(id: u8, weight: u32) -> Arc<Entry> {
+        let id = InstanceId::parse(format!("i{id}")).unwrap();
+        let instance = Instance::new(id, [Endpoint::parse("h:1").unwrap()]).unwrap().with_weight(weight);
+        Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1)))
+    }
+
+    fn snapshot(content: &BTreeMap<u8, u32>) -> Snapshot {
+        let mut snapshot = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(1), Epoch::default());
+        snapshot.patch(content.iter().map(|(id, weight)| entry(*id, *weight)));
+        snapshot
+    }
+
+    fn replay(older: &Snapshot, events: Vec<Event>) -> Snapshot {
+        let mut result = older.clone();
+        for event in events {
+            match event {
+                Event::Added(entry) => {
+                    assert!(result.get(entry.instance().id()).is_none());
+                    result.insert(entry);
+                }
+                Event::Updated { old, new } => {
+                    assert_eq!(result.get(old.instance().id()), Some(&*old));
+                    assert_ne!(old, new);
+                    result.insert(new);
+                }
+                Event::Removed(entry) => {
+                    assert_eq!(result.get(entry.instance().id()), Some(&*entry));
+                    result.remove(entry.instance().id());
+                }
+            }
+        }
+        result
+    }
+
+    proptest! {
+        #[test]
+        fn a_snapshot_plus_its_difference_is_the_newer_one(
+            older in proptest::collection::btree_map(0u8..20, 0u32..3, 0..20),
+            newer in proptest::collection::btree_map(0u8..20, 0u32..3, 0..20),
+        ) {
+            let old = snapshot(&older);
+            let mut patched = old.clone();
+            patched.patch(newer.iter().map(|(id, weight)| entry(*id, *weight)));
+            prop_assert_eq!(&patched, &snapshot(&newer));
+            prop_assert_eq!(replay(&old, patched.diff(&old)), patched);
+        }
+    }
+}

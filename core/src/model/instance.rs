@@ -1,0 +1,659 @@
+//! What is registered: an instance, and the entry that a view holds for it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
+
+use crate::{
+    error::Error,
+    model::{endpoint::Endpoint, name::InstanceId, revision::Revision},
+};
+
+mod json;
+
+pub use json::JSON_SUFFIX;
+
+/// The weight of an instance that says nothing about it.
+pub const DEFAULT_WEIGHT: u32 = 100;
+
+/// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A quote,
+/// a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5 MiB.
+pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
+
+/// Maximum number of bytes that JSON makes of one byte of a text.
+const MAX_ESCAPE: usize = r"\u0000".len();
+
+/// Number of different values that an interner knows of each kind; then it begins anew.
+const MAX_INTERNED: usize = 4096;
+
+/// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
+/// instances are gone.
+const MAX_INTERNED_BYTES: usize = 1 << 20;
+
+/// A longer value is shared with the next instance only: a few of them would displace all others.
+const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
+
+/// Ability of an instance to take calls, in its own words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Health {
+    /// It takes calls.
+    #[default]
+    Serving,
+    /// It finishes what it has and is about to leave.
+    Draining,
+    /// It does not take calls for now.
+    NotServing,
+}
+
+impl Health {
+    /// The word used on the wire and in logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::NotServing => "not_serving",
+        }
+    }
+
+    /// Reads the word used on the wire; `None` for any other.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Serving, Self::Draining, Self::NotServing].into_iter().find(|health| health.as_str() == word)
+    }
+}
+
+/// One running process offering a service.
+///
+/// ```
+/// # use enlist::{Instance, Endpoint, InstanceId};
+/// let instance = Instance::new(InstanceId::parse("greeter-1")?, [Endpoint::parse("grpc://10.0.0.1:8080")?])?
+///     .with_weight(50)
+///     .with_zone("eu-1a")
+///     .with_metadata("team", "blue");
+/// assert_eq!(instance.weight(), 50);
+/// # Ok::<(), enlist::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    id: InstanceId,
+    endpoints: Box<[Endpoint]>,
+    weight: u32,
+    health: Health,
+    // Most instances of a service say the same here, and share it: see `Interner`.
+    version: Option<Arc<str>>,
+    zone: Option<Arc<str>>,
+    metadata: Option<Arc<Metadata>>,
+}
+
+type Metadata = BTreeMap<String, String>;
+
+fn no_endpoint() -> Error {
+    Error::InvalidAddress { input: String::new(), reason: "an instance needs an endpoint" }
+}
+
+static NO_METADATA: Metadata = BTreeMap::new();
+
+/// Replaces a text; an empty one is none. One that is the same stays, and stays shared.
+fn set(text: &mut Option<Arc<str>>, new: &str) {
+    if text.as_deref().unwrap_or_default() != new {
+        *text = Some(new).filter(|new| !new.is_empty()).map(Arc::from);
+    }
+}
+
+impl Instance {
+    /// An instance with weight 100, serving, and nothing else said about it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidAddress`] if there is no endpoint.
+    pub fn new(id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let endpoints: Box<[_]> = endpoints.into_iter().collect();
+        if endpoints.is_empty() {
+            return Err(no_endpoint());
+        }
+        Ok(Self {
+            id,
+            endpoints,
+            weight: DEFAULT_WEIGHT,
+            health: Health::default(),
+            version: None,
+            zone: None,
+            metadata: None,
+        })
+    }
+
+    /// An instance whose id is the authority (`host:port`) of its first endpoint, as layouts keyed by address expect it: etcd naming,
+    /// kitex, go-kit, gobase. A program that removes an instance by its address finds it by that.
+    ///
+    /// The id stays what it is when the endpoints change.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::InvalidName`] for an authority of more than 255 bytes, such as a long path of a Unix socket.
+    pub fn at(endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        let first = endpoints.first().ok_or_else(no_endpoint)?;
+        Self::new(InstanceId::parse(first.authority())?, endpoints)
+    }
+
+    /// An instance that says the same under another id and at other endpoints, and shares with this one what it says. What is
+    /// set to what it is already stays shared.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn sibling(&self, id: InstanceId, endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
+        let Self { id: _, endpoints: _, weight, health, version, zone, metadata } = self;
+        let (version, zone, metadata) = (version.clone(), zone.clone(), metadata.clone());
+        Ok(Self { weight: *weight, health: *health, version, zone, metadata, ..Self::new(id, endpoints)? })
+    }
+
+    /// Sets the weight; 0 means "not picked".
+    #[must_use]
+    pub fn with_weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Sets the version; an empty one is none.
+    #[must_use]
+    pub fn with_version(mut self, version: impl AsRef<str>) -> Self {
+        set(&mut self.version, version.as_ref());
+        self
+    }
+
+    /// Sets the zone; an empty one is none.
+    #[must_use]
+    pub fn with_zone(mut self, zone: impl AsRef<str>) -> Self {
+        set(&mut self.zone, zone.as_ref());
+        self
+    }
+
+    /// Sets the health.
+    #[must_use]
+    pub fn with_health(mut self, health: Health) -> Self {
+        self.health = health;
+        self
+    }
+
+    /// Sets one entry of the metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata_mut().insert(key.into(), value.into());
+        self
+    }
+
+    /// Replaces the metadata.
+    #[must_use]
+    pub fn with_all_metadata<K, V>(mut self, metadata: impl IntoIterator<Item = (K, V)>) -> Self
+    where
+        K: AsRef<str> + Into<String>,
+        V: AsRef<str> + Into<String>,
+    {
+        let (mut new, mut old) = (metadata.into_iter().fuse(), self.metadata().iter());
+        // As long as it is what there is already, nothing is copied.
+        let mut alike = 0;
+        let differing = loop {
+            let (known, given) = (old.next(), new.next());
+            match (known, &given) {
+                (None, None) => return self,
+                (Some(known), Some(given)) if (&**known.0, &**known.1) == (given.0.as_ref(), given.1.as_ref()) => {
+                    alike += 1;
+                }
+                _ => break given,
+            }
+        };
+        let kept = self.metadata().iter().take(alike).map(|(key, value)| (key.clone(), value.clone()));
+        let others = differing.into_iter().chain(new).map(|(key, value)| (key.into(), value.into()));
+        self.metadata = Some(kept.chain(others).collect()).filter(|all: &Metadata| !all.is_empty()).map(Arc::new);
+        self
+    }
+
+    fn metadata_mut(&mut self) -> &mut Metadata {
+        Arc::make_mut(self.metadata.get_or_insert_default())
+    }
+
+    /// Id, which tells it from the others.
+    pub fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    /// Addresses at which it accepts connections. Empty only in a [`InstanceUpdate`], whose update is refused then.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// Its share of the calls, relative to the others; 0 means "not picked".
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// The version it runs.
+    pub fn version(&self) -> Option<&str> {
+        self.version.as_deref()
+    }
+
+    /// Zone in which it runs.
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// Its ability to take calls.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Anything else it says about itself.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        self.metadata.as_deref().unwrap_or(&NO_METADATA)
+    }
+
+    /// Refuses what no store can hold. Backends call this before they send anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidAddress`] without an endpoint; [`Error::TooLarge`] above [`MAX_INSTANCE_BYTES`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.endpoints.is_empty() {
+            return Err(no_endpoint());
+        }
+        // Nearly all are far below the limit, and are not looked at byte by byte.
+        if self.size(|text| text.len() * MAX_ESCAPE) <= MAX_INSTANCE_BYTES {
+            return Ok(());
+        }
+        let size = self.size(json_len);
+        if size > MAX_INSTANCE_BYTES {
+            return Err(Error::TooLarge { what: "the instance", size, limit: MAX_INSTANCE_BYTES });
+        }
+        Ok(())
+    }
+
+    /// Bytes of its texts as JSON, with their quotes and what is between them, if each takes what `len` says.
+    fn size(&self, len: impl Fn(&str) -> usize) -> usize {
+        let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
+        let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(&len);
+        let endpoints = endpoints.iter().map(|endpoint| len(endpoint.as_str()) + r#""","#.len());
+        let entries = metadata.iter().flat_map(|all| all.iter());
+        let metadata = entries.map(|(key, value)| len(key) + len(value) + r#""":"","#.len());
+        texts.chain(endpoints).chain(metadata).sum()
+    }
+}
+
+/// The bytes of a text as JSON, without the quotes around it.
+fn json_len(text: &str) -> usize {
+    let len = |byte| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | b'\x08' | b'\x0c' => 2,
+        0..=0x1f => MAX_ESCAPE,
+        _ => 1,
+    };
+    text.bytes().map(len).sum()
+}
+
+/// Changes of a registered instance: everything but its id.
+#[derive(Debug)]
+pub struct InstanceUpdate {
+    instance: Instance,
+}
+
+impl InstanceUpdate {
+    /// A draft that starts from `instance`.
+    pub(crate) fn new(instance: Instance) -> Self {
+        Self { instance }
+    }
+
+    /// The instance as drafted.
+    pub(crate) fn finish(self) -> Instance {
+        self.instance
+    }
+
+    /// The instance as drafted so far.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Makes it say what `target` says, under the id that it has.
+    pub(crate) fn make_equal(&mut self, target: &Instance) {
+        let id = self.instance.id.clone();
+        self.instance = Instance { id, ..target.clone() };
+    }
+
+    /// Replaces the endpoints. The update is refused if there is none.
+    ///
+    /// Clients end what they have under way at the old ones and call the new ones from then on. Where the id is the address
+    /// ([`Instance::at`]) it stays that of the old one, and so does the key: a program that removes an instance by its new address
+    /// misses it.
+    pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> &mut Self {
+        self.instance.endpoints = endpoints.into_iter().collect();
+        self
+    }
+
+    /// Sets the weight; 0 means "not picked".
+    pub fn weight(&mut self, weight: u32) -> &mut Self {
+        self.instance.weight = weight;
+        self
+    }
+
+    /// Sets the version; an empty one is none.
+    pub fn version(&mut self, version: impl AsRef<str>) -> &mut Self {
+        set(&mut self.instance.version, version.as_ref());
+        self
+    }
+
+    /// Sets the zone; an empty one is none.
+    pub fn zone(&mut self, zone: impl AsRef<str>) -> &mut Self {
+        set(&mut self.instance.zone, zone.as_ref());
+        self
+    }
+
+    /// Sets the health.
+    pub fn health(&mut self, health: Health) -> &mut Self {
+        self.instance.health = health;
+        self
+    }
+
+    /// Sets one entry of the metadata.
+    pub fn metadata(&mut self, key: impl Into<String>, value: impl Into<String>) -> &mut Self {
+        self.instance.metadata_mut().insert(key.into(), value.into());
+        self
+    }
+
+    /// Removes one entry of the metadata.
+    pub fn remove_metadata(&mut self, key: &str) -> &mut Self {
+        let metadata = self.instance.metadata_mut();
+        metadata.remove(key);
+        if metadata.is_empty() {
+            self.instance.metadata = None;
+        }
+        self
+    }
+}
+
+/// For backends: lets instances share what they say alike, their version, zone and metadata. In a service these are few.
+#[derive(Debug, Default)]
+pub struct Interner {
+    versions: Known<str>,
+    zones: Known<str>,
+    metadata: Known<Metadata>,
+}
+
+impl Interner {
+    /// Replaces what is equal to something known by that.
+    pub fn share(&mut self, instance: &mut Instance) {
+        let Instance { version, zone, metadata, .. } = instance;
+        self.versions.share(version);
+        self.zones.share(zone);
+        self.metadata.share(metadata);
+    }
+}
+
+/// The size of a value, in bytes.
+trait Size {
+    fn bytes(&self) -> usize;
+}
+
+impl Size for str {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Size for Metadata {
+    fn bytes(&self) -> usize {
+        let entry = size_of::<(String, String)>();
+        self.iter().map(|(key, value)| entry + key.len() + value.len()).sum()
+    }
+}
+
+#[derive(Debug)]
+struct Known<T: ?Sized> {
+    all: HashSet<Arc<T>>,
+    /// Bytes of those together.
+    bytes: usize,
+    /// Most often the next one is the same.
+    last: Option<Arc<T>>,
+}
+
+impl<T: ?Sized> Default for Known<T> {
+    fn default() -> Self {
+        Self { all: HashSet::new(), bytes: 0, last: None }
+    }
+}
+
+impl<T: ?Sized + Eq + Hash + Size> Known<T> {
+    fn share(&mut self, value: &mut Option<Arc<T>>) {
+        let Some(value) = value else { return };
+        if self.last.as_ref().is_none_or(|last| last != value) {
+            self.last = Some(self.known(value));
+        }
+        if let Some(last) = self.last.as_ref().filter(|last| !Arc::ptr_eq(last, value)) {
+            *value = Arc::clone(last);
+        }
+    }
+
+    fn known(&mut self, value: &Arc<T>) -> Arc<T> {
+        let bytes = value.bytes();
+        if bytes > MAX_INTERNED_VALUE {
+            return Arc::clone(value);
+        }
+        if let Some(known) = self.all.get(value) {
+            return Arc::clone(known);
+        }
+        if self.all.len() >= MAX_INTERNED || self.bytes + bytes > MAX_INTERNED_BYTES {
+            self.all.clear();
+            self.bytes = 0;
+        }
+        self.bytes += bytes;
+        self.all.insert(Arc::clone(value));
+        Arc::clone(value)
+    }
+}
+
+/// Presence of an entry in the store's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Presence {
+    /// The store lists it.
+    Live,
+    /// The store no longer does, or not yet again: it is kept for a while because its removal would have emptied the view, or
+    /// was read from disk because the store does not answer.
+    Held,
+}
+
+/// An instance as a view holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    instance: Instance,
+    created: Revision,
+    modified: Revision,
+    presence: Presence,
+}
+
+impl Entry {
+    /// A live entry, created and last changed at these revisions.
+    pub fn new(instance: Instance, created: Revision, modified: Revision) -> Self {
+        Self { instance, created, modified, presence: Presence::Live }
+    }
+
+    /// The same, as one that the store no longer lists.
+    pub(crate) fn held(&self) -> Self {
+        Self { presence: Presence::Held, ..self.clone() }
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Revision at which it was created; another one under the same id means that the instance was registered anew.
+    pub fn created(&self) -> Revision {
+        self.created
+    }
+
+    /// Revision at which it was last changed.
+    pub fn modified(&self) -> Revision {
+        self.modified
+    }
+
+    /// Its presence in the store's list.
+    pub fn presence(&self) -> Presence {
+        self.presence
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance() -> Instance {
+        Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
+    #[test]
+    fn an_instance_without_an_endpoint_is_refused() {
+        assert!(matches!(Instance::new(InstanceId::parse("a").unwrap(), []), Err(Error::InvalidAddress { .. })));
+    }
+
+    #[test]
+    fn an_instance_by_its_address_has_that_of_its_first_endpoint_as_its_id() {
+        for (endpoint, id) in [
+            ("host:1", "host:1"),
+            ("grpc://10.0.0.1:80", "10.0.0.1:80"),
+            ("tcp://[2001:db8::1]:080", "[2001:db8::1]:80"),
+            ("unix:///run/a.sock", "/run/a.sock"),
+        ] {
+            let endpoints = [endpoint, "other:2"].map(|text| Endpoint::parse(text).unwrap());
+            let expected = Instance::new(InstanceId::parse(id).unwrap(), endpoints.clone()).unwrap();
+            assert_eq!(Instance::at(endpoints).unwrap(), expected);
+        }
+        assert!(matches!(Instance::at([]), Err(Error::InvalidAddress { .. })));
+        let long = Endpoint::unix(format!("/{}", "x".repeat(300))).unwrap();
+        assert!(matches!(Instance::at([long]), Err(Error::InvalidName { .. })));
+    }
+
+    #[test]
+    fn two_megabytes_of_metadata_are_too_large() {
+        let large = instance().with_metadata("blob", "x".repeat(2 << 20));
+        assert!(matches!(large.check(), Err(Error::TooLarge { limit: MAX_INSTANCE_BYTES, .. })));
+        assert!(instance().check().is_ok());
+    }
+
+    #[test]
+    fn what_an_instance_takes_as_json_is_counted() {
+        let every_byte: String = ('\0'..='\u{ff}').chain("🚲\u{2028}".chars()).collect();
+        assert_eq!(json_len(&every_byte) + 2, serde_json::to_string(&every_byte).unwrap().len());
+        let entries = |count: usize| (0..count).map(|number| (format!("{number:06}"), String::new()));
+        for (fits, too_large) in [
+            (instance().with_metadata("k", "\"".repeat(520_000)), instance().with_metadata("k", "\"".repeat(530_000))),
+            (instance().with_version("\0".repeat(170_000)), instance().with_version("\0".repeat(180_000))),
+            (instance().with_all_metadata(entries(85_000)), instance().with_all_metadata(entries(90_000))),
+        ] {
+            fits.check().unwrap();
+            assert!(matches!(too_large.check(), Err(Error::TooLarge { .. })));
+        }
+    }
+
+    #[test]
+    fn instances_that_say_the_same_share_it() {
+        let mut interner = Interner::default();
+        let mut pair =
+            [instance(), instance()].map(|instance| instance.with_zone("z").with_version("1").with_metadata("k", "v"));
+        let before = pair.clone();
+        for instance in &mut pair {
+            interner.share(instance);
+        }
+        assert_eq!(pair, before);
+        let [a, b] = &pair;
+        assert!(std::ptr::eq(a.zone().unwrap(), b.zone().unwrap()) && std::ptr::eq(a.metadata(), b.metadata()));
+        let changed = b.clone().with_metadata("k", "w");
+        assert_eq!((a.metadata()["k"].as_str(), changed.metadata()["k"].as_str()), ("v", "w"));
+    }
+
+    #[test]
+    fn a_sibling_shares_what_it_is_told_again_and_nothing_else() {
+        let first =
+            instance().with_version("1").with_zone("z").with_metadata("a", "1").with_metadata("b", "2").with_weight(7);
+        let sibling = |pairs: &[(&str, &str)]| {
+            let twin = first.sibling(InstanceId::parse("t").unwrap(), [Endpoint::parse("h:2").unwrap()]).unwrap();
+            twin.with_version("1").with_zone("y").with_all_metadata(pairs.iter().copied())
+        };
+        let same = sibling(&[("a", "1"), ("b", "2")]);
+        assert_eq!((same.id().as_str(), same.endpoints()[0].as_str(), same.weight()), ("t", "h:2", 7));
+        assert!(std::ptr::eq(same.version().unwrap(), first.version().unwrap()));
+        assert!(std::ptr::eq(same.metadata(), first.metadata()));
+        assert_eq!((same.zone(), first.zone()), (Some("y"), Some("z")));
+        for pairs in [
+            &[][..],
+            &[("a", "1")],
+            &[("a", "1"), ("a", "1")],
+            &[("a", "1"), ("a", "3")],
+            &[("b", "2"), ("a", "1")],
+            &[("a", "1"), ("b", "2"), ("c", "3")],
+        ] {
+            let expected: Metadata =
+                pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            assert_eq!(*sibling(pairs).metadata(), expected, "{pairs:?}");
+            assert_eq!(*instance().with_all_metadata(pairs.iter().copied()).metadata(), expected, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn without_its_last_entry_metadata_is_as_if_there_never_was_one() {
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
+        draft.remove_metadata("a").remove_metadata("b");
+        assert_eq!(draft.finish(), instance());
+    }
+
+    #[test]
+    fn a_draft_changes_only_what_it_names() {
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1"));
+        draft.weight(7).health(Health::Draining).metadata("b", "2").remove_metadata("a");
+        let changed = draft.finish();
+        assert_eq!(changed, instance().with_weight(7).with_health(Health::Draining).with_metadata("b", "2"));
+    }
+
+    #[test]
+    fn a_draft_without_endpoints_is_refused() {
+        let mut draft = InstanceUpdate::new(instance());
+        draft.endpoints([Endpoint::parse("h:2").unwrap(), Endpoint::parse("h:3").unwrap()]).zone("z");
+        let endpoints: Vec<_> = draft.instance().endpoints().iter().map(Endpoint::as_str).collect();
+        assert_eq!((endpoints, draft.instance().zone()), (vec!["h:2", "h:3"], Some("z")));
+        draft.instance().check().unwrap();
+        draft.endpoints([]).zone("");
+        assert!(matches!(draft.instance().check(), Err(Error::InvalidAddress { .. })));
+        assert_eq!(draft.instance().zone(), None);
+    }
+
+    #[test]
+    fn a_draft_that_is_made_equal_keeps_its_id() {
+        let mut draft = InstanceUpdate::new(instance().with_metadata("a", "1").with_zone("z").with_version("1"));
+        let endpoint = Endpoint::parse("h:2").unwrap();
+        let target = Instance::new(InstanceId::parse("b").unwrap(), [endpoint.clone()]).unwrap().with_weight(7);
+        draft.make_equal(&target);
+        assert_eq!(draft.finish(), Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap().with_weight(7));
+    }
+
+    /// However long the values of instances are that came and went, little of them is kept.
+    #[test]
+    fn an_interner_keeps_a_bounded_number_of_bytes() {
+        let mut interner = Interner::default();
+        let mut kept = Vec::new();
+        let long = |number: usize, bytes: usize| format!("{number} {}", "x".repeat(bytes));
+        for number in 0..600 {
+            // Short ones among long ones, some of them longer than is shared at all.
+            let bytes = [10, 2_000, 20_000, 400_000][number % 4];
+            let text = long(number, bytes);
+            let mut instance = instance().with_version(&text).with_zone(&text).with_metadata("k", text);
+            interner.share(&mut instance);
+            kept.push((Arc::downgrade(instance.version.as_ref().unwrap()), bytes));
+            kept.push((Arc::downgrade(instance.zone.as_ref().unwrap()), bytes));
+            let metadata = Arc::downgrade(instance.metadata.as_ref().unwrap());
+            assert!(metadata.upgrade().is_some());
+            drop(instance);
+            kept.retain(|(text, _)| text.strong_count() > 0);
+            let alive: usize = kept.iter().map(|(_, bytes)| bytes).sum();
+            assert!(alive <= 4 << 20, "{alive} bytes after {number} instances");
+        }
+    }
+}
