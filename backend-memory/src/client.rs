@@ -10,9 +10,9 @@ use enlist::{
 #[cfg(feature = "defects")]
 use crate::defect::Defect;
 use crate::{
-    hub::{Hub, Link},
-    lease::Leases,
+    session::lease::Leases,
     store::{Group, Key, Kind, Record, Value},
+    watch::hub::{Hub, Link},
 };
 
 /// Time for which a close waits for the client's tasks.

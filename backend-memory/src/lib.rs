@@ -38,16 +38,14 @@
 
 mod client;
 mod defect;
-mod granted_lease;
-mod hub;
-mod lease;
+mod discovery;
 mod lock;
 #[cfg(test)]
 mod model;
-mod raw;
-mod registry;
+mod registration;
+mod session;
 mod store;
-mod watcher;
+mod watch;
 
 pub use client::{MemoryClient, MemoryStore};
 #[doc(hidden)]

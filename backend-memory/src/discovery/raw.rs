@@ -1,4 +1,4 @@
-//! Keys and values of the user's own. They are kept by the task of [`crate::registry`], and watched as in [`crate::watcher`].
+//! Keys and values of the user's own. They are kept by the task of [`crate::registration::registry`], and watched as in [`crate::discovery::watcher`].
 
 use std::{fmt::Write, sync::Arc};
 
@@ -10,8 +10,8 @@ use enlist::{
 
 use crate::{
     client::MemoryClient,
+    discovery::watcher::WatchedState,
     store::{Group, Key, KeyChange, Kind, Record, Store, Value},
-    watcher::WatchedState,
 };
 
 #[async_trait]

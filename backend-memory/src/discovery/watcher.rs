@@ -11,8 +11,8 @@ use enlist::{
 use crate::{
     client::MemoryClient,
     defect::Defect,
-    hub::{Link, down, up},
     store::{Group, KeyChange, Kind, Record, Store},
+    watch::hub::{Link, down, up},
 };
 
 /// Interval at which a quiet watch proves that its picture is right.

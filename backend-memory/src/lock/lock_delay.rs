@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 use super::{Contender, Queued, Want};
 use crate::{
-    hub::up,
-    lease::{LeaseState, lease_changed},
+    session::lease::{LeaseState, lease_changed},
     store::{Group, Key, Kind, Record, Store, Value},
+    watch::hub::up,
 };
 
 impl Contender {

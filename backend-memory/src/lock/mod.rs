@@ -29,10 +29,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
-    hub::{Changes, up},
-    lease::{Lease, LeaseState, Purpose, lease_changed},
+    discovery::watcher::WatchedState,
+    session::lease::{Lease, LeaseState, Purpose, lease_changed},
     store::{Group, Key, KeyChange, Kind, Record, Refusal, Store, Value},
-    watcher::WatchedState,
+    watch::hub::{Changes, up},
 };
 
 mod lock_delay;

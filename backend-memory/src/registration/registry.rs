@@ -24,10 +24,12 @@ use enlist::{
 use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
-    granted_lease::GrantedLease,
-    hub::{Changes, up},
-    lease::{self, Lease, LeaseState, Purpose, lease_changed},
+    session::{
+        granted_lease::GrantedLease,
+        lease::{self, Lease, LeaseState, Purpose, lease_changed},
+    },
     store::{Departure, Key, Record, Refusal, Store, Value},
+    watch::hub::{Changes, up},
 };
 
 /// Time for which `deregister` waits for the store before it says `LeftBehind`.

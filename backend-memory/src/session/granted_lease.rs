@@ -1,4 +1,4 @@
-//! A lease that a user holds, over one of the client's. What renews and revokes it is in [`crate::lease`].
+//! A lease that a user holds, over one of the client's. What renews and revokes it is in [`crate::session::lease`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use enlist::{Error, LeaseHandle, LeaseId};
 
 use crate::{
     client::Inner,
-    lease::{Lease, LeaseState},
+    session::lease::{Lease, LeaseState},
 };
 
 /// Dropping it lets go of the lease, which revokes it.

@@ -19,8 +19,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    hub::{Link, up},
     store::Store,
+    watch::hub::{Link, up},
 };
 
 /// The most keys that share a lease: revoking one is one revision, and a huge one chokes watchers.

@@ -1,0 +1,3 @@
+//! Registrations: the `Registry` of the backend, and one task per registration. One file.
+
+pub(crate) mod registry;
