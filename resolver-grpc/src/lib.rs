@@ -22,50 +22,32 @@
 //! as OpenTelemetry's conventions have them and the W3C trace context.
 
 mod adapters;
-mod answer;
-mod attempt;
-mod balance;
-mod call;
 pub mod channel;
-mod connection;
-mod connection_options;
-mod connector;
-mod deadline;
-mod dial_limit;
-mod failure;
-mod flight;
-mod frames;
-mod health;
-mod idle;
-mod locator;
-pub mod manager;
-mod opening;
-mod probe;
-mod queue;
-mod replay;
+mod load_balancing;
+mod name_resolution;
 mod retry;
-mod security;
-mod serve;
-mod set;
-mod settings;
-mod sources;
+mod serving;
 mod subchannel;
-mod target;
 pub mod trace;
 
 #[doc(inline)]
 pub use self::{
     adapters::{Balanced, balance_channel, pick_first},
-    attempt::ResponseFuture,
-    balance::{Balance, HashKey},
-    call::{CallHead, Intercept, WaitForReady},
-    channel::{Channel, ChannelBuilder, InstanceStats},
-    failure::BoxError,
-    locator::{Callee, Invocation, Locator},
-    manager::{ConnectionManager, ManagerOptions},
-    retry::RetryPolicy,
-    serve::{Serve, serve},
-    sources::{Dns, Fixed, Lookup, Schemes},
+    channel::{
+        Channel, ChannelBuilder, InstanceStats,
+        attempt::ResponseFuture,
+        call::{CallHead, Intercept, WaitForReady},
+        manager::{ConnectionManager, ManagerOptions},
+    },
+    load_balancing::balance::{Balance, HashKey},
+    name_resolution::{
+        locator::{Callee, Invocation, Locator},
+        sources::{Dns, Fixed, Lookup, Schemes},
+        target::Target,
+    },
+    retry::{RetryPolicy, failure::BoxError},
+    serving::serve::{Serve, serve},
     subchannel::InstanceState,
-    target::Target,
 };
+
+pub use self::channel::manager;

@@ -10,10 +10,9 @@ use tonic::transport::{Channel, Endpoint as Settings};
 use tower::service_fn;
 
 use crate::{
-    connection::{Stream, connect, tcp},
-    failure::BoxError,
-    security::Wire,
-    settings::refuse_plain_text,
+    channel::{security::Wire, settings::refuse_plain_text},
+    retry::failure::BoxError,
+    subchannel::connection::{Stream, connect, tcp},
 };
 
 /// Time for which a dial waits for a service that is not known yet.

@@ -11,9 +11,11 @@ use http_body::{Frame, SizeHint};
 use tonic::{Code, Status, body::Body, metadata::MetadataMap};
 
 use crate::{
-    deadline::{Deadline, Expiry},
-    failure,
-    flight::InFlightCall,
+    channel::{
+        deadline::{Deadline, Expiry},
+        flight::InFlightCall,
+    },
+    retry::failure,
 };
 
 /// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for. `only_status` is

@@ -17,13 +17,17 @@ use tonic::{Code, Status, body::Body, transport::channel};
 use tower::Service;
 
 use crate::{
-    answer,
-    call::{CallHead, ChannelInner, Tracing},
-    deadline::{Deadline, Expiry},
-    failure::{Attempted, BoxError, Failure, Reach},
-    flight::InFlightCall,
-    replay::Replay,
-    retry::{Attempts, Ended, Pushback},
+    channel::{
+        answer,
+        call::{CallHead, ChannelInner, Tracing},
+        deadline::{Deadline, Expiry},
+        flight::InFlightCall,
+    },
+    retry::{
+        Attempts, Ended, Pushback,
+        failure::{Attempted, BoxError, Failure, Reach},
+        replay::Replay,
+    },
     subchannel::Subchannel,
     trace::CallSpan,
 };

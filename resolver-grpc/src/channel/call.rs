@@ -1,5 +1,5 @@
 //! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One call is in
-//! [`crate::attempt`].
+//! [`crate::channel::attempt`].
 
 use std::{
     pin::pin,
@@ -17,11 +17,12 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use crate::{
-    balance::{Balance, HashKey},
-    deadline::Deadline,
-    flight::InFlightCall,
+    channel::{deadline::Deadline, flight::InFlightCall},
+    load_balancing::{
+        balance::{Balance, HashKey},
+        set::{PickerState, Shared},
+    },
     retry::Retries,
-    set::{PickerState, Shared},
     subchannel::{InstanceState, Subchannel, SubchannelConfig},
 };
 

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use tonic::{Code, body::Body};
 
 use crate::{
-    connection::Connection,
-    opening::opening,
-    subchannel::{Subchannel, SubchannelConfig},
+    channel::opening::opening,
+    subchannel::{Subchannel, SubchannelConfig, connection::Connection},
 };
 
 /// A call in flight. Dropping it ends it.

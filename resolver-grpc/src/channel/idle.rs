@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 
 use crate::{
-    set::Shared,
+    load_balancing::set::Shared,
     subchannel::{Subchannel, SubchannelConfig},
 };
 

@@ -11,9 +11,11 @@ use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner};
 
 use crate::{
     channel::{Channel, ChannelBuilder},
-    locator::{Callee, Invocation, Locator},
-    sources::Schemes,
-    target::Target,
+    name_resolution::{
+        locator::{Callee, Invocation, Locator},
+        sources::Schemes,
+        target::Target,
+    },
 };
 
 /// Time for which a channel that nobody holds is kept, unless said otherwise.

@@ -1,5 +1,18 @@
 //! The channel that generated clients take.
 
+pub(crate) mod answer;
+pub(crate) mod attempt;
+pub(crate) mod call;
+pub(crate) mod deadline;
+pub(crate) mod flight;
+pub(crate) mod frames;
+pub(crate) mod idle;
+pub mod manager;
+pub(crate) mod opening;
+pub(crate) mod queue;
+pub(crate) mod security;
+pub(crate) mod settings;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -17,18 +30,19 @@ use tonic::{Code, Status, body::Body, transport::Endpoint as Settings};
 use tower::{Service, retry::budget::TpsBudget};
 
 use crate::{
-    attempt::ResponseFuture,
-    balance::Balance,
-    call::{ChannelInner, Intercept, Tracing},
-    connection_options::ConnectionOptions,
-    dial_limit::DialLimit,
-    failure::BoxError,
-    idle::Activity,
-    queue::CallQueue,
-    retry::{Retries, RetryPolicy},
-    set::{PoolTask, Rules},
-    settings::SettingsFor,
-    subchannel::{InstanceState, SubchannelConfig},
+    channel::{
+        attempt::ResponseFuture,
+        call::{ChannelInner, Intercept, Tracing},
+        idle::Activity,
+        queue::CallQueue,
+        settings::SettingsFor,
+    },
+    load_balancing::{
+        balance::Balance,
+        set::{PoolTask, Rules},
+    },
+    retry::{Retries, RetryPolicy, failure::BoxError},
+    subchannel::{InstanceState, SubchannelConfig, connection_options::ConnectionOptions, dial_limit::DialLimit},
 };
 
 /// Time for which a call waits for a service that is not known yet, or for the first connection, unless said otherwise.

@@ -1,4 +1,4 @@
-//! tonic's settings for the connection to an endpoint of an instance. [`crate::security`] decides which endpoints those may be.
+//! tonic's settings for the connection to an endpoint of an instance. [`crate::channel::security`] decides which endpoints those may be.
 
 use std::{
     any::Any,
@@ -11,8 +11,8 @@ use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
 use crate::{
-    failure::BoxError,
-    security::{Connect, Security, TlsSettings, Wire},
+    channel::security::{Connect, Security, TlsSettings, Wire},
+    retry::failure::BoxError,
 };
 
 /// tonic refuses to configure TLS for a socket, whatever its path, and has no other way to tell that settings have TLS.
@@ -55,7 +55,7 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
+    /// A [`Refusal`](crate::channel::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };

@@ -21,9 +21,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    balance::Balance,
-    idle,
-    settings::SettingsFor,
+    channel::{idle, settings::SettingsFor},
+    load_balancing::balance::Balance,
     subchannel::{InstanceState, Subchannel, SubchannelConfig},
 };
 

@@ -6,7 +6,7 @@ use std::{str::FromStr, time::Duration};
 use enlist::{Endpoint, Error, Namespace, ServiceName, ServiceRef, error::NameFault};
 use serde::{Deserialize, Serialize};
 
-use crate::{sources::Dns, target::Target};
+use crate::name_resolution::{sources::Dns, target::Target};
 
 /// Configuration of a [`Locator`]: names, ports and schemes of targets. Read from any format that serde knows; an absent field has its
 /// default, an unknown field is refused.

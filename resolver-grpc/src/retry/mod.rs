@@ -1,6 +1,9 @@
 //! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those that the server
 //! refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
 
+pub(crate) mod failure;
+pub(crate) mod replay;
+
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use enlist::{Backoff, BackoffPolicy};
@@ -8,7 +11,7 @@ use http::HeaderMap;
 use tonic::Code;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
-use crate::failure::Reach;
+use crate::retry::failure::Reach;
 
 /// The header with which a server says when, or that not, to try again.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";

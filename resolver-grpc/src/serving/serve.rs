@@ -15,7 +15,7 @@ use tonic::{
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Layer, Service, layer::util::Identity};
 
-use crate::failure::BoxError;
+use crate::retry::failure::BoxError;
 
 /// A tonic server about to be registered and run. See [`serve`].
 #[must_use = "it does nothing until `register_and_run`"]

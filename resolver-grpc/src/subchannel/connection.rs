@@ -30,11 +30,10 @@ use tonic::transport::{Channel, Endpoint as Settings};
 use tower::{Service, service_fn};
 
 use crate::{
-    connector::Opened,
-    failure::BoxError,
-    frames::{FrameReader, Statement},
-    probe::answered,
-    sources::Names,
+    channel::frames::{FrameReader, Statement},
+    name_resolution::sources::Names,
+    retry::failure::BoxError,
+    subchannel::{connector::Opened, probe::answered},
 };
 
 /// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without

@@ -11,8 +11,10 @@ use crate::{
         ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
         DEFAULT_TCP_KEEPALIVE,
     },
-    connection::{connect, tcp},
-    connector::{Connector, Opened},
+    subchannel::{
+        connection::{connect, tcp},
+        connector::{Connector, Opened},
+    },
 };
 
 /// Number of keepalive probes without an answer. It gives up with the limit for what was sent, 20 s.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use crate::connection::Connection;
+use crate::subchannel::connection::Connection;
 
 /// Connections to one instance. Calls only read; changes are made one at a time.
 #[derive(Debug)]

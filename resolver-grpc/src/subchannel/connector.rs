@@ -1,4 +1,4 @@
-//! A function of the user's that opens the streams to instances, in place of TCP and Unix sockets. The [connection](crate::connection)
+//! A function of the user's that opens the streams to instances, in place of TCP and Unix sockets. The [connection](crate::subchannel::connection)
 //! watches them as it does its own.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
@@ -7,7 +7,11 @@ use enlist::{Endpoint, Instance};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{channel::ChannelBuilder, connection::Stream, failure::BoxError, settings::panicked};
+use crate::{
+    channel::{ChannelBuilder, settings::panicked},
+    retry::failure::BoxError,
+    subchannel::connection::Stream,
+};
 
 /// A stream that is being opened.
 pub(crate) type Opened = BoxFuture<'static, Result<Box<dyn Stream>, BoxError>>;

@@ -1,5 +1,12 @@
 //! One endpoint of a channel: its connections and what is known of it. Calls only read atomics; its task, in [`upkeep`], dials,
-//! asks for signs of life, watches its health and lets it rest when it fails. The [set](crate::set) owns the task.
+//! asks for signs of life, watches its health and lets it rest when it fails. The [set](crate::load_balancing::set) owns the task.
+
+pub(crate) mod connection;
+pub(crate) mod connection_options;
+pub(crate) mod connector;
+pub(crate) mod dial_limit;
+pub(crate) mod health;
+pub(crate) mod probe;
 
 mod connection_set;
 mod upkeep;
@@ -25,8 +32,8 @@ use tonic::Code;
 
 use self::connection_set::ConnectionSet;
 use crate::{
-    connection::Connection, connection_options::ConnectionOptions, dial_limit::DialLimit, idle::Activity,
-    queue::CallQueue, settings::SettingsFor,
+    channel::{idle::Activity, queue::CallQueue, settings::SettingsFor},
+    subchannel::{connection::Connection, connection_options::ConnectionOptions, dial_limit::DialLimit},
 };
 
 /// Configuration of all subchannels of a channel.

@@ -16,8 +16,8 @@ use tonic::{Status, body::Body, transport::Channel};
 use tower::Service;
 
 use crate::{
-    connection::Connection,
-    failure::{Attempted, BoxError, Failure, Reach},
+    retry::failure::{Attempted, BoxError, Failure, Reach},
+    subchannel::connection::Connection,
 };
 
 /// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without a service:

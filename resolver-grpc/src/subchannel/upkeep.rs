@@ -16,10 +16,12 @@ use tokio::time::{sleep, timeout};
 
 use super::{Condition, Subchannel, SubchannelConfig};
 use crate::{
-    connection::Connection,
-    failure::BoxError,
-    health,
-    probe::{ProbeOutcome, probe},
+    retry::failure::BoxError,
+    subchannel::{
+        connection::Connection,
+        health,
+        probe::{ProbeOutcome, probe},
+    },
 };
 
 /// Minimum life of a connection after which the next dial comes at once.

@@ -18,7 +18,7 @@ use tonic::{Code, Status, transport::server::TcpConnectInfo};
 use tracing::{Instrument, Span, field::Empty};
 
 use super::TraceContext;
-use crate::answer::{code, http_code, only_status};
+use crate::channel::answer::{code, http_code, only_status};
 
 /// A method that a server does not know, as the conventions name it: whoever asks chooses its name.
 const OTHER: &str = "_OTHER";

@@ -10,7 +10,7 @@ use enlist::{
 use tokio::time::{Instant, timeout};
 
 use super::system::System;
-use crate::target::NO_PROTOCOL;
+use crate::name_resolution::target::NO_PROTOCOL;
 
 /// Interval at which a name is looked up, unless said otherwise.
 const EVERY: Duration = Duration::from_secs(5);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use enlist::{Directory, DirectoryOptions, Error, Resolver, ServiceRef, ServiceView};
 
-use crate::{
+use crate::name_resolution::{
     sources::{Dns, Fixed},
     target::Target,
 };

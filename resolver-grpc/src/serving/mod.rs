@@ -1,0 +1,3 @@
+//! Serving: the lifecycle of a tonic server that is registered. One file.
+
+pub(crate) mod serve;
