@@ -12,15 +12,17 @@ use tonic::{
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    channel::{Failover, Members, TlsFiles},
-    connection::{Connection, Credentials},
-    endpoint_url::{Tls, endpoint_url},
-    hooks::{DialSettings, Layers, Requests},
+    client::{
+        channel::{Failover, Members, TlsFiles},
+        connection::{Connection, Credentials},
+        endpoint_url::{Tls, endpoint_url},
+        hooks::{DialSettings, Layers, Requests},
+        limits::RangeLimits,
+        member_sync,
+    },
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
-    limits::RangeLimits,
-    member_sync,
-    record::KeyRange,
     session::{RuntimeHandle, Session, SessionRuntime},
+    watch::record::KeyRange,
 };
 
 /// Maximum duration of a dial, unless said otherwise.

@@ -46,61 +46,39 @@
 //! | `defects` | mistakes that the simulation has to find |
 //! | [`layout`] | the only place that knows keys and values |
 
-mod audit;
-mod channel;
-mod connection;
-mod contender;
+mod client;
 mod defects;
 pub mod diagnose;
-mod election;
-mod endpoint_url;
+mod discovery;
 mod error;
 mod etcd;
-mod granted_lease;
-mod hooks;
-mod key_monitors;
-mod key_suffixes;
 pub mod layout;
-mod lease;
-mod limits;
-mod local_queue;
 mod lock;
-mod malformed;
-mod member_sync;
-mod probe;
-mod proofs;
-mod queues;
-mod range_watch;
-mod raw;
-mod record;
-mod recovery;
-mod registration_task;
-mod registry;
-mod replica;
+mod registration;
 mod session;
-mod sweep;
-mod watch_stream;
-mod watch_task;
-mod watcher;
-mod writes;
+mod watch;
 
 #[cfg(feature = "defects")]
 pub use self::defects::Defect;
 pub use self::{
-    endpoint_url::{Tls, endpoint_url, is_clear_text},
+    client::{
+        endpoint_url::{Tls, endpoint_url, is_clear_text},
+        hooks::Requests,
+        limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
+    },
+    discovery::watcher::Payload,
     etcd::{
         DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
         DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,
     },
-    hooks::Requests,
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
         GobaseLock, Kitex, Kratos, Layout, LockLayout, Native,
     },
-    limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
-    lock::lock_condition,
-    queues::{LockQueue, QueuedContender},
-    record::KeyRange,
+    lock::{
+        lock_condition,
+        queues::{LockQueue, QueuedContender},
+    },
     session::SessionRuntime,
-    watcher::Payload,
+    watch::record::KeyRange,
 };

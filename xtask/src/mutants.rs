@@ -29,16 +29,16 @@ const PARTS: &[Part] = &[
         package: "enlist",
         files: &[
             // What a registration does next, and when it may.
-            "core/src/reconcile.rs",
-            "core/src/observation.rs",
-            "core/src/key_claims.rs",
-            "core/src/backoff.rs",
+            "core/src/backend/reconcile.rs",
+            "core/src/backend/observation.rs",
+            "core/src/backend/key_claims.rs",
+            "core/src/runtime/backoff.rs",
             // Queue positions, the validity of locks, fences.
-            "core/src/lock.rs",
-            "core/src/lock_validity.rs",
-            "core/src/fence.rs",
+            "core/src/lock/mod.rs",
+            "core/src/lock/lock_validity.rs",
+            "core/src/lock/fence.rs",
             // Ejection.
-            "core/src/ejection.rs",
+            "core/src/balancing/ejection.rs",
         ],
         tested_by: &["enlist", "enlist-memory"],
         options: &["--lib", "--tests"],
@@ -47,9 +47,9 @@ const PARTS: &[Part] = &[
         package: "enlist-etcd",
         files: &[
             // Transitions of watches.
-            "backend-etcd/src/replica.rs",
-            "backend-etcd/src/proofs.rs",
-            "backend-etcd/src/audit.rs",
+            "backend-etcd/src/watch/replica.rs",
+            "backend-etcd/src/watch/proofs.rs",
+            "backend-etcd/src/watch/audit.rs",
             "backend-etcd/src/layout/*.rs",
         ],
         tested_by: &["enlist-etcd"],
@@ -57,7 +57,7 @@ const PARTS: &[Part] = &[
     },
     Part {
         package: "enlist-grpc",
-        files: &["resolver-grpc/src/retry.rs"],
+        files: &["resolver-grpc/src/retry/mod.rs"],
         tested_by: &["enlist-grpc"],
         options: &["--lib", "--tests"],
     },
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_survivor_is_known_wherever_it_has_moved() {
-        let line = "core/src/lock_validity.rs:52:9: replace LockValidity::lose with ()";
-        assert_eq!(without_position(line), "core/src/lock_validity.rs: replace LockValidity::lose with ()");
+        let line = "core/src/lock/lock_validity.rs:52:9: replace LockValidity::lose with ()";
+        assert_eq!(without_position(line), "core/src/lock/lock_validity.rs: replace LockValidity::lose with ()");
     }
 }

@@ -31,7 +31,7 @@ use tonic::{
 };
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::{error::text_cause, hooks::DialSettings};
+use crate::{client::hooks::DialSettings, error::text_cause};
 
 /// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.

@@ -22,15 +22,19 @@ use tokio::sync::OnceCell;
 use tonic::transport::Endpoint;
 
 use crate::{
-    audit::Page,
-    channel::{Dialled, Failover, Used},
+    client::{
+        channel::{Dialled, Failover, Used},
+        hooks::{Layers, Requests},
+        limits::{self, RangeLimits},
+        writes::{Guard, Outcome, QueueEffect, Write, WriteBatcher},
+    },
     error::{Failure, classify, is_auth_off, text_cause},
-    hooks::{Layers, Requests},
-    limits::{self, RangeLimits},
-    local_queue::OwnEntry,
-    record::{KeyRange, Record},
-    recovery::{PROBE_LIMIT, Recovery},
-    writes::{Guard, Outcome, QueueEffect, Write, WriteBatcher},
+    lock::local_queue::OwnEntry,
+    session::recovery::{PROBE_LIMIT, Recovery},
+    watch::{
+        audit::Page,
+        record::{KeyRange, Record},
+    },
 };
 
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.

@@ -1,6 +1,6 @@
 //! The user's part in the connection: tonic's settings of each dial, and layers around the requests.
 //!
-//! Both outlive every connection: the failover of [`crate::channel`] is inside of the layers, and asks for settings at each dial.
+//! Both outlive every connection: the failover of [`crate::client::channel`] is inside of the layers, and asks for settings at each dial.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use tonic::{Status, body::Body, transport::Endpoint};
 use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::{
-    channel::{Failover, Used},
+    client::channel::{Failover, Used},
     error::text_cause,
 };
 

@@ -2,7 +2,7 @@
 
 use enlist::{Error, RangeUnit};
 
-use crate::record::{KeyRange, Record};
+use crate::watch::record::{KeyRange, Record};
 
 /// Largest number of keys of a range that is listed or watched, unless said otherwise.
 pub const DEFAULT_MAX_RANGE_KEYS: usize = 1_000_000;

@@ -1,5 +1,5 @@
 //! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the configured
-//! endpoints after them. [`crate::channel`] dials.
+//! endpoints after them. [`crate::client::channel`] dials.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use enlist::{backoff::jitter, error::with_causes};
 use http::Uri;
 use tonic::transport::Endpoint;
 
-use crate::connection::Connection;
+use crate::client::connection::Connection;
 
 /// Asks for the members every `interval`, with a tenth of jitter, for ever. `endpoint` sets a URL up as the configured ones.
 pub(crate) async fn follow(

@@ -24,10 +24,10 @@ use tokio::{
 };
 
 use crate::{
-    connection::{Clients, RequestChannel, header_revision, signed},
+    client::connection::{Clients, RequestChannel, header_revision, signed},
     defects::Defect,
     error::{Failure, text_cause},
-    record::Record,
+    watch::record::Record,
 };
 
 /// The most operations, and the most guards, of a transaction: etcd's own limit, unless its operator set another one.

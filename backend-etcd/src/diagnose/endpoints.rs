@@ -9,8 +9,7 @@ use tokio::{net::TcpStream, time::error::Elapsed};
 
 use super::finding::EndpointFault;
 use crate::{
-    channel::TlsFiles,
-    connection::Credentials,
+    client::{channel::TlsFiles, connection::Credentials},
     error::answers::{self, Answer, answer},
 };
 

@@ -34,10 +34,10 @@ use self::endpoints::{Asking, KEY};
 pub use self::finding::{AuthFault, Check, EndpointFault, Finding, SkipReason, Status};
 use crate::{
     Etcd, EtcdBuilder,
-    endpoint_url::is_clear_text,
+    client::endpoint_url::is_clear_text,
     error::answers::{self, Answer, answer},
     layout::{QueueKind, trial_key},
-    record::KeyRange,
+    watch::record::KeyRange,
 };
 
 /// Number of reads that the latency is the median of.

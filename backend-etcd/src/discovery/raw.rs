@@ -14,8 +14,10 @@ use enlist::{
 use crate::{
     etcd::Etcd,
     layout::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing},
-    record::{KeyRange, Record},
-    replica::{Difference, Replica},
+    watch::{
+        record::{KeyRange, Record},
+        replica::{Difference, Replica},
+    },
 };
 
 #[async_trait]

@@ -21,13 +21,15 @@ use foldhash::fast::RandomState;
 
 use self::departure::{Fate, Question, Undecided};
 use crate::{
-    connection::Connection,
+    client::connection::Connection,
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
-    malformed::MalformedValues,
-    record::Record,
-    replica::{Difference, Replica},
     session::Session,
+    watch::{
+        malformed::MalformedValues,
+        record::Record,
+        replica::{Difference, Replica},
+    },
 };
 
 #[async_trait]
@@ -344,7 +346,7 @@ mod tests {
     use super::*;
     use crate::{
         layout::{GoZero, Native},
-        replica::KeyEvent,
+        watch::replica::KeyEvent,
     };
     use enlist::Epoch;
 

@@ -8,7 +8,7 @@
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
 use super::{LeaseScope, LockLayout, PlaceValue, QueueKind};
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The layout of etcd's own locks and elections.
 #[derive(Clone, Copy, Debug, Default)]

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried, object::Object, tree::Dialect,
 };
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The layout of the Locator: `{namespace}/{env}/{service}/{id}`. It also reads what the registry of v0.2.9 writes.
 ///

@@ -6,7 +6,7 @@
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
 use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go, not_carried};
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The layout of go-zero.
 #[derive(Clone, Copy, Debug, Default)]

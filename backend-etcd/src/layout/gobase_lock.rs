@@ -7,7 +7,7 @@
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
 use super::{LeaseScope, LockLayout, LockOrder, PlaceValue, QueueKind};
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// Value that gobase writes: "occupied".
 const HELD: &str = "占用";

@@ -10,7 +10,7 @@ use enlist::{
 };
 
 use super::{Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, PlaceValue, QueueKind, Skip, Writing};
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The error of a call that panicked.
 fn panicked(name: &str, message: &str) -> Error {

@@ -44,7 +44,7 @@ pub use self::{
     kratos::Kratos,
     native::Native,
 };
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The most bytes of a value that are looked at: escapes can make JSON six times its content.
 const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;

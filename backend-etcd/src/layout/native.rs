@@ -30,7 +30,7 @@ use super::{
     Decoded, Identity, Layout, LeaseScope, LockLayout, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind,
     Skip, Writing, accepts_written, object::Object,
 };
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// The version of values that this code writes.
 const VERSION: u64 = 1;

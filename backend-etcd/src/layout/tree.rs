@@ -6,7 +6,7 @@ use std::fmt;
 use enlist::{Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT};
 
 use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go};
-use crate::record::KeyRange;
+use crate::watch::record::KeyRange;
 
 /// What tells one such layout from another.
 pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {

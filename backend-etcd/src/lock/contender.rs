@@ -27,19 +27,27 @@ use tokio::{
 };
 
 use crate::{
-    connection::{LineFound, LineRead, Written, signed},
+    client::{
+        connection::{LineFound, LineRead, Written, signed},
+        writes::Guard,
+    },
     defects::Defect,
     error::{Failure, text_cause},
-    key_monitors::{KeyMonitor, KeyMonitors},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
-    lease::{Lease, LeaseState, Purpose, lease_changed},
-    local_queue::{Membership, OwnEntry},
-    lock::{Want, Won},
-    range_watch::{Begin, Hub},
-    record::{KeyRange, Record},
-    replica::Replica,
-    session::Session,
-    writes::Guard,
+    lock::{
+        Want, Won,
+        local_queue::{Membership, OwnEntry},
+    },
+    session::{
+        Session,
+        lease::{Lease, LeaseState, Purpose, lease_changed},
+    },
+    watch::{
+        key_monitors::{KeyMonitor, KeyMonitors},
+        range_watch::{Begin, Hub},
+        record::{KeyRange, Record},
+        replica::Replica,
+    },
 };
 
 mod first_to_create;

@@ -12,8 +12,7 @@ use crate::{
     etcd::Etcd,
     layout::{LockLayout, QueueKind},
     lock::{Want, Won},
-    record::Record,
-    replica::Replica,
+    watch::{record::Record, replica::Replica},
 };
 
 #[async_trait]

@@ -2,6 +2,12 @@
 //!
 //! Never the server's own Lock RPC, which hands out false locks. The protocol runs in a task of the session, see `stander`.
 
+pub(crate) mod contender;
+pub(crate) mod election;
+pub(crate) mod key_suffixes;
+pub(crate) mod local_queue;
+pub(crate) mod queues;
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -13,10 +19,10 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::{
-    connection::signed,
-    contender::{Contender, Source},
+    client::connection::signed,
     etcd::Etcd,
     layout::{LockLayout, PlaceValue, QueueKind},
+    lock::contender::{Contender, Source},
 };
 
 #[async_trait]

@@ -9,7 +9,7 @@ use crate::{
     error::Failure,
     etcd::Etcd,
     layout::{LockLayout, QueueKind},
-    record::Record,
+    watch::record::Record,
 };
 
 /// Locks of a namespace whose marks are read at a time.

@@ -32,18 +32,21 @@ use self::{
     own_writes::{Effect, OwnWrites},
 };
 use crate::{
-    connection::Written,
+    client::{connection::Written, writes::Guard},
     defects::Defect,
     error::Failure,
-    key_monitors::{Differs, KeyMonitor, KeyMonitors},
     layout::{Layout, LeaseScope, Writing},
-    lease::{self, Lease, LeaseState, Purpose, lease_changed},
-    range_watch::{Begin, Hub},
-    record::{KeyRange, Record},
-    replica::Replica,
-    session::Session,
-    sweep::Impossible,
-    writes::Guard,
+    session::{
+        Session,
+        lease::{self, Lease, LeaseState, Purpose, lease_changed},
+        sweep::Impossible,
+    },
+    watch::{
+        key_monitors::{Differs, KeyMonitor, KeyMonitors},
+        range_watch::{Begin, Hub},
+        record::{KeyRange, Record},
+        replica::Replica,
+    },
 };
 
 /// Time for which `deregister` waits for etcd before it says `LeftBehind`.

@@ -14,15 +14,13 @@ use enlist::{
 use tracing::Instrument;
 
 use crate::{
-    connection::Written,
+    client::{connection::Written, writes::Guard},
     error::Failure,
     etcd::Etcd,
-    granted_lease::GrantedLease,
     layout::{Decoded, Layout, LeaseScope, Writing},
-    record::Record,
-    registration_task::{RegistrationTask, marked_leaving},
-    session::Session,
-    writes::Guard,
+    registration::registration_task::{RegistrationTask, marked_leaving},
+    session::{Session, granted_lease::GrantedLease},
+    watch::record::Record,
 };
 
 /// TTL of the lease that a fixed instance is created under, which is revoked once it is detached.

@@ -1,13 +1,13 @@
-//! A lease that a user holds, over one of the session's. What renews and revokes it is in [`crate::lease`].
+//! A lease that a user holds, over one of the session's. What renews and revokes it is in [`crate::session::lease`].
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{Error, LeaseHandle, LeaseId};
 
-use crate::{
+use crate::session::{
+    Session,
     lease::{Lease, LeaseState},
-    session::Session,
 };
 
 /// Maximum time until a revocation is confirmed, or goes on in the background.

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    connection::{Connection, header_revision},
+    client::connection::{Connection, header_revision},
     defects::Defect,
     error::Failure,
 };
@@ -409,7 +409,8 @@ impl Leases {
     /// Grants a lease that nobody renews: what is put under it ends once `ttl` has passed.
     pub(crate) async fn unrenewed(&self, ttl: Duration) -> Result<LeaseId, Failure> {
         let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
-        let grant = |mut clients: crate::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+        let grant =
+            |mut clients: crate::client::connection::Clients| async move { clients.lease.grant(seconds, None).await };
         Ok(LeaseId::new(self.conn.fast.call("lease grant", grant).await?.id()))
     }
 
@@ -601,7 +602,7 @@ impl Granting {
     async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
         let seconds = i64::try_from(self.asked.ttl().as_secs()).unwrap_or(i64::MAX);
         let id = LeaseId::new(fastrand::i64(1..));
-        let grant = |mut clients: crate::connection::Clients| async move {
+        let grant = |mut clients: crate::client::connection::Clients| async move {
             clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id.get()))).await
         };
         let mut repeated = false;
@@ -626,7 +627,8 @@ impl Granting {
 /// The revision of the store as a write finds it, which, unlike a read, is never stale: the grant of a lease, which is revoked again.
 pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
-    let grant = |mut clients: crate::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+    let grant =
+        |mut clients: crate::client::connection::Clients| async move { clients.lease.grant(seconds, None).await };
     let granted = conn.fast.call("lease grant", grant).await?;
     revoke(conn, LeaseId::new(granted.id())).await;
     Ok(header_revision(granted.header()))
@@ -634,7 +636,7 @@ pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, F
 
 /// Revokes a lease; if the store does not answer, it runs out.
 pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
-    let revoke = |mut clients: crate::connection::Clients| async move { clients.lease.revoke(id.get()).await };
+    let revoke = |mut clients: crate::client::connection::Clients| async move { clients.lease.revoke(id.get()).await };
     match conn.fast.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
         Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked, it runs out"),
@@ -643,7 +645,7 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
 
 /// Revokes a lease until the store has acknowledged that it is gone, or that it does not know it.
 async fn revoke_for_good(conn: &Connection, id: LeaseId) {
-    let revoke = |mut clients: crate::connection::Clients| async move { clients.lease.revoke(id.get()).await };
+    let revoke = |mut clients: crate::client::connection::Clients| async move { clients.lease.revoke(id.get()).await };
     let mut backoff = BackoffPolicy::default().start();
     loop {
         match conn.fast.call("lease revoke", revoke).await {
@@ -758,7 +760,7 @@ impl Keeper {
 
     async fn renew(&self) -> Result<(), Failure> {
         let id = self.id.get();
-        let renew = |mut clients: crate::connection::Clients| async move { clients.lease.keep_alive(id).await };
+        let renew = |mut clients: crate::client::connection::Clients| async move { clients.lease.keep_alive(id).await };
         self.conn.fast.ask_within("lease renewal", reply_limit(self.ttl), renew).await.map(|_| ())
     }
 }

@@ -3,6 +3,12 @@
 //! By default that runtime has its own thread, so a program that starves its runtime loses neither leases nor locks.
 //! Registrations, guards and watchers hold the session; when the last of them and the client are gone, it ends.
 
+pub(crate) mod granted_lease;
+pub(crate) mod lease;
+pub(crate) mod probe;
+pub(crate) mod recovery;
+pub(crate) mod sweep;
+
 use std::{
     sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
     time::Duration,
@@ -18,16 +24,15 @@ use tokio::{
 };
 
 use crate::{
-    connection::Connection,
-    key_monitors::KeyMonitors,
-    key_suffixes::KeySuffixes,
+    client::connection::Connection,
     layout::{GuardedLocks, Layout, Part},
-    lease::{self, Leases, revoke},
-    local_queue::LocalQueue,
-    malformed::MalformedValues,
-    probe::Probes,
-    range_watch::Hub,
-    sweep::Sweeps,
+    lock::{key_suffixes::KeySuffixes, local_queue::LocalQueue},
+    session::{
+        lease::{Leases, revoke},
+        probe::Probes,
+        sweep::Sweeps,
+    },
+    watch::{key_monitors::KeyMonitors, malformed::MalformedValues, range_watch::Hub},
 };
 
 /// Time for which the end of a session waits for what is under way: leases being revoked, withdrawals being confirmed.

@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{connection::Connection, error::Failure, record::KeyRange, session::Session};
+use crate::{client::connection::Connection, error::Failure, session::Session, watch::record::KeyRange};
 
 /// Maximum number of keys tried for one probe: a role may allow some of the views of a session and not others.
 const TRIES: usize = 4;

@@ -1,7 +1,7 @@
 //! Waiting for a creation of unknown outcome: it is undone on sight, until it is impossible.
 //!
 //! No time that has passed proves that a write is gone: it can lie in the socket of a frozen member and be done when that goes on.
-//! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::lease::Leases::retire).
+//! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::session::lease::Leases::retire).
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -14,14 +14,17 @@ use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
 use crate::{
-    connection::Written,
+    client::{connection::Written, writes::Guard},
     error::Failure,
-    lease::{Lease, Revoked},
-    range_watch::{Begin, Hub},
-    record::{KeyRange, Record},
-    replica::Replica,
-    session::Session,
-    writes::Guard,
+    session::{
+        Session,
+        lease::{Lease, Revoked},
+    },
+    watch::{
+        range_watch::{Begin, Hub},
+        record::{KeyRange, Record},
+        replica::Replica,
+    },
 };
 
 /// Pause between two looks at a given lease; jittered by half.

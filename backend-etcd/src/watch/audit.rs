@@ -14,10 +14,12 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    connection::{Connection, PAGE},
+    client::connection::{Connection, PAGE},
     error::Failure,
-    record::{KeyRange, Record},
-    replica::Replica,
+    watch::{
+        record::{KeyRange, Record},
+        replica::Replica,
+    },
 };
 
 /// Time that differences get to arrive over the watch before it is looked at again; twice as long each time.

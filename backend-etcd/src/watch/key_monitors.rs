@@ -18,10 +18,12 @@ use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
-    range_watch::{Begin, Hub},
-    record::{KeyRange, Record},
-    replica::{Difference, Replica},
     session::Session,
+    watch::{
+        range_watch::{Begin, Hub},
+        record::{KeyRange, Record},
+        replica::{Difference, Replica},
+    },
 };
 
 /// So many keys of a service have a watch of their own.

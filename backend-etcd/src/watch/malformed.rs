@@ -9,7 +9,7 @@ use std::{
 
 use enlist::{Counter, Counters, Moment, ServiceRef};
 
-use crate::record::Record;
+use crate::watch::record::Record;
 
 /// Warnings in each [`WINDOW`], whatever services and watchers they are of.
 const WARNINGS: u32 = 10;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use enlist::{Moment, Revision};
 
-use crate::{defects::Defect, probe::Probe};
+use crate::{defects::Defect, session::probe::Probe};
 
 /// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught up.
 const MAX_PENDING: usize = 64;

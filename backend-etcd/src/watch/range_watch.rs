@@ -10,10 +10,12 @@ use enlist::{Epoch, Error, Publisher, Revision, TaskOwner, publisher::Subscriber
 use tracing::Instrument;
 
 use crate::{
-    record::{KeyRange, Record},
-    replica::Replica,
     session::Session,
-    watch_task::WatchTask,
+    watch::{
+        record::{KeyRange, Record},
+        replica::Replica,
+        watch_task::WatchTask,
+    },
 };
 
 /// Time for which a pipeline goes on after the last reader, where somebody is likely to read it again.

@@ -5,7 +5,7 @@ use std::{ops::Bound, sync::Arc};
 use enlist::{Epoch, Revision};
 use imbl::{OrdMap, ordmap::DiffItem};
 
-use crate::{defects::Defect, limits::size, record::Record};
+use crate::{client::limits::size, defects::Defect, watch::record::Record};
 
 /// Number of deleted keys that are remembered.
 const MAX_TOMBSTONES: usize = 4096;

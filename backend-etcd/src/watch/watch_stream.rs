@@ -11,11 +11,10 @@ use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponse
 use tokio::sync::Notify;
 
 use crate::{
-    channel::Dialled,
-    connection::Connection,
+    client::{channel::Dialled, connection::Connection},
     defects::Defect,
     error::{Failure, classify, text_cause},
-    record::KeyRange,
+    watch::record::KeyRange,
 };
 
 /// Time for which a watch may be silent before it is asked for a sign of life.

@@ -22,18 +22,24 @@ use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Publisher, 
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
-    audit::{Audit, Outcome, Page},
-    channel::Dialled,
-    connection::{Connection, header_revision, signed},
+    client::{
+        channel::Dialled,
+        connection::{Connection, header_revision, signed},
+    },
     defects::Defect,
     error::{Failure, classify_cancel, text_cause},
-    probe::{Probe, ProbeReader},
-    proofs::{Proofs, Said},
-    range_watch::Begin,
-    record::{KeyRange, Record},
-    replica::{KeyEvent, Replica},
-    session::Session,
-    watch_stream::{OpenWatch, StreamEnd},
+    session::{
+        Session,
+        probe::{Probe, ProbeReader},
+    },
+    watch::{
+        audit::{Audit, Outcome, Page},
+        proofs::{Proofs, Said},
+        range_watch::Begin,
+        record::{KeyRange, Record},
+        replica::{KeyEvent, Replica},
+        watch_stream::{OpenWatch, StreamEnd},
+    },
 };
 
 mod first_list;

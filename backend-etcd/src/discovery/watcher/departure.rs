@@ -13,7 +13,7 @@ use std::{
 use enlist::{Freshness, InstanceId, LeaseId, Moment};
 use futures::future::{BoxFuture, FutureExt, join_all};
 
-use crate::{connection::Connection, record::Record};
+use crate::{client::connection::Connection, watch::record::Record};
 
 /// Instances that are gone for longer than this are not asked about. Longer than the time within which a view counts removals as one
 /// loss.

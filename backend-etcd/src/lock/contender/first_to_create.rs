@@ -6,8 +6,10 @@ use enlist::Error;
 use super::{Contender, Queued, replaced};
 use crate::{
     layout::{LockLayout, LockOrder},
-    range_watch::{Begin, Hub},
-    record::Record,
+    watch::{
+        range_watch::{Begin, Hub},
+        record::Record,
+    },
 };
 
 impl Contender {

@@ -8,7 +8,7 @@
 use enlist::{BackoffPolicy, Error, LockMode, Revision, clock::rounded};
 
 use super::{Contender, Queued, lost};
-use crate::{error::Failure, layout::LockLayout, record::Record};
+use crate::{error::Failure, layout::LockLayout, watch::record::Record};
 
 /// The marks of holders that did not release, as a contender sees them whose turn it is and whose place was created at `token`.
 /// Exclusive holders are in the way of everybody, shared ones of those that want the lock alone. A mark under the contender's own

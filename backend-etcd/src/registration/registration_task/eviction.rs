@@ -7,12 +7,14 @@ use enlist::Revision;
 use etcd_client::WatchOptions;
 
 use crate::{
-    connection::{Connection, signed},
+    client::connection::{Connection, signed},
     error::{Failure, classify_cancel},
-    record::{KeyRange, Record},
-    replica::KeyEvent,
-    watch_stream::{OpenWatch, StreamEnd},
-    watch_task::key_event,
+    watch::{
+        record::{KeyRange, Record},
+        replica::KeyEvent,
+        watch_stream::{OpenWatch, StreamEnd},
+        watch_task::key_event,
+    },
 };
 
 /// Maximum time until the history of a key is told; etcd serves a watch that begins in the past within 100 ms.

@@ -10,7 +10,11 @@ use enlist::{
     registration::Withdrawal,
 };
 
-use crate::{defects::Defect, lease::Lease, record::Record, sweep::Impossible};
+use crate::{
+    defects::Defect,
+    session::{lease::Lease, sweep::Impossible},
+    watch::record::Record,
+};
 
 /// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
 /// the first are forgotten, and would be taken for foreign.
@@ -249,7 +253,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::lease;
+    use crate::session::lease;
 
     const LEASE: LeaseId = LeaseId::new(7);
     const OTHER: LeaseId = LeaseId::new(8);

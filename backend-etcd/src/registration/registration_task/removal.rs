@@ -13,14 +13,15 @@ use super::{
     own_writes::{Author, Effect},
 };
 use crate::{
-    connection::Written,
+    client::{connection::Written, writes::Guard},
     defects::Defect,
     error::Failure,
     layout::{Decoded, Layout, LeaseScope, Part, Writing},
-    record::Record,
-    session::Session,
-    sweep::{Impossible, shows},
-    writes::Guard,
+    session::{
+        Session,
+        sweep::{Impossible, shows},
+    },
+    watch::record::Record,
 };
 
 impl RegistrationTask {

@@ -6,7 +6,11 @@ use std::sync::Arc;
 use enlist::{Error, RegistrationState, Revision, backoff::jitter, key_claims::Claim};
 
 use super::{Known, RegistrationTask, SLOW, StepOutcome, WakeReason, removal::proved};
-use crate::{connection::Written, lease, record::Record, sweep::shows, writes::Guard};
+use crate::{
+    client::{connection::Written, writes::Guard},
+    session::{lease, sweep::shows},
+    watch::record::Record,
+};
 
 impl RegistrationTask {
     /// Removes the key, if it is `own`. It was read at the revision `at`, if it had to be read.

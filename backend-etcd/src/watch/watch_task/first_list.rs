@@ -13,7 +13,10 @@ use enlist::{
 };
 
 use super::WatchTask;
-use crate::{error::Failure, record::Record, replica::Replica};
+use crate::{
+    error::Failure,
+    watch::{record::Record, replica::Replica},
+};
 
 /// Result of a list.
 type Listed = Result<(Vec<Record>, Revision), Failure>;

@@ -1,0 +1,4 @@
+//! Finding instances: the `Resolver` of the backend, watchers of services, and raw values. Begin with `watcher.rs`.
+
+pub(crate) mod raw;
+pub(crate) mod watcher;
