@@ -3,7 +3,7 @@
 
 use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use enlist::{Counters, Error, StopError, clock::LONGEST, registry::DEFAULT_AUDIT};
+use enlist::{Counters, DEFAULT_AUDIT, Error, StopError, backend::LONGEST};
 use secrecy::SecretString;
 use tonic::{
     body::Body,

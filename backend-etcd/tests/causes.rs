@@ -9,7 +9,7 @@ use std::{error::Error as _, net::SocketAddr, time::Duration};
 
 use enlist::{
     Endpoint, Instance, InstanceId, Lock, LockName, LockOptions, RegisterOptions, Registry, Resolver, ServiceRef,
-    Start, error::with_causes,
+    Start, with_causes,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{eventually, soon};

@@ -70,7 +70,7 @@ async fn auth_is_switched_on_under_running_clients() {
     let refused = soon("an answer", update).await.unwrap_err();
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
     // Longer than leases live that are not renewed.
-    enlist::clock::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
+    enlist::backend::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
     assert_eq!(listed(&known, 2).await.len(), 2);
     assert!(guard.is_held());
     for etcd in [&known, &unknown] {

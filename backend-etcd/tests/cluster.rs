@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use enlist::{
     Counter, Directory, Error, Event, Freshness, Lock, LockName, LockOptions, Moment, Registry, Resolver, TaskOwner,
-    clock::sleep_until_elapsed,
+    backend::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, Mode, Proxy, eventually, soon};

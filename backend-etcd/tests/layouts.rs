@@ -21,8 +21,7 @@ use enlist::{
     Deregistered, Election, Endpoint, Error, FencingToken, Health, Instance, InstanceId, LeaseId, Lock, LockMode,
     LockName, LockOptions, Migration, Namespace, OnDelete, RegisterOptions, RegistrationState, Registry, Resolver,
     ServiceName, ServiceRef, Side,
-    lock::{QueueEntry, QueuePosition},
-    queue_position,
+    backend::{QueueEntry, QueuePosition, queue_position},
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,

@@ -19,8 +19,8 @@ use std::{
 };
 
 use enlist::{
-    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, LockValidity, Loss, Moment, Released,
-    TaskOwner, lock_guard,
+    Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
+    backend::{LockValidity, lock_guard},
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{BackgroundTask, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};

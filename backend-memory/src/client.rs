@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner, key_claims::KeyClaims,
-    observation::Observations, publisher::OwnerHandle, registration::Departures,
+    Entry, Error, InstanceId, LeaseId, LockName, Revision, ServiceRef, TaskOwner,
+    backend::{Departures, KeyClaims, Observations, OwnerHandle},
 };
 
 #[cfg(feature = "defects")]

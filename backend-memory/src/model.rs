@@ -7,8 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use enlist::{
     Endpoint, FencingToken, Instance, InstanceId, LeaseId, LockMode, LockName, Revision, ServiceRef,
-    lock::{QueueEntry, QueuePosition},
-    queue_position,
+    backend::{QueueEntry, QueuePosition, queue_position},
 };
 use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};

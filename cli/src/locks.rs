@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use enlist::{
     Election, Error, Freshness, Leader, LeaderWatcher, Leadership, LockGuard, LockMode, LockName, LockOptions, Loss,
-    Moment, Released, error::with_causes, lock::safe_validity,
+    Moment, Released, backend::safe_validity, with_causes,
 };
 use enlist_etcd::Etcd;
 use serde_json::json;

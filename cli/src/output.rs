@@ -10,8 +10,8 @@ use std::{
 
 use enlist::{
     Entry, Error, Health, Instance, Presence,
-    error::with_causes,
     escape::{escaped, is_unprintable},
+    with_causes,
 };
 use serde::Serialize;
 

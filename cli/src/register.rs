@@ -7,7 +7,7 @@ use std::{
 
 use enlist::{
     Deregistered, Endpoint, Health, OnConflict, RegisterOptions, Registration, RegistrationState, Registry, Start,
-    advertise, error::with_causes,
+    advertise, with_causes,
 };
 use serde_json::json;
 

@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use enlist::{
     Directory, Entry, Error, Event, Freshness, Health, Presence, Resolver, ServiceRef, ServiceView, Snapshot,
-    ViewChanges, error::with_causes,
+    ViewChanges, with_causes,
 };
 use serde_json::json;
 

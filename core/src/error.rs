@@ -290,7 +290,7 @@ fn stored_at(revision: Option<Revision>) -> String {
 /// that is repeated in what is before it is left out. [Escaped](crate::model::escape), so that it is one line.
 ///
 /// ```
-/// use enlist::{Error, error::with_causes};
+/// use enlist::{Error, with_causes};
 ///
 /// let error = Error::unavailable("connection refused");
 /// assert_eq!(with_causes(&error).to_string(), "store unavailable: connection refused");

@@ -46,64 +46,67 @@
 //! # }
 //! ```
 
-mod backend;
+pub mod backend;
 mod balancing;
 mod discovery;
-pub mod error;
-pub mod lock;
+mod error;
+mod lock;
 mod migration;
 mod model;
-pub mod raw;
-pub mod registration;
+mod raw;
+mod registration;
 mod runtime;
 pub mod telemetry;
 
 #[doc(inline)]
 pub use self::{
-    backend::{
-        lease_terms::LeaseTerms,
-        publisher::{Publisher, ServiceWatcher},
-    },
     balancing::{
-        alias_table::{AliasTable, HashRing},
+        balance,
         ejection::Ejection,
         picker::{Filter, PickError, Picker, Policy},
         pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
     },
     discovery::{
-        directory::{Directory, DirectoryOptions, EmptyPolicy, ServiceView, ViewChanges},
+        directory::{
+            DEFAULT_DEBOUNCE, DEFAULT_HOLD, DEFAULT_IDLE, Directory, DirectoryOptions, EmptyPolicy, ServiceView,
+            ViewChanges,
+        },
         freshness::{Freshness, Proof},
         resolver::{Change, Resolver, Watcher},
         snapshot::{Event, Snapshot},
     },
-    error::{Cause, Error, Owner, RangeUnit},
+    error::{Cause, Error, NameFault, Owner, RangeUnit, with_causes},
     lock::{
-        Lock, LockGuard, LockMode, LockOptions, LockValidity, Loss, Released,
+        Lock, LockGuard, LockMode, LockOptions, Loss, Released,
         candidate::Candidate,
-        election::{Election, Leader, LeaderWatcher, Leadership},
+        election::{Election, Leader, LeaderChange, LeaderWatcher, Leadership},
         fence::{Fence, StaleToken},
-        lock_guard, queue_position,
     },
     migration::{Migration, Side},
     model::{
-        advertise::advertise,
-        endpoint::Endpoint,
-        instance::{Entry, Health, Instance, InstanceUpdate, Presence},
-        name::{InstanceId, LockName, Namespace, ServiceName, ServiceRef},
+        advertise::{ADVERTISE_ENV, Chosen, advertise},
+        endpoint::{Endpoint, UNIX},
+        escape,
+        instance::{
+            DEFAULT_WEIGHT, Entry, Health, Instance, InstanceUpdate, JSON_SUFFIX, MAX_INSTANCE_BYTES, Presence,
+        },
+        name::{DEFAULT_NAMESPACE, InstanceId, LockName, MAX_NAME_BYTES, Namespace, ServiceName, ServiceRef},
         revision::{Epoch, FencingToken, LeaseId, Revision},
     },
-    raw::{RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
+    raw::{MAX_RAW_BYTES, RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{
-        Deregistered, InstanceHandle, Registration, RegistrationDriver, RegistrationState, RegistrationStates,
-        graceful::{Graceful, Shutdown},
-        lease::{Lease, LeaseHandle},
-        registration,
-        registry::{Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Registry, Start},
+        Deregistered, InstanceHandle, Registration, RegistrationState, RegistrationStates,
+        graceful::{DEFAULT_PROPAGATION, DEFAULT_SHUTDOWN, Graceful, Shutdown},
+        lease::Lease,
+        registry::{
+            DEFAULT_AUDIT, DEFAULT_START, DEFAULT_TTL, Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions,
+            Registry, Start,
+        },
     },
     runtime::{
         backoff::{Backoff, BackoffPolicy},
         clock::Moment,
-        task::{StopError, TaskOwner, caught_now},
+        task::{StopError, TaskOwner},
     },
     telemetry::{Counter, Counters},
 };
@@ -112,11 +115,3 @@ pub use self::{
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
-
-pub use self::backend::{key_claims, observation, publisher, reconcile};
-pub use self::balancing::{alias_table, balance, ejection, picker, pool};
-pub use self::discovery::directory;
-pub use self::lock::election;
-pub use self::model::{advertise, endpoint, escape, instance, name};
-pub use self::registration::{graceful, registry};
-pub use self::runtime::{backoff, clock, deadline};

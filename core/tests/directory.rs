@@ -11,8 +11,9 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
-    Namespace, PickError, Picker, Policy, Presence, Publisher, RegisterOptions, Registration, Registry, Resolver,
-    Revision, ServiceName, ServiceRef, ServiceView, ServiceWatcher, Snapshot, Watcher, clock::LONGEST,
+    Namespace, PickError, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
+    ServiceName, ServiceRef, ServiceView, Snapshot, Watcher,
+    backend::{LONGEST, Publisher, ServiceWatcher},
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 

@@ -10,7 +10,7 @@ use std::{
 
 use enlist::{
     Counter, Counters, Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry, ServiceRef,
-    telemetry::{Timer, dropped_samples, measured},
+    backend::{Timer, dropped_samples, measured},
 };
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 

@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, error::with_causes};
+use enlist::{Endpoint, Error, Filter, Health, Instance, Moment, RegisterOptions, Registry, with_causes};
 use enlist_grpc::{Balance, CallHead, Channel, HashKey, InstanceState, Intercept, WaitForReady};
 use enlist_testkit::{LIMIT, eventually, soon};
 use support::{Server, World, begun, id, say, say_within, shares, stream, until};

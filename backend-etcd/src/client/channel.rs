@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Moment, TaskOwner, clock::rounded, error::with_causes};
+use enlist::{Moment, TaskOwner, backend::rounded, with_causes};
 use futures::{
     FutureExt, StreamExt,
     future::{BoxFuture, Shared},

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{LeaseId, Moment, Revision, TaskOwner, clock::rounded};
+use enlist::{LeaseId, Moment, Revision, TaskOwner, backend::rounded};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, GetResponse, KvClient, LeaseClient, LeaseTimeToLiveOptions,
     PutOptions, TxnOp, WatchClient, WatchOptions, WatchStream,

@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use enlist::{Cause, caught_now, error::with_causes};
+use enlist::{Cause, backend::caught_now, with_causes};
 use futures::{FutureExt, future::BoxFuture};
 use tonic::{Status, body::Body, transport::Endpoint};
 use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};

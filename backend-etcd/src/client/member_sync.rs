@@ -3,7 +3,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use enlist::{backoff::jitter, error::with_causes};
+use enlist::{backend::jitter, with_causes};
 use http::Uri;
 use tonic::transport::Endpoint;
 

@@ -7,8 +7,7 @@ use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
     RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
-    publisher::{Subscriber, Update},
-    raw::{RawCell, check_prefix, check_value, stand_in},
+    backend::{RawCell, Subscriber, Update, check_prefix, check_value, stand_in},
 };
 
 use crate::{

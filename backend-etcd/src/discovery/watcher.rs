@@ -14,8 +14,7 @@ use async_trait::async_trait;
 use enlist::{
     Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
-    instance::Interner,
-    publisher::{Subscriber, Update},
+    backend::{Interner, Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 

@@ -4,7 +4,7 @@
 
 use std::error::Error as _;
 
-use enlist::error::with_causes;
+use enlist::with_causes;
 use etcd_client::Error;
 
 use crate::diagnose::{AuthFault, EndpointFault};

@@ -8,7 +8,7 @@ pub(crate) mod answers;
 
 use std::{error::Error as StdError, fmt, sync::Arc};
 
-use enlist::{Cause, Error, error::with_causes, escape::escaped};
+use enlist::{Cause, Error, escape::escaped, with_causes};
 use tonic::{Code, Status};
 
 /// Meaning of a failed request.

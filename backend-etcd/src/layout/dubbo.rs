@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use enlist::{Endpoint, Error, Health, Instance, ServiceRef, instance::DEFAULT_WEIGHT};
+use enlist::{DEFAULT_WEIGHT, Endpoint, Error, Health, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
 
 use super::{Part, Skip, go, object::Object, tree::Dialect};

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use enlist::{
-    Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT,
-    name::DEFAULT_NAMESPACE,
+    DEFAULT_NAMESPACE, DEFAULT_WEIGHT, Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName,
+    ServiceRef,
 };
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
-use enlist::{Endpoint, Error, Health, Instance, InstanceId, LeaseId, Namespace, endpoint::UNIX};
+use enlist::{Endpoint, Error, Health, Instance, InstanceId, LeaseId, Namespace, UNIX};
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Serializer, Value, ser::Formatter, value::RawValue};
 

@@ -5,7 +5,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use enlist::{Error, Instance, Namespace, ServiceRef, instance::DEFAULT_WEIGHT, name::DEFAULT_NAMESPACE};
+use enlist::{DEFAULT_NAMESPACE, DEFAULT_WEIGHT, Error, Instance, Namespace, ServiceRef};
 use serde::Serialize;
 use serde_json::Value;
 

@@ -6,7 +6,8 @@
 use std::{fmt, sync::Arc};
 
 use enlist::{
-    Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef, caught_now as caught,
+    Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
+    backend::caught_now as caught,
 };
 
 use super::{Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, PlaceValue, QueueKind, Skip, Writing};

@@ -24,9 +24,8 @@ mod typed;
 use std::fmt;
 
 use enlist::{
-    Error, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
-    escape::Hidden,
-    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
+    DEFAULT_WEIGHT, Error, Instance, InstanceId, LeaseId, LockMode, LockName, MAX_INSTANCE_BYTES, Namespace,
+    ServiceName, ServiceRef, escape::Hidden,
 };
 
 pub(crate) use self::guarded::{Guarded, GuardedLocks};
@@ -374,7 +373,7 @@ pub(crate) fn trial_key(range: &KeyRange, nonce: u64) -> Vec<u8> {
 
 /// A name that this layout cannot carry because of `character`.
 fn not_carried(field: &'static str, character: char) -> Error {
-    Error::InvalidName { field, fault: enlist::error::NameFault::NotCarried { character } }
+    Error::InvalidName { field, fault: enlist::NameFault::NotCarried { character } }
 }
 
 #[cfg(test)]

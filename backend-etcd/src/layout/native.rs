@@ -16,8 +16,8 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt, process, sync::OnceLock};
 
 use enlist::{
-    Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, Namespace, ServiceName, ServiceRef,
-    instance::{DEFAULT_WEIGHT, MAX_INSTANCE_BYTES},
+    DEFAULT_WEIGHT, Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, MAX_INSTANCE_BYTES,
+    Namespace, ServiceName, ServiceRef,
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use serde::{

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use enlist::{Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef, instance::DEFAULT_WEIGHT};
+use enlist::{DEFAULT_WEIGHT, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 
 use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go};
 use crate::watch::record::KeyRange;

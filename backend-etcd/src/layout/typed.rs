@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use enlist::instance::JSON_SUFFIX;
+use enlist::JSON_SUFFIX;
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 

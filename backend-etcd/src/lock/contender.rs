@@ -6,15 +6,12 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, LockValidity,
-    Loss, Moment, Released, Revision,
-    backoff::jitter,
-    deadline::LastTrouble,
-    election::Proclamation,
-    lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
-    publisher::Subscriber,
-    queue_position,
-    telemetry::{Timer, measured},
+    Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, Loss, Moment,
+    Released, Revision,
+    backend::{
+        GuardDriver, LastTrouble, LockValidity, Proclamation, QueueEntry, QueuePosition, Subscriber, Timer, jitter,
+        lock_guard, measured, queue_position,
+    },
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
 use futures::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use enlist::{
     Election, Error, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions,
-    Publisher, TaskOwner,
+    TaskOwner, backend::Publisher,
 };
 
 use crate::{

@@ -1,4 +1,4 @@
-//! Locks: a line of keys ordered by creation revision, judged by [`enlist::queue_position`].
+//! Locks: a line of keys ordered by creation revision, judged by [`enlist::backend::queue_position`].
 //!
 //! Never the server's own Lock RPC, which hands out false locks. The protocol runs in a task of the session, see `stander`.
 
@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Error, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, Revision, deadline::LastTrouble,
+    Error, Leadership, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, Revision, backend::LastTrouble,
 };
 use etcd_client::{Compare, CompareOp};
 use tokio::sync::oneshot;

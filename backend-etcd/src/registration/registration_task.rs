@@ -1,6 +1,6 @@
 //! The task behind one registration: compares what is desired with what etcd holds, for ever.
 //!
-//! What to do next is decided by [`enlist::reconcile`]; this file only does it. An own key is watched, because a lease can
+//! What to do next is decided by [`enlist::backend::reconcile`]; this file only does it. An own key is watched, because a lease can
 //! vanish although every renewal was answered.
 
 mod eviction;
@@ -15,14 +15,13 @@ use std::{
 
 use enlist::{
     Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
-    RegisterOptions, RegistrationDriver, RegistrationState, Revision, ServiceRef,
-    backoff::{jitter, reregistration_window},
-    error::with_causes,
-    key_claims::{Approach, Claim},
-    observation::Look,
-    publisher::Subscriber,
-    reconcile::{self, Found, Mine, Observation, Step},
-    registration::{Desired, Goal, Shown},
+    RegisterOptions, RegistrationState, Revision, ServiceRef,
+    backend::{
+        Approach, Claim, Desired, Goal, Look, RegistrationDriver, Shown, Subscriber, jitter,
+        reconcile::{self, Found, Mine, Observation, Step},
+        reregistration_window,
+    },
+    with_causes,
 };
 use tokio::sync::watch;
 
@@ -284,7 +283,7 @@ impl RegistrationTask {
                 true
             }
             WakeReason::Gone if Defect::RegistrationDeaf.is_on() => {
-                self.rest(enlist::clock::LONGEST).await;
+                self.rest(enlist::backend::LONGEST).await;
                 true
             }
             WakeReason::Gone => {

@@ -8,8 +8,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, RegisterOptions, Registration,
-    Registry, Revision, ServiceRef, registration, registry::check_ttl,
+    Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry,
+    Revision, ServiceRef,
+    backend::{LeaseTerms, check_ttl, registration},
 };
 use tracing::Instrument;
 
@@ -156,7 +157,7 @@ impl Etcd {
             LeaseScope::PerKey => format!("{service}\n{}", instance.id()).into_bytes(),
         };
         layout.accepts(service, &instance, options.owner.as_deref())?;
-        let source = Arc::clone(&self.session) as enlist::publisher::OwnerHandle;
+        let source = Arc::clone(&self.session) as enlist::backend::OwnerHandle;
         let (registration, driver) = registration(service.clone(), instance, source);
         let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));

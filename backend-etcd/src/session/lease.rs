@@ -15,10 +15,9 @@ use std::{
 };
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, LeaseTerms, Moment, Revision, TaskOwner,
-    error::with_causes,
-    registry::whole_seconds,
-    telemetry::{Timer, measured},
+    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, Moment, Revision, TaskOwner,
+    backend::{LeaseTerms, Timer, measured, whole_seconds},
+    with_causes,
 };
 use etcd_client::LeaseGrantOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};

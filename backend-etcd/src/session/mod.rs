@@ -15,8 +15,8 @@ use std::{
 };
 
 use enlist::{
-    BackoffPolicy, Counters, Error, Moment, Revision, TaskOwner, key_claims::KeyClaims, observation::Observations,
-    registration::Departures,
+    BackoffPolicy, Counters, Error, Moment, Revision, TaskOwner,
+    backend::{Departures, KeyClaims, Observations},
 };
 use tokio::{
     runtime::Handle,

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Error, Moment, Revision, TaskOwner, backoff::jitter, clock::LONGEST};
+use enlist::{
+    Error, Moment, Revision, TaskOwner,
+    backend::{LONGEST, jitter},
+};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,

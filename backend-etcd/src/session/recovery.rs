@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::backoff::jitter;
+use enlist::backend::jitter;
 use tokio::sync::{Mutex, watch};
 
 use crate::error::Failure;

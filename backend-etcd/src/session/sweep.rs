@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error, LeaseId, Revision, backoff::jitter, publisher::Subscriber};
+use enlist::{
+    BackoffPolicy, Error, LeaseId, Revision,
+    backend::{Subscriber, jitter},
+};
 use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 

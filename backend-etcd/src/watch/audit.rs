@@ -9,7 +9,10 @@
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
-use enlist::{Moment, Revision, backoff::jitter, clock::LONGEST};
+use enlist::{
+    Moment, Revision,
+    backend::{LONGEST, jitter},
+};
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, publisher::Subscriber};
+use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, backend::Subscriber};
 use tokio::sync::watch;
 
 use crate::{

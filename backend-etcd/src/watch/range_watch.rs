@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Epoch, Error, Publisher, Revision, TaskOwner, publisher::Subscriber};
+use enlist::{
+    Epoch, Error, Revision, TaskOwner,
+    backend::{Publisher, Subscriber},
+};
 use tracing::Instrument;
 
 use crate::{

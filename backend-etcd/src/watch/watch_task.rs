@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Publisher, Revision, error::with_causes};
+use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Revision, backend::Publisher, with_causes};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
@@ -228,7 +228,7 @@ impl WatchTask {
     /// Publishes the trouble; returns how long to leave it alone.
     fn broken(&self, failure: Failure, backoff: &mut enlist::Backoff) -> Duration {
         if Defect::BrokenWatchForgotten.is_on() {
-            return enlist::clock::LONGEST;
+            return enlist::backend::LONGEST;
         }
         let error = failure.into_error(&self.range.describe());
         tracing::debug!(cause = %with_causes(&error), "watch broken");

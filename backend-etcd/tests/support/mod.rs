@@ -9,7 +9,7 @@ use std::{future::Future, time::Duration};
 
 use enlist::{
     Endpoint, Instance, InstanceId, Moment, RegisterOptions, Registration, Registry, Resolver, ServiceRef, Snapshot,
-    TaskOwner, clock::sleep_until_elapsed,
+    TaskOwner, backend::sleep_until_elapsed,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};

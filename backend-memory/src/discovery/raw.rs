@@ -5,7 +5,7 @@ use std::{fmt::Write, sync::Arc};
 use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Namespace, RawEntry, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
-    raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
+    backend::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
 };
 
 use crate::{

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, Moment, Namespace, Publisher, Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher,
-    Snapshot, TaskOwner, Watcher,
+    Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, TaskOwner, Watcher,
+    backend::{Publisher, ServiceWatcher},
 };
 
 use crate::{
@@ -65,7 +65,7 @@ impl MemoryClient {
     }
 
     /// Starts a watch and returns a reader that ends it when dropped.
-    pub(crate) fn follow<S: WatchedState>(&self, state: S) -> Result<enlist::publisher::Subscriber<S::Value>, Error> {
+    pub(crate) fn follow<S: WatchedState>(&self, state: S) -> Result<enlist::backend::Subscriber<S::Value>, Error> {
         self.inner.check_open()?;
         let feed = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();

@@ -1,4 +1,4 @@
-//! Locks and elections: a line of places in the store, judged by [`enlist::queue_position`].
+//! Locks and elections: a line of places in the store, judged by [`enlist::backend::queue_position`].
 //!
 //! The protocol runs in a task of the session. The caller's future only holds a receiver, so dropping it at any point
 //! makes the task clean up.
@@ -14,11 +14,10 @@ use std::{
 use async_trait::async_trait;
 use enlist::{
     BackoffPolicy, Election, Error, FencingToken, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockMode,
-    LockName, LockOptions, LockValidity, Loss, Moment, Released, Revision,
-    deadline::LastTrouble,
-    election::Proclamation,
-    lock::{GuardDriver, QueueEntry, QueuePosition, lock_guard},
-    queue_position,
+    LockName, LockOptions, Loss, Moment, Released, Revision,
+    backend::{
+        GuardDriver, LastTrouble, LockValidity, Proclamation, QueueEntry, QueuePosition, lock_guard, queue_position,
+    },
 };
 use futures::{
     FutureExt,
@@ -358,7 +357,7 @@ impl Contender {
         let validity = Arc::new(LockValidity::new(sent, held.lease.ttl()));
         let constant = self.client.link.hub().has(Defect::ConstantTokens);
         let token = if constant { FencingToken::new(1) } else { held.token };
-        let source = Arc::clone(&self.client) as enlist::publisher::OwnerHandle;
+        let source = Arc::clone(&self.client) as enlist::backend::OwnerHandle;
         let (guard, driver) = lock_guard(self.name.clone(), token, validity, source);
         let (won, mut proclaimed) = match &self.want {
             Want::Lock { .. } => (Won::Lock(guard), None),

@@ -1,6 +1,6 @@
 //! Registration: one task per instance that compares what is desired with what the store holds, for ever.
 //!
-//! What to do next is decided by [`enlist::reconcile`]; this file only does it. Compare `enlist-etcd`'s file of the same
+//! What to do next is decided by [`enlist::backend::reconcile`]; this file only does it. Compare `enlist-etcd`'s file of the same
 //! name.
 
 use std::{
@@ -10,15 +10,13 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment,
-    Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
-    key_claims::{Approach, Claim},
-    observation::Look,
-    raw::RawCell,
-    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
-    registration,
-    registration::{Desired, Goal},
-    registry::check_ttl,
+    Backoff, Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, Owner,
+    RegisterOptions, Registration, RegistrationState, Registry, Revision, ServiceRef,
+    backend::{
+        Approach, Claim, Desired, Goal, LeaseTerms, Look, RawCell, RegistrationDriver, check_ttl,
+        reconcile::{self, Entitlement, Found, Mine, Observation, Step},
+        registration,
+    },
 };
 
 use crate::{

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Error, LeaseHandle, LeaseId};
+use enlist::{Error, LeaseId, backend::LeaseHandle};
 
 use crate::{
     client::Inner,

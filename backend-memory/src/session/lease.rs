@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{BackoffPolicy, Error, LeaseId, LeaseTerms, Moment, TaskOwner};
+use enlist::{BackoffPolicy, Error, LeaseId, Moment, TaskOwner, backend::LeaseTerms};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,

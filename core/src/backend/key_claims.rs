@@ -258,7 +258,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, registration};
+    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, registration::registration};
 
     struct Party {
         options: RegisterOptions,

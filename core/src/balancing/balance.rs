@@ -1,14 +1,18 @@
 //! For balancers: choosing among candidates that work, near ones first. [`Pool`](crate::Pool) chooses with it, and so does the gRPC
 //! channel; each says for itself who is a candidate and whether it works.
 
+#[doc(inline)]
+pub use super::{
+    alias_table::{AliasTable, HashRing},
+    ejection::{Ejected, Ejections, Rests},
+};
+
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
 };
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
-
-use crate::balancing::alias_table::{AliasTable, HashRing};
 
 /// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
 /// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).

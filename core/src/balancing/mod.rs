@@ -1,9 +1,9 @@
 //! Selecting an instance: pickers over a view, their policies and data structures, ejection, and the pool of clients.
 //! Begin with `picker.rs`.
 
-pub mod alias_table;
+pub(crate) mod alias_table;
 pub mod balance;
 pub(crate) mod bucket_index;
-pub mod ejection;
-pub mod picker;
-pub mod pool;
+pub(crate) mod ejection;
+pub(crate) mod picker;
+pub(crate) mod pool;

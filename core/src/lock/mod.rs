@@ -6,7 +6,7 @@
 //! at about the same rate, the holder checks [`LockGuard::is_held`] right before it acts, and the store keeps its leases.
 
 pub(crate) mod candidate;
-pub mod election;
+pub(crate) mod election;
 pub(crate) mod fence;
 pub(crate) mod lock_validity;
 
@@ -23,7 +23,7 @@ use crate::{
     registration::registry::{DEFAULT_TTL, MAX_TTL_SECS},
 };
 
-pub use crate::lock::lock_validity::{LockValidity, safe_validity};
+use crate::lock::lock_validity::LockValidity;
 
 /// Grants locks. Implemented by the backends; users hold an `Arc<dyn Lock>`.
 #[async_trait]
@@ -502,7 +502,10 @@ mod tests {
         assert_eq!(guard.run(async { 7 }).await, Ok(7));
         // The boot-time clock goes on while tokio's is paused.
         let left = guard.remaining();
-        assert!(left > Duration::from_secs(4) && left <= safe_validity(Duration::from_secs(5)), "{left:?}");
+        assert!(
+            left > Duration::from_secs(4) && left <= lock_validity::safe_validity(Duration::from_secs(5)),
+            "{left:?}"
+        );
         driver.validity().lose(Loss::KeyGone);
         assert_eq!(guard.remaining(), Duration::ZERO);
         assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));

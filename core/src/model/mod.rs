@@ -1,8 +1,8 @@
 //! Values: names, endpoints, instances, revisions. Begin with `instance.rs`.
 
-pub mod advertise;
-pub mod endpoint;
+pub(crate) mod advertise;
+pub(crate) mod endpoint;
 pub mod escape;
-pub mod instance;
-pub mod name;
+pub(crate) mod instance;
+pub(crate) mod name;
 pub(crate) mod revision;

@@ -317,7 +317,6 @@ fn name(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registration;
     use proptest::prelude::*;
 
     proptest! {
@@ -341,7 +340,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_is_there_before_the_generation_that_tells_of_it() {
         let (service, instance) = stand_in(b"k");
-        let (registration, mut driver) = registration(service, instance, Arc::new(()));
+        let (registration, mut driver) = crate::registration::registration(service, instance, Arc::new(()));
         let cell = RawCell::new(*b"one");
         let raw = RawRegistration::new(registration, *b"k", cell.clone());
         let large = raw.set(vec![0; MAX_RAW_BYTES]).await;

@@ -3,9 +3,9 @@
 //! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
 //! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
-pub mod graceful;
+pub(crate) mod graceful;
 pub(crate) mod lease;
-pub mod registry;
+pub(crate) mod registry;
 
 mod departures;
 mod handle;

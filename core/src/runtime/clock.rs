@@ -64,7 +64,7 @@ impl Moment {
 /// needs the exact value takes it from a field.
 ///
 /// ```
-/// use enlist::clock::rounded;
+/// use enlist::backend::rounded;
 /// use std::time::Duration;
 ///
 /// assert_eq!(rounded(Duration::from_nanos(72_108_282)).to_string(), "72 ms");

@@ -1,6 +1,6 @@
 //! Tasks with owners, clocks, deadlines and the one backoff. Begin with `task.rs`.
 
-pub mod backoff;
-pub mod clock;
-pub mod deadline;
+pub(crate) mod backoff;
+pub(crate) mod clock;
+pub(crate) mod deadline;
 pub(crate) mod task;

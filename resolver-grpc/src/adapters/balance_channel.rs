@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use enlist::{
-    Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, error::with_causes, escape::escaped,
+    Endpoint, Entry, Error, Health, ServiceView, Snapshot, TaskOwner, ViewChanges, escape::escaped, with_causes,
 };
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};

@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, balance::Choice, clock::rounded,
-    error::with_causes, escape::escaped,
+    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
+    escape::escaped, with_causes,
 };
 use http::{HeaderMap, request::Parts};
 use tokio::time::timeout;

@@ -23,7 +23,7 @@ use std::{
 
 use enlist::{
     BackoffPolicy, Directory, Ejection, Endpoint, Error, Filter, Instance, InstanceId, Resolver, ServiceRef,
-    ServiceView, StopError, TaskOwner, ejection::Ejections,
+    ServiceView, StopError, TaskOwner, balance::Ejections,
 };
 use tokio::sync::{Notify, watch};
 use tonic::{Code, Status, body::Body, transport::Endpoint as Settings};

@@ -14,8 +14,8 @@ use enlist::{
     Endpoint, Entry, Error, Event, Filter, Health, Instance, InstanceId, Moment, PickError, Picker, Policy,
     ServiceView, TaskOwner, ViewChanges,
     balance::{Group, Ready},
-    error::with_causes,
     escape::escaped,
+    with_causes,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 
 use std::{str::FromStr, time::Duration};
 
-use enlist::{Endpoint, Error, Namespace, ServiceName, ServiceRef, error::NameFault};
+use enlist::{Endpoint, Error, NameFault, Namespace, ServiceName, ServiceRef};
 use serde::{Deserialize, Serialize};
 
 use crate::name_resolution::{sources::Dns, target::Target};
@@ -50,7 +50,7 @@ pub struct Invocation {
 impl Default for Invocation {
     fn default() -> Self {
         Self {
-            namespace: enlist::name::DEFAULT_NAMESPACE.to_owned(),
+            namespace: enlist::DEFAULT_NAMESPACE.to_owned(),
             environment: None,
             cache_ttl: Duration::from_secs(5),
             cluster_domain: "cluster.local".to_owned(),

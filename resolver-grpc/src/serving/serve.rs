@@ -3,9 +3,7 @@
 use std::{future::Future, io, pin::Pin};
 
 use bytes::Bytes;
-use enlist::{
-    Error, Graceful, Instance, InstanceHandle, RegisterOptions, Registry, ServiceRef, Shutdown, error::with_causes,
-};
+use enlist::{Error, Graceful, Instance, InstanceHandle, RegisterOptions, Registry, ServiceRef, Shutdown, with_causes};
 use tokio::net::TcpListener;
 use tonic::{
     body::Body,

@@ -23,8 +23,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use enlist::{
     BackoffPolicy, Ejection, Endpoint, Entry,
-    balance::Candidate,
-    ejection::{Ejections, Rests},
+    balance::{Candidate, Ejections, Rests},
     escape::escaped,
 };
 use tokio::sync::Notify;

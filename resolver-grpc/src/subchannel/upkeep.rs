@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Moment, clock::rounded, escape::escaped};
+use enlist::{Moment, backend::rounded, escape::escaped};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 

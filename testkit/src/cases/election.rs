@@ -1,6 +1,6 @@
 //! Leadership.
 
-use enlist::{Error, LeaderWatcher, Leadership, LockName, LockOptions, election::LeaderChange};
+use enlist::{Error, LeaderChange, LeaderWatcher, Leadership, LockName, LockOptions};
 
 use super::support::*;
 use crate::{

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use enlist::{
-    Deregistered, Error, RawChange, RawEvent, RawRegistration, RawSnapshot, RawWatcher, RegisterOptions,
-    RegistrationState, Start, raw::MAX_RAW_BYTES,
+    Deregistered, Error, MAX_RAW_BYTES, RawChange, RawEvent, RawRegistration, RawSnapshot, RawWatcher, RegisterOptions,
+    RegistrationState, Start,
 };
 
 use super::support::*;

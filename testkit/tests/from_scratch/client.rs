@@ -9,9 +9,9 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Epoch, Error, LeaseChoice, LeaseHandle, LeaseId, LeaseTerms, Moment, Namespace, Publisher, RegisterOptions,
-    Resolver, Revision, ServiceName, ServiceRef, ServiceWatcher, Snapshot, TaskOwner, Watcher, key_claims::KeyClaims,
-    observation::Observations, registration::Departures,
+    Entry, Epoch, Error, LeaseChoice, LeaseId, Moment, Namespace, RegisterOptions, Resolver, Revision, ServiceName,
+    ServiceRef, Snapshot, TaskOwner, Watcher,
+    backend::{Departures, KeyClaims, LeaseHandle, LeaseTerms, Observations, Publisher, ServiceWatcher},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};

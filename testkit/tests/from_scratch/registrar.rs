@@ -7,14 +7,13 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, LeaseTerms, Moment, OnConflict,
-    Owner, RegisterOptions, Registration, RegistrationDriver, RegistrationState, Registry, Revision, ServiceRef,
-    key_claims::{Approach, Claim},
-    observation::Look,
-    reconcile::{self, Entitlement, Found, Mine, Observation, Step},
-    registration,
-    registration::{Desired, Goal},
-    registry::{check_ttl, whole_seconds},
+    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
+    RegisterOptions, Registration, RegistrationState, Registry, Revision, ServiceRef,
+    backend::{
+        Approach, Claim, Desired, Goal, LeaseTerms, Look, RegistrationDriver, check_ttl,
+        reconcile::{self, Entitlement, Found, Mine, Observation, Step},
+        registration, whole_seconds,
+    },
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -134,7 +133,7 @@ impl Registrar {
         }
     }
 
-    /// One step towards what is wanted, which is decided by `enlist::reconcile`.
+    /// One step towards what is wanted, which is decided by `enlist::backend::reconcile`.
     async fn step(&mut self) -> Result<Outcome, Error> {
         let desired = self.driver.desired();
         let lease = self.lease()?;

@@ -5,7 +5,7 @@
 //! one when it is its turn waits, and removes it when it marks its own place. Meanwhile the mark is under a lease that nobody
 //! renews: the delay goes on if the contender gives up.
 
-use enlist::{BackoffPolicy, Error, LockMode, Revision, clock::rounded};
+use enlist::{BackoffPolicy, Error, LockMode, Revision, backend::rounded};
 
 use super::{Contender, Queued, lost};
 use crate::{error::Failure, layout::LockLayout, watch::record::Record};

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use enlist::{
     LeaseId, Revision,
-    reconcile::{Entitlement, Mine},
-    registration::Withdrawal,
+    backend::{
+        Withdrawal,
+        reconcile::{Entitlement, Mine},
+    },
 };
 
 use crate::{

@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
-    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef, backoff::jitter, key_claims::Claim,
-    registration::Goal,
+    Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef,
+    backend::{Claim, Goal, jitter},
 };
 
 use super::{

@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use enlist::{Error, RegistrationState, Revision, backoff::jitter, key_claims::Claim};
+use enlist::{
+    Error, RegistrationState, Revision,
+    backend::{Claim, jitter},
+};
 
 use super::{Known, RegistrationTask, SLOW, StepOutcome, WakeReason, removal::proved};
 use crate::{

@@ -8,8 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Error, Moment, Revision,
-    clock::{LONGEST, rounded},
-    error::with_causes,
+    backend::{LONGEST, rounded},
+    with_causes,
 };
 
 use super::WatchTask;

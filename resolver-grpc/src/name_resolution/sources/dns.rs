@@ -5,7 +5,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher, clock::LONGEST,
+    Revision, ServiceName, ServiceRef, Snapshot, Watcher, backend::LONGEST,
 };
 use tokio::time::{Instant, timeout};
 
