@@ -79,3 +79,10 @@ fn option(name: &str) -> Result<Option<String>, String> {
 pub fn flag(flag: &str) -> bool {
     env::args().any(|arg| arg == flag)
 }
+
+/// Compiles the program of the tutorial as a test.
+#[cfg(all(doctest, feature = "etcd"))]
+mod guides {
+    #[doc = include_str!("../../docs/getting-started.md")]
+    struct GettingStarted;
+}
