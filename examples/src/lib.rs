@@ -80,9 +80,21 @@ pub fn flag(flag: &str) -> bool {
     env::args().any(|arg| arg == flag)
 }
 
-/// Compiles the program of the tutorial as a test.
+/// Runs the programs of the tutorial and of the how-to guides as tests.
 #[cfg(all(doctest, feature = "etcd"))]
 mod guides {
+    #[doc = include_str!("../../docs/guides/containers.md")]
+    struct Containers;
+    #[doc = include_str!("../../docs/guides/cron-under-a-lock.md")]
+    struct CronUnderALock;
     #[doc = include_str!("../../docs/getting-started.md")]
     struct GettingStarted;
+    #[doc = include_str!("../../docs/guides/kubernetes.md")]
+    struct Kubernetes;
+    #[doc = include_str!("../../docs/guides/moving-a-go-fleet.md")]
+    struct MovingAGoFleet;
+    #[doc = include_str!("../../docs/guides/testing.md")]
+    struct Testing;
+    #[doc = include_str!("../../docs/guides/tls.md")]
+    struct Tls;
 }
