@@ -98,3 +98,18 @@ mod guides {
     #[doc = include_str!("../../docs/guides/tls.md")]
     struct Tls;
 }
+
+/// Runs the programs of the crates' READMEs as tests.
+#[cfg(all(doctest, feature = "etcd"))]
+mod readmes {
+    #[doc = include_str!("../../backend-etcd/README.md")]
+    struct BackendEtcd;
+    #[doc = include_str!("../../backend-memory/README.md")]
+    struct BackendMemory;
+    #[doc = include_str!("../../core/README.md")]
+    struct Core;
+    #[doc = include_str!("../../resolver-grpc/README.md")]
+    struct ResolverGrpc;
+    #[doc = include_str!("../../testkit/README.md")]
+    struct Testkit;
+}
