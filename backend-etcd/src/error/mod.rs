@@ -178,7 +178,11 @@ fn classify_status(status: &Status) -> Failure {
         Code::FailedPrecondition if has("authentication is not enabled") => {
             Failure::Final(Error::AuthFailed(cause_of(status)))
         }
-        Code::Unavailable if has("not supported for learner") => Failure::Unfit(cause_of(status)),
+        // The code of these two is `Unavailable` before etcd 3.6.
+        Code::Unavailable | Code::FailedPrecondition if has("not supported for learner") => {
+            Failure::Unfit(cause_of(status))
+        }
+        Code::FailedPrecondition if has("not capable") => Failure::Leaderless(cause_of(status)),
         Code::ResourceExhausted if has("too many requests") => Failure::Unfit(cause_of(status)),
         // No leader, no quorum, stopping, not yet capable: what etcd itself says of being unavailable concerns the member.
         Code::Unavailable if text.starts_with("etcdserver: ") => Failure::Leaderless(cause_of(status)),
@@ -289,6 +293,10 @@ mod tests {
             (Code::Unavailable, "etcdserver: server stopped", "Leaderless"),
             (Code::Unavailable, "etcdserver: unhealthy cluster", "Leaderless"),
             (Code::Unavailable, "etcdserver: rpc not supported for learner", "Unfit"),
+            // From 3.6 on.
+            (Code::FailedPrecondition, "etcdserver: rpc not supported for learner", "Unfit"),
+            (Code::Unavailable, "etcdserver: not capable", "Leaderless"),
+            (Code::FailedPrecondition, "etcdserver: not capable", "Leaderless"),
             (Code::Unavailable, "http2 error", "Lost"),
             (Code::Unknown, "context deadline exceeded", "Leaderless"),
             (Code::Unknown, "transport error", "Lost"),
