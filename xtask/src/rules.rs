@@ -1,14 +1,21 @@
-//! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of documentation
-//! comments, imports between files.
+//! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of
+//! documentation comments, lengths of files, functions and lines, names, and imports between files.
 
 mod doc_openings;
 mod import_cycles;
+mod known;
+mod limits;
+mod names;
 mod sources;
 mod tokens;
 
 use std::{collections::BTreeSet, path::Path};
 
-use self::doc_openings::Openings;
+use self::{
+    doc_openings::Openings,
+    known::{Finding, Known},
+    sources::Source,
+};
 use crate::{Result, cargo, run};
 
 /// A package, and packages that must not be in its dependency tree (development dependencies aside).
@@ -29,12 +36,15 @@ pub(crate) fn check() -> Result {
     let root = sources::root();
     let sources = sources::read(&root, &root)?;
     Openings::of(&sources).report()?;
-    print_import_cycles(&sources);
+    let mut findings = limits::findings(&sources);
+    findings.extend(names::findings(&sources));
+    findings.extend(cycles(&sources));
+    Known::read(&root)?.judge(&findings)?;
     check_dependencies()
 }
 
-/// Prints the cycles of imports between files. They are no failure yet.
-fn print_import_cycles(sources: &[sources::Source]) {
+/// Returns the number of cycles of imports between the files of each crate, and prints them.
+fn cycles(sources: &[Source]) -> Vec<Finding> {
     let is_root = |path: &Path| path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
     let roots = sources.iter().map(|source| &*source.path).filter(|path| is_root(path));
     let folders: BTreeSet<_> = roots.filter_map(Path::parent).collect();
@@ -42,11 +52,17 @@ fn print_import_cycles(sources: &[sources::Source]) {
     let groups: usize = found.iter().map(|(_, cycles)| import_cycles::groups(cycles).len()).sum();
     let count: usize = found.iter().map(|(_, cycles)| cycles.len()).sum();
     println!("{groups} groups of files import each other, in {count} cycles");
+    let mut findings = Vec::new();
     for (folder, cycles) in found {
-        for cycle in cycles {
+        for cycle in &cycles {
             println!("{}: {} -> {}", folder.display(), cycle.join(" -> "), cycle[0]);
         }
+        if !cycles.is_empty() {
+            let place = folder.display().to_string();
+            findings.push(Finding::new("import-cycles", place, cycles.len(), "cycles of imports between files"));
+        }
     }
+    findings
 }
 
 fn check_dependencies() -> Result {

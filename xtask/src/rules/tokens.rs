@@ -1,5 +1,7 @@
 //! Rust source text as words and punctuation, without comments, literals and tests.
 
+use std::ops::Range;
+
 /// Splits a text into identifiers, `::` and single characters. Comments and the content of literals are left out.
 pub(super) fn tokens(text: &str) -> Vec<&str> {
     let (mut found, mut rest) = (Vec::new(), text);
@@ -77,10 +79,30 @@ fn text_length(rest: &str, prefix: &str) -> usize {
 
 /// Splits off what belongs to tests: returns the other tokens, and the names of the modules in files that are only for tests.
 pub(super) fn without_tests<'a>(tokens: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
-    let (mut kept, mut modules, mut at) = (Vec::new(), Vec::new(), 0);
+    let (mut kept, mut at) = (Vec::new(), 0);
+    for item in items_of_tests(tokens) {
+        kept.extend(without_attributes(&tokens[at..item.start]));
+        at = item.end;
+    }
+    kept.extend(without_attributes(&tokens[at..]));
+    (kept, test_modules(tokens))
+}
+
+/// Names of the modules in files of their own that are only for tests.
+pub(super) fn test_modules<'a>(tokens: &[&'a str]) -> Vec<&'a str> {
+    let name = |item: Range<usize>| match tokens[item] {
+        [.., "mod", name, ";"] => Some(name),
+        _ => None,
+    };
+    items_of_tests(tokens).into_iter().filter_map(name).collect()
+}
+
+/// Positions of the items that are only there for tests, with their attributes.
+pub(super) fn items_of_tests(tokens: &[&str]) -> Vec<Range<usize>> {
+    let (mut items, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
+        let start = at;
         let Some(end) = attribute_end(tokens, at) else {
-            kept.push(tokens[at]);
             at += 1;
             continue;
         };
@@ -92,13 +114,23 @@ pub(super) fn without_tests<'a>(tokens: &[&'a str]) -> (Vec<&'a str>, Vec<&'a st
         while let Some(end) = attribute_end(tokens, at) {
             at = end;
         }
-        let item = &tokens[at..item_end(tokens, at)];
-        if let [.., "mod", name, ";"] = item {
-            modules.push(*name);
-        }
-        at += item.len();
+        at = item_end(tokens, at);
+        items.push(start..at);
     }
-    (kept, modules)
+    items
+}
+
+fn without_attributes<'a>(tokens: &[&'a str]) -> Vec<&'a str> {
+    let (mut kept, mut at) = (Vec::new(), 0);
+    while at < tokens.len() {
+        if let Some(end) = attribute_end(tokens, at) {
+            at = end;
+        } else {
+            kept.push(tokens[at]);
+            at += 1;
+        }
+    }
+    kept
 }
 
 /// End of the attribute that begins at `at`, if one does.
@@ -112,7 +144,7 @@ fn attribute_end(tokens: &[&str], at: usize) -> Option<usize> {
 }
 
 /// End of the group in brackets that opens at `open`.
-fn group_end(tokens: &[&str], open: usize) -> usize {
+pub(super) fn group_end(tokens: &[&str], open: usize) -> usize {
     let mut depth = 0_usize;
     for (at, token) in tokens.iter().enumerate().skip(open) {
         match *token {
