@@ -13,12 +13,15 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     client::{
-        channel::{Failover, Members, TlsFiles},
-        connection::{Connection, Credentials},
+        connection::Connection,
+        dial_settings::DialSettings,
         endpoint_url::{Tls, endpoint_url},
-        hooks::{DialSettings, Layers, Requests},
+        failover::Failover,
+        layers::{Layers, Requests},
         limits::RangeLimits,
         member_sync,
+        members::{Members, TlsFiles},
+        request_channel::Credentials,
     },
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
     session::{RuntimeHandle, Session, SessionRuntime},

@@ -25,7 +25,7 @@
 //! | `etcd` | options, TLS, user; what the traits are implemented on |
 //! | `endpoint_url` | addresses of etcd, as users write them |
 //! | `channel` | one pinned endpoint, another one when it fails |
-//! | `hooks` | settings of dials and layers around requests, of the user's |
+//! | `dial_settings`, `layers` | settings of dials and layers around requests, of the user's |
 //! | `member_sync` | the member list of the cluster instead of the endpoints, if asked for |
 //! | `connection` | requests with deadlines, token renewal |
 //! | `writes` | guarded writes, several in one transaction |
@@ -63,7 +63,7 @@ pub use self::defects::Defect;
 pub use self::{
     client::{
         endpoint_url::{Tls, endpoint_url, is_clear_text},
-        hooks::Requests,
+        layers::Requests,
         limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     },
     discovery::watcher::Payload,

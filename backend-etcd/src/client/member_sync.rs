@@ -1,5 +1,5 @@
 //! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the configured
-//! endpoints after them. [`crate::client::channel`] dials.
+//! endpoints after them. [`crate::client::failover`] dials.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 

@@ -1,10 +1,20 @@
 //! The connection to etcd: a channel with failover over the endpoints, requests with deadlines, and the batcher of
 //! guarded writes. Begin with `connection.rs`.
 
-pub(crate) mod channel;
 pub(crate) mod connection;
+pub(crate) mod dial;
+pub(crate) mod dial_settings;
+pub(crate) mod dialled;
 pub(crate) mod endpoint_url;
-pub(crate) mod hooks;
+pub(crate) mod failover;
+pub(crate) mod guarded_write;
+pub(crate) mod kv;
+pub(crate) mod layers;
 pub(crate) mod limits;
+pub(crate) mod list;
 pub(crate) mod member_sync;
-pub(crate) mod writes;
+pub(crate) mod members;
+pub(crate) mod queue_requests;
+pub(crate) mod request_channel;
+pub(crate) mod response;
+pub(crate) mod write_batcher;

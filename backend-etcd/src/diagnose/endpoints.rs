@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::error::Elapsed};
 
 use super::finding::EndpointFault;
 use crate::{
-    client::{channel::TlsFiles, connection::Credentials},
+    client::{members::TlsFiles, request_channel::Credentials},
     error::answers::{self, Answer, answer},
 };
 

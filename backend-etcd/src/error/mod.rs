@@ -159,7 +159,7 @@ fn classify_status(status: &Status) -> Failure {
     let has = |part: &str| text.contains(part);
     match status.code() {
         _ if is_never_sent(status) => Failure::NeverSent(cause_of(status)),
-        _ if is_caused_by::<crate::client::channel::Proxied>(status) => Failure::Leaderless(cause_of(status)),
+        _ if is_caused_by::<crate::client::failover::Proxied>(status) => Failure::Leaderless(cause_of(status)),
         Code::OutOfRange if has("has been compacted") => Failure::Compacted,
         Code::OutOfRange if has("future revision") => Failure::FutureRevision,
         Code::OutOfRange if has("decoded message length too large") => Failure::AnswerTooLarge(cause_of(status)),
@@ -204,7 +204,7 @@ fn too_large(limit: usize) -> Failure {
 /// Returns `true` if the request never left: the connection was refused, or hyper dropped it while it was queued.
 fn is_never_sent(status: &Status) -> bool {
     let queued = status.code() == Code::Cancelled && status.message().contains("operation was canceled");
-    queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<crate::client::channel::DialError>(status)
+    queued || is_caused_by::<tonic::ConnectError>(status) || is_caused_by::<crate::client::dial::DialError>(status)
 }
 
 fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {

@@ -25,16 +25,15 @@ use tokio::{
 
 use crate::{
     client::{
-        connection::{LineFound, LineRead, Written, signed},
-        writes::Guard,
+        guarded_write::Guard,
+        kv::Written,
+        queue_requests::{LineFound, LineRead, OwnEntry},
+        response::signed,
     },
     defects::Defect,
     error::{Failure, text_cause},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
-    lock::{
-        Want, Won,
-        local_queue::{Membership, OwnEntry},
-    },
+    lock::{Want, Won, local_queue::Membership},
     session::{
         Session,
         lease::{Lease, LeaseState, Purpose, lease_changed},

@@ -9,40 +9,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use enlist::{LeaseId, Revision};
-use etcd_client::{PutOptions, TxnOp};
+use enlist::Revision;
 use tokio::sync::oneshot;
 
-/// A place of this session in a line.
-#[derive(Clone, Debug)]
-pub(crate) struct OwnEntry {
-    pub(crate) key: Vec<u8>,
-    pub(crate) value: Vec<u8>,
-    pub(crate) lease: LeaseId,
-    /// The revision at which it was created; 0 before that.
-    pub(crate) token: Revision,
-}
-
-impl OwnEntry {
-    /// Creates the place.
-    pub(crate) fn create(&self) -> TxnOp {
-        TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
-    }
-
-    /// Writes the place again and keeps its value: what is done late must not undo a proclamation.
-    pub(crate) fn rewrite(&self) -> TxnOp {
-        TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
-    }
-
-    /// Number of bytes that its creation writes.
-    pub(crate) fn size(&self) -> usize {
-        self.key.len() + self.value.len()
-    }
-
-    fn leased(&self) -> PutOptions {
-        PutOptions::new().with_lease(self.lease.get())
-    }
-}
+use crate::client::queue_requests::OwnEntry;
 
 /// A place that waits for another one of this session. Dropping it leaves the place to itself.
 #[derive(Debug)]
@@ -131,6 +101,7 @@ impl HandoverTicket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use enlist::LeaseId;
     use futures::FutureExt;
 
     fn place(token: u64) -> OwnEntry {

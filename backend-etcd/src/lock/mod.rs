@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use tracing::Instrument;
 
 use crate::{
-    client::connection::signed,
+    client::response::signed,
     etcd::Etcd,
     layout::{LockLayout, PlaceValue, QueueKind},
     lock::contender::{Contender, Source},

@@ -31,7 +31,7 @@ use self::{
     own_writes::{Effect, OwnWrites},
 };
 use crate::{
-    client::{connection::Written, writes::Guard},
+    client::{guarded_write::Guard, kv::Written},
     defects::Defect,
     error::Failure,
     layout::{Layout, LeaseScope, Writing},

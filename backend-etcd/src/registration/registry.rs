@@ -15,7 +15,7 @@ use enlist::{
 use tracing::Instrument;
 
 use crate::{
-    client::{connection::Written, writes::Guard},
+    client::{guarded_write::Guard, kv::Written},
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, Layout, LeaseScope, Writing},

@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client::connection::{Connection, header_revision},
+    client::{connection::Connection, response::header_revision},
     defects::Defect,
     error::Failure,
 };
@@ -408,8 +408,9 @@ impl Leases {
     /// Grants a lease that nobody renews: what is put under it ends once `ttl` has passed.
     pub(crate) async fn unrenewed(&self, ttl: Duration) -> Result<LeaseId, Failure> {
         let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
-        let grant =
-            |mut clients: crate::client::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+        let grant = |mut clients: crate::client::request_channel::Clients| async move {
+            clients.lease.grant(seconds, None).await
+        };
         Ok(LeaseId::new(self.conn.fast.call("lease grant", grant).await?.id()))
     }
 
@@ -601,7 +602,7 @@ impl Granting {
     async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
         let seconds = i64::try_from(self.asked.ttl().as_secs()).unwrap_or(i64::MAX);
         let id = LeaseId::new(fastrand::i64(1..));
-        let grant = |mut clients: crate::client::connection::Clients| async move {
+        let grant = |mut clients: crate::client::request_channel::Clients| async move {
             clients.lease.grant(seconds, Some(LeaseGrantOptions::new().with_id(id.get()))).await
         };
         let mut repeated = false;
@@ -627,7 +628,7 @@ impl Granting {
 pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
     let grant =
-        |mut clients: crate::client::connection::Clients| async move { clients.lease.grant(seconds, None).await };
+        |mut clients: crate::client::request_channel::Clients| async move { clients.lease.grant(seconds, None).await };
     let granted = conn.fast.call("lease grant", grant).await?;
     revoke(conn, LeaseId::new(granted.id())).await;
     Ok(header_revision(granted.header()))
@@ -635,7 +636,8 @@ pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, F
 
 /// Revokes a lease; if the store does not answer, it runs out.
 pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
-    let revoke = |mut clients: crate::client::connection::Clients| async move { clients.lease.revoke(id.get()).await };
+    let revoke =
+        |mut clients: crate::client::request_channel::Clients| async move { clients.lease.revoke(id.get()).await };
     match conn.fast.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
         Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked, it runs out"),
@@ -644,7 +646,8 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
 
 /// Revokes a lease until the store has acknowledged that it is gone, or that it does not know it.
 async fn revoke_for_good(conn: &Connection, id: LeaseId) {
-    let revoke = |mut clients: crate::client::connection::Clients| async move { clients.lease.revoke(id.get()).await };
+    let revoke =
+        |mut clients: crate::client::request_channel::Clients| async move { clients.lease.revoke(id.get()).await };
     let mut backoff = BackoffPolicy::default().start();
     loop {
         match conn.fast.call("lease revoke", revoke).await {
@@ -759,7 +762,8 @@ impl Keeper {
 
     async fn renew(&self) -> Result<(), Failure> {
         let id = self.id.get();
-        let renew = |mut clients: crate::client::connection::Clients| async move { clients.lease.keep_alive(id).await };
+        let renew =
+            |mut clients: crate::client::request_channel::Clients| async move { clients.lease.keep_alive(id).await };
         self.conn.fast.ask_within("lease renewal", reply_limit(self.ttl), renew).await.map(|_| ())
     }
 }

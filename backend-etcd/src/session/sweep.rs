@@ -17,7 +17,7 @@ use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
 use crate::{
-    client::{connection::Written, writes::Guard},
+    client::{guarded_write::Guard, kv::Written},
     error::Failure,
     session::{
         Session,

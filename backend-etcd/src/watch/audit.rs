@@ -17,12 +17,12 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    client::connection::{Connection, PAGE},
-    error::Failure,
-    watch::{
-        record::{KeyRange, Record},
-        replica::Replica,
+    client::{
+        connection::Connection,
+        list::{PAGE, Page},
     },
+    error::Failure,
+    watch::{record::KeyRange, replica::Replica},
 };
 
 /// Time that differences get to arrive over the watch before it is looked at again; twice as long each time.
@@ -33,20 +33,6 @@ const LOOKS: u32 = 4;
 
 /// After a reconnection, or after an audit that failed, one comes this soon, spread by as much again.
 const SOON: Duration = Duration::from_secs(2);
-
-/// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
-#[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) from: Vec<u8>,
-    pub(crate) upto: Option<Arc<[u8]>>,
-    /// Without values.
-    pub(crate) records: Vec<Record>,
-    pub(crate) revision: Revision,
-    /// Number of keys of the range from `from` on.
-    pub(crate) count: usize,
-    /// The mirror's revision when etcd was asked: a linearizable read cannot be older.
-    pub(crate) floor: Revision,
-}
 
 /// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
@@ -290,6 +276,7 @@ impl fmt::Debug for Audit {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::watch::record::Record;
     use enlist::Epoch;
 
     fn wrong(wrong: usize) -> Verdict {

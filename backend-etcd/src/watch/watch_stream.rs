@@ -11,7 +11,7 @@ use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponse
 use tokio::sync::Notify;
 
 use crate::{
-    client::{channel::Dialled, connection::Connection},
+    client::{connection::Connection, dialled::Dialled},
     defects::Defect,
     error::{Failure, classify, text_cause},
     watch::record::KeyRange,

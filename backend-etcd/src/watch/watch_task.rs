@@ -23,8 +23,10 @@ use etcd_client::{GetOptions, WatchOptions, WatchResponse};
 
 use crate::{
     client::{
-        channel::Dialled,
-        connection::{Connection, header_revision, signed},
+        connection::Connection,
+        dialled::Dialled,
+        list::Page,
+        response::{header_revision, signed},
     },
     defects::Defect,
     error::{Failure, classify_cancel, text_cause},
@@ -33,7 +35,7 @@ use crate::{
         probe::{Probe, ProbeReader},
     },
     watch::{
-        audit::{Audit, Outcome, Page},
+        audit::{Audit, Outcome},
         proofs::{Proofs, Said},
         range_watch::Begin,
         record::{KeyRange, Record},

@@ -7,7 +7,7 @@ use enlist::Revision;
 use etcd_client::WatchOptions;
 
 use crate::{
-    client::connection::{Connection, signed},
+    client::{connection::Connection, response::signed},
     error::{Failure, classify_cancel},
     watch::{
         record::{KeyRange, Record},

@@ -13,7 +13,7 @@ use super::{
     own_writes::{Author, Effect},
 };
 use crate::{
-    client::{connection::Written, writes::Guard},
+    client::{guarded_write::Guard, kv::Written},
     defects::Defect,
     error::Failure,
     layout::{Decoded, Layout, LeaseScope, Part, Writing},

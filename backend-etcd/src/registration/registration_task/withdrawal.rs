@@ -10,7 +10,7 @@ use enlist::{
 
 use super::{Known, RegistrationTask, SLOW, StepOutcome, WakeReason, removal::proved};
 use crate::{
-    client::{connection::Written, writes::Guard},
+    client::{guarded_write::Guard, kv::Written},
     session::{lease, sweep::shows},
     watch::record::Record,
 };

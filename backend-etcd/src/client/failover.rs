@@ -5,64 +5,42 @@
 //! user says that the member does not answer. A task of its own dials, on the session's runtime, and goes on when a call that
 //! waits for it is dropped: a renewal may take less time than a handshake.
 //!
-//! A failure counts against the connection on which it occurred, never against a newer one: each connection is a [`Dialled`],
-//! and [`Used`] carries it from here to the request layer, which notices that an answer does not come.
+//! A failure counts against the connection on which it occurred, see [`crate::client::dialled`].
 
 use std::{
     fmt,
-    path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
-use enlist::{Moment, TaskOwner, backend::rounded, with_causes};
+use enlist::{Moment, TaskOwner};
 use futures::{
-    FutureExt, StreamExt,
+    FutureExt,
     future::{BoxFuture, Shared},
-    stream::FuturesUnordered,
 };
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::{net::TcpStream, runtime::Handle, sync::oneshot, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::{runtime::Handle, sync::oneshot};
 use tonic::{
     body::Body,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, Endpoint},
 };
 use tower::{BoxError, Service, ServiceExt};
 
-use crate::{client::hooks::DialSettings, error::text_cause};
+use crate::{
+    client::{
+        dial::{DialError, dial},
+        dialled::{Dialled, Used},
+        members::{Members, TlsFiles},
+    },
+    error::text_cause,
+};
 
 /// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
 /// often.
 const REST: Duration = Duration::from_secs(1);
 
-/// Time for which a dial has to itself before the next member is dialled beside it.
-const BESIDE: Duration = Duration::from_millis(500);
-
-/// Paths of TLS material. Files are read at every dial, so a renewed certificate is used without a restart.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) identity: Option<(PathBuf, PathBuf)>,
-    pub(crate) domain: Option<String>,
-}
-
-/// No endpoint could be reached, so nothing was sent.
-#[derive(Clone, Debug)]
-pub(crate) struct DialError(enlist::Cause);
-
-impl fmt::Display for DialError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no endpoint could be reached")
-    }
-}
-
-impl std::error::Error for DialError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&*self.0)
-    }
-}
+/// Header for which a member without a leader refuses a request. The client adds it to all of them.
+const REQUIRES_LEADER: &str = "hasleader";
 
 /// A connection that had been made broke.
 #[derive(Debug)]
@@ -118,147 +96,6 @@ impl fmt::Display for Proxied {
 }
 
 impl std::error::Error for Proxied {}
-
-/// Members that are dialled.
-#[derive(Clone, Debug)]
-pub(crate) enum Members {
-    /// These URLs, in turn.
-    Urls { urls: Vec<Endpoint>, tls: Option<TlsFiles>, settings: Option<DialSettings>, connect_timeout: Duration },
-    /// A channel that the user made; it has to look after itself.
-    Fixed(Channel),
-}
-
-impl Members {
-    /// The URL of the member at this place.
-    fn url(&self, at: usize) -> Option<http::Uri> {
-        match self {
-            Self::Urls { urls, .. } if !urls.is_empty() => Some(urls[at % urls.len()].uri().clone()),
-            Self::Urls { .. } | Self::Fixed(_) => None,
-        }
-    }
-
-    /// The URLs that are dialled.
-    pub(crate) fn urls(&self) -> Vec<http::Uri> {
-        match self {
-            Self::Urls { urls, .. } => urls.iter().map(|url| url.uri().clone()).collect(),
-            Self::Fixed(_) => Vec::new(),
-        }
-    }
-
-    /// The place of the member with this URL.
-    fn place(&self, url: &http::Uri) -> Option<usize> {
-        match self {
-            Self::Urls { urls, .. } => urls.iter().position(|other| other.uri() == url),
-            Self::Fixed(_) => None,
-        }
-    }
-
-    /// The members that the cluster has, as they `advertise`, and then the configured ones that are not among them: what is advertised
-    /// may be out of reach, or out of date.
-    fn with(&self, advertised: &[Endpoint]) -> Option<Self> {
-        let Self::Urls { urls, tls, settings, connect_timeout } = self else { return None };
-        let mut all: Vec<Endpoint> = Vec::new();
-        for url in advertised.iter().chain(urls) {
-            if all.iter().all(|other| other.uri() != url.uri()) {
-                all.push(url.clone());
-            }
-        }
-        let (tls, settings) = (tls.clone(), settings.clone());
-        Some(Self::Urls { urls: all, tls, settings, connect_timeout: *connect_timeout })
-    }
-}
-
-/// One connection of a [`Failover`]. Clones are the same connection.
-#[derive(Clone, Debug)]
-pub(crate) struct Dialled {
-    /// Counts the connections of its channel.
-    generation: u64,
-    given_up: CancellationToken,
-    /// Member that it leads to; `None` for a channel that the user made.
-    url: Option<Arc<http::Uri>>,
-    /// Order in which its member answers requests for progress: `true` is after the events before; `None` is not known yet.
-    ordered: Arc<OnceLock<bool>>,
-}
-
-impl Dialled {
-    fn new(generation: u64, url: Option<http::Uri>) -> Self {
-        Self { generation, given_up: CancellationToken::new(), url: url.map(Arc::new), ordered: Arc::default() }
-    }
-
-    /// The endpoint that it leads to, if that is known.
-    pub(crate) fn url(&self) -> Option<&http::Uri> {
-        self.url.as_deref()
-    }
-
-    /// Returns `true` if an answer to a request for progress comes after the events before it. `None` is not known yet.
-    pub(crate) fn answers_in_order(&self) -> Option<bool> {
-        self.ordered.get().copied()
-    }
-
-    /// Notes what its member is.
-    pub(crate) fn learn(&self, answers_in_order: bool) {
-        // Asked twice, it says the same.
-        let _ = self.ordered.set(answers_in_order);
-    }
-
-    /// Waits until the connection is given up. Its streams have to move then, or it stays open beside its successor.
-    ///
-    /// Dropping the future has no effect.
-    pub(crate) async fn given_up(&self) {
-        self.given_up.cancelled().await;
-    }
-}
-
-tokio::task_local! {
-    /// Where the channel notes the connection that the present call uses. The client between the two carries nothing.
-    static USED: Used;
-}
-
-/// The connection that a call uses.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Used {
-    connection: Arc<Mutex<Option<Dialled>>>,
-    /// Its member need not know a leader.
-    leaderless: bool,
-}
-
-/// Header for which a member without a leader refuses a request. The client adds it to all of them.
-const REQUIRES_LEADER: &str = "hasleader";
-
-impl Used {
-    /// That of a call which a member without a leader may answer.
-    pub(crate) fn leaderless() -> Self {
-        Self { leaderless: true, ..Self::default() }
-    }
-
-    pub(crate) fn is_leaderless(&self) -> bool {
-        self.leaderless
-    }
-
-    /// Runs `call`, whose requests note their connection here.
-    pub(crate) async fn by<F: Future>(&self, call: F) -> F::Output {
-        USED.scope(self.clone(), call).await
-    }
-
-    /// That of the call that runs now, to go with its request where that may be sent by another task.
-    pub(crate) fn present() -> Self {
-        USED.try_with(Self::clone).unwrap_or_default()
-    }
-
-    /// The connection of the latest request; `None` while it is being dialled.
-    pub(crate) fn connection(&self) -> Option<Dialled> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Notes that nothing is outstanding: the connection has answered.
-    pub(crate) fn answered(&self) {
-        self.set(None);
-    }
-
-    fn set(&self, connection: Option<Dialled>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
-    }
-}
 
 /// A channel that fails over. Clones share the connection.
 #[derive(Clone)]
@@ -471,117 +308,6 @@ impl Failover {
             .map_err(|_| DialError(text_cause("the session has ended")))?;
         Ok(told.shared())
     }
-}
-
-/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and beside one
-/// that takes long. Returns the first connection, and whose it is.
-async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
-    let Members::Urls { urls, tls, settings, connect_timeout } = members else {
-        return Err(text_cause("this channel is not dialled"));
-    };
-    let mut left = (0..urls.len()).map(|step| first.wrapping_add(step) % urls.len());
-    let mut dials = FuturesUnordered::new();
-    let mut last = text_cause("no endpoint is configured");
-    let mut due = Instant::now();
-    loop {
-        tokio::select! {
-            Some((at, dialled)) = dials.next() => match dialled {
-                Ok(channel) => return Ok((at, channel)),
-                Err(cause) => {
-                    tracing::debug!(endpoint = %urls[at].uri(), %cause, "endpoint not reached");
-                    (last, due) = (cause, Instant::now());
-                }
-            },
-            () = tokio::time::sleep_until(due), if left.len() > 0 => {
-                let at = left.next().unwrap_or_default();
-                let dial = dial_one(&urls[at], tls.as_ref(), settings.as_ref(), *connect_timeout);
-                dials.push(dial.map(move |dialled| (at, dialled)));
-                due = Instant::now() + BESIDE;
-            }
-            else => return Err(last),
-        }
-    }
-}
-
-async fn dial_one(
-    url: &Endpoint,
-    tls: Option<&TlsFiles>,
-    settings: Option<&DialSettings>,
-    limit: Duration,
-) -> Result<Channel, enlist::Cause> {
-    let connect = async {
-        let endpoint = with_tls(url, tls).await?;
-        let endpoint = match settings {
-            Some(settings) => settings.apply(endpoint)?,
-            None => endpoint,
-        };
-        let connector = SingleUse::new(&endpoint, limit);
-        let dialled = endpoint.connect_with_connector(connector);
-        dialled.await.map_err(|error| text_cause(format!("{}: {}", url.uri(), with_causes(&error))))
-    };
-    let dialled = tokio::time::timeout(limit, connect).await;
-    dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
-}
-
-/// Connects once. A channel of tonic's would connect again by itself, with the TLS files as they were when it was made.
-struct SingleUse(Option<HttpConnector>);
-
-impl SingleUse {
-    /// Goes by the settings of TCP that tonic tells.
-    fn new(settings: &Endpoint, limit: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        // TLS is put on top of it.
-        connector.enforce_http(false);
-        connector.set_nodelay(settings.get_tcp_nodelay());
-        connector.set_keepalive(settings.get_tcp_keepalive());
-        connector.set_keepalive_interval(settings.get_tcp_keepalive_interval());
-        connector.set_keepalive_retries(settings.get_tcp_keepalive_retries());
-        connector.set_connect_timeout(Some(settings.get_connect_timeout().map_or(limit, |own| own.min(limit))));
-        Self(Some(connector))
-    }
-}
-
-impl Service<http::Uri> for SingleUse {
-    type Response = TokioIo<TcpStream>;
-    type Error = BoxError;
-    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        match &mut self.0 {
-            Some(connector) => connector.poll_ready(context).map_err(Into::into),
-            None => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn call(&mut self, url: http::Uri) -> Self::Future {
-        let Some(mut connector) = self.0.take() else {
-            return Box::pin(std::future::ready(Err("the connection ended".into())));
-        };
-        Box::pin(async move { connector.call(url).await.map_err(Into::into) })
-    }
-}
-
-/// Applies TLS from files as they are now, where asked for.
-async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, enlist::Cause> {
-    let endpoint = url.clone();
-    let Some(TlsFiles { ca, identity, domain }) = files else {
-        return Ok(endpoint);
-    };
-    let mut config = ClientTlsConfig::new();
-    if let Some(path) = ca {
-        config = config.ca_certificate(Certificate::from_pem(read(path).await?));
-    }
-    if let Some((certificate, key)) = identity {
-        config = config.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
-    }
-    if let Some(domain) = domain {
-        config = config.domain_name(domain);
-    }
-    endpoint.tls_config(config).map_err(|error| text_cause(with_causes(&error).to_string()))
-}
-
-async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
-    tokio::fs::read(path).await.map_err(|error| text_cause(format!("{}: {error}", path.display())))
 }
 
 impl Service<http::Request<Body>> for Failover {

@@ -1,6 +1,5 @@
-//! The user's part in the connection: tonic's settings of each dial, and layers around the requests.
-//!
-//! Both outlive every connection: the failover of [`crate::client::channel`] is inside of the layers, and asks for settings at each dial.
+//! The user's layers around the requests. They outlive every connection: the failover of [`crate::client::failover`] is
+//! inside of them.
 
 use std::{
     fmt,
@@ -10,48 +9,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use enlist::{Cause, backend::caught_now, with_causes};
+use enlist::backend::caught_now;
 use futures::{FutureExt, future::BoxFuture};
-use tonic::{Status, body::Body, transport::Endpoint};
+use tonic::{Status, body::Body};
 use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
-use crate::{
-    client::channel::{Failover, Used},
-    error::text_cause,
-};
+use crate::client::{dialled::Used, failover::Failover};
 
 /// The requests of a client to etcd, as a layer gets them and hands them on. See [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).
 pub type Requests = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
-
-/// The user's change to the settings of each dial.
-#[derive(Clone)]
-pub(crate) struct DialSettings(Arc<dyn Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync>);
-
-impl fmt::Debug for DialSettings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DialSettings")
-    }
-}
-
-impl DialSettings {
-    pub(crate) fn new(change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(change))
-    }
-
-    /// Returns the changed settings, or the reason for which this endpoint is not dialled: the user's error, a panic, or the loss of TLS.
-    pub(crate) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, Cause> {
-        let url = endpoint.uri().clone();
-        let refused = |reason: String| text_cause(format!("{url}: {reason}"));
-        let changed = match caught_now(|| (self.0)(endpoint)) {
-            Ok(changed) => changed.map_err(|error| refused(with_causes(&*error).to_string()))?,
-            Err(message) => return Err(refused(format!("the settings panicked: {message}"))),
-        };
-        if url.scheme_str() == Some("https") && changed.uri().scheme_str() != Some("https") {
-            return Err(refused("the settings were replaced by some without TLS".to_owned()));
-        }
-        Ok(changed)
-    }
-}
 
 /// The user's layers, from the innermost to the outermost.
 #[derive(Clone, Default)]
@@ -137,37 +103,5 @@ impl http_body::Body for CaughtBody {
 
     fn is_end_stream(&self) -> bool {
         self.0.as_ref().is_none_or(|body| caught_now(|| body.is_end_stream()).unwrap_or(false))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tonic::transport::ClientTlsConfig;
-
-    fn applied(
-        url: &'static str,
-        change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static,
-    ) -> Result<String, String> {
-        let endpoint = Endpoint::from_static(url);
-        let endpoint =
-            if url.starts_with("https") { endpoint.tls_config(ClientTlsConfig::new()).unwrap() } else { endpoint };
-        let changed = DialSettings::new(change).apply(endpoint);
-        changed.map(|endpoint| endpoint.uri().to_string()).map_err(|cause| cause.to_string())
-    }
-
-    #[test]
-    fn settings_that_fail_say_so_of_their_endpoint() {
-        assert_eq!(applied("http://h:1", Ok), Ok("http://h:1/".to_owned()));
-        assert_eq!(applied("http://h:1", |_| Err("not this one".into())), Err("http://h:1/: not this one".to_owned()));
-        let panicked = applied("http://h:1", |_| panic!("on purpose"));
-        assert_eq!(panicked, Err("http://h:1/: the settings panicked: on purpose".to_owned()));
-    }
-
-    #[test]
-    fn settings_do_not_take_tls_away() {
-        let plain = |_| Ok(Endpoint::from_static("http://h:1"));
-        assert!(applied("https://h:1", plain).unwrap_err().contains("without TLS"));
-        assert_eq!(applied("https://h:1", Ok), Ok("https://h:1/".to_owned()));
     }
 }

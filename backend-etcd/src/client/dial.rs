@@ -1,0 +1,153 @@
+//! Dialling: one connection to the first member that answers.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use enlist::{backend::rounded, with_causes};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
+use tokio::{net::TcpStream, time::Instant};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tower::{BoxError, Service};
+
+use crate::{
+    client::{
+        dial_settings::DialSettings,
+        members::{Members, TlsFiles},
+    },
+    error::text_cause,
+};
+
+/// Time for which a dial has to itself before the next member is dialled beside it.
+const BESIDE: Duration = Duration::from_millis(500);
+
+/// No endpoint could be reached, so nothing was sent.
+#[derive(Clone, Debug)]
+pub(crate) struct DialError(pub(crate) enlist::Cause);
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no endpoint could be reached")
+    }
+}
+
+impl std::error::Error for DialError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.0)
+    }
+}
+
+/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and beside one
+/// that takes long. Returns the first connection, and whose it is.
+pub(crate) async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
+    let Members::Urls { urls, tls, settings, connect_timeout } = members else {
+        return Err(text_cause("this channel is not dialled"));
+    };
+    let mut left = (0..urls.len()).map(|step| first.wrapping_add(step) % urls.len());
+    let mut dials = FuturesUnordered::new();
+    let mut last = text_cause("no endpoint is configured");
+    let mut due = Instant::now();
+    loop {
+        tokio::select! {
+            Some((at, dialled)) = dials.next() => match dialled {
+                Ok(channel) => return Ok((at, channel)),
+                Err(cause) => {
+                    tracing::debug!(endpoint = %urls[at].uri(), %cause, "endpoint not reached");
+                    (last, due) = (cause, Instant::now());
+                }
+            },
+            () = tokio::time::sleep_until(due), if left.len() > 0 => {
+                let at = left.next().unwrap_or_default();
+                let dial = dial_one(&urls[at], tls.as_ref(), settings.as_ref(), *connect_timeout);
+                dials.push(dial.map(move |dialled| (at, dialled)));
+                due = Instant::now() + BESIDE;
+            }
+            else => return Err(last),
+        }
+    }
+}
+
+async fn dial_one(
+    url: &Endpoint,
+    tls: Option<&TlsFiles>,
+    settings: Option<&DialSettings>,
+    limit: Duration,
+) -> Result<Channel, enlist::Cause> {
+    let connect = async {
+        let endpoint = with_tls(url, tls).await?;
+        let endpoint = match settings {
+            Some(settings) => settings.apply(endpoint)?,
+            None => endpoint,
+        };
+        let connector = SingleUse::new(&endpoint, limit);
+        let dialled = endpoint.connect_with_connector(connector);
+        dialled.await.map_err(|error| text_cause(format!("{}: {}", url.uri(), with_causes(&error))))
+    };
+    let dialled = tokio::time::timeout(limit, connect).await;
+    dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
+}
+
+/// Connects once. A channel of tonic's would connect again by itself, with the TLS files as they were when it was made.
+struct SingleUse(Option<HttpConnector>);
+
+impl SingleUse {
+    /// Goes by the settings of TCP that tonic tells.
+    fn new(settings: &Endpoint, limit: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        // TLS is put on top of it.
+        connector.enforce_http(false);
+        connector.set_nodelay(settings.get_tcp_nodelay());
+        connector.set_keepalive(settings.get_tcp_keepalive());
+        connector.set_keepalive_interval(settings.get_tcp_keepalive_interval());
+        connector.set_keepalive_retries(settings.get_tcp_keepalive_retries());
+        connector.set_connect_timeout(Some(settings.get_connect_timeout().map_or(limit, |own| own.min(limit))));
+        Self(Some(connector))
+    }
+}
+
+impl Service<http::Uri> for SingleUse {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match &mut self.0 {
+            Some(connector) => connector.poll_ready(context).map_err(Into::into),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn call(&mut self, url: http::Uri) -> Self::Future {
+        let Some(mut connector) = self.0.take() else {
+            return Box::pin(std::future::ready(Err("the connection ended".into())));
+        };
+        Box::pin(async move { connector.call(url).await.map_err(Into::into) })
+    }
+}
+
+/// Applies TLS from files as they are now, where asked for.
+async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, enlist::Cause> {
+    let endpoint = url.clone();
+    let Some(TlsFiles { ca, identity, domain }) = files else {
+        return Ok(endpoint);
+    };
+    let mut config = ClientTlsConfig::new();
+    if let Some(path) = ca {
+        config = config.ca_certificate(Certificate::from_pem(read(path).await?));
+    }
+    if let Some((certificate, key)) = identity {
+        config = config.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
+    }
+    if let Some(domain) = domain {
+        config = config.domain_name(domain);
+    }
+    endpoint.tls_config(config).map_err(|error| text_cause(with_causes(&error).to_string()))
+}
+
+async fn read(path: &PathBuf) -> Result<Vec<u8>, enlist::Cause> {
+    tokio::fs::read(path).await.map_err(|error| text_cause(format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,101 @@
+//! Requests about single keys: reads, guarded puts and guarded deletes.
+
+use std::{future::Future, sync::Arc};
+
+use enlist::{LeaseId, Revision};
+use etcd_client::{GetOptions, PutOptions, TxnOp};
+
+use crate::{
+    client::{
+        connection::Connection,
+        guarded_write::{Guard, Outcome, QueueEffect, Write},
+        request_channel::Clients,
+        response::{records, revision_of},
+    },
+    error::Failure,
+    watch::record::Record,
+};
+
+/// Outcome of a guarded write.
+#[derive(Clone, Debug)]
+pub(crate) enum Written {
+    /// It was done, at this revision.
+    Done(Revision),
+    /// The guard did not hold; this is what the key is.
+    Refused(Option<Record>),
+}
+
+impl Written {
+    fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done { revision, .. } => Self::Done(revision),
+            Outcome::Refused(found) => Self::Refused(found.into_iter().flatten().next()),
+        }
+    }
+}
+
+impl Connection {
+    /// One linearizable read of a key.
+    pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
+        let response = self.fast.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
+        let revision = revision_of(&response);
+        Ok((records(response).next(), revision))
+    }
+
+    /// Puts a key under a guard.
+    pub(crate) async fn put(
+        &self,
+        key: &Arc<[u8]>,
+        guard: Guard,
+        value: &[u8],
+        lease: Option<LeaseId>,
+    ) -> Result<Written, Failure> {
+        self.put_unless(key, guard, value, lease, std::future::pending()).await
+    }
+
+    /// As [`put`](Self::put). Given up before it was sent, it is not sent.
+    pub(crate) async fn put_unless(
+        &self,
+        key: &Arc<[u8]>,
+        guard: Guard,
+        value: &[u8],
+        lease: Option<LeaseId>,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Written, Failure> {
+        let ops = vec![put(key, value, lease)];
+        let write = Write {
+            guards: vec![(Arc::clone(key), guard)],
+            ops,
+            size: key.len() + value.len(),
+            line: QueueEffect::Apart,
+            deferrable: false,
+        };
+        self.writes.send_unless(write, given_up).await.map(Written::of)
+    }
+
+    /// Deletes a key under a guard.
+    pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
+        let ops = vec![TxnOp::delete(key, None)];
+        let write = Write {
+            guards: vec![(key.into(), guard)],
+            ops,
+            size: key.len(),
+            line: QueueEffect::Apart,
+            deferrable: false,
+        };
+        self.writes.send(write).await.map(Written::of)
+    }
+
+    /// Reads a range, sorted or limited as `options` say.
+    pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
+        let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };
+        let response = self.fast.ask("range", read).await?;
+        let revision = revision_of(&response);
+        Ok((records(response).collect(), revision))
+    }
+}
+
+/// A put of a key that `lease` keeps.
+pub(crate) fn put(key: &[u8], value: &[u8], lease: Option<LeaseId>) -> TxnOp {
+    TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.map_or(0, LeaseId::get))))
+}

@@ -1,0 +1,136 @@
+//! Lists of a range, page by page.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use enlist::Revision;
+use etcd_client::GetOptions;
+
+use crate::{
+    client::{
+        connection::Connection,
+        limits,
+        request_channel::Clients,
+        response::{records, revision_of, signed},
+    },
+    error::Failure,
+    watch::record::{KeyRange, Record},
+};
+
+/// Keys per page of a list, at most.
+pub(crate) const PAGE: i64 = 1000;
+
+/// Keys per page of a list over a slow connection.
+const SMALL_PAGE: i64 = 16;
+
+/// Part of the cluster that answers a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Consistency {
+    /// A quorum: nothing that was acknowledged before is missing.
+    Linearizable,
+    /// One member, as far as it has got.
+    Serializable,
+}
+
+/// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) from: Vec<u8>,
+    pub(crate) upto: Option<Arc<[u8]>>,
+    /// Without values.
+    pub(crate) records: Vec<Record>,
+    pub(crate) revision: Revision,
+    /// Number of keys of the range from `from` on.
+    pub(crate) count: usize,
+    /// The mirror's revision when etcd was asked: a linearizable read cannot be older.
+    pub(crate) floor: Revision,
+}
+
+impl Connection {
+    /// Lists a range by pages, all at one revision. One that exceeds the limits is given up as soon as that is known.
+    pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
+        self.list_as(range, Consistency::Linearizable).await
+    }
+
+    /// Lists a range as one member has it, which may lag behind the others and need not know a leader.
+    pub(crate) async fn list_of_a_member(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
+        self.list_as(range, Consistency::Serializable).await
+    }
+
+    async fn list_as(&self, range: &KeyRange, consistency: Consistency) -> Result<(Vec<Record>, Revision), Failure> {
+        let mut records: Vec<Record> = Vec::new();
+        let mut bytes = 0;
+        let mut at = None;
+        let mut from = range.start.clone();
+        let mut page = self.page.load(Ordering::Relaxed);
+        loop {
+            let mut options = GetOptions::new().with_limit(page);
+            if let Some(end) = &range.end {
+                options = options.with_range(end.clone());
+            }
+            if let Some(revision) = at {
+                options = options.with_revision(signed(revision));
+            }
+            if consistency == Consistency::Serializable {
+                options = options.with_serializable();
+            }
+            let (from_key, options_ref) = (&from, &options);
+            let read =
+                |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
+            let answer = match consistency {
+                Consistency::Linearizable => self.bulk.ask("list", read).await,
+                Consistency::Serializable => self.bulk.ask_any_member("list of a member", read).await,
+            };
+            let response = match answer {
+                // A thousand values of a megabyte do not fit into one answer.
+                Err(Failure::AnswerTooLarge(_)) if page > 1 => {
+                    page = (page / 8).max(1);
+                    continue;
+                }
+                // The next list asks for less at a time; this one is given up, so that trouble shows.
+                Err(Failure::Lost(cause)) => {
+                    self.page.store((page / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                    return Err(Failure::Lost(cause));
+                }
+                outcome => outcome?,
+            };
+            at.get_or_insert(revision_of(&response));
+            let more = response.more();
+            // Of the rest of the range.
+            let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
+            let read = records.len();
+            records.extend(self::records(response));
+            bytes += records[read..].iter().map(limits::size).sum::<usize>();
+            self.limits.check(range, keys.max(records.len()), bytes).map_err(Failure::Final)?;
+            match records.last() {
+                Some(last) if more => from = [&last.key[..], &[0]].concat(),
+                _ => {
+                    self.page.store((page * 2).min(PAGE), Ordering::Relaxed);
+                    return Ok((records, at.unwrap_or_default()));
+                }
+            }
+        }
+    }
+
+    /// Reads the keys of a range from `from` on, without their values, as many as go into a page. `floor` goes along with it.
+    pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
+        let limit = self.page.load(Ordering::Relaxed);
+        let mut options = GetOptions::new().with_limit(limit).with_keys_only();
+        if let Some(end) = &range.end {
+            options = options.with_range(end.clone());
+        }
+        let (from_key, options_ref) = (&from, &options);
+        let read =
+            |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
+        let response = self.bulk.ask("audit", read).await.inspect_err(|failure| {
+            // The next page is smaller, as that of a list.
+            if let Failure::Lost(_) = failure {
+                self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
+            }
+        })?;
+        let (revision, more) = (revision_of(&response), response.more());
+        let count = usize::try_from(response.count()).unwrap_or(0);
+        let records: Vec<Record> = self::records(response).collect();
+        let upto = records.last().filter(|_| more).map(|last| Arc::clone(&last.key));
+        Ok(Page { from, upto, records, revision, count, floor })
+    }
+}

@@ -1,0 +1,290 @@
+//! One request channel: a connection whose requests have deadlines, a fresh token when the old one is refused, and
+//! another member when one is silent.
+
+use std::{future::Future, time::Duration};
+
+use enlist::{Moment, backend::rounded};
+use etcd_client::{
+    Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient, WatchOptions, WatchStream,
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::OnceCell;
+
+use crate::{
+    client::{
+        dialled::{Dialled, Used},
+        failover::Failover,
+        layers::{Layers, Requests},
+    },
+    error::{Failure, classify, is_auth_off, text_cause},
+    session::recovery::{PROBE_LIMIT, Recovery},
+};
+
+/// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// The key that is read to see whether etcd answers. A refusal is an answer too.
+const PROBED: &[u8] = b"\0";
+
+/// Number of times that a request that was never sent is sent again within its deadline.
+const RESENDS: usize = 3;
+
+/// Number of members that a request is sent to within its deadline because others did not serve it.
+const MEMBERS: usize = 4;
+
+/// Repeatability of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It only reads, or is the same when it is done again.
+    Harmless,
+    /// It is sent again only if it certainly was not done.
+    Unsafe,
+}
+
+/// User and password.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: SecretString,
+}
+
+/// The sub-clients of one lane. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Clients {
+    pub(crate) kv: KvClient,
+    pub(crate) lease: LeaseClient,
+    pub(crate) watch: WatchClient,
+    pub(crate) client: Client,
+}
+
+/// One connection.
+pub(crate) struct RequestChannel {
+    pub(crate) channel: Failover,
+    /// The same connection, inside of the user's layers.
+    requests: Requests,
+    credentials: Option<Credentials>,
+    clients: OnceCell<Clients>,
+    pub(crate) limit: Duration,
+    /// One refresh of the token at a time; holds when the last one was.
+    refreshed: tokio::sync::Mutex<Option<Moment>>,
+    recovery: Recovery,
+}
+
+impl std::fmt::Debug for RequestChannel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestChannel")
+            .field("channel", &self.channel)
+            .field("limit", &self.limit)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RequestChannel {
+    pub(crate) fn new(channel: Failover, layers: &Layers, credentials: Option<Credentials>, limit: Duration) -> Self {
+        let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
+        let requests = layers.around(channel.clone());
+        Self { channel, requests, credentials, clients, limit, refreshed, recovery }
+    }
+
+    /// Gives a connection up because its member does not answer. A newer one is left alone.
+    pub(crate) fn give_up(&self, connection: &Dialled) {
+        self.channel.give_up(connection);
+    }
+
+    /// The clients; the first call authenticates, if there is a user. Where users are not asked for, it goes on without, as Go's client
+    /// does: they may be from one moment on.
+    async fn clients(&self) -> Result<&Clients, Failure> {
+        let make = async {
+            let channel = Channel::Custom(self.requests.clone());
+            // A refused token is renewed by `send`.
+            let options = ConnectOptions::new().with_require_leader(true);
+            let mut client = Client::from_channel(channel, Some(options)).await.map_err(|error| classify(&error))?;
+            self.authenticate(&mut client).await?;
+            Ok(Clients {
+                kv: client.kv_client().max_decoding_message_size(MAX_ANSWER),
+                lease: client.lease_client(),
+                watch: client.watch_client().max_decoding_message_size(MAX_ANSWER),
+                client,
+            })
+        };
+        self.clients.get_or_try_init(|| Box::pin(make)).await
+    }
+
+    /// Gets a token for the user, if there is one, and if users are asked for.
+    async fn authenticate(&self, client: &mut Client) -> Result<(), Failure> {
+        let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
+        match client.update_user(Some((user.clone(), password.expose_secret().to_owned()))).await {
+            Err(error) if is_auth_off(&error) => {
+                tracing::debug!("authentication is not enabled, the user is not needed");
+                // A token of before would be looked at all the same.
+                client.update_user(None).await.map_err(|error| classify(&error))
+            }
+            outcome => outcome.map_err(|error| classify(&error)),
+        }
+    }
+
+    /// Gets a new token, unless another caller just did.
+    pub(crate) async fn refresh_token(&self) -> Result<(), Failure> {
+        let used = Used::default();
+        self.within("refreshing the token", self.limit, &used, self.refresh(&used)).await
+    }
+
+    async fn refresh(&self, used: &Used) -> Result<(), Failure> {
+        // Whoever waits for another one to be done with it waits for no answer.
+        used.answered();
+        let asked = Moment::now();
+        let mut refreshed = self.refreshed.lock().await;
+        if refreshed.is_some_and(|last| last.since(asked) > Duration::ZERO) {
+            return Ok(());
+        }
+        let clients = self.clients().await?;
+        Box::pin(self.authenticate(&mut clients.client.clone())).await?;
+        *refreshed = Some(Moment::now());
+        Ok(())
+    }
+
+    /// Waits for `call`, at most `limit`. At the limit the connection that owes an answer is given up, if there is one.
+    async fn within<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        used: &Used,
+        call: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        if let Ok(outcome) = tokio::time::timeout(limit, used.by(call)).await {
+            return outcome;
+        }
+        let connection = used.connection();
+        if let Some(connection) = &connection {
+            self.give_up(connection);
+        }
+        let late = Failure::Lost(text_cause(format!("{what}: no answer within {}", rounded(limit))));
+        Err(late.at(connection.as_ref().and_then(Dialled::url)))
+    }
+
+    /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this one refuses
+    /// it, and a stale token is renewed once.
+    pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.send(what, self.limit, Repeat::Unsafe, &Used::default(), request).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done it.
+    pub(crate) async fn ask<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.ask_within(what, self.limit, request).await
+    }
+
+    /// As [`ask`](Self::ask), under a deadline of its own.
+    pub(crate) async fn ask_within<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        request: impl Fn(Clients) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.send(what, limit, Repeat::Harmless, &Used::default(), request).await.map(|(answer, _)| answer)
+    }
+
+    /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is back.
+    pub(crate) async fn ask_any_member<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let used = Used::leaderless();
+        self.send(what, self.limit, Repeat::Harmless, &used, request).await.map(|(answer, _)| answer)
+    }
+
+    /// Sends a request. With the answer comes the connection that it came over, on which a stream goes on.
+    pub(crate) async fn send<T, F>(
+        &self,
+        what: &str,
+        limit: Duration,
+        repeat: Repeat,
+        used: &Used,
+        request: impl Fn(Clients) -> F,
+    ) -> Result<(T, Option<Dialled>), Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
+        let attempts = Box::pin(async {
+            let (mut renewed, mut sends, mut members) = (false, 0, 1);
+            loop {
+                let mut outcome = match self.clients().await {
+                    Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
+                    Err(failure) => Err(failure),
+                };
+                let has_user = self.credentials.is_some();
+                if matches!(outcome, Err(Failure::StaleAuthToken(_) | Failure::NoUser(_))) && has_user && !renewed {
+                    renewed = true;
+                    match self.refresh(used).await {
+                        Ok(()) => continue,
+                        Err(failure) => outcome = Err(failure),
+                    }
+                }
+                let connection = used.connection();
+                used.answered();
+                let failure = match outcome {
+                    Ok(answer) => return Ok((answer, connection)),
+                    Err(failure) => failure,
+                };
+                let moved = connection.as_ref().is_some_and(|connection| self.blame(connection, &failure));
+                match failure {
+                    Failure::NeverSent(_) if sends < RESENDS => sends += 1,
+                    Failure::Unfit(_) if moved && members < MEMBERS => members += 1,
+                    Failure::Leaderless(_) if moved && members < MEMBERS && repeat == Repeat::Harmless => members += 1,
+                    failure => return Err(failure.at(connection.as_ref().and_then(Dialled::url))),
+                }
+            }
+        });
+        let outcome = self.within(what, limit, used, attempts).await;
+        if !used.is_leaderless() {
+            self.recovery.note(&outcome);
+        }
+        outcome
+    }
+
+    /// Waits until etcd answers requests on this lane again. Never returns if it answered the latest one.
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn recovered(&self) {
+        self.recovered_since(self.recoveries()).await;
+    }
+
+    /// See [`Recovery::recoveries`].
+    pub(crate) fn recoveries(&self) -> u64 {
+        self.recovery.recoveries()
+    }
+
+    /// See [`Recovery::recovered_since`].
+    pub(crate) async fn recovered_since(&self, noted: u64) {
+        let count = GetOptions::new().with_count_only();
+        let ask = |mut clients: Clients| {
+            let options = count.clone();
+            async move { clients.kv.get(PROBED, Some(options)).await }
+        };
+        self.recovery.recovered_since(noted, || self.ask_within("probe", PROBE_LIMIT, ask)).await;
+    }
+
+    /// Opens a watch. With it comes its connection.
+    pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
+        let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
+        let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
+        // What was answered was sent over some connection.
+        let connection = connection.ok_or_else(|| Failure::Lost(text_cause("a watch without a connection")))?;
+        Ok((stream, connection))
+    }
+
+    /// Leaves a member that answered with `failure`, if another one may do better. Says whether the next request goes over another
+    /// connection.
+    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> bool {
+        failure.is_of_the_member() && self.channel.refused(connection)
+    }
+}
