@@ -6,11 +6,14 @@ mod support;
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -22,6 +25,7 @@ use h2::{Reason, RecvStream, server::SendResponse};
 use http::uri::PathAndQuery;
 use support::{Server, World, begun, id, say, say_within};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
@@ -262,4 +266,50 @@ async fn a_connection_that_is_lost_during_an_answer_counts_as_unavailable() {
     servers[0].proxy.cut();
     let lost = soon("the stream breaks", stream.message()).await.unwrap_err();
     assert!(lost.code() == Code::Unavailable && lost.message().contains("lost during the call"), "{lost}");
+}
+
+/// A stream that counts its writes.
+struct Counted {
+    stream: TcpStream,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[tokio::test]
+async fn a_small_request_is_one_write() {
+    let servers = [Server::start("a").await];
+    let world = World::of(&servers).await;
+    let writes = Arc::new(AtomicUsize::new(0));
+    let (counted, address) = (Arc::clone(&writes), servers[0].address());
+    let builder = Channel::builder().connector(move |_, _| {
+        let writes = Arc::clone(&counted);
+        async move { Ok(Counted { stream: TcpStream::connect(address).await?, writes }) }
+    });
+    let channel = world.channel(builder, 1).await;
+    soon("an answer", say(&channel, String::new())).await.unwrap();
+    let before = writes.load(Ordering::SeqCst);
+    for _ in 0..10 {
+        soon("an answer", say(&channel, "hello".to_owned())).await.unwrap();
+    }
+    assert_eq!(writes.load(Ordering::SeqCst) - before, 10);
 }

@@ -33,7 +33,7 @@ use crate::{
     channel::frames::{FrameReader, Statement},
     name_resolution::sources::Names,
     retry::failure::BoxError,
-    subchannel::{connector::Opened, probe::answered},
+    subchannel::{connector::Opened, head_write::HeadWrite, probe::answered},
 };
 
 /// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
@@ -326,7 +326,7 @@ async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<Trac
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
     let frames = pulse.visible.then(FrameReader::default);
-    Ok(TokioIo::new(Tracked { stream, pulse, frames }))
+    Ok(TokioIo::new(Tracked { stream, pulse, frames, head: HeadWrite::default() }))
 }
 
 /// Stream that bytes are exchanged over.
@@ -340,11 +340,33 @@ struct Tracked {
     pulse: Arc<Pulse>,
     /// Unless the bytes are encrypted.
     frames: Option<FrameReader>,
+    head: HeadWrite,
+}
+
+impl Tracked {
+    /// Writes through `write`, unless a request's head is put off. `bytes` are the first of `offered` ones.
+    fn poll_written(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        offered: usize,
+        write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.pulse.visible && self.head.defers(bytes) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let written = write(Pin::new(&mut *self.stream), cx);
+        if let Poll::Ready(Ok(written)) = written {
+            self.head.wrote(written, offered);
+        }
+        self.pulse.check(written)
+    }
 }
 
 impl AsyncRead for Tracked {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, pulse, frames } = &mut *self;
+        let Self { stream, pulse, frames, head: _ } = &mut *self;
         let before = buf.filled().len();
         let read = Pin::new(stream).poll_read(cx, buf);
         if read.is_pending() {
@@ -371,8 +393,7 @@ impl AsyncRead for Tracked {
 
 impl AsyncWrite for Tracked {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.pulse.check(written)
+        self.poll_written(cx, buf, buf.len(), |stream, cx| stream.poll_write(cx, buf))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -388,8 +409,9 @@ impl AsyncWrite for Tracked {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.pulse.check(written)
+        let first = bufs.first().map_or(&[][..], |buf| buf);
+        let offered = bufs.iter().map(|buf| buf.len()).sum();
+        self.poll_written(cx, first, offered, |stream, cx| stream.poll_write_vectored(cx, bufs))
     }
 
     fn is_write_vectored(&self) -> bool {

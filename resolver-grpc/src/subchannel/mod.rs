@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub(crate) mod probe;
 
 mod connection_set;
+mod head_write;
 mod upkeep;
 
 use std::{

@@ -1,0 +1,73 @@
+//! Delay of the write of a request's head, so that the head and the body of a small request are one write. Pure.
+//!
+//! h2 assigns send capacity to the body of a request only once the head was taken for writing. Without a delay the two are two
+//! writes, and wake the server twice. One more pass of the scheduler is enough for the body to come along.
+
+/// Type of the frames that a request begins with, and the flag of one without a body (RFC 9113, section 6.2).
+const HEADERS: u8 = 1;
+const END_STREAM: u8 = 1;
+
+/// Position of the next write in the frames of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum HeadWrite {
+    /// The next byte is the first one of a frame.
+    #[default]
+    AtFrame,
+    /// A frame was written in part.
+    InFrame,
+    /// The next frame is the head of a request, whose write was deferred.
+    Deferred,
+}
+
+impl HeadWrite {
+    /// Returns `true` if the write of `bytes` is to be deferred until the connection is polled again: they begin with the head of a
+    /// request that has a body. A head is deferred at most once.
+    pub(super) fn defers(&mut self, bytes: &[u8]) -> bool {
+        let is_head = matches!(bytes, [_, _, _, HEADERS, flags, ..] if flags & END_STREAM == 0);
+        let defers = *self == Self::AtFrame && is_head;
+        if defers {
+            *self = Self::Deferred;
+        }
+        defers
+    }
+
+    /// Notes that `written` of `offered` bytes were written.
+    pub(super) fn wrote(&mut self, written: usize, offered: usize) {
+        *self = if written == offered { Self::AtFrame } else { Self::InFrame };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The header of a frame, and a byte of its payload.
+    fn frame(kind: u8, flags: u8) -> [u8; 10] {
+        [0, 0, 1, kind, flags, 0, 0, 0, 1, 0]
+    }
+
+    #[test]
+    fn a_head_with_a_body_is_deferred_once() {
+        let mut write = HeadWrite::default();
+        let head = frame(HEADERS, 4);
+        assert!(write.defers(&head) && !write.defers(&head));
+        write.wrote(head.len(), head.len());
+        assert!(write.defers(&head), "the next request");
+    }
+
+    #[test]
+    fn other_frames_are_not_deferred() {
+        let whole = frame(HEADERS, 4 | END_STREAM);
+        let (data, preface) = (frame(0, 0), *b"PRI * HTTP/2.0");
+        assert_eq!([&whole[..], &data, &preface, &[]].map(|bytes| HeadWrite::default().defers(bytes)), [false; 4]);
+    }
+
+    #[test]
+    fn the_rest_of_a_frame_is_not_deferred() {
+        let mut write = HeadWrite::default();
+        write.wrote(9, 30);
+        assert!(!write.defers(&frame(HEADERS, 4)), "these bytes are payload");
+        write.wrote(21, 21);
+        assert!(write.defers(&frame(HEADERS, 4)));
+    }
+}
