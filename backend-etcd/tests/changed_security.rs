@@ -12,7 +12,7 @@ use authority::Authority;
 use enlist::{Counter, Error, Lock, LockName, LockOptions, Moment, Registration, Resolver, Watcher};
 use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdServer, Provider, Proxy, ServerOptions, eventually, soon};
-use support::{TTL, listed, raw, register, server, service};
+use support::{PREFIX, Renewal, TTL, listed, raw, register, renew_without_permission, server, service};
 
 const PASSWORD: &str = "correct-horse-battery";
 
@@ -35,9 +35,23 @@ async fn shows(watcher: &mut Box<dyn Watcher>, id: &str, weight: u32) {
     soon("the change is seen", shown).await;
 }
 
-/// Users are asked for from one moment on. A client that has one, and had no use for it, goes on. One that has none is told so, at a
-/// slow pace; it keeps what it has, because renewals and open watches need no user, and goes on once users are no longer asked for.
-/// Control: a request without a user is refused.
+/// Waits until a watcher shows that an instance has gone.
+async fn goes(watcher: &mut Box<dyn Watcher>, id: &str) {
+    let gone = async {
+        loop {
+            let change = watcher.next().await.unwrap();
+            if change.snapshot.entries().all(|entry| entry.instance().id().as_str() != id) {
+                return;
+            }
+        }
+    };
+    soon("the loss is seen", gone).await;
+}
+
+/// Auth is switched on under running clients. One that has a user, which it did not need so far, continues. One without
+/// a user is refused, at a slow pace; its open watches need no user, and it continues once auth is off. Its instance stays
+/// where etcd lets any client renew; elsewhere its lease expires, and the instance is back once auth is off. Control: a
+/// request without a user is refused.
 #[tokio::test]
 async fn auth_is_switched_on_under_running_clients() {
     let server = server().await;
@@ -52,11 +66,14 @@ async fn auth_is_switched_on_under_running_clients() {
     let guard = soon("acquired", known.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap();
 
     let mut root = raw(&server).await;
+    let lease = root.get(format!("{PREFIX}a"), None).await.unwrap().kvs()[0].lease();
     root.user_add("root", PASSWORD, None).await.unwrap();
     root.user_grant_role("root", "root").await.unwrap();
     root.auth_enable().await.unwrap();
     let switched = Moment::now();
     assert!(raw(&server).await.get("x", None).await.is_err(), "it is switched on");
+    let renewal = renew_without_permission(&mut raw(&server).await, lease).await;
+    println!("renewals without a user: {renewal:?}");
 
     works(&a, &mut watchers[0], 2).await;
     shows(&mut watchers[1], "a", 2).await;
@@ -71,16 +88,24 @@ async fn auth_is_switched_on_under_running_clients() {
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
     // Longer than leases live that are not renewed.
     enlist::backend::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
-    assert_eq!(listed(&known, 2).await.len(), 2);
+    let lost = match renewal {
+        Renewal::Unchecked => 0,
+        Renewal::Refused => {
+            goes(&mut watchers[0], "b").await;
+            1
+        }
+    };
+    assert_eq!(listed(&known, 2 - lost).await.get(a.instance().id()).map(|entry| entry.instance().weight()), Some(2));
     assert!(guard.is_held());
-    for etcd in [&known, &unknown] {
-        assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
-    }
+    assert_eq!(known.counters().get(Counter::LeaseLosses), 0);
+    // A client without a user is refused also when its lease has expired, and learns of that only once it is let in.
+    assert_eq!(unknown.counters().get(Counter::LeaseLosses), 0);
 
     let options = etcd_client::ConnectOptions::new().with_user("root", PASSWORD);
     let mut root = etcd_client::Client::connect([server.url()], Some(options)).await.unwrap();
     root.auth_disable().await.unwrap();
     shows(&mut watchers[0], "b", 3).await;
+    assert_eq!(unknown.counters().get(Counter::LeaseLosses), lost as u64);
     soon("released", guard.release()).await.unwrap();
     soon("deregistered", a.deregister()).await.unwrap();
     soon("deregistered", b.deregister()).await.unwrap();

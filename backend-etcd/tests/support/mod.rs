@@ -44,6 +44,27 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
+/// Outcome of a renewal by a client that may not write the keys of the lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    /// Any client may renew any lease, as in etcd 3.4.23 and 3.5.1.
+    Unchecked,
+    /// Only those that may write its keys renew a lease, as in etcd 3.5.30, 3.6.10 and later.
+    Refused,
+}
+
+/// Renews a lease that has keys which the client may not write.
+pub(crate) async fn renew_without_permission(client: &mut etcd_client::Client, lease: i64) -> Renewal {
+    match client.lease_keep_alive(lease).await {
+        Ok(_) => Renewal::Unchecked,
+        Err(refused) => {
+            let text = refused.to_string();
+            assert!(text.contains("permission denied") || text.contains("user name is empty"), "{text}");
+            Renewal::Refused
+        }
+    }
+}
+
 /// Metrics of etcd, as text.
 pub(crate) async fn metrics(server: &EtcdServer) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
