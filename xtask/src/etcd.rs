@@ -1,4 +1,7 @@
-//! Where an etcd for the tests can be had: given by the environment, on the `PATH`, or Debian's package.
+//! Sources of an etcd for the tests: given by the environment, built with Go, on the `PATH`, or Debian's package.
+
+pub(crate) mod build;
+mod version;
 
 use std::{
     env, fmt,
@@ -6,7 +9,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+pub(crate) use self::version::Version;
 use crate::{Result, run};
+
+/// Release line that is built where no version is asked for.
+const DEFAULT_LINE: (u32, u32) = (3, 6);
 
 /// An etcd that the tests can use.
 pub(crate) enum Etcd {
@@ -21,10 +28,9 @@ impl fmt::Display for Etcd {
         match self {
             Self::Given(variable, value) => write!(f, "{variable}={value}"),
             Self::Binary(path) => {
-                let output = Command::new(path).arg("--version").output();
-                let text =
-                    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-                write!(f, "{} ({})", path.display(), text.lines().next().unwrap_or("tells no version"))
+                let version =
+                    Version::of(path).map_or("of an unknown version".to_owned(), |version| version.to_string());
+                write!(f, "{} ({version})", path.display())
             }
         }
     }
@@ -45,7 +51,7 @@ impl Etcd {
     }
 }
 
-/// Finds an etcd, and installs Debian's package where that is possible and nothing else is there.
+/// Finds an etcd: given, built, on the `PATH`, or Debian's package, which is installed where that is possible.
 pub(crate) fn find() -> Result<Etcd> {
     for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCD_BIN"] {
         if let Ok(value) = env::var(variable) {
@@ -55,19 +61,46 @@ pub(crate) fn find() -> Result<Etcd> {
     if let Ok(image) = env::var("ENLIST_TEST_IMAGE") {
         return out_of_image(&image).map(Etcd::Binary);
     }
-    if let Some(path) = on_path("etcd") {
-        return Ok(Etcd::Binary(path));
+    supply(None).map(Etcd::Binary)
+}
+
+/// Supplies the etcd of a version, or of any if none is asked for. A source of another version is passed over.
+pub(crate) fn supply(wanted: Option<Version>) -> Result<PathBuf> {
+    let matches = |etcd: &PathBuf| wanted.is_none() || Version::of(etcd) == wanted;
+    if let Some(etcd) = env::var_os("ENLIST_ETCD_BIN") {
+        return Ok(etcd.into());
     }
-    if may_install() {
+    let build_of = wanted.map_or_else(|| build::newest_of(DEFAULT_LINE.0, DEFAULT_LINE.1), Ok)?;
+    let mut reason = "Go is not installed".to_owned();
+    if build::versions()?.contains(&build_of) {
+        match build::build(build_of) {
+            Ok(Some(etcd)) => return Ok(etcd),
+            Ok(None) => {}
+            Err(error) => {
+                reason = error.to_string();
+                eprintln!("etcd {build_of} was not built: {reason}");
+            }
+        }
+    } else {
+        reason = format!("testkit/etcd-build has no {build_of}.mod");
+    }
+    if let Some(etcd) = on_path("etcd").filter(matches) {
+        return Ok(etcd);
+    }
+    if may_install() && on_path("etcd").is_none() {
         install("etcd-server")?;
-        if let Some(path) = on_path("etcd") {
-            return Ok(Etcd::Binary(path));
+        if let Some(etcd) = on_path("etcd").filter(matches) {
+            return Ok(etcd);
         }
     }
-    Err("the tests need an etcd and none could be had. Install one (Debian and Ubuntu: `sudo apt-get install \
-         etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` binary, ENLIST_TEST_IMAGE to an image for Docker, or \
-         ENLIST_TEST_ETCD to the host:port of an etcd that may be filled and emptied"
-        .into())
+    let named = wanted.map_or("an etcd".to_owned(), |version| format!("etcd {version}"));
+    Err(format!(
+        "{named} could not be had (not built: {reason}; not the version on the PATH or in Debian's package). Install \
+         Go, or an etcd (Debian and Ubuntu: `sudo apt-get install etcd-server`), or set ENLIST_ETCD_BIN to an `etcd` \
+         binary, ENLIST_TEST_IMAGE to an image for Docker, or ENLIST_TEST_ETCD to the host:port of an etcd that may be \
+         filled and emptied"
+    )
+    .into())
 }
 
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
@@ -75,23 +108,26 @@ pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     env::split_paths(&paths).map(|directory| directory.join(program)).find(|path| path.is_file())
 }
 
-/// Makes sure that there is an `etcdctl`, beside which some tests queue for a lock.
-pub(crate) fn need_etcdctl() -> Result {
-    let beside = env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
-    if env::var_os("ENLIST_ETCDCTL_BIN").is_some()
-        || beside.is_some_and(|path| path.is_file())
-        || on_path("etcdctl").is_some()
-    {
-        return Ok(());
+/// Supplies an `etcdctl`, beside which some tests queue for a lock: given, that of the etcd, on the `PATH`, or Debian's
+/// package.
+pub(crate) fn need_etcdctl(etcd: &Etcd) -> Result<PathBuf> {
+    let beside = match etcd {
+        Etcd::Binary(etcd) => Some(etcd.clone()),
+        Etcd::Given(..) => env::var_os("ENLIST_ETCD_BIN").map(PathBuf::from),
+    };
+    let beside = beside.map(|etcd| etcd.with_file_name("etcdctl")).filter(|path| path.is_file());
+    let given = env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
+    if let Some(found) = given.or(beside).or_else(|| on_path("etcdctl")) {
+        return Ok(found);
     }
     if may_install() {
         install("etcd-client")?;
-        if on_path("etcdctl").is_some() {
-            return Ok(());
+        if let Some(found) = on_path("etcdctl") {
+            return Ok(found);
         }
     }
-    Err("the tests need `etcdctl` and it could not be had. Install it (Debian and Ubuntu: `sudo apt-get install etcd-client`), or \
-         set ENLIST_ETCDCTL_BIN"
+    Err("the tests need `etcdctl` and it could not be had. Install it (Debian and Ubuntu: `sudo apt-get install \
+         etcd-client`), or set ENLIST_ETCDCTL_BIN"
         .into())
 }
 

@@ -12,12 +12,16 @@ use std::{
     process::{Command, ExitCode},
 };
 
+use etcd::{Etcd, Version};
+
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
 const HELP: &str = "\
 cargo xtask <command>
 
   test    get protoc and an etcd, then run every test and every example
+  etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
+          build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
   interop get Go and etcd's and go-kit's libraries, and run both sides together
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single etcd;
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
     let outcome = match command.as_str() {
         "test" => test(),
+        "etcd" => print_etcd(env::args().skip(2)),
         "interop" => interop(),
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
@@ -75,6 +80,23 @@ fn protoc() -> Result<Vec<(&'static str, String)>> {
 fn print_env() -> Result {
     for (name, value) in protoc()? {
         println!("export {name}='{value}'");
+    }
+    Ok(())
+}
+
+/// Supplies an etcd and prints the paths, one a line.
+fn print_etcd(mut args: impl Iterator<Item = String>) -> Result {
+    let wanted: Option<Version> = match (args.next().as_deref(), args.next(), args.next()) {
+        (None, ..) => None,
+        (Some("--version"), Some(version), None) => Some(version.parse()?),
+        _ => return Err(format!("etcd takes --version and nothing else\n\n{HELP}").into()),
+    };
+    let etcd = etcd::supply(wanted)?;
+    let found = Version::of(&etcd);
+    let etcdctl = etcd::need_etcdctl(&Etcd::Binary(etcd.clone()))?;
+    println!("{}\n{}", etcd.display(), etcdctl.display());
+    if let (Some(wanted), true) = (wanted, wanted != found) {
+        eprintln!("ENLIST_ETCD_BIN is used, although it is not of version {wanted}");
     }
     Ok(())
 }
@@ -218,7 +240,7 @@ fn simulate_many(seeds: &str) -> Result {
 /// Runs the tests that take too long for every day.
 fn soak(seconds: &str) -> Result {
     let etcd = etcd::find()?;
-    etcd::need_etcdctl()?;
+    etcd::need_etcdctl(&etcd)?;
     random_faults(seconds, None, Members::One)?;
     simulate_many(SOAK_SEEDS)?;
     simulate(std::iter::once("--teeth".to_owned()))?;
@@ -272,7 +294,7 @@ const EXAMPLES: &[&[&str]] = &[
 
 fn test() -> Result {
     let etcd = etcd::find()?;
-    etcd::need_etcdctl()?;
+    etcd::need_etcdctl(&etcd)?;
     println!("etcd for the tests: {etcd}");
     let everything = ["test", "--workspace", "--features", FEATURES];
     run(cargo()?.args(everything).env("RUST_TEST_THREADS", SIDE_BY_SIDE).envs(etcd.variables()))?;
