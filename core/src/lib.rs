@@ -17,9 +17,9 @@
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
 //! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
-//! | write a balancer | [`balance`], [`ejection`], [`AliasTable`], [`HashRing`] |
+//! | write a balancer | [`balance`] |
 //! | show text that others stored | [`escape`] |
-//! | write a backend | [`registration()`], [`lock_guard()`], [`Publisher`], [`queue_position()`], and `enlist-testkit` |
+//! | write a backend | [`backend`], and the conformance suite `enlist-testkit` |
 //!
 //! # Example
 //!

@@ -134,7 +134,7 @@ fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
 
-/// ViewCell publication of a view.
+/// Latest publication of a view, and the candidate tables made from it.
 #[derive(Debug, Default)]
 pub(crate) struct ViewCell {
     published: ArcSwapOption<Published>,

@@ -293,7 +293,7 @@ fn check_size(key: &[u8], value: &[u8]) -> Result<(), Error> {
 }
 
 /// For backends: the names by which errors and logs tell of a key, the part before its last `/` and the part behind it, in an instance
-/// that stands for the value in a [`registration`](crate::registration()). They need not be different for different keys.
+/// that stands for the value in a [`registration`](crate::backend::registration()). They need not be different for different keys.
 #[expect(clippy::missing_panics_doc, reason = "its names are made to be accepted")]
 pub fn stand_in(key: &[u8]) -> (ServiceRef, Instance) {
     let at = key.iter().rposition(|byte| *byte == b'/');

@@ -34,7 +34,7 @@ impl BackoffPolicy {
         Ok(Self { first, max, spread_evenly: true })
     }
 
-    /// The same delay each time, without spread_evenly.
+    /// The same delay each time, without jitter.
     ///
     /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where there are many.
     ///
