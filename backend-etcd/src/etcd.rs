@@ -24,8 +24,11 @@ use crate::{
         request_channel::Credentials,
     },
     layout::{Guarded, GuardedLocks, Layout, LockLayout, Native},
-    session::{RuntimeHandle, Session, SessionRuntime},
-    watch::record::KeyRange,
+    session::{
+        Session,
+        lifecycle::{RuntimeHandle, SessionRuntime},
+    },
+    watch::{context::WatchSettings, record::KeyRange},
 };
 
 /// Maximum duration of a dial, unless said otherwise.
@@ -63,7 +66,7 @@ pub struct Etcd {
 
 impl fmt::Debug for Etcd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Etcd").field("layout", &self.session.layout.name()).finish_non_exhaustive()
+        f.debug_struct("Etcd").field("layout", &self.session.registration.layout.name()).finish_non_exhaustive()
     }
 }
 
@@ -107,12 +110,12 @@ impl Etcd {
 
     /// Layout of instances in etcd.
     pub fn layout(&self) -> &dyn Layout {
-        &*self.session.layout
+        &*self.session.registration.layout
     }
 
     /// Layout of locks and elections in etcd.
     pub fn lock_layout(&self) -> &dyn LockLayout {
-        &*self.session.lock_layout
+        &*self.session.lock.lock_layout
     }
 
     /// Counts of events so far: renewals, losses, resumed watches, audits and more.
@@ -479,11 +482,13 @@ impl EtcdBuilder {
             None => Arc::new(native.clone()),
         };
         let lock_layout = Arc::new(GuardedLocks::new(lock_layout.unwrap_or_else(|| Arc::new(native)))?);
-        let (audit, first, probe) = (self.audit, self.serializable_first_list, self.probe);
-        let session = Session::new(ground, conn, layout, lock_layout, audit, first, probe);
+        let Self { audit, serializable_first_list, probe, .. } = self;
+        let settings = WatchSettings { audit, serializable_first_list, probe };
+        let session = Session::new(ground, conn, &layout, lock_layout, settings);
         if let Some(interval) = self.member_sync.filter(|_| !configured.is_empty()) {
             let conn = Arc::clone(&session.conn);
             session
+                .lifecycle
                 .tasks
                 .spawn_until_stopped("member sync", member_sync::follow(conn, configured, interval, set_up))?;
         }
@@ -506,7 +511,7 @@ impl EtcdBuilder {
         let conn = &etcd.session.conn;
         // The other connection is about to be needed, and is dialled meanwhile; whether it answers shows then.
         let other = Arc::clone(conn);
-        etcd.session.tasks.spawn_until_stopped("dial", async move {
+        etcd.session.lifecycle.tasks.spawn_until_stopped("dial", async move {
             other.answers(&KeyRange::key(*b"\0"), DIAL).await;
         })?;
         match conn.get(b"\0").await {

@@ -79,6 +79,6 @@ pub use self::{
         lock_condition,
         queues::{LockQueue, QueuedContender},
     },
-    session::SessionRuntime,
+    session::lifecycle::SessionRuntime,
     watch::record::KeyRange,
 };

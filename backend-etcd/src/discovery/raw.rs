@@ -25,7 +25,7 @@ impl RawValues for Etcd {
         check_prefix(prefix)?;
         self.session.check_open()?;
         let range = KeyRange::prefix(prefix);
-        let listed = self.session.conn.list(&range).await;
+        let listed = self.session.discovery.conn.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut snapshot = RawSnapshot::empty(revision, Epoch::default());
         snapshot.patch(records.iter().map(entry));
@@ -34,7 +34,7 @@ impl RawValues for Etcd {
 
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
         check_prefix(prefix)?;
-        let reader = self.session.hub.view(&self.session, &KeyRange::prefix(prefix))?;
+        let reader = self.session.discovery.hub.view(&KeyRange::prefix(prefix))?;
         Ok(Box::new(EtcdPrefixWatcher { reader, seen: None }))
     }
 

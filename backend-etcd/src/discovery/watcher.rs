@@ -21,9 +21,9 @@ use foldhash::fast::RandomState;
 use self::departure::{Fate, Question, Undecided};
 use crate::{
     client::connection::Connection,
+    discovery::context::DiscoveryContext,
     etcd::Etcd,
     layout::{Identity, Layout, Skip},
-    session::Session,
     watch::{
         malformed::MalformedValues,
         record::Record,
@@ -35,8 +35,8 @@ use crate::{
 impl Resolver for Etcd {
     async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
         self.session.check_open()?;
-        let range = self.session.layout.service_range(service)?;
-        let listed = self.session.conn.list(&range).await;
+        let range = self.session.discovery.layout.service_range(service)?;
+        let listed = self.session.discovery.conn.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut mirror = Replica::new(revision, enlist::Epoch::default());
         mirror.relist(records, revision, enlist::Epoch::default());
@@ -45,20 +45,20 @@ impl Resolver for Etcd {
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
-        let range = self.session.layout.service_range(service)?;
-        let reader = self.session.hub.view(&self.session, &range)?;
+        let range = self.session.discovery.layout.service_range(service)?;
+        let reader = self.session.discovery.hub.view(&range)?;
         let projection = self.projection(service);
-        let conn = Arc::clone(&self.session.conn);
+        let conn = Arc::clone(&self.session.discovery.conn);
         Ok(Box::new(EtcdWatcher { reader, projection, conn, question: None, seen: None, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
         self.session.check_open()?;
-        let layout = &self.session.layout;
+        let layout = &self.session.discovery.layout;
         let Some(range) = layout.services_range(namespace) else {
             return Err(Error::Unsupported { what: format!("listing services in the layout {}", layout.name()) });
         };
-        let listed = self.session.conn.list(&range).await;
+        let listed = self.session.discovery.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let names = records.iter().filter_map(|record| layout.service_of(namespace, &record.key));
         Ok(names.collect::<BTreeSet<_>>().into_iter().collect())
@@ -98,9 +98,9 @@ impl Etcd {
     /// Dropping the future has no effect.
     pub async fn payloads(&self, service: &ServiceRef) -> Result<Vec<Payload>, Error> {
         self.session.check_open()?;
-        let layout = &self.session.layout;
+        let layout = &self.session.discovery.layout;
         let range = layout.service_range(service)?;
-        let listed = self.session.conn.list(&range).await;
+        let listed = self.session.discovery.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let own = |record: &&Record| layout.decode(service, &record.key, &record.value) != Err(Skip::Foreign);
         let payload = |record: &Record| {
@@ -111,7 +111,7 @@ impl Etcd {
     }
 
     fn projection(&self, service: &ServiceRef) -> Projection {
-        let Session { layout, malformed, .. } = &*self.session;
+        let DiscoveryContext { layout, malformed, .. } = &self.session.discovery;
         Projection::new(service.clone(), Arc::clone(layout), Arc::clone(malformed))
     }
 }

@@ -33,16 +33,13 @@ use crate::{
     defects::Defect,
     error::{Failure, text_cause},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
-    lock::{Want, Won, local_queue::Membership},
-    session::{
-        Session,
-        lease::{Lease, LeaseState, Purpose, lease_changed},
-    },
+    lock::{Want, Won, context::LockContext, local_queue::Membership},
+    session::lease::{Lease, LeaseState, Purpose, lease_changed},
     watch::{
-        key_monitors::{KeyMonitor, KeyMonitors},
-        range_watch::{Begin, Hub},
+        key_monitors::KeyMonitor,
         record::{KeyRange, Record},
         replica::Replica,
+        watch_task::Begin,
     },
 };
 
@@ -71,12 +68,12 @@ const GRANTS: usize = 2;
 /// References that a guard of this backend holds.
 pub(crate) struct Source {
     pub(crate) key: Vec<u8>,
-    _session: Arc<Session>,
+    _context: Arc<LockContext>,
 }
 
 /// The task behind one place in a line.
 pub(crate) struct Contender {
-    pub(crate) session: Arc<Session>,
+    pub(crate) context: Arc<LockContext>,
     pub(crate) name: LockName,
     pub(crate) range: KeyRange,
     /// The marks beside it, with a `lock_delay`.
@@ -194,10 +191,10 @@ impl Contender {
     /// Gives back what a place had that is gone.
     fn end(&self, held: &Queued) {
         // Its key is gone by now, or the lease that kept it.
-        self.session.key_suffixes.give_back(&self.range.start, held.number);
+        self.context.key_suffixes.give_back(&self.range.start, held.number);
         // Whoever took a lock is likely to take it again.
         if let Some(range) = self.places(held) {
-            self.session.hub.linger(&self.session.tasks, &range);
+            self.context.hub.linger(&range);
         }
     }
 
@@ -205,7 +202,7 @@ impl Contender {
     /// hear of that; then its answer is returned.
     async fn stand(&self, held: &mut Queued, placed: Placed, mut answer: Answer) -> Option<Answer> {
         let token = placed.token;
-        let here = self.session.heirs.stay(&held.key);
+        let here = self.context.local_queue.stay(&held.key);
         let waited = tokio::select! {
             waited = self.wait(held, placed) => Some(waited),
             () = answer.closed() => None,
@@ -247,20 +244,20 @@ impl Contender {
     }
 
     async fn held(&self) -> Result<Queued, Failure> {
-        let Session { tasks, leases, lock_layout, .. } = &*self.session;
+        let LockContext { leases, lock_layout, .. } = &*self.context;
         let lease = match lock_layout.lease_scope() {
             LeaseScope::Shared if !self.options.own_lease => {
-                leases.shared(tasks, Purpose::Lock, self.options.lease_terms()).await?
+                leases.shared(Purpose::Lock, self.options.lease_terms()).await?
             }
-            LeaseScope::Shared | LeaseScope::PerKey => leases.own(tasks, self.options.lease_terms()).await?,
+            LeaseScope::Shared | LeaseScope::PerKey => leases.own(self.options.lease_terms()).await?,
         };
-        let number = self.session.key_suffixes.take(&self.range.start);
+        let number = self.context.key_suffixes.take(&self.range.start);
         let keys = || {
             let key = lock_layout.entry(self.want.line, &self.name, lease.id(), number)?;
             let mark = self.marks.as_ref().map(|_| lock_layout.mark_of(self.want.line, &self.name, lease.id(), number));
             Ok((key, mark.transpose()?.flatten()))
         };
-        let keys = keys().inspect_err(|_| self.session.key_suffixes.give_back(&self.range.start, number));
+        let keys = keys().inspect_err(|_| self.context.key_suffixes.give_back(&self.range.start, number));
         let (key, mark) = keys.map_err(Failure::Final)?;
         Ok(Queued {
             key,
@@ -278,7 +275,7 @@ impl Contender {
 
     /// The range of the places in this line that share the lease of this one.
     fn places(&self, held: &Queued) -> Option<KeyRange> {
-        let layout = &self.session.lock_layout;
+        let layout = &self.context.lock_layout;
         let shares = layout.lease_scope() == LeaseScope::Shared && !self.options.own_lease;
         layout.places(self.want.line, &self.name, held.lease.id()).filter(|_| shares)
     }
@@ -304,7 +301,7 @@ impl Contender {
                     modified: token,
                     lease: Some(held.lease.id()),
                 };
-                match KeyMonitors::place(&self.session, shared.as_ref(), own) {
+                match self.context.key_monitors.place(shared.as_ref(), own) {
                     Ok(made) => ward.insert(made),
                     // The session has ended, and this task with it.
                     Err(_) => return std::future::pending().await,
@@ -348,7 +345,7 @@ impl Contender {
             let leaseless = held.take_if(|_| matches!(failure, Failure::LeaseNotFound));
             if let Some(gone) = leaseless {
                 gone.lease.condemn();
-                self.session.key_suffixes.give_back(&self.range.start, gone.number);
+                self.context.key_suffixes.give_back(&self.range.start, gone.number);
                 if renewed < GRANTS {
                     renewed += 1;
                     continue;
@@ -374,7 +371,7 @@ impl Contender {
             };
         }
         if let Some(unknown) = held.take_if(|held| held.unknown) {
-            match self.session.conn.get(&unknown.key).await {
+            match self.context.conn.get(&unknown.key).await {
                 Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
                     let known = held.insert(Queued { unknown: false, ..unknown });
                     return self.confirm(known, own.created).await.map(Entered::Placed);
@@ -396,8 +393,8 @@ impl Contender {
         // The own place is the last of the line then.
         let own = self.own_place(held, Revision::default());
         // Behind others of this session it has to wait anyway.
-        let deferrable = self.want.wait && self.session.key_suffixes.in_use(&self.range.start) > 1;
-        let conn = &self.session.conn;
+        let deferrable = self.want.wait && self.context.key_suffixes.in_use(&self.range.start) > 1;
+        let conn = &self.context.conn;
         let entered = conn.enter(&own, self.read(self.last_two()), deferrable, answer.closed()).await;
         held.entered |= match &entered {
             Ok(Ok(_)) => true,
@@ -444,7 +441,7 @@ impl Contender {
         let until_here = self.last_two().with_max_create_revision(signed(token));
         let own = self.own_place(held, token);
         let (turn, LineFound { at: modified, marks, .. }) =
-            match self.session.conn.confirm(&own, self.read(until_here)).await? {
+            match self.context.conn.confirm(&own, self.read(until_here)).await? {
                 Ok(mut found) => {
                     let line = std::mem::take(&mut found.line);
                     (self.turn(held, token, found.at, line).await?, found)
@@ -471,7 +468,7 @@ impl Contender {
         }
         // Something foreign is before it, or a shared place has to know who of those before it is exclusive.
         let before = self.line_options().with_max_create_revision(signed(token));
-        let (records, now) = self.session.conn.range(&self.range.start, &before).await?;
+        let (records, now) = self.context.conn.range(&self.range.start, &before).await?;
         if now < at {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the write.
             return Err(Failure::Lost(text_cause("the line was read from a member that lags")));
@@ -490,7 +487,7 @@ impl Contender {
     }
 
     fn place(&self, record: &Record) -> Option<QueueEntry> {
-        let value = self.session.lock_layout.decode(self.want.line, &self.name, &record.key, &record.value)?;
+        let value = self.context.lock_layout.decode(self.want.line, &self.name, &record.key, &record.value)?;
         Some(QueueEntry { token: FencingToken::new(record.created.get()), mode: value.mode })
     }
 
@@ -508,12 +505,12 @@ impl Contender {
                 Turn::Behind { before, at } => (before, at),
             };
             let mut lease = held.lease.state();
-            let seat = self.session.heirs.wait(&before.key, self.own_place(held, token));
+            let seat = self.context.local_queue.wait(&before.key, self.own_place(held, token));
             let inherits = async {
                 if let Some(seat) = seat {
                     return Ok(seat.inherits().await);
                 }
-                let followed = Hub::follow_key(&self.session, &before.key, Some(before.clone()), at, Begin::Now)?;
+                let followed = self.context.hub.follow_key(&before.key, Some(before.clone()), at, Begin::Now)?;
                 replaced(followed, before.created).await;
                 Ok(None)
             };
@@ -562,14 +559,14 @@ impl Contender {
             return false;
         };
         // Without an answer the careful one is right.
-        !matches!(self.session.conn.time_to_live(lease).await, Ok(Some((left, _))) if !left.is_zero())
+        !matches!(self.context.conn.time_to_live(lease).await, Ok(Some((left, _))) if !left.is_zero())
     }
 
     /// Hands the guard over and watches over it until it is released or lost. `sent` is when the last renewal was sent.
     async fn hold(&self, held: &mut Queued, token: Revision, sent: Moment, here: Membership<'_>, answer: Answer) {
         let ttl = held.lease.ttl() * if Defect::ValidTwiceAsLong.is_on() { 2 } else { 1 };
         let validity = Arc::new(LockValidity::new(sent, ttl));
-        let source = Arc::new(Source { key: held.key.clone(), _session: Arc::clone(&self.session) });
+        let source = Arc::new(Source { key: held.key.clone(), _context: Arc::clone(&self.context) });
         let (guard, driver) = lock_guard(self.name.clone(), FencingToken::new(token.get()), validity, source);
         let (won, mut proclaimed) = match self.want.line {
             QueueKind::Lock => (Won::Lock(guard), None),
@@ -586,7 +583,7 @@ impl Contender {
         match driver.validity().loss() {
             None | Some(Loss::Released | Loss::SessionClosed) => tracing::info!("lock released"),
             Some(loss) => {
-                self.session.counters.count(Counter::LockLosses);
+                self.context.counters.count(Counter::LockLosses);
                 tracing::warn!(token = token.get(), cause = ?loss, "lock lost");
             }
         }
@@ -638,7 +635,7 @@ impl Contender {
     async fn proclaim(&self, own: &OwnEntry, mut modified: Revision, proclamation: Proclamation) -> Revision {
         let Proclamation { value, reply, .. } = proclamation;
         let place = PlaceValue { mode: LockMode::Exclusive, text: value };
-        let value = match self.session.lock_layout.write(self.want.line, &place) {
+        let value = match self.context.lock_layout.write(self.want.line, &place) {
             Ok(value) => value,
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -647,7 +644,7 @@ impl Contender {
         };
         let key = own.key[..].into();
         let outcome = loop {
-            match self.session.conn.put(&key, Guard::Modified(modified), &value, Some(own.lease)).await {
+            match self.context.conn.put(&key, Guard::Modified(modified), &value, Some(own.lease)).await {
                 Ok(Written::Done(revision)) => {
                     modified = revision;
                     break Ok(revision);
@@ -684,7 +681,7 @@ impl Contender {
         let mut removed = false;
         if let Some(heir) = heir {
             let own = (&held.key[..], token);
-            match self.session.conn.hand_over(own, held.own_mark(), &heir.place, &self.range).await {
+            match self.context.conn.hand_over(own, held.own_mark(), &heir.place, &self.range).await {
                 Ok(Some(confirmed)) => {
                     heir.tell(confirmed);
                     return Released::Released;
@@ -729,11 +726,11 @@ impl Contender {
 
     /// Leaves a place whose creation has an unknown outcome for a caller that is gone. One that was done is removed.
     async fn withdraw(&self, held: Queued) {
-        if let Ok((Some(own), _)) = self.session.conn.get(&held.key).await
+        if let Ok((Some(own), _)) = self.context.conn.get(&held.key).await
             && self.is_own(&held, &own)
-            && let Ok(Written::Done(_)) = self.session.conn.delete(&held.key, Guard::Created(own.created)).await
+            && let Ok(Written::Done(_)) = self.context.conn.delete(&held.key, Guard::Created(own.created)).await
         {
-            return self.session.key_suffixes.give_back(&self.range.start, held.number);
+            return self.context.key_suffixes.give_back(&self.range.start, held.number);
         }
         // In a session that has ended its lease is revoked all the same.
         let _ = self.forsake(held);
@@ -745,24 +742,24 @@ impl Contender {
         let queue = self.places(&held).unwrap_or_else(|| KeyRange::key(&held.key[..]));
         let Queued { key, number, lease, .. } = held;
         if Defect::LatePlaceForgotten.is_on() {
-            self.session.key_suffixes.give_back(&self.range.start, number);
+            self.context.key_suffixes.give_back(&self.range.start, number);
             return Ok(());
         }
-        let swept = self.session.sweeps.add(&self.session, &lease, key.into(), queue);
+        let swept = self.context.sweeps.add(&lease, key.into(), queue);
         // No other place has its keys under its lease, so the number is free. The lease is revoked once nobody holds it.
-        self.session.key_suffixes.give_back(&self.range.start, number);
+        self.context.key_suffixes.give_back(&self.range.start, number);
         swept
     }
 
     async fn try_leave(&self, held: &Queued, token: Option<Revision>) -> Result<Option<Released>, Failure> {
         let created = match token {
             Some(token) => token,
-            None => match self.session.conn.get(&held.key).await? {
+            None => match self.context.conn.get(&held.key).await? {
                 (Some(record), _) if self.is_own(held, &record) => record.created,
                 _ => return Ok(Some(Released::AlreadyLost)),
             },
         };
-        Ok(match self.session.conn.remove(&held.key, created, held.own_mark()).await? {
+        Ok(match self.context.conn.remove(&held.key, created, held.own_mark()).await? {
             true => Some(Released::Released),
             false if token.is_some() => Some(Released::AlreadyLost),
             false => None,

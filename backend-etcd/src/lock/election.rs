@@ -30,7 +30,7 @@ impl Election for Etcd {
 
     async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error> {
         self.session.check_open()?;
-        let layout = &*self.session.lock_layout;
+        let layout = &*self.session.lock.lock_layout;
         let range = layout.queue(QueueKind::Election, name)?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
@@ -39,12 +39,12 @@ impl Election for Etcd {
 
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
         self.session.check_open()?;
-        let layout = Arc::clone(&self.session.lock_layout);
+        let layout = Arc::clone(&self.session.lock.lock_layout);
         let range = layout.queue(QueueKind::Election, name)?;
-        let mut reader = self.session.hub.view(&self.session, &range)?;
+        let mut reader = self.session.lock.hub.view(&range)?;
         // As old as the watch that it follows, also while nobody else is elected.
         let feed = Arc::new(Publisher::proven_by(reader.proof()));
-        let tasks = TaskOwner::on(self.session.runtime());
+        let tasks = TaskOwner::on(self.session.lifecycle.runtime());
         let (leaders, name) = (Arc::clone(&feed), name.clone());
         let follow = async move {
             loop {

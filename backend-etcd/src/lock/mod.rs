@@ -3,6 +3,7 @@
 //! Never the server's own Lock RPC, which hands out false locks. The protocol runs in a task of the session, see `stander`.
 
 pub(crate) mod contender;
+pub(crate) mod context;
 pub(crate) mod election;
 pub(crate) mod key_suffixes;
 pub(crate) mod local_queue;
@@ -88,7 +89,7 @@ impl Etcd {
     pub(crate) async fn stand(&self, name: &LockName, want: Want, options: LockOptions) -> Result<Won, Error> {
         options.check()?;
         self.session.check_open()?;
-        let layout = &self.session.lock_layout;
+        let layout = &self.session.lock.lock_layout;
         if options.mode == LockMode::Shared && !layout.carries_modes() {
             return Err(Error::Unsupported { what: format!("shared mode in the layout {}", layout.name()) });
         }
@@ -104,7 +105,7 @@ impl Etcd {
         let (answer, won) = oneshot::channel();
         let (deadline, trouble) = (options.deadline, LastTrouble::default());
         let stander = Contender {
-            session: Arc::clone(&self.session),
+            context: Arc::clone(&self.session.lock),
             name: name.clone(),
             range,
             marks,
@@ -115,7 +116,7 @@ impl Etcd {
             trouble: trouble.clone(),
         };
         let span = tracing::info_span!("lock", lock = %name);
-        self.session.tasks.spawn_until_stopped("lock", stander.run(answer).instrument(span))?;
+        self.session.lock.lifecycle().tasks.spawn_until_stopped("lock", stander.run(answer).instrument(span))?;
         // Dropping the receiver tells the task.
         trouble.within("acquire", deadline, async { won.await.map_err(|_| Error::Closed)? }).await
     }

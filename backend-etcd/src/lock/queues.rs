@@ -80,7 +80,7 @@ impl Etcd {
     /// Dropping the future leaves nothing behind.
     pub async fn lock_queue(&self, name: &LockName) -> Result<LockQueue, Error> {
         self.session.check_open()?;
-        let layout = &*self.session.lock_layout;
+        let layout = &*self.session.lock.lock_layout;
         let range = layout.queue(QueueKind::Lock, name)?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
@@ -91,7 +91,7 @@ impl Etcd {
     /// Reads how those held the lock that left a mark whose delay is running: it is under a lease then, see `contender::lock_delay`. The
     /// contender that has waited for it removes it when it takes the lock.
     async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
-        let layout = &*self.session.lock_layout;
+        let layout = &*self.session.lock.lock_layout;
         let Some(range) = layout.marks(QueueKind::Lock, name) else { return Ok(Vec::new()) };
         let marks = match self.session.conn.list(&range).await {
             Ok((marks, _)) => marks,
@@ -114,7 +114,7 @@ impl Etcd {
     /// Dropping the future leaves nothing behind.
     pub async fn lock_queues(&self, namespace: &Namespace) -> Result<Vec<LockQueue>, Error> {
         self.session.check_open()?;
-        let layout = &*self.session.lock_layout;
+        let layout = &*self.session.lock.lock_layout;
         let range = layout
             .lines(QueueKind::Lock, namespace)
             .ok_or_else(|| Error::Unsupported { what: format!("listing locks in the layout {}", layout.name()) })?;

@@ -35,16 +35,16 @@ use crate::{
     defects::Defect,
     error::Failure,
     layout::{Layout, LeaseScope, Writing},
+    registration::context::RegistrationContext,
     session::{
-        Session,
         lease::{self, Lease, LeaseState, Purpose, lease_changed},
         sweep::Impossible,
     },
     watch::{
-        key_monitors::{Differs, KeyMonitor, KeyMonitors},
-        range_watch::{Begin, Hub},
+        key_monitors::{Differs, KeyMonitor},
         record::{KeyRange, Record},
         replica::Replica,
+        watch_task::Begin,
     },
 };
 
@@ -69,7 +69,7 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// The task behind one registration.
 pub(crate) struct RegistrationTask {
-    session: Arc<Session>,
+    context: Arc<RegistrationContext>,
     /// How it lies in etcd.
     layout: Arc<dyn Layout>,
     id: InstanceId,
@@ -119,11 +119,11 @@ impl From<Option<Record>> for Known {
 
 impl Drop for RegistrationTask {
     fn drop(&mut self) {
-        if self.driver.goal() == Goal::Abandoned && self.session.tasks.stop_signal().is_cancelled() {
+        if self.driver.goal() == Goal::Abandoned && self.context.lifecycle().tasks.stop_signal().is_cancelled() {
             // The session ended before its task heard of that.
             self.leave_lease();
         }
-        self.session.registrations.fetch_sub(1, Ordering::Relaxed);
+        self.context.registrations.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -144,7 +144,7 @@ enum StepOutcome {
 impl RegistrationTask {
     /// Boxed: its task would hold it twice.
     pub(crate) fn new(
-        session: &Arc<Session>,
+        context: &Arc<RegistrationContext>,
         layout: &Arc<dyn Layout>,
         slot: Arc<[u8]>,
         id: &InstanceId,
@@ -152,7 +152,7 @@ impl RegistrationTask {
         options: &RegisterOptions,
     ) -> Box<Self> {
         Box::new(Self {
-            session: Arc::clone(session),
+            context: Arc::clone(context),
             layout: Arc::clone(layout),
             id: id.clone(),
             slot,
@@ -169,7 +169,7 @@ impl RegistrationTask {
             alone: false,
             wanted: 0,
             recoveries: 0,
-            rollbacks: session.leases.rollbacks(),
+            rollbacks: context.leases.rollbacks(),
         })
     }
 
@@ -197,7 +197,7 @@ impl RegistrationTask {
                     Box::pin(self.remove(None, Some(claim))).await;
                     if self.lease.is_some() && self.has_own_lease() {
                         // It is revoked once this ends.
-                        self.session.outlast_departures().await;
+                        self.context.outlast_departures().await;
                     }
                     return None;
                 }
@@ -206,7 +206,7 @@ impl RegistrationTask {
                     return None;
                 }
             }
-            self.recoveries = self.session.conn.fast.recoveries();
+            self.recoveries = self.context.conn.fast.recoveries();
             match self.reconcile().await {
                 Ok(StepOutcome::None) => {}
                 Ok(StepOutcome::Settled) => {
@@ -306,10 +306,10 @@ impl RegistrationTask {
     async fn claim(&mut self, approach: Approach) -> Option<Claim<Arc<[u8]>>> {
         // The key is the successor's to move off a lease.
         self.former = None;
-        let (session, slot, options) = (Arc::clone(&self.session), Arc::clone(&self.slot), self.options.clone());
+        let (context, slot, options) = (Arc::clone(&self.context), Arc::clone(&self.slot), self.options.clone());
         let withdrawal = self.driver.withdrawal();
         let claimed = {
-            let mut claiming = std::pin::pin!(session.key_claims.claim(&slot, &options, &withdrawal, approach));
+            let mut claiming = std::pin::pin!(context.key_claims.claim(&slot, &options, &withdrawal, approach));
             loop {
                 tokio::select! {
                     // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
@@ -349,7 +349,7 @@ impl RegistrationTask {
 
     fn superseded(&self, owner: Option<&str>, lease: LeaseId) {
         if !matches!(self.driver.state(), RegistrationState::Superseded { .. }) {
-            self.session.counters.count(Counter::Superseded);
+            self.context.counters.count(Counter::Superseded);
         }
         self.driver.report_superseded(Owner::of(owner, self.options.owner.as_deref()), lease);
     }
@@ -387,9 +387,9 @@ impl RegistrationTask {
     /// Looks at the key as it was found after a claim of unknown outcome. If it does not show the claim, nothing more is written
     /// under its lease.
     fn settle(&mut self, found: Option<&Record>) {
-        let Self { session, writes, options, .. } = self;
+        let Self { context, writes, options, .. } = self;
         let given = matches!(options.lease, LeaseChoice::Given(_));
-        writes.settle(found, |lease| Impossible::after(session, lease, given));
+        writes.settle(found, |lease| Impossible::after(&context.leases, lease, given));
     }
 
     fn key(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -407,17 +407,17 @@ impl RegistrationTask {
             return Ok(StepOutcome::None);
         };
         let key = self.key(lease)?;
-        let session = Arc::clone(&self.session);
+        let context = Arc::clone(&self.context);
         let desired = self.driver.desired();
         self.wanted = desired.generation;
         let mut at = None;
         let record = match std::mem::take(&mut self.known) {
             Known::Unknown => {
                 let _turn = tokio::select! {
-                    turn = session.reads.acquire() => turn,
+                    turn = context.reads.acquire() => turn,
                     () = self.driver.unwanted() => return Ok(StepOutcome::None),
                 };
-                let (record, read) = session.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
+                let (record, read) = context.conn.get(&key).await.map_err(|failure| self.failed(failure))?;
                 at = Some(read);
                 record
             }
@@ -473,7 +473,7 @@ impl RegistrationTask {
                 let written = self.write(&key, record.as_ref(), Guard::Modified(modified), &desired, lease).await;
                 if former && matches!(written, Ok(StepOutcome::Settled)) {
                     // The guard proves what was read.
-                    session.store_went_back(noted);
+                    context.leases.store_went_back(noted);
                 }
                 written
             }
@@ -481,7 +481,7 @@ impl RegistrationTask {
                 let Some(record) = record else { return Ok(StepOutcome::None) };
                 self.driver.report_lease(record.lease.unwrap_or(lease));
                 self.driver.report_stored(desired.generation, record.modified);
-                self.rollbacks = session.leases.rollbacks();
+                self.rollbacks = context.leases.rollbacks();
                 self.writes.acknowledge(record, desired.generation);
                 Ok(StepOutcome::Settled)
             }
@@ -508,15 +508,15 @@ impl RegistrationTask {
         if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
             self.former = Some(retired);
         }
-        let Session { tasks, leases, .. } = &*self.session;
+        let leases = &self.context.leases;
         let own = self.layout.lease_scope() == LeaseScope::PerKey;
         let granting = async {
             match self.options.lease {
                 LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
                 LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
-                LeaseChoice::Own => leases.own(tasks, self.options.lease_terms()).await,
-                _ if own => leases.own(tasks, self.options.lease_terms()).await,
-                _ => leases.shared(tasks, Purpose::Registration, self.options.lease_terms()).await,
+                LeaseChoice::Own => leases.own(self.options.lease_terms()).await,
+                _ if own => leases.own(self.options.lease_terms()).await,
+                _ => leases.shared(Purpose::Registration, self.options.lease_terms()).await,
             }
         };
         let granted = tokio::select! {
@@ -536,7 +536,7 @@ impl RegistrationTask {
         lease: LeaseId,
     ) -> Result<StepOutcome, Error> {
         let Desired { instance, generation, .. } = desired;
-        let (session, layout) = (Arc::clone(&self.session), Arc::clone(&self.layout));
+        let (context, layout) = (Arc::clone(&self.context), Arc::clone(&self.layout));
         let writing = Writing {
             owner: self.options.owner.as_deref(),
             previous: previous.map(|record| &*record.value),
@@ -550,17 +550,17 @@ impl RegistrationTask {
         let claims = previous.is_none_or(|record| !self.writes.is_own(record));
         // Given up, it waited behind others, or etcd is silent. What was not sent is not sent any more.
         let given_up = impatient(&self.driver);
-        match session.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
+        match context.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
             Ok(Written::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
-                    self.session.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
+                    self.context.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
                 (self.gone, self.writes.withdrawing) = (false, false);
                 self.driver.report_lease(lease);
                 self.driver.report_stored(*generation, revision);
-                self.rollbacks = session.leases.rollbacks();
+                self.rollbacks = context.leases.rollbacks();
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
                 self.writes.acknowledge(record, *generation);
                 self.writes.forget_changes();
@@ -598,11 +598,11 @@ impl RegistrationTask {
     /// The key is gone: by hand, if its lease is still there and nobody had the key in between. Nothing else proves an eviction;
     /// renewals may have gone unanswered for a while.
     async fn evicted(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome, Error> {
-        let session = Arc::clone(&self.session);
+        let context = Arc::clone(&self.context);
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
-            loss = eviction::loss(&session.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
+            loss = eviction::loss(&context.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
             () = self.driver.unwanted() => return Ok(StepOutcome::None),
         };
         if loss == Loss::Replaced {
@@ -615,7 +615,7 @@ impl RegistrationTask {
             if again {
                 self.rest(VERDICT).await;
             }
-            let left = session.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            let left = context.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
             if left.is_none() {
                 return Err(self.lease_lost());
             }
@@ -626,7 +626,7 @@ impl RegistrationTask {
     /// Watches a foreign lease for one renewal period and a bit: does its remaining time ever grow? `None` if the registration is
     /// no longer wanted, or needs another lease; a later one goes on with what was seen.
     async fn observe(&self, lease: LeaseId) -> Result<Option<Observation>, Error> {
-        let Session { conn, observations, .. } = &*self.session;
+        let RegistrationContext { conn, observations, .. } = &*self.context;
         loop {
             let asked = Moment::now();
             let answer = conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
@@ -677,15 +677,14 @@ impl RegistrationTask {
         }
         // Whoever waits for a foreign key looks at it, so as not to come late.
         let mut foreign = match (conflict, &self.lease) {
-            (true, Some(lease)) => self
-                .key(lease.id())
-                .ok()
-                .and_then(|key| self.session.hub.follow(&self.session, &KeyRange::key(key.to_vec())).ok()),
+            (true, Some(lease)) => {
+                self.key(lease.id()).ok().and_then(|key| self.context.hub.follow(&KeyRange::key(key.to_vec())).ok())
+            }
             _ => None,
         };
-        let session = Arc::clone(&self.session);
+        let context = Arc::clone(&self.context);
         let mut due = std::pin::pin!(tokio::time::sleep(delay));
-        let mut recovered = std::pin::pin!(session.conn.fast.recovered_since(self.recoveries));
+        let mut recovered = std::pin::pin!(context.conn.fast.recovered_since(self.recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,
@@ -722,7 +721,7 @@ impl RegistrationTask {
     /// Waits until the key that another registration has, as `record`, is free.
     async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> WakeReason {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
-        let mut followed = Hub::follow_key(&self.session, &key, Some(record), revision, Begin::Known).ok();
+        let mut followed = self.context.hub.follow_key(&key, Some(record), revision, Begin::Known).ok();
         let mut due = std::pin::pin!(tokio::time::sleep(SLOW + jitter(SLOW / 4)));
         loop {
             tokio::select! {
@@ -758,7 +757,7 @@ impl RegistrationTask {
         ward: &mut Option<KeyMonitor>,
         outdated: Option<Outdated>,
     ) -> WakeReason {
-        let Self { session, layout, driver, options, alone, writes, recoveries, .. } = self;
+        let Self { context, layout, driver, options, alone, writes, recoveries, .. } = self;
         let Some(record) = writes.stored() else {
             return WakeReason::Look;
         };
@@ -770,7 +769,7 @@ impl RegistrationTask {
             }
             let made = match ward.take() {
                 Some(ward) => Ok(ward),
-                None => KeyMonitors::watch(session, &**layout, &service, record, *alone),
+                None => context.key_monitors.watch(&**layout, &service, record, *alone),
             };
             match made {
                 Ok(made) if only_its_loss => {
@@ -789,7 +788,7 @@ impl RegistrationTask {
                 None => options.audit_due().await,
             }
         });
-        let conn = Arc::clone(&session.conn);
+        let conn = Arc::clone(&context.conn);
         let mut recovered = std::pin::pin!(conn.fast.recovered_since(*recoveries));
         loop {
             tokio::select! {
@@ -840,7 +839,7 @@ impl RegistrationTask {
 
     /// Window over which registrations that go on together are spread.
     fn reregistration_window(&self) -> Duration {
-        reregistration_window(self.options.ttl, self.session.registrations.load(Ordering::Relaxed))
+        reregistration_window(self.options.ttl, self.context.registrations.load(Ordering::Relaxed))
     }
 
     /// Does nothing for a while, unless the registration is no longer wanted.

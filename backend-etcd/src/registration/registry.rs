@@ -19,8 +19,9 @@ use crate::{
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, Layout, LeaseScope, Writing},
+    registration::context::RegistrationContext,
     registration::registration_task::{RegistrationTask, marked_leaving},
-    session::{Session, granted_lease::GrantedLease},
+    session::granted_lease::GrantedLease,
     watch::record::Record,
 };
 
@@ -39,14 +40,14 @@ impl Registry for Etcd {
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
         // Begun outside of the future, which stays small.
-        let registration = self.begin(&self.session.layout, service, instance, &options)?;
+        let registration = self.begin(&self.session.registration.layout, service, instance, &options)?;
         registration.started(&options).await
     }
 
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
         instance.check()?;
         self.session.check_open()?;
-        let Session { layout, conn, .. } = &*self.session;
+        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
         let key: Arc<[u8]> = layout.key(service, instance.id(), None)?.into();
         let failed = |failure: Failure| failure.into_error(&format!("publishing {service}/{}", instance.id()));
         let mut attempts = 0;
@@ -70,7 +71,7 @@ impl Registry for Etcd {
 
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.session.check_open()?;
-        let Session { layout, conn, .. } = &*self.session;
+        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
         let key = layout.key(service, id, None)?;
         let failed = |failure: Failure| failure.into_error(&format!("removing {service}/{id}"));
         let mut attempts = 0;
@@ -101,7 +102,7 @@ impl Registry for Etcd {
 
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.session.check_open()?;
-        let Session { layout, conn, .. } = &*self.session;
+        let RegistrationContext { layout, conn, .. } = &*self.session.registration;
         let key = layout.key(service, id, None)?;
         let failed = |failure: Failure| failure.into_error(&format!("evicting {service}/{id}"));
         let (mut present, _) = conn.get(&key).await.map_err(failed)?;
@@ -131,10 +132,10 @@ impl Registry for Etcd {
     async fn grant_lease(&self, ttl: Duration) -> Result<enlist::Lease, Error> {
         check_ttl(ttl)?;
         self.session.check_open()?;
-        let Session { leases, tasks, .. } = &*self.session;
-        let granted = leases.own(tasks, LeaseTerms::new(ttl, None)).await;
+        let leases = &self.session.leases;
+        let granted = leases.own(LeaseTerms::new(ttl, None)).await;
         let lease = granted.map_err(|failure| failure.into_error("granting a lease"))?;
-        Ok(enlist::Lease::new(GrantedLease::new(lease, &self.session)))
+        Ok(enlist::Lease::new(GrantedLease::new(lease, leases)))
     }
 }
 
@@ -157,23 +158,25 @@ impl Etcd {
             LeaseScope::PerKey => format!("{service}\n{}", instance.id()).into_bytes(),
         };
         layout.accepts(service, &instance, options.owner.as_deref())?;
-        let source = Arc::clone(&self.session) as enlist::backend::OwnerHandle;
+        let context = &self.session.registration;
+        let source = Arc::clone(context) as enlist::backend::OwnerHandle;
         let (registration, driver) = registration(service.clone(), instance, source);
         let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));
         let withdrawal = driver.withdrawal();
         let registrar =
-            RegistrationTask::new(&self.session, layout, slot.into(), registration.instance().id(), driver, options);
-        self.session.registrations.fetch_add(1, Ordering::Relaxed);
+            RegistrationTask::new(context, layout, slot.into(), registration.instance().id(), driver, options);
+        let lifecycle = context.lifecycle();
+        context.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
         let task = registrar.run().instrument(span);
         match options.lease {
             LeaseChoice::Given(_) => {
-                self.session
+                lifecycle
                     .tasks
-                    .spawn_until_stopped("registration", self.session.departures.accompany(withdrawal, task))?;
+                    .spawn_until_stopped("registration", lifecycle.departures.accompany(withdrawal, task))?;
             }
-            _ => self.session.tasks.spawn_until_stopped("registration", task)?,
+            _ => lifecycle.tasks.spawn_until_stopped("registration", task)?,
         }
         Ok(registration)
     }
@@ -187,7 +190,7 @@ impl Etcd {
         key: &[u8],
         failed: impl Fn(Failure) -> Error,
     ) -> Result<(Option<Record>, bool), Error> {
-        let Session { leases, conn, .. } = &*self.session;
+        let RegistrationContext { leases, conn, .. } = &*self.session.registration;
         // One that is gone when the answer comes may have been there when the key was read.
         let detaching = leases.all_detaching();
         let (present, _) = conn.get(key).await.map_err(failed)?;
@@ -202,9 +205,9 @@ impl Etcd {
     /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could otherwise be done
     /// after a removal; this one ends with its lease.
     async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
-        let Session { tasks, leases, conn, .. } = &*self.session;
+        let RegistrationContext { leases, conn, .. } = &*self.session.registration;
         // Also if this future is dropped: what is not detached goes with the lease.
-        let lease = leases.detaching(tasks, LeaseTerms::new(DETACH_WITHIN, None)).await?;
+        let lease = leases.detaching(LeaseTerms::new(DETACH_WITHIN, None)).await?;
         match conn.put(key, Guard::Absent, value, Some(lease.id())).await? {
             Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
             refused @ Written::Refused(_) => Ok(refused),

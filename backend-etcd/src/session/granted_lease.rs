@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{Error, LeaseId, backend::LeaseHandle};
 
-use crate::session::{
-    Session,
-    lease::{Lease, LeaseState},
-};
+use crate::session::lease::{Lease, LeaseState, Leases};
 
 /// Maximum time until a revocation is confirmed, or goes on in the background.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -17,12 +14,12 @@ const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct GrantedLease {
     lease: Arc<Lease>,
-    session: Arc<Session>,
+    leases: Arc<Leases>,
 }
 
 impl GrantedLease {
-    pub(crate) fn new(lease: Arc<Lease>, session: &Arc<Session>) -> Self {
-        Self { lease, session: Arc::clone(session) }
+    pub(crate) fn new(lease: Arc<Lease>, leases: &Arc<Leases>) -> Self {
+        Self { lease, leases: Arc::clone(leases) }
     }
 }
 
@@ -37,12 +34,12 @@ impl LeaseHandle for GrantedLease {
     }
 
     fn is_alive(&self) -> bool {
-        !self.lease.is_lost() && !self.session.tasks.stop_signal().is_cancelled()
+        !self.lease.is_lost() && !self.leases.lifecycle().tasks.stop_signal().is_cancelled()
     }
 
     async fn lost(&self) {
         // Not the phase, which turns a moment before the state that `is_alive` reads.
-        let (mut state, stopped) = (self.lease.state(), self.session.tasks.stop_signal());
+        let (mut state, stopped) = (self.lease.state(), self.leases.lifecycle().tasks.stop_signal());
         tokio::select! {
             // An error means that nobody renews it any more.
             _ = state.wait_for(|state| matches!(state, LeaseState::Lost)) => {}
@@ -51,10 +48,10 @@ impl LeaseHandle for GrantedLease {
     }
 
     async fn revoke(self: Box<Self>) -> Result<(), Error> {
-        self.session.check_open()?;
-        let Self { lease, session } = *self;
+        self.leases.lifecycle().check_open()?;
+        let Self { lease, leases } = *self;
         let mut revoked = Lease::give_up(lease);
-        let stopped = session.tasks.stop_signal();
+        let stopped = leases.lifecycle().tasks.stop_signal();
         tokio::select! {
             () = revoked.acknowledged() => Ok(()),
             () = stopped.cancelled() => Err(Error::Closed),

@@ -15,7 +15,7 @@ use std::{
 };
 
 use enlist::{
-    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, Moment, Revision, TaskOwner,
+    Backoff, BackoffPolicy, Counter, Counters, Error, LeaseId, Moment, Revision,
     backend::{LeaseTerms, Timer, measured, whole_seconds},
     with_causes,
 };
@@ -27,6 +27,7 @@ use crate::{
     client::{connection::Connection, response::header_revision},
     defects::Defect,
     error::Failure,
+    session::lifecycle::Lifecycle,
 };
 
 /// The most keys that share a lease. Revoking one is one revision, and a revision of 100,000 keys chokes watchers.
@@ -266,11 +267,22 @@ pub(crate) struct Leases {
     leased: Arc<Mutex<Leased>>,
     /// So many leases that are not shared are granted at a time.
     turns: Arc<Semaphore>,
+    /// Dropped last: the tasks that revoke the leases need its runtime.
+    lifecycle: Arc<Lifecycle>,
 }
 
 impl Leases {
-    pub(crate) fn new(conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
-        Self { conn, counters, leased: Arc::default(), turns: Arc::new(Semaphore::new(MAX_GRANTS)) }
+    pub(crate) fn new(lifecycle: &Arc<Lifecycle>, conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
+        let turns = Arc::new(Semaphore::new(MAX_GRANTS));
+        Self { conn, counters, leased: Arc::default(), turns, lifecycle: Arc::clone(lifecycle) }
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.conn
     }
 
     /// The leases that this session holds.
@@ -310,7 +322,7 @@ impl Leases {
     /// may be under them again. Registrations move to other leases; the leases of locks are revoked, because what their guards believe
     /// is of a history that is lost. `noted`: the [rollbacks](Self::rollbacks) at the time of what showed this one; a later one is known
     /// already.
-    pub(crate) fn store_went_back(&self, tasks: &TaskOwner, noted: u64) {
+    pub(crate) fn store_went_back(&self, noted: u64) {
         let mut leased = locked(&self.leased);
         if leased.rollbacks != noted {
             return;
@@ -327,7 +339,7 @@ impl Leases {
             if purpose == Purpose::Lock {
                 let conn = Arc::clone(&self.conn);
                 // After the end of the session its leases are revoked anyway.
-                let _ = tasks.spawn_until_stopped("revoke", async move {
+                let _ = self.lifecycle.tasks.spawn_until_stopped("revoke", async move {
                     revoke(&conn, lease.id()).await;
                     lease.doubt();
                 });
@@ -339,14 +351,9 @@ impl Leases {
     /// grant, and hears of its failure.
     ///
     /// Dropping the future costs nothing; the grant goes on.
-    pub(crate) async fn shared(
-        &self,
-        tasks: &TaskOwner,
-        purpose: Purpose,
-        terms: LeaseTerms,
-    ) -> Result<Arc<Lease>, Failure> {
+    pub(crate) async fn shared(&self, purpose: Purpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
         loop {
-            let mut granting = match self.share(tasks, (purpose, terms))? {
+            let mut granting = match self.share((purpose, terms))? {
                 Sharing::Usable(lease) => return Ok(lease),
                 Sharing::Granting(outcome) => outcome,
             };
@@ -358,7 +365,7 @@ impl Leases {
         }
     }
 
-    fn share(&self, tasks: &TaskOwner, key: PoolKey) -> Result<Sharing, Failure> {
+    fn share(&self, key: PoolKey) -> Result<Sharing, Failure> {
         let mut leased = locked(&self.leased);
         let pool = leased.pools.entry(key).or_default();
         pool.leases.retain(|pooled| !pooled.kept.is_lost());
@@ -371,16 +378,16 @@ impl Leases {
         let (tell, outcome) = watch::channel(None);
         pool.granting = Some(outcome.clone());
         drop(leased);
-        self.begin(tasks, key.1, Waiting::Pool(key, tell))?;
+        self.begin(key.1, Waiting::Pool(key, tell))?;
         Ok(Sharing::Granting(outcome))
     }
 
     /// A lease of its own.
     ///
     /// Dropping the future gives it up: what was not sent is not sent, and what was granted is revoked.
-    pub(crate) async fn own(&self, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+    pub(crate) async fn own(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
         let (tell, outcome) = oneshot::channel();
-        self.begin(tasks, terms, Waiting::One(tell))?;
+        self.begin(terms, Waiting::One(tell))?;
         outcome.await.map_err(|_| Failure::Final(Error::Closed))?
     }
 
@@ -388,8 +395,8 @@ impl Leases {
     /// is, whatever became of that: neither the creation nor the key is to be found later, if its caller is gone or has no answer.
     ///
     /// Dropping the future gives it up, as that of [`own`](Self::own).
-    pub(crate) async fn detaching(&self, tasks: &TaskOwner, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
-        let lease = self.own(tasks, terms).await?;
+    pub(crate) async fn detaching(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+        let lease = self.own(terms).await?;
         lease.retired.store(true, Ordering::Release);
         locked(&self.leased).detaching.insert(lease.id());
         Ok(lease)
@@ -415,7 +422,7 @@ impl Leases {
     }
 
     /// Starts the task of a lease, which gets it granted and keeps it.
-    fn begin(&self, tasks: &TaskOwner, terms: LeaseTerms, waiting: Waiting) -> Result<(), Failure> {
+    fn begin(&self, terms: LeaseTerms, waiting: Waiting) -> Result<(), Failure> {
         let granting = Granting {
             conn: Arc::clone(&self.conn),
             counters: Arc::clone(&self.counters),
@@ -424,6 +431,7 @@ impl Leases {
             asked: terms,
             waiting,
         };
+        let tasks = &self.lifecycle.tasks;
         let stop = tasks.stop_signal();
         let kept = tasks.spawn("lease", async move {
             // A session that stops drops its leases as well, and that must not revoke them here: it does so itself.

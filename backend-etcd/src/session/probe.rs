@@ -14,11 +14,12 @@ use enlist::{
     backend::{LONGEST, jitter},
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
     time::Instant,
 };
 
-use crate::{client::connection::Connection, error::Failure, session::Session, watch::record::KeyRange};
+use crate::{client::connection::Connection, error::Failure, watch::record::KeyRange};
 
 /// Maximum number of keys tried for one probe: a role may allow some of the views of a session and not others.
 const TRIES: usize = 4;
@@ -34,6 +35,8 @@ pub(crate) struct Probe {
 #[derive(Debug)]
 pub(crate) struct Probes {
     every: Option<Duration>,
+    conn: Arc<Connection>,
+    runtime: Handle,
     shared: Arc<Shared>,
 }
 
@@ -81,18 +84,18 @@ impl Drop for Probed {
 
 impl Probes {
     /// Probes every `every`; none without it.
-    pub(crate) fn new(every: Option<Duration>) -> Self {
+    pub(crate) fn new(every: Option<Duration>, conn: &Arc<Connection>, runtime: Handle) -> Self {
         let shared = Shared { views: Mutex::default(), latest: watch::Sender::new(None), opened: Notify::new() };
-        Self { every: every.map(|every| every.min(LONGEST)), shared: Arc::new(shared) }
+        Self { every: every.map(|every| every.min(LONGEST)), conn: Arc::clone(conn), runtime, shared: Arc::new(shared) }
     }
 
     /// Sends probes while the result is held, at least.
-    pub(crate) fn hold(&self, session: &Session, range: &KeyRange) -> Result<Probed, Error> {
+    pub(crate) fn hold(&self, range: &KeyRange) -> Result<Probed, Error> {
         let mut views = self.shared.views();
         if let (None, Some(every)) = (&views.tasks, self.every) {
-            let tasks = TaskOwner::on(session.runtime());
-            tasks.spawn_until_stopped("probe", probe(Arc::clone(&self.shared), Arc::clone(&session.conn), every))?;
-            tasks.spawn_until_stopped("version", ask_version(Arc::clone(&self.shared), Arc::clone(&session.conn)))?;
+            let tasks = TaskOwner::on(self.runtime.clone());
+            tasks.spawn_until_stopped("probe", probe(Arc::clone(&self.shared), Arc::clone(&self.conn), every))?;
+            tasks.spawn_until_stopped("version", ask_version(Arc::clone(&self.shared), Arc::clone(&self.conn)))?;
             views.tasks = Some(tasks);
         }
         *views.keys.entry(range.start.clone()).or_default() += 1;

@@ -17,16 +17,14 @@ use futures::future::{join_all, select_all};
 use tokio::sync::Notify;
 
 use crate::{
-    client::{guarded_write::Guard, kv::Written},
+    client::{connection::Connection, guarded_write::Guard, kv::Written},
     error::Failure,
-    session::{
-        Session,
-        lease::{Lease, Revoked},
-    },
+    session::lease::{Lease, Leases, Revoked},
     watch::{
-        range_watch::{Begin, Hub},
+        range_watch::Hub,
         record::{KeyRange, Record},
         replica::Replica,
+        watch_task::Begin,
     },
 };
 
@@ -47,11 +45,11 @@ pub(crate) enum Impossible {
 
 impl Impossible {
     /// Returns the proof for a creation under `lease`, and retires that, unless it is `given` and not this session's to revoke.
-    pub(crate) fn after(session: &Session, lease: &Arc<Lease>, given: bool) -> Self {
+    pub(crate) fn after(leases: &Leases, lease: &Arc<Lease>, given: bool) -> Self {
         if given {
             return Self::Ended(lease.id());
         }
-        session.leases.retire(lease);
+        leases.retire(lease);
         Self::Revoked(lease.revoked())
     }
 
@@ -63,11 +61,11 @@ impl Impossible {
     /// Waits for the proof.
     ///
     /// Dropping the future has no effect.
-    pub(crate) async fn proved(&mut self, session: &Session) {
+    pub(crate) async fn proved(&mut self, conn: &Connection) {
         match self {
             Self::Revoked(revoked) => revoked.acknowledged().await,
             Self::Ended(lease) => {
-                while !matches!(session.conn.time_to_live(*lease).await, Ok(None)) {
+                while !matches!(conn.time_to_live(*lease).await, Ok(None)) {
                     tokio::time::sleep(POLL / 2 + jitter(POLL)).await;
                 }
             }
@@ -85,26 +83,28 @@ struct Strays {
 }
 
 /// The sweeps of a session: one for each retired lease, however many creations under it were lost.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Sweeps {
+    conn: Arc<Connection>,
+    leases: Arc<Leases>,
+    hub: Arc<Hub>,
     running: Mutex<HashMap<LeaseId, Strays>>,
 }
 
 impl Sweeps {
+    pub(crate) fn new(conn: &Arc<Connection>, leases: &Arc<Leases>, hub: &Arc<Hub>) -> Self {
+        let (conn, leases, hub) = (Arc::clone(conn), Arc::clone(leases), Arc::clone(hub));
+        Self { conn, leases, hub, running: Mutex::default() }
+    }
+
     /// Retires `lease` and deletes `key` on sight, until a creation of it under that lease was undone or is impossible. Whoever
     /// else uses the key has another lease. `queue` is watched for it, unless many others are.
     ///
     /// # Errors
     ///
     /// [`Error::Closed`] if the session has ended.
-    pub(crate) fn add(
-        &self,
-        session: &Arc<Session>,
-        lease: &Arc<Lease>,
-        key: Arc<[u8]>,
-        queue: KeyRange,
-    ) -> Result<(), Error> {
-        let impossible = Impossible::after(session, lease, false);
+    pub(crate) fn add(self: &Arc<Self>, lease: &Arc<Lease>, key: Arc<[u8]>, queue: KeyRange) -> Result<(), Error> {
+        let impossible = Impossible::after(&self.leases, lease, false);
         let added = match self.running().entry(lease.id()) {
             Entry::Occupied(mut running) => {
                 running.get_mut().keys.insert(key, queue);
@@ -116,7 +116,8 @@ impl Sweeps {
                 Arc::clone(&none.insert(strays).added)
             }
         };
-        session.tasks.spawn_until_stopped("sweep", sweep(Arc::clone(session), lease.id(), added, impossible))
+        let tasks = &self.leases.lifecycle().tasks;
+        tasks.spawn_until_stopped("sweep", sweep(Arc::clone(self), lease.id(), added, impossible))
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LeaseId, Strays>> {
@@ -139,40 +140,40 @@ impl Sweeps {
 }
 
 /// Deletes the entries under `lease` on sight, each once, until more creations under it are `impossible`.
-async fn sweep(session: Arc<Session>, lease: LeaseId, added: Arc<Notify>, mut impossible: Impossible) {
+async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impossible: Impossible) {
     let mut backoff = BackoffPolicy::default().start();
     let mut watches = Watches::default();
     let mut undone = Vec::new();
     loop {
-        let strays = session.sweeps.rest(lease, &undone);
+        let strays = sweeps.rest(lease, &undone);
         if strays.is_empty() {
             return;
         }
-        watches.follow(&session, &strays);
+        watches.follow(&sweeps.hub, &strays);
         tokio::select! {
             biased;
-            () = impossible.proved(&session) => {
-                session.sweeps.running().remove(&lease);
+            () = impossible.proved(&sweeps.conn) => {
+                sweeps.running().remove(&lease);
                 return;
             }
             () = watches.show(&strays) => backoff.reset(),
             () = added.notified() => backoff.reset(),
             () = tokio::time::sleep(backoff.next_delay()) => {}
         }
-        undone = undo(&session, lease, &strays).await;
+        undone = undo(&sweeps.conn, lease, &strays).await;
     }
 }
 
 /// Deletes those of `strays` that are there, and returns them: their creations were done, and are not done twice. One question tells
 /// which are there, however many there could be.
-async fn undo(session: &Session, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
+async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
     let unanswered = |failure: &Failure| {
         tracing::debug!(lease = lease.get(), cause = %failure, "creation of unknown outcome not looked for yet");
     };
-    let under = session.conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
+    let under = conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
     let there = under.iter().filter_map(|key| strays.get_key_value(&key[..]));
     let removed = join_all(there.map(|(key, _)| async move {
-        let removed = remove(session, key, lease).await.inspect_err(unanswered).unwrap_or_default();
+        let removed = remove(conn, key, lease).await.inspect_err(unanswered).unwrap_or_default();
         removed.then(|| Arc::clone(key))
     }));
     let undone: Vec<_> = removed.await.into_iter().flatten().collect();
@@ -183,13 +184,13 @@ async fn undo(session: &Session, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, Ke
 }
 
 /// Deletes a key, if it is there under `lease`. Returns `true` if it did.
-async fn remove(session: &Session, key: &[u8], lease: LeaseId) -> Result<bool, Failure> {
-    let (found, _) = session.conn.look(key).await?;
+async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<bool, Failure> {
+    let (found, _) = conn.look(key).await?;
     // Where all contenders have one key, it may be another one's by now.
     let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
         return Ok(false);
     };
-    Ok(matches!(session.conn.delete(key, Guard::Created(created)).await?, Written::Done(_)))
+    Ok(matches!(conn.delete(key, Guard::Created(created)).await?, Written::Done(_)))
 }
 
 /// Watches over some of the queues of a sweep. What is done late in one transaction shows in each of its queues, so that few watches
@@ -201,14 +202,14 @@ struct Watches {
 
 impl Watches {
     /// Watches queues of `strays`, and no others.
-    fn follow(&mut self, session: &Arc<Session>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
+    fn follow(&mut self, hub: &Arc<Hub>, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
         self.open.retain(|(open, _)| strays.values().any(|queue| queue == open));
         for queue in strays.values() {
             if self.open.len() >= MAX_WATCHES {
                 return;
             }
             if self.open.iter().all(|(open, _)| open != queue)
-                && let Ok(reader) = session.hub.follow(session, queue)
+                && let Ok(reader) = hub.follow(queue)
             {
                 self.open.push((queue.clone(), reader));
             }
@@ -245,12 +246,12 @@ async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u
 ///
 /// Dropping the future has no effect.
 pub(crate) async fn shows(
-    session: &Arc<Session>,
+    hub: &Arc<Hub>,
     key: &[u8],
     known: Option<(Option<Record>, Revision)>,
     fits: impl Fn(&Record) -> bool,
 ) {
-    let followed = known.and_then(|(record, at)| Hub::follow_key(session, key, record, at, Begin::Known).ok());
+    let followed = known.and_then(|(record, at)| hub.follow_key(key, record, at, Begin::Known).ok());
     let Some(mut reader) = followed else {
         return std::future::pending().await;
     };
@@ -274,7 +275,7 @@ mod tests {
         let fake = enlist_testkit::FakeEtcd::start();
         let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
         fake.put("job", "of another");
-        assert!(!remove(&etcd.session, b"job", LeaseId::new(7)).await.unwrap());
+        assert!(!remove(&etcd.session.conn, b"job", LeaseId::new(7)).await.unwrap());
         assert_eq!(fake.under(b"job").len(), 1);
     }
 }

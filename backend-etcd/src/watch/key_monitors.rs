@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 use crate::{
     layout::Layout,
-    session::Session,
     watch::{
-        range_watch::{Begin, Hub},
+        range_watch::Hub,
         record::{KeyRange, Record},
         replica::{Difference, Replica},
+        watch_task::Begin,
     },
 };
 
@@ -242,13 +242,13 @@ impl Drop for SharedWatch {
 
 impl SharedWatch {
     fn start(
-        session: &Arc<Session>,
+        hub: &Hub,
         count: &Arc<AtomicUsize>,
         single: Option<Single>,
         reader: impl FnOnce() -> Result<Subscriber<Replica>, Error>,
     ) -> Result<Arc<Self>, Error> {
         count.fetch_add(1, Ordering::Relaxed);
-        let tasks = TaskOwner::on(session.runtime());
+        let tasks = TaskOwner::on(hub.lifecycle().runtime());
         let group = Self { inner: Mutex::default(), tasks, count: Arc::clone(count), _single: single };
         let group = Arc::new(group);
         let reader = reader()?;
@@ -307,8 +307,9 @@ async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
 }
 
 /// All watches over own keys of a session.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct KeyMonitors {
+    hub: Arc<Hub>,
     shared: Mutex<HashMap<KeyRange, Weak<SharedWatch>>>,
     single: Arc<Singles>,
     count: Arc<AtomicUsize>,
@@ -353,43 +354,41 @@ fn share(single: usize, watches: usize) -> Share {
 }
 
 impl KeyMonitors {
+    pub(crate) fn new(hub: &Arc<Hub>) -> Self {
+        Self { hub: Arc::clone(hub), shared: Mutex::default(), single: Arc::default(), count: Arc::default() }
+    }
+
     /// Watches the key of `record`, which was just written; `alone` if a shared watch could not see it.
     pub(crate) fn watch(
-        session: &Arc<Session>,
+        &self,
         layout: &dyn Layout,
         service: &ServiceRef,
         record: &Record,
         alone: bool,
     ) -> Result<KeyMonitor, Error> {
-        let this = &session.key_monitors;
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
-        let group = match this.share(service, alone) {
+        let group = match self.share(service, alone) {
             (Share::Own, single) => {
-                let known =
-                    || Hub::follow_key(session, &record.key, Some(record.clone()), record.modified, Begin::Known);
-                let group = SharedWatch::start(session, &this.count, single, known)?;
+                let known = || self.hub.follow_key(&record.key, Some(record.clone()), record.modified, Begin::Known);
+                let group = SharedWatch::start(&self.hub, &self.count, single, known)?;
                 return Ok(group.ward(&record.key, Some(Epoch::default())));
             }
-            (Share::Service, _) => this.shared(session, layout.service_range(service)?)?,
-            (Share::Namespace, _) => this.shared(session, namespace()?)?,
+            (Share::Service, _) => self.shared(layout.service_range(service)?)?,
+            (Share::Namespace, _) => self.shared(namespace()?)?,
         };
         Ok(group.ward(&record.key, None))
     }
 
     /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of several, else by
     /// itself.
-    pub(crate) fn place(
-        session: &Arc<Session>,
-        others: Option<&KeyRange>,
-        record: Record,
-    ) -> Result<KeyMonitor, Error> {
-        let (this, key) = (&session.own_places, Arc::clone(&record.key));
+    pub(crate) fn place(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
+        let key = Arc::clone(&record.key);
         if let Some(range) = others {
-            return Ok(this.shared(session, range.clone())?.ward(&key, None));
+            return Ok(self.shared(range.clone())?.ward(&key, None));
         }
         let revision = record.modified;
-        let group = SharedWatch::start(session, &this.count, None, || {
-            Hub::follow_key(session, &key, Some(record), revision, Begin::Known)
+        let group = SharedWatch::start(&self.hub, &self.count, None, || {
+            self.hub.follow_key(&key, Some(record), revision, Begin::Known)
         })?;
         Ok(group.ward(&key, Some(Epoch::default())))
     }
@@ -406,13 +405,13 @@ impl KeyMonitors {
         (share, single)
     }
 
-    fn shared(&self, session: &Arc<Session>, range: KeyRange) -> Result<Arc<SharedWatch>, Error> {
+    fn shared(&self, range: KeyRange) -> Result<Arc<SharedWatch>, Error> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
             return Ok(group);
         }
         shared.retain(|_, group| group.strong_count() > 0);
-        let group = SharedWatch::start(session, &self.count, None, || session.hub.follow(session, &range))?;
+        let group = SharedWatch::start(&self.hub, &self.count, None, || self.hub.follow(&range))?;
         shared.insert(range, Arc::downgrade(&group));
         Ok(group)
     }
@@ -476,15 +475,15 @@ mod tests {
                 registrations.push(enlist_testkit::soon("registered", registering).await.unwrap());
             }
             tokio::time::sleep(UNWATCHED * 4).await;
-            let key_monitors = &etcd.session.key_monitors;
+            let key_monitors = &etcd.session.registration.key_monitors;
             assert_eq!(key_monitors.single.lock().unwrap().len(), 1, "services in round {round}");
             assert_eq!(key_monitors.count.load(Ordering::Relaxed), FEW + 1, "watches in round {round}");
             for registration in registrations {
                 enlist_testkit::soon("deregistered", registration.deregister()).await.unwrap();
             }
         }
-        assert!(etcd.session.key_monitors.single.lock().unwrap().is_empty());
-        assert_eq!(etcd.session.key_monitors.count.load(Ordering::Relaxed), 0);
+        assert!(etcd.session.registration.key_monitors.single.lock().unwrap().is_empty());
+        assert_eq!(etcd.session.registration.key_monitors.count.load(Ordering::Relaxed), 0);
     }
 
     /// The statement of `docs/scale.md` about a process that registers under very many services.
@@ -501,7 +500,7 @@ mod tests {
             // One after the other, for each to find the watches of those before.
             tokio::time::sleep(UNWATCHED * 2).await;
         }
-        let key_monitors = &etcd.session.key_monitors;
+        let key_monitors = &etcd.session.registration.key_monitors;
         assert_eq!(key_monitors.count.load(Ordering::Relaxed), MANY + 1);
         let shared: Vec<_> = key_monitors.shared.lock().unwrap().keys().cloned().collect();
         assert_eq!(shared, [KeyRange::prefix("enlist/services/default/")]);

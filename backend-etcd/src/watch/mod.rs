@@ -2,6 +2,7 @@
 //! key monitors report changes of the session's own keys. Begin with `range_watch.rs`, then `watch_task.rs`.
 
 pub(crate) mod audit;
+pub(crate) mod context;
 pub(crate) mod key_monitors;
 pub(crate) mod malformed;
 pub(crate) mod proofs;

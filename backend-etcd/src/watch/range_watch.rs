@@ -7,17 +7,19 @@ use std::{
 };
 
 use enlist::{
-    Epoch, Error, Revision, TaskOwner,
+    Counters, Epoch, Error, Revision, TaskOwner,
     backend::{Publisher, Subscriber},
 };
 use tracing::Instrument;
 
 use crate::{
-    session::Session,
+    client::connection::Connection,
+    session::{lease::Leases, lifecycle::Lifecycle},
     watch::{
+        context::{WatchContext, WatchSettings},
         record::{KeyRange, Record},
         replica::Replica,
-        watch_task::WatchTask,
+        watch_task::{Begin, WatchTask},
     },
 };
 
@@ -32,42 +34,58 @@ pub(crate) struct RangeWatch {
 }
 
 /// The pipelines of a session: one per range, however many readers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Hub {
+    context: WatchContext,
     running: Mutex<HashMap<KeyRange, Weak<RangeWatch>>>,
     /// Those that somebody keeps for a while.
     lingering: Arc<Mutex<HashSet<KeyRange>>>,
 }
 
 impl Hub {
-    /// A reader of `range`, which keeps its pipeline and `session` alive, and has its age kept down.
-    pub(crate) fn view(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
-        let pipeline = self.running(session, range)?;
-        let probed = session.probes.hold(session, range)?;
+    pub(crate) fn new(
+        conn: &Arc<Connection>,
+        leases: &Arc<Leases>,
+        counters: &Arc<Counters>,
+        settings: WatchSettings,
+    ) -> Self {
+        let context = WatchContext::new(conn, leases, counters, settings);
+        Self { context, running: Mutex::default(), lingering: Arc::default() }
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
+        self.context.lifecycle()
+    }
+
+    /// A reader of `range`, which keeps its pipeline and the session alive, and has its age kept down.
+    pub(crate) fn view(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
+        let pipeline = self.running(range)?;
+        let probed = self.context.probes.hold(range)?;
         let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, probed, Arc::clone(session)))))
+        Ok(feed.reader(Arc::new((pipeline, probed, Arc::clone(self)))))
     }
 
     /// The same for one who does not ask for the age.
-    pub(crate) fn follow(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
-        let pipeline = self.running(session, range)?;
+    pub(crate) fn follow(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
+        let pipeline = self.running(range)?;
         let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+        Ok(feed.reader(Arc::new((pipeline, Arc::clone(self)))))
     }
 
-    fn running(&self, session: &Arc<Session>, range: &KeyRange) -> Result<Arc<RangeWatch>, Error> {
+    fn running(&self, range: &KeyRange) -> Result<Arc<RangeWatch>, Error> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|_, pipeline| pipeline.strong_count() > 0);
         if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
             return Ok(pipeline);
         }
-        let pipeline = Arc::new(start(session, range.clone(), None)?);
+        let pipeline = Arc::new(start(&self.context, range.clone(), None)?);
         running.insert(range.clone(), Arc::downgrade(&pipeline));
         Ok(pipeline)
     }
 
     /// Keeps the pipeline of `range`, if there is one, for a while after its last reader. It does not keep the session.
-    pub(crate) fn linger(&self, tasks: &TaskOwner, range: &KeyRange) {
+    pub(crate) fn linger(&self, range: &KeyRange) {
+        let tasks = &self.context.lifecycle().tasks;
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(pipeline) = running.get(range).and_then(Weak::upgrade) else {
             return;
@@ -88,7 +106,7 @@ impl Hub {
 
     /// A reader of one key that begins with what is known of it, without a list. Not shared.
     pub(crate) fn follow_key(
-        session: &Arc<Session>,
+        self: &Arc<Self>,
         key: &[u8],
         known: Option<Record>,
         revision: Revision,
@@ -97,28 +115,20 @@ impl Hub {
         let range = KeyRange::key(key);
         let mut mirror = Replica::new(revision, Epoch::default());
         mirror.relist(known.into_iter().collect(), revision, Epoch::default());
-        let pipeline = start(session, range, Some((mirror, begin)))?;
+        let pipeline = start(&self.context, range, Some((mirror, begin)))?;
         let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, Arc::clone(session)))))
+        Ok(feed.reader(Arc::new((pipeline, Arc::clone(self)))))
     }
 }
 
-/// Begin of the watch of a key of which something is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Begin {
-    /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in the past.
-    Known,
-    /// Now, which is served at once. What happened in between is read once it is open.
-    Now,
-}
-
-fn start(session: &Arc<Session>, range: KeyRange, known: Option<(Replica, Begin)>) -> Result<RangeWatch, Error> {
-    session.check_open()?;
+fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)>) -> Result<RangeWatch, Error> {
+    let lifecycle = context.lifecycle();
+    lifecycle.check_open()?;
     let feed = Arc::new(Publisher::new());
-    let tasks = TaskOwner::on(session.runtime());
-    let (stop, closed) = (tasks.stop_signal(), session.tasks.stop_signal());
+    let tasks = TaskOwner::on(lifecycle.runtime());
+    let (stop, closed) = (tasks.stop_signal(), lifecycle.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());
-    let worker = WatchTask::new(session, range, Arc::clone(&feed), known);
+    let worker = WatchTask::new(context, range, Arc::clone(&feed), known);
     let published = Arc::clone(&feed);
     let run = async move {
         tokio::select! {

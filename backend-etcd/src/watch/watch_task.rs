@@ -31,13 +31,14 @@ use crate::{
     defects::Defect,
     error::{Failure, classify_cancel, text_cause},
     session::{
-        Session,
+        lease::Leases,
         probe::{Probe, ProbeReader},
+        rollback::may_have_gone_back,
     },
     watch::{
         audit::{Audit, Outcome},
+        context::WatchContext,
         proofs::{Proofs, Said},
-        range_watch::Begin,
         record::{KeyRange, Record},
         replica::{KeyEvent, Replica},
         watch_stream::{OpenWatch, StreamEnd},
@@ -58,6 +59,15 @@ const SLOW: Duration = Duration::from_secs(10);
 
 /// Time after which a range is listed again that was too large: a list up to a limit of bytes is expensive.
 const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
+
+/// Begin of the watch of a key of which something is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in the past.
+    Known,
+    /// Now, which is served at once. What happened in between is read once it is open.
+    Now,
+}
 
 /// End of a round of list and watch.
 #[derive(Debug)]
@@ -94,7 +104,8 @@ enum Relist {
 /// The task that lists and watches one range.
 pub(crate) struct WatchTask {
     conn: Arc<Connection>,
-    session: Weak<Session>,
+    /// Weak, so that a watch without readers does not keep the session alive.
+    leases: Weak<Leases>,
     /// The rollbacks that the session had seen when the store was last known to go on.
     rollbacks: u64,
     range: KeyRange,
@@ -130,26 +141,26 @@ pub(crate) struct WatchTask {
 impl WatchTask {
     /// One that publishes to `feed`, and begins with what is `known` where that is all of the range.
     pub(crate) fn new(
-        session: &Arc<Session>,
+        context: &WatchContext,
         range: KeyRange,
         feed: Arc<Publisher<Replica>>,
         known: Option<(Replica, Begin)>,
     ) -> Self {
         let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));
-        let probes = mirror.is_none().then(|| session.probes.follow());
+        let probes = mirror.is_none().then(|| context.probes.follow());
         Self {
-            conn: Arc::clone(&session.conn),
-            session: Arc::downgrade(session),
-            rollbacks: session.leases.rollbacks(),
+            conn: Arc::clone(&context.conn),
+            leases: Arc::downgrade(&context.leases),
+            rollbacks: context.leases.rollbacks(),
             range,
             feed,
             mirror,
             epoch: Epoch::default(),
-            serializable_first_list: session.serializable_first_list,
-            audit: Audit::new(session.audit),
+            serializable_first_list: context.settings.serializable_first_list,
+            audit: Audit::new(context.settings.audit),
             probes,
             proofs: Proofs::new(Revision::default()),
-            counters: Arc::clone(&session.counters),
+            counters: Arc::clone(&context.counters),
             opened: false,
             begin,
             begins: Revision::default(),
@@ -188,8 +199,8 @@ impl WatchTask {
                     tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
-                    if let Some(session) = self.session.upgrade() {
-                        session.may_have_gone_back(self.seen(), self.rollbacks);
+                    if let Some(leases) = self.leases.upgrade() {
+                        may_have_gone_back(&leases, self.seen(), self.rollbacks);
                     }
                     wanted = Some(Relist::WentBack);
                     Duration::ZERO
@@ -287,8 +298,8 @@ impl WatchTask {
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
-            if created && let Some(session) = self.session.upgrade() {
-                self.rollbacks = session.leases.rollbacks();
+            if created && let Some(leases) = self.leases.upgrade() {
+                self.rollbacks = leases.rollbacks();
             }
             if created && let Some(probes) = &self.probes {
                 if connection.answers_in_order().is_none() {

@@ -6,16 +6,13 @@ use enlist::Error;
 use super::{Contender, Queued, replaced};
 use crate::{
     layout::{LockLayout, LockOrder},
-    watch::{
-        range_watch::{Begin, Hub},
-        record::Record,
-    },
+    watch::{record::Record, watch_task::Begin},
 };
 
 impl Contender {
     /// Returns `true` if `record`, found under the key of a place, is that place.
     pub(super) fn is_own(&self, held: &Queued, record: &Record) -> bool {
-        match self.session.lock_layout.order() {
+        match self.context.lock_layout.order() {
             LockOrder::Queue => true,
             LockOrder::FirstToCreate => record.lease == Some(held.lease.id()),
         }
@@ -26,7 +23,7 @@ impl Contender {
     /// Dropping the future has no effect.
     pub(super) async fn freed(&self, by: Record) -> Result<(), Error> {
         let (created, modified, key) = (by.created, by.modified, by.key.clone());
-        let followed = Hub::follow_key(&self.session, &key, Some(by), modified, Begin::Now)?;
+        let followed = self.context.hub.follow_key(&key, Some(by), modified, Begin::Now)?;
         replaced(followed, created).await;
         Ok(())
     }

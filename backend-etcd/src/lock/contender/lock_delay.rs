@@ -36,7 +36,7 @@ impl Contender {
         let Some(mark) = held.mark.clone() else {
             return Ok(true);
         };
-        let layout = &self.session.lock_layout;
+        let layout = &self.context.lock_layout;
         let known = marks.iter().filter_map(|record| {
             let mode = layout.decode_mark(self.want.line, &self.name, &record.key, &record.value)?;
             Some((record, mode))
@@ -61,7 +61,7 @@ impl Contender {
         loop {
             // From here on it may be there, unless etcd says that it is not.
             held.marked = true;
-            match self.session.conn.mark(&own, &mark, &left).await {
+            match self.context.conn.mark(&own, &mark, &left).await {
                 Ok(true) => return Ok(true),
                 Ok(false) => return Err(Error::LeaseLost),
                 Err(failure) => {
@@ -85,8 +85,8 @@ impl Contender {
             return;
         }
         let counted = async {
-            let lease = self.session.leases.unrenewed(self.options.lock_delay).await?;
-            self.session.conn.attach(&left, lease).await
+            let lease = self.context.leases.unrenewed(self.options.lock_delay).await?;
+            self.context.conn.attach(&left, lease).await
         };
         if let Err::<(), Failure>(failure) = counted.await {
             tracing::debug!(cause = %failure, "the delay is not counted down");

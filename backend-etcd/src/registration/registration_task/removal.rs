@@ -13,14 +13,11 @@ use super::{
     own_writes::{Author, Effect},
 };
 use crate::{
-    client::{guarded_write::Guard, kv::Written},
+    client::{connection::Connection, guarded_write::Guard, kv::Written},
     defects::Defect,
     error::Failure,
     layout::{Decoded, Layout, LeaseScope, Part, Writing},
-    session::{
-        Session,
-        sweep::{Impossible, shows},
-    },
+    session::sweep::{Impossible, shows},
     watch::record::Record,
 };
 
@@ -75,15 +72,15 @@ impl RegistrationTask {
             let slow = refused || late && looked.is_some();
             let soon = self.backoff.next_delay().min(PATIENCE / 3);
             let soon = if late { soon } else { soon.min(begun.remaining(PATIENCE)) };
-            let session = Arc::clone(&self.session);
+            let context = Arc::clone(&self.context);
             let mut proof = self.writes.late_claim().cloned();
             let found = looked.map(|looked| (looked.left, looked.at));
             // Not what was found to be another's.
             let known = found.as_ref().and_then(|(left, _)| left.as_ref()).map(|left| left.modified);
             let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
             tokio::select! {
-                () = proved(&session, proof.as_mut()) => self.writes.impossible(),
-                () = shows(&session, &key, found, is_late) => {}
+                () = proved(&context.conn, proof.as_mut()) => self.writes.impossible(),
+                () = shows(&context.hub, &key, found, is_late) => {}
                 () = tokio::time::sleep(if slow { SLOW + jitter(SLOW / 4) } else { soon }) => {}
             }
         }
@@ -110,8 +107,8 @@ impl RegistrationTask {
     /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is not known yet
     /// whose it is; look again.
     async fn try_remove(&mut self, key: &[u8], has_slot: bool) -> Result<Option<Looked>, Failure> {
-        let session = Arc::clone(&self.session);
-        let (record, at) = session.conn.get(key).await?;
+        let context = Arc::clone(&self.context);
+        let (record, at) = context.conn.get(key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
             return Ok(Some(Looked { removed: false, left: None, at }));
@@ -122,7 +119,7 @@ impl RegistrationTask {
             let is_older = self.writes.entitlement.exceeds(term);
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
-        let claimant = if has_slot { None } else { session.key_claims.claimant(&self.slot) };
+        let claimant = if has_slot { None } else { context.key_claims.claimant(&self.slot) };
         match self.writes.author(&record, term.is_some(), claimant.into()) {
             Author::This => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
@@ -133,16 +130,16 @@ impl RegistrationTask {
         if let Some(value) = marked_leaving(&*self.layout, self.driver.service(), &record) {
             // Its answer may be lost.
             self.writes.remember(value.clone(), record.lease, Effect::Change);
-            match session.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
+            match context.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
                 Ok(Written::Done(revision)) => modified = revision,
                 Ok(Written::Refused(_)) => return Ok(None),
                 // That it failed keeps nobody from leaving.
                 Err(failure) => tracing::debug!(cause = %failure, "instance not marked as leaving"),
             }
         }
-        Ok(match session.conn.delete(key, Guard::Modified(modified)).await? {
+        Ok(match context.conn.delete(key, Guard::Modified(modified)).await? {
             Written::Done(at) => {
-                session.note_departure();
+                context.note_departure();
                 Some(Looked { removed: true, left: None, at })
             }
             Written::Refused(_) => None,
@@ -161,9 +158,9 @@ struct Looked {
 }
 
 /// Waits for the proof that a late claim is impossible, if there is one to wait for.
-pub(super) async fn proved(session: &Session, impossible: Option<&mut Impossible>) {
+pub(super) async fn proved(conn: &Connection, impossible: Option<&mut Impossible>) {
     match impossible {
-        Some(impossible) => impossible.proved(session).await,
+        Some(impossible) => impossible.proved(conn).await,
         None => std::future::pending().await,
     }
 }

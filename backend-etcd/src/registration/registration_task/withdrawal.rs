@@ -21,9 +21,9 @@ impl RegistrationTask {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
-                match self.session.conn.delete(&own.key, Guard::Modified(own.modified)).await {
+                match self.context.conn.delete(&own.key, Guard::Modified(own.modified)).await {
                     Ok(Written::Done(at)) => {
-                        self.session.note_departure();
+                        self.context.note_departure();
                         at
                     }
                     Ok(Written::Refused(record)) => {
@@ -49,14 +49,14 @@ impl RegistrationTask {
     /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that is done meanwhile is
     /// noticed.
     pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> WakeReason {
-        let session = Arc::clone(&self.session);
+        let context = Arc::clone(&self.context);
         let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
         let key = unknown.and_then(|lease| self.key(lease).ok());
         let mut proof = self.writes.late_claim().cloned();
         loop {
             let late = async {
                 match &key {
-                    Some(key) => shows(&session, key, Some((None, at)), |record| self.writes.is_own(record)).await,
+                    Some(key) => shows(&context.hub, key, Some((None, at)), |record| self.writes.is_own(record)).await,
                     None => std::future::pending().await,
                 }
             };
@@ -68,7 +68,7 @@ impl RegistrationTask {
                     }
                     return WakeReason::Wanted;
                 }
-                () = proved(&session, proof.as_mut()) => {
+                () = proved(&context.conn, proof.as_mut()) => {
                     self.writes.impossible();
                     return WakeReason::Look;
                 }

@@ -1,0 +1,90 @@
+//! Parts of a session that registrations use.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use enlist::{
+    Counters, Moment,
+    backend::{KeyClaims, Observations},
+};
+use tokio::sync::Semaphore;
+
+use crate::{
+    client::connection::Connection,
+    layout::{Layout, Part},
+    session::{lease::Leases, lifecycle::Lifecycle},
+    watch::{key_monitors::KeyMonitors, range_watch::Hub},
+};
+
+/// Time for which the lease of a removed instance is kept if its layout has no mark for removals: watchers read that lease.
+const DEPARTURE_OBSERVATION: Duration = Duration::from_secs(1);
+
+/// Number of registrations that may read their key at the same time, so that thousands that lost their watch together do not
+/// stampede.
+const MAX_READS: usize = 16;
+
+/// Parts of a session that registrations use. Holding it keeps the session alive.
+#[derive(Debug)]
+pub(crate) struct RegistrationContext {
+    pub(crate) conn: Arc<Connection>,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) layout: Arc<dyn Layout>,
+    pub(crate) counters: Arc<Counters>,
+    /// Keys that registrations of this session have claimed.
+    pub(crate) key_claims: KeyClaims<Arc<[u8]>>,
+    /// Observed leases of other owners behind keys that registrations of this session want.
+    pub(crate) observations: Observations<Arc<[u8]>>,
+    pub(crate) key_monitors: KeyMonitors,
+    /// Limits the number of concurrent reads.
+    pub(crate) reads: Semaphore,
+    /// Number of registrations.
+    pub(crate) registrations: AtomicUsize,
+    /// Time of the last removal of an instance whose layout has no mark for it.
+    unmarked: Mutex<Option<Moment>>,
+}
+
+impl RegistrationContext {
+    pub(crate) fn new(
+        conn: &Arc<Connection>,
+        leases: &Arc<Leases>,
+        hub: &Arc<Hub>,
+        counters: &Arc<Counters>,
+        layout: Arc<dyn Layout>,
+    ) -> Self {
+        Self {
+            conn: Arc::clone(conn),
+            leases: Arc::clone(leases),
+            hub: Arc::clone(hub),
+            layout,
+            counters: Arc::clone(counters),
+            key_claims: KeyClaims::default(),
+            observations: Observations::default(),
+            key_monitors: KeyMonitors::new(hub),
+            reads: Semaphore::new(MAX_READS),
+            registrations: AtomicUsize::new(0),
+            unmarked: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
+        self.leases.lifecycle()
+    }
+
+    /// Notes that an instance was removed. If its layout has no mark for that, only its lease tells the removal from a crash.
+    pub(crate) fn note_departure(&self) {
+        if !self.layout.carries().contains(&Part::Health) {
+            *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());
+        }
+    }
+
+    /// Waits until watchers have had time to read the leases of instances that were removed without a mark.
+    pub(crate) async fn outlast_departures(&self) {
+        let last = *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = last {
+            tokio::time::sleep(last.remaining(DEPARTURE_OBSERVATION)).await;
+        }
+    }
+}

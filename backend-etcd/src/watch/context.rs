@@ -1,0 +1,52 @@
+//! Parts of a session that watches use.
+
+use std::{sync::Arc, time::Duration};
+
+use enlist::Counters;
+
+use crate::{
+    client::connection::Connection,
+    session::{lease::Leases, lifecycle::Lifecycle, probe::Probes},
+};
+
+/// Options of a client that concern its watches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WatchSettings {
+    /// Interval between two audits of a watched range.
+    pub(crate) audit: Option<Duration>,
+    /// Time without a linearizable list after which the list of one member is shown.
+    pub(crate) serializable_first_list: Option<Duration>,
+    /// Interval between two probes.
+    pub(crate) probe: Option<Duration>,
+}
+
+/// Parts of a session that watches use. Holding it keeps the session alive.
+#[derive(Debug)]
+pub(crate) struct WatchContext {
+    pub(crate) conn: Arc<Connection>,
+    pub(crate) leases: Arc<Leases>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) probes: Probes,
+    pub(crate) settings: WatchSettings,
+}
+
+impl WatchContext {
+    pub(crate) fn new(
+        conn: &Arc<Connection>,
+        leases: &Arc<Leases>,
+        counters: &Arc<Counters>,
+        settings: WatchSettings,
+    ) -> Self {
+        Self {
+            conn: Arc::clone(conn),
+            leases: Arc::clone(leases),
+            counters: Arc::clone(counters),
+            probes: Probes::new(settings.probe, conn, leases.lifecycle().runtime()),
+            settings,
+        }
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
+        self.leases.lifecycle()
+    }
+}
