@@ -17,13 +17,13 @@ use std::{
 };
 
 use enlist::{
-    Change, Counter, Entry, Event, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment,
-    RegisterOptions, Registration, Registry, Resolver, TaskOwner,
+    Change, Counter, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, RegisterOptions,
+    Registration, Registry, Resolver, TaskOwner,
 };
 use enlist_etcd::Etcd;
 use enlist_testkit::{
     Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually,
-    history::{History, Picture, Record, Version},
+    history::{History, Record, Version, Versions, WatchRecorder},
     lock_history::Step,
     soon,
 };
@@ -303,17 +303,12 @@ async fn long_fault(length: Duration, store: &mut Store, random: &mut fastrand::
     }
 }
 
-/// Notes everything that a watcher shows.
+/// Records every view and age that a watcher reports.
 async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Recorder) {
     let mut watch = etcd.watch(&support::service()).await.unwrap();
     let recorder = recorder.clone();
     beside(tasks, async move {
-        let version = |entry: &Entry| {
-            let version = Version { created: entry.created().get(), modified: entry.modified().get() };
-            (entry.instance().id().to_string(), version)
-        };
-        // What the events alone make of it.
-        let mut folded = Picture::new();
+        let mut folded = WatchRecorder::default();
         let mut last: Option<Change> = None;
         loop {
             let mut next = tokio::time::timeout(Duration::from_millis(500), watch.next()).await.ok();
@@ -328,19 +323,7 @@ async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Record
             }
             let Some(next) = next else { continue };
             let Ok(change) = next else { return };
-            for event in &change.events {
-                match event {
-                    Event::Added(entry) | Event::Updated { new: entry, .. } => folded.extend([version(entry)]),
-                    Event::Removed(entry) => drop(folded.remove(&version(entry).0)),
-                }
-            }
-            let revision = change.snapshot.revision().get();
-            let picture: Picture = change.snapshot.entries().map(|entry| version(entry)).collect();
-            let mut record = recorder.record();
-            if folded != picture {
-                record.instances.torn(watcher, revision);
-            }
-            record.instances.shown(watcher, revision, picture);
+            folded.record(&mut recorder.record().instances, watcher, &change);
             last = Some(change);
         }
     });
@@ -574,7 +557,7 @@ async fn run(mut store: Store) {
         // The checkers saw something, and would have said so: a picture of nobody is flagged, and so is a write too many.
         let mut record = recorder.record().clone();
         let last = raw.get("\0", None).await.unwrap().header().unwrap().revision();
-        record.instances.shown(0, number(last), Picture::new());
+        record.instances.shown(0, number(last), Versions::new());
         record.locks.step(recorder.micros(), 0, Step::Wrote { token: 1 });
         assert!(record.check().len() >= 4, "the controls are flagged: {:?}", record.check());
     }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use enlist_testkit::{Direction, Link, Misbehavior};
 
-use crate::world::{INSTANCES, LINE, Told, World, between};
+use crate::world::{Delivery, INSTANCES, LOCK_QUEUE, World, between};
 
-/// A kind of fault. Each run has its own choice of them: what is never mixed is found no more often than what always is.
+/// A kind of fault. Each run injects a random subset, because some defects show only without certain other faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Freeze,
@@ -16,7 +16,7 @@ enum Fault {
     Compact,
     Revoke,
     DeleteInstance,
-    DeletePlace,
+    DeleteQueueEntry,
     Garbage,
     HoldRenewals,
     HoldRevocations,
@@ -33,7 +33,7 @@ const ALL: [Fault; 14] = [
     Fault::Compact,
     Fault::Revoke,
     Fault::DeleteInstance,
-    Fault::DeletePlace,
+    Fault::DeleteQueueEntry,
     Fault::Garbage,
     Fault::HoldRenewals,
     Fault::HoldRevocations,
@@ -42,16 +42,16 @@ const ALL: [Fault; 14] = [
     Fault::Misbehavior,
 ];
 
-/// Those that cost no lease, and keep no lease alive.
-const CALM: [Fault; 4] = [Fault::Compact, Fault::DeleteInstance, Fault::DeletePlace, Fault::Garbage];
+/// Faults that neither end a lease nor prolong one.
+const CALM: [Fault; 4] = [Fault::Compact, Fault::DeleteInstance, Fault::DeleteQueueEntry, Fault::Garbage];
 
-/// Those because of which a client may not hear of what happens.
+/// Faults that may delay messages to a client.
 const CUT_OFF: [Fault; 7] =
     [Fault::Freeze, Fault::Stall, Fault::Cut, Fault::Refuse, Fault::Deny, Fault::Slow, Fault::Misbehavior];
 
-/// A lie, and what a watch is told by it.
-fn lie(random: &mut fastrand::Rng) -> (Misbehavior, Told) {
-    let lie = match random.u8(..17) {
+/// Returns a random misbehavior, and its effect on the delivery of events.
+fn misbehavior(random: &mut fastrand::Rng) -> (Misbehavior, Delivery) {
+    let misbehavior = match random.u8(..17) {
         0 => Misbehavior::Twice,
         1 => Misbehavior::Again(random.u32(1..20)),
         2 => Misbehavior::Silence,
@@ -65,15 +65,17 @@ fn lie(random: &mut fastrand::Rng) -> (Misbehavior, Told) {
         11 => Misbehavior::EarlyProgress,
         _ => Misbehavior::Refuse("etcdserver: mvcc: required revision has been compacted"),
     };
-    let told = match lie {
-        Misbehavior::UnknownType | Misbehavior::NoKey | Misbehavior::Lose | Misbehavior::EarlyProgress => Told::Less,
-        Misbehavior::Silence => Told::Nothing,
-        _ => Told::Everything,
+    let delivery = match misbehavior {
+        Misbehavior::UnknownType | Misbehavior::NoKey | Misbehavior::Lose | Misbehavior::EarlyProgress => {
+            Delivery::Lossy
+        }
+        Misbehavior::Silence => Delivery::Silent,
+        _ => Delivery::Complete,
     };
-    (lie, told)
+    (misbehavior, delivery)
 }
 
-/// Brings faults about until `end`, and heals what can be healed.
+/// Injects faults until `end`, and ends all that last.
 pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut random: fastrand::Rng) {
     let mut kinds: Vec<_> = ALL.into_iter().filter(|_| random.u8(..3) == 0).collect();
     if kinds.is_empty() {
@@ -82,17 +84,17 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     world.shared().calm = kinds.iter().all(|kind| CALM.contains(kind));
     world.shared().cut_off = kinds.iter().any(|kind| CUT_OFF.contains(kind));
     let pace = between(&mut random, 500, 8000);
-    let bring = async {
+    let faults = async {
         loop {
             tokio::time::sleep(pace.mul_f64(random.f64() * 2.0)).await;
             let kind = kinds[random.usize(..kinds.len())];
             world.log(|| format!("fault: {kind:?}"));
             let link = &links[random.usize(..links.len())];
-            bring_about(&world, kind, link, &mut random).await;
+            inject(&world, kind, link, &mut random).await;
         }
     };
-    let _ = tokio::time::timeout(end, bring).await;
-    world.log(|| "all is healed".to_owned());
+    let _ = tokio::time::timeout(end, faults).await;
+    world.log(|| "all faults have ended".to_owned());
     world.fake.thaw();
     world.fake.hold_renewals(false);
     world.fake.hold_revocations(false);
@@ -105,75 +107,61 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     }
 }
 
-/// Now and then what a client has missed is forgotten before it is back.
-fn forget(world: &World, random: &mut fastrand::Rng) {
+/// Compacts the history in a third of the calls, so that a client that returns has missed events for good.
+fn compact_sometimes(world: &World, random: &mut fastrand::Rng) {
     if random.u8(..3) == 0 {
         world.fake.compact();
     }
 }
 
-async fn bring_about(world: &World, kind: Fault, link: &Link, random: &mut fastrand::Rng) {
-    // Mostly short; some outlast leases.
+/// Injects one fault. Most are short; some outlast leases.
+async fn inject(world: &World, fault: Fault, link: &Link, random: &mut fastrand::Rng) {
     let most = [500, 3000, 20_000][random.usize(..3)];
     let time = between(random, 50, most);
-    let fake = &world.fake;
-    match kind {
-        Fault::Freeze => {
-            fake.freeze();
-            tokio::time::sleep(time).await;
-            fake.thaw();
+    match fault {
+        Fault::Stall | Fault::Cut | Fault::Refuse => disturb_link(world, fault, link, time, random).await,
+        Fault::Freeze
+        | Fault::HoldRenewals
+        | Fault::HoldRevocations
+        | Fault::Deny
+        | Fault::Slow
+        | Fault::Misbehavior => disturb_server(world, fault, time, random).await,
+        Fault::Compact | Fault::Revoke | Fault::DeleteInstance | Fault::DeleteQueueEntry | Fault::Garbage => {
+            change_store(world, fault, random);
         }
+    }
+}
+
+async fn disturb_link(world: &World, fault: Fault, link: &Link, time: Duration, random: &mut fastrand::Rng) {
+    match fault {
         Fault::Stall => {
             let directions = [Direction::ToClient, Direction::ToServer, Direction::Both];
             link.stall(Some(directions[random.usize(..3)]));
             tokio::time::sleep(time).await;
             if random.bool() {
                 link.cut();
-                forget(world, random);
+                compact_sometimes(world, random);
             }
             link.stall(None);
         }
-        Fault::Cut => link.cut(),
         Fault::Refuse => {
             link.refuse(true);
             link.cut();
             tokio::time::sleep(time).await;
-            forget(world, random);
+            compact_sometimes(world, random);
             link.refuse(false);
         }
-        Fault::Compact => fake.compact(),
-        Fault::Revoke => {
-            let leases = fake.lease_ids();
-            if !leases.is_empty() {
-                let lease = leases[random.usize(..leases.len())];
-                let now = world.micros();
-                world.shared().record.locks.revoked(now, lease);
-                world.shared().revoked.insert(lease);
-                fake.revoke(lease);
-            }
-        }
-        Fault::DeleteInstance => {
-            let there = fake.under(INSTANCES.as_bytes());
-            if !there.is_empty() {
-                fake.delete(&there[random.usize(..there.len())].0);
-            }
-        }
-        Fault::DeletePlace => {
-            let there = fake.under(LINE.as_bytes());
-            if !there.is_empty() {
-                let (key, _) = &there[random.usize(..there.len())];
-                let journal = fake.journal();
-                if let Some(put) = journal.iter().rev().find(|written| written.key == *key) {
-                    let (now, token) = (world.micros(), u64::try_from(put.created).unwrap_or(0));
-                    world.shared().record.locks.deleted(now, token);
-                    world.shared().deleted.insert(token);
-                    fake.delete(key);
-                }
-            }
-        }
-        Fault::Garbage => {
-            let place = [INSTANCES, LINE][random.usize(..2)];
-            fake.put(format!("{place}garbage-{}", random.u8(..3)), "{\"v\":");
+        _ => link.cut(),
+    }
+}
+
+async fn disturb_server(world: &World, fault: Fault, time: Duration, random: &mut fastrand::Rng) {
+    let fake = &world.fake;
+    match fault {
+        Fault::Freeze => {
+            fake.freeze();
+            tokio::time::sleep(time).await;
+            fake.thaw();
         }
         Fault::HoldRenewals => {
             fake.hold_renewals(true);
@@ -195,12 +183,53 @@ async fn bring_about(world: &World, kind: Fault, link: &Link, random: &mut fastr
             tokio::time::sleep(time).await;
             fake.slow_down(Duration::ZERO);
         }
-        Fault::Misbehavior => {
-            let (lie, told) = lie(random);
-            world.log(|| format!("lie: {lie:?}"));
-            let so_far = world.shared().told;
-            world.shared().told = so_far.max(told);
-            fake.lie(lie);
+        _ => {
+            let (misbehavior, delivery) = misbehavior(random);
+            world.log(|| format!("misbehavior: {misbehavior:?}"));
+            let worst = world.shared().delivery.max(delivery);
+            world.shared().delivery = worst;
+            fake.lie(misbehavior);
         }
+    }
+}
+
+/// Changes the store as an operator or a foreign program could.
+fn change_store(world: &World, fault: Fault, random: &mut fastrand::Rng) {
+    let fake = &world.fake;
+    match fault {
+        Fault::Revoke => {
+            let leases = fake.lease_ids();
+            if !leases.is_empty() {
+                let lease = leases[random.usize(..leases.len())];
+                let now = world.micros();
+                world.shared().record.locks.revoked(now, lease);
+                world.shared().revoked.insert(lease);
+                fake.revoke(lease);
+            }
+        }
+        Fault::DeleteInstance => {
+            let pairs = fake.under(INSTANCES.as_bytes());
+            if !pairs.is_empty() {
+                fake.delete(&pairs[random.usize(..pairs.len())].0);
+            }
+        }
+        Fault::DeleteQueueEntry => {
+            let pairs = fake.under(LOCK_QUEUE.as_bytes());
+            if !pairs.is_empty() {
+                let (key, _) = &pairs[random.usize(..pairs.len())];
+                let journal = fake.journal();
+                if let Some(put) = journal.iter().rev().find(|change| change.key == *key) {
+                    let (now, token) = (world.micros(), u64::try_from(put.created).unwrap_or(0));
+                    world.shared().record.locks.deleted(now, token);
+                    world.shared().deleted.insert(token);
+                    fake.delete(key);
+                }
+            }
+        }
+        Fault::Garbage => {
+            let prefix = [INSTANCES, LOCK_QUEUE][random.usize(..2)];
+            fake.put(format!("{prefix}garbage-{}", random.u8(..3)), "{\"v\":");
+        }
+        _ => fake.compact(),
     }
 }

@@ -1,8 +1,9 @@
-//! Everything by which two runs of one number could differ: random numbers and clocks of the operating system.
+//! Replacements for the random numbers and clocks of the operating system, so that two runs of one seed are equal.
 //!
-//! The linker prefers these functions to those of the C library. The seeds of hash maps and of tokio's `select!` come from `getrandom`,
-//! so they follow from the number. Time is tokio's, paused; the other clocks stand still, but for the wall clock, which moves by a
-//! millisecond each time it is read. Before [`force`] they are what they always are.
+//! The linker prefers these functions to those of the C library. The seeds of hash maps and of tokio's `select!` come
+//! from `getrandom`, so they follow from the seed of the run. Time is the paused clock of tokio. The other clocks do
+//! not advance, except for the wall clock, which advances by a millisecond each time it is read. Before [`force`], the
+//! functions behave like those of the system.
 
 #![expect(unsafe_code, reason = "these functions are called by the C library's callers, with pointers")]
 
@@ -16,7 +17,8 @@ static FORCED: AtomicBool = AtomicBool::new(false);
 static RANDOM: AtomicU64 = AtomicU64::new(0);
 static WALL_MILLIS: AtomicI64 = AtomicI64::new(0);
 
-/// Makes the rest of this process follow from `seed`, as far as it has one thread. It is killed after `limit` real seconds.
+/// Makes the rest of this process follow from `seed`, if it has one thread. The process is killed after `limit` real
+/// seconds.
 pub(crate) fn force(seed: u64, limit: u32) {
     RANDOM.store(seed, Ordering::SeqCst);
     FORCED.store(true, Ordering::SeqCst);
@@ -24,7 +26,7 @@ pub(crate) fn force(seed: u64, limit: u32) {
     unsafe { libc::alarm(limit) };
 }
 
-/// The next number of a sequence (splitmix64).
+/// Returns the next number of a sequence (splitmix64).
 fn next() -> u64 {
     let state = RANDOM.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::SeqCst).wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,7 +34,7 @@ fn next() -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// Random bytes, as in `getrandom(2)`.
+/// Writes random bytes, as `getrandom(2)`.
 ///
 /// # Safety
 ///
@@ -40,7 +42,7 @@ fn next() -> u64 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, length: usize, flags: libc::c_uint) -> isize {
     if !FORCED.load(Ordering::SeqCst) {
-        // SAFETY: the arguments are passed on as they came.
+        // SAFETY: the arguments are those of the caller.
         return isize::try_from(unsafe { libc::syscall(libc::SYS_getrandom, buffer, length, flags) }).unwrap_or(-1);
     }
     for at in 0..length {
@@ -51,7 +53,7 @@ unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, length: usize, flags: 
     isize::try_from(length).unwrap_or(isize::MAX)
 }
 
-/// The time of a clock, as in `clock_gettime(2)`.
+/// Reads a clock, as `clock_gettime(2)`.
 ///
 /// # Safety
 ///
@@ -59,7 +61,7 @@ unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, length: usize, flags: 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> libc::c_int {
     if !FORCED.load(Ordering::SeqCst) {
-        // SAFETY: the arguments are passed on as they came.
+        // SAFETY: the arguments are those of the caller.
         return libc::c_int::try_from(unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) }).unwrap_or(-1);
     }
     let shown = if clock == libc::CLOCK_REALTIME {
@@ -68,7 +70,7 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
     } else {
         libc::timespec { tv_sec: MONOTONIC, tv_nsec: 0 }
     };
-    // SAFETY: the caller says that it can be written to.
+    // SAFETY: the caller guarantees that `time` can be written to.
     unsafe { time.write(shown) };
     0
 }

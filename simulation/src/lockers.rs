@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use enlist::{Fence, Lock, LockMode, LockName, LockOptions, Released};
+use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released};
 use enlist_etcd::Etcd;
 use enlist_testkit::lock_history::Step;
 
 use crate::world::{World, between};
 
-/// A number behind a fence.
+/// A number that a fence guards.
 #[derive(Default)]
 pub(crate) struct Resource {
     fence: Fence,
@@ -28,77 +28,91 @@ fn options(random: &mut fastrand::Rng) -> LockOptions {
     options
 }
 
-/// Wants the lock again and again, as writer or reader, patiently or not, until it has to come to an end.
-pub(crate) async fn locker(
-    world: World,
-    etcd: Etcd,
-    locker: usize,
-    resource: Arc<Mutex<Resource>>,
-    mut random: fastrand::Rng,
-) {
-    let name = LockName::parse("sim").expect("a valid name");
-    while !world.is_stopping() {
-        let options = options(&mut random);
-        let shared = options.mode == LockMode::Shared;
-        world.step(locker, Step::Asked);
-        let asked = etcd.acquire(&name, options);
-        let granted = if random.u8(..6) == 0 {
-            // Dropped wherever it is.
-            tokio::time::timeout(between(&mut random, 0, 2000), asked).await.ok()
-        } else {
-            Some(asked.await)
-        };
-        let Some(Ok(guard)) = granted else {
-            world.step(locker, Step::GaveUp);
-            tokio::time::sleep(between(&mut random, 0, 1000)).await;
-            continue;
-        };
+/// A contender that acquires the lock repeatedly, as writer or reader, until the run stops.
+pub(crate) struct Locker {
+    pub(crate) world: World,
+    pub(crate) etcd: Etcd,
+    pub(crate) number: usize,
+    pub(crate) resource: Arc<Mutex<Resource>>,
+    pub(crate) random: fastrand::Rng,
+}
+
+impl Locker {
+    pub(crate) async fn run(mut self) {
+        let name = LockName::parse("sim").expect("a valid name");
+        while !self.world.is_stopping() {
+            let options = options(&mut self.random);
+            let mode = options.mode;
+            self.world.step(self.number, Step::Asked);
+            let acquiring = self.etcd.acquire(&name, options);
+            let granted = if self.random.u8(..6) == 0 {
+                // Drops the future after a random time.
+                tokio::time::timeout(between(&mut self.random, 0, 2000), acquiring).await.ok()
+            } else {
+                Some(acquiring.await)
+            };
+            if let Some(Ok(guard)) = granted {
+                self.hold(guard, mode).await;
+            } else {
+                self.world.step(self.number, Step::GaveUp);
+            }
+            tokio::time::sleep(between(&mut self.random, 0, 1000)).await;
+        }
+    }
+
+    async fn hold(&mut self, guard: LockGuard, mode: LockMode) {
+        let Self { world, number, .. } = self;
+        let (world, number) = (world.clone(), *number);
         let token = guard.fencing_token().get();
-        world.step(locker, Step::Granted { token, shared });
-        for _ in 0..random.u8(1..8) {
-            if !world.believes(locker, &guard) {
+        world.step(number, Step::Granted { token, shared: mode == LockMode::Shared });
+        for _ in 0..self.random.u8(1..8) {
+            if !world.check_held(number, &guard) {
                 break;
             }
-            let pause = between(&mut random, 0, 1500);
-            let read = {
-                let mut resource = resource.lock().unwrap_or_else(PoisonError::into_inner);
-                let admitted = if shared { None } else { resource.fence.admit(guard.fencing_token()).ok() };
-                admitted.map(|()| resource.value)
-            };
-            tokio::time::sleep(pause).await;
-            if let Some(value) = read {
-                let mut resource = resource.lock().unwrap_or_else(PoisonError::into_inner);
-                if resource.fence.admit(guard.fencing_token()).is_ok() {
-                    resource.value = value + 1;
-                    world.shared().value = resource.value;
-                    world.step(locker, Step::Wrote { token });
-                }
-            }
+            self.increment(&guard, mode).await;
         }
-        // Released, or just dropped.
-        world.believes(locker, &guard);
-        if random.bool() {
+        world.check_held(number, &guard);
+        if self.random.bool() {
             let released = guard.release().await;
-            world.log(|| format!("locker {locker}: released, {released:?}"));
+            world.log(|| format!("locker {number}: released, {released:?}"));
             if let Ok(Released::Released) = released
-                && is_in_line(&world, token)
+                && has_queue_entry(&world, token)
             {
-                world.broken(format!("the place {token} is there although its release was confirmed"));
+                world.broken(format!("the queue entry {token} exists although its release was confirmed"));
             }
         } else {
             drop(guard);
         }
-        world.step(locker, Step::Ended { token });
-        tokio::time::sleep(between(&mut random, 0, 1000)).await;
+        world.step(number, Step::Ended { token });
+    }
+
+    /// Waits, and increments the resource meanwhile if the lock is exclusive.
+    async fn increment(&mut self, guard: &LockGuard, mode: LockMode) {
+        let token = guard.fencing_token();
+        let pause = between(&mut self.random, 0, 1500);
+        let read = {
+            let mut resource = self.resource.lock().unwrap_or_else(PoisonError::into_inner);
+            let admitted = if mode == LockMode::Shared { None } else { resource.fence.admit(token).ok() };
+            admitted.map(|()| resource.value)
+        };
+        tokio::time::sleep(pause).await;
+        if let Some(value) = read {
+            let mut resource = self.resource.lock().unwrap_or_else(PoisonError::into_inner);
+            if resource.fence.admit(token).is_ok() {
+                resource.value = value + 1;
+                self.world.shared().value = resource.value;
+                self.world.step(self.number, Step::Wrote { token: token.get() });
+            }
+        }
     }
 }
 
-/// `true` if the place of a token is in the store.
-fn is_in_line(world: &World, token: u64) -> bool {
+/// Returns `true` if the queue entry of a token is in the store.
+fn has_queue_entry(world: &World, token: u64) -> bool {
     let created = i64::try_from(token).unwrap_or(i64::MAX);
     let journal = world.fake.journal();
-    let Some(put) = journal.iter().find(|written| written.created == created && written.value.is_some()) else {
+    let Some(put) = journal.iter().find(|change| change.created == created && change.value.is_some()) else {
         return false;
     };
-    !journal.iter().any(|written| written.key == put.key && written.value.is_none() && written.revision > created)
+    !journal.iter().any(|change| change.key == put.key && change.value.is_none() && change.revision > created)
 }

@@ -1,8 +1,9 @@
-//! Whole runs of clients, network and etcd in one process, decided by a number: each can be repeated exactly.
+//! Deterministic simulation of clients, network and etcd in one process. A seed decides a run, so each run can be
+//! repeated exactly.
 //!
-//! A run is a process of its own with one thread: `one SEED`. It has several clients on a `FakeEtcd`, over pipes that can stall and
-//! break, and a paused clock. Its choices, the order in which tasks run and what random numbers there are follow from its number.
-//! `many` starts a process for each of a row of numbers. Begin to read in `run.rs`.
+//! A run is a process with one thread: `one SEED`. It has several clients of a `FakeEtcd`, over pipes that can stall
+//! and break, and a paused clock. Its choices, the order of its tasks and its random numbers follow from the seed.
+//! `many` starts one process per seed. Begin with `run.rs`.
 
 mod faults;
 mod forced;
@@ -14,19 +15,28 @@ mod world;
 
 use std::{env, error::Error, process::ExitCode};
 
+use self::world::Logs;
+
 const HELP: &str = "\
 usage: simulation one SEED [--log] [--trace] [--defect NAME]
        simulation many [--seed FIRST] [--seeds COUNT] [--jobs JOBS] [--defect NAME]
        simulation teeth [--seeds COUNT] [--jobs JOBS]
 
-  one    a single run: prints what was broken, with --log what happened, with --trace also what the library logged
-  many   runs for so many seeds (default 2000) from FIRST on (default 1)
-  teeth  for each deliberate defect, runs until one finds it, or COUNT (default 10000) have not; needs the feature `defects`
+  one    a single run: prints the violations; --log adds the events, --trace also the log of the library
+  many   COUNT runs (default 2000) with the seeds from FIRST on (default 1)
+  teeth  for each deliberate defect, runs until one finds it, at most COUNT (default 10000); needs the feature `defects`
 ";
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
-/// The options, all of them.
+/// Outcome of a command.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Passed,
+    Failed,
+}
+
+/// Options of all commands.
 #[derive(Clone, Debug, Default)]
 struct Options {
     seed: Option<u64>,
@@ -56,7 +66,7 @@ impl Options {
     }
 }
 
-/// Turns a defect on by its name.
+/// Enables a defect by its name.
 #[cfg(feature = "defects")]
 fn turn_on(defect: &str) -> Result {
     let known = enlist_etcd::Defect::ALL.iter().find(|known| format!("{known:?}") == defect);
@@ -69,8 +79,8 @@ fn turn_on(_: &str) -> Result {
     Err("defects need the feature `defects`".into())
 }
 
-fn one(options: &Options) -> Result<bool> {
-    let seed = options.seed.ok_or("which SEED?")?;
+fn one(options: &Options) -> Result<Outcome> {
+    let seed = options.seed.ok_or("SEED is missing")?;
     forced::force(seed, run::REAL_LIMIT);
     if let Some(defect) = &options.defect {
         turn_on(defect)?;
@@ -79,25 +89,26 @@ fn one(options: &Options) -> Result<bool> {
         let lines = tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stdout);
         lines.with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).init();
     }
-    let broken = run::run(seed, options.log || options.trace);
+    let logs = if options.log || options.trace { Logs::Printed } else { Logs::Omitted };
+    let broken = run::run(seed, logs);
     for broken in &broken {
         println!("broken: {broken}");
     }
-    Ok(broken.is_empty())
+    Ok(if broken.is_empty() { Outcome::Passed } else { Outcome::Failed })
 }
 
 fn main() -> ExitCode {
     let mut args = env::args().skip(1);
     let command = args.next().unwrap_or_default();
-    let good = Options::parse(args).and_then(|options| match command.as_str() {
+    let outcome = Options::parse(args).and_then(|options| match command.as_str() {
         "one" => one(&options),
         "many" => Ok(many::many(&options)),
         "teeth" => many::teeth(&options),
         _ => Err(HELP.into()),
     });
-    match good {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match outcome {
+        Ok(Outcome::Passed) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(2)

@@ -1,15 +1,18 @@
-//! Owners of instances, and watchers of them.
+//! Owners of instances, and watchers.
 
 use std::time::Duration;
 
 use enlist::{
-    Change, Deregistered, Endpoint, Entry, Event, Instance, InstanceId, LeaseChoice, RegisterOptions, Registry,
+    Change, Deregistered, Endpoint, Instance, InstanceId, LeaseChoice, RegisterOptions, Registration, Registry,
     Resolver, Start,
 };
 use enlist_etcd::Etcd;
-use enlist_testkit::history::{Picture, Version};
+use enlist_testkit::history::WatchRecorder;
 
 use crate::world::{World, between, service};
+
+/// Interval of recording the age of a view that does not change.
+const AGE_INTERVAL: Duration = Duration::from_millis(700);
 
 fn instance(id: &str) -> Instance {
     let endpoint = Endpoint::parse("10.0.0.1:80").expect("a valid endpoint");
@@ -22,50 +25,76 @@ fn options(random: &mut fastrand::Rng) -> RegisterOptions {
     if random.u8(..3) == 0 { options.lease(LeaseChoice::Own) } else { options }
 }
 
-/// Registers instances one after the other, and changes them, until it has to come to an end: the last one stays.
-pub(crate) async fn owner(world: World, etcd: Etcd, number: usize, mut random: fastrand::Rng) {
-    let mut incarnation = 0;
-    loop {
-        incarnation += 1;
-        let id = format!("o{number}-{incarnation}");
+/// An owner, which registers instances one after the other and changes them, until the run stops. The last one stays.
+pub(crate) struct InstanceOwner {
+    pub(crate) world: World,
+    pub(crate) etcd: Etcd,
+    pub(crate) number: usize,
+    pub(crate) random: fastrand::Rng,
+}
+
+impl InstanceOwner {
+    pub(crate) async fn run(mut self) {
+        let mut incarnation = 0;
+        loop {
+            incarnation += 1;
+            let id = format!("o{}-{incarnation}", self.number);
+            let Some(registration) = self.register(&id).await else {
+                self.world.log(|| format!("{id}: not registered"));
+                tokio::time::sleep(between(&mut self.random, 10, 1000)).await;
+                continue;
+            };
+            self.world.log(|| format!("{id}: registered, {:?}", registration.state()));
+            let weight = self.update(&id, &registration).await;
+            if self.world.is_stopping() {
+                self.world.shared().wanted.insert(id, weight);
+                // The registration lasts until the run ends.
+                return std::future::pending().await;
+            }
+            self.withdraw(id, registration).await;
+        }
+    }
+
+    /// Registers an instance. In a quarter of the calls the future is dropped after a random time.
+    async fn register(&mut self, id: &str) -> Option<Registration> {
+        let Self { world, etcd, random, .. } = self;
         let service = service();
-        let registering = etcd.register(&service, instance(&id), options(&mut random));
+        let registering = etcd.register(&service, instance(id), options(random));
         world.log(|| format!("{id}: registers"));
-        let registered = if random.u8(..4) == 0 && !world.is_stopping() {
-            tokio::time::timeout(between(&mut random, 0, 300), registering).await.ok()
-        } else {
-            Some(registering.await)
-        };
-        let Some(Ok(registration)) = registered else {
-            world.log(|| format!("{id}: not registered"));
-            tokio::time::sleep(between(&mut random, 10, 1000)).await;
-            continue;
-        };
-        world.log(|| format!("{id}: registered, {:?}", registration.state()));
+        if random.u8(..4) == 0 && !world.is_stopping() {
+            return tokio::time::timeout(between(random, 0, 300), registering).await.ok()?.ok();
+        }
+        registering.await.ok()
+    }
+
+    /// Changes the weight a few times. Returns the last one.
+    async fn update(&mut self, id: &str, registration: &Registration) -> u32 {
+        let Self { world, random, .. } = self;
         let mut weight = 1;
         for _ in 0..random.u8(1..5) {
-            tokio::time::sleep(between(&mut random, 0, 3000)).await;
+            tokio::time::sleep(between(random, 0, 3000)).await;
             weight = random.u32(1..1000);
-            let update = registration.update(move |draft| {
-                draft.weight(weight);
+            let update = registration.update(move |update| {
+                update.weight(weight);
             });
             match random.u8(..3) {
                 0 => drop(update),
-                _ => drop(tokio::time::timeout(between(&mut random, 100, 10_000), update).await),
+                _ => drop(tokio::time::timeout(between(random, 100, 10_000), update).await),
             }
             world.log(|| format!("{id}: weight {weight}, {:?}", registration.state()));
             if world.is_stopping() {
                 break;
             }
         }
-        if world.is_stopping() {
-            world.shared().wanted.insert(id, weight);
-            // It is kept until the run ends.
-            return std::future::pending().await;
-        }
+        weight
+    }
+
+    /// Drops or deregisters, and records a confirmed deregistration.
+    async fn withdraw(&mut self, id: String, registration: Registration) {
+        let Self { world, random, .. } = self;
         match random.u8(..4) {
             0 => drop(registration),
-            1 => drop(tokio::time::timeout(between(&mut random, 0, 100), registration.deregister()).await),
+            1 => drop(tokio::time::timeout(between(random, 0, 100), registration.deregister()).await),
             _ => {
                 let outcome = registration.deregister().await;
                 world.log(|| format!("{id}: deregistered, {outcome:?}"));
@@ -78,20 +107,15 @@ pub(crate) async fn owner(world: World, etcd: Etcd, number: usize, mut random: f
     }
 }
 
-/// Notes everything that a watcher shows.
+/// Records every view and age that a watcher reports.
 pub(crate) async fn watcher(world: World, etcd: Etcd, number: usize) {
     let Ok(mut watch) = etcd.watch(&service()).await else {
         return world.broken(format!("watcher {number} was refused"));
     };
-    let version = |entry: &Entry| {
-        let version = Version { created: entry.created().get(), modified: entry.modified().get() };
-        (entry.instance().id().to_string(), version)
-    };
-    // What the events alone make of it.
-    let mut folded = Picture::new();
+    let mut recorder = WatchRecorder::default();
     let mut last: Option<Change> = None;
     loop {
-        let Ok(next) = tokio::time::timeout(Duration::from_millis(700), watch.next()).await else {
+        let Ok(next) = tokio::time::timeout(AGE_INTERVAL, watch.next()).await else {
             if let Some(Change { snapshot, freshness, .. }) = &last {
                 let age = u64::try_from(freshness.age().as_micros()).unwrap_or(u64::MAX);
                 let now = world.micros();
@@ -103,21 +127,9 @@ pub(crate) async fn watcher(world: World, etcd: Etcd, number: usize) {
             Ok(change) => change,
             Err(error) => return world.broken(format!("watcher {number} ended: {error}")),
         };
-        for event in &change.events {
-            match event {
-                Event::Added(entry) | Event::Updated { new: entry, .. } => folded.extend([version(entry)]),
-                Event::Removed(entry) => drop(folded.remove(&version(entry).0)),
-            }
-        }
-        let revision = change.snapshot.revision().get();
-        let picture: Picture = change.snapshot.entries().map(|entry| version(entry)).collect();
-        world.log(|| format!("watcher {number}: {revision} {:?}", picture.keys().collect::<Vec<_>>()));
-        let mut shared = world.shared();
-        if folded != picture {
-            shared.record.instances.torn(number, revision);
-        }
-        shared.record.instances.shown(number, revision, picture);
-        drop(shared);
+        let view = recorder.record(&mut world.shared().record.instances, number, &change);
+        let revision = change.snapshot.revision();
+        world.log(|| format!("watcher {number}: {revision} {:?}", view.keys().collect::<Vec<_>>()));
         last = Some(change);
     }
 }

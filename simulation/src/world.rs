@@ -15,67 +15,73 @@ use enlist_testkit::{
 };
 use tokio::time::Instant;
 
-/// Ranges of the instances and of the lockers' queue.
+/// Key ranges of the instances and of the lock's queue.
 pub(crate) const INSTANCES: &str = "enlist/services/default/svc/";
-pub(crate) const LINE: &str = "enlist/locks/default/sim/";
+pub(crate) const LOCK_QUEUE: &str = "enlist/locks/default/sim/";
 
-/// Interval at which watched ranges are audited.
-const AUDIT: Duration = Duration::from_secs(60);
+/// Audit interval of watched ranges.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Log of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Logs {
+    Printed,
+    Omitted,
+}
 
 pub(crate) fn service() -> ServiceRef {
     ServiceRef::parse("svc").expect("a valid name")
 }
 
-/// One run. Clones are the same one.
+/// State of one run. Clones share it.
 #[derive(Clone)]
 pub(crate) struct World {
     pub(crate) fake: Arc<FakeEtcd>,
-    shared: Arc<Mutex<Shared>>,
+    shared: Arc<Mutex<Notes>>,
     begun: Instant,
-    logs: bool,
+    logs: Logs,
 }
 
-/// Answers that the watches of a run were told, the worst last.
+/// Delivery of events to the watches of a run, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Told {
-    Everything,
-    /// One fell silent, which an audit may find out before the watch does.
-    Nothing,
-    /// One missed something without a chance to know: what was shown meanwhile says nothing about this side.
-    Less,
+pub(crate) enum Delivery {
+    Complete,
+    /// A watch fell silent. An audit may notice that before the watch does.
+    Silent,
+    /// A watch missed events without any sign of it, so that its views may be wrong until the next audit.
+    Lossy,
 }
 
-/// Notes of the parts of a run.
-pub(crate) struct Shared {
+/// Notes that the parts of a run share.
+pub(crate) struct Notes {
     pub(crate) record: Record,
-    /// What has to be there at the end, with its weight.
+    /// Instances that have to be stored at the end, with their weights.
     pub(crate) wanted: BTreeMap<String, u32>,
-    /// The value behind the lock's fence.
+    /// Value of the resource that the lock guards.
     pub(crate) value: u64,
-    /// The parts have to come to an end.
+    /// The faults are over, and all parts have to finish.
     pub(crate) stopping: bool,
-    /// What watches were told.
-    pub(crate) told: Told,
-    /// Clients are cut off now and then, and hear late of what is taken from them.
+    pub(crate) delivery: Delivery,
+    /// The faults of the run may delay messages to clients, so that clients notice losses late.
     pub(crate) cut_off: bool,
-    /// Tokens of places that were deleted, and leases that were revoked, by somebody else.
+    /// Tokens of queue entries that were deleted, and leases that were revoked, by the faults of the run.
     pub(crate) deleted: BTreeSet<u64>,
     pub(crate) revoked: BTreeSet<i64>,
-    /// Nothing happens because of which a lease could be lost.
+    /// The faults of the run cannot end a lease.
     pub(crate) calm: bool,
-    /// What was broken that no checker of histories knows.
+    /// Violations that the run found itself, beside those of the checkers.
     pub(crate) broken: BTreeSet<String>,
 }
 
 impl World {
-    pub(crate) fn new(watchers: usize, logs: bool) -> Self {
+    pub(crate) fn new(watchers: usize, logs: Logs) -> Self {
         let record = Record { instances: History::new(watchers), ..Record::default() };
-        let shared = Shared {
+        let shared = Notes {
             record,
             wanted: BTreeMap::new(),
             value: 0,
             stopping: false,
-            told: Told::Everything,
+            delivery: Delivery::Complete,
             cut_off: false,
             deleted: BTreeSet::new(),
             revoked: BTreeSet::new(),
@@ -87,7 +93,7 @@ impl World {
         Self { fake: Arc::new(fake), shared: Arc::new(Mutex::new(shared)), begun: Instant::now(), logs }
     }
 
-    pub(crate) fn shared(&self) -> MutexGuard<'_, Shared> {
+    pub(crate) fn shared(&self) -> MutexGuard<'_, Notes> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -99,9 +105,9 @@ impl World {
         self.micros_at(Instant::now())
     }
 
-    /// Notes what happens, in the log only.
+    /// Prints an event, if the run prints its log.
     pub(crate) fn log(&self, what: impl FnOnce() -> String) {
-        if self.logs {
+        if self.logs == Logs::Printed {
             println!("{:>12} @{} {}", self.micros(), self.fake.revision(), what());
         }
     }
@@ -120,23 +126,23 @@ impl World {
         self.shared().record.locks.step(now, locker, step);
     }
 
-    /// Asks whether the lock is held.
-    pub(crate) fn believes(&self, locker: usize, guard: &LockGuard) -> bool {
+    /// Records whether the lock is known to be held, and returns it.
+    pub(crate) fn check_held(&self, locker: usize, guard: &LockGuard) -> bool {
         let token = guard.fencing_token().get();
         let held = guard.is_held();
         self.step(locker, if held { Step::Believed { token } } else { Step::Ended { token } });
         held
     }
 
-    /// A client with connections of its own.
+    /// Returns a client with connections of its own.
     pub(crate) fn client(&self) -> (Etcd, Link) {
         let link = self.fake.link();
-        let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).audit(Some(AUDIT));
+        let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).audit(Some(AUDIT_INTERVAL));
         (builder.build().expect("valid options, in a runtime"), link)
     }
 }
 
-/// A time between two, in milliseconds.
+/// Returns a random duration between `least` and `most` milliseconds.
 pub(crate) fn between(random: &mut fastrand::Rng, least: u64, most: u64) -> Duration {
     Duration::from_millis(random.u64(least..=most))
 }

@@ -1,8 +1,8 @@
-//! A run is decided by its number: what happens in it, in which order and when.
+//! A seed decides a run: its events, their order and their times.
 
 use std::process::Command;
 
-/// All that happens in a run, as text.
+/// Returns the log of a run.
 fn log(seed: u64, how: &str) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_enlist-simulation"));
     let output = command.args(["one", &seed.to_string(), how]).output().expect("it was built with this test");
@@ -11,13 +11,13 @@ fn log(seed: u64, how: &str) -> String {
     log
 }
 
-/// The last lines.
+/// Returns the last lines of a log.
 fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// Fails with the first line that differs: a log may have a hundred thousand.
+/// Fails with the first line that differs, because a log may have a hundred thousand lines.
 fn assert_same(one: &str, other: &str) {
     for (number, (one, other)) in one.lines().zip(other.lines()).enumerate() {
         assert_eq!(one, other, "line {number}");
@@ -26,7 +26,7 @@ fn assert_same(one: &str, other: &str) {
 }
 
 #[test]
-fn a_seed_repeats_the_same_events_in_the_same_order() {
+fn a_seed_repeats_the_events_in_order() {
     for seed in 1..=10 {
         let first = log(seed, "--log");
         assert!(first.lines().count() > 20, "something happened:\n{first}");
@@ -34,7 +34,7 @@ fn a_seed_repeats_the_same_events_in_the_same_order() {
     }
 }
 
-/// Every step of every library that logs, down to the frames of HTTP/2.
+/// Compares all log lines of all libraries, including the frames of HTTP/2.
 #[test]
 fn a_seed_repeats_every_step() {
     for seed in [1, 2] {
@@ -45,6 +45,6 @@ fn a_seed_repeats_every_step() {
 }
 
 #[test]
-fn another_seed_is_another_run() {
+fn different_seeds_are_different_runs() {
     assert_ne!(log(1, "--log"), log(2, "--log"));
 }

@@ -1,4 +1,4 @@
-//! A future that runs beside a test and ends with it.
+//! Futures that run in the background of a test and end with it.
 
 use std::future::Future;
 
@@ -6,14 +6,14 @@ use tokio::task::JoinSet;
 
 use crate::wait::soon;
 
-/// A future that runs beside a test, and is dropped where it is when this is dropped.
+/// A future that runs in the background. Dropping the task drops the future at its current await.
 #[derive(Debug)]
 pub struct BackgroundTask<T> {
     tasks: JoinSet<T>,
 }
 
 impl<T: Send + 'static> BackgroundTask<T> {
-    /// Starts it.
+    /// Starts the future.
     ///
     /// # Panics
     ///
@@ -24,20 +24,20 @@ impl<T: Send + 'static> BackgroundTask<T> {
         Self { tasks }
     }
 
-    /// Its result. `what` names it in the message of a failure.
+    /// Waits for the output. `what` names it in the message of a failure.
     ///
     /// # Panics
     ///
-    /// If it panicked, does not end within [`LIMIT`](crate::LIMIT), or was asked before.
+    /// If the future panicked, does not end within [`LIMIT`](crate::LIMIT), or its output was taken before.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future has no effect.
     pub async fn done(&mut self, what: &str) -> T {
-        soon(what, self.tasks.join_next()).await.expect("asked once").expect("did not panic")
+        soon(what, self.tasks.join_next()).await.expect("the output is taken once").expect("did not panic")
     }
 
-    /// Checks that it still runs.
+    /// Checks that the future still runs.
     ///
     /// # Panics
     ///
@@ -46,11 +46,11 @@ impl<T: Send + 'static> BackgroundTask<T> {
         assert!(self.tasks.try_join_next().is_none(), "it ended too early");
     }
 
-    /// Drops the future where it is.
+    /// Drops the future at its current await.
     ///
     /// # Cancel safety
     ///
-    /// The future is dropped all the same.
+    /// Dropping this call drops the future as well.
     pub async fn abort(mut self) {
         self.tasks.shutdown().await;
     }

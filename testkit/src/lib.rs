@@ -1,8 +1,15 @@
-//! The conformance suite of `enlist`, and the servers and faults to run it against.
+//! Conformance suite of `enlist`, with servers and faults for it.
+//!
+//! | folder | content |
+//! |---|---|
+//! | `conformance/` | the cases, one per guarantee, and the [`Harness`] that a backend implements |
+//! | `etcd/` | etcd servers, clusters of three, and `FakeEtcd`, a scripted server |
+//! | `faults/` | a TCP [`Proxy`] that delays, holds or cuts connections |
+//! | `checkers/` | checkers for recorded runs: [`history`], [`lock_history`] |
 //!
 //! A backend implements [`Harness`] and [`ClientFaults`] in its tests and expands the suite with one line; see
-//! [`conformance!`](crate::conformance). Each promise of the traits is one case, named as the promise. The cases use nothing but the
-//! public traits and the faults of the harness, and wait for conditions, never for time.
+//! [`conformance!`](crate::conformance). Each guarantee of the traits is one case, named after the guarantee. The cases use
+//! only the public traits and the faults of the harness. They wait for conditions, never for a fixed time.
 //!
 //! ```text
 //! enlist_testkit::conformance!(#[tokio::test] MyHarness::new().await);
@@ -10,30 +17,33 @@
 //!
 //! # Features
 //!
-//! `containers`: etcd servers as containers, through testcontainers. `etcd`: `FakeEtcd`, which needs protoc to build.
+//! `containers`: etcd servers in containers, through testcontainers. `etcd`: `FakeEtcd`; building it requires protoc.
 
 mod background_task;
-pub mod cases;
-mod cluster;
-#[cfg(feature = "containers")]
-mod container;
-#[cfg(feature = "etcd")]
-mod fake_etcd;
-mod gateway;
-mod harness;
-pub mod history;
-mod list;
-pub mod lock_history;
-mod proxy;
-mod server;
+mod checkers;
+mod conformance;
+mod etcd;
+mod faults;
+mod ports;
 mod wait;
-mod without_locks;
 
-pub use background_task::BackgroundTask;
-pub use cluster::EtcdCluster;
 #[cfg(feature = "etcd")]
-pub use fake_etcd::{FakeEtcd, Link, Minority, Misbehavior, Requests, Written};
-pub use harness::{Backend, Client, ClientFaults, Harness, LayoutFeature};
-pub use proxy::{Connection, Direction, Mode, Proxy};
-pub use server::{EtcdServer, Provider, ServerOptions};
-pub use wait::{LIMIT, begun, eventually, soon};
+pub use etcd::fake::{FakeEtcd, KeyChange, Link, Minority, Misbehavior, Requests};
+pub use {
+    background_task::BackgroundTask,
+    checkers::{history, lock_history},
+    conformance::{
+        cases,
+        harness::{Backend, Client, ClientFaults, Harness, LayoutFeature},
+    },
+    etcd::{
+        cluster::EtcdCluster,
+        provider::Provider,
+        server::{EtcdServer, ServerOptions},
+    },
+    faults::{
+        modes::{Direction, Mode},
+        proxy::{Proxy, ProxyConnection},
+    },
+    wait::{LIMIT, begun, eventually, soon},
+};

@@ -1,19 +1,19 @@
-//! Waiting for conditions, never for time.
+//! Helpers that wait for conditions, never for a fixed time.
 
 use std::{fmt::Debug, future::Future, time::Duration};
 
-/// Time for which a case waits for something that has to happen.
+/// Maximum wait for a condition.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
-/// Interval at which a condition is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval of checks of a condition.
+const CONDITION_POLL: Duration = Duration::from_millis(20);
 
-/// Looks until `look` returns `Ok`, and returns that.
+/// Calls `check` until it returns `Ok`, and returns that value.
 ///
 /// # Panics
 ///
-/// After [`LIMIT`], with what was seen last.
-pub async fn eventually<T, S, F, L>(what: &str, mut look: L) -> T
+/// After [`LIMIT`], with the last observed value.
+pub async fn eventually<T, S, F, L>(what: &str, mut check: L) -> T
 where
     S: Debug,
     F: Future<Output = Result<T, S>>,
@@ -21,16 +21,16 @@ where
 {
     let start = tokio::time::Instant::now();
     loop {
-        let seen = match look().await {
+        let seen = match check().await {
             Ok(value) => return value,
             Err(seen) => seen,
         };
         assert!(start.elapsed() < LIMIT, "not within {LIMIT:?}: {what}; last seen: {seen:?}");
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CONDITION_POLL).await;
     }
 }
 
-/// Waits for `future`, at most [`LIMIT`].
+/// Waits for `future`.
 ///
 /// # Panics
 ///
@@ -42,7 +42,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Polls `future` for a while that is long enough for it to get going, then drops it. Says whether it was done.
+/// Polls `future` for long enough that it starts, then drops it. Returns its output if it was ready.
 pub async fn begun<T>(future: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(Duration::from_millis(100), future).await.ok()
 }

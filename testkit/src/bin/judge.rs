@@ -1,4 +1,4 @@
-//! Judges saved records of nemesis runs again: `judge FILE…`. The exit status is 1 if one of them is bad.
+//! Checks saved records of nemesis runs: `judge FILE…`. The exit status is 1 if one has violations.
 
 use std::{env, path::Path, process::ExitCode};
 

@@ -1,0 +1,5 @@
+//! Checkers: pure functions that compare the recorded history of a run with the guarantees. `history.rs` checks the
+//! views of watchers and the ends of registrations, `lock_history.rs` the holders of a lock.
+
+pub mod history;
+pub mod lock_history;

@@ -1,0 +1,153 @@
+//! Departures and deaths: a view holds the last instances that died, and none that departed.
+
+use std::time::Duration;
+
+use enlist::{
+    Change, Directory, DirectoryOptions, InstanceId, LeaseChoice, Presence, RegisterOptions, ServiceRef, Snapshot,
+    ViewChanges,
+};
+
+use super::support::*;
+use crate::{
+    conformance::harness::{Client, Harness},
+    wait::soon,
+};
+
+/// Maximum number of departures that a view may take for deaths, because the store reported them too late.
+const TRIES: usize = 10;
+
+pub async fn a_deregistered_instance_has_left(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    for lease in [LeaseChoice::Shared, LeaseChoice::Own] {
+        let mut tries = 0..TRIES;
+        loop {
+            assert!(tries.next().is_some(), "the last instance has left: {lease:?}");
+            let options = options(h).lease(lease);
+            let a = soon("registered", server.register(&service, instance("a"), options)).await.unwrap();
+            let mut watching = Watching::begin(&client, &service).await;
+            soon("deregistered", a.deregister()).await.unwrap();
+            if watching.fate().await.has_left() {
+                break;
+            }
+        }
+    }
+}
+
+pub async fn an_instance_that_was_deregistered_before_its_client_was_closed_has_left(h: &impl Harness) {
+    let (client, service) = (h.client().await, service(h, "svc"));
+    let mut tries = 0..TRIES;
+    loop {
+        assert!(tries.next().is_some(), "the last instance has left");
+        let server = h.client().await;
+        let a = register(h, &server, &service, "a").await;
+        let mut watching = Watching::begin(&client, &service).await;
+        soon("deregistered", a.deregister()).await.unwrap();
+        // Closing ends the leases. A watcher that reads later notices later.
+        let (fate, ()) = tokio::join!(watching.fate(), soon("closed", server.close()));
+        if fate.has_left() {
+            break;
+        }
+    }
+}
+
+pub async fn a_deletion_under_a_live_lease_is_a_departure(h: &impl Harness) {
+    let (client, service) = (h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300));
+    for lease in [LeaseChoice::Shared, LeaseChoice::Own] {
+        let mut tries = 0..TRIES;
+        loop {
+            assert!(tries.next().is_some(), "both have left: {lease:?}");
+            let server = h.client().await;
+            let mut kept = Vec::new();
+            for name in ["a", "b"] {
+                let registered = server.register(&service, instance(name), long.clone().lease(lease));
+                kept.push(soon("registered", registered).await.unwrap());
+            }
+            let mut watching = Watching::begin(&client, &service).await;
+            // The instances neither return nor give up their leases.
+            server.crash().await;
+            h.delete(&service, &id("a")).await;
+            h.delete(&service, &id("b")).await;
+            if watching.fate().await.has_left() {
+                break;
+            }
+        }
+    }
+}
+
+pub async fn a_fixed_instance_whose_key_is_deleted_has_left(h: &impl Harness) {
+    let (client, service) = (h.client().await, service(h, "svc"));
+    client.publish(&service, instance("a")).await.unwrap();
+    let mut watching = Watching::begin(&client, &service).await;
+    h.delete(&service, &id("a")).await;
+    assert_eq!(watching.fate().await, Fate { left: 1, held: 0 }, "the last instance has left");
+}
+
+pub async fn a_revoked_lease_is_a_death(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let mut watching = Watching::begin(&client, &service).await;
+    let lease = h.lease_of(&service, &id("a")).await.unwrap();
+    // The instance does not return.
+    server.crash().await;
+    h.revoke(lease).await;
+    assert_eq!(watching.fate().await, Fate { left: 0, held: 1 }, "the last instance has died");
+}
+
+/// Number of departed instances by a watcher, and of held ones in a view. The two are independent.
+#[derive(Debug, PartialEq, Eq)]
+struct Fate {
+    left: usize,
+    held: usize,
+}
+
+impl Fate {
+    /// Returns `true` if no instance died. A watcher need not know departures before the last one.
+    fn has_left(&self) -> bool {
+        self.left > 0 && self.held == 0
+    }
+}
+
+/// A watcher, and a view that holds lost instances.
+struct Watching {
+    watcher: Box<dyn enlist::Watcher>,
+    view: ViewChanges,
+    ids: Vec<InstanceId>,
+}
+
+impl Watching {
+    /// Starts to watch a service that has instances.
+    async fn begin(client: &Client, service: &ServiceRef) -> Self {
+        let mut watcher = watch(client, service).await;
+        let there = |change: &Change| !change.snapshot.is_empty();
+        let ids = ids(&until(&mut watcher, "it is there", there).await.snapshot);
+        let options = DirectoryOptions::new().hold(Duration::from_secs(3600));
+        let mut view = Directory::with_options(client.resolver(), options).view(service).changes();
+        shown(&mut view, |snapshot| !snapshot.is_empty()).await;
+        Self { watcher, view, ids }
+    }
+
+    /// Waits until all instances are gone.
+    async fn fate(&mut self) -> Fate {
+        let gone = until(&mut self.watcher, "they are gone", |change| change.snapshot.is_empty()).await.snapshot;
+        let left = self.ids.iter().filter(|id| gone.departed(id)).count();
+        let held = |snapshot: &Snapshot| snapshot.entries().all(|entry| entry.presence() == Presence::Held);
+        Fate { left, held: shown(&mut self.view, held).await.len() }
+    }
+}
+
+fn ids(snapshot: &Snapshot) -> Vec<InstanceId> {
+    snapshot.entries().map(|entry| entry.instance().id().clone()).collect()
+}
+
+async fn shown(view: &mut ViewChanges, fits: impl Fn(&Snapshot) -> bool) -> Snapshot {
+    let read = async {
+        loop {
+            let snapshot = view.next().await.unwrap().snapshot;
+            if fits(&snapshot) {
+                return snapshot;
+            }
+        }
+    };
+    soon("the view shows it", read).await
+}

@@ -1,0 +1,139 @@
+//! Losses of a held lock, and their effect on its successors.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{LockGuard, Loss, Moment, Released};
+
+use super::super::support::*;
+use crate::{conformance::harness::Harness, wait::soon};
+
+async fn lost_within_a_second(guard: &LockGuard) -> Loss {
+    let begun = Moment::now();
+    let loss = soon("the loss", guard.lost()).await;
+    assert_within("the loss is noticed", begun, Duration::from_secs(1));
+    assert!(!guard.is_held(), "what is lost is no longer held");
+    loss
+}
+
+pub async fn a_revoked_lease_is_a_loss_within_a_second(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    let guard = soon("acquired", client.acquire(&name, lock_options(h).ttl(Duration::from_secs(300)))).await.unwrap();
+    h.revoke(h.lease_of_holder(&name).await.unwrap()).await;
+    let loss = lost_within_a_second(&guard).await;
+    assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "the loss says what is gone: {loss:?}");
+}
+
+pub async fn a_deleted_key_is_a_loss_within_a_second(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    let guard = acquire(h, &client, &name).await;
+    h.delete_holder(&name).await;
+    assert_eq!(lost_within_a_second(&guard).await, Loss::KeyGone);
+}
+
+pub async fn a_cut_off_holder_stops_before_its_successor_starts(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let guard = acquire(h, &one, &name).await;
+    let mut next = contend(&two, &name, lock_options(h));
+    in_line(h, &name, 2).await;
+    one.cut().await;
+    assert!(guard.is_held(), "an outage is no loss yet");
+    let order = Arc::new(AtomicUsize::new(0));
+    let losing = {
+        let order = Arc::clone(&order);
+        async move {
+            let loss = guard.lost().await;
+            (loss, order.fetch_add(1, Ordering::SeqCst))
+        }
+    };
+    let winning = async {
+        let guard = next.done("its turn").await.unwrap();
+        (guard, order.fetch_add(1, Ordering::SeqCst))
+    };
+    let ((loss, lost_at), (_successor, won_at)) = soon("both", async { tokio::join!(losing, winning) }).await;
+    assert!(lost_at < won_at, "the holder stops before its successor starts, and not for {loss:?} after it");
+    assert_eq!(loss, Loss::Expired);
+}
+
+pub async fn a_wiped_store_is_a_loss(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    let guard = acquire(h, &client, &name).await;
+    h.wipe().await;
+    soon("the loss", guard.lost()).await;
+    assert!(!guard.is_held());
+}
+
+pub async fn loss_is_for_ever(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    let guard = acquire(h, &client, &name).await;
+    client.cut().await;
+    soon("the loss", guard.lost()).await;
+    client.heal().await;
+    // Renewals get through again: a new lock of the same client is granted.
+    let _other = acquire(h, &client, &lock(h, "other")).await;
+    assert!(!guard.is_held());
+    assert_eq!(soon("the loss", guard.lost()).await, Loss::Expired);
+}
+
+pub async fn a_lost_lock_is_free_for_others_although_its_guard_lives(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let guard = soon("acquired", one.acquire(&name, lock_options(h))).await.unwrap();
+    one.cut().await;
+    soon("the loss", guard.lost()).await;
+    one.heal().await;
+    let successor = acquire(h, &two, &name).await;
+    assert!(successor.is_held() && !guard.is_held());
+    assert_eq!(soon("released", guard.release()).await.unwrap(), Released::AlreadyLost);
+    assert!(successor.is_held());
+}
+
+pub async fn releasing_a_lost_lock_says_so_and_leaves_its_successor_alone(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let guard = acquire(h, &one, &name).await;
+    h.delete_holder(&name).await;
+    soon("the loss", guard.lost()).await;
+    let successor = acquire(h, &two, &name).await;
+    assert_eq!(soon("released", guard.release()).await.unwrap(), Released::AlreadyLost);
+    assert!(successor.is_held());
+    assert_eq!(h.in_line(&name).await, 1);
+}
+
+pub async fn a_lock_is_kept_beyond_its_ttl(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let guard = acquire(h, &one, &name).await;
+    // The second one is the clock: a lock that was taken later, and is gone when its TTL is over.
+    let clock = lock(h, "clock");
+    let _ticking = acquire(h, &two, &clock).await;
+    two.crash().await;
+    in_line(h, &clock, 0).await;
+    assert!(guard.is_held());
+    assert_eq!(h.in_line(&name).await, 1);
+}
+
+pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
+    let (client, name) = (h.client().await, lock(h, "l"));
+    let guard = acquire(h, &client, &name).await;
+    assert_eq!(guard.run(async { 7 }).await, Ok(7));
+    let (aborted, ()) =
+        soon("aborted", async { tokio::join!(guard.run(std::future::pending::<()>()), h.delete_holder(&name)) }).await;
+    assert_eq!(aborted, Err(Loss::KeyGone));
+}
+
+pub async fn a_lock_on_a_lease_of_its_own_dies_alone(h: &impl Harness) {
+    let (client, name, other) = (h.client().await, lock(h, "own"), lock(h, "other"));
+    let shared = acquire(h, &client, &other).await;
+    let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+    let lease = h.lease_of_holder(&name).await.unwrap();
+    assert_ne!(Some(lease), h.lease_of_holder(&other).await);
+    h.revoke(lease).await;
+    lost_within_a_second(&own).await;
+    assert!(shared.is_held());
+    let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
+    assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
+    in_line(h, &name, 0).await;
+}

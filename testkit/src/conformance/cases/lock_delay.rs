@@ -1,0 +1,118 @@
+//! `lock_delay`: a lock counts as held for a while after a holder that did not release it.
+
+use std::time::Duration;
+
+use enlist::{Error, Moment};
+
+use super::support::*;
+use crate::{
+    conformance::harness::Harness,
+    wait::{begun, eventually, soon},
+};
+
+pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl Harness) {
+    let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
+    let delay = Duration::from_secs(2);
+    let delayed = || lock_options(h).lock_delay(delay);
+    let guard = acquire(h, &one, &name).await;
+    let mut next = contend(&two, &name, lock_options(h).lock_delay(Duration::from_secs(3600)));
+    in_line(h, &name, 2).await;
+    soon("released", guard.release()).await.unwrap();
+    let _held = next.done("no delay after a release").await.unwrap();
+    let mut last = contend(&three, &name, delayed());
+    in_line(h, &name, 2).await;
+    two.crash().await;
+    in_line(h, &name, 1).await;
+    let free = Moment::now();
+    let guard = last.done("its turn, after the delay").await.unwrap();
+    // The number of queue entries may be one check old.
+    assert!(
+        free.elapsed() + Duration::from_millis(200) >= delay,
+        "granted {:?} after the crash or the loss",
+        free.elapsed()
+    );
+    assert!(begun(guard.lost()).await.is_none());
+}
+
+pub async fn a_lock_delay_passes_for_whoever_comes_after_the_crash(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let delay = Duration::from_secs(2);
+    let delayed = || lock_options(h).lock_delay(delay);
+    let guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
+    one.crash().await;
+    in_line(h, &name, 0).await;
+    let asked = Moment::now();
+    let successor = soon("its turn, after the delay", two.acquire(&name, delayed())).await.unwrap();
+    assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
+    assert!(successor.is_held() && !guard.is_held());
+    // A later contender also distinguishes a release from a crash.
+    soon("released", successor.release()).await.unwrap();
+    let long = lock_options(h).lock_delay(Duration::from_secs(3600));
+    let next = soon("no delay after a release", two.acquire(&name, long)).await.unwrap();
+    soon("released", next.release()).await.unwrap();
+}
+
+pub async fn a_lock_delay_passes_after_the_key_of_the_holder_was_deleted(h: &impl Harness) {
+    let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
+    let delay = Duration::from_secs(2);
+    let delayed = || lock_options(h).lock_delay(delay);
+    let guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
+    let mut next = contend(&two, &name, delayed());
+    in_line(h, &name, 2).await;
+    let deleted = Moment::now();
+    h.delete_holder(&name).await;
+    soon("the loss", guard.lost()).await;
+    let next = next.done("its turn, after the delay").await.unwrap();
+    assert!(next.is_held());
+    assert!(deleted.elapsed() >= delay, "granted {:?} after the crash or the loss", deleted.elapsed());
+}
+
+pub async fn a_lock_delay_counts_as_held_and_goes_on_if_nobody_waits_for_it(h: &impl Harness) {
+    let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
+    let delay = Duration::from_secs(3);
+    let delayed = || lock_options(h).lock_delay(delay);
+    let _guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
+    one.crash().await;
+    in_line(h, &name, 0).await;
+    let asked = Moment::now();
+    assert!(soon("tried", two.try_acquire(&name, delayed())).await.unwrap().is_none());
+    assert_eq!(h.in_line(&name).await, 0);
+    let short = delayed().deadline(Duration::from_millis(100));
+    let late = soon("the deadline", three.acquire(&name, short)).await;
+    assert!(matches!(late, Err(Error::Timeout { .. })), "the deadline passes before the delay: {late:?}");
+    // Each attempt would restart the delay, if the delay did not continue by itself.
+    let successor = eventually("free after the delay", || async {
+        match two.try_acquire(&name, delayed()).await {
+            Ok(Some(guard)) => Ok(guard),
+            other => Err(other.map(|guard| guard.is_some())),
+        }
+    })
+    .await;
+    assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
+    drop(successor);
+}
+
+pub async fn a_lock_delay_passes_between_readers_and_writers_only(h: &impl Harness) {
+    let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
+    let delay = Duration::from_secs(2);
+    let delayed = || lock_options(h).lock_delay(delay);
+    let long = || lock_options(h).lock_delay(Duration::from_secs(3600)).shared();
+    let _first = soon("shared", one.acquire(&name, delayed().shared())).await.unwrap();
+    let second = soon("shared at once", two.acquire(&name, long())).await.unwrap();
+    one.crash().await;
+    in_line(h, &name, 1).await;
+    // A reader that did not release does not delay another reader.
+    let third = soon("shared at once", three.acquire(&name, long())).await.unwrap();
+    soon("released", second.release()).await.unwrap();
+    soon("released", third.release()).await.unwrap();
+    let asked = Moment::now();
+    let writer = soon("alone, after the delay", two.acquire(&name, delayed())).await.unwrap();
+    assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
+    two.crash().await;
+    in_line(h, &name, 0).await;
+    assert!(!writer.is_held());
+    let asked = Moment::now();
+    let reader = soon("shared, after the delay", three.acquire(&name, delayed().shared())).await.unwrap();
+    assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
+    drop(reader);
+}

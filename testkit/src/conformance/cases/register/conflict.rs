@@ -1,0 +1,341 @@
+//! Several registrations that want one id, of one process or of several.
+
+use std::{pin::pin, time::Duration};
+
+use enlist::{
+    Deregistered, Error, LeaseChoice, Moment, OnConflict, Owner, RegisterOptions, Registration, RegistrationState,
+    ServiceName, ServiceRef, Snapshot, Start,
+};
+
+use super::super::support::*;
+use crate::{
+    background_task::BackgroundTask,
+    conformance::harness::{Client, Harness},
+    wait::{begun, eventually, soon},
+};
+
+pub async fn a_live_id_is_refused_to_another_process(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _a = one.register(&service, instance("a"), options(h).owner("one")).await.unwrap();
+    let before = only(&one, &service, |_| true).await;
+    let refused = soon("refused", two.register(&service, instance("a"), options(h).owner("two"))).await;
+    match refused {
+        Err(Error::AlreadyRegistered { id: contested, owner, revision, .. }) => {
+            assert_eq!((contested, owner, revision), (id("a"), Owner::Other, Some(before.modified())));
+        }
+        other => panic!("expected AlreadyRegistered: {other:?}"),
+    }
+    assert_eq!(only(&one, &service, |_| true).await, before);
+}
+
+pub async fn a_live_id_is_refused_within_the_process(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    let _a = register(h, &server, &service, "a").await;
+    let before = only(&server, &service, |_| true).await;
+    let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
+    let Err(Error::AlreadyRegistered { revision, .. }) = refused else {
+        panic!("the id is taken: {refused:?}");
+    };
+    assert_eq!(revision, Some(before.modified()));
+    assert_eq!(only(&server, &service, |_| true).await, before);
+}
+
+pub async fn after_a_take_over_a_refusal_names_the_revision_of_the_other(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let first = one.register(&service, instance("a"), options(h)).await.unwrap();
+    let own = only(&one, &service, |_| true).await.created();
+    let long = Start::Wait(Duration::from_secs(60));
+    let takes = options(h).on_conflict(OnConflict::TakeOver).start(long);
+    let _second = soon("taken over", two.register(&service, instance("a").with_weight(2), takes)).await.unwrap();
+    superseded(&first).await;
+    soon("deregistered", first.deregister()).await.unwrap();
+    let theirs = only(&two, &service, |entry| entry.instance().weight() == 2).await;
+    let refused = soon("refused", one.register(&service, instance("a"), options(h).start(long))).await;
+    match refused {
+        Err(Error::AlreadyRegistered { revision, .. }) => {
+            assert_eq!(revision, Some(theirs.modified()), "not {own}, at which the caller created the key");
+        }
+        other => panic!("expected AlreadyRegistered: {other:?}"),
+    }
+}
+
+pub async fn a_leftover_is_taken_over(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = options(h).ttl(h.ttl() * 3);
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let start = long.start(Start::Wait(Duration::from_secs(60)));
+    let _b = soon("taken over", two.register(&service, instance("a"), start)).await.unwrap();
+    // The old lease ends now, and must not take the new registration with it.
+    only(&two, &service, |_| true).await;
+    let _clock = two.register(&service, instance("clock"), own(h)).await.unwrap();
+    two.register(&service, instance("clock2"), own(h).ttl(h.ttl() * 3)).await.unwrap().abandon();
+    listed(&two, &service, &["a", "clock"]).await;
+}
+
+pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = options(h).ttl(h.ttl() * 3);
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    let before = only(&two, &service, |_| true).await;
+    one.crash().await;
+    let short = long.start(Start::Wait(h.ttl() / 4));
+    let mut lefts = Vec::new();
+    let _b = loop {
+        match soon("an answer", two.register(&service, instance("a"), short.clone())).await {
+            Ok(registration) => break registration,
+            Err(Error::Timeout { cause: Some(cause), .. }) => match cause.downcast_ref() {
+                Some(Error::Observing { left, .. }) => lefts.push(*left),
+                _ => panic!("the time that an observation still takes is the cause: {cause:?}"),
+            },
+            Err(error) => panic!("an observation is under way: {error:?}"),
+        }
+    };
+    let falls = lefts.is_sorted_by(|one, next| one > next);
+    assert!(lefts.len() >= 2 && falls, "each call goes on where the last one ended: {lefts:?} are left");
+    // Taken over, and not created after the lease had ended.
+    assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
+}
+
+pub async fn deregistering_at_once_removes_what_a_dead_predecessor_left(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let b = two.register(&service, instance("a"), long.start(Start::Background)).await.unwrap();
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*two, &service).await.is_empty());
+    // What is not its own stays.
+    let _c = register(h, &two, &service, "c").await;
+    let stranger = options(h).owner("another").start(Start::Background);
+    let d = two.register(&service, instance("c"), stranger).await.unwrap();
+    let _ = soon("deregistered", d.deregister()).await;
+    assert_eq!(endpoints(&resolve(&*two, &service).await), expected(&["c"]));
+}
+
+pub async fn dropping_at_once_leaves_what_a_predecessor_has(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = one.register(&service, instance("a"), mine.clone()).await.unwrap();
+    for _ in 0..5 {
+        drop(begun(two.register(&service, instance("a"), mine.clone().start(Start::Background))).await);
+        // Whether or not it got so far as to take the key over.
+        only(&one, &service, |_| true).await;
+    }
+    eventually("it is registered", || async {
+        match a.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
+    let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
+    one.crash().await;
+    let begun = Moment::now();
+    let _b = two.register(&service, instance("a"), long).await.unwrap();
+    // A third of the TTL is what an observation would take.
+    assert_within("taken over without an observation", begun, Duration::from_secs(50));
+    assert_eq!(resolve(&*two, &service).await.len(), 1);
+}
+
+pub async fn waiting_for_an_id_ends_when_it_is_free(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &one, &service, "a").await;
+    let first = only(&one, &service, |_| true).await;
+    let waits = options(h).on_conflict(OnConflict::Wait).start(Start::Wait(Duration::from_secs(60)));
+    let mut waiting = {
+        let service = service.clone();
+        BackgroundTask::run(async move { two.register(&service, instance("a"), waits).await })
+    };
+    soon("deregistered", a.deregister()).await.unwrap();
+    let _b = waiting.done("registered after waiting").await.unwrap();
+    assert!(only(&one, &service, |_| true).await.created() > first.created());
+}
+
+pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = register(h, &one, &service, "a").await;
+    let takes = options(h).on_conflict(OnConflict::TakeOver);
+    let _b = two.register(&service, instance("a").with_weight(7), takes).await.unwrap();
+    superseded(&a).await;
+    // It does not fight, whatever it is asked to do.
+    drop(a.update(|draft| {
+        draft.weight(1);
+    }));
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn registrations_with_one_owner_do_not_fight(h: &impl Harness) {
+    newest_stands(h, options(h).owner("me")).await;
+}
+
+pub async fn registrations_that_take_over_do_not_fight(h: &impl Harness) {
+    newest_stands(h, options(h).on_conflict(OnConflict::TakeOver)).await;
+}
+
+/// Registers one id in two processes, both with the right to replace it.
+async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
+    let (one, two, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let a = one.register(&service, instance("a").with_weight(1), entitled.clone()).await.unwrap();
+    let b = two.register(&service, instance("a").with_weight(2), entitled).await.unwrap();
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "they do not fight: {writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "the newer one is registered: {:?}", b.state());
+    let update = a.update(|draft| {
+        draft.weight(3);
+    });
+    assert!(matches!(soon("refused", update).await, Err(Error::NotOwner { .. })));
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    let free = Moment::now();
+    only(&client, &service, |entry| entry.instance().weight() == 3).await;
+    assert!(free.elapsed() < Duration::from_secs(2), "back after {:?}", free.elapsed());
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+pub async fn of_two_with_one_owner_the_newer_stands_after_a_wipe(h: &impl Harness) {
+    let (one, two, client) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let mine = options(h).owner("me");
+    let a = one.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    let b = two.register(&service, instance("a").with_weight(2), mine).await.unwrap();
+    superseded(&a).await;
+    h.wipe().await;
+    only(&client, &service, |entry| entry.instance().weight() == 2).await;
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "they do not fight: {writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert!(matches!(b.state(), RegistrationState::Registered { .. }), "the newer one is registered: {:?}", b.state());
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::AlreadyGone);
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+}
+
+pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    let b = server.register(&service, instance("a").with_weight(2), mine).await.unwrap();
+    superseded(&a).await;
+    let writes = writes(h, &client, &service).await;
+    assert!(writes <= 5, "they do not fight: {writes} writes");
+    assert_eq!(only(&client, &service, |_| true).await.instance().weight(), 2);
+    assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
+    only(&client, &service, |entry| entry.instance().weight() == 1).await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+pub async fn a_registration_that_keeps_failing_gives_way_within_its_process(h: &impl Harness) {
+    let (stranger, server, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let _theirs = register(h, &stranger, &service, "a").await;
+    let refused = server.register(&service, instance("a"), options(h).start(Start::Background)).await.unwrap();
+    eventually("it is refused", || async {
+        match refused.state() {
+            RegistrationState::Refused { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let takes = options(h).on_conflict(OnConflict::TakeOver).start(Start::Wait(Duration::from_secs(60)));
+    let taking = server.register(&service, instance("a").with_weight(7), takes);
+    let _ours = soon("taken over", taking).await.unwrap();
+    assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn a_successor_that_is_withdrawn_at_once_gives_the_id_back(h: &impl Harness) {
+    let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let mine = options(h).owner("me");
+    let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
+    for weight in 2..12 {
+        let background = mine.clone().start(Start::Background);
+        drop(server.register(&service, instance("a").with_weight(weight), background).await.unwrap());
+    }
+    only(&client, &service, |entry| entry.instance().weight() == 1).await;
+    eventually("it is registered again", || async {
+        match a.state() {
+            RegistrationState::Registered { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(resolve(&*client, &service).await.is_empty());
+}
+
+pub async fn two_processes_with_one_given_lease_do_not_overwrite_each_other(h: &impl Harness) {
+    let (keeper, one, two) = (h.client().await, h.client().await, h.client().await);
+    let service = service(h, "svc");
+    let _lease = register(h, &keeper, &service, "keeper").await;
+    let given = options(h).lease(LeaseChoice::Given(h.lease_of(&service, &id("keeper")).await.unwrap()));
+    let a = one.register(&service, instance("a").with_weight(1), given.clone()).await.unwrap();
+    let waits = given.start(Start::Wait(Duration::from_secs(60)));
+    let refused = soon("refused", two.register(&service, instance("a").with_weight(2), waits)).await;
+    assert!(matches!(refused, Err(Error::AlreadyRegistered { .. })), "{refused:?}");
+    let weight = |snapshot: &Snapshot| snapshot.get(&id("a")).map(|entry| entry.instance().weight());
+    assert_eq!(weight(&resolve(&*two, &service).await), Some(1));
+    assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
+    assert_eq!(endpoints(&resolve(&*two, &service).await), expected(&["keeper"]));
+}
+
+async fn superseded(registration: &Registration) {
+    eventually("it is superseded", || async {
+        match registration.state() {
+            RegistrationState::Superseded { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+/// Counts the changes of a service for two TTLs.
+async fn writes(h: &impl Harness, client: &Client, service: &ServiceRef) -> usize {
+    let clock = ServiceRef::new(h.namespace(), ServiceName::parse("clock").unwrap());
+    let clocked = client.register(&clock, instance("clock"), own(h).ttl(h.ttl() * 2)).await.unwrap();
+    let (mut watcher, mut ticking) = (watch(client, service).await, watch(client, &clock).await);
+    next(&mut watcher).await;
+    clocked.abandon();
+    let mut ended = pin!(until(&mut ticking, "the clock has run out", |change| change.snapshot.is_empty()));
+    let mut writes = 0;
+    loop {
+        tokio::select! {
+            change = watcher.next() => writes += change.unwrap().events.len(),
+            _ = &mut ended => return writes,
+        }
+    }
+}
+
+pub async fn deregistering_leaves_a_successor_alone(h: &impl Harness) {
+    let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
+    let a = one.register(&service, instance("a"), options(h).owner("me")).await.unwrap();
+    one.cut().await;
+    let _b = two.register(&service, instance("a").with_weight(7), options(h).owner("me")).await.unwrap();
+    let leaving = BackgroundTask::run(a.deregister());
+    one.heal().await;
+    let mut leaving = leaving;
+    let outcome = leaving.done("deregistered").await.unwrap();
+    assert_ne!(outcome, Deregistered::Removed);
+    assert_eq!(only(&two, &service, |_| true).await.instance().weight(), 7);
+}
+
+pub async fn a_new_registration_right_after_a_drop_stays(h: &impl Harness) {
+    let (server, service) = (h.client().await, service(h, "svc"));
+    for weight in 1..10 {
+        drop(register(h, &server, &service, "a").await);
+        let b = server.register(&service, instance("a").with_weight(weight), options(h)).await.unwrap();
+        assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);
+        // A later change of another service: what the drop still did came before it.
+        let other = ServiceRef::new(h.namespace(), ServiceName::parse("marker").unwrap());
+        soon("marked", register(h, &server, &other, "m").await.deregister()).await.unwrap();
+        assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);
+        soon("deregistered", b.deregister()).await.unwrap();
+    }
+}

@@ -1,0 +1,329 @@
+//! Three members of one etcd, whose ways to each other can be cut, and which can be replaced.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use super::{
+    gateway,
+    provider::Provider,
+    server::{EtcdServer, Peers, ServerOptions},
+};
+use crate::{
+    faults::{
+        modes::{Direction, Mode},
+        proxy::Proxy,
+    },
+    wait::eventually,
+};
+
+/// Number of times that a start is repeated with other ports.
+const ATTEMPTS: usize = 3;
+
+/// A cluster of three. Each member reaches the others through a proxy of its own.
+#[derive(Debug)]
+pub struct EtcdCluster {
+    members: Vec<EtcdServer>,
+    /// In front of each member's peer port.
+    peers: Vec<Proxy>,
+    /// The ids, as etcd writes them in requests between members.
+    ids: Vec<String>,
+    /// Those that are no longer part of it.
+    removed: BTreeSet<usize>,
+    provider: Provider,
+    /// With the proxy in front of its peer port.
+    learner: Option<(EtcdServer, Proxy)>,
+}
+
+impl EtcdCluster {
+    /// Starts three members and waits until they have a leader. An etcd given by the environment is left alone: its
+    /// members are nobody's to freeze.
+    ///
+    /// # Panics
+    ///
+    /// With a sentence that says what to do, if there is no etcd to be had.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends what was started.
+    pub async fn start() -> Self {
+        let provider = match Provider::from_env() {
+            Provider::Environment(_) => Provider::Process,
+            own => own,
+        };
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            match Self::try_start(&provider).await {
+                Ok(cluster) => return cluster,
+                Err(why) => last = why,
+            }
+        }
+        panic!("no cluster could be started after {ATTEMPTS} attempts: {last}");
+    }
+
+    async fn try_start(provider: &Provider) -> Result<Self, String> {
+        let mut members: Vec<_> = (0..3).map(|_| EtcdServer::down(provider, ServerOptions::new())).collect();
+        let mut peers = Vec::new();
+        for member in &members {
+            peers.push(Proxy::start(member.peer_address()).await.map_err(|error| error.to_string())?);
+        }
+        let named = members.iter().zip(&peers).map(|(member, peer)| format!("{}={}", member.name(), peer.url()));
+        let initial = named.collect::<Vec<_>>().join(",");
+        for (member, peer) in members.iter_mut().zip(&peers) {
+            member.join(Peers { advertised: peer.url(), initial: initial.clone(), existing: false });
+        }
+        // None is ready before most are there.
+        let [first, second, third] = &mut members[..] else { return Err("three members".to_owned()) };
+        let (first, second, third) = tokio::join!(first.up(), second.up(), third.up());
+        first.and(second).and(third)?;
+        let provider = provider.clone();
+        let (ids, removed) = (Vec::new(), BTreeSet::new());
+        let mut cluster = Self { members, peers, ids, removed, provider, learner: None };
+        for member in &cluster.members {
+            let ids = eventually("a member tells its id", || async { member.status().await.ok_or("no answer") }).await;
+            cluster.ids.push(hex(&ids.0));
+        }
+        cluster.leader().await;
+        Ok(cluster)
+    }
+
+    /// The URLs of the members, also of those that were removed.
+    pub fn urls(&self) -> Vec<String> {
+        self.members.iter().map(EtcdServer::url).collect()
+    }
+
+    /// One member.
+    ///
+    /// # Panics
+    ///
+    /// If there is none of this number; there are 0, 1 and 2, and those that were added.
+    pub fn member(&self, number: usize) -> &EtcdServer {
+        &self.members[number]
+    }
+
+    /// One member, to kill it or start it again.
+    ///
+    /// # Panics
+    ///
+    /// As [`member`](Self::member).
+    pub fn member_mut(&mut self, number: usize) -> &mut EtcdServer {
+        &mut self.members[number]
+    }
+
+    /// Adds a learner, which gets everything and serves next to nothing, and waits until it answers. Returns its URL.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be added or does not answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a learner in the cluster that does not run.
+    pub async fn add_learner(&mut self) -> String {
+        let mut learner = EtcdServer::down(&self.provider, ServerOptions::new());
+        let peer = Proxy::start(learner.peer_address()).await.expect("a proxy can be started");
+        let id = self.tell_to_add(&peer.url(), true).await;
+        let initial = format!("{},{}={}", self.initial(), learner.name(), peer.url());
+        learner.join(Peers { advertised: peer.url(), initial, existing: true });
+        learner.begin().await.expect("a learner starts");
+        // It refuses to list the members, so it is asked who it is.
+        eventually("the learner answers", || async {
+            match learner.status().await {
+                Some((own, _)) if own == id => Ok(()),
+                other => Err(other),
+            }
+        })
+        .await;
+        self.learner.insert((learner, peer)).0.url()
+    }
+
+    /// Makes the learner a member. Returns its number.
+    ///
+    /// # Panics
+    ///
+    /// If there is none, or it has not caught up in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the learner, which may be a member by then.
+    pub async fn promote_learner(&mut self) -> usize {
+        let (learner, peer) = self.learner.take().expect("there is a learner");
+        let (id, _) = learner.status().await.expect("the learner answers");
+        let body = format!(r#"{{"ID":"{id}"}}"#);
+        eventually("the learner is promoted", || async {
+            self.change("promote", &body).await;
+            let members = self.listed().await?;
+            if members.contains(r#""isLearner":true"#) { Err("it is not") } else { Ok(()) }
+        })
+        .await;
+        self.take_in(learner, peer, &id)
+    }
+
+    /// Takes a member out of the cluster, which ends it, and waits until it has ended.
+    ///
+    /// # Panics
+    ///
+    /// If the others do not agree in time, or as [`member`](Self::member).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a member that was taken out and runs.
+    pub async fn remove(&mut self, number: usize) {
+        let id = u64::from_str_radix(&self.ids[number], 16).expect("an id was told");
+        self.removed.insert(number);
+        let body = format!(r#"{{"ID":"{id}"}}"#);
+        eventually("a member is removed", || async {
+            self.change("remove", &body).await;
+            let members = self.listed().await?;
+            if members.contains(&id.to_string()) { Err("it is still there") } else { Ok(()) }
+        })
+        .await;
+        self.members[number].end().await;
+    }
+
+    /// Adds a member with nothing in it, and waits until it answers. Returns its number.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be added or does not answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a member in the cluster that does not run.
+    pub async fn add(&mut self) -> usize {
+        let member = EtcdServer::down(&self.provider, ServerOptions::new());
+        let peer = Proxy::start(member.peer_address()).await.expect("a proxy can be started");
+        let number = self.take_in(member, peer, "0");
+        self.join(number).await;
+        number
+    }
+
+    /// Kills a member, throws its data away, and adds it again at the same addresses: as operators replace a broken
+    /// disk. Waits until it answers.
+    ///
+    /// # Panics
+    ///
+    /// As [`remove`](Self::remove) and [`add`](Self::add).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`add`](Self::add).
+    pub async fn replace(&mut self, number: usize) {
+        self.members[number].kill().await;
+        self.remove(number).await;
+        self.members[number].forget().await;
+        self.removed.remove(&number);
+        self.join(number).await;
+    }
+
+    /// Adds the member of this number to the cluster and starts it.
+    async fn join(&mut self, number: usize) {
+        let advertised = self.peers[number].url();
+        self.removed.insert(number);
+        let id = self.tell_to_add(&advertised, false).await;
+        self.removed.remove(&number);
+        self.ids[number] = hex(&id);
+        let initial = self.initial();
+        let member = &mut self.members[number];
+        member.join(Peers { advertised, initial, existing: true });
+        member.up().await.expect("a member that was added starts");
+    }
+
+    fn take_in(&mut self, member: EtcdServer, peer: Proxy, id: &str) -> usize {
+        self.members.push(member);
+        self.peers.push(peer);
+        self.ids.push(hex(id));
+        self.members.len() - 1
+    }
+
+    /// Tells the cluster of a new member. Returns its id.
+    async fn tell_to_add(&self, advertised: &str, learner: bool) -> String {
+        let body = format!(r#"{{"peerURLs":["{advertised}"],"isLearner":{learner}}}"#);
+        // A cluster takes nobody in before its members have known each other for a few seconds.
+        eventually("a member is added", || async {
+            self.change("add", &body).await;
+            let members = self.listed().await?;
+            // The id comes before the addresses.
+            let (before, _) = members.split_once(advertised).ok_or("it is not there")?;
+            before.rfind(r#""ID":""#).and_then(|at| gateway::number(&before[at..], "ID")).ok_or("it has no id")
+        })
+        .await
+    }
+
+    /// Asks those that run, one after the other, to change the membership. The answer may be lost, so it does not
+    /// count.
+    async fn change(&self, what: &str, body: &str) {
+        for (_, member) in self.present() {
+            let path = format!("/v3/cluster/member/{what}");
+            if gateway::tell(member.address(), &path, body).await.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The members, as one of them lists them.
+    async fn listed(&self) -> Result<String, &'static str> {
+        for (_, member) in self.present() {
+            if let Some(members) = gateway::members(member.address()).await {
+                return Ok(members);
+            }
+        }
+        Err("no member answers")
+    }
+
+    fn present(&self) -> impl Iterator<Item = (usize, &EtcdServer)> {
+        self.members.iter().enumerate().filter(|(number, _)| !self.removed.contains(number))
+    }
+
+    /// The members as etcd wants them on its command line.
+    fn initial(&self) -> String {
+        let named = self.present().map(|(number, member)| format!("{}={}", member.name(), self.peers[number].url()));
+        named.collect::<Vec<_>>().join(",")
+    }
+
+    /// The number of the leader. Waits for one.
+    ///
+    /// # Panics
+    ///
+    /// If there is none in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn leader(&self) -> usize {
+        eventually("there is a leader", || async {
+            for (number, member) in self.present() {
+                // A frozen one would not answer.
+                let asked = tokio::time::timeout(Duration::from_millis(500), member.status()).await;
+                if asked.ok().flatten().is_some_and(|(id, leader)| id == leader) {
+                    return Ok(number);
+                }
+            }
+            Err("no leader")
+        })
+        .await
+    }
+
+    /// Cuts a member off from the others, silently and both ways; its clients still reach it.
+    ///
+    /// # Panics
+    ///
+    /// As [`member`](Self::member).
+    pub fn isolate(&self, number: usize) {
+        for (other, peer) in self.peers.iter().enumerate() {
+            if other == number {
+                peer.set(Mode::BlackHole(Direction::Both));
+            } else {
+                peer.set_for(format!("X-Server-From: {}", self.ids[number]), Mode::BlackHole(Direction::Both));
+            }
+        }
+    }
+
+    /// Ends all partitions.
+    pub fn heal(&self) {
+        self.peers.iter().for_each(Proxy::heal);
+    }
+}
+
+/// An id as etcd writes it in requests between members.
+fn hex(id: &str) -> String {
+    format!("{:x}", id.parse::<u64>().expect("an id is a number"))
+}

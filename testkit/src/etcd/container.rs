@@ -1,0 +1,106 @@
+//! etcd in a container: an image built `FROM scratch` around the local binary, so that no registry is needed.
+
+use std::{path::PathBuf, process::Command};
+
+use testcontainers::{
+    ContainerAsync, GenericBuildableImage, GenericImage, ImageExt,
+    core::{BuildImageOptions, IntoContainerPort},
+    runners::{AsyncBuilder, AsyncRunner},
+};
+
+use super::provider::binary;
+
+/// The client port within the container.
+pub(crate) const PORT: u16 = 2379;
+
+/// One container, with one mapped port for all its lives.
+#[derive(Debug)]
+pub(crate) struct EtcdContainer {
+    name: String,
+    host_network: bool,
+    container: Option<ContainerAsync<GenericImage>>,
+}
+
+impl EtcdContainer {
+    pub(crate) fn new(name: String) -> Self {
+        Self { name, host_network: false, container: None }
+    }
+
+    /// Starts it, or starts it again where it was killed.
+    pub(crate) async fn start(&mut self, arguments: &[String], port: u16) -> Result<(), String> {
+        if let Some(container) = &self.container {
+            return container.start().await.map_err(|error| error.to_string());
+        }
+        let image = image().await?;
+        let command = std::iter::once("/etcd".to_owned()).chain(arguments.iter().cloned());
+        let request = image.with_exposed_port(PORT.tcp()).with_cmd(command).with_container_name(&self.name);
+        let started = if self.host_network {
+            request.with_network("host").start().await
+        } else {
+            request.with_mapped_port(port, PORT.tcp()).start().await
+        };
+        self.container = Some(started.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    pub(crate) fn use_host_network(&mut self) {
+        self.host_network = true;
+    }
+
+    pub(crate) async fn pause(&self) {
+        let container = self.container.as_ref().expect("it was started");
+        container.pause().await.expect("a running container can be frozen");
+    }
+
+    pub(crate) async fn unpause(&self) {
+        let container = self.container.as_ref().expect("it was started");
+        container.unpause().await.expect("a frozen container can go on");
+    }
+
+    pub(crate) async fn kill(&mut self) {
+        if let Some(container) = &self.container {
+            container.stop_with_timeout(Some(0)).await.expect("a running container can be stopped");
+        }
+    }
+
+    /// Throws the container away, and its data with it.
+    pub(crate) async fn forget(&mut self) {
+        if let Some(container) = self.container.take() {
+            container.rm().await.expect("a stopped container can be removed");
+        }
+    }
+}
+
+async fn image() -> Result<GenericImage, String> {
+    let etcd = binary();
+    let mut dockerfile = "FROM scratch\nCOPY etcd /etcd\n".to_owned();
+    let mut image = GenericBuildableImage::new("enlist-test-etcd", version(&etcd)?);
+    let libraries = libraries(&etcd);
+    for (at, path) in libraries.iter().enumerate() {
+        dockerfile = format!("{dockerfile}COPY lib{at} {}\n", path.display());
+    }
+    image = image.with_dockerfile_string(dockerfile).with_file(etcd, "./etcd");
+    for (at, path) in libraries.into_iter().enumerate() {
+        image = image.with_file(path, format!("./lib{at}"));
+    }
+    let options = BuildImageOptions::new().with_skip_if_exists(true);
+    image.build_image_with(options).await.map_err(|error| format!("the image could not be built: {error}"))
+}
+
+/// The version, as a tag.
+fn version(etcd: &PathBuf) -> Result<String, String> {
+    let output =
+        Command::new(etcd).arg("--version").output().map_err(|error| format!("{}: {error}", etcd.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let version = text.lines().next().and_then(|line| line.split_whitespace().last());
+    version.map(str::to_owned).ok_or_else(|| format!("{} tells no version", etcd.display()))
+}
+
+/// Libraries that the binary is linked against; nothing for a static one.
+fn libraries(etcd: &PathBuf) -> Vec<PathBuf> {
+    let Ok(output) = Command::new("ldd").arg(etcd).output() else {
+        return Vec::new();
+    };
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
+}

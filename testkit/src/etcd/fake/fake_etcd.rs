@@ -1,0 +1,277 @@
+//! Handle of the scripted etcd in a test.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use enlist::TaskOwner;
+use etcd_client::proto::{PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, watch},
+};
+use tonic::{
+    Status,
+    transport::{Channel, Server},
+};
+
+use super::{
+    link::Link,
+    misbehavior::{Minority, Misbehavior},
+    records::{KeyChange, Requests},
+    services,
+    state::FakeState,
+    store::Store,
+};
+
+/// Interval at which etcd serves watches that begin in the past.
+const UNSYNCED: Duration = Duration::from_millis(100);
+
+/// Interval at which etcd looks for leases that are over.
+const EXPIRY: Duration = Duration::from_millis(500);
+
+/// The fake. Dropping it ends it.
+#[derive(Debug)]
+pub struct FakeEtcd {
+    shared: Arc<FakeState>,
+    /// Members that are dialled.
+    pipes: mpsc::Sender<DuplexStream>,
+    channel: Channel,
+    tasks: Arc<TaskOwner>,
+}
+
+impl FakeEtcd {
+    /// Starts it on the current runtime.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime.
+    pub fn start() -> Self {
+        let store = Store { revision: 1, version: "3.5.30".to_owned(), ..Store::default() };
+        let shared = Arc::new(FakeState {
+            store: Mutex::new(store),
+            revision: watch::Sender::new(1),
+            frozen: watch::Sender::new(false),
+            minority: watch::Sender::new(None),
+            renewals_held: watch::Sender::new(false),
+            revocations_held: watch::Sender::new(false),
+            lease_questions_held: watch::Sender::new(false),
+            pause: Mutex::default(),
+        });
+        let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
+        let tasks = Arc::new(TaskOwner::on(tokio::runtime::Handle::current()));
+        let stop = tasks.stop_signal();
+        let service = services::Service { shared: Arc::clone(&shared), tasks: Arc::default() };
+        let server = Server::builder()
+            .add_service(PbKvServer::new(service.clone()))
+            .add_service(PbLeaseServer::new(service.clone()))
+            .add_service(PbMaintenanceServer::new(service.clone()))
+            .add_service(PbWatchServer::new(service))
+            .add_service(services::Auth(Arc::clone(&shared)));
+        let incoming =
+            futures::stream::poll_fn(move |cx| incoming.poll_recv(cx).map(|pipe| pipe.map(Ok::<_, std::io::Error>)));
+        tasks
+            .spawn("fake etcd", async move {
+                // An error means that the fake was dropped.
+                let _ = stop.run_until_cancelled_owned(server.serve_with_incoming(incoming)).await;
+            })
+            .expect("the caller is in a runtime, and nobody has stopped the owner");
+        let channel = Link::new(pipes.clone()).channel();
+        Self { shared, pipes, channel, tasks }
+    }
+
+    /// A channel to it, for `Etcd::from_channel`.
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// A way to it for a client that shares its connections with no other.
+    pub fn link(&self) -> Link {
+        Link::new(self.pipes.clone())
+    }
+
+    /// Makes leases run out that are not renewed, by the clock of the runtime and as etcd does: those that are over are
+    /// looked for twice a second, though not while it is frozen.
+    pub fn expire_leases(&self) {
+        self.shared.store().expires = true;
+        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
+        let expiring = async move {
+            loop {
+                tokio::time::sleep(EXPIRY).await;
+                shared.awake().await;
+                shared.change(Store::expire);
+            }
+        };
+        // An error means that the fake has ended.
+        let _ = self.tasks.spawn("leases", async move {
+            stop.run_until_cancelled_owned(expiring).await;
+        });
+    }
+
+    /// Every change so far, those of forgotten revisions included.
+    pub fn journal(&self) -> Vec<KeyChange> {
+        self.shared.store().journal.clone()
+    }
+
+    /// Tells no lie any more.
+    pub fn be_honest(&self) {
+        self.shared.store().lies.clear();
+    }
+
+    /// Revokes a lease, as somebody else would.
+    pub fn revoke(&self, lease: i64) {
+        self.shared.change(|store| store.revoke(lease));
+    }
+
+    /// Tells this lie at the next occasion, after those that were asked for before.
+    pub fn lie(&self, lie: Misbehavior) {
+        self.shared.store().lies.push_back(lie);
+    }
+
+    /// Outcome of each transaction that came late: whether its guards held, or why it was refused.
+    pub fn late_writes(&self) -> Vec<Result<bool, Status>> {
+        self.shared.store().late.clone()
+    }
+
+    /// Returns `true` if all lies have been told.
+    pub fn told_all(&self) -> bool {
+        self.shared.store().lies.is_empty()
+    }
+
+    /// The latest revision.
+    pub fn revision(&self) -> i64 {
+        self.shared.store().revision
+    }
+
+    /// Says that it is another version; 3.5.30 unless said otherwise.
+    pub fn set_version(&self, version: impl Into<String>) {
+        self.shared.store().version = version.into();
+    }
+
+    /// Makes watches rest this long after each message, as those of a client that cannot keep up: what they tell is in
+    /// order, and later and later if there is more to tell.
+    pub fn slow_down(&self, pause: Duration) {
+        *self.shared.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+    }
+
+    /// Puts a key, as somebody else would.
+    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.shared.change(|store| store.put(key.into(), value.into(), 0));
+    }
+
+    /// Puts several keys in one revision.
+    pub fn put_all<K: Into<Vec<u8>>, V: Into<Vec<u8>>>(&self, pairs: impl IntoIterator<Item = (K, V)>) {
+        self.shared.change(|store| {
+            for (key, value) in pairs {
+                store.put(key.into(), value.into(), 0);
+            }
+        });
+    }
+
+    /// Deletes a key, as somebody else would.
+    pub fn delete(&self, key: &[u8]) {
+        self.shared.change(|store| {
+            store.delete(key);
+        });
+    }
+
+    /// Revokes all leases: their keys go in one revision.
+    pub fn revoke_all(&self) {
+        self.shared.change(Store::revoke_all);
+    }
+
+    /// Forgets the history up to now.
+    pub fn compact(&self) {
+        let mut store = self.shared.store();
+        let now = store.revision;
+        store.compact_to(now);
+    }
+
+    /// Loses everything, leases and revision included, and ends the watches.
+    pub fn wipe(&self) {
+        let mut store = self.shared.store();
+        let (lies, requests) = (std::mem::take(&mut store.lies), std::mem::take(&mut store.requests));
+        let (journal, expires) = (std::mem::take(&mut store.journal), store.expires);
+        let version = std::mem::take(&mut store.version);
+        *store = Store {
+            revision: 1,
+            wipes: store.wipes + 1,
+            version,
+            lies,
+            requests,
+            journal,
+            expires,
+            ..Store::default()
+        };
+        drop(store);
+        self.shared.revision.send_replace(1);
+    }
+
+    /// The keys and values under a prefix.
+    pub fn under(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let store = self.shared.store();
+        let found = store.keys.iter().filter(|(key, _)| key.starts_with(prefix));
+        found.map(|(key, pair)| (key.clone(), pair.value.clone())).collect()
+    }
+
+    /// Answers nothing, until [`thaw`](Self::thaw).
+    pub fn freeze(&self) {
+        self.shared.frozen.send_replace(true);
+    }
+
+    /// Answers again, also what was asked meanwhile.
+    pub fn thaw(&self) {
+        self.shared.frozen.send_replace(false);
+    }
+
+    /// Loses the quorum, or has it again. Watches that are open stay open.
+    pub fn set_minority(&self, minority: Option<Minority>) {
+        self.shared.minority.send_replace(minority);
+    }
+
+    /// Answers no renewals while `held`, as a member does whose leader is frozen.
+    pub fn hold_renewals(&self, held: bool) {
+        self.shared.renewals_held.send_replace(held);
+    }
+
+    /// Revokes no lease while `held`, and does not answer who asks for that.
+    pub fn hold_revocations(&self, held: bool) {
+        self.shared.revocations_held.send_replace(held);
+    }
+
+    /// Does not tell what is left of leases while `held`.
+    pub fn hold_lease_questions(&self, held: bool) {
+        self.shared.lease_questions_held.send_replace(held);
+    }
+
+    /// Takes the permission to read and write away, or gives it back. Leases need none.
+    pub fn set_denied(&self, denied: bool) {
+        self.shared.store().denies = denied;
+    }
+
+    /// Serves watches that begin in the past 100 ms later, which is how often etcd does. Without this at once.
+    pub fn delay_unsynced_watches(&self) {
+        self.shared.store().unsynced = UNSYNCED;
+    }
+
+    /// Number of leases.
+    pub fn leases(&self) -> usize {
+        self.shared.store().leases.len()
+    }
+
+    /// The leases that there are.
+    pub fn lease_ids(&self) -> Vec<i64> {
+        self.shared.store().leases.keys().copied().collect()
+    }
+
+    /// Requests so far.
+    pub fn requests(&self) -> Requests {
+        self.shared.store().requests.clone()
+    }
+
+    /// Starts counting anew.
+    pub fn forget_requests(&self) {
+        self.shared.store().requests = Requests::default();
+    }
+}

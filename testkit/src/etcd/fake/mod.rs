@@ -1,0 +1,23 @@
+//! A scripted etcd in this process: it answers truthfully by default, and misbehaves on demand in ways that a real
+//! server cannot be made to.
+//!
+//! It speaks etcd's protocol through the server traits of `etcd-client`, over an in-memory pipe, so that a paused clock
+//! works. Its store keeps revisions, leases and history. Leases never expire by default. Requests that it does not
+//! implement are refused. Begin with `fake_etcd.rs`, which is its handle in tests.
+
+mod fake_etcd;
+mod link;
+mod misbehavior;
+mod records;
+mod requests;
+mod services;
+mod state;
+mod store;
+mod watches;
+
+pub use self::{
+    fake_etcd::FakeEtcd,
+    link::Link,
+    misbehavior::{Minority, Misbehavior},
+    records::{KeyChange, Requests},
+};

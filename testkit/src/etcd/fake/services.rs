@@ -1,0 +1,274 @@
+//! gRPC services of the scripted etcd. Each method waits where the handle asks for that, and then asks the store.
+
+use std::{
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use enlist::TaskOwner;
+use etcd_client::proto::{
+    PbAlarmRequest, PbAlarmResponse, PbAuthenticateRequest, PbAuthenticateResponse, PbCompactionRequest,
+    PbCompactionResponse, PbDefragmentRequest, PbDefragmentResponse, PbDeleteRequest, PbDeleteResponse,
+    PbDowngradeRequest, PbDowngradeResponse, PbHashKvRequest, PbHashKvResponse, PbHashRequest, PbHashResponse,
+    PbKvService, PbLeaseGrantRequest, PbLeaseGrantResponse, PbLeaseKeepAliveRequest, PbLeaseKeepAliveResponse,
+    PbLeaseLeasesRequest, PbLeaseLeasesResponse, PbLeaseRevokeRequest, PbLeaseRevokeResponse, PbLeaseService,
+    PbLeaseTimeToLiveRequest, PbLeaseTimeToLiveResponse, PbMaintenanceService, PbMoveLeaderRequest,
+    PbMoveLeaderResponse, PbPutRequest, PbPutResponse, PbRangeRequest, PbRangeResponse, PbRangeStreamResponse,
+    PbSnapshotRequest, PbSnapshotResponse, PbStatusRequest, PbStatusResponse, PbTxnRequest, PbTxnResponse,
+    PbWatchRequest, PbWatchResponse, PbWatchService,
+};
+use futures::{future::BoxFuture, stream::BoxStream};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{
+    Request, Response, Status, Streaming, async_trait,
+    body::Body,
+    server::{NamedService, UnaryService},
+};
+
+use super::{misbehavior::Misbehavior, state::FakeState, watches};
+
+/// Maximum number of responses of a watch that its client has not read.
+const RESPONSES: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Service {
+    pub(super) shared: Arc<FakeState>,
+    /// The watches.
+    pub(super) tasks: Arc<TaskOwner>,
+}
+
+#[async_trait]
+impl PbKvService for Service {
+    type RangeStreamStream = BoxStream<'static, Result<PbRangeStreamResponse, Status>>;
+
+    async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), request.get_ref().serializable).await?;
+        self.shared.check_permission()?;
+        let asked = request.get_ref();
+        let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
+        if lists && self.shared.lie(|lie| *lie == Misbehavior::NoList).is_some() {
+            return Err(Status::unavailable("no list this time"));
+        }
+        let mut store = self.shared.store();
+        store.requests.ranges += 1;
+        store.requests.keys_only += usize::from(asked.keys_only);
+        store.requests.serializable += usize::from(asked.serializable);
+        store.range(asked).map(Response::new)
+    }
+
+    async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("range stream"))
+    }
+
+    async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
+        self.shared.change(|store| store.put_request(request.into_inner())).map(Response::new)
+    }
+
+    async fn delete_range(&self, request: Request<PbDeleteRequest>) -> Result<Response<PbDeleteResponse>, Status> {
+        self.shared.change(|store| store.delete_request(request.get_ref())).map(Response::new)
+    }
+
+    async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), false).await?;
+        let request = request.into_inner();
+        let Some(Misbehavior::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Misbehavior::LateTxn(_))) else {
+            return self.shared.txn(request).map(Response::new);
+        };
+        let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
+        let (tell, told) = oneshot::channel();
+        let late = self.tasks.spawn("late transaction", async move {
+            if stop.run_until_cancelled_owned(tokio::time::sleep(delay)).await.is_some() {
+                let outcome = shared.txn(request);
+                shared.store().late.push(outcome.as_ref().map(|answer| answer.succeeded).map_err(Clone::clone));
+                // Whoever asked may be gone.
+                let _ = tell.send(outcome);
+            }
+        });
+        late.map_err(|error| Status::unavailable(error.to_string()))?;
+        told.await.map_err(|_| Status::unavailable("the fake has ended"))?.map(Response::new)
+    }
+
+    async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
+        let mut store = self.shared.store();
+        store.compact(request.get_ref().revision)?;
+        Ok(Response::new(PbCompactionResponse { header: store.header() }))
+    }
+}
+
+#[async_trait]
+impl PbLeaseService for Service {
+    type LeaseKeepAliveStream = BoxStream<'static, Result<PbLeaseKeepAliveResponse, Status>>;
+
+    async fn lease_grant(
+        &self,
+        request: Request<PbLeaseGrantRequest>,
+    ) -> Result<Response<PbLeaseGrantResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.quorum(request.metadata(), false).await?;
+        let mut store = self.shared.store();
+        store.requests.grants += 1;
+        let PbLeaseGrantRequest { id, ttl } = request.into_inner();
+        let (id, ttl) = store.grant(id, ttl)?;
+        Ok(Response::new(PbLeaseGrantResponse { header: store.header(), id, ttl, error: String::new() }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<PbLeaseRevokeRequest>,
+    ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
+        self.shared.awake().await;
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.shared.revocations_held.subscribe().wait_for(|held| !held).await;
+        let known = self.shared.change(|store| store.revoke(request.get_ref().id));
+        if !known {
+            return Err(Status::not_found("etcdserver: requested lease not found"));
+        }
+        Ok(Response::new(PbLeaseRevokeResponse { header: self.shared.store().header() }))
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<PbLeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let shared = Arc::clone(&self.shared);
+        let answers = futures::stream::unfold((request.into_inner(), shared), |(mut requests, shared)| async move {
+            let asked = requests.message().await.ok()??;
+            shared.awake().await;
+            // The sender lives as long as this, so waiting cannot fail.
+            let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
+            let lied = shared.lie(|lie| *lie == Misbehavior::LeaseGone).is_some();
+            let answer = {
+                let mut store = shared.store();
+                store.requests.renewals += 1;
+                let ttl = if lied { 0 } else { store.renew(asked.id) };
+                PbLeaseKeepAliveResponse { header: store.header(), id: asked.id, ttl }
+            };
+            Some((Ok(answer), (requests, shared)))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<PbLeaseTimeToLiveRequest>,
+    ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
+        self.shared.awake().await;
+        self.shared.store().requests.lease_questions += 1;
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.shared.lease_questions_held.subscribe().wait_for(|held| !held).await;
+        let store = self.shared.store();
+        let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
+        let (ttl, left) = store.time_to_live(id).unwrap_or((0, -1));
+        let under = store.keys.values().filter(|pair| with_keys && pair.lease == id);
+        let keys = under.map(|pair| pair.key.clone()).collect();
+        Ok(Response::new(PbLeaseTimeToLiveResponse { header: store.header(), id, ttl: left, granted_ttl: ttl, keys }))
+    }
+
+    async fn lease_leases(&self, _: Request<PbLeaseLeasesRequest>) -> Result<Response<PbLeaseLeasesResponse>, Status> {
+        Err(Status::unimplemented("leases"))
+    }
+}
+
+#[async_trait]
+impl PbMaintenanceService for Service {
+    type SnapshotStream = BoxStream<'static, Result<PbSnapshotResponse, Status>>;
+
+    async fn status(&self, _: Request<PbStatusRequest>) -> Result<Response<PbStatusResponse>, Status> {
+        self.shared.awake().await;
+        let mut store = self.shared.store();
+        store.requests.versions += 1;
+        let (header, version) = (store.header(), store.version.clone());
+        Ok(Response::new(PbStatusResponse { header, version, ..PbStatusResponse::default() }))
+    }
+
+    async fn alarm(&self, _: Request<PbAlarmRequest>) -> Result<Response<PbAlarmResponse>, Status> {
+        Err(Status::unimplemented("alarm"))
+    }
+
+    async fn defragment(&self, _: Request<PbDefragmentRequest>) -> Result<Response<PbDefragmentResponse>, Status> {
+        Err(Status::unimplemented("defragment"))
+    }
+
+    async fn hash(&self, _: Request<PbHashRequest>) -> Result<Response<PbHashResponse>, Status> {
+        Err(Status::unimplemented("hash"))
+    }
+
+    async fn hash_kv(&self, _: Request<PbHashKvRequest>) -> Result<Response<PbHashKvResponse>, Status> {
+        Err(Status::unimplemented("hash of the keys"))
+    }
+
+    async fn snapshot(&self, _: Request<PbSnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        Err(Status::unimplemented("snapshot"))
+    }
+
+    async fn move_leader(&self, _: Request<PbMoveLeaderRequest>) -> Result<Response<PbMoveLeaderResponse>, Status> {
+        Err(Status::unimplemented("move leader"))
+    }
+
+    async fn downgrade(&self, _: Request<PbDowngradeRequest>) -> Result<Response<PbDowngradeResponse>, Status> {
+        Err(Status::unimplemented("downgrade"))
+    }
+}
+
+#[async_trait]
+impl PbWatchService for Service {
+    type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
+
+    async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
+        // A watch needs a leader only where that is asked for.
+        self.shared.quorum(request.metadata(), true).await?;
+        self.shared.store().requests.watches += 1;
+        let (responses, sent) = mpsc::channel(RESPONSES);
+        let shared = Arc::clone(&self.shared);
+        let stop = self.tasks.stop_signal();
+        let served = self.tasks.spawn("fake watch", async move {
+            stop.run_until_cancelled_owned(watches::serve(shared, request.into_inner(), responses)).await;
+        });
+        served.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(Box::pin(watches::delayed(Arc::clone(&self.shared), sent))))
+    }
+}
+
+/// Hands out tokens. The trait of this service has messages that `etcd-client` does not export, so it is served by
+/// hand.
+#[derive(Clone, Debug)]
+pub(super) struct Auth(pub(super) Arc<FakeState>);
+
+impl NamedService for Auth {
+    const NAME: &'static str = "etcdserverpb.Auth";
+}
+
+impl UnaryService<PbAuthenticateRequest> for Auth {
+    type Response = PbAuthenticateResponse;
+    type Future = std::future::Ready<Result<Response<Self::Response>, Status>>;
+
+    fn call(&mut self, _: Request<PbAuthenticateRequest>) -> Self::Future {
+        let mut store = self.0.store();
+        store.requests.tokens += 1;
+        let token = format!("token-{}", store.requests.tokens);
+        std::future::ready(Ok(Response::new(PbAuthenticateResponse { header: store.header(), token })))
+    }
+}
+
+impl tower::Service<http::Request<Body>> for Auth {
+    type Response = http::Response<Body>;
+    type Error = std::convert::Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let authenticate = self.clone();
+        Box::pin(async move {
+            if !request.uri().path().ends_with("/Authenticate") {
+                return Ok(Status::unimplemented("only Authenticate").into_http());
+            }
+            let codec = tonic_prost::ProstCodec::<PbAuthenticateResponse, PbAuthenticateRequest>::default();
+            Ok(tonic::server::Grpc::new(codec).unary(authenticate, request).await)
+        })
+    }
+}

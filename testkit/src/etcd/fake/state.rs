@@ -1,0 +1,99 @@
+//! State of the scripted etcd, which its services and its handle share.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use etcd_client::proto::{PbTxnRequest, PbTxnResponse};
+use tokio::{sync::watch, time::Instant};
+use tonic::{Status, metadata::MetadataMap};
+
+use super::{
+    misbehavior::{Minority, Misbehavior},
+    store::Store,
+};
+
+#[derive(Debug)]
+pub(super) struct FakeState {
+    pub(super) store: Mutex<Store>,
+    /// The latest revision.
+    pub(super) revision: watch::Sender<i64>,
+    pub(super) frozen: watch::Sender<bool>,
+    /// It is one of a minority.
+    pub(super) minority: watch::Sender<Option<Minority>>,
+    /// Renewals are not answered.
+    pub(super) renewals_held: watch::Sender<bool>,
+    /// Leases are not revoked.
+    pub(super) revocations_held: watch::Sender<bool>,
+    /// Questions for what is left of a lease are not answered.
+    pub(super) lease_questions_held: watch::Sender<bool>,
+    /// Time for which a watch rests after each message.
+    pub(super) pause: Mutex<Duration>,
+}
+
+impl FakeState {
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until it is not frozen.
+    pub(super) async fn awake(&self) {
+        // The sender lives as long as this, so waiting cannot fail.
+        let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
+    }
+
+    /// Waits for the quorum, unless the request does without one; refuses it where there is no leader.
+    pub(super) async fn quorum(&self, metadata: &MetadataMap, serializable: bool) -> Result<(), Status> {
+        let mut minority = self.minority.subscribe();
+        let now = *minority.borrow_and_update();
+        match now {
+            Some(Minority::Leaderless) if metadata.contains_key("hasleader") || !serializable => {
+                Err(Status::unavailable("etcdserver: no leader"))
+            }
+            Some(Minority::Silent) if !serializable => {
+                // The sender lives as long as this, so waiting cannot fail.
+                let _ = minority.wait_for(Option::is_none).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes changes that share one revision.
+    pub(super) fn change<T>(&self, act: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        let (before, result) = store.at_next_revision(act);
+        let now = store.revision;
+        drop(store);
+        if now != before {
+            self.revision.send_replace(now);
+        }
+        result
+    }
+
+    pub(super) fn check_permission(&self) -> Result<(), Status> {
+        let mut store = self.store();
+        if !store.denies {
+            return Ok(());
+        }
+        store.requests.denied += 1;
+        Err(Status::permission_denied("etcdserver: permission denied"))
+    }
+
+    pub(super) fn txn(&self, request: PbTxnRequest) -> Result<PbTxnResponse, Status> {
+        self.check_permission()?;
+        {
+            let mut store = self.store();
+            store.requests.txns += 1;
+            store.requests.txn_times.push(Instant::now());
+        }
+        self.change(|store| store.txn(request))
+    }
+
+    /// Takes the next lie, if it is one of `these`.
+    pub(super) fn lie(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
+        let mut store = self.store();
+        if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }
+    }
+}

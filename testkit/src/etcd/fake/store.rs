@@ -1,0 +1,282 @@
+//! The store of the fake: keys, their history and leases. It answers as etcd does, which
+//! `backend-etcd/tests/differential.rs` holds against a real one.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use etcd_client::proto::{PbEvent, PbKeyValue, PbResponseHeader};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{
+    misbehavior::Misbehavior,
+    records::{KeyChange, Requests},
+};
+
+/// Seconds that a lease may be granted for.
+const MAX_TTL: i64 = 9_000_000_000;
+
+/// Seconds that a lease is granted for at least, with etcd's default election timeout of 1 s.
+const MIN_TTL: i64 = 2;
+
+pub(super) type Keys = BTreeMap<Vec<u8>, PbKeyValue>;
+
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    pub(super) version: String,
+    pub(super) revision: i64,
+    /// Number of times that everything was lost.
+    pub(super) wipes: usize,
+    pub(super) compacted: i64,
+    pub(super) keys: Keys,
+    /// The keys as of the compacted revision, from which on there is a history.
+    pub(super) base: Keys,
+    /// Changes from the compacted revision on, with what was there before each.
+    pub(super) history: VecDeque<PbEvent>,
+    /// Changes before the present request, while there is one that may change something.
+    pub(super) begun: Option<usize>,
+    pub(super) leases: BTreeMap<i64, Granted>,
+    /// Leases run out.
+    pub(super) expires: bool,
+    /// Every change.
+    pub(super) journal: Vec<KeyChange>,
+    pub(super) lies: VecDeque<Misbehavior>,
+    /// Outcome of the late transactions: the error of one that was refused.
+    pub(super) late: Vec<Result<bool, Status>>,
+    pub(super) requests: Requests,
+    /// Watches that begin in the past are served this much later.
+    pub(super) unsynced: Duration,
+    /// Reads and transactions are refused.
+    pub(super) denies: bool,
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    /// Seconds.
+    pub(super) ttl: i64,
+    /// Time at which it was granted or renewed last.
+    renewed: Instant,
+}
+
+impl Granted {
+    /// Seconds that are left, begun ones included.
+    fn remaining(&self) -> i64 {
+        let passed = i64::try_from(self.renewed.elapsed().as_secs()).unwrap_or(i64::MAX);
+        self.ttl.saturating_sub(passed).max(0)
+    }
+}
+
+impl Store {
+    /// The revision of an answer. What has changed nothing yet is still at the revision before.
+    fn present(&self) -> i64 {
+        self.revision - i64::from(self.begun == Some(self.history.len()))
+    }
+
+    /// The header of every answer. etcd always sends one, so it is wrapped as the messages have it.
+    #[expect(clippy::unnecessary_wraps, reason = "the messages have an optional header")]
+    pub(super) fn header(&self) -> Option<PbResponseHeader> {
+        Some(PbResponseHeader { cluster_id: 1, member_id: 1, revision: self.present(), raft_term: 1 })
+    }
+
+    /// Runs `act` at the next revision; returns the one before.
+    pub(super) fn at_next_revision<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (i64, T) {
+        let (before, events) = (self.revision, self.history.len());
+        self.revision += 1;
+        self.begun = Some(events);
+        let result = act(self);
+        self.begun = None;
+        if self.history.len() == events {
+            self.revision = before;
+        }
+        (before, result)
+    }
+
+    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>, lease: i64) {
+        let old = self.keys.get(&key);
+        let pair = PbKeyValue {
+            create_revision: old.map_or(self.revision, |old| old.create_revision),
+            version: old.map_or(1, |old| old.version + 1),
+            mod_revision: self.revision,
+            key: key.clone(),
+            value,
+            lease,
+        };
+        let prev_kv = self.keys.insert(key, pair.clone());
+        self.written(&pair, true);
+        self.history.push_back(PbEvent { r#type: 0, kv: Some(pair), prev_kv });
+    }
+
+    /// Deletes a key, and returns what it held.
+    pub(super) fn delete(&mut self, key: &[u8]) -> Option<PbKeyValue> {
+        let there = self.keys.remove(key);
+        if there.is_some() {
+            let gone = PbKeyValue { key: key.to_vec(), mod_revision: self.revision, ..PbKeyValue::default() };
+            self.written(&gone, false);
+            self.history.push_back(PbEvent { r#type: 1, kv: Some(gone), prev_kv: there.clone() });
+        }
+        there
+    }
+
+    fn written(&mut self, pair: &PbKeyValue, put: bool) {
+        self.journal.push(KeyChange {
+            at: Instant::now(),
+            revision: pair.mod_revision,
+            key: pair.key.clone(),
+            value: put.then(|| pair.value.clone()),
+            created: pair.create_revision,
+            lease: pair.lease,
+        });
+    }
+
+    /// Renews a lease, and returns its seconds; 0 if there is none.
+    pub(super) fn renew(&mut self, lease: i64) -> i64 {
+        self.leases.get_mut(&lease).map_or(0, |lease| {
+            lease.renewed = Instant::now();
+            lease.ttl
+        })
+    }
+
+    /// Seconds of a lease, and how many of them are left; `None` if there is no such lease.
+    pub(super) fn time_to_live(&self, lease: i64) -> Option<(i64, i64)> {
+        let lease = self.leases.get(&lease)?;
+        Some((lease.ttl, if self.expires { lease.remaining() } else { lease.ttl }))
+    }
+
+    /// Revokes the leases that are over.
+    pub(super) fn expire(&mut self) {
+        let over: Vec<_> = self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect();
+        for lease in over {
+            self.revoke(lease);
+        }
+    }
+
+    pub(super) fn revoke(&mut self, lease: i64) -> bool {
+        let known = self.leases.remove(&lease).is_some();
+        let keys: Vec<_> =
+            self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
+        for key in keys {
+            self.delete(&key);
+        }
+        known
+    }
+
+    pub(super) fn revoke_all(&mut self) {
+        for lease in self.leases.keys().copied().collect::<Vec<_>>() {
+            self.revoke(lease);
+        }
+    }
+
+    /// Grants a lease: its identity and its seconds.
+    pub(super) fn grant(&mut self, id: i64, ttl: i64) -> Result<(i64, i64), Status> {
+        if ttl > MAX_TTL {
+            return Err(Status::out_of_range("etcdserver: too large lease TTL"));
+        }
+        let id = match id {
+            0 => 1000 + self.leases.last_key_value().map_or(0, |(id, _)| *id),
+            id if self.leases.contains_key(&id) => {
+                return Err(Status::failed_precondition("etcdserver: lease already exists"));
+            }
+            id => id,
+        };
+        let ttl = ttl.max(MIN_TTL);
+        self.leases.insert(id, Granted { ttl, renewed: Instant::now() });
+        Ok((id, ttl))
+    }
+
+    /// Forgets the history before `revision`.
+    pub(super) fn compact(&mut self, revision: i64) -> Result<(), Status> {
+        if revision <= self.compacted {
+            return Err(compacted());
+        }
+        if revision > self.revision {
+            return Err(future_revision());
+        }
+        self.compact_to(revision);
+        Ok(())
+    }
+
+    /// Forgets the history before `revision`, which is a past one or the present one.
+    pub(super) fn compact_to(&mut self, revision: i64) {
+        self.base = self.at(revision).into_owned();
+        self.compacted = revision;
+        let first = self.first_event(revision);
+        self.history.drain(..first);
+    }
+
+    /// Index of the first change from a revision on.
+    fn first_event(&self, revision: i64) -> usize {
+        self.history.partition_point(|event| event.kv.as_ref().is_some_and(|pair| pair.mod_revision < revision))
+    }
+
+    /// The keys as of a revision that is not forgotten; 0 is the present one.
+    pub(super) fn at(&self, revision: i64) -> Cow<'_, Keys> {
+        if revision == 0 || revision >= self.revision {
+            return Cow::Borrowed(&self.keys);
+        }
+        let mut keys = self.base.clone();
+        let known = self.first_event(self.compacted + 1);
+        for event in self.history.range(known..self.first_event(revision + 1)) {
+            match &event.kv {
+                Some(pair) if event.r#type == 0 => drop(keys.insert(pair.key.clone(), pair.clone())),
+                Some(pair) => drop(keys.remove(&pair.key)),
+                None => {}
+            }
+        }
+        Cow::Owned(keys)
+    }
+
+    /// Refuses a revision that is forgotten, or not there yet.
+    pub(super) fn check_revision(&self, revision: i64) -> Result<(), Status> {
+        match revision {
+            0 => Ok(()),
+            revision if revision > self.present() => Err(future_revision()),
+            revision if revision < self.compacted => Err(compacted()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The events of a range from `next` on, by revision.
+    pub(super) fn events(&self, next: i64, key: &[u8], end: &[u8]) -> Vec<(i64, Vec<PbEvent>)> {
+        let mut by_revision: Vec<(i64, Vec<PbEvent>)> = Vec::new();
+        for event in self.history.range(self.first_event(next)..) {
+            let Some(pair) = &event.kv else { continue };
+            if !is_within(&pair.key, key, end) {
+                continue;
+            }
+            match by_revision.last_mut() {
+                Some((revision, events)) if *revision == pair.mod_revision => events.push(event.clone()),
+                _ => by_revision.push((pair.mod_revision, vec![event.clone()])),
+            }
+        }
+        by_revision
+    }
+}
+
+pub(super) fn future_revision() -> Status {
+    Status::out_of_range("etcdserver: mvcc: required revision is a future revision")
+}
+
+pub(super) fn compacted() -> Status {
+    Status::out_of_range("etcdserver: mvcc: required revision has been compacted")
+}
+
+pub(super) fn within<'a>(keys: &'a Keys, key: &[u8], end: &[u8]) -> Vec<&'a PbKeyValue> {
+    match end {
+        [] => keys.get(key).into_iter().collect(),
+        [0] => keys.range(key.to_vec()..).map(|(_, pair)| pair).collect(),
+        end if key < end => keys.range(key.to_vec()..end.to_vec()).map(|(_, pair)| pair).collect(),
+        _ => Vec::new(),
+    }
+}
+
+pub(super) fn is_within(key: &[u8], start: &[u8], end: &[u8]) -> bool {
+    match end {
+        [] => key == start,
+        [0] => key >= start,
+        end => key >= start && key < end,
+    }
+}

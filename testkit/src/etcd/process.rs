@@ -1,0 +1,78 @@
+//! An `etcd` process that ends with the test process.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+use super::provider::binary;
+
+/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends
+/// when the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
+const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
+
+/// A running `etcd` and the shell that ends it when this process is gone.
+#[derive(Debug)]
+pub(super) struct Running {
+    guard: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+impl Running {
+    pub(super) async fn start(arguments: &[String], directory: &Path) -> Result<Self, String> {
+        let log = directory.join("log");
+        let mut guard = Command::new("sh")
+            .args(["-c", GUARD, "sh"])
+            .arg(&log)
+            .arg(binary())
+            .args(arguments)
+            .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // In a process group of its own: when a group loses the shell that it belongs to, the kernel lets its
+            // stopped members go on, and a frozen server would thaw.
+            .process_group(0)
+            // The shell tells of the kill.
+            .stderr(Stdio::null())
+            .kill_on_drop(false)
+            .spawn()
+            .map_err(|error| format!("sh: {error}"))?;
+        let stdout = guard.stdout.take().ok_or("no pipe")?;
+        let mut line = String::new();
+        let read = BufReader::new(stdout).read_line(&mut line).await;
+        let pid = read.ok().and_then(|_| line.trim().parse().ok()).ok_or("the shell told no pid")?;
+        Ok(Self { guard, pid, log })
+    }
+
+    /// Its output, if it has ended.
+    pub(super) fn ended(&self) -> Option<String> {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
+        let running = state.is_some_and(|state| !state.contains(") Z "));
+        (!running).then(|| format!("etcd ended: {}", std::fs::read_to_string(&self.log).unwrap_or_default()))
+    }
+
+    pub(super) async fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.pid.to_string()).status().await;
+        let why = self.ended().unwrap_or_default();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{signal} {}: {why}", self.pid);
+    }
+
+    pub(super) async fn kill(self) {
+        self.signal("KILL").await;
+        self.end().await;
+    }
+
+    /// Has the shell end it, whether or not it still runs.
+    pub(super) async fn end(mut self) {
+        drop(self.guard.stdin.take());
+        // Its status is that of the killed etcd.
+        let _ = self.guard.wait().await;
+    }
+}
