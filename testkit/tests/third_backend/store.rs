@@ -1,4 +1,4 @@
-//! 1. The store: plain data, a revision that grows with each change, and leases on the clock.
+//! Step 1. The store: plain data, a revision that increases with each change, and leases driven by the clock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +9,7 @@ use std::{
 use enlist::{Instance, InstanceId, LeaseId, Revision, ServiceRef};
 use tokio::{sync::watch, time::Instant};
 
+/// Key of an instance.
 pub(crate) type Key = (ServiceRef, InstanceId);
 
 /// The value written under a key.
@@ -16,10 +17,11 @@ pub(crate) type Key = (ServiceRef, InstanceId);
 pub(crate) struct Value {
     pub(crate) instance: Arc<Instance>,
     pub(crate) owner: Option<String>,
-    /// Tells the newer one of two registrations that may replace each other.
+    /// Orders registrations that may replace each other: the larger term is the newer one.
     pub(crate) term: u64,
 }
 
+/// A key's content.
 #[derive(Clone)]
 pub(crate) struct Record {
     pub(crate) value: Value,
@@ -28,21 +30,31 @@ pub(crate) struct Record {
     pub(crate) modified: Revision,
 }
 
+/// A lease.
 pub(crate) struct Granted {
     pub(crate) ttl: Duration,
     pub(crate) deadline: Instant,
 }
 
+/// Cause of a deletion.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Cause {
+    Deregistration,
+    /// By an operator.
+    Eviction,
+}
+
+/// Content of the store.
 #[derive(Default)]
 pub(crate) struct Data {
     pub(crate) revision: u64,
     /// Counts the wipes: revisions of different epochs do not compare.
     pub(crate) epoch: u64,
     pub(crate) records: BTreeMap<Key, Record>,
-    /// Instances that were deleted rather than lost with their leases, which views do not hold on to.
+    /// Instances whose keys were deleted, rather than lost with their leases. Views do not hold them.
     pub(crate) departed: BTreeSet<Key>,
-    /// Those of them that their registrations have removed.
-    pub(crate) left: BTreeSet<Key>,
+    /// Those of them that their own registrations removed.
+    pub(crate) deregistered: BTreeSet<Key>,
     pub(crate) leases: BTreeMap<LeaseId, Granted>,
     pub(crate) last_lease: i64,
 }
@@ -53,8 +65,8 @@ impl Data {
         Revision::new(self.revision)
     }
 
-    /// Writes `key` if it was last changed at `guard`; `None` stands for an absent key. Fails if that is not so, or if there is no
-    /// such lease.
+    /// Writes `key` if it was last changed at `guard`; `None` stands for an absent key. Returns `None` if it was not,
+    /// or if the lease does not exist.
     pub(crate) fn put(
         &mut self,
         key: &Key,
@@ -71,32 +83,32 @@ impl Data {
         let modified = self.next_revision();
         let record = Record { value, lease, created: created.unwrap_or(modified), modified };
         self.departed.remove(key);
-        self.left.remove(key);
+        self.deregistered.remove(key);
         self.records.insert(key.clone(), record.clone());
         Some(record)
     }
 
-    /// Deletes `key` if `guard` accepts what is there.
-    pub(crate) fn delete(&mut self, key: &Key, left: bool, guard: impl FnOnce(&Record) -> bool) -> Option<Record> {
+    /// Deletes `key` if `guard` accepts its record.
+    pub(crate) fn delete(&mut self, key: &Key, cause: Cause, guard: impl FnOnce(&Record) -> bool) -> Option<Record> {
         let record = self.records.get(key).filter(|record| guard(record)).cloned()?;
         self.next_revision();
         self.records.remove(key);
         self.departed.insert(key.clone());
-        if left {
-            self.left.insert(key.clone());
+        if cause == Cause::Deregistration {
+            self.deregistered.insert(key.clone());
         }
         Some(record)
     }
 
-    /// Ends a lease: its keys go at one revision.
-    pub(crate) fn revoke(&mut self, lease: LeaseId) -> bool {
-        let was_there = self.leases.remove(&lease).is_some();
+    /// Ends a lease and deletes its keys at one revision. Returns `None` if the lease does not exist.
+    pub(crate) fn revoke(&mut self, lease: LeaseId) -> Option<Granted> {
+        let granted = self.leases.remove(&lease);
         let before = self.records.len();
         self.records.retain(|_, record| record.lease != Some(lease));
         if self.records.len() < before {
             self.next_revision();
         }
-        was_there
+        granted
     }
 
     pub(crate) fn of(&self, service: &ServiceRef) -> impl Iterator<Item = (&InstanceId, &Record)> {
@@ -104,6 +116,7 @@ impl Data {
     }
 }
 
+/// The store of all clients.
 #[derive(Default)]
 pub(crate) struct Store {
     data: Mutex<Data>,
@@ -111,7 +124,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Runs `act` on the data as they are now: leases whose time is up have ended.
+    /// Runs `act` on the current data. Leases past their deadline are ended first.
     pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Data) -> T) -> T {
         let mut data = self.data.lock().unwrap();
         let before = (data.epoch, data.revision);
@@ -129,7 +142,7 @@ impl Store {
         result
     }
 
-    /// Waits for a change, or until a lease ends.
+    /// Waits for a change or for the next deadline of a lease.
     pub(crate) async fn changed(&self, changes: &mut watch::Receiver<()>) {
         let expiry = self.with(|data| data.leases.values().map(|lease| lease.deadline).min());
         let expiry = async {

@@ -1,10 +1,13 @@
-//! A backend from scratch, over a `BTreeMap`, and its conformance run. `docs/conformance.md` is the tutorial to it. Begin with
-//! `store.rs`.
+//! A backend over a `BTreeMap`, written with the helpers of `enlist::backend`, and its conformance run.
+//! `docs/writing-a-backend.md` builds it step by step. Begin with `store.rs`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 mod client;
-mod registrar;
+mod discovery;
+mod lease;
+mod registration_task;
+mod registry;
 mod store;
 
 use std::{sync::Arc, time::Duration};
@@ -14,12 +17,12 @@ use enlist::{InstanceId, LeaseId, Namespace, ServiceRef};
 use enlist_testkit::{Client, ClientFaults, Harness};
 
 use self::{
-    client::Scratch,
-    store::{Data, Store},
+    client::MapClient,
+    store::{Cause, Data, Store},
 };
 
-/// 6. The harness: what the suite needs to know, and the faults that it brings.
-struct Process(Scratch);
+/// Step 7. Faults of one client.
+struct Process(MapClient);
 
 #[async_trait]
 impl ClientFaults for Process {
@@ -43,13 +46,14 @@ impl ClientFaults for Process {
     }
 }
 
+/// Step 8. The harness: one store per case.
 #[derive(Default)]
-struct ScratchHarness(Arc<Store>);
+struct MapHarness(Arc<Store>);
 
 #[async_trait]
-impl Harness for ScratchHarness {
+impl Harness for MapHarness {
     fn namespace(&self) -> Namespace {
-        Namespace::parse("scratch").unwrap()
+        Namespace::parse("third-backend").unwrap()
     }
 
     fn ttl(&self) -> Duration {
@@ -57,7 +61,7 @@ impl Harness for ScratchHarness {
     }
 
     async fn client(&self) -> Client {
-        let client = Scratch::new(Arc::clone(&self.0));
+        let client = MapClient::new(Arc::clone(&self.0));
         Client::without_locks(client.clone(), Process(client))
     }
 
@@ -66,16 +70,16 @@ impl Harness for ScratchHarness {
     }
 
     async fn revoke(&self, lease: LeaseId) {
-        assert!(self.0.with(|data| data.revoke(lease)), "there is no lease {lease}");
+        assert!(self.0.with(|data| data.revoke(lease)).is_some(), "there is no lease {lease}");
     }
 
     async fn delete(&self, service: &ServiceRef, id: &InstanceId) {
-        let deleted = self.0.with(|data| data.delete(&(service.clone(), id.clone()), false, |_| true));
+        let deleted = self.0.with(|data| data.delete(&(service.clone(), id.clone()), Cause::Eviction, |_| true));
         assert!(deleted.is_some(), "there is no instance {id}");
     }
 
     async fn compact(&self) {
-        // Watches list again instead of reading a history.
+        // The store keeps no history: watches list after each change.
     }
 
     async fn wipe(&self) {
@@ -88,18 +92,25 @@ impl Harness for ScratchHarness {
 
 enlist_testkit::conformance!(
     #[tokio::test(start_paused = true)]
-    ScratchHarness::default(),
+    MapHarness::default(),
     without locks
 );
 
-/// The tutorial shows the code as it is here.
+/// The page shows the code as it is here.
 #[test]
-fn the_tutorial_is_up_to_date() {
-    let code =
-        [include_str!("main.rs"), include_str!("store.rs"), include_str!("client.rs"), include_str!("registrar.rs")];
-    let tutorial = include_str!("../../../docs/conformance.md");
-    let shown: Vec<_> = tutorial.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(shown.len() >= 6, "{} pieces of code", shown.len());
+fn the_page_for_backend_authors_is_up_to_date() {
+    let code = [
+        include_str!("main.rs"),
+        include_str!("store.rs"),
+        include_str!("client.rs"),
+        include_str!("discovery.rs"),
+        include_str!("lease.rs"),
+        include_str!("registration_task.rs"),
+        include_str!("registry.rs"),
+    ];
+    let page = include_str!("../../../docs/writing-a-backend.md");
+    let shown: Vec<_> = page.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(shown.len() >= 12, "{} pieces of code", shown.len());
     for piece in shown {
         assert!(code.iter().any(|file| file.contains(piece)), "this is not in the code:\n{piece}");
     }

@@ -1,66 +1,91 @@
-//! 5. Registering: a task per instance that compares what is wanted with what is there, for ever.
+//! Step 5. One task per registration, which compares the desired state with the store and writes the difference.
 
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use async_trait::async_trait;
 use enlist::{
-    Deregistered, Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, Moment, OnConflict, Owner,
-    RegisterOptions, Registration, RegistrationState, Registry, Revision, ServiceRef,
+    Deregistered, Error, LeaseChoice, LeaseId, Moment, OnConflict, Owner, RegisterOptions, RegistrationState, Revision,
     backend::{
-        Approach, Claim, Desired, Goal, LeaseTerms, Look, RegistrationDriver, check_ttl,
+        Approach, Claim, Desired, Goal, Look, RegistrationDriver,
         reconcile::{self, Entitlement, Found, Mine, Observation, Step},
-        registration, whole_seconds,
     },
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    client::{GrantedLease, Inner, Lease, Scratch},
-    store::{Data, Key, Record, Value},
+    client::Inner,
+    lease::Lease,
+    store::{Cause, Data, Key, Record, Value},
 };
 
-/// Time between looks at somebody else's lease.
-const LOOK: Duration = Duration::from_millis(250);
+/// Interval of reading the lease of another client while it is observed.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// By how much the time that a lease has left may be off. A store that tells whole seconds has a unit of one second.
-const UNIT: Duration = Duration::from_millis(1);
+/// Resolution of a lease's remaining time. For a store that reports whole seconds it is one second.
+const REMAINING_RESOLUTION: Duration = Duration::from_millis(1);
 
-struct Registrar {
+/// Keeps one instance registered.
+pub(crate) struct RegistrationTask {
     client: Arc<Inner>,
     key: Key,
     driver: RegistrationDriver,
     options: RegisterOptions,
     lease: Option<Arc<Lease>>,
-    /// The last write, unless it was replaced since.
+    /// The last write of this task, unless another one has replaced it.
     written: Option<(Mine, Value)>,
     entitlement: Entitlement,
-    /// Another registration of this process had the key since.
-    gave_way: bool,
+    /// Holders of the key in this process since the last write.
+    key_history: KeyHistory,
 }
 
-/// The result of one step.
+/// Holders of a key in this process since the last write.
+#[derive(Clone, Copy, PartialEq)]
+enum KeyHistory {
+    Unbroken,
+    /// Another registration had the key.
+    Interrupted,
+}
+
+/// Result of one step.
 enum Outcome {
     Settled,
-    /// Something changed meanwhile.
+    /// The store changed during the step.
     Again,
     Evicted,
 }
 
-impl Registrar {
-    async fn run(mut self) {
+/// Reason for which a waiting task continues.
+enum WakeReason {
+    Superseded,
+    Changed,
+}
+
+/// Reason for which a task stops keeping its instance.
+enum KeepEnd {
+    /// Another registration of this process wants the key.
+    Superseded,
+    Finished,
+}
+
+impl RegistrationTask {
+    pub(crate) fn new(client: Arc<Inner>, key: Key, driver: RegistrationDriver, options: RegisterOptions) -> Self {
+        let (lease, written, entitlement) = (None, None, Entitlement::default());
+        Self { client, key, driver, options, lease, written, entitlement, key_history: KeyHistory::Unbroken }
+    }
+
+    pub(crate) async fn run(mut self) {
         let mut approach = Approach::New;
-        // One registration of a key at a time, within this process. One that gives way waits behind its successor.
+        // Within a process, one registration at a time has a key. A superseded one waits behind its successor.
         while let Some(claim) = self.claim(approach).await {
-            if !self.keep(&claim).await {
+            if let KeepEnd::Finished = self.keep(&claim).await {
                 return;
             }
             if self.driver.was_stored() {
                 self.superseded(self.options.owner.as_deref(), LeaseId::default());
             }
-            self.gave_way = true;
+            self.key_history = KeyHistory::Interrupted;
             approach = Approach::Again;
         }
     }
@@ -68,14 +93,14 @@ impl Registrar {
     async fn claim(&self, approach: Approach) -> Option<Claim<Key>> {
         let withdrawal = self.driver.withdrawal();
         let claimed = tokio::select! {
-            // A free key is claimed even by a registration that is to leave: a predecessor may have left something there.
+            // A withdrawn registration also claims a free key, because a predecessor may have left an instance there.
             biased;
             claimed = self.client.key_claims.claim(&self.key, &self.options, &withdrawal, approach) => claimed,
             () = self.driver.unwanted() => {
                 if approach == Approach::New {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));
                 } else {
-                    // Its instance may still be there: the successor need not have written anything.
+                    // The successor may not have written anything, so this task's instance may still be there.
                     self.leave(None).await;
                 }
                 return None;
@@ -89,8 +114,8 @@ impl Registrar {
         claimed.map_err(refused).ok()
     }
 
-    /// Keeps the instance present. `true` if another registration of this process wants the key, `false` at the end.
-    async fn keep(&mut self, claim: &Claim<Key>) -> bool {
+    /// Keeps the instance present until the registration ends or is superseded.
+    async fn keep(&mut self, claim: &Claim<Key>) -> KeepEnd {
         let mut backoff = self.options.backoff.start();
         loop {
             match self.driver.goal() {
@@ -98,11 +123,11 @@ impl Registrar {
                 Goal::Absent | Goal::Dropped => {
                     claim.leave();
                     self.leave(None).await;
-                    return false;
+                    return KeepEnd::Finished;
                 }
                 _ => {
                     self.driver.report_end(Ok(Deregistered::LeftBehind));
-                    return false;
+                    return KeepEnd::Finished;
                 }
             }
             let mut changes = self.client.link.store.changes.subscribe();
@@ -114,26 +139,26 @@ impl Registrar {
                 }
                 Ok(Outcome::Evicted) => {
                     self.driver.report_end(Ok(Deregistered::AlreadyGone));
-                    return false;
+                    return KeepEnd::Finished;
                 }
                 Err(error) => {
                     let delay = backoff.next_delay();
                     if self.options.gives_up_after(backoff.failures()) {
                         claim.leave();
                         self.leave(Some(error)).await;
-                        return false;
+                        return KeepEnd::Finished;
                     }
                     self.report(error);
                     Some(delay)
                 }
             };
-            if self.wait(claim, &mut changes, delay).await {
-                return true;
+            if let WakeReason::Superseded = self.wait(claim, &mut changes, delay).await {
+                return KeepEnd::Superseded;
             }
         }
     }
 
-    /// One step towards what is wanted, which is decided by `enlist::backend::reconcile`.
+    /// Makes one step towards the desired state. The decision is that of `enlist::backend::reconcile`.
     async fn step(&mut self) -> Result<Outcome, Error> {
         let desired = self.driver.desired();
         let lease = self.lease()?;
@@ -163,9 +188,10 @@ impl Registrar {
                 Ok(Outcome::Settled)
             }
             (Step::Evicted, _) => {
-                // If its lease has ended, the key went with that; if it was removed in order, another registration had it since.
+                // A key that is gone with its lease was not evicted; one that was removed in order belonged to a
+                // successor.
                 let key = &self.key;
-                let look = |data: &mut Data| (data.leases.contains_key(&lease.id), data.left.contains(key));
+                let look = |data: &mut Data| (data.leases.contains_key(&lease.id), data.deregistered.contains(key));
                 let (is_alive, was_replaced) = self.client.link.ask(look)?;
                 if was_replaced {
                     self.written = None;
@@ -175,12 +201,13 @@ impl Registrar {
         }
     }
 
-    /// The content of the store under the key.
+    /// Reads the key.
     fn look(&mut self) -> Result<Option<Found>, Error> {
         let record = self.client.link.ask(|data| data.records.get(&self.key).cloned())?;
         let own = record.as_ref().is_some_and(|record| self.is_own(record));
-        if std::mem::take(&mut self.gave_way) && !own {
-            // It was replaced, so that its absence is no eviction.
+        let history = std::mem::replace(&mut self.key_history, KeyHistory::Unbroken);
+        if history == KeyHistory::Interrupted && !own {
+            // A successor replaced the instance, so its absence is no eviction.
             self.written = None;
         }
         Ok(record.map(|Record { value: Value { owner, term, .. }, lease, created, modified }| Found {
@@ -193,12 +220,13 @@ impl Registrar {
         }))
     }
 
-    /// A key is its own by the lease and the value: each of them alone may be that of another registration as well.
+    /// Returns `true` if this task wrote the record. Lease and value decide together, because another registration may
+    /// have an equal lease or an equal value.
     fn is_own(&self, record: &Record) -> bool {
         self.written.as_ref().is_some_and(|(mine, value)| record.lease == Some(mine.lease) && record.value == *value)
     }
 
-    /// Writes the instance, if the key is still as it was `found`.
+    /// Writes the instance, if the key has not changed since it was `found`.
     fn write(&mut self, found: Option<Found>, desired: &Desired, lease: LeaseId) -> Result<Outcome, Error> {
         let (guard, term) = found.map(|found| (found.modified, found.term)).unzip();
         let term = self.entitlement.claim(term.flatten(), SystemTime::now());
@@ -214,7 +242,7 @@ impl Registrar {
         Ok(Outcome::Settled)
     }
 
-    /// The lease to write under: the one there is, unless the store says that it is gone.
+    /// Returns the lease to write under: the present one, or another one if the store no longer has it.
     fn lease(&mut self) -> Result<Arc<Lease>, Error> {
         let Self { client, lease, options, .. } = self;
         if let Some(held) = lease.clone() {
@@ -229,8 +257,8 @@ impl Registrar {
         Ok(Arc::clone(lease.insert(client.lease(options)?)))
     }
 
-    /// Looks at somebody else's lease until it was renewed, or should have been. `None` if the instance is no longer wanted; a later
-    /// registration goes on with what was seen.
+    /// Observes the lease of another client until it was renewed, or should have been. Returns `None` if the
+    /// registration was withdrawn; a later one continues the observation.
     async fn observe(&self, lease: LeaseId) -> Result<Option<Observation>, Error> {
         let Inner { link, observations, .. } = &*self.client;
         loop {
@@ -238,7 +266,7 @@ impl Registrar {
             let look = link.ask(|data| {
                 let granted = data.leases.get(&lease)?;
                 let left = granted.deadline.saturating_duration_since(Instant::now());
-                Some(Look { lease, left, granted: granted.ttl, asked, unit: UNIT })
+                Some(Look { lease, left, granted: granted.ttl, asked, unit: REMAINING_RESOLUTION })
             })?;
             let Some(look) = look else {
                 observations.forget(&self.key);
@@ -251,7 +279,7 @@ impl Registrar {
             let (service, id) = self.key.clone();
             self.driver.report_trouble(Error::Observing { service, id, left });
             tokio::select! {
-                () = tokio::time::sleep(LOOK.min(left)) => {}
+                () = tokio::time::sleep(LEASE_POLL_INTERVAL.min(left)) => {}
                 () = self.driver.unwanted() => return Ok(None),
             }
         }
@@ -271,15 +299,20 @@ impl Registrar {
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
         } else if matches!(error, Error::Unavailable(_)) && self.written.is_some() {
-            // As far as is known it is still there.
+            // The instance is still registered, as far as is known.
             self.driver.report(RegistrationState::Suspect { cause: error });
         } else {
             self.driver.report_failure(error);
         }
     }
 
-    /// Waits until there may be something to do. `true` if a successor in this process wants the key.
-    async fn wait(&mut self, claim: &Claim<Key>, changes: &mut watch::Receiver<()>, delay: Option<Duration>) -> bool {
+    /// Waits until another step may be necessary.
+    async fn wait(
+        &mut self,
+        claim: &Claim<Key>,
+        changes: &mut watch::Receiver<()>,
+        delay: Option<Duration>,
+    ) -> WakeReason {
         let link = Arc::clone(&self.client.link);
         let mut cut = link.cut.subscribe();
         let pause = async {
@@ -289,19 +322,19 @@ impl Registrar {
             }
         };
         tokio::select! {
-            () = claim.superseded() => return true,
+            () = claim.superseded() => return WakeReason::Superseded,
             () = self.driver.changed() => {}
             () = link.store.changed(changes) => {}
             _ = cut.changed() => {}
             () = pause => {}
         }
-        false
+        WakeReason::Changed
     }
 
-    /// Removes what is its own until that is confirmed.
+    /// Removes the task's own key, and retries until the removal is confirmed.
     async fn leave(&self, gave_up: Option<Error>) {
         let outcome = |found| gave_up.clone().map_or(Ok(found), Err);
-        // Before its first write, that is also what a predecessor with an equal owner left: it would have been taken over.
+        // Before the first write, an older key with an equal owner counts as own: the task would have taken it over.
         let is_first = self.driver.goal() == Goal::Absent && !self.entitlement.is_stored();
         let owner = self.options.owner.as_ref().filter(|_| is_first);
         if self.written.is_none() && owner.is_none() {
@@ -314,7 +347,7 @@ impl Registrar {
         let (begun, mut cut) = (Moment::now(), self.client.link.cut.subscribe());
         loop {
             let may_go = |record: &Record| self.is_own(record) || is_leftover(record);
-            match self.client.link.ask(|data| data.delete(&self.key, true, may_go)) {
+            match self.client.link.ask(|data| data.delete(&self.key, Cause::Deregistration, may_go)) {
                 Ok(Some(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
                 Ok(None) => return self.driver.report_end(outcome(Deregistered::AlreadyGone)),
                 Err(_) if gave_up.is_some() || begun.elapsed() >= Duration::from_secs(3) => {
@@ -328,99 +361,4 @@ impl Registrar {
             }
         }
     }
-}
-
-#[async_trait]
-impl Registry for Scratch {
-    async fn register(
-        &self,
-        service: &ServiceRef,
-        instance: Instance,
-        options: RegisterOptions,
-    ) -> Result<Registration, Error> {
-        options.check()?;
-        instance.check()?;
-        self.check_open()?;
-        let key = (service.clone(), instance.id().clone());
-        // The handle that the user gets, and the end of it that does the work. The handle keeps the client alive.
-        let (registration, driver) = registration(service.clone(), instance, Arc::clone(&self.0) as _);
-        let registrar = Registrar {
-            client: Arc::clone(&self.0),
-            key,
-            driver,
-            options: options.clone(),
-            lease: None,
-            written: None,
-            entitlement: Entitlement::default(),
-            gave_way: false,
-        };
-        match options.lease {
-            // Nobody ends that lease when the client is closed.
-            LeaseChoice::Given(_) => {
-                let withdrawal = registrar.driver.withdrawal();
-                self.0
-                    .tasks
-                    .spawn_until_stopped("registration", self.0.departures.accompany(withdrawal, registrar.run()))?;
-            }
-            _ => self.0.tasks.spawn_until_stopped("registration", registrar.run())?,
-        }
-        registration.started(&options).await
-    }
-
-    async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
-        instance.check()?;
-        let key = (service.clone(), instance.id().clone());
-        self.ask(|data| {
-            let present = data.records.get(&key).cloned();
-            if let Some(record) = present.as_ref().filter(|record| record.lease.is_some()) {
-                return Err(not_owner(&key, record));
-            }
-            let guard = present.map(|record| record.modified);
-            let value = Value { instance: Arc::new(instance), owner: None, term: 0 };
-            let written = data.put(&key, guard, value, None);
-            Ok(written.map(|record| record.modified).unwrap_or_default())
-        })?
-    }
-
-    async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
-        let key = (service.clone(), id.clone());
-        self.ask(|data| match data.records.get(&key) {
-            None => Err(Error::NotRegistered { service: service.clone(), id: id.clone() }),
-            Some(record) if record.lease.is_some() => Err(not_owner(&key, record)),
-            Some(record) => {
-                let entry = Entry::new((*record.value.instance).clone(), record.created, record.modified);
-                data.delete(&key, true, |_| true);
-                Ok(entry)
-            }
-        })?
-    }
-
-    async fn evict(&self, s: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
-        let key = (s.clone(), id.clone());
-        self.ask(|data| match data.records.get(&key).map(|record| record.modified) {
-            None => Err(Error::NotRegistered { service: s.clone(), id: id.clone() }),
-            Some(revision) if modified.is_some_and(|modified| modified != revision) => {
-                Err(Error::Conflict { what: format!("{s}/{id}"), revision })
-            }
-            Some(_) => {
-                let record = data.delete(&key, false, |_| true);
-                let entry =
-                    |record: &Record| Entry::new((*record.value.instance).clone(), record.created, record.modified);
-                let lease = record.as_ref().and_then(|record| record.lease);
-                Ok(Evicted::new(record.as_ref().map(entry), lease, Revision::new(data.revision)))
-            }
-        })?
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<enlist::Lease, Error> {
-        check_ttl(ttl)?;
-        self.check_open()?;
-        let lease = self.0.grant(LeaseTerms::new(ttl, None))?;
-        Ok(enlist::Lease::new(GrantedLease { lease, ttl: whole_seconds(ttl), client: self.clone(), ends: true }))
-    }
-}
-
-fn not_owner((service, id): &Key, record: &Record) -> Error {
-    let lease = record.lease.unwrap_or_default();
-    Error::NotOwner { service: service.clone(), id: id.clone(), owner: Owner::Other, lease }
 }
