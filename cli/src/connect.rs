@@ -1,4 +1,4 @@
-//! From global options to a client.
+//! Clients of etcd, built from the global options.
 
 use std::{env, fs, path::Path};
 
@@ -13,17 +13,17 @@ use crate::{
     output::{Failure, Output, To},
 };
 
-/// Variables whose values are nobody's but this process's.
+/// Variables with secrets, which programs that this process starts do not inherit.
 pub(crate) const SECRETS: [&str; 2] = ["ENLIST_PASSWORD", "ENLIST_OWNER"];
 
 impl Global {
-    /// The endpoints as URLs.
+    /// Returns the endpoints as URLs.
     fn urls(&self) -> Result<Vec<String>, Failure> {
         let tls = if self.cacert.is_some() || self.cert.is_some() { Tls::Configured } else { Tls::Absent };
         Ok(self.endpoints.iter().map(|endpoint| endpoint_url(endpoint, tls)).collect::<Result<_, _>>()?)
     }
 
-    /// User and password, if there is a user.
+    /// Returns user and password, if a user is given.
     fn credentials(&self) -> Result<Option<(String, String)>, Failure> {
         let password = match &self.password_file {
             Some(path) => Some(secret("password", path)?),
@@ -37,15 +37,15 @@ impl Global {
         }
     }
 
-    /// The URLs to which the user's password is sent as it is, over a network.
+    /// Returns the URLs to which the password is sent over a network in clear text.
     fn clear_text(&self) -> Result<Vec<String>, Failure> {
         let urls = if self.user.is_some() { self.urls()? } else { Vec::new() };
         Ok(urls.into_iter().filter(|url| is_clear_text(url)).collect())
     }
 
-    /// Warns of a password in clear text.
-    pub(crate) fn warn(&self, output: Output) {
-        // An endpoint that is refused fails the command, and nothing is sent.
+    /// Prints a warning if the password is sent in clear text.
+    pub(crate) fn warn_of_clear_text(&self, output: Output) {
+        // An invalid endpoint fails the command before anything is sent.
         let Ok(urls) = self.clear_text() else { return };
         if !urls.is_empty() {
             let warning = format!("the password is sent in clear text to {}; use https://", urls.join(", "));
@@ -53,7 +53,7 @@ impl Global {
         }
     }
 
-    /// Options of a client.
+    /// Returns a builder with the global options.
     pub(crate) fn builder(&self) -> Result<EtcdBuilder, Failure> {
         let mut builder = Etcd::builder(self.urls()?).request_timeout(self.timeout);
         builder = builder.connect_timeout(self.timeout.min(enlist_etcd::DEFAULT_CONNECT_TIMEOUT));
@@ -73,8 +73,17 @@ impl Global {
         if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
             builder = builder.client_certificate(cert, key);
         }
+        let builder = self.with_lock_layout(self.with_layout(builder)?);
+        // The prefix of the native layout is also that of locks.
+        Ok(match (&self.prefix, self.layout) {
+            (Some(prefix), LayoutChoice::Native) => builder.prefix(prefix),
+            _ => builder,
+        })
+    }
+
+    fn with_layout(&self, builder: EtcdBuilder) -> Result<EtcdBuilder, Failure> {
         let prefix = self.prefix.as_deref();
-        builder = match (self.layout, prefix) {
+        Ok(match (self.layout, prefix) {
             (LayoutChoice::Native, _) => builder,
             (LayoutChoice::Kitex, Some(prefix)) => builder.layout(Kitex::with_prefix(prefix)?),
             (LayoutChoice::Kitex, None) => builder.layout(Kitex::default()),
@@ -92,17 +101,15 @@ impl Global {
             (LayoutChoice::Gobase, _) => builder.layout(Gobase),
             (LayoutChoice::Fireflycore, _) => builder.layout(self.fireflycore()?),
             (LayoutChoice::FireflycoreByLease, _) => builder.layout(FireflycoreByLease::from(self.fireflycore()?)),
-        };
-        builder = match self.lock_layout {
+        })
+    }
+
+    fn with_lock_layout(&self, builder: EtcdBuilder) -> EtcdBuilder {
+        match self.lock_layout {
             LockLayoutChoice::Native => builder,
             LockLayoutChoice::EtcdConcurrency => builder.lock_layout(EtcdConcurrency),
             LockLayoutChoice::Gobase => builder.lock_layout(GobaseLock),
-        };
-        // Of the native layouts; it stands for those of locks too.
-        if let (Some(prefix), LayoutChoice::Native) = (prefix, self.layout) {
-            builder = builder.prefix(prefix);
         }
-        Ok(builder)
     }
 
     fn fireflycore(&self) -> Result<Fireflycore, Failure> {
@@ -113,7 +120,7 @@ impl Global {
         })
     }
 
-    /// A client that may not be connected yet, and heals by itself.
+    /// Returns a client. It connects in the background.
     pub(crate) fn client(&self) -> Result<Etcd, Failure> {
         Ok(self.builder()?.build()?)
     }
@@ -132,7 +139,7 @@ impl Global {
 }
 
 impl Register {
-    /// The owner's token.
+    /// Returns the owner token.
     pub(crate) fn token(&self) -> Result<Option<String>, Failure> {
         match &self.owner_file {
             Some(path) => Ok(Some(secret("owner", path)?)),
@@ -141,7 +148,7 @@ impl Register {
     }
 }
 
-/// The secret in a file, without the end of its line.
+/// Reads a secret from a file, without the end of the line.
 fn secret(what: &str, path: &Path) -> Result<String, Failure> {
     let text = fs::read_to_string(path)
         .map_err(|error| Failure::usage(format!("the {what} file {} cannot be read: {error}", path.display())))?;
@@ -155,9 +162,8 @@ mod tests {
     use super::*;
     use crate::args::Cli;
 
-    /// One `ENLIST_ENDPOINTS` serves programs and this command.
     #[test]
-    fn endpoints_are_those_that_the_library_takes() {
+    fn command_and_library_accept_the_same_endpoints() {
         for (endpoints, accepted, over_tls) in [
             ("127.0.0.1:2379", true, true),
             ("etcd", true, true),

@@ -1,4 +1,4 @@
-//! `enlist demo`: two services, a few instances and a rolling restart, in memory.
+//! `enlist demo`: two services, five instances and a rolling restart on the memory backend.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     table::Live,
 };
 
-/// Time for which each scene lasts.
+/// Length of each scene.
 const SCENE: Duration = Duration::from_millis(1200);
 
-/// Interval at which the picture is drawn.
+/// Interval of redrawing the tables.
 const FRAME: Duration = Duration::from_millis(100);
 
 pub(crate) async fn run(demo: &Demo, output: Output) -> Result<u8, Failure> {
@@ -38,8 +38,8 @@ pub(crate) async fn run(demo: &Demo, output: Output) -> Result<u8, Failure> {
         signal = signals.next() => signal.as_exit(),
         () = over => 0,
     };
-    stage.say(&format!(
-        "that was the demo, after {:.0} s; `enlist --help` lists what works on a real etcd",
+    stage.caption(&format!(
+        "end of the demo after {:.0} s; `enlist --help` lists the commands for etcd",
         begun.elapsed().as_secs_f64()
     ))?;
     Ok(code)
@@ -90,8 +90,8 @@ impl Stage {
         Ok(Self { output, store, views, shops, _payments: payments, live, caption, calls: 0 })
     }
 
-    /// A line of the story.
-    fn say(&mut self, text: &str) -> Result<(), Failure> {
+    /// Prints the caption of a scene.
+    fn caption(&mut self, text: &str) -> Result<(), Failure> {
         text.clone_into(&mut self.caption);
         if self.live.is_some() {
             return self.draw();
@@ -109,18 +109,18 @@ impl Stage {
         let object = json!({ "scene": text, "calls": self.calls, "services": shown });
         self.output.line(To::Stdout, text, &object)?;
         if !self.output.json {
-            for line in self.picture() {
+            for line in self.tables() {
                 self.output.line(To::Stdout, line, &())?;
             }
         }
         Ok(())
     }
 
-    fn picture(&self) -> Vec<Text> {
+    fn tables(&self) -> Vec<Text> {
         let mut lines = Vec::new();
         for view in &self.views {
             if let Some(snapshot) = view.snapshot() {
-                lines.extend(instances::shown(view.service(), &snapshot));
+                lines.extend(instances::titled_table(view.service(), &snapshot));
             }
         }
         lines
@@ -129,23 +129,23 @@ impl Stage {
     fn draw(&mut self) -> Result<(), Failure> {
         let mut lines = vec![
             Text::painted(Paint::Good, &self.caption, ""),
-            format!("{} calls were sent to an instance that serves", self.calls).into(),
+            format!("{} calls were sent to a serving instance", self.calls).into(),
             "".into(),
         ];
-        lines.extend(self.picture());
+        lines.extend(self.tables());
         if let Some(live) = &mut self.live {
             live.draw(&lines, self.output)?;
         }
         Ok(())
     }
 
-    /// Shows the picture for a while, and calls what it shows.
+    /// Shows the tables for the length of a scene, and picks an instance for each call meanwhile.
     async fn scene(&mut self, text: &str) -> Result<(), Failure> {
         let mut picker = self.views[0].picker(Policy::Weighted);
         let begun = Moment::now();
-        // The views follow within a moment.
+        // The views are updated within one frame.
         tokio::time::sleep(FRAME).await;
-        self.say(text)?;
+        self.caption(text)?;
         while begun.elapsed() < SCENE {
             for _ in 0..10 {
                 self.calls += u64::from(picker.pick().is_ok());
@@ -158,29 +158,28 @@ impl Stage {
         Ok(())
     }
 
-    /// The story, again and again.
+    /// Plays all scenes, repeatedly.
     async fn play(&mut self) -> Result<std::convert::Infallible, Failure> {
         let client = self.store.client();
         let mut release = 0;
         loop {
-            self.scene("three instances of shop, two of payment; each is kept by a lease").await?;
+            self.scene("three instances of shop and two of payment, each under a lease").await?;
             release += 1;
             let version = format!("1.{release}");
             for number in 1..=3_u16 {
                 let leaving = self.shops.remove(0);
-                // Clients see the mark and stop picking it before it goes.
+                // Clients see the mark and stop picking the instance before it is removed.
                 leaving.update(|draft| _ = draft.health(Health::Draining)).await?;
                 self.scene(&format!("rolling restart: shop-{number} drains")).await?;
                 leaving.deregister().await?;
                 let next = instance("shop", number, &version)?;
                 self.shops.push(client.register(&service("shop")?, next, RegisterOptions::new()).await?);
-                self.scene(&format!("rolling restart: shop-{number} is back with version {version}")).await?;
+                self.scene(&format!("rolling restart: shop-{number} has version {version}")).await?;
             }
             for lease in self.store.leases() {
                 self.store.revoke(lease);
             }
-            self.scene("somebody revoked all leases: everybody comes back without help, and no view was ever empty")
-                .await?;
+            self.scene("all leases were revoked: all instances are registered again, and no view was empty").await?;
         }
     }
 }

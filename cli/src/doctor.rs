@@ -1,4 +1,4 @@
-//! `enlist doctor`: the findings of [`enlist_etcd::diagnose`], with a word on what to do in terms of this command's options.
+//! `enlist doctor`: the findings of [`enlist_etcd::diagnose`], with advice in terms of this command's options.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(crate) async fn run(global: &Global, output: Output) -> Result<u8, Failure> {
-    // Every command refuses these, a password in a URL for instance.
+    // Invalid options fail as for every command, for example a password in a URL.
     global.client()?;
     let files = [&global.cacert, &global.cert, &global.key];
     files.into_iter().flatten().try_for_each(|path| readable(path))?;
@@ -44,32 +44,34 @@ fn print(finding: &Finding, output: Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Advice about a finding, if there is any.
+/// Returns the advice about a finding, if there is any.
 fn advice(finding: &Finding) -> Option<String> {
     let text = match finding {
         Finding::EndpointFails { fault, .. } => advice_on_endpoint(*fault),
-        Finding::ClearTextPassword { .. } => "use https://, and have etcd serve TLS",
+        Finding::ClearTextPassword { .. } => "use https://, and enable TLS in etcd",
         Finding::NotAccepted { fault, .. } => match fault {
-            AuthFault::UserRequired => "give --user and --password-file",
+            AuthFault::UserRequired => "set --user and --password-file",
             AuthFault::WrongUser => "check --user and --password-file",
-            AuthFault::AuthenticationOff => "leave --user out, or enable authentication in etcd",
-            _ => "see whether there is a leader",
+            AuthFault::AuthenticationOff => "omit --user, or enable authentication in etcd",
+            _ => "check that the cluster has a leader",
         },
         Finding::DefectiveVersion { fixed_in, .. } => return advice_on_version(fixed_in),
         Finding::VersionHidden => {
-            "3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 tell it to root only: ask as root, or take a later one"
+            "3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 report the version to root only; connect as root, or upgrade etcd"
         }
-        Finding::VersionUnknown { .. } => "ask again",
-        Finding::Refused { check: Check::Lease, .. } => "leases need no permission: is there a leader and room?",
+        Finding::VersionUnknown { .. } => "run the check again",
+        Finding::Refused { check: Check::Lease, .. } => {
+            "leases need no permission; check that the cluster has a leader and free space"
+        }
         Finding::Refused { prefix, .. } => {
             let prefix = prefix.escape_ascii();
-            return Some(format!("grant the user's role readwrite on everything that begins with {prefix}"));
+            return Some(format!("grant the user's role readwrite on all keys with the prefix {prefix}"));
         }
         Finding::OutOfSpace => "compact and defragment it, then `etcdctl alarm disarm`",
         Finding::Alarm => "see `etcdctl alarm list`",
-        Finding::AlarmsUnknown { cause: Some(_) } => "ask as root to see alarms",
+        Finding::AlarmsUnknown { cause: Some(_) } => "connect as root to see alarms",
         Finding::Latency { .. } if finding.status() == Status::Warning => "use a closer member, or longer TTLs",
-        Finding::ReadsUnanswered => "look at etcd's disk and network",
+        Finding::ReadsUnanswered => "check the disk and network of etcd",
         _ => return None,
     };
     Some(text.to_owned())
@@ -77,22 +79,22 @@ fn advice(finding: &Finding) -> Option<String> {
 
 fn advice_on_endpoint(fault: EndpointFault) -> &'static str {
     match fault {
-        EndpointFault::UnknownHost => "correct --endpoints, or see whether the name is known here",
+        EndpointFault::UnknownHost => "correct --endpoints, or check the name in the DNS of this machine",
         EndpointFault::NotReachable => "start etcd there, or correct --endpoints",
-        EndpointFault::Silent => "look for a firewall, or correct --endpoints",
-        EndpointFault::NoTls => "use http://, or have etcd serve TLS",
+        EndpointFault::Silent => "check the firewall, or correct --endpoints",
+        EndpointFault::NoTls => "use http://, or enable TLS in etcd",
         EndpointFault::TlsExpected => "use https://",
-        EndpointFault::UntrustedCertificate => "give the authority that signed its certificate as --cacert",
-        EndpointFault::WrongName => "use a name that its certificate has",
+        EndpointFault::UntrustedCertificate => "set --cacert to the authority that signed the certificate",
+        EndpointFault::WrongName => "use a name that is in the certificate",
         EndpointFault::ExpiredCertificate => "renew the certificate of etcd",
-        EndpointFault::ClosedAfterHandshake => "etcd may want a certificate: give --cert and --key",
-        EndpointFault::NotServing => "see whether it has a leader, and is no learner",
-        EndpointFault::NotEtcd => "is this another program's port? correct --endpoints",
+        EndpointFault::ClosedAfterHandshake => "etcd may require a client certificate; set --cert and --key",
+        EndpointFault::NotServing => "check that the member has a leader and is no learner",
+        EndpointFault::NotEtcd => "another program may use this port; correct --endpoints",
         _ => "check --cacert, --cert and --key",
     }
 }
 
-/// The releases with all fixes, as a sentence.
+/// Returns a sentence with the releases that have all fixes.
 fn advice_on_version(fixed_in: &[&str]) -> Option<String> {
     let (last, others) = fixed_in.split_last()?;
     Some(match others {
@@ -115,10 +117,10 @@ mod tests {
             (endpoint(EndpointFault::UntrustedCertificate), "--cacert"),
             (endpoint(EndpointFault::ClosedAfterHandshake), "--cert and --key"),
             (endpoint(EndpointFault::Tls), "check --cacert, --cert and --key"),
-            (user(AuthFault::UserRequired), "give --user and --password-file"),
-            (user(AuthFault::Silent), "see whether there is a leader"),
+            (user(AuthFault::UserRequired), "set --user and --password-file"),
+            (user(AuthFault::Silent), "check that the cluster has a leader"),
             (refused(Check::Lease), "leases need no permission"),
-            (refused(Check::Watch), "readwrite on everything that begins with a/"),
+            (refused(Check::Watch), "readwrite on all keys with the prefix a/"),
         ] {
             let advice = advice(&finding).unwrap();
             assert!(advice.contains(expected), "{finding:?}: {advice}");
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_with_all_fixes_are_a_sentence() {
+    fn advice_on_a_version_names_the_fixed_releases() {
         assert_eq!(advice_on_version(&["3.5.33"]).unwrap(), "3.5.33 has all fixes");
         let all = advice_on_version(&["3.5.33", "3.6.14", "3.7.1"]).unwrap();
         assert_eq!(all, "3.5.33, 3.6.14 and 3.7.1 have all fixes");

@@ -1,4 +1,4 @@
-//! Finding instances, and fixed ones.
+//! `enlist resolve`, `services`, `publish` and `remove`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,13 +7,13 @@ use enlist_etcd::Etcd;
 use serde_json::json;
 
 use crate::{
-    args::{Details, Global, Publish, Resolve},
+    args::{Details, Global, Publish, Remove, Resolve},
     output::{Failure, InstanceObject, Output, Text, To},
     signals::Signals,
     table,
 };
 
-/// The instance that the command line describes.
+/// Returns the instance that the command line describes.
 pub(crate) fn instance(addresses: Vec<Endpoint>, details: &Details, etcd: &Etcd) -> Result<Instance, Failure> {
     let mut instance = match &details.id {
         Some(id) => Instance::new(InstanceId::parse(id)?, addresses)?,
@@ -66,7 +66,7 @@ pub(crate) async fn resolve(global: &Global, resolve: &Resolve, output: Output) 
     Ok(u8::from(wanted && snapshot.is_empty()))
 }
 
-/// Waits for a service to have instances. An empty snapshot is the last that was seen within `limit`.
+/// Waits until a service has instances. Returns the last snapshot within `limit`, which may be empty.
 async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result<Snapshot, Error> {
     let mut watcher = etcd.watch(service).await?;
     let mut seen = None;
@@ -80,7 +80,7 @@ async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result
             }
         }
     };
-    // A watch goes on without a word while etcd cannot be reached; a request says why.
+    // A watch reports no error while etcd cannot be reached; a request returns the cause.
     let mut cause = None;
     let asking = async {
         cause = etcd.resolve(service).await.err().map(|error| Arc::new(error) as Cause);
@@ -91,7 +91,7 @@ async fn appearing(etcd: &Etcd, service: &ServiceRef, limit: Duration) -> Result
         () = asking => {}
         () = tokio::time::sleep(limit) => {}
     }
-    // Nothing seen is nothing known, which is not the same as empty.
+    // Without any snapshot the service is unknown, which is different from empty.
     seen.ok_or(Error::Timeout { op: "resolve", limit, cause })
 }
 
@@ -117,9 +117,9 @@ pub(crate) async fn publish(global: &Global, publish: &Publish, output: Output) 
     Ok(0)
 }
 
-pub(crate) async fn remove(global: &Global, service: &str, id: &str, output: Output) -> Result<u8, Failure> {
-    let (etcd, service) = (global.client()?, global.service(service)?);
-    let removed = etcd.remove(&service, &InstanceId::parse(id)?).await?;
+pub(crate) async fn remove(global: &Global, remove: &Remove, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(&remove.service)?);
+    let removed = etcd.remove(&service, &InstanceId::parse(&remove.id)?).await?;
     let object = json!({
         "event": "removed", "service": service.to_string(), "instance": InstanceObject::from(&removed),
     });
@@ -127,22 +127,23 @@ pub(crate) async fn remove(global: &Global, service: &str, id: &str, output: Out
     Ok(0)
 }
 
-pub(crate) async fn evict(global: &Global, service: &str, id: &str, output: Output) -> Result<u8, Failure> {
-    let (etcd, service) = (global.client()?, global.service(service)?);
-    let id = InstanceId::parse(id)?;
+pub(crate) async fn evict(global: &Global, remove: &Remove, output: Output) -> Result<u8, Failure> {
+    let (etcd, service) = (global.client()?, global.service(&remove.service)?);
+    let id = InstanceId::parse(&remove.id)?;
     let evicted = etcd.evict(&service, &id, None).await?;
     let object = json!({
-        "event": "removed", "service": service.to_string(), "id": id.as_str(), "instance": evicted.entry.as_ref().map(InstanceObject::from),
-        "forced": true, "lease": evicted.lease.map(LeaseId::get),
+        "event": "removed", "service": service.to_string(), "id": id.as_str(),
+        "instance": evicted.entry.as_ref().map(InstanceObject::from), "forced": true,
+        "lease": evicted.lease.map(LeaseId::get),
     });
-    let kept = evicted.lease.map(|lease| format!(", kept by lease {lease}")).unwrap_or_default();
-    let unread = if evicted.entry.is_none() { ", whose value was no instance" } else { "" };
-    output.line(To::Stdout, format!("evicted {service}/{id}{kept}{unread}"), &object)?;
+    let lease = evicted.lease.map(|lease| format!(", kept by lease {lease}")).unwrap_or_default();
+    let content = if evicted.entry.is_none() { ", whose value was no instance" } else { "" };
+    output.line(To::Stdout, format!("evicted {service}/{id}{lease}{content}"), &object)?;
     Ok(0)
 }
 
-/// The instances of a snapshot, for the demo.
-pub(crate) fn shown(service: &ServiceRef, snapshot: &Snapshot) -> Vec<Text> {
+/// Returns the table of a snapshot, with a heading.
+pub(crate) fn titled_table(service: &ServiceRef, snapshot: &Snapshot) -> Vec<Text> {
     let mut lines = vec![Text::from(format!("{service}: {} instances", snapshot.len()))];
     lines.extend(table::lines(snapshot.entries().map(|entry| &**entry)));
     lines.push("".into());

@@ -1,6 +1,6 @@
-//! The `enlist` command. `enlist --help` lists what it does; `docs/cli.md` has the details.
+//! The `enlist` command. `docs/cli.md` describes it.
 
-// They panic where nobody reads.
+// These macros panic if the reader has closed the stream.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
 
 mod args;
@@ -8,9 +8,13 @@ mod child;
 mod connect;
 mod demo;
 mod doctor;
+mod exit;
+mod holding;
 mod instances;
+mod leaders;
 mod locks;
 mod output;
+mod process_group;
 mod queues;
 mod reaper;
 mod register;
@@ -26,11 +30,8 @@ use clap::CommandFactory;
 use args::{Cli, Command};
 use output::{Failure, Output};
 
-/// Usage errors, as clap reports them too.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
-    // For this program itself only, so that nobody is told of it.
+    // Internal: the command line does not list it.
     if std::env::args_os().skip(1).eq(["reap"]) {
         return ExitCode::from(reaper::run());
     }
@@ -44,28 +45,28 @@ fn main() -> ExitCode {
         }
         Command::Man { command } => man(command.as_deref()),
         command => {
-            // Before there are threads, which inherit it.
+            // Before any thread is started, because threads inherit the mask.
             if command.runs_a_command()
                 && let Err(error) = signals::block_terminal_stop()
             {
-                return Failure::said(format!("SIGTTOU cannot be blocked: {error}")).tell(output);
+                return Failure::new(format!("SIGTTOU cannot be blocked: {error}")).report(output);
             }
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
             match runtime {
                 Ok(runtime) => runtime.block_on(run(&cli.global, command, output)),
-                Err(error) => Err(Failure::said(format!("no runtime could be started: {error}"))),
+                Err(error) => Err(Failure::new(format!("no runtime could be started: {error}"))),
             }
         }
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
-        Err(failure) => failure.tell(output),
+        Err(failure) => failure.report(output),
     }
 }
 
 async fn run(global: &args::Global, command: Command, output: Output) -> Result<u8, Failure> {
-    if command.asks_etcd() {
-        global.warn(output);
+    if command.uses_etcd() {
+        global.warn_of_clear_text(output);
     }
     match command {
         Command::Register(register) => register::run(global, register, output).await,
@@ -73,21 +74,21 @@ async fn run(global: &args::Global, command: Command, output: Output) -> Result<
         Command::Watch { service } => watch::watch(global, &service, output).await,
         Command::Services => instances::services(global, output).await,
         Command::Publish(publish) => instances::publish(global, &publish, output).await,
-        Command::Remove { service, id, force: false } => instances::remove(global, &service, &id, output).await,
-        Command::Remove { service, id, force: true } => instances::evict(global, &service, &id, output).await,
+        Command::Remove(remove) if remove.force => instances::evict(global, &remove, output).await,
+        Command::Remove(remove) => instances::remove(global, &remove, output).await,
         Command::Lock(lock) => locks::lock(global, lock, output).await,
         Command::Locks { name } => queues::locks(global, name.as_deref(), output).await,
         Command::Elect(elect) => locks::elect(global, elect, output).await,
-        Command::Leader { name } => locks::leader(global, &name, output).await,
-        Command::Observe { name } => locks::observe(global, &name, output).await,
+        Command::Leader { name } => leaders::leader(global, &name, output).await,
+        Command::Observe { name } => leaders::observe(global, &name, output).await,
         Command::Doctor => doctor::run(global, output).await,
         Command::Demo(demo) => demo::run(&demo, output).await,
-        // Dealt with before there is a runtime.
+        // Handled without a runtime.
         Command::Completions { .. } | Command::Man { .. } => Ok(0),
     }
 }
 
-/// The man page of the command, or of one of its subcommands.
+/// Prints the man page of the command, or of one of its subcommands.
 fn man(of: Option<&str>) -> Result<u8, Failure> {
     let mut root = Cli::command();
     root.build();
@@ -103,7 +104,7 @@ fn man(of: Option<&str>) -> Result<u8, Failure> {
     print(&text)
 }
 
-/// Prints what is the same for everybody. Nobody may be reading.
+/// Prints a text that does not depend on options.
 fn print(text: &[u8]) -> Result<u8, Failure> {
     let mut out = std::io::stdout().lock();
     out.write_all(text)?;

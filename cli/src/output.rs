@@ -1,6 +1,7 @@
-//! What is said, and how: text for people, JSON for programs, errors as one sentence.
+//! Output: text or JSON lines, and errors as one sentence.
 //!
-//! Whatever is written goes through [`Output`], which escapes it: what others stored in etcd is shown, and does nothing else.
+//! All output passes through [`Output`], which escapes unprintable characters, because values in etcd may contain
+//! terminal control sequences.
 
 use std::{
     fmt::Display,
@@ -16,11 +17,11 @@ use enlist::{
 use serde::Serialize;
 
 use crate::{
-    USAGE,
     args::{Color, Format},
+    exit,
 };
 
-/// Format of the answers.
+/// Format and colours of the output.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Output {
     pub(crate) json: bool,
@@ -34,7 +35,7 @@ pub(crate) enum To {
     Stderr,
 }
 
-/// The colours in use.
+/// A colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Paint {
     Good,
@@ -42,7 +43,7 @@ pub(crate) enum Paint {
     Faint,
 }
 
-/// One line for people, whose beginning may be in a colour.
+/// One line of text, with an optional coloured beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Text {
     paint: Option<Paint>,
@@ -67,7 +68,7 @@ impl Output {
         Self { json: format == Format::Json, color }
     }
 
-    /// Returns `true` if a live picture makes sense.
+    /// Returns `true` if the output can be redrawn in place.
     pub(crate) fn is_live(self) -> bool {
         !self.json && io::stdout().is_terminal()
     }
@@ -84,7 +85,7 @@ impl Output {
         }
     }
 
-    /// A line as it is written for people.
+    /// Returns the line as text, escaped, with its colours.
     pub(crate) fn render(self, to: To, line: &Text) -> String {
         let Text { paint, head, rest } = line;
         match paint {
@@ -100,7 +101,7 @@ impl Output {
         }
     }
 
-    /// Writes one line: the text, or the object. A standard error that nobody reads is no failure.
+    /// Writes one line: the text or the JSON object. A closed standard error is no failure.
     pub(crate) fn line(self, to: To, text: impl Into<Text>, object: &impl Serialize) -> io::Result<()> {
         let line = if self.json { one_object(object)? } else { self.render(to, &text.into()) };
         match to {
@@ -116,14 +117,14 @@ impl Output {
         }
     }
 
-    /// Writes one line that nobody needs: what it tells goes on whether it can be told or not.
+    /// Writes one line, and ignores failures: the operation that it reports continues in any case.
     pub(crate) fn tell(self, to: To, text: impl Into<Text>, object: &impl Serialize) {
-        // The reader may be gone.
+        // The reader may have closed the stream.
         let _ = self.line(to, text, object);
     }
 }
 
-/// The object on one line, in which every character can be seen. Outside of its texts JSON has none that cannot.
+/// Returns the object on one line, with unprintable characters escaped. In JSON these only occur in strings.
 fn one_object(object: &impl Serialize) -> serde_json::Result<String> {
     let json = serde_json::to_string(object)?;
     let mut shown = String::with_capacity(json.len());
@@ -137,7 +138,7 @@ fn one_object(object: &impl Serialize) -> serde_json::Result<String> {
     Ok(shown)
 }
 
-/// The columns of the terminal on the standard output, if it is one and tells.
+/// Returns the width of the terminal on the standard output, if there is one and it is known.
 pub(crate) fn columns() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
     Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
@@ -146,30 +147,30 @@ pub(crate) fn columns() -> Option<usize> {
 /// Reason for which a command failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// With this sentence, and what kind of error it was.
-    Said { text: String, kind: &'static str, code: u8 },
-    /// Nobody reads what is written any more, which is how a pipe ends.
-    Unread,
+    /// An error that is reported.
+    Error { text: String, kind: &'static str, code: u8 },
+    /// The reader of the standard output has closed it, which is the usual end of a pipe.
+    OutputClosed,
 }
 
 impl Failure {
-    pub(crate) fn said(text: impl Into<String>) -> Self {
-        Self::exit(1, text)
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self::with_code(1, text)
     }
 
-    pub(crate) fn exit(code: u8, text: impl Into<String>) -> Self {
-        Self::Said { text: text.into(), kind: "Failed", code }
+    pub(crate) fn with_code(code: u8, text: impl Into<String>) -> Self {
+        Self::Error { text: text.into(), kind: "Failed", code }
     }
 
     pub(crate) fn usage(text: impl Into<String>) -> Self {
-        Self::Said { text: text.into(), kind: "Usage", code: USAGE }
+        Self::Error { text: text.into(), kind: "Usage", code: exit::USAGE }
     }
 
-    /// Says it, and gives the exit status.
-    pub(crate) fn tell(self, output: Output) -> ExitCode {
+    /// Reports the failure on standard error. Returns the exit status.
+    pub(crate) fn report(self, output: Output) -> ExitCode {
         match self {
-            Self::Unread => ExitCode::SUCCESS,
-            Self::Said { text, kind, code } => {
+            Self::OutputClosed => ExitCode::SUCCESS,
+            Self::Error { text, kind, code } => {
                 let object = serde_json::json!({ "error": text, "kind": kind });
                 let line = Text::painted(Paint::Bad, "enlist:", format!(" {text}"));
                 output.tell(To::Stderr, line, &object);
@@ -182,13 +183,13 @@ impl Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Self::Unread,
-            _ => Self::said(error.to_string()),
+            io::ErrorKind::BrokenPipe => Self::OutputClosed,
+            _ => Self::new(error.to_string()),
         }
     }
 }
 
-/// The error with its causes, and what to do about it.
+/// The error with its causes and advice.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (kind, advice) = advice(&error);
@@ -197,7 +198,7 @@ impl From<Error> for Failure {
         if !advice.is_empty() {
             text = format!("{text}; {advice}");
         }
-        Self::Said { text, kind, code: if usage { USAGE } else { 1 } }
+        Self::Error { text, kind, code: if usage { exit::USAGE } else { 1 } }
     }
 }
 
@@ -209,29 +210,29 @@ fn advice(error: &Error) -> (&'static str, &'static str) {
         Error::AlreadyRegistered { .. } => {
             ("AlreadyRegistered", "use another --id, or --on-conflict wait or take-over")
         }
-        Error::NotRegistered { .. } => ("NotRegistered", "`enlist resolve` lists what is there"),
+        Error::NotRegistered { .. } => ("NotRegistered", "`enlist resolve` lists the instances"),
         Error::NotOwner { .. } => (
             "NotOwner",
-            "only a fixed instance can be removed; stop the process that keeps this one, or remove it with --force",
+            "only a fixed instance can be removed; stop the process that registered this one, or use --force",
         ),
-        Error::Conflict { .. } => ("Conflict", "somebody changed it at the same time: try again"),
+        Error::Conflict { .. } => ("Conflict", "another client changed it at the same time; try again"),
         Error::LeaseLost => ("LeaseLost", "try again"),
         Error::Unavailable(_) => ("Unavailable", "check --endpoints, or see `enlist doctor`"),
         Error::Timeout { .. } => ("Timeout", "check --endpoints, or see `enlist doctor`"),
         Error::AuthFailed(_) => ("AuthFailed", "check --user and --password-file"),
         Error::PermissionDenied { .. } => ("PermissionDenied", "grant the user's role readwrite on these keys"),
-        Error::TooLarge { .. } => ("TooLarge", "store less in it"),
+        Error::TooLarge { .. } => ("TooLarge", "reduce its metadata"),
         Error::RangeTooLarge { .. } => {
-            ("RangeTooLarge", "raise --max-range-keys or --max-range-bytes, or remove what does not belong there")
+            ("RangeTooLarge", "raise --max-range-keys or --max-range-bytes, or remove keys that do not belong there")
         }
         Error::StorageFull => ("StorageFull", "compact and defragment etcd, then `etcdctl alarm disarm`"),
-        Error::Unsupported { .. } => ("Unsupported", "choose another --layout or say less"),
+        Error::Unsupported { .. } => ("Unsupported", "choose another --layout or omit the option"),
         Error::Closed => ("Closed", ""),
         _ => ("Failed", ""),
     }
 }
 
-/// An instance as programs get it.
+/// An instance as a JSON object.
 #[derive(Debug, Serialize)]
 pub(crate) struct InstanceObject<'a> {
     id: &'a str,
@@ -281,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_shows_every_character_and_means_the_same() {
+    fn json_escapes_unprintable_characters_without_changing_the_value() {
         let value = "v\x1b\n\x7f\u{9b}\u{202e}\u{e0041}\"\\é";
         let json = one_object(&value).unwrap();
         assert_eq!(json, r#""v\u001b\n\u007f\u009b\u202e\udb40\udc41\"\\é""#);
@@ -289,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_colours_reach_a_terminal() {
+    fn only_own_colours_reach_the_terminal() {
         let line = Text::painted(Paint::Bad, "a\x1b[2J", "b\u{9b}2J");
         let with = |color| Output::new(Format::Text, color).render(To::Stdout, &line);
         assert_eq!(with(Color::Always), "\x1b[31ma\\u{1b}[2J\x1b[0mb\\u{9b}2J");

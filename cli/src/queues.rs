@@ -1,4 +1,4 @@
-//! `enlist locks`: who holds which lock, and how many wait.
+//! `enlist locks`: the holders of locks and the number of waiting contenders.
 
 use enlist::LockMode;
 use enlist_etcd::{LockQueue, QueuedContender};
@@ -19,7 +19,7 @@ fn mode(entry: &QueuedContender) -> &'static str {
     }
 }
 
-/// One row for each holder, and one for a lock that nobody holds and that is not free.
+/// Returns one row per holder, and one for a lock without a holder during its lock delay.
 fn rows(queue: &LockQueue) -> impl Iterator<Item = [String; 5]> {
     let row = |process: &str, token: &str, mode: &str| {
         let waiting = queue.waiting().len().to_string();
@@ -60,10 +60,10 @@ pub(crate) async fn locks(global: &Global, name: Option<&str>, output: Output) -
             output.line(To::Stdout, line, &())?;
         }
     }
-    // Only a lock that was asked for can be free.
+    // A lock is only listed as free if it was named.
     for queue in &free {
         let to = if output.json { To::Stdout } else { To::Stderr };
-        output.line(to, format!("nobody holds {}", queue.name), &object(queue))?;
+        output.line(to, format!("{} is free", queue.name), &object(queue))?;
     }
     Ok(u8::from(!free.is_empty()))
 }

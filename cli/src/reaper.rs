@@ -1,8 +1,8 @@
-//! Ends the group of a command when the process that started it was killed, or is frozen, and cannot.
+//! The reaper ends the process group of a program when the process that started it is killed or frozen.
 //!
-//! It is the first process of that group, so that the group exists, and can be ended, before the command does. Its input has one line
-//! per deadline, in milliseconds of [`now`]; the group ends when the last one has passed, or the input ends. It ends no other group,
-//! whatever it reads.
+//! It is the first process of the group, so that the group exists before the program does. Its input has one line per
+//! deadline, in milliseconds of [`now`]. It ends the group at the last deadline, or when the input ends. It never ends
+//! another group.
 
 use std::{
     io::{self, BufRead, Write},
@@ -15,21 +15,22 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::{USAGE, child::has_members, signals};
+use crate::{exit, process_group::has_members, signals};
 
-/// Between SIGTERM and SIGKILL, once the starter is gone.
+/// Time between SIGTERM and SIGKILL after the starting process has ended.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Interval at which a group that is to end is looked at.
-const LOOK: Duration = Duration::from_millis(10);
+/// Interval of checks for the end of the group.
+const GROUP_END_POLL: Duration = Duration::from_millis(10);
 
-/// Longest wait for a line before the deadline is looked at again: waiting does not count while the machine is suspended.
-const PULSE: Duration = Duration::from_secs(1);
+/// Maximum wait for a line before the deadline is checked again. Waits do not count the suspension of the machine.
+const DEADLINE_POLL: Duration = Duration::from_secs(1);
 
-/// Lines that are read ahead.
+/// Maximum number of lines read ahead.
 const QUEUE: usize = 4;
 
-/// Time since the machine started, suspensions included where the system has such a clock. It is the same for all processes.
+/// Returns the time since the machine started, with suspensions where the system has such a clock. All processes read
+/// the same time.
 pub(crate) fn now() -> Duration {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: ClockId = ClockId::Boottime;
@@ -42,21 +43,21 @@ pub(crate) fn run() -> u8 {
     let group = getpid();
     if getpgrp() != group {
         let _ = writeln!(io::stderr(), "enlist: `reap` is started by `enlist` itself, as the first process of a group");
-        return USAGE;
+        return exit::USAGE;
     }
-    // What the group is sent does not end this one. The starter has blocked it already, so that there is no moment without.
+    // Signals to the group must not end this process. The starting process has blocked them before the start as well.
     if signals::block_all().is_err() {
         return 1;
     }
     let (send, lines) = mpsc::sync_channel(QUEUE);
-    // It ends with its input.
+    // The thread ends with the input.
     std::thread::spawn(move || io::stdin().lock().lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
     let mut deadline = Duration::MAX;
     loop {
-        let left = deadline.saturating_sub(now());
-        match lines.recv_timeout(left.min(PULSE)) {
+        let remaining = deadline.saturating_sub(now());
+        match lines.recv_timeout(remaining.min(DEADLINE_POLL)) {
             Ok(line) => deadline = Duration::from_millis(line.parse().unwrap_or(0)),
-            // The starter is frozen: whatever the command was run under may be another's any moment.
+            // The starting process is frozen, so another contender may acquire the lock soon.
             Err(RecvTimeoutError::Timeout) if now() >= deadline => break,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
@@ -65,17 +66,17 @@ pub(crate) fn run() -> u8 {
             }
         }
     }
-    // Itself as well.
+    // Ends this process as well.
     let _ = kill_process_group(group, Signal::KILL);
     0
 }
 
-/// Asks the group to end, and waits for that until `deadline`.
+/// Sends SIGTERM to the group, and waits until it ends or until `deadline`.
 fn end_gently(group: Pid, deadline: Duration) {
-    // An error says that nobody is left.
+    // An error means that no process is left.
     let _ = kill_process_group(group, Signal::TERM);
     let _ = kill_process_group(group, Signal::CONT);
     while has_members(group) && now() < deadline {
-        std::thread::park_timeout(LOOK);
+        std::thread::park_timeout(GROUP_END_POLL);
     }
 }

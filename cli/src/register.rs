@@ -19,10 +19,10 @@ use crate::{
     signals::{Signal, Signals, ending},
 };
 
-/// Time for which the command waits for its signal until clients have been told that the instance is gone.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Maximum wait for the deregistration before the signal is forwarded to the program.
+const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reads `host:port`, `protocol://host:port`, or `:port`.
+/// Parses `host:port`, `protocol://host:port`, or `:port`.
 fn endpoint(text: &str) -> Result<Endpoint, Failure> {
     match text.strip_prefix(':').map(str::parse) {
         Some(Ok(port)) => Ok(advertise(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?.0),
@@ -45,17 +45,17 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
     child::check(&register.run.command)?;
     let mut signals = Signals::all()?;
     let registration = etcd.register(&service, instance, options).await?;
-    // The output of a command stays its own.
+    // Standard output belongs to the program, if there is one.
     let to = if register.run.command.is_empty() { To::Stdout } else { To::Stderr };
-    let told = Told { output, to, name: format!("{service}/{}", registration.instance().id()) };
+    let reporter = Reporter { output, to, name: format!("{service}/{}", registration.instance().id()) };
 
     let waits = register.wait_registered && !register.run.command.is_empty();
-    if waits && let Some(outcome) = registered(&registration, &told, &mut signals).await {
-        leave(registration, &told, Duration::ZERO).await;
+    if waits && let Some(outcome) = registered(&registration, &reporter, &mut signals).await {
+        leave(registration, &reporter, Duration::ZERO).await;
         let _ = etcd.close().await;
         return outcome;
     }
-    // Beside the registration, which may take its time: a command that serves is better early than late.
+    // Without waiting for the registration, so that an outage of etcd does not delay the program.
     let running = match &register.run.command[..] {
         [] => None,
         command => {
@@ -63,28 +63,30 @@ pub(crate) async fn run(global: &Global, register: Register, output: Output) -> 
             match Running::start(command, &[("ENLIST_INSTANCE_ID", id)], None).await {
                 Ok(running) => Some(running),
                 Err(failure) => {
-                    leave(registration, &told, Duration::ZERO).await;
+                    leave(registration, &reporter, Duration::ZERO).await;
                     let _ = etcd.close().await;
                     return Err(failure);
                 }
             }
         }
     };
-    let kept = Kept { registration, running, waited: waits, told, drain: register.drain, grace: register.run.grace };
+    let first = if waits { FirstReport::AfterRegistered } else { FirstReport::Registered };
+    let (drain, grace) = (register.drain, register.run.grace);
+    let kept = KeptRegistration { registration, running, first, reporter, drain, grace };
     let outcome = kept.keep(&mut signals).await;
-    // Leases are revoked; nothing is lost if that cannot be said.
+    // Revokes the leases. A failure is harmless: they expire.
     let _ = etcd.close().await;
     outcome
 }
 
-/// Says what becomes of the registration.
-struct Told {
+/// Prints the states of the registration.
+struct Reporter {
     output: Output,
     to: To,
     name: String,
 }
 
-impl Told {
+impl Reporter {
     fn state(&self, state: &RegistrationState) {
         let (event, revision, cause) = match state {
             RegistrationState::Registering { last } => ("registering", None, last.as_ref()),
@@ -120,15 +122,19 @@ impl Told {
             text = format!("{text}: {cause}");
         }
         if result == "left-behind" {
-            text = format!("{text}, etcd has not answered; it goes at the latest after its TTL");
+            text = format!("{text}, etcd has not answered; the instance is removed after its TTL at the latest");
         }
         let object = json!({ "event": "deregistered", "instance": self.name, "result": result, "cause": cause });
         self.output.tell(self.to, text, &object);
     }
 }
 
-/// Waits until the instance is registered. Returns how to end if that does not come about.
-async fn registered(registration: &Registration, told: &Told, signals: &mut Signals) -> Option<Result<u8, Failure>> {
+/// Waits until the instance is registered. Returns the outcome of the command if it cannot be, or on a signal.
+async fn registered(
+    registration: &Registration,
+    reporter: &Reporter,
+    signals: &mut Signals,
+) -> Option<Result<u8, Failure>> {
     let mut changes = registration.states();
     loop {
         let state = tokio::select! {
@@ -139,15 +145,15 @@ async fn registered(registration: &Registration, told: &Told, signals: &mut Sign
             Ok(state) => state,
             Err(error) => return Some(Err(error.into())),
         };
-        // That it begins is no news.
+        // The first state is not reported.
         if matches!(state, RegistrationState::Registering { last: None }) {
             continue;
         }
         match state {
-            // The failure that is told.
+            // The failure itself is reported.
             RegistrationState::Refused { cause } if fatal(&cause) => return Some(Err(cause.into())),
             state => {
-                told.state(&state);
+                reporter.state(&state);
                 if let RegistrationState::Registered { .. } = state {
                     return None;
                 }
@@ -156,48 +162,57 @@ async fn registered(registration: &Registration, told: &Told, signals: &mut Sign
     }
 }
 
-struct Kept {
+/// A registration, and the program that runs meanwhile.
+struct KeptRegistration {
     registration: Registration,
     running: Option<Running>,
-    /// It was registered, and that was told, before the command was started.
-    waited: bool,
-    told: Told,
+    /// First state that is reported.
+    first: FirstReport,
+    reporter: Reporter,
     drain: Duration,
     grace: Duration,
 }
 
-/// End of the registration.
+/// First state that is reported while the program runs.
+#[derive(Clone, Copy, PartialEq)]
+enum FirstReport {
+    Registered,
+    /// `Registered` was reported before the program started.
+    AfterRegistered,
+}
+
+/// Reason for which the registration ends.
 enum End {
     Signal(Signal),
     Child(std::process::ExitStatus),
     Refused(enlist::Error),
 }
 
-impl Kept {
+impl KeptRegistration {
     async fn keep(mut self, signals: &mut Signals) -> Result<u8, Failure> {
         match self.until_the_end(signals).await? {
             End::Signal(signal) => {
-                let Self { registration, running, waited: _, told, drain, grace } = self;
-                // Clients first, so that they stop calling before the command stops answering.
-                let leaving = leave(registration, &told, drain);
+                let Self { registration, running, reporter, drain, grace, .. } = self;
+                // The instance is removed first, so that clients stop calling before the program ends.
+                let leaving = leave(registration, &reporter, drain);
                 let Some(mut running) = running else {
                     leaving.await;
                     return Ok(signal.as_exit());
                 };
                 let status = {
                     let mut leaving = std::pin::pin!(leaving);
-                    let left = tokio::time::timeout(drain + PATIENCE, &mut leaving).await.is_ok();
+                    let deregistered = tokio::time::timeout(drain + DEREGISTER_TIMEOUT, &mut leaving).await.is_ok();
                     running.signal(signal);
-                    let ended = pass_on(&mut running, signals);
-                    if left { ended.await? } else { tokio::join!(ended, leaving).0? }
+                    let ended = forward_signals(&mut running, signals);
+                    if deregistered { ended.await? } else { tokio::join!(ended, leaving).0? }
                 };
                 let code = exit_code(status);
                 running.end(grace).await?;
                 Ok(code)
             }
             End::Child(status) => {
-                let Self { registration, running, told, grace, .. } = self;
-                leave(registration, &told, Duration::ZERO).await;
+                let Self { registration, running, reporter, grace, .. } = self;
+                leave(registration, &reporter, Duration::ZERO).await;
                 if let Some(running) = running {
                     running.end(grace).await?;
                 }
@@ -205,11 +220,11 @@ impl Kept {
             }
             End::Refused(error) => {
                 let Self { registration, running, grace, .. } = self;
-                // Never silently without the registration.
+                // The program does not run without its registration.
                 if let Some(running) = running {
                     running.end(grace).await?;
                 }
-                // Withdraws whatever there may be.
+                // Withdraws the registration.
                 drop(registration);
                 Err(error.into())
             }
@@ -217,33 +232,33 @@ impl Kept {
     }
 
     async fn until_the_end(&mut self, signals: &mut Signals) -> Result<End, Failure> {
-        // It may have got somewhere while the command was started.
+        // Its state may have changed while the program was started.
         let mut changes = self.registration.states();
-        let mut begun = false;
+        let mut is_first = true;
         loop {
             tokio::select! {
                 state = changes.next() => {
                     let Ok(state) = state else {
                         return Ok(End::Refused(enlist::Error::Closed));
                     };
-                    // That it begins is no news, and after a wait for it neither is that it is registered.
+                    // The first state is not reported, except for a registration that has not been reported before.
                     let is_known = match state {
                         RegistrationState::Registering { .. } => true,
-                        RegistrationState::Registered { .. } => self.waited,
+                        RegistrationState::Registered { .. } => self.first == FirstReport::AfterRegistered,
                         _ => false,
                     };
-                    if !std::mem::replace(&mut begun, true) && is_known {
+                    if std::mem::replace(&mut is_first, false) && is_known {
                         continue;
                     }
                     match state {
-                        // Somebody else has the id, or the store will not have it: tried for ever elsewhere, here the failure that is told.
+                        // The library retries for ever. Here, the failure ends the command.
                         RegistrationState::Refused { cause } if fatal(&cause) => {
                             return Ok(End::Refused(cause));
                         }
                         state => {
-                            self.told.state(&state);
+                            self.reporter.state(&state);
                             if let RegistrationState::Ended = state {
-                                let what = self.told.name.clone();
+                                let what = self.reporter.name.clone();
                                 let error = enlist::Error::Conflict { what, revision: enlist::Revision::default() };
                                 return Ok(End::Refused(error));
                             }
@@ -261,7 +276,7 @@ impl Kept {
     }
 }
 
-/// Returns `true` if waiting for better times makes no sense, because the command line has to change.
+/// Returns `true` if only a change of the command line can remove the cause.
 fn fatal(cause: &enlist::Error) -> bool {
     matches!(cause, enlist::Error::AlreadyRegistered { .. } | enlist::Error::AuthFailed(_))
 }
@@ -273,8 +288,8 @@ async fn ended(running: Option<&mut Running>) -> std::io::Result<std::process::E
     }
 }
 
-/// Passes signals on until the command ends.
-async fn pass_on(running: &mut Running, signals: &mut Signals) -> std::io::Result<std::process::ExitStatus> {
+/// Forwards signals until the program ends.
+async fn forward_signals(running: &mut Running, signals: &mut Signals) -> std::io::Result<std::process::ExitStatus> {
     loop {
         let signal = tokio::select! {
             status = running.ended() => return status,
@@ -284,17 +299,17 @@ async fn pass_on(running: &mut Running, signals: &mut Signals) -> std::io::Resul
     }
 }
 
-/// Marks the instance as draining for a while, if asked, and removes it.
-async fn leave(registration: Registration, told: &Told, drain: Duration) {
+/// Marks the instance as draining for `drain`, and removes it.
+async fn leave(registration: Registration, reporter: &Reporter, drain: Duration) {
     if !drain.is_zero() {
         let marked = registration.update(|draft| {
             draft.health(Health::Draining);
         });
-        // A layout that cannot say it, or an etcd that does not answer, keeps nobody from leaving.
+        // A layout without health, or an etcd that does not answer, does not prevent the removal.
         let marking = async {
             let _ = marked.await;
         };
         tokio::join!(tokio::time::timeout(drain, marking), tokio::time::sleep(drain)).0.ok();
     }
-    told.deregistered(&registration.deregister().await);
+    reporter.deregistered(&registration.deregister().await);
 }

@@ -1,4 +1,4 @@
-//! Tables, once or live.
+//! Tables, printed once or redrawn in place.
 
 use std::{
     borrow::Cow,
@@ -13,10 +13,10 @@ use crate::output::{self, Output, Paint, Text, To, endpoints, health};
 /// Spaces between columns.
 const GAP: usize = 2;
 
-/// Cells of the terminal that a column keeps on any one.
+/// Minimum width of a column on a narrow terminal.
 const NARROWEST: usize = 6;
 
-/// Cells that a column is padded to at most where there is no terminal.
+/// Maximum width to which columns are padded without a terminal.
 const PADDED: usize = 64;
 
 const HEAD: [&str; 7] = ["ID", "ENDPOINTS", "WEIGHT", "VERSION", "ZONE", "HEALTH", "METADATA"];
@@ -39,12 +39,12 @@ fn row(entry: &Entry) -> [String; 7] {
     ]
 }
 
-/// The lines of a table of instances.
+/// Returns the lines of a table of instances.
 pub(crate) fn lines<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<Text> {
     arrange(HEAD, entries.map(row))
 }
 
-/// The lines of a table with this head. On a terminal each fits into one of its lines.
+/// Returns the lines of a table with this head. On a terminal, each fits into one row.
 pub(crate) fn arrange<const N: usize>(head: [&str; N], rows: impl Iterator<Item = [String; N]>) -> Vec<Text> {
     let rows = rows.map(|row| row.map(|cell| escaped(cell).to_string()));
     let rows: Vec<_> = [head.map(str::to_owned)].into_iter().chain(rows).collect();
@@ -53,7 +53,7 @@ pub(crate) fn arrange<const N: usize>(head: [&str; N], rows: impl Iterator<Item 
     head.into_iter().chain(lines.map(Text::from)).collect()
 }
 
-/// Rows as lines of so many columns; `None` cuts nothing.
+/// Returns the rows as lines of at most `columns` cells; `None` cuts nothing.
 fn arranged<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> Vec<String> {
     let widths = widths(rows, columns);
     let line = |row: &[String; N]| {
@@ -63,15 +63,15 @@ fn arranged<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> Vec
             line.push_str(&cell);
             line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.width()) + GAP));
         }
-        // Nothing follows the last cell.
+        // The last cell is not padded.
         let line = line.trim_end();
         columns.map_or(line.into(), |columns| cut(line, columns)).into_owned()
     };
     rows.iter().map(line).collect()
 }
 
-/// The widths of the columns: as wide as their widest cell, but on a terminal the widest ones only as wide as there is room for, and
-/// elsewhere not so wide that one long cell widens every line.
+/// Returns the widths of the columns: that of the widest cell, limited on a terminal so that a line fits, and elsewhere
+/// so that one long cell does not widen every line.
 fn widths<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> [usize; N] {
     let natural: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].width()).max().unwrap_or(0));
@@ -86,21 +86,22 @@ fn widths<const N: usize>(rows: &[[String; N]], columns: Option<usize>) -> [usiz
     natural.map(|width| width.min(limit))
 }
 
-/// The text if it takes at most `width` cells of a terminal, else its beginning and an ellipsis. A Chinese character takes two.
+/// Returns the text if it fits into `width` cells of a terminal, otherwise its beginning and an ellipsis. A Chinese
+/// character takes two cells.
 fn cut(text: &str, width: usize) -> Cow<'_, str> {
     if text.width() <= width {
         return text.into();
     }
     let mut room = width.saturating_sub(1);
     let fits = |character: &char| {
-        let left = room.checked_sub(character.width().unwrap_or(0));
-        room = left.unwrap_or(0);
-        left.is_some()
+        let rest = room.checked_sub(character.width().unwrap_or(0));
+        room = rest.unwrap_or(0);
+        rest.is_some()
     };
     text.chars().take_while(fits).chain(['…']).collect()
 }
 
-/// A picture on a terminal that is drawn over itself.
+/// Lines on a terminal that are redrawn in place.
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     drawn: usize,
@@ -110,12 +111,12 @@ impl Live {
     pub(crate) fn draw(&mut self, lines: &[Text], output: Output) -> io::Result<()> {
         let mut out = io::stdout().lock();
         if self.drawn > 0 {
-            // To the first line of what was drawn, and nothing left of it.
+            // Moves to the first line of the last drawing and clears from there.
             write!(out, "\x1b[{}A\x1b[0J", self.drawn)?;
         }
         let rows = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| usize::from(size.ws_row));
         let drawn = fitting(lines, rows);
-        // Without wrapping, so that a line is a line however narrow the terminal is.
+        // Without wrapping, so that each line takes one row on any terminal.
         write!(out, "\x1b[?7l")?;
         for line in &drawn {
             writeln!(out, "{}", output.render(To::Stdout, line))?;
@@ -126,7 +127,7 @@ impl Live {
     }
 }
 
-/// As many lines as a terminal of so many rows can be drawn over with; 0 rows are as many as one likes.
+/// Returns the lines that can be redrawn on a terminal with `rows` rows; 0 stands for an unknown number.
 fn fitting(lines: &[Text], rows: usize) -> Vec<Text> {
     if rows < 3 || lines.len() < rows {
         return lines.to_vec();
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_as_wide_as_its_cells_and_the_last_column_is_not_padded() {
+    fn a_table_is_as_wide_as_its_cells() {
         let rows = [row(HEAD), row(["a", "h:1", "100", "-", "-", "serving", "-"])];
         for columns in [None, Some(200)] {
             assert_eq!(
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_cell_is_cut_to_a_terminal_and_widens_no_other_line_elsewhere() {
+    fn a_long_cell_is_cut_on_a_terminal() {
         let long = "x".repeat(70_000);
         let rows = [row(HEAD), row(["a", "h:1", "100", &long, "-", "serving", &long]), row(["é"; 7])];
         for columns in 0..200 {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_fits_its_terminal() {
+    fn a_redrawn_table_fits_its_terminal() {
         let lines: Vec<Text> = (0..10).map(Text::from).collect();
         assert_eq!(fitting(&lines, 0), lines);
         assert_eq!(fitting(&lines, 11), lines);

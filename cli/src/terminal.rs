@@ -1,8 +1,8 @@
-//! The terminal of a command, and job control: what stops the command there stops this process, and what continues this process
-//! continues the command.
+//! Job control for the program: a stop of the program in its terminal stops this process, and continuing this process
+//! continues the program.
 //!
-//! SIGTTOU has to be blocked, see [`signals::block_terminal_stop`](crate::signals::block_terminal_stop): this process takes the
-//! terminal back from the background.
+//! SIGTTOU has to be blocked ([`signals::block_terminal_stop`](crate::signals::block_terminal_stop)), because this
+//! process becomes the foreground process again while it is in the background.
 
 use std::{io, time::Duration};
 
@@ -15,31 +15,33 @@ use tokio::{
     time::Instant,
 };
 
-/// Wait for this process to be stopped, before the command goes on: where there is no shell that could continue it, the system does not
-/// stop it.
-const UNSTOPPED: Duration = Duration::from_secs(1);
+/// Maximum wait for this process to be stopped, after which the program continues. The system does not stop a process
+/// that no shell could continue.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The terminal on the standard input, while a command may use it. Dropping it takes the terminal back.
+/// The terminal on the standard input while the program uses it. On drop, this process becomes the foreground process
+/// again.
 #[derive(Debug)]
 pub(crate) struct Job {
-    /// The group of this process.
+    /// Group of this process.
     own: Pid,
-    /// The group of the command.
+    /// Group of the program.
     group: Pid,
     children: Stream,
     continued: Stream,
-    /// Until when a stop of this process is waited for.
+    /// Deadline of the wait for a stop of this process.
     stopping: Option<Instant>,
 }
 
 impl Job {
-    /// Puts `group` in front, if this process is: it may read then, and gets what the keyboard sends. In the background of a shell the
-    /// command is in the background as well. `None` without a terminal.
+    /// Makes `group` the foreground group if this process is in it: the program can then read, and receives the signals
+    /// of the keyboard. In the background of a shell the program is in the background as well. Returns `None` without a
+    /// terminal.
     pub(crate) fn begin(group: Pid) -> io::Result<Option<Self>> {
         if tcgetpgrp(io::stdin()).is_err() {
             return Ok(None);
         }
-        // It has no name in tokio.
+        // tokio has no name for it.
         let continued = SignalKind::from_raw(Signal::CONT.as_raw());
         let (children, continued) = (signal(SignalKind::child())?, signal(continued)?);
         let job = Self { own: getpgrp(), group, children, continued, stopping: None };
@@ -47,11 +49,11 @@ impl Job {
         Ok(Some(job))
     }
 
-    /// Waits until the command is stopped, or this process continued, and does to the other what was done to the one.
+    /// Waits until the program is stopped or this process is continued, and stops or continues the other one.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost if the future is dropped.
+    /// Dropping the future loses no signal.
     pub(crate) async fn step(&mut self, command: Pid) {
         let stopping = self.stopping;
         let unstopped = async {
@@ -71,7 +73,7 @@ impl Job {
         }
     }
 
-    /// Deals with a command that was stopped.
+    /// Handles a stop of the program.
     fn stop(&mut self, signal: Signal) {
         let wants_the_terminal = [Signal::TTIN, Signal::TTOU].contains(&signal);
         if wants_the_terminal && is_in_front(self.own) {
@@ -79,8 +81,8 @@ impl Job {
         }
         if wants_the_terminal || signal == Signal::TSTP {
             self.take_back();
-            self.stopping = Some(Instant::now() + UNSTOPPED);
-            // With everybody of the job, a script for instance, as the keyboard does. The shell sees it, and is back.
+            self.stopping = Some(Instant::now() + STOP_TIMEOUT);
+            // For the whole job, for example a script, as the keyboard does, so that the shell continues.
             let _ = kill_process_group(self.own, Signal::TSTP);
         }
     }
@@ -88,7 +90,7 @@ impl Job {
     fn go_on(&mut self) {
         self.stopping = None;
         self.lend();
-        // An error says that nobody is left.
+        // An error means that no process is left.
         let _ = kill_process_group(self.group, Signal::CONT);
     }
 
@@ -107,10 +109,10 @@ impl Drop for Job {
     }
 }
 
-/// Puts one group in front if another one is.
+/// Makes `to` the foreground group if `from` is.
 fn hand_over(from: Pid, to: Pid) {
     if is_in_front(from) {
-        // An error says that the terminal is gone.
+        // An error means that the terminal is gone.
         let _ = tcsetpgrp(io::stdin(), to);
     }
 }
@@ -119,7 +121,7 @@ fn is_in_front(group: Pid) -> bool {
     tcgetpgrp(io::stdin()) == Ok(group)
 }
 
-/// The signal that has stopped a process of ours, once for each stop.
+/// Returns the signal that stopped a child process, once for each stop.
 fn stopped_by(process: Pid) -> Option<Signal> {
     let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
     let status = waitid(WaitId::Pid(process), options).ok()??;

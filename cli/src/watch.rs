@@ -1,4 +1,4 @@
-//! `enlist watch`: the instances of a service, followed through a view, which holds those that are all lost at once.
+//! `enlist watch`: the instances of a service, from a view, which holds instances that are all lost at once.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     table::{self, Live},
 };
 
-/// Wait for an instance that begins to drain to be removed: a departure is a mark and a removal, right after each other.
-const DEPARTURE: Duration = Duration::from_millis(150);
+/// Wait after an instance starts to drain: a deregistration marks the instance and removes it right after.
+const DEPARTURE_DELAY: Duration = Duration::from_millis(150);
 
-/// Wait for the first answer of etcd before it is asked for the reason.
-const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// Wait for the first snapshot before a request determines the cause of the delay.
+const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The state known at a time.
-struct Seen {
+/// State of a view at one time.
+struct Observed {
     snapshot: Snapshot,
     freshness: Freshness,
 }
 
-/// A view that is followed.
+/// A view, and the state that was returned last.
 struct Following {
     view: ServiceView,
     changes: ViewChanges,
-    /// The state returned last.
+    /// Snapshot returned last.
     last: Option<Snapshot>,
 }
 
 impl Following {
-    /// Waits for what is new since the last call: first for all there is.
-    async fn next(&mut self) -> Result<Seen, Error> {
+    /// Waits for a change since the last call. The first call returns the first snapshot.
+    async fn next(&mut self) -> Result<Observed, Error> {
         let last = self.last.clone();
         self.changes.next().await?;
         let mut now = self.now()?;
@@ -45,20 +45,20 @@ impl Following {
             return Ok(now);
         };
         if begins_to_drain(&now.snapshot.diff(&last)) {
-            tokio::time::sleep(DEPARTURE).await;
+            tokio::time::sleep(DEPARTURE_DELAY).await;
             now = self.now()?;
         }
         Ok(now)
     }
 
-    fn now(&mut self) -> Result<Seen, Error> {
+    fn now(&mut self) -> Result<Observed, Error> {
         let (snapshot, freshness) = self.view.snapshot().zip(self.view.freshness()).ok_or(Error::Closed)?;
         self.last = Some(snapshot.clone());
-        Ok(Seen { snapshot, freshness })
+        Ok(Observed { snapshot, freshness })
     }
 }
 
-/// Returns `true` if an instance that served does not any more, and says so.
+/// Returns `true` if an instance has started to drain.
 fn begins_to_drain(events: &[Event]) -> bool {
     let drains = |entry: &Entry| entry.instance().health() == Health::Draining;
     events.iter().any(|event| matches!(event, Event::Updated { old, new } if drains(new) && !drains(old)))
@@ -69,10 +69,10 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
     let mut signals = Signals::ending()?;
     let resolver = Arc::new(etcd) as Arc<dyn Resolver>;
     let view = Directory::new(Arc::clone(&resolver)).view(&service);
-    let mut absence = std::pin::pin!(tell_absence(&*resolver, &service, output));
+    let mut absence = std::pin::pin!(report_absence(&*resolver, &service, output));
     let mut following = Following { changes: view.changes(), view, last: None };
     let mut live = output.is_live().then(Live::default);
-    let mut lines = Lines { service: service.to_string(), last: None, fresh: true, output };
+    let mut lines = Lines { service: service.to_string(), last: None, is_live: true, output };
     loop {
         let seen = tokio::select! {
             seen = following.next() => seen?,
@@ -80,15 +80,15 @@ pub(crate) async fn watch(global: &Global, service: &str, output: Output) -> Res
             never = &mut absence, if following.last.is_none() => match never {},
         };
         match &mut live {
-            Some(live) => live.draw(&picture(&service, &seen), output)?,
+            Some(live) => live.draw(&table_of(&service, &seen), output)?,
             None => lines.write(&seen)?,
         }
     }
 }
 
-/// Says once that nothing is known yet, if etcd cannot be asked.
-async fn tell_absence(resolver: &dyn Resolver, service: &ServiceRef, output: Output) -> Infallible {
-    tokio::time::sleep(FIRST_ANSWER).await;
+/// Reports once that the service is not known yet, if etcd does not answer.
+async fn report_absence(resolver: &dyn Resolver, service: &ServiceRef, output: Output) -> Infallible {
+    tokio::time::sleep(FIRST_SNAPSHOT_TIMEOUT).await;
     if let Err(error) = resolver.resolve(service).await
         && error.is_retryable()
     {
@@ -98,9 +98,9 @@ async fn tell_absence(resolver: &dyn Resolver, service: &ServiceRef, output: Out
     std::future::pending().await
 }
 
-/// The content of a live table.
-fn picture(service: &ServiceRef, seen: &Seen) -> Vec<Text> {
-    let Seen { snapshot, freshness } = seen;
+/// Returns the content of the live table.
+fn table_of(service: &ServiceRef, seen: &Observed) -> Vec<Text> {
+    let Observed { snapshot, freshness } = seen;
     let head = if let Freshness::Stale { cause, .. } = freshness {
         Text::painted(Paint::Bad, format!("{service}: not up to date, {cause}"), "")
     } else {
@@ -111,18 +111,18 @@ fn picture(service: &ServiceRef, seen: &Seen) -> Vec<Text> {
     lines
 }
 
-/// A line per change.
+/// Output of one line per change.
 struct Lines {
     service: String,
-    /// The state after the lines so far.
+    /// Snapshot after the lines so far.
     last: Option<Snapshot>,
-    fresh: bool,
+    is_live: bool,
     output: Output,
 }
 
 impl Lines {
-    fn write(&mut self, seen: &Seen) -> Result<(), Failure> {
-        let Seen { snapshot, freshness } = seen;
+    fn write(&mut self, seen: &Observed) -> Result<(), Failure> {
+        let Observed { snapshot, freshness } = seen;
         let first = self.last.is_none();
         let events = match &self.last {
             Some(last) => snapshot.diff(last),
@@ -164,10 +164,10 @@ impl Lines {
         Ok(self.output.line(To::Stdout, text, &object)?)
     }
 
-    /// A line if that has changed.
+    /// Prints a line if the freshness has changed.
     fn freshness(&mut self, freshness: &Freshness) -> Result<(), Failure> {
         let live = freshness.is_live();
-        if std::mem::replace(&mut self.fresh, live) == live {
+        if std::mem::replace(&mut self.is_live, live) == live {
             return Ok(());
         }
         let age = freshness.age().as_secs_f64();
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_change_to_draining_is_waited_on() {
+    fn only_a_change_to_draining_delays_the_output() {
         let entry = |health| {
             let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
             Arc::new(Entry::new(instance.with_health(health), Revision::new(1), Revision::new(1)))

@@ -42,7 +42,8 @@ async fn a_dead_member_is_named_and_another_one_is_examined() {
     }
 }
 
-/// A member that only reads by itself is named, whichever it is, and another one is looked at. It is no matter of users.
+/// A member that only reads by itself is named, whichever it is, and another one is looked at. It is no matter of
+/// users.
 #[tokio::test]
 async fn a_member_without_a_leader_is_named_and_another_one_is_examined() {
     let cluster = EtcdCluster::start().await;
@@ -127,7 +128,8 @@ async fn the_cause_of_a_broken_connection_is_named() {
     }
 }
 
-/// A member that tells its status to root only, as 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 do: passes everything on but that.
+/// A member that tells its status to root only, as 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 do: passes everything on but
+/// that.
 async fn telling_root_only(member: SocketAddr) -> (String, TaskOwner) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

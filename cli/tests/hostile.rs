@@ -7,7 +7,8 @@ mod support;
 use enlist_testkit::EtcdServer;
 use support::{Done, Running, enlist, pty::Shell, raw, run, server};
 
-/// In values: a title for the terminal, another line, C0, C1, DEL, text from right to left, something without width, a line separator.
+/// In values: a title for the terminal, another line, C0, C1, DEL, text from right to left, something without width, a
+/// line separator.
 const VALUE: &str = "v\x1b]0;title\x07\r\nforged\u{9b}2J\x7f\u{202e}\u{200b}\u{2028}";
 
 /// In names, which have no control characters.

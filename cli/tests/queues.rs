@@ -17,7 +17,7 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
     let free = run(enlist(&server, ["locks", "nightly"])).await;
     assert_eq!((free.code, free.stdout.as_str()), (Some(1), ""), "{free:?}");
-    assert!(free.stderr.contains("nobody holds default/nightly"), "{free:?}");
+    assert!(free.stderr.contains("default/nightly is free"), "{free:?}");
     // An object is what was asked for, also if it says that there is nobody.
     let free = run(enlist(&server, ["locks", "nightly", "--output", "json"])).await;
     assert_eq!((free.code, free.stderr.as_str()), (Some(1), ""), "{free:?}");
@@ -124,7 +124,8 @@ async fn nobody_holds_a_lock_during_its_delay() {
     assert!(alone.code == Some(0) && alone.stdout.contains("(delay)"), "{alone:?}");
 }
 
-/// An etcd that accepts connections and is silent holds a lock up for no longer than was asked for, and a signal ends that as well.
+/// An etcd that accepts connections and is silent holds a lock up for no longer than was asked for, and a signal ends
+/// that as well.
 #[tokio::test]
 async fn a_wait_ends_in_time_and_hears_signals_beside_a_silent_etcd() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

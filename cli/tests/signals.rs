@@ -24,7 +24,8 @@ fn children(pid: u32) -> Vec<u32> {
     children
 }
 
-/// `enlist` is killed as soon as its command is there, often before it has been told of its start: nothing of the command is left.
+/// `enlist` is killed as soon as its command is there, often before it has been told of its start: nothing of the
+/// command is left.
 #[tokio::test]
 async fn a_kill_at_the_start_of_a_command_leaves_nothing_of_it() {
     let server = server().await;

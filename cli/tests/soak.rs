@@ -1,5 +1,6 @@
-//! Commands under `enlist lock`, whose holders are frozen at random: never two at a time. When leases are revoked under them, two may
-//! run together for a moment, which is measured and bounded. `ENLIST_SOAK_SECS` makes it longer (`cargo xtask soak`).
+//! Commands under `enlist lock`, whose holders are frozen at random: never two at a time. When leases are revoked under
+//! them, two may run together for a moment, which is measured and bounded. `ENLIST_SOAK_SECS` makes it longer (`cargo
+//! xtask soak`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -11,7 +12,8 @@ use enlist::Moment;
 use enlist_testkit::soon;
 use support::{Running, enlist, raw, server, signal};
 
-/// What a holder of the lock does: says so if another still does the same, for how many milliseconds, and takes its time.
+/// What a holder of the lock does: says so if another still does the same, for how many milliseconds, and takes its
+/// time.
 const WORK: &str = r#"
 exec 9>"$DIR/busy"
 if ! flock --nonblock 9; then
@@ -32,8 +34,8 @@ fn numbers(file: &Path) -> Vec<u64> {
     fs::read_to_string(file).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Runs commands side by side for a while; every now and then a holder is frozen for up to three TTLs, or a lease is revoked. Returns how
-/// many commands ran, and for how long two of them overlapped each time, in milliseconds.
+/// Runs commands side by side for a while; every now and then a holder is frozen for up to three TTLs, or a lease is
+/// revoked. Returns how many commands ran, and for how long two of them overlapped each time, in milliseconds.
 async fn soak(revokes: bool, seed: u64) -> (usize, Vec<u64>) {
     const TTL: Duration = Duration::from_secs(2);
     println!("repeat with ENLIST_SEED={seed}");

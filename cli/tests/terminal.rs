@@ -8,8 +8,8 @@ use std::fs;
 
 use support::{enlist, pty::Shell, run, server};
 
-/// A command that runs in the background of an interactive shell holds its lock: `enlist` is not stopped by the terminal, and the next
-/// holder waits.
+/// A command that runs in the background of an interactive shell holds its lock: `enlist` is not stopped by the
+/// terminal, and the next holder waits.
 #[tokio::test]
 async fn a_lock_taken_in_the_background_of_a_shell_is_kept() {
     let server = server().await;

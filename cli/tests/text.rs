@@ -116,7 +116,8 @@ async fn fixed_instances_are_published_shown_and_removed() {
     };
     for arguments in [
         "resolve db",
-        "publish db postgres://10.0.0.9:5432 --id primary --zone eu-1a --version 16.1 --meta role=primary --meta disk=ssd",
+        "publish db postgres://10.0.0.9:5432 --id primary --zone eu-1a --version 16.1 --meta role=primary \
+         --meta disk=ssd",
         "publish db postgres://10.0.0.10:5432 postgres://[::1]:5433 --weight 0",
         "resolve db",
         "resolve db --output json",
@@ -136,7 +137,8 @@ async fn fixed_instances_are_published_shown_and_removed() {
     assert_snapshot("fixed.txt", &said);
 }
 
-/// Wrong usage is 2, a command that is not there 127, everything else that fails 1; each error is one line that says what to do.
+/// Wrong usage is 2, a command that is not there 127, everything else that fails 1; each error is one line that says
+/// what to do.
 #[tokio::test]
 async fn errors_are_one_sentence_each() {
     let server = server().await;

@@ -87,7 +87,8 @@ async fn a_refusal_is_told_once_and_without_names_of_functions() {
     assert_eq!((second.code, told), (Some(1), 1), "{}", second.stderr);
 }
 
-/// A service that is larger than it may be is not read, and one that grows too large while it is watched stays as it was.
+/// A service that is larger than it may be is not read, and one that grows too large while it is watched stays as it
+/// was.
 #[tokio::test]
 async fn a_service_above_a_limit_is_told_and_its_last_known_state_stays() {
     let server = server().await;

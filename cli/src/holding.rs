@@ -1,0 +1,312 @@
+//! A held lock or leadership: it is acquired, a program runs while it is held, and it is released.
+
+use std::time::Duration;
+
+use enlist::{
+    Election, Error, Leadership, LockGuard, LockName, Loss, Moment, Released, backend::safe_validity, with_causes,
+};
+use enlist_etcd::Etcd;
+use serde_json::json;
+
+use crate::{
+    args::{Reporting, Run},
+    child::{Running, exit_code},
+    output::{Failure, Output, To},
+    signals::{Signals, ending},
+};
+
+/// Interval of the deadlines that the reaper gets for the program.
+const DEADLINE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Maximum wait for the confirmation of a release. The release continues in the background until the process ends.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum wait for the name of the holder after an acquisition that failed.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A lock or a leadership.
+pub(crate) enum Held {
+    Lock(LockGuard),
+    Leadership(Leadership),
+}
+
+impl Held {
+    fn guard(&self) -> &LockGuard {
+        match self {
+            Self::Lock(guard) => guard,
+            Self::Leadership(leadership) => leadership,
+        }
+    }
+
+    async fn release(self) -> Result<Released, Error> {
+        match self {
+            Self::Lock(guard) => guard.release().await,
+            Self::Leadership(leadership) => leadership.resign().await,
+        }
+    }
+}
+
+/// Kind of what is held.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Lock,
+    Election,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Election => "election",
+        }
+    }
+}
+
+/// One acquisition, from the command line to the exit status.
+pub(crate) struct Holding<'a> {
+    etcd: &'a Etcd,
+    name: &'a LockName,
+    kind: Kind,
+    ttl: Duration,
+    run: &'a Run,
+    reporting: Reporting,
+    output: Output,
+}
+
+/// End of a program, or of a wait without one.
+enum Outcome {
+    Done(u8),
+    Lost,
+}
+
+/// Reason for which a contender did not acquire a lock.
+enum Obstacle {
+    /// A holder, with its name.
+    Holder(Option<String>),
+    /// The lock delay of an earlier holder.
+    Delay,
+}
+
+impl<'a> Holding<'a> {
+    pub(crate) fn new(
+        etcd: &'a Etcd,
+        name: &'a LockName,
+        kind: Kind,
+        ttl: Duration,
+        run: &'a Run,
+        reporting: Reporting,
+        output: Output,
+    ) -> Self {
+        Self { etcd, name, kind, ttl, run, reporting, output }
+    }
+
+    /// Acquires, runs the program while the lock is held, and releases. Returns the exit status.
+    pub(crate) async fn run(
+        &self,
+        acquiring: impl Future<Output = Result<Option<Held>, Error>>,
+    ) -> Result<u8, Failure> {
+        let mut signals = Signals::all()?;
+        let acquired = tokio::select! {
+            acquired = acquiring => acquired,
+            signal = ending(&mut signals) => {
+                // The queue entry is given up; the end of the session revokes the rest.
+                let _ = self.etcd.close().await;
+                return Ok(signal);
+            }
+        };
+        let code = match acquired {
+            Ok(Some(held)) => self.hold(held, &mut signals).await,
+            Ok(None) | Err(Error::Timeout { op: "acquire", .. }) => Ok(tokio::select! {
+                () = self.report_obstacle() => self.reporting.not_acquired,
+                signal = ending(&mut signals) => signal,
+            }),
+            Err(error) => return Err(error.into()),
+        };
+        let _ = self.etcd.close().await;
+        code
+    }
+
+    /// Runs the program while the lock is held, and releases it.
+    async fn hold(&self, held: Held, signals: &mut Signals) -> Result<u8, Failure> {
+        let token = held.guard().fencing_token();
+        self.report_expected("acquired", &format!(" with token {token}"), json!({ "token": token.get() }));
+        let outcome = if self.run.command.is_empty() {
+            self.wait(held.guard(), signals).await
+        } else {
+            let variables = [("ENLIST_FENCING_TOKEN", token.to_string()), ("ENLIST_LOCK", self.name.to_string())];
+            let limit = allowed(held.guard().remaining(), self.ttl);
+            // On a failure the guard is dropped here, so that other contenders need not wait for the lease to expire.
+            let running = Running::start(&self.run.command, &variables, Some(limit)).await?;
+            self.supervise(held.guard(), running, signals).await?
+        };
+        match outcome {
+            // No process of the program is left, so another holder may start.
+            Outcome::Done(code) => Ok(self.release(held, code).await),
+            Outcome::Lost => Ok(self.reporting.lost),
+        }
+    }
+
+    /// Releases the lock. Returns `code`, or the status of a loss if the lock had been lost.
+    async fn release(&self, held: Held, code: u8) -> u8 {
+        match tokio::time::timeout(RELEASE_TIMEOUT, held.release()).await {
+            Ok(Ok(Released::Released)) => {
+                self.report_expected("released", "", json!({ "result": "released" }));
+                code
+            }
+            Ok(Ok(_)) => {
+                self.report("released", ", but it had been lost before", json!({ "result": "already-lost" }));
+                self.reporting.lost
+            }
+            Ok(Err(_)) | Err(_) => {
+                let text = ", not confirmed by etcd; the lock is free after its TTL at the latest";
+                self.report("released", text, json!({ "result": "unconfirmed" }));
+                code
+            }
+        }
+    }
+
+    /// Waits for a signal or for the loss.
+    async fn wait(&self, guard: &LockGuard, signals: &mut Signals) -> Outcome {
+        tokio::select! {
+            code = ending(signals) => Outcome::Done(code),
+            loss = guard.lost() => {
+                self.report_loss(loss);
+                Outcome::Lost
+            }
+        }
+    }
+
+    /// Waits until the program ends. A loss ends it.
+    async fn supervise(
+        &self,
+        guard: &LockGuard,
+        mut running: Running,
+        signals: &mut Signals,
+    ) -> Result<Outcome, Failure> {
+        let grace = self.run.grace;
+        let mut deadlines = tokio::time::interval(DEADLINE_INTERVAL);
+        loop {
+            tokio::select! {
+                // A loss takes precedence over every other event.
+                biased;
+                loss = guard.lost() => {
+                    let begun = Moment::now();
+                    self.report_loss(loss);
+                    let grace = grace_after(loss, self.ttl, grace);
+                    running.allow(grace + DEADLINE_INTERVAL).await;
+                    running.end(grace).await?;
+                    let after = begun.elapsed().as_secs_f64();
+                    self.report("stopped", &format!(" {after:.3} s after the loss"), json!({ "seconds": after }));
+                    return Ok(Outcome::Lost);
+                }
+                status = running.ended() => {
+                    let code = exit_code(status?);
+                    // Processes that the program left behind do not hold the lock; the reaper bounds their lifetime
+                    // meanwhile.
+                    running.end(grace).await?;
+                    return Ok(Outcome::Done(code));
+                }
+                signal = signals.next() => running.signal(signal),
+                // If this process is frozen, the reaper ends the program before another contender can acquire the lock.
+                _ = deadlines.tick() => running.allow(allowed(guard.remaining(), self.ttl)).await,
+            }
+        }
+    }
+
+    /// Reports an event that is part of a normal run; `--quiet` suppresses it.
+    fn report_expected(&self, event: &str, text: &str, fields: serde_json::Value) {
+        if !self.reporting.quiet {
+            self.report(event, text, fields);
+        }
+    }
+
+    fn report(&self, event: &str, text: &str, fields: serde_json::Value) {
+        // Standard output belongs to the program, if there is one.
+        let to = if self.run.command.is_empty() { To::Stdout } else { To::Stderr };
+        let (kind, name) = (self.kind.as_str(), self.name);
+        let mut object = json!({ "event": event, kind: name.to_string() });
+        if let (Some(object), serde_json::Value::Object(fields)) = (object.as_object_mut(), fields) {
+            object.extend(fields);
+        }
+        self.output.tell(to, format!("enlist: {kind} {name} {event}{text}"), &object);
+    }
+
+    fn report_loss(&self, loss: Loss) {
+        let cause = match loss {
+            Loss::Expired => "no renewal was acknowledged in time",
+            Loss::LeaseGone => "its lease is gone",
+            Loss::KeyGone => "its key was deleted",
+            _ => "the session has ended",
+        };
+        self.report("lost", &format!(": {cause}"), json!({ "cause": cause }));
+    }
+
+    /// Reports the reason for which the lock was not acquired: another holder, a lock delay, or an etcd that does not
+    /// answer.
+    async fn report_obstacle(&self) {
+        let obstacle = tokio::time::timeout(HOLDER_TIMEOUT, self.obstacle()).await;
+        let late = Error::Timeout { op: "asking for the holder", limit: HOLDER_TIMEOUT, cause: None };
+        match obstacle.unwrap_or(Err(late)) {
+            Err(error) if error.is_retryable() => {
+                let cause = with_causes(&error).to_string();
+                let fields = json!({ "holder": null, "cause": cause });
+                self.report("not-acquired", &format!(": etcd does not answer: {cause}"), fields);
+            }
+            Ok(Obstacle::Delay) => {
+                let cause = "a holder did not release, and its lock delay has not passed";
+                self.report_expected("not-acquired", &format!(": {cause}"), json!({ "holder": null, "cause": cause }));
+            }
+            obstacle => {
+                let holder = if let Ok(Obstacle::Holder(holder)) = obstacle { holder } else { None };
+                let by = holder.as_deref().unwrap_or("another client");
+                let fields = json!({ "holder": holder, "cause": null });
+                self.report_expected("not-acquired", &format!(": held by {by}"), fields);
+            }
+        }
+    }
+
+    async fn obstacle(&self) -> Result<Obstacle, Error> {
+        match self.kind {
+            Kind::Lock => {
+                let queue = self.etcd.lock_queue(self.name).await?;
+                let holder = || queue.holders().first().and_then(|holder| holder.process.clone());
+                Ok(if queue.delayed { Obstacle::Delay } else { Obstacle::Holder(holder()) })
+            }
+            Kind::Election => Ok(Obstacle::Holder(self.etcd.leader(self.name).await?.map(|leader| leader.value))),
+        }
+    }
+}
+
+/// Time between SIGTERM and SIGKILL after a loss. An expiry is known before another contender can acquire the lock, and
+/// the program has to end before that as well. After any other loss, another contender may hold the lock already.
+fn grace_after(loss: Loss, ttl: Duration, grace: Duration) -> Duration {
+    if loss == Loss::Expired { grace.min(margin(ttl) / 2) } else { grace }
+}
+
+/// Maximum lifetime of the program without further messages of this process: longer than the lock validity, at whose
+/// end this process acts, and shorter than the lease.
+fn allowed(remaining: Duration, ttl: Duration) -> Duration {
+    remaining + margin(ttl) * 3 / 4
+}
+
+/// Time between the end of the lock validity and the earliest expiry of the lease.
+fn margin(ttl: Duration) -> Duration {
+    ttl.saturating_sub(safe_validity(ttl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_ends_before_another_holder_starts() {
+        for ttl in [2, 5, 15, 600].map(Duration::from_secs) {
+            let hour = Duration::from_secs(3600);
+            assert!(safe_validity(ttl) + grace_after(Loss::Expired, ttl, hour) < ttl);
+            assert!(allowed(safe_validity(ttl), ttl) < ttl);
+            // This process acts before the reaper, if it can.
+            assert!(allowed(Duration::ZERO, ttl) > grace_after(Loss::Expired, ttl, hour));
+            assert_eq!(grace_after(Loss::LeaseGone, ttl, hour), hour);
+        }
+    }
+}
