@@ -22,7 +22,7 @@ use super::{
     records::{KeyChange, Requests},
     services,
     state::FakeState,
-    store::Store,
+    store::{Content, Store},
 };
 
 /// Interval at which etcd serves watches that begin in the past.
@@ -30,6 +30,10 @@ const UNSYNCED: Duration = Duration::from_millis(100);
 
 /// Interval at which etcd looks for leases that are over.
 const EXPIRY: Duration = Duration::from_millis(500);
+
+/// Content of a fake at one time.
+#[derive(Clone, Debug)]
+pub struct FakeSnapshot(Content);
 
 /// The fake. Dropping it ends it.
 #[derive(Debug)]
@@ -160,6 +164,11 @@ impl FakeEtcd {
         self.shared.change(|store| store.put(key.into(), value.into(), 0));
     }
 
+    /// Puts a key under a lease, as another client would.
+    pub fn put_under(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>, lease: i64) {
+        self.shared.change(|store| store.put(key.into(), value.into(), lease));
+    }
+
     /// Puts several keys in one revision.
     pub fn put_all<K: Into<Vec<u8>>, V: Into<Vec<u8>>>(&self, pairs: impl IntoIterator<Item = (K, V)>) {
         self.shared.change(|store| {
@@ -190,22 +199,18 @@ impl FakeEtcd {
 
     /// Loses everything, leases and revision included, and ends the watches.
     pub fn wipe(&self) {
-        let mut store = self.shared.store();
-        let (lies, requests) = (std::mem::take(&mut store.lies), std::mem::take(&mut store.requests));
-        let (journal, expires) = (std::mem::take(&mut store.journal), store.expires);
-        let version = std::mem::take(&mut store.version);
-        *store = Store {
-            revision: 1,
-            wipes: store.wipes + 1,
-            version,
-            lies,
-            requests,
-            journal,
-            expires,
-            ..Store::default()
-        };
-        drop(store);
-        self.shared.revision.send_replace(1);
+        self.shared.replace(Store { revision: 1, ..Store::default() }.content());
+    }
+
+    /// Returns a snapshot of the store.
+    pub fn snapshot(&self) -> FakeSnapshot {
+        FakeSnapshot(self.shared.store().content())
+    }
+
+    /// Restores the content of a snapshot, its revision included, and ends the watches. Connections stay open, as those
+    /// to a proxy.
+    pub fn restore(&self, snapshot: &FakeSnapshot) {
+        self.shared.replace(snapshot.0.clone());
     }
 
     /// The keys and values under a prefix.

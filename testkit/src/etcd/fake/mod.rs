@@ -16,7 +16,7 @@ mod store;
 mod watches;
 
 pub use self::{
-    fake_etcd::FakeEtcd,
+    fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
     misbehavior::{Minority, Misbehavior},
     records::{KeyChange, Requests},

@@ -11,7 +11,7 @@ use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     misbehavior::{Minority, Misbehavior},
-    store::Store,
+    store::{Content, Store},
 };
 
 #[derive(Debug)]
@@ -35,6 +35,15 @@ pub(super) struct FakeState {
 impl FakeState {
     pub(super) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the content of the store.
+    pub(super) fn replace(&self, content: Content) {
+        let mut store = self.store();
+        store.replace(content);
+        let revision = store.revision;
+        drop(store);
+        self.revision.send_replace(revision);
     }
 
     /// Waits until it is not frozen.

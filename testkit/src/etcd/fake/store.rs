@@ -53,6 +53,17 @@ pub(super) struct Store {
     pub(super) denies: bool,
 }
 
+/// Content of a store: the part that a snapshot of etcd has.
+#[derive(Clone, Debug)]
+pub(super) struct Content {
+    revision: i64,
+    compacted: i64,
+    keys: Keys,
+    base: Keys,
+    history: VecDeque<PbEvent>,
+    leases: BTreeMap<i64, Granted>,
+}
+
 /// A lease.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Granted {
@@ -71,6 +82,24 @@ impl Granted {
 }
 
 impl Store {
+    /// Returns the present content.
+    pub(super) fn content(&self) -> Content {
+        let Self { revision, compacted, keys, base, history, leases, .. } = self;
+        let (keys, base, history, leases) = (keys.clone(), base.clone(), history.clone(), leases.clone());
+        Content { revision: *revision, compacted: *compacted, keys, base, history, leases }
+    }
+
+    /// Replaces the content, and ends the watches. Leases have their full time again, as after a restart.
+    pub(super) fn replace(&mut self, content: Content) {
+        let Content { revision, compacted, keys, base, history, mut leases } = content;
+        for lease in leases.values_mut() {
+            lease.renewed = Instant::now();
+        }
+        self.wipes += 1;
+        (self.revision, self.compacted, self.keys, self.base) = (revision, compacted, keys, base);
+        (self.history, self.leases) = (history, leases);
+    }
+
     /// The revision of an answer. What has changed nothing yet is still at the revision before.
     fn present(&self) -> i64 {
         self.revision - i64::from(self.begun == Some(self.history.len()))
