@@ -595,8 +595,8 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// The key is gone: by hand, if its lease is still there and nobody had the key in between. Nothing else proves an eviction;
-    /// renewals may have gone unanswered for a while.
+    /// The key is gone: by hand, if its lease is still there, nobody had the key in between, and the history of the
+    /// store has its deletion. Nothing else proves an eviction; renewals may have gone unanswered for a while.
     async fn evicted(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome, Error> {
         let context = Arc::clone(&self.context);
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
@@ -605,8 +605,13 @@ impl RegistrationTask {
             loss = eviction::loss(&context.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
             () = self.driver.unwanted() => return Ok(StepOutcome::None),
         };
-        if loss == Loss::Replaced {
-            tracing::info!("the key was another registration's, which has left");
+        let loss = if session.leases.rollbacks() == self.rollbacks { loss } else { Loss::Unwritten };
+        match loss {
+            Loss::Replaced => tracing::info!("the key was another registration's, which has left"),
+            Loss::Unwritten => tracing::warn!("the key is not in a store that was restored"),
+            Loss::Deleted => {}
+        }
+        if loss != Loss::Deleted {
             self.disown();
             return Ok(StepOutcome::None);
         }

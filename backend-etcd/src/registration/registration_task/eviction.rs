@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use enlist::Revision;
 use etcd_client::WatchOptions;
+use tokio::time::Instant;
 
 use crate::{
     client::{connection::Connection, response::signed},
-    error::{Failure, classify_cancel},
+    error::{Failure, classify_cancel, text_cause},
     watch::{
         record::{KeyRange, Record},
         replica::KeyEvent,
@@ -17,7 +18,8 @@ use crate::{
     },
 };
 
-/// Maximum time until the history of a key is told; etcd serves a watch that begins in the past within 100 ms.
+/// Maximum time until a watch is open, and from then on until it has told the history of a key; etcd serves one that
+/// begins in the past within 100 ms.
 const HISTORY: Duration = Duration::from_secs(2);
 
 /// The fate of an own key that is gone.
@@ -27,6 +29,27 @@ pub(super) enum Loss {
     Deleted,
     /// Another registration had it in between, or marked it before it removed it.
     Replaced,
+    /// The history has no deletion of it: the store was restored to an earlier state.
+    Unwritten,
+}
+
+/// The part of the history of a key that is there to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum History {
+    /// All since the last own write.
+    Whole,
+    /// The first of it was compacted away.
+    Compacted,
+}
+
+impl History {
+    /// The fate of a key that is gone and of which the history tells nothing.
+    fn without_an_event(self) -> Loss {
+        match self {
+            Self::Whole => Loss::Unwritten,
+            Self::Compacted => Loss::Deleted,
+        }
+    }
 }
 
 /// Decides by the next event of the key: `None` if that is an own write.
@@ -38,7 +61,7 @@ fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
     }
 }
 
-/// Looks at what happened to `key` after `written`. What was compacted away, or is not told in time, counts as never done.
+/// Looks at what happened to `key` after `written`. What was compacted away counts as a deletion.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(
@@ -47,41 +70,45 @@ pub(super) async fn loss(
     written: Revision,
     is_own: impl Fn(&Record) -> bool,
 ) -> Result<Loss, Failure> {
-    match tokio::time::timeout(HISTORY, read(conn, key, written.next(), is_own)).await {
-        Ok(read) => read,
-        Err(_) => Ok(Loss::Deleted),
-    }
-}
-
-async fn read(
-    conn: &Connection,
-    key: &[u8],
-    mut from: Revision,
-    is_own: impl Fn(&Record) -> bool,
-) -> Result<Loss, Failure> {
+    let mut history = History::Whole;
+    let mut from = written.next();
     loop {
         let options = WatchOptions::new().with_start_revision(signed(from));
         let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
+        let (mut due, mut created) = (Instant::now() + HISTORY, false);
         let compacted = loop {
-            let message = watch.message().await.map_err(StreamEnd::into_failure)?;
+            let message = match tokio::time::timeout_at(due, watch.message()).await {
+                Ok(message) => message.map_err(StreamEnd::into_failure)?,
+                Err(_) if created => return Ok(history.without_an_event()),
+                Err(_) => return Err(Failure::Lost(text_cause("the history of a key was not told in time"))),
+            };
             if message.compact_revision() > 0 {
                 break u64::try_from(message.compact_revision()).unwrap_or(0);
             }
             if message.canceled() {
                 return Err(classify_cancel(message.cancel_reason()));
             }
+            if message.created() {
+                (due, created) = (Instant::now() + HISTORY, true);
+            }
             let mut events = message.0.events.into_iter().filter_map(key_event);
             if let Some(loss) = events.find_map(|event| judge(&event, &is_own)) {
                 return Ok(loss);
             }
         };
-        from = Revision::new(compacted).next();
+        (history, from) = (History::Compacted, Revision::new(compacted).next());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_history_without_a_deletion_is_that_of_a_restored_store() {
+        assert_eq!(History::Whole.without_an_event(), Loss::Unwritten);
+        assert_eq!(History::Compacted.without_an_event(), Loss::Deleted, "it may have been compacted away");
+    }
 
     #[test]
     fn a_foreign_value_before_the_deletion_is_a_replacement() {

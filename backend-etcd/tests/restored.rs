@@ -1,0 +1,59 @@
+//! A store that goes back to a snapshot while a session lives. What a real etcd shows is in `storage.rs`; this has the
+//! orders of events that a real one seldom has.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod support;
+
+use std::time::Duration;
+
+use enlist::{Deregistered, OnDelete, RegisterOptions};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{FakeEtcd, Link, eventually, soon};
+use support::{PREFIX, register, register_with};
+
+/// Longer than a key is old before it is watched, and than a request waits for its answer.
+const WHILE: Duration = Duration::from_secs(30);
+
+/// A session with a connection of its own, which a restart of the server ends.
+fn client(fake: &FakeEtcd) -> (Etcd, Link) {
+    let link = fake.link();
+    (Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).build().unwrap(), link)
+}
+
+fn has(fake: &FakeEtcd, id: &str) -> bool {
+    let key = format!("{PREFIX}{id}");
+    fake.under(PREFIX.as_bytes()).iter().any(|(found, _)| *found == key.as_bytes())
+}
+
+async fn present(fake: &FakeEtcd, id: &str) {
+    eventually("the instance is there", || async { if has(fake, id) { Ok(()) } else { Err("absent") } }).await;
+}
+
+async fn absent(fake: &FakeEtcd, id: &str) {
+    eventually("the instance is gone", || async { if has(fake, id) { Err("present") } else { Ok(()) } }).await;
+}
+
+/// Writes as others until the store is at `revision`.
+fn advance(fake: &FakeEtcd, revision: i64) {
+    while fake.revision() < revision {
+        fake.put("elsewhere", "x");
+    }
+}
+
+/// The snapshot has the shared lease, which an earlier instance uses, and not the key. Others have written since, so no
+/// revision tells.
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_respects_deletion_survives_a_restore() {
+    let fake = FakeEtcd::start();
+    let (etcd, _) = client(&fake);
+    let _earlier = register(&etcd, "earlier").await;
+    let snapshot = fake.snapshot();
+    let later = register_with(&etcd, "later", RegisterOptions::new().on_delete(OnDelete::Respect)).await;
+    tokio::time::sleep(WHILE).await;
+    let before = fake.revision();
+    fake.restore(&snapshot);
+    advance(&fake, before);
+    present(&fake, "later").await;
+    assert_eq!(soon("deregistered", later.deregister()).await.unwrap(), Deregistered::Removed);
+}
