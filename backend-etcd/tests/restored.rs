@@ -7,10 +7,10 @@ mod support;
 
 use std::time::Duration;
 
-use enlist::{Deregistered, OnDelete, RegisterOptions};
+use enlist::{Deregistered, LockName, LockOptions, OnDelete, RegisterOptions};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Link, eventually, soon};
-use support::{PREFIX, register, register_with};
+use support::{PREFIX, register, register_with, service};
 
 /// Longer than a key is old before it is watched, and than a request waits for its answer.
 const WHILE: Duration = Duration::from_secs(30);
@@ -56,4 +56,22 @@ async fn a_registration_that_respects_deletion_survives_a_restore() {
     advance(&fake, before);
     present(&fake, "later").await;
     assert_eq!(soon("deregistered", later.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_lease_of_a_lost_history_is_revoked_until_that_is_done() {
+    let fake = FakeEtcd::start();
+    let (etcd, link) = client(&fake);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let name = LockName::parse("l").unwrap();
+    let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
+    let snapshot = fake.snapshot();
+    let _later = register(&etcd, "later").await;
+    while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
+    fake.hold_revocations(true);
+    fake.restore(&snapshot);
+    link.cut();
+    tokio::time::sleep(WHILE).await;
+    fake.hold_revocations(false);
+    soon("a guard of the lost history is lost", guard.lost()).await;
 }

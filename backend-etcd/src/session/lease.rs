@@ -340,7 +340,7 @@ impl Leases {
                 let conn = Arc::clone(&self.conn);
                 // After the end of the session its leases are revoked anyway.
                 let _ = self.lifecycle.tasks.spawn_until_stopped("revoke", async move {
-                    revoke(&conn, lease.id()).await;
+                    revoke_for_good(&conn, lease.id()).await;
                     lease.doubt();
                 });
             }
