@@ -58,6 +58,22 @@ async fn a_registration_that_respects_deletion_survives_a_restore() {
     assert_eq!(soon("deregistered", later.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
+/// It ends before its session has noticed the restore.
+#[tokio::test(start_paused = true)]
+async fn a_deregistration_after_a_restore_removes_a_former_value() {
+    let fake = FakeEtcd::start();
+    let (etcd, _) = client(&fake);
+    let registration = register(&etcd, "a").await;
+    let snapshot = fake.snapshot();
+    let update = registration.update(|draft| {
+        draft.weight(2);
+    });
+    soon("stored", update).await.unwrap();
+    fake.restore(&snapshot);
+    assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(!has(&fake, "a"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lock_lease_of_a_lost_history_is_revoked_until_that_is_done() {
     let fake = FakeEtcd::start();

@@ -120,8 +120,11 @@ impl RegistrationTask {
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
         let claimant = if has_slot { None } else { context.key_claims.claimant(&self.slot) };
+        // While others may have the key it is not told apart from what they wrote.
+        let former = has_slot && self.is_former(&record);
         match self.writes.author(&record, term.is_some(), claimant.into()) {
             Author::This => {}
+            Author::Another if former => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
             Author::Another => return Ok(Some(Looked { removed: false, left: Some(record), at })),
             Author::Unclear => return Ok(None),
@@ -139,6 +142,10 @@ impl RegistrationTask {
         }
         Ok(match context.conn.delete(key, Guard::Modified(modified)).await? {
             Written::Done(at) => {
+                if former {
+                    // The guard proves what was read.
+                    context.leases.store_went_back(self.rollbacks);
+                }
                 context.note_departure();
                 Some(Looked { removed: true, left: None, at })
             }
