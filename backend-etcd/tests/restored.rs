@@ -7,7 +7,7 @@ mod support;
 
 use std::time::Duration;
 
-use enlist::{Deregistered, LockName, LockOptions, OnDelete, RegisterOptions};
+use enlist::{Deregistered, Lock, LockName, LockOptions, OnDelete, RegisterOptions, Resolver};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Link, eventually, soon};
 use support::{PREFIX, register, register_with, service};

@@ -605,7 +605,7 @@ impl RegistrationTask {
             loss = eviction::loss(&context.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
             () = self.driver.unwanted() => return Ok(StepOutcome::None),
         };
-        let loss = if session.leases.rollbacks() == self.rollbacks { loss } else { Loss::Unwritten };
+        let loss = if self.context.leases.rollbacks() == self.rollbacks { loss } else { Loss::Unwritten };
         match loss {
             Loss::Replaced => tracing::info!("the key was another registration's, which has left"),
             Loss::Unwritten => tracing::warn!("the key is not in a store that was restored"),
