@@ -46,6 +46,7 @@
 //! | `defects` | mistakes that the simulation has to find |
 //! | [`layout`] | the only place that knows keys and values |
 
+mod builder;
 mod client;
 mod defects;
 pub mod diagnose;
@@ -61,16 +62,17 @@ mod watch;
 #[cfg(feature = "defects")]
 pub use self::defects::Defect;
 pub use self::{
+    builder::{
+        DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
+        DEFAULT_REQUEST_TIMEOUT, EtcdBuilder,
+    },
     client::{
         endpoint_url::{Tls, endpoint_url, is_clear_text},
         layers::Requests,
         limits::{DEFAULT_MAX_RANGE_BYTES, DEFAULT_MAX_RANGE_KEYS},
     },
     discovery::watcher::Payload,
-    etcd::{
-        DEFAULT_CONNECT_TIMEOUT, DEFAULT_KEEP_ALIVE_INTERVAL, DEFAULT_KEEP_ALIVE_TIMEOUT, DEFAULT_PROBE,
-        DEFAULT_REQUEST_TIMEOUT, Etcd, EtcdBuilder,
-    },
+    etcd::Etcd,
     layout::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
         GobaseLock, Kitex, Kratos, Layout, LockLayout, Native,
