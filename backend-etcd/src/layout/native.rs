@@ -13,22 +13,20 @@
 //! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
 //! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, process, sync::OnceLock};
+mod locks;
+mod value;
 
-use enlist::{
-    DEFAULT_WEIGHT, Endpoint, Error, Health, Instance, InstanceId, LeaseId, LockMode, LockName, MAX_INSTANCE_BYTES,
-    Namespace, ServiceName, ServiceRef,
-};
+use std::borrow::Cow;
+
+use enlist::{Error, Health, Instance, InstanceId, LeaseId, MAX_INSTANCE_BYTES, Namespace, ServiceName, ServiceRef};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
-use serde::{
-    Deserialize, Deserializer, Serialize, Serializer,
-    de::{self, MapAccess, SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::Value;
 
+use self::value::{Extended, KNOWN, ReadInstance, WrittenInstance, saturating};
 use super::{
-    Decoded, Identity, Layout, LeaseScope, LockLayout, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind,
-    Skip, Writing, accepts_written, object::Object,
+    Decoded, Identity, Layout, LeaseScope, MAX_VALUE_BYTES, MAX_WRITTEN_BYTES, Part, Skip, Writing, accepts_written,
+    object::Object,
 };
 use crate::watch::record::KeyRange;
 
@@ -52,9 +50,6 @@ const MAX_SHORT_OWNER: usize = (MAX_WRITTEN_BYTES - MAX_INSTANCE_BYTES - FIELDS_
 
 /// Characters that are escaped within a segment. `.` alone and `..` are harmless: etcd's keys know no paths.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
-
-/// The fields of this version.
-const KNOWN: [&str; 10] = ["v", "id", "endpoints", "weight", "version", "zone", "health", "metadata", "owner", "term"];
 
 /// enlist's own layout.
 #[derive(Clone, Debug)]
@@ -114,7 +109,7 @@ impl Native {
         }
         // The error's text can quote the value, which is not to be logged; its place is enough.
         let text = str::from_utf8(value).map_err(|_| malformed("no text".to_owned()))?;
-        let Object(wire) = serde_json::from_str::<Object<Read<'_>>>(text).map_err(|error| {
+        let Object(wire) = serde_json::from_str::<Object<ReadInstance<'_>>>(text).map_err(|error| {
             malformed(format!("no instance: {:?} error at column {}", error.classify(), error.column()))
         })?;
         if wire.id != id.as_str() {
@@ -139,34 +134,6 @@ impl Native {
             .with_health(health);
         Ok(Decoded { instance, owner: wire.owner })
     }
-
-    fn lines_prefix(&self, line: QueueKind, namespace: &Namespace) -> String {
-        self.namespace_prefix(if line == QueueKind::Lock { "locks" } else { "elections" }, namespace)
-    }
-
-    fn line_prefix(&self, line: QueueKind, name: &LockName) -> String {
-        name_prefix(self.lines_prefix(line, name.namespace()), name)
-    }
-
-    fn marks_prefix(&self, line: QueueKind, name: &LockName) -> String {
-        let kind = if line == QueueKind::Lock { "lock-marks" } else { "election-marks" };
-        name_prefix(self.namespace_prefix(kind, name.namespace()), name)
-    }
-
-    fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
-        let mut key = String::with_capacity(KEY_BYTES);
-        key.extend([&self.prefix, "/", kind, "/"]);
-        escape(&mut key, namespace.as_str());
-        key.push('/');
-        key
-    }
-}
-
-/// Appends the name of a lock to what its namespace begins with.
-fn name_prefix(mut key: String, name: &LockName) -> String {
-    escape(&mut key, name.name());
-    key.push('/');
-    key
 }
 
 /// Returns `true` if a segment is written as it is. Nearly all are, so it is looked at first.
@@ -200,125 +167,6 @@ fn strip<'a>(key: &'a [u8], segment: &str) -> Option<&'a [u8]> {
     }
     utf8_percent_encode(segment, ESCAPED).try_fold(key, |key, part| key.strip_prefix(part.as_bytes()))
 }
-
-/// Fields that are written.
-#[derive(Serialize)]
-struct Written<'a> {
-    v: u64,
-    id: &'a str,
-    #[serde(serialize_with = "texts")]
-    endpoints: &'a [Endpoint],
-    weight: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    zone: Option<&'a str>,
-    health: &'a str,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    metadata: &'a BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    owner: Option<&'a str>,
-    #[serde(skip_serializing_if = "is_zero")]
-    term: u64,
-}
-
-/// Value that replaces one with fields of a later version, which are kept.
-#[derive(Serialize)]
-struct Extended<'a> {
-    #[serde(flatten)]
-    written: Written<'a>,
-    #[serde(flatten)]
-    unknown: serde_json::Map<String, Value>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(term: &u64) -> bool {
-    *term == 0
-}
-
-fn texts<S: Serializer>(endpoints: &[Endpoint], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(endpoints.iter().map(Endpoint::as_str))
-}
-
-fn default_weight() -> u32 {
-    DEFAULT_WEIGHT
-}
-
-/// Fields that are read of a value: without the unknown fields, and without copies.
-#[derive(Deserialize)]
-struct Read<'a> {
-    // Only its type matters: a newer version is read as far as it is understood.
-    #[serde(rename = "v")]
-    _v: u64,
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(deserialize_with = "endpoints")]
-    endpoints: Vec<Endpoint>,
-    #[serde(default = "default_weight")]
-    weight: u32,
-    #[serde(borrow, default)]
-    version: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    zone: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    health: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    metadata: Option<Pairs<'a>>,
-    #[serde(default)]
-    owner: Option<String>,
-}
-
-/// The entries of an object of texts, in its order.
-struct Pairs<'a>(Vec<(Text<'a>, Text<'a>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Pairs<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of texts")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Pairs<'de>, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = entries.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(Entries)
-    }
-}
-
-/// Reads endpoints without a list of their texts.
-fn endpoints<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Endpoint>, D::Error> {
-    struct Endpoints;
-    impl<'de> Visitor<'de> for Endpoints {
-        type Value = Vec<Endpoint>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of endpoints")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Vec<Endpoint>, A::Error> {
-            // Most have one.
-            let mut endpoints = Vec::with_capacity(1);
-            while let Some(Text(text)) = texts.next_element()? {
-                endpoints.push(Endpoint::parse(text).map_err(de::Error::custom)?);
-            }
-            Ok(endpoints)
-        }
-    }
-    deserializer.deserialize_seq(Endpoints)
-}
-
-/// A text that borrows where it can, also within other types.
-#[derive(Deserialize)]
-#[serde(transparent)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl Layout for Native {
     fn name(&self) -> &'static str {
@@ -372,7 +220,7 @@ impl Layout for Native {
             return Err(Error::Unsupported { what });
         }
         unknown.retain(|field, _| !KNOWN.contains(&field.as_str()));
-        let written = Written {
+        let written = WrittenInstance {
             v: VERSION,
             id: instance.id().as_str(),
             endpoints: instance.endpoints(),
@@ -421,141 +269,13 @@ impl Layout for Native {
     }
 }
 
-/// The term that a JSON value is: one that is no natural number, or too large a one, becomes the nearest.
-fn saturating(term: &Value) -> u64 {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "such casts saturate")]
-    term.as_u64().unwrap_or_else(|| term.as_f64().map_or(0, |term| term as u64))
-}
-
-#[derive(Serialize, Deserialize)]
-struct LockWire {
-    v: u64,
-    #[serde(default)]
-    mode: String,
-    #[serde(default)]
-    holder: String,
-}
-
-#[derive(Serialize, Deserialize)]
-struct ElectionWire {
-    v: u64,
-    #[serde(default)]
-    value: String,
-}
-
-impl LockLayout for Native {
-    fn name(&self) -> &'static str {
-        "native"
-    }
-
-    fn lease_scope(&self) -> LeaseScope {
-        LeaseScope::Shared
-    }
-
-    fn carries_modes(&self) -> bool {
-        true
-    }
-
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
-        Ok(KeyRange::prefix(self.line_prefix(line, name)))
-    }
-
-    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{:016x}-{nonce:016x}", self.line_prefix(line, name), lease.get()).into_bytes())
-    }
-
-    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
-        Some(KeyRange::prefix(format!("{}{:016x}-", self.line_prefix(line, name), lease.get())))
-    }
-
-    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
-        Some(KeyRange::prefix(self.lines_prefix(line, namespace)))
-    }
-
-    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
-        let rest = key.strip_prefix(self.lines_prefix(line, namespace).as_bytes())?;
-        let name = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
-        Some(LockName::parse(name).ok()?.within(namespace.clone()))
-    }
-
-    fn process(&self, value: &[u8]) -> Option<String> {
-        let Object(wire) = serde_json::from_slice::<Object<LockWire>>(value).ok()?;
-        Some(wire.holder).filter(|process| !process.is_empty())
-    }
-
-    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
-        Some(KeyRange::prefix(self.marks_prefix(line, name)))
-    }
-
-    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
-        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(line, name), lease.get()).into_bytes())
-    }
-
-    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
-        let segment = key.strip_prefix(self.marks_prefix(line, name).as_bytes())?;
-        read_place(line, segment, value).map(|place| place.mode)
-    }
-
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
-        let encoded = match line {
-            QueueKind::Lock => {
-                let mode = match value.mode {
-                    LockMode::Exclusive => "exclusive",
-                    LockMode::Shared => "shared",
-                };
-                serde_json::to_vec(&LockWire { v: VERSION, mode: mode.to_owned(), holder: holder() })
-            }
-            QueueKind::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
-        };
-        encoded.expect("structs of numbers and strings always have a JSON form")
-    }
-
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        read_place(line, key.strip_prefix(self.line_prefix(line, name).as_bytes())?, value)
-    }
-}
-
-/// Reads a place, or a mark, by the last segment of its key and its value.
-fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
-    let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
-    if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
-        return None;
-    }
-    // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
-    Some(match line {
-        QueueKind::Lock => {
-            let shared =
-                serde_json::from_slice::<Object<LockWire>>(value).is_ok_and(|Object(wire)| wire.mode == "shared");
-            let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
-            PlaceValue { mode, text: String::new() }
-        }
-        QueueKind::Election => {
-            let read = serde_json::from_slice::<Object<ElectionWire>>(value);
-            let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
-            PlaceValue { mode: LockMode::Exclusive, text }
-        }
-    })
-}
-
-/// Name of the holder, for a person who reads the store.
-fn holder() -> String {
-    static HOLDER: OnceLock<String> = OnceLock::new();
-    HOLDER.get_or_init(this_process).clone()
-}
-
-fn this_process() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".to_owned()),
-        host => host.to_owned(),
-    };
-    format!("{host}:{}", process::id())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use enlist::{Endpoint, LockMode, LockName};
     use proptest::prelude::*;
+
+    use super::*;
+    use crate::layout::{LockLayout, PlaceValue, QueueKind};
 
     fn service() -> ServiceRef {
         ServiceRef::parse("greeter").unwrap()

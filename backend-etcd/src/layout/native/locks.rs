@@ -1,0 +1,167 @@
+//! Locks and elections in the native layout.
+
+use std::{process, sync::OnceLock};
+
+use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
+use serde::{Deserialize, Serialize};
+
+use super::{KEY_BYTES, Native, VERSION, escape, unescape};
+use crate::{
+    layout::{LeaseScope, LockLayout, PlaceValue, QueueKind, object::Object},
+    watch::record::KeyRange,
+};
+
+impl Native {
+    fn lines_prefix(&self, line: QueueKind, namespace: &Namespace) -> String {
+        self.namespace_prefix(if line == QueueKind::Lock { "locks" } else { "elections" }, namespace)
+    }
+
+    fn line_prefix(&self, line: QueueKind, name: &LockName) -> String {
+        name_prefix(self.lines_prefix(line, name.namespace()), name)
+    }
+
+    fn marks_prefix(&self, line: QueueKind, name: &LockName) -> String {
+        let kind = if line == QueueKind::Lock { "lock-marks" } else { "election-marks" };
+        name_prefix(self.namespace_prefix(kind, name.namespace()), name)
+    }
+
+    fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
+        let mut key = String::with_capacity(KEY_BYTES);
+        key.extend([&self.prefix, "/", kind, "/"]);
+        escape(&mut key, namespace.as_str());
+        key.push('/');
+        key
+    }
+}
+
+/// Appends the name of a lock to what its namespace begins with.
+fn name_prefix(mut key: String, name: &LockName) -> String {
+    escape(&mut key, name.name());
+    key.push('/');
+    key
+}
+
+#[derive(Serialize, Deserialize)]
+struct LockWire {
+    v: u64,
+    #[serde(default)]
+    mode: String,
+    #[serde(default)]
+    holder: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ElectionWire {
+    v: u64,
+    #[serde(default)]
+    value: String,
+}
+
+impl LockLayout for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn lease_scope(&self) -> LeaseScope {
+        LeaseScope::Shared
+    }
+
+    fn carries_modes(&self) -> bool {
+        true
+    }
+
+    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(self.line_prefix(line, name)))
+    }
+
+    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{:016x}-{nonce:016x}", self.line_prefix(line, name), lease.get()).into_bytes())
+    }
+
+    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+        Some(KeyRange::prefix(format!("{}{:016x}-", self.line_prefix(line, name), lease.get())))
+    }
+
+    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.lines_prefix(line, namespace)))
+    }
+
+    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+        let rest = key.strip_prefix(self.lines_prefix(line, namespace).as_bytes())?;
+        let name = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
+        Some(LockName::parse(name).ok()?.within(namespace.clone()))
+    }
+
+    fn process(&self, value: &[u8]) -> Option<String> {
+        let Object(wire) = serde_json::from_slice::<Object<LockWire>>(value).ok()?;
+        Some(wire.holder).filter(|process| !process.is_empty())
+    }
+
+    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.marks_prefix(line, name)))
+    }
+
+    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(line, name), lease.get()).into_bytes())
+    }
+
+    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+        let segment = key.strip_prefix(self.marks_prefix(line, name).as_bytes())?;
+        read_place(line, segment, value).map(|place| place.mode)
+    }
+
+    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
+        let encoded = match line {
+            QueueKind::Lock => {
+                let mode = match value.mode {
+                    LockMode::Exclusive => "exclusive",
+                    LockMode::Shared => "shared",
+                };
+                serde_json::to_vec(&LockWire { v: VERSION, mode: mode.to_owned(), holder: holder() })
+            }
+            QueueKind::Election => serde_json::to_vec(&ElectionWire { v: VERSION, value: value.text.clone() }),
+        };
+        encoded.expect("structs of numbers and strings always have a JSON form")
+    }
+
+    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+        read_place(line, key.strip_prefix(self.line_prefix(line, name).as_bytes())?, value)
+    }
+}
+
+/// Reads a place, or a mark, by the last segment of its key and its value.
+fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
+    if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
+        return None;
+    }
+    // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
+    Some(match line {
+        QueueKind::Lock => {
+            let shared =
+                serde_json::from_slice::<Object<LockWire>>(value).is_ok_and(|Object(wire)| wire.mode == "shared");
+            let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
+            PlaceValue { mode, text: String::new() }
+        }
+        QueueKind::Election => {
+            let read = serde_json::from_slice::<Object<ElectionWire>>(value);
+            let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
+            PlaceValue { mode: LockMode::Exclusive, text }
+        }
+    })
+}
+
+/// Name of the holder, for a person who reads the store.
+fn holder() -> String {
+    static HOLDER: OnceLock<String> = OnceLock::new();
+    HOLDER.get_or_init(this_process).clone()
+}
+
+fn this_process() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => std::env::var("HOSTNAME").unwrap_or_else(|_| "unknown".to_owned()),
+        host => host.to_owned(),
+    };
+    format!("{host}:{}", process::id())
+}
