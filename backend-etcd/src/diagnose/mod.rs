@@ -112,20 +112,29 @@ impl EtcdBuilder {
                 return skip(SkipReason::NoEndpoint, &mut report);
             }
         };
-        let mut examination = Examination { client, limit };
-        let auth = examination.auth().await;
-        let skipped = if let Finding::NotAccepted { fault, .. } = &auth { Some(fault.skips()) } else { None };
-        report(auth)?;
-        if let Some(reason) = skipped {
-            return skip(reason, &mut report);
-        }
-        report(examination.version().await)?;
-        for range in ranges(&etcd, namespace)? {
-            examination.permissions(&range, &mut report).await?;
-        }
-        report(examination.space().await)?;
-        report(examination.latency().await)
+        examine(Examination { client, limit }, &etcd, namespace, &mut report).await
     }
+}
+
+/// Reports the findings that need an accepted user.
+async fn examine<E: From<Error>>(
+    mut examination: Examination,
+    etcd: &Etcd,
+    namespace: &Namespace,
+    report: &mut impl FnMut(Finding) -> Result<(), E>,
+) -> Result<(), E> {
+    let auth = examination.auth().await;
+    let skipped = if let Finding::NotAccepted { fault, .. } = &auth { Some(fault.skips()) } else { None };
+    report(auth)?;
+    if let Some(reason) = skipped {
+        return skip(reason, report);
+    }
+    report(examination.version().await)?;
+    for range in ranges(etcd, namespace)? {
+        examination.permissions(&range, report).await?;
+    }
+    report(examination.space().await)?;
+    report(examination.latency().await)
 }
 
 /// Reports all checks that need an accepted user as left out.
