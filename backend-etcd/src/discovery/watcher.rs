@@ -1,6 +1,6 @@
-//! Discovery: snapshots of services, decoded from mirrors of their ranges.
+//! The `Resolver` of the backend: snapshots of services, decoded from replicas of their ranges.
 //!
-//! Decoding happens where the watcher is read, not on the session's thread, and only for what differs.
+//! A watcher decodes when it is read, not on the session's thread, and only the differences.
 
 mod departure;
 
@@ -18,7 +18,7 @@ use enlist::{
 };
 use foldhash::fast::RandomState;
 
-use self::departure::{Fate, Question, Undecided};
+use self::departure::{DeletionCause, History, LeaseReads, Undecided};
 use crate::{
     client::connection::Connection,
     discovery::context::DiscoveryContext,
@@ -38,10 +38,10 @@ impl Resolver for Etcd {
         let range = self.session.discovery.layout.service_range(service)?;
         let listed = self.session.discovery.conn.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
-        let mut mirror = Replica::new(revision, enlist::Epoch::default());
-        mirror.relist(records, revision, enlist::Epoch::default());
+        let mut replica = Replica::new(revision, enlist::Epoch::default());
+        replica.relist(records, revision, enlist::Epoch::default());
         let mut projection = self.projection(service);
-        Ok(projection.follow(None, &mirror))
+        Ok(projection.follow(None, &replica))
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
@@ -49,7 +49,7 @@ impl Resolver for Etcd {
         let reader = self.session.discovery.hub.view(&range)?;
         let projection = self.projection(service);
         let conn = Arc::clone(&self.session.discovery.conn);
-        Ok(Box::new(EtcdWatcher { reader, projection, conn, question: None, seen: None, live: true }))
+        Ok(Box::new(EtcdWatcher { reader, projection, conn, lease_reads: None, seen: None, live: true }))
     }
 
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
@@ -65,15 +65,15 @@ impl Resolver for Etcd {
     }
 }
 
-/// The content of one key of a service, as text. `Debug` does not show the text, which may hold an owner token.
+/// Content of one key of a service, as text. `Debug` does not show the text, which may contain an owner token.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Payload {
-    /// The key; bytes that are no text are replaced.
+    /// The key. Bytes that are no text are replaced.
     pub key: String,
-    /// What its value says: in the layout of gobase what the JSON string holds, else the value itself.
+    /// The value; in the layout of gobase the content of its JSON string.
     pub text: String,
-    /// Revision at which it was last changed.
+    /// Revision of the last change.
     pub modified: Revision,
 }
 
@@ -86,8 +86,10 @@ impl fmt::Debug for Payload {
 }
 
 impl Etcd {
-    /// What lies under the keys of `service`, as text, by one linearizable read: also what is no instance, because go-kit and gobase
-    /// let their users store whatever they like. Values that are no text are left out.
+    /// Returns the values under the keys of `service`, as text, from one linearizable read.
+    ///
+    /// Values that are no instances are included, because go-kit and gobase let their users store any text. Values that are no
+    /// text are left out.
     ///
     /// # Errors
     ///
@@ -121,20 +123,20 @@ struct EtcdWatcher {
     reader: Subscriber<Replica>,
     projection: Projection,
     conn: Arc<Connection>,
-    /// The latest change waits for an answer to it.
-    question: Option<Question>,
+    /// Reads of leases that the latest change waits for.
+    lease_reads: Option<LeaseReads>,
     /// The state returned last.
     seen: Option<Snapshot>,
     live: bool,
 }
 
 impl EtcdWatcher {
-    /// The latest state and its freshness. `None`: there is a question to be answered first.
-    async fn latest(&mut self) -> Result<Option<(Snapshot, Freshness)>, Error> {
-        if let Some(question) = &mut self.question {
-            let alive = question.alive().await;
-            let freshness = question.freshness.clone();
-            self.question = None;
+    /// Returns the latest state and its freshness. `None`: leases have to be read first.
+    async fn latest_state(&mut self) -> Result<Option<(Snapshot, Freshness)>, Error> {
+        if let Some(reads) = &mut self.lease_reads {
+            let alive = reads.alive().await;
+            let freshness = reads.freshness.clone();
+            self.lease_reads = None;
             return Ok(self.projection.decide(&alive).map(|snapshot| (snapshot, freshness)));
         }
         let Update { value, before, freshness, .. } = self.reader.next().await?;
@@ -143,7 +145,7 @@ impl EtcdWatcher {
         if leases.is_empty() {
             return Ok(Some((snapshot, freshness)));
         }
-        self.question = Some(Question::new(&self.conn, leases, freshness));
+        self.lease_reads = Some(LeaseReads::new(&self.conn, leases, freshness));
         Ok(None)
     }
 }
@@ -152,14 +154,14 @@ impl EtcdWatcher {
 impl Watcher for EtcdWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
         loop {
-            let Some((snapshot, freshness)) = self.latest().await? else { continue };
+            let Some((snapshot, freshness)) = self.latest_state().await? else { continue };
             let events = match &self.seen {
                 None => snapshot.as_added(),
                 Some(seen) => snapshot.diff(seen),
             };
-            // A key that is no instance may have changed, which is no news here.
-            let news = self.seen.as_ref().is_none_or(|seen| seen.epoch() != snapshot.epoch());
-            if news || !events.is_empty() || self.live != freshness.is_live() {
+            // A change of a key that is no instance is not reported.
+            let new_history = self.seen.as_ref().is_none_or(|seen| seen.epoch() != snapshot.epoch());
+            if new_history || !events.is_empty() || self.live != freshness.is_live() {
                 self.live = freshness.is_live();
                 self.seen = Some(snapshot.clone());
                 return Ok(Change { snapshot, events, freshness });
@@ -168,24 +170,24 @@ impl Watcher for EtcdWatcher {
     }
 }
 
-/// The keys that stand for one instance, oldest first.
-type KeysByEndpoint = BTreeSet<(Revision, Arc<[u8]>)>;
+/// Keys of one instance, oldest first.
+type KeysOfInstance = BTreeSet<(Revision, Arc<[u8]>)>;
 
-/// Turns mirrors of a service's range into snapshots, touching only what differs.
+/// Converts replicas of a service's range into snapshots, in time proportional to the differences.
 #[derive(Debug)]
 pub(crate) struct Projection {
     service: ServiceRef,
     layout: Arc<dyn Layout>,
     malformed: Arc<MalformedValues>,
-    /// The instance that each key holds.
+    /// Instance under each key.
     by_key: HashMap<Arc<[u8]>, Arc<Entry>, RandomState>,
-    /// In layouts numbered by lease: the keys that stand for one instance, by its endpoints, oldest first.
-    twins: BTreeMap<String, KeysByEndpoint>,
+    /// In layouts with one key per lease: the keys of one instance, by its endpoints, oldest first.
+    keys_by_endpoint: BTreeMap<String, KeysOfInstance>,
     snapshot: Option<Snapshot>,
-    /// Instances that are gone, of which it depends on their lease whether they have left.
+    /// Deleted instances whose leases tell the cause.
     undecided: Undecided,
     interner: Interner,
-    /// Entry that was read last; the next one will say much the same.
+    /// Entry that was decoded last. The next one is likely to be similar.
     last: Option<Arc<Entry>>,
 }
 
@@ -196,7 +198,7 @@ impl Projection {
             layout,
             malformed,
             by_key: HashMap::default(),
-            twins: BTreeMap::new(),
+            keys_by_endpoint: BTreeMap::new(),
             snapshot: None,
             undecided: Undecided::default(),
             interner: Interner::default(),
@@ -204,11 +206,11 @@ impl Projection {
         }
     }
 
-    /// The snapshot of `mirror`; `before` is the mirror that was followed last.
-    pub(crate) fn follow(&mut self, before: Option<&Replica>, mirror: &Replica) -> Snapshot {
-        let empty = || Snapshot::empty(self.service.clone(), mirror.revision, mirror.epoch);
+    /// Returns the snapshot of `replica`. `before`: the replica of the previous call.
+    pub(crate) fn follow(&mut self, before: Option<&Replica>, replica: &Replica) -> Snapshot {
+        let empty = || Snapshot::empty(self.service.clone(), replica.revision, replica.epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
-        let differences = mirror.differences(before);
+        let differences = replica.differences(before);
         if before.is_none() {
             self.by_key.reserve(differences.len());
         }
@@ -219,22 +221,22 @@ impl Projection {
                     None => self.drop_key(&mut snapshot, &record.key),
                 },
                 Difference::Gone(key) => {
-                    let gone = self.fate(before, mirror, key);
+                    let gone = self.deletion_cause(before, replica, key);
                     self.drop_key(&mut snapshot, key);
                     match gone.filter(|(id, _)| snapshot.get(id).is_none()) {
-                        Some((id, Fate::Left)) => snapshot.leave(&id),
-                        Some((id, Fate::LeftIfAlive(lease))) => self.undecided.add(id, lease),
-                        Some((_, Fate::Lost)) => self.undecided.forget(),
+                        Some((id, DeletionCause::Removed)) => snapshot.leave(&id),
+                        Some((id, DeletionCause::RemovedIfAlive(lease))) => self.undecided.add(id, lease),
+                        Some((_, DeletionCause::Lost)) => self.undecided.forget(),
                         None => {}
                     }
                 }
             }
         }
-        snapshot.advance(mirror.revision, mirror.epoch);
+        snapshot.advance(replica.revision, replica.epoch);
         self.snapshot.insert(snapshot).clone()
     }
 
-    /// The leases to ask for; none where nothing depends on them, because instances are listed.
+    /// Returns the leases to read. None while the service is not empty, because then nothing depends on them.
     fn undecided(&self) -> Vec<LeaseId> {
         match &self.snapshot {
             Some(snapshot) if snapshot.is_empty() => self.undecided.leases(),
@@ -242,7 +244,7 @@ impl Projection {
         }
     }
 
-    /// Takes note that of the leases that were asked for these are `alive`. Returns the snapshot that was followed last.
+    /// Notes which of the leases that were read are `alive`. Returns the latest snapshot.
     fn decide(&mut self, alive: &[LeaseId]) -> Option<Snapshot> {
         let snapshot = self.snapshot.as_mut()?;
         for id in self.undecided.decide(alive) {
@@ -253,18 +255,24 @@ impl Projection {
         Some(snapshot.clone())
     }
 
-    /// The instance of a key that is gone, and what became of it.
-    fn fate(&mut self, before: Option<&Replica>, mirror: &Replica, key: &Arc<[u8]>) -> Option<(InstanceId, Fate)> {
-        let last = mirror.grave(key);
+    /// Returns the instance of a deleted key, and the cause of the deletion.
+    fn deletion_cause(
+        &mut self,
+        before: Option<&Replica>,
+        replica: &Replica,
+        key: &Arc<[u8]>,
+    ) -> Option<(InstanceId, DeletionCause)> {
+        let last = replica.grave(key);
         let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
         let id = seen.instance().id().clone();
         if decoded.as_ref().unwrap_or(seen).instance().health() == Health::Draining {
-            return Some((id, Fate::Left));
+            return Some((id, DeletionCause::Removed));
         }
         let last = last.or_else(|| before?.get(key));
-        let same_history = before.is_some_and(|before| before.epoch == mirror.epoch);
-        Some((id, Fate::of(last, same_history)))
+        let same_epoch = before.is_some_and(|before| before.epoch == replica.epoch);
+        let history = if same_epoch { History::Same } else { History::Restored };
+        Some((id, DeletionCause::of(last, history)))
     }
 
     fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {
@@ -298,9 +306,9 @@ impl Projection {
             return;
         }
         self.drop_key(snapshot, key);
-        let twins = self.twins.entry(place(&entry)).or_default();
-        let newest = twins.last().cloned();
-        twins.insert((entry.created(), Arc::clone(key)));
+        let keys = self.keys_by_endpoint.entry(endpoints_text(&entry)).or_default();
+        let newest = keys.last().cloned();
+        keys.insert((entry.created(), Arc::clone(key)));
         self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
         match newest {
             Some((created, _)) if created > entry.created() => return,
@@ -320,13 +328,13 @@ impl Projection {
         };
         snapshot.remove(entry.instance().id());
         if self.layout.identity() == Identity::Lease {
-            let place = place(&entry);
-            if let Some(twins) = self.twins.get_mut(&place) {
-                twins.remove(&(entry.created(), Arc::clone(key)));
-                match twins.last().and_then(|(_, key)| self.by_key.get(key)) {
+            let endpoints = endpoints_text(&entry);
+            if let Some(keys) = self.keys_by_endpoint.get_mut(&endpoints) {
+                keys.remove(&(entry.created(), Arc::clone(key)));
+                match keys.last().and_then(|(_, key)| self.by_key.get(key)) {
                     Some(next) => snapshot.insert(Arc::clone(next)),
                     None => {
-                        self.twins.remove(&place);
+                        self.keys_by_endpoint.remove(&endpoints);
                     }
                 }
             }
@@ -334,8 +342,8 @@ impl Projection {
     }
 }
 
-/// What makes two keys of a lease-numbered layout one instance.
-fn place(entry: &Entry) -> String {
+/// Returns the text by which keys of a layout with one key per lease are one instance: its endpoints.
+fn endpoints_text(entry: &Entry) -> String {
     let endpoints = entry.instance().endpoints().iter().map(ToString::to_string);
     endpoints.collect::<Vec<_>>().join(" ")
 }
@@ -370,20 +378,20 @@ mod tests {
 
     struct Following {
         projection: Projection,
-        mirror: Replica,
+        replica: Replica,
     }
 
     impl Following {
         fn new(layout: impl Layout) -> Self {
             let service = ServiceRef::parse("s").unwrap();
-            let mirror = Replica::new(Revision::default(), Epoch::default());
-            Self { projection: Projection::new(service, Arc::new(layout), Arc::default()), mirror }
+            let replica = Replica::new(Revision::default(), Epoch::default());
+            Self { projection: Projection::new(service, Arc::new(layout), Arc::default()), replica }
         }
 
         fn after(&mut self, event: KeyEvent) -> Vec<String> {
-            let before = self.mirror.clone();
-            self.mirror.apply(vec![event]);
-            ids(&self.projection.follow(Some(&before), &self.mirror))
+            let before = self.replica.clone();
+            self.replica.apply(vec![event]);
+            ids(&self.projection.follow(Some(&before), &self.replica))
         }
     }
 

@@ -1,7 +1,8 @@
-//! Departures that no mark tells of: a key that had no lease, or that was deleted although its lease is alive.
+//! Departures without a mark: the key had no lease, or it was deleted although its lease is alive.
 //!
-//! A watch tells of a deletion, not of its reason. With the lease goes every key, so a lease that lives on tells the two apart. That
-//! is asked only where it matters: when a service has become empty, and a view would hold what it lost.
+//! A watch reports a deletion without its cause. When a lease ends, all its keys are deleted, so a lease that is still alive proves
+//! that the instance was removed. The lease is read only where the cause matters: when a service has become empty, and a view
+//! would keep the instances that it lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -15,46 +16,53 @@ use futures::future::{BoxFuture, FutureExt, join_all};
 
 use crate::{client::connection::Connection, watch::record::Record};
 
-/// Instances that are gone for longer than this are not asked about. Longer than the time within which a view counts removals as one
-/// loss.
+/// Maximum age of a deletion whose lease is read. Longer than the time within which a view counts removals as one loss.
 const RECENT: Duration = Duration::from_secs(5);
 
-/// Maximum number of instances whose fate is not decided. What is forgotten counts as dead, which is the careful side.
+/// Maximum number of deletions without a known cause. Evicted entries are conservatively treated as crashed.
 const MAX_UNDECIDED: usize = 4096;
 
-/// Maximum number of leases that are asked for when a service has become empty: those of the latest deletions.
+/// Maximum number of leases that are read when a service has become empty: those of the latest deletions.
 const MAX_LEASES: usize = 16;
 
-/// Maximum time that the change which empties a service waits for the answers. A lease without an answer counts as gone.
-const LIMIT: Duration = Duration::from_secs(1);
+/// Maximum delay of the change that empties a service, until its leases are read. A lease without an answer counts as gone.
+const LEASE_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time until a lease that is said to live is asked for again: one member may tell of a revocation before another one has done it.
-const AGAIN: Duration = Duration::from_millis(100);
+/// Delay before a lease that is alive is read again: one member can report a revocation before another one has applied it.
+const REVOCATION_LAG: Duration = Duration::from_millis(100);
 
-/// The meaning of a deletion.
+/// Cause of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// The instance has left.
-    Left,
-    /// It has left if this lease is alive.
-    LeftIfAlive(LeaseId),
-    /// It was lost.
+pub(super) enum DeletionCause {
+    /// The instance was removed.
+    Removed,
+    /// The instance was removed if this lease is alive, else it was lost.
+    RemovedIfAlive(LeaseId),
+    /// The instance was lost.
     Lost,
 }
 
-impl Fate {
-    /// Decides by the last that is known of the key. `same_history`: the store did not go back since, which loses keys without deleting
-    /// them.
-    pub(super) fn of(last: Option<&Record>, same_history: bool) -> Self {
-        match last {
-            Some(Record { lease: Some(lease), .. }) if same_history => Self::LeftIfAlive(*lease),
-            Some(Record { lease: None, .. }) if same_history => Self::Left,
-            Some(_) | None => Self::Lost,
+impl DeletionCause {
+    /// Returns the cause, from the last known state of the key.
+    pub(super) fn of(last: Option<&Record>, history: History) -> Self {
+        match (last, history) {
+            (Some(Record { lease: Some(lease), .. }), History::Same) => Self::RemovedIfAlive(*lease),
+            (Some(Record { lease: None, .. }), History::Same) => Self::Removed,
+            (Some(_), History::Restored) | (None, _) => Self::Lost,
         }
     }
 }
 
-/// Instances that are gone and may have left.
+/// History of the store between two replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum History {
+    /// The newer replica continues the older one.
+    Same,
+    /// The store went back in between, which loses keys without deleting them.
+    Restored,
+}
+
+/// Deleted instances whose leases tell the cause.
 #[derive(Debug, Default)]
 pub(super) struct Undecided {
     gone: VecDeque<(Moment, InstanceId, LeaseId)>,
@@ -70,7 +78,7 @@ impl Undecided {
         self.gone.push_back((now, id, lease));
     }
 
-    /// Their leases, each once, the latest first.
+    /// Returns the leases to read, each once, the latest first.
     pub(super) fn leases(&self) -> Vec<LeaseId> {
         let mut leases = Vec::new();
         for (when, _, lease) in self.gone.iter().rev() {
@@ -84,48 +92,45 @@ impl Undecided {
         leases
     }
 
-    /// Takes out all, and returns those that have left because the lease that they had last is one of `alive`.
+    /// Takes out all, and returns the instances that were removed: their last lease is one of `alive`.
     pub(super) fn decide(&mut self, alive: &[LeaseId]) -> Vec<InstanceId> {
         let mut seen = HashSet::new();
         let latest = self.gone.drain(..).rev().filter(|(_, id, _)| seen.insert(id.clone()));
         latest.filter(|(.., lease)| alive.contains(lease)).map(|(_, id, _)| id).collect()
     }
 
-    /// Takes out all: something was lost in another way.
+    /// Takes out all: an instance was lost in another way.
     pub(super) fn forget(&mut self) {
         self.gone.clear();
     }
 }
 
-/// A question for leases, and the freshness of the change that waits for it.
-pub(super) struct Question {
+/// Reads of leases, and the freshness of the change that waits for them.
+pub(super) struct LeaseReads {
     answer: BoxFuture<'static, Vec<LeaseId>>,
     pub(super) freshness: Freshness,
 }
 
-impl fmt::Debug for Question {
+impl fmt::Debug for LeaseReads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Question").field("freshness", &self.freshness).finish_non_exhaustive()
+        f.debug_struct("LeaseReads").field("freshness", &self.freshness).finish_non_exhaustive()
     }
 }
 
-impl Question {
+impl LeaseReads {
     pub(super) fn new(conn: &Arc<Connection>, leases: Vec<LeaseId>, freshness: Freshness) -> Self {
-        let each =
-            join_all(
-                leases.into_iter().map(|lease| {
-                    let conn = Arc::clone(conn);
-                    async move {
-                        tokio::time::timeout(LIMIT, is_alive(&conn, lease)).await.unwrap_or(false).then_some(lease)
-                    }
-                }),
-            );
+        let each = join_all(leases.into_iter().map(|lease| {
+            let conn = Arc::clone(conn);
+            async move {
+                tokio::time::timeout(LEASE_READ_TIMEOUT, is_alive(&conn, lease)).await.unwrap_or(false).then_some(lease)
+            }
+        }));
         Self { answer: each.map(|alive| alive.into_iter().flatten().collect()).boxed(), freshness }
     }
 
-    /// Waits for those of the leases that are alive.
+    /// Returns the leases that are alive.
     ///
-    /// A future that is dropped loses nothing: the next one goes on with the same requests and the same limit.
+    /// Dropping the future loses nothing: the next call continues the same requests with the same deadline.
     pub(super) async fn alive(&mut self) -> Vec<LeaseId> {
         (&mut self.answer).await
     }
@@ -134,11 +139,11 @@ impl Question {
 async fn is_alive(conn: &Connection, lease: LeaseId) -> bool {
     for again in [false, true] {
         if again {
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(REVOCATION_LAG).await;
         }
-        // One that has run out may be kept for a while.
-        let lives = matches!(conn.time_to_live(lease).await, Ok(Some((left, _))) if !left.is_zero());
-        if !lives {
+        // etcd may keep a lease that has run out for a while.
+        let alive = matches!(conn.time_to_live(lease).await, Ok(Some((remaining, _))) if !remaining.is_zero());
+        if !alive {
             return false;
         }
     }
@@ -164,12 +169,12 @@ mod tests {
         let (key, at) = (b"k"[..].into(), Revision::new(5));
         let fixed = Record { key, value: Vec::new(), created: at, modified: at, lease: None };
         let leased = Record { lease: Some(lease(7)), ..fixed.clone() };
-        assert_eq!(Fate::of(Some(&fixed), true), Fate::Left);
-        assert_eq!(Fate::of(Some(&leased), true), Fate::LeftIfAlive(lease(7)));
+        assert_eq!(DeletionCause::of(Some(&fixed), History::Same), DeletionCause::Removed);
+        assert_eq!(DeletionCause::of(Some(&leased), History::Same), DeletionCause::RemovedIfAlive(lease(7)));
         // In a store that went back they were not deleted.
-        assert_eq!(Fate::of(Some(&fixed), false), Fate::Lost);
-        assert_eq!(Fate::of(Some(&leased), false), Fate::Lost);
-        assert_eq!(Fate::of(None, true), Fate::Lost);
+        assert_eq!(DeletionCause::of(Some(&fixed), History::Restored), DeletionCause::Lost);
+        assert_eq!(DeletionCause::of(Some(&leased), History::Restored), DeletionCause::Lost);
+        assert_eq!(DeletionCause::of(None, History::Same), DeletionCause::Lost);
     }
 
     #[tokio::test(start_paused = true)]
