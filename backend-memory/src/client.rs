@@ -10,7 +10,7 @@ use enlist::{
 #[cfg(feature = "defects")]
 use crate::defect::Defect;
 use crate::{
-    session::lease::Leases,
+    session::leases::Leases,
     store::{Group, Key, Kind, Record, Value},
     watch::hub::{Hub, Link},
 };

@@ -9,8 +9,8 @@ use enlist::{
     Backoff, BackoffPolicy, Counter, Error, FencingToken, Leadership, LockMode, LockName, LockOptions, Loss, Moment,
     Released, Revision,
     backend::{
-        GuardDriver, LastTrouble, LockValidity, Proclamation, QueueEntry, QueuePosition, Subscriber, Timer, jitter,
-        lock_guard, measured, queue_position,
+        GuardDriver, LastTrouble, LeasePurpose, LeaseState, LockValidity, Proclamation, QueueEntry, QueuePosition,
+        Subscriber, Timer, jitter, lease_changed, lock_guard, measured, queue_position,
     },
 };
 use etcd_client::{GetOptions, SortOrder, SortTarget};
@@ -34,7 +34,7 @@ use crate::{
     error::{Failure, text_cause},
     layout::{LeaseScope, LockLayout, PlaceValue, QueueKind},
     lock::{Want, Won, context::LockContext, local_queue::Membership},
-    session::lease::{Lease, LeaseState, Purpose, lease_changed},
+    session::lease::Lease,
     watch::{
         key_monitors::KeyMonitor,
         record::{KeyRange, Record},
@@ -247,7 +247,7 @@ impl Contender {
         let LockContext { leases, lock_layout, .. } = &*self.context;
         let lease = match lock_layout.lease_scope() {
             LeaseScope::Shared if !self.options.own_lease => {
-                leases.shared(Purpose::Lock, self.options.lease_terms()).await?
+                leases.shared(LeasePurpose::Lock, self.options.lease_terms()).await?
             }
             LeaseScope::Shared | LeaseScope::PerKey => leases.own(self.options.lease_terms()).await?,
         };

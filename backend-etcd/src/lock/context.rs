@@ -8,7 +8,7 @@ use crate::{
     client::connection::Connection,
     layout::GuardedLocks,
     lock::{key_suffixes::KeySuffixes, local_queue::LocalQueue},
-    session::{lease::Leases, lifecycle::Lifecycle, sweep::Sweeps},
+    session::{leases::Leases, lifecycle::Lifecycle, sweep::Sweeps},
     watch::{key_monitors::KeyMonitors, range_watch::Hub},
 };
 

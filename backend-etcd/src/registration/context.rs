@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use crate::{
     client::connection::Connection,
     layout::{Layout, Part},
-    session::{lease::Leases, lifecycle::Lifecycle},
+    session::{leases::Leases, lifecycle::Lifecycle},
     watch::{key_monitors::KeyMonitors, range_watch::Hub},
 };
 

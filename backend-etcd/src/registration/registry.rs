@@ -1,5 +1,4 @@
-//! Registration: what users ask for. What a registration does for as long as it lives is done by its task, see `registrar`.
-//! Compare `enlist-memory`'s file of the same name, which holds both.
+//! The `Registry` of the backend. Each registration has a task, see `registration_task.rs`.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -10,7 +9,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry,
     Revision, ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration},
+    backend::{LeaseTerms, check_ttl, registration, registration_flow},
 };
 use tracing::Instrument;
 
@@ -19,8 +18,10 @@ use crate::{
     error::Failure,
     etcd::Etcd,
     layout::{Decoded, Layout, LeaseScope, Writing},
-    registration::context::RegistrationContext,
-    registration::registration_task::{RegistrationTask, marked_leaving},
+    registration::{
+        context::RegistrationContext,
+        registration_task::{RegistrationTask, marked_leaving},
+    },
     session::granted_lease::GrantedLease,
     watch::record::Record,
 };
@@ -164,12 +165,11 @@ impl Etcd {
         let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));
         let withdrawal = driver.withdrawal();
-        let registrar =
-            RegistrationTask::new(context, layout, slot.into(), registration.instance().id(), driver, options);
+        let task = RegistrationTask::new(context, layout, slot.into(), registration.instance().id(), driver, options);
         let lifecycle = context.lifecycle();
         context.registrations.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
-        let task = registrar.run().instrument(span);
+        let task = registration_flow::run(task).instrument(span);
         match options.lease {
             LeaseChoice::Given(_) => {
                 lifecycle

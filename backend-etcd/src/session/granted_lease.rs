@@ -3,9 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Error, LeaseId, backend::LeaseHandle};
+use enlist::{
+    Error, LeaseId,
+    backend::{LeaseHandle, LeaseState},
+};
 
-use crate::session::lease::{Lease, LeaseState, Leases};
+use crate::session::{
+    lease::{Lease, give_up},
+    leases::Leases,
+};
 
 /// Maximum time until a revocation is confirmed, or goes on in the background.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,7 +56,7 @@ impl LeaseHandle for GrantedLease {
     async fn revoke(self: Box<Self>) -> Result<(), Error> {
         self.leases.lifecycle().check_open()?;
         let Self { lease, leases } = *self;
-        let mut revoked = Lease::give_up(lease);
+        let mut revoked = give_up(lease);
         let stopped = leases.lifecycle().tasks.stop_signal();
         tokio::select! {
             () = revoked.acknowledged() => Ok(()),

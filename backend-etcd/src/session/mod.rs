@@ -14,14 +14,20 @@
 //! | [`LockContext`] | locks and elections |
 //! | [`DiscoveryContext`] | the resolver and its watchers |
 //!
-//! Read `lifecycle.rs` first, then `lease.rs`.
+//! Read `lifecycle.rs` first, then `leases.rs`.
 
 pub(crate) mod granted_lease;
+pub(crate) mod issued_leases;
 pub(crate) mod lease;
+pub(crate) mod lease_requests;
+pub(crate) mod lease_task;
+pub(crate) mod leases;
 pub(crate) mod lifecycle;
 pub(crate) mod probe;
 pub(crate) mod recovery;
+pub(crate) mod renewal;
 pub(crate) mod rollback;
+pub(crate) mod shared_leases;
 pub(crate) mod sweep;
 
 use std::{sync::Arc, time::Duration};
@@ -35,7 +41,8 @@ use crate::{
     lock::context::LockContext,
     registration::context::RegistrationContext,
     session::{
-        lease::{Leases, revoke},
+        lease_requests::revoke,
+        leases::Leases,
         lifecycle::{Lifecycle, RuntimeHandle},
     },
     watch::{context::WatchSettings, range_watch::Hub},

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use enlist::{BackoffPolicy, Revision};
 
-use crate::session::lease::{self, Leases};
+use crate::session::{lease_requests::revision_by_a_write, leases::Leases};
 
 /// Investigates a read that was answered at a lower revision than `seen`, and reports a rollback to `leases` once it is confirmed.
 ///
@@ -15,7 +15,7 @@ pub(crate) fn may_have_gone_back(leases: &Arc<Leases>, seen: Revision, noted: u6
     let confirm = async move {
         let mut backoff = BackoffPolicy::default().start();
         loop {
-            match lease::revision_by_a_write(&conn).await {
+            match revision_by_a_write(&conn).await {
                 Ok(now) if now < seen => break,
                 Ok(_) => return,
                 Err(failure) => tracing::debug!(cause = %failure, "not known yet whether the store went back"),

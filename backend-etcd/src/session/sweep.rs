@@ -1,7 +1,7 @@
 //! Waiting for a creation of unknown outcome: it is undone on sight, until it is impossible.
 //!
 //! No time that has passed proves that a write is gone: it can lie in the socket of a frozen member and be done when that goes on.
-//! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::session::lease::Leases::retire).
+//! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::session::leases::Leases::retire).
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -19,7 +19,10 @@ use tokio::sync::Notify;
 use crate::{
     client::{connection::Connection, guarded_write::Guard, kv::Written},
     error::Failure,
-    session::lease::{Lease, Leases, Revoked},
+    session::{
+        lease::{Lease, Revoked},
+        leases::Leases,
+    },
     watch::{
         range_watch::Hub,
         record::{KeyRange, Record},

@@ -6,7 +6,7 @@ use enlist::Counters;
 
 use crate::{
     client::connection::Connection,
-    session::{lease::Leases, lifecycle::Lifecycle, probe::Probes},
+    session::{leases::Leases, lifecycle::Lifecycle, probe::Probes},
 };
 
 /// Options of a client that concern its watches.

@@ -337,6 +337,16 @@ impl Drop for Single {
     }
 }
 
+/// Use of shared watches for an own key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// The key can be seen through a watch that it shares with others.
+    #[default]
+    Allowed,
+    /// A shared watch could not see the key.
+    Never,
+}
+
 /// The watch that an own key gets, when its service has `single` of its own and the session `watches` in all.
 #[derive(Debug, PartialEq, Eq)]
 enum Share {
@@ -358,16 +368,16 @@ impl KeyMonitors {
         Self { hub: Arc::clone(hub), shared: Mutex::default(), single: Arc::default(), count: Arc::default() }
     }
 
-    /// Watches the key of `record`, which was just written; `alone` if a shared watch could not see it.
+    /// Watches the key of `record`, which was just written.
     pub(crate) fn watch(
         &self,
         layout: &dyn Layout,
         service: &ServiceRef,
         record: &Record,
-        alone: bool,
+        sharing: Sharing,
     ) -> Result<KeyMonitor, Error> {
         let namespace = || layout.services_range(service.namespace()).map_or_else(|| layout.service_range(service), Ok);
-        let group = match self.share(service, alone) {
+        let group = match self.share(service, sharing) {
             (Share::Own, single) => {
                 let known = || self.hub.follow_key(&record.key, Some(record.clone()), record.modified, Begin::Known);
                 let group = SharedWatch::start(&self.hub, &self.count, single, known)?;
@@ -394,10 +404,13 @@ impl KeyMonitors {
     }
 
     /// The watch of the next own key of `service`. One of its own counts from then on.
-    fn share(&self, service: &ServiceRef, alone: bool) -> (Share, Option<Single>) {
+    fn share(&self, service: &ServiceRef, sharing: Sharing) -> (Share, Option<Single>) {
         let mut all = self.single.lock().unwrap_or_else(PoisonError::into_inner);
         let of_service = all.get(service).copied().unwrap_or_default();
-        let share = if alone { Share::Own } else { share(of_service, self.count.load(Ordering::Relaxed)) };
+        let share = match sharing {
+            Sharing::Never => Share::Own,
+            Sharing::Allowed => share(of_service, self.count.load(Ordering::Relaxed)),
+        };
         let single = (share == Share::Own).then(|| Single { service: service.clone(), all: Arc::clone(&self.single) });
         if single.is_some() {
             all.insert(service.clone(), of_service + 1);

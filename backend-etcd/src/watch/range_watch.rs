@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use crate::{
     client::connection::Connection,
-    session::{lease::Leases, lifecycle::Lifecycle},
+    session::{leases::Leases, lifecycle::Lifecycle},
     watch::{
         context::{WatchContext, WatchSettings},
         record::{KeyRange, Record},

@@ -31,7 +31,7 @@ use crate::{
     defects::Defect,
     error::{Failure, classify_cancel, text_cause},
     session::{
-        lease::Leases,
+        leases::Leases,
         probe::{Probe, ProbeReader},
         rollback::may_have_gone_back,
     },

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use enlist::Error;
+use enlist::{
+    Error,
+    backend::{LeaseState, lease_changed},
+};
 use tokio::time::Instant;
 
 use super::{Contender, Queued, Want};
 use crate::{
-    session::lease::{LeaseState, lease_changed},
     store::{Group, Key, Kind, Record, Store, Value},
     watch::hub::up,
 };

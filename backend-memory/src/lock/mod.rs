@@ -16,7 +16,8 @@ use enlist::{
     BackoffPolicy, Election, Error, FencingToken, Leader, LeaderWatcher, Leadership, Lock, LockGuard, LockMode,
     LockName, LockOptions, Loss, Moment, Released, Revision,
     backend::{
-        GuardDriver, LastTrouble, LockValidity, Proclamation, QueueEntry, QueuePosition, lock_guard, queue_position,
+        GuardDriver, LastTrouble, LeasePurpose, LeaseState, LockValidity, Proclamation, QueueEntry, QueuePosition,
+        lease_changed, lock_guard, queue_position,
     },
 };
 use futures::{
@@ -29,7 +30,7 @@ use crate::{
     client::{Inner, MemoryClient},
     defect::Defect,
     discovery::watcher::WatchedState,
-    session::lease::{Lease, LeaseState, Purpose, lease_changed},
+    session::lease::Lease,
     store::{Group, Key, KeyChange, Kind, Record, Refusal, Store, Value},
     watch::hub::{Changes, up},
 };
@@ -276,7 +277,7 @@ impl Contender {
         let lease = if self.options.own_lease {
             leases.own(link, tasks, self.options.lease_terms()).await?
         } else {
-            leases.shared(link, tasks, Purpose::Lock, self.options.lease_terms()).await?
+            leases.shared(link, tasks, LeasePurpose::Lock, self.options.lease_terms()).await?
         };
         let member = format!("{}-{}", lease.id(), NEXT_PLACE.fetch_add(1, Ordering::Relaxed));
         let key = Key { group: self.group(), member: member.into() };
@@ -408,7 +409,7 @@ impl Contender {
                 state = lease_changed(&mut lease) => match state {
                     LeaseState::Alive { sent } => driver.validity().renewed(sent, held.lease.ttl()),
                     LeaseState::Lost => driver.validity().lose(Loss::LeaseGone),
-                    LeaseState::Suspect { .. } => {}
+                    LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
                 () = changes.next() => {}
                 () = up(&mut link), if cut => {}

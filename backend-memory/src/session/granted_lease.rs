@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use enlist::{Error, LeaseId, backend::LeaseHandle};
-
-use crate::{
-    client::Inner,
-    session::lease::{Lease, LeaseState},
+use enlist::{
+    Error, LeaseId,
+    backend::{LeaseHandle, LeaseState},
 };
+
+use crate::{client::Inner, session::lease::Lease};
 
 /// Dropping it lets go of the lease, which revokes it.
 #[derive(Debug)]

@@ -68,7 +68,7 @@ impl Claimant {
 
 type Map<K> = Arc<Mutex<HashMap<K, Arc<Slot>, RandomState>>>;
 
-/// The keys that registrations of this session have claimed.
+/// Keys that registrations of this session have claimed. Clones share them.
 pub struct KeyClaims<K> {
     map: Map<K>,
 }
@@ -76,6 +76,12 @@ pub struct KeyClaims<K> {
 impl<K> Default for KeyClaims<K> {
     fn default() -> Self {
         Self { map: Arc::default() }
+    }
+}
+
+impl<K> Clone for KeyClaims<K> {
+    fn clone(&self) -> Self {
+        Self { map: Arc::clone(&self.map) }
     }
 }
 

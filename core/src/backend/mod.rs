@@ -2,17 +2,22 @@
 //! process, and the terms of leases. Begin with `reconcile.rs`.
 
 pub(crate) mod key_claims;
+pub(crate) mod lease_pool;
 pub(crate) mod lease_terms;
 pub(crate) mod observation;
 pub(crate) mod publisher;
 pub mod reconcile;
+pub mod registration_flow;
+pub(crate) mod renewal;
 
 #[doc(inline)]
 pub use self::{
     key_claims::{Approach, Claim, KeyClaims},
+    lease_pool::{LeasePoolKey, LeasePools, LeasePurpose, LeaseState, LeaseUse, SharedLease, lease_changed},
     lease_terms::LeaseTerms,
     observation::{Look, Observations},
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
+    renewal::{Renewal, RenewalReply},
 };
 #[doc(inline)]
 pub use crate::{

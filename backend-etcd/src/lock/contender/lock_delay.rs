@@ -8,7 +8,7 @@
 use enlist::{BackoffPolicy, Error, LockMode, Revision, backend::rounded};
 
 use super::{Contender, Queued, lost};
-use crate::{error::Failure, layout::LockLayout, watch::record::Record};
+use crate::{error::Failure, layout::LockLayout, session::lease_requests::grant_unrenewed, watch::record::Record};
 
 /// The marks of holders that did not release, as a contender sees them whose turn it is and whose place was created at `token`.
 /// Exclusive holders are in the way of everybody, shared ones of those that want the lock alone. A mark under the contender's own
@@ -85,7 +85,7 @@ impl Contender {
             return;
         }
         let counted = async {
-            let lease = self.context.leases.unrenewed(self.options.lock_delay).await?;
+            let lease = grant_unrenewed(&self.context.conn, self.options.lock_delay).await?;
             self.context.conn.attach(&left, lease).await
         };
         if let Err::<(), Failure>(failure) = counted.await {

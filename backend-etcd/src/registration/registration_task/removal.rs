@@ -5,11 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef,
-    backend::{Claim, Goal, jitter},
+    backend::{
+        Claim, Goal, jitter,
+        registration_flow::{DEREGISTER_TIMEOUT, PERMANENT_ERROR_RETRY},
+    },
 };
 
 use super::{
-    PATIENCE, RegistrationTask, SLOW,
+    RegistrationTask,
     own_writes::{Author, Effect},
 };
 use crate::{
@@ -27,7 +30,7 @@ impl RegistrationTask {
     ///
     /// `claim`: no other registration of this session has the key until it is confirmed that it is not this one's. From then on the id
     /// is free, and what is done late is removed on sight.
-    pub(super) async fn remove(&mut self, gave_up: Option<Error>, mut claim: Option<Claim<Arc<[u8]>>>) {
+    pub(super) async fn remove_for_good(&mut self, gave_up: Option<Error>, mut claim: Option<Claim<Arc<[u8]>>>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if let Some(claim) = &claim {
             claim.leave();
@@ -41,18 +44,19 @@ impl RegistrationTask {
         let begun = Moment::now();
         let mut result = Deregistered::AlreadyGone;
         loop {
-            let attempt = self.try_remove(&key, claim.is_some());
+            let attempt = self.try_remove(&key, claim.as_ref());
             // What is not answered in time is given up and begun anew: each of its writes has a guard.
-            let attempted = match begun.remaining(PATIENCE) {
+            let attempted = match begun.remaining(DEREGISTER_TIMEOUT) {
                 Duration::ZERO => attempt.await,
-                left => tokio::time::timeout(left, attempt).await.unwrap_or(Ok(None)),
+                remaining => tokio::time::timeout(remaining, attempt).await.unwrap_or(Ok(None)),
             };
             if Defect::RemovalUnconfirmed.is_on() {
                 return self.driver.report_end(outcome(Deregistered::Removed));
             }
-            let (looked, refused) = match attempted {
-                Ok(looked) => (looked, false),
-                Err(failure) => (None, !self.failed(failure).is_retryable()),
+            let (looked, attempt) = match attempted {
+                Ok(Some(looked)) => (Some(looked), Attempt::Looked),
+                Err(failure) if !self.failed(failure.clone()).is_retryable() => (None, Attempt::Refused),
+                Ok(None) | Err(_) => (None, Attempt::Unanswered),
             };
             if let Some(Looked { removed, .. }) = &looked {
                 if *removed {
@@ -64,25 +68,39 @@ impl RegistrationTask {
                 // The leases of what may still be done are given up: what is written under them by then is removed on sight.
                 (self.lease, self.former, claim) = (None, None, None);
             }
-            let late = begun.elapsed() >= PATIENCE;
-            if refused || late {
+            if attempt == Attempt::Refused || begun.elapsed() >= DEREGISTER_TIMEOUT {
                 self.driver.report_end(outcome(Deregistered::LeftBehind));
             }
-            // The key is watched, so what is waited for is the proof.
-            let slow = refused || late && looked.is_some();
-            let soon = self.backoff.next_delay().min(PATIENCE / 3);
-            let soon = if late { soon } else { soon.min(begun.remaining(PATIENCE)) };
-            let context = Arc::clone(&self.context);
-            let mut proof = self.writes.late_claim().cloned();
-            let found = looked.map(|looked| (looked.left, looked.at));
-            // Not what was found to be another's.
-            let known = found.as_ref().and_then(|(left, _)| left.as_ref()).map(|left| left.modified);
-            let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
-            tokio::select! {
-                () = proved(&context.conn, proof.as_mut()) => self.writes.impossible(),
-                () = shows(&context.hub, &key, found, is_late) => {}
-                () = tokio::time::sleep(if slow { SLOW + jitter(SLOW / 4) } else { soon }) => {}
-            }
+            let delay = self.removal_delay(begun, attempt);
+            self.wait_for_late_write(&key, looked, delay).await;
+        }
+    }
+
+    /// Returns the delay before the next attempt to remove the key, by the result of the last one.
+    fn removal_delay(&mut self, begun: Moment, attempt: Attempt) -> Duration {
+        let late = begun.elapsed() >= DEREGISTER_TIMEOUT;
+        let soon = self.backoff.next_delay().min(DEREGISTER_TIMEOUT / 3);
+        match attempt {
+            // The key is watched, so the delay is for the proof only.
+            Attempt::Looked if late => PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4),
+            Attempt::Refused => PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4),
+            Attempt::Looked | Attempt::Unanswered if late => soon,
+            Attempt::Looked | Attempt::Unanswered => soon.min(begun.remaining(DEREGISTER_TIMEOUT)),
+        }
+    }
+
+    /// Waits until a write of unknown outcome is proved impossible, shows under the key, or `delay` has passed.
+    async fn wait_for_late_write(&mut self, key: &[u8], looked: Option<Looked>, delay: Duration) {
+        let context = Arc::clone(&self.context);
+        let mut proof = self.writes.late_claim().cloned();
+        let found = looked.map(|looked| (looked.left, looked.at));
+        // Not what was found to be another registration's.
+        let known = found.as_ref().and_then(|(left, _)| left.as_ref()).map(|left| left.modified);
+        let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
+        tokio::select! {
+            () = proved(&context.conn, proof.as_mut()) => self.writes.impossible(),
+            () = shows(&context.hub, key, found, is_late) => {}
+            () = tokio::time::sleep(delay) => {}
         }
     }
 
@@ -92,8 +110,8 @@ impl RegistrationTask {
             return Some(Arc::clone(&stored.key));
         }
         match self.writes.last_unknown() {
-            Some(lease) => self.key(lease).ok(),
-            None => self.leftover_owner().and_then(|_| self.key(LeaseId::default()).ok()),
+            Some(lease) => self.key_under(lease).ok(),
+            None => self.leftover_owner().and_then(|_| self.key_under(LeaseId::default()).ok()),
         }
     }
 
@@ -106,7 +124,7 @@ impl RegistrationTask {
 
     /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is not known yet
     /// whose it is; look again.
-    async fn try_remove(&mut self, key: &[u8], has_slot: bool) -> Result<Option<Looked>, Failure> {
+    async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
         let context = Arc::clone(&self.context);
         let (record, at) = context.conn.get(key).await?;
         self.settle(record.as_ref());
@@ -119,9 +137,9 @@ impl RegistrationTask {
             let is_older = self.writes.entitlement.exceeds(term);
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
-        let claimant = if has_slot { None } else { context.key_claims.claimant(&self.slot) };
-        // While others may have the key it is not told apart from what they wrote.
-        let former = has_slot && self.is_former(&record);
+        let claimant = if claim.is_some() { None } else { context.key_claims.claimant(&self.slot) };
+        // While other registrations may have the key, an earlier write is not told apart from theirs.
+        let former = claim.is_some() && self.is_former(&record);
         match self.writes.author(&record, term.is_some(), claimant.into()) {
             Author::This => {}
             Author::Another if former => {}
@@ -152,6 +170,17 @@ impl RegistrationTask {
             Written::Refused(_) => None,
         })
     }
+}
+
+/// Kind of the result of an attempt to remove a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// The state of the key is known.
+    Looked,
+    /// It was refused for good.
+    Refused,
+    /// It was not answered, or the key changed meanwhile.
+    Unanswered,
 }
 
 /// The result of an attempt to remove a key.

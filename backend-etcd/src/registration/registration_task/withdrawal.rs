@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use enlist::{
     Error, RegistrationState, Revision,
-    backend::{Claim, jitter},
+    backend::{
+        Claim, jitter,
+        registration_flow::{PERMANENT_ERROR_RETRY, StepOutcome},
+    },
 };
 
-use super::{Known, RegistrationTask, SLOW, StepOutcome, WakeReason, removal::proved};
+use super::{Known, RegistrationTask, removal::proved, wake_reason::WakeReason};
 use crate::{
     client::{guarded_write::Guard, kv::Written},
     session::{lease, sweep::shows},
@@ -17,7 +20,11 @@ use crate::{
 
 impl RegistrationTask {
     /// Removes the key, if it is `own`. It was read at the revision `at`, if it had to be read.
-    pub(super) async fn withdraw(&mut self, own: Option<Record>, at: Option<Revision>) -> Result<StepOutcome, Error> {
+    pub(super) async fn withdraw(
+        &mut self,
+        own: Option<Record>,
+        at: Option<Revision>,
+    ) -> Result<StepOutcome<Record>, Error> {
         let at = match (own, at) {
             (Some(own), _) => {
                 self.writes.withdrawing = true;
@@ -28,20 +35,20 @@ impl RegistrationTask {
                     }
                     Ok(Written::Refused(record)) => {
                         self.known = record.into();
-                        return Ok(StepOutcome::None);
+                        return Ok(StepOutcome::Repeat);
                     }
                     Err(failure) => return Err(self.failed(failure)),
                 }
             }
             (None, Some(at)) => at,
             // It is only believed not to be there. The next look is at the key itself.
-            (None, None) => return Ok(StepOutcome::None),
+            (None, None) => return Ok(StepOutcome::Repeat),
         };
         (self.gone, self.writes.withdrawing) = (true, false);
         // Its absence is no eviction, and nothing is under its lease that is to be moved.
         self.disown();
         self.writes.forget_changes();
-        self.ward = None;
+        self.monitor = None;
         self.driver.report(RegistrationState::Withdrawn);
         Ok(StepOutcome::Withdrawn(at))
     }
@@ -51,7 +58,7 @@ impl RegistrationTask {
     pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> WakeReason {
         let context = Arc::clone(&self.context);
         let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
-        let key = unknown.and_then(|lease| self.key(lease).ok());
+        let key = unknown.and_then(|lease| self.key_under(lease).ok());
         let mut proof = self.writes.late_claim().cloned();
         loop {
             let late = async {
@@ -73,7 +80,7 @@ impl RegistrationTask {
                     return WakeReason::Look;
                 }
                 () = late => return WakeReason::Look,
-                () = tokio::time::sleep(SLOW + jitter(SLOW / 4)), if key.is_some() => return WakeReason::Look,
+                () = tokio::time::sleep(PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)), if key.is_some() => return WakeReason::Look,
                 () = lease::unusable(self.lease.as_ref()) => self.lease = None,
             }
         }

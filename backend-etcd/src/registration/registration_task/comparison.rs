@@ -1,0 +1,307 @@
+//! One comparison of the desired state with etcd: which step is next is decided by [`enlist::backend::reconcile`], and done here.
+
+use std::{sync::Arc, time::SystemTime};
+
+use enlist::{
+    Counter, Error, LeaseChoice, LeaseId, Revision,
+    backend::{
+        Desired, Goal, LeasePurpose, RegistrationDriver, Shown,
+        reconcile::{self, Found, Mine, Step},
+        registration_flow::{DEREGISTER_TIMEOUT, RegistrationSteps, StepOutcome, observe},
+    },
+};
+
+use super::{
+    Known, LEASE_VERDICT_TIMEOUT, RegistrationTask,
+    eviction::{self, Loss},
+    own_writes::Effect,
+};
+use crate::{
+    client::{guarded_write::Guard, kv::Written},
+    defects::Defect,
+    error::Failure,
+    layout::{LeaseScope, Writing},
+    session::lease,
+    watch::record::Record,
+};
+
+/// The content of the key, compared with the writes of this registration.
+struct Comparison {
+    found: Option<Found>,
+    /// This registration wrote it.
+    own: bool,
+    /// It is an earlier write of this registration, which the store was restored to.
+    former: bool,
+}
+
+impl RegistrationTask {
+    /// Compares etcd with what is desired, and brings it one step closer.
+    pub(super) async fn compare(&mut self) -> Result<StepOutcome<Record>, Error> {
+        self.recoveries = self.context.conn.fast.recoveries();
+        let Some(lease) = self.lease().await? else {
+            return Ok(StepOutcome::Repeat);
+        };
+        let key = self.key_under(lease)?;
+        let desired = self.driver.desired();
+        self.wanted = desired.generation;
+        let Some((record, at)) = self.look(&key).await? else {
+            return Ok(StepOutcome::Repeat);
+        };
+        self.settle(record.as_ref());
+        if self.lease.as_ref().is_some_and(|lease| lease.is_retired()) {
+            // The next look is for another lease, and needs no request.
+            self.known = record.into();
+            return Ok(StepOutcome::Repeat);
+        }
+        let comparison = self.note(record.as_ref());
+        if desired.shown == Shown::Withdrawn {
+            return self.withdraw(record.filter(|_| comparison.own), at).await;
+        }
+        let Some(step) = self.decide(&comparison, &desired, lease).await? else {
+            return Ok(StepOutcome::Repeat);
+        };
+        self.apply(step, &key, record, &comparison, &desired, lease).await
+    }
+
+    /// Returns the content of the key, and the revision at which it was read, if it had to be read. `None`: the registration is
+    /// no longer wanted.
+    async fn look(&mut self, key: &[u8]) -> Result<Option<(Option<Record>, Option<Revision>)>, Error> {
+        let context = Arc::clone(&self.context);
+        Ok(Some(match std::mem::take(&mut self.known) {
+            Known::Unknown => {
+                let _permit = tokio::select! {
+                    permit = context.reads.acquire() => permit,
+                    () = self.driver.unwanted() => return Ok(None),
+                };
+                let (record, read) = context.conn.get(key).await.map_err(|failure| self.failed(failure))?;
+                (record, Some(read))
+            }
+            Known::Absent => (None, None),
+            Known::AsStored => (self.writes.stored().cloned(), None),
+            Known::Is(record) => (Some(record), None),
+        }))
+    }
+
+    /// Notes the content of the key, and compares it with the writes of this registration.
+    fn note(&mut self, record: Option<&Record>) -> Comparison {
+        let found = record.map(|record| self.found(record));
+        let own = found.as_ref().is_some_and(|found| found.own);
+        if !own {
+            // Nothing is under the former lease that is to be moved.
+            self.former = None;
+        }
+        self.gone = record.is_none();
+        if self.gone && std::mem::take(&mut self.writes.withdrawing) {
+            self.disown();
+        }
+        // A read may be stale, so what was acknowledged is not forgotten for it.
+        let former = record.is_some_and(|record| self.is_former(record));
+        if let (true, Some(record)) = (own && !former, record) {
+            // Also by a write whose answer was lost.
+            self.writes.entitlement.stored();
+            self.writes.renew(record);
+        } else if std::mem::take(&mut self.gave_way) {
+            self.disown();
+        }
+        Comparison { found, own, former }
+    }
+
+    /// Decides on the next step, after an observation of the lease of another owner where that is needed. `None`: the registration
+    /// is no longer wanted, or needs another lease.
+    async fn decide(&self, comparison: &Comparison, desired: &Desired, lease: LeaseId) -> Result<Option<Step>, Error> {
+        let Comparison { found, former, .. } = comparison;
+        let mine = self.writes.mine().map(|mine| if *former { Mine { generation: 0, ..mine } } else { mine });
+        let entitlement = self.writes.entitlement;
+        let step = reconcile::step(found.as_ref(), mine, entitlement, lease, desired.generation, &self.options);
+        let (Step::Observe { lease }, Some(found)) = (&step, found) else {
+            return Ok(Some(step));
+        };
+        let observation = observe(self, *lease).await?;
+        Ok(observation.map(|observation| reconcile::after_observation(found, observation)))
+    }
+
+    /// Does the step.
+    async fn apply(
+        &mut self,
+        step: Step,
+        key: &Arc<[u8]>,
+        record: Option<Record>,
+        comparison: &Comparison,
+        desired: &Desired,
+        lease: LeaseId,
+    ) -> Result<StepOutcome<Record>, Error> {
+        match step {
+            Step::Create => self.write(key, None, Guard::Absent, desired, lease).await,
+            Step::Replace { .. } if comparison.own && Defect::UpdatesIgnored.is_on() => {
+                self.driver.report_stored(desired.generation, record.map(|record| record.modified).unwrap_or_default());
+                Ok(StepOutcome::Settled)
+            }
+            Step::Replace { modified } => {
+                let noted = self.rollbacks;
+                let written = self.write(key, record.as_ref(), Guard::Modified(modified), desired, lease).await;
+                if comparison.former && matches!(written, Ok(StepOutcome::Settled)) {
+                    // The guard proves what was read.
+                    self.context.leases.store_went_back(noted);
+                }
+                written
+            }
+            Step::Keep => {
+                let Some(record) = record else { return Ok(StepOutcome::Repeat) };
+                self.driver.report_lease(record.lease.unwrap_or(lease));
+                self.driver.report_stored(desired.generation, record.modified);
+                self.rollbacks = self.context.leases.rollbacks();
+                self.writes.acknowledge(record, desired.generation);
+                Ok(StepOutcome::Settled)
+            }
+            Step::Observe { .. } | Step::Conflict => {
+                let found = comparison.found.as_ref();
+                let revision = found.map(|found| found.modified);
+                Err(self.conflict(found.and_then(|found| found.owner.as_deref()), revision))
+            }
+            Step::Superseded => {
+                self.disown();
+                Ok(record.map_or(StepOutcome::Repeat, StepOutcome::Superseded))
+            }
+            Step::Evicted => self.confirm_eviction(key, lease).await,
+        }
+    }
+
+    /// Returns the id of the lease, after a grant where that is needed. `None`: the registration is no longer wanted.
+    async fn lease(&mut self) -> Result<Option<LeaseId>, Error> {
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost() && !lease.is_retired()) {
+            return Ok(Some(lease.id()));
+        }
+        // A key that is under it lives there until it is written under another one.
+        let retired = self.lease.take_if(|lease| lease.is_retired());
+        if let Some(retired) = retired.filter(|lease| self.writes.may_be_under(lease.id())) {
+            self.former = Some(retired);
+        }
+        let leases = &self.context.leases;
+        let own = self.layout.lease_scope() == LeaseScope::PerKey;
+        let granting = async {
+            match self.options.lease {
+                LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
+                LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
+                LeaseChoice::Own => leases.own(self.options.lease_terms()).await,
+                _ if own => leases.own(self.options.lease_terms()).await,
+                _ => leases.shared(LeasePurpose::Registration, self.options.lease_terms()).await,
+            }
+        };
+        let granted = tokio::select! {
+            granted = granting => granted,
+            () = self.driver.unwanted() => return Ok(None),
+        };
+        let lease = granted.map_err(|failure| self.failed(failure))?;
+        Ok(Some(self.lease.insert(lease).id()))
+    }
+
+    /// Writes the instance under a guard. `previous`: what is replaced.
+    async fn write(
+        &mut self,
+        key: &Arc<[u8]>,
+        previous: Option<&Record>,
+        guard: Guard,
+        desired: &Desired,
+        lease: LeaseId,
+    ) -> Result<StepOutcome<Record>, Error> {
+        let (context, layout) = (Arc::clone(&self.context), Arc::clone(&self.layout));
+        let term = previous.and_then(|record| layout.term(&record.value));
+        let writing = Writing {
+            owner: self.options.owner.as_deref(),
+            previous: previous.map(|record| &*record.value),
+            lease: Some(lease),
+            term: self.writes.entitlement.claim(term, SystemTime::now()),
+        };
+        let value = layout.encode(self.driver.service(), &desired.instance, &writing)?;
+        let claims = previous.is_none_or(|record| !self.writes.is_own(record));
+        // Given up, it waited behind others, or etcd is silent. What was not sent is not sent any more.
+        let given_up = unwanted_for(&self.driver, DEREGISTER_TIMEOUT);
+        match context.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
+            Ok(Written::Done(revision)) => {
+                if matches!(guard, Guard::Absent) {
+                    let again = self.driver.was_stored();
+                    context.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
+                }
+                let created = previous.map_or(revision, |record| record.created);
+                let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };
+                self.acknowledged(record, lease, desired.generation);
+                Ok(StepOutcome::Settled)
+            }
+            Ok(Written::Refused(record)) => {
+                self.writes.refused();
+                self.known = record.into();
+                Ok(StepOutcome::Repeat)
+            }
+            Err(Failure::LeaseNotFound) => Err(self.lease_lost()),
+            Err(failure) => {
+                if failure.is_ambiguous() {
+                    let claimed = self.lease.as_ref().filter(|_| claims);
+                    let effect = claimed.map_or(Effect::Change, |lease| Effect::Claim(Arc::clone(lease)));
+                    self.writes.remember(value, Some(lease), effect);
+                }
+                if self.driver.goal() == Goal::Present { Err(self.failed(failure)) } else { Ok(StepOutcome::Repeat) }
+            }
+        }
+    }
+
+    /// Notes an acknowledged write.
+    fn acknowledged(&mut self, record: Record, lease: LeaseId, generation: u64) {
+        (self.gone, self.writes.withdrawing) = (false, false);
+        self.driver.report_lease(lease);
+        self.driver.report_stored(generation, record.modified);
+        self.rollbacks = self.context.leases.rollbacks();
+        self.writes.acknowledge(record, generation);
+        self.writes.forget_changes();
+        self.former = None;
+    }
+
+    /// Notes that etcd does not know the lease. A given one is never replaced.
+    fn lease_lost(&mut self) -> Error {
+        // Its keys went with it.
+        self.gone = true;
+        let given = matches!(self.options.lease, LeaseChoice::Given(_));
+        if let Some(lost) = self.lease.take_if(|_| !given) {
+            lost.condemn();
+        }
+        Error::LeaseLost
+    }
+
+    /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had the key in
+    /// between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may have gone unanswered for a while.
+    async fn confirm_eviction(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome<Record>, Error> {
+        let context = Arc::clone(&self.context);
+        let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
+        let is_own = |record: &Record| self.writes.is_own(record);
+        let loss = tokio::select! {
+            loss = eviction::loss(&context.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
+            () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
+        };
+        let loss = if context.leases.rollbacks() == self.rollbacks { loss } else { Loss::Unwritten };
+        match loss {
+            Loss::Replaced => tracing::info!("the key was another registration's, which has left"),
+            Loss::Unwritten => tracing::warn!("the key is not in a store that was restored"),
+            Loss::Deleted => {}
+        }
+        if loss != Loss::Deleted {
+            self.disown();
+            return Ok(StepOutcome::Repeat);
+        }
+        // One member can report a revocation before another one has applied it, so the lease is read twice.
+        for again in [false, true] {
+            if again {
+                self.rest(LEASE_VERDICT_TIMEOUT).await;
+            }
+            let remaining = context.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            if remaining.is_none() {
+                return Err(self.lease_lost());
+            }
+        }
+        Ok(StepOutcome::Evicted)
+    }
+}
+
+/// Waits until the registration is no longer wanted, and then for `limit`.
+async fn unwanted_for(driver: &RegistrationDriver, limit: std::time::Duration) {
+    driver.unwanted().await;
+    tokio::time::sleep(limit).await;
+}

@@ -1,0 +1,190 @@
+//! Leases of a session. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A lease that is
+//! not shared is revoked when its last use is dropped.
+//!
+//! Each lease has a task, see `lease_task.rs`.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use enlist::{
+    Counters, Error, LeaseId,
+    backend::{LeasePoolKey, LeasePurpose, LeaseTerms},
+};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::{
+    client::connection::Connection,
+    error::Failure,
+    session::{
+        issued_leases::IssuedLeases,
+        lease::{KeptLease, Lease},
+        lease_requests::revoke_for_good,
+        lease_task::{LeaseTask, Recipient},
+        lifecycle::Lifecycle,
+        shared_leases::{SharedLeases, Sharing},
+    },
+};
+
+/// Number of leases, other than shared ones, that are granted at a time. While etcd is silent no more tasks than these wait for it.
+const MAX_GRANTS: usize = 16;
+
+/// Leases of a session.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    conn: Arc<Connection>,
+    counters: Arc<Counters>,
+    issued: Arc<IssuedLeases>,
+    shared: Arc<Mutex<SharedLeases>>,
+    /// Limits the number of concurrent grants of leases that are not shared.
+    grants: Arc<Semaphore>,
+    /// Dropped last: the tasks that revoke the leases need its runtime.
+    lifecycle: Arc<Lifecycle>,
+}
+
+impl Leases {
+    pub(crate) fn new(lifecycle: &Arc<Lifecycle>, conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
+        let grants = Arc::new(Semaphore::new(MAX_GRANTS));
+        let lifecycle = Arc::clone(lifecycle);
+        Self { conn, counters, issued: Arc::default(), shared: Arc::default(), grants, lifecycle }
+    }
+
+    pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
+        &self.lifecycle
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.conn
+    }
+
+    fn pools(&self) -> MutexGuard<'_, SharedLeases> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the leases that this session was granted and that are not known to be gone.
+    pub(crate) fn alive(&self) -> Vec<LeaseId> {
+        self.issued.all()
+    }
+
+    /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Callers that find none wait
+    /// for one grant, and receive its failure.
+    ///
+    /// Dropping the future has no effect; the grant goes on.
+    pub(crate) async fn shared(&self, purpose: LeasePurpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+        let key: LeasePoolKey = (purpose, terms);
+        loop {
+            let sharing = self.pools().share(key);
+            let mut granting = match sharing {
+                Sharing::Usable(lease) => return Ok(lease),
+                Sharing::Granting(outcome) => outcome,
+                Sharing::Begun(sender, outcome) => {
+                    self.begin(terms, Recipient::Pool(key, sender))?;
+                    outcome
+                }
+            };
+            let outcome = granting.wait_for(Option::is_some).await;
+            // Its task ends with the session only.
+            let outcome = outcome.map_err(|_| Failure::Final(Error::Closed))?.clone();
+            // More callers than one lease has capacity for may have been waiting: look again.
+            outcome.unwrap_or(Ok(()))?;
+        }
+    }
+
+    /// Returns a lease that is not shared.
+    ///
+    /// Dropping the future gives the lease up: an unsent request is not sent, and a granted lease is revoked.
+    pub(crate) async fn own(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+        let (caller, outcome) = oneshot::channel();
+        self.begin(terms, Recipient::Caller(caller))?;
+        outcome.await.map_err(|_| Failure::Final(Error::Closed))?
+    }
+
+    /// Returns a lease for the creation of a key that is detached from it afterwards. Like a [retired](Self::retire) lease, it is
+    /// revoked until that is acknowledged: then a creation of unknown outcome leaves no key behind.
+    ///
+    /// Dropping the future gives the lease up, as that of [`own`](Self::own).
+    pub(crate) async fn detaching(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
+        let lease = self.own(terms).await?;
+        lease.mark_retired();
+        self.issued.add_detaching(lease.id());
+        Ok(lease)
+    }
+
+    /// Returns the leases of this session that keys are to be detached from and that are not known to be gone.
+    pub(crate) fn all_detaching(&self) -> HashSet<LeaseId> {
+        self.issued.all_detaching()
+    }
+
+    /// Returns `true` if keys are to be detached from `lease`.
+    pub(crate) fn is_detaching(&self, lease: LeaseId) -> bool {
+        self.issued.is_detaching(lease)
+    }
+
+    /// Takes a lease out of use, because unwanted keys are, or may yet be created, under it. It is revoked once its last use is
+    /// dropped; after that a late write is refused, whenever it arrives.
+    pub(crate) fn retire(&self, lease: &Arc<Lease>) {
+        self.retire_kept(lease.lease());
+    }
+
+    fn retire_kept(&self, lease: &Arc<KeptLease>) {
+        if !lease.mark_retired() {
+            return;
+        }
+        tracing::info!(lease = lease.id().get(), "lease retired, unwanted keys may be under it");
+        self.pools().remove(lease);
+        lease.report_retired();
+    }
+
+    /// Returns the number of observed rollbacks of the store, see [`store_went_back`](Self::store_went_back).
+    pub(crate) fn rollbacks(&self) -> u64 {
+        self.pools().rollbacks
+    }
+
+    /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session has removed
+    /// since may be under them again.
+    ///
+    /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history that is
+    /// lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was reported since is the
+    /// same one.
+    pub(crate) fn store_went_back(&self, noted: u64) {
+        let mut pools = self.pools();
+        if pools.rollbacks != noted {
+            return;
+        }
+        pools.rollbacks += 1;
+        let former = pools.take_all();
+        drop(pools);
+        for (purpose, lease) in former {
+            self.retire_kept(&lease);
+            if purpose == LeasePurpose::Lock {
+                let conn = Arc::clone(&self.conn);
+                // After the end of the session its leases are revoked anyway.
+                let _ = self.lifecycle.tasks.spawn_until_stopped("revoke", async move {
+                    revoke_for_good(&conn, lease.id()).await;
+                    lease.doubt();
+                });
+            }
+        }
+    }
+
+    /// Starts the task of a lease.
+    fn begin(&self, terms: LeaseTerms, recipient: Recipient) -> Result<(), Failure> {
+        let task = LeaseTask {
+            conn: Arc::clone(&self.conn),
+            counters: Arc::clone(&self.counters),
+            issued: Arc::clone(&self.issued),
+            shared: Arc::downgrade(&self.shared),
+            grants: Arc::clone(&self.grants),
+            terms,
+            recipient,
+        };
+        let tasks = &self.lifecycle.tasks;
+        let stop = tasks.stop_signal();
+        let started = tasks.spawn("lease", async move {
+            // The end of the session drops the leases as well. That must not revoke them here: the session does so itself.
+            stop.run_until_cancelled(task.run()).await;
+        });
+        started.map_err(Failure::Final)
+    }
+}

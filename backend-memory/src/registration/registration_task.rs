@@ -1,0 +1,426 @@
+//! Task of one registration: compares the desired state with the store's, for ever.
+//!
+//! The flow is that of [`enlist::backend::registration_flow`], the decisions are those of [`enlist::backend::reconcile`]. This file
+//! does the requests and the waits. The removal is written twice deliberately: here a request that failed has not been applied, in
+//! `enlist-etcd` it may be applied later.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use enlist::{
+    Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, RegisterOptions, RegistrationState,
+    Revision,
+    backend::{
+        Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, Observations, RawCell, RegistrationDriver,
+        lease_changed,
+        reconcile::{self, Entitlement, Found, Mine, Step},
+        registration_flow::{
+            DEREGISTER_TIMEOUT, PERMANENT_ERROR_RETRY, RegistrationSteps, StepOutcome, Waited, observe,
+        },
+    },
+};
+
+use crate::{
+    client::Inner,
+    defect::Defect,
+    session::lease::{self, Lease},
+    store::{Departure, Key, Record, Refusal, Store, Value},
+    watch::hub::{Changes, up},
+};
+
+/// The task behind one registration.
+pub(super) struct RegistrationTask {
+    client: Arc<Inner>,
+    id: InstanceId,
+    key: Key,
+    /// The value to write in place of the instance, if it is one of the user's own.
+    raw: Option<RawCell>,
+    driver: RegistrationDriver,
+    options: RegisterOptions,
+    changes: Changes,
+    backoff: Backoff,
+    lease: Option<Arc<Lease>>,
+    mine: Option<Mine>,
+    entitlement: Entitlement,
+    /// What was written last.
+    stored: Option<Value>,
+    /// The revision of that write.
+    written: Revision,
+    /// Another registration of this client had the key since.
+    gave_way: bool,
+}
+
+impl RegistrationTask {
+    pub(super) fn new(
+        client: &Arc<Inner>,
+        id: InstanceId,
+        key: Key,
+        raw: Option<RawCell>,
+        driver: RegistrationDriver,
+        options: RegisterOptions,
+    ) -> Self {
+        Self {
+            changes: client.link.hub().changes(),
+            backoff: options.backoff.start(),
+            lease: None,
+            mine: None,
+            entitlement: Entitlement::default(),
+            stored: None,
+            written: Revision::default(),
+            gave_way: false,
+            client: Arc::clone(client),
+            id,
+            key,
+            raw,
+            driver,
+            options,
+        }
+    }
+
+    fn found(&self, record: &Record) -> Found {
+        let (owner, term) = match &record.value {
+            Value::Instance { owner, term, .. } => (owner.clone(), Some(*term)),
+            Value::QueueEntry { .. } | Value::Raw(_) => (None, None),
+        };
+        let Record { created, modified, lease, .. } = *record;
+        Found { created, modified, lease, owner, term, own: self.is_own(record) }
+    }
+
+    /// Forgets what was written: it was replaced, so its absence is no eviction.
+    fn disown(&mut self) {
+        (self.mine, self.stored) = (None, None);
+    }
+
+    /// Returns `true` if this registration wrote exactly this.
+    fn is_own(&self, record: &Record) -> bool {
+        let stored = self.stored.as_ref().is_some_and(|stored| stored.is_same(&record.value));
+        stored && self.mine.is_some_and(|mine| record.lease == Some(mine.lease))
+    }
+
+    async fn lease(&mut self) -> Result<Arc<Lease>, Error> {
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.is_lost()) {
+            return Ok(Arc::clone(lease));
+        }
+        let Inner { link, tasks, leases, .. } = &*self.client;
+        let lease = match self.options.lease {
+            LeaseChoice::Given(_) if self.lease.is_some() => return Err(Error::LeaseLost),
+            LeaseChoice::Given(id) => lease::given(id, self.options.ttl),
+            LeaseChoice::Own => leases.own(link, tasks, self.options.lease_terms()).await?,
+            _ => leases.shared(link, tasks, LeasePurpose::Registration, self.options.lease_terms()).await?,
+        };
+        self.lease = Some(Arc::clone(&lease));
+        Ok(lease)
+    }
+
+    async fn write(
+        &mut self,
+        found: Option<&Found>,
+        desired: &Desired,
+        lease: &Lease,
+    ) -> Result<StepOutcome<Found>, Error> {
+        let Desired { instance, generation, .. } = desired;
+        let term = self.entitlement.claim(found.and_then(|found| found.term), SystemTime::now());
+        let value = match &self.raw {
+            Some(raw) => Value::Raw(raw.get()),
+            None => Value::Instance { instance: Arc::clone(instance), owner: self.options.owner.clone(), term },
+        };
+        let written = value.clone();
+        let under = (!(self.defect(Defect::UpdateLosesTheLease) && *generation > 1)).then_some(lease.id());
+        let outcome = self.client.link.ask(|store, _| {
+            let revision = store.put(&self.key, found.map(|found| found.modified), value, under)?;
+            let created = store.get(&self.key).map(|record| record.created);
+            Ok((revision, created.unwrap_or(revision)))
+        });
+        match outcome.await? {
+            Ok((revision, created)) => {
+                self.mine = Some(Mine { created, lease: lease.id(), generation: *generation });
+                (self.stored, self.written) = (Some(written), revision);
+                self.entitlement.stored();
+                self.driver.report_lease(lease.id());
+                self.driver.report_stored(*generation, revision);
+                Ok(StepOutcome::Settled)
+            }
+            Err(Refusal::Guard(_)) => {
+                self.entitlement.refused();
+                Ok(StepOutcome::Repeat)
+            }
+            Err(Refusal::NoLease) => Err(self.lease_lost(lease)),
+        }
+    }
+
+    /// Notes that the store does not know the lease. A given one is never replaced.
+    fn lease_lost(&mut self, lease: &Lease) -> Error {
+        if !matches!(self.options.lease, LeaseChoice::Given(_)) {
+            lease.condemn();
+            self.lease = None;
+        }
+        Error::LeaseLost
+    }
+
+    /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or removed it.
+    async fn confirm_eviction(&mut self, lease: &Lease) -> Result<StepOutcome<Found>, Error> {
+        let (key, written) = (&self.key, self.written);
+        let look = |store: &mut Store, now| {
+            let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
+            // What was compacted away counts as never done.
+            let replaced = next.is_some_and(|next| next.record.is_some() || next.departure == Some(Departure::InOrder));
+            (replaced, store.time_to_live(lease.id(), now).is_some())
+        };
+        match self.client.link.ask(look).await? {
+            (true, _) => {
+                self.disown();
+                Ok(StepOutcome::Repeat)
+            }
+            (false, true) => Ok(StepOutcome::Evicted),
+            (false, false) => Err(self.lease_lost(lease)),
+        }
+    }
+
+    /// Returns `true` if the key is still as this registration wrote it, as far as can be seen; if so, it is registered.
+    fn is_intact(&self) -> bool {
+        if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
+            return true;
+        }
+        let record = self.client.link.hub().with(|store, _| store.get(&self.key).cloned());
+        let intact = record.as_ref().filter(|record| self.is_own(record));
+        if let Some(record) = intact {
+            self.driver.report(RegistrationState::Registered { revision: record.modified });
+        }
+        intact.is_some()
+    }
+
+    /// Returns `true` if what a predecessor with an equal owner left would have been taken over, had there been time.
+    fn may_have_a_leftover(&self) -> bool {
+        self.driver.goal() == Goal::Absent && !self.entitlement.is_stored()
+    }
+
+    fn defect(&self, defect: Defect) -> bool {
+        self.client.link.hub().has(defect)
+    }
+}
+
+impl RegistrationSteps for RegistrationTask {
+    type Key = Key;
+    type Rival = Found;
+
+    /// The remaining time is exact, but the two clocks of a [`Moment`] need not agree to the nanosecond.
+    const LEASE_RESOLUTION: Duration = Duration::from_millis(1);
+
+    fn driver(&self) -> &RegistrationDriver {
+        &self.driver
+    }
+
+    fn id(&self) -> &InstanceId {
+        &self.id
+    }
+
+    fn options(&self) -> &RegisterOptions {
+        &self.options
+    }
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn backoff(&mut self) -> &mut Backoff {
+        &mut self.backoff
+    }
+
+    fn claims(&self) -> &KeyClaims<Key> {
+        &self.client.key_claims
+    }
+
+    fn observations(&self) -> &Observations<Key> {
+        &self.client.observations
+    }
+
+    async fn wait_unwanted(&mut self) {
+        self.driver.unwanted().await;
+    }
+
+    async fn reconcile(&mut self) -> Result<StepOutcome<Found>, Error> {
+        let lease = self.lease().await?;
+        let desired = self.driver.desired();
+        let record = self.client.link.ask(|store, _| store.get(&self.key).cloned()).await?;
+        let found = record.as_ref().map(|record| self.found(record));
+        if std::mem::take(&mut self.gave_way) && !found.as_ref().is_some_and(|found| found.own) {
+            self.disown();
+        }
+        let (mine, entitlement) = (self.mine, self.entitlement);
+        let mut step =
+            reconcile::step(found.as_ref(), mine, entitlement, lease.id(), desired.generation, &self.options);
+        if self.defect(Defect::OverwritesForeignKeys) {
+            step = found.as_ref().map_or(Step::Create, |found| Step::Replace { modified: found.modified });
+        }
+        if let (Step::Observe { lease }, Some(found)) = (&step, &found) {
+            let Some(observation) = observe(self, *lease).await? else {
+                return Ok(StepOutcome::Repeat);
+            };
+            step = reconcile::after_observation(found, observation);
+        }
+        match step {
+            Step::Create => self.write(None, &desired, &lease).await,
+            Step::Replace { .. } => self.write(found.as_ref(), &desired, &lease).await,
+            Step::Keep => {
+                let revision = found.map(|found| found.modified).unwrap_or_default();
+                self.driver.report_lease(lease.id());
+                self.driver.report_stored(desired.generation, revision);
+                Ok(StepOutcome::Settled)
+            }
+            Step::Observe { .. } | Step::Conflict => {
+                let revision = found.as_ref().map(|found| found.modified);
+                Err(self.conflict(found.as_ref().and_then(|found| found.owner.as_deref()), revision))
+            }
+            Step::Superseded => {
+                self.disown();
+                Ok(found.map_or(StepOutcome::Repeat, StepOutcome::Superseded))
+            }
+            Step::Evicted => self.confirm_eviction(&lease).await,
+        }
+    }
+
+    async fn wait_settled(&mut self, claim: &Claim<Key>) -> Waited {
+        let Some(lease) = self.lease.clone() else {
+            return Waited::Due;
+        };
+        let mut state = lease.state();
+        let mut link = self.client.link.watch();
+        let options = self.options.clone();
+        let mut audit = std::pin::pin!(options.audit_due());
+        loop {
+            tokio::select! {
+                () = &mut audit => return Waited::Due,
+                () = claim.superseded() => return Waited::Superseded,
+                () = self.driver.changed() => return Waited::Due,
+                changed = lease_changed(&mut state) => match changed {
+                    LeaseState::Lost if self.defect(Defect::NeverReregisters) => {}
+                    LeaseState::Lost | LeaseState::Retired => {
+                        self.driver.report(RegistrationState::Reregistering { cause: Error::LeaseLost });
+                        return Waited::Due;
+                    }
+                    LeaseState::Suspect { cause, .. } => self.driver.report(RegistrationState::Suspect { cause }),
+                    LeaseState::Alive { .. } => if !self.is_intact() { return Waited::Due },
+                },
+                () = self.changes.next() => if !self.is_intact() { return Waited::Due },
+                // A healed link: what happened meanwhile was not seen.
+                _ = link.changed() => if !self.is_intact() { return Waited::Due },
+            }
+        }
+    }
+
+    async fn wait_superseded(&mut self, claim: &Claim<Key>, found: Found) -> Waited {
+        self.report_superseded(found.owner.as_deref(), found.lease.unwrap_or_default());
+        let mut retry = std::pin::pin!(tokio::time::sleep(PERMANENT_ERROR_RETRY));
+        loop {
+            tokio::select! {
+                () = &mut retry => return Waited::Due,
+                () = claim.superseded() => return Waited::Superseded,
+                () = self.driver.unwanted() => return Waited::Due,
+                () = self.changes.next() => {
+                    let taken = self.client.link.hub().with(|store, _| store.get(&self.key).is_some());
+                    if !taken {
+                        return Waited::Due;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn wait_withdrawn(&mut self, _claim: &Claim<Key>, _at: Revision) -> Waited {
+        // Every value of this backend has a health, so no instance is withdrawn.
+        Waited::Due
+    }
+
+    async fn wait_failed(&mut self, claim: &Claim<Key>, error: Error) -> Waited {
+        let waits = self.waits_out(&error);
+        let next = self.backoff.next_delay();
+        let delay = if error.is_retryable() { next } else { PERMANENT_ERROR_RETRY };
+        let away = self.client.link.check().is_err();
+        let may_be_there = self.mine.is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost());
+        if waits {
+            self.driver.report(RegistrationState::Registering { last: Some(error) });
+        } else if away && may_be_there {
+            self.driver.report(RegistrationState::Suspect { cause: error });
+        } else {
+            self.driver.report_failure(error);
+        }
+        let mut link = self.client.link.watch();
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = self.driver.changed() => {}
+            () = claim.superseded() => return Waited::Superseded,
+            () = self.changes.next(), if waits => {}
+            // A healed link is worth another try at once.
+            () = up(&mut link), if away => {}
+        }
+        Waited::Due
+    }
+
+    fn gives_up(&mut self, _error: &Error) -> bool {
+        self.options.gives_up_after(self.backoff.failures().saturating_add(1))
+    }
+
+    async fn remove(&mut self, gave_up: Option<Error>, claim: Option<Claim<Key>>) {
+        if let Some(claim) = &claim {
+            claim.leave();
+        }
+        if let Some(error) = &gave_up {
+            self.driver.report_end(Err(error.clone()));
+        }
+        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
+        let unguarded = self.defect(Defect::DeletesUnguarded);
+        let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
+        let is_leftover = |record: &Record| {
+            // What is newer was written after this registration's claim.
+            let is_older = self.entitlement.exceeds(self.found(record).term);
+            owner.is_some() && is_older && record.lease.is_some() && record.owner() == owner
+        };
+        let guard = |record: &Record| unguarded || self.is_own(record) || is_leftover(record);
+        let nothing = self.mine.is_none() && owner.is_none();
+        if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
+            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
+        }
+        let begun = Moment::now();
+        let mut link = self.client.link.watch();
+        let mut backoff = self.options.backoff.start();
+        loop {
+            match self.client.link.ask(|store, _| store.leave(&self.key, guard)).await {
+                Ok(Ok(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
+                Ok(Err(_)) => return self.driver.report_end(outcome(Deregistered::AlreadyGone)),
+                Err(_) if begun.elapsed() >= DEREGISTER_TIMEOUT => {
+                    self.driver.report_end(outcome(Deregistered::LeftBehind));
+                }
+                Err(_) => {}
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay().min(DEREGISTER_TIMEOUT / 3)) => {}
+                _ = link.changed() => {}
+            }
+        }
+    }
+
+    async fn evicted(&mut self, _claim: Claim<Key>) {
+        self.driver.report_end(Ok(Deregistered::AlreadyGone));
+    }
+
+    fn abandon(&mut self) {
+        if let (Some(lease), LeaseChoice::Own) = (&self.lease, self.options.lease) {
+            lease.abandon();
+        }
+        self.driver.report_end(Ok(Deregistered::LeftBehind));
+    }
+
+    fn gave_way(&mut self) {
+        self.gave_way = true;
+    }
+
+    async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Error> {
+        self.client.link.ask(|store, now| store.time_to_live(lease, now)).await
+    }
+
+    async fn observation_unneeded(&self) {
+        self.driver.unwanted().await;
+    }
+}
