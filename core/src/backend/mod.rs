@@ -1,6 +1,7 @@
 //! Building blocks for backends: the publisher of snapshots, the decisions of a registration, claims of keys within a
-//! process, and the terms of leases. Begin with `reconcile.rs`.
+//! process, the task of a contender, and the terms of leases. Begin with `reconcile.rs`, for locks with `contender.rs`.
 
+pub mod contender;
 pub(crate) mod key_claims;
 pub(crate) mod lease_pool;
 pub(crate) mod lease_terms;

@@ -1,0 +1,318 @@
+//! One contender in the queue of the store.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use enlist::{
+    BackoffPolicy, Error, FencingToken, LockMode, Loss, Moment, Released, Revision,
+    backend::{
+        LeasePurpose, LeaseState, OwnerHandle, Proclamation, QueueEntry, QueuePosition,
+        contender::{Acquisition, Caller, Grant, HolderEvent, JoinFailure, LeaveReason, QueueProtocol, Turn, Wanted},
+        lease_changed, queue_position,
+    },
+};
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::watch;
+
+use crate::{
+    client::Inner,
+    defect::Defect,
+    session::lease::Lease,
+    store::{Group, Key, Kind, Record, Refusal, Store, Value},
+    watch::hub::{Changes, up},
+};
+
+/// Distinguishes the keys of the entries of this process; the lease distinguishes those of different clients.
+static NEXT_ENTRY: AtomicU64 = AtomicU64::new(1);
+
+/// One contender of a client.
+pub(super) struct Contender {
+    pub(super) client: Arc<Inner>,
+    pub(super) acquisition: Acquisition,
+    changes: Changes,
+}
+
+/// A queue entry that this task has put into the store.
+pub(super) struct Queued {
+    pub(super) key: Key,
+    token: FencingToken,
+    lease: Arc<Lease>,
+    joined: Moment,
+    /// States of the lease from the grant on.
+    holding: Option<watch::Receiver<LeaseState>>,
+}
+
+impl Queued {
+    pub(super) fn lease_states(&self) -> watch::Receiver<LeaseState> {
+        self.lease.state()
+    }
+}
+
+pub(super) fn token(record: &Record) -> FencingToken {
+    FencingToken::new(record.created.get())
+}
+
+/// Position of an entry in the store.
+enum Position {
+    Holder,
+    /// It is the turn of the entry once the delay for the holders that left these marks is over.
+    Delayed(Vec<Key>),
+    Behind(Key),
+    Absent,
+}
+
+impl QueueProtocol for Contender {
+    type Entry = Queued;
+
+    async fn join(&mut self, caller: &mut Caller) -> Result<Queued, JoinFailure<Queued>> {
+        tokio::select! {
+            joined = self.join_once_reachable() => Ok(joined?),
+            () = caller.gone() => Err(Error::Closed.into()),
+        }
+    }
+
+    async fn clean_up(&mut self, entry: Queued) {
+        self.remove(&entry, LeaveReason::Failed).await;
+    }
+
+    async fn wait(&mut self, entry: &mut Queued) -> Result<Turn, Error> {
+        let mut lease = entry.lease.state();
+        let mut link = self.client.link.watch();
+        let mut before: Option<Key> = None;
+        loop {
+            if let Ok(now) = self.position(entry, before.as_ref()).await {
+                match now {
+                    Position::Holder => return Ok(Turn::Granted),
+                    Position::Absent => return Err(Error::LeaseLost),
+                    Position::Behind(_) | Position::Delayed(_) if !self.acquisition.wanted.waits() => {
+                        return Ok(Turn::NotGranted);
+                    }
+                    Position::Behind(key) => before = Some(key),
+                    Position::Delayed(left) => return self.wait_out(entry, &left).await,
+                }
+            }
+            tokio::select! {
+                () = self.changes.next() => {}
+                state = lease_changed(&mut lease) => if matches!(state, LeaseState::Lost) {
+                    return Err(Error::LeaseLost);
+                },
+                () = up(&mut link), if self.client.link.check().is_err() => {}
+            }
+        }
+    }
+
+    fn grant(&mut self, entry: &mut Queued) -> Option<Grant> {
+        let sent = entry.lease.renewed()?;
+        entry.holding = Some(entry.lease.state());
+        let constant = self.client.link.hub().has(Defect::ConstantTokens);
+        let token = if constant { FencingToken::new(1) } else { entry.token };
+        Some(Grant { sent, ttl: entry.lease.ttl(), token, source: Arc::clone(&self.client) as OwnerHandle })
+    }
+
+    async fn holder_event(&mut self, entry: &mut Queued) -> HolderEvent {
+        let Self { client, changes, .. } = self;
+        let Queued { key, lease, holding, .. } = entry;
+        let lease = holding.get_or_insert_with(|| lease.state());
+        let mut link: watch::Receiver<_> = client.link.watch();
+        loop {
+            let cut = client.link.check().is_err();
+            if !client.link.hub().has(Defect::BlindToLoss)
+                && !cut
+                && client.link.hub().with(|store, _| store.get(key).is_none())
+            {
+                if client.link.hub().has(Defect::NoticesLossLate) {
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+                return HolderEvent::Lost(Loss::KeyGone);
+            }
+            tokio::select! {
+                state = lease_changed(lease) => match state {
+                    LeaseState::Alive { sent } => return HolderEvent::Renewed(sent),
+                    LeaseState::Lost => return HolderEvent::Lost(Loss::LeaseGone),
+                    LeaseState::Suspect { .. } => {}
+                },
+                () = changes.next() => {}
+                () = up(&mut link), if cut => {}
+            }
+        }
+    }
+
+    fn proclaim(&mut self, entry: &Queued, proclamation: Proclamation) -> BoxFuture<'static, Option<Revision>> {
+        let (client, key, lease) = (Arc::clone(&self.client), entry.key.clone(), Arc::clone(&entry.lease));
+        async move {
+            proclaim(&client, &key, &lease, proclamation).await;
+            None
+        }
+        .boxed()
+    }
+
+    fn proclaimed(&mut self, _: &mut Queued, _: Option<Revision>) {}
+
+    async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
+        if reason == LeaveReason::CallerGone && self.client.link.hub().has(Defect::LeavesWaiters) {
+            return std::future::pending().await;
+        }
+        self.remove(entry, reason).await
+    }
+
+    fn left(&mut self, _: Queued) {}
+
+    fn age(&self, entry: &Queued) -> Duration {
+        entry.joined.elapsed()
+    }
+
+    fn gives_up_lost_lock(&self) -> bool {
+        !self.client.link.hub().has(Defect::BlindToLoss)
+    }
+}
+
+impl Contender {
+    pub(super) fn new(client: &Arc<Inner>, acquisition: Acquisition) -> Self {
+        Self { client: Arc::clone(client), changes: client.link.hub().changes(), acquisition }
+    }
+
+    fn group(&self) -> Group {
+        let kind = match self.acquisition.wanted {
+            Wanted::Lock | Wanted::FreeLock => Kind::Lock,
+            Wanted::Leadership(_) => Kind::Election,
+        };
+        Group::line(kind, &self.acquisition.name)
+    }
+
+    /// Returns the value of the entry, and of its mark.
+    pub(super) fn value(&self) -> Value {
+        let Acquisition { wanted, options, .. } = &self.acquisition;
+        Value::QueueEntry { mode: options.mode, text: wanted.text().to_owned() }
+    }
+
+    /// Creates an entry. If the caller waits, repeats this until the store answers.
+    async fn join_once_reachable(&mut self) -> Result<Queued, Error> {
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            match self.try_join().await {
+                Err(error) if error.is_retryable() && self.acquisition.wanted.waits() => {
+                    self.acquisition.trouble.note(error);
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+                outcome => {
+                    self.acquisition.trouble.clear();
+                    return outcome;
+                }
+            }
+        }
+    }
+
+    async fn try_join(&mut self) -> Result<Queued, Error> {
+        let Inner { link, tasks, leases, .. } = &*self.client;
+        let options = &self.acquisition.options;
+        let lease = if options.own_lease {
+            leases.own(link, tasks, options.lease_terms()).await?
+        } else {
+            leases.shared(link, tasks, LeasePurpose::Lock, options.lease_terms()).await?
+        };
+        let member = format!("{}-{}", lease.id(), NEXT_ENTRY.fetch_add(1, Ordering::Relaxed));
+        let key = Key { group: self.group(), member: member.into() };
+        let created = link.ask(|store, _| store.put(&key, None, self.value(), Some(lease.id()))).await?;
+        // The key is new, so the lease is gone.
+        let created = created.map_err(|_| {
+            lease.condemn();
+            Error::LeaseLost
+        })?;
+        Ok(Queued { key, token: FencingToken::new(created.get()), lease, joined: Moment::now(), holding: None })
+    }
+
+    /// Reads the position of the entry, and takes the lock if it is the first and no delay is running.
+    async fn position(&self, entry: &Queued, before: Option<&Key>) -> Result<Position, Error> {
+        let grants_to_anyone = self.client.link.hub().has(Defect::GrantsToAnyone);
+        let ignores_delay = self.client.link.hub().has(Defect::IgnoresLockDelay);
+        let read = |store: &mut Store, now| {
+            if store.get(&entry.key).is_none() {
+                return Position::Absent;
+            }
+            if let Some(before) = before.filter(|before| store.get(before).is_some()) {
+                return Position::Behind(before.clone());
+            }
+            let queue = store.range(&entry.key.group).filter_map(|(_, record)| match record.value {
+                Value::QueueEntry { mode, .. } => Some(QueueEntry { token: token(record), mode }),
+                Value::Instance { .. } | Value::Raw(_) => None,
+            });
+            match queue_position(queue, entry.token) {
+                QueuePosition::Behind(other) if !grants_to_anyone => {
+                    let key = store.range(&entry.key.group).find(|(_, record)| token(record) == other);
+                    Position::Behind(key.map_or_else(|| entry.key.clone(), |(key, _)| key.clone()))
+                }
+                QueuePosition::Absent => Position::Absent,
+                _ => {
+                    let left = self.left_behind(store, now, entry);
+                    let delayed = !left.is_empty()
+                        || before.is_some_and(|key| lease_expired(store, key))
+                            && !self.acquisition.options.lock_delay.is_zero();
+                    if delayed && !ignores_delay {
+                        return Position::Delayed(left);
+                    }
+                    self.put_mark(store, entry, &[]);
+                    Position::Holder
+                }
+            }
+        };
+        self.client.link.ask(read).await
+    }
+
+    /// Removes the entry, and its mark unless the lock was lost, until the store confirms it or the lease cannot be alive
+    /// any more.
+    async fn remove(&self, entry: &Queued, reason: LeaveReason) -> Released {
+        let begun = Moment::now();
+        let mut backoff = BackoffPolicy::default().start();
+        let mut link = self.client.link.watch();
+        loop {
+            let delete = |store: &mut Store, _| {
+                let removed = store.delete(&entry.key, |record| token(record) == entry.token);
+                // The mark of a lost lock stays: the caller may not have noticed the loss yet.
+                if removed.is_ok() && reason != LeaveReason::LockLost {
+                    // Without a `lock_delay` there is none.
+                    let _ = store.delete(&self.mark(entry), |_| true);
+                }
+                removed
+            };
+            match self.client.link.ask(delete).await {
+                Ok(Ok(_)) => return Released::Released,
+                Ok(Err(_)) => return Released::AlreadyLost,
+                Err(_) if entry.lease.is_lost() || begun.elapsed() > entry.lease.ttl() * 2 => {
+                    return Released::AlreadyLost;
+                }
+                Err(error) => self.acquisition.trouble.note(error),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = up(&mut link), if self.client.link.check().is_err() => {}
+            }
+        }
+    }
+}
+
+/// Returns `true` if the lease of the entry at `key` is gone, so that its holder did not release.
+fn lease_expired(store: &Store, key: &Key) -> bool {
+    !store.leases().any(|id| key.member.starts_with(&format!("{id}-")))
+}
+
+async fn proclaim(client: &Inner, key: &Key, lease: &Lease, Proclamation { value, reply, .. }: Proclamation) {
+    let value = Value::QueueEntry { mode: LockMode::Exclusive, text: value };
+    let outcome = client.link.ask(|store, _| {
+        let guard = store.get(key).map(|record| record.modified);
+        match guard {
+            None => Err(Refusal::Guard(None)),
+            Some(modified) => store.put(key, Some(modified), value, Some(lease.id())),
+        }
+    });
+    let outcome: Result<Revision, Error> = match outcome.await {
+        Ok(stored) => stored.map_err(|_| Error::LeaseLost),
+        Err(error) => Err(error),
+    };
+    // The leader may have dropped its request.
+    let _ = reply.send(outcome);
+}
