@@ -22,7 +22,7 @@
 //! as OpenTelemetry's conventions have them and the W3C trace context.
 
 mod adapters;
-pub mod channel;
+mod channel;
 mod load_balancing;
 mod name_resolution;
 mod retry;
@@ -34,20 +34,20 @@ pub mod trace;
 pub use self::{
     adapters::{Balanced, balance_channel, pick_first},
     channel::{
-        Channel, ChannelBuilder, InstanceStats,
-        attempt::ResponseFuture,
-        call::{CallHead, Intercept, WaitForReady},
+        builder::ChannelBuilder,
+        call::ResponseFuture,
+        channel::{Channel, InstanceStats},
+        inner::{CallHead, Intercept, WaitForReady},
         manager::{ConnectionManager, ManagerOptions},
     },
     load_balancing::balance::{Balance, HashKey},
     name_resolution::{
-        locator::{Callee, Invocation, Locator},
+        invocation::Invocation,
+        locator::{Callee, Locator},
         sources::{Dns, Fixed, Lookup, Schemes},
         target::Target,
     },
-    retry::{RetryPolicy, failure::BoxError},
+    retry::{failure::BoxError, policy::RetryPolicy},
     serving::serve::{Serve, serve},
-    subchannel::InstanceState,
+    subchannel::connectivity::InstanceState,
 };
-
-pub use self::channel::manager;

@@ -57,7 +57,7 @@ const PARTS: &[Part] = &[
     },
     Part {
         package: "enlist-grpc",
-        files: &["resolver-grpc/src/retry/mod.rs"],
+        files: &["resolver-grpc/src/retry/policy.rs"],
         tested_by: &["enlist-grpc"],
         options: &["--lib", "--tests"],
     },

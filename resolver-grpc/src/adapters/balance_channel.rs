@@ -8,7 +8,7 @@ use enlist::{
 use tokio::sync::mpsc::Sender;
 use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
-use crate::channel::security::Wire;
+use crate::subchannel::security::Wire;
 
 /// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
 /// with the latest state of the view.

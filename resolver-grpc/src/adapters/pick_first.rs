@@ -10,9 +10,12 @@ use tonic::transport::{Channel, Endpoint as Settings};
 use tower::service_fn;
 
 use crate::{
-    channel::{security::Wire, settings::refuse_plain_text},
     retry::failure::BoxError,
-    subchannel::connection::{Stream, connect, tcp},
+    subchannel::{
+        security::Wire,
+        settings::refuse_plain_text,
+        transport::{Stream, connect, tcp},
+    },
 };
 
 /// Time for which a dial waits for a service that is not known yet.

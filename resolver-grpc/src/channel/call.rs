@@ -1,292 +1,346 @@
-//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One call is in
-//! [`crate::channel::attempt`].
+//! One call: send it to an instance, and where that is right, to another one.
+//!
+//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs what it
+//! costs over tonic's own. Whatever has to wait goes on in a boxed one.
 
 use std::{
-    pin::pin,
-    sync::{Arc, atomic::AtomicUsize},
+    fmt,
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use async_trait::async_trait;
-use enlist::{
-    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
-    escape::escaped, with_causes,
-};
-use http::{HeaderMap, request::Parts};
-use tokio::time::timeout;
-use tonic::Status;
+use http::{HeaderName, request::Parts};
+use tonic::{Code, Status, body::Body, transport::channel};
+use tower::Service;
 
 use crate::{
-    channel::{deadline::Deadline, flight::InFlightCall},
-    load_balancing::{
-        balance::{Balance, HashKey},
-        set::{PickerState, Shared},
+    channel::{
+        in_flight::InFlightCall,
+        inner::{CallHead, ChannelInner, Tracing},
+        response,
     },
-    retry::Retries,
-    subchannel::{InstanceState, Subchannel, SubchannelConfig},
+    retry::{
+        deadline::{Deadline, Expiry},
+        failure::{Attempted, BoxError, Failure, Reach},
+        policy::{Attempts, Ended, Pushback},
+        replay::Replay,
+        status,
+    },
+    subchannel::subchannel::Subchannel,
+    trace::span::CallSpan,
 };
 
-/// Maximum choices of an instance whose last stream another call takes meanwhile.
-const TAKES: usize = 4;
-/// Instances of which a message says why they take no calls.
-const MAX_EXPLAINED: usize = 3;
+/// Number of attempts that were made before this one (gRFC A6).
+const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
-/// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
-/// channel's bound, instead of failing at once. Overrides the channel's own choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WaitForReady(pub bool);
+type Outcome = Result<http::Response<Body>, Status>;
 
-/// What an [`Intercept`] may see and change of a call.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct CallHead<'a> {
-    /// The service that is called.
-    pub service: &'a ServiceRef,
-    /// The method: `/package.Service/Method`.
-    pub path: &'a str,
-    /// The headers, which are gRPC's metadata.
-    pub headers: &'a mut HeaderMap,
+/// The answer to a call, to come.
+pub struct ResponseFuture(State);
+
+enum State {
+    /// The first attempt is under way.
+    First { sending: Sending, call: Option<Box<Call>> },
+    /// Something has to be waited for.
+    Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
 }
 
-/// Runs before each call of a channel: adds credentials, refuses what is not allowed. Implemented by users; kept in an `Arc<dyn
-/// Intercept>`.
-#[async_trait]
-pub trait Intercept: Send + Sync + 'static {
-    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then on, unless the
-    /// call's own deadline comes first.
-    ///
-    /// Signature: `async fn before(&self, call: CallHead<'_>) -> Result<(), Status>`.
-    ///
-    /// # Errors
-    ///
-    /// The status that the call ends with; it is not sent then.
-    ///
-    /// # Cancel safety
-    ///
-    /// The future is dropped with the call.
-    async fn before(&self, call: CallHead<'_>) -> Result<(), Status>;
+impl fmt::Debug for ResponseFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
 }
 
-/// State that all clones of a channel share.
-pub(crate) struct ChannelInner {
-    pub(crate) view: ServiceView,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) terms: Arc<SubchannelConfig>,
-    pub(crate) balance: Balance,
-    pub(crate) filter: Filter,
-    pub(crate) turn: AtomicUsize,
-    pub(crate) retries: Retries,
-    pub(crate) replay_limit: usize,
-    pub(crate) wait_limit: Duration,
-    pub(crate) queue_limit: usize,
-    pub(crate) wait_for_ready: bool,
-    pub(crate) intercept: Option<Arc<dyn Intercept>>,
-    pub(crate) tracing: Tracing,
-    pub(crate) tasks: TaskOwner,
-}
-
-/// Spans of the calls of a channel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Tracing {
-    On,
-    #[default]
-    Off,
-}
-
-/// Next action of a call.
-enum Next {
-    Take(InFlightCall),
-    /// Somebody may be ready soon.
-    Wait,
-    /// All streams of those that are connected are taken.
-    Queue,
-    Refuse,
-}
-
-impl ChannelInner {
-    /// An instance that can take the call now.
-    pub(crate) fn choose_now(&self, head: &Parts) -> Option<InFlightCall> {
-        match self.look(head, &[]) {
-            Next::Take(flight) => Some(flight),
-            Next::Wait | Next::Queue | Next::Refuse => None,
+impl ResponseFuture {
+    /// Begins a call.
+    pub(crate) fn begin(core: &Arc<ChannelInner>, request: http::Request<Body>) -> Self {
+        if core.intercept.is_some() || core.tracing == Tracing::On {
+            let core = Arc::clone(core);
+            return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
+        }
+        let (head, body) = request.into_parts();
+        let deadline = Deadline::of(&head.headers);
+        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline, None);
+        match call.send_now(body) {
+            Ok(sending) => Self(State::First { sending, call: Some(call) }),
+            Err(body) => Self(State::Later(Box::pin(async move { call.go_on(body).await }))),
         }
     }
+}
 
-    /// Chooses an instance, and waits for one where there may be one soon.
-    pub(crate) async fn choose(
-        &self,
-        head: &Parts,
-        tried: &[Arc<Subchannel>],
-        deadline: &Deadline,
-    ) -> Result<InFlightCall, Status> {
-        match self.look(head, tried) {
-            Next::Take(flight) => return Ok(flight),
-            Next::Refuse => return Err(Status::unavailable(self.explain())),
-            Next::Wait | Next::Queue => {}
-        }
-        let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
-        let wait = async {
-            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.terms.queue.join());
-            loop {
-                let mut freed = pin!(self.terms.queue.freed());
-                // Before the look, so that nothing is missed between the two.
-                freed.as_mut().enable();
-                match self.look(head, tried) {
-                    Next::Take(flight) => return Ok(flight),
-                    Next::Refuse => return Err(Status::unavailable(self.explain())),
-                    Next::Queue if self.terms.queue.waiting() > self.queue_limit => {
-                        return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
+impl Future for ResponseFuture {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        loop {
+            match &mut self.0 {
+                State::Later(later) => return later.as_mut().poll(cx),
+                State::First { sending, call } => {
+                    let sent = ready!(Pin::new(sending).poll(cx));
+                    let Some(mut call) = call.take() else { return Poll::Ready(Err(polled_again())) };
+                    match call.judge(sent) {
+                        Verdict::Done(outcome) => return Poll::Ready(outcome),
+                        Verdict::Again { delay, body } => {
+                            self.0 = State::Later(Box::pin(async move {
+                                tokio::time::sleep(delay).await;
+                                call.go_on(body).await
+                            }));
+                        }
                     }
-                    Next::Wait | Next::Queue => tokio::select! {
-                        // The sender lives as long as `self` does.
-                        _ = pictures.changed() => {}
-                        () = freed => {}
-                    },
                 }
             }
-        };
-        match timeout(limit, wait).await {
-            Ok(chosen) => chosen,
-            Err(_) if !deadline.allows(Duration::ZERO) => Err(Status::deadline_exceeded(self.explain())),
-            Err(_) => Err(Status::unavailable(self.explain())),
         }
     }
+}
 
-    fn look(&self, head: &Parts, tried: &[Arc<Subchannel>]) -> Next {
-        if self.view.too_old().is_some() {
-            return Next::Refuse;
-        }
-        let picture = self.shared.set.load();
-        let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
-        let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
-        for _ in 0..TAKES {
-            let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
-            let Some(ready) = ready else { break };
-            if let Some(flight) = InFlightCall::begin(ready, &self.terms) {
-                return Next::Take(flight);
+/// A call whose head somebody may change first, in its span.
+async fn prepared(core: Arc<ChannelInner>, request: http::Request<Body>) -> Outcome {
+    let (mut head, body) = request.into_parts();
+    let deadline = Deadline::of(&head.headers);
+    if core.tracing == Tracing::Off {
+        let deadline = intercepted(&core, &mut head, deadline).await?;
+        let (mut call, body) = Call::begin(core, head, body, deadline, None);
+        return call.go_on(body).await;
+    }
+    let span = CallSpan::begin(core.view.service(), &head);
+    let deadline = match span.scope().run(intercepted(&core, &mut head, deadline)).await {
+        Ok(deadline) => deadline,
+        Err(refused) => return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed),
+    };
+    span.inject(&mut head);
+    let in_span = span.scope();
+    let (mut call, body) = Call::begin(core, head, body, deadline, Some(span));
+    let outcome = in_span.run(call.go_on(body)).await;
+    match call.span {
+        Some(span) => span.follow(outcome).map(boxed),
+        None => outcome,
+    }
+}
+
+/// Lets the interceptor change the head of a call, and so its deadline.
+async fn intercepted(core: &ChannelInner, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
+    let Some(intercept) = &core.intercept else {
+        return Ok(deadline);
+    };
+    let Parts { uri, headers, .. } = &mut *head;
+    let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
+    deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
+    let deadline = deadline.sooner(Deadline::of(&head.headers));
+    deadline.tell(&mut head.headers);
+    Ok(deadline)
+}
+
+/// A call and its attempts so far.
+struct Call {
+    core: Arc<ChannelInner>,
+    head: Parts,
+    replay: Replay,
+    deadline: Deadline,
+    attempts: Attempts,
+    tried: Vec<Arc<Subchannel>>,
+    /// Whom the latest attempt was sent to.
+    current: Option<Arc<Subchannel>>,
+    span: Option<CallSpan>,
+}
+
+/// Consequence of the end of an attempt.
+enum Verdict {
+    Done(Outcome),
+    /// Another attempt, after a delay, with the body that is lent to it.
+    Again {
+        delay: Duration,
+        body: Body,
+    },
+}
+
+impl Call {
+    /// A call, and the body of its first attempt.
+    fn begin(
+        core: Arc<ChannelInner>,
+        head: Parts,
+        body: Body,
+        deadline: Deadline,
+        span: Option<CallSpan>,
+    ) -> (Box<Self>, Body) {
+        core.retries.deposit();
+        let (replay, body) = Replay::begin(body, core.replay_limit, deadline);
+        let attempts = Attempts::new(core.retries.policy(head.uri.path()));
+        (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None, span }), body)
+    }
+
+    /// The first attempt, if it can be sent without waiting; else its body.
+    fn send_now(&mut self, body: Body) -> Result<Sending, Body> {
+        let Some(flight) = self.core.choose_now(&self.head) else {
+            return Err(body);
+        };
+        let mut channel = flight.connection().channel();
+        // Nobody is to be woken: if there is no room, the call goes on elsewhere.
+        match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Ok(self.send(flight, channel, body)),
+            Poll::Ready(Err(_)) | Poll::Pending => {
+                flight.unused();
+                Err(body)
             }
         }
-        self.terms.activity.activate();
-        let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
-        if picture.closed {
-            Next::Refuse
-        } else if picture.all.iter().any(is_full) {
-            Next::Queue
-        } else if !picture.known || wait_for_ready || picture.all.iter().any(may_be_ready) {
-            Next::Wait
-        } else {
-            Next::Refuse
+    }
+
+    /// All further attempts; `body` is that of the next one.
+    async fn go_on(&mut self, mut body: Body) -> Outcome {
+        loop {
+            let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
+            // Time has passed since the caller set it.
+            self.deadline.tell(&mut self.head.headers);
+            let mut channel = flight.connection().channel();
+            let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
+            let sent = match room {
+                Some(Ok(())) => self.send(flight, channel, body).await,
+                Some(Err(error)) => Sent { flight, answer: Err(NoAnswer::NotTaken(error.into())) },
+                None => Sent { flight, answer: Err(NoAnswer::Late) },
+            };
+            match self.judge(sent) {
+                Verdict::Done(outcome) => return outcome,
+                Verdict::Again { delay, body: next } => {
+                    tokio::time::sleep(delay).await;
+                    body = next;
+                }
+            }
         }
     }
 
-    fn key<'a>(&self, head: &'a Parts) -> Option<&'a [u8]> {
-        let Balance::ConsistentHash(header) = &self.balance else {
+    fn send(&mut self, flight: InFlightCall, mut channel: channel::Channel, body: Body) -> Sending {
+        if let Some(span) = &mut self.span {
+            span.called(flight.subchannel().endpoint());
+        }
+        self.current = Some(Arc::clone(flight.subchannel()));
+        let mut request = http::Request::new(flight.carry(body));
+        // Its extensions are for this side of the wire.
+        (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
+        (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
+        if self.attempts.remaining() > 0 {
+            request.headers_mut().insert(PREVIOUS, self.attempts.remaining().into());
+        }
+        Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
+    }
+
+    /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
+    fn judge(&mut self, sent: Sent) -> Verdict {
+        let Sent { mut flight, answer } = sent;
+        let (ended, outcome) = match answer {
+            Ok((answer, expiry)) => {
+                flight.answered();
+                let only_status = status::only_status(&answer);
+                let ended = only_status.and_then(|code| refused(code, &answer));
+                (ended, response::tracked(answer, only_status, flight, self.deadline, expiry))
+            }
+            Err(no_answer) => self.failed(flight, no_answer),
+        };
+        if let Some((delay, body)) = ended.and_then(|ended| self.again(ended)) {
+            return Verdict::Again { delay, body };
+        }
+        self.replay.commit();
+        Verdict::Done(outcome)
+    }
+
+    fn failed(&self, flight: InFlightCall, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
+        if let Some(own_error) = self.replay.own_error() {
+            flight.unused();
+            return (None, Err(own_error));
+        }
+        let instance = flight.subchannel().to_string();
+        let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
+        let Failure { reach, status, broken } = match no_answer {
+            NoAnswer::NotTaken(error) => Failure::not_taken(error, &instance),
+            NoAnswer::Late => Failure::late(&instance),
+            NoAnswer::Lost(error) => Failure::of(error, &instance, attempted),
+        };
+        // One that was late before it was sent says nothing about the instance.
+        if attempted.is_begun || reach != Reach::OutOfTime {
+            flight.ended(status.code());
+        }
+        if broken {
+            flight.demote();
+        }
+        if !attempted.is_begun {
+            // Nor does silence about the connection.
+            flight.unused();
+        }
+        (Some(Ended::Failed { reach, code: status.code() }), Err(status))
+    }
+
+    /// The delay before another attempt, and its body.
+    fn again(&mut self, ended: Ended) -> Option<(Duration, Body)> {
+        if !self.replay.is_replayable() {
             return None;
-        };
-        if let Some(HashKey(key)) = head.extensions.get() {
-            return Some(key);
         }
-        head.headers.get(header.as_ref()?).map(http::HeaderValue::as_bytes)
-    }
-
-    /// The reason why no instance can take a call, on one line.
-    pub(crate) fn explain(&self) -> String {
-        escaped(self.explanation()).to_string()
-    }
-
-    fn explanation(&self) -> String {
-        let (service, picture) = (self.view.service(), self.shared.set.load());
-        if picture.closed {
-            return format!("the channel to {service} is closed");
+        let delay = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay))?;
+        if !self.core.retries.withdraw() {
+            return None;
         }
-        let freshness = self.view.freshness();
-        let stale = match &freshness {
-            Some(Freshness::Stale { cause, .. }) => format!(" ({})", with_causes(cause)),
-            _ => String::new(),
-        };
-        let (Some(snapshot), Some(freshness)) = (self.view.snapshot(), freshness) else {
-            return format!("{service} is not known yet{stale}");
-        };
-        let age = rounded(freshness.age());
-        let held = snapshot.entries().filter(|entry| entry.presence() == Presence::Held).count();
-        let ready = picture.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
-        let revision = snapshot.revision();
-        let full = match picture.all.iter().filter(|subchannel| is_full(subchannel)).count() {
-            0 => String::new(),
-            full => format!(", {full} with all streams taken"),
-        };
-        let left_out = snapshot.entries().filter(|entry| self.filter.leaves_out(entry.instance())).count();
-        let filtered = if left_out > 0 { format!(", {left_out} left out by the filter") } else { String::new() };
-        let counts = format!("{} listed, {ready} ready, {held} held{filtered}{full}", snapshot.len());
-        let what = match self.view.too_old() {
-            Some(_) => "is known too long ago to be called",
-            None => "has no instance that can take a call",
-        };
-        format!("{service} {what}: {counts}; revision {revision}, right {age} ago{stale}{}", troubles(&picture))
+        // Before the delay: the attempt that ended may still be read by its connection.
+        let body = self.replay.attempt()?;
+        tracing::debug!(?ended, ?delay, "call tried again");
+        self.tried.extend(self.current.take());
+        Some((delay, body))
     }
 }
 
-/// The reasons why the first few instances take no calls.
-fn troubles(picture: &PickerState) -> String {
-    let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
-    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {
-        Some(trouble) => format!("; {subchannel}: {trouble}"),
-        None => format!("; {subchannel}: {}", word(subchannel.state())),
-    };
-    let text: String = others.by_ref().take(MAX_EXPLAINED).map(trouble).collect();
-    match others.count() {
-        0 => text,
-        more => format!("{text}; and {more} more"),
-    }
+/// One attempt under way.
+struct Sending {
+    flight: Option<InFlightCall>,
+    answer: channel::ResponseFuture,
+    expiry: Expiry,
 }
 
-fn word(state: InstanceState) -> &'static str {
-    match state {
-        InstanceState::Idle => "idle",
-        InstanceState::Connecting => "connecting",
-        InstanceState::Ready => "ready",
-        InstanceState::Failing => "failing",
-        InstanceState::Suspect => "suspect",
-        InstanceState::Ejected => "ejected",
-        InstanceState::Unhealthy => "unhealthy",
-        InstanceState::Leaving => "leaving",
-    }
+/// An attempt, and what came back.
+struct Sent {
+    flight: InFlightCall,
+    answer: Result<(http::Response<Body>, Expiry), NoAnswer>,
 }
 
-/// Somebody at random who can take a call although the picture does not list it as ready: one that has become ready since the
-/// picture was made, else, when nobody is ready or soon will be, one that is connected although not well.
-fn last_resort(picture: &PickerState) -> Option<&Arc<Subchannel>> {
-    let newcomer = any_of(&picture.all, |subchannel| subchannel.state() == InstanceState::Ready);
-    if newcomer.is_some() || picture.all.iter().any(may_be_ready) {
-        return newcomer;
-    }
-    any_of(&picture.all, is_used)
+/// Reasons for an attempt to get no answer.
+enum NoAnswer {
+    /// The connection takes no more calls.
+    NotTaken(BoxError),
+    /// The deadline of the call came first.
+    Late,
+    Lost(BoxError),
 }
 
-/// One of those that `is_meant`, at random, that has a stream for another call.
-fn any_of(all: &[Arc<Subchannel>], is_meant: impl Fn(&Arc<Subchannel>) -> bool) -> Option<&Arc<Subchannel>> {
-    let (mut chosen, mut seen) = (None, 0);
-    for subchannel in all.iter().filter(|subchannel| is_meant(subchannel) && subchannel.has_room()) {
-        seen += 1;
-        // Each is kept with the same chance, without a list of them.
-        if fastrand::usize(..seen) == 0 {
-            chosen = Some(subchannel);
+impl Future for Sending {
+    type Output = Sent;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Sent> {
+        let answer = match Pin::new(&mut self.answer).poll(cx) {
+            Poll::Ready(Ok(answer)) => Ok((answer, std::mem::take(&mut self.expiry))),
+            Poll::Ready(Err(error)) => Err(NoAnswer::Lost(error.into())),
+            Poll::Pending => {
+                ready!(self.expiry.poll(cx));
+                Err(NoAnswer::Late)
+            }
+        };
+        match self.flight.take() {
+            Some(flight) => Poll::Ready(Sent { flight, answer }),
+            None => Poll::Pending,
         }
     }
-    chosen
 }
 
-/// Returns `true` if the instance is connected and has no stream for another call.
-fn is_full(subchannel: &Arc<Subchannel>) -> bool {
-    is_used(subchannel) && !subchannel.has_room()
+/// The end of an attempt that was answered with `code` and nothing else.
+fn refused(code: Code, answer: &http::Response<Body>) -> Option<Ended> {
+    (code != Code::Ok).then(|| Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
 }
 
-/// Returns `true` if the instance is connected and does not leave: a picture may be older than that.
-fn is_used(subchannel: &Arc<Subchannel>) -> bool {
-    subchannel.is_connected() && subchannel.state() != InstanceState::Leaving
+/// An answer in the one type that callers know.
+fn boxed<B>(answer: http::Response<B>) -> http::Response<Body>
+where
+    B: http_body::Body<Data = bytes::Bytes, Error = Status> + Send + 'static,
+{
+    answer.map(Body::new)
 }
 
-/// Returns `true` if the instance is ready, or might be in a moment.
-fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
-    matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
+fn polled_again() -> Status {
+    Status::internal("polled after its end")
 }

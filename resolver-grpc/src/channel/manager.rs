@@ -10,16 +10,17 @@ use std::{
 use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner};
 
 use crate::{
-    channel::{Channel, ChannelBuilder},
+    channel::{builder::ChannelBuilder, channel::Channel},
     name_resolution::{
-        locator::{Callee, Invocation, Locator},
+        invocation::Invocation,
+        locator::{Callee, Locator},
         sources::Schemes,
         target::Target,
     },
 };
 
 /// Time for which a channel that nobody holds is kept, unless said otherwise.
-pub const DEFAULT_KEEP: Duration = Duration::from_secs(300);
+const DEFAULT_KEEP: Duration = Duration::from_secs(300);
 
 /// Options of a [`ConnectionManager`] that is made [from a resolver](ConnectionManager::from_resolver).
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! How a channel chooses, in the words of its users. Who takes a call is decided by [`enlist::balance`]; the [set](crate::load_balancing::set) says who
+//! How a channel chooses, in the words of its users. Who takes a call is decided by [`enlist::balance`]; the [set](crate::load_balancing::pool_task) says who
 //! can.
 
 use bytes::Bytes;

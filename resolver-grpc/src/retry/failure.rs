@@ -1,6 +1,6 @@
 //! What an error from below tonic's channel means: whether the call may have reached the server, and what to tell the caller.
 
-use std::error::Error as StdError;
+use std::{any::Any, error::Error as StdError};
 
 use h2::Reason;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
@@ -86,6 +86,13 @@ pub(crate) fn broken_off(status: Status, instance: &str) -> Status {
 /// The status of a call to `instance` whose deadline passed.
 pub(crate) fn late(instance: &str) -> Status {
     Status::deadline_exceeded(format!("instance {instance} did not answer in time"))
+}
+
+/// The error for a panic of the user's code that makes `what`.
+pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> BoxError {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the {what} panicked: {}", text.unwrap_or("without a message")).into()
 }
 
 fn with_source(mut status: Status, error: BoxError) -> Status {

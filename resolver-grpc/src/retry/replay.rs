@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
-use crate::channel::deadline::{Deadline, Expiry};
+use crate::retry::deadline::{Deadline, Expiry};
 
 /// The body of a call, lent to one attempt after the other.
 pub(crate) struct Replay(Arc<Mutex<Kept>>);
@@ -282,7 +282,7 @@ impl http_body::Body for Attempt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::deadline::TIMEOUT;
+    use crate::retry::deadline::TIMEOUT;
     use futures::{StreamExt, stream::FuturesUnordered};
     use http_body_util::{BodyExt, StreamBody};
     use std::time::Duration;

@@ -5,40 +5,25 @@
 
 use std::{
     fmt,
-    future::poll_fn,
-    io,
-    pin::Pin,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use enlist::Endpoint;
-use futures::task::AtomicWaker;
 use http::Uri;
-use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-    sync::Notify,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::Notify;
 use tonic::transport::{Channel, Endpoint as Settings};
-use tower::{Service, service_fn};
+use tower::service_fn;
 
 use crate::{
-    channel::frames::{FrameReader, Statement},
-    name_resolution::sources::Names,
     retry::failure::BoxError,
-    subchannel::{connector::Opened, head_write::HeadWrite, probe::answered},
+    subchannel::{
+        monitored_stream::{Pulse, connect_once},
+        probe_request::answered,
+        transport::Opened,
+    },
 };
-
-/// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
-/// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Maximum number of calls on a connection whose server's limit cannot be seen, which is so over TLS, while there may be further ones.
 /// RFC 9113 (section 6.5.2) recommends that no server takes fewer.
@@ -63,71 +48,6 @@ pub(crate) struct Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("pulse", &self.pulse).finish_non_exhaustive()
-    }
-}
-
-/// Signs of life of a connection.
-#[derive(Debug)]
-struct Pulse {
-    reads: AtomicU64,
-    /// The frames of the server can be seen: the connection is not encrypted.
-    visible: bool,
-    /// Maximum number of streams that the server takes at a time, if its frames can be seen.
-    max_streams: AtomicU32,
-    /// The server has stated another number of streams.
-    restated: Notify,
-    /// The connection takes no more calls: the server said so, or a call found out.
-    spent: CancellationToken,
-    /// The server has said something, if its frames can be seen.
-    heard: CancellationToken,
-    /// The connection is gone.
-    lost: CancellationToken,
-    /// The first error of the connection, or its end.
-    cause: OnceLock<String>,
-    /// The connection is to be broken off.
-    cut: AtomicBool,
-    /// Waker of the reader.
-    reader: AtomicWaker,
-}
-
-impl Pulse {
-    fn new(visible: bool) -> Self {
-        Self {
-            reads: AtomicU64::new(0),
-            visible,
-            max_streams: AtomicU32::new(u32::MAX),
-            restated: Notify::new(),
-            spent: CancellationToken::new(),
-            heard: CancellationToken::new(),
-            lost: CancellationToken::new(),
-            cause: OnceLock::new(),
-            cut: AtomicBool::new(false),
-            reader: AtomicWaker::new(),
-        }
-    }
-
-    /// Keeps the first error.
-    fn check<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(error)) = &outcome {
-            self.cause.get_or_init(|| error.to_string());
-        }
-        outcome
-    }
-
-    fn note(&self, statement: Statement) {
-        match statement {
-            Statement::MaxStreams(streams) => {
-                if self.max_streams.swap(streams, Ordering::AcqRel) != streams {
-                    self.restated.notify_one();
-                }
-            }
-            Statement::Settings => self.heard.cancel(),
-            Statement::GoAway => {
-                // Before it is demoted, so that no call is handed over that would have to be moved.
-                self.max_streams.store(0, Ordering::Release);
-                self.spent.cancel();
-            }
-        }
     }
 }
 
@@ -294,133 +214,5 @@ impl Connection {
     pub(crate) fn cut(&self) {
         self.pulse.cut.store(true, Ordering::Release);
         self.pulse.reader.wake();
-    }
-}
-
-/// A connector with the TCP settings of `settings`.
-pub(crate) fn tcp(settings: &Settings) -> HttpConnector<Names> {
-    // A lookup that hangs outlives its dial, and hyper's own resolver takes a thread for each.
-    let mut tcp = HttpConnector::new_with_resolver(Names::new());
-    tcp.enforce_http(false);
-    tcp.set_nodelay(settings.get_tcp_nodelay());
-    tcp.set_keepalive(settings.get_tcp_keepalive());
-    tcp.set_keepalive_interval(settings.get_tcp_keepalive_interval());
-    tcp.set_keepalive_retries(settings.get_tcp_keepalive_retries());
-    tcp.set_connect_timeout(settings.get_connect_timeout());
-    #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
-    tcp
-}
-
-/// A stream to `endpoint`.
-pub(crate) async fn connect(endpoint: &Endpoint, mut tcp: HttpConnector<Names>) -> Result<Box<dyn Stream>, BoxError> {
-    if endpoint.is_unix() {
-        return Ok(Box::new(UnixStream::connect(endpoint.host()).await?));
-    }
-    poll_fn(|cx| tcp.poll_ready(cx)).await?;
-    let url = Uri::try_from(format!("http://{}", endpoint.authority()))?;
-    Ok(Box::new(tcp.call(url).await?.into_inner()))
-}
-
-async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<Tracked>, BoxError> {
-    let (opened, pulse) = once.ok_or("the connection is gone")?;
-    let stream = opened.await?;
-    let frames = pulse.visible.then(FrameReader::default);
-    Ok(TokioIo::new(Tracked { stream, pulse, frames, head: HeadWrite::default() }))
-}
-
-/// Stream that bytes are exchanged over.
-pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-/// A stream that notes signs of life, and its own end.
-struct Tracked {
-    stream: Box<dyn Stream>,
-    pulse: Arc<Pulse>,
-    /// Unless the bytes are encrypted.
-    frames: Option<FrameReader>,
-    head: HeadWrite,
-}
-
-impl Tracked {
-    /// Writes through `write`, unless a request's head is put off. `bytes` are the first of `offered` ones.
-    fn poll_written(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-        offered: usize,
-        write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if self.pulse.visible && self.head.defers(bytes) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let written = write(Pin::new(&mut *self.stream), cx);
-        if let Poll::Ready(Ok(written)) = written {
-            self.head.wrote(written, offered);
-        }
-        self.pulse.check(written)
-    }
-}
-
-impl AsyncRead for Tracked {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, pulse, frames, head: _ } = &mut *self;
-        let before = buf.filled().len();
-        let read = Pin::new(stream).poll_read(cx, buf);
-        if read.is_pending() {
-            // Before the look, so that a cut between the two is not missed.
-            pulse.reader.register(cx.waker());
-        }
-        if pulse.cut.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        ready!(pulse.check(read))?;
-        let bytes = &buf.filled()[before..];
-        if bytes.is_empty() && buf.remaining() > 0 {
-            pulse.cause.get_or_init(|| "closed by the other side".to_owned());
-        }
-        if !bytes.is_empty() {
-            pulse.reads.fetch_add(1, Ordering::Relaxed);
-            if let Some(frames) = frames {
-                frames.read(bytes, |statement| pulse.note(statement));
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Tracked {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_written(cx, buf, buf.len(), |stream, cx| stream.poll_write(cx, buf))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let first = bufs.first().map_or(&[][..], |buf| buf);
-        let offered = bufs.iter().map(|buf| buf.len()).sum();
-        self.poll_written(cx, first, offered, |stream, cx| stream.poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
-impl Drop for Tracked {
-    fn drop(&mut self) {
-        self.pulse.lost.cancel();
     }
 }

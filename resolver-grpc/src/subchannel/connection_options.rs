@@ -1,28 +1,29 @@
-//! Options of a channel's connections: how they are opened, how many there are and how long they are kept. The [subchannel](crate::subchannel)
-//! follows them.
+//! Options of connections: how they are opened, how many there are and how long they are kept.
 
 use std::time::Duration;
 
 use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
-use crate::{
-    channel::{
-        ChannelBuilder, DEFAULT_CONCURRENT_DIALS, DEFAULT_CONNECTIONS, DEFAULT_PROBE_TIMEOUT, DEFAULT_QUEUE_LIMIT,
-        DEFAULT_TCP_KEEPALIVE,
-    },
-    subchannel::{
-        connection::{connect, tcp},
-        connector::{Connector, Opened},
-    },
-};
+use crate::subchannel::transport::{Connector, Opened, connect, tcp};
+
+/// Default time for a silent connection to answer a probe.
+pub(crate) const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Default maximum number of connections to an instance.
+pub(crate) const DEFAULT_CONNECTIONS: usize = 8;
+
+/// Default maximum number of connections that a channel makes at a time.
+pub(crate) const DEFAULT_CONCURRENT_DIALS: usize = 64;
+
+/// Default idle time of a connection before the kernel sends a TCP keepalive probe.
+pub(crate) const DEFAULT_TCP_KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Default maximum number of calls that wait when all streams are taken.
+pub(crate) const DEFAULT_QUEUE_LIMIT: usize = 1024;
 
 /// Number of keepalive probes without an answer. It gives up with the limit for what was sent, 20 s.
-const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-
-/// Minimum interval of HTTP/2 pings that servers of grpc-go allow, unless told otherwise: they end connections that ping more
-/// often (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
-const SHORTEST_KEEP_ALIVE: Duration = Duration::from_secs(300);
+pub(crate) const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Time for which an HTTP/2 ping may stay without an answer; gRPC's own default.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -84,87 +85,5 @@ impl ConnectionOptions {
                 .keep_alive_while_idle(false),
             None => settings,
         }
-    }
-}
-
-impl ChannelBuilder {
-    /// Sets how long a probe may take: a health check that asks a silent connection for a sign of life, and that any answer will
-    /// do for. The time begins when the probe has a stream; one that gets none within the same time, because all streams of the
-    /// connection are taken, postpones the verdict. Default: 1 s.
-    pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
-        self.connections.probe_timeout = probe_timeout;
-        self
-    }
-
-    /// Sets how many connections to one instance there may be at a time. A further one is made when the last stream is taken that
-    /// the server allows on the others, and closed once it was not used for a minute. Default: 8; at least 1.
-    ///
-    /// At the ceiling, calls go to other instances. When all streams of all instances are taken, calls wait, in no particular
-    /// order, until their deadline or the [wait limit](Self::wait_limit), at most [as many](Self::queue_limit) as are allowed.
-    /// Over TLS the limit of the server cannot be seen: further connections are made for every 100 calls at a time, and at the
-    /// ceiling calls go to the connections there are, as long as fewer than 100 wait for their stream there.
-    pub fn connections(mut self, connections: usize) -> Self {
-        self.connections.most = connections.max(1);
-        self
-    }
-
-    /// Sets how many connections are made at a time, over all instances. Instances whose last dial failed share half of them.
-    /// Default: 64; at least 1.
-    pub fn concurrent_dials(mut self, concurrent_dials: usize) -> Self {
-        self.connections.concurrent_dials = concurrent_dials;
-        self
-    }
-
-    /// Sets how many calls may wait when all streams of all instances are taken; more fail with `UNAVAILABLE` at once.
-    /// Default: 1,024.
-    pub fn queue_limit(mut self, queue_limit: usize) -> Self {
-        self.connections.queue_limit = queue_limit;
-        self
-    }
-
-    /// Sets how long a connection is idle before the kernel asks whether the other side is still there, which also keeps it in the
-    /// tables of load balancers and firewalls; `None` for never. `tcp_keepalive` in the settings overrides it. Default: 30 s, and
-    /// every 10 s from then on without an answer.
-    pub fn tcp_keepalive(mut self, tcp_keepalive: Option<Duration>) -> Self {
-        self.connections.tcp_keepalive = tcp_keepalive;
-        self
-    }
-
-    /// Sets the interval of HTTP/2 pings while calls are in flight: a connection that does not answer one within 20 s is given up,
-    /// also one whose streams are all taken. At least 5 min, which is what servers of grpc-go allow; never without calls.
-    /// For shorter intervals, where the servers are known to allow them, there are the settings. Default: `None`, no pings.
-    pub fn http2_keep_alive(mut self, http2_keep_alive: Option<Duration>) -> Self {
-        self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
-        self
-    }
-
-    /// Sets how long a channel without a call keeps its connections, and a quarter more at most; the next call waits for new ones,
-    /// as the first one does. Shorter than that of a load balancer on the way, no call meets a connection that was cut off. Calls
-    /// that wait or are in flight count as use. Default: `None`, for ever; at least 10 ms.
-    pub fn idle_timeout(mut self, idle_timeout: Option<Duration>) -> Self {
-        self.connections.idle_timeout = idle_timeout.map(|timeout| timeout.max(Duration::from_millis(10)));
-        self
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::channel::Channel;
-
-    #[test]
-    fn the_users_own_settings_come_first_and_pings_are_rare() {
-        let options = |builder: ChannelBuilder| builder.connections;
-        let (second, bare) = (Duration::from_secs(1), Settings::from_static("http://h:1"));
-        let default = options(Channel::builder()).applied_to(bare.clone());
-        assert_eq!(default.get_tcp_keepalive(), Some(DEFAULT_TCP_KEEPALIVE));
-        assert_eq!(default.get_tcp_keepalive_interval(), Some(TCP_KEEPALIVE_INTERVAL));
-        let own = options(Channel::builder()).applied_to(bare.clone().tcp_keepalive(Some(second)));
-        assert_eq!(own.get_tcp_keepalive(), Some(second));
-        let never = options(Channel::builder().tcp_keepalive(None)).applied_to(bare);
-        assert_eq!(never.get_tcp_keepalive(), None);
-        assert_eq!(options(Channel::builder()).http2_keep_alive, None);
-        let pinging = options(Channel::builder().http2_keep_alive(Some(second)));
-        assert_eq!(pinging.http2_keep_alive, Some(Duration::from_secs(300)));
     }
 }

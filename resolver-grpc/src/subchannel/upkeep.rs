@@ -14,13 +14,15 @@ use enlist::{Moment, backend::rounded, escape::escaped};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{sleep, timeout};
 
-use super::{Condition, Subchannel, SubchannelConfig};
 use crate::{
     retry::failure::BoxError,
     subchannel::{
+        config::SubchannelConfig,
         connection::Connection,
+        connectivity::Condition,
         health,
         probe::{ProbeOutcome, probe},
+        subchannel::Subchannel,
     },
 };
 

@@ -17,8 +17,10 @@ use percent_encoding::percent_decode;
 use tonic::{Code, Status, transport::server::TcpConnectInfo};
 use tracing::{Instrument, Span, field::Empty};
 
-use super::TraceContext;
-use crate::channel::answer::{code, http_code, only_status};
+use crate::{
+    retry::status::{code, http_code, only_status},
+    trace::context::TraceContext,
+};
 
 /// A method that a server does not know, as the conventions name it: whoever asks chooses its name.
 const OTHER: &str = "_OTHER";

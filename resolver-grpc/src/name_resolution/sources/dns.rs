@@ -1,6 +1,6 @@
 //! Instances that DNS knows: every address of a name, looked up again and again.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
@@ -9,7 +9,7 @@ use enlist::{
 };
 use tokio::time::{Instant, timeout};
 
-use super::system::System;
+use super::{lookup::Lookup, system::System};
 use crate::name_resolution::target::NO_PROTOCOL;
 
 /// Interval at which a name is looked up, unless said otherwise.
@@ -17,23 +17,6 @@ const EVERY: Duration = Duration::from_secs(5);
 
 /// Maximum duration of a lookup.
 const LIMIT: Duration = Duration::from_secs(5);
-
-/// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an answer holds.
-#[async_trait]
-pub trait Lookup: fmt::Debug + Send + Sync + 'static {
-    /// The addresses of `host`, with `port`.
-    ///
-    /// Signature: `async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>`.
-    ///
-    /// # Errors
-    ///
-    /// If there was no answer, or the name does not exist: the last known addresses are kept.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future has to be harmless.
-    async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
-}
 
 /// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are looked up
 /// every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows no weights, health or
@@ -208,6 +191,7 @@ impl Watcher for DnsWatcher {
 mod tests {
     use super::*;
     use enlist::Directory;
+    use std::io;
     use std::sync::Mutex;
 
     /// Answers with what it was given last; with nothing, it fails.

@@ -2,12 +2,9 @@
 
 mod dns;
 mod fixed;
+mod lookup;
 mod schemes;
 mod system;
 
 pub(crate) use self::system::Names;
-pub use self::{
-    dns::{Dns, Lookup},
-    fixed::Fixed,
-    schemes::Schemes,
-};
+pub use self::{dns::Dns, fixed::Fixed, lookup::Lookup, schemes::Schemes};

@@ -15,7 +15,7 @@ use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::Semaphore;
 use tower::Service;
 
-use super::Lookup;
+use super::lookup::Lookup;
 
 /// Largest number of threads of the process that wait for names at the same time.
 const THREADS: usize = 32;

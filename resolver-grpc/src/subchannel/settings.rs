@@ -1,7 +1,6 @@
-//! tonic's settings for the connection to an endpoint of an instance. [`crate::channel::security`] decides which endpoints those may be.
+//! tonic's settings for the connection to an endpoint of an instance. [`crate::subchannel::security`] decides which endpoints those may be.
 
 use std::{
-    any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -11,8 +10,8 @@ use enlist::{Endpoint, Instance};
 use tonic::transport::Endpoint as Settings;
 
 use crate::{
-    channel::security::{Connect, Security, TlsSettings, Wire},
-    retry::failure::BoxError,
+    retry::failure::{BoxError, panicked},
+    subchannel::security::{Connect, Security, TlsSettings, Wire},
 };
 
 /// tonic refuses to configure TLS for a socket, whatever its path, and has no other way to tell that settings have TLS.
@@ -55,7 +54,7 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::channel::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
+    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
@@ -104,13 +103,6 @@ impl SettingsFor {
 
 fn is_https(settings: &Settings) -> bool {
     settings.uri().scheme_str() == Some("https")
-}
-
-/// The error for a panic of the user's code that makes `what`.
-pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> BoxError {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("the {what} panicked: {}", text.unwrap_or("without a message")).into()
 }
 
 /// An `https` endpoint trusts the roots that tonic's features bring, until the user says otherwise.

@@ -11,19 +11,22 @@ use std::{
 
 use arc_swap::ArcSwap;
 use enlist::{
-    Endpoint, Entry, Error, Event, Filter, Health, Instance, InstanceId, Moment, PickError, Picker, Policy,
-    ServiceView, TaskOwner, ViewChanges,
+    Endpoint, Entry, Error, Event, Filter, InstanceId, Moment, PickError, Picker, Policy, ServiceView, TaskOwner,
+    ViewChanges,
     balance::{Group, Ready},
-    escape::escaped,
     with_causes,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    channel::{idle, settings::SettingsFor},
-    load_balancing::balance::Balance,
-    subchannel::{InstanceState, Subchannel, SubchannelConfig},
+    load_balancing::{
+        balance::Balance,
+        idle,
+        listing::{Listed, by_endpoint, report_unusable, takes_calls},
+        picker_state::{PickerState, Shared},
+    },
+    subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
 /// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
@@ -39,35 +42,6 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Maximum time until subchannels have ended; they wait for nothing then.
 const STOP: Duration = Duration::from_secs(5);
-
-/// View of calls on the set.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) set: ArcSwap<PickerState>,
-    /// Counts the pictures.
-    pub(crate) pictures: watch::Sender<u64>,
-}
-
-impl Shared {
-    /// Lets nobody take calls any more.
-    pub(crate) fn close(&self) {
-        self.set.store(Arc::new(PickerState { known: true, closed: true, ..PickerState::default() }));
-        self.pictures.send_modify(|pictures| *pictures += 1);
-    }
-}
-
-/// The set at one moment.
-#[derive(Debug, Default)]
-pub(crate) struct PickerState {
-    pub(crate) closed: bool,
-    /// The view has said who there is.
-    pub(crate) known: bool,
-    pub(crate) ready: Ready<Arc<Subchannel>>,
-    /// Everybody who is listed and passes the filter, ready or not.
-    pub(crate) all: Vec<Arc<Subchannel>>,
-    /// Instances that are no longer listed and finish their calls.
-    pub(crate) leaving: Vec<Arc<Subchannel>>,
-}
 
 /// Rules of a set.
 #[derive(Clone, Debug)]
@@ -313,51 +287,11 @@ impl PoolTask {
     }
 }
 
-/// Returns `true` if an instance is one of those that are ever called.
-fn takes_calls(instance: &Instance) -> bool {
-    instance.weight() > 0 && instance.health() == Health::Serving
-}
-
-/// The candidates of a view.
-#[derive(Debug, Default)]
-struct Listed {
-    /// Instances to connect to. Where several instances name one endpoint, which happens when one is registered anew under
-    /// another id, the latest counts.
-    by_endpoint: HashMap<Endpoint, Arc<Entry>>,
-    /// Instances without an endpoint that gRPC is spoken with.
-    unusable: HashSet<InstanceId>,
-}
-
-fn by_endpoint(candidates: &[Arc<Entry>], settings: &SettingsFor) -> Listed {
-    let (mut by_endpoint, mut unusable) = (HashMap::<_, Arc<Entry>>::with_capacity(candidates.len()), HashSet::new());
-    for entry in candidates {
-        let Some(endpoint) = settings.endpoint(entry.instance()) else {
-            unusable.insert(entry.instance().id().clone());
-            continue;
-        };
-        let known = by_endpoint.entry(endpoint.clone()).or_insert_with(|| Arc::clone(entry));
-        if known.created() < entry.created() {
-            drop(mem::replace(known, Arc::clone(entry)));
-        }
-    }
-    Listed { by_endpoint, unusable }
-}
-
-/// Reports instances that cannot be used, once for as long as they are listed.
-fn report_unusable(reported: &mut HashSet<InstanceId>, unusable: HashSet<InstanceId>) {
-    let mut new = unusable.iter().filter(|id| !reported.contains(*id));
-    if let Some(id) = new.next() {
-        let others = new.count();
-        tracing::warn!(instance = %escaped(id), others, "no endpoint that gRPC is spoken with, left out");
-    }
-    *reported = unusable;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::Channel;
-    use enlist::{BackoffPolicy, Directory, Registry, ServiceRef};
+    use crate::channel::channel::Channel;
+    use enlist::{BackoffPolicy, Directory, Instance, Registry, ServiceRef};
     use std::{
         io,
         sync::{Mutex, PoisonError},

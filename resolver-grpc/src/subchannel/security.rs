@@ -1,14 +1,12 @@
 //! Transport security of a channel: the endpoints that it may connect to, with or without TLS, and for which authority.
 //!
 //! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel that has something to hide, nor
-//! a socket of the client's machine. The decisions are pure; [`crate::channel::settings`] applies them to each dial.
+//! a socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them to each dial.
 
 use std::{error::Error as StdError, fmt};
 
 use enlist::{Endpoint, Error, Instance};
 use http::uri::Authority;
-
-use crate::channel::ChannelBuilder;
 
 /// Protocols that gRPC is spoken over. `tcp` says nothing about encryption in some registries, and never meant TLS.
 const PROTOCOLS: [(&str, Wire); 6] = [
@@ -90,7 +88,7 @@ impl StdError for Refusal {}
 
 /// Endpoints without TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Plaintext {
+pub(crate) enum Plaintext {
     /// Used unless there is something to hide: credentials of an interceptor, or TLS settings.
     #[default]
     Guarded,
@@ -101,12 +99,12 @@ enum Plaintext {
 /// Rules of a channel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Security {
-    plaintext: Plaintext,
+    pub(crate) plaintext: Plaintext,
     /// Sockets are used.
-    unix: bool,
+    pub(crate) unix: bool,
     /// Calls carry credentials.
     credentials: bool,
-    authority: Option<String>,
+    pub(crate) authority: Option<String>,
 }
 
 impl Security {
@@ -157,44 +155,6 @@ impl Security {
             Connect::Tls => format!("https://{authority}"),
             Connect::Plaintext => format!("http://{authority}"),
         }
-    }
-}
-
-/// Transport security.
-impl ChannelBuilder {
-    /// Connects with TLS only. Endpoints whose protocol is `grpcs` or `https`, or that state none, are connected to with TLS; others
-    /// are not used, and their [`last_failure`](crate::InstanceStats::last_failure) and failing calls tell the reason. Of an instance with
-    /// several endpoints the first with TLS is used. Default: plaintext endpoints are used as long as the channel has no
-    /// [interceptor](Self::intercept) and their [settings](Self::settings) have no TLS.
-    ///
-    /// tonic's own interceptors wrap the channel, which does not see them: require TLS if they add credentials. Without
-    /// [`authority`](Self::authority) the writer of the registry chooses the name that a certificate is checked for, too.
-    pub fn require_tls(mut self) -> Self {
-        self.settings.security.plaintext = Plaintext::Refused;
-        self
-    }
-
-    /// Connects to plaintext endpoints even if the channel has an [interceptor](Self::intercept), whose credentials can be read on the
-    /// network then, or if their [settings](Self::settings) have TLS, which is used only where an endpoint does not state another
-    /// protocol. Of this and [`require_tls`](Self::require_tls) the later call counts.
-    pub fn allow_plaintext(mut self) -> Self {
-        self.settings.security.plaintext = Plaintext::Allowed;
-        self
-    }
-
-    /// Connects to endpoints that are unix domain sockets, in plaintext and also beside [`require_tls`](Self::require_tls). Without
-    /// this they are not used: whoever writes the registry could make the client connect to any socket of its machine. Default: no.
-    pub fn allow_unix(mut self) -> Self {
-        self.settings.security.unix = true;
-        self
-    }
-
-    /// Sets the authority (`host` or `host:port`) of all calls, whose host is the name that certificates have to be for, unless the TLS
-    /// settings of an instance name another one. Default: the endpoint's `host:port`, as the registry lists it, so that any
-    /// certificate passes that the trusted roots vouch for.
-    pub fn authority(mut self, authority: impl Into<String>) -> Self {
-        self.settings.security.authority = Some(authority.into());
-        self
     }
 }
 

@@ -2,46 +2,15 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::time::sleep;
 
 use crate::{
-    load_balancing::set::Shared,
-    subchannel::{Subchannel, SubchannelConfig},
+    load_balancing::picker_state::Shared,
+    subchannel::{config::SubchannelConfig, subchannel::Subchannel},
 };
 
 /// Parts of the timeout after which calls are counted: a channel becomes idle at most one part late.
 const PARTS: u32 = 4;
-
-/// Tells the subchannels of a channel whether it is in use.
-#[derive(Debug)]
-pub(crate) struct Activity(watch::Sender<bool>);
-
-impl Default for Activity {
-    fn default() -> Self {
-        Self(watch::Sender::new(true))
-    }
-}
-
-impl Activity {
-    pub(crate) fn is_active(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    /// Ends the idleness, since there is a call.
-    pub(crate) fn activate(&self) {
-        self.set(true);
-    }
-
-    fn set(&self, active: bool) {
-        self.0.send_if_modified(|was| std::mem::replace(was, active) != active);
-    }
-
-    /// Waits until the channel is in use, or is not.
-    pub(crate) async fn becomes(&self, active: bool) {
-        // The sender is `self`.
-        _ = self.0.subscribe().wait_for(|is| *is == active).await;
-    }
-}
 
 /// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
 pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &SubchannelConfig) {

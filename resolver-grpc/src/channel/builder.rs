@@ -1,0 +1,322 @@
+//! Options of a channel, and the construction of one from them.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use enlist::{
+    BackoffPolicy, Directory, Ejection, Error, Filter, Instance, Resolver, ServiceRef, ServiceView, TaskOwner,
+    balance::Ejections,
+};
+use tokio::sync::Notify;
+use tonic::{Code, transport::Endpoint as Settings};
+use tower::retry::budget::TpsBudget;
+
+use crate::{
+    channel::{
+        channel::Channel,
+        inner::{ChannelInner, Intercept, Tracing},
+    },
+    load_balancing::{
+        balance::Balance,
+        pool_task::{PoolTask, Rules},
+    },
+    retry::{
+        failure::BoxError,
+        policy::{Retries, RetryPolicy},
+    },
+    subchannel::{
+        activity::Activity, call_queue::CallQueue, config::SubchannelConfig, connection_options::ConnectionOptions,
+        dial_limit::DialLimit, settings::SettingsFor,
+    },
+};
+
+mod connections;
+mod security;
+
+/// Time for which a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
+pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(5);
+
+/// Maximum duration of making a connection, unless said otherwise.
+pub(crate) const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Number of bytes of a request that are kept so that it can be sent again, unless said otherwise: 64 KiB.
+pub(crate) const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
+
+/// Largest numbers that tower's budget takes: retries per second without calls, and retries per call.
+const MOST_RETRIES: u32 = i32::MAX.unsigned_abs() - 1;
+const MOST_SHARE: f32 = 1000.0;
+
+/// Maximum time for an instance that is no longer listed to finish its calls, unless said otherwise.
+pub(crate) const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
+
+/// Time for which a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
+pub(crate) const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
+
+impl Channel {
+    /// A channel to the instances in `view`, with the defaults.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn new(view: &ServiceView) -> Result<Self, Error> {
+        Self::builder().build(view)
+    }
+
+    /// A channel to the instances of `service` that `resolver` finds, through a [`Directory`] of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime.
+    pub fn resolve(resolver: Arc<dyn Resolver>, service: &ServiceRef) -> Result<Self, Error> {
+        Self::new(&Directory::new(resolver).view(service))
+    }
+
+    /// Options for a channel.
+    pub fn builder() -> ChannelBuilder {
+        ChannelBuilder::default()
+    }
+}
+
+/// Options of a channel.
+#[derive(Clone)]
+#[must_use]
+pub struct ChannelBuilder {
+    rules: Rules,
+    pub(crate) settings: SettingsFor,
+    dial_timeout: Duration,
+    redial: BackoffPolicy,
+    health: Option<String>,
+    ejection: Option<Ejection>,
+    ejection_codes: Vec<Code>,
+    silence: Duration,
+    pub(crate) connections: ConnectionOptions,
+    policies: HashMap<String, RetryPolicy>,
+    budget: (Duration, u32, f32),
+    replay_limit: usize,
+    wait_limit: Duration,
+    wait_for_ready: bool,
+    intercept: Option<Arc<dyn Intercept>>,
+    tracing: Tracing,
+}
+
+impl Default for ChannelBuilder {
+    fn default() -> Self {
+        let redial = BackoffPolicy::new(Duration::from_millis(100), Duration::from_secs(10)).unwrap_or_default();
+        Self {
+            rules: Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: DEFAULT_DRAIN },
+            settings: SettingsFor::default(),
+            dial_timeout: DEFAULT_DIAL_TIMEOUT,
+            redial,
+            health: None,
+            ejection: Some(Ejection::new()),
+            ejection_codes: vec![Code::Unavailable, Code::Internal, Code::DeadlineExceeded],
+            silence: DEFAULT_SILENCE,
+            connections: ConnectionOptions::default(),
+            policies: HashMap::new(),
+            budget: (Duration::from_secs(10), 10, 0.2),
+            replay_limit: DEFAULT_REPLAY_LIMIT,
+            wait_limit: DEFAULT_WAIT,
+            wait_for_ready: false,
+            intercept: None,
+            tracing: Tracing::default(),
+        }
+    }
+}
+
+impl fmt::Debug for ChannelBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { rules, health, ejection, policies, .. } = self;
+        let mut shown = f.debug_struct("ChannelBuilder");
+        shown.field("rules", rules).field("health", health).field("ejection", ejection).field("retries", policies);
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl ChannelBuilder {
+    /// Sets how an instance is chosen. Default: [`Balance::LeastLoaded`].
+    pub fn balance(mut self, balance: Balance) -> Self {
+        self.rules.balance = balance;
+        self
+    }
+
+    /// Sets which instances are used, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or
+    /// have weight 0 are never used.
+    pub fn filter(mut self, filter: Filter) -> Self {
+        self.rules.filter = filter;
+        self
+    }
+
+    /// Prefers instances in this zone. As long as more than 71 % of its weight is ready, all calls stay there; below, they spill
+    /// over to the others in proportion. A subset is taken before the zone is looked at. Default: none.
+    pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
+        self.rules.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets how long an instance that is no longer listed may take to finish its calls; then they are broken off. Default: 10 min.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.rules.drain = drain;
+        self
+    }
+
+    /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the URL have no
+    /// effect. An error or a panic counts as a failed dial. Called for every dial, and for one without TLS once more with settings
+    /// for no endpoint, to find out if it configures TLS. If so, an endpoint that states no protocol is connected to with TLS, and one
+    /// that states a protocol without TLS is not used, see [`require_tls`](Self::require_tls).
+    pub fn settings(
+        mut self,
+        change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.change(change);
+        self
+    }
+
+    /// Sets how long making a connection may take, until the server has said something. Default: 3 s; a `connect_timeout` in the
+    /// settings overrides it.
+    pub fn dial_timeout(mut self, dial_timeout: Duration) -> Self {
+        self.dial_timeout = dial_timeout;
+        self
+    }
+
+    /// Sets the delays between dials that fail. Default: 100 ms growing to 10 s.
+    pub fn redial(mut self, redial: BackoffPolicy) -> Self {
+        self.redial = redial;
+        self
+    }
+
+    /// Watches the health of `service` (empty: of the whole server) with the gRPC health checking protocol and uses only instances
+    /// that say they serve. A server without a health service counts as serving. Default: not watched.
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into());
+        self
+    }
+
+    /// Sets when an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    pub fn ejection(mut self, ejection: Option<Ejection>) -> Self {
+        self.ejection = ejection;
+        self
+    }
+
+    /// Sets which codes speak against the instance that answered with them. Default: `UNAVAILABLE`, `INTERNAL` and
+    /// `DEADLINE_EXCEEDED`.
+    pub fn ejection_codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.ejection_codes = codes.into_iter().collect();
+        self
+    }
+
+    /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given up if none
+    /// comes within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that ends without an answer asks at once.
+    pub fn silence(mut self, silence: Duration) -> Self {
+        self.silence = silence;
+        self
+    }
+
+    /// Lets calls be tried again that were answered with an error or may have been done. `methods` is a path
+    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the closest one counts. Default: none; calls
+    /// that provably never left are sent elsewhere in any case.
+    pub fn retry(mut self, methods: impl Into<String>, policy: RetryPolicy) -> Self {
+        self.policies.insert(methods.into(), policy);
+        self
+    }
+
+    /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least `per_second`.
+    /// Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to 1,000 (0 if it is no number);
+    /// other values count as the closest one.
+    pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
+        let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
+        let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, MOST_SHARE) };
+        self.budget = (window.clamp(shortest, longest), per_second.min(MOST_RETRIES), share);
+        self
+    }
+
+    /// Sets how many bytes of a request are kept so that it can be sent again. Default: 64 KiB.
+    pub fn replay_limit(mut self, replay_limit: usize) -> Self {
+        self.replay_limit = replay_limit;
+        self
+    }
+
+    /// Sets how long a call waits for a service that is not known yet, or for a connection that is being made; its own deadline
+    /// counts if that is sooner. Default: 5 s.
+    pub fn wait_limit(mut self, wait_limit: Duration) -> Self {
+        self.wait_limit = wait_limit;
+        self
+    }
+
+    /// Lets calls wait, within the same bound, also if nobody can be connected to or nobody is listed. Default: they fail at once.
+    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
+        self.wait_for_ready = wait_for_ready;
+        self
+    }
+
+    /// Makes each call a span, and lets it carry the W3C trace context: see [`trace`](crate::trace). Default: neither; the channels of a
+    /// [`ConnectionManager`](crate::ConnectionManager) are traced unless it is given options of its own. It costs an eighth more
+    /// instructions for a call without a payload, even if no subscriber records the span (docs/grpc.md has the measurement).
+    pub fn traced(mut self) -> Self {
+        self.tracing = Tracing::On;
+        self
+    }
+
+    /// Sets what runs before each call, and may add credentials: plaintext endpoints are not used then, unless that is
+    /// [allowed](Self::allow_plaintext). Default: nothing.
+    pub fn intercept(mut self, intercept: Arc<dyn Intercept>) -> Self {
+        self.intercept = Some(intercept);
+        self
+    }
+
+    /// The channel to the instances in `view`. Connections are made in the background.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
+    pub fn build(mut self, view: &ServiceView) -> Result<Channel, Error> {
+        self.settings.security = self.settings.security.checked(self.intercept.is_some())?;
+        let (terms, queue_limit) = (self.terms(), self.connections.queue_limit);
+        let (rules, balance, filter) = (self.rules.clone(), self.rules.balance, self.rules.filter);
+        let keeper = PoolTask::new(view, rules, Arc::clone(&terms));
+        let (shared, tasks) = (keeper.shared(), TaskOwner::new());
+        let stop = tasks.stop_signal();
+        tasks.spawn("channel", keeper.run(stop))?;
+        let (window, per_second, share) = self.budget;
+        let core = ChannelInner {
+            view: view.clone(),
+            shared,
+            terms,
+            balance,
+            filter,
+            turn: AtomicUsize::new(fastrand::usize(..)),
+            retries: Retries::new(self.policies, TpsBudget::new(window, per_second, share)),
+            replay_limit: self.replay_limit,
+            wait_limit: self.wait_limit,
+            queue_limit,
+            wait_for_ready: self.wait_for_ready,
+            intercept: self.intercept,
+            tracing: self.tracing,
+            tasks,
+        };
+        Ok(Channel { core: Arc::new(core) })
+    }
+
+    /// Settings of the subchannels of a new channel.
+    pub(crate) fn terms(&self) -> Arc<SubchannelConfig> {
+        Arc::new(SubchannelConfig {
+            settings: self.settings.clone(),
+            dial_timeout: self.dial_timeout,
+            redial: self.redial,
+            health: self.health.clone(),
+            ejection: self.ejection.clone(),
+            ejection_codes: self.ejection_codes.clone(),
+            ejections: Ejections::default(),
+            silence: self.silence,
+            dials: DialLimit::new(self.connections.concurrent_dials),
+            connections: self.connections.clone(),
+            changed: Notify::new(),
+            connected: Notify::new(),
+            activity: Activity::default(),
+            queue: CallQueue::default(),
+        })
+    }
+}

@@ -1,0 +1,292 @@
+//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One call is in
+//! [`crate::channel::call`].
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use enlist::{
+    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
+    escape::escaped, with_causes,
+};
+use http::{HeaderMap, request::Parts};
+use tokio::time::timeout;
+use tonic::Status;
+
+use crate::{
+    channel::in_flight::InFlightCall,
+    load_balancing::{
+        balance::{Balance, HashKey},
+        picker_state::{PickerState, Shared},
+    },
+    retry::{deadline::Deadline, policy::Retries},
+    subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
+};
+
+/// Maximum choices of an instance whose last stream another call takes meanwhile.
+const TAKES: usize = 4;
+/// Instances of which a message says why they take no calls.
+const MAX_EXPLAINED: usize = 3;
+
+/// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
+/// channel's bound, instead of failing at once. Overrides the channel's own choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitForReady(pub bool);
+
+/// What an [`Intercept`] may see and change of a call.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct CallHead<'a> {
+    /// The service that is called.
+    pub service: &'a ServiceRef,
+    /// The method: `/package.Service/Method`.
+    pub path: &'a str,
+    /// The headers, which are gRPC's metadata.
+    pub headers: &'a mut HeaderMap,
+}
+
+/// Runs before each call of a channel: adds credentials, refuses what is not allowed. Implemented by users; kept in an `Arc<dyn
+/// Intercept>`.
+#[async_trait]
+pub trait Intercept: Send + Sync + 'static {
+    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then on, unless the
+    /// call's own deadline comes first.
+    ///
+    /// Signature: `async fn before(&self, call: CallHead<'_>) -> Result<(), Status>`.
+    ///
+    /// # Errors
+    ///
+    /// The status that the call ends with; it is not sent then.
+    ///
+    /// # Cancel safety
+    ///
+    /// The future is dropped with the call.
+    async fn before(&self, call: CallHead<'_>) -> Result<(), Status>;
+}
+
+/// State that all clones of a channel share.
+pub(crate) struct ChannelInner {
+    pub(crate) view: ServiceView,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) terms: Arc<SubchannelConfig>,
+    pub(crate) balance: Balance,
+    pub(crate) filter: Filter,
+    pub(crate) turn: AtomicUsize,
+    pub(crate) retries: Retries,
+    pub(crate) replay_limit: usize,
+    pub(crate) wait_limit: Duration,
+    pub(crate) queue_limit: usize,
+    pub(crate) wait_for_ready: bool,
+    pub(crate) intercept: Option<Arc<dyn Intercept>>,
+    pub(crate) tracing: Tracing,
+    pub(crate) tasks: TaskOwner,
+}
+
+/// Spans of the calls of a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Tracing {
+    On,
+    #[default]
+    Off,
+}
+
+/// Next action of a call.
+enum Next {
+    Take(InFlightCall),
+    /// Somebody may be ready soon.
+    Wait,
+    /// All streams of those that are connected are taken.
+    Queue,
+    Refuse,
+}
+
+impl ChannelInner {
+    /// An instance that can take the call now.
+    pub(crate) fn choose_now(&self, head: &Parts) -> Option<InFlightCall> {
+        match self.look(head, &[]) {
+            Next::Take(flight) => Some(flight),
+            Next::Wait | Next::Queue | Next::Refuse => None,
+        }
+    }
+
+    /// Chooses an instance, and waits for one where there may be one soon.
+    pub(crate) async fn choose(
+        &self,
+        head: &Parts,
+        tried: &[Arc<Subchannel>],
+        deadline: &Deadline,
+    ) -> Result<InFlightCall, Status> {
+        match self.look(head, tried) {
+            Next::Take(flight) => return Ok(flight),
+            Next::Refuse => return Err(Status::unavailable(self.explain())),
+            Next::Wait | Next::Queue => {}
+        }
+        let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
+        let wait = async {
+            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.terms.queue.join());
+            loop {
+                let mut freed = pin!(self.terms.queue.freed());
+                // Before the look, so that nothing is missed between the two.
+                freed.as_mut().enable();
+                match self.look(head, tried) {
+                    Next::Take(flight) => return Ok(flight),
+                    Next::Refuse => return Err(Status::unavailable(self.explain())),
+                    Next::Queue if self.terms.queue.waiting() > self.queue_limit => {
+                        return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
+                    }
+                    Next::Wait | Next::Queue => tokio::select! {
+                        // The sender lives as long as `self` does.
+                        _ = pictures.changed() => {}
+                        () = freed => {}
+                    },
+                }
+            }
+        };
+        match timeout(limit, wait).await {
+            Ok(chosen) => chosen,
+            Err(_) if !deadline.allows(Duration::ZERO) => Err(Status::deadline_exceeded(self.explain())),
+            Err(_) => Err(Status::unavailable(self.explain())),
+        }
+    }
+
+    fn look(&self, head: &Parts, tried: &[Arc<Subchannel>]) -> Next {
+        if self.view.too_old().is_some() {
+            return Next::Refuse;
+        }
+        let picture = self.shared.set.load();
+        let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
+        let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
+        for _ in 0..TAKES {
+            let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
+            let Some(ready) = ready else { break };
+            if let Some(flight) = InFlightCall::begin(ready, &self.terms) {
+                return Next::Take(flight);
+            }
+        }
+        self.terms.activity.activate();
+        let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
+        if picture.closed {
+            Next::Refuse
+        } else if picture.all.iter().any(is_full) {
+            Next::Queue
+        } else if !picture.known || wait_for_ready || picture.all.iter().any(may_be_ready) {
+            Next::Wait
+        } else {
+            Next::Refuse
+        }
+    }
+
+    fn key<'a>(&self, head: &'a Parts) -> Option<&'a [u8]> {
+        let Balance::ConsistentHash(header) = &self.balance else {
+            return None;
+        };
+        if let Some(HashKey(key)) = head.extensions.get() {
+            return Some(key);
+        }
+        head.headers.get(header.as_ref()?).map(http::HeaderValue::as_bytes)
+    }
+
+    /// The reason why no instance can take a call, on one line.
+    pub(crate) fn explain(&self) -> String {
+        escaped(self.explanation()).to_string()
+    }
+
+    fn explanation(&self) -> String {
+        let (service, picture) = (self.view.service(), self.shared.set.load());
+        if picture.closed {
+            return format!("the channel to {service} is closed");
+        }
+        let freshness = self.view.freshness();
+        let stale = match &freshness {
+            Some(Freshness::Stale { cause, .. }) => format!(" ({})", with_causes(cause)),
+            _ => String::new(),
+        };
+        let (Some(snapshot), Some(freshness)) = (self.view.snapshot(), freshness) else {
+            return format!("{service} is not known yet{stale}");
+        };
+        let age = rounded(freshness.age());
+        let held = snapshot.entries().filter(|entry| entry.presence() == Presence::Held).count();
+        let ready = picture.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
+        let revision = snapshot.revision();
+        let full = match picture.all.iter().filter(|subchannel| is_full(subchannel)).count() {
+            0 => String::new(),
+            full => format!(", {full} with all streams taken"),
+        };
+        let left_out = snapshot.entries().filter(|entry| self.filter.leaves_out(entry.instance())).count();
+        let filtered = if left_out > 0 { format!(", {left_out} left out by the filter") } else { String::new() };
+        let counts = format!("{} listed, {ready} ready, {held} held{filtered}{full}", snapshot.len());
+        let what = match self.view.too_old() {
+            Some(_) => "is known too long ago to be called",
+            None => "has no instance that can take a call",
+        };
+        format!("{service} {what}: {counts}; revision {revision}, right {age} ago{stale}{}", troubles(&picture))
+    }
+}
+
+/// The reasons why the first few instances take no calls.
+fn troubles(picture: &PickerState) -> String {
+    let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
+    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {
+        Some(trouble) => format!("; {subchannel}: {trouble}"),
+        None => format!("; {subchannel}: {}", word(subchannel.state())),
+    };
+    let text: String = others.by_ref().take(MAX_EXPLAINED).map(trouble).collect();
+    match others.count() {
+        0 => text,
+        more => format!("{text}; and {more} more"),
+    }
+}
+
+fn word(state: InstanceState) -> &'static str {
+    match state {
+        InstanceState::Idle => "idle",
+        InstanceState::Connecting => "connecting",
+        InstanceState::Ready => "ready",
+        InstanceState::Failing => "failing",
+        InstanceState::Suspect => "suspect",
+        InstanceState::Ejected => "ejected",
+        InstanceState::Unhealthy => "unhealthy",
+        InstanceState::Leaving => "leaving",
+    }
+}
+
+/// Somebody at random who can take a call although the picture does not list it as ready: one that has become ready since the
+/// picture was made, else, when nobody is ready or soon will be, one that is connected although not well.
+fn last_resort(picture: &PickerState) -> Option<&Arc<Subchannel>> {
+    let newcomer = any_of(&picture.all, |subchannel| subchannel.state() == InstanceState::Ready);
+    if newcomer.is_some() || picture.all.iter().any(may_be_ready) {
+        return newcomer;
+    }
+    any_of(&picture.all, is_used)
+}
+
+/// One of those that `is_meant`, at random, that has a stream for another call.
+fn any_of(all: &[Arc<Subchannel>], is_meant: impl Fn(&Arc<Subchannel>) -> bool) -> Option<&Arc<Subchannel>> {
+    let (mut chosen, mut seen) = (None, 0);
+    for subchannel in all.iter().filter(|subchannel| is_meant(subchannel) && subchannel.has_room()) {
+        seen += 1;
+        // Each is kept with the same chance, without a list of them.
+        if fastrand::usize(..seen) == 0 {
+            chosen = Some(subchannel);
+        }
+    }
+    chosen
+}
+
+/// Returns `true` if the instance is connected and has no stream for another call.
+fn is_full(subchannel: &Arc<Subchannel>) -> bool {
+    is_used(subchannel) && !subchannel.has_room()
+}
+
+/// Returns `true` if the instance is connected and does not leave: a picture may be older than that.
+fn is_used(subchannel: &Arc<Subchannel>) -> bool {
+    subchannel.is_connected() && subchannel.state() != InstanceState::Leaving
+}
+
+/// Returns `true` if the instance is ready, or might be in a moment.
+fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
+    matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
+}

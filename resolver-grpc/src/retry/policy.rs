@@ -1,0 +1,285 @@
+//! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those that the server
+//! refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use enlist::{Backoff, BackoffPolicy};
+use http::HeaderMap;
+use tonic::Code;
+use tower::retry::budget::{Budget as _, TpsBudget};
+
+use crate::retry::failure::Reach;
+
+/// The header with which a server says when, or that not, to try again.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// gRFC A6 allows no more.
+const MOST_ATTEMPTS: u32 = 5;
+
+/// Number of times that a call that never left is sent elsewhere.
+const MOST_MOVES: u32 = 8;
+
+/// Retries of a method after it was answered, or may have been done. Only for methods that can be repeated.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RetryPolicy {
+    attempts: u32,
+    backoff: BackoffPolicy,
+    codes: Vec<Code>,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl RetryPolicy {
+    /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with delays of
+    /// 50 ms growing to 1 s. A stream that was reset counts as the code that gRPC's specification gives the reason.
+    pub fn new() -> Self {
+        let backoff = BackoffPolicy::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap_or_default();
+        Self { attempts: 3, backoff, codes: vec![Code::Unavailable] }
+    }
+
+    /// Sets how many attempts there are in all: from 1 to 5, as gRFC A6 has it.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.clamp(1, MOST_ATTEMPTS);
+        self
+    }
+
+    /// Sets the delays between attempts. A server can say another one with `grpc-retry-pushback-ms`.
+    pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets after which codes there is another attempt.
+    pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.codes = codes.into_iter().collect();
+        self
+    }
+}
+
+/// The methods that are tried again, and how often in all.
+#[derive(Default)]
+pub(crate) struct Retries {
+    policies: HashMap<String, Arc<RetryPolicy>>,
+    budget: TpsBudget,
+}
+
+impl fmt::Debug for Retries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retries").field("policies", &self.policies).finish_non_exhaustive()
+    }
+}
+
+impl Retries {
+    pub(crate) fn new(policies: HashMap<String, RetryPolicy>, budget: TpsBudget) -> Self {
+        let policies = policies.into_iter().map(|(method, policy)| (method, Arc::new(policy))).collect();
+        Self { policies, budget }
+    }
+
+    /// The policy of the method at `path`: its own, else that of its service (`/package.Service/`), else that of all (empty).
+    pub(crate) fn policy(&self, path: &str) -> Option<Arc<RetryPolicy>> {
+        if self.policies.is_empty() {
+            return None;
+        }
+        let service = path.rfind('/').map(|slash| &path[..=slash]);
+        [Some(path), service, Some("")].into_iter().flatten().find_map(|name| self.policies.get(name)).cloned()
+    }
+
+    /// Notes a call, which pays for part of a later retry.
+    pub(crate) fn deposit(&self) {
+        self.budget.deposit();
+    }
+
+    /// Takes one retry out of the budget, if there is one.
+    pub(crate) fn withdraw(&self) -> bool {
+        self.budget.withdraw()
+    }
+}
+
+/// Outcome of an attempt that could be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It got no answer, which counts as `code`.
+    Failed { reach: Reach, code: Code },
+    /// It was answered with a status and nothing else.
+    Answered { code: Code, pushback: Pushback },
+}
+
+/// Word of the server about trying again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pushback {
+    None,
+    After(Duration),
+    Never,
+}
+
+impl Pushback {
+    /// gRFC A6: a value that is no number of milliseconds means never.
+    pub(crate) fn read(headers: &HeaderMap) -> Self {
+        let Some(value) = headers.get(PUSHBACK) else {
+            return Self::None;
+        };
+        let milliseconds = value.to_str().ok().and_then(|text| text.parse().ok());
+        milliseconds.map_or(Self::Never, |milliseconds| Self::After(Duration::from_millis(milliseconds)))
+    }
+}
+
+/// The attempts of one call.
+#[derive(Debug)]
+pub(crate) struct Attempts {
+    policy: Option<Arc<RetryPolicy>>,
+    backoff: Option<Backoff>,
+    /// Attempts that left.
+    left: u32,
+    /// Attempts that never did.
+    moved: u32,
+    /// A server refused one: gRFC A6 sends it elsewhere without a policy once, since each costs time on the wire.
+    refused: bool,
+}
+
+impl Attempts {
+    pub(crate) fn new(policy: Option<Arc<RetryPolicy>>) -> Self {
+        Self { policy, backoff: None, left: 0, moved: 0, refused: false }
+    }
+
+    /// Number of attempts that left, as the next one tells the server.
+    pub(crate) fn remaining(&self) -> u32 {
+        self.left
+    }
+
+    /// Time to wait before another attempt; `None` if there is none.
+    pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
+        let (code, pushback) = match ended {
+            Ended::Failed { reach: Reach::NeverLeft, .. } => {
+                self.moved += 1;
+                return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
+            }
+            Ended::Failed { reach: Reach::Refused, .. } if !self.refused => {
+                self.refused = true;
+                return Some(Duration::ZERO);
+            }
+            Ended::Failed { reach: Reach::OutOfTime, .. } => return None,
+            Ended::Failed { reach: Reach::Refused | Reach::Unknown, code } => (code, Pushback::None),
+            Ended::Answered { code, pushback } => (code, pushback),
+        };
+        self.left += 1;
+        let policy = self.policy.as_ref()?;
+        if self.left >= policy.attempts || !policy.codes.contains(&code) {
+            return None;
+        }
+        match pushback {
+            Pushback::None => Some(self.backoff.get_or_insert_with(|| policy.backoff.start()).next_delay()),
+            Pushback::After(delay) => {
+                // The server has said when: what comes after that starts over, as in grpc-go.
+                self.backoff = None;
+                Some(delay)
+            }
+            Pushback::Never => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOST: Ended = failed(Reach::Unknown, Code::Unavailable);
+
+    const fn failed(reach: Reach, code: Code) -> Ended {
+        Ended::Failed { reach, code }
+    }
+
+    fn answered(code: Code, pushback: Pushback) -> Ended {
+        Ended::Answered { code, pushback }
+    }
+
+    #[test]
+    fn what_never_left_is_sent_elsewhere_whatever_the_policy_but_not_for_ever() {
+        let mut attempts = Attempts::new(None);
+        let never_left = failed(Reach::NeverLeft, Code::Unavailable);
+        assert!((0..MOST_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
+        assert_eq!(attempts.again(never_left), None);
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_repeated_only_by_a_policy() {
+        assert_eq!(Attempts::new(None).again(LOST), None);
+        let policy = Arc::new(RetryPolicy::new());
+        let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
+        assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
+        assert_eq!(attempts.remaining(), 1);
+        assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
+        assert_eq!(attempts.again(LOST), None, "three attempts in all");
+        assert_eq!(Attempts::new(Some(Arc::clone(&policy))).again(failed(Reach::OutOfTime, Code::Unavailable)), None);
+    }
+
+    #[test]
+    fn answers_are_repeated_by_their_code_and_as_the_server_says() {
+        let policy = Arc::new(RetryPolicy::new().attempts(9));
+        let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(answered(code, pushback));
+        assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
+        assert_eq!(again(Code::Internal, Pushback::None), None);
+        assert_eq!(again(Code::Unavailable, Pushback::Never), None);
+        let second = Duration::from_secs(1);
+        assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
+
+        let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
+        let made = (1..).take_while(|_| attempts.again(answered(Code::Unavailable, Pushback::None)).is_some());
+        assert_eq!(made.count(), 4, "five attempts at most");
+    }
+
+    #[test]
+    fn a_pushback_that_is_no_number_means_never() {
+        let read = |value: &'static str| {
+            Pushback::read(&HeaderMap::from_iter([(PUSHBACK.parse().unwrap(), value.parse().unwrap())]))
+        };
+        assert_eq!(read("25"), Pushback::After(Duration::from_millis(25)));
+        assert_eq!((read("-1"), read("soon")), (Pushback::Never, Pushback::Never));
+        assert_eq!(Pushback::read(&HeaderMap::new()), Pushback::None);
+    }
+
+    #[test]
+    fn a_method_has_the_policy_that_names_it_best() {
+        let policies = [("", 2), ("/p.S/", 3), ("/p.S/M", 4)];
+        let policies = policies.map(|(name, attempts)| (name.to_owned(), RetryPolicy::new().attempts(attempts)));
+        let retries = Retries::new(HashMap::from(policies), TpsBudget::default());
+        let attempts = |path| retries.policy(path).map(|policy| policy.attempts);
+        assert_eq!([attempts("/p.S/M"), attempts("/p.S/N"), attempts("/p.T/M")], [Some(4), Some(3), Some(2)]);
+        assert!(Retries::default().policy("/p.S/M").is_none());
+    }
+
+    #[test]
+    fn what_was_reset_is_repeated_by_its_code() {
+        let again = |code| Attempts::new(Some(Arc::new(RetryPolicy::new()))).again(failed(Reach::Unknown, code));
+        assert!(again(Code::Unavailable).is_some());
+        assert_eq!([Code::Internal, Code::Cancelled, Code::ResourceExhausted].map(again), [None; 3]);
+    }
+
+    #[test]
+    fn what_was_refused_is_sent_once_more_without_a_policy_and_does_not_count() {
+        let refused = failed(Reach::Refused, Code::Unavailable);
+        let mut attempts = Attempts::new(None);
+        assert_eq!((attempts.again(refused), attempts.remaining()), (Some(Duration::ZERO), 0));
+        assert_eq!(attempts.again(refused), None);
+        let mut attempts = Attempts::new(Some(Arc::new(RetryPolicy::new())));
+        assert_eq!(attempts.again(refused), Some(Duration::ZERO));
+        let made = (1..).take_while(|_| attempts.again(refused).is_some());
+        assert_eq!(made.count(), 2, "three attempts in all");
+    }
+
+    #[test]
+    fn a_pushback_starts_the_backoff_anew() {
+        let policy = Arc::new(RetryPolicy::new().attempts(5));
+        let mut attempts = Attempts::new(Some(policy));
+        let mut again = |pushback| attempts.again(answered(Code::Unavailable, pushback)).unwrap();
+        again(Pushback::None);
+        again(Pushback::None);
+        again(Pushback::After(Duration::from_secs(1)));
+        let delay = again(Pushback::None);
+        assert!(delay <= Duration::from_millis(50), "{delay:?}");
+    }
+}

@@ -1,0 +1,191 @@
+//! The stream under a connection, which notes signs of life, what the server states, and its own end.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use futures::task::AtomicWaker;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Notify,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    retry::failure::BoxError,
+    subchannel::{
+        frames::{FrameReader, Statement},
+        head_write::HeadWrite,
+        transport::{Opened, Stream},
+    },
+};
+
+/// Signs of life of a connection.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    pub(super) reads: AtomicU64,
+    /// The frames of the server can be seen: the connection is not encrypted.
+    pub(super) visible: bool,
+    /// Maximum number of streams that the server takes at a time, if its frames can be seen.
+    pub(super) max_streams: AtomicU32,
+    /// The server has stated another number of streams.
+    pub(super) restated: Notify,
+    /// The connection takes no more calls: the server said so, or a call found out.
+    pub(super) spent: CancellationToken,
+    /// The server has said something, if its frames can be seen.
+    pub(super) heard: CancellationToken,
+    /// The connection is gone.
+    pub(super) lost: CancellationToken,
+    /// The first error of the connection, or its end.
+    pub(super) cause: OnceLock<String>,
+    /// The connection is to be broken off.
+    pub(super) cut: AtomicBool,
+    /// Waker of the reader.
+    pub(super) reader: AtomicWaker,
+}
+
+impl Pulse {
+    pub(super) fn new(visible: bool) -> Self {
+        Self {
+            reads: AtomicU64::new(0),
+            visible,
+            max_streams: AtomicU32::new(u32::MAX),
+            restated: Notify::new(),
+            spent: CancellationToken::new(),
+            heard: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            cause: OnceLock::new(),
+            cut: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
+        }
+    }
+
+    /// Keeps the first error.
+    fn check<T>(&self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Poll::Ready(Err(error)) = &outcome {
+            self.cause.get_or_init(|| error.to_string());
+        }
+        outcome
+    }
+
+    fn note(&self, statement: Statement) {
+        match statement {
+            Statement::MaxStreams(streams) => {
+                if self.max_streams.swap(streams, Ordering::AcqRel) != streams {
+                    self.restated.notify_one();
+                }
+            }
+            Statement::Settings => self.heard.cancel(),
+            Statement::GoAway => {
+                // Before it is demoted, so that no call is handed over that would have to be moved.
+                self.max_streams.store(0, Ordering::Release);
+                self.spent.cancel();
+            }
+        }
+    }
+}
+
+pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<MonitoredStream>, BoxError> {
+    let (opened, pulse) = once.ok_or("the connection is gone")?;
+    let stream = opened.await?;
+    let frames = pulse.visible.then(FrameReader::default);
+    Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default() }))
+}
+
+/// A stream that notes signs of life, and its own end.
+pub(super) struct MonitoredStream {
+    stream: Box<dyn Stream>,
+    pulse: Arc<Pulse>,
+    /// Unless the bytes are encrypted.
+    frames: Option<FrameReader>,
+    head: HeadWrite,
+}
+
+impl MonitoredStream {
+    /// Writes through `write`, unless a request's head is put off. `bytes` are the first of `offered` ones.
+    fn poll_written(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        offered: usize,
+        write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if self.pulse.visible && self.head.defers(bytes) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let written = write(Pin::new(&mut *self.stream), cx);
+        if let Poll::Ready(Ok(written)) = written {
+            self.head.wrote(written, offered);
+        }
+        self.pulse.check(written)
+    }
+}
+
+impl AsyncRead for MonitoredStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, pulse, frames, head: _ } = &mut *self;
+        let before = buf.filled().len();
+        let read = Pin::new(stream).poll_read(cx, buf);
+        if read.is_pending() {
+            // Before the look, so that a cut between the two is not missed.
+            pulse.reader.register(cx.waker());
+        }
+        if pulse.cut.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        ready!(pulse.check(read))?;
+        let bytes = &buf.filled()[before..];
+        if bytes.is_empty() && buf.remaining() > 0 {
+            pulse.cause.get_or_init(|| "closed by the other side".to_owned());
+        }
+        if !bytes.is_empty() {
+            pulse.reads.fetch_add(1, Ordering::Relaxed);
+            if let Some(frames) = frames {
+                frames.read(bytes, |statement| pulse.note(statement));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for MonitoredStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_written(cx, buf, buf.len(), |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = bufs.first().map_or(&[][..], |buf| buf);
+        let offered = bufs.iter().map(|buf| buf.len()).sum();
+        self.poll_written(cx, first, offered, |stream, cx| stream.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+impl Drop for MonitoredStream {
+    fn drop(&mut self) {
+        self.pulse.lost.cancel();
+    }
+}
