@@ -274,9 +274,9 @@ impl ChannelBuilder {
     /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
     pub fn build(mut self, view: &ServiceView) -> Result<Channel, Error> {
         self.settings.security = self.settings.security.checked(self.intercept.is_some())?;
-        let (terms, queue_limit) = (self.terms(), self.connections.queue_limit);
+        let (config, queue_limit) = (self.config(), self.connections.queue_limit);
         let (rules, balance, filter) = (self.rules.clone(), self.rules.balance, self.rules.filter);
-        let keeper = PoolTask::new(view, rules, Arc::clone(&terms));
+        let keeper = PoolTask::new(view, rules, Arc::clone(&config));
         let (shared, tasks) = (keeper.shared(), TaskOwner::new());
         let stop = tasks.stop_signal();
         tasks.spawn("channel", keeper.run(stop))?;
@@ -284,7 +284,7 @@ impl ChannelBuilder {
         let core = ChannelInner {
             view: view.clone(),
             shared,
-            terms,
+            config,
             balance,
             filter,
             turn: AtomicUsize::new(fastrand::usize(..)),
@@ -301,7 +301,7 @@ impl ChannelBuilder {
     }
 
     /// Settings of the subchannels of a new channel.
-    pub(crate) fn terms(&self) -> Arc<SubchannelConfig> {
+    pub(crate) fn config(&self) -> Arc<SubchannelConfig> {
         Arc::new(SubchannelConfig {
             settings: self.settings.clone(),
             dial_timeout: self.dial_timeout,

@@ -67,7 +67,7 @@ impl Channel {
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
-        self.core.terms.activity.activate();
+        self.core.config.activity.activate();
         let mut pictures = self.pictures();
         let is_ready = || {
             let set = self.core.shared.set.load();
@@ -94,7 +94,7 @@ impl Channel {
                 in_flight: subchannel.in_flight(),
                 calls,
                 failed,
-                last_failure: subchannel.trouble().map(|trouble| trouble.to_string()),
+                last_failure: subchannel.dial_failure().map(|cause| cause.to_string()),
             }
         };
         let mut instances: Vec<_> = set.all.iter().chain(&set.leaving).map(stats).collect();

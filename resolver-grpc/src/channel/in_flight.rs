@@ -14,7 +14,7 @@ use crate::{
 pub(crate) struct InFlightCall {
     subchannel: Arc<Subchannel>,
     connection: Arc<Connection>,
-    terms: Arc<SubchannelConfig>,
+    config: Arc<SubchannelConfig>,
     /// Amount that had been heard when it began.
     heard: u64,
     /// It is known how it went.
@@ -23,11 +23,11 @@ pub(crate) struct InFlightCall {
 
 impl InFlightCall {
     /// Begins a call, unless the connection was just lost or its last stream taken.
-    pub(crate) fn begin(subchannel: &Arc<Subchannel>, terms: &Arc<SubchannelConfig>) -> Option<Self> {
+    pub(crate) fn begin(subchannel: &Arc<Subchannel>, config: &Arc<SubchannelConfig>) -> Option<Self> {
         let connection = subchannel.begin()?;
         let heard = connection.reads();
-        let (subchannel, terms) = (Arc::clone(subchannel), Arc::clone(terms));
-        Some(Self { subchannel, connection, terms, heard, answered: false })
+        let (subchannel, config) = (Arc::clone(subchannel), Arc::clone(config));
+        Some(Self { subchannel, connection, config, heard, answered: false })
     }
 
     pub(crate) fn subchannel(&self) -> &Arc<Subchannel> {
@@ -50,7 +50,7 @@ impl InFlightCall {
 
     /// Notes with which code the call ended.
     pub(crate) fn ended(&self, code: Code) {
-        self.subchannel.count(&self.terms, code);
+        self.subchannel.count(&self.config, code);
     }
 
     /// Ends a call that was not even sent.
@@ -60,7 +60,7 @@ impl InFlightCall {
 
     /// Notes that the connection takes no more calls.
     pub(crate) fn demote(&self) {
-        self.subchannel.demote(&self.terms, &self.connection);
+        self.subchannel.demote(&self.config, &self.connection);
     }
 }
 
@@ -68,9 +68,9 @@ impl Drop for InFlightCall {
     fn drop(&mut self) {
         self.connection.end();
         self.subchannel.end_of_call();
-        self.terms.queue.wake_one();
+        self.config.queue.wake_one();
         if !self.answered && self.connection.reads() == self.heard {
-            self.subchannel.doubt(&self.terms, &self.connection);
+            self.subchannel.doubt(&self.config, &self.connection);
         }
     }
 }

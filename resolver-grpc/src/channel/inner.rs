@@ -71,7 +71,7 @@ pub trait Intercept: Send + Sync + 'static {
 pub(crate) struct ChannelInner {
     pub(crate) view: ServiceView,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) terms: Arc<SubchannelConfig>,
+    pub(crate) config: Arc<SubchannelConfig>,
     pub(crate) balance: Balance,
     pub(crate) filter: Filter,
     pub(crate) turn: AtomicUsize,
@@ -126,15 +126,15 @@ impl ChannelInner {
         }
         let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
         let wait = async {
-            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.terms.queue.join());
+            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.config.queue.join());
             loop {
-                let mut freed = pin!(self.terms.queue.freed());
+                let mut freed = pin!(self.config.queue.freed());
                 // Before the look, so that nothing is missed between the two.
                 freed.as_mut().enable();
                 match self.look(head, tried) {
                     Next::Take(flight) => return Ok(flight),
                     Next::Refuse => return Err(Status::unavailable(self.explain())),
-                    Next::Queue if self.terms.queue.waiting() > self.queue_limit => {
+                    Next::Queue if self.config.queue.waiting() > self.queue_limit => {
                         return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
                     }
                     Next::Wait | Next::Queue => tokio::select! {
@@ -162,11 +162,11 @@ impl ChannelInner {
         for _ in 0..TAKES {
             let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
             let Some(ready) = ready else { break };
-            if let Some(flight) = InFlightCall::begin(ready, &self.terms) {
+            if let Some(flight) = InFlightCall::begin(ready, &self.config) {
                 return Next::Take(flight);
             }
         }
-        self.terms.activity.activate();
+        self.config.activity.activate();
         let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
         if picture.closed {
             Next::Refuse
@@ -229,7 +229,7 @@ impl ChannelInner {
 /// The reasons why the first few instances take no calls.
 fn troubles(picture: &PickerState) -> String {
     let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
-    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.trouble() {
+    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.dial_failure() {
         Some(trouble) => format!("; {subchannel}: {trouble}"),
         None => format!("; {subchannel}: {}", word(subchannel.state())),
     };
@@ -283,7 +283,8 @@ fn is_full(subchannel: &Arc<Subchannel>) -> bool {
 
 /// Returns `true` if the instance is connected and does not leave: a picture may be older than that.
 fn is_used(subchannel: &Arc<Subchannel>) -> bool {
-    subchannel.is_connected() && subchannel.state() != InstanceState::Leaving
+    use InstanceState::{Ejected, Ready, Suspect, Unhealthy};
+    matches!(subchannel.state(), Ready | Suspect | Ejected | Unhealthy)
 }
 
 /// Returns `true` if the instance is ready, or might be in a moment.

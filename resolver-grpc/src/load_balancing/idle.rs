@@ -13,29 +13,29 @@ use crate::{
 const PARTS: u32 = 4;
 
 /// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
-pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, terms: &SubchannelConfig) {
+pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, config: &SubchannelConfig) {
     let Some(limit) = limit else { return pending().await };
     loop {
-        terms.activity.becomes(true).await;
-        let (mut counted, mut quiet) = (calls(shared, terms), 0);
+        config.activity.becomes(true).await;
+        let (mut counted, mut quiet) = (calls(shared, config), 0);
         while quiet < PARTS {
             sleep(limit / PARTS).await;
-            let now = calls(shared, terms);
+            let now = calls(shared, config);
             quiet = if now == (counted.0, 0) { quiet + 1 } else { 0 };
             counted = now;
         }
         tracing::debug!("no calls, connections closed");
-        terms.activity.set(false);
+        config.activity.set(false);
     }
 }
 
 /// Number of calls begun over the present instances, and number of those in flight or waiting.
-fn calls(shared: &Shared, terms: &SubchannelConfig) -> (u64, usize) {
+fn calls(shared: &Shared, config: &SubchannelConfig) -> (u64, usize) {
     let set = shared.set.load();
     let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());
     set.all
         .iter()
         .chain(&set.leaving)
         .map(counts)
-        .fold((0, terms.queue.waiting()), |(begun, flying), (a, b)| (begun.wrapping_add(a), flying + b))
+        .fold((0, config.queue.waiting()), |(begun, flying), (a, b)| (begun.wrapping_add(a), flying + b))
 }

@@ -72,7 +72,7 @@ pub(crate) struct PoolTask {
     changes: ViewChanges,
     picker: Picker,
     rules: Rules,
-    terms: Arc<SubchannelConfig>,
+    config: Arc<SubchannelConfig>,
     shared: Arc<Shared>,
     known: bool,
     /// The view has changed since it was looked at.
@@ -89,14 +89,14 @@ pub(crate) struct PoolTask {
 }
 
 impl PoolTask {
-    pub(crate) fn new(view: &ServiceView, rules: Rules, terms: Arc<SubchannelConfig>) -> Self {
+    pub(crate) fn new(view: &ServiceView, rules: Rules, config: Arc<SubchannelConfig>) -> Self {
         let picker = view.picker_of(Policy::Random, rules.filter.clone());
         let shared = Arc::new(Shared { set: ArcSwap::default(), pictures: watch::Sender::new(0) });
         Self {
             changes: view.changes(),
             picker,
             rules,
-            terms,
+            config,
             shared,
             known: false,
             stale: true,
@@ -114,8 +114,8 @@ impl PoolTask {
 
     /// Follows the view until told to stop, and ends its subchannels.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let (shared, terms) = (self.shared(), Arc::clone(&self.terms));
-        let idle = idle::watch(terms.connections.idle_timeout, &shared, &terms);
+        let (shared, config) = (self.shared(), Arc::clone(&self.config));
+        let idle = idle::watch(config.connections.idle_timeout, &shared, &config);
         stop.run_until_cancelled(futures::future::join(self.keep(), idle)).await;
         if let Err(error) = self.tasks.stop(STOP).await {
             tracing::error!(cause = %with_causes(&error), "subchannels did not end in order");
@@ -177,8 +177,8 @@ impl PoolTask {
                     Err(error) => *open = !matches!(error, Error::Closed),
                 }
             }
-            () = self.terms.connected.notified() => return true,
-            () = self.terms.changed.notified() => {}
+            () = self.config.connected.notified() => return true,
+            () = self.config.changed.notified() => {}
             () = tokio::time::sleep(LOOK), if self.leaving => {}
         }
         false
@@ -192,7 +192,7 @@ impl PoolTask {
                 Event::Updated { old, new } if !takes_calls(new.instance()) => old,
                 _ => continue,
             };
-            let kept = self.terms.settings.endpoint(gone.instance()).and_then(|endpoint| self.kept.get(endpoint));
+            let kept = self.config.settings.endpoint(gone.instance()).and_then(|endpoint| self.kept.get(endpoint));
             if let Some(kept) = kept.filter(|kept| kept.subchannel.entry().instance().id() == event.id()) {
                 kept.subchannel.retire();
             }
@@ -202,7 +202,7 @@ impl PoolTask {
     /// Makes the subchannels those of the instances that are listed.
     fn reconcile(&mut self) {
         let listed = match self.picker.candidates() {
-            Ok(candidates) => by_endpoint(candidates, &self.terms.settings),
+            Ok(candidates) => by_endpoint(candidates, &self.config.settings),
             Err(PickError::Empty { .. }) => Listed::default(),
             // Whoever is known stays known; calls find out how old that is.
             Err(_) => return,
@@ -210,7 +210,7 @@ impl PoolTask {
         let Listed { by_endpoint: listed, unusable } = listed;
         report_unusable(&mut self.unusable, unusable);
         self.known = true;
-        self.terms.ejections.of(listed.len());
+        self.config.ejections.of(listed.len());
         for (endpoint, kept) in &mut self.kept {
             if kept.left.is_none() && !listed.contains_key(endpoint) {
                 kept.left = Some(Moment::now());
@@ -227,11 +227,11 @@ impl PoolTask {
     }
 
     fn start(&self, endpoint: &Endpoint, entry: Arc<Entry>) -> Result<Kept, Error> {
-        let subchannel = Arc::new(Subchannel::new(endpoint.clone(), entry, self.terms.connections.most));
+        let subchannel = Arc::new(Subchannel::new(endpoint.clone(), entry, self.config.connections.most));
         let stop = self.tasks.stop_signal().child_token();
-        let (kept, terms, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.terms), stop.clone());
+        let (kept, config, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.config), stop.clone());
         self.tasks.spawn("subchannel", async move {
-            stopped.run_until_cancelled(kept.keep(&terms)).await;
+            stopped.run_until_cancelled(kept.keep(&config)).await;
         })?;
         Ok(Kept { subchannel, stop, left: None })
     }
@@ -338,8 +338,8 @@ mod tests {
         let port = refusing();
         let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let terms = Channel::builder().terms();
-        let mut keeper = PoolTask::new(&view, rules, terms);
+        let config = Channel::builder().config();
+        let mut keeper = PoolTask::new(&view, rules, config);
         keeper.reconcile();
         let mut open = true;
         // The first change is the whole snapshot.
@@ -359,7 +359,7 @@ mod tests {
         let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
         let (view, client) = view(1, endpoint).await;
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = PoolTask::new(&view, rules, Channel::builder().terms());
+        let mut keeper = PoolTask::new(&view, rules, Channel::builder().config());
         keeper.reconcile();
         let [old, new] = [0, 9].map(|n| Endpoint::parse(endpoint(n)).unwrap());
         let moved = Instance::new(InstanceId::parse("i0").unwrap(), [new.clone()]).unwrap();
@@ -402,7 +402,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let _default = tracing::subscriber::set_default(subscriber);
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = PoolTask::new(&view, rules, Channel::builder().terms());
+        let mut keeper = PoolTask::new(&view, rules, Channel::builder().config());
         for _ in 0..3 {
             keeper.reconcile();
         }

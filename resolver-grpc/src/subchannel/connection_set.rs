@@ -28,6 +28,14 @@ struct Demoted {
     watched: Vec<Weak<Connection>>,
 }
 
+/// Outcome of the demotion of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Demotion {
+    Demoted,
+    /// The connection took no calls before.
+    Unknown,
+}
+
 /// Exclusive right to change the set.
 pub(super) struct Change<'a> {
     set: &'a ConnectionSet,
@@ -110,18 +118,18 @@ impl Change<'_> {
         self.set.current.store(Arc::new(added));
     }
 
-    /// Takes a connection out, for its calls to end. Returns how many are left, or `None` if it was none of them.
-    pub(super) fn demote(&mut self, connection: &Arc<Connection>) -> Option<usize> {
+    /// Takes a connection out, for its calls to end.
+    pub(super) fn demote(&mut self, connection: &Arc<Connection>) -> Demotion {
         let current = self.set.current.load();
-        let left: Vec<_> = current.iter().filter(|other| !Arc::ptr_eq(other, connection)).map(Arc::clone).collect();
-        if left.len() == current.len() {
-            return None;
+        let remaining: Vec<_> =
+            current.iter().filter(|other| !Arc::ptr_eq(other, connection)).map(Arc::clone).collect();
+        if remaining.len() == current.len() {
+            return Demotion::Unknown;
         }
-        let count = left.len();
-        self.set.current.store(Arc::new(left));
+        self.set.current.store(Arc::new(remaining));
         self.demoted.new.push(Arc::clone(connection));
         self.set.changed.notify_one();
-        Some(count)
+        Demotion::Demoted
     }
 
     /// Lets go of all connections, which close once their calls have ended.

@@ -1,60 +1,391 @@
-//! State of a subchannel.
+//! States of a subchannel, and the transitions between them. Pure, except for the cell that publishes the state to calls.
+//!
+//! Connectivity is that of gRPC (<https://github.com/grpc/grpc/blob/master/doc/connectivity-semantics-and-api.md>). Beside it stand
+//! four facts that are independent of it: health, liveness, ejection and listing. Calls see the one [`InstanceState`] that follows
+//! from all five.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::{
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 /// State of an instance in a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InstanceState {
-    /// It is not connected to, since the channel was not used for its idle timeout; the next call connects.
+    /// Not connected, since the channel was not used for its idle timeout. The next call connects.
     Idle,
     /// The first connection, or the next one after one that worked, is being made.
     Connecting,
     /// It takes calls.
     Ready,
-    /// It cannot be connected to; the next try is due.
+    /// It cannot be connected to. The next dial follows after a delay.
     Failing,
-    /// It is connected and does not answer; it is being asked for a sign of life.
+    /// It is connected and does not answer. A probe is under way.
     Suspect,
     /// It failed several calls in a row and rests.
     Ejected,
-    /// Its health service says that it does not serve.
+    /// Its health service reports that it does not serve.
     Unhealthy,
     /// It is no longer listed and finishes its calls.
     Leaving,
 }
 
-/// State of a subchannel, in bits, so that a call reads it with one load.
-#[derive(Debug, Default)]
-pub(super) struct Condition(AtomicU8);
+impl InstanceState {
+    /// All states; each is published as its index.
+    const ALL: [Self; 8] = [
+        Self::Idle,
+        Self::Connecting,
+        Self::Ready,
+        Self::Failing,
+        Self::Suspect,
+        Self::Ejected,
+        Self::Unhealthy,
+        Self::Leaving,
+    ];
+}
 
-impl Condition {
-    pub(super) const CONNECTED: u8 = 1;
-    /// The last dial failed.
-    pub(super) const FAILED: u8 = 2;
-    /// A call got no answer, and nothing else was heard since.
-    pub(super) const SUSPECT: u8 = 4;
-    pub(super) const EJECTED: u8 = 8;
-    /// Its health service says that it does not serve.
-    pub(super) const UNHEALTHY: u8 = 16;
-    /// The resolver no longer lists it.
-    pub(super) const RETIRED: u8 = 32;
-    /// Its channel is not used.
-    pub(super) const IDLE: u8 = 64;
+/// Connectivity of a subchannel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// The channel is not used; the next call makes the task dial.
+    Idle,
+    /// The first dial is under way, or the next one after a connection that worked.
+    Connecting,
+    /// So many connections take calls. `after` is the state once the last one is gone.
+    Ready { connections: usize, after: AfterReady },
+    /// The latest dial failed. The next one follows after a delay.
+    TransientFailure { cause: Arc<str> },
+    /// The task has ended; nothing dials any more.
+    Shutdown,
+}
 
-    pub(super) fn set(&self, bits: u8) {
-        self.0.fetch_or(bits, Ordering::AcqRel);
+/// State that follows the loss of the last connection. Further connections can outlive the one that is dialled again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum AfterReady {
+    Idle,
+    Connecting,
+    TransientFailure { cause: Arc<str> },
+}
+
+/// Report of the health service of the instance, if that is watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Health {
+    #[default]
+    Serving,
+    NotServing,
+}
+
+/// Sign of life of the connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Liveness {
+    #[default]
+    Alive,
+    /// A call ended without an answer, and nothing was heard since.
+    Suspect,
+}
+
+/// Rest of an instance that failed several calls in a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Rest {
+    #[default]
+    None,
+    Ejected,
+}
+
+/// Listing of the instance by the resolver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Listing {
+    #[default]
+    Listed,
+    /// No longer listed: it finishes its calls, and nothing dials.
+    Draining,
+}
+
+/// Event that changes the status of a subchannel.
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    /// A new connection takes calls.
+    Connected,
+    /// A connection takes no more calls.
+    Demoted,
+    /// A dial failed, or a connection ended so soon that the next dial is delayed.
+    DialFailed {
+        cause: Arc<str>,
+    },
+    /// The channel was not used for its idle timeout.
+    Unused,
+    /// The channel is used again.
+    Used,
+    /// The task has ended.
+    Ended,
+    HealthReported(Health),
+    /// A call ended without an answer, and nothing was heard meanwhile.
+    Doubted,
+    /// A probe has ended.
+    Probed,
+    Ejected,
+    Readmitted,
+    /// The resolver no longer lists the instance.
+    Delisted,
+    /// The resolver lists the instance (again).
+    Listed,
+}
+
+/// Everything that is known of a subchannel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Status {
+    connectivity: State,
+    health: Health,
+    liveness: Liveness,
+    rest: Rest,
+    listing: Listing,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            connectivity: State::Connecting,
+            health: Health::default(),
+            liveness: Liveness::default(),
+            rest: Rest::default(),
+            listing: Listing::default(),
+        }
+    }
+}
+
+impl Status {
+    /// Returns the status after `event`.
+    fn after(self, event: Event) -> Self {
+        match event {
+            // A doubt was about the connections so far.
+            Event::Connected | Event::Demoted => {
+                Self { connectivity: self.connectivity.after(event), liveness: Liveness::Alive, ..self }
+            }
+            Event::DialFailed { .. } | Event::Unused | Event::Used | Event::Ended => {
+                Self { connectivity: self.connectivity.after(event), ..self }
+            }
+            Event::HealthReported(health) => Self { health, ..self },
+            Event::Doubted => Self { liveness: Liveness::Suspect, ..self },
+            Event::Probed => Self { liveness: Liveness::Alive, ..self },
+            Event::Ejected => Self { rest: Rest::Ejected, ..self },
+            Event::Readmitted => Self { rest: Rest::None, ..self },
+            Event::Delisted => Self { listing: Listing::Draining, ..self },
+            Event::Listed => Self { listing: Listing::Listed, ..self },
+        }
     }
 
-    pub(super) fn clear(&self, bits: u8) {
-        self.0.fetch_and(!bits, Ordering::AcqRel);
+    /// The state that calls see.
+    fn instance_state(&self) -> InstanceState {
+        match (self.listing, &self.connectivity) {
+            (Listing::Draining, _) => InstanceState::Leaving,
+            (_, State::Idle) => InstanceState::Idle,
+            (_, State::Connecting) => InstanceState::Connecting,
+            (_, State::TransientFailure { .. } | State::Shutdown) => InstanceState::Failing,
+            (_, State::Ready { .. }) if self.rest == Rest::Ejected => InstanceState::Ejected,
+            (_, State::Ready { .. }) if self.health == Health::NotServing => InstanceState::Unhealthy,
+            (_, State::Ready { .. }) if self.liveness == Liveness::Suspect => InstanceState::Suspect,
+            (_, State::Ready { .. }) => InstanceState::Ready,
+        }
+    }
+}
+
+impl State {
+    /// Returns the connectivity after `event`. Events that do not concern it leave it as it is.
+    fn after(self, event: Event) -> Self {
+        match (self, event) {
+            (Self::Shutdown, _) | (_, Event::Ended) => Self::Shutdown,
+            (Self::Ready { connections, after: AfterReady::Idle }, Event::Connected) => {
+                Self::Ready { connections: connections + 1, after: AfterReady::Idle }
+            }
+            (Self::Ready { connections, .. }, Event::Connected) => {
+                Self::Ready { connections: connections + 1, after: AfterReady::Connecting }
+            }
+            (_, Event::Connected) => Self::Ready { connections: 1, after: AfterReady::Connecting },
+            (Self::Ready { connections: 0 | 1, after }, Event::Demoted) => after.into(),
+            (Self::Ready { connections, after }, Event::Demoted) => Self::Ready { connections: connections - 1, after },
+            (Self::Ready { connections, .. }, Event::DialFailed { cause }) => {
+                Self::Ready { connections, after: AfterReady::TransientFailure { cause } }
+            }
+            (_, Event::DialFailed { cause }) => Self::TransientFailure { cause },
+            (Self::Ready { connections, .. }, Event::Unused) => Self::Ready { connections, after: AfterReady::Idle },
+            (_, Event::Unused) => Self::Idle,
+            (Self::Ready { connections, .. }, Event::Used) => {
+                Self::Ready { connections, after: AfterReady::Connecting }
+            }
+            (Self::Idle, Event::Used) => Self::Connecting,
+            (state, _) => state,
+        }
     }
 
-    pub(super) fn has(&self, bits: u8) -> bool {
-        self.bits() & bits != 0
+    /// Cause of the failure of the latest dial, if it failed.
+    fn dial_failure(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::TransientFailure { cause } | Self::Ready { after: AfterReady::TransientFailure { cause }, .. } => {
+                Some(cause)
+            }
+            Self::Idle | Self::Connecting | Self::Ready { .. } | Self::Shutdown => None,
+        }
+    }
+}
+
+impl From<AfterReady> for State {
+    fn from(after: AfterReady) -> Self {
+        match after {
+            AfterReady::Idle => Self::Idle,
+            AfterReady::Connecting => Self::Connecting,
+            AfterReady::TransientFailure { cause } => Self::TransientFailure { cause },
+        }
+    }
+}
+
+/// Status of a subchannel, shared by its task and calls. Calls read the state with one load.
+#[derive(Debug)]
+pub(super) struct StatusCell {
+    status: Mutex<Status>,
+    /// Index of the state in [`InstanceState::ALL`].
+    published: AtomicU8,
+}
+
+impl Default for StatusCell {
+    fn default() -> Self {
+        let cell = Self { status: Mutex::default(), published: AtomicU8::new(0) };
+        cell.publish(&cell.lock());
+        cell
+    }
+}
+
+impl StatusCell {
+    /// Changes the status.
+    pub(super) fn apply(&self, event: Event) {
+        let mut status = self.lock();
+        *status = mem::take(&mut *status).after(event);
+        self.publish(&status);
     }
 
-    pub(super) fn bits(&self) -> u8 {
-        self.0.load(Ordering::Acquire)
+    /// The state that calls see.
+    pub(super) fn state(&self) -> InstanceState {
+        let index = usize::from(self.published.load(Ordering::Acquire));
+        // Only indices of states are published.
+        InstanceState::ALL.get(index).copied().unwrap_or(InstanceState::Connecting)
+    }
+
+    /// Returns `true` if a connection takes calls, whatever else is known of the instance.
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(self.lock().connectivity, State::Ready { .. })
+    }
+
+    /// Cause of the failure of the latest dial, if it failed.
+    pub(super) fn dial_failure(&self) -> Option<Arc<str>> {
+        self.lock().connectivity.dial_failure().cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, status: &Status) {
+        self.published.store(status.instance_state() as u8, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed() -> Event {
+        Event::DialFailed { cause: Arc::from("refused") }
+    }
+
+    fn after(events: impl IntoIterator<Item = Event>) -> Status {
+        events.into_iter().fold(Status::default(), Status::after)
+    }
+
+    fn state(events: impl IntoIterator<Item = Event>) -> InstanceState {
+        after(events).instance_state()
+    }
+
+    #[test]
+    fn a_state_is_published_as_its_index() {
+        for (index, state) in InstanceState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, index, "{state:?}");
+        }
+        let cell = StatusCell::default();
+        assert_eq!(cell.state(), InstanceState::Connecting);
+        cell.apply(Event::Connected);
+        assert_eq!(cell.state(), InstanceState::Ready);
+    }
+
+    #[test]
+    fn a_failed_dial_shows_until_a_connection() {
+        assert_eq!(state([failed()]), InstanceState::Failing);
+        assert_eq!(after([failed()]).connectivity.dial_failure().map(|cause| &**cause), Some("refused"));
+        assert_eq!(state([failed(), Event::Used]), InstanceState::Failing, "the next dial is under way");
+        let connected = after([failed(), Event::Connected]);
+        assert_eq!((connected.instance_state(), connected.connectivity.dial_failure()), (InstanceState::Ready, None));
+    }
+
+    #[test]
+    fn the_loss_of_the_last_connection_leads_to_a_dial() {
+        let two = [Event::Connected, Event::Connected, Event::Demoted];
+        assert_eq!(state(two.clone()), InstanceState::Ready);
+        assert_eq!(state(two.into_iter().chain([Event::Demoted])), InstanceState::Connecting);
+    }
+
+    #[test]
+    fn a_failed_redial_counts_once_no_connection_is_left() {
+        let redialled = [Event::Connected, Event::Connected, Event::Demoted, failed()];
+        let ready = after(redialled.clone());
+        assert_eq!(ready.instance_state(), InstanceState::Ready);
+        assert!(ready.connectivity.dial_failure().is_some());
+        assert_eq!(state(redialled.into_iter().chain([Event::Demoted])), InstanceState::Failing);
+    }
+
+    #[test]
+    fn an_unused_channel_is_idle_once_its_connections_are_gone() {
+        assert_eq!(state([failed(), Event::Unused]), InstanceState::Idle);
+        assert_eq!(state([Event::Unused, Event::Used]), InstanceState::Connecting);
+        let unused = [Event::Connected, Event::Unused];
+        assert_eq!(state(unused.clone()), InstanceState::Ready);
+        assert_eq!(state(unused.clone().into_iter().chain([Event::Demoted])), InstanceState::Idle);
+        assert_eq!(state(unused.into_iter().chain([Event::Used, Event::Demoted])), InstanceState::Connecting);
+    }
+
+    #[test]
+    fn an_ended_task_connects_no_more() {
+        for event in [Event::Connected, Event::Used, Event::Unused, Event::Demoted] {
+            assert_eq!(after([Event::Connected, Event::Ended, event]).connectivity, State::Shutdown);
+        }
+        assert_eq!(state([Event::Ended]), InstanceState::Failing);
+    }
+
+    #[test]
+    fn ejection_hides_health_and_health_hides_a_doubt() {
+        let mut status =
+            after([Event::Connected, Event::Doubted, Event::HealthReported(Health::NotServing), Event::Ejected]);
+        assert_eq!(status.instance_state(), InstanceState::Ejected);
+        status = status.after(Event::Readmitted);
+        assert_eq!(status.instance_state(), InstanceState::Unhealthy);
+        status = status.after(Event::HealthReported(Health::Serving));
+        assert_eq!(status.instance_state(), InstanceState::Suspect);
+        status = status.after(Event::Probed);
+        assert_eq!(status.instance_state(), InstanceState::Ready);
+    }
+
+    #[test]
+    fn a_connection_dispels_a_doubt() {
+        assert_eq!(state([Event::Connected, Event::Doubted, Event::Connected]), InstanceState::Ready);
+        let demoted = [Event::Connected, Event::Connected, Event::Doubted, Event::Demoted];
+        assert_eq!(state(demoted), InstanceState::Ready);
+    }
+
+    #[test]
+    fn a_delisted_instance_leaves_until_it_is_listed() {
+        let delisted = after([Event::Connected, Event::Delisted]);
+        assert_eq!(delisted.instance_state(), InstanceState::Leaving);
+        assert_eq!(delisted.after(Event::Listed).instance_state(), InstanceState::Ready);
     }
 }

@@ -10,6 +10,15 @@ pub(crate) struct DialLimit {
     failing: Semaphore,
 }
 
+/// Turn of an instance among the dials of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DialTurn {
+    /// The latest dial of the instance did not fail.
+    First,
+    /// The latest dial of the instance failed.
+    AfterFailure,
+}
+
 /// The right to dial, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DialPermit<'a> {
@@ -29,9 +38,12 @@ impl DialLimit {
     /// # Cancel safety
     ///
     /// Dropping the future gives up the place in the queue.
-    pub(crate) async fn permit(&self, failing: bool) -> DialPermit<'_> {
+    pub(crate) async fn permit(&self, turn: DialTurn) -> DialPermit<'_> {
         // Neither is ever closed.
-        let failing = if failing { self.failing.acquire().await.ok() } else { None };
+        let failing = match turn {
+            DialTurn::First => None,
+            DialTurn::AfterFailure => self.failing.acquire().await.ok(),
+        };
         DialPermit { _failing: failing, _all: self.all.acquire().await.ok() }
     }
 }
@@ -44,12 +56,12 @@ mod tests {
     #[tokio::test]
     async fn those_that_fail_leave_half_to_the_others() {
         let limit = DialLimit::new(4);
-        let failing = [limit.permit(true).await, limit.permit(true).await];
-        assert!(limit.permit(true).now_or_never().is_none());
-        let others = [limit.permit(false).await, limit.permit(false).await];
-        assert!(limit.permit(false).now_or_never().is_none());
+        let failing = [limit.permit(DialTurn::AfterFailure).await, limit.permit(DialTurn::AfterFailure).await];
+        assert!(limit.permit(DialTurn::AfterFailure).now_or_never().is_none());
+        let others = [limit.permit(DialTurn::First).await, limit.permit(DialTurn::First).await];
+        assert!(limit.permit(DialTurn::First).now_or_never().is_none());
         drop(failing);
-        assert!(limit.permit(true).now_or_never().is_some());
+        assert!(limit.permit(DialTurn::AfterFailure).now_or_never().is_some());
         drop(others);
     }
 }

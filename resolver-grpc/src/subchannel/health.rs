@@ -10,6 +10,8 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
+use crate::subchannel::connectivity::Health;
+
 /// Maximum duration of opening a health stream, to its first word.
 const OPEN: Duration = Duration::from_secs(5);
 
@@ -17,35 +19,37 @@ const OPEN: Duration = Duration::from_secs(5);
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// State of the health stream of an instance.
-pub(crate) struct Watch {
+pub(super) struct Watch {
     client: HealthClient<Channel>,
     service: String,
     stream: Option<Streaming<HealthCheckResponse>>,
-    serving: bool,
+    reported: Health,
     /// The server has no health service, which counts as serving.
     unknown: bool,
 }
 
 impl Watch {
     /// Opens the stream and waits for its first word.
-    pub(crate) async fn begin(channel: Channel, service: &str) -> Self {
+    pub(super) async fn begin(channel: Channel, service: &str) -> Self {
         let client = HealthClient::new(channel);
-        let mut watch = Self { client, service: service.to_owned(), stream: None, serving: false, unknown: false };
+        let mut watch =
+            Self { client, service: service.to_owned(), stream: None, reported: Health::NotServing, unknown: false };
         watch.open().await;
         watch
     }
 
-    pub(crate) fn serving(&self) -> bool {
-        self.serving
+    /// The latest report.
+    pub(super) fn reported(&self) -> Health {
+        self.reported
     }
 
     /// Returns `true` if it has a stream of the connection, or will have one again.
-    pub(crate) fn takes_a_stream(&self) -> bool {
+    pub(super) fn takes_a_stream(&self) -> bool {
         !self.unknown
     }
 
     /// Tells `note` every change, for ever.
-    pub(crate) async fn follow(mut self, note: impl Fn(bool)) {
+    pub(super) async fn follow(mut self, note: impl Fn(Health)) {
         let mut backoff = BackoffPolicy::new(AGAIN.0, AGAIN.1).unwrap_or_default().start();
         while !self.unknown {
             if self.stream.is_some() {
@@ -56,7 +60,7 @@ impl Watch {
                 // Without a first word the instance stays as it was said last: not serving.
                 let _ = timeout(OPEN, self.open()).await;
             }
-            note(self.serving);
+            note(self.reported);
         }
         std::future::pending::<()>().await;
     }
@@ -64,8 +68,8 @@ impl Watch {
     async fn open(&mut self) {
         let request = HealthCheckRequest { service: self.service.clone() };
         match self.client.watch(request).await {
-            Ok(answer) => {
-                self.stream = Some(answer.into_inner());
+            Ok(response) => {
+                self.stream = Some(response.into_inner());
                 self.listen().await;
             }
             Err(status) => self.broke(&status),
@@ -78,7 +82,8 @@ impl Watch {
             return;
         };
         match stream.message().await {
-            Ok(Some(answer)) => self.serving = answer.status() == ServingStatus::Serving,
+            Ok(Some(response)) if response.status() == ServingStatus::Serving => self.reported = Health::Serving,
+            Ok(Some(_)) => self.reported = Health::NotServing,
             Ok(None) => self.broke(&Status::unavailable("the stream ended")),
             Err(status) => self.broke(&status),
         }
@@ -87,7 +92,7 @@ impl Watch {
     fn broke(&mut self, status: &Status) {
         self.stream = None;
         self.unknown = status.code() == Code::Unimplemented;
-        self.serving = self.unknown;
+        self.reported = if self.unknown { Health::Serving } else { Health::NotServing };
         if self.unknown {
             tracing::debug!("the instance has no health service, taken as serving");
         }

@@ -16,6 +16,7 @@ pub(crate) mod subchannel;
 pub(crate) mod transport;
 
 mod connection_set;
+mod ejection;
 mod frames;
 mod head_write;
 mod health;

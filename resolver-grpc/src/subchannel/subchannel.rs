@@ -5,24 +5,21 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
-use arc_swap::{ArcSwap, ArcSwapOption};
-use enlist::{
-    Endpoint, Entry,
-    balance::{Candidate, Rests},
-    escape::escaped,
-};
+use arc_swap::ArcSwap;
+use enlist::{Endpoint, Entry, balance::Candidate, escape::escaped};
 use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::subchannel::{
     config::SubchannelConfig,
     connection::Connection,
-    connection_set::ConnectionSet,
-    connectivity::{Condition, InstanceState},
+    connection_set::{ConnectionSet, Demotion},
+    connectivity::{Event, InstanceState, StatusCell},
+    ejection::FailureCount,
 };
 
 /// An endpoint, the connection to it, and what is known of both.
@@ -31,22 +28,16 @@ pub(crate) struct Subchannel {
     pub(super) endpoint: Endpoint,
     /// As it was described last.
     entry: ArcSwap<Entry>,
-    pub(super) condition: Condition,
+    status: StatusCell,
     pub(super) connections: ConnectionSet,
-    pub(super) trouble: ArcSwapOption<String>,
     in_flight: AtomicUsize,
-    /// Failed calls in a row.
-    pub(super) failures: AtomicU32,
+    pub(super) failures: FailureCount,
     pub(super) started: AtomicU64,
     failed: AtomicU64,
-    /// Dial now.
-    pub(super) wake: Notify,
-    /// All streams are taken.
+    /// The next dial is due at once.
+    pub(super) dial_now: Notify,
+    /// All streams are taken: a further connection may be needed.
     pub(super) crowded: Notify,
-    /// Enough calls failed in a row.
-    enough: Notify,
-    /// Another process was registered in place of this one: its failures are none of the new one's.
-    restarted: Notify,
 }
 
 impl fmt::Display for Subchannel {
@@ -61,9 +52,7 @@ impl Candidate for Subchannel {
     }
 
     fn is_ready(&self) -> bool {
-        // What became of the latest dial counts only where no connection is left.
-        let bits = self.condition.bits() & !(Condition::FAILED | Condition::IDLE);
-        bits == Condition::CONNECTED && self.has_room()
+        self.state() == InstanceState::Ready && self.has_room()
     }
 }
 
@@ -73,17 +62,14 @@ impl Subchannel {
         Self {
             endpoint,
             entry: ArcSwap::new(entry),
-            condition: Condition::default(),
+            status: StatusCell::default(),
             connections: ConnectionSet::new(most_connections),
-            trouble: ArcSwapOption::empty(),
             in_flight: AtomicUsize::new(0),
-            failures: AtomicU32::new(0),
+            failures: FailureCount::default(),
             started: AtomicU64::new(0),
             failed: AtomicU64::new(0),
-            wake: Notify::new(),
+            dial_now: Notify::new(),
             crowded: Notify::new(),
-            enough: Notify::new(),
-            restarted: Notify::new(),
         }
     }
 
@@ -97,22 +83,21 @@ impl Subchannel {
 
     /// Takes a new description. One that was registered anew is dialled at once: it has been restarted.
     pub(crate) fn describe(&self, entry: Arc<Entry>) {
-        let returned = self.condition.has(Condition::RETIRED);
-        self.condition.clear(Condition::RETIRED);
+        let returned = self.is_draining();
+        self.status.apply(Event::Listed);
         let restarted = self.entry.load().created() != entry.created();
         if returned || restarted {
-            self.wake.notify_one();
+            self.dial_now.notify_one();
         }
         if restarted {
-            self.failures.store(0, Ordering::Relaxed);
-            self.restarted.notify_waiters();
+            self.failures.restart();
         }
         self.entry.store(entry);
     }
 
     /// Dials no more; the connection stays for the calls it has.
     pub(crate) fn retire(&self) {
-        self.condition.set(Condition::RETIRED);
+        self.status.apply(Event::Delisted);
     }
 
     /// Breaks off what is left.
@@ -123,8 +108,7 @@ impl Subchannel {
     /// Lets go of the connections, which close once their calls have ended. Nobody dials any more.
     pub(super) fn end(&self) {
         let mut change = self.connections.change();
-        self.condition.clear(Condition::CONNECTED);
-        self.condition.set(Condition::FAILED);
+        self.status.apply(Event::Ended);
         change.clear();
     }
 
@@ -137,62 +121,58 @@ impl Subchannel {
         (self.started.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
 
-    /// Reason for which the last dial failed.
-    pub(crate) fn trouble(&self) -> Option<Arc<String>> {
-        self.trouble.load_full()
+    /// Cause of the failure of the latest dial, if it failed.
+    pub(crate) fn dial_failure(&self) -> Option<Arc<str>> {
+        self.status.dial_failure()
     }
 
     /// Returns `true` if it is connected, whatever else is known of it.
     pub(crate) fn is_connected(&self) -> bool {
-        self.condition.has(Condition::CONNECTED)
+        self.status.is_connected()
+    }
+
+    /// Returns `true` if the instance is no longer listed.
+    pub(super) fn is_draining(&self) -> bool {
+        self.state() == InstanceState::Leaving
     }
 
     pub(crate) fn state(&self) -> InstanceState {
-        let bits = self.condition.bits();
-        let is = |bit| bits & bit != 0;
-        match () {
-            () if is(Condition::RETIRED) => InstanceState::Leaving,
-            () if !is(Condition::CONNECTED) && is(Condition::IDLE) => InstanceState::Idle,
-            () if !is(Condition::CONNECTED) && is(Condition::FAILED) => InstanceState::Failing,
-            () if !is(Condition::CONNECTED) => InstanceState::Connecting,
-            () if is(Condition::EJECTED) => InstanceState::Ejected,
-            () if is(Condition::UNHEALTHY) => InstanceState::Unhealthy,
-            () if is(Condition::SUSPECT) => InstanceState::Suspect,
-            () => InstanceState::Ready,
-        }
+        self.status.state()
+    }
+
+    /// Changes the status, and has the picker state rebuilt.
+    pub(super) fn apply(&self, config: &SubchannelConfig, event: Event) {
+        self.status.apply(event);
+        config.changed.notify_one();
     }
 
     /// Lets calls use a new connection.
-    pub(super) fn admit(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
+    pub(super) fn admit(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             let mut change = self.connections.change();
             change.add(connection);
-            self.trouble.store(None);
-            self.condition.clear(Condition::FAILED | Condition::SUSPECT);
-            self.condition.set(Condition::CONNECTED);
+            self.status.apply(Event::Connected);
         }
         if self.connections.is_crowded() {
             // Its only stream may be that of the health check.
             self.crowded.notify_one();
         }
-        terms.connected.notify_one();
-        terms.queue.wake_all();
+        config.connected.notify_one();
+        config.queue.wake_all();
     }
 
     /// Takes no more calls over this connection, which was found not to work.
-    pub(crate) fn demote(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
+    pub(crate) fn demote(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             let mut change = self.connections.change();
-            let Some(left) = change.demote(connection) else { return };
-            // The doubt was about it, as far as is known.
-            self.condition.clear(Condition::SUSPECT);
-            if left == 0 {
-                self.condition.clear(Condition::CONNECTED);
+            if change.demote(connection) == Demotion::Unknown {
+                return;
             }
+            self.status.apply(Event::Demoted);
         }
         connection.spend();
         self.crowded.notify_one();
-        terms.changed.notify_one();
+        config.changed.notify_one();
         tracing::debug!(instance = %self, "connection no longer used");
     }
 
@@ -224,69 +204,38 @@ impl Subchannel {
     }
 
     /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
-    pub(crate) fn doubt(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
+    pub(crate) fn doubt(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             // A connection that is demoted meanwhile would leave a doubt that nothing dispels.
             let _change = self.connections.change();
             if connection.is_lost() || !self.connections.uses(connection) {
                 return;
             }
-            self.condition.set(Condition::SUSPECT);
+            self.status.apply(Event::Doubted);
         }
         connection.doubt();
-        terms.changed.notify_one();
+        config.changed.notify_one();
     }
 
     /// Counts a call that ended.
-    pub(crate) fn count(&self, terms: &SubchannelConfig, code: Code) {
+    pub(crate) fn count(&self, config: &SubchannelConfig, code: Code) {
         if code != Code::Ok {
             self.failed.fetch_add(1, Ordering::Relaxed);
         }
-        let Some(ejection) = &terms.ejection else {
+        let Some(ejection) = &config.ejection else {
             return;
         };
-        if terms.ejection_codes.contains(&code) {
-            let failures = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-            if ejection.is_enough(failures) {
-                self.enough.notify_one();
-            }
-        } else if self.failures.load(Ordering::Relaxed) > 0 {
-            self.failures.store(0, Ordering::Relaxed);
+        if config.ejection_codes.contains(&code) {
+            self.failures.failed(ejection);
+        } else {
+            self.failures.succeeded();
         }
     }
 
-    /// Lets the instance rest whenever it fails too often.
-    pub(super) async fn rest(&self, terms: &SubchannelConfig) {
-        let Some(ejection) = &terms.ejection else {
-            return;
-        };
-        let mut rests = Rests::new(ejection);
-        loop {
-            // From before the look at the failures: a restart after it ends the rest at once.
-            let mut restarted = std::pin::pin!(self.restarted.notified());
-            tokio::select! {
-                () = self.enough.notified() => {}
-                () = &mut restarted => {
-                    rests = Rests::new(ejection);
-                    continue;
-                }
-            }
-            if !ejection.is_enough(self.failures.load(Ordering::Relaxed)) {
-                // What failed while it rested is forgiven.
-                continue;
-            }
-            let Some(_ejected) = terms.ejections.begin(ejection) else {
-                self.failures.store(0, Ordering::Relaxed);
-                continue;
-            };
-            let time = rests.begin();
-            tracing::warn!(instance = %self, ?time, "instance ejected, it failed several calls in a row");
-            self.condition.set(Condition::EJECTED);
-            terms.changed.notify_one();
-            rests.wait(time, restarted).await;
-            self.failures.store(0, Ordering::Relaxed);
-            self.condition.clear(Condition::EJECTED);
-            terms.changed.notify_one();
+    /// Lets the instance rest whenever it fails too often; returns at once if the channel has no ejection.
+    pub(super) async fn rest(&self, config: &SubchannelConfig) {
+        if let Some(ejection) = &config.ejection {
+            self.failures.rest(ejection, &config.ejections, self, |event| self.apply(config, event)).await;
         }
     }
 }
@@ -308,11 +257,11 @@ mod tests {
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint.clone()]).unwrap();
         let subchannel =
             Subchannel::new(endpoint, Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))), 1);
-        subchannel.condition.set(Condition::CONNECTED);
+        subchannel.status.apply(Event::Connected);
         subchannel
     }
 
-    fn terms() -> Arc<SubchannelConfig> {
+    fn config() -> Arc<SubchannelConfig> {
         let ejection = Ejection::new().failures(3).share(1.0).time(SECOND, SECOND).unwrap();
         let ejections = Ejections::default();
         ejections.of(2);
@@ -336,24 +285,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn calls_that_fail_while_an_instance_rests_do_not_make_it_rest_again() {
-        let (subchannel, terms) = (subchannel(), terms());
+        let (subchannel, config) = (subchannel(), config());
         let calls = async {
             for _ in 0..3 {
-                subchannel.count(&terms, Code::Unavailable);
+                subchannel.count(&config, Code::Unavailable);
             }
-            terms.changed.notified().await;
+            config.changed.notified().await;
             assert_eq!(subchannel.state(), InstanceState::Ejected);
             // These were in flight.
             for _ in 0..10 {
-                subchannel.count(&terms, Code::Unavailable);
+                subchannel.count(&config, Code::Unavailable);
             }
-            terms.changed.notified().await;
+            config.changed.notified().await;
             assert_eq!(subchannel.state(), InstanceState::Ready);
             tokio::time::sleep(SECOND * 10).await;
             assert_eq!(subchannel.state(), InstanceState::Ready);
         };
         tokio::select! {
-            () = subchannel.rest(&terms) => panic!("it rests for ever"),
+            () = subchannel.rest(&config) => panic!("it rests for ever"),
             () = calls => {}
         }
     }

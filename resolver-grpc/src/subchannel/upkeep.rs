@@ -19,7 +19,8 @@ use crate::{
     subchannel::{
         config::SubchannelConfig,
         connection::Connection,
-        connectivity::Condition,
+        connectivity::{Event, Health},
+        dial_limit::DialTurn,
         health,
         probe::{ProbeOutcome, probe},
         subchannel::Subchannel,
@@ -63,69 +64,66 @@ impl Subchannel {
     /// # Cancel safety
     ///
     /// Dropping the future lets go of the connections. A panic in the user's settings or connector costs one dial.
-    pub(crate) async fn keep(&self, terms: &SubchannelConfig) {
+    pub(crate) async fn keep(&self, config: &SubchannelConfig) {
         let _end = End(self);
-        tokio::join!(self.stay_connected(terms), self.grow(terms), self.outlast(terms), self.rest(terms));
+        tokio::join!(self.stay_connected(config), self.grow(config), self.outlast(config), self.rest(config));
     }
 
-    async fn stay_connected(&self, terms: &SubchannelConfig) {
-        let mut backoff = terms.redial.start();
+    async fn stay_connected(&self, config: &SubchannelConfig) {
+        let mut backoff = config.redial.start();
         loop {
-            while self.condition.has(Condition::RETIRED) {
-                self.wake.notified().await;
+            while self.is_draining() {
+                self.dial_now.notified().await;
             }
-            if !terms.activity.is_active() {
+            if !config.activity.is_active() {
                 // The next call waits for a dial, as the first one does.
-                self.condition.clear(Condition::FAILED);
-                self.condition.set(Condition::IDLE);
-                terms.changed.notify_one();
-                terms.activity.becomes(true).await;
-                self.condition.clear(Condition::IDLE);
+                self.apply(config, Event::Unused);
+                config.activity.becomes(true).await;
+                self.apply(config, Event::Used);
             }
-            match self.dial(terms, terms.health.as_deref()).await {
+            match self.dial(config, config.health.as_deref()).await {
                 Ok((connection, health)) => {
                     let connected = Moment::now();
-                    self.attend(terms, &connection, health).await;
-                    if connected.elapsed() >= LASTED || !terms.activity.is_active() {
+                    self.attend(config, &connection, health).await;
+                    if connected.elapsed() >= LASTED || !config.activity.is_active() {
                         backoff.reset();
                         continue;
                     }
                     // Calls would wait for it during the delay that is due.
                     let cause = connection.cause().unwrap_or("it took no more calls");
                     self.note_failure(
-                        terms,
+                        config,
                         format!("the connection ended after {}: {cause}", rounded(connected.elapsed())),
                     );
                 }
                 Err(failure) => {
                     let text = failure.text();
                     tracing::debug!(instance = %self, cause = %escaped(&text), "instance could not be connected to");
-                    self.note_failure(terms, text);
+                    self.note_failure(config, text);
                 }
             }
             // Whether it was woken or not, the next dial is due.
-            let _ = timeout(backoff.next_delay(), self.wake.notified()).await;
+            let _ = timeout(backoff.next_delay(), self.dial_now.notified()).await;
         }
     }
 
     /// Lets calls know that the next dial is not at once, and why.
-    fn note_failure(&self, terms: &SubchannelConfig, trouble: String) {
-        self.trouble.store(Some(Arc::new(trouble)));
-        self.condition.set(Condition::FAILED);
-        terms.changed.notify_one();
+    fn note_failure(&self, config: &SubchannelConfig, trouble: String) {
+        self.apply(config, Event::DialFailed { cause: Arc::from(trouble) });
     }
 
     /// A new connection and, if asked for, what the health service says over it.
-    async fn dial(&self, terms: &SubchannelConfig, health: Option<&str>) -> Result<Dialled, DialFailure> {
+    async fn dial(&self, config: &SubchannelConfig, health: Option<&str>) -> Result<Dialled, DialFailure> {
         let said = |error| DialFailure { error, silent: false };
-        let _permit = terms.dials.permit(self.condition.has(Condition::FAILED)).await;
+        let turn = if self.dial_failure().is_some() { DialTurn::AfterFailure } else { DialTurn::First };
+        let _permit = config.dials.permit(turn).await;
         // After the wait: the instance may have been described anew, and a certificate replaced.
         let entry = self.entry();
-        let settings = terms.settings.of(entry.instance(), &self.endpoint).map_err(said)?;
-        let settings = terms.connections.applied_to(settings);
-        let limit = settings.get_connect_timeout().unwrap_or(terms.dial_timeout);
+        let settings = config.settings.of(entry.instance(), &self.endpoint).map_err(said)?;
+        let settings = config.connections.applied_to(settings);
+        let limit = settings.get_connect_timeout().unwrap_or(config.dial_timeout);
         let connect = async {
-            let opened = terms.connections.open(entry.instance(), &self.endpoint, &settings);
+            let opened = config.connections.open(entry.instance(), &self.endpoint, &settings);
             let connection = Arc::new(Connection::dial(opened, &settings).await?);
             let health = match health {
                 Some(service) => {
@@ -148,59 +146,50 @@ impl Subchannel {
     }
 
     /// Lets calls use the connection until it is gone.
-    async fn attend(&self, terms: &SubchannelConfig, connection: &Arc<Connection>, health: Option<health::Watch>) {
-        let serving = health.as_ref().is_none_or(health::Watch::serving);
-        self.note_health(terms, serving);
-        self.failures.store(0, Ordering::Relaxed);
-        self.admit(terms, connection);
+    async fn attend(&self, config: &SubchannelConfig, connection: &Arc<Connection>, health: Option<health::Watch>) {
+        let reported = health.as_ref().map_or(Health::Serving, health::Watch::reported);
+        self.apply(config, Event::HealthReported(reported));
+        self.failures.clear();
+        self.admit(config, connection);
         tracing::debug!(instance = %self, "instance connected");
         let with_health = async {
             let Some(health) = health else { return pending().await };
             tokio::select! {
-                () = health.follow(|serving| self.note_health(terms, serving)) => {}
-                () = self.hidden_goaway(terms, connection) => {}
+                () = health.follow(|reported| self.apply(config, Event::HealthReported(reported))) => {}
+                () = self.hidden_goaway(config, connection) => {}
             }
         };
         tokio::select! {
-            () = self.in_use(terms, connection) => {}
+            () = self.in_use(config, connection) => {}
             () = with_health => {}
         }
-        self.demote(terms, connection);
+        self.demote(config, connection);
     }
 
     /// Returns once a connection is gone, takes no more calls, is not needed, or was given up.
-    async fn in_use(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
+    async fn in_use(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         tokio::select! {
             () = connection.lost() => {}
             () = connection.spent() => {}
-            () = terms.activity.becomes(false) => {}
-            () = self.listen(terms, connection) => connection.cut(),
-            () = self.follow_stream_limit(terms, connection) => {}
+            () = config.activity.becomes(false) => {}
+            () = self.listen(config, connection) => connection.cut(),
+            () = self.follow_stream_limit(config, connection) => {}
         }
     }
 
     /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further connection if it
     /// takes too few, for ever.
-    async fn follow_stream_limit(&self, terms: &SubchannelConfig, connection: &Connection) {
+    async fn follow_stream_limit(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
             connection.restated().await;
-            terms.queue.wake_all();
+            config.queue.wake_all();
             self.crowded.notify_one();
         }
     }
 
-    fn note_health(&self, terms: &SubchannelConfig, serving: bool) {
-        if serving {
-            self.condition.clear(Condition::UNHEALTHY);
-        } else {
-            self.condition.set(Condition::UNHEALTHY);
-        }
-        terms.changed.notify_one();
-    }
-
     /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health stream would
     /// hold a server that leaves: what was heard on an idle connection may have been one, and a probe tells.
-    async fn hidden_goaway(&self, terms: &SubchannelConfig, connection: &Connection) {
+    async fn hidden_goaway(&self, config: &SubchannelConfig, connection: &Connection) {
         if !connection.is_opaque() {
             return pending().await;
         }
@@ -212,7 +201,7 @@ impl Subchannel {
             let idle = begun == started() && connection.calls() == 0;
             begun = started();
             if idle && connection.reads() != explained {
-                if probe(connection, terms.connections.probe_timeout).await == ProbeOutcome::Refused {
+                if probe(connection, config.connections.probe_timeout).await == ProbeOutcome::Refused {
                     return;
                 }
                 explained = connection.reads();
@@ -221,13 +210,13 @@ impl Subchannel {
     }
 
     /// Returns once the other side shows no sign of life although it was asked for one.
-    async fn listen(&self, terms: &SubchannelConfig, connection: &Arc<Connection>) {
+    async fn listen(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         loop {
             tokio::select! {
                 () = connection.doubted() => {}
-                () = silent(connection, terms.silence) => {}
+                () = silent(connection, config.silence) => {}
             }
-            match probe(connection, terms.connections.probe_timeout).await {
+            match probe(connection, config.connections.probe_timeout).await {
                 ProbeOutcome::Alive => {}
                 ProbeOutcome::Unsent => tracing::debug!(instance = %self, "all streams taken, no probe could be sent"),
                 // Its end is noticed, or calls are told.
@@ -237,20 +226,19 @@ impl Subchannel {
                     return;
                 }
             }
-            self.condition.clear(Condition::SUSPECT);
-            terms.changed.notify_one();
+            self.apply(config, Event::Probed);
         }
     }
 
     /// Opens further connections, one after the other, while all streams are taken.
-    async fn grow(&self, terms: &SubchannelConfig) {
+    async fn grow(&self, config: &SubchannelConfig) {
         let (growing, mut further) = (AtomicBool::new(false), FuturesUnordered::new());
         loop {
             tokio::select! {
                 () = self.crowded.notified() => {
-                    let may = further.len() + 1 < terms.connections.most && !self.condition.has(Condition::RETIRED);
+                    let may = further.len() + 1 < config.connections.most && !self.is_draining();
                     if may && self.is_connected() && self.connections.is_crowded() && !growing.swap(true, Ordering::Relaxed) {
-                        further.push(self.further(terms, &growing));
+                        further.push(self.further(config, &growing));
                     }
                 }
                 Some(()) = further.next() => {}
@@ -258,18 +246,18 @@ impl Subchannel {
         }
     }
 
-    async fn further(&self, terms: &SubchannelConfig, growing: &AtomicBool) {
-        let dialled = self.dial(terms, None).await;
+    async fn further(&self, config: &SubchannelConfig, growing: &AtomicBool) {
+        let dialled = self.dial(config, None).await;
         growing.store(false, Ordering::Relaxed);
         match dialled {
             Ok((connection, _)) => {
                 tracing::debug!(instance = %self, "all streams taken, further connection made");
-                self.admit(terms, &connection);
+                self.admit(config, &connection);
                 tokio::select! {
-                    () = self.in_use(terms, &connection) => {}
+                    () = self.in_use(config, &connection) => {}
                     () = unused(&connection, FURTHER_IDLE) => {}
                 }
-                self.demote(terms, &connection);
+                self.demote(config, &connection);
             }
             Err(failure) => {
                 tracing::debug!(instance = %self, cause = failure.text(), "no further connection could be made");
@@ -281,32 +269,32 @@ impl Subchannel {
     }
 
     /// Listens to connections that take no more calls, until their last ones have ended.
-    async fn outlast(&self, terms: &SubchannelConfig) {
+    async fn outlast(&self, config: &SubchannelConfig) {
         let mut connections = FuturesUnordered::new();
         loop {
             tokio::select! {
                 demoted = self.connections.demoted() => {
-                    connections.extend(demoted.into_iter().map(|connection| self.outlast_one(terms, connection)));
+                    connections.extend(demoted.into_iter().map(|connection| self.outlast_one(config, connection)));
                 }
                 Some(()) = connections.next() => {}
             }
         }
     }
 
-    async fn outlast_one(&self, terms: &SubchannelConfig, connection: Arc<Connection>) {
+    async fn outlast_one(&self, config: &SubchannelConfig, connection: Arc<Connection>) {
         tokio::select! {
             () = connection.quiet() => {}
             () = connection.lost() => {}
-            () = self.listen_anew(terms, &connection) => connection.cut(),
+            () = self.listen_anew(config, &connection) => connection.cut(),
         }
     }
 
     /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more calls takes
     /// no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
-    async fn listen_anew(&self, terms: &SubchannelConfig, connection: &Connection) {
+    async fn listen_anew(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
-            silent(connection, terms.silence).await;
-            let reached = self.dial(terms, None).await;
+            silent(connection, config.silence).await;
+            let reached = self.dial(config, None).await;
             if matches!(reached, Err(DialFailure { silent: true, .. })) {
                 tracing::warn!(instance = %self, "instance shows no sign of life, connection without new calls given up");
                 return;

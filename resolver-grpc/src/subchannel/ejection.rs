@@ -1,0 +1,90 @@
+//! Ejection of an instance that failed several calls in a row: the count of failures, and the task that lets the instance rest.
+
+use std::{
+    fmt,
+    pin::pin,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use enlist::{
+    Ejection,
+    balance::{Ejections, Rests},
+};
+use tokio::sync::Notify;
+
+use crate::subchannel::connectivity::Event;
+
+/// Failed calls in a row. Calls count; the task waits.
+#[derive(Debug, Default)]
+pub(super) struct FailureCount {
+    in_a_row: AtomicU32,
+    /// Enough calls failed in a row.
+    enough: Notify,
+    /// Another process was registered in place of this one, which has not failed yet.
+    restarted: Notify,
+}
+
+impl FailureCount {
+    /// Counts a call that failed.
+    pub(super) fn failed(&self, ejection: &Ejection) {
+        let failures = self.in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        if ejection.is_enough(failures) {
+            self.enough.notify_one();
+        }
+    }
+
+    /// Counts a call that succeeded.
+    pub(super) fn succeeded(&self) {
+        // Most calls find a zero, and write nothing.
+        if self.in_a_row.load(Ordering::Relaxed) > 0 {
+            self.clear();
+        }
+    }
+
+    /// Forgets all failures.
+    pub(super) fn clear(&self) {
+        self.in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// Forgets the failures of a process that was replaced, and ends its rest.
+    pub(super) fn restart(&self) {
+        self.clear();
+        self.restarted.notify_waiters();
+    }
+
+    /// Lets the instance rest whenever it fails too often, for ever. `apply` changes its state.
+    pub(super) async fn rest(
+        &self,
+        ejection: &Ejection,
+        ejections: &Ejections,
+        instance: &impl fmt::Display,
+        apply: impl Fn(Event),
+    ) {
+        let mut rests = Rests::new(ejection);
+        loop {
+            // From before the look at the failures: a restart after it ends the rest at once.
+            let mut restarted = pin!(self.restarted.notified());
+            tokio::select! {
+                () = self.enough.notified() => {}
+                () = &mut restarted => {
+                    rests = Rests::new(ejection);
+                    continue;
+                }
+            }
+            if !ejection.is_enough(self.in_a_row.load(Ordering::Relaxed)) {
+                // Failures during a rest are forgiven.
+                continue;
+            }
+            let Some(_ejected) = ejections.begin(ejection) else {
+                self.clear();
+                continue;
+            };
+            let time = rests.begin();
+            tracing::warn!(%instance, ?time, "instance ejected, it failed several calls in a row");
+            apply(Event::Ejected);
+            rests.wait(time, restarted).await;
+            self.clear();
+            apply(Event::Readmitted);
+        }
+    }
+}
