@@ -195,7 +195,7 @@ async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
                     });
                     record.instances.changed(now, number(pair.mod_revision()), id, version);
                 } else if put && pair.key().starts_with(LINE.as_bytes()) {
-                    record.locks.placed(number(pair.create_revision()), pair.lease());
+                    record.locks.queued(number(pair.create_revision()), pair.lease());
                 }
                 // Not in the middle of a revision: the last event of a message ends one, unless it is a fragment.
                 read.fetch_max(pair.mod_revision() - i64::from(message.0.fragment), Ordering::SeqCst);

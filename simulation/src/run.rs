@@ -231,7 +231,7 @@ fn judge(world: &World, journal: &[KeyChange]) -> Vec<String> {
                 is_one.then(|| Version { created: number(change.created), modified: number(change.revision) });
             shared.record.instances.changed(micros, number(change.revision), id, version);
         } else if key.starts_with(LOCK_QUEUE) && change.value.is_some() {
-            shared.record.locks.placed(number(change.created), change.lease);
+            shared.record.locks.queued(number(change.created), change.lease);
             if shared.revoked.contains(&change.lease) {
                 shared.deleted.insert(number(change.created));
             }

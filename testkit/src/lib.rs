@@ -8,8 +8,8 @@
 //! | `checkers/` | checkers for recorded runs: [`history`], [`lock_history`] |
 //!
 //! A backend implements [`Harness`] and [`ClientFaults`] in its tests and expands the suite with one line; see
-//! [`conformance!`](crate::conformance). Each guarantee of the traits is one case, named after the guarantee. The cases use
-//! only the public traits and the faults of the harness. They wait for conditions, never for a fixed time.
+//! [`conformance!`](crate::conformance). Each guarantee of the traits is one case, named after the guarantee. The cases
+//! use only the public traits and the faults of the harness. They wait for conditions, never for a fixed time.
 //!
 //! ```text
 //! enlist_testkit::conformance!(#[tokio::test] MyHarness::new().await);

@@ -162,7 +162,7 @@ impl Harness for EtcdHarness {
         self.raw().await.delete(line.first().expect("somebody holds it").key(), None).await.unwrap();
     }
 
-    async fn in_line(&self, name: &LockName) -> usize {
+    async fn queue_length(&self, name: &LockName) -> usize {
         self.line(name).await.len()
     }
 

@@ -79,7 +79,7 @@ impl Harness for MemoryHarness {
         assert!(self.store.delete_holder(name), "nobody holds {name}");
     }
 
-    async fn in_line(&self, name: &LockName) -> usize {
+    async fn queue_length(&self, name: &LockName) -> usize {
         self.store.in_line(name)
     }
 

@@ -1,6 +1,6 @@
-//! Judges what the holders of a lock believed and did against what a lock promises.
+//! Checker for the holders of a lock: compares their recorded steps with the guarantees of a lock.
 //!
-//! Pure, as [`history`](crate::history) is, and tested in the same way.
+//! Pure, like [`history`](crate::history), and tested in the same way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,31 +10,31 @@ use std::{
 use enlist::LockMode;
 use serde::{Deserialize, Serialize};
 
-/// Time for which whoever was robbed of a lock may believe in it, in microseconds: a revoked lease and a deleted key
-/// are signalled within this time. Whoever loses a lock in any other way must know before it is granted to another.
-pub const ROBBED: u64 = 1_000_000;
+/// Maximum time until a holder notices a revoked lease or a deleted key, in microseconds. It has to notice every other
+/// loss before another contender is granted the lock.
+pub const LOSS_NOTICE: u64 = 1_000_000;
 
-/// What a contender did or believed, and when: microseconds on a clock that all contenders share.
+/// Step of a contender, with its time in microseconds on a clock that all contenders share.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(clippy::exhaustive_enums, reason = "plain input of a pure function")]
 pub enum Step {
-    /// It got in line.
+    /// It asked for the lock.
     Asked,
-    /// It no longer wants the lock, or was refused.
+    /// It gave up, or its acquisition failed.
     GaveUp,
-    /// It was granted the lock; noted after that.
+    /// It was granted the lock. The time is after the grant.
     Granted {
         /// Its fencing token.
         token: u64,
-        /// `true` if it shares the lock.
+        /// `true` in shared mode.
         shared: bool,
     },
-    /// It asked whether it still holds the lock, and the answer was yes; the time is that of the question.
+    /// It checked the lock, and the lock was held. The time is that of the check.
     Believed {
         /// Its fencing token.
         token: u64,
     },
-    /// It knows that it holds the lock no more.
+    /// It knows that it does not hold the lock any more.
     Ended {
         /// Its fencing token.
         token: u64,
@@ -50,67 +50,68 @@ pub enum Step {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockHistory {
     steps: Vec<(u64, usize, Step)>,
-    /// The lease that keeps each place, by token.
+    /// Lease of each queue entry, by token.
     leases: BTreeMap<u64, i64>,
-    /// Leases that were revoked and places that were deleted by force, each with a time before that was asked for.
+    /// Leases that were revoked and queue entries that were deleted by other clients, each with a time before the
+    /// request.
     revoked: BTreeMap<i64, u64>,
     deleted: BTreeMap<u64, u64>,
-    /// The value of the resource at the end.
+    /// Value of the resource at the end.
     value: u64,
-    /// Keys that were in line at the end, when nobody wanted the lock any more.
+    /// Queue entries at the end, after all contenders had finished.
     residue: Vec<String>,
 }
 
-/// Promise that was broken.
+/// Violation of a guarantee.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockViolation {
-    /// Somebody believed in a lock that had been granted to somebody else.
+    /// A contender held a lock that had been granted to another one.
     Overlap {
-        /// Token of the believer.
+        /// Token of the earlier holder.
         token: u64,
-        /// Token of the contender that had been granted it.
+        /// Token of the contender that the lock had been granted to.
         successor: u64,
         /// Time since the grant, in microseconds.
         after: u64,
     },
-    /// A place was granted the lock twice.
+    /// A queue entry was granted the lock twice.
     GrantedTwice {
         /// Its token.
         token: u64,
     },
-    /// A later place was granted the lock before an earlier one.
+    /// A later queue entry was granted the lock before an earlier one.
     OutOfOrder {
-        /// The earlier place, which came second.
+        /// Token of the earlier entry, which was granted the lock second.
         token: u64,
-        /// The later one, which came first.
+        /// Token of the later entry, which was granted the lock first.
         overtaken_by: u64,
     },
-    /// A lost lock was believed in again.
+    /// A lost lock was held again.
     Revived {
         /// Its token.
         token: u64,
     },
-    /// The resource accepted a write of somebody who was overtaken.
+    /// The resource accepted a write with a smaller token than that of an earlier write.
     FenceBroken {
         /// Its token.
         token: u64,
-        /// The token of an earlier write.
+        /// Token of an earlier write.
         after: u64,
     },
-    /// The resource does not hold as much as was written.
+    /// The value of the resource differs from the number of accepted writes.
     LostUpdates {
-        /// Accepted writes.
+        /// Number of accepted writes.
         written: u64,
-        /// Value that it holds.
+        /// Value of the resource.
         value: u64,
     },
-    /// Somebody got in line and never heard of it again.
+    /// A contender asked for the lock and was neither granted nor refused.
     Starved {
         /// The contender.
         contender: usize,
     },
-    /// Something is left in line.
+    /// Queue entries remain at the end.
     Residue(Vec<String>),
 }
 
@@ -134,38 +135,38 @@ impl Grant {
 }
 
 impl LockHistory {
-    /// A contender made a step at `micros`.
+    /// Records a step of a contender at `micros`.
     pub fn step(&mut self, micros: u64, contender: usize, step: Step) {
         self.steps.push((micros, contender, step));
     }
 
-    /// The place of `token` is kept by `lease`.
-    pub fn placed(&mut self, token: u64, lease: i64) {
+    /// Records that the queue entry of `token` is under `lease`.
+    pub fn queued(&mut self, token: u64, lease: i64) {
         self.leases.insert(token, lease);
     }
 
-    /// Somebody who has no business there asks for the revocation of `lease`, later than at `micros`.
+    /// Records that another client requests the revocation of `lease` after `micros`.
     pub fn revoked(&mut self, micros: u64, lease: i64) {
         self.revoked.entry(lease).or_insert(micros);
     }
 
-    /// Somebody who has no business there asks for the deletion of the place of `token`, later than at `micros`.
+    /// Records that another client requests the deletion of the queue entry of `token` after `micros`.
     pub fn deleted(&mut self, micros: u64, token: u64) {
         self.deleted.entry(token).or_insert(micros);
     }
 
-    /// At the end the resource holds `value`, and `residue` is in line.
+    /// Records the end: the resource has `value`, and the queue has the entries `residue`.
     pub fn ended(&mut self, value: u64, residue: Vec<String>) {
         self.value = value;
         self.residue = residue;
     }
 
-    /// Number of times that the lock was granted in `mode`.
+    /// Returns the number of grants in `mode`.
     pub fn grants(&self, mode: LockMode) -> usize {
         self.granted().iter().filter(|grant| grant.shared == (mode == LockMode::Shared)).count()
     }
 
-    /// Number of writes that the resource accepted.
+    /// Returns the number of writes that the resource accepted.
     pub fn writes(&self) -> usize {
         self.steps.iter().filter(|(_, _, step)| matches!(step, Step::Wrote { .. })).count()
     }
@@ -183,21 +184,22 @@ impl LockHistory {
         grants
     }
 
-    /// Until when the holder of `token` may be told, and believe, after `successor` was granted the lock: for a moment,
-    /// if it was robbed before that; else not at all.
-    fn believes_until(&self, token: u64, successor: &Grant) -> u64 {
+    /// Returns the time until which the holder of `token` may hold the lock after it was granted to `successor`: the
+    /// limit for noticing a loss if its entry was deleted or its lease revoked before, otherwise the time of that
+    /// grant.
+    fn held_until(&self, token: u64, successor: &Grant) -> u64 {
         let deleted = self.deleted.get(&token);
         let revoked = self.leases.get(&token).and_then(|lease| self.revoked.get(lease));
-        let robbed = deleted.into_iter().chain(revoked).any(|at| *at <= successor.at);
-        if robbed { successor.at + ROBBED } else { successor.at }
+        let was_deleted = deleted.into_iter().chain(revoked).any(|at| *at <= successor.at);
+        if was_deleted { successor.at + LOSS_NOTICE } else { successor.at }
     }
 
-    /// The first to be granted the lock of those that come after `grant` in line and exclude it.
+    /// Returns the first grant among those that are later in the queue than `grant` and exclude it.
     fn successor(grants: &[Grant], grant: Grant) -> Option<&Grant> {
         grants.iter().find(|later| later.token > grant.token && later.excludes(grant))
     }
 
-    /// Everything that was broken.
+    /// Returns all violations.
     pub fn check(&self) -> Vec<LockViolation> {
         let grants = self.granted();
         let mut violations = self.order(&grants);
@@ -223,9 +225,9 @@ impl LockHistory {
         violations
     }
 
-    /// Each place once, and in the order of the line where one excludes the other. A contender that was robbed of its
-    /// place after its turn was confirmed may hear of its grant after that of its successor, for as long as it may
-    /// believe in it.
+    /// Checks that each queue entry is granted the lock once, and in the order of the queue where one grant excludes
+    /// the other. A contender whose entry was deleted after its turn was confirmed may notice its grant after that of
+    /// its successor, within the limit for noticing a loss.
     fn order(&self, grants: &[Grant]) -> Vec<LockViolation> {
         let mut violations = Vec::new();
         let mut seen = BTreeSet::new();
@@ -234,7 +236,7 @@ impl LockHistory {
                 violations.push(LockViolation::GrantedTwice { token: grant.token });
             }
             if let Some(first) = Self::successor(grants, *grant)
-                && grant.at > self.believes_until(grant.token, first)
+                && grant.at > self.held_until(grant.token, first)
             {
                 violations.push(LockViolation::OutOfOrder { token: grant.token, overtaken_by: first.token });
             }
@@ -242,23 +244,24 @@ impl LockHistory {
         violations
     }
 
-    /// Nobody believes in a lock that was granted to another since; whoever was robbed may for a moment.
+    /// Checks that no contender holds a lock that was granted to another one, except within the limit for noticing a
+    /// loss.
     fn overlaps(&self, grants: &[Grant]) -> Vec<LockViolation> {
-        let mut last_belief = BTreeMap::<u64, u64>::new();
+        let mut last_held = BTreeMap::<u64, u64>::new();
         for (at, _, step) in &self.steps {
             if let Step::Believed { token } = step {
-                let last = last_belief.entry(*token).or_default();
+                let last = last_held.entry(*token).or_default();
                 *last = (*last).max(*at);
             }
         }
         let mut violations = Vec::new();
         for grant in grants {
-            let Some(believed) = last_belief.get(&grant.token) else { continue };
-            // Of the later ones the first says it all, also if this one heard of its grant after it.
+            let Some(held) = last_held.get(&grant.token) else { continue };
+            // The first successor decides, also if this contender noticed its grant after it.
             if let Some(successor) = Self::successor(grants, *grant)
-                && *believed > self.believes_until(grant.token, successor)
+                && *held > self.held_until(grant.token, successor)
             {
-                let after = believed - successor.at;
+                let after = held - successor.at;
                 let (token, successor) = (grant.token, successor.token);
                 violations.push(LockViolation::Overlap { token, successor, after });
             }
@@ -304,7 +307,7 @@ mod tests {
             (7, 0, Step::Wrote { token: 10 }),
             (8, 0, Step::Believed { token: 10 }),
             (9, 0, Step::Ended { token: 10 }),
-            // Two readers, in no order among themselves, one behind the other's back.
+            // Two readers, which are granted the lock in the reverse order of the queue.
             (10, 2, shared(12)),
             (11, 1, shared(11)),
             (12, 1, Step::Believed { token: 11 }),
@@ -319,13 +322,13 @@ mod tests {
             history.step(at, contender, step);
         }
         for token in 10..=13 {
-            history.placed(token, 7);
+            history.queued(token, 7);
         }
         history.ended(2, Vec::new());
         history
     }
 
-    /// Spoils a good history, and tells the kinds of what is found.
+    /// Changes a valid history, and returns the kinds of the violations found.
     fn spoiled(spoil: impl FnOnce(&mut LockHistory)) -> Vec<String> {
         let mut history = good();
         spoil(&mut history);
@@ -336,41 +339,41 @@ mod tests {
     }
 
     #[test]
-    fn a_good_history_passes_and_each_mutant_is_flagged() {
+    fn a_valid_history_passes_and_each_mutant_is_flagged() {
         assert_eq!(good().check(), []);
-        let believes = |at, token| move |history: &mut LockHistory| history.step(at, 0, Step::Believed { token });
-        // The writer believes in it while readers have it, a reader while a writer has it.
+        let holds = |at, token| move |history: &mut LockHistory| history.step(at, 0, Step::Believed { token });
+        // The writer holds the lock while readers have it, and a reader while a writer has it.
         assert_eq!(
             spoiled(|history| {
                 history.steps.retain(|(_, _, step)| *step != Step::Ended { token: 10 });
-                believes(11, 10)(history);
+                holds(11, 10)(history);
             }),
             ["Overlap"]
         );
         assert_eq!(
             spoiled(|history| {
                 history.steps.retain(|(_, _, step)| *step != Step::Ended { token: 12 });
-                believes(17, 12)(history);
+                holds(17, 12)(history);
             }),
             ["Overlap"]
         );
-        assert_eq!(spoiled(believes(9, 10)), ["Revived"]);
+        assert_eq!(spoiled(holds(9, 10)), ["Revived"]);
         let grant =
             |at, token, shared| move |history: &mut LockHistory| history.step(at, 9, Step::Granted { token, shared });
         assert_eq!(spoiled(grant(18, 13, false)), ["GrantedTwice"]);
         assert_eq!(spoiled(grant(20, 9, false)), ["OutOfOrder"]);
         assert_eq!(spoiled(grant(20, 12, true)), ["GrantedTwice", "OutOfOrder"]);
-        // One that was robbed may hear of its grant late, but not for ever.
-        let robbed = |at| {
+        // A contender whose entry was deleted may notice its grant late, within the limit.
+        let deleted = |at| {
             move |history: &mut LockHistory| {
                 history.deleted(1, 9);
                 history.step(at, 9, Step::Granted { token: 9, shared: false });
                 history.step(at, 9, Step::Ended { token: 9 });
             }
         };
-        assert_eq!(spoiled(robbed(20)), Vec::<String>::new());
-        assert_eq!(spoiled(robbed(ROBBED + 20)), ["OutOfOrder"]);
-        // A writer that overtakes readers.
+        assert_eq!(spoiled(deleted(20)), Vec::<String>::new());
+        assert_eq!(spoiled(deleted(LOSS_NOTICE + 20)), ["OutOfOrder"]);
+        // A writer that is granted the lock before earlier readers.
         assert_eq!(spoiled(|history| history.steps[15].0 = 9), ["OutOfOrder", "OutOfOrder", "Overlap", "Overlap"]);
         assert_eq!(spoiled(|history| history.step(20, 0, Step::Wrote { token: 10 })), ["FenceBroken", "LostUpdates"]);
         assert_eq!(spoiled(|history| history.ended(1, Vec::new())), ["LostUpdates"]);
@@ -379,24 +382,24 @@ mod tests {
     }
 
     #[test]
-    fn whoever_was_robbed_may_believe_for_a_moment() {
-        let late = |after: u64, rob: fn(&mut LockHistory)| {
+    fn a_deleted_entry_may_be_noticed_within_the_limit() {
+        let late = |after: u64, delete: fn(&mut LockHistory)| {
             spoiled(|history| {
                 history.steps.retain(|(_, _, step)| *step != Step::Ended { token: 10 });
-                rob(history);
+                delete(history);
                 history.step(10 + after, 0, Step::Believed { token: 10 });
             })
         };
-        assert_eq!(late(ROBBED, |history| history.revoked(1, 7)), Vec::<String>::new());
-        assert_eq!(late(ROBBED, |history| history.deleted(1, 10)), Vec::<String>::new());
-        assert_eq!(late(ROBBED + 1, |history| history.deleted(1, 10)), ["Overlap"]);
+        assert_eq!(late(LOSS_NOTICE, |history| history.revoked(1, 7)), Vec::<String>::new());
+        assert_eq!(late(LOSS_NOTICE, |history| history.deleted(1, 10)), Vec::<String>::new());
+        assert_eq!(late(LOSS_NOTICE + 1, |history| history.deleted(1, 10)), ["Overlap"]);
         assert_eq!(late(1, |history| history.revoked(1, 8)), ["Overlap"]);
         assert_eq!(late(1, |history| history.deleted(1, 11)), ["Overlap"]);
     }
-    /// A history of an exclusive lock, without writes.
-    fn violations(robbed: (u64, u64), steps: impl IntoIterator<Item = (u64, Step)>) -> Vec<LockViolation> {
+    /// Returns the violations of an exclusive lock without writes, one entry of which was deleted.
+    fn violations(deleted: (u64, u64), steps: impl IntoIterator<Item = (u64, Step)>) -> Vec<LockViolation> {
         let mut history = LockHistory::default();
-        history.deleted(robbed.0, robbed.1);
+        history.deleted(deleted.0, deleted.1);
         for (at, step) in steps {
             history.step(at, 0, step);
         }
@@ -409,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_robbery_excuses_nothing_that_happened_before_it() {
+    fn a_deletion_excuses_nothing_before_it() {
         let two_hold_it = [
             (10, granted(12)),
             (500_000, granted(10)),
@@ -425,9 +428,9 @@ mod tests {
     }
 
     #[test]
-    fn a_robbed_holder_that_is_told_late_has_a_moment_after_its_first_successor() {
-        // The lock changes hands every 100 ms meanwhile.
-        let told = |after: u64| {
+    fn a_late_grant_of_a_deleted_entry_is_limited() {
+        // The lock changes its holder every 100 ms meanwhile.
+        let granted_late = |after: u64| {
             let others = (0..600).flat_map(|number| {
                 let (at, token) = (10 + 100_000 * number, 11 + number);
                 [(at, granted(token)), (at + 1, Step::Ended { token })]
@@ -436,13 +439,13 @@ mod tests {
             steps.sort_by_key(|(at, _)| *at);
             violations((1, 10), steps)
         };
-        assert_eq!(told(10 + ROBBED), []);
-        assert_eq!(told(11 + ROBBED), [LockViolation::OutOfOrder { token: 10, overtaken_by: 11 }]);
+        assert_eq!(granted_late(10 + LOSS_NOTICE), []);
+        assert_eq!(granted_late(11 + LOSS_NOTICE), [LockViolation::OutOfOrder { token: 10, overtaken_by: 11 }]);
     }
 
     #[test]
-    fn a_robbed_holder_that_is_told_late_does_not_believe_for_ever() {
-        let believes = |until: u64| {
+    fn a_late_holder_of_a_deleted_entry_is_limited() {
+        let held = |until: u64| {
             violations(
                 (1, 10),
                 [(10, granted(12)), (20, granted(10)), (until, Step::Believed { token: 10 })]
@@ -450,8 +453,8 @@ mod tests {
                     .chain([(until, Step::Ended { token: 10 }), (until, Step::Ended { token: 12 })]),
             )
         };
-        assert_eq!(believes(10 + ROBBED), []);
-        let after = ROBBED + 1;
-        assert_eq!(believes(11 + ROBBED), [LockViolation::Overlap { token: 10, successor: 12, after }]);
+        assert_eq!(held(10 + LOSS_NOTICE), []);
+        let after = LOSS_NOTICE + 1;
+        assert_eq!(held(11 + LOSS_NOTICE), [LockViolation::Overlap { token: 10, successor: 12, after }]);
     }
 }

@@ -7,8 +7,8 @@ use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, RawValues
 
 use super::without_locks::WithoutLocks;
 
-/// A feature that a layout may or may not carry. A run over a layout omits, by name, the cases that need a feature which the
-/// layout lacks.
+/// A feature that a layout may or may not carry. A run over a layout omits, by name, the cases that need a feature
+/// which the layout lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LayoutFeature {
@@ -181,8 +181,8 @@ pub trait Harness: Send + Sync + 'static {
 
     /// Returns the number of queue entries of the lock and of the election of that name, including holders. Without a
     /// [queue](LayoutFeature::LockQueue), returns the number of holders.
-    async fn in_line(&self, name: &LockName) -> usize {
-        panic!("the harness cannot count the queue entries of {name}: implement `in_line`")
+    async fn queue_length(&self, name: &LockName) -> usize {
+        panic!("the harness cannot count the queue entries of {name}: implement `queue_length`")
     }
 
     /// Compacts the history up to the present revision.

@@ -1,4 +1,4 @@
-//! Three members of one etcd, whose ways to each other can be cut, and which can be replaced.
+//! A cluster of three etcd members, with partitions and replacement of members.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,27 +15,34 @@ use crate::{
     wait::eventually,
 };
 
-/// Number of times that a start is repeated with other ports.
+/// Number of attempts to start, each with other ports.
 const ATTEMPTS: usize = 3;
 
-/// A cluster of three. Each member reaches the others through a proxy of its own.
+/// Role of a new member.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Voter,
+    Learner,
+}
+
+/// A cluster of three. Each member reaches the others through proxies.
 #[derive(Debug)]
 pub struct EtcdCluster {
     members: Vec<EtcdServer>,
-    /// In front of each member's peer port.
+    /// Proxies in front of the members' peer ports.
     peers: Vec<Proxy>,
-    /// The ids, as etcd writes them in requests between members.
+    /// Ids of the members, as in requests between members.
     ids: Vec<String>,
-    /// Those that are no longer part of it.
+    /// Members that were removed.
     removed: BTreeSet<usize>,
     provider: Provider,
-    /// With the proxy in front of its peer port.
+    /// A learner, with the proxy in front of its peer port.
     learner: Option<(EtcdServer, Proxy)>,
 }
 
 impl EtcdCluster {
-    /// Starts three members and waits until they have a leader. An etcd given by the environment is left alone: its
-    /// members are nobody's to freeze.
+    /// Starts three members and waits until they have a leader. An etcd given by the environment is not used, because
+    /// it must not be frozen.
     ///
     /// # Panics
     ///
@@ -70,7 +77,7 @@ impl EtcdCluster {
         for (member, peer) in members.iter_mut().zip(&peers) {
             member.join(Peers { advertised: peer.url(), initial: initial.clone(), existing: false });
         }
-        // None is ready before most are there.
+        // No member is ready before two have started.
         let [first, second, third] = &mut members[..] else { return Err("three members".to_owned()) };
         let (first, second, third) = tokio::join!(first.up(), second.up(), third.up());
         first.and(second).and(third)?;
@@ -78,28 +85,29 @@ impl EtcdCluster {
         let (ids, removed) = (Vec::new(), BTreeSet::new());
         let mut cluster = Self { members, peers, ids, removed, provider, learner: None };
         for member in &cluster.members {
-            let ids = eventually("a member tells its id", || async { member.status().await.ok_or("no answer") }).await;
+            let ids =
+                eventually("a member reports its id", || async { member.status().await.ok_or("no answer") }).await;
             cluster.ids.push(hex(&ids.0));
         }
         cluster.leader().await;
         Ok(cluster)
     }
 
-    /// The URLs of the members, also of those that were removed.
+    /// Returns the URLs of all members, including removed ones.
     pub fn urls(&self) -> Vec<String> {
         self.members.iter().map(EtcdServer::url).collect()
     }
 
-    /// One member.
+    /// Returns a member.
     ///
     /// # Panics
     ///
-    /// If there is none of this number; there are 0, 1 and 2, and those that were added.
+    /// If there is no such member. The first three have the numbers 0, 1 and 2.
     pub fn member(&self, number: usize) -> &EtcdServer {
         &self.members[number]
     }
 
-    /// One member, to kill it or start it again.
+    /// Returns a member, to kill or restart it.
     ///
     /// # Panics
     ///
@@ -108,7 +116,8 @@ impl EtcdCluster {
         &mut self.members[number]
     }
 
-    /// Adds a learner, which gets everything and serves next to nothing, and waits until it answers. Returns its URL.
+    /// Adds a learner, which replicates everything and refuses most requests, and waits until it answers. Returns its
+    /// URL.
     ///
     /// # Panics
     ///
@@ -120,11 +129,11 @@ impl EtcdCluster {
     pub async fn add_learner(&mut self) -> String {
         let mut learner = EtcdServer::down(&self.provider, ServerOptions::new());
         let peer = Proxy::start(learner.peer_address()).await.expect("a proxy can be started");
-        let id = self.tell_to_add(&peer.url(), true).await;
+        let id = self.announce(&peer.url(), Role::Learner).await;
         let initial = format!("{},{}={}", self.initial(), learner.name(), peer.url());
         learner.join(Peers { advertised: peer.url(), initial, existing: true });
         learner.begin().await.expect("a learner starts");
-        // It refuses to list the members, so it is asked who it is.
+        // A learner refuses to list the members, but answers requests for its status.
         eventually("the learner answers", || async {
             match learner.status().await {
                 Some((own, _)) if own == id => Ok(()),
@@ -135,15 +144,15 @@ impl EtcdCluster {
         self.learner.insert((learner, peer)).0.url()
     }
 
-    /// Makes the learner a member. Returns its number.
+    /// Promotes the learner to a member. Returns its number.
     ///
     /// # Panics
     ///
-    /// If there is none, or it has not caught up in time.
+    /// If there is no learner, or it has not caught up in time.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future ends the learner, which may be a member by then.
+    /// Dropping the future ends the learner, which may have been promoted.
     pub async fn promote_learner(&mut self) -> usize {
         let (learner, peer) = self.learner.take().expect("there is a learner");
         let (id, _) = learner.status().await.expect("the learner answers");
@@ -157,7 +166,7 @@ impl EtcdCluster {
         self.take_in(learner, peer, &id)
     }
 
-    /// Takes a member out of the cluster, which ends it, and waits until it has ended.
+    /// Removes a member from the cluster, which ends it, and waits until it has ended.
     ///
     /// # Panics
     ///
@@ -165,9 +174,9 @@ impl EtcdCluster {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future may leave a member that was taken out and runs.
+    /// Dropping the future may leave a removed member running.
     pub async fn remove(&mut self, number: usize) {
-        let id = u64::from_str_radix(&self.ids[number], 16).expect("an id was told");
+        let id = u64::from_str_radix(&self.ids[number], 16).expect("the id is known");
         self.removed.insert(number);
         let body = format!(r#"{{"ID":"{id}"}}"#);
         eventually("a member is removed", || async {
@@ -179,7 +188,7 @@ impl EtcdCluster {
         self.members[number].end().await;
     }
 
-    /// Adds a member with nothing in it, and waits until it answers. Returns its number.
+    /// Adds an empty member, and waits until it answers. Returns its number.
     ///
     /// # Panics
     ///
@@ -196,8 +205,8 @@ impl EtcdCluster {
         number
     }
 
-    /// Kills a member, throws its data away, and adds it again at the same addresses: as operators replace a broken
-    /// disk. Waits until it answers.
+    /// Kills a member, deletes its data, and adds it again at the same addresses, as operators replace a broken disk.
+    /// Waits until it answers.
     ///
     /// # Panics
     ///
@@ -214,11 +223,11 @@ impl EtcdCluster {
         self.join(number).await;
     }
 
-    /// Adds the member of this number to the cluster and starts it.
+    /// Adds the member of this number to the cluster, and starts it.
     async fn join(&mut self, number: usize) {
         let advertised = self.peers[number].url();
         self.removed.insert(number);
-        let id = self.tell_to_add(&advertised, false).await;
+        let id = self.announce(&advertised, Role::Voter).await;
         self.removed.remove(&number);
         self.ids[number] = hex(&id);
         let initial = self.initial();
@@ -234,10 +243,11 @@ impl EtcdCluster {
         self.members.len() - 1
     }
 
-    /// Tells the cluster of a new member. Returns its id.
-    async fn tell_to_add(&self, advertised: &str, learner: bool) -> String {
+    /// Announces a new member to the cluster. Returns its id.
+    async fn announce(&self, advertised: &str, role: Role) -> String {
+        let learner = role == Role::Learner;
         let body = format!(r#"{{"peerURLs":["{advertised}"],"isLearner":{learner}}}"#);
-        // A cluster takes nobody in before its members have known each other for a few seconds.
+        // A cluster refuses new members until its members have been connected for a few seconds.
         eventually("a member is added", || async {
             self.change("add", &body).await;
             let members = self.listed().await?;
@@ -248,8 +258,8 @@ impl EtcdCluster {
         .await
     }
 
-    /// Asks those that run, one after the other, to change the membership. The answer may be lost, so it does not
-    /// count.
+    /// Sends a change of the membership to the running members, one after the other. The answer may be lost, so callers
+    /// check the outcome.
     async fn change(&self, what: &str, body: &str) {
         for (_, member) in self.present() {
             let path = format!("/v3/cluster/member/{what}");
@@ -259,7 +269,7 @@ impl EtcdCluster {
         }
     }
 
-    /// The members, as one of them lists them.
+    /// Returns the list of members, from any member that answers.
     async fn listed(&self) -> Result<String, &'static str> {
         for (_, member) in self.present() {
             if let Some(members) = gateway::members(member.address()).await {
@@ -273,17 +283,17 @@ impl EtcdCluster {
         self.members.iter().enumerate().filter(|(number, _)| !self.removed.contains(number))
     }
 
-    /// The members as etcd wants them on its command line.
+    /// Returns the members in the format of etcd's command line.
     fn initial(&self) -> String {
         let named = self.present().map(|(number, member)| format!("{}={}", member.name(), self.peers[number].url()));
         named.collect::<Vec<_>>().join(",")
     }
 
-    /// The number of the leader. Waits for one.
+    /// Waits for a leader. Returns its number.
     ///
     /// # Panics
     ///
-    /// If there is none in time.
+    /// If there is no leader in time.
     ///
     /// # Cancel safety
     ///
@@ -291,7 +301,7 @@ impl EtcdCluster {
     pub async fn leader(&self) -> usize {
         eventually("there is a leader", || async {
             for (number, member) in self.present() {
-                // A frozen one would not answer.
+                // A frozen member does not answer.
                 let asked = tokio::time::timeout(Duration::from_millis(500), member.status()).await;
                 if asked.ok().flatten().is_some_and(|(id, leader)| id == leader) {
                     return Ok(number);
@@ -302,7 +312,7 @@ impl EtcdCluster {
         .await
     }
 
-    /// Cuts a member off from the others, silently and both ways; its clients still reach it.
+    /// Isolates a member from the others, silently and in both directions. Its clients still reach it.
     ///
     /// # Panics
     ///
@@ -323,7 +333,7 @@ impl EtcdCluster {
     }
 }
 
-/// An id as etcd writes it in requests between members.
+/// Returns an id as in requests between members.
 fn hex(id: &str) -> String {
     format!("{:x}", id.parse::<u64>().expect("an id is a number"))
 }

@@ -10,10 +10,10 @@ use testcontainers::{
 
 use super::provider::binary;
 
-/// The client port within the container.
+/// Client port within the container.
 pub(crate) const PORT: u16 = 2379;
 
-/// One container, with one mapped port for all its lives.
+/// One container, with one mapped port for its lifetime.
 #[derive(Debug)]
 pub(crate) struct EtcdContainer {
     name: String,
@@ -26,7 +26,7 @@ impl EtcdContainer {
         Self { name, host_network: false, container: None }
     }
 
-    /// Starts it, or starts it again where it was killed.
+    /// Starts the container, or restarts it after a kill.
     pub(crate) async fn start(&mut self, arguments: &[String], port: u16) -> Result<(), String> {
         if let Some(container) = &self.container {
             return container.start().await.map_err(|error| error.to_string());
@@ -63,7 +63,7 @@ impl EtcdContainer {
         }
     }
 
-    /// Throws the container away, and its data with it.
+    /// Removes the container with its data.
     pub(crate) async fn forget(&mut self) {
         if let Some(container) = self.container.take() {
             container.rm().await.expect("a stopped container can be removed");
@@ -87,7 +87,7 @@ async fn image() -> Result<GenericImage, String> {
     image.build_image_with(options).await.map_err(|error| format!("the image could not be built: {error}"))
 }
 
-/// The version, as a tag.
+/// Returns the version as a tag.
 fn version(etcd: &PathBuf) -> Result<String, String> {
     let output =
         Command::new(etcd).arg("--version").output().map_err(|error| format!("{}: {error}", etcd.display()))?;
@@ -96,7 +96,7 @@ fn version(etcd: &PathBuf) -> Result<String, String> {
     version.map(str::to_owned).ok_or_else(|| format!("{} tells no version", etcd.display()))
 }
 
-/// Libraries that the binary is linked against; nothing for a static one.
+/// Returns the libraries of the binary; none for a static one.
 fn libraries(etcd: &PathBuf) -> Vec<PathBuf> {
     let Ok(output) = Command::new("ldd").arg(etcd).output() else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Questions to a test server over etcd's JSON gateway, which needs no client.
+//! Requests to a test server over etcd's JSON gateway, which needs no client.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -7,17 +7,17 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Asks for the members; `None` without an answer.
+/// Requests the members; `None` without an answer.
 pub(crate) async fn members(address: SocketAddr) -> Option<String> {
     ask(address, "/v3/cluster/member/list").await
 }
 
-/// Asks over etcd's JSON gateway; `None` without an answer.
+/// Sends an empty request; `None` without an answer.
 pub(crate) async fn ask(address: SocketAddr, path: &str) -> Option<String> {
     tell(address, path, "{}").await
 }
 
-/// Sends `body` over etcd's JSON gateway; `None` without an answer.
+/// Sends `body`; `None` without an answer.
 pub(crate) async fn tell(address: SocketAddr, path: &str, body: &str) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
@@ -34,7 +34,7 @@ pub(crate) async fn tell(address: SocketAddr, path: &str, body: &str) -> Option<
     tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
 }
 
-/// The number that a JSON answer has under `field`, in quotes as the gateway writes it.
+/// Returns the number under `field` of a JSON answer, in quotes as the gateway writes it.
 pub(crate) fn number(answer: &str, field: &str) -> Option<String> {
     let (_, rest) = answer.split_once(&format!("\"{field}\":\""))?;
     let (number, _) = rest.split_once('"')?;

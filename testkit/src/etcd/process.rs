@@ -13,11 +13,12 @@ use tokio::{
 
 use super::provider::binary;
 
-/// Starts `etcd`, tells its pid, and kills it when standard input ends, which it does when the test process dies. Ends
-/// when the kernel has let go of all of it: a process whose first thread is gone can still have open ports.
+/// Starts `etcd`, prints its pid, and kills it when standard input is closed, which happens when the test process ends.
+/// The script ends when the kernel has released all resources of the process: a process without its first thread can
+/// still have open ports.
 const GUARD: &str = r#"log="$1"; shift; "$@" >"$log" 2>&1 </dev/null & echo $!; cat >/dev/null; kill -9 $!; wait $!"#;
 
-/// A running `etcd` and the shell that ends it when this process is gone.
+/// A running `etcd`, and the shell that kills it after the end of this process.
 #[derive(Debug)]
 pub(super) struct Running {
     guard: Child,
@@ -36,10 +37,10 @@ impl Running {
             .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // In a process group of its own: when a group loses the shell that it belongs to, the kernel lets its
-            // stopped members go on, and a frozen server would thaw.
+            // In a process group of its own: when a group loses its shell, the kernel continues its stopped members, so
+            // a frozen server would continue.
             .process_group(0)
-            // The shell tells of the kill.
+            // The shell reports the kill.
             .stderr(Stdio::null())
             .kill_on_drop(false)
             .spawn()
@@ -51,7 +52,7 @@ impl Running {
         Ok(Self { guard, pid, log })
     }
 
-    /// Its output, if it has ended.
+    /// Returns the output, if the process has ended.
     pub(super) fn ended(&self) -> Option<String> {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok();
         let running = state.is_some_and(|state| !state.contains(") Z "));
@@ -69,10 +70,10 @@ impl Running {
         self.end().await;
     }
 
-    /// Has the shell end it, whether or not it still runs.
+    /// Ends the process through the shell, whether or not it still runs.
     pub(super) async fn end(mut self) {
         drop(self.guard.stdin.take());
-        // Its status is that of the killed etcd.
+        // The status is that of the killed etcd.
         let _ = self.guard.wait().await;
     }
 }

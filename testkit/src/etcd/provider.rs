@@ -10,20 +10,21 @@
 
 use std::{env, net::SocketAddr, path::PathBuf};
 
-/// Source of servers.
+/// Source of etcd servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Provider {
-    /// A server that is already there.
+    /// An existing server.
     Environment(SocketAddr),
-    /// A container each.
+    /// One container per server.
     Container,
-    /// A local process each.
+    /// One local process per server.
     Process,
 }
 
 impl Provider {
-    /// As [`from_env`](Self::from_env), but for a test that stops its server: never the one that the environment lends.
+    /// Returns the source that the environment selects, for a test that stops its server: an existing server is
+    /// replaced by processes.
     pub fn own() -> Self {
         match Self::from_env() {
             Self::Environment(_) => Self::Process,
@@ -31,7 +32,7 @@ impl Provider {
         }
     }
 
-    /// Provider that the environment asks for.
+    /// Returns the source that the environment selects.
     ///
     /// # Panics
     ///
@@ -49,11 +50,11 @@ impl Provider {
     }
 }
 
-/// The `etcd` to run.
+/// Returns the path of the `etcd` to run.
 ///
 /// # Panics
 ///
-/// With a sentence that says what to do, if there is none.
+/// With a message that says what to do, if there is none.
 pub(super) fn binary() -> PathBuf {
     if let Ok(path) = env::var("ENLIST_ETCD_BIN") {
         return path.into();
@@ -67,12 +68,12 @@ pub(super) fn binary() -> PathBuf {
     })
 }
 
-/// The tool that restores snapshots: given, beside the etcd of the tests, or on the `PATH`. From etcd 3.6 on it is
-/// `etcdutl` only.
+/// Returns the path of the tool that restores snapshots: given, next to the etcd of the tests, or on the `PATH`. From
+/// etcd 3.6 on it is only `etcdutl`.
 ///
 /// # Panics
 ///
-/// With a sentence that says what to do, if there is none.
+/// With a message that says what to do, if there is none.
 pub(super) fn restorer() -> PathBuf {
     let given = env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
     let binary = binary();
@@ -83,7 +84,7 @@ pub(super) fn restorer() -> PathBuf {
     let beside = directories.iter().flat_map(|directory| [directory.join("etcdutl"), directory.join("etcdctl")]);
     beside.chain(given.clone()).find(|path| path.is_file()).unwrap_or_else(|| {
         panic!(
-            "these tests restore snapshots with `etcdutl` or `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), \
+            "these tests restore snapshots with `etcdutl` or `etcdctl` (Debian: `apt-get install etcd-client`), \
              next to the etcd, on the PATH or given by ENLIST_ETCDCTL_BIN"
         )
     })

@@ -22,16 +22,16 @@ use crate::ports::free_port;
 /// Maximum time until a server answers.
 const READY: Duration = Duration::from_secs(30);
 
-/// Number of times that a start is repeated with other ports.
+/// Number of attempts to start, each with other ports.
 const ATTEMPTS: usize = 5;
 
 /// Options of a server.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ServerOptions {
-    /// More arguments for `etcd`.
+    /// Additional arguments for `etcd`.
     pub arguments: Vec<String>,
-    /// Serve TLS beside plain text, on a port of its own.
+    /// Serve TLS on a port of its own, in addition to plain text.
     pub tls: bool,
 }
 
@@ -48,7 +48,7 @@ impl ServerOptions {
         self
     }
 
-    /// Serves TLS beside plain text; the certificates are to be given as arguments.
+    /// Serves TLS in addition to plain text. The certificates are given as arguments.
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
@@ -56,23 +56,23 @@ impl ServerOptions {
     }
 }
 
-/// One etcd. Dropping it ends it.
+/// One etcd server. Dropping it ends it.
 #[derive(Debug)]
 pub struct EtcdServer {
     options: ServerOptions,
     name: String,
     ports: Ports,
-    /// Its address for the other members, and theirs; a server of its own is alone.
+    /// Cluster of the member; `None` for a server of its own.
     peers: Option<Peers>,
     state: State,
 }
 
-/// Knowledge of a member about its cluster.
+/// Cluster of a member, from its point of view.
 #[derive(Clone, Debug)]
 pub(crate) struct Peers {
     pub(crate) advertised: String,
     pub(crate) initial: String,
-    /// The cluster is there already.
+    /// The cluster exists already.
     pub(crate) existing: bool,
 }
 
@@ -95,11 +95,11 @@ enum State {
 }
 
 impl EtcdServer {
-    /// Starts a server as the environment says.
+    /// Starts a server from the source that the environment selects.
     ///
     /// # Panics
     ///
-    /// With a sentence that says what to do, if there is no etcd to be had.
+    /// With a message that says what to do, if there is no etcd.
     pub async fn start() -> Self {
         Self::start_with(Provider::from_env(), ServerOptions::new()).await
     }
@@ -121,7 +121,7 @@ impl EtcdServer {
         panic!("no etcd could be started after {ATTEMPTS} attempts: {last}");
     }
 
-    /// A server that has not been started.
+    /// Creates a server without starting it.
     pub(crate) fn down(provider: &Provider, options: ServerOptions) -> Self {
         let ports = Ports { client: free_port(), peer: free_port(), tls: free_port() };
         let name = format!("enlist-test-{}-{}", std::process::id(), ports.client);
@@ -143,12 +143,13 @@ impl EtcdServer {
         &self.name
     }
 
-    /// Address at which it listens to other members.
+    /// Returns the address for other members.
     pub(crate) fn peer_address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.ports.peer).into()
     }
 
-    /// Makes it a member. A container is put on the host's network then, as members talk through proxies.
+    /// Makes the server a member of a cluster. A container uses the network of the host then, because members reach
+    /// each other through proxies.
     pub(crate) fn join(&mut self, peers: Peers) {
         self.peers = Some(peers);
         #[cfg(feature = "containers")]
@@ -157,13 +158,13 @@ impl EtcdServer {
         }
     }
 
-    /// Its id and that of the leader it knows; `None` without an answer.
+    /// Returns the id of the server and that of its leader; `None` without an answer.
     pub(crate) async fn status(&self) -> Option<(String, String)> {
         let answer = gateway::ask(self.address(), "/v3/maintenance/status").await?;
         Some((gateway::number(&answer, "member_id")?, gateway::number(&answer, "leader").unwrap_or_default()))
     }
 
-    /// Address at which it serves plain text.
+    /// Returns the address for plain text.
     pub fn address(&self) -> SocketAddr {
         if let State::Given(address) = self.state {
             return address;
@@ -171,26 +172,26 @@ impl EtcdServer {
         (Ipv4Addr::LOCALHOST, self.ports.client).into()
     }
 
-    /// The URL it serves plain text at.
+    /// Returns the URL for plain text.
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
     }
 
-    /// The URL it serves TLS at.
+    /// Returns the URL for TLS.
     pub fn tls_url(&self) -> String {
         format!("https://localhost:{}", self.ports.tls)
     }
 
-    /// Returns `true` if it is nobody else's, so that it may be stopped and wiped.
+    /// Returns `true` if the server belongs to the tests, so that it may be stopped and wiped.
     pub fn is_own(&self) -> bool {
         !matches!(self.state, State::Given(_))
     }
 
-    /// Kills it, as `kill -9` does, and waits until it is gone.
+    /// Kills the server, like `kill -9`, and waits until it has ended.
     ///
     /// # Panics
     ///
-    /// If it is not its own, or cannot be killed.
+    /// If the server does not belong to the tests, or cannot be killed.
     pub async fn kill(&mut self) {
         match &mut self.state {
             State::Given(address) => panic!("{}", not_ours(*address)),
@@ -204,11 +205,11 @@ impl EtcdServer {
         }
     }
 
-    /// Starts it again after a [`kill`](Self::kill), on the same ports and with its data.
+    /// Starts the server again after a [`kill`](Self::kill), on the same ports and with its data.
     ///
     /// # Panics
     ///
-    /// If it does not come back.
+    /// If the server does not answer.
     pub async fn restart(&mut self) {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
@@ -216,13 +217,13 @@ impl EtcdServer {
                 Ok(()) => return,
                 Err(why) => last = why,
             }
-            // Somebody has its port for a moment; what waits for it knows this port only.
+            // Another process may have the port for a moment. Clients know this port only.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         panic!("etcd does not come back: {last}");
     }
 
-    /// Kills it, throws its data away and starts it again on the same ports.
+    /// Kills the server, deletes its data and starts it again on the same ports.
     ///
     /// # Panics
     ///
@@ -233,7 +234,7 @@ impl EtcdServer {
         self.restart().await;
     }
 
-    /// Ends it if it has not ended by itself.
+    /// Ends the server if it has not ended by itself.
     pub(crate) async fn end(&mut self) {
         if let State::Process { running, .. } = &mut self.state {
             if let Some(running) = running.take() {
@@ -244,7 +245,7 @@ impl EtcdServer {
         }
     }
 
-    /// Throws the data of a server away that does not run.
+    /// Deletes the data of a server that does not run.
     pub(crate) async fn forget(&mut self) {
         match &mut self.state {
             State::Given(address) => panic!("{}", not_ours(*address)),
@@ -257,9 +258,8 @@ impl EtcdServer {
         }
     }
 
-    /// Kills it, puts what the file `snapshot` holds in place of its data, with `etcdutl` or `etcdctl`, and starts it
-    /// again on the same ports, as operators do after a disaster. Returns before clients can reach it through anything
-    /// but its own address.
+    /// Kills the server, replaces its data with the file `snapshot`, with `etcdutl` or `etcdctl`, and starts it again
+    /// on the same ports, as operators do after a disaster.
     ///
     /// # Panics
     ///
@@ -280,11 +280,11 @@ impl EtcdServer {
         self.restart().await;
     }
 
-    /// Freezes it: it holds its connections and does nothing, until [`resume`](Self::resume).
+    /// Freezes the server: it keeps its connections and does nothing, until [`resume`](Self::resume).
     ///
     /// # Panics
     ///
-    /// If it is not a running server of its own.
+    /// If the server does not run, or does not belong to the tests.
     pub async fn pause(&self) {
         match &self.state {
             State::Process { running: Some(running), .. } => running.signal("STOP").await,
@@ -294,7 +294,7 @@ impl EtcdServer {
         }
     }
 
-    /// Lets it go on.
+    /// Continues a frozen server.
     ///
     /// # Panics
     ///
@@ -308,7 +308,7 @@ impl EtcdServer {
         }
     }
 
-    /// Starts it for the first time.
+    /// Starts the server for the first time.
     pub(crate) async fn up(&mut self) -> Result<(), String> {
         if let State::Given(address) = self.state {
             return match gateway::members(address).await {
@@ -320,7 +320,7 @@ impl EtcdServer {
         self.ready().await
     }
 
-    /// Starts it, without waiting for its answers.
+    /// Starts the server without waiting for answers.
     pub(crate) async fn begin(&mut self) -> Result<(), String> {
         let arguments = self.arguments();
         match &mut self.state {
@@ -336,7 +336,7 @@ impl EtcdServer {
 
     fn arguments(&self) -> Vec<String> {
         let Ports { client, peer, tls } = self.ports;
-        // A container has interfaces of its own, unless it is a member; its port is mapped to the loopback interface.
+        // A container has interfaces of its own, unless it is a member. Its port is mapped to the loopback interface.
         let (listen, port) = match &self.state {
             #[cfg(feature = "containers")]
             State::Container(_) if self.peers.is_none() => ("0.0.0.0", super::container::PORT),
@@ -364,14 +364,14 @@ impl EtcdServer {
             format!("--initial-cluster={initial}"),
             format!("--initial-cluster-state={}", if existing { "existing" } else { "new" }),
             "--log-level=error".to_owned(),
-            // The other logger of 3.4 ends the process where it has a warning of a read to log.
+            // The other logger of etcd 3.4 ends the process when it logs a warning about a read.
             "--logger=zap".to_owned(),
         ];
         arguments.extend(self.options.arguments.iter().cloned());
         arguments
     }
 
-    /// Waits until this very server answers.
+    /// Waits until this server answers, and not another one on its port.
     async fn ready(&self) -> Result<(), String> {
         let address = self.address();
         let asked = async {

@@ -130,7 +130,7 @@ async fn read(
         }
     }
     drop(queue);
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Writing half of one direction.

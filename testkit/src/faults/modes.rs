@@ -7,15 +7,15 @@ use std::{
 
 use tokio::sync::watch;
 
-/// A direction of a connection.
+/// Direction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Direction {
-    /// Bytes that the client sends.
+    /// From the client to the server.
     ToServer,
-    /// Bytes that the server answers.
+    /// From the server to the client.
     ToClient,
-    /// Both.
+    /// Both directions.
     Both,
 }
 
@@ -25,40 +25,40 @@ impl Direction {
     }
 }
 
-/// Effect of a proxy on its connections.
+/// Mode of a proxy, which applies to its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {
-    /// Passes everything on.
+    /// Forwards everything.
     #[default]
     Pass,
-    /// Nothing arrives any more, and nobody is told: sockets stay open, and what was sent arrives after the mode ends.
+    /// Holds back all bytes without closing the connection. They arrive after the mode ends.
     BlackHole(Direction),
     /// Ends connections, and new ones at once.
     Cut,
     /// Resets connections, and new ones at once.
     Reset,
-    /// Resets connections; new ones are refused.
+    /// Resets connections, and refuses new ones.
     Refuse,
-    /// Delays what is sent, each way, by `delay` and up to `jitter` more, in order.
+    /// Delays bytes in both directions by `delay` plus up to `jitter`, in order.
     Delay {
-        /// The least delay.
+        /// Minimum delay.
         delay: Duration,
-        /// The most that is added to it.
+        /// Maximum additional delay.
         jitter: Duration,
     },
-    /// Passes at most so many bytes a second, each way of each connection.
+    /// Limits each direction of each connection to this many bytes per second.
     Throttle(u32),
-    /// Passes so many more bytes of answers on each connection, then resets it.
+    /// Forwards this many more bytes to the client on each connection, then resets it.
     CutAfter(u64),
 }
 
-/// Modes of connections: by what their first bytes contain, else the general one.
+/// Modes of connections: by their first bytes, otherwise the general one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Modes {
     pub(super) general: Mode,
     pub(super) special: Vec<(Vec<u8>, Mode)>,
-    /// Counts the changes, so that byte counts start over.
+    /// Number of changes, so that byte counts restart after each.
     pub(super) generation: u64,
 }
 

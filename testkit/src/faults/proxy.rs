@@ -25,17 +25,17 @@ use crate::ports::free_port;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ProxyConnection {
-    /// Time at which it was accepted.
+    /// Time at which the proxy accepted it.
     pub opened: Moment,
-    /// Bytes passed on to the server.
+    /// Bytes forwarded to the server.
     pub to_server: u64,
-    /// Bytes passed on to the client.
+    /// Bytes forwarded to the client.
     pub to_client: u64,
-    /// `true` if it has ended.
+    /// `true` if the connection has ended.
     pub ended: bool,
 }
 
-/// A proxy on a port of the loopback interface. Dropping it ends it and its connections.
+/// A proxy on a port of the loopback interface. Dropping it ends the proxy and its connections.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -45,11 +45,11 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy to `target`.
+    /// Starts a proxy to `target`.
     ///
     /// # Errors
     ///
-    /// If no port can be had.
+    /// If no port is free.
     ///
     /// # Panics
     ///
@@ -59,8 +59,7 @@ impl Proxy {
     ///
     /// Dropping the future leaves nothing behind.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
-        // Below the range that outgoing connections take theirs from, which could take it while connections are
-        // refused.
+        // Below the range of outgoing connections, which could take the port while connections are refused.
         let mut listener = TcpListener::bind((Ipv4Addr::LOCALHOST, free_port())).await;
         for _ in 0..8 {
             if listener.is_err() {
@@ -82,24 +81,24 @@ impl Proxy {
         Ok(Self { address, modes, log, _tasks: tasks })
     }
 
-    /// Address to connect to.
+    /// Returns the address of the proxy.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The URL to connect to.
+    /// Returns the URL of the proxy.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Sets the mode of all connections, present and future ones.
+    /// Sets the mode of all present and future connections.
     pub fn set(&self, mode: Mode) {
         self.modes.send_modify(|modes| {
             *modes = Modes { general: mode, special: Vec::new(), generation: modes.generation + 1 };
         });
     }
 
-    /// Sets the mode of connections whose first bytes contain `head`; the others keep theirs.
+    /// Sets the mode of connections whose first bytes contain `head`. The others keep theirs.
     pub fn set_for(&self, head: impl Into<Vec<u8>>, mode: Mode) {
         self.modes.send_modify(|modes| {
             modes.special.push((head.into(), mode));
@@ -107,17 +106,17 @@ impl Proxy {
         });
     }
 
-    /// Ends all connections, and every new one at once, until [`heal`](Self::heal).
+    /// Ends all connections, and new ones at once, until [`heal`](Self::heal).
     pub fn cut(&self) {
         self.set(Mode::Cut);
     }
 
-    /// Lets everything through again.
+    /// Forwards everything again.
     pub fn heal(&self) {
         self.set(Mode::Pass);
     }
 
-    /// The connections so far.
+    /// Returns the connections so far.
     pub fn connections(&self) -> Vec<ProxyConnection> {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         let copy = |entry: &Arc<Record>| ProxyConnection {
@@ -157,7 +156,7 @@ async fn accept(
             changed = modes.changed() => if changed.is_err() {
                 return;
             },
-            // A port that could not be had back is tried again.
+            // A port that was taken is tried again.
             () = tokio::time::sleep(Duration::from_millis(50)), if !refuse && listening.is_none() => {}
         }
     }
@@ -177,7 +176,7 @@ mod tests {
     use super::*;
     use crate::faults::modes::Direction;
 
-    /// A server that answers with what it gets.
+    /// Starts a server that answers with the bytes that it receives.
     async fn echo() -> (SocketAddr, TaskOwner) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

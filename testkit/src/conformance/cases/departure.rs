@@ -26,7 +26,7 @@ pub async fn a_deregistered_instance_has_left(h: &impl Harness) {
             let a = soon("registered", server.register(&service, instance("a"), options)).await.unwrap();
             let mut watching = Watching::begin(&client, &service).await;
             soon("deregistered", a.deregister()).await.unwrap();
-            if watching.fate().await.has_left() {
+            if watching.ends().await.all_departed() {
                 break;
             }
         }
@@ -43,8 +43,8 @@ pub async fn an_instance_that_was_deregistered_before_its_client_was_closed_has_
         let mut watching = Watching::begin(&client, &service).await;
         soon("deregistered", a.deregister()).await.unwrap();
         // Closing ends the leases. A watcher that reads later notices later.
-        let (fate, ()) = tokio::join!(watching.fate(), soon("closed", server.close()));
-        if fate.has_left() {
+        let (ends, ()) = tokio::join!(watching.ends(), soon("closed", server.close()));
+        if ends.all_departed() {
             break;
         }
     }
@@ -68,7 +68,7 @@ pub async fn a_deletion_under_a_live_lease_is_a_departure(h: &impl Harness) {
             server.crash().await;
             h.delete(&service, &id("a")).await;
             h.delete(&service, &id("b")).await;
-            if watching.fate().await.has_left() {
+            if watching.ends().await.all_departed() {
                 break;
             }
         }
@@ -80,7 +80,7 @@ pub async fn a_fixed_instance_whose_key_is_deleted_has_left(h: &impl Harness) {
     client.publish(&service, instance("a")).await.unwrap();
     let mut watching = Watching::begin(&client, &service).await;
     h.delete(&service, &id("a")).await;
-    assert_eq!(watching.fate().await, Fate { left: 1, held: 0 }, "the last instance has left");
+    assert_eq!(watching.ends().await, Ends { departed: 1, held: 0 }, "the last instance has left");
 }
 
 pub async fn a_revoked_lease_is_a_death(h: &impl Harness) {
@@ -91,20 +91,20 @@ pub async fn a_revoked_lease_is_a_death(h: &impl Harness) {
     // The instance does not return.
     server.crash().await;
     h.revoke(lease).await;
-    assert_eq!(watching.fate().await, Fate { left: 0, held: 1 }, "the last instance has died");
+    assert_eq!(watching.ends().await, Ends { departed: 0, held: 1 }, "the last instance has died");
 }
 
 /// Number of departed instances by a watcher, and of held ones in a view. The two are independent.
 #[derive(Debug, PartialEq, Eq)]
-struct Fate {
-    left: usize,
+struct Ends {
+    departed: usize,
     held: usize,
 }
 
-impl Fate {
+impl Ends {
     /// Returns `true` if no instance died. A watcher need not know departures before the last one.
-    fn has_left(&self) -> bool {
-        self.left > 0 && self.held == 0
+    fn all_departed(&self) -> bool {
+        self.departed > 0 && self.held == 0
     }
 }
 
@@ -128,11 +128,11 @@ impl Watching {
     }
 
     /// Waits until all instances are gone.
-    async fn fate(&mut self) -> Fate {
+    async fn ends(&mut self) -> Ends {
         let gone = until(&mut self.watcher, "they are gone", |change| change.snapshot.is_empty()).await.snapshot;
-        let left = self.ids.iter().filter(|id| gone.departed(id)).count();
+        let departed = self.ids.iter().filter(|id| gone.departed(id)).count();
         let held = |snapshot: &Snapshot| snapshot.entries().all(|entry| entry.presence() == Presence::Held);
-        Fate { left, held: shown(&mut self.view, held).await.len() }
+        Ends { departed, held: shown(&mut self.view, held).await.len() }
     }
 }
 

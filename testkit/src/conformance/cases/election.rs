@@ -23,9 +23,9 @@ async fn lead(h: &impl Harness, client: &Client, name: &LockName, value: &str) -
     soon("elected", client.campaign(name, value, lock_options(h))).await.unwrap()
 }
 
-async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
-    eventually(&format!("{count} are in line"), || async {
-        let now = h.in_line(name).await;
+async fn queue_has(h: &impl Harness, name: &LockName, count: usize) {
+    eventually(&format!("the queue has {count} entries"), || async {
+        let now = h.queue_length(name).await;
         if now == count { Ok(()) } else { Err(now) }
     })
     .await;
@@ -58,20 +58,20 @@ pub async fn resigning_hands_over(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let leadership = lead(h, &one, &name, "one").await;
     let mut next = campaign(&two, &name, "two", lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     assert_eq!(led_by(&two, &name).await.as_deref(), Some("one"));
     soon("resigned", leadership.resign()).await.unwrap();
     let next = next.done("elected").await.unwrap();
     assert_eq!(led_by(&one, &name).await.as_deref(), Some("two"));
     drop(next);
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }
 
 pub async fn a_crashed_leader_is_succeeded(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let old = lead(h, &one, &name, "one").await;
     let mut next = campaign(&two, &name, "two", lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     one.crash().await;
     let next = next.done("elected").await.unwrap();
     assert!(!old.is_held() && next.fencing_token() > old.fencing_token());
@@ -139,9 +139,9 @@ pub async fn a_dropped_campaign_leaves_the_line(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let _leadership = lead(h, &one, &name, "one").await;
     let waiting = campaign(&two, &name, "two", lock_options(h).ttl(std::time::Duration::from_secs(300)));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     waiting.abort().await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
 }
 
 pub async fn elections_and_locks_of_one_name_are_apart(h: &impl Harness) {

@@ -16,13 +16,13 @@ pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl 
     let delayed = || lock_options(h).lock_delay(delay);
     let guard = acquire(h, &one, &name).await;
     let mut next = contend(&two, &name, lock_options(h).lock_delay(Duration::from_secs(3600)));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     soon("released", guard.release()).await.unwrap();
     let _held = next.done("no delay after a release").await.unwrap();
     let mut last = contend(&three, &name, delayed());
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     two.crash().await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     let free = Moment::now();
     let guard = last.done("its turn, after the delay").await.unwrap();
     // The number of queue entries may be one check old.
@@ -40,7 +40,7 @@ pub async fn a_lock_delay_passes_for_whoever_comes_after_the_crash(h: &impl Harn
     let delayed = || lock_options(h).lock_delay(delay);
     let guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
     one.crash().await;
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
     let asked = Moment::now();
     let successor = soon("its turn, after the delay", two.acquire(&name, delayed())).await.unwrap();
     assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
@@ -58,7 +58,7 @@ pub async fn a_lock_delay_passes_after_the_key_of_the_holder_was_deleted(h: &imp
     let delayed = || lock_options(h).lock_delay(delay);
     let guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
     let mut next = contend(&two, &name, delayed());
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     let deleted = Moment::now();
     h.delete_holder(&name).await;
     soon("the loss", guard.lost()).await;
@@ -73,10 +73,10 @@ pub async fn a_lock_delay_counts_as_held_and_goes_on_if_nobody_waits_for_it(h: &
     let delayed = || lock_options(h).lock_delay(delay);
     let _guard = soon("acquired", one.acquire(&name, delayed())).await.unwrap();
     one.crash().await;
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
     let asked = Moment::now();
     assert!(soon("tried", two.try_acquire(&name, delayed())).await.unwrap().is_none());
-    assert_eq!(h.in_line(&name).await, 0);
+    assert_eq!(h.queue_length(&name).await, 0);
     let short = delayed().deadline(Duration::from_millis(100));
     let late = soon("the deadline", three.acquire(&name, short)).await;
     assert!(matches!(late, Err(Error::Timeout { .. })), "the deadline passes before the delay: {late:?}");
@@ -100,7 +100,7 @@ pub async fn a_lock_delay_passes_between_readers_and_writers_only(h: &impl Harne
     let _first = soon("shared", one.acquire(&name, delayed().shared())).await.unwrap();
     let second = soon("shared at once", two.acquire(&name, long())).await.unwrap();
     one.crash().await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     // A reader that did not release does not delay another reader.
     let third = soon("shared at once", three.acquire(&name, long())).await.unwrap();
     soon("released", second.release()).await.unwrap();
@@ -109,7 +109,7 @@ pub async fn a_lock_delay_passes_between_readers_and_writers_only(h: &impl Harne
     let writer = soon("alone, after the delay", two.acquire(&name, delayed())).await.unwrap();
     assert!(asked.elapsed() >= delay, "granted {:?} after the crash or the loss", asked.elapsed());
     two.crash().await;
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
     assert!(!writer.is_held());
     let asked = Moment::now();
     let reader = soon("shared, after the delay", three.acquire(&name, delayed().shared())).await.unwrap();

@@ -162,10 +162,10 @@ pub(super) fn contend(
 }
 
 /// Waits until the lock has `count` queue entries. Without queues, waiting contenders do not count.
-pub(super) async fn in_line(h: &impl Harness, name: &LockName, count: usize) {
+pub(super) async fn queue_has(h: &impl Harness, name: &LockName, count: usize) {
     let count = if h.carries().contains(&LayoutFeature::LockQueue) { count } else { count.min(1) };
-    eventually(&format!("{count} are in line"), || async {
-        let now = h.in_line(name).await;
+    eventually(&format!("the queue has {count} entries"), || async {
+        let now = h.queue_length(name).await;
         if now == count { Ok(()) } else { Err(now) }
     })
     .await;

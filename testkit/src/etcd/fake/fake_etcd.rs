@@ -25,28 +25,28 @@ use super::{
     store::{Content, Store},
 };
 
-/// Interval at which etcd serves watches that begin in the past.
+/// Interval at which etcd serves watches that start in the past.
 const UNSYNCED: Duration = Duration::from_millis(100);
 
-/// Interval at which etcd looks for leases that are over.
+/// Interval at which etcd looks for expired leases.
 const EXPIRY: Duration = Duration::from_millis(500);
 
 /// Content of a fake at one time.
 #[derive(Clone, Debug)]
 pub struct FakeSnapshot(Content);
 
-/// The fake. Dropping it ends it.
+/// A scripted etcd. Dropping it ends the server.
 #[derive(Debug)]
 pub struct FakeEtcd {
     shared: Arc<FakeState>,
-    /// Members that are dialled.
+    /// Server ends of new connections.
     pipes: mpsc::Sender<DuplexStream>,
     channel: Channel,
     tasks: Arc<TaskOwner>,
 }
 
 impl FakeEtcd {
-    /// Starts it on the current runtime.
+    /// Starts the server on the current runtime.
     ///
     /// # Panics
     ///
@@ -77,7 +77,7 @@ impl FakeEtcd {
             futures::stream::poll_fn(move |cx| incoming.poll_recv(cx).map(|pipe| pipe.map(Ok::<_, std::io::Error>)));
         tasks
             .spawn("fake etcd", async move {
-                // An error means that the fake was dropped.
+                // An error means that the handle was dropped.
                 let _ = stop.run_until_cancelled_owned(server.serve_with_incoming(incoming)).await;
             })
             .expect("the caller is in a runtime, and nobody has stopped the owner");
@@ -85,18 +85,18 @@ impl FakeEtcd {
         Self { shared, pipes, channel, tasks }
     }
 
-    /// A channel to it, for `Etcd::from_channel`.
+    /// Returns a channel, for `Etcd::from_channel`.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// A way to it for a client that shares its connections with no other.
+    /// Returns a link for a client with connections of its own.
     pub fn link(&self) -> Link {
         Link::new(self.pipes.clone())
     }
 
-    /// Makes leases run out that are not renewed, by the clock of the runtime and as etcd does: those that are over are
-    /// looked for twice a second, though not while it is frozen.
+    /// Makes leases without renewals expire, by the clock of the runtime. As in etcd, expired leases are looked for
+    /// twice a second, but not while the server is frozen.
     pub fn expire_leases(&self) {
         self.shared.store().expires = true;
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
@@ -107,59 +107,58 @@ impl FakeEtcd {
                 shared.change(Store::expire);
             }
         };
-        // An error means that the fake has ended.
+        // An error means that the server has ended.
         let _ = self.tasks.spawn("leases", async move {
             stop.run_until_cancelled_owned(expiring).await;
         });
     }
 
-    /// Every change so far, those of forgotten revisions included.
+    /// Returns all changes so far, including those of compacted revisions.
     pub fn journal(&self) -> Vec<KeyChange> {
         self.shared.store().journal.clone()
     }
 
-    /// Tells no lie any more.
+    /// Cancels all misbehavior that has not happened yet.
     pub fn be_honest(&self) {
         self.shared.store().lies.clear();
     }
 
-    /// Revokes a lease, as somebody else would.
+    /// Revokes a lease, as another client could.
     pub fn revoke(&self, lease: i64) {
         self.shared.change(|store| store.revoke(lease));
     }
 
-    /// Tells this lie at the next occasion, after those that were asked for before.
+    /// Misbehaves at the next occasion, after the misbehavior that was requested before.
     pub fn lie(&self, lie: Misbehavior) {
         self.shared.store().lies.push_back(lie);
     }
 
-    /// Outcome of each transaction that came late: whether its guards held, or why it was refused.
+    /// Returns the outcome of each late transaction: whether its guards held, or the error.
     pub fn late_writes(&self) -> Vec<Result<bool, Status>> {
         self.shared.store().late.clone()
     }
 
-    /// Returns `true` if all lies have been told.
+    /// Returns `true` if all requested misbehavior has happened.
     pub fn told_all(&self) -> bool {
         self.shared.store().lies.is_empty()
     }
 
-    /// The latest revision.
+    /// Returns the latest revision.
     pub fn revision(&self) -> i64 {
         self.shared.store().revision
     }
 
-    /// Says that it is another version; 3.5.30 unless said otherwise.
+    /// Sets the reported version; the default is 3.5.30.
     pub fn set_version(&self, version: impl Into<String>) {
         self.shared.store().version = version.into();
     }
 
-    /// Makes watches rest this long after each message, as those of a client that cannot keep up: what they tell is in
-    /// order, and later and later if there is more to tell.
+    /// Delays each message of a watch by `pause` after the previous one, as for a slow client. Messages stay in order.
     pub fn slow_down(&self, pause: Duration) {
         *self.shared.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
     }
 
-    /// Puts a key, as somebody else would.
+    /// Puts a key, as another client could.
     pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
         self.shared.change(|store| store.put(key.into(), value.into(), 0));
     }
@@ -178,26 +177,26 @@ impl FakeEtcd {
         });
     }
 
-    /// Deletes a key, as somebody else would.
+    /// Deletes a key, as another client could.
     pub fn delete(&self, key: &[u8]) {
         self.shared.change(|store| {
             store.delete(key);
         });
     }
 
-    /// Revokes all leases: their keys go in one revision.
+    /// Revokes all leases. Their keys are deleted at one revision.
     pub fn revoke_all(&self) {
         self.shared.change(Store::revoke_all);
     }
 
-    /// Forgets the history up to now.
+    /// Compacts the history up to the present revision.
     pub fn compact(&self) {
         let mut store = self.shared.store();
         let now = store.revision;
         store.compact_to(now);
     }
 
-    /// Loses everything, leases and revision included, and ends the watches.
+    /// Loses all data, including leases and the revision, and ends the watches.
     pub fn wipe(&self) {
         self.shared.replace(Store { revision: 1, ..Store::default() }.content());
     }
@@ -213,69 +212,69 @@ impl FakeEtcd {
         self.shared.replace(snapshot.0.clone());
     }
 
-    /// The keys and values under a prefix.
+    /// Returns the keys and values under a prefix.
     pub fn under(&self, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
         let store = self.shared.store();
         let found = store.keys.iter().filter(|(key, _)| key.starts_with(prefix));
         found.map(|(key, pair)| (key.clone(), pair.value.clone())).collect()
     }
 
-    /// Answers nothing, until [`thaw`](Self::thaw).
+    /// Stops answering, until [`thaw`](Self::thaw).
     pub fn freeze(&self) {
         self.shared.frozen.send_replace(true);
     }
 
-    /// Answers again, also what was asked meanwhile.
+    /// Answers again, including the requests received meanwhile.
     pub fn thaw(&self) {
         self.shared.frozen.send_replace(false);
     }
 
-    /// Loses the quorum, or has it again. Watches that are open stay open.
+    /// Sets or ends the state without a quorum. Open watches stay open.
     pub fn set_minority(&self, minority: Option<Minority>) {
         self.shared.minority.send_replace(minority);
     }
 
-    /// Answers no renewals while `held`, as a member does whose leader is frozen.
+    /// Answers no renewals while `held`, like a member whose leader is frozen.
     pub fn hold_renewals(&self, held: bool) {
         self.shared.renewals_held.send_replace(held);
     }
 
-    /// Revokes no lease while `held`, and does not answer who asks for that.
+    /// Neither revokes leases nor answers revocations while `held`.
     pub fn hold_revocations(&self, held: bool) {
         self.shared.revocations_held.send_replace(held);
     }
 
-    /// Does not tell what is left of leases while `held`.
+    /// Does not answer requests for the remaining time of leases while `held`.
     pub fn hold_lease_questions(&self, held: bool) {
         self.shared.lease_questions_held.send_replace(held);
     }
 
-    /// Takes the permission to read and write away, or gives it back. Leases need none.
+    /// Denies or permits reads and writes. Leases need no permission.
     pub fn set_denied(&self, denied: bool) {
         self.shared.store().denies = denied;
     }
 
-    /// Serves watches that begin in the past 100 ms later, which is how often etcd does. Without this at once.
+    /// Serves watches that start in the past 100 ms late, as etcd does. By default they are served at once.
     pub fn delay_unsynced_watches(&self) {
         self.shared.store().unsynced = UNSYNCED;
     }
 
-    /// Number of leases.
+    /// Returns the number of leases.
     pub fn leases(&self) -> usize {
         self.shared.store().leases.len()
     }
 
-    /// The leases that there are.
+    /// Returns the existing leases.
     pub fn lease_ids(&self) -> Vec<i64> {
         self.shared.store().leases.keys().copied().collect()
     }
 
-    /// Requests so far.
+    /// Returns the numbers of requests so far.
     pub fn requests(&self) -> Requests {
         self.shared.store().requests.clone()
     }
 
-    /// Starts counting anew.
+    /// Resets the numbers of requests.
     pub fn forget_requests(&self) {
         self.shared.store().requests = Requests::default();
     }

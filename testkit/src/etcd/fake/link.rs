@@ -1,4 +1,4 @@
-//! Connections of one client to the fake, and what a network does to them.
+//! Connections of one client to the scripted etcd, and faults of its network.
 
 use std::{
     io,
@@ -16,10 +16,10 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::faults::modes::Direction;
 
-/// Bytes in flight per direction of a pipe.
+/// Maximum number of bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;
 
-/// A client's own way to the fake. Clones are the same one.
+/// Link of a client to the scripted etcd. Clones are the same link.
 #[derive(Clone, Debug)]
 pub struct Link {
     channel: Channel,
@@ -28,11 +28,11 @@ pub struct Link {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Counts the cuts: a pipe of an earlier count is broken.
+    /// Number of cuts. A pipe with a smaller number is broken.
     cuts: u64,
     refuses: bool,
     stalled: Option<Direction>,
-    /// What waits in a pipe for the state to change.
+    /// Tasks that wait for a change of the state.
     waiting: Vec<Waker>,
 }
 
@@ -58,22 +58,22 @@ impl Link {
         Self { channel: Endpoint::from_static("http://fake.etcd").connect_with_connector_lazy(dial), state }
     }
 
-    /// The channel, for `Etcd::from_channel`. It dials again by itself.
+    /// Returns the channel, for `Etcd::from_channel`. It reconnects by itself.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// Breaks the connections that there are.
+    /// Breaks all present connections.
     pub fn cut(&self) {
         self.change(|state| state.cuts += 1);
     }
 
-    /// Refuses new connections, or takes them again.
+    /// Refuses new connections while `refuses`.
     pub fn refuse(&self, refuses: bool) {
         self.change(|state| state.refuses = refuses);
     }
 
-    /// Holds back what goes in this direction until the direction is another; nothing is lost.
+    /// Holds back the bytes of this direction, until the next call. No byte is lost.
     pub fn stall(&self, direction: Option<Direction>) {
         self.change(|state| state.stalled = direction);
     }
@@ -92,7 +92,7 @@ fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The client's end of a connection.
+/// Client end of a connection.
 struct Pipe {
     inner: DuplexStream,
     cuts: u64,
@@ -100,7 +100,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// Whether bytes may pass. The task is woken when that may have changed, also where they may.
+    /// Returns `Ready` if bytes may pass. The task is woken when that may have changed, also if it is ready.
     fn poll_open(&self, cx: &Context<'_>, direction: Direction) -> Poll<io::Result<()>> {
         let mut state = locked(&self.state);
         if state.cuts != self.cuts {

@@ -4,61 +4,60 @@ use std::time::Duration;
 
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchResponse};
 
-/// What the next message of a watch, or the next renewal, is to be instead of the truth.
+/// Misbehavior of the next message of a watch, of the next renewal, or of the next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Misbehavior {
-    /// The changes of one revision are never told.
+    /// The events of one revision are not sent.
     Lose,
-    /// They are told twice.
+    /// The events of one revision are sent twice.
     Twice,
-    /// They are told again and again: so many more times.
+    /// The events of one revision are sent this many more times.
     Again(u32),
-    /// After them come the same changes as of a revision before the last: time seems to run backwards.
+    /// The events of one revision are followed by the same events with revision 1: time seems to go backwards.
     Backwards,
-    /// A progress notice with their revision comes before them.
+    /// A progress notification with their revision comes before the events.
     EarlyProgress,
-    /// Their type is one that does not exist.
+    /// The events have a type that does not exist.
     UnknownType,
-    /// Before them comes an answer to a request for progress that nobody made, with their revision, as from etcd before
-    /// 3.4.25 and 3.5.8.
+    /// An answer to a progress request, which nobody sent, comes before the events with their revision, as from etcd
+    /// before 3.4.25 and 3.5.8.
     EarlyAnswer,
-    /// They claim a revision that is a thousand ahead.
+    /// The events have a revision that is a thousand ahead.
     Future,
-    /// Their message has no revision in its header.
+    /// The message has no revision in its header.
     NoRevision,
-    /// Their message has events without a key.
+    /// The events have no key.
     NoKey,
-    /// The watch falls silent: no events, and no signs of life.
+    /// The watch falls silent: neither events nor progress notifications follow.
     Silence,
-    /// The next watch that is opened is refused inside the stream, with this reason.
+    /// The next watch is canceled at once, with this reason.
     Refuse(&'static str),
-    /// The next watch that is opened is there only this much later.
+    /// The next watch is created only after this time.
     LateWatch(Duration),
-    /// The next transaction is done, and answered, only this much later, whether or not its caller still waits then, as
-    /// by a member that is frozen meanwhile. [`FakeEtcd::late_writes`] tells what became of it.
+    /// The next transaction is applied and answered only after this time, whether or not its caller still waits, as by
+    /// a member that is frozen meanwhile. [`FakeEtcd::late_writes`](crate::FakeEtcd::late_writes) returns its outcome.
     LateTxn(Duration),
-    /// The next renewal says that the lease is gone, though it is not.
+    /// The next renewal reports that the lease does not exist, although it does.
     LeaseGone,
-    /// The next list with values is refused.
+    /// The next list with values fails.
     NoList,
 }
 
 impl Misbehavior {
-    /// Returns `true` if it is about what a watch tells that is open.
+    /// Returns `true` if it concerns the events of an open watch.
     pub(super) fn is_of_events(&self) -> bool {
         !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone | Self::NoList)
     }
 }
 
-/// Behaviour of a member without a quorum. Either way it answers serializable reads of those that do not want it to
-/// know a leader.
+/// Behaviour of a member without a quorum. In both states it answers serializable reads that do not require a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Minority {
-    /// It knows that there is no leader, and refuses.
+    /// The member knows that there is no leader, and refuses requests.
     Leaderless,
-    /// It does not know that yet, and does not answer.
+    /// The member does not know that yet, and does not answer.
     Silent,
 }
 
@@ -66,7 +65,8 @@ pub(super) fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) ->
     PbWatchResponse { header, events, ..PbWatchResponse::default() }
 }
 
-/// The messages of one revision, under a lie. It is returned: after some the stream falls silent.
+/// Returns the messages for the events of one revision under a misbehavior, and the misbehavior: after some, the stream
+/// falls silent.
 pub(super) fn misreported(
     lie: Option<Misbehavior>,
     header: Option<PbResponseHeader>,

@@ -6,29 +6,29 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyChange {
-    /// Time at which it was made.
+    /// Time of the change.
     pub at: Instant,
-    /// Its revision.
+    /// Revision of the change.
     pub revision: i64,
-    /// The key.
+    /// Key.
     pub key: Vec<u8>,
-    /// What the key holds since; `None` if it was deleted.
+    /// Value after the change; `None` for a deletion.
     pub value: Option<Vec<u8>>,
-    /// Revision at which the key was created; 0 if it was deleted.
+    /// Revision of the key's creation; 0 for a deletion.
     pub created: i64,
-    /// Lease that keeps the key; 0 is none.
+    /// Lease of the key; 0 for none.
     pub lease: i64,
 }
 
-/// Number of requests of each kind.
+/// Numbers of requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Requests {
     /// Reads.
     pub ranges: usize,
-    /// Those of them that are for keys without values.
+    /// Reads of keys without values.
     pub keys_only: usize,
-    /// Those of them that any member may answer by itself.
+    /// Serializable reads.
     pub serializable: usize,
     /// Transactions and puts.
     pub txns: usize,
@@ -36,16 +36,16 @@ pub struct Requests {
     pub grants: usize,
     /// Renewals.
     pub renewals: usize,
-    /// Questions for what is left of a lease, or for its keys.
+    /// Requests for the remaining time or the keys of a lease.
     pub lease_questions: usize,
-    /// Watches that were opened.
+    /// Watches.
     pub watches: usize,
-    /// Questions for its version.
+    /// Requests for the version.
     pub versions: usize,
-    /// Tokens handed out.
+    /// Authentication tokens.
     pub tokens: usize,
-    /// Reads and transactions that were refused for want of a permission.
+    /// Reads and transactions that were denied.
     pub denied: usize,
-    /// Time at which each transaction came.
+    /// Arrival time of each transaction.
     pub txn_times: Vec<Instant>,
 }

@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::store::{Store, is_within, within};
 
-/// Operations of a transaction that etcd takes (its `--max-txn-ops`).
+/// Maximum number of operations in a transaction (`--max-txn-ops` of etcd).
 const MAX_OPERATIONS: usize = 128;
 
 impl Store {
@@ -24,7 +24,7 @@ impl Store {
         if request.count_only {
             return Ok(PbRangeResponse { header: self.header(), kvs: Vec::new(), more: false, count });
         }
-        // The count is that of the range, and what is filtered out is left out of the answer only.
+        // The count includes pairs that the bounds filter out.
         let inside = |revision, least, most| revision >= least && (most == 0 || revision <= most);
         pairs.retain(|pair| inside(pair.create_revision, request.min_create_revision, request.max_create_revision));
         pairs.retain(|pair| inside(pair.mod_revision, request.min_mod_revision, request.max_mod_revision));
@@ -36,7 +36,7 @@ impl Store {
             request.max_mod_revision,
         ];
         if request.sort_order == 0 && bounds == [0; 4] {
-            // Without an order etcd sorts no more than it reads, whatever is to be sorted by.
+            // Without an order, etcd sorts only the pairs that it reads.
             pairs.truncate(limit.saturating_add(1));
         }
         let target = |pair: &&PbKeyValue| match request.sort_target {
@@ -45,7 +45,7 @@ impl Store {
             3 => pair.mod_revision,
             _ => 0,
         };
-        // Both are stable, as etcd's are for the few keys of a test.
+        // Both sorts are stable, as those of etcd are for few keys.
         match (request.sort_order, request.sort_target) {
             (2, 0) => pairs.reverse(),
             (2, 4) => pairs.sort_by(|one, other| other.value.cmp(&one.value)),
@@ -67,7 +67,7 @@ impl Store {
         Err(Status::not_found("etcdserver: requested lease not found"))
     }
 
-    /// Refuses to keep what is not there.
+    /// Refuses to keep the value or the lease of a key that does not exist.
     fn check_kept(&self, put: &PbPutRequest) -> Result<(), Status> {
         if !(put.ignore_value || put.ignore_lease) || self.keys.contains_key(&put.key) {
             return Ok(());
@@ -106,13 +106,12 @@ impl Store {
         Ok(PbDeleteResponse { header: self.header(), deleted, prev_kvs })
     }
 
-    /// Returns `true` if the condition holds for every key that it is about; one that is not there counts as never
-    /// written.
+    /// Returns `true` if the condition holds for all keys of its range. An absent key counts as never written.
     fn holds(&self, compare: &PbCompare) -> bool {
         let absent = PbKeyValue::default();
         let mut pairs = within(&self.keys, &compare.key, &compare.range_end);
         if pairs.is_empty() {
-            // No value is neither equal nor unequal to another.
+            // An absent value is neither equal nor unequal to another.
             if let Some(PbTargetUnion::Value(_)) = compare.target_union {
                 return false;
             }
@@ -126,7 +125,7 @@ impl Store {
         let succeeded = txn.compare.iter().all(|compare| self.holds(compare));
         let operations = if succeeded { txn.success } else { txn.failure };
         let operations: Vec<_> = operations.into_iter().filter_map(|operation| operation.request).collect();
-        // All or nothing, so all is checked before anything is done; writes first.
+        // A transaction is atomic, so all operations are checked before the first one is applied; writes first.
         for operation in &operations {
             if let PbTxnOpRequest::RequestPut(put) = operation {
                 self.check_kept(put)?;
@@ -169,7 +168,7 @@ fn check_put(put: &PbPutRequest) -> Result<(), Status> {
     Ok(())
 }
 
-/// Refuses what etcd refuses before it looks at a key.
+/// Makes the checks that etcd makes before it reads a key.
 fn check_txn(txn: &PbTxnRequest) -> Result<(), Status> {
     if [txn.compare.len(), txn.success.len(), txn.failure.len()].iter().any(|count| *count > MAX_OPERATIONS) {
         return Err(Status::invalid_argument("etcdserver: too many operations in txn request"));

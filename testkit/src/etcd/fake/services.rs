@@ -33,7 +33,7 @@ const RESPONSES: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Service {
     pub(super) shared: Arc<FakeState>,
-    /// The watches.
+    /// Tasks of watches and late transactions.
     pub(super) tasks: Arc<TaskOwner>,
 }
 
@@ -82,12 +82,12 @@ impl PbKvService for Service {
             if stop.run_until_cancelled_owned(tokio::time::sleep(delay)).await.is_some() {
                 let outcome = shared.txn(request);
                 shared.store().late.push(outcome.as_ref().map(|answer| answer.succeeded).map_err(Clone::clone));
-                // Whoever asked may be gone.
+                // The caller may be gone.
                 let _ = tell.send(outcome);
             }
         });
         late.map_err(|error| Status::unavailable(error.to_string()))?;
-        told.await.map_err(|_| Status::unavailable("the fake has ended"))?.map(Response::new)
+        told.await.map_err(|_| Status::unavailable("the server has ended"))?.map(Response::new)
     }
 
     async fn compact(&self, request: Request<PbCompactionRequest>) -> Result<Response<PbCompactionResponse>, Status> {
@@ -119,7 +119,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseRevokeRequest>,
     ) -> Result<Response<PbLeaseRevokeResponse>, Status> {
         self.shared.awake().await;
-        // The sender lives as long as this, so waiting cannot fail.
+        // The state owns the sender, so waiting cannot fail.
         let _ = self.shared.revocations_held.subscribe().wait_for(|held| !held).await;
         let known = self.shared.change(|store| store.revoke(request.get_ref().id));
         if !known {
@@ -136,7 +136,7 @@ impl PbLeaseService for Service {
         let answers = futures::stream::unfold((request.into_inner(), shared), |(mut requests, shared)| async move {
             let asked = requests.message().await.ok()??;
             shared.awake().await;
-            // The sender lives as long as this, so waiting cannot fail.
+            // The state owns the sender, so waiting cannot fail.
             let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
             let lied = shared.lie(|lie| *lie == Misbehavior::LeaseGone).is_some();
             let answer = {
@@ -156,7 +156,7 @@ impl PbLeaseService for Service {
     ) -> Result<Response<PbLeaseTimeToLiveResponse>, Status> {
         self.shared.awake().await;
         self.shared.store().requests.lease_questions += 1;
-        // The sender lives as long as this, so waiting cannot fail.
+        // The state owns the sender, so waiting cannot fail.
         let _ = self.shared.lease_questions_held.subscribe().wait_for(|held| !held).await;
         let store = self.shared.store();
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
@@ -217,7 +217,7 @@ impl PbWatchService for Service {
     type WatchStream = BoxStream<'static, Result<PbWatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        // A watch needs a leader only where that is asked for.
+        // A watch needs a leader only if the client requires one.
         self.shared.quorum(request.metadata(), true).await?;
         self.shared.store().requests.watches += 1;
         let (responses, sent) = mpsc::channel(RESPONSES);
@@ -231,8 +231,7 @@ impl PbWatchService for Service {
     }
 }
 
-/// Hands out tokens. The trait of this service has messages that `etcd-client` does not export, so it is served by
-/// hand.
+/// Service that issues tokens. `etcd-client` does not export the messages of its trait, so it is implemented by hand.
 #[derive(Clone, Debug)]
 pub(super) struct Auth(pub(super) Arc<FakeState>);
 

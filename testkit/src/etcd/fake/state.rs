@@ -17,18 +17,18 @@ use super::{
 #[derive(Debug)]
 pub(super) struct FakeState {
     pub(super) store: Mutex<Store>,
-    /// The latest revision.
+    /// Latest revision.
     pub(super) revision: watch::Sender<i64>,
     pub(super) frozen: watch::Sender<bool>,
-    /// It is one of a minority.
+    /// State without a quorum, if any.
     pub(super) minority: watch::Sender<Option<Minority>>,
     /// Renewals are not answered.
     pub(super) renewals_held: watch::Sender<bool>,
     /// Leases are not revoked.
     pub(super) revocations_held: watch::Sender<bool>,
-    /// Questions for what is left of a lease are not answered.
+    /// Requests for the remaining time of leases are not answered.
     pub(super) lease_questions_held: watch::Sender<bool>,
-    /// Time for which a watch rests after each message.
+    /// Minimum time between messages of a watch.
     pub(super) pause: Mutex<Duration>,
 }
 
@@ -46,13 +46,13 @@ impl FakeState {
         self.revision.send_replace(revision);
     }
 
-    /// Waits until it is not frozen.
+    /// Waits until the server is not frozen.
     pub(super) async fn awake(&self) {
-        // The sender lives as long as this, so waiting cannot fail.
+        // `self` owns the sender, so waiting cannot fail.
         let _ = self.frozen.subscribe().wait_for(|frozen| !frozen).await;
     }
 
-    /// Waits for the quorum, unless the request does without one; refuses it where there is no leader.
+    /// Waits for the quorum, unless the request does not need one. Refuses the request if there is no leader.
     pub(super) async fn quorum(&self, metadata: &MetadataMap, serializable: bool) -> Result<(), Status> {
         let mut minority = self.minority.subscribe();
         let now = *minority.borrow_and_update();
@@ -61,7 +61,7 @@ impl FakeState {
                 Err(Status::unavailable("etcdserver: no leader"))
             }
             Some(Minority::Silent) if !serializable => {
-                // The sender lives as long as this, so waiting cannot fail.
+                // `self` owns the sender, so waiting cannot fail.
                 let _ = minority.wait_for(Option::is_none).await;
                 Ok(())
             }
@@ -69,7 +69,7 @@ impl FakeState {
         }
     }
 
-    /// Makes changes that share one revision.
+    /// Runs `act` at one new revision.
     pub(super) fn change<T>(&self, act: impl FnOnce(&mut Store) -> T) -> T {
         let mut store = self.store();
         let (before, result) = store.at_next_revision(act);
@@ -100,7 +100,7 @@ impl FakeState {
         self.change(|store| store.txn(request))
     }
 
-    /// Takes the next lie, if it is one of `these`.
+    /// Takes the next misbehavior, if it is one of `these`.
     pub(super) fn lie(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
         let mut store = self.store();
         if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }

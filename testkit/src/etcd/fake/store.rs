@@ -1,5 +1,5 @@
-//! The store of the fake: keys, their history and leases. It answers as etcd does, which
-//! `backend-etcd/tests/differential.rs` holds against a real one.
+//! Store of the scripted etcd: keys, their history, and leases. `backend-etcd/tests/differential.rs` compares it with a
+//! real etcd.
 
 use std::{
     borrow::Cow,
@@ -16,10 +16,10 @@ use super::{
     records::{KeyChange, Requests},
 };
 
-/// Seconds that a lease may be granted for.
+/// Maximum TTL of a lease in seconds.
 const MAX_TTL: i64 = 9_000_000_000;
 
-/// Seconds that a lease is granted for at least, with etcd's default election timeout of 1 s.
+/// Minimum TTL of a lease in seconds, with etcd's default election timeout of 1 s.
 const MIN_TTL: i64 = 2;
 
 pub(super) type Keys = BTreeMap<Vec<u8>, PbKeyValue>;
@@ -28,26 +28,26 @@ pub(super) type Keys = BTreeMap<Vec<u8>, PbKeyValue>;
 pub(super) struct Store {
     pub(super) version: String,
     pub(super) revision: i64,
-    /// Number of times that everything was lost.
+    /// Number of wipes.
     pub(super) wipes: usize,
     pub(super) compacted: i64,
     pub(super) keys: Keys,
-    /// The keys as of the compacted revision, from which on there is a history.
+    /// Keys at the compacted revision, where the history starts.
     pub(super) base: Keys,
-    /// Changes from the compacted revision on, with what was there before each.
+    /// Events from the compacted revision on, with the previous values.
     pub(super) history: VecDeque<PbEvent>,
-    /// Changes before the present request, while there is one that may change something.
+    /// Number of events before the present request, if it may change the store.
     pub(super) begun: Option<usize>,
     pub(super) leases: BTreeMap<i64, Granted>,
-    /// Leases run out.
+    /// Leases expire.
     pub(super) expires: bool,
-    /// Every change.
+    /// All changes.
     pub(super) journal: Vec<KeyChange>,
     pub(super) lies: VecDeque<Misbehavior>,
-    /// Outcome of the late transactions: the error of one that was refused.
+    /// Outcomes of late transactions; the error of one that was refused.
     pub(super) late: Vec<Result<bool, Status>>,
     pub(super) requests: Requests,
-    /// Watches that begin in the past are served this much later.
+    /// Delay of watches that start in the past.
     pub(super) unsynced: Duration,
     /// Reads and transactions are refused.
     pub(super) denies: bool,
@@ -69,12 +69,12 @@ pub(super) struct Content {
 pub(super) struct Granted {
     /// Seconds.
     pub(super) ttl: i64,
-    /// Time at which it was granted or renewed last.
+    /// Time of the grant or of the last renewal.
     renewed: Instant,
 }
 
 impl Granted {
-    /// Seconds that are left, begun ones included.
+    /// Returns the remaining seconds, rounded up.
     fn remaining(&self) -> i64 {
         let passed = i64::try_from(self.renewed.elapsed().as_secs()).unwrap_or(i64::MAX);
         self.ttl.saturating_sub(passed).max(0)
@@ -100,18 +100,19 @@ impl Store {
         (self.history, self.leases) = (history, leases);
     }
 
-    /// The revision of an answer. What has changed nothing yet is still at the revision before.
+    /// Returns the revision for the header of an answer. A request that has not changed anything yet has the revision
+    /// before.
     fn present(&self) -> i64 {
         self.revision - i64::from(self.begun == Some(self.history.len()))
     }
 
-    /// The header of every answer. etcd always sends one, so it is wrapped as the messages have it.
+    /// Returns the header of an answer, which etcd always sends. It is an `Option` because the messages have one.
     #[expect(clippy::unnecessary_wraps, reason = "the messages have an optional header")]
     pub(super) fn header(&self) -> Option<PbResponseHeader> {
         Some(PbResponseHeader { cluster_id: 1, member_id: 1, revision: self.present(), raft_term: 1 })
     }
 
-    /// Runs `act` at the next revision; returns the one before.
+    /// Runs `act` at the next revision. Returns the revision before.
     pub(super) fn at_next_revision<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> (i64, T) {
         let (before, events) = (self.revision, self.history.len());
         self.revision += 1;
@@ -139,7 +140,7 @@ impl Store {
         self.history.push_back(PbEvent { r#type: 0, kv: Some(pair), prev_kv });
     }
 
-    /// Deletes a key, and returns what it held.
+    /// Deletes a key. Returns its last value.
     pub(super) fn delete(&mut self, key: &[u8]) -> Option<PbKeyValue> {
         let there = self.keys.remove(key);
         if there.is_some() {
@@ -161,7 +162,7 @@ impl Store {
         });
     }
 
-    /// Renews a lease, and returns its seconds; 0 if there is none.
+    /// Renews a lease. Returns its TTL in seconds, 0 if there is no such lease.
     pub(super) fn renew(&mut self, lease: i64) -> i64 {
         self.leases.get_mut(&lease).map_or(0, |lease| {
             lease.renewed = Instant::now();
@@ -169,13 +170,13 @@ impl Store {
         })
     }
 
-    /// Seconds of a lease, and how many of them are left; `None` if there is no such lease.
+    /// Returns the TTL of a lease and its remaining seconds; `None` if there is no such lease.
     pub(super) fn time_to_live(&self, lease: i64) -> Option<(i64, i64)> {
         let lease = self.leases.get(&lease)?;
         Some((lease.ttl, if self.expires { lease.remaining() } else { lease.ttl }))
     }
 
-    /// Revokes the leases that are over.
+    /// Revokes expired leases.
     pub(super) fn expire(&mut self) {
         let over: Vec<_> = self.leases.iter().filter(|(_, lease)| lease.remaining() == 0).map(|(id, _)| *id).collect();
         for lease in over {
@@ -199,7 +200,7 @@ impl Store {
         }
     }
 
-    /// Grants a lease: its identity and its seconds.
+    /// Grants a lease. Returns its id and its TTL in seconds.
     pub(super) fn grant(&mut self, id: i64, ttl: i64) -> Result<(i64, i64), Status> {
         if ttl > MAX_TTL {
             return Err(Status::out_of_range("etcdserver: too large lease TTL"));
@@ -216,7 +217,7 @@ impl Store {
         Ok((id, ttl))
     }
 
-    /// Forgets the history before `revision`.
+    /// Compacts the history before `revision`.
     pub(super) fn compact(&mut self, revision: i64) -> Result<(), Status> {
         if revision <= self.compacted {
             return Err(compacted());
@@ -228,7 +229,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the history before `revision`, which is a past one or the present one.
+    /// Compacts the history before `revision`, which must exist.
     pub(super) fn compact_to(&mut self, revision: i64) {
         self.base = self.at(revision).into_owned();
         self.compacted = revision;
@@ -236,12 +237,12 @@ impl Store {
         self.history.drain(..first);
     }
 
-    /// Index of the first change from a revision on.
+    /// Returns the index of the first event from a revision on.
     fn first_event(&self, revision: i64) -> usize {
         self.history.partition_point(|event| event.kv.as_ref().is_some_and(|pair| pair.mod_revision < revision))
     }
 
-    /// The keys as of a revision that is not forgotten; 0 is the present one.
+    /// Returns the keys at a revision that is not compacted; 0 stands for the present one.
     pub(super) fn at(&self, revision: i64) -> Cow<'_, Keys> {
         if revision == 0 || revision >= self.revision {
             return Cow::Borrowed(&self.keys);
@@ -258,7 +259,7 @@ impl Store {
         Cow::Owned(keys)
     }
 
-    /// Refuses a revision that is forgotten, or not there yet.
+    /// Refuses a revision that is compacted or in the future.
     pub(super) fn check_revision(&self, revision: i64) -> Result<(), Status> {
         match revision {
             0 => Ok(()),
@@ -268,7 +269,7 @@ impl Store {
         }
     }
 
-    /// The events of a range from `next` on, by revision.
+    /// Returns the events of a range from `next` on, by revision.
     pub(super) fn events(&self, next: i64, key: &[u8], end: &[u8]) -> Vec<(i64, Vec<PbEvent>)> {
         let mut by_revision: Vec<(i64, Vec<PbEvent>)> = Vec::new();
         for event in self.history.range(self.first_event(next)..) {

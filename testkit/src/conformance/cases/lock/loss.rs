@@ -40,7 +40,7 @@ pub async fn a_cut_off_holder_stops_before_its_successor_starts(h: &impl Harness
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut next = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     one.cut().await;
     assert!(guard.is_held(), "an outage is no loss yet");
     let order = Arc::new(AtomicUsize::new(0));
@@ -100,7 +100,7 @@ pub async fn releasing_a_lost_lock_says_so_and_leaves_its_successor_alone(h: &im
     let successor = acquire(h, &two, &name).await;
     assert_eq!(soon("released", guard.release()).await.unwrap(), Released::AlreadyLost);
     assert!(successor.is_held());
-    assert_eq!(h.in_line(&name).await, 1);
+    assert_eq!(h.queue_length(&name).await, 1);
 }
 
 pub async fn a_lock_is_kept_beyond_its_ttl(h: &impl Harness) {
@@ -110,9 +110,9 @@ pub async fn a_lock_is_kept_beyond_its_ttl(h: &impl Harness) {
     let clock = lock(h, "clock");
     let _ticking = acquire(h, &two, &clock).await;
     two.crash().await;
-    in_line(h, &clock, 0).await;
+    queue_has(h, &clock, 0).await;
     assert!(guard.is_held());
-    assert_eq!(h.in_line(&name).await, 1);
+    assert_eq!(h.queue_length(&name).await, 1);
 }
 
 pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
@@ -135,5 +135,5 @@ pub async fn a_lock_on_a_lease_of_its_own_dies_alone(h: &impl Harness) {
     assert!(shared.is_held());
     let again = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();
     assert_eq!(soon("released", again.release()).await.unwrap(), Released::Released);
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }

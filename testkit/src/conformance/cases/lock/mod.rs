@@ -75,7 +75,7 @@ pub async fn a_free_lock_is_acquired(h: &impl Harness) {
     let guard = acquire(h, &client, &name).await;
     assert!(guard.is_held());
     assert_eq!(soon("released", guard.release()).await.unwrap(), Released::Released);
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }
 
 pub async fn a_held_lock_is_not_acquired_by_trying(h: &impl Harness) {
@@ -90,7 +90,7 @@ pub async fn a_dropped_guard_releases(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     let long = lock_options(h).ttl(Duration::from_secs(300));
     drop(client.acquire(&name, long).await.unwrap());
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }
 
 pub async fn tokens_grow_with_each_holder(h: &impl Harness) {
@@ -113,7 +113,7 @@ pub async fn releasing_without_an_answer_returns_and_goes_on(h: &impl Harness) {
     let late = soon("given up waiting", guard.release()).await;
     assert!(matches!(late, Err(Error::Timeout { op: "release", .. })), "the release gives up waiting: {late:?}");
     client.heal().await;
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }
 
 pub async fn a_try_during_an_outage_says_that_the_store_is_unavailable(h: &impl Harness) {
@@ -123,7 +123,7 @@ pub async fn a_try_during_an_outage_says_that_the_store_is_unavailable(h: &impl 
     assert!(matches!(refused, Err(Error::Unavailable(_))), "no deadline has passed: {refused:?}");
     client.heal().await;
     let guard = acquire(h, &client, &name).await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     drop(guard);
 }
 
@@ -135,9 +135,9 @@ pub async fn readers_share_and_a_writer_excludes(h: &impl Harness) {
     assert!(first.is_held() && second.is_held());
     assert!(two.try_acquire(&name, lock_options(h)).await.unwrap().is_none());
     let mut writer = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 3).await;
+    queue_has(h, &name, 3).await;
     soon("released", first.release()).await.unwrap();
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     soon("released", second.release()).await.unwrap();
     let writer = writer.done("alone").await.unwrap();
     assert!(one.try_acquire(&name, shared()).await.unwrap().is_none());
@@ -148,10 +148,10 @@ pub async fn a_waiting_writer_is_not_overtaken(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let reader = soon("shared", one.acquire(&name, lock_options(h).shared())).await.unwrap();
     let mut writer = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     assert!(one.try_acquire(&name, lock_options(h).shared()).await.unwrap().is_none());
     let mut late = contend(&one, &name, lock_options(h).shared());
-    in_line(h, &name, 3).await;
+    queue_has(h, &name, 3).await;
     soon("released", reader.release()).await.unwrap();
     let writer = writer.done("alone").await.unwrap();
     soon("released", writer.release()).await.unwrap();
@@ -177,7 +177,7 @@ pub async fn two_acquisitions_of_one_process_exclude_each_other(h: &impl Harness
     let first = acquire(h, &client, &name).await;
     assert!(client.try_acquire(&name, lock_options(h)).await.unwrap().is_none());
     let mut second = contend(&client, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     soon("released", first.release()).await.unwrap();
     assert!(second.done("its turn").await.unwrap().is_held());
 }

@@ -11,7 +11,7 @@ pub async fn a_released_lock_goes_to_the_next(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut next = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     soon("released", guard.release()).await.unwrap();
     assert!(next.done("its turn").await.unwrap().is_held());
 }
@@ -20,7 +20,7 @@ pub async fn a_crashed_holder_is_succeeded(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut next = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     one.crash().await;
     let next = next.done("its turn").await.unwrap();
     assert!(next.is_held() && !guard.is_held());
@@ -33,7 +33,7 @@ pub async fn waiters_are_served_in_order(h: &impl Harness) {
     for place in 0..5 {
         let client = h.client().await;
         waiting.push(contend(&client, &name, lock_options(h)));
-        in_line(h, &name, place + 2).await;
+        queue_has(h, &name, place + 2).await;
     }
     let mut before = guard.fencing_token();
     soon("released", guard.release()).await.unwrap();
@@ -50,9 +50,9 @@ pub async fn a_cancelled_waiter_leaves_the_line(h: &impl Harness) {
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let guard = acquire(h, &one, &name).await;
     let waiting = contend(&two, &name, long.clone());
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     waiting.abort().await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     // Dropped before it is in line, or while it gets there.
     for polls in 0..10 {
         let mut acquiring = Box::pin(two.acquire(&name, long.clone()));
@@ -64,10 +64,10 @@ pub async fn a_cancelled_waiter_leaves_the_line(h: &impl Harness) {
             }
         }
     }
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     soon("released", guard.release()).await.unwrap();
     let guard = acquire(h, &two, &name).await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     drop(guard);
 }
 
@@ -81,7 +81,7 @@ pub async fn a_deadline_ends_the_wait_and_leaves_the_line(h: &impl Harness) {
         matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit),
         "the deadline ends the wait: {late:?}"
     );
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
 }
 
 pub async fn a_failed_try_leaves_the_line(h: &impl Harness) {
@@ -90,7 +90,7 @@ pub async fn a_failed_try_leaves_the_line(h: &impl Harness) {
     let long = lock_options(h).ttl(Duration::from_secs(300));
     assert!(two.try_acquire(&name, long).await.unwrap().is_none());
     // At once, not eventually: it has left before it returns.
-    assert_eq!(h.in_line(&name).await, 1);
+    assert_eq!(h.queue_length(&name).await, 1);
 }
 
 pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness) {
@@ -102,7 +102,7 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     client.heal().await;
     // A marker: what was still under way came before it.
     let guard = acquire(h, &client, &name).await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
     drop(guard);
 }
 
@@ -114,49 +114,49 @@ pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let _other = two.acquire(&other, long.clone()).await.unwrap();
     let mut waiting = contend(&two, &name, long.fail_on_lost_entry());
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     let lease = h.lease_of_waiter(&name).await.unwrap();
     h.revoke(lease).await;
     let died = waiting.done("the waiter's end").await;
     assert!(matches!(died, Err(Error::LeaseLost)), "the waiter learns that its lease is lost: {died:?}");
     assert!(guard.is_held());
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
 }
 
 pub async fn a_waiter_whose_lease_is_revoked_enters_the_queue_again(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
-    let mut robbed = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    let mut revoked = contend(&two, &name, lock_options(h));
+    queue_has(h, &name, 2).await;
     let lease = h.lease_of_waiter(&name).await.unwrap();
     let mut behind = contend(&three, &name, lock_options(h));
-    in_line(h, &name, 3).await;
+    queue_has(h, &name, 3).await;
     h.revoke(lease).await;
-    in_line(h, &name, 3).await;
+    queue_has(h, &name, 3).await;
     assert!(guard.is_held());
-    robbed.assert_running();
-    // Its place is lost: whoever was behind it is served before it now.
+    revoked.assert_running();
+    // Its queue entry is lost: the contender behind it acquires the lock first.
     soon("released", guard.release()).await.unwrap();
     let guard = behind.done("its turn").await.unwrap();
-    robbed.assert_running();
+    revoked.assert_running();
     let before = guard.fencing_token();
     soon("released", guard.release()).await.unwrap();
-    let guard = robbed.done("its turn after all").await.unwrap();
+    let guard = revoked.done("its turn after all").await.unwrap();
     assert!(guard.is_held() && guard.fencing_token() > before);
     soon("released", guard.release()).await.unwrap();
-    in_line(h, &name, 0).await;
+    queue_has(h, &name, 0).await;
 }
 
 pub async fn a_waiter_enters_the_queue_again_after_a_wipe(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut waiting = contend(&two, &name, lock_options(h));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     h.wipe().await;
     let successor = waiting.done("its turn").await.unwrap();
     assert!(successor.is_held());
     soon("the loss", guard.lost()).await;
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
 }
 
 pub async fn a_waiter_that_entered_the_queue_again_keeps_its_deadline(h: &impl Harness) {
@@ -165,10 +165,10 @@ pub async fn a_waiter_that_entered_the_queue_again_keeps_its_deadline(h: &impl H
     let limit = h.ttl() * 2;
     let begun = Moment::now();
     let mut waiting = contend(&two, &name, lock_options(h).deadline(limit));
-    in_line(h, &name, 2).await;
+    queue_has(h, &name, 2).await;
     h.revoke(h.lease_of_waiter(&name).await.unwrap()).await;
     let late = waiting.done("the deadline").await;
     assert!(matches!(late, Err(Error::Timeout { limit: passed, .. }) if passed == limit), "{late:?}");
     assert!(begun.elapsed() >= limit && begun.elapsed() < limit * 2, "{:?}", begun.elapsed());
-    in_line(h, &name, 1).await;
+    queue_has(h, &name, 1).await;
 }
