@@ -1,5 +1,6 @@
-//! Side-by-side measurements: `enlist` and what people use today in turns, in one process, on the same etcd. What counts are
-//! ratios; absolute times are noise on a shared machine. `cargo xtask bench` runs them, `bench/README.md` explains them.
+//! Side-by-side measurements of `enlist` and its references, in turns, in one process, on the same etcd. Ratios count,
+//! because absolute times vary on a shared machine. `cargo xtask bench` runs the measurements; `bench/README.md`
+//! explains them.
 
 pub mod measure;
 pub mod report;

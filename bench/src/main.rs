@@ -1,4 +1,4 @@
-//! Measures `enlist` beside what people use today. See `bench/README.md`.
+//! Measures `enlist` next to its references. See `bench/README.md`.
 
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ fn measure(wanted: &[Scenario], json: bool) -> Result {
     Ok(report.finish()?)
 }
 
-/// What the numbers depend on.
+/// Prints the environment that the numbers depend on.
 async fn machine() -> Result<Vec<(&'static str, String)>> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let processor = read("/proc/cpuinfo");

@@ -1,4 +1,4 @@
-//! Two sides in turns, and what of their times can be trusted: ratios of what ran side by side, their median and their spread.
+//! Measurements of two sides in turns. The result is the ratio of neighbouring rounds, with its median and its spread.
 
 use std::{fmt, future::Future};
 
@@ -7,19 +7,19 @@ use rustix::time::{ClockId, clock_gettime};
 /// Result of the programs.
 pub type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// A median, and the range of the middle half.
+/// A median, with the quartiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// Half of the values lie below.
+    /// Median.
     pub median: f64,
-    /// A quarter of the values lies below.
+    /// Lower quartile.
     pub low: f64,
-    /// A quarter of the values lies above.
+    /// Upper quartile.
     pub high: f64,
 }
 
 impl Spread {
-    /// That of these values; not a number without any.
+    /// Returns the spread of these values; NaN without values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
@@ -27,13 +27,13 @@ impl Spread {
         Self { median: at(0.5), low: at(0.25), high: at(0.75) }
     }
 
-    /// A value that was measured once, or cannot vary.
+    /// Returns the spread of a single value.
     pub fn exactly(value: f64) -> Self {
         Self { median: value, low: value, high: value }
     }
 }
 
-/// The value below which `part` of the sorted values lie; not a number without values.
+/// Returns the quantile `part` of the sorted values; NaN without values.
 pub fn quantile(sorted: &[f64], part: f64) -> f64 {
     #[expect(
         clippy::cast_possible_truncation,
@@ -48,24 +48,24 @@ pub fn quantile(sorted: &[f64], part: f64) -> f64 {
 /// Measurements of two sides in turns.
 #[derive(Clone, Debug, Default)]
 pub struct Turns {
-    /// Ours, round by round.
+    /// Values of `enlist`, one per round.
     pub ours: Vec<f64>,
-    /// The reference's.
+    /// Values of the reference, one per round.
     pub reference: Vec<f64>,
 }
 
 impl Turns {
-    /// Ours to the reference, each round against its own neighbour, so that a machine that gets slower does not count.
+    /// Returns the ratios of `enlist` to the reference, round by round, so that a drift of the machine cancels out.
     pub fn ratio(&self) -> Spread {
         Spread::of(self.ours.iter().zip(&self.reference).map(|(ours, reference)| ours / reference))
     }
 }
 
-/// Runs both sides in turns, A B A B …; the first round of each warms up and does not count.
+/// Runs both sides in turns, A B A B …. The first round of each is a warm-up and does not count.
 ///
 /// # Errors
 ///
-/// Those of the two sides.
+/// The errors of the two sides.
 pub async fn in_turns<A, B>(
     rounds: usize,
     mut ours: impl FnMut() -> A,
@@ -86,8 +86,8 @@ where
     Ok(turns)
 }
 
-/// The exponent `k` of the power law `cost ~ size^k` that fits best: 0 where the size does not matter, 1 where the cost is in
-/// proportion to it.
+/// Returns the exponent `k` of the best-fitting power law `cost ~ size^k`: 0 for a cost independent of the size, 1 for
+/// a proportional cost.
 pub fn slope(points: &[(f64, f64)]) -> f64 {
     let logs: Vec<(f64, f64)> = points.iter().map(|(size, cost)| (size.ln(), cost.ln())).collect();
     #[expect(clippy::cast_precision_loss, reason = "a handful")]
@@ -99,14 +99,14 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     up / across
 }
 
-/// The processor time that this process has used, in all its threads, in microseconds.
+/// Returns the processor time of this process in all its threads, in microseconds.
 #[expect(clippy::cast_precision_loss, reason = "days in microseconds fit")]
 pub fn processor_time() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
 
-/// A number with three digits that matter.
+/// Formats a number with three significant digits.
 #[derive(Clone, Copy, Debug)]
 pub struct Digits(pub f64);
 

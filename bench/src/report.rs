@@ -1,4 +1,4 @@
-//! What was measured, as a table for people and a line of JSON each for programs.
+//! Report of the measurements: a table as text, or one JSON object per line.
 
 use std::fmt;
 
@@ -10,9 +10,9 @@ use crate::measure::{Digits, Spread, Turns};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "there is no third side of a bound")]
 pub enum Bound {
-    /// It may be this much.
+    /// Maximum.
     AtMost(f64),
-    /// It has to be this much.
+    /// Minimum.
     AtLeast(f64),
 }
 
@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// `true` if the bound holds; what has none is only told. What is no number keeps to nothing.
+    /// `true` if the bound holds or there is none. NaN never meets a bound.
     fn holds(&self) -> bool {
         let judged = self.ratio.unwrap_or(self.ours).median;
         self.bound.is_none_or(|bound| bound.holds(judged))
@@ -96,7 +96,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// The lines of a run, printed as they come.
+/// Report of a run, printed line by line.
 #[derive(Debug)]
 pub struct Report {
     json: bool,
@@ -104,12 +104,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty one, of JSON lines or of text.
+    /// Creates an empty report, as JSON lines or as text.
     pub fn new(json: bool) -> Self {
         Self { json, missed: Vec::new() }
     }
 
-    /// Says where and with what it was measured.
+    /// Prints the environment of the measurement.
     pub fn machine(&self, facts: &[(&'static str, String)]) {
         if self.json {
             let facts: serde_json::Map<_, _> =
@@ -125,7 +125,7 @@ impl Report {
         );
     }
 
-    /// Two sides in turns; the bound is one of their ratio.
+    /// Reports two sides in turns. The bound applies to their ratio.
     pub fn turns(
         &mut self,
         scenario: &'static str,
@@ -145,7 +145,7 @@ impl Report {
         });
     }
 
-    /// A number without a reference; the bound is one of itself.
+    /// Reports a number without a reference. The bound applies to the number.
     pub fn number(
         &mut self,
         scenario: &'static str,
@@ -172,7 +172,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// If anything was.
+    /// If a target was missed.
     pub fn finish(self) -> Result<(), String> {
         if self.missed.is_empty() { Ok(()) } else { Err(format!("missed: {}", self.missed.join(", "))) }
     }

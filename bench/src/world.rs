@@ -1,4 +1,4 @@
-//! What the scenarios measure on: an etcd of their own, full of instances, and how many requests it got.
+//! An etcd of the scenario's own, filled with instances, and a count of its requests.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,13 +14,13 @@ use tokio::{
 
 use crate::measure::Result;
 
-/// The most operations of a transaction.
+/// Maximum number of operations in a transaction.
 pub const MAX_OPS: usize = 128;
 
-/// Room for many revisions of a hundred thousand keys.
+/// Storage quota for many revisions of a hundred thousand keys.
 const QUOTA: &str = "--quota-backend-bytes=8589934592";
 
-/// An etcd and clients of it.
+/// An etcd and its clients.
 #[derive(Debug)]
 pub struct World {
     server: EtcdServer,
@@ -32,12 +32,12 @@ impl World {
         Self { server: EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments([QUOTA])).await }
     }
 
-    /// Address at which it listens.
+    /// Returns its address.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// A client of ours, connected.
+    /// Returns a connected client of `enlist`.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl World {
         Ok(Etcd::connect(self.url()).await?)
     }
 
-    /// A plain client with a connection of its own, connected.
+    /// Returns a connected plain client with a connection of its own.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ impl World {
         Ok(client)
     }
 
-    /// Puts `count` instances of `service` without a lease.
+    /// Stores `count` instances of `service` without a lease.
     ///
     /// # Errors
     ///
@@ -72,11 +72,12 @@ impl World {
         Ok(())
     }
 
-    /// Number of messages that etcd has got, renewals aside: each request, and each message on a watch.
+    /// Returns the number of messages that etcd has received, without renewals: each request, and each message on a
+    /// watch.
     ///
     /// # Errors
     ///
-    /// If etcd does not say.
+    /// If etcd does not answer.
     pub async fn requests(&self) -> Result<f64> {
         let metrics = get(self.server.address(), "/metrics").await?;
         let received = metrics.lines().filter(|line| line.starts_with("grpc_server_msg_received_total{"));
@@ -85,7 +86,7 @@ impl World {
         Ok(numbers.sum())
     }
 
-    /// The version of etcd.
+    /// Returns the version of etcd.
     ///
     /// # Errors
     ///
@@ -106,7 +107,7 @@ async fn get(address: SocketAddr, path: &str) -> Result<String> {
     Ok(body.to_owned())
 }
 
-/// An instance as they are in production: its value is some 150 bytes of JSON.
+/// Returns a typical instance: its value is about 150 bytes of JSON.
 ///
 /// # Errors
 ///
@@ -118,7 +119,7 @@ pub fn instance(number: usize) -> Result<Instance> {
     Ok(Instance::new(id, [endpoint])?.with_version("1.4").with_zone("eu-1").with_metadata("team", "blue"))
 }
 
-/// Value that a put of instance `number` with this weight writes.
+/// Returns a put of instance `number` with this weight.
 ///
 /// # Errors
 ///
@@ -128,7 +129,7 @@ pub fn put(service: &ServiceRef, number: usize, weight: u32, lease: Option<i64>)
     Ok(TxnOp::put(key, value, lease.map(|lease| PutOptions::new().with_lease(lease))))
 }
 
-/// Key and value of instance `number` with this weight, in our own layout.
+/// Returns key and value of instance `number` with this weight, in the native layout.
 ///
 /// # Errors
 ///
@@ -140,7 +141,7 @@ pub fn pair(service: &ServiceRef, number: usize, weight: u32) -> Result<(Vec<u8>
     Ok((key, value))
 }
 
-/// The range of keys of a service.
+/// Returns the key range of a service.
 ///
 /// # Errors
 ///
@@ -151,7 +152,7 @@ pub fn range(service: &ServiceRef) -> Result<(Vec<u8>, Vec<u8>)> {
     Ok((start.to_vec(), end.unwrap_or_default().to_vec()))
 }
 
-/// Allows this process as many open files as the system does, and returns how many that is.
+/// Raises the limit of open files of this process to the maximum, and returns it.
 ///
 /// # Errors
 ///
@@ -162,7 +163,7 @@ pub fn most_files() -> Result<u64> {
     Ok(maximum.unwrap_or(u64::MAX))
 }
 
-/// Time that a write of 4 KiB to the disk takes until it is safe, in microseconds: what bounds every write of etcd.
+/// Returns the time of a synchronous write of 4 KiB to the disk in microseconds, which bounds every write of etcd.
 ///
 /// # Errors
 ///
@@ -183,7 +184,7 @@ pub fn sync_time() -> Result<f64> {
     Ok(crate::measure::Spread::of(times).median)
 }
 
-/// Microseconds.
+/// Returns a duration in microseconds.
 pub fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }

@@ -1,4 +1,4 @@
-//! A process that picks once from etcd and ends: what a command or a function that is started for each request pays.
+//! A process that picks once from etcd and ends: the cost of a command or a function that is started per request.
 //!
 //! ```text
 //! cold ours URL SERVICE    connect, view, pick
@@ -21,12 +21,12 @@ async fn main() -> Result {
     let service = ServiceRef::parse(service)?;
     let picked = if side == "ours" { ours(url, &service).await? } else { raw(url, &service).await? };
     println!("{picked}");
-    // Neither side tidies up.
+    // Neither side cleans up.
     std::process::exit(0);
 }
 
 async fn ours(url: &str, service: &ServiceRef) -> Result<String> {
-    // Neither side asks whether etcd is there before it asks for what it wants.
+    // Neither side checks the connection before its first request.
     let etcd = Etcd::builder([url]).build()?;
     let view = Directory::new(Arc::new(etcd)).view(service);
     view.ready().await?;

@@ -1,5 +1,4 @@
-//! What enlist keeps on the heap, and that a pick takes nothing from it. A program of its own, because counting slows every
-//! allocation down.
+//! Heap usage of a view, and allocations of a pick. A program of its own, because counting slows down every allocation.
 //!
 //! ```text
 //! heap sync URL SERVICE    bytes per instance of a view of the service
@@ -31,7 +30,7 @@ async fn sync(url: &str, service: &str) -> Result {
     let before = Region::new(COUNTED);
     let view = Directory::new(Arc::new(etcd)).view(&ServiceRef::parse(service)?);
     let instances = view.ready().await?.len();
-    // Buffers of the connection and the last page are given back within a moment.
+    // Buffers of the connection and of the last page are freed within a moment.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let change = before.change();
     let kept = change.bytes_allocated - change.bytes_deallocated;
@@ -52,7 +51,7 @@ async fn picks() -> Result {
             }
             before.change().allocations
         };
-        // The least of some rounds: what a task in the background allocates now and then is not the picks'.
+        // The minimum of several rounds, because background tasks allocate now and then.
         allocations += std::iter::repeat_with(round).take(5).min().unwrap_or(usize::MAX);
     }
     println!("{allocations}");

@@ -1,4 +1,4 @@
-//! Does one thing so many times, for callgrind: see `scenarios/instructions.rs`.
+//! Repeats one operation a given number of times, for callgrind; see `scenarios/instructions.rs`.
 //!
 //! ```text
 //! hot PATH COUNT

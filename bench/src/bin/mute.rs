@@ -1,5 +1,6 @@
-//! A server that takes every connection, says its first word over HTTP/2, and nothing else: the other side of a channel to very many
-//! instances, in a process of its own because of the limit of open files. It prints its port, and ends with its input.
+//! A server that accepts every connection, sends the HTTP/2 preface, and nothing else: the peer of a channel to many
+//! instances, in a process of its own because of the limit of open files. It prints its port, and ends when its input
+//! is closed.
 
 use enlist_bench::{measure::Result, world::most_files};
 use tokio::{
@@ -25,7 +26,7 @@ async fn main() -> Result {
             }
             Some(_) = connections.join_next() => {}
             _ = &mut input => {
-                // Neither side tidies up.
+                // Neither side cleans up.
                 std::process::exit(0);
             }
         }

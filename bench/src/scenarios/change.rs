@@ -1,4 +1,4 @@
-//! Changes on their way from the store to a view, beside a plain watch on the same range.
+//! Latency and cost of changes from the store to a view, next to a plain watch of the same range.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,18 +12,18 @@ use crate::{
     world::{World, micros, pair, put, range},
 };
 
-/// Changes of one side before it is the other's turn.
+/// Number of changes of one side before the other side's turn.
 const BLOCK: u32 = 40;
 
 const ROUNDS: usize = 4;
 
-/// Longer than the time between two publications of a view.
+/// Pause between changes, longer than the publication interval of a view.
 const PAUSE: Duration = Duration::from_millis(60);
 
-/// No change takes longer.
+/// Maximum latency of a change.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Something that shows the weight of instance 0.
+/// An observer of the weight of instance 0.
 #[async_trait::async_trait]
 trait Follower: Send {
     async fn until_weight(&mut self, weight: u32) -> Result;
@@ -42,7 +42,7 @@ impl Follower for ViewChanges {
     }
 }
 
-/// A watch and the value that instance 0 has with a weight.
+/// A plain watch of the service.
 struct Plain {
     stream: WatchStream,
     service: ServiceRef,
@@ -62,7 +62,7 @@ impl Follower for Plain {
     }
 }
 
-/// A plain watch of a service, from now on.
+/// Starts a plain watch of a service at the current revision.
 pub(crate) async fn plain_watch(client: &mut Client, service: &ServiceRef) -> Result<WatchStream> {
     let (start, end) = range(service)?;
     let mut stream = client.watch(start, Some(WatchOptions::new().with_range(end).with_fragment())).await?;
@@ -91,11 +91,11 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Cost of a change among so many instances.
+/// Cost of a change in a service of a given size.
 pub(crate) struct Change {
-    /// From sending it to seeing it, in microseconds.
+    /// Time from sending a change to observing it, in microseconds.
     pub(crate) latency: Turns,
-    /// The processor time of this process, which puts it and sees it, in microseconds.
+    /// Processor time of this process per change, in microseconds, including the write.
     pub(crate) processor: Turns,
 }
 
@@ -125,7 +125,7 @@ pub(crate) async fn at_size(size: usize) -> Result<Change> {
     Ok(Change { latency: turns, processor: Turns { ours: our_processor, reference: their_processor } })
 }
 
-/// The median time of a change, and the mean processor time, in microseconds.
+/// Returns the median latency and the mean processor time of a change, in microseconds.
 async fn block(
     writer: &mut Client,
     service: &ServiceRef,
@@ -133,7 +133,7 @@ async fn block(
     follower: &mut impl Follower,
 ) -> Result<(f64, f64)> {
     let mut times = Vec::new();
-    // What opening it left to do is not its.
+    // Background work of opening the watch does not count.
     tokio::time::sleep(PAUSE * 5).await;
     let mut processor = 0.0;
     for change in 0..=BLOCK {
@@ -153,10 +153,10 @@ async fn block(
     Ok((Spread::of(times).median, processor / f64::from(BLOCK)))
 }
 
-/// Changes in a burst.
+/// Number of changes in a burst.
 const BURST: usize = 10_000;
 
-/// Puts under way at a time.
+/// Number of concurrent puts.
 const AT_ONCE: usize = 64;
 
 pub(crate) async fn burst(report: &mut Report) -> Result {
@@ -179,7 +179,7 @@ pub(crate) async fn burst(report: &mut Report) -> Result {
                 let weight = next();
                 let view = Directory::new(Arc::new(ours.clone())).view(&service);
                 view.ready().await?;
-                // The first publication is behind, and seen.
+                // The first publication is over and was observed.
                 tokio::time::sleep(PAUSE).await;
                 let mut changes = view.changes();
                 changes.next().await?;
@@ -197,9 +197,7 @@ pub(crate) async fn burst(report: &mut Report) -> Result {
                 let mut watcher = watcher.lock().await;
                 let mut stream = plain_watch(&mut watcher, &service).await?;
                 let begun = Moment::now();
-                let (written, drained) = tokio::join!(write_all(&writer, &service, weight), drain(&mut stream, BURST));
-                written?;
-                drained?;
+                tokio::try_join!(write_all(&writer, &service, weight), drain(&mut stream, BURST))?;
                 Ok(begun.elapsed().as_secs_f64() * 1e3)
             },
         )
@@ -211,7 +209,7 @@ pub(crate) async fn burst(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Gives every instance a weight.
+/// Writes a weight to every instance.
 async fn write_all(writer: &Client, service: &ServiceRef, weight: u32) -> Result {
     let puts = futures::stream::iter(0..BURST).map(|number| {
         let mut writer = writer.kv_client();
@@ -224,7 +222,7 @@ async fn write_all(writer: &Client, service: &ServiceRef, weight: u32) -> Result
     puts.buffer_unordered(AT_ONCE).try_collect::<()>().await
 }
 
-/// Waits until every instance has the weight; returns in how many publications that came.
+/// Waits until every instance has the weight. Returns the number of publications until then.
 async fn published(changes: &mut ViewChanges, weight: u32) -> Result<f64> {
     let mut publications = 0.0;
     loop {

@@ -1,4 +1,4 @@
-//! From the start of a process to its first pick, beside a process that connects and reads the range.
+//! Time from the start of a process to its first pick, next to a process that connects and reads the range.
 
 use enlist::{Moment, ServiceRef};
 

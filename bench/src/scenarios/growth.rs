@@ -1,4 +1,4 @@
-//! Cost by size: what stays, what grows, and how fast.
+//! Costs by size, with the exponent of their growth.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     watchers(report).await
 }
 
-/// Costs by size, and then the exponent of each.
+/// Measures costs by size, then reports the exponent of each.
 #[derive(Default)]
 struct Table(Vec<(&'static str, Vec<(f64, f64)>)>);
 
@@ -107,7 +107,7 @@ async fn contenders(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Changes that watchers see.
+/// Number of changes that watchers observe.
 const CHANGES: u32 = 30;
 
 async fn watchers(report: &mut Report) -> Result {

@@ -1,4 +1,4 @@
-//! Calls through our channel, beside tonic's plain and balanced ones, in one process.
+//! Calls through the channel of `enlist-grpc`, next to tonic's plain and balanced channels, in one process.
 
 use std::{
     error::Error,
@@ -23,27 +23,27 @@ use crate::{
     world::micros,
 };
 
-/// Number of times that both channels are made anew: where the tasks of a connection happen to run makes more of a difference than what
-/// is to be measured.
+/// Number of times that both channels are created anew: the placement of a connection's tasks has more effect than the
+/// difference to be measured.
 const PAIRS: usize = 20;
 
 /// The same for large messages, which take longer.
 const LARGE_PAIRS: usize = 10;
 
-/// Blocks of each side with the same two channels; blocks of the two sides alternate.
+/// Number of blocks of each side per pair of channels. Blocks of the two sides alternate.
 const BLOCKS: usize = 5;
 
-/// Calls in a block.
+/// Number of calls in a block.
 const BLOCK: usize = 200;
 
-/// The same without a subscriber that records the spans.
+/// The same without a subscriber that records spans.
 const TRACED: &str = "1 callers, 0 KiB, 1 instance, traced, beside a plain channel";
 
-/// Calls in a block of many callers.
+/// Number of calls in a block with many callers.
 const CROWDED_BLOCK: usize = 640;
 
 pub(crate) async fn run(report: &mut Report) -> Result {
-    // The runtimes of this scenario are its own.
+    // This scenario has its own runtimes.
     let measured = tokio::task::spawn_blocking(both_sides).await??;
     for Measured { case, medians, tails, bounds } in measured.calls {
         let (median, tail) = bounds.map(|(median, tail)| (Bound::AtMost(median), Bound::AtMost(tail))).unzip();
@@ -60,7 +60,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
 }
 
 fn both_sides() -> Result<Outcome> {
-    // Servers and clients have a thread each, so that work is measured and not which thread a scheduler happens to wake.
+    // Servers and clients have one thread each, so that the scheduler's choice of threads does not count.
     let servers = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let clients = Builder::new_current_thread().enable_all().build()?;
     let world = servers.block_on(World::start())?;
@@ -85,9 +85,9 @@ struct Outcome {
 
 struct World {
     store: MemoryStore,
-    /// Answer at once.
+    /// Addresses of servers that answer at once.
     quick: Vec<SocketAddr>,
-    /// Thinks for 100 ms.
+    /// Address of a server that answers after 100 ms.
     slow: SocketAddr,
     _tasks: TaskOwner,
 }
@@ -169,7 +169,7 @@ async fn measure(world: &World) -> Result<Outcome> {
     Ok(Outcome { calls, failed, tonics_failed, slow })
 }
 
-/// A channel of which so many instances are ready.
+/// Returns a channel with this number of ready instances.
 async fn ready(view: &ServiceView, instances: usize) -> Result<Channel> {
     until_ready(Channel::new(view)?, instances).await
 }
@@ -196,15 +196,15 @@ macro_rules! call {
     };
 }
 
-/// Way of making calls.
+/// Kind of calls.
 #[derive(Clone, Copy)]
 struct Load {
     callers: usize,
-    /// Bytes of a request, and of its answer.
+    /// Size of a request and of its response in bytes.
     size: usize,
 }
 
-/// The times of calls that two channels made in turns.
+/// Latencies of calls that two channels made in turns.
 #[derive(Default)]
 struct Sides {
     medians: Turns,
@@ -216,7 +216,7 @@ impl Sides {
         let (ours, tonics) = (GreeterClient::new(ours), GreeterClient::new(tonics));
         let (mut our_times, mut tonics_times) = (Vec::new(), Vec::new());
         for block in 0..=BLOCKS {
-            // The first block warms up.
+            // The first block is a warm-up.
             let (some, others) = (block_of(load, &ours).await?, block_of(load, &tonics).await?);
             if block > 0 {
                 our_times.extend(some);
@@ -238,7 +238,7 @@ impl Sides {
     }
 }
 
-/// The times of a block of calls, in microseconds.
+/// Returns the latencies of a block of calls, in microseconds.
 async fn block_of<C>(load: Load, client: &GreeterClient<C>) -> Result<Vec<f64>>
 where
     C: tonic::client::GrpcService<tonic::body::Body> + Clone,
@@ -261,7 +261,7 @@ where
     Ok(times.concat())
 }
 
-/// Number of calls of several callers that failed, and how long all took.
+/// Returns the number of failed calls of several callers, and the total time.
 async fn side_by_side<C>(client: &GreeterClient<C>, callers: u32, calls: u32) -> (u32, Duration)
 where
     C: tonic::client::GrpcService<tonic::body::Body> + Clone,

@@ -1,4 +1,4 @@
-//! Instructions of what is too quick to be timed well on a shared machine, counted by callgrind.
+//! Instruction counts, by callgrind, of operations that are too fast to be timed on a shared machine.
 
 use tokio::process::Command;
 
@@ -8,10 +8,10 @@ use crate::{
     report::Report,
 };
 
-/// Number of times that something is done; then twice as often. What the program does besides is the same both times.
+/// Number of repetitions of an operation, and twice as many: the difference excludes the rest of the program.
 const OFTEN: u32 = 20_000;
 
-/// What the program `hot` can do, and how a reader knows it.
+/// Operations of the program `hot`, with their names in the report.
 const PATHS: [(&str, &str); 8] = [
     ("pick-shared", "pick from RwLock<Vec<Arc>>, the reference"),
     ("pick-round-robin", "pick, round robin"),

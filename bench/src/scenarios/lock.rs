@@ -1,4 +1,4 @@
-//! Locks, beside the same protocol in plain calls, as Go's `concurrency.Mutex` makes them.
+//! Locks, next to the same protocol in plain calls, as Go's `concurrency.Mutex` makes them.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use crate::{
     world::World,
 };
 
-/// Locks taken in a round without contention.
+/// Number of acquisitions in a round without contention.
 const ALONE: u32 = 300;
 
 pub(crate) async fn alone(report: &mut Report) -> Result {
@@ -61,20 +61,20 @@ pub(crate) async fn alone(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Time for which contenders contend in a round.
+/// Length of a round with contention.
 const CONTEND: Duration = Duration::from_secs(3);
 
-/// Maximum time until each had it once.
+/// Maximum time until each contender has held the lock once.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Number of sessions that contend while a lock goes from hand to hand at once, and how many times the rate of Go's protocol is due while
-/// others write.
+/// Number of contending sessions for immediate handovers, and the minimum ratio to the rate of Go's protocol while
+/// other clients write.
 const FEW: [(usize, f64); 3] = [(2, 5.0), (5, 3.0), (10, 2.0)];
 
-/// Number of puts per second that the others make.
+/// Number of puts per second of the other clients.
 const OTHERS: u32 = 500;
 
-/// Clients that have nothing to do with the lock and put keys of their own. Dropping it ends them.
+/// Clients that put keys of their own. Dropping them ends their tasks.
 #[derive(Debug)]
 struct Others {
     puts: Arc<AtomicU64>,
@@ -82,7 +82,7 @@ struct Others {
 }
 
 impl Others {
-    /// Number of them; each waits for its put.
+    /// Number of clients. Each waits for its put.
     const WRITERS: u32 = 10;
 
     async fn start(world: &World) -> Result<Self> {
@@ -94,7 +94,7 @@ impl Others {
                 loop {
                     due.tick().await;
                     puts.fetch_add(1, Ordering::Relaxed);
-                    // A put that fails is one less.
+                    // A failed put is not repeated.
                     let _ = client.put(format!("others/{number}"), "value", None).await;
                 }
             })?;
@@ -103,7 +103,7 @@ impl Others {
     }
 }
 
-/// A lock that few want, each in a session of its own.
+/// A lock with few contenders, each in a session of its own.
 async fn few(report: &mut Report, world: &World) -> Result {
     for busy in [false, true] {
         let others = if busy { Some(Others::start(world).await?) } else { None };
@@ -168,7 +168,7 @@ pub(crate) async fn contended(report: &mut Report) -> Result {
         close(clients).await;
     }
     if let [few, .., many] = requests[..] {
-        // A tenth for what falls into the time without belonging to a grant.
+        // A tolerance of a tenth for requests that belong to no grant.
         let case = "requests per grant, 1,000 contenders beside 50";
         report.number("contended", case, "×", Spread::exactly(many / few), Some(Bound::AtMost(1.1)));
     }
@@ -179,11 +179,11 @@ pub(crate) async fn contended(report: &mut Report) -> Result {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grants {
     pub(crate) per_second: f64,
-    /// Messages to etcd for each, renewals and signs of life of silent watches aside.
+    /// Messages to etcd per handover, without renewals and probes of silent watches.
     pub(crate) requests: f64,
 }
 
-/// Clients with a session each.
+/// Creates clients with one session each.
 pub(crate) async fn clients(world: &World, count: usize) -> Result<Vec<Etcd>> {
     let mut clients = Vec::new();
     for _ in 0..count {
@@ -192,17 +192,17 @@ pub(crate) async fn clients(world: &World, count: usize) -> Result<Vec<Etcd>> {
     Ok(clients)
 }
 
-/// Ends the sessions.
+/// Closes the sessions.
 pub(crate) async fn close(clients: Vec<Etcd>) {
     join_all(clients.iter().map(Etcd::close)).await;
 }
 
-/// `contenders` tasks, spread over the clients, take the same lock again and again.
+/// Runs `contenders` tasks, spread over the clients, which acquire the same lock repeatedly.
 pub(crate) async fn ours(world: &World, clients: &[Etcd], contenders: usize) -> Result<Grants> {
     contend(world, clients, contenders, || 0).await
 }
 
-/// As [`ours`], beside others that have made so many requests so far.
+/// As [`ours`], while other clients write; `others` counts their requests.
 async fn contend(world: &World, clients: &[Etcd], contenders: usize, others: impl Fn() -> u64) -> Result<Grants> {
     let name = LockName::parse("contended")?;
     let counted = Arc::new(Counted::default());
@@ -242,8 +242,8 @@ impl Counted {
         self.grants.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts for a while once each had it: what they did to get in line for the first time is behind them then. `checks` says
-    /// how many requests there were so far that have nothing to do with grants.
+    /// Counts grants for a while, after each contender has held the lock once, so that their first queue entries do not
+    /// count. `checks` returns the number of requests so far that belong to no grant.
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     async fn measure(&self, world: &World, contenders: usize, checks: impl Fn() -> u64) -> Result<Grants> {
         let begun = Moment::now();
@@ -254,7 +254,7 @@ impl Counted {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let granted = || self.grants.load(Ordering::Relaxed);
-        // These go with the time, however many contend.
+        // These depend on the time, not on the number of contenders.
         let requests = async || Result::Ok(world.requests().await? - checks() as f64);
         let (begun, grants_before, requests_before) = (Moment::now(), granted(), requests().await?);
         tokio::time::sleep(CONTEND).await;
@@ -266,13 +266,13 @@ impl Counted {
     }
 }
 
-/// A session as Go's clients have it: a connection and a lease.
+/// A session as in Go's client: a connection and a lease.
 pub(crate) struct Session {
     client: Client,
     lease: i64,
 }
 
-/// So many sessions.
+/// Creates this number of sessions.
 pub(crate) async fn sessions(world: &World, count: usize) -> Result<Vec<Session>> {
     let mut sessions = Vec::new();
     for _ in 0..count {
@@ -283,7 +283,7 @@ pub(crate) async fn sessions(world: &World, count: usize) -> Result<Vec<Session>
     Ok(sessions)
 }
 
-/// A task per session takes the same lock again and again.
+/// Runs one task per session, which acquires the same lock repeatedly.
 pub(crate) async fn plain(world: &World, sessions: &[Session]) -> Result<Grants> {
     let counted = Arc::new(Counted::default());
     let contend = |session: &Session| {
@@ -333,11 +333,11 @@ impl GoMutex {
             return Ok(());
         }
         self.wait(own).await?;
-        // Since 3.4.11: is the own key still there?
+        // Since 3.4.11 the client checks its own key.
         if kv.get(&self.key[..], None).await?.kvs().is_empty() { Err("the session ended".into()) } else { Ok(()) }
     }
 
-    /// Waits for the deletion of all keys that were created before, the last of them first.
+    /// Waits for the deletion of all keys that were created earlier, the last of them first.
     async fn wait(&self, own: i64) -> Result {
         let mut kv = self.client.kv_client();
         loop {

@@ -1,4 +1,4 @@
-//! The memory backend. There is nothing to compare it with; it is what unit tests wait for.
+//! The memory backend. It has no reference; its speed bounds unit tests.
 
 use enlist::{Lock, LockName, LockOptions, Moment, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_memory::MemoryStore;

@@ -1,4 +1,4 @@
-//! The scenarios, one file for each part of the library.
+//! The scenarios, one file per part of the library.
 
 mod change;
 mod cold;
@@ -23,15 +23,15 @@ type Run = for<'a> fn(&'a mut Report) -> Pin<Box<dyn Future<Output = Result> + '
 /// A scenario.
 #[derive(Clone, Copy, Debug)]
 pub struct Scenario {
-    /// The name on the command line.
+    /// Name on the command line.
     pub name: &'static str,
     /// Subject of the measurement.
     pub about: &'static str,
-    /// Measures it.
+    /// Measures the scenario.
     pub run: Run,
 }
 
-/// All of them, in the order in which they run.
+/// All scenarios, in the order of a run.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "pick",
@@ -75,7 +75,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "contended",
-        about: "a lock that 2 to 10 want, also while others write; that 50 want, in 50 sessions and in one; requests per grant",
+        about: "a lock with 2 to 10 contenders, also while others write; with 50, in 50 sessions and in one; requests",
         run: |report| Box::pin(lock::contended(report)),
     },
     Scenario { name: "grpc", about: "calls beside tonic's own channels", run: |report| Box::pin(grpc::run(report)) },
@@ -106,13 +106,13 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
-/// Runs a program that was built beside this one, and returns what it prints.
+/// Runs a program of this package, and returns its output.
 async fn helper(name: &str, arguments: &[&str]) -> Result<String> {
     let output = finished(Command::new(std::env::current_exe()?.with_file_name(name)).args(arguments)).await?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What a program leaves that succeeds.
+/// Returns the output of a program that succeeds.
 async fn finished(command: &mut Command) -> Result<Output> {
     let program = command.as_std().get_program().display().to_string();
     let failed = |problem: &dyn Display| format!("{program}: {problem}");

@@ -1,4 +1,4 @@
-//! Picking among 1,000 instances, beside the shared list with a counter that most programs begin with.
+//! Picks among 1,000 instances, next to the common shared list with a counter.
 
 use std::{
     hint::black_box,
@@ -17,15 +17,15 @@ use crate::{
     world::instance,
 };
 
-/// Number of instances to pick from.
+/// Number of instances.
 pub const INSTANCES: usize = 1000;
 
-/// Picks of each thread in a round.
+/// Number of picks per thread and round.
 const PICKS: u32 = 200_000;
 
 const ROUNDS: usize = 25;
 
-/// What a program without a library does.
+/// Round-robin picker of a program without a library.
 #[derive(Debug)]
 pub struct Shared {
     list: RwLock<Vec<Arc<Entry>>>,
@@ -33,7 +33,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The instances of a view.
+    /// Creates a picker over the instances of a view.
     ///
     /// # Errors
     ///
@@ -43,7 +43,7 @@ impl Shared {
         Ok(Self { list: RwLock::new(list), next: AtomicUsize::new(0) })
     }
 
-    /// Picks one after the other.
+    /// Picks the next instance.
     pub fn pick(&self) -> Option<Arc<Entry>> {
         let list = self.list.read().ok()?;
         let at = self.next.fetch_add(1, Ordering::Relaxed) % list.len();
@@ -51,7 +51,7 @@ impl Shared {
     }
 }
 
-/// A view of so many instances of different weights, in memory.
+/// Returns a view of instances with different weights on the memory backend.
 ///
 /// # Errors
 ///
@@ -82,7 +82,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
         let ours = |threads| async move {
             Ok(timed(threads, || {
                 let mut picker = view.picker(policy);
-                // A picker gets its list at the first pick.
+                // A picker builds its candidate table at the first pick.
                 let _ = picker.pick();
                 let mut key = fastrand::u64(..);
                 move || {
@@ -103,7 +103,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
             report.turns("pick", case, "ns", &turns, Some(Bound::AtMost(most)));
         }
         let turns = in_turns(ROUNDS, || ours(2), || ours(1)).await?;
-        // A tenth for the noise of a shared machine.
+        // A tolerance of a tenth for the noise of a shared machine.
         report.turns("pick", format!("{name}, 2 threads, beside 1 thread"), "ns", &turns, Some(Bound::AtMost(1.1)));
     }
     let allocations: f64 = super::helper("heap", &["pick"]).await?.trim().parse()?;
@@ -112,7 +112,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// One pick, in whatever way the policy is used.
+/// Picks once, as the policy is used.
 pub fn pick(picker: &mut Picker, policy: Policy, key: u64) {
     if policy == Policy::ConsistentHash {
         let _ = black_box(picker.pick_for(&key.to_le_bytes()));
@@ -121,7 +121,7 @@ pub fn pick(picker: &mut Picker, policy: Policy, key: u64) {
     }
 }
 
-/// The time of one pick, in nanoseconds, when so many threads pick at the same time.
+/// Returns the time of one pick in nanoseconds, while this number of threads pick.
 fn timed<P: FnMut() + Send>(threads: usize, mut make: impl FnMut() -> P) -> f64 {
     let start = Barrier::new(threads);
     let pickers: Vec<P> = (0..threads).map(|_| make()).collect();

@@ -1,4 +1,4 @@
-//! Registering, beside the transactions and puts that do the same.
+//! Registrations, next to the equivalent transactions and puts.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::{
     world::{World, instance, pair, put},
 };
 
-/// Instances in a round.
+/// Number of instances in a round.
 const FEW: usize = 320;
 
-/// Keys on a lease of the reference.
+/// Number of keys per lease of the reference.
 const KEYS_PER_LEASE: usize = 20;
 
 const ROUNDS: usize = 9;
@@ -63,7 +63,7 @@ pub(crate) async fn few(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Instances of one process.
+/// Number of instances of one process.
 const MANY: usize = 10_000;
 
 pub(crate) async fn many(report: &mut Report) -> Result {
@@ -104,14 +104,14 @@ pub(crate) async fn many(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Time for which the steady state is watched.
+/// Length of the measurement of the steady state.
 const STEADY: Duration = Duration::from_secs(45);
 
 pub(crate) async fn steady(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("registered")?);
     let ours = world.ours().await?;
     let registrations = register(&ours, &service, MANY, MANY).await?;
-    // The watches over the own keys are opened by now.
+    // The watches of the own keys are open by now.
     tokio::time::sleep(Duration::from_secs(10)).await;
     let (renewals, used, requests) =
         (ours.counters().get(Counter::Renewals), processor_time(), world.requests().await?);
@@ -119,7 +119,7 @@ pub(crate) async fn steady(report: &mut Report) -> Result {
     let renewals = ours.counters().get(Counter::Renewals) - renewals;
     let used = (processor_time() - used) / STEADY.as_secs_f64() / 1e4;
     let requests = (world.requests().await? - requests) / STEADY.as_secs_f64();
-    // As many leases as were granted, each renewed every third of 15 s, give or take a tenth.
+    // Expected renewals: each granted lease every third of 15 s, with a tolerance of a tenth.
     let leases = MANY.div_ceil(1000);
     #[expect(clippy::cast_precision_loss, reason = "small numbers")]
     let per_lease = renewals as f64 / leases as f64 / (STEADY.as_secs_f64() / 5.0);
@@ -132,7 +132,7 @@ pub(crate) async fn steady(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Registers so many instances, so many at a time.
+/// Registers instances, with this number of concurrent calls.
 pub(crate) async fn register(
     ours: &Etcd,
     service: &ServiceRef,

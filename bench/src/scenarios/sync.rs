@@ -1,4 +1,4 @@
-//! The first picture of a large service, beside reading the same range by pages and throwing it away.
+//! First snapshot of a large service, next to reading the same range by pages.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
 
 const INSTANCES: usize = 100_000;
 
-/// As many keys per page as enlist reads.
+/// Number of keys per page, as in `enlist-etcd`.
 const PAGE: i64 = 1000;
 
 pub(crate) async fn run(report: &mut Report) -> Result {
@@ -55,7 +55,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Reads a range by pages at one revision; returns how many keys there were.
+/// Reads a range by pages at one revision. Returns the number of keys.
 pub(crate) async fn read_all(mut client: Client, service: &ServiceRef) -> Result<usize> {
     let (mut from, end) = range(service)?;
     let (mut read, mut revision) = (0, 0);

@@ -1,4 +1,4 @@
-//! A channel to 10,000 instances, all of them connected to, beside as many connections of tonic.
+//! A channel to 10,000 connected instances, next to as many connections of tonic.
 
 use std::{process::Stdio, sync::Arc, time::Duration};
 
@@ -20,11 +20,11 @@ use crate::{
 /// Number of instances.
 const INSTANCES: u32 = 10_000;
 
-/// Time for which the channel is watched while nothing happens.
+/// Length of the measurement of the idle channel.
 const IDLE: Duration = Duration::from_secs(10);
 
 pub(crate) async fn run(report: &mut Report) -> Result {
-    // Connections, and what the process has open beside them.
+    // Open files: the connections, and those of the process itself.
     if most_files()? < u64::from(INSTANCES) + 200 {
         return Err("too few files may be open".into());
     }
@@ -59,7 +59,7 @@ pub(crate) async fn run(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// The server's process and its port.
+/// Starts the server. Returns its process and its port.
 async fn server() -> Result<(Child, u16)> {
     let program = std::env::current_exe()?.with_file_name("mute");
     let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
@@ -68,7 +68,7 @@ async fn server() -> Result<(Child, u16)> {
     Ok((child, port))
 }
 
-/// Addresses of the loopback network, which are all the one server.
+/// Addresses of the loopback network, all of the same server.
 fn endpoints(port: u16) -> impl Iterator<Item = String> {
     (0..INSTANCES).map(move |n| {
         let [_, _, high, low] = n.to_be_bytes();
@@ -102,7 +102,7 @@ async fn until_all_are_ready(channel: &Channel) -> Result {
     }
 }
 
-/// The same connections, as many at a time, with nothing around them.
+/// The same connections with the same concurrency, without a channel.
 async fn tonics() -> Result<(f64, f64)> {
     let (_server, port) = server().await?;
     let (begun, used) = (Moment::now(), processor_time());
