@@ -1,26 +1,27 @@
-//! What if the holder of a lock is paused between its last check and its write? The wrong way loses updates, the right way does not.
+//! Fencing: a holder that is paused between its last check and its write. Without a fence updates are lost, with a
+//! fence they are not.
 //!
 //! ```text
 //! cargo run --example fencing
 //! ```
 //!
-//! A holder reads a counter and is then cut off for longer than its lease lives, as a stopped process or a paused machine is. A second
-//! holder counts on. Then the first one wakes in the middle of its work and writes what it had in mind.
+//! A holder reads a counter and then loses its connection for longer than its lease, like a stopped process or a paused
+//! machine. A second holder increments the counter. Then the first one continues and writes its old value.
 
 use std::{error::Error, time::Duration};
 
 use enlist::{Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, StaleToken};
 use enlist_memory::MemoryStore;
 
-/// A counter outside of the store. The fence is kept with the data, and whoever wants either passes it first.
+/// A counter outside of the store. The fence is stored with the data, and guards reads and writes.
 struct Counter {
-    /// Without one, everybody passes: the lock was held a moment ago, so it will be all right.
+    /// Without a fence every access is admitted.
     fence: Option<Fence>,
     value: u64,
 }
 
 impl Counter {
-    /// Reads pass the fence too: a holder that has only read shuts its predecessors out already, or one of them could write
+    /// Reads pass the fence as well: a holder that has read excludes its predecessors, which could otherwise write
     /// between its read and its write.
     fn open(&mut self, token: FencingToken) -> Result<&mut u64, StaleToken> {
         if let Some(fence) = &mut self.fence {
@@ -34,7 +35,7 @@ async fn acquire(client: &impl Lock) -> Result<LockGuard, enlist::Error> {
     client.acquire(&LockName::parse("counter")?, LockOptions::new().ttl(Duration::from_secs(2))).await
 }
 
-/// Says what the first holder was told when it woke.
+/// Prints the outcome of the first holder's write.
 async fn overtaken_holder(counter: &mut Counter) -> Result<Result<(), StaleToken>, Box<dyn Error + Send + Sync>> {
     let store = MemoryStore::new();
     let (one, two) = (store.client(), store.client());
@@ -44,7 +45,7 @@ async fn overtaken_holder(counter: &mut Counter) -> Result<Result<(), StaleToken
     assert!(first.is_held(), "its last check");
     one.cut();
 
-    // Granted only once the lease of the first has run out.
+    // Granted after the lease of the first holder has expired.
     let second = acquire(&two).await?;
     for _ in 0..3 {
         *counter.open(second.fencing_token())? += 1;

@@ -1,13 +1,14 @@
-//! How does a client call whoever answers?
+//! A gRPC client that calls any instance of a service.
 //!
 //! ```text
 //! cargo run --example greeter_client
 //! cargo run --example greeter_client --features etcd -- --etcd http://127.0.0.1:2379
-//! cargo run --example greeter_client --features etcd -- --etcd 127.0.0.1:2379 --layout kitex --prefix kitex/registry-etcd
+//! cargo run --example greeter_client --features etcd -- \
+//!     --etcd 127.0.0.1:2379 --layout kitex --prefix kitex/registry-etcd
 //! ```
 //!
-//! With etcd it calls the `greeter_server`s that are there, once a second until Ctrl-C. With the store in memory it starts two
-//! servers of its own and makes ten calls.
+//! With etcd, it calls the registered `greeter_server`s once a second until Ctrl-C. With the memory backend, it starts
+//! two servers itself and makes ten calls.
 
 use std::{error::Error, sync::Arc, time::Duration};
 

@@ -1,14 +1,15 @@
-//! How does a tonic server come and go without a client noticing?
+//! A tonic server that starts and stops without failed calls.
 //!
 //! ```text
 //! cargo run --example greeter_server
 //! cargo run --example greeter_server --features etcd -- --etcd http://127.0.0.1:2379
-//! cargo run --example greeter_server --features etcd -- --etcd 127.0.0.1:2379 --layout kitex --prefix kitex/registry-etcd
+//! cargo run --example greeter_server --features etcd -- \
+//!     --etcd 127.0.0.1:2379 --layout kitex --prefix kitex/registry-etcd
 //! ```
 //!
-//! With etcd it serves until Ctrl-C or SIGTERM; run several, and `greeter_client` beside them. With `--layout kitex` it is found by the
-//! programs of kitex, if `--prefix` is that of their `registry-etcd`. With the store in memory nobody else could find it, so it stops by
-//! itself.
+//! With etcd, it serves until Ctrl-C or SIGTERM. Run several, and `greeter_client` next to them. With `--layout kitex`,
+//! programs of kitex find it, if `--prefix` is that of their `registry-etcd`. With the memory backend, no other process
+//! could find it, so it stops by itself.
 
 use std::{error::Error, time::Duration};
 
@@ -18,7 +19,7 @@ use enlist_examples::{Store, flag, greeter};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let backend = Store::from_args()?.client().await?;
-    // Its id is its address: kitex, go-kit and etcd's naming know instances by that.
+    // The id is the address, because kitex, go-kit and etcd's naming identify instances by it.
     let (listener, instance) = greeter::bind(None).await?;
     let ends: greeter::Stop = Box::pin(tokio::time::sleep(Duration::from_secs(1)));
     let stop = (!flag("--etcd")).then_some(ends);

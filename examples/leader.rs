@@ -1,4 +1,4 @@
-//! How do several processes agree on one leader, and how does everybody know it? An election with an observer.
+//! Election of one leader among several processes, with an observer.
 //!
 //! ```text
 //! cargo run --example leader
@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     leadership.proclaim("10.0.0.1:9001").await?;
     println!("observed: {:?}", leaders.next().await?.leader);
 
-    // The second candidate waits in line until the first resigns.
+    // The second candidate waits until the first one resigns.
     let next = two.campaign(&name, "10.0.0.2:9000", LockOptions::new());
     let (next, resigned) = tokio::join!(next, leadership.resign());
     println!("the first resigned: {:?}", resigned?);
@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     println!("the second leads with token {}: {:?}", next.fencing_token(), two.leader(&name).await?);
     next.resign().await?;
 
-    // Work that only the leader does: aborted when leadership is lost, and begun anew after the next victory.
+    // Work of the leader: it is aborted when the leadership is lost, and started anew after the next election.
     let candidate = Candidate::new(one, name, "10.0.0.1:9000").again_after_loss();
     let done = candidate.run(async |leadership| format!("worked under token {}", leadership.fencing_token())).await?;
     println!("{done}");

@@ -1,11 +1,11 @@
-//! How does a client call services by configuration: in environments, through the registry or through the DNS names of Kubernetes?
+//! Calls of services by configuration: in environments, through the registry or through the DNS names of Kubernetes.
 //!
 //! ```text
 //! cargo run --example locator
 //! cargo run --example locator --features etcd -- --etcd http://127.0.0.1:2379
 //! ```
 //!
-//! It serves `greeter` in two environments, calls each through one manager, and prints the target that service-DNS mode would have.
+//! Serves `greeter` in two environments, calls each through one manager, and prints the target of service-DNS mode.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -36,7 +36,8 @@ async fn main() -> Result {
         registrations.push(serve(&*backend, &tasks, &service, environment).await?);
     }
 
-    // One manager for all services: a channel for each, shared by all callers and kept for a while after the last one.
+    // One manager for all services: one channel per target, which all callers share and which is kept for a while after
+    // its last use.
     let options = ManagerOptions::new()
         .keep(Duration::from_secs(60))
         .channel(|_| Channel::builder().wait_for_ready(true).dial_timeout(Duration::from_secs(2)));

@@ -1,4 +1,4 @@
-//! How does a job run in one place at a time? A lock, work that is aborted at its loss, and a token for the resource.
+//! A job that runs in one place at a time: a lock, work that is aborted at its loss, and a token for the resource.
 //!
 //! ```text
 //! cargo run --example lock_job
@@ -9,7 +9,7 @@ use std::{error::Error, time::Duration};
 use enlist::{Fence, FencingToken, LockName, LockOptions, StaleToken};
 use enlist_examples::Store;
 
-/// A resource that refuses whoever comes with a smaller token than it has seen: the only complete protection.
+/// A resource that rejects smaller tokens than the largest one that it has seen: the only complete protection.
 #[derive(Default)]
 struct Ledger {
     fence: Fence,

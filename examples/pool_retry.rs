@@ -1,11 +1,12 @@
-//! Calls that are tried again, over a pool of clients that do not speak gRPC.
+//! Retries of calls over a pool of clients that do not use gRPC.
 //!
 //! ```text
 //! cargo run --example pool_retry
 //! cargo run --example pool_retry --features etcd -- --etcd 127.0.0.1:2379 --layout go-kit --prefix /services/
 //! ```
 //!
-//! A call waits until there is an instance, goes to another one where the first fails, and reports the cause of each failed attempt.
+//! A call waits until there is an instance, tries another one after a failure, and reports the cause of each failed
+//! attempt.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ use tokio::{
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A client of one instance, which is made at the first call to it.
+/// A client of one instance, created at the first call to it.
 struct Bar(String);
 
 impl Bar {
@@ -40,7 +41,7 @@ async fn main() -> Result {
     let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready(true);
     let call = || pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.call().await });
 
-    // Nobody is there yet: the call waits.
+    // There is no instance yet, so the call waits.
     let (answer, good) = tokio::join!(call(), start(&*server, &tasks, &service, true));
     println!("{}", answer?);
 
@@ -50,7 +51,7 @@ async fn main() -> Result {
         println!("{}", call().await?);
     }
 
-    // Only the one is left that closes every connection.
+    // The remaining instance closes every connection.
     good?.deregister().await?;
     until(&pool, 1).await?;
     let failed = call().await.err().ok_or("nobody can answer")?;
@@ -62,21 +63,21 @@ async fn main() -> Result {
     Ok(tasks.stop(Duration::from_secs(5)).await?)
 }
 
-/// Waits until so many instances are listed.
+/// Waits until the view has this number of instances.
 async fn until(pool: &Pool<Bar>, count: usize) -> Result {
     let mut changes = pool.view().changes();
     while changes.next().await?.snapshot.len() != count {}
     Ok(())
 }
 
-/// Starts a server, which answers or closes every connection, and registers it under its address.
+/// Starts a server that answers or closes every connection, and registers it under its address.
 async fn start(backend: &dyn Backend, tasks: &TaskOwner, service: &ServiceRef, good: bool) -> Result<Registration> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, _) = advertise(listener.local_addr()?)?;
     tasks.spawn_until_stopped("server", async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             if good {
-                // A client that is gone needs no answer.
+                // The client may be gone.
                 let _ = stream.write_all(b"hello").await;
             }
         }

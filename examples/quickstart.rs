@@ -1,11 +1,11 @@
-//! The whole story in a few seconds: register, watch, pick, update, die, lock.
+//! All features in a few seconds: register, watch, pick, update, lose a lease, lock.
 //!
 //! ```text
 //! cargo run --example quickstart
 //! cargo run --example quickstart --features etcd -- --etcd http://127.0.0.1:2379 [--stay]
 //! ```
 //!
-//! With `--stay` it goes on until Ctrl-C and tells every change, so that you can kill etcd under it.
+//! With `--stay` it runs until Ctrl-C and prints every change, so that you can kill etcd meanwhile.
 
 use std::{collections::BTreeMap, error::Error, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ async fn main() -> Result {
 
     println!("1. Three greeters and a billing instance register; each could be a process of its own.");
     let mut watcher = client.watch(&greeter).await?;
-    tell(&mut *watcher).await?;
+    print_change(&mut *watcher).await?;
     let short = RegisterOptions::new().ttl(Duration::from_secs(2));
     let one = register(&store, &greeter, "greeter-1", 8001, 100, short.clone()).await?;
     let two = register(&store, &greeter, "greeter-2", 8002, 300, short.clone()).await?;
@@ -45,27 +45,27 @@ async fn main() -> Result {
         draft.weight(0);
     })
     .await?;
-    tell(&mut *watcher).await?;
+    print_change(&mut *watcher).await?;
     let mut changes = view.changes();
     while changes.next().await?.snapshot.entries().all(|entry| entry.instance().weight() > 0) {}
     show_picks(&view)?;
 
-    println!("4. greeter-3 dies without a goodbye; its lease of 2 s runs out.");
+    println!("4. greeter-3 ends without deregistering; its lease of 2 s expires.");
     three.abandon();
     until(&mut *watcher, 2).await?;
 
-    println!("5. A lock: one holds it, another waits, and the token grows.");
+    println!("5. A lock: one client holds it, another waits, and the token increases.");
     lock(&store).await?;
 
     if flag("--stay") {
-        println!("6. Staying until Ctrl-C. Kill etcd, wipe it, revoke a lease: they come back.");
+        println!("6. Running until Ctrl-C. Kill etcd, wipe it, or revoke a lease: the instances are registered again.");
         tokio::select! {
-            told = stay(&mut *watcher) => told?,
+            ended = stay(&mut *watcher) => ended?,
             interrupted = tokio::signal::ctrl_c() => interrupted?,
         }
     }
 
-    println!("The end: everybody deregisters.");
+    println!("The end: all instances deregister.");
     for registration in [one, two, bill] {
         let id = registration.instance().id().clone();
         println!("   {id}: {:?}", registration.deregister().await?);
@@ -87,7 +87,7 @@ async fn register(
 }
 
 /// Prints one change.
-async fn tell(watcher: &mut dyn Watcher) -> Result<usize> {
+async fn print_change(watcher: &mut dyn Watcher) -> Result<usize> {
     let change = watcher.next().await?;
     for event in &change.events {
         match event {
@@ -97,7 +97,7 @@ async fn tell(watcher: &mut dyn Watcher) -> Result<usize> {
         }
     }
     if !change.freshness.is_live() {
-        println!("   (no connection; the last known {} stay)", change.snapshot.len());
+        println!("   (no connection; the last known {} remain)", change.snapshot.len());
     } else if change.events.is_empty() {
         println!("   ({} known, up to date)", change.snapshot.len());
     }
@@ -105,13 +105,13 @@ async fn tell(watcher: &mut dyn Watcher) -> Result<usize> {
 }
 
 async fn until(watcher: &mut dyn Watcher, count: usize) -> Result {
-    while tell(watcher).await? != count {}
+    while print_change(watcher).await? != count {}
     Ok(())
 }
 
 async fn stay(watcher: &mut dyn Watcher) -> Result {
     loop {
-        tell(watcher).await?;
+        print_change(watcher).await?;
     }
 }
 

@@ -1,4 +1,4 @@
-//! How does a server come and go without a client noticing? An axum server that registers, takes more calls once it is warm, and
+//! An axum server that starts and stops without failed calls: it registers, takes more calls once it is warm, and
 //! leaves in order.
 //!
 //! ```text
@@ -17,17 +17,17 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let backend = Store::from_args()?.client().await?;
     let service = ServiceRef::parse("hello")?;
 
-    // Listen first: a client may call the moment the instance is registered.
+    // Listen first: a client may call as soon as the instance is registered.
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, chosen) = advertise(listener.local_addr()?)?;
     println!("serving at {endpoint} ({chosen:?})");
-    // A tenth of the usual share of the calls, until it is warm.
+    // A tenth of the usual share of calls while the server warms up.
     let instance = Instance::new(InstanceId::parse("hello-1")?, [endpoint])?.with_weight(10);
-    // Its id is the same after a restart, and so is its owner: what a crash left under the id is taken over at once.
+    // Id and owner are equal after a restart, so that the key of a crashed predecessor is taken over at once.
     let options = RegisterOptions::new().owner("hello-1");
     let register = backend.register(&service, instance, options);
 
-    // A real server would stop on a signal; this one stops by itself, so that the example ends.
+    // A real server would stop on a signal. This one stops by itself, so that the example ends.
     let stop = tokio::time::sleep(Duration::from_secs(1));
     let router = Router::new().route("/", get(|| async { "hello" }));
     let report = Graceful::new()
@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// Fills the caches, and asks for the usual share of the calls.
+/// Fills the caches, and then requests the usual share of calls.
 async fn warm_up(instance: InstanceHandle) -> Result<(), enlist::Error> {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let revision = instance.update(|draft| _ = draft.weight(100)).await?;

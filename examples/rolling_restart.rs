@@ -1,16 +1,17 @@
-//! Does a client notice when all of its servers are restarted one by one?
+//! Restart of all servers of a service, one by one, without failed calls.
 //!
 //! ```text
 //! cargo run --example rolling_restart [-- --kill]
 //! cargo run --example rolling_restart --features etcd -- --etcd http://127.0.0.1:2379 [--kill]
 //! ```
 //!
-//! Six servers, 1,500 calls a second. Each server leaves in order and comes back at another port. With `--kill` it gets no chance
-//! to: a process is killed with SIGKILL, and half of the calls go through a channel that was told that the method may be repeated.
-//! Servers are processes with etcd; with the store in memory each has a thread and a runtime of its own, which end as abruptly.
+//! Six servers and 1,500 calls a second. Each server leaves in order and returns at another port. With `--kill` it
+//! cannot: its process is killed with SIGKILL, and half of the calls use a channel on which the method may be repeated.
+//! With etcd, servers are processes; with the memory backend, each has a thread and a runtime of its own, which end as
+//! abruptly.
 //!
-//! It fails if a call failed that should not have: in order, any; killed, one that may be repeated, or one that was not in flight
-//! on the server that died.
+//! The example fails on any failed call of an orderly restart, and, with `--kill`, on a failed call that may be
+//! repeated or that was not in flight on the killed server.
 
 use std::{
     collections::BTreeMap,
@@ -75,7 +76,7 @@ async fn main() -> Result {
     for server in &mut servers {
         server.end(kill).await?;
         *server = Server::start(&store, server.id.clone())?;
-        // The dead one's last connection must be gone before "all are ready" means anything.
+        // The last connection of the killed server must be closed before all can count as ready.
         until_ready(&plain).await?;
         until_ready(&repeating).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -92,7 +93,7 @@ async fn main() -> Result {
 /// Runs one server.
 async fn serve(store: &Store, id: &str, stop: Option<greeter::Stop>) -> Result {
     let backend = store.client().await?;
-    // The next one under this id takes over what a killed one leaves behind.
+    // The next server under this id takes over the key of a killed one.
     let options = RegisterOptions::new().ttl(Duration::from_secs(5)).owner(id);
     greeter::serve(&*backend, greeter::bind(Some(id)).await?, options, stop).await?.deregistered?;
     Ok(())
@@ -118,7 +119,7 @@ impl Server {
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let (store, name) = (store.clone(), id.clone());
-        // The runtime owns the task: it ends with it.
+        // The task ends with its runtime.
         let mut tasks = JoinSet::new();
         let stopped: greeter::Stop = Box::pin(async {
             let _ = stopped.await;
@@ -128,7 +129,7 @@ impl Server {
         Ok(Self { id, body: Body::Thread { runtime: Some(runtime), stop: Some(stop), ended: Some(ended) } })
     }
 
-    /// Ends the server, in order or not, and returns once it has ended.
+    /// Ends the server, in order or abruptly, and returns when it has ended.
     async fn end(&mut self, kill: bool) -> Result {
         match &mut self.body {
             Body::Process(child) => {
@@ -151,7 +152,7 @@ impl Server {
                     let _ = stop.send(());
                     tokio::time::timeout(LIMIT, ended).await???;
                 }
-                // Everything that runs on it is dropped where it stands.
+                // All tasks of the runtime are dropped at their current await.
                 if let Some(runtime) = runtime {
                     runtime.shutdown_background();
                 }
@@ -164,14 +165,14 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Body::Process(child) = &mut self.body {
-            // None is left behind when something fails. One that has ended already cannot be killed again.
+            // On a failure no server remains. A server that has ended cannot be killed again.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-/// Waits until all servers are ready, and no others are left.
+/// Waits until exactly the running servers are ready.
 async fn until_ready(channel: &Channel) -> Result {
     let wait = async {
         loop {
@@ -189,12 +190,12 @@ async fn until_ready(channel: &Channel) -> Result {
 
 #[derive(Default)]
 struct Tally {
-    /// Microseconds.
+    /// Latencies in microseconds.
     times: Vec<u32>,
     by_server: BTreeMap<String, u32>,
-    /// Calls, and failures, of methods that may be repeated.
+    /// Calls and failures of methods that may be repeated.
     repeating: (u32, Vec<String>),
-    /// Calls, and failures, of the others.
+    /// Calls and failures of other methods.
     plain: (u32, Vec<String>),
 }
 
@@ -202,7 +203,7 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One caller: it does not wait for a late answer before it counts the next call as due.
+/// One caller. It does not wait for a late answer before it counts the next call as due.
 async fn call(channel: Channel, may_repeat: bool, first: Duration, tally: Arc<Mutex<Tally>>) {
     let mut client = GreeterClient::new(channel);
     let mut due = interval_at(Instant::now() + first, Duration::from_secs(1) * CALLERS / CALLS_PER_SECOND);
@@ -227,7 +228,7 @@ async fn call(channel: Channel, may_repeat: bool, first: Duration, tally: Arc<Mu
     }
 }
 
-/// Prints how it goes, in place where that can be done.
+/// Prints the progress, in place on a terminal.
 async fn show(tally: Arc<Mutex<Tally>>, begun: Moment) {
     let in_place = std::io::stdout().is_terminal();
     let mut every = interval(Duration::from_millis(if in_place { 200 } else { 1000 }));

@@ -1,4 +1,4 @@
-//! How do I test my own code? Against the memory backend, with a paused clock: hours pass in milliseconds.
+//! Unit tests of your own code against the memory backend, with a paused clock: hours pass in milliseconds.
 //!
 //! ```text
 //! cargo test --example unit_test
@@ -39,8 +39,8 @@ mod tests {
         let _registration = server.register(&service, instance, RegisterOptions::new()).await.unwrap();
         assert_eq!(describe(client.clone(), &service).await.unwrap(), "default/search has 1");
         server.crash().await.unwrap();
-        // A sleep stops at each timer in between and lets the tasks behind it run. `tokio::time::advance` jumps: when it returns, no
-        // task has run, and what tasks report (states, freshness, views) is as before.
+        // A sleep stops at each timer in between and runs the tasks behind it. `tokio::time::advance` jumps: when it
+        // returns, no task has run, and states, freshness and views are as before.
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert_eq!(describe(client, &service).await.unwrap(), "default/search is down");
     }

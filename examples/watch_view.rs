@@ -1,4 +1,4 @@
-//! How does a client know who is there? A view that follows a service, and what it shows during an outage.
+//! A view that follows a service, also during an outage.
 //!
 //! ```text
 //! cargo run --example watch_view
@@ -21,12 +21,12 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let view = directory.view(&service);
     println!("known at revision {}: {:?}", view.ready().await?.revision(), view.snapshot());
 
-    // Each task has a picker of its own; a pick takes no lock and sends nothing.
+    // Each task has a picker of its own. A pick takes no lock and sends nothing.
     let mut picker = view.picker(Policy::RoundRobin);
     println!("picked {}", picker.pick()?.instance().endpoints()[0]);
 
     client.cut();
-    // The view as it is comes first, then each change of it.
+    // The first change is the present view.
     let mut changes = view.changes();
     while changes.next().await?.freshness.is_live() {}
     println!("cut off: {:?}", view.freshness());

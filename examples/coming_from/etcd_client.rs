@@ -1,4 +1,5 @@
-//! The functions of the documentation of etcd's `naming` package, and a mutex of `concurrency`. See `docs/coming-from.md`.
+//! The functions of the documentation of etcd's `naming` package, and a mutex of `concurrency`. See
+//! `docs/coming-from.md`.
 
 use std::{error::Error, sync::Arc, time::Duration};
 

@@ -58,8 +58,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let builder = Etcd::from_env()?.layout(GoKit::with_prefix("/services/")?);
     let etcd = builder.connect_timeout(Duration::from_secs(3)).connect().await?;
 
-    // registrar := NewRegistrar(client, Service{Key: "/services/foosvc/1.2.3.4:8080", Value: "http://1.2.3.4:8080"}, logger)
-    // registrar.Register()
+    // registrar := NewRegistrar(client, Service{Key: "/services/foosvc/1.2.3.4:8080", Value: "http://1.2.3.4:8080"},
+    // logger) registrar.Register()
     let instance = Instance::at([Endpoint::parse("http://1.2.3.4:8080")?])?;
     // Go's put has no condition: a restart replaces what the process left before.
     let options = RegisterOptions::new().ttl(Duration::from_secs(10)).on_conflict(OnConflict::TakeOver);

@@ -29,7 +29,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     // The weight is kitex's default, 10.
     let instance = Instance::at([endpoint])?.with_weight(etcd.layout().default_weight());
 
-    // server := echo.NewServer(new(EchoImpl), server.WithServerBasicInfo(… "echo"), server.WithRegistry(r)); server.Run()
+    // server := echo.NewServer(new(EchoImpl), server.WithServerBasicInfo(… "echo"), server.WithRegistry(r));
+    // server.Run()
     let (router, service) = (greeter::router("echo", Duration::ZERO), ServiceRef::parse("echo")?);
     let report = enlist_grpc::serve(listener, router).register_and_run(&etcd, &service, instance, options).await?;
     println!("deregistered: {:?}", report.deregistered?);

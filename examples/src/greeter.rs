@@ -1,4 +1,4 @@
-//! A gRPC service that greets, and its server.
+//! A gRPC service `greeter`, and its server.
 
 use std::{error::Error, future::Future, pin::Pin, time::Duration};
 
@@ -22,7 +22,7 @@ mod protocol {
     tonic::include_proto!("greeter");
 }
 
-/// Greets in the name of an instance, after it has thought for a while.
+/// Service of one instance, which answers after a delay.
 #[derive(Debug)]
 struct Greeting {
     from: String,
@@ -40,21 +40,21 @@ impl Greeter for Greeting {
     }
 }
 
-/// A router with a greeter that thinks for a while before it answers.
+/// Returns a router with a greeter that answers after `thinks`.
 pub fn router(from: impl Into<String>, thinks: Duration) -> tonic::transport::server::Router {
     let greeting = Greeting { from: from.into(), thinks };
     tonic::transport::Server::builder().add_service(GreeterServer::new(greeting))
 }
 
-/// What ends a server, if not SIGTERM or Ctrl-C.
+/// Future that ends a server, instead of SIGTERM or Ctrl-C.
 pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A listener at a free port, and the instance that is reachable there. Without an `id` its id is its address, which layouts keyed by
-/// address expect.
+/// Returns a listener at a free port, and the instance at its address. Without an `id` the id is the address, as
+/// layouts with keys by address expect.
 ///
 /// # Errors
 ///
-/// If no port can be had, or the id is none.
+/// If no port is free, or the id is invalid.
 ///
 /// # Cancel safety
 ///
@@ -69,7 +69,7 @@ pub async fn bind(id: Option<&str>) -> Result<(TcpListener, Instance), Box<dyn E
     Ok((listener, instance))
 }
 
-/// Runs this instance of `greeter` until `stop`, without one until SIGTERM or Ctrl-C, and leaves in order.
+/// Runs this instance of `greeter` until `stop`, or until SIGTERM or Ctrl-C without it, and leaves in order.
 ///
 /// # Errors
 ///

@@ -1,9 +1,10 @@
-//! The layouts that the examples have by name.
+//! Layouts of the examples, by name.
 
 use enlist::Error;
 use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming, GoKit, Kitex, Kratos};
 
-/// A client of this etcd whose instances lie as `layout` has them (default: the native one), below `prefix` (default: that of the layout).
+/// Returns a builder for this etcd with the layout `layout` (default: the native one) and the prefix `prefix` (default:
+/// that of the layout).
 pub(crate) fn builder(endpoint: &str, layout: Option<&str>, prefix: Option<&str>) -> Result<EtcdBuilder, Error> {
     let etcd = Etcd::builder([endpoint]);
     Ok(match (layout.unwrap_or("native"), prefix) {

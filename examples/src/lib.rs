@@ -1,4 +1,4 @@
-//! What the examples share: the choice of the backend, and a gRPC service that greets.
+//! Code that the examples share: the choice of the backend, and a gRPC service.
 
 pub mod greeter;
 #[cfg(feature = "etcd")]
@@ -9,30 +9,30 @@ use std::{env, error::Error, sync::Arc};
 use enlist::{Election, Lock, Registry, Resolver};
 use enlist_memory::MemoryStore;
 
-/// All that a program needs of a backend.
+/// All traits that a program uses.
 pub trait Backend: Registry + Resolver + Lock + Election {}
 
 impl<T: Registry + Resolver + Lock + Election> Backend for T {}
 
-/// Store in which the processes of an example meet.
+/// Store that the processes of an example share.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Store {
-    /// In memory.
+    /// The memory backend.
     Memory(MemoryStore),
-    /// In etcd.
+    /// etcd.
     #[cfg(feature = "etcd")]
     Etcd(Box<enlist_etcd::EtcdBuilder>),
 }
 
 impl Store {
-    /// The etcd after `--etcd` on the command line, with the layout after `--layout` and the prefix after `--prefix`; without `--etcd` a
-    /// store in memory.
+    /// Returns the etcd of the option `--etcd`, with the layout `--layout` and the prefix `--prefix`; the memory
+    /// backend without `--etcd`.
     ///
     /// # Errors
     ///
-    /// If an option has no value, or one that is refused; if `--layout` or `--prefix` is given without `--etcd`, or `--etcd` without the
-    /// feature `etcd`.
+    /// If an option has no value or an invalid one, if `--layout` or `--prefix` is given without `--etcd`, or `--etcd`
+    /// without the feature `etcd`.
     pub fn from_args() -> Result<Self, Box<dyn Error + Send + Sync>> {
         let (layout, prefix) = (option("--layout")?, option("--prefix")?);
         let Some(endpoint) = option("--etcd")? else {
@@ -47,7 +47,7 @@ impl Store {
         return Err(format!("build with `--features etcd` to use {endpoint}").into());
     }
 
-    /// A client, as if it were a process of its own.
+    /// Creates a client, which stands for a process of its own.
     ///
     /// # Errors
     ///
@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-/// The value after `name` on the command line.
+/// Returns the value after `name` on the command line.
 fn option(name: &str) -> Result<Option<String>, String> {
     let mut args = env::args().skip_while(|arg| arg != name);
     if args.next().is_none() {

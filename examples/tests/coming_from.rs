@@ -1,4 +1,5 @@
-//! `docs/coming-from.md`: its programs are the files of `examples/coming_from`, and they do on etcd what the page says.
+//! Programs of `docs/coming-from.md`: they are the files of `examples/coming_from`, and have the effects on etcd that
+//! the page states.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -56,7 +57,7 @@ async fn server_of_fireflycore(etcd: &Etcd) -> Result<Registration, Error> {
     Ok(registration)
 }
 
-/// A fragment of the page, which a test runs: what it has seen, and what it keeps.
+/// A fragment of the page, which a test runs. Returns the observed and the kept entries.
 async fn raw_values(etcd: &Etcd) -> Result<(Option<RawEntry>, Vec<String>, RawRegistration), Box<dyn StdError>> {
     let mut seen = Vec::new();
     let mut apply = |key: &[u8], value: Option<&[u8]>| {
@@ -102,7 +103,7 @@ fn options_of_kitex() -> Result<RegisterOptions, Error> {
     Ok(options)
 }
 
-/// The code of the page: what stands between a line with three backticks and `rust` and the next one with three backticks.
+/// Returns the code blocks of the page in Rust.
 fn blocks(page: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();
@@ -123,7 +124,7 @@ fn the_page_has_the_programs_as_they_are() {
     for file in fs::read_dir(examples.join("coming_from")).unwrap() {
         let file = file.unwrap().path();
         let text = fs::read_to_string(&file).unwrap();
-        // The description of the file is for its reader, not for that of the page.
+        // The description of the file is not part of the page.
         let program = text.lines().skip_while(|line| line.starts_with("//!")).skip_while(|line| line.is_empty());
         files.push((file, program.collect::<Vec<_>>().join("\n")));
     }
@@ -136,11 +137,11 @@ fn the_page_has_the_programs_as_they_are() {
         let indented = format!("    {}", fragment.replace('\n', "\n    ")).replace("\n    \n", "\n\n");
         assert!(include_str!("coming_from.rs").contains(&indented), "a fragment of the page is not here:\n{fragment}");
     }
-    // They are compiled; nobody calls them.
+    // The fragments are compiled and not called.
     let _ = (options_of_a_client, options_of_views_and_pools, manager_over_dns, options_of_kitex);
 }
 
-/// An etcd of its own: the programs have fixed names.
+/// Starts an etcd, because the programs have fixed names.
 async fn etcd() -> EtcdServer {
     EtcdServer::start_with(Provider::own(), ServerOptions::new()).await
 }
@@ -149,7 +150,7 @@ async fn connect(server: &EtcdServer, layout: impl Layout) -> Etcd {
     soon("connected", Etcd::builder([server.url()]).layout(layout).connect()).await.unwrap()
 }
 
-/// All that a program says, which ends well.
+/// Returns the output of a program, which has to succeed.
 async fn output(mut program: Program) -> Vec<String> {
     let mut lines = Vec::new();
     while let Some(line) = program.says().await {
@@ -170,7 +171,7 @@ async fn the_program_of_go_etcd_calls_the_service_of_its_environment() -> Result
     let registration = etcd.register(&ServiceRef::parse("auth")?, instance, RegisterOptions::new()).await?;
     assert_eq!(output(Program::start("coming_from_go_etcd", &server, &[])).await, ["hello, world"]);
     registration.deregister().await?;
-    // The environment of a namespace goes before that of the layout.
+    // The environment of a namespace precedes that of the layout.
     let of_the_page = server_of_fireflycore(&connect(&server, Fireflycore::new("prod")?).await).await?;
     let listed = etcd.list_prefix(b"default/").await?;
     let keys: Vec<_> = listed.entries().map(|entry| String::from_utf8_lossy(&entry.key).into_owned()).collect();
@@ -193,7 +194,7 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn StdErro
             stream.read_exact(&mut request).await.unwrap();
             assert_eq!(&request, b"GET /v1 ");
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nbar").await.unwrap();
-            // A reset could overtake the answer if something of the request were not read.
+            // The whole request is read, because a reset could overtake the answer.
             stream.shutdown().await.unwrap();
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }
@@ -204,7 +205,8 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn StdErro
     Ok(())
 }
 
-/// As `defer registrar.Deregister()` does it in Go; and a service that is known to be empty is not waited for.
+/// The deregistration runs like `defer registrar.Deregister()` in Go, and a call to a service that is known to be empty
+/// does not wait.
 #[tokio::test]
 async fn the_program_of_go_kit_deregisters_also_if_nobody_serves() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
@@ -230,7 +232,7 @@ async fn the_client_of_kitex_calls_its_server() -> Result<(), Box<dyn StdError>>
     let address = line.strip_prefix("serving at ").unwrap();
     let mut client = Program::start("coming_from_kitex_client", &server, &[]);
     soon("a call is answered", async { while client.says().await.unwrap() != "hello, Hello" {} }).await;
-    // It goes on until somebody ends it.
+    // The program runs until it is killed.
     client.terminate();
     assert!(!client.ends().await.success());
     let listed = etcd.resolve(&echo).await?;

@@ -1,4 +1,4 @@
-//! Services in environments, as go-etcd has them: one client and one manager for the instances of all.
+//! Services in environments, as in go-etcd: one client and one manager for the instances of all.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -26,7 +26,7 @@ async fn a_call_reaches_the_environment_that_its_callee_names() {
         let endpoint = Endpoint::try_from(incoming.local_addr().unwrap()).unwrap();
         let serve = greeter::router(environment, Duration::ZERO).serve_with_incoming(incoming);
         let serving = BackgroundTask::run(async move { serve.await.unwrap() });
-        // Each knows its own environment only. Keys and values are those of Go, byte for byte.
+        // Each server has its own environment. Keys and values are those of Go, byte for byte.
         let etcd = connect(&server, environment).await;
         let instance = Instance::new(InstanceId::parse(id).unwrap(), [endpoint]).unwrap();
         let registered = soon("registered", etcd.register(&service, instance, RegisterOptions::new())).await.unwrap();

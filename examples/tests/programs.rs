@@ -1,4 +1,4 @@
-//! The examples that meet in etcd as programs of Go do, run as programs.
+//! Examples that share an etcd, run as programs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -10,7 +10,7 @@ use enlist_testkit::{EtcdServer, eventually, soon};
 
 use self::support::Program;
 
-/// A prefix that no other run uses, should the etcd be shared.
+/// Returns a prefix that no other run uses, in case the etcd is shared.
 fn prefix(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }

@@ -17,7 +17,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts an example that `cargo test` has built beside this test.
+    /// Starts an example that `cargo test` has built.
     pub(crate) fn start(name: &str, server: &EtcdServer, arguments: &[&str]) -> Self {
         let test = env::current_exe().unwrap();
         let path = test.parent().unwrap().with_file_name("examples").join(name);
@@ -33,12 +33,12 @@ impl Program {
         Self { child, lines }
     }
 
-    /// The next line; `None` once it has ended.
+    /// Returns the next line; `None` after the end.
     pub(crate) async fn says(&mut self) -> Option<String> {
         soon("a line", self.lines.recv()).await
     }
 
-    /// Asks it to end, as a service manager does.
+    /// Sends SIGTERM, as a service manager does.
     pub(crate) fn terminate(&self) {
         assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
     }
@@ -58,7 +58,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
