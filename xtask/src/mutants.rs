@@ -1,4 +1,4 @@
-//! Mutation testing of the code that decides: each mistake that `cargo-mutants` can make in it has to fail a fast test, or there is a
+//! Mutation testing of the code that makes decisions: each mutant of `cargo-mutants` has to fail a fast test, or has a
 //! reason in `xtask/survivors.txt`.
 
 use std::{
@@ -10,13 +10,14 @@ use std::{
 
 use crate::{Result, etcd, protoc};
 
-/// Path of the reasons.
+/// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";
 
-/// Seconds that the tests of a mutant may take; one that takes longer has been noticed.
+/// Maximum duration of the tests of a mutant in seconds. A mutant that takes longer counts as noticed.
 const LIMIT: &str = "120";
 
-/// A package, its files that decide, and the tests that have to notice a mistake in them: packages, and options of `cargo test`.
+/// Files of a package that make decisions, and the tests that have to notice their mutants: packages, and options of
+/// `cargo test`.
 struct Part {
     package: &'static str,
     files: &'static [&'static str],
@@ -28,7 +29,7 @@ const PARTS: &[Part] = &[
     Part {
         package: "enlist",
         files: &[
-            // What a registration does next, and when it may.
+            // Steps of a registration and their delays.
             "core/src/backend/reconcile.rs",
             "core/src/backend/observation.rs",
             "core/src/backend/key_claims.rs",
@@ -63,8 +64,8 @@ const PARTS: &[Part] = &[
     },
 ];
 
-/// Runs all parts, or those files that were named: `--file FILE`, as often as there are. `--rest` runs the other files of core, which
-/// is a measurement: their survivors are printed and need no reason.
+/// Runs all parts, or the files given by `--file FILE`, which may be repeated. `--rest` runs the other files of core as
+/// a measurement: it prints survivors, which need no reason.
 pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
     let (mut named, mut rest) = (BTreeSet::new(), false);
     let mut args = args;
@@ -96,23 +97,23 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
         killed.extend(of_part.filter(|known| !found.survivors.contains(*known)).cloned());
     }
     if tried == 0 {
-        return Err("no mutant was tried: is there such a file among those that decide?".into());
+        return Err("no mutant was tried: the files are not in the list of files that make decisions".into());
     }
     println!("\n{tried} mutants, {} without a reason survived", unexplained.len());
     for known in killed {
-        println!("no survivor any more, its reason can go: {known}");
+        println!("no longer a survivor, its reason can be removed: {known}");
     }
     if unexplained.is_empty() {
         return Ok(());
     }
     Err(format!(
-        "these survived the tests; test what they change, or say in {SURVIVORS} why not:\n{}",
+        "these mutants survived the tests; add a test, or a reason in {SURVIVORS}:\n{}",
         unexplained.join("\n")
     )
     .into())
 }
 
-/// The files of core that are in no part.
+/// Measures the files of core that are in no part.
 fn measure_rest() -> Result {
     let part = &PARTS[0];
     let found = mutate("rest", part, &["core/src/**/*.rs"], part.files)?;
@@ -121,23 +122,24 @@ fn measure_rest() -> Result {
     Ok(())
 }
 
-/// Outcome for the mutants of some files.
+/// Outcome of the mutants of some files.
 struct Found {
     tried: usize,
     survivors: BTreeSet<String>,
 }
 
-fn mutate(name: &str, part: &Part, files: &[&str], but: &[&str]) -> Result<Found> {
+fn mutate(name: &str, part: &Part, files: &[&str], excluded: &[&str]) -> Result<Found> {
     let output = env::current_dir()?.join("target/mutants").join(name);
     fs::create_dir_all(&output)?;
     let mut command = Command::new("cargo-mutants");
     command.envs(protoc()?).args(["mutants", "--no-shuffle", "--timeout", LIMIT, "--package", part.package]);
     command.arg("--output").arg(&output);
-    command.args(files.iter().flat_map(|file| ["--file", file])).args(but.iter().flat_map(|file| ["--exclude", file]));
+    command.args(files.iter().flat_map(|file| ["--file", file]));
+    command.args(excluded.iter().flat_map(|file| ["--exclude", file]));
     command.args(["--test-package", &part.tested_by.join(",")]);
     command.arg("--").args(part.options);
     println!("\n==> mutants of {}", files.join(", "));
-    // Survivors are no error of the program: 2 is that there are some, 3 that some took too long.
+    // Survivors are no failure: status 2 means that there are some, 3 that some timed out.
     let status = command.status()?;
     if !matches!(status.code(), Some(0 | 2 | 3)) {
         return Err(format!("cargo-mutants failed: {status}").into());
@@ -153,15 +155,15 @@ fn mutate(name: &str, part: &Part, files: &[&str], but: &[&str]) -> Result<Found
     Ok(Found { tried, survivors })
 }
 
-/// `file:line:column: what` without the numbers, which change with every edit.
+/// Returns `file:line:column: text` without the numbers, which change with every edit.
 fn without_position(line: &str) -> String {
     match line.splitn(4, ':').collect::<Vec<_>>()[..] {
-        [file, _, _, what] => format!("{file}:{what}"),
+        [file, _, _, text] => format!("{file}:{text}"),
         _ => line.to_owned(),
     }
 }
 
-/// The survivors that are known, each with its reason: a line, and an indented one after it.
+/// Parses the known survivors: one line each, followed by an indented reason.
 fn reasons(text: &str) -> Result<BTreeMap<String, String>> {
     let mut lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     let mut reasons = BTreeMap::new();
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_survivor_is_known_wherever_it_has_moved() {
+    fn a_survivor_is_known_at_any_line() {
         let line = "core/src/lock/lock_validity.rs:52:9: replace LockValidity::lose with ()";
         assert_eq!(without_position(line), "core/src/lock/lock_validity.rs: replace LockValidity::lose with ()");
     }

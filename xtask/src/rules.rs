@@ -18,7 +18,7 @@ use self::{
 };
 use crate::{Result, cargo, run};
 
-/// A package, and packages that must not be in its dependency tree (development dependencies aside).
+/// A package, and packages that must not be in its dependency tree, apart from development dependencies.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("enlist", &["etcd-client", "tonic", "tower", "enlist-memory", "enlist-etcd", "enlist-grpc"]),
     ("enlist-memory", &["etcd-client", "tonic", "tower", "enlist-etcd", "enlist-grpc"]),
@@ -79,7 +79,7 @@ fn check_dependencies() -> Result {
     Ok(())
 }
 
-/// The names of all that a package depends on with its default features, development dependencies aside.
+/// Returns the names of all dependencies of a package with default features, apart from development dependencies.
 fn dependencies(package: &str) -> Result<BTreeSet<String>> {
     let mut tree = cargo()?;
     tree.args(["tree", "--package", package, "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);

@@ -1,19 +1,19 @@
-//! Share of documentation comments that open with an interrogative. They are to open with a noun phrase or a third-person verb.
+//! Share of documentation comments that open with an interrogative, instead of a noun phrase or a third-person verb.
 
 use crate::Result;
 
 use super::sources::Source;
 
-/// Maximum share of `///` blocks that may open so, in percent. Well-known crates have 0 to 4.
+/// Maximum share of such `///` blocks in percent. Well-known crates have 0 to 4.
 const MAX_PERCENT: f64 = 4.0;
 
 const INTERROGATIVES: [&str; 8] = ["what", "how", "who", "when", "where", "whether", "why", "which"];
 
-/// Number of blocks, and those of them that open with an interrogative.
+/// Number of blocks, and the interrogative ones.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Openings {
     blocks: usize,
-    /// File, line and text of each.
+    /// File, line and text of each interrogative block.
     interrogative: Vec<(String, usize, String)>,
 }
 
@@ -88,7 +88,8 @@ mod tests {
     #[test]
     fn only_the_first_line_of_a_block_counts() {
         let found = openings(
-            "//! What a module is.\n\n/// Names.\n/// What follows is no opening.\nstruct A {\n    /// How long it is.\n    \
+            "//! What a module is.\n\n/// Names.\n/// What follows is no opening.\nstruct A {\n\
+                 /// How long it is.\n    \
              a: u8,\n    //// What a ruler is.\n    // When it is set.\n    /// Whatever follows.\n    b: u8,\n}\n",
         );
         let expected = vec![("a.rs".to_owned(), 6, "How long it is.".to_owned())];

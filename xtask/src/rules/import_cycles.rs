@@ -1,7 +1,8 @@
-//! Cycles of imports between the files of a crate: a file imports an item that another file defines, and is imported by that one.
+//! Cycles of imports between the files of a crate.
 //!
-//! Imports are `use` declarations outside of tests. A re-export is followed to the file that defines the item, and is no import of its
-//! own. An item that cannot be found (a macro made it) counts as one of the module that it was looked for in.
+//! An import is a `use` declaration outside of tests, from a file to the file that defines the item. A re-export is
+//! followed to the file that defines the item, and is no import of its own. An item that is not found, because a macro
+//! defines it, counts as one of the module that the path names.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,7 +23,7 @@ const MAX_STEPS: usize = 16;
 /// Path of a module from the root of its crate.
 type Module = Vec<String>;
 
-/// A path that is imported, and its name here.
+/// An imported path, and its local name.
 #[derive(Clone, Debug, PartialEq)]
 struct Import {
     path: Vec<String>,
@@ -30,17 +31,17 @@ struct Import {
     is_exported: bool,
 }
 
-/// The parts of a file that matter here.
+/// Items and imports of a file.
 #[derive(Debug, Default)]
 struct File {
     items: BTreeSet<String>,
     imports: Vec<Import>,
     test_modules: BTreeSet<String>,
-    /// Pairs of words with `::` between them: uses of modules that are imported as such.
+    /// Pairs of words with `::` between them: uses of imported modules.
     paths: BTreeSet<(String, String)>,
 }
 
-/// The defining module of what an import names.
+/// Target of an import.
 #[derive(Debug, PartialEq)]
 enum Target {
     Module(Module),
@@ -53,7 +54,7 @@ struct Crate {
     files: BTreeMap<Module, File>,
 }
 
-/// Returns the cycles among the files of the crate whose source lies in `folder`: for each import that is part of one, the shortest.
+/// Returns the cycles among the files of the crate in `folder`: for each import that is part of one, the shortest.
 pub(super) fn cycles(folder: &Path, sources: &[Source]) -> Vec<Vec<String>> {
     let (mut files, mut paths) = (BTreeMap::new(), BTreeMap::new());
     let has_library = sources.iter().any(|source| source.path == folder.join("lib.rs"));
@@ -69,7 +70,7 @@ pub(super) fn cycles(folder: &Path, sources: &[Source]) -> Vec<Vec<String>> {
     shortest.into_iter().map(named).collect()
 }
 
-/// Returns the groups of files that reach each other through these cycles.
+/// Returns the groups of files that these cycles connect.
 pub(super) fn groups(cycles: &[Vec<String>]) -> Vec<BTreeSet<&str>> {
     let mut groups: Vec<BTreeSet<&str>> = Vec::new();
     for cycle in cycles {
@@ -86,7 +87,7 @@ pub(super) fn groups(cycles: &[Vec<String>]) -> Vec<BTreeSet<&str>> {
     groups
 }
 
-/// Returns the module that a file below `src` holds.
+/// Returns the module of a file below `src`.
 fn module_of(path: &Path, has_library: bool) -> Module {
     let path = path.with_extension("");
     let mut module: Module = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
@@ -207,7 +208,7 @@ impl Crate {
         })
     }
 
-    /// Returns the files that define what `file` uses of the module that it imports as `name`.
+    /// Returns the files that define the items that `file` uses of the module imported as `name`.
     fn used_of(&self, file: &File, name: &str, module: Module) -> BTreeSet<Module> {
         let used = file.paths.iter().filter(|(first, _)| first == name);
         let found: BTreeSet<_> =
@@ -215,7 +216,7 @@ impl Crate {
         if found.is_empty() { BTreeSet::from([module]) } else { found }
     }
 
-    /// Finds what `path` names within `module`; `None` if it is of another crate.
+    /// Resolves `path` within `module`; `None` for an item of another crate.
     fn resolve(&self, module: &Module, path: &[String], steps: usize) -> Option<Target> {
         let (first, mut rest) = path.split_first()?;
         let mut at = module.clone();
@@ -243,7 +244,7 @@ impl Crate {
         Some(Target::Module(at))
     }
 
-    /// Finds `name` in `module`: a module in it, an item, or what it imports from elsewhere.
+    /// Resolves `name` in `module`: a module in it, an item, or an import.
     fn step(&self, module: Module, name: &str, steps: usize) -> Option<Target> {
         let mut child = module.clone();
         child.push(name.to_owned());

@@ -1,5 +1,5 @@
-//! Findings that are known and not mended yet, in `xtask/known.txt`. The list only shrinks: a finding that is not in it, or that is
-//! worse than it says, fails.
+//! Known findings in `xtask/known.txt`. The list only shrinks: a finding that is not listed, or worse than listed,
+//! fails.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -66,10 +66,12 @@ impl Known {
             now.get(place).map(|amount| (place.clone(), *amount.min(permitted)))
         };
         let shrunk: BTreeMap<_, _> = self.0.iter().filter_map(least).collect();
-        println!("{} known findings of style rules are left", self.0.len());
+        println!("{} known findings of style rules remain", self.0.len());
         if shrunk != self.0 {
             println!("{LIST} can shrink to:");
-            shrunk.iter().for_each(|((rule, place), amount)| println!("{rule} {place} {amount}"));
+            for ((rule, place), amount) in &shrunk {
+                println!("{rule} {place} {amount}");
+            }
         }
         if worse.is_empty() {
             return Ok(());

@@ -14,6 +14,9 @@ const MAX_LINE: usize = 120;
 /// Maximum number of lines in a function, from its `fn` to its last brace.
 const MAX_FUNCTION: usize = 50;
 
+/// Maximum number of lines in a function of an example, whose `main` is the whole program.
+const MAX_EXAMPLE: usize = 60;
+
 /// Maximum number of lines in a file, without its tests.
 const MAX_FILE: usize = 450;
 
@@ -76,6 +79,7 @@ fn long_file(source: &Source) -> Option<Finding> {
 fn long_functions(source: &Source) -> Vec<Finding> {
     let all = tokens(&source.text);
     let tests = items_of_tests(&all);
+    let most = if source.path.starts_with("examples") { MAX_EXAMPLE } else { MAX_FUNCTION };
     let mut findings = Vec::new();
     for (at, pair) in all.windows(2).enumerate() {
         let is_of_tests = tests.iter().any(|item| item.contains(&at));
@@ -85,9 +89,9 @@ fn long_functions(source: &Source) -> Vec<Finding> {
         }
         let Some(open) = body(&all, at) else { continue };
         let length = lines(&source.text, &all, at..group_end(&all, open)).len();
-        if length > MAX_FUNCTION {
+        if length > most {
             let place = format!("{}:{}", source.path.display(), pair[1]);
-            findings.push(Finding::new("long-function", place, length, format!("lines, at most {MAX_FUNCTION}")));
+            findings.push(Finding::new("long-function", place, length, format!("lines, at most {most}")));
         }
     }
     findings
@@ -137,6 +141,8 @@ mod tests {
         assert_eq!(found("a.rs", &text(46)), ["long-function a.rs:a 51 lines, at most 50"]);
         assert!(found("a.rs", &text(45)).is_empty());
         assert!(found("x/tests/a.rs", &text(46)).is_empty());
+        assert!(found("examples/a.rs", &text(55)).is_empty());
+        assert_eq!(found("examples/a.rs", &text(56)).len(), 1);
     }
 
     #[test]

@@ -84,8 +84,8 @@ const OLD_FILES: [&str; 23] = [
 /// Folder of the only code that is for backends.
 const FOR_BACKENDS: &str = "core/src/backend";
 
-/// Returns the files with old names in their code, their quotations in comments, or their path, and those of core with remarks
-/// that something is for backends.
+/// Returns the files with old names in their code, their quotations in comments, or their path, and those of core with
+/// remarks that something is for backends.
 pub(super) fn findings(sources: &[Source]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for source in sources.iter().filter(|source| !source.path.ends_with("xtask/src/rules/names.rs")) {

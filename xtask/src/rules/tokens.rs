@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Splits a text into identifiers, `::` and single characters. Comments and the content of literals are left out.
+/// Splits a text into identifiers, `::` and single characters, without comments and literals.
 pub(super) fn tokens(text: &str) -> Vec<&str> {
     let (mut found, mut rest) = (Vec::new(), text);
     while let Some(first) = rest.chars().next() {
@@ -28,7 +28,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Length of the comment, text or character that `rest` begins with.
+/// Returns the length of the comment or literal at the start of `rest`.
 fn skipped(rest: &str) -> Option<usize> {
     if rest.starts_with("//") {
         return Some(rest.find('\n').unwrap_or(rest.len()));
@@ -56,7 +56,7 @@ fn skipped(rest: &str) -> Option<usize> {
     Some(start + end + 1)
 }
 
-/// Length of the text literal that `rest` begins with, after `prefix`.
+/// Returns the length of the string literal at the start of `rest`, after `prefix`.
 fn text_length(rest: &str, prefix: &str) -> usize {
     let body = &rest[prefix.len()..];
     let opening = body.find('"').unwrap_or(0) + 1;
@@ -77,7 +77,8 @@ fn text_length(rest: &str, prefix: &str) -> usize {
     rest.len()
 }
 
-/// Splits off what belongs to tests: returns the other tokens, and the names of the modules in files that are only for tests.
+/// Splits off the items for tests. Returns the other tokens, and the names of the modules in files of their own that
+/// are only for tests.
 pub(super) fn without_tests<'a>(tokens: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
     let (mut kept, mut at) = (Vec::new(), 0);
     for item in items_of_tests(tokens) {
@@ -133,7 +134,7 @@ fn without_attributes<'a>(tokens: &[&'a str]) -> Vec<&'a str> {
     kept
 }
 
-/// End of the attribute that begins at `at`, if one does.
+/// Returns the end of the attribute at `at`, if there is one.
 fn attribute_end(tokens: &[&str], at: usize) -> Option<usize> {
     let open = match tokens.get(at..)? {
         ["#", "[", ..] => at + 1,
@@ -143,7 +144,7 @@ fn attribute_end(tokens: &[&str], at: usize) -> Option<usize> {
     Some(group_end(tokens, open))
 }
 
-/// End of the group in brackets that opens at `open`.
+/// Returns the end of the group in brackets that opens at `open`.
 pub(super) fn group_end(tokens: &[&str], open: usize) -> usize {
     let mut depth = 0_usize;
     for (at, token) in tokens.iter().enumerate().skip(open) {
@@ -159,7 +160,7 @@ pub(super) fn group_end(tokens: &[&str], open: usize) -> usize {
     tokens.len()
 }
 
-/// End of the item that begins at `at`: its `;`, or its block.
+/// Returns the end of the item at `at`: its `;` or its block.
 fn item_end(tokens: &[&str], mut at: usize) -> usize {
     while let Some(token) = tokens.get(at) {
         match *token {
@@ -178,7 +179,8 @@ mod tests {
 
     #[test]
     fn comments_and_literals_are_no_tokens() {
-        let text = "use a::b; // use c;\n/* use d; */ let x: &'a str = \"use e; \\\" {\"; let y = b'\\''; let z = '\"'; r#\"\" {\"#";
+        let text = "use a::b; // use c;\n/* use d; */ let x: &'a str = \"use e; \\\" {\"; let y = b'\\''; \
+                    let z = '\"'; r#\"\" {\"#";
         let expected = "use a :: b ; let x : & ' a str = ; let y = ; let z = ;";
         assert_eq!(tokens(text).join(" "), expected);
     }
