@@ -5,6 +5,14 @@ use std::io;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
+/// Signals that request an end.
+const ENDING: [SignalKind; 4] =
+    [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
+
+/// Signals that are only forwarded.
+const FORWARDED: [SignalKind; 3] =
+    [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::window_change()];
+
 /// A signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Signal(pub(crate) SignalKind);
@@ -20,14 +28,6 @@ impl Signal {
         ENDING.contains(&self.0)
     }
 }
-
-/// Signals that request an end.
-const ENDING: [SignalKind; 4] =
-    [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup(), SignalKind::quit()];
-
-/// Signals that are only forwarded.
-const FORWARDED: [SignalKind; 3] =
-    [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::window_change()];
 
 /// Stream of signals.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! What `enlist doctor` finds out about endpoints and versions.
+//! Findings of `enlist doctor` about endpoints and versions.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,22 +14,22 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use support::{Done, enlist, raw, run, server};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Nobody listens there.
+/// Address without a listener.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 async fn doctor(server: &EtcdServer, arguments: &[&str]) -> Done {
     run(enlist(server, ["doctor"].iter().chain(arguments))).await
 }
 
-/// The line of a check.
+/// Returns the line of a check.
 fn line<'a>(done: &'a Done, check: &str) -> &'a str {
     let check = format!(" {check}: ");
     done.stdout.lines().find(|line| line.contains(&check)).unwrap_or_else(|| panic!("{check}: {done:#?}"))
 }
 
-/// One dead member of two is named, whichever it is, and the other one is looked at.
+/// The dead member of two is named in any position, and the other one is examined.
 #[tokio::test]
-async fn a_dead_member_is_named_and_another_one_is_examined() {
+async fn a_dead_member_is_named() {
     let server = server().await;
     for endpoints in [[NOBODY, &server.url()], [&server.url(), NOBODY]] {
         let done = doctor(&server, &["--endpoints", &endpoints.join(",")]).await;
@@ -42,10 +42,10 @@ async fn a_dead_member_is_named_and_another_one_is_examined() {
     }
 }
 
-/// A member that only reads by itself is named, whichever it is, and another one is looked at. It is no matter of
-/// users.
+/// A member that only serves serializable reads is named in any position, and another one is examined. Users have no
+/// effect.
 #[tokio::test]
-async fn a_member_without_a_leader_is_named_and_another_one_is_examined() {
+async fn a_member_without_a_leader_is_named() {
     let cluster = EtcdCluster::start().await;
     cluster.isolate(0);
     let [lonely, other] = [0, 1].map(|number| cluster.member(number).url());
@@ -70,7 +70,7 @@ async fn a_member_without_a_leader_is_named_and_another_one_is_examined() {
     }
 }
 
-/// A certificate for localhost that is its own authority, and its key.
+/// Creates a self-signed certificate for localhost, and its key.
 fn certificate(directory: &std::path::Path) -> [String; 2] {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let files = ["cert.pem", "key.pem"].map(|name| directory.join(name).display().to_string());
@@ -128,8 +128,8 @@ async fn the_cause_of_a_broken_connection_is_named() {
     }
 }
 
-/// A member that tells its status to root only, as 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11 do: passes everything on but
-/// that.
+/// Starts a member that reports its status to root only, like 3.5.28 to 3.5.31 and 3.6.9 to 3.6.11. It forwards all
+/// other requests.
 async fn telling_root_only(member: SocketAddr) -> (String, TaskOwner) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -164,7 +164,7 @@ async fn pass_on(stream: TcpStream, member: SocketAddr) {
         }
     });
     let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    // Either side may end it.
+    // Either side may close the connection.
     tokio::select! {
         _ = serving.serve_connection(TokioIo::new(stream), service) => {}
         _ = upstream => {}
@@ -172,7 +172,7 @@ async fn pass_on(stream: TcpStream, member: SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_status_for_root_only_is_not_a_broken_connection() {
+async fn a_status_for_root_is_no_failure() {
     let server = server().await;
     let mut root = raw(&server).await;
     root.user_add("root", "secret", None).await.unwrap();

@@ -1,4 +1,4 @@
-//! Exit statuses, and what has to be so before a command is run.
+//! Exit statuses, and checks before a program is started.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,7 +14,7 @@ async fn revision(server: &EtcdServer) -> i64 {
     raw(server).await.get("\0", None).await.unwrap().header().unwrap().revision()
 }
 
-/// An executable file.
+/// Creates an executable file.
 fn executable(directory: &Path, name: &str, content: &[u8]) -> String {
     use std::os::unix::fs::PermissionsExt;
     let file = directory.join(name);
@@ -23,9 +23,9 @@ fn executable(directory: &Path, name: &str, content: &[u8]) -> String {
     file.display().to_string()
 }
 
-/// What cannot be run is told with the status of a shell, before anything is registered or locked.
+/// A program that cannot be executed fails with the status of a shell, before anything is registered or locked.
 #[tokio::test]
-async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
+async fn a_missing_program_fails_before_anything_is_held() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let plain = directory.path().join("plain");
@@ -59,7 +59,7 @@ async fn a_command_that_is_not_there_is_told_before_anything_is_held() {
     assert_eq!(revision(&server).await, before, "nothing was written");
 }
 
-/// A lease that cannot be renewed as asked is told before anything is registered or locked.
+/// An invalid renewal interval is refused before anything is registered or locked.
 #[tokio::test]
 async fn an_interval_that_cannot_work_is_refused() {
     let server = server().await;
@@ -77,9 +77,9 @@ async fn an_interval_that_cannot_work_is_refused() {
     }
 }
 
-/// A damaged program is found, and cannot be started all the same.
+/// A damaged program is found, but cannot be started.
 #[tokio::test]
-async fn a_command_that_cannot_be_started_after_all_holds_nothing_up() {
+async fn a_program_that_cannot_start_releases_the_lock() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let damaged = executable(directory.path(), "damaged", b"\x7fELF\0\0\0\0");
@@ -90,7 +90,7 @@ async fn a_command_that_cannot_be_started_after_all_holds_nothing_up() {
     assert_eq!(left.count(), 0, "{done:?}");
 }
 
-/// The statuses that could be the command's own can be chosen.
+/// Statuses that could be those of the program are options.
 #[tokio::test]
 async fn the_statuses_of_locks_can_be_chosen() {
     let server = server().await;
@@ -112,7 +112,7 @@ async fn the_statuses_of_locks_can_be_chosen() {
 }
 
 #[tokio::test]
-async fn an_empty_service_can_be_a_failure_or_be_waited_for() {
+async fn an_empty_service_can_fail_or_be_awaited() {
     let server = server().await;
     let resolve = |more: &[&str]| run(enlist(&server, ["resolve", "db"].iter().chain(more)));
     assert_eq!(resolve(&[]).await.code, Some(0));
@@ -121,7 +121,7 @@ async fn an_empty_service_can_be_a_failure_or_be_waited_for() {
     let late = resolve(&["--wait", "200ms"]).await;
     assert_eq!((late.code, late.stdout.as_str()), (Some(1), ""), "{late:?}");
     let mut waiting = Running::start(enlist(&server, ["resolve", "db", "--wait", "1h"]));
-    // It waits when another one, started later, has found nothing.
+    // It still waits when a command that was started later has found nothing.
     assert_eq!(resolve(&["--wait", "200ms"]).await.code, Some(1));
     assert_eq!(waiting.child.try_wait().unwrap(), None);
     let published = run(enlist(&server, ["publish", "db", "10.0.0.1:5432"])).await;
@@ -137,7 +137,7 @@ async fn an_empty_service_can_be_a_failure_or_be_waited_for() {
     assert_eq!(interrupted.code().await, Some(143));
 }
 
-/// Nobody reads what is printed: that is no failure, and no panic.
+/// A closed standard output is neither a failure nor a panic.
 #[tokio::test]
 async fn completions_and_pages_that_nobody_reads_are_no_failure() {
     for arguments in [vec!["completions", "bash"], vec!["completions", "zsh"], vec!["man"], vec!["man", "lock"]] {
@@ -162,7 +162,7 @@ async fn an_unread_standard_error_changes_no_exit_status() {
     assert_eq!((done.code, done.stdout.as_str()), (Some(1), ""), "{done:?}");
 }
 
-/// A mistake in a command line is told, and a reader that is not there, or a full disk, changes nothing.
+/// A usage error is reported; a closed standard error or a full disk does not change the exit status.
 #[tokio::test]
 async fn a_usage_that_cannot_be_written_is_no_panic() {
     for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {
@@ -178,7 +178,7 @@ async fn a_usage_that_cannot_be_written_is_no_panic() {
     }
 }
 
-/// Without the option the command starts at once; with it, once the instance is there.
+/// Without the option the program starts at once; with it, after the instance is registered.
 #[tokio::test]
 async fn a_command_can_wait_until_it_is_registered() {
     let mut server = server().await;
@@ -200,10 +200,10 @@ async fn a_command_can_wait_until_it_is_registered() {
     server.restart().await;
     let seen = late.says_all("done").await;
     assert!(seen.starts_with("begun\n") && seen.contains("late "), "{seen}");
-    // A refusal is told, and the command is never run.
+    // A refusal is reported, and the program is never started.
     let refused = run(register("late", &["--wait-registered", "--ttl", "2s"])).await;
     assert_eq!((refused.code, refused.stdout.as_str()), (Some(1), ""), "{refused:?}");
-    // A signal ends the waiting, and the command is never run.
+    // A signal ends the wait, and the program is never started.
     server.kill().await;
     let mut waiting = Running::start(register("waiting", &["--wait-registered"]));
     waiting.warns("registering").await;

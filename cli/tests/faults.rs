@@ -1,4 +1,4 @@
-//! What becomes of `register` and `lock` when etcd, the command or the process itself goes.
+//! `register` and `lock` when etcd, the program or the process itself fails.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -13,9 +13,10 @@ use support::{Running, enlist, is_alive, raw, run, server};
 
 const KEY: &str = "enlist/services/default/svc/a";
 
-async fn is_there(server: &EtcdServer, key: &str, wanted: bool) {
-    eventually(&format!("{key} is there: {wanted}"), || async {
-        // The server may be away for a moment.
+/// Waits until the number of keys under a prefix is `count`.
+async fn has_keys(server: &EtcdServer, key: &str, count: i64) {
+    eventually(&format!("{key} has {count} keys"), || async {
+        // The server may be unavailable for a moment.
         let asked = async {
             etcd_client::Client::connect([server.url()], None)
                 .await?
@@ -24,7 +25,7 @@ async fn is_there(server: &EtcdServer, key: &str, wanted: bool) {
         };
         let now = tokio::time::timeout(Duration::from_secs(1), asked).await;
         match now {
-            Ok(Ok(found)) if (found.count() > 0) == wanted => Ok(()),
+            Ok(Ok(found)) if found.count() == count => Ok(()),
             other => Err(format!("{:?}", other.map(|found| found.map(|found| found.count())))),
         }
     })
@@ -43,7 +44,7 @@ async fn revoke_all(server: &EtcdServer) {
     }
 }
 
-/// The numbers of processes that a script wrote down.
+/// Reads the process ids that a script wrote.
 async fn pids(file: &Path, count: usize) -> Vec<u32> {
     eventually("the processes run", || async {
         let text = fs::read_to_string(file).unwrap_or_default();
@@ -61,7 +62,7 @@ async fn ended(pids: &[u32]) {
     .await;
 }
 
-/// A shell that writes its own number and that of a child of its down, and waits.
+/// Script of a shell that writes its own process id and that of a child, and waits.
 fn family(file: &Path) -> String {
     format!("echo $$ >> {0}; sleep 1000 & echo $! >> {0}; wait", file.display())
 }
@@ -71,38 +72,38 @@ async fn register_survives_everything_and_leaves_at_once() {
     let mut server = server().await;
     let mut running = Running::start(register(&server, &[]));
     running.says("registered").await;
-    is_there(&server, KEY, true).await;
+    has_keys(&server, KEY, 1).await;
     revoke_all(&server).await;
     running.says("reregistering").await;
     running.says("registered").await;
-    is_there(&server, KEY, true).await;
+    has_keys(&server, KEY, 1).await;
     server.kill().await;
     running.says("suspect").await;
     server.restart().await;
     running.says("registered").await;
-    is_there(&server, KEY, true).await;
+    has_keys(&server, KEY, 1).await;
     server.wipe().await;
     running.says("registered").await;
-    is_there(&server, KEY, true).await;
+    has_keys(&server, KEY, 1).await;
     let asked = Moment::now();
     running.signal("-TERM");
     running.says("deregistered: removed").await;
     assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
     assert_eq!(running.code().await, Some(143));
-    is_there(&server, KEY, false).await;
+    has_keys(&server, KEY, 0).await;
 }
 
 #[tokio::test]
-async fn register_ends_with_its_command_and_tells_it_of_signals() {
+async fn register_ends_with_its_program_and_forwards_signals() {
     let server = server().await;
     let script = ["--", "sh", "-c", "echo \"id $ENLIST_INSTANCE_ID\"; exit 7"];
     let done = run(register(&server, &script)).await;
     assert_eq!((done.code, done.stdout.as_str()), (Some(7), "id a\n"), "{done:?}");
     assert!(done.stderr.contains("deregistered"), "{}", done.stderr);
-    is_there(&server, KEY, false).await;
+    has_keys(&server, KEY, 0).await;
     let killed = run(register(&server, &["--", "sh", "-c", "kill -9 $$"])).await;
     assert_eq!(killed.code, Some(128 + 9));
-    // Its own signals are passed on; USR1 does not end anything.
+    // Signals are forwarded to the program; USR1 ends nothing.
     let traps = "trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
     let mut running = Running::start(register(&server, &["--", "sh", "-c", traps]));
     running.says("ready").await;
@@ -110,20 +111,20 @@ async fn register_ends_with_its_command_and_tells_it_of_signals() {
     running.signal("-USR1");
     running.says("usr1").await;
     running.signal("-TERM");
-    // The instance goes first.
+    // The instance is removed first.
     running.warns("deregistered: removed").await;
     running.says("term").await;
     assert_eq!(running.code().await, Some(3));
 }
 
 #[tokio::test]
-async fn register_refuses_a_live_id_and_takes_the_command_along() {
+async fn a_refused_id_ends_the_program() {
     let server = server().await;
     let mut first = Running::start(register(&server, &["--ttl", "60s"]));
     first.says("registered").await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("pids");
-    // The incumbent's lease is observed for a third of its TTL before it counts as alive.
+    // The lease of the present instance is observed for a third of its TTL before it counts as alive.
     let mut second = Running::start(enlist(
         &server,
         ["register", "svc", "10.0.0.2:80", "--id", "a", "--ttl", "2s", "--", "sh", "-c", &family(&file)],
@@ -132,10 +133,10 @@ async fn register_refuses_a_live_id_and_takes_the_command_along() {
     second.warns("already registered").await;
     assert_eq!(second.code().await, Some(1));
     ended(&family).await;
-    is_there(&server, KEY, true).await;
+    has_keys(&server, KEY, 1).await;
 }
 
-/// A command that cannot be started holds nothing up.
+/// A program that cannot be started leaves neither a lock nor an instance.
 #[tokio::test]
 async fn a_command_that_cannot_be_started_leaves_nothing() {
     let server = server().await;
@@ -150,7 +151,7 @@ async fn a_command_that_cannot_be_started_leaves_nothing() {
     assert_eq!(raw.leases().await.unwrap().leases().len(), 0);
 }
 
-/// A lock that is held without a command says when it is lost.
+/// Without a program, the loss of the lock is reported.
 #[tokio::test]
 async fn a_lock_without_a_command_tells_its_loss() {
     let server = server().await;
@@ -161,7 +162,7 @@ async fn a_lock_without_a_command_tells_its_loss() {
     assert_eq!(running.code().await, Some(124));
 }
 
-/// Whatever ends, the whole group of the command ends, and the lock is free.
+/// At any end, the whole group of the program ends, and the lock is free.
 #[tokio::test]
 async fn no_process_of_the_command_is_left_behind() {
     let server = server().await;
@@ -179,13 +180,13 @@ async fn no_process_of_the_command_is_left_behind() {
     running.signal("-TERM");
     assert_eq!(running.code().await, Some(143));
     ended(&family).await;
-    // The command's end, of which a child of its stays.
+    // The end of the program, which leaves a child behind.
     let file = directory.path().join("end");
     let script = format!("sleep 1000 & echo $! >> {}", file.display());
     let done = run(enlist(&server, ["lock", "l", "--", "sh", "-c", &script])).await;
     assert_eq!(done.code, Some(0), "{done:?}");
     ended(&pids(&file, 1).await).await;
-    // SIGKILL to the one who holds the lock: the reaper acts, long before the lease runs out.
+    // SIGKILL of the holder: the reaper ends the group long before the lease expires.
     let file = directory.path().join("kill");
     let mut running = Running::start(lock(&file, &["--ttl", "60s"]));
     let family = pids(&file, 2).await;
@@ -209,7 +210,7 @@ async fn a_lost_lock_ends_its_command() {
     assert_eq!(running.code().await, Some(124));
     ended(&family).await;
 
-    // One that ignores SIGTERM is killed after its grace.
+    // A program that ignores SIGTERM is killed after its grace.
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let mut running =
         Running::start(enlist(&server, ["lock", "l", "--ttl", "2s", "--grace", "3s", "--", "sh", "-c", stubborn]));
@@ -222,9 +223,9 @@ async fn a_lost_lock_ends_its_command() {
     assert!((Duration::from_secs(3)..Duration::from_secs(6)).contains(&begun.elapsed()), "{stopped}");
 }
 
-/// etcd goes: the lock runs out, and the command is ended before the lease can have run out, however long its grace is.
+/// After the end of etcd the lock expires, and the program ends before the lease can expire, for any grace.
 #[tokio::test]
-async fn a_lock_that_runs_out_ends_its_command_in_time() {
+async fn an_expired_lock_ends_its_program_in_time() {
     let mut server = server().await;
     let stubborn = "trap '' TERM; echo ready; while :; do sleep 0.05; done";
     let mut running =
@@ -238,7 +239,8 @@ async fn a_lock_that_runs_out_ends_its_command_in_time() {
     assert_eq!(running.code().await, Some(124));
 }
 
-/// The holder is frozen, its command is not: the reaper ends the command before another can be granted the lock.
+/// The holder is frozen, but its program is not: the reaper ends the program before another contender can acquire the
+/// lock.
 #[tokio::test]
 async fn a_frozen_holders_command_ends_before_another_begins() {
     let server = server().await;
@@ -275,7 +277,7 @@ async fn a_held_lock_is_not_acquired() {
         if now == 2 { Ok(()) } else { Err(now) }
     })
     .await;
-    // Ctrl-C while waiting gives the place up.
+    // Ctrl-C during the wait removes the queue entry.
     let mut gone = Running::start(enlist(&server, ["lock", "l"]));
     eventually("so does another", || async {
         let options = GetOptions::new().with_prefix().with_count_only();
@@ -289,5 +291,5 @@ async fn a_held_lock_is_not_acquired() {
     assert_eq!(holder.code().await, Some(143));
     next.says("token ").await;
     assert_eq!(next.code().await, Some(0));
-    is_there(&server, line, false).await;
+    has_keys(&server, line, 0).await;
 }

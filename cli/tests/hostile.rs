@@ -1,4 +1,4 @@
-//! Text that others stored in etcd reaches no terminal and no log as it is.
+//! Control characters from etcd reach neither a terminal nor a log.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -7,14 +7,14 @@ mod support;
 use enlist_testkit::EtcdServer;
 use support::{Done, Running, enlist, pty::Shell, raw, run, server};
 
-/// In values: a title for the terminal, another line, C0, C1, DEL, text from right to left, something without width, a
-/// line separator.
+/// For values: a terminal title, a line feed, C0, C1, DEL, text from right to left, a character without width, a line
+/// separator.
 const VALUE: &str = "v\x1b]0;title\x07\r\nforged\u{9b}2J\x7f\u{202e}\u{200b}\u{2028}";
 
-/// In names, which have no control characters.
+/// For names, which have no control characters.
 const NAME: &str = "n\u{202e}\u{200b}\u{2028}\u{2066}";
 
-/// The token that takes the registered instance over.
+/// Owner token of the registered instance.
 const TOKEN: &str = "token-of-the-owner";
 
 fn assert_printable(what: &str, done: &Done) {
@@ -25,7 +25,7 @@ fn assert_printable(what: &str, done: &Done) {
     }
 }
 
-/// Runs a command for people and for programs, and checks both answers. Returns the JSON.
+/// Runs a command with text and with JSON output, and checks both. Returns the JSON.
 async fn printable(server: &EtcdServer, arguments: &[&str]) -> Done {
     let text = run(enlist(server, arguments)).await;
     assert_printable(&format!("{arguments:?}"), &text);
@@ -63,12 +63,12 @@ async fn every_field_of_every_command_is_shown_escaped() {
 
     let resolved = printable(&server, &["resolve", NAME]).await;
     let instance: serde_json::Value = serde_json::from_str(resolved.stdout.lines().next().unwrap()).unwrap();
-    // JSON keeps what it escapes.
+    // JSON preserves the escaped values.
     assert_eq!((&instance["zone"], &instance["version"]), (&VALUE.into(), &VALUE.into()));
     assert_eq!((&instance["metadata"][VALUE], &instance["endpoints"][0]), (&VALUE.into(), &path.clone().into()));
     assert_eq!(run(enlist(&server, ["resolve", NAME])).await.stdout.lines().count(), 3);
     assert_eq!(printable(&server, &["services"]).await.stdout.lines().count(), 1);
-    // Refusals, which name what is there, and not whose token it has.
+    // Refusals, which name the instance and not the owner token.
     for refused in [publish(NAME), register(NAME), vec!["remove", NAME, NAME]] {
         let done = printable(&server, &refused).await;
         assert_eq!(done.code, Some(1), "{done:?}");
@@ -96,12 +96,12 @@ async fn every_field_of_every_command_is_shown_escaped() {
             assert_printable(&format!("{output} {until}"), &Done { code: None, stdout: seen, stderr: String::new() });
         }
     }
-    // A live table, on a terminal, which gets escapes of ours only.
+    // A live table on a terminal, which receives only the command's own escape sequences.
     let mut shell = Shell::start(&server).await;
     shell.types(&format!("$E watch {NAME}\n"));
     let shown = shell.shows("fixed").await + &shell.shows("\r\n").await;
     assert!(!shown.contains("\x1b]0") && !shown.contains(['\u{9b}', '\u{202e}', '\u{200b}', '\x07']), "{shown:?}");
-    // What is registered is shown by its own process as well.
+    // The registering process prints the instance as well.
     printable(&server, &["remove", NAME, "fixed"]).await;
     for running in [&mut live, &mut leading, &mut holding] {
         running.signal("-TERM");

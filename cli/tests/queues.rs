@@ -1,4 +1,4 @@
-//! Whom a lock waits for, and what a script is told.
+//! Holders and queues of locks, and messages for scripts.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use support::{Running, bare, enlist, raw, run, server};
 
 #[tokio::test]
-async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
+async fn holders_are_named_and_waiting_contenders_counted() {
     let server = server().await;
     let none = run(enlist(&server, ["locks"])).await;
     assert_eq!((none.code, none.stdout.as_str()), (Some(0), ""), "{none:?}");
     let free = run(enlist(&server, ["locks", "nightly"])).await;
     assert_eq!((free.code, free.stdout.as_str()), (Some(1), ""), "{free:?}");
     assert!(free.stderr.contains("default/nightly is free"), "{free:?}");
-    // An object is what was asked for, also if it says that there is nobody.
+    // The JSON object names the lock, also without a holder.
     let free = run(enlist(&server, ["locks", "nightly", "--output", "json"])).await;
     assert_eq!((free.code, free.stderr.as_str()), (Some(1), ""), "{free:?}");
     let object = json!({ "lock": "default/nightly", "holders": [], "waiting": 0, "delayed": false });
@@ -55,24 +55,24 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     let text = run(enlist(&server, ["locks", "nightly"])).await;
     assert!(text.code == Some(0) && text.stdout.contains(&process), "{text:?}");
     assert!(text.stdout.starts_with("LOCK ") && text.stdout.lines().count() == 2, "{text:?}");
-    // Whoever does not wait is told.
+    // Without a wait, the holder is reported.
     let tried = run(enlist(&server, ["lock", "nightly", "--try"])).await;
     assert!(tried.code == Some(123) && tried.stdout.contains(&process), "{tried:?}");
     let tried = json(&["lock", "nightly", "--try"]).await;
     assert!(tried[0]["holder"].as_str().unwrap().ends_with(&process), "{tried:?}");
-    // So is whoever wants to lead.
+    // The same holds for an election.
     let mut leader = Running::start(enlist(&server, ["elect", "office", "10.0.0.1:9"]));
     leader.says("acquired").await;
     let other = run(enlist(&server, ["elect", "office", "x", "--wait", "100ms"])).await;
     assert!(other.stdout.contains("10.0.0.1:9"), "{other:?}");
-    // etcd's own layout has no list of its locks, and no room for processes.
+    // The layout of etcd's concurrency package has no list of locks, and no names of processes.
     let mut theirs = Running::start(enlist(&server, ["lock", "l", "--lock-layout", "etcd-concurrency"]));
     theirs.says("acquired").await;
     let theirs = json(&["locks", "l", "--lock-layout", "etcd-concurrency"]).await;
     assert_eq!(theirs[0]["holders"][0]["process"], Value::Null);
     let all = run(enlist(&server, ["locks", "--lock-layout", "etcd-concurrency"])).await;
     assert!(all.code == Some(1) && all.stderr.contains("not supported"), "{all:?}");
-    // Nor has gobase's, where those that wait are not seen, and which has no elections.
+    // Neither has that of gobase, where waiting contenders do not show and which has no elections.
     let mut theirs = Running::start(enlist(&server, ["lock", "job", "--lock-layout", "gobase"]));
     theirs.says("acquired").await;
     let locks = json(&["locks", "job", "--lock-layout", "gobase"]).await;
@@ -83,7 +83,7 @@ async fn the_holders_of_locks_are_named_and_the_waiting_counted() {
     assert!(refused.code == Some(1) && refused.stderr.contains("elections in the layout gobase"), "{refused:?}");
 }
 
-/// A contender that waits for the `lock_delay` of a holder that did not release holds nothing yet.
+/// A contender that waits for the `lock_delay` of another holder holds nothing yet.
 #[tokio::test]
 async fn nobody_holds_a_lock_during_its_delay() {
     let server = server().await;
@@ -114,7 +114,7 @@ async fn nobody_holds_a_lock_during_its_delay() {
     assert_eq!(row, ["default/l", "(delay)", "-", "-", "1"], "{text:?}");
     let tried = run(lock(&["--lock-delay", "1h", "--try"])).await;
     assert!(tried.code == Some(123) && tried.stdout.contains("did not release"), "{tried:?}");
-    // With nobody in line it is not free either.
+    // Without contenders it is not free either.
     drop(waiting);
     let alone = eventually("the waiting one is gone", || async {
         let done = run(enlist(&server, ["locks", "l"])).await;
@@ -124,10 +124,9 @@ async fn nobody_holds_a_lock_during_its_delay() {
     assert!(alone.code == Some(0) && alone.stdout.contains("(delay)"), "{alone:?}");
 }
 
-/// An etcd that accepts connections and is silent holds a lock up for no longer than was asked for, and a signal ends
-/// that as well.
+/// An etcd that accepts connections without answers does not extend a wait, and a signal ends it.
 #[tokio::test]
-async fn a_wait_ends_in_time_and_hears_signals_beside_a_silent_etcd() {
+async fn a_wait_ends_in_time_without_answers() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     for command in [vec!["lock", "l"], vec!["elect", "l", "v"]] {
@@ -158,7 +157,7 @@ async fn a_wait_ends_in_time_and_hears_signals_beside_a_silent_etcd() {
     }
 }
 
-/// What cron mails is what goes wrong.
+/// Output is mailed by cron, so only problems are printed.
 #[tokio::test]
 async fn quiet_locks_say_only_what_goes_wrong() {
     let server = server().await;
@@ -183,9 +182,9 @@ async fn quiet_locks_say_only_what_goes_wrong() {
     assert_eq!(holder.code().await, Some(124));
 }
 
-/// A lock that nobody could ask for is held by nobody that is known.
+/// During an outage the holder of a lock is unknown.
 #[tokio::test]
-async fn a_lock_that_was_not_acquired_because_etcd_is_away_is_not_said_to_be_held() {
+async fn an_outage_is_not_reported_as_held() {
     let server = server().await;
     for (command, kind) in [(vec!["lock", "l"], "lock"), (vec!["elect", "l", "v"], "election")] {
         let away = ["--endpoints", "http://127.0.0.1:1", "--wait", "300ms", "--quiet", "--", "true"];

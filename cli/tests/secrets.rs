@@ -1,4 +1,4 @@
-//! Passwords and tokens are told to etcd and to nobody else.
+//! Passwords and tokens are sent to etcd and appear nowhere else.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -13,7 +13,7 @@ const SECRET: &str = "correct-horse";
 #[tokio::test]
 async fn neither_a_command_nor_its_reaper_gets_a_secret() {
     let server = server().await;
-    // The reaper is the first process of the command's group.
+    // The reaper is the first process of the program's group.
     let script = "env; tr '\\0' '\\n' < /proc/$(cut -d' ' -f5 /proc/$$/stat)/environ; echo KEPT=$KEPT";
     for arguments in [vec!["lock", "l"], vec!["elect", "e", "v"], vec!["register", "svc", "10.0.0.1:80"]] {
         let mut command = enlist(&server, arguments.iter().chain(&["--", "sh", "-c", script]));
@@ -25,9 +25,9 @@ async fn neither_a_command_nor_its_reaper_gets_a_secret() {
     }
 }
 
-/// The owner's token need not be on the command line, where every user of the machine sees it.
+/// The owner token need not be on the command line, which every user of the machine can read.
 #[tokio::test]
-async fn an_owner_token_comes_from_the_environment_or_a_file() {
+async fn owner_tokens_come_from_variables_or_files() {
     let server = server().await;
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), format!("{SECRET}\n")).unwrap();
@@ -69,7 +69,7 @@ async fn a_password_in_clear_text_is_warned_of() {
     let doctor = run(with_user(&["doctor", "--endpoints", elsewhere])).await;
     let line = doctor.stdout.lines().find(|line| line.contains(" tls: ")).unwrap();
     assert!(doctor.code == Some(1) && line.starts_with("failed") && warned(line), "{doctor:?}");
-    // Over loopback, over TLS and without a user nobody listens, or there is nothing to hear.
+    // Over loopback, over TLS and without a user, no warning is printed.
     for endpoints in [server.url(), "https://etcd.invalid:2379".to_owned(), "http://[::1]:1".to_owned()] {
         let done = run(with_user(&["services", "--endpoints", &endpoints])).await;
         assert!(!done.stderr.contains("in clear text"), "{done:?}");
@@ -78,9 +78,9 @@ async fn a_password_in_clear_text_is_warned_of() {
     assert!(!done.stderr.contains("in clear text"), "{done:?}");
 }
 
-/// A password in a URL is refused everywhere, and shown nowhere.
+/// A password in a URL is refused by every command, and never printed.
 #[tokio::test]
-async fn a_password_in_an_endpoint_is_refused_and_not_shown() {
+async fn a_password_in_an_endpoint_is_refused() {
     let server = server().await;
     let url = server.url().replace("//", &format!("//root:{SECRET}@"));
     for arguments in [["doctor", "--endpoints", &url], ["services", "--endpoints", &url]] {

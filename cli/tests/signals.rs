@@ -1,4 +1,4 @@
-//! Signals, and kills at the worst moment.
+//! Signals, and kills at arbitrary moments.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,7 +14,7 @@ use std::{
 use enlist_testkit::{eventually, soon};
 use support::{Running, bare, enlist, is_alive, run, server, signal};
 
-/// Processes that a process has started, in order.
+/// Returns the child processes of a process, in order.
 fn children(pid: u32) -> Vec<u32> {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let lists = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
@@ -24,10 +24,10 @@ fn children(pid: u32) -> Vec<u32> {
     children
 }
 
-/// `enlist` is killed as soon as its command is there, often before it has been told of its start: nothing of the
-/// command is left.
+/// `enlist` is killed as soon as its program exists, often before its start is reported: no process of the program is
+/// left.
 #[tokio::test]
-async fn a_kill_at_the_start_of_a_command_leaves_nothing_of_it() {
+async fn a_kill_at_the_start_leaves_no_process() {
     let server = server().await;
     for round in 0..20 {
         let name = format!("l{round}");
@@ -51,7 +51,7 @@ async fn a_kill_at_the_start_of_a_command_leaves_nothing_of_it() {
     }
 }
 
-/// A signal that is ignored at the start stays ignored, as `nohup` wants it.
+/// A signal that is ignored at the start stays ignored, as `nohup` requires.
 #[tokio::test]
 async fn a_hangup_ends_nothing_under_nohup() {
     let server = server().await;
@@ -62,15 +62,15 @@ async fn a_hangup_ends_nothing_under_nohup() {
     let mut running = Running::start(command);
     running.says("begun").await;
     running.signal("-HUP");
-    // The next one is passed on, to a command that still runs.
+    // The next signal is forwarded to the program, which still runs.
     running.signal("-USR1");
     running.says("usr1").await;
     assert_eq!(running.code().await, Some(5));
 }
 
-/// The internal command ends nobody but its own group, whatever it reads.
+/// The reaper ends only its own group, for any input.
 #[tokio::test]
-async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
+async fn the_reaper_ends_only_its_own_group() {
     let mut other = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
     for own_group in [true, false] {
         let mut command = bare();
@@ -88,7 +88,7 @@ async fn the_reaper_does_not_end_a_group_that_it_reads_of() {
     other.wait().unwrap();
 }
 
-/// A command does not inherit what is blocked around it.
+/// The program does not inherit blocked signals.
 #[tokio::test]
 async fn a_command_has_no_signals_blocked() {
     let server = server().await;

@@ -1,6 +1,5 @@
-//! Commands under `enlist lock`, whose holders are frozen at random: never two at a time. When leases are revoked under
-//! them, two may run together for a moment, which is measured and bounded. `ENLIST_SOAK_SECS` makes it longer (`cargo
-//! xtask soak`).
+//! Programs under `enlist lock`, whose holders are frozen at random: never two at a time. After a revocation of leases
+//! two may overlap for a bounded time. `ENLIST_SOAK_SECS` extends the run (`cargo xtask soak`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -12,8 +11,7 @@ use enlist::Moment;
 use enlist_testkit::soon;
 use support::{Running, enlist, raw, server, signal};
 
-/// What a holder of the lock does: says so if another still does the same, for how many milliseconds, and takes its
-/// time.
+/// Program under the lock: it records for how many milliseconds it overlaps with another one, and sleeps.
 const WORK: &str = r#"
 exec 9>"$DIR/busy"
 if ! flock --nonblock 9; then
@@ -34,8 +32,8 @@ fn numbers(file: &Path) -> Vec<u64> {
     fs::read_to_string(file).unwrap_or_default().lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Runs commands side by side for a while; every now and then a holder is frozen for up to three TTLs, or a lease is
-/// revoked. Returns how many commands ran, and for how long two of them overlapped each time, in milliseconds.
+/// Runs programs concurrently for a while. Now and then a holder is frozen for up to three TTLs, or a lease is revoked.
+/// Returns the number of programs, and the length of each overlap in milliseconds.
 async fn soak(revokes: bool, seed: u64) -> (usize, Vec<u64>) {
     const TTL: Duration = Duration::from_secs(2);
     println!("repeat with ENLIST_SEED={seed}");
@@ -84,7 +82,7 @@ fn seed() -> u64 {
 }
 
 #[tokio::test]
-async fn frozen_holders_never_make_two_commands_run_at_a_time() {
+async fn frozen_holders_never_let_two_programs_overlap() {
     let (runs, overlaps) = soak(false, seed()).await;
     println!("{runs} commands ran, overlaps {overlaps:?}");
     assert!(runs >= 5, "{runs}");
@@ -92,10 +90,10 @@ async fn frozen_holders_never_make_two_commands_run_at_a_time() {
 }
 
 #[tokio::test]
-async fn revoked_leases_make_two_commands_run_together_for_a_bounded_time() {
+async fn the_overlap_after_a_revocation_is_bounded() {
     let (runs, overlaps) = soak(true, seed()).await;
     println!("{runs} commands ran, {} overlaps, at most {:?} ms", overlaps.len(), overlaps.iter().max());
     assert!(runs >= 5, "{runs}");
-    // A second until the loss is known, half a one of grace, and what a busy machine adds.
+    // A second until the loss is noticed, half a second of grace, and a tolerance for a busy machine.
     assert!(overlaps.iter().all(|overlap| *overlap <= 2500), "{overlaps:?} ms");
 }

@@ -8,10 +8,10 @@ use std::fs;
 
 use support::{enlist, pty::Shell, run, server};
 
-/// A command that runs in the background of an interactive shell holds its lock: `enlist` is not stopped by the
-/// terminal, and the next holder waits.
+/// A lock of a background job in an interactive shell is kept: the terminal does not stop `enlist`, and the next
+/// contender waits.
 #[tokio::test]
-async fn a_lock_taken_in_the_background_of_a_shell_is_kept() {
+async fn a_lock_in_a_background_job_is_kept() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("order");
@@ -25,7 +25,7 @@ async fn a_lock_taken_in_the_background_of_a_shell_is_kept() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "first begins\nfirst ends\nsecond begins\n");
 }
 
-/// Once the command has ended, a script that runs from the terminal may read again.
+/// After the end of the program, a script at the terminal can read again.
 #[tokio::test]
 async fn a_script_reads_from_its_terminal_after_a_command() {
     let server = server().await;
@@ -44,9 +44,10 @@ async fn a_script_reads_from_its_terminal_after_a_command() {
     shell.shows("script has two").await;
 }
 
-/// Ctrl-Z stops the command and `enlist`, so that the shell is back; `fg` continues both, and the command reads again.
+/// Ctrl-Z stops the program and `enlist`, so that the shell continues; `fg` continues both, and the program reads
+/// again.
 #[tokio::test]
-async fn a_stopped_command_gives_the_shell_back_and_continues_in_front() {
+async fn a_stopped_program_continues_in_the_foreground() {
     let server = server().await;
     let mut shell = Shell::start(&server).await;
     shell.types("$E lock l --ttl 60s -- sh -c 'echo rea\"\"dy; read line; echo command has $line'\n");
@@ -60,7 +61,7 @@ async fn a_stopped_command_gives_the_shell_back_and_continues_in_front() {
     shell.types("one\n");
     shell.shows("command has one").await;
     shell.shows("released").await;
-    // So does one that was started in the background and wants to read.
+    // The same holds for a program that was started in the background and reads.
     shell.types("$E lock l --ttl 60s -- sh -c 'read line; echo command has $line' &\n");
     shell.shows("acquired").await;
     eventually_stopped(&mut shell).await;
@@ -71,18 +72,18 @@ async fn a_stopped_command_gives_the_shell_back_and_continues_in_front() {
     shell.shows("released").await;
 }
 
-/// Types an empty line until the shell says that the job is stopped: it says so before a prompt.
+/// Types empty lines until the shell reports the stopped job, which it does before a prompt.
 async fn eventually_stopped(shell: &mut Shell) {
     shell.types("until jobs | grep -q Stopped; do :; done; echo it is stop''ped\n");
     shell.shows("it is stopped").await;
 }
 
-/// Where nobody could continue it, a command that is stopped from the keyboard goes on.
+/// Without a shell that could continue it, a program that is stopped from the keyboard continues.
 #[tokio::test]
-async fn a_command_without_a_shell_to_continue_it_is_not_stopped() {
+async fn a_program_without_a_shell_is_not_stopped() {
     let server = server().await;
     let mut shell = Shell::start(&server).await;
-    // Nobody of the session is left who controls jobs: the group is orphaned.
+    // No process of the session controls jobs: the group is orphaned.
     shell.types("exec $E lock l --ttl 60s -- sh -c 'echo rea\"\"dy; read line; echo command has $line'\n");
     shell.shows("ready").await;
     shell.types("\x1a");

@@ -1,4 +1,4 @@
-//! What the command says, as text and as JSON, and its exit status.
+//! Output as text and as JSON, and exit statuses.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 #![allow(dead_code, reason = "that a field is there, and nothing else, is what a schema says")]
@@ -32,7 +32,7 @@ const COMMANDS: [&str; 15] = [
     "man",
 ];
 
-/// Text whose numbers and ports differ from run to run, made equal.
+/// Replaces numbers, which differ between runs.
 fn normalized(text: &str) -> String {
     let mut normalized = String::new();
     let mut digits = false;
@@ -65,7 +65,7 @@ async fn the_help_of_each_command_has_an_example() {
         .await;
         assert_eq!(help.code, Some(0), "{help:?}");
         assert!(help.stdout.contains(&format!("Example:\n  enlist {name}")), "{}", help.stdout);
-        // The global options are the same for all.
+        // The global options are the same for all commands.
         let own = help.stdout.split("Global options:").next().unwrap();
         let example = help.stdout.split("Example:").nth(1).unwrap();
         all = format!("{all}\n=== enlist {name} ===\n{own}Example:{example}");
@@ -137,8 +137,7 @@ async fn fixed_instances_are_published_shown_and_removed() {
     assert_snapshot("fixed.txt", &said);
 }
 
-/// Wrong usage is 2, a command that is not there 127, everything else that fails 1; each error is one line that says
-/// what to do.
+/// A usage error is 2, a missing program 127, every other failure 1. Each error is one line with advice.
 #[tokio::test]
 async fn errors_are_one_sentence_each() {
     let server = server().await;
@@ -332,7 +331,7 @@ async fn the_doctor_says_what_is_wrong() {
     let absent = run(enlist(&server, ["doctor", "--endpoints", "http://127.0.0.1:1"])).await;
     assert_eq!(absent.code, Some(1));
     assert_snapshot("doctor-absent.txt", &absent.stdout);
-    // No room.
+    // No free space.
     let small = server_with(&["--quota-backend-bytes=65536"]).await;
     let mut client = raw(&small).await;
     while client.put("filler", vec![b'x'; 20_000], None).await.is_ok() {}
@@ -366,16 +365,16 @@ async fn the_doctor_says_what_is_wrong() {
     assert!(reader.stdout.contains("grant the user's role readwrite"), "{}", reader.stdout);
 }
 
-/// Whoever reads nothing more ends a listing quietly; what is only told on the side goes on.
+/// A closed standard output ends a listing without an error; a held lock continues.
 #[tokio::test]
-async fn a_closed_output_ends_what_is_read_and_not_what_is_held() {
+async fn a_closed_output_ends_watches_not_locks() {
     let server = server().await;
     let script = format!("{} watch svc | head -n 1", env!("CARGO_BIN_EXE_enlist"));
     let mut piped = std::process::Command::new("sh");
     piped.args(["-c", &script]).env("ENLIST_ENDPOINTS", server.url());
     let mut piped = Running::start(piped);
     piped.says("0 instances").await;
-    // The next line finds nobody.
+    // The next line finds the output closed.
     let mut reader = std::process::Command::new("head");
     reader.args(["-c", "1"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
     let mut reader = reader.spawn().unwrap();
@@ -395,7 +394,7 @@ async fn a_closed_output_ends_what_is_read_and_not_what_is_held() {
     held.wait().unwrap();
 }
 
-/// One writer's very long values break nobody's table; JSON has them whole.
+/// A very long value of one instance does not break the table; JSON has the whole value.
 #[tokio::test]
 async fn a_very_long_value_breaks_no_table() {
     let server = server().await;
@@ -409,13 +408,13 @@ async fn a_very_long_value_breaks_no_table() {
     let table = run(enlist(&server, ["resolve", "db"])).await;
     assert_eq!(table.code, Some(0), "{}", table.stderr);
     let lines: Vec<_> = table.stdout.lines().collect();
-    // Other rows are as wide as they are without it, and nothing is cut where there is no terminal.
+    // The widths of other rows do not change, and nothing is cut without a terminal.
     assert!(lines[0].len() < 200 && lines[1].len() < 200, "{} {}", lines[0].len(), lines[1].len());
     assert_eq!(lines[2].matches('x').count(), 140_000);
     let mut json = enlist(&server, ["resolve", "db"]);
     json.env("ENLIST_OUTPUT", "json");
     assert_eq!(run(json).await.stdout.matches(&long).count(), 2);
-    // On a terminal a row is one line of it.
+    // On a terminal, each row takes one line.
     let mut shell = Shell::start(&server).await;
     shell.types("$E resolve db; echo do''ne\n");
     let shown = shell.shows("done").await;

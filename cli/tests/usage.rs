@@ -14,7 +14,7 @@ async fn with(arguments: &[&str], environment: &[(&str, &str)]) -> Done {
     run(command).await
 }
 
-/// The command that only `enlist` itself starts is shown to nobody.
+/// Help does not list the internal command.
 #[tokio::test]
 async fn the_internal_command_is_not_shown() {
     for arguments in [vec![], vec!["help"], vec!["--help"], vec!["nonsense"], vec!["completions", "bash"], vec!["man"]]
@@ -30,7 +30,7 @@ async fn the_internal_command_is_not_shown() {
     }
 }
 
-/// An option whose variable is set need not be given.
+/// Options set by variables are not listed as required.
 #[tokio::test]
 async fn usage_lines_do_not_depend_on_variables() {
     for arguments in [vec!["resolve"], vec!["lock", "--nonsense"], vec!["leader", "a", "b"], vec!["register", "svc"]] {
@@ -53,7 +53,7 @@ async fn an_empty_variable_is_as_good_as_none() {
     command.envs(variables.map(|variable| (variable, "")));
     let done = run(command).await;
     assert_eq!(done.code, Some(0), "{done:?}");
-    // The default, at which there may be an etcd or not.
+    // The default endpoint, which may or may not have an etcd.
     let done = with(&["services"], &[("ENLIST_ENDPOINTS", "")]).await;
     assert!(done.code == Some(0) || done.stderr.contains("http://127.0.0.1:2379/"), "{done:?}");
 }
@@ -64,7 +64,7 @@ async fn an_endpoint_without_a_port_has_that_of_etcd() {
         ("no-such-host.invalid", "no-such-host.invalid:2379"),
         ("[::1]", "[::1]:2379"),
         ("::1", "[::1]:2379"),
-        // A URL says more: it may lead to a proxy.
+        // A URL without a port keeps the port of its scheme, because it may lead to a proxy.
         ("http://127.0.0.1:1", "127.0.0.1:1"),
     ] {
         let done = with(&["services", "--endpoints", endpoint], &[]).await;
@@ -75,7 +75,7 @@ async fn an_endpoint_without_a_port_has_that_of_etcd() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_once_and_without_names_of_functions() {
+async fn a_refusal_is_reported_once() {
     let server = server().await;
     let unreachable = run(enlist(&server, ["register", "svc", "0.0.0.0:80"])).await;
     assert_eq!(unreachable.code, Some(2));
@@ -87,10 +87,9 @@ async fn a_refusal_is_told_once_and_without_names_of_functions() {
     assert_eq!((second.code, told), (Some(1), 1), "{}", second.stderr);
 }
 
-/// A service that is larger than it may be is not read, and one that grows too large while it is watched stays as it
-/// was.
+/// A service above the limits is not read, and one that exceeds them while it is watched keeps its last view.
 #[tokio::test]
-async fn a_service_above_a_limit_is_told_and_its_last_known_state_stays() {
+async fn a_service_above_a_limit_keeps_its_view() {
     let server = server().await;
     let publish = async |id: &str| {
         let done = run(enlist(&server, ["publish", "db", "10.0.0.1:80", "--id", id])).await;
@@ -110,9 +109,9 @@ async fn a_service_above_a_limit_is_told_and_its_last_known_state_stays() {
     assert!(refused.stderr.contains("the limit of 100 bytes") && refused.stderr.contains("raise"), "{refused:?}");
 }
 
-/// A wait that ends while etcd cannot be reached says why nothing is known.
+/// A wait that ends during an outage names the cause.
 #[tokio::test]
-async fn a_wait_for_an_instance_without_etcd_names_the_cause() {
+async fn a_wait_during_an_outage_names_the_cause() {
     let done = with(&["resolve", "db", "--wait", "1s", "--endpoints", "http://127.0.0.1:1"], &[]).await;
     assert_eq!(done.code, Some(1), "{done:?}");
     for part in ["resolve took longer than 1 s", "http://127.0.0.1:1/", "Connection refused"] {
@@ -120,7 +119,7 @@ async fn a_wait_for_an_instance_without_etcd_names_the_cause() {
     }
 }
 
-/// A departure is one line; a drain that lasts is two.
+/// A departure is one line; a drain that lasts is two lines.
 #[tokio::test]
 async fn what_is_removed_is_not_shown_as_draining_before() {
     let server = server().await;
@@ -140,9 +139,10 @@ async fn what_is_removed_is_not_shown_as_draining_before() {
     watching.says("- b ").await;
 }
 
-/// An instance of a live registration is removed by force only, and is back; a value that is none is removed as well.
+/// An instance of a live registration is removed with --force only, and is registered again; a value that cannot be
+/// decoded is removed as well.
 #[tokio::test]
-async fn an_instance_is_removed_by_force_only_while_something_keeps_it() {
+async fn force_removes_an_instance_under_a_lease() {
     let server = server().await;
     let mut registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "a"]));
     registered.says("registered").await;
@@ -171,9 +171,9 @@ async fn an_instance_is_removed_by_force_only_while_something_keeps_it() {
     assert_eq!(gone.code, Some(1), "{gone:?}");
 }
 
-/// All leases are lost at once: what returns is shown as held meanwhile, and never as gone.
+/// If all leases are lost at once, the instances are shown as held, not as removed.
 #[tokio::test]
-async fn a_watched_service_is_not_empty_because_its_leases_were_lost() {
+async fn lost_leases_do_not_empty_a_watched_service() {
     let server = server().await;
     let mut registered = Running::start(enlist(&server, ["register", "db", "10.0.0.1:80", "--id", "a"]));
     registered.says("registered").await;
@@ -202,9 +202,9 @@ async fn the_reaper_is_started_by_its_name_only() {
     assert_eq!(done.code, Some(2), "{done:?}");
 }
 
-/// A service of which nothing is known, because etcd has been away from the start, is not an empty one.
+/// A service that is unknown because of an outage is not shown as empty.
 #[tokio::test]
-async fn a_watch_says_that_etcd_is_away_from_the_start() {
+async fn a_watch_reports_an_outage_at_its_start() {
     let mut server = server().await;
     server.kill().await;
     let mut watching = Running::start(enlist(&server, ["watch", "svc"]));

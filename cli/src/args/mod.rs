@@ -14,8 +14,8 @@ use self::values::duration;
 use crate::exit;
 
 const EXIT_STATUS: &str = "\
-Exit status: 0 success, 1 failure, 2 usage error, 123 lock or leadership not acquired, 124 lost while held, 126 COMMAND cannot \
-be executed, 127 COMMAND not found, otherwise the exit status of COMMAND (128 + n for a signal).
+Exit status: 0 success, 1 failure, 2 usage error, 123 lock or leadership not acquired, 124 lost while held, 126 \
+COMMAND cannot be executed, 127 COMMAND not found, otherwise the exit status of COMMAND (128 + n for a signal).
 
 Example:
   enlist register greeter 10.0.0.1:8080 -- ./greeter --port 8080";
@@ -24,16 +24,16 @@ const REGISTER_HELP: &str = "\
 Example:
   enlist register greeter 10.0.0.1:8080 --zone eu-1a --meta team=blue -- ./greeter --port 8080
 
-COMMAND starts at once, without waiting for the registration. After any failure of etcd the instance is registered again. \
-On SIGTERM the instance is removed first, then COMMAND receives the signal.";
+COMMAND starts at once, without waiting for the registration. After any failure of etcd the instance is registered \
+again. On SIGTERM the instance is removed first, then COMMAND receives the signal.";
 
 const REMOVE_HELP: &str = "\
 Example:
   enlist remove postgres primary
   enlist remove greeter 10.0.0.1:8080 --force
 
---force removes an instance under any lease, and a value that cannot be decoded. A live registration stores its instance \
-again, unless it respects evictions.";
+--force removes an instance under any lease, and a value that cannot be decoded. A live registration stores its \
+instance again, unless it respects evictions.";
 
 const LOCK_HELP: &str = "\
 Example:

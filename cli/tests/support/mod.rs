@@ -13,7 +13,7 @@ use std::{
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, soon};
 use tokio::sync::mpsc;
 
-/// A server that the test may stop.
+/// Starts a server that the test may stop.
 pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
     EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments(arguments.iter().copied())).await
 }
@@ -26,7 +26,7 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
-/// The command, with no options from the environment of the test.
+/// Returns the command without options from the environment of the test.
 pub(crate) fn bare() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_enlist"));
     for (name, _) in std::env::vars_os() {
@@ -43,7 +43,7 @@ pub(crate) fn enlist<A: AsRef<OsStr>>(server: &EtcdServer, arguments: impl IntoI
     command
 }
 
-/// What a finished command did.
+/// Output and exit status of a finished command.
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) code: Option<i32>,
@@ -67,7 +67,7 @@ pub(crate) async fn run(mut command: Command) -> Done {
     soon("the command ends", running).await.unwrap().into()
 }
 
-/// A command that runs beside the test. Dropping it kills it.
+/// A command that runs in the background. Dropping it kills it.
 pub(crate) struct Running {
     pub(crate) child: Child,
     stdout: mpsc::UnboundedReceiver<String>,
@@ -89,7 +89,7 @@ impl Running {
         Self { child, stdout, stderr }
     }
 
-    /// The next line of the output, or its end.
+    /// Returns the next line of the output, or `None` at its end.
     pub(crate) async fn next(&mut self) -> Option<String> {
         soon("a line, or the end", self.stdout.recv()).await
     }
@@ -151,7 +151,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -161,7 +161,7 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
-/// Returns `true` if a process still runs; one that has ended and was not waited for does not.
+/// Returns `true` if a process runs. Zombies do not count.
 pub(crate) fn is_alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());

@@ -14,20 +14,20 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-/// The columns of the terminal.
+/// Width of the terminal.
 pub(crate) const COLUMNS: u16 = 100;
 
-/// Bash in a terminal, where `$E` is the command under test. Dropping it hangs the terminal up.
+/// Bash in a terminal, where `$E` is the command under test. Dropping it closes the terminal.
 pub(crate) struct Shell {
     child: Child,
     master: File,
     output: Arc<Mutex<String>>,
-    /// Up to where the output has been read by the test.
+    /// End of the output that the test has read.
     read: usize,
 }
 
 impl Shell {
-    /// Starts it, and has it answer once, so that it is ready for what the test types.
+    /// Starts the shell, and waits for a first answer.
     pub(crate) async fn start(server: &EtcdServer) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal can be made");
         grantpt(&master).unwrap();
@@ -35,7 +35,7 @@ impl Shell {
         tcsetwinsize(&master, Winsize { ws_row: 24, ws_col: COLUMNS, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
         let name = ptsname(&master, Vec::new()).unwrap();
         let end = File::from(rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap());
-        // `setsid --ctty` makes it the controlling terminal, which job control needs.
+        // `setsid --ctty` makes the terminal the controlling one, which job control requires.
         let mut command = Command::new("setsid");
         command.args(["--ctty", "bash", "--noprofile", "--norc", "--noediting", "-i"]);
         for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ENLIST_")) {
@@ -50,13 +50,13 @@ impl Shell {
         let (mut reader, written) = (master.try_clone().unwrap(), Arc::clone(&output));
         std::thread::spawn(move || {
             let mut bytes = [0; 4096];
-            // Reading fails once nobody has the other end.
+            // Reading fails when the other end is closed.
             while let Ok(count @ 1..) = reader.read(&mut bytes) {
                 written.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
             }
         });
         let mut shell = Self { child, master, output, read: 0 };
-        // What is typed is not shown again, so that what is seen was printed.
+        // Without echo, so that all output was printed by programs.
         shell.types("stty -echo; echo rea''dy\n");
         shell.shows("ready\r\n").await;
         shell
@@ -67,7 +67,7 @@ impl Shell {
         self.master.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Waits until `part` is shown, after what was waited for before, and returns what was shown up to it.
+    /// Waits until `part` is printed after the part that was read before. Returns the output up to it.
     pub(crate) async fn shows(&mut self, part: &str) -> String {
         let (from, output) = (self.read, Arc::clone(&self.output));
         let (end, text) = eventually(&format!("the terminal shows {part:?}"), || async {
@@ -85,7 +85,7 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the shell has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
