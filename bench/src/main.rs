@@ -4,16 +4,16 @@ use std::process::ExitCode;
 
 use enlist_bench::{
     measure::Result,
-    report::Report,
+    report::{Format, Report},
     scenarios::{ALL, Scenario},
     world::{World, sync_time},
 };
 
 fn main() -> ExitCode {
-    let (mut json, mut wanted) = (false, Vec::new());
+    let (mut format, mut wanted) = (Format::Text, Vec::new());
     for argument in std::env::args().skip(1) {
         match (argument.as_str(), ALL.iter().find(|scenario| scenario.name == argument)) {
-            ("--json", _) => json = true,
+            ("--json", _) => format = Format::Json,
             (_, Some(scenario)) => wanted.push(*scenario),
             _ => {
                 eprintln!("bench [SCENARIO …] [--json]\n");
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     if wanted.is_empty() {
         wanted.extend(ALL.iter().filter(|scenario| !["growth", "instructions"].contains(&scenario.name)));
     }
-    match measure(&wanted, json) {
+    match measure(&wanted, format) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -36,8 +36,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(wanted: &[Scenario], json: bool) -> Result {
-    let mut report = Report::new(json);
+fn measure(wanted: &[Scenario], format: Format) -> Result {
+    let mut report = Report::new(format);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     report.machine(&runtime.block_on(machine())?);
     for scenario in wanted {

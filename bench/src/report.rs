@@ -96,22 +96,32 @@ impl fmt::Display for Row {
     }
 }
 
+/// Format of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "text and JSON lines")]
+pub enum Format {
+    /// A table for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 /// Report of a run, printed line by line.
 #[derive(Debug)]
 pub struct Report {
-    json: bool,
+    format: Format,
     missed: Vec<String>,
 }
 
 impl Report {
     /// Creates an empty report, as JSON lines or as text.
-    pub fn new(json: bool) -> Self {
-        Self { json, missed: Vec::new() }
+    pub fn new(format: Format) -> Self {
+        Self { format, missed: Vec::new() }
     }
 
     /// Prints the environment of the measurement.
     pub fn machine(&self, facts: &[(&'static str, String)]) {
-        if self.json {
+        if self.format == Format::Json {
             let facts: serde_json::Map<_, _> =
                 facts.iter().map(|(name, fact)| ((*name).to_owned(), json!(fact))).collect();
             println!("{}", json!({ "machine": facts }));
@@ -158,7 +168,7 @@ impl Report {
     }
 
     fn add(&mut self, row: &Row) {
-        if self.json {
+        if self.format == Format::Json {
             println!("{}", row.json());
         } else {
             println!("{row}");

@@ -23,6 +23,12 @@ const PAUSE: Duration = Duration::from_millis(60);
 /// Maximum latency of a change.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Number of changes in a burst.
+const BURST: usize = 10_000;
+
+/// Number of concurrent puts.
+const AT_ONCE: usize = 64;
+
 /// An observer of the weight of instance 0.
 #[async_trait::async_trait]
 trait Follower: Send {
@@ -152,12 +158,6 @@ async fn block(
     }
     Ok((Spread::of(times).median, processor / f64::from(BLOCK)))
 }
-
-/// Number of changes in a burst.
-const BURST: usize = 10_000;
-
-/// Number of concurrent puts.
-const AT_ONCE: usize = 64;
 
 pub(crate) async fn burst(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("bursting")?);

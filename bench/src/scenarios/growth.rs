@@ -13,6 +13,9 @@ use crate::{
     world::{World, micros, put},
 };
 
+/// Number of changes that watchers observe.
+const CHANGES: u32 = 30;
+
 pub(crate) async fn run(report: &mut Report) -> Result {
     instances(report).await?;
     contenders(report).await?;
@@ -106,9 +109,6 @@ async fn contenders(report: &mut Report) -> Result {
     table.slopes(report);
     Ok(())
 }
-
-/// Number of changes that watchers observe.
-const CHANGES: u32 = 30;
 
 async fn watchers(report: &mut Report) -> Result {
     let (world, service, mut table) = (World::start().await, ServiceRef::parse("watched")?, Table::default());

@@ -26,6 +26,19 @@ use crate::{
 /// Number of acquisitions in a round without contention.
 const ALONE: u32 = 300;
 
+/// Length of a round with contention.
+const CONTEND: Duration = Duration::from_secs(3);
+
+/// Maximum time until each contender has held the lock once.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Number of contending sessions for immediate handovers, and the minimum ratio to the rate of Go's protocol while
+/// other clients write.
+const FEW: [(usize, f64); 3] = [(2, 5.0), (5, 3.0), (10, 2.0)];
+
+/// Number of puts per second of the other clients.
+const OTHERS: u32 = 500;
+
 pub(crate) async fn alone(report: &mut Report) -> Result {
     let world = World::start().await;
     let (ours, raw) = (world.ours().await?, world.raw().await?);
@@ -60,19 +73,6 @@ pub(crate) async fn alone(report: &mut Report) -> Result {
     report.turns("lock", case, "per s", &turns, Some(Bound::AtLeast(0.85)));
     Ok(())
 }
-
-/// Length of a round with contention.
-const CONTEND: Duration = Duration::from_secs(3);
-
-/// Maximum time until each contender has held the lock once.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// Number of contending sessions for immediate handovers, and the minimum ratio to the rate of Go's protocol while
-/// other clients write.
-const FEW: [(usize, f64); 3] = [(2, 5.0), (5, 3.0), (10, 2.0)];
-
-/// Number of puts per second of the other clients.
-const OTHERS: u32 = 500;
 
 /// Clients that put keys of their own. Dropping them ends their tasks.
 #[derive(Debug)]

@@ -21,6 +21,12 @@ const KEYS_PER_LEASE: usize = 20;
 
 const ROUNDS: usize = 9;
 
+/// Number of instances of one process.
+const MANY: usize = 10_000;
+
+/// Length of the measurement of the steady state.
+const STEADY: Duration = Duration::from_secs(45);
+
 pub(crate) async fn few(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("registered")?);
     let (ours, raw) = (world.ours().await?, world.raw().await?);
@@ -63,9 +69,6 @@ pub(crate) async fn few(report: &mut Report) -> Result {
     Ok(())
 }
 
-/// Number of instances of one process.
-const MANY: usize = 10_000;
-
 pub(crate) async fn many(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("registered")?);
     let raw = world.raw().await?;
@@ -103,9 +106,6 @@ pub(crate) async fn many(report: &mut Report) -> Result {
     report.turns("many", case, "per s", &turns, Some(Bound::AtLeast(5.0)));
     Ok(())
 }
-
-/// Length of the measurement of the steady state.
-const STEADY: Duration = Duration::from_secs(45);
 
 pub(crate) async fn steady(report: &mut Report) -> Result {
     let (world, service) = (World::start().await, ServiceRef::parse("registered")?);
