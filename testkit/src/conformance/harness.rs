@@ -8,7 +8,8 @@ use enlist::{Election, InstanceId, LeaseId, Lock, LockName, Namespace, RawValues
 use super::without_locks::WithoutLocks;
 
 /// A feature that a layout may or may not carry. A run over a layout omits, by name, the cases that need a feature
-/// which the layout lacks.
+/// which the layout lacks. Unlike the parts of an instance that a layout of `enlist-etcd` declares, it is a need of
+/// cases over any backend, and includes locks, lists of services and raw values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LayoutFeature {

@@ -87,12 +87,6 @@ impl fmt::Debug for GrantedLease {
     }
 }
 
-impl GrantedLease {
-    fn is_granted(&self) -> Result<bool, Error> {
-        self.client.ask(|data| data.leases.contains_key(&self.lease.id))
-    }
-}
-
 impl Drop for GrantedLease {
     fn drop(&mut self) {
         if self.on_drop == OnDrop::Revoke {
@@ -114,7 +108,8 @@ impl LeaseHandle for GrantedLease {
 
     fn is_alive(&self) -> bool {
         // Without an answer the lease counts as alive: its end is not known.
-        !matches!(self.is_granted(), Ok(false) | Err(Error::Closed))
+        let granted = self.client.ask(|data| data.leases.contains_key(&self.lease.id));
+        !matches!(granted, Ok(false) | Err(Error::Closed))
     }
 
     async fn lost(&self) {

@@ -195,15 +195,22 @@ pub async fn age_grows_during_an_outage(h: &impl Harness) {
 }
 
 pub async fn what_happened_during_an_outage_is_told_exactly(h: &impl Harness) {
-    outage(h, false).await;
+    outage(h, History::Kept).await;
 }
 
 pub async fn compaction_during_an_outage_loses_nothing(h: &impl Harness) {
-    outage(h, true).await;
+    outage(h, History::Compacted).await;
+}
+
+/// History of the store after an outage.
+#[derive(Clone, Copy, PartialEq)]
+enum History {
+    Kept,
+    Compacted,
 }
 
 /// Adds, changes, removes and keeps instances while the watcher has no connection.
-async fn outage(h: &impl Harness, compacted: bool) {
+async fn outage(h: &impl Harness, history: History) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _kept = register(h, &server, &service, "kept").await;
     let changed = register(h, &server, &service, "changed").await;
@@ -218,7 +225,7 @@ async fn outage(h: &impl Harness, compacted: bool) {
     soon("stored", update).await.unwrap();
     soon("deregistered", removed.deregister()).await.unwrap();
     let _added = register(h, &server, &service, "added").await;
-    if compacted {
+    if history == History::Compacted {
         h.compact().await;
     }
     client.heal().await;

@@ -25,7 +25,11 @@ use tonic::{
     server::{NamedService, UnaryService},
 };
 
-use super::{misbehavior::Misbehavior, state::FakeState, watches};
+use super::{
+    misbehavior::Misbehavior,
+    state::{Consistency, FakeState},
+    watches,
+};
 
 /// Maximum number of responses of a watch that its client has not read.
 const RESPONSES: usize = 64;
@@ -43,7 +47,8 @@ impl PbKvService for Service {
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         self.shared.awake().await;
-        self.shared.quorum(request.metadata(), request.get_ref().serializable).await?;
+        let read = if request.get_ref().serializable { Consistency::Serializable } else { Consistency::Linearizable };
+        self.shared.quorum(request.metadata(), read).await?;
         self.shared.check_permission()?;
         let asked = request.get_ref();
         let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
@@ -71,7 +76,7 @@ impl PbKvService for Service {
 
     async fn txn(&self, request: Request<PbTxnRequest>) -> Result<Response<PbTxnResponse>, Status> {
         self.shared.awake().await;
-        self.shared.quorum(request.metadata(), false).await?;
+        self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         let request = request.into_inner();
         let Some(Misbehavior::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Misbehavior::LateTxn(_))) else {
             return self.shared.txn(request).map(Response::new);
@@ -106,7 +111,7 @@ impl PbLeaseService for Service {
         request: Request<PbLeaseGrantRequest>,
     ) -> Result<Response<PbLeaseGrantResponse>, Status> {
         self.shared.awake().await;
-        self.shared.quorum(request.metadata(), false).await?;
+        self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         let mut store = self.shared.store();
         store.requests.grants += 1;
         let PbLeaseGrantRequest { id, ttl } = request.into_inner();
@@ -218,7 +223,7 @@ impl PbWatchService for Service {
 
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         // A watch needs a leader only if the client requires one.
-        self.shared.quorum(request.metadata(), true).await?;
+        self.shared.quorum(request.metadata(), Consistency::Serializable).await?;
         self.shared.store().requests.watches += 1;
         let (responses, sent) = mpsc::channel(RESPONSES);
         let shared = Arc::clone(&self.shared);

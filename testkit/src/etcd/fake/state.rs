@@ -14,6 +14,13 @@ use super::{
     store::{Content, Store},
 };
 
+/// Consistency of a request. A serializable one does not need a quorum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Consistency {
+    Serializable,
+    Linearizable,
+}
+
 #[derive(Debug)]
 pub(super) struct FakeState {
     pub(super) store: Mutex<Store>,
@@ -53,14 +60,16 @@ impl FakeState {
     }
 
     /// Waits for the quorum, unless the request does not need one. Refuses the request if there is no leader.
-    pub(super) async fn quorum(&self, metadata: &MetadataMap, serializable: bool) -> Result<(), Status> {
+    pub(super) async fn quorum(&self, metadata: &MetadataMap, consistency: Consistency) -> Result<(), Status> {
         let mut minority = self.minority.subscribe();
         let now = *minority.borrow_and_update();
         match now {
-            Some(Minority::Leaderless) if metadata.contains_key("hasleader") || !serializable => {
+            Some(Minority::Leaderless)
+                if metadata.contains_key("hasleader") || consistency == Consistency::Linearizable =>
+            {
                 Err(Status::unavailable("etcdserver: no leader"))
             }
-            Some(Minority::Silent) if !serializable => {
+            Some(Minority::Silent) if consistency == Consistency::Linearizable => {
                 // `self` owns the sender, so waiting cannot fail.
                 let _ = minority.wait_for(Option::is_none).await;
                 Ok(())

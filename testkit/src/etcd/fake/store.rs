@@ -136,7 +136,7 @@ impl Store {
             lease,
         };
         let prev_kv = self.keys.insert(key, pair.clone());
-        self.written(&pair, true);
+        self.record(&pair, Some(pair.value.clone()));
         self.history.push_back(PbEvent { r#type: 0, kv: Some(pair), prev_kv });
     }
 
@@ -145,18 +145,19 @@ impl Store {
         let there = self.keys.remove(key);
         if there.is_some() {
             let gone = PbKeyValue { key: key.to_vec(), mod_revision: self.revision, ..PbKeyValue::default() };
-            self.written(&gone, false);
+            self.record(&gone, None);
             self.history.push_back(PbEvent { r#type: 1, kv: Some(gone), prev_kv: there.clone() });
         }
         there
     }
 
-    fn written(&mut self, pair: &PbKeyValue, put: bool) {
+    /// Adds a change to the journal.
+    fn record(&mut self, pair: &PbKeyValue, value: Option<Vec<u8>>) {
         self.journal.push(KeyChange {
             at: Instant::now(),
             revision: pair.mod_revision,
             key: pair.key.clone(),
-            value: put.then(|| pair.value.clone()),
+            value,
             created: pair.create_revision,
             lease: pair.lease,
         });
