@@ -58,9 +58,10 @@ struct Crate {
 pub(super) fn cycles(folder: &Path, sources: &[Source]) -> Vec<Vec<String>> {
     let (mut files, mut paths) = (BTreeMap::new(), BTreeMap::new());
     let has_library = sources.iter().any(|source| source.path == folder.join("lib.rs"));
+    let root = if has_library { "lib" } else { "main" };
     for source in sources {
         let Ok(path) = source.path.strip_prefix(folder) else { continue };
-        let module = module_of(path, has_library);
+        let module = module_of(path, root);
         paths.insert(module.clone(), path.display().to_string());
         files.insert(module, File::parse(&source.text));
     }
@@ -88,10 +89,9 @@ pub(super) fn groups(cycles: &[Vec<String>]) -> Vec<BTreeSet<&str>> {
 }
 
 /// Returns the module of a file below `src`.
-fn module_of(path: &Path, has_library: bool) -> Module {
+fn module_of(path: &Path, root: &str) -> Module {
     let path = path.with_extension("");
     let mut module: Module = path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-    let root = if has_library { "lib" } else { "main" };
     if module == [root] || module.last().is_some_and(|last| last == "mod") {
         module.pop();
     }
