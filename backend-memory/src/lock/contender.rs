@@ -134,7 +134,7 @@ impl QueueProtocol for Contender {
                 state = lease_changed(lease) => match state {
                     LeaseState::Alive { sent } => return HolderEvent::Renewed(sent),
                     LeaseState::Lost => return HolderEvent::Lost(Loss::LeaseGone),
-                    LeaseState::Suspect { .. } => {}
+                    LeaseState::Suspect { .. } | LeaseState::Retired => {}
                 },
                 () = changes.next() => {}
                 () = up(&mut link), if cut => {}
