@@ -58,6 +58,48 @@ async fn a_registration_that_respects_deletion_survives_a_restore() {
     assert_eq!(soon("deregistered", later.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
+/// Its only watch has seen nothing since the snapshot.
+#[tokio::test(start_paused = true)]
+async fn an_idle_session_notices_a_restore() {
+    let fake = FakeEtcd::start();
+    let (etcd, link) = client(&fake);
+    let _earlier = register(&etcd, "earlier").await;
+    let leaves = register(&etcd, "leaves").await;
+    tokio::time::sleep(WHILE).await;
+    let snapshot = fake.snapshot();
+    soon("deregistered", leaves.deregister()).await.unwrap();
+    fake.restore(&snapshot);
+    link.cut();
+    assert!(has(&fake, "leaves"), "the control: it is back");
+    absent(&fake, "leaves").await;
+    present(&fake, "earlier").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_notices_each_of_two_restores() {
+    let fake = FakeEtcd::start();
+    let (etcd, link) = client(&fake);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let _earlier = register(&etcd, "earlier").await;
+    for _ in 0..2 {
+        let leaves = register(&etcd, "leaves").await;
+        while soon("a change", watcher.next()).await.unwrap().snapshot.len() < 2 {}
+        let snapshot = fake.snapshot();
+        soon("deregistered", leaves.deregister()).await.unwrap();
+        while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
+        // The proof of the restore takes longer than the next watch.
+        fake.hold_revocations(true);
+        fake.restore(&snapshot);
+        link.cut();
+        while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 2 {}
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        fake.hold_revocations(false);
+        absent(&fake, "leaves").await;
+        present(&fake, "earlier").await;
+        while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
+    }
+}
+
 /// It ends before its session has noticed the restore.
 #[tokio::test(start_paused = true)]
 async fn a_deregistration_after_a_restore_removes_a_former_value() {

@@ -22,8 +22,9 @@ use crate::{
         layers::Layers,
         limits::RangeLimits,
         list::PAGE,
-        request_channel::{Clients, Credentials, Repeat, RequestChannel},
+        request_channel::{Clients, Credentials, PROBED, Repeat, RequestChannel},
         response::revision_of,
+        store_revision::StoreRevision,
         write_batcher::WriteBatcher,
     },
     error::{Failure, classify},
@@ -51,6 +52,8 @@ pub(crate) struct Connection {
     pub(crate) page: AtomicI64,
     /// Maximum size of a range.
     pub(crate) limits: RangeLimits,
+    /// The revision of the store, as all replies show it.
+    pub(crate) store: Arc<StoreRevision>,
 }
 
 impl Connection {
@@ -63,11 +66,12 @@ impl Connection {
         limit: Duration,
         limits: RangeLimits,
     ) -> Self {
-        let lane = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit);
+        let store = Arc::<StoreRevision>::default();
+        let lane = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit, Arc::clone(&store));
         let fast = Arc::new(lane(fast));
         let (writes, places) =
             (WriteBatcher::start(tasks, &fast, REGISTRATIONS), WriteBatcher::start(tasks, &fast, PLACES));
-        Self { fast, writes, places, bulk: lane(bulk), page: AtomicI64::new(PAGE), limits }
+        Self { writes, places, bulk: lane(bulk), fast, page: AtomicI64::new(PAGE), limits, store }
     }
 
     /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches, where the answer
@@ -77,6 +81,11 @@ impl Connection {
             |mut clients: Clients| async move { clients.kv.get(key, Some(GetOptions::new().with_count_only())).await };
         let response = self.fast.ask_within("probe", limit.min(self.fast.limit), read).await?;
         Ok(revision_of(&response))
+    }
+
+    /// Reads the revision of the store.
+    pub(crate) async fn revision_by_a_read(&self) -> Result<Revision, Failure> {
+        self.probe(PROBED, self.fast.limit).await
     }
 
     /// Asks the member that watches go to for its version, unless that is known.

@@ -17,4 +17,5 @@ pub(crate) mod members;
 pub(crate) mod queue_requests;
 pub(crate) mod request_channel;
 pub(crate) mod response;
+pub(crate) mod store_revision;
 pub(crate) mod write_batcher;

@@ -1,9 +1,13 @@
 //! One request channel: a connection whose requests have deadlines, a fresh token when the old one is refused, and
 //! another member when one is silent.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use enlist::{Moment, backend::rounded};
+use enlist::{Moment, Revision, backend::rounded};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient, WatchOptions, WatchStream,
 };
@@ -15,6 +19,7 @@ use crate::{
         dialled::{Dialled, Used},
         failover::Failover,
         layers::{Layers, Requests},
+        store_revision::{Reply, Seen, StoreRevision},
     },
     error::{Failure, classify, is_auth_off, text_cause},
     session::recovery::{PROBE_LIMIT, Recovery},
@@ -24,7 +29,7 @@ use crate::{
 const MAX_ANSWER: usize = 64 << 20;
 
 /// The key that is read to see whether etcd answers. A refusal is an answer too.
-const PROBED: &[u8] = b"\0";
+pub(crate) const PROBED: &[u8] = b"\0";
 
 /// Number of times that a request that was never sent is sent again within its deadline.
 const RESENDS: usize = 3;
@@ -68,6 +73,10 @@ pub(crate) struct RequestChannel {
     /// One refresh of the token at a time; holds when the last one was.
     refreshed: tokio::sync::Mutex<Option<Moment>>,
     recovery: Recovery,
+    /// The revision of the store, as replies show it.
+    store: Arc<StoreRevision>,
+    /// Connection, and number of recoveries, for which the revision of the store was last looked at.
+    compared: Mutex<Option<(u64, u64)>>,
 }
 
 impl std::fmt::Debug for RequestChannel {
@@ -80,10 +89,17 @@ impl std::fmt::Debug for RequestChannel {
 }
 
 impl RequestChannel {
-    pub(crate) fn new(channel: Failover, layers: &Layers, credentials: Option<Credentials>, limit: Duration) -> Self {
+    pub(crate) fn new(
+        channel: Failover,
+        layers: &Layers,
+        credentials: Option<Credentials>,
+        limit: Duration,
+        store: Arc<StoreRevision>,
+    ) -> Self {
         let (clients, refreshed, recovery) = (OnceCell::new(), tokio::sync::Mutex::new(None), Recovery::default());
         let requests = layers.around(channel.clone());
-        Self { channel, requests, credentials, clients, limit, refreshed, recovery }
+        let compared = Mutex::default();
+        Self { channel, requests, credentials, clients, limit, refreshed, recovery, store, compared }
     }
 
     /// Gives a connection up because its member does not answer. A newer one is left alone.
@@ -166,6 +182,7 @@ impl RequestChannel {
     /// it, and a stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
+        T: Reply,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.send(what, self.limit, Repeat::Unsafe, &Used::default(), request).await.map(|(answer, _)| answer)
@@ -174,6 +191,7 @@ impl RequestChannel {
     /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done it.
     pub(crate) async fn ask<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
+        T: Reply,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.ask_within(what, self.limit, request).await
@@ -187,6 +205,7 @@ impl RequestChannel {
         request: impl Fn(Clients) -> F,
     ) -> Result<T, Failure>
     where
+        T: Reply,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.send(what, limit, Repeat::Harmless, &Used::default(), request).await.map(|(answer, _)| answer)
@@ -195,6 +214,7 @@ impl RequestChannel {
     /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is back.
     pub(crate) async fn ask_any_member<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
+        T: Reply,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let used = Used::leaderless();
@@ -211,8 +231,10 @@ impl RequestChannel {
         request: impl Fn(Clients) -> F,
     ) -> Result<(T, Option<Dialled>), Failure>
     where
+        T: Reply,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        let seen = self.store.seen();
         // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
         let attempts = Box::pin(async {
             let (mut renewed, mut sends, mut members) = (false, 0, 1);
@@ -247,8 +269,24 @@ impl RequestChannel {
         let outcome = self.within(what, limit, used, attempts).await;
         if !used.is_leaderless() {
             self.recovery.note(&outcome);
+            if let Ok((answer, connection)) = &outcome {
+                self.compare(seen, answer.revision(), connection.as_ref());
+            }
         }
         outcome
+    }
+
+    /// Compares a reply with what was `seen` of the store before its request. The first one after an interruption has
+    /// the store looked at, whether or not it has a revision: a store that is restored is interrupted.
+    fn compare(&self, seen: Seen, revision: Option<Revision>, connection: Option<&Dialled>) {
+        if let Some(revision) = revision {
+            self.store.note(seen, revision);
+        }
+        let now = (connection.map_or(0, |connection| connection.generation), self.recoveries());
+        let before = self.compared.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if before.is_some_and(|before| before != now) {
+            self.store.suspect();
+        }
     }
 
     /// Waits until etcd answers requests on this lane again. Never returns if it answered the latest one.

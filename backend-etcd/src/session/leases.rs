@@ -9,7 +9,7 @@ use std::{
 };
 
 use enlist::{
-    Counters, Error, LeaseId,
+    Counters, Error, LeaseId, Revision,
     backend::{LeasePoolKey, LeasePurpose, LeaseTerms},
 };
 use tokio::sync::{Semaphore, oneshot};
@@ -52,10 +52,6 @@ impl Leases {
 
     pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
         &self.lifecycle
-    }
-
-    pub(crate) fn connection(&self) -> &Arc<Connection> {
-        &self.conn
     }
 
     fn pools(&self) -> MutexGuard<'_, SharedLeases> {
@@ -146,13 +142,15 @@ impl Leases {
     ///
     /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history that is
     /// lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was reported since is the
-    /// same one.
-    pub(crate) fn store_went_back(&self, noted: u64) {
+    /// same one. `now`: the revision of a write that proved it.
+    pub(crate) fn store_went_back(&self, noted: u64, now: Revision) {
         let mut pools = self.pools();
         if pools.rollbacks != noted {
             return;
         }
         pools.rollbacks += 1;
+        tracing::warn!(revision = now.get(), "the store was restored to an earlier state");
+        self.conn.store.restored(now);
         let former = pools.take_all();
         drop(pools);
         for (purpose, lease) in former {

@@ -44,6 +44,7 @@ use crate::{
         lease_requests::revoke,
         leases::Leases,
         lifecycle::{Lifecycle, RuntimeHandle},
+        rollback::notice_rollbacks,
     },
     watch::{context::WatchSettings, range_watch::Hub},
 };
@@ -76,6 +77,9 @@ impl Session {
         let lifecycle = Lifecycle::new(runtime);
         let leases = Arc::new(Leases::new(&lifecycle, Arc::clone(&conn), Arc::clone(&counters)));
         let hub = Arc::new(Hub::new(&conn, &leases, &counters, settings));
+        let noticing = notice_rollbacks(Arc::clone(&conn), Arc::downgrade(&leases));
+        // Nobody has stopped the tasks yet.
+        let _ = lifecycle.tasks.spawn_until_stopped("rollback", noticing);
         Arc::new(Self {
             registration: Arc::new(RegistrationContext::new(&conn, &leases, &hub, &counters, Arc::clone(layout))),
             discovery: DiscoveryContext::new(&conn, &hub, &counters, Arc::clone(layout)),

@@ -1,31 +1,57 @@
-//! Confirms that the store was restored to an earlier state.
+//! Noticing that the store was restored to an earlier state: whatever may show that leads to one check at a time.
+//!
+//! A reply at a revision that was passed before can come from a member that lags, and some releases answer stale reads
+//! under stress (etcd-io/etcd#20418), so a read is only a reason for a write, which proves it. Not noticed is a store
+//! whose revision is as high again by the time of the check.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use enlist::{BackoffPolicy, Revision};
 
-use crate::session::{lease_requests::revision_by_a_write, leases::Leases};
+use crate::{
+    client::connection::Connection,
+    error::Failure,
+    session::{lease_requests::revision_by_a_write, leases::Leases},
+};
 
-/// Investigates a read that was answered at a lower revision than `seen`, and reports a rollback to `leases` once it is confirmed.
-///
-/// Some releases answer stale reads under stress (etcd-io/etcd#20418), so only a write shows that the store went back. `noted`: the
-/// [rollbacks](Leases::rollbacks) at the time of what showed this one.
-pub(crate) fn may_have_gone_back(leases: &Arc<Leases>, seen: Revision, noted: u64) {
-    let (conn, weak) = (Arc::clone(leases.connection()), Arc::downgrade(leases));
-    let confirm = async move {
-        let mut backoff = BackoffPolicy::default().start();
-        loop {
-            match revision_by_a_write(&conn).await {
-                Ok(now) if now < seen => break,
-                Ok(_) => return,
-                Err(failure) => tracing::debug!(cause = %failure, "not known yet whether the store went back"),
-            }
-            tokio::time::sleep(backoff.next_delay()).await;
+/// Pause between two checks, so that a member that lags costs little.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Checks the revision of the store whenever it may have gone back, until the session ends.
+pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>) {
+    loop {
+        conn.store.suspected().await;
+        let Some(noted) = leases.upgrade().map(|leases| leases.rollbacks()) else { return };
+        let seen = conn.store.highest();
+        let now = revision(&conn, seen).await;
+        if now < seen {
+            let Some(leases) = leases.upgrade() else { return };
+            leases.store_went_back(noted, now);
         }
-        if let Some(leases) = weak.upgrade() {
-            leases.store_went_back(noted);
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Returns the revision of the store: by a read if that is as high as `seen`, else by a write.
+async fn revision(conn: &Connection, seen: Revision) -> Revision {
+    let mut backoff = BackoffPolicy::default().start();
+    loop {
+        let read = conn.revision_by_a_read().await;
+        let answer = match read {
+            Ok(now) if now >= seen => return now,
+            Ok(_) | Err(Failure::Denied) => revision_by_a_write(conn).await,
+            Err(failure) => Err(failure),
+        };
+        match answer {
+            Ok(now) => return now,
+            Err(failure) => tracing::debug!(cause = %failure, "not known yet whether the store went back"),
         }
-    };
-    // After the end of the session its leases are revoked anyway.
-    let _ = leases.lifecycle().tasks.spawn_until_stopped("rollback", confirm);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay()) => {}
+            () = conn.fast.recovered() => {}
+        }
+    }
 }

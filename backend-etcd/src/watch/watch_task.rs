@@ -13,10 +13,7 @@
 //! Each way in which a watch can end is told apart by [`WatchEnd`]; what follows is decided in [`WatchTask::run`]. What is shown while there is no
 //! list yet is in [`first_list`].
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use enlist::{BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Revision, backend::Publisher, with_causes};
 use etcd_client::{GetOptions, WatchOptions, WatchResponse};
@@ -30,11 +27,7 @@ use crate::{
     },
     defects::Defect,
     error::{Failure, classify_cancel, text_cause},
-    session::{
-        leases::Leases,
-        probe::{Probe, ProbeReader},
-        rollback::may_have_gone_back,
-    },
+    session::probe::{Probe, ProbeReader},
     watch::{
         audit::{Audit, Outcome},
         context::WatchContext,
@@ -104,10 +97,6 @@ enum Relist {
 /// The task that lists and watches one range.
 pub(crate) struct WatchTask {
     conn: Arc<Connection>,
-    /// Weak, so that a watch without readers does not keep the session alive.
-    leases: Weak<Leases>,
-    /// The rollbacks that the session had seen when the store was last known to go on.
-    rollbacks: u64,
     range: KeyRange,
     feed: Arc<Publisher<Replica>>,
     /// Known state; `None` before the first list, or what one member knows.
@@ -150,8 +139,6 @@ impl WatchTask {
         let probes = mirror.is_none().then(|| context.probes.follow());
         Self {
             conn: Arc::clone(&context.conn),
-            leases: Arc::downgrade(&context.leases),
-            rollbacks: context.leases.rollbacks(),
             range,
             feed,
             mirror,
@@ -199,9 +186,7 @@ impl WatchTask {
                     tracing::warn!("store went back, listing again");
                     self.counters.count(Counter::StoreWentBack);
                     self.epoch = self.epoch.next();
-                    if let Some(leases) = self.leases.upgrade() {
-                        may_have_gone_back(&leases, self.seen(), self.rollbacks);
-                    }
+                    self.conn.store.suspect();
                     wanted = Some(Relist::WentBack);
                     Duration::ZERO
                 }
@@ -298,9 +283,6 @@ impl WatchTask {
             let created = message.created();
             self.check(&message, created).await?;
             *progressed = true;
-            if created && let Some(leases) = self.leases.upgrade() {
-                self.rollbacks = leases.rollbacks();
-            }
             if created && let Some(probes) = &self.probes {
                 if connection.answers_in_order().is_none() {
                     probes.opened();
@@ -308,11 +290,17 @@ impl WatchTask {
                     progress.notify_one();
                 }
             }
-            if created && std::mem::replace(&mut self.opened, true) && !listed {
+            let again = created && std::mem::replace(&mut self.opened, true);
+            if again {
+                // What interrupted the watch may have been a restore.
+                self.conn.store.suspect();
+            }
+            if again && !listed {
                 self.counters.count(Counter::WatchResumes);
                 self.audit.soon();
             }
             self.take(message, created, asked, &connection)?;
+            self.conn.store.raise(self.seen());
         }
     }
 

@@ -141,7 +141,8 @@ impl RegistrationTask {
                 let written = self.write(key, record.as_ref(), Guard::Modified(modified), desired, lease).await;
                 if comparison.former && matches!(written, Ok(StepOutcome::Settled)) {
                     // The guard proves what was read.
-                    self.context.leases.store_went_back(noted);
+                    let now = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
+                    self.context.leases.store_went_back(noted, now);
                 }
                 written
             }

@@ -162,7 +162,7 @@ impl RegistrationTask {
             Written::Done(at) => {
                 if former {
                     // The guard proves what was read.
-                    context.leases.store_went_back(self.rollbacks);
+                    context.leases.store_went_back(self.rollbacks, at);
                 }
                 context.note_departure();
                 Some(Looked { removed: true, left: None, at })

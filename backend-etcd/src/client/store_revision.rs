@@ -1,0 +1,158 @@
+//! The highest revision of the store that this client has seen, by which a store that was restored to an earlier state
+//! is noticed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use enlist::Revision;
+use etcd_client::{
+    GetResponse, LeaseGrantResponse, LeaseKeepAliveStream, LeaseKeeper, LeaseRevokeResponse, LeaseTimeToLiveResponse,
+    MemberListResponse, ResponseHeader, TxnResponse, WatchStream,
+};
+use tokio::sync::Notify;
+
+/// A reply of etcd.
+pub(crate) trait Reply {
+    /// Returns the header, if the reply has one that can be read.
+    fn header(&self) -> Option<&ResponseHeader> {
+        None
+    }
+
+    /// Returns the revision of the store in the header.
+    fn revision(&self) -> Option<Revision> {
+        let revision = self.header().and_then(|header| u64::try_from(header.revision()).ok());
+        revision.filter(|revision| *revision > 0).map(Revision::new)
+    }
+}
+
+macro_rules! replies_with_a_header {
+    ($($reply:ty),*) => {
+        $(impl Reply for $reply {
+            fn header(&self) -> Option<&ResponseHeader> {
+                <$reply>::header(self)
+            }
+        })*
+    };
+}
+
+replies_with_a_header!(GetResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, TxnResponse);
+
+// A renewal has its header consumed by the client; a member list has no revision; a version is read on its own.
+impl Reply for (LeaseKeeper, LeaseKeepAliveStream) {}
+impl Reply for MemberListResponse {}
+impl Reply for Option<String> {}
+impl Reply for WatchStream {}
+
+/// State of a [`StoreRevision`] before a request was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Seen {
+    revision: Revision,
+    /// Number of restores that were noticed.
+    restores: u64,
+}
+
+impl Seen {
+    /// Returns the state after a reply at `revision` to a request that was sent in state `before`, and whether the
+    /// reply is older than it may be.
+    fn after(self, before: Self, revision: Revision) -> (Self, Age) {
+        if before.restores != self.restores {
+            return (self, Age::Unknown);
+        }
+        let age = if revision < before.revision { Age::TooOld } else { Age::Possible };
+        (Self { revision: self.revision.max(revision), ..self }, age)
+    }
+}
+
+/// Age of a reply, compared with what was seen before its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    Possible,
+    /// It is of a revision that was passed before: its member lags, or the store went back.
+    TooOld,
+    /// A restore was noticed meanwhile.
+    Unknown,
+}
+
+/// The highest revision of the store that this client has seen.
+#[derive(Debug, Default)]
+pub(crate) struct StoreRevision {
+    seen: Mutex<Seen>,
+    suspected: Notify,
+}
+
+impl StoreRevision {
+    /// Returns the present state, to be kept while a request is under way.
+    pub(crate) fn seen(&self) -> Seen {
+        *self.locked()
+    }
+
+    /// Returns the highest revision.
+    pub(crate) fn highest(&self) -> Revision {
+        self.locked().revision
+    }
+
+    /// Takes note of a reply to a request that was sent in state `before`.
+    pub(crate) fn note(&self, before: Seen, revision: Revision) {
+        let age = {
+            let mut seen = self.locked();
+            let (after, age) = seen.after(before, revision);
+            *seen = after;
+            age
+        };
+        if age == Age::TooOld {
+            self.suspect();
+        }
+    }
+
+    /// Takes note of a revision that a watch has reached.
+    pub(crate) fn raise(&self, revision: Revision) {
+        let mut seen = self.locked();
+        seen.revision = seen.revision.max(revision);
+    }
+
+    /// Has the store looked at: it may have gone back.
+    pub(crate) fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    /// Waits until the store may have gone back.
+    ///
+    /// Dropping the future loses nothing.
+    pub(crate) async fn suspected(&self) {
+        self.suspected.notified().await;
+    }
+
+    /// Begins anew at `revision`, because the store was restored.
+    pub(crate) fn restored(&self, revision: Revision) {
+        let mut seen = self.locked();
+        *seen = Seen { revision, restores: seen.restores + 1 };
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(revision: u64, restores: u64) -> Seen {
+        Seen { revision: Revision::new(revision), restores }
+    }
+
+    #[test]
+    fn a_reply_below_what_was_seen_before_its_request_is_too_old() {
+        let now = seen(9, 0);
+        assert_eq!(now.after(seen(5, 0), Revision::new(4)), (now, Age::TooOld));
+        assert_eq!(now.after(seen(5, 0), Revision::new(7)), (now, Age::Possible), "it was overtaken");
+        assert_eq!(now.after(seen(5, 0), Revision::new(12)), (seen(12, 0), Age::Possible));
+    }
+
+    #[test]
+    fn a_reply_from_before_a_restore_says_nothing() {
+        let now = seen(9, 1);
+        for revision in [4, 12] {
+            assert_eq!(now.after(seen(20, 0), Revision::new(revision)), (now, Age::Unknown));
+        }
+    }
+}
