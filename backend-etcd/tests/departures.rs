@@ -126,3 +126,27 @@ async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
     assert_eq!(change.snapshot.epoch().get(), 1);
     assert!(!change.snapshot.departed(&id("a")) && !change.snapshot.departed(&id("b")));
 }
+
+/// The snapshot has the lease and not the instance. Others have written since, so only an audit tells.
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_an_audit_misses_has_not_departed() {
+    let mut watching = Watching::of(&["a"]).await;
+    watching.delete("a");
+    assert!(watching.next().await.snapshot.is_empty());
+    let snapshot = watching.fake.snapshot();
+    let (lease, value) = (watching.fake.lease_ids()[0], r#"{"Op":0,"Addr":"10.0.0.1:2","Metadata":null}"#);
+    watching.fake.put_under("s/b", value, lease);
+    assert_eq!(watching.next().await.snapshot.len(), 1);
+    let before = watching.fake.revision();
+    watching.fake.restore(&snapshot);
+    while watching.fake.revision() < before {
+        watching.fake.put("elsewhere", "x");
+    }
+    let change = loop {
+        let change = watching.next().await;
+        if change.snapshot.is_empty() {
+            break change;
+        }
+    };
+    assert!(!change.snapshot.departed(&id("b")));
+}

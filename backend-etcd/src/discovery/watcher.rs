@@ -269,10 +269,13 @@ impl Projection {
         if decoded.as_ref().unwrap_or(seen).instance().health() == Health::Draining {
             return Some((id, DeletionCause::Removed));
         }
-        let last = last.or_else(|| before?.get(key));
-        let same_epoch = before.is_some_and(|before| before.epoch == replica.epoch);
-        let history = if same_epoch { History::Same } else { History::Restored };
-        Some((id, DeletionCause::of(last, history)))
+        let is_same = before.is_some_and(|before| match last {
+            // The watch told of the deletion.
+            Some(_) => before.epoch == replica.epoch,
+            None => replica.has_deleted_since(before),
+        });
+        let history = if is_same { History::Same } else { History::Restored };
+        Some((id, DeletionCause::of(last.or_else(|| before?.get(key)), history)))
     }
 
     fn decode(&mut self, record: &Record) -> Option<Arc<Entry>> {

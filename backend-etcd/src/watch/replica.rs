@@ -24,6 +24,9 @@ pub(crate) struct Replica {
     /// Last content of deleted keys, so that a reader who saw something older can tell a departure from a death.
     tombstones: OrdMap<Arc<[u8]>, Arc<Record>>,
     tombstone_bytes: usize,
+    /// Number of lists that repaired what an audit found. What is missing in one of them was not deleted as far as the
+    /// watch told.
+    repairs: u64,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
     changes: u64,
 }
@@ -77,7 +80,7 @@ impl Difference<'_> {
 impl Replica {
     pub(crate) fn new(revision: Revision, epoch: Epoch) -> Self {
         let (records, tombstones) = (OrdMap::new(), OrdMap::new());
-        Self { revision, epoch, records, bytes: 0, tombstones, tombstone_bytes: 0, changes: 0 }
+        Self { revision, epoch, records, bytes: 0, tombstones, tombstone_bytes: 0, repairs: 0, changes: 0 }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Record> {
@@ -107,6 +110,17 @@ impl Replica {
         let bounds: (Bound<&[u8]>, Bound<&[u8]>) =
             (Bound::Included(from), upto.map_or(Bound::Unbounded, Bound::Included));
         self.records.range::<_, [u8]>(bounds).map(|(_, record)| &**record)
+    }
+
+    /// Notes that the next list repairs what an audit found.
+    pub(crate) fn note_repair(&mut self) {
+        self.repairs += 1;
+    }
+
+    /// Returns `true` if keys that are missing since `older` are known to be deleted: the store did not go back, and no
+    /// audit found that they are missing.
+    pub(crate) fn has_deleted_since(&self, older: &Self) -> bool {
+        self.epoch == older.epoch && self.repairs == older.repairs
     }
 
     /// Replaces the content by a list, touching only what differs, so that differences stay cheap.

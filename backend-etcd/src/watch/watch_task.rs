@@ -389,6 +389,9 @@ impl WatchTask {
         }
         let mirror = self.mirror.get_or_insert_with(|| Replica::new(revision, self.epoch));
         let before = mirror.revision;
+        if why == Relist::Wrong {
+            mirror.note_repair();
+        }
         mirror.relist(records, revision, self.epoch);
         if Defect::ListWithoutRevision.is_on() {
             mirror.revision = before;
