@@ -1,5 +1,5 @@
-//! Deliberate mistakes, one at a time on request: the simulation has to find each of them. Without the feature `defects` there are
-//! none, and the compiler removes the questions for them.
+//! Deliberate mistakes, one at a time on request: the simulation has to find each of them. Without the feature
+//! `defects` there are none, and the compiler removes the questions for them.
 
 /// A mistake that the simulation has to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! The client of etcd. It is configured and connected in `builder`; the traits are implemented in `registration/registry.rs`,
-//! `discovery/watcher.rs`, `lock/mod.rs` and `lock/election.rs`.
+//! The client of etcd. It is configured and connected in `builder`; the traits are implemented in
+//! `registration/registry.rs`, `discovery/watcher.rs`, `lock/mod.rs` and `lock/election.rs`.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -44,8 +44,9 @@ impl Etcd {
     }
 
     /// Ends the session in order: its tasks stop and its leases are revoked, which removes its instances and locks at
-    /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as [`Registration::deregister`]
-    /// does it, as far as etcd confirms that within 3 s. Later calls fail with [`Error::Closed`].
+    /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as
+    /// [`Registration::deregister`] does it, as far as etcd confirms that within 3 s. Later calls fail with
+    /// [`Error::Closed`].
     ///
     /// [`Registration::deregister`]: enlist::Registration::deregister
     ///

@@ -18,33 +18,21 @@
 //! Building this crate needs `protoc` and the well-known protos, because `etcd-client` does: on Debian
 //! `apt-get install protobuf-compiler libprotobuf-dev`.
 //!
-//! # How it is built
+//! # Structure
 //!
-//! | module | does |
+//! | module | contents |
 //! |---|---|
-//! | `etcd` | options, TLS, user; what the traits are implemented on |
-//! | `endpoint_url` | addresses of etcd, as users write them |
-//! | `channel` | one pinned endpoint, another one when it fails |
-//! | `dial_settings`, `layers` | settings of dials and layers around requests, of the user's |
-//! | `member_sync` | the member list of the cluster instead of the endpoints, if asked for |
-//! | `connection` | requests with deadlines, token renewal |
-//! | `writes` | guarded writes, several in one transaction |
-//! | `error` | what etcd says, turned into what a caller can do |
-//! | [`diagnose`] | examination of an etcd, for people who operate it |
-//! | `session` | the runtime that owns leases and tasks |
-//! | `lease` | grants and renewals |
-//! | `pipeline`, `mirror`, `audit` | list and watch a range, for ever, and see whether that is still what etcd holds |
-//! | `limits` | how large a range may be |
-//! | `malformed` | values that are no instances: counted, some logged |
-//! | `key_monitors` | what became of the keys of registrations |
-//! | `registry`, `watcher`, `lock`, `election` | the traits |
-//! | `queues` | who holds a lock and who waits, for people |
-//! | `registrar` | the task behind one registration |
-//! | `stander` | the task behind one place in a line |
-//! | `numbers` | what tells the places of a session in a line apart |
-//! | `handover` | who of this session waits for a lock of this session |
-//! | `defects` | mistakes that the simulation has to find |
-//! | [`layout`] | the only place that knows keys and values |
+//! | `etcd`, `builder` | the client, its options, and the connection to etcd |
+//! | `client` | failover over the endpoints, requests with deadlines, write batcher |
+//! | `session` | runtime, tasks and leases of a client; see the table in `session/mod.rs` |
+//! | `watch` | one range watch per key range, its replica and audits; monitors of own keys |
+//! | `registration` | `Registry`, and one task per registration |
+//! | `discovery` | `Resolver`, watchers of services, raw values |
+//! | `lock` | `Lock` and `Election`, and one task per contender |
+//! | [`layout`] | keys and values; nothing else joins or splits keys |
+//! | `error` | the errors of etcd and its client, as causes for the caller |
+//! | [`diagnose`] | examination of an etcd, for operators |
+//! | `defects` | deliberate defects, which the simulation has to find |
 
 mod builder;
 mod client;

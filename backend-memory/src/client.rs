@@ -12,14 +12,14 @@ use crate::defect::Defect;
 use crate::{
     session::leases::Leases,
     store::{Group, Key, Kind, Record, Value},
-    watch::hub::{Hub, Link},
+    watch::hub::{Connectivity, Hub, Link},
 };
 
-/// Time for which a close waits for the client's tasks.
-const CLOSE: Duration = Duration::from_secs(5);
+/// Maximum time for which a close waits for the client's tasks.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time for which a close waits for the removal of instances on given leases.
-const LEAVE: Duration = Duration::from_secs(3);
+/// Maximum time for which a close waits for the removal of instances on given leases.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A store in memory. Clones share it.
 ///
@@ -72,7 +72,7 @@ impl MemoryStore {
         self.hub.with(|store, _| store.leases().collect())
     }
 
-    /// Ends a lease, with all its keys, at once. Says whether it was there.
+    /// Ends a lease, with all its keys, at once. Returns `true` if it existed.
     pub fn revoke(&self, lease: LeaseId) -> bool {
         self.hub.with(|store, _| store.revoke(lease))
     }
@@ -88,7 +88,7 @@ impl MemoryStore {
         self.hub.with(|store, _| store.get(&key)?.lease)
     }
 
-    /// The lease that keeps the last in line for a lock.
+    /// The lease of the last contender in the queue of a lock.
     pub fn lease_of_waiter(&self, name: &LockName) -> Option<LeaseId> {
         self.hub.with(|store, _| {
             let line = Group::line(Kind::Lock, name);
@@ -96,12 +96,13 @@ impl MemoryStore {
         })
     }
 
-    /// Deletes an instance by hand. Says whether it was there.
+    /// Deletes an instance, as an operator would. Returns `true` if it existed.
     pub fn delete(&self, service: &ServiceRef, id: &InstanceId) -> bool {
         self.hub.with(|store, _| store.delete(&Key::instance(service, id), |_| true).is_ok())
     }
 
-    /// Deletes the key of the holder of a lock, or of the leader of an election, by hand. Says whether it was there.
+    /// Deletes the key of the holder of a lock, or of the leader of an election, as an operator would. Returns `true`
+    /// if it existed.
     pub fn delete_holder(&self, name: &LockName) -> bool {
         let Some(key) = self.holder(name) else { return false };
         self.hub.with(|store, _| store.delete(&key, |_| true).is_ok())
@@ -113,12 +114,12 @@ impl MemoryStore {
         count(Kind::Lock) + count(Kind::Election)
     }
 
-    /// Forgets all history up to now, so that a watch that was cut off cannot resume.
+    /// Removes all history up to now, so that an interrupted watch cannot resume.
     pub fn compact(&self) {
         self.hub.with(|store, _| store.compact(store.revision()));
     }
 
-    /// Loses everything, leases and revision included, as a store with a new disk does.
+    /// Removes all data, leases and the revision included, as a store with a new disk does.
     pub fn wipe(&self) {
         self.hub.with(|store, _| store.wipe());
     }
@@ -164,14 +165,14 @@ impl Inner {
 }
 
 impl MemoryClient {
-    /// Cuts the link to the store: nothing arrives until [`heal`](Self::heal). Leases run on.
+    /// Cuts the link to the store: no request arrives until [`heal`](Self::heal). Leases continue to expire.
     pub fn cut(&self) {
-        self.inner.link.set_cut(true);
+        self.inner.link.set_connectivity(Connectivity::Cut);
     }
 
-    /// Mends the link.
+    /// Restores the link.
     pub fn heal(&self) {
-        self.inner.link.set_cut(false);
+        self.inner.link.set_connectivity(Connectivity::Up);
     }
 
     /// Makes every request take this long.
@@ -189,12 +190,12 @@ impl MemoryClient {
     ///
     /// The session ends all the same.
     pub async fn crash(&self) -> Result<(), enlist::StopError> {
-        self.inner.tasks.stop(CLOSE).await
+        self.inner.tasks.stop(CLOSE_TIMEOUT).await
     }
 
-    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Before that, instances on
-    /// [given leases](enlist::LeaseChoice::Given) are removed, as far as the store answers within 3 s. Later calls fail with
-    /// [`Error::Closed`].
+    /// Ends the session in order: its leases are revoked, and with them its instances and locks. Before that, instances
+    /// on [given leases](enlist::LeaseChoice::Given) are removed, as far as the store answers within 3 s. Later calls
+    /// fail with [`Error::Closed`].
     ///
     /// # Errors
     ///
@@ -207,9 +208,9 @@ impl MemoryClient {
         // The tasks stop also if this future is dropped.
         let _stop = self.inner.tasks.stop_signal().drop_guard();
         // What was not removed stays as long as its lease.
-        let _ = self.inner.departures.leave(LEAVE).await;
+        let _ = self.inner.departures.leave(REMOVAL_TIMEOUT).await;
         let leases = self.inner.leases.alive();
-        let stopped = self.inner.tasks.stop(CLOSE).await;
+        let stopped = self.inner.tasks.stop(CLOSE_TIMEOUT).await;
         for lease in leases {
             // Without a connection they run out.
             let _ = self.inner.link.ask(|store, _| store.revoke(lease)).await;

@@ -1,5 +1,5 @@
-//! Deliberate defects. They exist to show that the conformance suite notices each of them; without the feature `defects`
-//! there is no way to switch one on.
+//! Deliberate defects. They exist to show that the conformance suite notices each of them; without the feature
+//! `defects` there is no way to switch one on.
 
 /// One way in which a backend could be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

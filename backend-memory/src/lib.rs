@@ -1,7 +1,7 @@
 //! The in-memory backend of `enlist`: the semantics of the real one, faults on demand, no server.
 //!
-//! [`MemoryStore`] is the store, and has the faults; [`MemoryStore::client`] is a process that uses it. Under a paused tokio
-//! clock a test that spans hours takes milliseconds. It passes the same conformance suite as `enlist-etcd`.
+//! [`MemoryStore`] is the store, and has the faults; [`MemoryStore::client`] is a process that uses it. Under a paused
+//! tokio clock a test that spans hours takes milliseconds. It passes the same conformance suite as `enlist-etcd`.
 //!
 //! ```
 //! use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
@@ -23,9 +23,10 @@
 //!
 //! # Under a paused clock
 //!
-//! Let time pass with `tokio::time::sleep`, which stops at each timer that is due in between and lets the tasks behind it run.
-//! `tokio::time::advance` jumps to the end: leases that ran out are gone at once, but what tasks report, such as the state of a
-//! registration or the freshness of a view, is as before until they have run, for instance during a sleep of a second.
+//! Let time pass with `tokio::time::sleep`, which stops at each timer that is due in between and lets the tasks behind
+//! it run. `tokio::time::advance` jumps to the end: leases that ran out are gone at once, but what tasks report, such
+//! as the state of a registration or the freshness of a view, is as before until they have run, for instance during a
+//! sleep of a second.
 //!
 //! # Where it differs from etcd
 //!

@@ -260,8 +260,7 @@ impl Subject {
         assert_eq!(outcome.is_ok(), alive, "a write under a lease that has ended is refused: {outcome:?}");
     }
 
-    fn stand(&mut self, lease: Option<LeaseId>, shared: bool) {
-        let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
+    fn stand(&mut self, lease: Option<LeaseId>, mode: LockMode) {
         let value = Value::QueueEntry { mode, text: String::new() };
         let stood = lease.map(|lease| self.store.put(&place(self.stood), None, value, Some(lease)));
         if let Some(Ok(revision)) = stood {
@@ -354,7 +353,7 @@ impl StateMachineTest for StoreTest {
             }
             Step::Stand { lease, shared } => {
                 let lease = subject.lease(lease);
-                subject.stand(lease, shared);
+                subject.stand(lease, if shared { LockMode::Shared } else { LockMode::Exclusive });
             }
             Step::Leave { place: number } => {
                 let _ = subject.store.delete(&place(number as u64 % subject.stood.max(1)), |_| true);

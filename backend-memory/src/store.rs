@@ -1,7 +1,8 @@
 //! The store itself: plain synchronous data. Revisions, leases on the clock, history, compaction.
 //!
 //! It behaves as etcd does where the traits can tell: every change has a revision, a lease takes all its keys away at
-//! one revision, history can be compacted, and a wiped store starts over at revision 1. [`crate::watch::hub`] makes it shared.
+//! one revision, history can be compacted, and a wiped store starts over at revision 1. [`crate::watch::hub`] makes it
+//! shared.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

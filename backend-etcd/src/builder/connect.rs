@@ -22,20 +22,21 @@ use crate::{
     watch::{context::WatchSettings, record::KeyRange},
 };
 
-/// Smallest interval between pings: etcd closes a connection with three that arrive within 5 s of the one before; a second is for the
-/// way.
+/// Smallest interval between pings: etcd closes a connection with three that arrive within 5 s of the one before; a
+/// second is for the way.
 const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(6);
 
 /// Time for which the connection for watches is waited for when a client is made.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl EtcdBuilder {
-    /// Makes the client without connecting; the first request dials. It heals by itself, also from a start without etcd.
+    /// Makes the client without connecting; the first request dials. It heals by itself, also from a start without
+    /// etcd.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for endpoints that are refused by [`endpoint_url`], or of which some are `http` and some `https`,
-    /// a prefix that is empty, timeouts, intervals or limits of zero, and pings that come too often.
+    /// [`Error::InvalidConfig`] for endpoints that are refused by [`endpoint_url`], or of which some are `http` and
+    /// some `https`, a prefix that is empty, timeouts, intervals or limits of zero, and pings that come too often.
     pub fn build(self) -> Result<Etcd, Error> {
         self.check()?;
         let Self { endpoints, channel, credentials, tls, settings, layers, prefix, layout, lock_layout, .. } = self;
@@ -82,7 +83,8 @@ impl EtcdBuilder {
     /// # Errors
     ///
     /// As [`build`](Self::build); [`Error::Unavailable`] with what was tried if no endpoint answers;
-    /// [`Error::AuthFailed`] for a wrong user or password; [`Error::Closed`] outside a tokio runtime. A role without the right to read is no error here.
+    /// [`Error::AuthFailed`] for a wrong user or password; [`Error::Closed`] outside a tokio runtime. A role without
+    /// the right to read is no error here.
     ///
     /// # Cancel safety
     ///

@@ -55,14 +55,15 @@ impl Etcd {
         Self::builder([endpoint]).connect().await
     }
 
-    /// Options for a client of these endpoints, the members of one cluster: `host[:port]` or URLs, as [`endpoint_url`] reads them.
+    /// Options for a client of these endpoints, the members of one cluster: `host[:port]` or URLs, as [`endpoint_url`]
+    /// reads them.
     pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> EtcdBuilder {
         EtcdBuilder::new(endpoints.into_iter().map(Into::into).collect())
     }
 
-    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, as [`endpoint_url`] reads them, default `http://127.0.0.1:2379`),
-    /// `ENLIST_PREFIX`, `ENLIST_USER` with `ENLIST_PASSWORD_FILE` or `ENLIST_PASSWORD`, `ENLIST_CACERT`, and `ENLIST_CERT`
-    /// with `ENLIST_KEY`.
+    /// Options from the environment: `ENLIST_ENDPOINTS` (comma-separated, as [`endpoint_url`] reads them, default
+    /// `http://127.0.0.1:2379`), `ENLIST_PREFIX`, `ENLIST_USER` with `ENLIST_PASSWORD_FILE` or `ENLIST_PASSWORD`,
+    /// `ENLIST_CACERT`, and `ENLIST_CERT` with `ENLIST_KEY`.
     ///
     /// # Errors
     ///
@@ -71,8 +72,8 @@ impl Etcd {
         EtcdBuilder::from_variables(|name| env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Options for a client over a channel that the caller made, which has to look after its own connection: it is not dialled
-    /// again.
+    /// Options for a client over a channel that the caller made, which has to look after its own connection: it is not
+    /// dialled again.
     pub fn from_channel(channel: Channel) -> EtcdBuilder {
         let mut builder = EtcdBuilder::new(Vec::new());
         builder.channel = Some(channel);
@@ -190,15 +191,15 @@ impl EtcdBuilder {
         self
     }
 
-    /// Uses another layout for instances. Default: [`Native`]. One that panics fails the call, the registration or the watch that
-    /// needs it, and nothing else; a value whose reading panics is no instance.
+    /// Uses another layout for instances. Default: [`Native`]. One that panics fails the call, the registration or the
+    /// watch that needs it, and nothing else; a value whose reading panics is no instance.
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Some(Arc::new(layout));
         self
     }
 
-    /// Uses another layout for locks and elections. Default: [`Native`]. One that panics fails the acquisition that needs it, and
-    /// nothing else; a key whose reading panics is in line.
+    /// Uses another layout for locks and elections. Default: [`Native`]. One that panics fails the acquisition that
+    /// needs it, and nothing else; a key whose reading panics is in line.
     pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
         self.lock_layout = Some(Arc::new(layout));
         self
@@ -216,40 +217,43 @@ impl EtcdBuilder {
         self
     }
 
-    /// Sets the time without traffic after which a connection is pinged, also while no request and no watch uses it. It is what
-    /// `DialKeepAliveTime` is in Go's client. Default: 10 s. At least 6 s, because etcd closes connections that are pinged more often
-    /// than every 5 s. Without effect on a channel that the caller made.
+    /// Sets the time without traffic after which a connection is pinged, also while no request and no watch uses it. It
+    /// is what `DialKeepAliveTime` is in Go's client. Default: 10 s. At least 6 s, because etcd closes connections that
+    /// are pinged more often than every 5 s. Without effect on a channel that the caller made.
     pub fn keep_alive_interval(mut self, interval: Duration) -> Self {
         self.keep_alive_interval = interval;
         self
     }
 
-    /// Sets the time after which a connection whose ping was not answered is given up. It is what `DialKeepAliveTimeout` is in Go's
-    /// client. Default: 5 s. Without effect on a channel that the caller made.
+    /// Sets the time after which a connection whose ping was not answered is given up. It is what
+    /// `DialKeepAliveTimeout` is in Go's client. Default: 5 s. Without effect on a channel that the caller made.
     pub fn keep_alive_timeout(mut self, limit: Duration) -> Self {
         self.keep_alive_timeout = limit;
         self
     }
 
-    /// Changes tonic's settings of each dial: a user agent, windows, TLS material that is in no file (of `https` endpoints). `change` is
-    /// called for every connection that is made, with the settings for that endpoint after TLS and pings were applied;
-    /// [`Endpoint::uri`] tells which it is. A [`local_address`](Endpoint::local_address) has no effect, since tonic does not tell it.
-    /// An error, a panic, and settings without TLS for an `https` endpoint count as a failed dial, and the next endpoint is tried. It must
-    /// not block: it runs where the session does. [`connect_timeout`](Self::connect_timeout) bounds the dial whatever the settings say.
-    /// Default: none. Without effect on a channel that the caller made.
+    /// Changes tonic's settings of each dial: a user agent, windows, TLS material that is in no file (of `https`
+    /// endpoints). `change` is called for every connection that is made, with the settings for that endpoint after TLS
+    /// and pings were applied; [`Endpoint::uri`] tells which it is. A [`local_address`](Endpoint::local_address) has no
+    /// effect, since tonic does not tell it. An error, a panic, and settings without TLS for an `https` endpoint count
+    /// as a failed dial, and the next endpoint is tried. It must not block: it runs where the session does.
+    /// [`connect_timeout`](Self::connect_timeout) bounds the dial whatever the settings say. Default: none. Without
+    /// effect on a channel that the caller made.
     pub fn settings(mut self, change: impl Fn(Endpoint) -> Result<Endpoint, BoxError> + Send + Sync + 'static) -> Self {
         self.settings = Some(DialSettings::new(change));
         self
     }
 
-    /// Wraps the requests of the client in a tower layer: an interceptor ([`tonic::service::InterceptorLayer`]), metrics, logs. It sees each
-    /// request to etcd, streams of watches and renewals included, once for each time that it is sent, whichever connection it goes
-    /// over; dials are inside of it. A layer that is added later is around the earlier ones.
+    /// Wraps the requests of the client in a tower layer: an interceptor ([`tonic::service::InterceptorLayer`]),
+    /// metrics, logs. It sees each request to etcd, streams of watches and renewals included, once for each time that
+    /// it is sent, whichever connection it goes over; dials are inside of it. A layer that is added later is around the
+    /// earlier ones.
     ///
-    /// It is applied when the client is made, once for each of its two connections, and cloned for each request. It has to keep the extensions of
-    /// a request, and must not block. A request that it fails counts as one that may have been done, unless its error is a
-    /// [`Status`](tonic::Status) that says otherwise; a panic, also in the body of the answer, fails that request and nothing else (not with `panic = "abort"`). One that adds
-    /// time to renewals, which have deadlines of a second or so, costs leases.
+    /// It is applied when the client is made, once for each of its two connections, and cloned for each request. It has
+    /// to keep the extensions of a request, and must not block. A request that it fails counts as one that may have
+    /// been done, unless its error is a [`Status`](tonic::Status) that says otherwise; a panic, also in the body of the
+    /// answer, fails that request and nothing else (not with `panic = "abort"`). One that adds time to renewals, which
+    /// have deadlines of a second or so, costs leases.
     ///
     /// ```no_run
     /// # fn example() -> Result<(), enlist::Error> {
@@ -274,61 +278,65 @@ impl EtcdBuilder {
         self
     }
 
-    /// Sets the interval in which the cluster is asked for its members, whose advertised client URLs are dialled from then on, and the
-    /// endpoints after them: what `AutoSyncInterval` is in Go's client. So a client also finds members that were added later. A
-    /// connection is kept while it works. URLs with another scheme than the endpoints, unspecified addresses, and loopback addresses
-    /// unless an endpoint is one, are left out. Default: `None`, never, because what members advertise is often out of reach, and some
-    /// releases let only root list them (the endpoints stay as they are then). Names in endpoints are resolved again at every dial
-    /// either way. Without effect on a channel that the caller made.
+    /// Sets the interval in which the cluster is asked for its members, whose advertised client URLs are dialled from
+    /// then on, and the endpoints after them: what `AutoSyncInterval` is in Go's client. So a client also finds members
+    /// that were added later. A connection is kept while it works. URLs with another scheme than the endpoints,
+    /// unspecified addresses, and loopback addresses unless an endpoint is one, are left out. Default: `None`, never,
+    /// because what members advertise is often out of reach, and some releases let only root list them (the endpoints
+    /// stay as they are then). Names in endpoints are resolved again at every dial either way. Without effect on a
+    /// channel that the caller made.
     pub fn member_sync(mut self, interval: Option<Duration>) -> Self {
         self.member_sync = interval.map(|interval| interval.min(LONGEST));
         self
     }
 
-    /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an event. A
-    /// range of a thousand keys or less is one request in that time, drawn from its second half; a larger one is a request for each
-    /// thousand, spread over the interval. They bring keys without values: some 100 bytes for each instance, though etcd reads the
-    /// values from its disk or cache. Default: 5 minutes; `None` never does.
+    /// Sets the interval in which each key of a watched range is compared with what etcd holds, in case a watch lost an
+    /// event. A range of a thousand keys or less is one request in that time, drawn from its second half; a larger one
+    /// is a request for each thousand, spread over the interval. They bring keys without values: some 100 bytes for
+    /// each instance, though etcd reads the values from its disk or cache. Default: 5 minutes; `None` never does.
     pub fn audit(mut self, audit: Option<Duration>) -> Self {
         self.audit = audit.map(|audit| audit.min(LONGEST));
         self
     }
 
-    /// Sets how often the session asks how far the store is, by one read of one key, while it has watchers of services or elections:
-    /// what keeps the age of a healthy view ([`enlist::Freshness::age`]) below twice that. In etcd before 3.4.25 and 3.5.8 a watch
-    /// on which nothing happens cannot tell that it has got there while others write; it relies on audits, and its age stays below
-    /// twice their interval. Default: 5 s; `None` never does.
+    /// Sets how often the session asks how far the store is, by one read of one key, while it has watchers of services
+    /// or elections: what keeps the age of a healthy view ([`enlist::Freshness::age`]) below twice that. In etcd before
+    /// 3.4.25 and 3.5.8 a watch on which nothing happens cannot tell that it has got there while others write; it
+    /// relies on audits, and its age stays below twice their interval. Default: 5 s; `None` never does.
     pub fn probe(mut self, probe: Option<Duration>) -> Self {
         self.probe = probe;
         self
     }
 
-    /// Lets a watch begin with what one member of etcd knows, if no linearizable list was answered within `after`, or if it failed because
-    /// etcd has no quorum: so instances are still found through a member that is cut off from the others. Default: `None`, which waits for
-    /// the quorum, because what one member knows may be out of date by any time.
+    /// Lets a watch begin with what one member of etcd knows, if no linearizable list was answered within `after`, or
+    /// if it failed because etcd has no quorum: so instances are still found through a member that is cut off from the
+    /// others. Default: `None`, which waits for the quorum, because what one member knows may be out of date by any
+    /// time.
     ///
-    /// Such a picture is [`Freshness::Stale`](enlist::Freshness::Stale) and of the largest age there is, so a view with a
-    /// [`max_age`](enlist::DirectoryOptions::max_age) shows it and does not pick from it. It comes once for each watch, and stays until the
-    /// linearizable list succeeds, for which the watch goes on trying; then its reader gets the difference. `resolve`, registrations and
-    /// locks always need the quorum. So does [`connect`](Self::connect): use [`build`](Self::build). So does a
-    /// [`user`](Self::user)'s first token: without one there is no such picture.
+    /// Such a picture is [`Freshness::Stale`](enlist::Freshness::Stale) and of the largest age there is, so a view with
+    /// a [`max_age`](enlist::DirectoryOptions::max_age) shows it and does not pick from it. It comes once for each
+    /// watch, and stays until the linearizable list succeeds, for which the watch goes on trying; then its reader gets
+    /// the difference. `resolve`, registrations and locks always need the quorum. So does [`connect`](Self::connect):
+    /// use [`build`](Self::build). So does a [`user`](Self::user)'s first token: without one there is no such picture.
     pub fn serializable_first_list(mut self, after: Option<Duration>) -> Self {
         self.serializable_first_list = after.map(|after| after.min(LONGEST));
         self
     }
 
-    /// Sets how many keys a range may have that is watched or listed: that of a service, of a namespace, of an election.
+    /// Sets how many keys a range may have that is watched or listed: that of a service, of a namespace, of an
+    /// election.
     ///
-    /// A range that is larger is not read: [`Error::RangeTooLarge`]. One that grows larger while it is watched keeps its last known
-    /// state, which is stale because of that error, and is looked at again once a minute. Its readers get the difference once it is
-    /// small enough. Default: [`DEFAULT_MAX_RANGE_KEYS`](crate::DEFAULT_MAX_RANGE_KEYS); `None` is without a limit.
+    /// A range that is larger is not read: [`Error::RangeTooLarge`]. One that grows larger while it is watched keeps
+    /// its last known state, which is stale because of that error, and is looked at again once a minute. Its readers
+    /// get the difference once it is small enough. Default: [`DEFAULT_MAX_RANGE_KEYS`](crate::DEFAULT_MAX_RANGE_KEYS);
+    /// `None` is without a limit.
     pub fn max_range_keys(mut self, keys: Option<usize>) -> Self {
         self.limits.keys = keys;
         self
     }
 
-    /// Sets how many bytes a range may have that is watched or listed, as [`max_range_keys`](Self::max_range_keys) does for keys. Keys
-    /// and values count; while a range is listed again, there are two copies of it. Default:
+    /// Sets how many bytes a range may have that is watched or listed, as [`max_range_keys`](Self::max_range_keys) does
+    /// for keys. Keys and values count; while a range is listed again, there are two copies of it. Default:
     /// [`DEFAULT_MAX_RANGE_BYTES`](crate::DEFAULT_MAX_RANGE_BYTES); `None` is without a limit.
     pub fn max_range_bytes(mut self, bytes: Option<usize>) -> Self {
         self.limits.bytes = bytes;

@@ -145,7 +145,8 @@ pub enum SkipReason {
 
 /// Result of one check. `Display` is a short text for people, without its check and status.
 ///
-/// Texts in it come from the other end of the connection: pass them through [`enlist::escape`] before they reach a terminal.
+/// Texts in it come from the other end of the connection: pass them through [`enlist::escape`] before they reach a
+/// terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Finding {

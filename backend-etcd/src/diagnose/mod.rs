@@ -1,4 +1,5 @@
-//! Examination of an etcd: what this library needs of it, piece by piece. The `doctor` of the `enlist` command prints it.
+//! Examination of an etcd: what this library needs of it, piece by piece. The `doctor` of the `enlist` command prints
+//! it.
 //!
 //! ```no_run
 //! use enlist::{Error, Namespace};
@@ -57,18 +58,18 @@ const WITH_USER: [Check; 7] =
 type Asked<T> = Result<Result<T, etcd_client::Error>, Elapsed>;
 
 impl EtcdBuilder {
-    /// Examines etcd with these options, and reports each finding as soon as there is one: each endpoint, TLS, user and version, what
-    /// registrations and locks do below the keys of `namespace`, alarms, and the time that reads take.
+    /// Examines etcd with these options, and reports each finding as soon as there is one: each endpoint, TLS, user and
+    /// version, what registrations and locks do below the keys of `namespace`, alarms, and the time that reads take.
     ///
-    /// Each request has the [`request_timeout`](Self::request_timeout). A key without meaning is put below the keys of the layouts, under
-    /// a lease of 10 s that is revoked at once. [Settings](Self::settings), [layers](Self::layer) and other options of running sessions
-    /// have no part in it.
+    /// Each request has the [`request_timeout`](Self::request_timeout). A key without meaning is put below the keys of
+    /// the layouts, under a lease of 10 s that is revoked at once. [Settings](Self::settings), [layers](Self::layer)
+    /// and other options of running sessions have no part in it.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build); [`Error::InvalidConfig`] for a TLS file that cannot be read and for a channel that the caller made;
-    /// [`Error::InvalidName`] if a layout cannot carry the namespace; and the errors of `report`, which end it. A fault of etcd is a
-    /// finding, not an error.
+    /// As [`build`](Self::build); [`Error::InvalidConfig`] for a TLS file that cannot be read and for a channel that
+    /// the caller made; [`Error::InvalidName`] if a layout cannot carry the namespace; and the errors of `report`,
+    /// which end it. A fault of etcd is a finding, not an error.
     ///
     /// # Cancel safety
     ///
@@ -170,7 +171,8 @@ fn not_accepted(error: &etcd_client::Error) -> Finding {
     Finding::NotAccepted { fault: answer(error).auth_fault(), cause: answers::text(error) }
 }
 
-/// Ranges that permissions are tried below: where the layouts keep the namespace's services, or one of them, and a lock.
+/// Ranges that permissions are tried below: where the layouts keep the namespace's services, or one of them, and a
+/// lock.
 fn ranges(etcd: &Etcd, namespace: &Namespace) -> Result<[KeyRange; 2], Error> {
     let services = match etcd.layout().services_range(namespace) {
         Some(range) => range,

@@ -1,4 +1,5 @@
-//! Defects of etcd that concern enlist, by version. The numbers are those of etcd's changelogs and issues, as of November 2026.
+//! Defects of etcd that concern enlist, by version. The numbers are those of etcd's changelogs and issues, as of
+//! November 2026.
 
 /// A defect, with the patch releases of 3.4, 3.5, 3.6 and 3.7 that were the first without it; `None` is never.
 struct Defect {

@@ -1,5 +1,5 @@
-//! Keys and values of the user's own, whatever layout is in use: read and watched as they lie in etcd, and kept by the task of
-//! [`crate::registrar`] through a layout that knows one key.
+//! Keys and values of the user's own, whatever layout is in use: read and watched as they lie in etcd, and kept by the
+//! task of [`crate::registrar`] through a layout that knows one key.
 
 use std::sync::Arc;
 
@@ -81,7 +81,8 @@ impl RawWatcher for EtcdPrefixWatcher {
     }
 }
 
-/// The layout of one key, whose value is what a cell holds. No instance can be read from it, so it has neither owners nor terms.
+/// The layout of one key, whose value is what a cell holds. No instance can be read from it, so it has neither owners
+/// nor terms.
 #[derive(Debug)]
 struct OneKey {
     key: Arc<[u8]>,

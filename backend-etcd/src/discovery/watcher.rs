@@ -88,8 +88,8 @@ impl fmt::Debug for Payload {
 impl Etcd {
     /// Returns the values under the keys of `service`, as text, from one linearizable read.
     ///
-    /// Values that are no instances are included, because go-kit and gobase let their users store any text. Values that are no
-    /// text are left out.
+    /// Values that are no instances are included, because go-kit and gobase let their users store any text. Values that
+    /// are no text are left out.
     ///
     /// # Errors
     ///

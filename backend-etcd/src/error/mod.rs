@@ -1,7 +1,7 @@
-//! What etcd and its client say, turned into what a caller can do. The only place that looks at codes and texts.
+//! Mapping of the errors of etcd and its client to [`Error`]. Only this folder reads their codes and texts.
 //!
-//! Codes collide (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is told by code, text and
-//! source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were measured with
+//! Codes collide (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is told by code, text
+//! and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were measured with
 //! etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
 
 pub(crate) mod answers;
@@ -18,15 +18,16 @@ pub(crate) enum Failure {
     NeverSent(Cause),
     /// It may have been sent and done, or not.
     Lost(Cause),
-    /// The member cannot serve at present: it has no leader or no quorum, it is about to stop, or a proxy has none behind it.
-    /// Another one may. The request may have been done, or not.
+    /// The member cannot serve at present: it has no leader or no quorum, it is about to stop, or a proxy has none
+    /// behind it. Another one may. The request may have been done, or not.
     Leaderless(Cause),
-    /// The member does not serve the request: it is a learner, or has too much to do. Another one may. The request was not done.
+    /// The member does not serve the request: it is a learner, or has too much to do. Another one may. The request was
+    /// not done.
     Unfit(Cause),
     /// The token has to be renewed; the request was not done.
     StaleAuthToken(Cause),
-    /// A user is wanted, and the request carried none; it was not done. With a user at hand it is as a stale token: users are wanted
-    /// only since a moment ago.
+    /// A user is wanted, and the request carried none; it was not done. With a user at hand it is as a stale token:
+    /// users are wanted only since a moment ago.
     NoUser(Cause),
     /// The lease is unknown; the request was not done.
     LeaseNotFound,
@@ -65,7 +66,7 @@ impl fmt::Display for Failure {
 }
 
 impl Failure {
-    /// The same, as one that occurred at an endpoint. Its cause names that, unless it does already.
+    /// Returns the failure with the endpoint in its cause, unless the cause names it already.
     pub(crate) fn at(self, endpoint: Option<&http::Uri>) -> Self {
         let Some(endpoint) = endpoint.map(ToString::to_string) else {
             return self;
@@ -91,7 +92,7 @@ impl Failure {
         }
     }
 
-    /// The error for the caller; `what` names the keys or the operation.
+    /// Returns the error for the caller. `what` names the keys or the operation.
     pub(crate) fn into_error(self, what: &str) -> Error {
         match self {
             Self::NeverSent(cause)
@@ -125,20 +126,20 @@ impl Failure {
     }
 }
 
-/// A text as the source of an error, escaped where it is shown: it may be anybody's.
+/// Text as the source of an error. It is escaped for display, because it may come from another process.
 #[derive(Debug)]
-struct Said(String);
+struct TextCause(String);
 
-impl fmt::Display for Said {
+impl fmt::Display for TextCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         escaped(&self.0).fmt(f)
     }
 }
 
-impl StdError for Said {}
+impl StdError for TextCause {}
 
 pub(crate) fn text_cause(text: impl Into<String>) -> Cause {
-    Arc::new(Said(text.into()))
+    Arc::new(TextCause(text.into()))
 }
 
 /// Classifies what the client returned.
@@ -184,7 +185,8 @@ fn classify_status(status: &Status) -> Failure {
         }
         Code::FailedPrecondition if has("not capable") => Failure::Leaderless(cause_of(status)),
         Code::ResourceExhausted if has("too many requests") => Failure::Unfit(cause_of(status)),
-        // No leader, no quorum, stopping, not yet capable: what etcd itself says of being unavailable concerns the member.
+        // No leader, no quorum, stopping, not yet capable: what etcd itself says of being unavailable concerns the
+        // member.
         Code::Unavailable if text.starts_with("etcdserver: ") => Failure::Leaderless(cause_of(status)),
         Code::Unknown if has("context deadline exceeded") => Failure::Leaderless(cause_of(status)),
         Code::PermissionDenied => Failure::Denied,

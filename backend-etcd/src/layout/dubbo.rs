@@ -1,7 +1,8 @@
-//! The layout of dubbo-go's service discovery at application level: `/services/{application}/{host}:{port}` holds an object with Go's
-//! field names and a newline.
+//! The layout of dubbo-go's service discovery at application level: `/services/{application}/{host}:{port}` holds an
+//! object with Go's field names and a newline.
 //!
-//! The service is the application. What dubbo keeps beside it (parent keys without a lease, the interface level) is nobody's instance.
+//! The service is the application. What dubbo keeps beside it (parent keys without a lease, the interface level) is
+//! nobody's instance.
 
 use std::collections::BTreeMap;
 
@@ -69,8 +70,8 @@ impl Dialect for Dubbo {
         PREFIX.to_owned()
     }
 
-    /// Several endpoints are carried if all have a protocol and the host is the same. A weight of 0, which dubbo takes for its default
-    /// one, is refused.
+    /// Several endpoints are carried if all have a protocol and the host is the same. A weight of 0, which dubbo takes
+    /// for its default one, is refused.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let endpoints = instance.endpoints();
         let (first, named) = (&endpoints[0], endpoints.iter().filter(|endpoint| endpoint.protocol().is_some()).count());

@@ -1,9 +1,9 @@
-//! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`, empty for
-//! a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
+//! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`,
+//! empty for a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
 //!
-//! It has no namespaces and no modes, an election and a lock of one name are the same line, and a lock named `a/b` stands
-//! in the line of `a`, because Go counts every key below `a/`. Each place has a lease of its own, which ends with it. Those that
-//! queue with ours leave no mark when they do not release, so a `lock_delay` is refused.
+//! It has no namespaces and no modes, an election and a lock of one name are the same line, and a lock named `a/b`
+//! stands in the line of `a`, because Go counts every key below `a/`. Each place has a lease of its own, which ends
+//! with it. Those that queue with ours leave no mark when they do not release, so a `lock_delay` is refused.
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 

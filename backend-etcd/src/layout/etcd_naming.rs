@@ -1,8 +1,8 @@
-//! The layout of etcd's own `client/v3/naming`, which gRPC's `etcd:///target` resolver reads, and of the older `clientv3/naming`:
-//! `{target}/{id}` holds `{"Op":0,"Addr":"host:port","Metadata":…}`.
+//! The layout of etcd's own `client/v3/naming`, which gRPC's `etcd:///target` resolver reads, and of the older
+//! `clientv3/naming`: `{target}/{id}` holds `{"Op":0,"Addr":"host:port","Metadata":…}`.
 //!
-//! The service name is the target and may contain `/`; there are no namespaces. Keys that go deeper belong to a longer target. The id is
-//! free; by the convention of the original it is the address.
+//! The service name is the target and may contain `/`; there are no namespaces. Keys that go deeper belong to a longer
+//! target. The id is free; by the convention of the original it is the address.
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
@@ -13,8 +13,8 @@ use super::{Part, Skip, go, not_carried, tree::Dialect, typed};
 /// Key under which metadata is kept that is no object.
 const PLAIN: &str = "metadata";
 
-/// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, as the originals have it by convention: a
-/// removal by address from Go misses an instance with another id.
+/// The layout of etcd's naming packages. The id is free; [`Instance::at`] makes it the address, as the originals have
+/// it by convention: a removal by address from Go misses an instance with another id.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EtcdNaming {
     default_port: Option<u16>,
@@ -39,11 +39,13 @@ impl EtcdNaming {
         self
     }
 
-    /// Keeps the JSON types of metadata, in both directions: a text is under its name, any other value as JSON text under
-    /// `{name}.json`, and metadata that is no object under `.json`, as [`Instance::with_json`] writes and [`Instance::json`] reads it.
-    /// Default: texts are written, and what is no text when it is read becomes one, under its name.
+    /// Keeps the JSON types of metadata, in both directions: a text is under its name, any other value as JSON text
+    /// under `{name}.json`, and metadata that is no object under `.json`, as [`Instance::with_json`] writes and
+    /// [`Instance::json`] reads it. Default: texts are written, and what is no text when it is read becomes one, under
+    /// its name.
     ///
-    /// JSON text stays as it was written, without loss of digits or order. Metadata under a name in `.json` that is no JSON is refused.
+    /// JSON text stays as it was written, without loss of digits or order. Metadata under a name in `.json` that is no
+    /// JSON is refused.
     #[must_use]
     pub fn typed_metadata(mut self) -> Self {
         self.metadata = Metadata::Typed;

@@ -1,8 +1,9 @@
-//! The layouts of fireflycore's go-etcd: what its registry (up to v0.2.9) writes, with the lease's number at the end of the key and in
-//! the value, and what its Locator (v0.3.1) reads, with an id of one's own.
+//! The layouts of fireflycore's go-etcd: what its registry (up to v0.2.9) writes, with the lease's number at the end of
+//! the key and in the value, and what its Locator (v0.3.1) reads, with an id of one's own.
 //!
-//! enlist's namespace is fireflycore's (the registry's default is `firefly`, the Locator's `default`), and its application id is the
-//! service. The environment is part of enlist's namespace (`default/dev`), and an option of the layout for namespaces that name none.
+//! enlist's namespace is fireflycore's (the registry's default is `firefly`, the Locator's `default`), and its
+//! application id is the service. The environment is part of enlist's namespace (`default/dev`), and an option of the
+//! layout for namespaces that name none.
 
 use std::collections::BTreeMap;
 
@@ -19,9 +20,10 @@ use crate::watch::record::KeyRange;
 
 /// The layout of the Locator: `{namespace}/{env}/{service}/{id}`. It also reads what the registry of v0.2.9 writes.
 ///
-/// A namespace of enlist with one `/` names an environment: `auth` in `team/dev` has the keys `team/dev/auth/…`, whatever the layout's own
-/// environment, which is that of namespaces without a `/`. So one client reads services of all environments, and `team` is another name of
-/// `team/prod` if the layout's environment is `prod`. An environment may be empty, as in Go: `team/` has the keys `team//auth/…`.
+/// A namespace of enlist with one `/` names an environment: `auth` in `team/dev` has the keys `team/dev/auth/…`,
+/// whatever the layout's own environment, which is that of namespaces without a `/`. So one client reads services of
+/// all environments, and `team` is another name of `team/prod` if the layout's environment is `prod`. An environment
+/// may be empty, as in Go: `team/` has the keys `team//auth/…`.
 #[derive(Clone, Debug)]
 pub struct Fireflycore {
     env: String,
@@ -35,9 +37,9 @@ pub struct Fireflycore {
     run_date: String,
 }
 
-/// The layout of the registry of v0.2.9: `{namespace}/{env}/{service}/{lease id, decimal}`. Each instance needs a lease of its own and
-/// gets a new key when it is registered anew. Environments are those of [`Fireflycore`], but never empty: readers of that version skip
-/// instances without one.
+/// The layout of the registry of v0.2.9: `{namespace}/{env}/{service}/{lease id, decimal}`. Each instance needs a lease
+/// of its own and gets a new key when it is registered anew. Environments are those of [`Fireflycore`], but never
+/// empty: readers of that version skip instances without one.
 #[derive(Clone, Debug)]
 pub struct FireflycoreByLease {
     inner: Fireflycore,
@@ -66,7 +68,8 @@ impl Fireflycore {
         })
     }
 
-    /// The port of addresses that have none, as those have which the original fills in by itself. Without this they are malformed.
+    /// The port of addresses that have none, as those have which the original fills in by itself. Without this they are
+    /// malformed.
     #[must_use]
     pub fn default_port(mut self, port: u16) -> Self {
         self.default_port = Some(port);
@@ -102,7 +105,8 @@ impl Fireflycore {
         self
     }
 
-    /// Namespace and environment that a namespace names: `team` and `dev` for `team/dev`, `team` and the layout's own for `team`.
+    /// Namespace and environment that a namespace names: `team` and `dev` for `team/dev`, `team` and the layout's own
+    /// for `team`.
     fn split<'a>(&'a self, namespace: &'a Namespace) -> Result<(&'a str, &'a str), Error> {
         match namespace.as_str().split_once('/') {
             None => Ok((namespace.as_str(), &self.env)),

@@ -1,5 +1,5 @@
-//! What the layouts of the Go ecosystems have in common: JSON as Go's `encoding/json` writes it, keys in segments, addresses as
-//! Go joins them, and the refusal of whatever a layout would lose.
+//! What the layouts of the Go ecosystems have in common: JSON as Go's `encoding/json` writes it, keys in segments,
+//! addresses as Go joins them, and the refusal of whatever a layout would lose.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -147,7 +147,8 @@ pub(super) fn refuse_loss_but(
     }
 }
 
-/// The number at the end of a key that is numbered by lease. A fixed instance, which has no lease, has to have a number as its id.
+/// The number at the end of a key that is numbered by lease. A fixed instance, which has no lease, has to have a number
+/// as its id.
 pub(super) fn number(layout: &dyn Layout, id: &InstanceId, lease: Option<LeaseId>) -> Result<i64, Error> {
     match lease {
         Some(lease) => Ok(lease.get()),
@@ -175,7 +176,8 @@ pub(super) fn only_plain_endpoint<'a>(layout: &dyn Layout, instance: &'a Instanc
     if endpoint.protocol().is_some() { Err(lost(layout, "the protocol of an endpoint")) } else { Ok(endpoint) }
 }
 
-/// Reads `host:port`. Some writers leave the brackets of an IPv6 address out: what follows the last colon is the port then.
+/// Reads `host:port`. Some writers leave the brackets of an IPv6 address out: what follows the last colon is the port
+/// then.
 pub(super) fn address(text: &str) -> Result<Endpoint, Skip> {
     let no_address = |_| malformed("no host:port");
     if text.contains("://") {

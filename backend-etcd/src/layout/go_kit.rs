@@ -1,7 +1,7 @@
 //! The usual layout of go-kit's `sd/etcdv3`: `{prefix}{service}/{id}` holds `host:port` or a URL.
 //!
-//! go-kit leaves keys to its user and reads values only. The prefix, `/services/` unless said otherwise, is used as it is and ends in `/`.
-//! A URL goes on after the address: that is the `path` in the metadata of the instance.
+//! go-kit leaves keys to its user and reads values only. The prefix, `/services/` unless said otherwise, is used as it
+//! is and ends in `/`. A URL goes on after the address: that is the `path` in the metadata of the instance.
 
 use enlist::{Endpoint, Error, Instance, ServiceRef};
 
@@ -10,9 +10,9 @@ use super::{Part, Skip, go, tree::Dialect};
 /// Name of the metadata that holds the rest of the URL.
 const PATH: &str = "path";
 
-/// The layout of go-kit. What follows the address of a URL, path and query, is the metadata `path` of the instance, which is all the
-/// metadata that it carries: `http://10.0.0.1:80/api?v=1` has the `path` `/api?v=1`. The id is free; [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another
-/// id.
+/// The layout of go-kit. What follows the address of a URL, path and query, is the metadata `path` of the instance,
+/// which is all the metadata that it carries: `http://10.0.0.1:80/api?v=1` has the `path` `/api?v=1`. The id is free;
+/// [`Instance::at`] makes it the address. A removal by address from Go misses an instance with another id.
 #[derive(Clone, Debug)]
 pub struct GoKit {
     prefix: String,

@@ -1,4 +1,5 @@
-//! The layout of go-micro's etcd registry: `/micro/registry/{service}/{node id}` holds the whole service with this one node.
+//! The layout of go-micro's etcd registry: `/micro/registry/{service}/{node id}` holds the whole service with this one
+//! node.
 //!
 //! go-micro writes `-` for a `/` in a name, so that `a/b` and `a-b` share their keys; here such names are refused.
 

@@ -1,7 +1,7 @@
 //! The layout of go-zero (`core/discov`): `{key}/{lease id, decimal}` holds `host:port`, and nothing else is carried.
 //!
-//! The service name is go-zero's key and may contain `/`; there are no namespaces, so only the default one can be used. Keys
-//! are numbered by lease, so each instance needs a lease of its own and gets a new key when it is registered anew.
+//! The service name is go-zero's key and may contain `/`; there are no namespaces, so only the default one can be used.
+//! Keys are numbered by lease, so each instance needs a lease of its own and gets a new key when it is registered anew.
 
 use enlist::{Endpoint, Error, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 

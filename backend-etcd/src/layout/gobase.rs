@@ -17,8 +17,9 @@ const GRPC: &[u8] = b"/grpc";
 /// Fields that are no metadata.
 const OWN: [&str; 3] = ["ip", "port", "weight"];
 
-/// The layout of gobase. The id is free; [`Instance::at`] makes it the address. Metadata keeps its JSON types: a text is under its name, any other value as JSON text under `{name}.json`, as
-/// [`Instance::with_json`] writes and [`Instance::json`] reads it.
+/// The layout of gobase. The id is free; [`Instance::at`] makes it the address. Metadata keeps its JSON types: a text
+/// is under its name, any other value as JSON text under `{name}.json`, as [`Instance::with_json`] writes and
+/// [`Instance::json`] reads it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Gobase;
 

@@ -1,7 +1,8 @@
-//! Layouts of the user's behind a wall: one that panics fails the call that needs it, not the task of the session that calls it.
+//! Layouts of the user's behind a wall: one that panics fails the call that needs it, not the task of the session that
+//! calls it.
 //!
-//! A call that can fail fails. Of the others, what cannot be read counts as it does least harm: a value is no instance, and a key in
-//! line is in line, because taking it for nobody's could grant a lock twice.
+//! A call that can fail fails. Of the others, what cannot be read counts as it does least harm: a value is no instance,
+//! and a key in line is in line, because taking it for nobody's could grant a lock twice.
 
 use std::{fmt, sync::Arc};
 

@@ -1,6 +1,8 @@
-//! The layout of kitex's `registry-etcd`: `{prefix}/{service}/{address}` holds `{"network":…,"address":…,"weight":…,"tags":…}`.
+//! The layout of kitex's `registry-etcd`: `{prefix}/{service}/{address}` holds
+//! `{"network":…,"address":…,"weight":…,"tags":…}`.
 //!
-//! There are no namespaces beside the prefix, which is `kitex/registry-etcd`, and empty in kitex's deprecated constructors.
+//! There are no namespaces beside the prefix, which is `kitex/registry-etcd`, and empty in kitex's deprecated
+//! constructors.
 
 use enlist::{Error, Instance, ServiceRef};
 use serde::{Deserialize, Serialize};
@@ -13,8 +15,8 @@ const DEFAULT_WEIGHT: u32 = 10;
 /// The network of an endpoint that names none: kitex dials by it.
 const NETWORK: &str = "tcp";
 
-/// The layout of kitex. The id is free; [`Instance::at`] makes it the address, as kitex has it: its removals, which go by address, miss an
-/// instance with another id, and one with an IPv6 address, which has brackets here and none there.
+/// The layout of kitex. The id is free; [`Instance::at`] makes it the address, as kitex has it: its removals, which go
+/// by address, miss an instance with another id, and one with an IPv6 address, which has brackets here and none there.
 #[derive(Clone, Debug)]
 pub struct Kitex {
     prefix: String,
@@ -50,7 +52,8 @@ impl Kitex {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for control characters, and for `%`, which kitex takes for a directive of its format string.
+    /// [`Error::InvalidConfig`] for control characters, and for `%`, which kitex takes for a directive of its format
+    /// string.
     pub fn with_prefix(prefix: &str) -> Result<Self, Error> {
         if prefix.contains('%') {
             return Err(Error::invalid_config("prefix", "kitex cannot use a prefix with `%`"));
@@ -68,8 +71,8 @@ impl Dialect for Kitex {
         format!("{}/", self.prefix)
     }
 
-    /// The protocol of the endpoint is kitex's network; without one it is `tcp`. A weight of 0, which kitex does not know, is
-    /// refused.
+    /// The protocol of the endpoint is kitex's network; without one it is `tcp`. A weight of 0, which kitex does not
+    /// know, is refused.
     fn write(&self, _: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         let endpoint = go::only_endpoint(self, instance)?;
         if instance.weight() == 0 {

@@ -67,7 +67,8 @@ impl Dialect for Kratos {
         format!("{}/", self.namespace)
     }
 
-    /// Endpoints need a protocol, which kratos picks by. The weight is an entry of the metadata; the default one is left out.
+    /// Endpoints need a protocol, which kratos picks by. The weight is an entry of the metadata; the default one is
+    /// left out.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error> {
         if instance.endpoints().iter().any(|endpoint| endpoint.protocol().is_none() || endpoint.is_unix()) {
             return Err(go::lost(self, "an endpoint without a protocol such as grpc://"));

@@ -1,7 +1,20 @@
-//! Where instances and locks lie in etcd: the only place that joins or splits keys, or reads and writes values.
+//! Keys and values of instances and locks in etcd. Only layouts join or split keys, and only they read or write values.
 //!
-//! A layout is the dialect of one ecosystem. It may carry less than an [`Instance`] says; [`Layout::carries`] tells. A layout
-//! never reports another service's instance, and refuses a name it cannot carry instead of mangling it.
+//! A layout is the format of one ecosystem. It may carry less than an [`Instance`] contains, see [`Layout::carries`]. A
+//! layout never returns another service's instance, and refuses a name that it cannot represent. Read `native.rs`
+//! first.
+//!
+//! # Adding a layout
+//!
+//! 1. `layout/NAME.rs`: the type and `impl Layout`. If the keys are `{root}/{service}/{address}`, implement `Dialect`
+//!    of `tree.rs` instead, as `kitex.rs` does.
+//! 2. Here and in `lib.rs`: the module and the re-export.
+//! 3. `tests/fixtures/NAME.json` and `tests/wire.rs`: bytes that the original library wrote, and the entries in
+//!    `DIALECTS`, `layouts()` and `ARRAYS`.
+//! 4. `tests/layouts.rs`: one line, which runs the conformance suite with the features that the layout carries.
+//! 5. `tests/fuzzed/targets.rs` and `fuzz/fuzz_targets/`: one target.
+//! 6. `cli/src/args.rs` and `cli/src/connect.rs`: the option. The `match` in `connect.rs` does not compile without it.
+//! 7. `docs/wire-formats.md` and the READMEs: the tables of layouts.
 
 mod dubbo;
 mod etcd_concurrency;
@@ -48,8 +61,8 @@ use crate::watch::record::KeyRange;
 /// The most bytes of a value that are looked at: escapes can make JSON six times its content.
 const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
-/// The most bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its operator set
-/// another limit; the rest is for keys and guards, and for a mark that the instance is about to leave.
+/// The most bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its
+/// operator set another limit; the rest is for keys and guards, and for a mark that the instance is about to leave.
 pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
 
 /// Part of an instance that a layout can hold.
@@ -82,8 +95,8 @@ pub enum Part {
 pub enum Identity {
     /// Its id, which is in the key.
     Id,
-    /// Its lease, which is in the key: a re-registration makes a new key, and for a while there are two. Entries with the same
-    /// endpoints are one instance, and the newest counts.
+    /// Its lease, which is in the key: a re-registration makes a new key, and for a while there are two. Entries with
+    /// the same endpoints are one instance, and the newest counts.
     Lease,
 }
 
@@ -186,8 +199,8 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The range that holds all services of `namespace`; `None` if it cannot tell.
     fn services_range(&self, namespace: &Namespace) -> Option<KeyRange>;
 
-    /// The service and the id that a key of an instance in `namespace` names; `None` if it is none of this layout's. Where keys are
-    /// numbered by lease, the number is the id.
+    /// The service and the id that a key of an instance in `namespace` names; `None` if it is none of this layout's.
+    /// Where keys are numbered by lease, the number is the id.
     fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)>;
 
     /// The service alone that a key of [`services_range`](Self::services_range) belongs to. Default: that of
@@ -200,13 +213,13 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if the value that is replaced is of a newer
-    /// version.
+    /// [`Error::Unsupported`] if it would lose what the layout does not carry, or if the value that is replaced is of a
+    /// newer version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
-    /// Checks that it can hold an instance of `service`, under whatever lease and term. The instance was checked by itself
-    /// ([`Instance::check`]). What is accepted and cannot be stored is tried for ever. Default: it is written, to see, and the bytes
-    /// are counted.
+    /// Checks that it can hold an instance of `service`, under whatever lease and term. The instance was checked by
+    /// itself ([`Instance::check`]). What is accepted and cannot be stored is tried for ever. Default: it is written,
+    /// to see, and the bytes are counted.
     ///
     /// # Errors
     ///
@@ -222,8 +235,8 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// [`Skip`] says whether the key is somebody else's or broken.
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip>;
 
-    /// As [`decode`](Self::decode), and the same comes of it. Where it says what `like` says, an instance that was read before,
-    /// it may share that ([`Instance::sibling`]), which is quicker. Default: it is simply read.
+    /// As [`decode`](Self::decode), and the same comes of it. Where it says what `like` says, an instance that was read
+    /// before, it may share that ([`Instance::sibling`]), which is quicker. Default: it is simply read.
     ///
     /// # Errors
     ///
@@ -232,8 +245,8 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         self.decode(service, key, value)
     }
 
-    /// Returns the term in a value: 0 if it says nothing, `None` if the layout carries no terms. Of two registrations with one
-    /// owner the one with the larger term stands; without terms the one that wrote last. Default: none.
+    /// Returns the term in a value: 0 if it says nothing, `None` if the layout carries no terms. Of two registrations
+    /// with one owner the one with the larger term stands; without terms the one that wrote last. Default: none.
     fn term(&self, _value: &[u8]) -> Option<u64> {
         None
     }
@@ -287,8 +300,9 @@ pub enum LockOrder {
     /// Contenders queue, each with a key of its own: the one that was created first holds.
     #[default]
     Queue,
-    /// There is one key, and whoever creates it holds the lock. Those that wait have no key and no order: each tries when it is gone.
-    /// Each contender needs a lease of its own, which tells its key from that of another ([`LeaseScope::PerKey`]).
+    /// There is one key, and whoever creates it holds the lock. Those that wait have no key and no order: each tries
+    /// when it is gone. Each contender needs a lease of its own, which tells its key from that of another
+    /// ([`LeaseScope::PerKey`]).
     FirstToCreate,
 }
 
@@ -322,8 +336,8 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// As [`line`](Self::line).
     fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
-    /// The range of all places in a line that one lease keeps, and nobody else's, if there is one. A session watches its own
-    /// places through it. Default: none.
+    /// The range of all places in a line that one lease keeps, and nobody else's, if there is one. A session watches
+    /// its own places through it. Default: none.
     fn places(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
         None
     }
@@ -343,13 +357,15 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// The range of the marks of a line, outside of the line: whoever holds the lock with a `lock_delay` has one there without a
-    /// lease, and a release removes it. `None`: the layout has no marks, and a `lock_delay` is refused. Default: none.
+    /// The range of the marks of a line, outside of the line: whoever holds the lock with a `lock_delay` has one there
+    /// without a lease, and a release removes it. `None`: the layout has no marks, and a `lock_delay` is refused.
+    /// Default: none.
     fn marks(&self, _line: QueueKind, _name: &LockName) -> Option<KeyRange> {
         None
     }
 
-    /// The key of the mark that belongs to the place with this lease and nonce. Its value is that of the place. Default: none.
+    /// The key of the mark that belongs to the place with this lease and nonce. Its value is that of the place.
+    /// Default: none.
     fn mark(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
         None
     }

@@ -7,8 +7,8 @@
 //! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}    {"v":1,"value":"…"}
 //! ```
 //!
-//! Whoever holds a lock, or leads, with a `lock_delay` has a key without a lease beside its place, with the same end and the same
-//! value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
+//! Whoever holds a lock, or leads, with a `lock_delay` has a key without a lease beside its place, with the same end
+//! and the same value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
 //!
 //! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
 //! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
@@ -42,7 +42,8 @@ const KEY_BYTES: usize = 96;
 /// Usual number of bytes of a value.
 const VALUE_BYTES: usize = 256;
 
-/// Maximum bytes of a value beside the texts of the instance and the owner token: the fields' names, numbers, the health.
+/// Maximum bytes of a value beside the texts of the instance and the owner token: the fields' names, numbers, the
+/// health.
 const FIELDS_BYTES: usize = 1024;
 
 /// An owner token of so many bytes fits into every value: JSON makes at most six of one.
@@ -243,8 +244,8 @@ impl Layout for Native {
         Ok(value)
     }
 
-    /// It carries everything, and what an instance may say takes no more than it was checked for: only a long owner token can be too
-    /// much.
+    /// It carries everything, and what an instance may say takes no more than it was checked for: only a long owner
+    /// token can be too much.
     fn accepts(&self, service: &ServiceRef, instance: &Instance, owner: Option<&str>) -> Result<(), Error> {
         let short = owner.is_none_or(|owner| owner.len() <= MAX_SHORT_OWNER);
         if short { Ok(()) } else { accepts_written(self, service, instance, owner) }

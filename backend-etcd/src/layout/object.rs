@@ -1,5 +1,5 @@
-//! Structs that are read from JSON objects only. Derived code also takes an array for a struct, its elements for the fields in
-//! their order, which no writer means: Go refuses it.
+//! Structs that are read from JSON objects only. Derived code also takes an array for a struct, its elements for the
+//! fields in their order, which no writer means: Go refuses it.
 
 use std::{fmt, marker::PhantomData};
 

@@ -1,5 +1,5 @@
-//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] says the rest, and is a
-//! [`Layout`] by that.
+//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] says the rest,
+//! and is a [`Layout`] by that.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! JSON of any type as metadata, and back, without loss: a text under its name, any other value as JSON text under `{name}.json`
-//! ([`JSON_SUFFIX`]). That is as it was written, to the last digit and the order within it.
+//! JSON of any type as metadata, and back, without loss: a text under its name, any other value as JSON text under
+//! `{name}.json` ([`JSON_SUFFIX`]). That is as it was written, to the last digit and the order within it.
 //!
 //! Of two ways to say the same one is refused, so what is written is read again as it was.
 
@@ -66,7 +66,8 @@ pub(super) fn json(metadata: &BTreeMap<String, String>) -> Result<Json<'_>, &'st
     }
 }
 
-/// Returns any JSON as metadata. What is no object, an empty one, and one that would be taken for such a value, is under `.json`.
+/// Returns any JSON as metadata. What is no object, an empty one, and one that would be taken for such a value, is
+/// under `.json`.
 pub(super) fn entries(json: &RawValue) -> Vec<(String, String)> {
     if json.get() == "null" {
         return Vec::new();

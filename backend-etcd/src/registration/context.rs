@@ -18,11 +18,12 @@ use crate::{
     watch::{key_monitors::KeyMonitors, range_watch::Hub},
 };
 
-/// Time for which the lease of a removed instance is kept if its layout has no mark for removals: watchers read that lease.
+/// Time for which the lease of a removed instance is kept if its layout has no mark for removals: watchers read that
+/// lease.
 const DEPARTURE_OBSERVATION: Duration = Duration::from_secs(1);
 
-/// Number of registrations that may read their key at the same time, so that thousands that lost their watch together do not
-/// stampede.
+/// Number of registrations that may read their key at the same time, so that thousands that lost their watch together
+/// do not stampede.
 const MAX_READS: usize = 16;
 
 /// Parts of a session that registrations use. Holding it keeps the session alive.
@@ -73,7 +74,8 @@ impl RegistrationContext {
         self.leases.lifecycle()
     }
 
-    /// Notes that an instance was removed. If its layout has no mark for that, only its lease tells the removal from a crash.
+    /// Notes that an instance was removed. If its layout has no mark for that, only its lease tells the removal from a
+    /// crash.
     pub(crate) fn note_departure(&self) {
         if !self.layout.carries().contains(&Part::Health) {
             *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());

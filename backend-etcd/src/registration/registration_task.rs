@@ -1,9 +1,11 @@
 //! Task of one registration: compares the desired state with etcd's, for ever.
 //!
-//! The flow is that of [`enlist::backend::registration_flow`]: comparisons are in `comparison.rs`, the waits between them in
-//! `waits.rs`, the end in `removal.rs`. An own key is watched, because a lease can vanish although every renewal was answered.
+//! The flow is that of [`enlist::backend::registration_flow`]: comparisons are in `comparison.rs`, the waits between
+//! them in `waits.rs`, the end in `removal.rs`. An own key is watched, because a lease can vanish although every
+//! renewal was answered.
 //!
-//! The removal is written twice deliberately: here a request that failed may be applied later, in `enlist-memory` it is not.
+//! The removal is written twice deliberately: here a request that failed may be applied later, in `enlist-memory` it is
+//! not.
 
 mod comparison;
 mod eviction;
@@ -48,16 +50,17 @@ use crate::{
     },
 };
 
-/// Maximum time for which a registration that lost its key waits for a renewal, which tells the loss of the lease from a deletion.
+/// Maximum time for which a registration that lost its key waits for a renewal, which tells the loss of the lease from
+/// a deletion.
 const LEASE_VERDICT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Task of one registration.
 pub(crate) struct RegistrationTask {
     context: Arc<RegistrationContext>,
-    /// How it lies in etcd.
+    /// Format of its key and value.
     layout: Arc<dyn Layout>,
     id: InstanceId,
-    /// What the registrations of this session are kept apart by: the key, unless that depends on the lease.
+    /// Identifies the key among the claims of this session: the key itself, unless that depends on the lease.
     slot: Arc<[u8]>,
     driver: RegistrationDriver,
     options: RegisterOptions,
@@ -66,11 +69,11 @@ pub(crate) struct RegistrationTask {
     /// The retired lease that the key is under until it is written under another one.
     former: Option<Arc<Lease>>,
     writes: OwnWrites,
-    /// Another registration of this session had the key since.
+    /// Another registration of this session has had the key since.
     gave_way: bool,
-    /// What was stored is known to be gone.
+    /// The stored key is known to be gone.
     gone: bool,
-    /// Content of the key in etcd, as far as that need not be asked.
+    /// Content of the key in etcd, if it is known without a read.
     known: Known,
     monitor: Option<KeyMonitor>,
     /// `Sharing::Never` once a shared watch could not see the key.
@@ -79,20 +82,20 @@ pub(crate) struct RegistrationTask {
     watched: Watched,
     /// The generation of the instance that was wanted last.
     wanted: u64,
-    /// Number of times that etcd had answered again when the last step began.
+    /// Number of recoveries of etcd at the beginning of the last comparison.
     recoveries: u64,
-    /// The rollbacks of the store that the session had seen when the key was last known to be as it was stored.
+    /// Number of observed rollbacks of the store when the key was last known to be as it was stored.
     rollbacks: u64,
 }
 
-/// Content of a key in etcd. Every write is guarded, so being wrong costs a request and nothing else.
+/// Content of a key in etcd. Every write is guarded, so a wrong assumption costs one request.
 #[derive(Default)]
 enum Known {
-    /// It has to be asked.
+    /// It has to be read.
     #[default]
     Unknown,
     Absent,
-    /// What was stored.
+    /// As it was stored.
     AsStored,
     Is(Record),
 }
@@ -106,7 +109,7 @@ impl From<Option<Record>> for Known {
 impl Drop for RegistrationTask {
     fn drop(&mut self) {
         if self.driver.goal() == Goal::Abandoned && self.context.lifecycle().tasks.stop_signal().is_cancelled() {
-            // The session ended before its task heard of that.
+            // The session ended before this task was stopped.
             self.leave_lease();
         }
         self.context.registrations.fetch_sub(1, Ordering::Relaxed);
@@ -114,7 +117,7 @@ impl Drop for RegistrationTask {
 }
 
 impl RegistrationTask {
-    /// Boxed: its task would hold it twice.
+    /// Boxed, because the future of the task would hold it twice.
     pub(crate) fn new(
         context: &Arc<RegistrationContext>,
         layout: &Arc<dyn Layout>,
@@ -170,18 +173,20 @@ impl RegistrationTask {
         owner_of(&*self.layout, self.driver.service(), record)
     }
 
-    /// Forgets what was stored: it was replaced, so its absence is no eviction.
+    /// Removes the record of the stored key: it was replaced, so its absence is no eviction.
     fn disown(&mut self) {
         self.writes.disown();
         self.former = None;
     }
 
-    /// Looks at the key as it was found after a claim of unknown outcome. If it does not show the claim, nothing more is written
-    /// under its lease.
+    /// Compares the key, as it was read, with a claim of unknown outcome. If it does not show the claim, nothing more
+    /// is written under the lease of that claim.
     fn settle(&mut self, found: Option<&Record>) {
         let Self { context, writes, options, .. } = self;
-        let given = matches!(options.lease, LeaseChoice::Given(_));
-        writes.settle(found, |lease| Impossible::after(&context.leases, lease, given));
+        writes.settle(found, |lease| match options.lease {
+            LeaseChoice::Given(_) => Impossible::after_end(lease),
+            _ => Impossible::by_retiring(&context.leases, lease),
+        });
     }
 
     fn key_under(&self, lease: LeaseId) -> Result<Arc<[u8]>, Error> {
@@ -193,18 +198,18 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` while the instance may be published, for all that is known: it was stored, and neither its key nor its lease
-    /// is known to be gone.
+    /// Returns `true` while the instance may be published, for all that is known: it was stored, and neither its key
+    /// nor its lease is known to be gone.
     fn may_be_there(&self) -> bool {
         !self.gone && self.writes.stored().is_some() && self.lease.as_ref().is_some_and(|lease| !lease.is_lost())
     }
 
-    /// Window over which registrations that go on together are spread.
+    /// Returns the window over which registrations that continue at the same time are spread.
     fn reregistration_window(&self) -> Duration {
         reregistration_window(self.options.ttl, self.context.registrations.load(Ordering::Relaxed))
     }
 
-    /// Does nothing for a while, unless the registration is no longer wanted.
+    /// Sleeps, unless the registration is no longer wanted.
     async fn rest(&self, time: Duration) {
         tokio::select! {
             () = tokio::time::sleep(time) => {}
@@ -212,12 +217,12 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` if its lease keeps no other instance.
+    /// Returns `true` if the lease keeps no other instance.
     fn has_own_lease(&self) -> bool {
         self.options.lease == LeaseChoice::Own || self.layout.lease_scope() == LeaseScope::PerKey
     }
 
-    /// Leaves its lease to run out, if that keeps no other instance.
+    /// Leaves the lease to run out, if it keeps no other instance.
     fn leave_lease(&self) {
         if let (Some(lease), true) = (&self.lease, self.has_own_lease()) {
             lease.abandon();

@@ -26,10 +26,11 @@ use crate::{
     watch::record::Record,
 };
 
-/// TTL of the lease that a fixed instance is created under, which is revoked once it is detached.
-const DETACH_WITHIN: Duration = Duration::from_secs(60);
+/// TTL of the lease under which a fixed instance is created. It is revoked once the instance is detached from it.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Maximum attempts to write a key of a fixed instance that changes meanwhile because it is detached from its lease, or goes with it.
+/// Maximum number of attempts to write the key of a fixed instance that changes meanwhile, because it is detached from
+/// its lease or deleted with it.
 const MAX_ATTEMPTS: usize = 3;
 
 #[async_trait]
@@ -54,17 +55,17 @@ impl Registry for Etcd {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let (present, attached) = self.fixed(service, instance.id(), &key, failed).await?;
+            let (present, attachment) = self.fixed(service, instance.id(), &key, failed).await?;
             let previous = present.as_ref().map(|record| &*record.value);
             let value = layout.encode(service, &instance, &Writing { previous, ..Writing::default() })?;
             let written = match &present {
-                // Of one that is under its lease yet, this is what detaches it.
+                // This detaches a key that is still under its lease.
                 Some(record) => conn.put(&key, Guard::Modified(record.modified), &value, None).await,
                 None => self.create_fixed(&key, &value).await,
             };
             match written.map_err(failed)? {
                 Written::Done(revision) => return Ok(revision),
-                Written::Refused(found) if attempts < MAX_ATTEMPTS && (attached || is_leased(found.as_ref())) => {}
+                Written::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
                 Written::Refused(found) => return Err(Self::changed(service, instance.id(), found.as_ref())),
             }
         }
@@ -78,7 +79,7 @@ impl Registry for Etcd {
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let (present, attached) = self.fixed(service, id, &key, failed).await?;
+            let (present, attachment) = self.fixed(service, id, &key, failed).await?;
             let Some(record) = present else {
                 return Err(Self::changed(service, id, None));
             };
@@ -88,14 +89,14 @@ impl Registry for Etcd {
             })?;
             let mut guard = Guard::Modified(record.modified);
             if let Some(value) = marked_leaving(&**layout, service, &record) {
-                // That it failed keeps nothing from being removed.
+                // A failure does not prevent the removal.
                 if let Ok(Written::Done(revision)) = conn.put(&record.key, guard, &value, None).await {
                     guard = Guard::Modified(revision);
                 }
             }
             match conn.delete(&key, guard).await.map_err(failed)? {
                 Written::Done(_) => return Ok(Entry::new(instance, record.created, record.modified)),
-                Written::Refused(found) if attempts < MAX_ATTEMPTS && (attached || is_leased(found.as_ref())) => {}
+                Written::Refused(found) if attempts < MAX_ATTEMPTS && attachment.may_change(found.as_ref()) => {}
                 Written::Refused(found) => return Err(Self::changed(service, id, found.as_ref())),
             }
         }
@@ -117,7 +118,8 @@ impl Registry for Etcd {
             if at != record.modified || attempts > MAX_ATTEMPTS {
                 return Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified });
             }
-            // Without a mark that it leaves: to its registration that would be another one's value, whose removal is no eviction.
+            // Without a mark that it leaves: to its registration that would be another one's value, whose removal is no
+            // eviction.
             match conn.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
                 Written::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
@@ -181,33 +183,33 @@ impl Etcd {
         Ok(registration)
     }
 
-    /// Reads the key of a fixed instance. `true` with one that is not detached yet from the lease that this session created it under,
-    /// because the answer to that was lost or is under way: it is written as any other, but may go with that lease.
+    /// Reads the key of a fixed instance.
     async fn fixed(
         &self,
         service: &ServiceRef,
         id: &InstanceId,
         key: &[u8],
         failed: impl Fn(Failure) -> Error,
-    ) -> Result<(Option<Record>, bool), Error> {
+    ) -> Result<(Option<Record>, Attachment), Error> {
         let RegistrationContext { leases, conn, .. } = &*self.session.registration;
-        // One that is gone when the answer comes may have been there when the key was read.
+        // A lease that is gone when the answer arrives may have existed when the key was read.
         let detaching = leases.all_detaching();
         let (present, _) = conn.get(key).await.map_err(failed)?;
         match present.as_ref().and_then(|record| record.lease) {
             Some(lease) if !detaching.contains(&lease) && !leases.is_detaching(lease) => {
                 Err(Self::not_owner(service, id, lease))
             }
-            lease => Ok((present, lease.is_some())),
+            Some(_) => Ok((present, Attachment::Detaching)),
+            None => Ok((present, Attachment::Detached)),
         }
     }
 
-    /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could otherwise be done
-    /// after a removal; this one ends with its lease.
+    /// Creates a key without a lease: under one, and then detached from it. A creation whose answer is lost could
+    /// otherwise be done after a removal; this one ends with its lease.
     async fn create_fixed(&self, key: &Arc<[u8]>, value: &[u8]) -> Result<Written, Failure> {
         let RegistrationContext { leases, conn, .. } = &*self.session.registration;
         // Also if this future is dropped: what is not detached goes with the lease.
-        let lease = leases.detaching(LeaseTerms::new(DETACH_WITHIN, None)).await?;
+        let lease = leases.detaching(LeaseTerms::new(DETACH_TIMEOUT, None)).await?;
         match conn.put(key, Guard::Absent, value, Some(lease.id())).await? {
             Written::Done(revision) => conn.put(key, Guard::Modified(revision), value, None).await,
             refused @ Written::Refused(_) => Ok(refused),
@@ -227,7 +229,20 @@ impl Etcd {
     }
 }
 
-/// Returns `true` for a key that may be detached in a moment, or gone.
-fn is_leased(record: Option<&Record>) -> bool {
-    record.is_some_and(|record| record.lease.is_some())
+/// Lease of the key of a fixed instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attachment {
+    /// The key has no lease.
+    Detached,
+    /// The key is not detached yet from the lease that this session created it under, because the answer to that was
+    /// lost or is under way. It is written like any other, but may be deleted with that lease.
+    Detaching,
+}
+
+impl Attachment {
+    /// Returns `true` if a guarded write can be refused only because the key was detached meanwhile, or deleted with
+    /// its lease.
+    fn may_change(self, found: Option<&Record>) -> bool {
+        self == Self::Detaching || found.is_some_and(|record| record.lease.is_some())
+    }
 }

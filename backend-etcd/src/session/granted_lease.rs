@@ -1,4 +1,5 @@
-//! A lease that a user holds, over one of the session's. What renews and revokes it is in [`crate::session::lease`].
+//! Lease of a user, over one of the session's. It is renewed and revoked by its task, see `lease_task.rs`. Compare
+//! `enlist-memory`'s file of the same name: the two differ in the revocation, whose outcome can be unknown here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,10 +14,10 @@ use crate::session::{
     leases::Leases,
 };
 
-/// Maximum time until a revocation is confirmed, or goes on in the background.
+/// Maximum time for which a revocation is waited for. Afterwards it continues in the background.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Dropping it lets go of the lease, which revokes it.
+/// Lease of a user. Dropping it revokes the lease.
 #[derive(Debug)]
 pub(crate) struct GrantedLease {
     lease: Arc<Lease>,
@@ -47,7 +48,7 @@ impl LeaseHandle for GrantedLease {
         // Not the phase, which turns a moment before the state that `is_alive` reads.
         let (mut state, stopped) = (self.lease.state(), self.leases.lifecycle().tasks.stop_signal());
         tokio::select! {
-            // An error means that nobody renews it any more.
+            // An error means that its task has ended.
             _ = state.wait_for(|state| matches!(state, LeaseState::Lost)) => {}
             () = stopped.cancelled() => {}
         }

@@ -138,8 +138,8 @@ impl KeptLease {
         self.signals.retired.load(Ordering::Acquire)
     }
 
-    /// Becomes `true` once the store has acknowledged the end of the lease. From then on no write under it is applied. Only for a
-    /// lease that was [retired](super::leases::Leases::retire) or [given up](give_up).
+    /// Becomes `true` once the store has acknowledged the end of the lease. From then on no write under it is applied.
+    /// Only for a lease that was [retired](super::leases::Leases::retire) or [given up](give_up).
     pub(crate) fn revoked(&self) -> Revoked {
         Revoked { acknowledged: self.revoked.clone() }
     }
@@ -210,7 +210,8 @@ impl Revoked {
     }
 }
 
-/// Drops a lease that has no other holder, and returns the acknowledgement of its end. It is revoked until that is acknowledged.
+/// Drops a lease that has no other holder, and returns the acknowledgement of its end. It is revoked until that is
+/// acknowledged.
 #[expect(clippy::needless_pass_by_value, reason = "dropping it is what ends it")]
 pub(crate) fn give_up(lease: Arc<Lease>) -> Revoked {
     lease.mark_retired();

@@ -19,8 +19,8 @@ pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<
     Ok(LeaseId::new(conn.fast.call("lease grant", grant).await?.id()))
 }
 
-/// Returns the revision of the store as a write finds it. Unlike a read, a write is never stale. The write is the grant of a
-/// lease, which is revoked again.
+/// Returns the revision of the store as a write finds it. Unlike a read, a write is never stale. The write is the grant
+/// of a lease, which is revoked again.
 pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };

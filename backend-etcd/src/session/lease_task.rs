@@ -166,8 +166,8 @@ impl LeaseTask {
         Some(Granted { renewer, reports, issued })
     }
 
-    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making two. A grant
-    /// that is not waited for any more is not repeated: what may have been granted is revoked.
+    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making
+    /// two. A grant that is not waited for any more is not repeated: what may have been granted is revoked.
     async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let id = LeaseId::new(fastrand::i64(1..));

@@ -1,5 +1,5 @@
-//! Leases of a session. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A lease that is
-//! not shared is revoked when its last use is dropped.
+//! Leases of a session. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A
+//! lease that is not shared is revoked when its last use is dropped.
 //!
 //! Each lease has a task, see `lease_task.rs`.
 
@@ -27,7 +27,8 @@ use crate::{
     },
 };
 
-/// Number of leases, other than shared ones, that are granted at a time. While etcd is silent no more tasks than these wait for it.
+/// Number of leases, other than shared ones, that are granted at a time. While etcd is silent no more tasks than these
+/// wait for it.
 const MAX_GRANTS: usize = 16;
 
 /// Leases of a session.
@@ -63,8 +64,8 @@ impl Leases {
         self.issued.all()
     }
 
-    /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Callers that find none wait
-    /// for one grant, and receive its failure.
+    /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Callers that find
+    /// none wait for one grant, and receive its failure.
     ///
     /// Dropping the future has no effect; the grant goes on.
     pub(crate) async fn shared(&self, purpose: LeasePurpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
@@ -96,8 +97,8 @@ impl Leases {
         outcome.await.map_err(|_| Failure::Final(Error::Closed))?
     }
 
-    /// Returns a lease for the creation of a key that is detached from it afterwards. Like a [retired](Self::retire) lease, it is
-    /// revoked until that is acknowledged: then a creation of unknown outcome leaves no key behind.
+    /// Returns a lease for the creation of a key that is detached from it afterwards. Like a [retired](Self::retire)
+    /// lease, it is revoked until that is acknowledged: then a creation of unknown outcome leaves no key behind.
     ///
     /// Dropping the future gives the lease up, as that of [`own`](Self::own).
     pub(crate) async fn detaching(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
@@ -117,8 +118,8 @@ impl Leases {
         self.issued.is_detaching(lease)
     }
 
-    /// Takes a lease out of use, because unwanted keys are, or may yet be created, under it. It is revoked once its last use is
-    /// dropped; after that a late write is refused, whenever it arrives.
+    /// Takes a lease out of use, because unwanted keys are, or may yet be created, under it. It is revoked once its
+    /// last use is dropped; after that a late write is refused, whenever it arrives.
     pub(crate) fn retire(&self, lease: &Arc<Lease>) {
         self.retire_kept(lease.lease());
     }
@@ -137,8 +138,8 @@ impl Leases {
         self.pools().rollbacks
     }
 
-    /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session has removed
-    /// since may be under them again.
+    /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session
+    /// has removed since may be under them again.
     ///
     /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history that is
     /// lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was reported since is the
@@ -180,7 +181,8 @@ impl Leases {
         let tasks = &self.lifecycle.tasks;
         let stop = tasks.stop_signal();
         let started = tasks.spawn("lease", async move {
-            // The end of the session drops the leases as well. That must not revoke them here: the session does so itself.
+            // The end of the session drops the leases as well. That must not revoke them here: the session does so
+            // itself.
             stop.run_until_cancelled(task.run()).await;
         });
         started.map_err(Failure::Final)

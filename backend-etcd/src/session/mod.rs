@@ -96,8 +96,8 @@ impl Session {
         self.lifecycle.check_open()
     }
 
-    /// Ends the session in order: instances on given leases are removed, the tasks stop, and the leases are revoked, which
-    /// removes the other instances and the locks.
+    /// Ends the session in order: instances on given leases are removed, the tasks stop, and the leases are revoked,
+    /// which removes the other instances and the locks.
     pub(crate) async fn close(&self, limit: Duration) -> Result<(), enlist::StopError> {
         let Lifecycle { tasks, departures, .. } = &*self.lifecycle;
         // The tasks stop also if this future is dropped.

@@ -1,5 +1,5 @@
-//! Probes: small linearizable reads that tell how far the store is, for all views of a session. Without one, a watch on which nothing
-//! happens cannot tell a quiet store from a member that is behind.
+//! Probes: small linearizable reads of the store's revision, for all views of a session. Without them a watch without
+//! events cannot tell a quiet store from a member that lags.
 
 use std::{
     collections::BTreeMap,
@@ -21,44 +21,45 @@ use tokio::{
 
 use crate::{client::connection::Connection, error::Failure, watch::record::KeyRange};
 
-/// Maximum number of keys tried for one probe: a role may allow some of the views of a session and not others.
-const TRIES: usize = 4;
+/// Maximum number of keys that are tried for one probe: a role may permit some views of a session and not others.
+const MAX_KEYS_TRIED: usize = 4;
 
-/// A linearizable read: the store was at this revision after it was sent.
+/// Result of a linearizable read: after it was sent, the store was at this revision.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Probe {
     pub(crate) sent: Moment,
     pub(crate) revision: Revision,
 }
 
-/// The probes of a session. They are sent while there are views.
+/// Probes of a session. They are sent while there are views.
 #[derive(Debug)]
 pub(crate) struct Probes {
     every: Option<Duration>,
     conn: Arc<Connection>,
     runtime: Handle,
-    shared: Arc<Shared>,
+    shared: Arc<ProbeState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ProbeState {
     views: Mutex<Views>,
     latest: watch::Sender<Option<Probe>>,
-    /// A watch was opened over a connection of which it is not known what its member is.
+    /// A watch was opened over a connection to a member of unknown version.
     opened: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Views {
-    /// Number of views that begin at each key. One of these keys is read: who may watch it may read it.
+    /// Number of views that begin at each key. One of these keys is read: the permission to watch it includes the one
+    /// to read it.
     keys: BTreeMap<Vec<u8>, usize>,
     tasks: Option<TaskOwner>,
 }
 
-/// A request for probes, for as long as it is held.
+/// Demand for probes, for as long as it is held.
 pub(crate) struct Probed {
     key: Vec<u8>,
-    shared: Arc<Shared>,
+    shared: Arc<ProbeState>,
 }
 
 impl fmt::Debug for Probed {
@@ -83,13 +84,13 @@ impl Drop for Probed {
 }
 
 impl Probes {
-    /// Probes every `every`; none without it.
+    /// Probes at this interval; none without it.
     pub(crate) fn new(every: Option<Duration>, conn: &Arc<Connection>, runtime: Handle) -> Self {
-        let shared = Shared { views: Mutex::default(), latest: watch::Sender::new(None), opened: Notify::new() };
+        let shared = ProbeState { views: Mutex::default(), latest: watch::Sender::new(None), opened: Notify::new() };
         Self { every: every.map(|every| every.min(LONGEST)), conn: Arc::clone(conn), runtime, shared: Arc::new(shared) }
     }
 
-    /// Sends probes while the result is held, at least.
+    /// Sends probes at least while the result is held.
     pub(crate) fn hold(&self, range: &KeyRange) -> Result<Probed, Error> {
         let mut views = self.shared.views();
         if let (None, Some(every)) = (&views.tasks, self.every) {
@@ -102,18 +103,18 @@ impl Probes {
         Ok(Probed { key: range.start.clone(), shared: Arc::clone(&self.shared) })
     }
 
-    /// The probes from now on.
+    /// Returns a reader of the probes from now on.
     pub(crate) fn follow(&self) -> ProbeReader {
         ProbeReader { latest: self.shared.latest.subscribe(), shared: Arc::clone(&self.shared) }
     }
 }
 
-impl Shared {
+impl ProbeState {
     fn views(&self) -> std::sync::MutexGuard<'_, Views> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The key after `last`, around.
+    /// Returns the key after `last`, or the first one.
     fn next_key(&self, last: &[u8]) -> Option<Vec<u8>> {
         let views = self.views();
         let after: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Excluded(last), Bound::Unbounded);
@@ -122,15 +123,15 @@ impl Shared {
     }
 }
 
-/// The probes, as seen by a watch.
+/// Reader of the probes, for one watch.
 #[derive(Debug)]
 pub(crate) struct ProbeReader {
     latest: watch::Receiver<Option<Probe>>,
-    shared: Arc<Shared>,
+    shared: Arc<ProbeState>,
 }
 
 impl ProbeReader {
-    /// The next probe; the latest, if there were several. Dropping the future loses nothing.
+    /// Returns the next probe; the latest, if there were several. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Probe {
         // The sender lives as long as this.
         while self.latest.changed().await.is_ok() {
@@ -141,20 +142,20 @@ impl ProbeReader {
         std::future::pending().await
     }
 
-    /// Has the member behind a new connection asked for its version.
+    /// Requests the version of the member behind a new connection.
     pub(crate) fn opened(&self) {
         self.shared.opened.notify_one();
     }
 }
 
-async fn probe(shared: Arc<Shared>, conn: Arc<Connection>, every: Duration) {
+async fn probe(shared: Arc<ProbeState>, conn: Arc<Connection>, every: Duration) {
     let mut key = Vec::new();
-    // The first views have just been listed, which is a proof as well.
+    // The first views have just been listed, which is a proof of freshness as well.
     let mut due = Instant::now() + every;
     loop {
         tokio::time::sleep_until(due).await;
         let begun = Instant::now();
-        for _ in 0..TRIES {
+        for _ in 0..MAX_KEYS_TRIED {
             let Some(next) = shared.next_key(&key) else { break };
             key = next;
             let sent = Moment::now();
@@ -171,12 +172,12 @@ async fn probe(shared: Arc<Shared>, conn: Arc<Connection>, every: Duration) {
             }
         }
         shared.opened.notify_one();
-        // Drawn, so that processes that started together do not stay together.
+        // Jittered, so that processes that started together do not stay in step.
         due = begun + every.mul_f64(0.9) + jitter(every / 10);
     }
 }
 
-async fn ask_version(shared: Arc<Shared>, conn: Arc<Connection>) {
+async fn ask_version(shared: Arc<ProbeState>, conn: Arc<Connection>) {
     loop {
         shared.opened.notified().await;
         if let Err(failure) = conn.learn_version().await {

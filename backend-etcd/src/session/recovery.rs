@@ -1,7 +1,7 @@
-//! Noticing that etcd answers again, so that a reconnection cuts short what waits for its next try.
+//! Detects that etcd answers again, so that tasks that wait for their next attempt continue at once.
 //!
-//! A lane notes whether its requests are answered. While they are not, one of those that wait sends a small request at a
-//! steady pace; as soon as any request is answered, all of them go on.
+//! A request channel notes whether its requests are answered. While they are not, one of the waiting tasks sends a
+//! small request at a fixed interval. As soon as any request is answered, all of them continue.
 
 use std::{
     future::Future,
@@ -14,19 +14,19 @@ use tokio::sync::{Mutex, watch};
 
 use crate::error::Failure;
 
-/// Pause between two probes; jittered by half of it.
-const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// Interval between two probes, with 50 % jitter.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Maximum time that a probe waits for its answer; a healthy member needs milliseconds.
 pub(crate) const PROBE_LIMIT: Duration = Duration::from_secs(1);
 
-/// Tells whether the requests of a lane are answered.
+/// State of a request channel: answered or not.
 #[derive(Debug)]
 pub(crate) struct Recovery {
     answered: watch::Sender<bool>,
     /// Number of times that requests were answered again.
     recoveries: AtomicU64,
-    /// Held by the one that probes.
+    /// Held by the task that probes.
     probing: Mutex<()>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) fn is_answer<T>(outcome: &Result<T, Failure>) -> bool {
 }
 
 impl Recovery {
-    /// Takes note of a request's outcome.
+    /// Notes the outcome of a request.
     pub(crate) fn note<T>(&self, outcome: &Result<T, Failure>) {
         let now = is_answer(outcome);
         self.answered.send_if_modified(|answered| {
@@ -54,25 +54,25 @@ impl Recovery {
         });
     }
 
-    /// Number of times that requests were answered again so far, to be noted before a request.
+    /// Returns the number of recoveries so far. To be read before a request.
     pub(crate) fn recoveries(&self) -> u64 {
         self.recoveries.load(Ordering::Relaxed)
     }
 
-    /// As [`recovered`](Self::recovered), for a request that was sent when there were `noted` recoveries: one since then counts, after a
-    /// moment, also if it came before the failure of that request was noticed.
+    /// As [`recovered`](Self::recovered), for a request that was sent after `noted` recoveries. A recovery since then
+    /// counts, after a short delay, even if it happened before the failure of that request was noticed.
     pub(crate) async fn recovered_since<F: Future>(&self, noted: u64, probe: impl Fn() -> F) {
         if *self.answered.borrow() && self.recoveries() != noted {
-            // No sooner than after a probe, should requests fail and be answered in turn.
-            return tokio::time::sleep(PROBE_EVERY / 2 + jitter(PROBE_EVERY)).await;
+            // No sooner than after a probe, in case requests alternately fail and succeed.
+            return tokio::time::sleep(PROBE_INTERVAL / 2 + jitter(PROBE_INTERVAL)).await;
         }
         self.recovered(probe).await;
     }
 
-    /// Waits until requests are answered again, with `probe` as the request if there is no other. Never returns if the latest one
-    /// was answered: then it is not etcd that is away.
+    /// Waits until requests are answered again, and sends `probe` if there is no other request. Never returns if the
+    /// latest request was answered, because then etcd is available.
     ///
-    /// Dropping the future leaves the probing to the next that waits.
+    /// Dropping the future leaves the probing to the next waiting task.
     pub(crate) async fn recovered<F: Future>(&self, probe: impl Fn() -> F) {
         let mut answered = self.answered.subscribe();
         if *answered.borrow_and_update() {
@@ -81,8 +81,8 @@ impl Recovery {
         let probing = async {
             let _turn = self.probing.lock().await;
             loop {
-                tokio::time::sleep(PROBE_EVERY / 2 + jitter(PROBE_EVERY)).await;
-                // Its lane takes note of its outcome.
+                tokio::time::sleep(PROBE_INTERVAL / 2 + jitter(PROBE_INTERVAL)).await;
+                // Its request channel notes the outcome.
                 probe().await;
             }
         };
@@ -119,7 +119,7 @@ mod tests {
         let begun = tokio::time::Instant::now();
         futures::future::join_all((0..100).map(|_| recovery.recovered(probe))).await;
         assert_eq!(probes.load(Ordering::Relaxed), 10);
-        assert!(begun.elapsed() < PROBE_EVERY * 15, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < PROBE_INTERVAL * 15, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ mod tests {
         recovery.note(&Ok(()));
         let (probe, begun) = (|| async { unreachable!("nothing is to be probed") }, tokio::time::Instant::now());
         recovery.recovered_since(noted, probe).await;
-        assert!(begun.elapsed() >= PROBE_EVERY / 2 && begun.elapsed() < PROBE_EVERY * 2, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() >= PROBE_INTERVAL / 2 && begun.elapsed() < PROBE_INTERVAL * 2, "{:?}", begun.elapsed());
         let waits = recovery.recovered_since(recovery.recoveries(), probe);
         assert!(tokio::time::timeout(Duration::from_secs(60), waits).await.is_err(), "there was none since");
     }

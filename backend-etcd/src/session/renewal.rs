@@ -1,7 +1,8 @@
 //! Renewals of one lease. The transitions after each reply are in [`enlist::backend::Renewal`].
 //!
-//! Each renewal is a stream of its own with one request. Its reply has a deadline, and when that passes the next one goes to
-//! another member at once. A long-lived stream can be stuck behind a frozen leader for as long as the lease lives.
+//! Each renewal is a stream of its own with one request. Its reply has a deadline, and when that passes the next one
+//! goes to another member at once. A long-lived stream can be stuck behind a frozen leader for as long as the lease
+//! lives.
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +35,8 @@ pub(crate) struct LeaseRenewer {
     pub(crate) signals: Arc<LeaseSignals>,
 }
 
-/// Returns the time for which a renewal waits for its reply: short against the TTL, so that several fit before the lease runs out.
+/// Returns the time for which a renewal waits for its reply: short against the TTL, so that several fit before the
+/// lease runs out.
 fn renewal_timeout(ttl: Duration) -> Duration {
     (ttl / 6).min(MAX_RENEWAL_TIMEOUT)
 }

@@ -1,7 +1,9 @@
-//! Waiting for a creation of unknown outcome: it is undone on sight, until it is impossible.
+//! Sweeps: a key whose creation has an unknown outcome is deleted as soon as it appears, until the creation is
+//! impossible.
 //!
-//! No time that has passed proves that a write is gone: it can lie in the socket of a frozen member and be done when that goes on.
-//! What proves it is the acknowledged end of the lease that it was to be under, see [`Leases::retire`](crate::session::leases::Leases::retire).
+//! No amount of time proves that a write is gone: it can be in the socket of a frozen member and be applied when that
+//! member continues. The proof is the acknowledged end of the lease of the write, see
+//! [`Leases::retire`](crate::session::leases::Leases::retire).
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -31,32 +33,34 @@ use crate::{
     },
 };
 
-/// Pause between two looks at a given lease; jittered by half.
-const POLL: Duration = Duration::from_secs(10);
+/// Interval between two reads of a given lease; jittered by half.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The most queues that one sweep watches.
+/// Maximum number of queues that one sweep watches.
 const MAX_WATCHES: usize = 8;
 
-/// The proof that a creation under a lease is impossible.
+/// Proof that a creation under a lease is impossible.
 #[derive(Clone, Debug)]
 pub(crate) enum Impossible {
-    /// Its lease was revoked, which the store has acknowledged.
+    /// The lease was revoked, and the store has acknowledged that.
     Revoked(Revoked),
-    /// Its lease, which somebody else keeps, has ended.
+    /// The lease, which another process keeps, has ended.
     Ended(LeaseId),
 }
 
 impl Impossible {
-    /// Returns the proof for a creation under `lease`, and retires that, unless it is `given` and not this session's to revoke.
-    pub(crate) fn after(leases: &Leases, lease: &Arc<Lease>, given: bool) -> Self {
-        if given {
-            return Self::Ended(lease.id());
-        }
+    /// Returns the proof for a creation under a lease that another process keeps.
+    pub(crate) fn after_end(lease: &Lease) -> Self {
+        Self::Ended(lease.id())
+    }
+
+    /// Retires a lease of this session, and returns the proof for a creation under it.
+    pub(crate) fn by_retiring(leases: &Leases, lease: &Arc<Lease>) -> Self {
         leases.retire(lease);
         Self::Revoked(lease.revoked())
     }
 
-    /// Returns `true` if the proof is there without asking for it.
+    /// Returns `true` if the proof is known without a request.
     pub(crate) fn is_proved(&self) -> bool {
         matches!(self, Self::Revoked(revoked) if revoked.is_acknowledged())
     }
@@ -69,7 +73,7 @@ impl Impossible {
             Self::Revoked(revoked) => revoked.acknowledged().await,
             Self::Ended(lease) => {
                 while !matches!(conn.time_to_live(*lease).await, Ok(None)) {
-                    tokio::time::sleep(POLL / 2 + jitter(POLL)).await;
+                    tokio::time::sleep(LEASE_POLL_INTERVAL / 2 + jitter(LEASE_POLL_INTERVAL)).await;
                 }
             }
         }
@@ -79,13 +83,13 @@ impl Impossible {
 /// Queue entries under one lease whose creations have an unknown outcome.
 #[derive(Debug)]
 struct Strays {
-    /// The range to watch each in: the entries of this session in its queue, or the key alone.
+    /// Range in which each key is watched: the entries of this session in its queue, or the key alone.
     keys: BTreeMap<Arc<[u8]>, KeyRange>,
-    /// Signals that there are more of them.
+    /// Signals that keys were added.
     added: Arc<Notify>,
 }
 
-/// The sweeps of a session: one for each retired lease, however many creations under it were lost.
+/// Sweeps of a session: one for each retired lease, for all its creations of unknown outcome.
 #[derive(Debug)]
 pub(crate) struct Sweeps {
     conn: Arc<Connection>,
@@ -100,14 +104,14 @@ impl Sweeps {
         Self { conn, leases, hub, running: Mutex::default() }
     }
 
-    /// Retires `lease` and deletes `key` on sight, until a creation of it under that lease was undone or is impossible. Whoever
-    /// else uses the key has another lease. `queue` is watched for it, unless many others are.
+    /// Retires `lease` and deletes `key` as soon as it appears, until its creation under that lease was undone or is
+    /// impossible. Other users of the key have other leases. `queue` is watched for it, unless many others are.
     ///
     /// # Errors
     ///
     /// [`Error::Closed`] if the session has ended.
     pub(crate) fn add(self: &Arc<Self>, lease: &Arc<Lease>, key: Arc<[u8]>, queue: KeyRange) -> Result<(), Error> {
-        let impossible = Impossible::after(&self.leases, lease, false);
+        let impossible = Impossible::by_retiring(&self.leases, lease);
         let added = match self.running().entry(lease.id()) {
             Entry::Occupied(mut running) => {
                 running.get_mut().keys.insert(key, queue);
@@ -127,7 +131,7 @@ impl Sweeps {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets the keys that were `undone`. Returns the others; without any the sweep of `lease` is over.
+    /// Removes the keys that were `undone`, and returns the others. Without any the sweep of `lease` is over.
     fn rest(&self, lease: LeaseId, undone: &[Arc<[u8]>]) -> BTreeMap<Arc<[u8]>, KeyRange> {
         let mut running = self.running();
         let Some(strays) = running.get_mut(&lease) else {
@@ -142,7 +146,7 @@ impl Sweeps {
     }
 }
 
-/// Deletes the entries under `lease` on sight, each once, until more creations under it are `impossible`.
+/// Deletes the keys under `lease` as soon as they appear, each once, until further creations under it are `impossible`.
 async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impossible: Impossible) {
     let mut backoff = BackoffPolicy::default().start();
     let mut watches = Watches::default();
@@ -167,8 +171,8 @@ async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impo
     }
 }
 
-/// Deletes those of `strays` that are there, and returns them: their creations were done, and are not done twice. One question tells
-/// which are there, however many there could be.
+/// Deletes the existing keys of `strays`, and returns them: their creations were applied, and are not applied twice.
+/// One request lists the existing keys, however many there could be.
 async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
     let unanswered = |failure: &Failure| {
         tracing::debug!(lease = lease.get(), cause = %failure, "creation of unknown outcome not looked for yet");
@@ -176,28 +180,39 @@ async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, Ke
     let under = conn.keys_under(lease).await.inspect_err(unanswered).unwrap_or_default();
     let there = under.iter().filter_map(|key| strays.get_key_value(&key[..]));
     let removed = join_all(there.map(|(key, _)| async move {
-        let removed = remove(conn, key, lease).await.inspect_err(unanswered).unwrap_or_default();
-        removed.then(|| Arc::clone(key))
+        let removal = remove(conn, key, lease).await.inspect_err(unanswered).unwrap_or(Removal::Nothing);
+        (removal == Removal::Removed).then(|| Arc::clone(key))
     }));
     let undone: Vec<_> = removed.await.into_iter().flatten().collect();
     if !undone.is_empty() {
-        tracing::info!(count = undone.len(), "writes that had been given up were done, they are undone");
+        tracing::info!(count = undone.len(), "writes of unknown outcome were applied, they are undone");
     }
     undone
 }
 
-/// Deletes a key, if it is there under `lease`. Returns `true` if it did.
-async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<bool, Failure> {
-    let (found, _) = conn.look(key).await?;
-    // Where all contenders have one key, it may be another one's by now.
-    let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
-        return Ok(false);
-    };
-    Ok(matches!(conn.delete(key, Guard::Created(created)).await?, Written::Done(_)))
+/// Result of the removal of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    Removed,
+    /// The key is not there under the lease.
+    Nothing,
 }
 
-/// Watches over some of the queues of a sweep. What is done late in one transaction shows in each of its queues, so that few watches
-/// show most of it at once; the rest shows at the next question.
+/// Deletes a key, if it is there under `lease`.
+async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
+    let (found, _) = conn.look(key).await?;
+    // If all contenders have one key, another one may have it by now.
+    let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
+        return Ok(Removal::Nothing);
+    };
+    Ok(match conn.delete(key, Guard::Created(created)).await? {
+        Written::Done(_) => Removal::Removed,
+        Written::Refused(_) => Removal::Nothing,
+    })
+}
+
+/// Watches of some queues of a sweep. The late effects of one transaction appear in each of its queues, so few watches
+/// show most of them at once. The next request shows the rest.
 #[derive(Default)]
 struct Watches {
     open: Vec<(KeyRange, Subscriber<Replica>)>,
@@ -219,7 +234,7 @@ impl Watches {
         }
     }
 
-    /// Waits until one of them shows one of `strays`.
+    /// Waits until a watch shows one of `strays`.
     ///
     /// Dropping the future loses nothing.
     async fn show(&mut self, strays: &BTreeMap<Arc<[u8]>, KeyRange>) {
@@ -239,13 +254,13 @@ async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u
             Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,
             // This task ends with the session.
             Err(Error::Closed) => return std::future::pending().await,
-            // Where it cannot be watched it is asked for all the same.
+            // If it cannot be watched, it is still read.
             Ok(_) | Err(_) => {}
         }
     }
 }
 
-/// Waits until a key shows a value that `fits`, if it is known what it was at some revision.
+/// Waits until a key has a value that `fits`. `known`: its state at a revision; without it the wait never ends.
 ///
 /// Dropping the future has no effect.
 pub(crate) async fn shows(
@@ -262,7 +277,7 @@ pub(crate) async fn shows(
         match reader.next().await {
             Ok(reading) if reading.value.records().any(&fits) => return,
             Ok(_) => {}
-            // It cannot be watched; it is read at a slow pace all the same.
+            // It cannot be watched, but it is still read at intervals.
             Err(_) => return std::future::pending().await,
         }
     }
@@ -272,13 +287,14 @@ pub(crate) async fn shows(
 mod tests {
     use super::*;
 
-    /// The key of a lock that all contenders share: the late creation is over, and another one has the key by the time of its removal.
+    /// The key of a lock that all contenders share: the late creation is over, and another one has the key by the time
+    /// of its removal.
     #[tokio::test(start_paused = true)]
     async fn a_key_is_removed_under_its_lease_only() {
         let fake = enlist_testkit::FakeEtcd::start();
         let etcd = crate::Etcd::from_channel(fake.channel()).runtime(crate::SessionRuntime::Caller).build().unwrap();
         fake.put("job", "of another");
-        assert!(!remove(&etcd.session.conn, b"job", LeaseId::new(7)).await.unwrap());
+        assert_eq!(remove(&etcd.session.conn, b"job", LeaseId::new(7)).await.unwrap(), Removal::Nothing);
         assert_eq!(fake.under(b"job").len(), 1);
     }
 }

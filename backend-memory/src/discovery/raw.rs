@@ -1,4 +1,5 @@
-//! Keys and values of the user's own. They are kept by the task of [`crate::registration::registry`], and watched as in [`crate::discovery::watcher`].
+//! Keys and values of the user's own. They are kept by the task of [`crate::registration::registry`], and watched as in
+//! [`crate::discovery::watcher`].
 
 use std::{fmt::Write, sync::Arc};
 

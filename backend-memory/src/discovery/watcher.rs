@@ -37,9 +37,11 @@ impl Resolver for MemoryClient {
     }
 }
 
-fn entries(store: &Store, group: &Group, leaks: bool) -> Vec<Arc<Entry>> {
+/// Returns the entries of a service; with [`Defect::PrefixLeaks`] also those of services whose names begin with its
+/// name.
+fn entries(store: &Store, group: &Group, defect: Option<Defect>) -> Vec<Arc<Entry>> {
     let mut groups = vec![group.clone()];
-    if leaks {
+    if defect == Some(Defect::PrefixLeaks) {
         let names = store.names(Kind::Instance, &group.namespace).into_iter();
         let alike = names.filter(|name| name.starts_with(&*group.name) && *name != group.name);
         groups.extend(alike.map(|name| Group { name, ..group.clone() }));
@@ -61,7 +63,8 @@ pub(crate) trait WatchedState: Send + 'static {
 impl MemoryClient {
     fn service_state(&self, service: &ServiceRef) -> ServiceState {
         let leaks = self.inner.link.hub().has(Defect::PrefixLeaks);
-        ServiceState { service: service.clone(), group: Group::service(service), snapshot: None, leaks }
+        let defect = leaks.then_some(Defect::PrefixLeaks);
+        ServiceState { service: service.clone(), group: Group::service(service), snapshot: None, defect }
     }
 
     /// Starts a watch and returns a reader that ends it when dropped.
@@ -146,7 +149,7 @@ struct ServiceState {
     service: ServiceRef,
     group: Group,
     snapshot: Option<Snapshot>,
-    leaks: bool,
+    defect: Option<Defect>,
 }
 
 impl WatchedState for ServiceState {
@@ -155,7 +158,7 @@ impl WatchedState for ServiceState {
     fn relist(&mut self, store: &Store, epoch: Epoch) -> Snapshot {
         let empty = || Snapshot::empty(self.service.clone(), store.revision(), epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
-        snapshot.patch(entries(store, &self.group, self.leaks));
+        snapshot.patch(entries(store, &self.group, self.defect));
         snapshot.advance(store.revision(), epoch);
         self.snapshot.insert(snapshot).clone()
     }
@@ -172,7 +175,7 @@ impl WatchedState for ServiceState {
                 None => snapshot.remove(&change.key.id()),
             }
         }
-        // A change of another service is no news: the snapshot keeps its revision, so nobody is woken.
+        // A change of another service is not reported: the snapshot keeps its revision, so no reader wakes.
         if touched {
             snapshot.advance(store.revision(), snapshot.epoch());
         }

@@ -1,8 +1,8 @@
 //! Task of one registration: compares the desired state with the store's, for ever.
 //!
-//! The flow is that of [`enlist::backend::registration_flow`], the decisions are those of [`enlist::backend::reconcile`]. This file
-//! does the requests and the waits. The removal is written twice deliberately: here a request that failed has not been applied, in
-//! `enlist-etcd` it may be applied later.
+//! The flow is that of [`enlist::backend::registration_flow`], the decisions are those of
+//! [`enlist::backend::reconcile`]. This file does the requests and the waits. The removal is written twice
+//! deliberately: here a request that failed has not been applied, in `enlist-etcd` it may be applied later.
 
 use std::{
     sync::Arc,
@@ -159,7 +159,8 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or removed it.
+    /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or
+    /// removed it.
     async fn confirm_eviction(&mut self, lease: &Lease) -> Result<StepOutcome<Found>, Error> {
         let (key, written) = (&self.key, self.written);
         let look = |store: &mut Store, now| {
@@ -178,7 +179,8 @@ impl RegistrationTask {
         }
     }
 
-    /// Returns `true` if the key is still as this registration wrote it, as far as can be seen; if so, it is registered.
+    /// Returns `true` if the key is still as this registration wrote it, as far as can be seen; if so, it is
+    /// registered.
     fn is_intact(&self) -> bool {
         if self.defect(Defect::NeverReregisters) || self.client.link.check().is_err() {
             return true;

@@ -1,4 +1,4 @@
-//! A lease that a user holds, over one of the client's. What renews and revokes it is in [`crate::session::lease`].
+//! Lease of a user, over one of the client's. It is renewed and revoked by its task, see `lease_task.rs`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use enlist::{
 
 use crate::{client::Inner, session::lease::Lease};
 
-/// Dropping it lets go of the lease, which revokes it.
+/// Lease of a user. Dropping it revokes the lease.
 #[derive(Debug)]
 pub(crate) struct GrantedLease {
     lease: Arc<Lease>,
@@ -40,7 +40,7 @@ impl LeaseHandle for GrantedLease {
     async fn lost(&self) {
         let (mut state, stopped) = (self.lease.state(), self.client.tasks.stop_signal());
         tokio::select! {
-            // An error means that nobody renews it any more.
+            // An error means that its task has ended.
             _ = state.wait_for(|state| matches!(state, LeaseState::Lost)) => {}
             () = stopped.cancelled() => {}
         }

@@ -1,4 +1,5 @@
-//! One lease and its use by a key. What grants it and hands it out is in `leases.rs`, what renews it in `lease_task.rs`.
+//! One lease and its use by a key. What grants it and hands it out is in `leases.rs`, what renews it in
+//! `lease_task.rs`.
 
 use std::{
     sync::{

@@ -1,5 +1,6 @@
-//! Task of one lease: renews it, and revokes it at the end. Compare `enlist-etcd`'s file of the same name, which also grants the
-//! lease and revokes retired leases. The two tasks stay separate, because a write of unknown outcome does not exist here.
+//! Task of one lease: renews it, and revokes it at the end. Compare `enlist-etcd`'s file of the same name, which also
+//! grants the lease and revokes retired leases. The two tasks stay separate, because a write of unknown outcome does
+//! not exist here.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Leases of one client. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A lease that is
-//! not shared is revoked when its last use is dropped.
+//! Leases of one client. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A
+//! lease that is not shared is revoked when its last use is dropped.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 

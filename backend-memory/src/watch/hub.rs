@@ -1,6 +1,7 @@
 //! The shared store: a mutex, a wake-up for whoever waits, and the links of the clients.
 //!
-//! No task drives the store. Leases expire when somebody looks; whoever waits for a change also waits for the next expiry.
+//! No task drives the store. Leases expire when somebody looks; whoever waits for a change also waits for the next
+//! expiry.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -77,10 +78,19 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// The connection of one client to the store.
+/// Connectivity of a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Connectivity {
+    #[default]
+    Up,
+    /// No request arrives.
+    Cut,
+}
+
+/// State of the link of one client.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct LinkState {
-    cut: bool,
+    connectivity: Connectivity,
     delay: Duration,
 }
 
@@ -99,15 +109,19 @@ impl Link {
         &self.hub
     }
 
-    pub(crate) fn set_cut(&self, cut: bool) {
-        self.state.send_modify(|state| state.cut = cut);
+    pub(crate) fn set_connectivity(&self, connectivity: Connectivity) {
+        self.state.send_modify(|state| state.connectivity = connectivity);
     }
 
     pub(crate) fn set_delay(&self, delay: Duration) {
         self.state.send_modify(|state| state.delay = delay);
     }
 
-    /// Asks the store over this link. While it is cut, nothing arrives.
+    /// Sends a request to the store over this link.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unavailable`] while the link is cut.
     pub(crate) async fn ask<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> Result<T, Error> {
         let delay = self.state.borrow().delay;
         if !delay.is_zero() {
@@ -118,7 +132,10 @@ impl Link {
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.state.borrow().cut { Err(Error::unavailable("the link to the store is cut")) } else { Ok(()) }
+        match self.state.borrow().connectivity {
+            Connectivity::Up => Ok(()),
+            Connectivity::Cut => Err(Error::unavailable("the link to the store is cut")),
+        }
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<LinkState> {
@@ -128,15 +145,15 @@ impl Link {
 
 /// Waits until the link is up.
 pub(crate) async fn up(link: &mut watch::Receiver<LinkState>) {
-    // A link whose client is gone stays as it is.
-    if link.wait_for(|state| !state.cut).await.is_err() {
+    // The state of a link without a client does not change.
+    if link.wait_for(|state| state.connectivity == Connectivity::Up).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
 /// Waits until the link is down.
 pub(crate) async fn down(link: &mut watch::Receiver<LinkState>) {
-    if link.wait_for(|state| state.cut).await.is_err() {
+    if link.wait_for(|state| state.connectivity == Connectivity::Cut).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

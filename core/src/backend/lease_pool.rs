@@ -1,4 +1,5 @@
-//! Shared leases of a session: their purpose, terms, state and capacity. A backend grants, renews and revokes the leases.
+//! Shared leases of a session: their purpose, terms, state and capacity. A backend grants, renews and revokes the
+//! leases.
 
 use std::{collections::HashMap, fmt, ops::Deref, sync::Arc};
 
@@ -6,7 +7,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{backend::lease_terms::LeaseTerms, error::Error, runtime::clock::Moment};
 
-/// Maximum number of keys that share a lease. Revoking one is one revision, and a revision of 100,000 keys chokes watchers.
+/// Maximum number of keys that share a lease. Revoking one is one revision, and a revision of 100,000 keys chokes
+/// watchers.
 const MAX_KEYS: usize = 1000;
 
 /// Purpose of a lease. Locks never share one with registrations.
@@ -35,8 +37,8 @@ pub enum LeaseState {
         /// Cause of the last failure.
         cause: Error,
     },
-    /// Alive, but not to be used for new keys: a write of unknown outcome may yet create a key under it. Only in backends in
-    /// which a write can be applied after its request has failed.
+    /// Alive, but not to be used for new keys: a write of unknown outcome may yet create a key under it. Only in
+    /// backends in which a write can be applied after its request has failed.
     Retired,
     /// The store does not know the lease any more.
     Lost,
@@ -127,8 +129,8 @@ impl<L: SharedLease> Pooled<L> {
 /// Purpose and terms of a shared lease. Keys share a lease only if both are equal.
 pub type LeasePoolKey = (LeasePurpose, LeaseTerms);
 
-/// Shared leases of a session. They are kept for as long as the session lives, for two reasons: the next lock or instance needs
-/// no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
+/// Shared leases of a session. They are kept for as long as the session lives, for two reasons: the next lock or
+/// instance needs no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
 pub struct LeasePools<L> {
     pools: HashMap<LeasePoolKey, Vec<Pooled<L>>>,
 }
@@ -146,7 +148,8 @@ impl<L> fmt::Debug for LeasePools<L> {
 }
 
 impl<L: SharedLease> LeasePools<L> {
-    /// Returns a use of a shared lease; `None` if the pool has none with capacity that is alive. Lost leases leave the pool.
+    /// Returns a use of a shared lease; `None` if the pool has none with capacity that is alive. Lost leases leave the
+    /// pool.
     pub fn share(&mut self, key: LeasePoolKey) -> Option<Arc<LeaseUse<L>>> {
         let pool = self.pools.get_mut(&key)?;
         pool.retain(|pooled| !pooled.lease.is_lost());

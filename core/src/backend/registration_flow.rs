@@ -1,4 +1,5 @@
-//! Flow of a registration, from its claim of the key to its end. Every backend uses it; a backend implements [`RegistrationSteps`].
+//! Flow of a registration, from its claim of the key to its end. Every backend uses it; a backend implements
+//! [`RegistrationSteps`].
 //!
 //! ```text
 //!          ┌─────────────── another registration of this session gets the key ◄──┐
@@ -8,8 +9,8 @@
 //!                      └──────────────── something changed ◄─────────────────────┘
 //! ```
 //!
-//! The decision in each step is made by [`reconcile`](crate::backend::reconcile). The removal of the key is left to the backend: it
-//! depends on whether a write can be applied after its request has failed.
+//! The decision in each step is made by [`reconcile`](crate::backend::reconcile). The removal of the key is left to the
+//! backend: it depends on whether a write can be applied after its request has failed.
 
 use std::{future::Future, hash::Hash, time::Duration};
 
@@ -28,7 +29,10 @@ use crate::{
         Deregistered, Goal, RegistrationDriver, RegistrationState,
         registry::{OnConflict, RegisterOptions},
     },
-    runtime::{backoff::Backoff, clock::Moment},
+    runtime::{
+        backoff::{Backoff, jitter},
+        clock::Moment,
+    },
 };
 
 /// Time for which `deregister` waits for the store before it reports [`Deregistered::LeftBehind`].
@@ -36,6 +40,11 @@ pub const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Interval at which a conflict, or a failure that somebody has to mend, is tried again.
 pub const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
+
+/// Returns [`PERMANENT_ERROR_RETRY`] with jitter, so that many registrations do not stay in step.
+pub fn permanent_error_delay() -> Duration {
+    PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)
+}
 
 /// Interval between two looks at a lease of another owner.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -117,8 +126,8 @@ pub trait RegistrationSteps: Send + Sync {
     /// Waits until the store may no longer hold what is desired.
     fn wait_settled(&mut self, claim: &Claim<Self::Key>) -> impl Future<Output = Waited> + Send;
 
-    /// Waits until the key that another registration has taken over is free. `Waited::Superseded` as well if the key is to be
-    /// given up to another registration of this session.
+    /// Waits until the key that another registration has taken over is free. `Waited::Superseded` as well if the key is
+    /// to be given up to another registration of this session.
     fn wait_superseded(&mut self, claim: &Claim<Self::Key>, rival: Self::Rival) -> impl Future<Output = Waited> + Send;
 
     /// Waits until the instance, whose key was absent at the revision, is to be shown again.
@@ -130,8 +139,8 @@ pub trait RegistrationSteps: Send + Sync {
     /// Returns `true` if the registration ends with this error, because its options limit the number of attempts.
     fn gives_up(&mut self, error: &Error) -> bool;
 
-    /// Removes the instance, reports the end, and returns once no write of this registration can appear any more. `gave_up`: the
-    /// error to report. `claim` is released once the store has confirmed the removal.
+    /// Removes the instance, reports the end, and returns once no write of this registration can appear any more.
+    /// `gave_up`: the error to report. `claim` is released once the store has confirmed the removal.
     fn remove(&mut self, gave_up: Option<Error>, claim: Option<Claim<Self::Key>>) -> impl Future<Output = ()> + Send;
 
     /// Ends a registration whose instance was evicted.
@@ -324,8 +333,8 @@ fn report_given_way<S: RegistrationSteps>(steps: &S) {
     }
 }
 
-/// Observes the lease of another owner for one renewal period: is it renewed? `None` if the observation is no longer useful; a
-/// later one continues it.
+/// Observes the lease of another owner for one renewal period: is it renewed? `None` if the observation is no longer
+/// useful; a later one continues it.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Departures without a mark: the key had no lease, or it was deleted although its lease is alive.
 //!
-//! A watch reports a deletion without its cause. When a lease ends, all its keys are deleted, so a lease that is still alive proves
-//! that the instance was removed. The lease is read only where the cause matters: when a service has become empty, and a view
-//! would keep the instances that it lost.
+//! A watch reports a deletion without its cause. When a lease ends, all its keys are deleted, so a lease that is still
+//! alive proves that the instance was removed. The lease is read only where the cause matters: when a service has
+//! become empty, and a view would keep the instances that it lost.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -25,10 +25,12 @@ const MAX_UNDECIDED: usize = 4096;
 /// Maximum number of leases that are read when a service has become empty: those of the latest deletions.
 const MAX_LEASES: usize = 16;
 
-/// Maximum delay of the change that empties a service, until its leases are read. A lease without an answer counts as gone.
+/// Maximum delay of the change that empties a service, until its leases are read. A lease without an answer counts as
+/// gone.
 const LEASE_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Delay before a lease that is alive is read again: one member can report a revocation before another one has applied it.
+/// Delay before a lease that is alive is read again: one member can report a revocation before another one has applied
+/// it.
 const REVOCATION_LAG: Duration = Duration::from_millis(100);
 
 /// Cause of a deletion.

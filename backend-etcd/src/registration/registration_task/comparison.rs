@@ -1,4 +1,5 @@
-//! One comparison of the desired state with etcd: which step is next is decided by [`enlist::backend::reconcile`], and done here.
+//! One comparison of the desired state with etcd: which step is next is decided by [`enlist::backend::reconcile`], and
+//! done here.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -63,8 +64,8 @@ impl RegistrationTask {
         self.apply(step, &key, record, &comparison, &desired, lease).await
     }
 
-    /// Returns the content of the key, and the revision at which it was read, if it had to be read. `None`: the registration is
-    /// no longer wanted.
+    /// Returns the content of the key, and the revision at which it was read, if it had to be read. `None`: the
+    /// registration is no longer wanted.
     async fn look(&mut self, key: &[u8]) -> Result<Option<(Option<Record>, Option<Revision>)>, Error> {
         let context = Arc::clone(&self.context);
         Ok(Some(match std::mem::take(&mut self.known) {
@@ -106,8 +107,8 @@ impl RegistrationTask {
         Comparison { found, own, former }
     }
 
-    /// Decides on the next step, after an observation of the lease of another owner where that is needed. `None`: the registration
-    /// is no longer wanted, or needs another lease.
+    /// Decides on the next step, after an observation of the lease of another owner where that is needed. `None`: the
+    /// registration is no longer wanted, or needs another lease.
     async fn decide(&self, comparison: &Comparison, desired: &Desired, lease: LeaseId) -> Result<Option<Step>, Error> {
         let Comparison { found, former, .. } = comparison;
         let mine = self.writes.mine().map(|mine| if *former { Mine { generation: 0, ..mine } } else { mine });
@@ -267,8 +268,9 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had the key in
-    /// between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may have gone unanswered for a while.
+    /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had
+    /// the key in between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may
+    /// have gone unanswered for a while.
     async fn confirm_eviction(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome<Record>, Error> {
         let context = Arc::clone(&self.context);
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! An own key is gone although its lease lives: was it deleted by hand, or by another registration that had it in between? The history
-//! of the key tells, see [`super::removal`] for the mark that a removal leaves in it.
+//! An own key is gone although its lease lives: was it deleted by hand, or by another registration that had it in
+//! between? The history of the key tells, see [`super::removal`] for the mark that a removal leaves in it.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use crate::{
     },
 };
 
-/// Maximum time until a watch is open, and from then on until it has told the history of a key; etcd serves one that
-/// begins in the past within 100 ms.
-const HISTORY: Duration = Duration::from_secs(2);
+/// Maximum time until a watch is open, and from then on until it has reported the history of a key. etcd serves a watch
+/// that begins in the past within 100 ms.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The fate of an own key that is gone.
+/// Cause of the loss of an own key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// It was deleted as it was.
+    /// An operator deleted it.
     Deleted,
     /// Another registration had it in between, or marked it before it removed it.
     Replaced,
@@ -33,7 +33,7 @@ pub(super) enum Loss {
     Unwritten,
 }
 
-/// The part of the history of a key that is there to be read.
+/// Part of the history of a key that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum History {
     /// All since the last own write.
@@ -43,7 +43,7 @@ enum History {
 }
 
 impl History {
-    /// The fate of a key that is gone and of which the history tells nothing.
+    /// Returns the cause of a loss that the history does not contain.
     fn without_an_event(self) -> Loss {
         match self {
             Self::Whole => Loss::Unwritten,
@@ -52,7 +52,7 @@ impl History {
     }
 }
 
-/// Decides by the next event of the key: `None` if that is an own write.
+/// Returns the cause that the next event of the key shows; `None` for an own write.
 fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
     match event {
         KeyEvent::Put(record) if is_own(record) => None,
@@ -61,7 +61,7 @@ fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
     }
 }
 
-/// Looks at what happened to `key` after `written`. What was compacted away counts as a deletion.
+/// Reads the history of `key` after `written`. A history that was compacted away counts as a deletion.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(
@@ -75,12 +75,12 @@ pub(super) async fn loss(
     loop {
         let options = WatchOptions::new().with_start_revision(signed(from));
         let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
-        let (mut due, mut created) = (Instant::now() + HISTORY, false);
+        let (mut due, mut created) = (Instant::now() + HISTORY_TIMEOUT, false);
         let compacted = loop {
             let message = match tokio::time::timeout_at(due, watch.message()).await {
                 Ok(message) => message.map_err(StreamEnd::into_failure)?,
                 Err(_) if created => return Ok(history.without_an_event()),
-                Err(_) => return Err(Failure::Lost(text_cause("the history of a key was not told in time"))),
+                Err(_) => return Err(Failure::Lost(text_cause("the history of a key did not arrive in time"))),
             };
             if message.compact_revision() > 0 {
                 break u64::try_from(message.compact_revision()).unwrap_or(0);
@@ -89,7 +89,7 @@ pub(super) async fn loss(
                 return Err(classify_cancel(message.cancel_reason()));
             }
             if message.created() {
-                (due, created) = (Instant::now() + HISTORY, true);
+                (due, created) = (Instant::now() + HISTORY_TIMEOUT, true);
             }
             let mut events = message.0.events.into_iter().filter_map(key_event);
             if let Some(loss) = events.find_map(|event| judge(&event, &is_own)) {

@@ -1,6 +1,6 @@
-//! What a registration has written under its key, as far as it knows: what was acknowledged, and what may have been done or may
-//! yet be. By these the registration tells its own key from a foreign one. Read [`super::removal`] next: it waits until the last
-//! of them is settled.
+//! What a registration has written under its key, as far as it knows: what was acknowledged, and what may have been
+//! done or may yet be. By these the registration tells its own key from a foreign one. Read [`super::removal`] next: it
+//! waits until the last of them is settled.
 
 use std::sync::Arc;
 
@@ -18,15 +18,16 @@ use crate::{
     watch::record::Record,
 };
 
-/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can make one; of more
-/// the first are forgotten, and would be taken for foreign.
+/// Maximum number of writes of unknown outcome whose values are remembered. Each update during an outage can add one.
+/// Evicted values are taken for those of other registrations.
 const MAX_UNKNOWN: usize = 32;
 
 /// The writes of one registration.
 #[derive(Default)]
 pub(super) struct OwnWrites {
     pub(super) entitlement: Entitlement,
-    /// The key may have been removed, or may yet be, because the instance was not to be shown: its absence is no eviction.
+    /// The key may have been, or may yet be, removed because the instance was not to be shown. Its absence is no
+    /// eviction.
     pub(super) withdrawing: bool,
     stored: Option<Stored>,
     /// Writes whose answer was lost.
@@ -49,12 +50,13 @@ struct Sent {
 
 /// Effect that a write of unknown outcome can have when it arrives late.
 pub(super) enum Effect {
-    /// Nothing, once the key that it changes is removed.
+    /// None, once the key that it changes is removed.
     Change,
-    /// Make the key this registration's: by creating it, or by replacing a foreign one. It is still to be seen whether it did. Until
-    /// then its lease is held, whichever the registration uses by now: it may have to be retired.
+    /// Claims the key for this registration: creates it, or replaces the value of another registration. Until the
+    /// outcome is known, its lease is kept, even if the registration uses another one by now, because it may have to be
+    /// retired.
     Claim(Arc<Lease>),
-    /// The same, and when it is impossible.
+    /// The same, with the proof that it is impossible by now.
     LateClaim(Impossible),
 }
 
@@ -103,27 +105,27 @@ impl OwnWrites {
         self.is_stored(record) || self.unknown.iter().any(is_it)
     }
 
-    /// Returns `true` if this is what was acknowledged last. Not by its bytes and lease alone: without terms another registration of this
-    /// session may have written the same since.
+    /// Returns `true` if this is what was acknowledged last. Not by its bytes and lease alone: without terms another
+    /// registration of this session may have written the same since.
     fn is_stored(&self, record: &Record) -> bool {
         self.stored().is_some_and(|stored| {
             (stored.modified, stored.lease, &stored.value) == (record.modified, record.lease, &record.value)
         })
     }
 
-    /// Returns `true` if this is what this registration wrote before what was acknowledged last: the store was restored to an earlier state.
-    /// Only under a lease that nobody else has.
+    /// Returns `true` if the record is older than the last acknowledged write of this registration: the store was
+    /// restored to an earlier state. Only for a lease that no other registration uses.
     pub(super) fn is_former(&self, record: &Record) -> bool {
         self.stored().is_some_and(|stored| stored.lease == record.lease && record.modified < stored.modified)
     }
 
-    /// Tells what this registration wrote, as far as it remembers, from what the `claimant` wrote. `has_term`: no two registrations
-    /// write the same value.
-    pub(super) fn author(&self, record: &Record, has_term: bool, claimant: Claimant) -> Author {
+    /// Returns the author of a record: this registration, as far as it remembers, or the `claimant`. With a `term` no
+    /// two registrations write the same value.
+    pub(super) fn author(&self, record: &Record, term: Option<u64>, claimant: Claimant) -> Author {
         match claimant {
             _ if !self.is_own(record) => Author::Another,
             Claimant::Wrote(at) if at == record.modified => Author::Another,
-            Claimant::Wrote(_) | Claimant::Silent if !has_term && !self.is_stored(record) => Author::Unclear,
+            Claimant::Wrote(_) | Claimant::Silent if term.is_none() && !self.is_stored(record) => Author::Unclear,
             Claimant::Nobody | Claimant::Silent | Claimant::Wrote(_) => Author::This,
         }
     }
@@ -145,7 +147,8 @@ impl OwnWrites {
         self.unknown.last().map(|sent| sent.lease.unwrap_or_default())
     }
 
-    /// Returns `true` if the key may be under `lease`, for all that is known. One that would be made late does not count.
+    /// Returns `true` if the key may be under `lease`, for all that is known. One that would be made late does not
+    /// count.
     pub(super) fn may_be_under(&self, lease: LeaseId) -> bool {
         let unknown = self.unknown.iter().filter(|sent| !matches!(sent.effect, Effect::LateClaim(_)));
         let mut leases = self.stored().map(|stored| stored.lease).into_iter().chain(unknown.map(|sent| sent.lease));
@@ -209,8 +212,9 @@ impl OwnWrites {
         places.find(is_repeated).map(|(place, _)| place)
     }
 
-    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else it may
-    /// yet be done, until what `late` returns for its lease is proved. That the lease is said to be lost is no such proof.
+    /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else
+    /// it may yet be done, until what `late` returns for its lease is proved. That the lease is said to be lost is no
+    /// such proof.
     pub(super) fn settle(&mut self, found: Option<&Record>, mut late: impl FnMut(&Arc<Lease>) -> Impossible) {
         for sent in &mut self.unknown {
             let Effect::Claim(lease) = &sent.effect else { continue };
@@ -304,16 +308,16 @@ mod tests {
         writes.remember(b"unknown".to_vec(), Some(LEASE), Effect::Change);
         let (stored, unknown) = (record("stored", LEASE), record("unknown", LEASE));
         let wrote = Claimant::Wrote(Revision::new(5));
-        for has_term in [false, true] {
-            let author = |record: &Record, claimant| writes.author(record, has_term, claimant);
+        for term in [None, Some(1)] {
+            let author = |record: &Record, claimant| writes.author(record, term, claimant);
             assert_eq!(author(&record("theirs", LEASE), Claimant::Nobody), Author::Another);
             assert_eq!(author(&stored, Claimant::Nobody), Author::This);
             assert_eq!(author(&unknown, Claimant::Nobody), Author::This);
             assert_eq!((author(&stored, wrote), author(&unknown, wrote)), (Author::Another, Author::Another));
             assert_eq!(author(&stored, Claimant::Silent), Author::This);
         }
-        assert_eq!(writes.author(&unknown, true, Claimant::Silent), Author::This);
-        assert_eq!(writes.author(&unknown, false, Claimant::Silent), Author::Unclear);
+        assert_eq!(writes.author(&unknown, Some(1), Claimant::Silent), Author::This);
+        assert_eq!(writes.author(&unknown, None, Claimant::Silent), Author::Unclear);
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! The end of a registration: its key is removed under a guard, until etcd has confirmed that, and until no write whose answer was
-//! lost can bring it back.
+//! End of a registration: its key is removed under a guard, until etcd has confirmed that, and until no write of
+//! unknown outcome can create it again.
 
 use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Deregistered, Error, Health, LeaseId, Moment, Revision, ServiceRef,
     backend::{
-        Claim, Goal, jitter,
-        registration_flow::{DEREGISTER_TIMEOUT, PERMANENT_ERROR_RETRY},
+        Claim, Goal,
+        registration_flow::{DEREGISTER_TIMEOUT, permanent_error_delay},
     },
 };
 
@@ -25,11 +25,11 @@ use crate::{
 };
 
 impl RegistrationTask {
-    /// Removes the instance until etcd has confirmed it. A registration that gave up says so at once and removes what its
-    /// last attempt may have left: the lease lives on, and would keep it for ever.
+    /// Removes the instance until etcd has confirmed it. A registration that gave up reports that at once, and removes
+    /// the possible effects of its last attempt: its lease lives on, and would keep them for ever.
     ///
-    /// `claim`: no other registration of this session has the key until it is confirmed that it is not this one's. From then on the id
-    /// is free, and what is done late is removed on sight.
+    /// `claim`: no other registration of this session has the key until its removal is confirmed. From then on the id
+    /// is free, and late effects are removed as soon as they appear.
     pub(super) async fn remove_for_good(&mut self, gave_up: Option<Error>, mut claim: Option<Claim<Arc<[u8]>>>) {
         let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
         if let Some(claim) = &claim {
@@ -45,7 +45,7 @@ impl RegistrationTask {
         let mut result = Deregistered::AlreadyGone;
         loop {
             let attempt = self.try_remove(&key, claim.as_ref());
-            // What is not answered in time is given up and begun anew: each of its writes has a guard.
+            // An attempt without an answer in time is abandoned and repeated: each of its writes has a guard.
             let attempted = match begun.remaining(DEREGISTER_TIMEOUT) {
                 Duration::ZERO => attempt.await,
                 remaining => tokio::time::timeout(remaining, attempt).await.unwrap_or(Ok(None)),
@@ -65,7 +65,8 @@ impl RegistrationTask {
                 if !self.writes.may_claim() {
                     return self.driver.report_end(outcome(result));
                 }
-                // The leases of what may still be done are given up: what is written under them by then is removed on sight.
+                // The leases of what may still be done are given up: what is written under them by then is removed on
+                // sight.
                 (self.lease, self.former, claim) = (None, None, None);
             }
             if attempt == Attempt::Refused || begun.elapsed() >= DEREGISTER_TIMEOUT {
@@ -82,8 +83,8 @@ impl RegistrationTask {
         let soon = self.backoff.next_delay().min(DEREGISTER_TIMEOUT / 3);
         match attempt {
             // The key is watched, so the delay is for the proof only.
-            Attempt::Looked if late => PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4),
-            Attempt::Refused => PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4),
+            Attempt::Looked if late => permanent_error_delay(),
+            Attempt::Refused => permanent_error_delay(),
             Attempt::Looked | Attempt::Unanswered if late => soon,
             Attempt::Looked | Attempt::Unanswered => soon.min(begun.remaining(DEREGISTER_TIMEOUT)),
         }
@@ -104,7 +105,7 @@ impl RegistrationTask {
         }
     }
 
-    /// The key, if there may be something to remove under it.
+    /// Returns the key, if there may be something to remove under it.
     fn removable(&self) -> Option<Arc<[u8]>> {
         if let Some(stored) = self.writes.stored() {
             return Some(Arc::clone(&stored.key));
@@ -115,15 +116,15 @@ impl RegistrationTask {
         }
     }
 
-    /// The owner token by which what a dead predecessor left is this registration's to remove: it would have been taken over,
-    /// had there been time.
+    /// Returns the owner token by which the key of a crashed predecessor is removed as well: the registration would
+    /// have taken the key over, had there been time.
     fn leftover_owner(&self) -> Option<&str> {
         let never_wrote = !self.writes.entitlement.is_stored() && self.layout.lease_scope() == LeaseScope::Shared;
         self.options.owner.as_deref().filter(|_| never_wrote && self.driver.goal() == Goal::Absent)
     }
 
-    /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is not known yet
-    /// whose it is; look again.
+    /// Removes the key if it is this registration's, and returns what is left. `None`: it changed meanwhile, or it is
+    /// not known yet whose it is; look again.
     async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
         let context = Arc::clone(&self.context);
         let (record, at) = context.conn.get(key).await?;
@@ -133,14 +134,14 @@ impl RegistrationTask {
         };
         let term = self.layout.term(&record.value);
         let is_leftover = |owner: &str| {
-            // What is newer was written after this registration's claim.
+            // A newer value was written after the claim of this registration.
             let is_older = self.writes.entitlement.exceeds(term);
             is_older && record.lease.is_some() && self.owner_of(&record).as_deref() == Some(owner)
         };
         let claimant = if claim.is_some() { None } else { context.key_claims.claimant(&self.slot) };
         // While other registrations may have the key, an earlier write is not told apart from theirs.
         let former = claim.is_some() && self.is_former(&record);
-        match self.writes.author(&record, term.is_some(), claimant.into()) {
+        match self.writes.author(&record, term, claimant.into()) {
             Author::This => {}
             Author::Another if former => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
@@ -149,12 +150,12 @@ impl RegistrationTask {
         }
         let mut modified = record.modified;
         if let Some(value) = marked_leaving(&*self.layout, self.driver.service(), &record) {
-            // Its answer may be lost.
+            // The answer may be lost.
             self.writes.remember(value.clone(), record.lease, Effect::Change);
             match context.conn.put(&record.key, Guard::Modified(modified), &value, record.lease).await {
                 Ok(Written::Done(revision)) => modified = revision,
                 Ok(Written::Refused(_)) => return Ok(None),
-                // That it failed keeps nobody from leaving.
+                // A failure does not prevent the removal.
                 Err(failure) => tracing::debug!(cause = %failure, "instance not marked as leaving"),
             }
         }
@@ -183,17 +184,17 @@ enum Attempt {
     Unanswered,
 }
 
-/// The result of an attempt to remove a key.
+/// State of the key after an attempt to remove it.
 struct Looked {
-    /// It has deleted the key.
+    /// The attempt has deleted the key.
     removed: bool,
-    /// The present state, without anything of this registration.
+    /// The record that remains, which is not of this registration.
     left: Option<Record>,
-    /// The revision at which that was so.
+    /// Revision of that state.
     at: Revision,
 }
 
-/// Waits for the proof that a late claim is impossible, if there is one to wait for.
+/// Waits for the proof that a late claim is impossible. Never returns without one.
 pub(super) async fn proved(conn: &Connection, impossible: Option<&mut Impossible>) {
     match impossible {
         Some(impossible) => impossible.proved(conn).await,
@@ -201,8 +202,8 @@ pub(super) async fn proved(conn: &Connection, impossible: Option<&mut Impossible
     }
 }
 
-/// The value of `record` with the mark that the instance is about to leave, by which watchers tell its departure from a death.
-/// `None` where the layout cannot say it, or the value says so already.
+/// Returns the value of `record` with the mark that the instance is about to leave, by which watchers tell a departure
+/// from a crash. `None` if the layout has no such mark, or the value has it already.
 pub(crate) fn marked_leaving(layout: &dyn Layout, service: &ServiceRef, record: &Record) -> Option<Vec<u8>> {
     let Decoded { instance, owner, .. } = layout.decode(service, &record.key, &record.value).ok()?;
     if instance.health() == Health::Draining || !layout.carries().contains(&Part::Health) {

@@ -6,7 +6,7 @@ use enlist::{
     Error, Moment, RegistrationState, ServiceRef,
     backend::{
         Claim, LeaseState, Subscriber, jitter, lease_changed,
-        registration_flow::{PERMANENT_ERROR_RETRY, RegistrationSteps},
+        registration_flow::{RegistrationSteps, permanent_error_delay},
     },
     with_causes,
 };
@@ -28,8 +28,8 @@ use crate::{
     },
 };
 
-/// Age at which a written key is watched. So thousands of keys that are written together cause no events of their own, and a
-/// service that is shared with others is listed once.
+/// Age at which a written key is watched. So thousands of keys that are written together cause no events of their own,
+/// and a service that is shared with others is listed once.
 const WATCH_DELAY: Duration = Duration::from_millis(500);
 
 /// A published instance that could not be brought up to date.
@@ -136,8 +136,8 @@ impl RegistrationTask {
         }
     }
 
-    /// Reports that what is published could not be brought up to date, and waits until it is worth another try, or until something
-    /// else is no longer as it should be.
+    /// Reports that what is published could not be brought up to date, and waits until it is worth another try, or
+    /// until something else is no longer as it should be.
     pub(super) async fn wait_outdated(&mut self, claim: &Claim<Arc<[u8]>>, cause: Error) -> WakeReason {
         tracing::debug!(%cause, "not brought up to date");
         let delay = if cause.is_retryable() {
@@ -145,7 +145,7 @@ impl RegistrationTask {
             self.backoff.next_delay()
         } else {
             self.driver.report_refused(self.wanted, cause.clone());
-            PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)
+            permanent_error_delay()
         };
         self.wait_for_change(claim, Some(Outdated { cause, delay, watched: self.watched })).await
     }
@@ -156,7 +156,7 @@ impl RegistrationTask {
         let waits = self.waits_out(&error);
         let next = self.backoff.next_delay();
         let retryable = error.is_retryable();
-        let delay = if retryable { next } else { PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4) };
+        let delay = if retryable { next } else { permanent_error_delay() };
         tracing::debug!(cause = %with_causes(&error), "not registered");
         if waits {
             self.driver.report(RegistrationState::Registering { last: Some(error) });
@@ -196,7 +196,7 @@ impl RegistrationTask {
     pub(super) async fn wait_until_free(&mut self, claim: &Claim<Arc<[u8]>>, record: Record) -> WakeReason {
         let (key, revision) = (Arc::clone(&record.key), record.modified);
         let mut followed = self.context.hub.follow_key(&key, Some(record), revision, Begin::Known).ok();
-        let mut due = std::pin::pin!(tokio::time::sleep(PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)));
+        let mut due = std::pin::pin!(tokio::time::sleep(permanent_error_delay()));
         loop {
             tokio::select! {
                 () = gone(&mut followed) => return WakeReason::Gone,
@@ -216,7 +216,7 @@ impl RegistrationTask {
             WakeReason::Unobservable => {
                 // A watch of its own that cannot see the key either is tried again at a slow pace.
                 if std::mem::replace(&mut self.sharing, Sharing::Never) == Sharing::Never {
-                    self.rest(PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)).await;
+                    self.rest(permanent_error_delay()).await;
                 }
                 KeyState::AsStored
             }
@@ -240,7 +240,8 @@ impl RegistrationTask {
         }
     }
 
-    /// The key is gone, or its lease is. Finds out which, and keeps those that lost it together from coming back together.
+    /// The key is gone, or its lease is. Finds out which, and keeps those that lost it together from coming back
+    /// together.
     async fn lost(&mut self) {
         let Some(lease) = self.lease.clone() else {
             return;

@@ -1,13 +1,14 @@
-//! An instance that is not to be shown for now, because its health check fails and its layout has no health: its key is removed under a
-//! guard, and created again under the same lease when the check passes. Compare [`super::removal`], which is for good.
+//! Temporary withdrawal of an instance, because its health check fails and its layout has no health: its key is removed
+//! under a guard, and created again under the same lease when the check passes. Compare [`super::removal`], which is
+//! final.
 
 use std::sync::Arc;
 
 use enlist::{
     Error, RegistrationState, Revision,
     backend::{
-        Claim, jitter,
-        registration_flow::{PERMANENT_ERROR_RETRY, StepOutcome},
+        Claim,
+        registration_flow::{StepOutcome, permanent_error_delay},
     },
 };
 
@@ -41,7 +42,7 @@ impl RegistrationTask {
                 }
             }
             (None, Some(at)) => at,
-            // It is only believed not to be there. The next look is at the key itself.
+            // Its absence is only assumed. The next comparison reads the key.
             (None, None) => return Ok(StepOutcome::Repeat),
         };
         (self.gone, self.writes.withdrawing) = (true, false);
@@ -53,8 +54,8 @@ impl RegistrationTask {
         Ok(StepOutcome::Withdrawn(at))
     }
 
-    /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that is done meanwhile is
-    /// noticed.
+    /// Waits until the instance is to be shown again, or something else is wanted. A creation of unknown outcome that
+    /// is done meanwhile is noticed.
     pub(super) async fn wait_until_shown(&mut self, claim: &Claim<Arc<[u8]>>, at: Revision) -> WakeReason {
         let context = Arc::clone(&self.context);
         let unknown = self.writes.last_unknown().filter(|_| self.writes.may_claim());
@@ -80,7 +81,7 @@ impl RegistrationTask {
                     return WakeReason::Look;
                 }
                 () = late => return WakeReason::Look,
-                () = tokio::time::sleep(PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4)), if key.is_some() => return WakeReason::Look,
+                () = tokio::time::sleep(permanent_error_delay()), if key.is_some() => return WakeReason::Look,
                 () = lease::unusable(self.lease.as_ref()) => self.lease = None,
             }
         }
