@@ -18,7 +18,7 @@ pub enum Defect {
     MessagesProve,
     /// A probe counts as a proof of freshness although the view has not reached it.
     ProbesProveAtOnce,
-    /// A deletion that a watch tells is ignored.
+    /// Deletions that a watch reports are ignored.
     DeletionsIgnored,
     /// A watch that broke is left alone.
     BrokenWatchForgotten,
@@ -26,7 +26,7 @@ pub enum Defect {
     SilenceTolerated,
     /// A waiting contender takes its turn without proof that its place is there.
     TurnUnconfirmed,
-    /// A contender does not look at who is before it.
+    /// A contender ignores the entries before its own.
     QueueIgnored,
     /// A reader does not wait for writers before it.
     ReadersIgnoreWriters,
@@ -46,7 +46,7 @@ pub enum Defect {
     NumbersShared,
     /// A lease is renewed only when it has run out.
     RenewedTooLate,
-    /// A lease that nobody uses any more is not revoked.
+    /// An unused lease is not revoked.
     LeasesLeaked,
     /// A registration does not notice that its key is gone.
     RegistrationDeaf,
@@ -56,7 +56,7 @@ pub enum Defect {
     RemovalUnconfirmed,
     /// A creation whose answer was lost counts as not done once its key was found absent.
     LateCreationForgotten,
-    /// What a transaction refused counts as done.
+    /// A write that a transaction refused counts as done.
     RefusalsIgnored,
 }
 

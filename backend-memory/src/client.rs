@@ -23,8 +23,7 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A store in memory. Clones share it.
 ///
-/// The methods here are the faults: what an operator or a broken network could do. What a program does goes through a
-/// [`client`](Self::client).
+/// Its methods are the faults that an operator or a broken network can cause. Programs use a [`client`](Self::client).
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     hub: Arc<Hub>,
@@ -207,7 +206,7 @@ impl MemoryClient {
     pub async fn close(&self) -> Result<(), enlist::StopError> {
         // The tasks stop also if this future is dropped.
         let _stop = self.inner.tasks.stop_signal().drop_guard();
-        // What was not removed stays as long as its lease.
+        // An instance that was not removed stays as long as its lease.
         let _ = self.inner.departures.leave(REMOVAL_TIMEOUT).await;
         let leases = self.inner.leases.alive();
         let stopped = self.inner.tasks.stop(CLOSE_TIMEOUT).await;

@@ -35,7 +35,7 @@ pub enum Defect {
     NoticesLossLate,
     /// A lock is granted at once after a crash, whatever the lock delay.
     IgnoresLockDelay,
-    /// A cancelled waiter stays in line.
+    /// A cancelled contender stays in the queue.
     LeavesWaiters,
 }
 

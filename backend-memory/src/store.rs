@@ -106,7 +106,7 @@ pub(crate) struct KeyChange {
 /// Reason for which a write was not made. Nothing changed.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Refusal {
-    /// The key is not as the guard says; this is what it is.
+    /// The guard does not hold; this is the current record.
     Guard(Option<Record>),
     /// The lease is unknown or has ended.
     NoLease,
@@ -244,7 +244,7 @@ impl Store {
         Some((lease.deadline.saturating_duration_since(now), lease.ttl))
     }
 
-    /// Ends a lease: its keys go at one revision. Says whether it was there.
+    /// Ends a lease: all its keys are removed at one revision. Returns `true` if it existed.
     pub(crate) fn revoke(&mut self, id: LeaseId) -> bool {
         let Some(lease) = self.leases.remove(&id) else {
             return false;
@@ -258,7 +258,7 @@ impl Store {
         true
     }
 
-    /// Ends every lease whose time is up. Says whether there was one.
+    /// Ends all leases that have expired. Returns `true` if there was one.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let due = |(id, lease): (&LeaseId, &Lease)| (lease.deadline <= now).then_some(*id);
         let due: Vec<_> = self.leases.iter().filter_map(due).collect();

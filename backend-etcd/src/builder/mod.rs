@@ -26,16 +26,16 @@ use crate::{
     session::lifecycle::SessionRuntime,
 };
 
-/// Maximum duration of a dial, unless said otherwise.
+/// Default maximum duration of a dial.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Maximum duration of a request, unless said otherwise.
+/// Default maximum duration of a request.
 pub const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time without traffic after which a connection is pinged, unless said otherwise.
+/// Default time without traffic after which a connection is pinged.
 pub const DEFAULT_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Time after which an unanswered ping ends its connection, unless said otherwise.
+/// Default time after which an unanswered ping ends its connection.
 pub const DEFAULT_KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Default time between probes while there are views.

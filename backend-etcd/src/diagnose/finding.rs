@@ -201,21 +201,21 @@ pub enum Finding {
         /// Releases that have all fixes.
         fixed_in: &'static [&'static str],
     },
-    /// The version is told to root only.
+    /// The version is shown to root only.
     VersionHidden,
     /// The version could not be asked for.
     VersionUnknown {
         /// Text of the failure.
         cause: String,
     },
-    /// What a registration or a lock does below a prefix is possible.
+    /// Registrations or locks below a prefix are permitted.
     Permitted {
         /// [`Check::Read`], [`Check::Lease`], [`Check::Write`] or [`Check::Watch`].
         check: Check,
         /// First bytes of the keys.
         prefix: Vec<u8>,
     },
-    /// What a registration or a lock does below a prefix is not possible.
+    /// Registrations or locks below a prefix are not permitted.
     Refused {
         /// [`Check::Read`], [`Check::Lease`], [`Check::Write`] or [`Check::Watch`].
         check: Check,

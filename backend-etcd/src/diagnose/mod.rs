@@ -47,7 +47,7 @@ const READS: usize = 10;
 /// TTL of the leases that keep the keys of a trial, in seconds.
 const TRIAL_TTL: i64 = 10;
 
-/// Name of a service and a lock that nobody has.
+/// Name of a service and a lock that are not expected to exist.
 const NOBODY: &str = "enlist-doctor";
 
 /// Checks that need an accepted user.

@@ -1,5 +1,6 @@
-//! Keys and values of the user's own, whatever layout is in use: read and watched as they lie in etcd, and kept by the
-//! task of [`crate::registrar`] through a layout that knows one key.
+//! Raw keys and values of users, independent of the layout. They are read and watched as stored, and registered by
+//! [`crate::registration::registration_task`] through a layout of one key. `enlist-memory` has the same steps in its
+//! file of the same name; the shared parts are in [`enlist::backend`].
 
 use std::sync::Arc;
 
@@ -90,7 +91,7 @@ struct OneKey {
 }
 
 impl OneKey {
-    /// The keys beside it, among which it is watched with others of the session's own.
+    /// Returns the keys of the same directory, with which this key shares a watch.
     fn siblings(&self) -> KeyRange {
         match self.key.iter().rposition(|byte| *byte == b'/') {
             // Below the root of all keys there may be anything.
@@ -137,7 +138,7 @@ impl Layout for OneKey {
         Ok(self.cell.get().to_vec())
     }
 
-    /// What may not be stored was refused before.
+    /// Accepts all values: `register_value` has checked them.
     fn accepts(&self, _: &ServiceRef, _: &Instance, _: Option<&str>) -> Result<(), Error> {
         Ok(())
     }

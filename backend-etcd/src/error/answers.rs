@@ -23,7 +23,7 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// Returns the reason for which no request is accepted, as far as the answer says it.
+    /// Returns the reason for which no request is accepted, if the answer contains it.
     pub(crate) fn auth_fault(self) -> AuthFault {
         match self {
             Self::Refusal(fault) => fault,
@@ -35,7 +35,7 @@ impl Answer {
 /// Classifies the failure of a request.
 pub(crate) fn answer(error: &Error) -> Answer {
     match error {
-        // What came over the wire has no source in this process.
+        // A status that was received has no source in this process.
         Error::GRpcStatus(status) if status.source().is_none() => answer_of(status.message()),
         Error::WatchError(reason) => answer_of(reason),
         _ => Answer::NotEtcd,

@@ -1,8 +1,8 @@
 //! Mapping of the errors of etcd and its client to [`Error`]. Only this folder reads their codes and texts.
 //!
-//! Codes collide (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is told by code, text
-//! and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were measured with
-//! etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
+//! Codes are ambiguous (`OutOfRange` has four meanings, `Unknown` is a dead connection), so a failure is classified by
+//! code, text and source together. The texts are those of etcd's `api/v3rpc/rpctypes/error.go`; the others were
+//! measured with etcd-client 0.21.1 on etcd 3.4.23 and 3.5.
 
 pub(crate) mod answers;
 
@@ -142,7 +142,7 @@ pub(crate) fn text_cause(text: impl Into<String>) -> Cause {
     Arc::new(TextCause(text.into()))
 }
 
-/// Classifies what the client returned.
+/// Classifies an error of the client.
 pub(crate) fn classify(error: &etcd_client::Error) -> Failure {
     use etcd_client::Error as E;
     match error {
@@ -185,8 +185,7 @@ fn classify_status(status: &Status) -> Failure {
         }
         Code::FailedPrecondition if has("not capable") => Failure::Leaderless(cause_of(status)),
         Code::ResourceExhausted if has("too many requests") => Failure::Unfit(cause_of(status)),
-        // No leader, no quorum, stopping, not yet capable: what etcd itself says of being unavailable concerns the
-        // member.
+        // No leader, no quorum, stopping, not yet capable: etcd's own reports of unavailability concern the member.
         Code::Unavailable if text.starts_with("etcdserver: ") => Failure::Leaderless(cause_of(status)),
         Code::Unknown if has("context deadline exceeded") => Failure::Leaderless(cause_of(status)),
         Code::PermissionDenied => Failure::Denied,
@@ -199,7 +198,7 @@ fn classify_status(status: &Status) -> Failure {
 }
 
 fn too_large(limit: usize) -> Failure {
-    // The exact size is known only to the server; what it says is that it was over the limit.
+    // Only the server knows the exact size; it reports that the limit was exceeded.
     Failure::Final(Error::TooLarge { what: "the request", size: limit + 1, limit })
 }
 
@@ -241,7 +240,8 @@ fn text_of(status: &Status) -> String {
 
 /// Returns `true` for the answer to an authentication where users are not asked for.
 pub(crate) fn is_auth_off(error: &etcd_client::Error) -> bool {
-    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("authentication is not enabled"))
+    let etcd_client::Error::GRpcStatus(status) = error else { return false };
+    status.message().contains("authentication is not enabled")
 }
 
 /// Classifies the reason inside a cancelled watch, where etcd puts what elsewhere is a status.

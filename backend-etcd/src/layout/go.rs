@@ -1,5 +1,4 @@
-//! What the layouts of the Go ecosystems have in common: JSON as Go's `encoding/json` writes it, keys in segments,
-//! addresses as Go joins them, and the refusal of whatever a layout would lose.
+//! Shared parts of the layouts of Go ecosystems: JSON as Go's `encoding/json` writes it, keys in segments, addresses.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -43,7 +42,7 @@ pub(super) fn malformed(reason: impl Into<String>) -> Skip {
     Skip::Malformed(reason.into())
 }
 
-/// Reads an object. The reason says where, not what: values are not to be logged.
+/// Reads an object. The error names the position, not the value, because values are not to be logged.
 pub(super) fn read<T: DeserializeOwned>(value: &[u8]) -> Result<T, Skip> {
     // By way of a tree, so that of a field that is there twice the last one counts, as in Go.
     let read = serde_json::from_value(tree(value)?);
@@ -94,7 +93,7 @@ pub(super) fn tags(metadata: &BTreeMap<String, String>) -> Tags {
     (!metadata.is_empty()).then(|| metadata.clone())
 }
 
-/// The one segment of `key` below `prefix`. Whatever goes deeper, or is no text, is somebody else's.
+/// Returns the one segment of `key` below `prefix`. Deeper keys, and keys that are no text, are foreign.
 pub(super) fn segment<'a>(key: &'a [u8], prefix: &str) -> Result<&'a str, Skip> {
     let segment = key.strip_prefix(prefix.as_bytes()).ok_or(Skip::Foreign)?;
     let text = std::str::from_utf8(segment).map_err(|_| Skip::Foreign)?;

@@ -20,7 +20,7 @@ pub struct GoMicro;
 struct Written<'a> {
     name: &'a str,
     version: &'a str,
-    /// Of the service; nothing is said of it.
+    /// Metadata of the service, which is ignored.
     metadata: Option<()>,
     endpoints: [(); 0],
     nodes: [WrittenNode<'a>; 1],
@@ -70,7 +70,7 @@ impl Dialect for GoMicro {
         go::write(&Written { name, version, metadata: None, endpoints: [], nodes: [node] })
     }
 
-    /// A value that names another service is somebody else's: go-micro's names can share a key.
+    /// Names of go-micro can share a key, so a value that names another service is foreign.
     fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
         let Read { name, version, nodes } = go::read(value)?;
         if name != service.name().as_str() {

@@ -59,7 +59,8 @@ impl Layout for GoZero {
         Some((service.name().clone(), InstanceId::parse(id).ok()?))
     }
 
-    /// Only the address of the first endpoint is carried; whatever says more is refused instead of losing it.
+    /// Only the address of the first endpoint is carried. An instance with more content is refused instead of losing
+    /// it.
     fn encode(&self, _: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error> {
         go::refuse_loss(self, instance, writing.owner)?;
         Ok(go::only_plain_endpoint(self, instance)?.authority().as_bytes().to_vec())

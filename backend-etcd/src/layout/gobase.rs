@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Part, Skip, go, tree::Dialect, typed};
 
-/// What gobase's own keys of gRPC servers go on with.
+/// Beginning of the rest of gobase's own keys of gRPC servers.
 const GRPC: &[u8] = b"/grpc";
 
 /// Fields that are no metadata.
@@ -63,7 +63,7 @@ impl Dialect for Gobase {
         go::write(&String::from_utf8_lossy(&inner))
     }
 
-    /// What the JSON string holds, which is what gobase's user gave.
+    /// Returns the content of the JSON string, as the user of gobase wrote it.
     fn said(&self, value: &[u8]) -> Option<String> {
         match go::tree(value) {
             Ok(Value::String(inner)) => Some(inner),

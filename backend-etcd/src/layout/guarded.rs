@@ -23,7 +23,7 @@ fn unusable(field: &'static str) -> impl Fn(String) -> Error {
     move |message| Error::invalid_config(field, format!("it panicked: {message}"))
 }
 
-/// A layout whose panics are caught. What never changes was asked once.
+/// A layout whose panics are caught. Constant properties are read once.
 pub(crate) struct Guarded {
     inner: Arc<dyn Layout>,
     name: &'static str,
@@ -134,7 +134,7 @@ impl Layout for Guarded {
     }
 }
 
-/// A layout of locks whose panics are caught. What never changes was asked once.
+/// A layout of locks whose panics are caught. Constant properties are read once.
 pub(crate) struct GuardedLocks {
     inner: Arc<dyn LockLayout>,
     name: &'static str,

@@ -89,7 +89,7 @@ impl Dialect for Kratos {
         })
     }
 
-    /// A value that names another service is somebody else's, as kratos itself has it.
+    /// A value that names another service is foreign, as in kratos itself.
     fn read(&self, service: &ServiceRef, key: &str, value: &[u8]) -> Result<Instance, Skip> {
         let Read { id, name, version, mut metadata, endpoints } = go::read(value)?;
         if name != service.name().as_str() {

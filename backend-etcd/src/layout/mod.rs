@@ -58,11 +58,11 @@ pub use self::{
 };
 use crate::watch::record::KeyRange;
 
-/// The most bytes of a value that are looked at: escapes can make JSON six times its content.
+/// Maximum bytes of a value that is read: escapes can make JSON six times its content.
 const MAX_VALUE_BYTES: usize = 6 * MAX_INSTANCE_BYTES + 65_536;
 
-/// The most bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its
-/// operator set another limit; the rest is for keys and guards, and for a mark that the instance is about to leave.
+/// Maximum bytes of a value that a layout accepts for an instance. etcd refuses requests above 1.5 MiB, unless its
+/// operator set another limit. The rest is for keys and guards, and for the mark of a departure.
 pub const MAX_WRITTEN_BYTES: usize = (3 << 19) - 65_536;
 
 /// Part of an instance that a layout can hold.
@@ -110,7 +110,7 @@ pub enum LeaseScope {
     PerKey,
 }
 
-/// The input of an encoding, beside the instance. `Debug` shows neither the owner token nor the value that is replaced.
+/// Input of an encoding, besides the instance. `Debug` shows neither the owner token nor the replaced value.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "tests of layouts outside this crate build it")]
 pub struct Writing<'a> {
@@ -157,7 +157,7 @@ impl fmt::Debug for Decoded {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a key is somebody else's or it is broken")]
 pub enum Skip {
-    /// It belongs to somebody else: neither an instance nor an error.
+    /// The key is foreign: neither an instance nor an error.
     Foreign,
     /// It is one of the service's, but no instance can be read from it, for this reason.
     Malformed(String),
@@ -171,7 +171,7 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// Returns the parts that it carries.
     fn carries(&self) -> &'static [Part];
 
-    /// The weight of an instance that says nothing about it.
+    /// Weight of an instance whose value has none.
     fn default_weight(&self) -> u32 {
         DEFAULT_WEIGHT
     }
@@ -182,34 +182,34 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The leases that it can use.
     fn lease_scope(&self) -> LeaseScope;
 
-    /// The key of an instance under `lease`; fixed instances have none.
+    /// Returns the key of an instance under `lease`; fixed instances have no lease.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidName`] for names it cannot carry, [`Error::Unsupported`] for a fixed instance it cannot hold.
     fn key(&self, service: &ServiceRef, id: &InstanceId, lease: Option<LeaseId>) -> Result<Vec<u8>, Error>;
 
-    /// The range that holds all instances of `service`, and as little else as possible.
+    /// Returns the range of all instances of `service`, with as few other keys as possible.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidName`] for names it cannot carry.
     fn service_range(&self, service: &ServiceRef) -> Result<KeyRange, Error>;
 
-    /// The range that holds all services of `namespace`; `None` if it cannot tell.
+    /// Returns the range of all services of `namespace`; `None` if there is none.
     fn services_range(&self, namespace: &Namespace) -> Option<KeyRange>;
 
-    /// The service and the id that a key of an instance in `namespace` names; `None` if it is none of this layout's.
-    /// Where keys are numbered by lease, the number is the id.
+    /// Returns the service and the id that a key of an instance in `namespace` names; `None` if it has not this
+    /// layout's shape. If keys contain the lease, that is the id.
     fn instance_of(&self, namespace: &Namespace, key: &[u8]) -> Option<(ServiceName, InstanceId)>;
 
-    /// The service alone that a key of [`services_range`](Self::services_range) belongs to. Default: that of
+    /// Returns the service of a key of [`services_range`](Self::services_range). Default: that of
     /// [`instance_of`](Self::instance_of).
     fn service_of(&self, namespace: &Namespace, key: &[u8]) -> Option<ServiceName> {
         self.instance_of(namespace, key).map(|(service, _)| service)
     }
 
-    /// The value of an instance of `service`.
+    /// Returns the value of an instance of `service`.
     ///
     /// # Errors
     ///
@@ -217,9 +217,9 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// newer version.
     fn encode(&self, service: &ServiceRef, instance: &Instance, writing: &Writing<'_>) -> Result<Vec<u8>, Error>;
 
-    /// Checks that it can hold an instance of `service`, under whatever lease and term. The instance was checked by
-    /// itself ([`Instance::check`]). What is accepted and cannot be stored is tried for ever. Default: it is written,
-    /// to see, and the bytes are counted.
+    /// Checks that the layout can hold an instance of `service`, under any lease and term. The instance itself was
+    /// checked before ([`Instance::check`]). An instance that is accepted and cannot be stored is tried for ever.
+    /// Default: the instance is encoded, and the bytes are counted.
     ///
     /// # Errors
     ///
@@ -228,15 +228,15 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         accepts_written(self, service, instance, owner)
     }
 
-    /// Reads an instance of `service`. Keys are judged before values.
+    /// Reads an instance of `service`. The key is checked before the value.
     ///
     /// # Errors
     ///
-    /// [`Skip`] says whether the key is somebody else's or broken.
+    /// [`Skip`], which distinguishes foreign from malformed keys.
     fn decode(&self, service: &ServiceRef, key: &[u8], value: &[u8]) -> Result<Decoded, Skip>;
 
-    /// As [`decode`](Self::decode), and the same comes of it. Where it says what `like` says, an instance that was read
-    /// before, it may share that ([`Instance::sibling`]), which is quicker. Default: it is simply read.
+    /// As [`decode`](Self::decode), with the same result. The result may share parts with `like`, an instance that was
+    /// read before ([`Instance::sibling`]), which is faster. Default: as `decode`.
     ///
     /// # Errors
     ///
@@ -245,19 +245,19 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         self.decode(service, key, value)
     }
 
-    /// Returns the term in a value: 0 if it says nothing, `None` if the layout carries no terms. Of two registrations
-    /// with one owner the one with the larger term stands; without terms the one that wrote last. Default: none.
+    /// Returns the term in a value: 0 if it has none, `None` if the layout carries no terms. Of two registrations with
+    /// one owner the one with the larger term is kept; without terms the one that wrote last. Default: none.
     fn term(&self, _value: &[u8]) -> Option<u64> {
         None
     }
 
-    /// Content of a value, as text, whether or not it is an instance; `None` if it is no text.
+    /// Returns the content of a value as text, also if it is no instance; `None` if it is no text.
     fn text(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }
 }
 
-/// Writes an instance to see whether `layout` can hold it, and counts the bytes.
+/// Encodes an instance to find out if `layout` can hold it, and checks the size.
 fn accepts_written(
     layout: &(impl Layout + ?Sized),
     service: &ServiceRef,
@@ -283,7 +283,7 @@ pub enum QueueKind {
     Election,
 }
 
-/// Value of a place in line.
+/// Value of a queue entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
 pub struct PlaceValue {
@@ -300,13 +300,13 @@ pub enum LockOrder {
     /// Contenders queue, each with a key of its own: the one that was created first holds.
     #[default]
     Queue,
-    /// There is one key, and whoever creates it holds the lock. Those that wait have no key and no order: each tries
-    /// when it is gone. Each contender needs a lease of its own, which tells its key from that of another
-    /// ([`LeaseScope::PerKey`]).
+    /// There is one key, and the contender that creates it holds the lock. Waiting contenders have no key and no order:
+    /// each tries to create the key when it is gone. Each contender needs a lease of its own, which distinguishes its
+    /// key from another contender's ([`LeaseScope::PerKey`]).
     FirstToCreate,
 }
 
-/// Layout of locks and elections in etcd. The one with the lowest creation revision in a line is first.
+/// Layout of locks and elections in etcd. The entry with the lowest creation revision in a queue is first.
 pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// Its name, for options and messages.
     fn name(&self) -> &'static str;
@@ -319,75 +319,76 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// The leases that it can use.
     fn lease_scope(&self) -> LeaseScope;
 
-    /// Returns `true` if it can tell shared places from exclusive ones.
+    /// Returns `true` if shared and exclusive entries can be distinguished.
     fn carries_modes(&self) -> bool;
 
-    /// The range of a line.
+    /// Returns the range of a queue.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidName`] or [`Error::Unsupported`] for names it cannot carry.
     fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error>;
 
-    /// The key of a place. `nonce` tells places under one lease apart, where they can share one.
+    /// Returns the key of a queue entry. `nonce` distinguishes entries under one lease, if they can share one.
     ///
     /// # Errors
     ///
     /// As [`line`](Self::line).
     fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
-    /// The range of all places in a line that one lease keeps, and nobody else's, if there is one. A session watches
-    /// its own places through it. Default: none.
+    /// Returns the range of all entries in a queue under one lease, and no others, if there is one. A session watches
+    /// its own entries through it. Default: none.
     fn places(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
         None
     }
 
-    /// The range of all lines of a namespace; `None` if they cannot be told from other keys. Default: `None`.
+    /// Returns the range of all queues of a namespace; `None` if other keys cannot be excluded. Default: `None`.
     fn lines(&self, _line: QueueKind, _namespace: &Namespace) -> Option<KeyRange> {
         None
     }
 
-    /// The name whose line a key in [`lines`](Self::lines) stands in. Default: `None`.
+    /// Returns the name whose queue contains a key of [`lines`](Self::lines). Default: `None`.
     fn line_of(&self, _line: QueueKind, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
         None
     }
 
-    /// The process that a place in the line of a lock is of, as it names itself. Default: `None`.
+    /// Returns the name of the process that wrote a queue entry of a lock. Default: `None`.
     fn process(&self, _value: &[u8]) -> Option<String> {
         None
     }
 
-    /// The range of the marks of a line, outside of the line: whoever holds the lock with a `lock_delay` has one there
-    /// without a lease, and a release removes it. `None`: the layout has no marks, and a `lock_delay` is refused.
+    /// Returns the range of the marks of a queue, outside of the queue: a holder with a `lock_delay` has a mark there
+    /// without a lease, which its release removes. `None`: the layout has no marks, and a `lock_delay` is refused.
     /// Default: none.
     fn marks(&self, _line: QueueKind, _name: &LockName) -> Option<KeyRange> {
         None
     }
 
-    /// The key of the mark that belongs to the place with this lease and nonce. Its value is that of the place.
+    /// Returns the key of the mark that belongs to the entry with this lease and nonce. Its value is that of the entry.
     /// Default: none.
     fn mark(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
         None
     }
 
-    /// Reads a mark: how the lock was held. `None` if the key is not of this layout's shape. Default: none.
+    /// Reads a mark, and returns the mode in which the lock was held. `None` if the key is not of this layout's shape.
+    /// Default: none.
     fn decode_mark(&self, _line: QueueKind, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
         None
     }
 
-    /// The value of a place.
+    /// Returns the value of a queue entry.
     fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8>;
 
-    /// Reads a place in the line of `name`; `None` if the key is not of this layout's shape.
+    /// Reads an entry in the queue of `name`; `None` if the key is not of this layout's shape.
     fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
 }
 
-/// Returns a key in `range` that is neither an instance nor a place in any layout: for trials of permissions.
+/// Returns a key in `range` that is neither an instance nor a queue entry in any layout, to try out permissions.
 pub(crate) fn trial_key(range: &KeyRange, nonce: u64) -> Vec<u8> {
     [range.bounds().0, format!(".doctor-{nonce:016x}").as_bytes()].concat()
 }
 
-/// A name that this layout cannot carry because of `character`.
+/// Returns the error for a name that the layout cannot carry because of `character`.
 fn not_carried(field: &'static str, character: char) -> Error {
     Error::InvalidName { field, fault: enlist::NameFault::NotCarried { character } }
 }

@@ -3,12 +3,16 @@
 //! ```text
 //! enlist/services/{namespace}/{service}/{id}
 //! {"v":1,"id":"greeter-1","endpoints":["grpc://10.0.0.1:8080"],"weight":100,…}
-//! enlist/locks/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}        {"v":1,"mode":"exclusive","holder":"host:pid"}
-//! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}    {"v":1,"value":"…"}
+//!
+//! enlist/locks/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}
+//! {"v":1,"mode":"exclusive","holder":"host:pid"}
+//!
+//! enlist/elections/{namespace}/{name}/{lease, 16 hex}-{number, 16 hex}
+//! {"v":1,"value":"…"}
 //! ```
 //!
-//! Whoever holds a lock, or leads, with a `lock_delay` has a key without a lease beside its place, with the same end
-//! and the same value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
+//! A holder or leader with a `lock_delay` has a key without a lease next to its queue entry, with the same suffix and
+//! the same value: under `enlist/lock-marks/{namespace}/{name}/` and `enlist/election-marks/{namespace}/{name}/`.
 //!
 //! Segments are percent-encoded so that `/`, `%` and control characters never appear raw, and every range ends in `/`:
 //! no name is the beginning of another's range. Absent fields take their defaults; unknown fields are kept.
@@ -42,7 +46,7 @@ const KEY_BYTES: usize = 96;
 /// Usual number of bytes of a value.
 const VALUE_BYTES: usize = 256;
 
-/// Maximum bytes of a value beside the texts of the instance and the owner token: the fields' names, numbers, the
+/// Maximum bytes of a value without the texts of the instance and the owner token: names of fields, numbers, the
 /// health.
 const FIELDS_BYTES: usize = 1024;
 
@@ -301,7 +305,10 @@ mod tests {
         .unwrap();
         assert_eq!(
             String::from_utf8(value).unwrap(),
-            r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me","term":1795000000000}"#
+            concat!(
+                r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":100,"version":"1.4.2","#,
+                r#""zone":"eu-1a","health":"serving","metadata":{"team":"blue"},"owner":"me","term":1795000000000}"#,
+            )
         );
         let lock = LockName::parse("a/b").unwrap();
         let place = layout.entry(QueueKind::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
@@ -342,7 +349,10 @@ mod tests {
         assert_eq!(decode(minimal).unwrap().instance, instance());
         let updated = Layout::encode(&Native::default(), &service(), &instance().with_weight(5), &over(minimal));
         let updated = updated.unwrap();
-        let expected = r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":5,"health":"serving","new":{"x":[1]}}"#;
+        let expected = concat!(
+            r#"{"v":1,"id":"g 1/%","endpoints":["grpc://10.0.0.1:8080"],"weight":5,"#,
+            r#""health":"serving","new":{"x":[1]}}"#,
+        );
         assert_eq!(String::from_utf8_lossy(&updated), expected);
         let updated: Value = serde_json::from_slice(&updated).unwrap();
         assert_eq!((&updated["new"]["x"][0], &updated["weight"]), (&Value::from(1), &Value::from(5)));
@@ -401,7 +411,8 @@ mod tests {
             let instance = Instance::new(InstanceId::parse(&id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
                 .with_weight(weight).with_version(&text).with_metadata(&text, &text);
             let key = Layout::key(&layout, &place(&service), instance.id(), None).unwrap();
-            let value = Layout::encode(&layout, &place(&service), &instance, &Writing { owner: Some(&text), ..Writing::default() }).unwrap();
+            let writing = Writing { owner: Some(&text), ..Writing::default() };
+            let value = Layout::encode(&layout, &place(&service), &instance, &writing).unwrap();
             let decoded = Layout::decode(&layout, &place(&service), &key, &value).unwrap();
             let other_words = self::instance().with_zone(&text).with_metadata(&text, "x").with_health(Health::Draining);
             for like in [&instance, &other_words] {

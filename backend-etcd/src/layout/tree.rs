@@ -8,7 +8,7 @@ use enlist::{DEFAULT_WEIGHT, Error, Instance, InstanceId, LeaseId, Namespace, Se
 use super::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing, go};
 use crate::watch::record::KeyRange;
 
-/// What tells one such layout from another.
+/// Parts in which such layouts differ.
 pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     const NAME: &'static str;
     const CARRIES: &'static [Part];
@@ -16,7 +16,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     /// Names of metadata that it carries, if it carries no other.
     const METADATA: &'static [&'static str] = &[];
 
-    /// What all keys of a namespace begin with. Without namespaces: of the default one.
+    /// Prefix of all keys of a namespace; without namespaces, of the default one.
     fn root(&self) -> String;
 
     /// The root of a namespace.
@@ -25,12 +25,12 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(self.root())
     }
 
-    /// What all keys of a service begin with.
+    /// Prefix of all keys of a service.
     fn prefix(&self, service: &ServiceRef) -> Result<String, Error> {
         Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
     }
 
-    /// `true` if the service can be told from a key alone.
+    /// `true` if a key alone identifies the service.
     fn tells_services(&self) -> bool {
         true
     }

@@ -118,13 +118,14 @@ impl Registry for Etcd {
             if at != record.modified || attempts > MAX_ATTEMPTS {
                 return Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified });
             }
-            // Without a mark that it leaves: to its registration that would be another one's value, whose removal is no
-            // eviction.
+            // Without the mark of a departure: the registration would take the marked value for another one's, whose
+            // removal is no eviction.
             match conn.delete(&key, Guard::Modified(at)).await.map_err(failed)? {
                 Written::Done(removed) => {
                     let decoded = layout.decode(service, &key, &record.value).ok();
                     let entry = decoded.map(|decoded| Entry::new(decoded.instance, record.created, record.modified));
-                    tracing::info!(%service, instance = %id, lease = record.lease.map(LeaseId::get), "instance evicted");
+                    let lease = record.lease.map(LeaseId::get);
+                    tracing::info!(%service, instance = %id, lease, "instance evicted");
                     return Ok(Evicted::new(entry, record.lease, removed));
                 }
                 Written::Refused(found) => present = found,
@@ -143,7 +144,7 @@ impl Registry for Etcd {
 }
 
 impl Etcd {
-    /// Starts the task behind a registration that lies in etcd as `layout` says.
+    /// Starts the task of a registration whose key and value have the format of `layout`.
     pub(crate) fn begin(
         &self,
         layout: &Arc<dyn Layout>,

@@ -23,7 +23,7 @@ use crate::{
         lease_requests::revoke_for_good,
         lease_task::{LeaseTask, Recipient},
         lifecycle::Lifecycle,
-        shared_leases::{SharedLeases, Sharing},
+        shared_leases::{LeaseLookup, SharedLeases},
     },
 };
 
@@ -71,11 +71,11 @@ impl Leases {
     pub(crate) async fn shared(&self, purpose: LeasePurpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
         let key: LeasePoolKey = (purpose, terms);
         loop {
-            let sharing = self.pools().share(key);
-            let mut granting = match sharing {
-                Sharing::Usable(lease) => return Ok(lease),
-                Sharing::Granting(outcome) => outcome,
-                Sharing::Begun(sender, outcome) => {
+            let lookup = self.pools().share(key);
+            let mut granting = match lookup {
+                LeaseLookup::Usable(lease) => return Ok(lease),
+                LeaseLookup::Granting(outcome) => outcome,
+                LeaseLookup::Begun(sender, outcome) => {
                     self.begin(terms, Recipient::Pool(key, sender))?;
                     outcome
                 }

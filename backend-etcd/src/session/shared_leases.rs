@@ -14,7 +14,7 @@ use crate::{
 pub(crate) type GrantOutcome = Option<Result<(), Failure>>;
 
 /// A shared lease that can be used, or the grant to wait for.
-pub(crate) enum Sharing {
+pub(crate) enum LeaseLookup {
     Usable(Arc<Lease>),
     Granting(watch::Receiver<GrantOutcome>),
     /// A new grant, which the caller starts. Its outcome goes to the sender.
@@ -33,17 +33,17 @@ pub(crate) struct SharedLeases {
 
 impl SharedLeases {
     /// Returns a lease of the pool, or the grant to wait for.
-    pub(crate) fn share(&mut self, key: LeasePoolKey) -> Sharing {
+    pub(crate) fn share(&mut self, key: LeasePoolKey) -> LeaseLookup {
         if let Some(lease) = self.pools.share(key) {
-            return Sharing::Usable(lease);
+            return LeaseLookup::Usable(lease);
         }
         // Without a sender there is no grant under way.
         if let Some(outcome) = self.granting.get(&key).filter(|outcome| outcome.has_changed().is_ok()) {
-            return Sharing::Granting(outcome.clone());
+            return LeaseLookup::Granting(outcome.clone());
         }
         let (sender, outcome) = watch::channel(None);
         self.granting.insert(key, outcome.clone());
-        Sharing::Begun(sender, outcome)
+        LeaseLookup::Begun(sender, outcome)
     }
 
     /// Adds the lease that was granted for a pool; `None` if the grant failed.

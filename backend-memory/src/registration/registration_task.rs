@@ -44,7 +44,7 @@ pub(super) struct RegistrationTask {
     lease: Option<Arc<Lease>>,
     mine: Option<Mine>,
     entitlement: Entitlement,
-    /// What was written last.
+    /// Value of the last write.
     stored: Option<Value>,
     /// The revision of that write.
     written: Revision,
@@ -159,13 +159,13 @@ impl RegistrationTask {
         Error::LeaseLost
     }
 
-    /// The key is gone: by hand, if its lease is still there and no other registration had the key in between, or
-    /// removed it.
+    /// Finds out why the key is gone: an operator deleted it, if its lease is still there, and no other registration
+    /// had the key in between or removed it.
     async fn confirm_eviction(&mut self, lease: &Lease) -> Result<StepOutcome<Found>, Error> {
         let (key, written) = (&self.key, self.written);
         let look = |store: &mut Store, now| {
             let next = store.changes_after(written).and_then(|mut changes| changes.find(|change| change.key == *key));
-            // What was compacted away counts as never done.
+            // A history that was compacted away counts as empty.
             let replaced = next.is_some_and(|next| next.record.is_some() || next.departure == Some(Departure::InOrder));
             (replaced, store.time_to_live(lease.id(), now).is_some())
         };
@@ -375,7 +375,7 @@ impl RegistrationSteps for RegistrationTask {
         let unguarded = self.defect(Defect::DeletesUnguarded);
         let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
         let is_leftover = |record: &Record| {
-            // What is newer was written after this registration's claim.
+            // A newer value was written after the claim of this registration.
             let is_older = self.entitlement.exceeds(self.found(record).term);
             owner.is_some() && is_older && record.lease.is_some() && record.owner() == owner
         };

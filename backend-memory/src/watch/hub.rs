@@ -1,7 +1,7 @@
-//! The shared store: a mutex, a wake-up for whoever waits, and the links of the clients.
+//! The shared store: a mutex, a notification for waiting tasks, and the links of the clients.
 //!
-//! No task drives the store. Leases expire when somebody looks; whoever waits for a change also waits for the next
-//! expiry.
+//! No task drives the store. Leases expire when the store is accessed, so a task that waits for a change also waits for
+//! the next expiry.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -129,13 +129,13 @@ impl LockLayout for Native {
     }
 }
 
-/// Reads a place, or a mark, by the last segment of its key and its value.
+/// Reads a queue entry, or a mark, from the last segment of its key and its value.
 fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
     let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
     if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
         return None;
     }
-    // A key of our shape is in line whatever its value says: taking it for nobody's could grant a lock twice.
+    // A key of this shape is a queue entry whatever its value is. If it were ignored, a lock could be granted twice.
     Some(match line {
         QueueKind::Lock => {
             let shared =
@@ -151,7 +151,7 @@ fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValu
     })
 }
 
-/// Name of the holder, for a person who reads the store.
+/// Name of the holder, for an operator who reads the store.
 fn holder() -> String {
     static HOLDER: OnceLock<String> = OnceLock::new();
     HOLDER.get_or_init(this_process).clone()

@@ -216,7 +216,8 @@ impl RegistrationTask {
         };
         let value = layout.encode(self.driver.service(), &desired.instance, &writing)?;
         let claims = previous.is_none_or(|record| !self.writes.is_own(record));
-        // Given up, it waited behind others, or etcd is silent. What was not sent is not sent any more.
+        // The request may wait behind others, or etcd may be silent. An unsent request of an unwanted registration is
+        // not sent any more.
         let given_up = unwanted_for(&self.driver, DEREGISTER_TIMEOUT);
         match context.conn.put_unless(key, guard, &value, Some(lease), given_up).await {
             Ok(Written::Done(revision)) => {

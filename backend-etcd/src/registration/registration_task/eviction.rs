@@ -1,5 +1,5 @@
-//! An own key is gone although its lease lives: was it deleted by hand, or by another registration that had it in
-//! between? The history of the key tells, see [`super::removal`] for the mark that a removal leaves in it.
+//! Cause of the loss of an own key whose lease is alive: an operator deleted it, or another registration had it in
+//! between. The history of the key tells, see [`super::removal`] for the mark that a removal leaves in it.
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
-//! What a registration has written under its key, as far as it knows: what was acknowledged, and what may have been
-//! done or may yet be. By these the registration tells its own key from a foreign one. Read [`super::removal`] next: it
-//! waits until the last of them is settled.
+//! Writes of a registration under its key: the acknowledged one, and those of unknown outcome. They distinguish the own
+//! key from another registration's. Read [`super::removal`] next: it removes late effects.
 
 use std::sync::Arc;
 
