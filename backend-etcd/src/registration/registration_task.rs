@@ -4,8 +4,8 @@
 //! them in `waits.rs`, the end in `removal.rs`. An own key is watched, because a lease can vanish although every
 //! renewal was answered.
 //!
-//! The removal is written twice deliberately: here a request that failed may be applied later, in `enlist-memory` it is
-//! not.
+//! The removal is not [`remove_until_confirmed`](enlist::backend::registration_flow::remove_until_confirmed), because
+//! here a failed request may be applied later.
 
 mod comparison;
 mod eviction;

@@ -1,8 +1,7 @@
 //! Task of one registration: compares the desired state with the store's, for ever.
 //!
 //! The flow is that of [`enlist::backend::registration_flow`], the decisions are those of
-//! [`enlist::backend::reconcile`]. This file does the requests and the waits. The removal is written twice
-//! deliberately: here a request that failed has not been applied, in `enlist-etcd` it may be applied later.
+//! [`enlist::backend::reconcile`]. This file does the requests and the waits.
 
 use std::{
     sync::Arc,
@@ -10,14 +9,14 @@ use std::{
 };
 
 use enlist::{
-    Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Moment, RegisterOptions, RegistrationState,
-    Revision,
+    Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, RegisterOptions, RegistrationState, Revision,
     backend::{
         Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, Observations, RawCell, RegistrationDriver,
         lease_changed,
         reconcile::{self, Entitlement, Found, Mine, Step},
         registration_flow::{
-            DEREGISTER_TIMEOUT, PERMANENT_ERROR_RETRY, RegistrationSteps, StepOutcome, Waited, observe,
+            PERMANENT_ERROR_RETRY, RegistrationSteps, RemovalSteps, StepOutcome, Waited, observe,
+            remove_until_confirmed,
         },
     },
 };
@@ -30,12 +29,12 @@ use crate::{
     watch::hub::{Changes, up},
 };
 
-/// The task behind one registration.
+/// Task of one registration.
 pub(super) struct RegistrationTask {
     client: Arc<Inner>,
     id: InstanceId,
     key: Key,
-    /// The value to write in place of the instance, if it is one of the user's own.
+    /// Raw value to write in place of the instance.
     raw: Option<RawCell>,
     driver: RegistrationDriver,
     options: RegisterOptions,
@@ -207,7 +206,8 @@ impl RegistrationSteps for RegistrationTask {
     type Key = Key;
     type Rival = Found;
 
-    /// The remaining time is exact, but the two clocks of a [`Moment`] need not agree to the nanosecond.
+    /// The remaining time is exact, but the two clocks of a [`Moment`](enlist::Moment) need not agree to the
+    /// nanosecond.
     const LEASE_RESOLUTION: Duration = Duration::from_millis(1);
 
     fn driver(&self) -> &RegistrationDriver {
@@ -368,39 +368,7 @@ impl RegistrationSteps for RegistrationTask {
         if let Some(claim) = &claim {
             claim.leave();
         }
-        if let Some(error) = &gave_up {
-            self.driver.report_end(Err(error.clone()));
-        }
-        let outcome = |found: Deregistered| gave_up.clone().map_or(Ok(found), Err);
-        let unguarded = self.defect(Defect::DeletesUnguarded);
-        let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
-        let is_leftover = |record: &Record| {
-            // A newer value was written after the claim of this registration.
-            let is_older = self.entitlement.exceeds(self.found(record).term);
-            owner.is_some() && is_older && record.lease.is_some() && record.owner() == owner
-        };
-        let guard = |record: &Record| unguarded || self.is_own(record) || is_leftover(record);
-        let nothing = self.mine.is_none() && owner.is_none();
-        if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
-            return self.driver.report_end(outcome(Deregistered::AlreadyGone));
-        }
-        let begun = Moment::now();
-        let mut link = self.client.link.watch();
-        let mut backoff = self.options.backoff.start();
-        loop {
-            match self.client.link.ask(|store, _| store.leave(&self.key, guard)).await {
-                Ok(Ok(_)) => return self.driver.report_end(outcome(Deregistered::Removed)),
-                Ok(Err(_)) => return self.driver.report_end(outcome(Deregistered::AlreadyGone)),
-                Err(_) if begun.elapsed() >= DEREGISTER_TIMEOUT => {
-                    self.driver.report_end(outcome(Deregistered::LeftBehind));
-                }
-                Err(_) => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next_delay().min(DEREGISTER_TIMEOUT / 3)) => {}
-                _ = link.changed() => {}
-            }
-        }
+        remove_until_confirmed(self, gave_up).await;
     }
 
     async fn evicted(&mut self, _claim: Claim<Key>) {
@@ -424,5 +392,28 @@ impl RegistrationSteps for RegistrationTask {
 
     async fn observation_unneeded(&self) {
         self.driver.unwanted().await;
+    }
+}
+
+impl RemovalSteps for RegistrationTask {
+    async fn try_remove(&mut self) -> Result<Deregistered, Error> {
+        let unguarded = self.defect(Defect::DeletesUnguarded);
+        let owner = self.options.owner.as_deref().filter(|_| self.may_have_a_leftover());
+        let is_leftover = |record: &Record| {
+            // A newer value was written after the claim of this registration.
+            let is_older = self.entitlement.exceeds(self.found(record).term);
+            owner.is_some() && is_older && record.lease.is_some() && record.owner() == owner
+        };
+        let guard = |record: &Record| unguarded || self.is_own(record) || is_leftover(record);
+        let nothing = self.mine.is_none() && owner.is_none();
+        if nothing && !unguarded || self.defect(Defect::DropLeavesTheInstance) {
+            return Ok(Deregistered::AlreadyGone);
+        }
+        let removed = self.client.link.ask(|store, _| store.leave(&self.key, guard)).await?;
+        Ok(if removed.is_ok() { Deregistered::Removed } else { Deregistered::AlreadyGone })
+    }
+
+    async fn reconnected(&mut self) {
+        up(&mut self.client.link.watch()).await;
     }
 }

@@ -176,6 +176,40 @@ pub trait RegistrationSteps: Send + Sync {
     }
 }
 
+/// Removal of an instance from a store in which a failed request has not been applied. Other stores need more, see
+/// `registration_task/removal.rs` of `enlist-etcd`.
+pub trait RemovalSteps: RegistrationSteps {
+    /// Removes the instance, if it belongs to this registration or was left by a predecessor with an equal owner.
+    fn try_remove(&mut self) -> impl Future<Output = Result<Deregistered, Error>> + Send;
+
+    /// Waits until another attempt is worthwhile, after one that failed.
+    fn reconnected(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Removes the instance until the store has confirmed it, and reports the end. A registration that `gave_up` reports
+/// that at once: its lease may live on, and would keep the instance for ever.
+pub async fn remove_until_confirmed<S: RemovalSteps>(steps: &mut S, gave_up: Option<Error>) {
+    let outcome = |found| gave_up.clone().map_or(Ok(found), Err);
+    if gave_up.is_some() {
+        steps.driver().report_end(outcome(Deregistered::LeftBehind));
+    }
+    let begun = Moment::now();
+    let mut backoff = steps.options().backoff.start();
+    loop {
+        match steps.try_remove().await {
+            Ok(found) => return steps.driver().report_end(outcome(found)),
+            Err(_) if begun.elapsed() >= DEREGISTER_TIMEOUT => {
+                steps.driver().report_end(outcome(Deregistered::LeftBehind));
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_delay().min(DEREGISTER_TIMEOUT / 3)) => {}
+            () = steps.reconnected() => {}
+        }
+    }
+}
+
 /// Runs a registration until its end.
 pub async fn run<S: RegistrationSteps>(mut steps: Box<S>) {
     let mut approach = Approach::New;
