@@ -204,11 +204,11 @@ impl OwnWrites {
     /// The first late claim whose lease has a later one, and with that the same proof: only a given lease has several.
     fn repeated_claim(&self) -> Option<usize> {
         let is_late = |sent: &Sent| matches!(sent.effect, Effect::LateClaim(_));
-        let mut places = self.unknown.iter().enumerate().filter(|(_, sent)| is_late(sent));
-        let is_repeated = |(place, sent): &(usize, &Sent)| {
-            self.unknown[place + 1..].iter().any(|later| is_late(later) && later.lease == sent.lease)
+        let mut positions = self.unknown.iter().enumerate().filter(|(_, sent)| is_late(sent));
+        let is_repeated = |(index, sent): &(usize, &Sent)| {
+            self.unknown[index + 1..].iter().any(|later| is_late(later) && later.lease == sent.lease)
         };
-        places.find(is_repeated).map(|(place, _)| place)
+        positions.find(is_repeated).map(|(index, _)| index)
     }
 
     /// Looks at the key as it was found after a claim of unknown outcome. If it shows the claim, that is settled; else

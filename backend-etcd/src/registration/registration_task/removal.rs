@@ -94,9 +94,9 @@ impl RegistrationTask {
     async fn wait_for_late_write(&mut self, key: &[u8], looked: Option<Looked>, delay: Duration) {
         let context = Arc::clone(&self.context);
         let mut proof = self.writes.late_claim().cloned();
-        let found = looked.map(|looked| (looked.left, looked.at));
+        let found = looked.map(|looked| (looked.remaining, looked.at));
         // Not what was found to be another registration's.
-        let known = found.as_ref().and_then(|(left, _)| left.as_ref()).map(|left| left.modified);
+        let known = found.as_ref().and_then(|(remaining, _)| remaining.as_ref()).map(|record| record.modified);
         let is_late = |record: &Record| Some(record.modified) != known && self.writes.is_own(record);
         tokio::select! {
             () = proved(&context.conn, proof.as_mut()) => self.writes.impossible(),
@@ -130,7 +130,7 @@ impl RegistrationTask {
         let (record, at) = context.conn.get(key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
-            return Ok(Some(Looked { removed: false, left: None, at }));
+            return Ok(Some(Looked { removed: false, remaining: None, at }));
         };
         let term = self.layout.term(&record.value);
         let is_leftover = |owner: &str| {
@@ -145,7 +145,7 @@ impl RegistrationTask {
             Author::This => {}
             Author::Another if former => {}
             Author::Another if self.leftover_owner().is_some_and(is_leftover) => {}
-            Author::Another => return Ok(Some(Looked { removed: false, left: Some(record), at })),
+            Author::Another => return Ok(Some(Looked { removed: false, remaining: Some(record), at })),
             Author::Unclear => return Ok(None),
         }
         let mut modified = record.modified;
@@ -166,7 +166,7 @@ impl RegistrationTask {
                     context.leases.store_went_back(self.rollbacks, at);
                 }
                 context.note_departure();
-                Some(Looked { removed: true, left: None, at })
+                Some(Looked { removed: true, remaining: None, at })
             }
             Written::Refused(_) => None,
         })
@@ -189,7 +189,7 @@ struct Looked {
     /// The attempt has deleted the key.
     removed: bool,
     /// The record that remains, which is not of this registration.
-    left: Option<Record>,
+    remaining: Option<Record>,
     /// Revision of that state.
     at: Revision,
 }
