@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, Owner, RegisterOptions, Registration, Registry, Revision,
     ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration, whole_seconds},
+    backend::{LeaseTerms, check_ttl, registration, registration_flow, whole_seconds},
 };
 
 use crate::{
@@ -31,15 +31,15 @@ impl Registry for MapClient {
         // The handle for the user, which keeps the client alive, and the driver for the task.
         let (registration, driver) = registration(service.clone(), instance, Arc::clone(&self.0) as _);
         let withdrawal = driver.withdrawal();
-        let task = RegistrationTask::new(Arc::clone(&self.0), key, driver, options.clone());
+        let task = Box::new(RegistrationTask::new(Arc::clone(&self.0), key, driver, options.clone()));
+        let run = registration_flow::run(task);
         match options.lease {
             // Closing the client does not end this lease, so it waits until the key is deleted.
             LeaseChoice::Given(_) => {
-                self.0
-                    .tasks
-                    .spawn_until_stopped("registration", self.0.departures.accompany(withdrawal, task.run()))?;
+                let run = self.0.departures.accompany(withdrawal, run);
+                self.0.tasks.spawn_until_stopped("registration", run)?;
             }
-            _ => self.0.tasks.spawn_until_stopped("registration", task.run())?,
+            _ => self.0.tasks.spawn_until_stopped("registration", run)?,
         }
         registration.started(&options).await
     }
