@@ -100,8 +100,12 @@ impl Leases {
         let task = LeaseTask { link: (*link).clone(), id, ttl, interval, granted: *sent, reports, signals };
         let stop = tasks.stop_signal();
         tasks.spawn("lease", async move {
-            // The end of the session drops the leases as well. That must not revoke them: stop first.
-            stop.run_until_cancelled(task.run()).await;
+            tokio::select! {
+                // The end of the session drops the leases as well. That must not revoke them: stop first.
+                biased;
+                () = stop.cancelled() => {}
+                () = task.run() => {}
+            }
         })?;
         let mut granted = self.granted();
         granted.all.retain(|lease| lease.strong_count() > 0);
