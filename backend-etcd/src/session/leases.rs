@@ -141,9 +141,9 @@ impl Leases {
     /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session
     /// has removed since may be under them again.
     ///
-    /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history that is
-    /// lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was reported since is the
-    /// same one. `now`: the revision of a write that proved it.
+    /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history
+    /// that is lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was
+    /// reported since is the same one. `now`: the revision of a write that proved it.
     pub(crate) fn store_went_back(&self, noted: u64, now: Revision) {
         let mut pools = self.pools();
         if pools.rollbacks != noted {
