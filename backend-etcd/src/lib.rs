@@ -65,10 +65,7 @@ pub use self::{
         Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
         GobaseLock, Kitex, Kratos, Layout, LockLayout, Native,
     },
-    lock::{
-        lock_condition,
-        queues::{LockQueue, QueuedContender},
-    },
+    lock::{LockQueue, QueuedContender, lock_condition},
     session::lifecycle::SessionRuntime,
     watch::record::KeyRange,
 };

@@ -20,8 +20,7 @@ use crate::{
         dialled::Used,
         failover::Failover,
         layers::Layers,
-        limits::RangeLimits,
-        list::PAGE,
+        limits::{PAGE, RangeLimits},
         request_channel::{Clients, Credentials, PROBED, Repeat, RequestChannel},
         response::revision_of,
         store_revision::StoreRevision,
@@ -31,11 +30,11 @@ use crate::{
     watch::record::KeyRange,
 };
 
-/// Number of transactions with registrations that are under way at a time.
-const REGISTRATIONS: usize = 2;
+/// Maximum number of concurrent transactions with registrations.
+const INSTANCE_TRANSACTIONS: usize = 2;
 
-/// Number of transactions with places in line that are under way at a time.
-const PLACES: usize = 4;
+/// Maximum number of concurrent transactions with queue entries.
+const QUEUE_TRANSACTIONS: usize = 4;
 
 /// Both lanes.
 #[derive(Debug)]
@@ -43,9 +42,9 @@ pub(crate) struct Connection {
     /// Leases and small transactions.
     pub(crate) fast: Arc<RequestChannel>,
     /// Guarded writes of instances.
-    pub(crate) writes: WriteBatcher,
-    /// Guarded writes of places in line.
-    pub(crate) places: WriteBatcher,
+    pub(crate) instance_writes: WriteBatcher,
+    /// Guarded writes of queue entries.
+    pub(crate) queue_writes: WriteBatcher,
     /// Watches and lists.
     pub(crate) bulk: RequestChannel,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
@@ -69,9 +68,11 @@ impl Connection {
         let store = Arc::<StoreRevision>::default();
         let lane = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit, Arc::clone(&store));
         let fast = Arc::new(lane(fast));
-        let (writes, places) =
-            (WriteBatcher::start(tasks, &fast, REGISTRATIONS), WriteBatcher::start(tasks, &fast, PLACES));
-        Self { writes, places, bulk: lane(bulk), fast, page: AtomicI64::new(PAGE), limits, store }
+        let (instance_writes, queue_writes) = (
+            WriteBatcher::start(tasks, &fast, INSTANCE_TRANSACTIONS),
+            WriteBatcher::start(tasks, &fast, QUEUE_TRANSACTIONS),
+        );
+        Self { instance_writes, queue_writes, bulk: lane(bulk), fast, page: AtomicI64::new(PAGE), limits, store }
     }
 
     /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches, where the answer

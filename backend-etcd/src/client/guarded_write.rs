@@ -10,7 +10,7 @@ use crate::{client::response::signed, watch::record::Record};
 /// Condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Guard {
-    /// The key may be whatever it is; nothing else that touches it goes along.
+    /// The key may be anything; no other write of the transaction touches it.
     Any,
     /// The key must be absent.
     Absent,
@@ -30,7 +30,7 @@ impl Guard {
         }
     }
 
-    /// Returns `true` if it holds for a key that is this.
+    /// Returns `true` if it holds for this state of the key.
     pub(crate) fn holds(self, key: Option<&Record>) -> bool {
         match (self, key) {
             (Self::Any, _) => true,
@@ -42,40 +42,55 @@ impl Guard {
     }
 }
 
-/// What a write has to do with a line of keys whose order is that of their creation.
+/// Effect of a write on a queue, whose entries are ordered by creation.
 #[derive(Clone, Debug)]
 pub(crate) enum QueueEffect {
     /// None.
     Apart,
-    /// It creates a place. Two in one transaction would have the same creation revision, and who gets in line has to see
-    /// who leaves in the same transaction.
+    /// It creates an entry. Two in one transaction would have the same creation revision, and its read of the queue has to
+    /// see the entries that are removed in the same transaction.
     Enters(Vec<u8>),
-    /// It removes a place.
+    /// It removes an entry.
     Leaves(Vec<u8>),
 }
 
-/// Write that is done if every guard holds. It writes no other key than those that it guards.
+/// Write that is applied if every guard holds. It writes only keys that it guards.
 #[derive(Clone)]
 pub(crate) struct Write {
     pub(crate) guards: Vec<(Arc<[u8]>, Guard)>,
     pub(crate) ops: Vec<TxnOp>,
     /// Bytes of keys and values.
     pub(crate) size: usize,
-    pub(crate) line: QueueEffect,
-    /// It may wait a moment for another one to go along with.
-    pub(crate) deferrable: bool,
+    pub(crate) effect: QueueEffect,
+    pub(crate) batching: Batching,
+}
+
+/// Urgency of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Batching {
+    /// It is sent as soon as a transaction is free.
+    Immediate,
+    /// It may wait a moment for another write, to share its transaction.
+    Deferrable,
+}
+
+impl Write {
+    /// Makes an urgent write without an effect on the order of a queue.
+    pub(crate) fn apart(guards: Vec<(Arc<[u8]>, Guard)>, ops: Vec<TxnOp>, size: usize) -> Self {
+        Self { guards, ops, size, effect: QueueEffect::Apart, batching: Batching::Immediate }
+    }
 }
 
 /// Without the values, which may hold an owner token.
 impl fmt::Debug for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { guards, ops, size, line, deferrable } = self;
+        let Self { guards, ops, size, effect, batching } = self;
         f.debug_struct("Write")
             .field("guards", &guards.len())
             .field("ops", &ops.len())
             .field("size", size)
-            .field("line", line)
-            .field("deferrable", deferrable)
+            .field("effect", effect)
+            .field("batching", batching)
             .finish()
     }
 }
@@ -83,8 +98,8 @@ impl fmt::Debug for Write {
 /// Outcome of a write.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// It was done at this revision; these are what its reads found.
+    /// It was applied at this revision; these are the results of its reads.
     Done { revision: Revision, reads: Vec<Vec<Record>> },
-    /// A guard did not hold; these are what the guarded keys are.
+    /// A guard did not hold; these are the guarded keys.
     Refused(Vec<Option<Record>>),
 }

@@ -8,7 +8,7 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 use crate::{
     client::{
         connection::Connection,
-        guarded_write::{Guard, Outcome, QueueEffect, Write},
+        guarded_write::{Guard, Outcome, Write},
         request_channel::Clients,
         response::{records, revision_of},
     },
@@ -19,9 +19,9 @@ use crate::{
 /// Outcome of a guarded write.
 #[derive(Clone, Debug)]
 pub(crate) enum Written {
-    /// It was done, at this revision.
+    /// It was applied, at this revision.
     Done(Revision),
-    /// The guard did not hold; this is what the key is.
+    /// The guard did not hold; this is the key.
     Refused(Option<Record>),
 }
 
@@ -63,27 +63,15 @@ impl Connection {
         given_up: impl Future<Output = ()>,
     ) -> Result<Written, Failure> {
         let ops = vec![put(key, value, lease)];
-        let write = Write {
-            guards: vec![(Arc::clone(key), guard)],
-            ops,
-            size: key.len() + value.len(),
-            line: QueueEffect::Apart,
-            deferrable: false,
-        };
-        self.writes.send_unless(write, given_up).await.map(Written::of)
+        let write = Write::apart(vec![(Arc::clone(key), guard)], ops, key.len() + value.len());
+        self.instance_writes.send_unless(write, given_up).await.map(Written::of)
     }
 
     /// Deletes a key under a guard.
     pub(crate) async fn delete(&self, key: &[u8], guard: Guard) -> Result<Written, Failure> {
         let ops = vec![TxnOp::delete(key, None)];
-        let write = Write {
-            guards: vec![(key.into(), guard)],
-            ops,
-            size: key.len(),
-            line: QueueEffect::Apart,
-            deferrable: false,
-        };
-        self.writes.send(write).await.map(Written::of)
+        let write = Write::apart(vec![(key.into(), guard)], ops, key.len());
+        self.instance_writes.send(write).await.map(Written::of)
     }
 
     /// Reads a range, sorted or limited as `options` say.

@@ -10,6 +10,9 @@ pub const DEFAULT_MAX_RANGE_KEYS: usize = 1_000_000;
 /// Largest number of bytes, keys and values, of a range that is listed or watched, unless said otherwise: 1 GiB.
 pub const DEFAULT_MAX_RANGE_BYTES: usize = 1 << 30;
 
+/// Maximum number of keys in a page of a list.
+pub(crate) const PAGE: i64 = 1000;
+
 /// Largest size of a range; `None` is without a limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RangeLimits {

@@ -8,16 +8,13 @@ use etcd_client::GetOptions;
 use crate::{
     client::{
         connection::Connection,
-        limits,
+        limits::{self, PAGE},
         request_channel::Clients,
         response::{records, revision_of, signed},
     },
     error::Failure,
     watch::record::{KeyRange, Record},
 };
-
-/// Keys per page of a list, at most.
-pub(crate) const PAGE: i64 = 1000;
 
 /// Keys per page of a list over a slow connection.
 const SMALL_PAGE: i64 = 16;

@@ -8,39 +8,39 @@ use etcd_client::{GetOptions, PutOptions, TxnOp};
 use crate::{
     client::{
         connection::Connection,
-        guarded_write::{Guard, Outcome, QueueEffect, Write},
+        guarded_write::{Batching, Guard, Outcome, QueueEffect, Write},
         kv::put,
     },
     error::{Failure, text_cause},
     watch::record::{KeyRange, Record},
 };
 
-/// Maximum number of marks of a line that are looked at: with those a transaction is full.
+/// Maximum number of marks of a queue that are read: with those a transaction is full.
 const MAX_MARKS: i64 = 100;
 
-/// A place of this session in a line.
+/// Queue entry of this session.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnEntry {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     pub(crate) lease: LeaseId,
-    /// The revision at which it was created; 0 before that.
+    /// Revision of its creation; 0 before that.
     pub(crate) token: Revision,
 }
 
 impl OwnEntry {
-    /// Creates the place.
-    pub(crate) fn create(&self) -> TxnOp {
+    /// Creates the entry.
+    fn create(&self) -> TxnOp {
         TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
     }
 
-    /// Writes the place again and keeps its value: what is done late must not undo a proclamation.
-    pub(crate) fn rewrite(&self) -> TxnOp {
+    /// Writes the entry again and keeps its value: a late write must not undo a proclamation.
+    fn rewrite(&self) -> TxnOp {
         TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
     }
 
-    /// Number of bytes that its creation writes.
-    pub(crate) fn size(&self) -> usize {
+    /// Returns the number of bytes that its creation writes.
+    fn size(&self) -> usize {
         self.key.len() + self.value.len()
     }
 
@@ -49,145 +49,164 @@ impl OwnEntry {
     }
 }
 
-/// The part of a line that is read after a write to it.
+/// Part of a queue that is read after a write to it.
 #[derive(Debug)]
-pub(crate) struct LineRead<'a> {
-    pub(crate) line: &'a KeyRange,
+pub(crate) struct QueueRead<'a> {
+    pub(crate) queue: &'a KeyRange,
     pub(crate) options: GetOptions,
-    /// The marks beside it, where they matter.
+    /// Marks next to the queue, if they matter.
     pub(crate) marks: Option<&'a KeyRange>,
 }
 
-impl LineRead<'_> {
+impl QueueRead<'_> {
     fn ops(self) -> impl Iterator<Item = TxnOp> {
         let marks = self.marks.map(|marks| {
             let options = GetOptions::new().with_limit(MAX_MARKS);
             let options = marks.end.iter().fold(options, |options, end| options.with_range(end.clone()));
             TxnOp::get(&marks.start[..], Some(options))
         });
-        std::iter::once(TxnOp::get(&self.line.start[..], Some(self.options))).chain(marks)
+        std::iter::once(TxnOp::get(&self.queue.start[..], Some(self.options))).chain(marks)
     }
 }
 
-/// The part of a line that was read, at a revision.
+/// Part of a queue that was read, at a revision.
 #[derive(Debug, Default)]
-pub(crate) struct LineFound {
+pub(crate) struct QueueFound {
     pub(crate) at: Revision,
-    pub(crate) line: Vec<Record>,
+    pub(crate) entries: Vec<Record>,
     pub(crate) marks: Vec<Record>,
 }
 
+/// Outcome of a write to a queue.
+#[derive(Debug)]
+pub(crate) enum QueueWrite {
+    /// It was applied, and the queue was read after it.
+    Done(QueueFound),
+    /// The guard did not hold; this is the key.
+    Refused(Option<Record>),
+}
+
+impl From<Outcome> for QueueWrite {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done { revision, reads } => {
+                let mut reads = reads.into_iter();
+                let mut next = || reads.next().unwrap_or_default();
+                Self::Done(QueueFound { at: revision, entries: next(), marks: next() })
+            }
+            Outcome::Refused(found) => Self::Refused(found.into_iter().flatten().next()),
+        }
+    }
+}
+
+/// Outcome of the removal of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    Done,
+    /// The key is absent, or another entry.
+    Absent,
+}
+
+/// Outcome of marking an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marking {
+    Done,
+    EntryAbsent,
+}
+
 impl Connection {
-    /// Creates a place in a line and reads the line after that: `Ok` if it was not there, else what it is. Who is `deferrable` may
-    /// wait a moment for another write to go along with. Given up before it was sent, it is not sent.
-    pub(crate) async fn enter(
+    /// Creates an entry, guarded by its absence, and reads the queue after that. If `given_up` completes before it was
+    /// sent, it is not sent.
+    pub(crate) async fn create_entry(
         &self,
-        place: &OwnEntry,
-        read: LineRead<'_>,
-        deferrable: bool,
+        entry: &OwnEntry,
+        read: QueueRead<'_>,
+        batching: Batching,
         given_up: impl Future<Output = ()>,
-    ) -> Result<Result<LineFound, Option<Record>>, Failure> {
-        let line = QueueEffect::Enters(read.line.start.clone());
-        let ops = std::iter::once(place.create()).chain(read.ops()).collect();
-        let guards = vec![(place.key[..].into(), Guard::Absent)];
-        let write = Write { guards, ops, size: place.size(), line, deferrable };
-        self.places.send_unless(write, given_up).await.map(read_of)
+    ) -> Result<QueueWrite, Failure> {
+        let effect = QueueEffect::Enters(read.queue.start.clone());
+        let ops = std::iter::once(entry.create()).chain(read.ops()).collect();
+        let guards = vec![(entry.key[..].into(), Guard::Absent)];
+        let write = Write { guards, ops, size: entry.size(), effect, batching };
+        self.queue_writes.send_unless(write, given_up).await.map(QueueWrite::from)
     }
 
-    /// Writes a place again, which proves that it is there, and reads the line after that: `Ok` if the place is the one that was
-    /// created then.
-    pub(crate) async fn confirm(
-        &self,
-        place: &OwnEntry,
-        read: LineRead<'_>,
-    ) -> Result<Result<LineFound, Option<Record>>, Failure> {
-        let ops = std::iter::once(place.rewrite()).chain(read.ops()).collect();
-        let guards = vec![(place.key[..].into(), Guard::Created(place.token))];
-        self.places
-            .send(Write { guards, ops, size: place.size(), line: QueueEffect::Apart, deferrable: false })
-            .await
-            .map(read_of)
+    /// Writes an entry again, which proves that it exists, and reads the queue after that. Guarded by its creation.
+    pub(crate) async fn confirm_entry(&self, entry: &OwnEntry, read: QueueRead<'_>) -> Result<QueueWrite, Failure> {
+        let ops = std::iter::once(entry.rewrite()).chain(read.ops()).collect();
+        let guards = vec![(entry.key[..].into(), Guard::Created(entry.token))];
+        self.queue_writes.send(Write::apart(guards, ops, entry.size())).await.map(QueueWrite::from)
     }
 
-    /// Reads a key along with what is written for places at the moment. The answer is at least as new as every earlier one.
-    pub(crate) async fn look(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
-        let ops = vec![TxnOp::get(key, None)];
-        let guards = vec![(key.into(), Guard::Any)];
-        let write = Write { guards, ops, size: key.len(), line: QueueEffect::Apart, deferrable: false };
-        match self.places.send(write).await? {
+    /// Reads a key in a transaction with the queue writes of the moment. The answer is at least as new as every earlier one.
+    pub(crate) async fn get_with_queue_writes(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
+        let write = Write::apart(vec![(key.into(), Guard::Any)], vec![TxnOp::get(key, None)], key.len());
+        match self.queue_writes.send(write).await? {
             Outcome::Done { revision, reads } => Ok((reads.into_iter().flatten().next(), revision)),
             Outcome::Refused(_) => Err(Failure::Lost(text_cause("a read without a condition was refused"))),
         }
     }
 
-    /// Deletes a place together with its mark, if it has one, under a guard. Says whether it was done.
-    pub(crate) async fn remove(&self, key: &[u8], created: Revision, mark: Option<&[u8]>) -> Result<bool, Failure> {
+    /// Deletes the entry created at `created`, with its mark if it has one.
+    pub(crate) async fn remove_entry(
+        &self,
+        key: &[u8],
+        created: Revision,
+        mark: Option<&[u8]>,
+    ) -> Result<Removal, Failure> {
         let mut guards = vec![(key.into(), Guard::Created(created))];
         let mut ops = vec![TxnOp::delete(key, None)];
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
         let size = key.len() + mark.map_or(0, <[u8]>::len);
-        let write = Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false };
-        self.writes.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
+        self.instance_writes.send(Write::apart(guards, ops, size)).await.map(|outcome| match outcome {
+            Outcome::Done { .. } => Removal::Done,
+            Outcome::Refused(_) => Removal::Absent,
+        })
     }
 
-    /// Marks the holder of a place, and removes what holders before it have left, if the place is still there. Says whether it is.
-    pub(crate) async fn mark(&self, place: &OwnEntry, mark: &[u8], left: &[Record]) -> Result<bool, Failure> {
+    /// Marks an existing entry as that of a holder, and removes the marks `left` by earlier holders.
+    pub(crate) async fn put_mark(&self, entry: &OwnEntry, mark: &[u8], left: &[Record]) -> Result<Marking, Failure> {
         let others = || left.iter().filter(|record| *record.key != *mark);
-        let mut guards = vec![(place.key[..].into(), Guard::Created(place.token)), (mark.into(), Guard::Any)];
+        let mut guards = vec![(entry.key[..].into(), Guard::Created(entry.token)), (mark.into(), Guard::Any)];
         guards.extend(others().map(|record| (Arc::clone(&record.key), Guard::Any)));
-        let mut ops = vec![put(mark, &place.value, None)];
+        let mut ops = vec![put(mark, &entry.value, None)];
         ops.extend(others().map(|record| TxnOp::delete(&record.key[..], None)));
-        let size = mark.len() + place.size() + others().map(|record| record.key.len()).sum::<usize>();
-        let write = Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false };
-        self.places.send(write).await.map(|outcome| matches!(outcome, Outcome::Done { .. }))
+        let size = mark.len() + entry.size() + others().map(|record| record.key.len()).sum::<usize>();
+        self.queue_writes.send(Write::apart(guards, ops, size)).await.map(|outcome| match outcome {
+            Outcome::Done { .. } => Marking::Done,
+            Outcome::Refused(_) => Marking::EntryAbsent,
+        })
     }
 
-    /// Puts marks as they were seen under a lease, if all of them are still so.
-    pub(crate) async fn attach(&self, marks: &[&Record], lease: LeaseId) -> Result<(), Failure> {
+    /// Puts marks under a lease, if all of them are still as they were read.
+    pub(crate) async fn attach_marks(&self, marks: &[&Record], lease: LeaseId) -> Result<(), Failure> {
         let guards = marks.iter().map(|mark| (Arc::clone(&mark.key), Guard::Modified(mark.modified))).collect();
         let options = || Some(PutOptions::new().with_lease(lease.get()).with_ignore_value());
         let ops = marks.iter().map(|mark| TxnOp::put(&mark.key[..], "", options())).collect();
         let size = marks.iter().map(|mark| mark.key.len()).sum();
-        self.places.send(Write { guards, ops, size, line: QueueEffect::Apart, deferrable: false }).await.map(drop)
+        self.queue_writes.send(Write::apart(guards, ops, size)).await.map(drop)
     }
 
-    /// Deletes the place in `line` that was created at `created`, with its mark, and confirms that of `successor`, in one transaction,
-    /// at the revision that is returned. `None`: one of them was not there, and nothing was done.
+    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms that of `successor`, in one
+    /// transaction. Returns its revision; `None` if one of them was absent and nothing was done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),
         mark: Option<&[u8]>,
         successor: &OwnEntry,
-        line: &KeyRange,
+        queue: &KeyRange,
     ) -> Result<Option<Revision>, Failure> {
         let mut guards =
             vec![(key.into(), Guard::Created(created)), (successor.key[..].into(), Guard::Created(successor.token))];
         guards.extend(mark.map(|mark| (mark.into(), Guard::Any)));
         let mut ops = vec![TxnOp::delete(key, None), successor.rewrite()];
         ops.extend(mark.map(|mark| TxnOp::delete(mark, None)));
-        let write = Write {
-            guards,
-            ops,
-            size: key.len() + successor.size(),
-            line: QueueEffect::Leaves(line.start.clone()),
-            deferrable: false,
-        };
-        self.places.send(write).await.map(|outcome| match outcome {
+        let effect = QueueEffect::Leaves(queue.start.clone());
+        let write = Write { effect, ..Write::apart(guards, ops, key.len() + successor.size()) };
+        self.queue_writes.send(write).await.map(|outcome| match outcome {
             Outcome::Done { revision, .. } => Some(revision),
             Outcome::Refused(_) => None,
         })
-    }
-}
-
-/// The result of a write to a line: the state found, or its key.
-fn read_of(outcome: Outcome) -> Result<LineFound, Option<Record>> {
-    match outcome {
-        Outcome::Done { revision, reads } => {
-            let mut reads = reads.into_iter();
-            let mut next = || reads.next().unwrap_or_default();
-            Ok(LineFound { at: revision, line: next(), marks: next() })
-        }
-        Outcome::Refused(found) => Err(found.into_iter().flatten().next()),
     }
 }

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::{
     client::{
-        guarded_write::{Outcome, QueueEffect, Write},
+        guarded_write::{Batching, Outcome, QueueEffect, Write},
         request_channel::{Clients, RequestChannel},
         response::header_revision,
     },
@@ -133,8 +133,8 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: 
         }
         while under_way.len() < most && is_due(&waiting) {
             // Whoever is in a hurry first.
-            if waiting.iter().any(|asked| asked.write.deferrable) {
-                waiting.make_contiguous().sort_by_key(|asked| asked.write.deferrable);
+            if waiting.iter().any(|asked| asked.write.batching == Batching::Deferrable) {
+                waiting.make_contiguous().sort_by_key(|asked| asked.write.batching);
             }
             under_way.push(settle(&lane, take(&mut waiting)));
         }
@@ -143,7 +143,7 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: 
 
 /// Returns `true` if one of these is not to wait for others any longer.
 fn is_due(waiting: &VecDeque<Asked>) -> bool {
-    waiting.iter().any(|asked| !asked.write.deferrable || asked.since.elapsed() >= BATCH_DELAY)
+    waiting.iter().any(|asked| asked.write.batching == Batching::Immediate || asked.since.elapsed() >= BATCH_DELAY)
 }
 
 /// Waits until the patience of the first is over.
@@ -159,23 +159,23 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
     let (mut batch, mut later) = (Vec::with_capacity(waiting.len().min(MAX_OPS)), VecDeque::new());
     let (mut ops, mut guards, mut size) = (0, 0, 0);
     let mut keys: HashSet<Arc<[u8]>, RandomState> = HashSet::default();
-    let mut lines: HashSet<Vec<u8>> = HashSet::new();
+    let mut queues: HashSet<Vec<u8>> = HashSet::new();
     while ops < MAX_OPS && guards < MAX_OPS {
         let Some(asked) = waiting.pop_front() else { break };
         if asked.answer.is_closed() {
             continue;
         }
-        let Write { guards: guarded, ops: own, size: bytes, line, deferrable: _ } = &asked.write;
+        let Write { guards: guarded, ops: own, size: bytes, effect, batching: _ } = &asked.write;
         let room = ops + own.len() <= MAX_OPS && guards + guarded.len() <= MAX_OPS && size + bytes <= MAX_BYTES;
-        let mut free = match line {
+        let mut free = match effect {
             QueueEffect::Apart => true,
-            QueueEffect::Enters(line) | QueueEffect::Leaves(line) => !lines.contains(line),
+            QueueEffect::Enters(queue) | QueueEffect::Leaves(queue) => !queues.contains(queue),
         };
         for (key, _) in guarded {
             free &= keys.insert(Arc::clone(key));
         }
-        if let QueueEffect::Enters(line) = line {
-            lines.insert(line.clone());
+        if let QueueEffect::Enters(queue) = effect {
+            queues.insert(queue.clone());
         }
         if batch.is_empty() || (room && free) {
             if asked.depart() {
@@ -183,8 +183,8 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
                 batch.push(asked);
             }
         } else {
-            if let QueueEffect::Leaves(line) = line {
-                lines.insert(line.clone());
+            if let QueueEffect::Leaves(queue) = effect {
+                queues.insert(queue.clone());
             }
             later.push_back(asked);
         }
@@ -306,11 +306,11 @@ mod tests {
 
     type Answer = oneshot::Receiver<Result<Outcome, Failure>>;
 
-    fn asked(keys: &[&str], line: QueueEffect, size: usize) -> (Asked, Answer) {
+    fn asked(keys: &[&str], effect: QueueEffect, size: usize) -> (Asked, Answer) {
         let guards = keys.iter().map(|key| (key.as_bytes().into(), Guard::Absent)).collect();
         let ops = keys.iter().map(|key| TxnOp::put(*key, "", None)).collect();
         let (answer, outcome) = oneshot::channel();
-        let write = Write { guards, ops, size, line, deferrable: false };
+        let write = Write { guards, ops, size, effect, batching: Batching::Immediate };
         (Asked { write, since: Instant::now(), answer, decided: None }, outcome)
     }
 
@@ -343,13 +343,13 @@ mod tests {
     }
 
     #[test]
-    fn a_line_gets_one_place_per_transaction_and_whoever_leaves_goes_first() {
-        let line = || b"line".to_vec();
+    fn a_queue_gets_one_entry_per_transaction_after_earlier_removals() {
+        let queue = || b"queue".to_vec();
         let all = vec![
-            asked(&["leaves"], QueueEffect::Leaves(line()), 1),
-            asked(&["enters"], QueueEffect::Enters(line()), 1),
-            asked(&["second"], QueueEffect::Enters(line()), 1),
-            asked(&["leaves later"], QueueEffect::Leaves(line()), 1),
+            asked(&["leaves"], QueueEffect::Leaves(queue()), 1),
+            asked(&["enters"], QueueEffect::Enters(queue()), 1),
+            asked(&["second"], QueueEffect::Enters(queue()), 1),
+            asked(&["leaves later"], QueueEffect::Leaves(queue()), 1),
             asked(&["elsewhere"], QueueEffect::Enters(b"other".to_vec()), 1),
         ];
         let (mut all, _answers) = waiting(all);

@@ -1,17 +1,17 @@
-//! Elections: the line of a lock whose first says something about itself.
+//! [`Election`] of an etcd client: the holder of the queue is the leader, and its entry has a value.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use enlist::{
     Election, Error, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions,
-    TaskOwner, backend::Publisher,
+    TaskOwner,
+    backend::{Publisher, contender::Wanted},
 };
 
 use crate::{
     etcd::Etcd,
     layout::{LockLayout, QueueKind},
-    lock::{Want, Won},
     watch::{record::Record, replica::Replica},
 };
 
@@ -21,11 +21,7 @@ impl Election for Etcd {
         if options.mode == LockMode::Shared {
             return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
         }
-        let want = Want { line: QueueKind::Election, text: value.to_owned(), wait: true };
-        match self.stand(name, want, options).await? {
-            Won::Leadership(leadership) => Ok(leadership),
-            Won::Lock(_) | Won::Nothing => Err(Error::Closed),
-        }
+        self.contend(name, Wanted::Leadership(value.to_owned()), options).await?.into_leadership()
     }
 
     async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error> {
@@ -42,16 +38,16 @@ impl Election for Etcd {
         let layout = Arc::clone(&self.session.lock.lock_layout);
         let range = layout.queue(QueueKind::Election, name)?;
         let mut reader = self.session.lock.hub.view(&range)?;
-        // As old as the watch that it follows, also while nobody else is elected.
-        let feed = Arc::new(Publisher::proven_by(reader.proof()));
+        // Its age is that of the watch that it follows, also while the leader stays the same.
+        let publisher = Arc::new(Publisher::proven_by(reader.proof()));
         let tasks = TaskOwner::on(self.session.lifecycle.runtime());
-        let (leaders, name) = (Arc::clone(&feed), name.clone());
+        let (leaders, name) = (Arc::clone(&publisher), name.clone());
         let follow = async move {
             loop {
                 match reader.next().await {
-                    Ok(reading) => {
-                        let leader = leader_of(&*layout, &name, &reading.value);
-                        match reading.freshness {
+                    Ok(update) => {
+                        let leader = leader_of(&*layout, &name, &update.value);
+                        match update.freshness {
                             Freshness::Stale { proven, cause } => leaders.publish_stale(leader, proven, cause),
                             freshness => leaders.publish(leader, freshness.proven()),
                         }
@@ -62,15 +58,15 @@ impl Election for Etcd {
             }
         };
         tasks.spawn_until_stopped("observe", follow)?;
-        Ok(LeaderWatcher::new(feed.reader(Arc::new((tasks, Arc::clone(&self.session))))))
+        Ok(LeaderWatcher::new(publisher.reader(Arc::new((tasks, Arc::clone(&self.session))))))
     }
 }
 
-fn leader_of(layout: &dyn LockLayout, name: &LockName, mirror: &Replica) -> Option<Leader> {
-    first(layout, name, mirror.records())
+fn leader_of(layout: &dyn LockLayout, name: &LockName, replica: &Replica) -> Option<Leader> {
+    first(layout, name, replica.records())
 }
 
-/// The first in line, by creation.
+/// Returns the leader: the entry with the smallest creation revision.
 fn first<'a>(layout: &dyn LockLayout, name: &LockName, records: impl Iterator<Item = &'a Record>) -> Option<Leader> {
     let candidates = records.filter_map(|record| {
         let value = layout.decode(QueueKind::Election, name, &record.key, &record.value)?;

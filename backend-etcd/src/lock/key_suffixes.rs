@@ -1,5 +1,5 @@
-//! The numbers that tell the places of a session in a line apart. They are used again: each key that ever was in a line costs
-//! etcd time at every look at the line, until the history is compacted.
+//! Suffixes that distinguish the entries of a session in a queue. They are used again: each key that was ever in a queue
+//! costs etcd time at every read of the queue, until the history is compacted.
 
 use std::{
     collections::HashMap,
@@ -8,47 +8,47 @@ use std::{
 
 use crate::defects::Defect;
 
-/// The numbers of all lines.
+/// Suffixes of all queues.
 #[derive(Debug, Default)]
 pub(crate) struct KeySuffixes {
-    lines: Mutex<HashMap<Vec<u8>, InUse>>,
+    queues: Mutex<HashMap<Vec<u8>, InUse>>,
 }
 
-/// The numbers of one line.
+/// Suffixes of one queue.
 #[derive(Debug, Default)]
 struct InUse {
-    /// Largest number that was taken at a time.
+    /// Number of suffixes that were made; the next new one is this.
     taken: u64,
     free: Vec<u64>,
 }
 
 impl KeySuffixes {
-    /// Takes a number that no place in `line` has.
-    pub(crate) fn take(&self, line: &[u8]) -> u64 {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let numbers = lines.entry(line.to_vec()).or_default();
+    /// Takes a suffix that no entry of this session in `queue` has.
+    pub(crate) fn take(&self, queue: &[u8]) -> u64 {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let suffixes = queues.entry(queue.to_vec()).or_default();
         if Defect::NumbersShared.is_on() {
             return 0;
         }
-        numbers.free.pop().unwrap_or_else(|| {
-            numbers.taken += 1;
-            numbers.taken - 1
+        suffixes.free.pop().unwrap_or_else(|| {
+            suffixes.taken += 1;
+            suffixes.taken - 1
         })
     }
 
-    /// Number of places of this session in `line`.
-    pub(crate) fn in_use(&self, line: &[u8]) -> u64 {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.get(line).map_or(0, |numbers| numbers.taken - numbers.free.len() as u64)
+    /// Returns the number of entries of this session in `queue`.
+    pub(crate) fn in_use(&self, queue: &[u8]) -> u64 {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        queues.get(queue).map_or(0, |suffixes| suffixes.taken - suffixes.free.len() as u64)
     }
 
-    /// Gives a number back whose key is gone for good.
-    pub(crate) fn give_back(&self, line: &[u8], number: u64) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(numbers) = lines.get_mut(line) {
-            numbers.free.push(number);
-            if numbers.free.len() as u64 == numbers.taken {
-                lines.remove(line);
+    /// Gives a suffix back whose key is gone for good.
+    pub(crate) fn give_back(&self, queue: &[u8], suffix: u64) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(suffixes) = queues.get_mut(queue) {
+            suffixes.free.push(suffix);
+            if suffixes.free.len() as u64 == suffixes.taken {
+                queues.remove(queue);
             }
         }
     }
@@ -59,16 +59,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_used_again_and_never_twice_at_a_time() {
-        let numbers = KeySuffixes::default();
-        assert_eq!([numbers.take(b"l"), numbers.take(b"l"), numbers.take(b"other")], [0, 1, 0]);
-        numbers.give_back(b"l", 0);
-        assert_eq!([numbers.take(b"l"), numbers.take(b"l")], [0, 2]);
-        assert_eq!([numbers.in_use(b"l"), numbers.in_use(b"nobody's")], [3, 0]);
-        for number in 0..3 {
-            numbers.give_back(b"l", number);
+    fn suffixes_are_reused_but_never_shared() {
+        let suffixes = KeySuffixes::default();
+        assert_eq!([suffixes.take(b"l"), suffixes.take(b"l"), suffixes.take(b"other")], [0, 1, 0]);
+        suffixes.give_back(b"l", 0);
+        assert_eq!([suffixes.take(b"l"), suffixes.take(b"l")], [0, 2]);
+        assert_eq!([suffixes.in_use(b"l"), suffixes.in_use(b"unused")], [3, 0]);
+        for suffix in 0..3 {
+            suffixes.give_back(b"l", suffix);
         }
-        numbers.give_back(b"other", 0);
-        assert!(numbers.lines.lock().unwrap().is_empty());
+        suffixes.give_back(b"other", 0);
+        assert!(suffixes.queues.lock().unwrap().is_empty());
     }
 }

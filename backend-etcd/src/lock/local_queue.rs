@@ -1,12 +1,11 @@
-//! Hand-over within a session: whoever releases a lock confirms the place of its successor in the same transaction, if that
-//! one waits in this session too. The successor watches nothing then.
+//! Hand-over within a session: a holder that releases confirms the entry of its successor in the same transaction, if
+//! that waits in this session too. Such a successor needs no watch.
 //!
-//! It is an optimization only. A successor whose predecessor does not hand over, for whatever reason, is told so, and confirms
-//! its place by itself.
+//! It is an optimization only. A successor without a hand-over learns that from its ticket and confirms its entry itself.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use enlist::Revision;
@@ -14,86 +13,93 @@ use tokio::sync::oneshot;
 
 use crate::client::queue_requests::OwnEntry;
 
-/// A place that waits for another one of this session. Dropping it leaves the place to itself.
+/// An entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
 #[derive(Debug)]
 pub(crate) struct Successor {
-    pub(crate) place: OwnEntry,
+    entry: OwnEntry,
     confirmed: oneshot::Sender<Revision>,
 }
 
 impl Successor {
-    /// Tells the heir that its place was confirmed at `revision`, and that it is the first.
-    pub(crate) fn tell(self, revision: Revision) {
-        // One that no longer waits gives its place up by itself.
+    pub(crate) fn entry(&self) -> &OwnEntry {
+        &self.entry
+    }
+
+    /// Reports that its entry was confirmed at `revision` and is the first of the queue.
+    pub(crate) fn confirm(self, revision: Revision) {
+        // A contender that no longer waits removes its entry itself.
         let _ = self.confirmed.send(revision);
     }
 }
 
-/// The places of this session that are looked after, and who waits for each.
+/// Entries of this session by the key of the entry for which they wait.
+type Waiting = Arc<Mutex<HashMap<Vec<u8>, Vec<Successor>>>>;
+
+/// Managed entries of this session, each with the entries that wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct LocalQueue {
-    waiting: Mutex<HashMap<Vec<u8>, Vec<Successor>>>,
+    waiting: Waiting,
 }
 
-/// That a place is looked after. Dropping it leaves those that wait for it to themselves.
+/// Marks an entry as managed. On drop, the entries that wait for it fall back to etcd's watches.
 #[derive(Debug)]
-pub(crate) struct Membership<'a> {
-    heirs: &'a LocalQueue,
+pub(crate) struct Membership {
+    waiting: Waiting,
     key: Vec<u8>,
 }
 
-/// That somebody waits for a place.
+/// Right of a waiting entry to a hand-over.
 #[derive(Debug)]
 pub(crate) struct HandoverTicket {
     confirmed: oneshot::Receiver<Revision>,
 }
 
 impl LocalQueue {
-    /// Notes that the place at `key` is looked after.
-    pub(crate) fn stay(&self, key: &[u8]) -> Membership<'_> {
-        self.with(|waiting| waiting.insert(key.to_vec(), Vec::new()));
-        Membership { heirs: self, key: key.to_vec() }
+    /// Marks the entry at `key` as managed.
+    pub(crate) fn join(&self, key: &[u8]) -> Membership {
+        with(&self.waiting, |waiting| waiting.insert(key.to_vec(), Vec::new()));
+        Membership { waiting: Arc::clone(&self.waiting), key: key.to_vec() }
     }
 
-    /// Notes that `place` waits for the one at `before`; `None` if that is not one of this session.
-    pub(crate) fn wait(&self, before: &[u8], place: OwnEntry) -> Option<HandoverTicket> {
-        self.with(|waiting| {
-            let heirs = waiting.get_mut(before)?;
-            heirs.retain(|heir| !heir.confirmed.is_closed());
-            let (tell, confirmed) = oneshot::channel();
-            heirs.push(Successor { place, confirmed: tell });
+    /// Registers `entry` as waiting for the one at `before`; returns `None` if this session does not manage that one.
+    pub(crate) fn wait(&self, before: &[u8], entry: OwnEntry) -> Option<HandoverTicket> {
+        with(&self.waiting, |waiting| {
+            let successors = waiting.get_mut(before)?;
+            successors.retain(|successor| !successor.confirmed.is_closed());
+            let (sender, confirmed) = oneshot::channel();
+            successors.push(Successor { entry, confirmed: sender });
             Some(HandoverTicket { confirmed })
         })
     }
-
-    fn with<T>(&self, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Successor>>) -> T) -> T {
-        act(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
-impl Membership<'_> {
-    /// Takes the first of those that wait for this place.
-    pub(crate) fn heir(&self) -> Option<Successor> {
-        self.heirs.with(|waiting| {
-            let heirs = waiting.get_mut(&self.key)?;
-            heirs.retain(|heir| !heir.confirmed.is_closed());
-            let (first, _) = heirs.iter().enumerate().min_by_key(|(_, heir)| heir.place.token)?;
-            Some(heirs.swap_remove(first))
+fn with<T>(waiting: &Waiting, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Successor>>) -> T) -> T {
+    act(&mut waiting.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Membership {
+    /// Takes the first of the entries that wait for this one.
+    pub(crate) fn successor(&self) -> Option<Successor> {
+        with(&self.waiting, |waiting| {
+            let successors = waiting.get_mut(&self.key)?;
+            successors.retain(|successor| !successor.confirmed.is_closed());
+            let (first, _) = successors.iter().enumerate().min_by_key(|(_, successor)| successor.entry.token)?;
+            Some(successors.swap_remove(first))
         })
     }
 }
 
-impl Drop for Membership<'_> {
+impl Drop for Membership {
     fn drop(&mut self) {
-        self.heirs.with(|waiting| waiting.remove(&self.key));
+        with(&self.waiting, |waiting| waiting.remove(&self.key));
     }
 }
 
 impl HandoverTicket {
-    /// Waits for the predecessor's end. Returns the revision at which it has confirmed the place, if it has.
+    /// Waits for the end of the predecessor. Returns the revision at which it confirmed the entry, if it did.
     ///
-    /// Dropping the future gives the seat up.
-    pub(crate) async fn inherits(self) -> Option<Revision> {
+    /// Dropping the future gives the ticket up.
+    pub(crate) async fn confirmed(self) -> Option<Revision> {
         self.confirmed.await.ok()
     }
 }
@@ -104,37 +110,37 @@ mod tests {
     use enlist::LeaseId;
     use futures::FutureExt;
 
-    fn place(token: u64) -> OwnEntry {
+    fn entry(token: u64) -> OwnEntry {
         let (lease, token) = (LeaseId::new(1), Revision::new(token));
         OwnEntry { key: vec![1], value: Vec::new(), lease, token }
     }
 
     #[tokio::test]
-    async fn the_first_inherits_and_who_left_does_not() {
-        let heirs = LocalQueue::default();
-        assert!(heirs.wait(b"k", place(1)).is_none(), "nobody is there");
-        let here = heirs.stay(b"k");
+    async fn the_first_waiting_entry_is_the_successor() {
+        let queue = LocalQueue::default();
+        assert!(queue.wait(b"k", entry(1)).is_none(), "not managed");
+        let own = queue.join(b"k");
         let (second, gone, third) =
-            (heirs.wait(b"k", place(2)), heirs.wait(b"k", place(1)), heirs.wait(b"k", place(3)));
+            (queue.wait(b"k", entry(2)), queue.wait(b"k", entry(1)), queue.wait(b"k", entry(3)));
         drop(gone);
-        here.heir().unwrap().tell(Revision::new(7));
-        assert_eq!(second.unwrap().inherits().await, Some(Revision::new(7)));
-        let taken = here.heir().unwrap();
-        assert_eq!(taken.place.token, Revision::new(3));
-        assert!(here.heir().is_none());
+        own.successor().unwrap().confirm(Revision::new(7));
+        assert_eq!(second.unwrap().confirmed().await, Some(Revision::new(7)));
+        let taken = own.successor().unwrap();
+        assert_eq!(taken.entry.token, Revision::new(3));
+        assert!(own.successor().is_none());
         // The request failed.
         drop(taken);
-        assert_eq!(third.unwrap().inherits().await, None);
+        assert_eq!(third.unwrap().confirmed().await, None);
     }
 
     #[tokio::test]
-    async fn whoever_is_not_looked_after_any_more_leaves_its_heirs_to_themselves() {
-        let heirs = LocalQueue::default();
-        let here = heirs.stay(b"k");
-        let mut waits = Box::pin(heirs.wait(b"k", place(2)).unwrap().inherits());
+    async fn the_end_of_a_membership_ends_its_tickets() {
+        let queue = LocalQueue::default();
+        let own = queue.join(b"k");
+        let mut waits = Box::pin(queue.wait(b"k", entry(2)).unwrap().confirmed());
         assert!(waits.as_mut().now_or_never().is_none());
-        drop(here);
+        drop(own);
         assert_eq!(waits.await, None);
-        assert!(heirs.waiting.lock().unwrap().is_empty());
+        assert!(queue.waiting.lock().unwrap().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The queues of locks, for people who ask whom a lock waits for. Nothing here takes part in any queue.
+//! The queues of locks, for operators. Nothing here takes part in a queue.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::{
     watch::record::Record,
 };
 
-/// Locks of a namespace whose marks are read at a time.
-const AT_A_TIME: usize = 16;
+/// Number of locks of a namespace whose marks are read concurrently.
+const CONCURRENT_READS: usize = 16;
 
 /// One contender in the queue of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueuedContender {
-    /// Its fencing token, which is also its place: the smaller one is before the larger one.
+    /// Its fencing token, which also orders the queue: the smaller one is before the larger one.
     pub token: FencingToken,
     /// Mode that it asks for.
     pub mode: LockMode,
-    /// The process, as it names itself; `None` where the layout has no room for that. Whoever may write to etcd may write
-    /// anything: show it [escaped](enlist::escape).
+    /// The process, as it names itself; `None` if the layout has no field for that. Each client of etcd can write any text
+    /// here: show it [escaped](enlist::escape).
     pub process: Option<String>,
 }
 
@@ -34,15 +34,16 @@ pub struct QueuedContender {
 pub struct LockQueue {
     /// The lock.
     pub name: LockName,
-    /// Its holders and those that wait, in order.
+    /// Its holders and waiting contenders, in order.
     pub entries: Vec<QueuedContender>,
-    /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: nobody holds the lock, and it
-    /// is not free. Known once the first in line, or a [`try_acquire`](enlist::Lock::try_acquire), has begun to count it.
+    /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: the lock has no
+    /// holder and is not free. Known once the first contender, or a [`try_acquire`](enlist::Lock::try_acquire), has started
+    /// the delay.
     pub delayed: bool,
 }
 
 impl LockQueue {
-    /// The queue, beside which holders of these modes left marks whose delay is running.
+    /// Makes the queue. Holders of the modes `delays` left marks whose delay is running.
     fn new(name: LockName, mut entries: Vec<QueuedContender>, delays: &[LockMode]) -> Self {
         entries.sort_unstable_by_key(|entry| entry.token);
         let delayed = match entries.first() {
@@ -52,8 +53,8 @@ impl LockQueue {
         Self { name, entries, delayed }
     }
 
-    /// Returns those that hold the lock: nobody while it is [delayed](Self::delayed), else the first, and if it shares the lock, all
-    /// that follow and share it as well.
+    /// Returns the holders: none while the lock is [delayed](Self::delayed), else the first entry, and if that is shared, the
+    /// shared entries right behind it.
     pub fn holders(&self) -> &[QueuedContender] {
         if self.delayed {
             return &[];
@@ -62,14 +63,14 @@ impl LockQueue {
         &self.entries[..sharing.max(1).min(self.entries.len())]
     }
 
-    /// Returns those that wait.
+    /// Returns the waiting contenders.
     pub fn waiting(&self) -> &[QueuedContender] {
         &self.entries[self.holders().len()..]
     }
 }
 
 impl Etcd {
-    /// Reads the queue of a lock; it has no entries if nobody wants the lock.
+    /// Reads the queue of a lock; it has no entries if the lock has no contender.
     ///
     /// # Errors
     ///
@@ -88,14 +89,14 @@ impl Etcd {
         Ok(LockQueue::new(name.clone(), entries, &self.delays(name).await?))
     }
 
-    /// Reads how those held the lock that left a mark whose delay is running: it is under a lease then, see `contender::lock_delay`. The
-    /// contender that has waited for it removes it when it takes the lock.
+    /// Reads the modes of the holders that left a mark whose delay is running: it is under a lease then, see
+    /// `contender/lock_delay.rs`. The contender that has waited for it removes it when it takes the lock.
     async fn delays(&self, name: &LockName) -> Result<Vec<LockMode>, Error> {
         let layout = &*self.session.lock.lock_layout;
         let Some(range) = layout.marks(QueueKind::Lock, name) else { return Ok(Vec::new()) };
         let marks = match self.session.conn.list(&range).await {
             Ok((marks, _)) => marks,
-            // Roles from before there were marks.
+            // A role that was made before there were marks.
             Err(Failure::Denied) => return Ok(Vec::new()),
             Err(failure) => return Err(failure.into_error(&range.describe())),
         };
@@ -103,7 +104,7 @@ impl Etcd {
         Ok(running.filter_map(|mark| layout.decode_mark(QueueKind::Lock, name, &mark.key, &mark.value)).collect())
     }
 
-    /// Reads the queues of all locks of a namespace that somebody wants, by name.
+    /// Reads the queues of all locks of a namespace that have a contender, by name.
     ///
     /// # Errors
     ///
@@ -131,7 +132,7 @@ impl Etcd {
             let delays = self.delays(&name).await?;
             Ok(LockQueue::new(name, entries, &delays))
         });
-        stream::iter(read).buffered(AT_A_TIME).try_collect().await
+        stream::iter(read).buffered(CONCURRENT_READS).try_collect().await
     }
 }
 

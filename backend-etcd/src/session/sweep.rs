@@ -200,7 +200,7 @@ enum Removal {
 
 /// Deletes a key, if it is there under `lease`.
 async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
-    let (found, _) = conn.look(key).await?;
+    let (found, _) = conn.get_with_queue_writes(key).await?;
     // If all contenders have one key, another one may have it by now.
     let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
         return Ok(Removal::Nothing);

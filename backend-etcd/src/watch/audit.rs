@@ -17,10 +17,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::Instant;
 
 use crate::{
-    client::{
-        connection::Connection,
-        list::{PAGE, Page},
-    },
+    client::{connection::Connection, limits::PAGE, list::Page},
     error::Failure,
     watch::{record::KeyRange, replica::Replica},
 };

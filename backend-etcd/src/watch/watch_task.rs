@@ -428,7 +428,7 @@ impl WatchTask {
         let Some(mirror) = self.mirror.as_mut().filter(|mirror| mirror.revision != opened) else {
             return Ok(());
         };
-        let (record, now) = self.conn.look(&self.range.start).await.map_err(WatchEnd::Broken)?;
+        let (record, now) = self.conn.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
         if now < mirror.revision {
             return Err(WatchEnd::WentBack);
         }

@@ -1,20 +1,21 @@
-//! Locks with one key, which whoever creates it holds: gobase's. Contenders share the key and are told apart by their leases. Those that
-//! wait have no place: they follow the key of the holder, and each tries to create it when it is gone.
+//! Locks with a single key, which its creator holds (the layout of gobase). Contenders share the key and are
+//! distinguished by their leases. Waiting ones have no entry: they follow the key of the holder, and each tries to create
+//! it once it is gone.
 
 use enlist::Error;
 
-use super::{Contender, Queued, replaced};
+use super::{Contender, queued::Queued, wait::replaced};
 use crate::{
     layout::{LockLayout, LockOrder},
     watch::{record::Record, watch_task::Begin},
 };
 
 impl Contender {
-    /// Returns `true` if `record`, found under the key of a place, is that place.
-    pub(super) fn is_own(&self, held: &Queued, record: &Record) -> bool {
+    /// Returns `true` if `record`, found under the key of an entry, is that entry.
+    pub(super) fn is_own(&self, entry: &Queued, record: &Record) -> bool {
         match self.context.lock_layout.order() {
             LockOrder::Queue => true,
-            LockOrder::FirstToCreate => record.lease == Some(held.lease.id()),
+            LockOrder::FirstToCreate => record.lease == Some(entry.lease.id()),
         }
     }
 

@@ -1,18 +1,30 @@
-//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and its successor's wait.
+//! The mark that a holder with a `lock_delay` leaves behind if it does not release, and the wait of the next holder.
 //!
-//! Such a holder has a mark beside the line, without a lease, and a release removes it with the place. So a mark whose holder has no
-//! place any more tells a crash, a lost lease or a deleted key from a release, also to a contender that comes later. Whoever finds
-//! one when it is its turn waits, and removes it when it marks its own place. Meanwhile the mark is under a lease that nobody
-//! renews: the delay goes on if the contender gives up.
+//! Such a holder has a mark next to the queue, without a lease, and a release removes it with the entry. A mark whose
+//! holder has no entry any more distinguishes a crash, a lost lease or a deleted key from a release, also for a contender
+//! that joins later. A contender that finds one at its turn waits, and removes it when it marks its own entry. Meanwhile
+//! the mark is under a lease that is not renewed: the delay continues if the contender gives up.
+//!
+//! It is present in both backends on purpose: in `enlist-memory` it is one synchronous step in the store, here a protocol.
 
-use enlist::{BackoffPolicy, Error, LockMode, Revision, backend::rounded};
+use enlist::{
+    BackoffPolicy, Error, LockMode, Revision,
+    backend::{contender::Turn, rounded},
+};
 
-use super::{Contender, Queued, lost};
-use crate::{error::Failure, layout::LockLayout, session::lease_requests::grant_unrenewed, watch::record::Record};
+use super::{
+    Contender,
+    queued::Queued,
+    wait::{Predecessor, lease_lost},
+};
+use crate::{
+    client::queue_requests::Marking, error::Failure, layout::LockLayout, session::lease_requests::grant_unrenewed,
+    watch::record::Record,
+};
 
-/// The marks of holders that did not release, as a contender sees them whose turn it is and whose place was created at `token`.
-/// Exclusive holders are in the way of everybody, shared ones of those that want the lock alone. A mark under the contender's own
-/// key is of an earlier place, unless it is newer than this one.
+/// Returns the marks of holders that did not release and that exclude a contender whose entry was created at `token`.
+/// Marks of exclusive holders exclude all, those of shared holders only exclusive contenders. A mark under the contender's
+/// own key belongs to an earlier entry, unless it is newer than this one.
 fn left_behind<'a>(
     marks: impl IntoIterator<Item = (&'a Record, LockMode)>,
     (own, token): (&[u8], Revision),
@@ -24,51 +36,57 @@ fn left_behind<'a>(
 }
 
 impl Contender {
-    /// Takes the lock whose turn it is. With a `lock_delay`, waits for what holders before left behind, or for the one before that
-    /// `lease_expired`, and marks the place. `false`: that takes time, and the caller does not want to wait.
+    /// Takes the lock at the turn of the entry. With a `lock_delay`, waits for the delay of earlier holders, or of a
+    /// predecessor whose lease expired, and marks the entry.
     pub(super) async fn take_over(
         &self,
-        held: &mut Queued,
+        entry: &mut Queued,
         token: Revision,
         marks: &[Record],
-        lease_expired: bool,
-    ) -> Result<bool, Error> {
-        let Some(mark) = held.mark.clone() else {
-            return Ok(true);
+        predecessor: Predecessor,
+    ) -> Result<Turn, Error> {
+        let Some(mark) = entry.mark.clone() else {
+            return Ok(Turn::Granted);
         };
         let layout = &self.context.lock_layout;
         let known = marks.iter().filter_map(|record| {
-            let mode = layout.decode_mark(self.want.line, &self.name, &record.key, &record.value)?;
+            let mode = layout.decode_mark(self.kind, &self.acquisition.name, &record.key, &record.value)?;
             Some((record, mode))
         });
-        let left = left_behind(known, (&mark, token), self.options.mode);
-        if !left.is_empty() || lease_expired {
-            tracing::info!(delay = %rounded(self.options.lock_delay), "a holder did not release");
-            if !self.want.wait {
+        let left = left_behind(known, (&mark, token), self.acquisition.options.mode);
+        if !left.is_empty() || predecessor == Predecessor::LeaseExpired {
+            let delay = self.acquisition.options.lock_delay;
+            tracing::info!(delay = %rounded(delay), "a holder did not release");
+            if !self.acquisition.wanted.waits() {
                 self.count_down(&left).await;
-                return Ok(false);
+                return Ok(Turn::NotGranted);
             }
-            let mut lease = held.lease.state();
+            let mut lease = entry.lease.state();
             tokio::select! {
-                _ = async { tokio::join!(self.count_down(&left), tokio::time::sleep(self.options.lock_delay)) } => {}
-                () = self.key_deleted(held, token) => return Err(Error::LeaseLost),
-                () = lost(&mut lease) => return Err(Error::LeaseLost),
+                _ = async { tokio::join!(self.count_down(&left), tokio::time::sleep(delay)) } => {}
+                () = self.key_deleted(entry) => return Err(Error::LeaseLost),
+                () = lease_lost(&mut lease) => return Err(Error::LeaseLost),
             }
         }
-        let own = self.own_place(held, token);
+        self.put_mark(entry, &mark, &left).await
+    }
+
+    /// Marks the entry as that of a holder, and removes the marks `left` by earlier holders.
+    async fn put_mark(&self, entry: &mut Queued, mark: &[u8], left: &[Record]) -> Result<Turn, Error> {
+        let own = self.own_entry(entry);
         let mut backoff = BackoffPolicy::default().start();
         let mut unknown = false;
         loop {
-            // From here on it may be there, unless etcd says that it is not.
-            held.marked = true;
-            match self.context.conn.mark(&own, &mark, &left).await {
-                Ok(true) => return Ok(true),
-                Ok(false) => return Err(Error::LeaseLost),
+            // It may exist from here on, unless etcd denies it.
+            entry.marked = true;
+            match self.context.conn.put_mark(&own, mark, left).await {
+                Ok(Marking::Done) => return Ok(Turn::Granted),
+                Ok(Marking::EntryAbsent) => return Err(Error::LeaseLost),
                 Err(failure) => {
                     unknown |= failure.is_ambiguous();
-                    held.marked = unknown;
+                    entry.marked = unknown;
                     let error = self.failed(failure);
-                    if !error.is_retryable() || !self.want.wait {
+                    if !error.is_retryable() || !self.acquisition.wanted.waits() {
                         return Err(error);
                     }
                     tokio::time::sleep(backoff.next_delay()).await;
@@ -77,16 +95,16 @@ impl Contender {
         }
     }
 
-    /// Puts what was left behind under a lease that ends once the delay has passed, unless that was done before: whoever comes after
-    /// this contender has waited with it. Without an answer the next one waits anew, which is the careful side.
+    /// Puts the marks `left` under a lease that ends with the delay, unless that was done before: contenders after this one
+    /// have then waited with it. Without an answer the next contender waits for the whole delay, which is the safe side.
     async fn count_down(&self, left: &[Record]) {
         let left: Vec<&Record> = left.iter().filter(|mark| mark.lease.is_none()).collect();
         if left.is_empty() {
             return;
         }
         let counted = async {
-            let lease = grant_unrenewed(&self.context.conn, self.options.lock_delay).await?;
-            self.context.conn.attach(&left, lease).await
+            let lease = grant_unrenewed(&self.context.conn, self.acquisition.options.lock_delay).await?;
+            self.context.conn.attach_marks(&left, lease).await
         };
         if let Err::<(), Failure>(failure) = counted.await {
             tracing::debug!(cause = %failure, "the delay is not counted down");
@@ -100,7 +118,7 @@ mod tests {
     use LockMode::{Exclusive, Shared};
 
     #[test]
-    fn what_is_in_the_way_was_left_by_another_holder_or_an_earlier_one_of_the_same_key() {
+    fn marks_of_other_holders_and_earlier_entries_exclude() {
         let mark = |key: &str, modified: u64| Record {
             key: key.as_bytes().into(),
             value: Vec::new(),
@@ -116,7 +134,7 @@ mod tests {
         assert_eq!(left(&[], Exclusive), [0; 0]);
         let all = [(&own, Exclusive), (&reader, Shared), (&writer, Exclusive)];
         assert_eq!(left(&all, Exclusive), [3, 4]);
-        assert_eq!(left(&all, Shared), [4], "readers are not in the way of each other");
+        assert_eq!(left(&all, Shared), [4], "shared holders do not exclude each other");
         assert_eq!(left(&[(&stale, Exclusive)], Exclusive), [6]);
     }
 }

@@ -1,0 +1,51 @@
+//! Writing the value of a leader.
+
+use std::sync::Arc;
+
+use enlist::{Error, LockMode, LockName, Revision, backend::Proclamation};
+
+use crate::{
+    client::{guarded_write::Guard, kv::Written, queue_requests::OwnEntry},
+    layout::{PlaceValue, QueueKind},
+    lock::context::LockContext,
+};
+
+/// Entry that is written.
+pub(super) struct Target {
+    pub(super) kind: QueueKind,
+    pub(super) name: LockName,
+    pub(super) entry: OwnEntry,
+    /// Revision of its last known change.
+    pub(super) modified: Revision,
+}
+
+/// Writes a new value, guarded by the last known change, and answers the proclamation. Returns the revision of the last
+/// known change after that: an older proclamation whose answer was lost is refused once this one was applied.
+pub(super) async fn proclaim(context: Arc<LockContext>, target: Target, proclamation: Proclamation) -> Revision {
+    let Target { kind, name, entry, mut modified } = target;
+    let Proclamation { value, reply, .. } = proclamation;
+    let written = context.lock_layout.write(kind, &PlaceValue { mode: LockMode::Exclusive, text: value });
+    let value = match written {
+        Ok(value) => value,
+        Err(error) => {
+            let _ = reply.send(Err(error));
+            return modified;
+        }
+    };
+    let key = entry.key[..].into();
+    let outcome = loop {
+        match context.conn.put(&key, Guard::Modified(modified), &value, Some(entry.lease)).await {
+            Ok(Written::Done(revision)) => {
+                modified = revision;
+                break Ok(revision);
+            }
+            // An older proclamation, or a confirmation, was applied although its answer was lost.
+            Ok(Written::Refused(Some(found))) if found.created == entry.token => modified = found.modified,
+            Ok(Written::Refused(_)) => break Err(Error::LeaseLost),
+            Err(failure) => break Err(failure.into_error(&format!("the lock {name}"))),
+        }
+    };
+    // The leader may have dropped its request.
+    let _ = reply.send(outcome);
+    modified
+}

@@ -1,0 +1,100 @@
+//! The queue entry of a contender, and the state of it that is known. Plain data, no I/O.
+
+use std::sync::Arc;
+
+use enlist::{Revision, backend::LeaseState};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    lock::local_queue::Membership,
+    session::lease::Lease,
+    watch::{key_monitors::KeyMonitor, record::Record},
+};
+
+/// A queue entry that may be in etcd.
+pub(in crate::lock) struct Queued {
+    pub(super) key: Vec<u8>,
+    /// Distinguishes it from the other entries of this session in the queue.
+    pub(super) suffix: u64,
+    pub(super) lease: Arc<Lease>,
+    /// Key of its mark; only with a `lock_delay`.
+    pub(super) mark: Option<Vec<u8>>,
+    /// The mark may exist, and is removed with the entry.
+    pub(super) marked: bool,
+    /// A write that creates it may have been applied.
+    pub(super) created: bool,
+    /// The answer to a write that creates it was lost.
+    pub(super) unknown: bool,
+    /// Revision of its creation, once that is known.
+    pub(super) token: Option<Revision>,
+    /// Revision of its last known change.
+    pub(super) modified: Revision,
+    /// Time at which the key was chosen.
+    pub(super) begun: Instant,
+    /// Reports its deletion; `None` while it is too young to be watched.
+    pub(super) monitor: Option<KeyMonitor>,
+    /// Position that was read when it joined.
+    pub(super) placed: Option<Placed>,
+    /// Offers its successor in this session a direct hand-over.
+    pub(super) membership: Option<Membership>,
+    /// States of the lease from the grant on.
+    pub(super) holding: Option<watch::Receiver<LeaseState>>,
+}
+
+impl Queued {
+    pub(super) fn new(key: Vec<u8>, suffix: u64, lease: Arc<Lease>, mark: Option<Vec<u8>>) -> Self {
+        Self {
+            key,
+            suffix,
+            lease,
+            mark,
+            marked: false,
+            created: false,
+            unknown: false,
+            token: None,
+            modified: Revision::default(),
+            begun: Instant::now(),
+            monitor: None,
+            placed: None,
+            membership: None,
+            holding: None,
+        }
+    }
+
+    /// Returns the mark that is removed with the entry.
+    pub(super) fn own_mark(&self) -> Option<&[u8]> {
+        self.mark.as_deref().filter(|_| self.marked)
+    }
+}
+
+/// Position of an entry.
+#[derive(Debug)]
+pub(super) enum Position {
+    /// It is its turn.
+    Holder,
+    /// It waits for the entry `before`, as that was last seen.
+    Behind { before: Record, at: Revision },
+    /// Its own key is gone.
+    Absent,
+}
+
+/// Position of an entry with its revisions.
+#[derive(Debug)]
+pub(super) struct Placed {
+    /// Revision of its creation.
+    pub(super) token: Revision,
+    /// Revision of its last change.
+    pub(super) modified: Revision,
+    pub(super) position: Position,
+    /// Marks of holders; only with a `lock_delay`.
+    pub(super) marks: Vec<Record>,
+}
+
+/// Removals of an entry before the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Attempts {
+    /// None.
+    First,
+    /// One whose answer was lost.
+    Unanswered,
+}

@@ -1,0 +1,122 @@
+//! Leaving the queue: handing the lock over within the session, or removing the entry.
+
+use std::time::Duration;
+
+use enlist::{BackoffPolicy, Error, LockMode, Released, backend::jitter};
+
+use super::{
+    Contender,
+    queued::{Attempts, Queued},
+};
+use crate::{
+    client::{guarded_write::Guard, kv::Written, queue_requests::Removal},
+    defects::Defect,
+    error::Failure,
+    watch::record::KeyRange,
+};
+
+/// Maximum pause between two removals that etcd did not answer.
+const MAX_REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// Pause before a removal is repeated that failed for a permanent reason, such as a missing permission.
+const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
+
+impl Contender {
+    /// Ends a held lock: hands it over to the next entry of this session if one waits, else removes the own entry.
+    pub(super) async fn hand_over_or_remove(&self, entry: &Queued) -> Released {
+        // After an exclusive holder the entry right behind it is the first.
+        let alone = self.acquisition.options.mode == LockMode::Exclusive || Defect::ReaderHandsOver.is_on();
+        let membership = entry.membership.as_ref().filter(|_| alone);
+        let mut attempts = Attempts::First;
+        if let (Some(successor), Some(token)) = (membership.and_then(|own| own.successor()), entry.token) {
+            let own = (&entry.key[..], token);
+            match self.context.conn.hand_over(own, entry.own_mark(), successor.entry(), &self.queue).await {
+                Ok(Some(confirmed)) => {
+                    successor.confirm(confirmed);
+                    return Released::Released;
+                }
+                // The successor gave up, or this entry is gone.
+                Ok(None) => {}
+                Err(failure) if failure.is_ambiguous() => attempts = Attempts::Unanswered,
+                Err(_) => {}
+            }
+        }
+        self.remove(entry, attempts).await
+    }
+
+    /// Removes the entry until etcd confirms it or reports that the lease is gone: an entry that outlives an outage of etcd
+    /// would stay for as long as its lease is renewed. No other acquisition uses the key before that, so an entry found
+    /// there is this one.
+    pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            let mut pause = backoff.next_delay().min(MAX_REMOVAL_PAUSE);
+            match self.try_remove(entry).await {
+                Ok(Some(outcome)) => {
+                    return if attempts == Attempts::Unanswered { Released::Released } else { outcome };
+                }
+                Ok(None) => {}
+                Err(failure) => {
+                    if Defect::ReleaseUnconfirmed.is_on() {
+                        return Released::Released;
+                    }
+                    if failure.is_ambiguous() {
+                        attempts = Attempts::Unanswered;
+                    }
+                    tracing::debug!(lock = %self.acquisition.name, cause = %failure, "queue entry not removed yet");
+                    let error = self.failed(failure);
+                    if !error.is_retryable() {
+                        pause = PERMANENT_ERROR_RETRY + jitter(PERMANENT_ERROR_RETRY / 4);
+                    }
+                    self.acquisition.trouble.note(error);
+                }
+            }
+            if entry.lease.is_lost() {
+                return Released::AlreadyLost;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn try_remove(&self, entry: &Queued) -> Result<Option<Released>, Failure> {
+        let created = match entry.token {
+            Some(token) => token,
+            None => match self.context.conn.get(&entry.key).await? {
+                (Some(record), _) if self.is_own(entry, &record) => record.created,
+                _ => return Ok(Some(Released::AlreadyLost)),
+            },
+        };
+        Ok(match self.context.conn.remove_entry(&entry.key, created, entry.own_mark()).await? {
+            Removal::Done => Some(Released::Released),
+            Removal::Absent if entry.token.is_some() => Some(Released::AlreadyLost),
+            Removal::Absent => None,
+        })
+    }
+
+    /// Removes an entry whose creation has an unknown outcome, for a caller that is gone.
+    pub(super) async fn withdraw(&self, entry: Queued) {
+        if let Ok((Some(own), _)) = self.context.conn.get(&entry.key).await
+            && self.is_own(&entry, &own)
+            && let Ok(Written::Done(_)) = self.context.conn.delete(&entry.key, Guard::Created(own.created)).await
+        {
+            return self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
+        }
+        // In a session that has ended its lease is revoked all the same.
+        let _ = self.sweep(entry);
+    }
+
+    /// Gives up an entry that does not exist, but may yet be created: its lease is retired, and the entry removed on sight
+    /// until the lease is revoked.
+    pub(super) fn sweep(&self, entry: Queued) -> Result<(), Error> {
+        let queue = self.entries_of_lease(&entry).unwrap_or_else(|| KeyRange::key(&entry.key[..]));
+        let Queued { key, suffix, lease, .. } = entry;
+        if Defect::LatePlaceForgotten.is_on() {
+            self.context.key_suffixes.give_back(&self.queue.start, suffix);
+            return Ok(());
+        }
+        let swept = self.context.sweeps.add(&lease, key.into(), queue);
+        // No other entry has its key under this lease, so the suffix is free. The lease is revoked once it has no user.
+        self.context.key_suffixes.give_back(&self.queue.start, suffix);
+        swept
+    }
+}

@@ -1,0 +1,135 @@
+//! The wait of an entry for its turn: for a hand-over within the session, or for the deletion of the key before it.
+
+use enlist::{
+    Backoff, BackoffPolicy, Error, Revision,
+    backend::{LeaseState, Subscriber, contender::Turn, lease_changed},
+};
+use tokio::sync::watch;
+
+use super::{
+    Contender,
+    queued::{Placed, Position, Queued},
+};
+use crate::{
+    defects::Defect,
+    error::Failure,
+    watch::{record::Record, replica::Replica, watch_task::Begin},
+};
+
+/// Way in which the lock became free for the next entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Predecessor {
+    /// It released, or there was none.
+    Released,
+    /// Its lease expired, so it did not release.
+    LeaseExpired,
+}
+
+impl Contender {
+    pub(super) async fn wait_for_turn(&self, entry: &mut Queued) -> Result<Turn, Error> {
+        let Some(Placed { token, modified, mut position, mut marks }) = entry.placed.take() else {
+            return Err(Error::LeaseLost);
+        };
+        entry.modified = modified;
+        let mut predecessor = Predecessor::Released;
+        let mut backoff = BackoffPolicy::default().start();
+        loop {
+            let (before, at) = match position {
+                Position::Holder => return self.take_over(entry, token, &marks, predecessor).await,
+                Position::Absent => return Err(Error::LeaseLost),
+                Position::Behind { .. } if !self.acquisition.wanted.waits() => return Ok(Turn::NotGranted),
+                Position::Behind { before, at } => (before, at),
+            };
+            match self.predecessor_gone(entry, &before, at).await? {
+                // A hand-over reads no marks.
+                Some(modified) if self.marks.is_none() => {
+                    entry.modified = modified;
+                    return Ok(Turn::Granted);
+                }
+                Some(_) => predecessor = Predecessor::Released,
+                None => predecessor = self.end_of(&before).await,
+            }
+            if Defect::TurnUnconfirmed.is_on() {
+                return Ok(Turn::Granted);
+            }
+            let placed = self.confirm_until_answered(entry, token, &mut backoff).await?;
+            (entry.modified, position, marks) = (placed.modified, placed.position, placed.marks);
+        }
+    }
+
+    /// Waits until the entry `before` is gone. Returns the revision at which it handed over to this one, if it did.
+    async fn predecessor_gone(
+        &self,
+        entry: &mut Queued,
+        before: &Record,
+        at: Revision,
+    ) -> Result<Option<Revision>, Error> {
+        let mut lease = entry.lease.state();
+        let ticket = self.context.local_queue.wait(&before.key, self.own_entry(entry));
+        let gone = async {
+            if let Some(ticket) = ticket {
+                return Ok(ticket.confirmed().await);
+            }
+            let followed = self.context.hub.follow_key(&before.key, Some(before.clone()), at, Begin::Now)?;
+            replaced(followed, before.created).await;
+            Ok(None)
+        };
+        tokio::select! {
+            handed_over = gone => handed_over,
+            () = self.key_deleted(entry) => Err(Error::LeaseLost),
+            () = lease_lost(&mut lease) => Err(Error::LeaseLost),
+        }
+    }
+
+    /// Confirms the entry until etcd answers. A lost answer is harmless: the next confirmation has the same result.
+    async fn confirm_until_answered(
+        &self,
+        entry: &Queued,
+        token: Revision,
+        backoff: &mut Backoff,
+    ) -> Result<Placed, Error> {
+        loop {
+            match self.confirm(entry, token).await {
+                Ok(placed) => return Ok(placed),
+                Err(Failure::LeaseNotFound) => return Err(Error::LeaseLost),
+                Err(failure) => {
+                    let error = self.failed(failure);
+                    if !error.is_retryable() {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(backoff.next_delay()).await;
+                }
+            }
+        }
+    }
+
+    /// Returns the way in which the entry `before` ended. Its lease is read only with a `lock_delay`.
+    async fn end_of(&self, before: &Record) -> Predecessor {
+        let Some(lease) = before.lease.filter(|_| !self.acquisition.options.lock_delay.is_zero()) else {
+            return Predecessor::Released;
+        };
+        match self.context.conn.time_to_live(lease).await {
+            Ok(Some((remaining, _))) if !remaining.is_zero() => Predecessor::Released,
+            // Without an answer the delay is waited for, which is the safe side.
+            _ => Predecessor::LeaseExpired,
+        }
+    }
+}
+
+/// Waits until the key that `reader` follows is no longer the one created at `created`. A refused watch is opened again,
+/// so only the end of the session ends this wait.
+pub(super) async fn replaced(mut reader: Subscriber<Replica>, created: Revision) {
+    loop {
+        match reader.next().await {
+            Ok(update) if update.value.records().all(|record| record.created != created) => return,
+            // This task ends with the session.
+            Err(Error::Closed) => return std::future::pending().await,
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
+/// Waits until the lease is lost.
+pub(super) async fn lease_lost(state: &mut watch::Receiver<LeaseState>) {
+    while !matches!(lease_changed(state).await, LeaseState::Lost) {}
+}
