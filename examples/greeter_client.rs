@@ -37,7 +37,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let channel = Channel::builder()
         .health_check("greeter.Greeter")
         .retry("/greeter.Greeter/Hello", RetryPolicy::new())
-        .wait_for_ready(true)
+        .wait_for_ready()
         .build(&directory.view(&ServiceRef::parse("greeter")?))?;
     let mut client = GreeterClient::new(channel);
     let (calls, pause) = if stays { (usize::MAX, 1000) } else { (10, 20) };

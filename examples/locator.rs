@@ -40,7 +40,7 @@ async fn main() -> Result {
     // its last use.
     let options = ManagerOptions::new()
         .keep(Duration::from_secs(60))
-        .channel(|_| Channel::builder().wait_for_ready(true).dial_timeout(Duration::from_secs(2)));
+        .channel(|_| Channel::builder().wait_for_ready().dial_timeout(Duration::from_secs(2)));
     let resolver = store.client().await? as Arc<dyn enlist::Resolver>;
     let manager = ConnectionManager::from_resolver(resolver, Invocation::default(), options)?;
     for environment in ["dev", "prod"] {

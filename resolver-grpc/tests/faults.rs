@@ -228,7 +228,7 @@ async fn break_connections(server: &Server) {
 async fn calls_that_wait_outlast_the_restart_of_the_only_instance() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    let channel = world.channel(Channel::builder().wait_for_ready(true), 1).await;
+    let channel = world.channel(Channel::builder().wait_for_ready(), 1).await;
     for restart in 1..=5 {
         break_connections(&servers[0]).await;
         let answer = soon("an answer", say(&channel, String::new())).await;

@@ -18,7 +18,7 @@ use tower::retry::budget::TpsBudget;
 use crate::{
     channel::{
         channel::Channel,
-        inner::{ChannelInner, Intercept, Tracing},
+        inner::{ChannelInner, Intercept, Tracing, WaitForReady},
     },
     load_balancing::{
         balance::Balance,
@@ -30,7 +30,7 @@ use crate::{
     },
     subchannel::{
         activity::Activity, call_queue::CallQueue, config::SubchannelConfig, connection_options::ConnectionOptions,
-        dial_limit::DialLimit, settings::SettingsFor,
+        dial_limit::DialLimit, security::Credentials, settings::SettingsFor,
     },
 };
 
@@ -98,7 +98,7 @@ pub struct ChannelBuilder {
     budget: (Duration, u32, f32),
     replay_limit: usize,
     wait_limit: Duration,
-    wait_for_ready: bool,
+    wait_for_ready: WaitForReady,
     intercept: Option<Arc<dyn Intercept>>,
     tracing: Tracing,
 }
@@ -120,7 +120,7 @@ impl Default for ChannelBuilder {
             budget: (Duration::from_secs(10), 10, 0.2),
             replay_limit: DEFAULT_REPLAY_LIMIT,
             wait_limit: DEFAULT_WAIT,
-            wait_for_ready: false,
+            wait_for_ready: WaitForReady(false),
             intercept: None,
             tracing: Tracing::default(),
         }
@@ -246,9 +246,10 @@ impl ChannelBuilder {
         self
     }
 
-    /// Lets calls wait, within the same bound, also if nobody can be connected to or nobody is listed. Default: they fail at once.
-    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
-        self.wait_for_ready = wait_for_ready;
+    /// Lets calls wait, within the same bound, also if no instance can be connected to or none is listed. [`WaitForReady`] of a call
+    /// overrides it. Default: they fail at once.
+    pub fn wait_for_ready(mut self) -> Self {
+        self.wait_for_ready = WaitForReady(true);
         self
     }
 
@@ -273,17 +274,18 @@ impl ChannelBuilder {
     ///
     /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
     pub fn build(mut self, view: &ServiceView) -> Result<Channel, Error> {
-        self.settings.security = self.settings.security.checked(self.intercept.is_some())?;
+        let credentials = if self.intercept.is_some() { Credentials::Possible } else { Credentials::None };
+        self.settings.security = self.settings.security.checked(credentials)?;
         let (config, queue_limit) = (self.config(), self.connections.queue_limit);
         let (rules, balance, filter) = (self.rules.clone(), self.rules.balance, self.rules.filter);
-        let keeper = PoolTask::new(view, rules, Arc::clone(&config));
-        let (shared, tasks) = (keeper.shared(), TaskOwner::new());
+        let task = PoolTask::new(view, rules, Arc::clone(&config));
+        let (picker_cell, tasks) = (task.picker_cell(), TaskOwner::new());
         let stop = tasks.stop_signal();
-        tasks.spawn("channel", keeper.run(stop))?;
+        tasks.spawn("channel", task.run(stop))?;
         let (window, per_second, share) = self.budget;
-        let core = ChannelInner {
+        let inner = ChannelInner {
             view: view.clone(),
-            shared,
+            picker_cell,
             config,
             balance,
             filter,
@@ -297,7 +299,7 @@ impl ChannelBuilder {
             tracing: self.tracing,
             tasks,
         };
-        Ok(Channel { core: Arc::new(core) })
+        Ok(Channel { inner: Arc::new(inner) })
     }
 
     /// Settings of the subchannels of a new channel.

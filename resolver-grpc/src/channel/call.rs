@@ -56,14 +56,14 @@ impl fmt::Debug for ResponseFuture {
 
 impl ResponseFuture {
     /// Begins a call.
-    pub(crate) fn begin(core: &Arc<ChannelInner>, request: http::Request<Body>) -> Self {
-        if core.intercept.is_some() || core.tracing == Tracing::On {
-            let core = Arc::clone(core);
-            return Self(State::Later(Box::pin(async move { prepared(core, request).await })));
+    pub(crate) fn begin(inner: &Arc<ChannelInner>, request: http::Request<Body>) -> Self {
+        if inner.intercept.is_some() || inner.tracing == Tracing::On {
+            let inner = Arc::clone(inner);
+            return Self(State::Later(Box::pin(async move { prepared(inner, request).await })));
         }
         let (head, body) = request.into_parts();
         let deadline = Deadline::of(&head.headers);
-        let (mut call, body) = Call::begin(Arc::clone(core), head, body, deadline, None);
+        let (mut call, body) = Call::begin(Arc::clone(inner), head, body, deadline, None);
         match call.send_now(body) {
             Ok(sending) => Self(State::First { sending, call: Some(call) }),
             Err(body) => Self(State::Later(Box::pin(async move { call.go_on(body).await }))),
@@ -97,22 +97,22 @@ impl Future for ResponseFuture {
 }
 
 /// A call whose head somebody may change first, in its span.
-async fn prepared(core: Arc<ChannelInner>, request: http::Request<Body>) -> Outcome {
+async fn prepared(inner: Arc<ChannelInner>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
-    if core.tracing == Tracing::Off {
-        let deadline = intercepted(&core, &mut head, deadline).await?;
-        let (mut call, body) = Call::begin(core, head, body, deadline, None);
+    if inner.tracing == Tracing::Off {
+        let deadline = intercepted(&inner, &mut head, deadline).await?;
+        let (mut call, body) = Call::begin(inner, head, body, deadline, None);
         return call.go_on(body).await;
     }
-    let span = CallSpan::begin(core.view.service(), &head);
-    let deadline = match span.scope().run(intercepted(&core, &mut head, deadline)).await {
+    let span = CallSpan::begin(inner.view.service(), &head);
+    let deadline = match span.scope().run(intercepted(&inner, &mut head, deadline)).await {
         Ok(deadline) => deadline,
         Err(refused) => return span.follow(Err::<http::Response<Body>, _>(refused)).map(boxed),
     };
     span.inject(&mut head);
     let in_span = span.scope();
-    let (mut call, body) = Call::begin(core, head, body, deadline, Some(span));
+    let (mut call, body) = Call::begin(inner, head, body, deadline, Some(span));
     let outcome = in_span.run(call.go_on(body)).await;
     match call.span {
         Some(span) => span.follow(outcome).map(boxed),
@@ -121,12 +121,12 @@ async fn prepared(core: Arc<ChannelInner>, request: http::Request<Body>) -> Outc
 }
 
 /// Lets the interceptor change the head of a call, and so its deadline.
-async fn intercepted(core: &ChannelInner, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
-    let Some(intercept) = &core.intercept else {
+async fn intercepted(inner: &ChannelInner, head: &mut Parts, deadline: Deadline) -> Result<Deadline, Status> {
+    let Some(intercept) = &inner.intercept else {
         return Ok(deadline);
     };
     let Parts { uri, headers, .. } = &mut *head;
-    let before = intercept.before(CallHead { service: core.view.service(), path: uri.path(), headers });
+    let before = intercept.before(CallHead { service: inner.view.service(), path: uri.path(), headers });
     deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
     let deadline = deadline.sooner(Deadline::of(&head.headers));
     deadline.tell(&mut head.headers);
@@ -135,7 +135,7 @@ async fn intercepted(core: &ChannelInner, head: &mut Parts, deadline: Deadline) 
 
 /// A call and its attempts so far.
 struct Call {
-    core: Arc<ChannelInner>,
+    inner: Arc<ChannelInner>,
     head: Parts,
     replay: Replay,
     deadline: Deadline,
@@ -159,21 +159,21 @@ enum Verdict {
 impl Call {
     /// A call, and the body of its first attempt.
     fn begin(
-        core: Arc<ChannelInner>,
+        inner: Arc<ChannelInner>,
         head: Parts,
         body: Body,
         deadline: Deadline,
         span: Option<CallSpan>,
     ) -> (Box<Self>, Body) {
-        core.retries.deposit();
-        let (replay, body) = Replay::begin(body, core.replay_limit, deadline);
-        let attempts = Attempts::new(core.retries.policy(head.uri.path()));
-        (Box::new(Self { core, head, replay, deadline, attempts, tried: Vec::new(), current: None, span }), body)
+        inner.retries.deposit();
+        let (replay, body) = Replay::begin(body, inner.replay_limit, deadline);
+        let attempts = Attempts::new(inner.retries.policy(head.uri.path()));
+        (Box::new(Self { inner, head, replay, deadline, attempts, tried: Vec::new(), current: None, span }), body)
     }
 
     /// The first attempt, if it can be sent without waiting; else its body.
     fn send_now(&mut self, body: Body) -> Result<Sending, Body> {
-        let Some(flight) = self.core.choose_now(&self.head) else {
+        let Some(flight) = self.inner.choose_now(&self.head) else {
             return Err(body);
         };
         let mut channel = flight.connection().channel();
@@ -190,7 +190,7 @@ impl Call {
     /// All further attempts; `body` is that of the next one.
     async fn go_on(&mut self, mut body: Body) -> Outcome {
         loop {
-            let flight = self.core.choose(&self.head, &self.tried, &self.deadline).await?;
+            let flight = self.inner.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
             self.deadline.tell(&mut self.head.headers);
             let mut channel = flight.connection().channel();
@@ -276,7 +276,7 @@ impl Call {
             return None;
         }
         let delay = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay))?;
-        if !self.core.retries.withdraw() {
+        if !self.inner.retries.withdraw() {
             return None;
         }
         // Before the delay: the attempt that ended may still be read by its connection.

@@ -15,7 +15,7 @@ use tower::Service;
 use crate::{
     channel::{call::ResponseFuture, inner::ChannelInner},
     retry::failure::BoxError,
-    subchannel::{connectivity::InstanceState, subchannel::Subchannel},
+    subchannel::{activity::Usage, connectivity::InstanceState, subchannel::Subchannel},
 };
 
 /// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
@@ -48,13 +48,13 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct Channel {
-    pub(super) core: Arc<ChannelInner>,
+    pub(super) inner: Arc<ChannelInner>,
 }
 
 impl Channel {
     /// The view that it follows.
     pub fn view(&self) -> &ServiceView {
-        &self.core.view
+        &self.inner.view
     }
 
     /// Waits, at most `limit`, until an instance is ready.
@@ -67,23 +67,23 @@ impl Channel {
     ///
     /// Dropping the future has no effect.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
-        self.core.config.activity.activate();
-        let mut pictures = self.pictures();
+        self.inner.config.activity.set(Usage::Active);
+        let mut versions = self.versions();
         let is_ready = || {
-            let set = self.core.shared.set.load();
+            let set = self.inner.picker_cell.set.load();
             set.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready)
         };
-        let wait = pictures.wait_for(|_| is_ready());
+        let wait = versions.wait_for(|_| is_ready());
         if tokio::time::timeout(limit, wait).await.is_ok() {
             return Ok(());
         }
-        let why: BoxError = self.core.explain().into();
+        let why: BoxError = self.inner.explain().into();
         Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: Some(Arc::from(why)) })
     }
 
     /// State of each instance in this channel, in the order of their ids. Those that leave are among them.
     pub fn instances(&self) -> Vec<InstanceStats> {
-        let set = self.core.shared.set.load();
+        let set = self.inner.picker_cell.set.load();
         let stats = |subchannel: &Arc<Subchannel>| {
             let (entry, (calls, failed)) = (subchannel.entry(), subchannel.counts());
             InstanceStats {
@@ -112,25 +112,25 @@ impl Channel {
     ///
     /// The tasks end in the background.
     pub async fn close(&self, limit: Duration) -> Result<(), StopError> {
-        let closed = self.core.tasks.stop(limit).await;
-        self.core.shared.close();
+        let closed = self.inner.tasks.stop(limit).await;
+        self.inner.picker_cell.close();
         closed
     }
 
     /// Counts what calls have seen of the set.
-    pub(crate) fn pictures(&self) -> watch::Receiver<u64> {
-        self.core.shared.pictures.subscribe()
+    pub(crate) fn versions(&self) -> watch::Receiver<u64> {
+        self.inner.picker_cell.versions.subscribe()
     }
 
     /// Number of holders of this channel.
     pub(crate) fn holders(&self) -> usize {
-        Arc::strong_count(&self.core)
+        Arc::strong_count(&self.inner)
     }
 }
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let service = self.core.view.service();
+        let service = self.inner.view.service();
         f.debug_struct("Channel")
             .field("service", service)
             .field("instances", &self.instances())
@@ -170,6 +170,6 @@ impl Service<http::Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> ResponseFuture {
-        ResponseFuture::begin(&self.core, request)
+        ResponseFuture::begin(&self.inner, request)
     }
 }

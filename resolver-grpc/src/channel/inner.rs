@@ -20,10 +20,10 @@ use crate::{
     channel::in_flight::InFlightCall,
     load_balancing::{
         balance::{Balance, HashKey},
-        picker_state::{PickerState, Shared},
+        picker_state::{PickerCell, PickerState},
     },
     retry::{deadline::Deadline, policy::Retries},
-    subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
+    subchannel::{activity::Usage, config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
 /// Maximum choices of an instance whose last stream another call takes meanwhile.
@@ -70,7 +70,7 @@ pub trait Intercept: Send + Sync + 'static {
 /// State that all clones of a channel share.
 pub(crate) struct ChannelInner {
     pub(crate) view: ServiceView,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) picker_cell: Arc<PickerCell>,
     pub(crate) config: Arc<SubchannelConfig>,
     pub(crate) balance: Balance,
     pub(crate) filter: Filter,
@@ -79,7 +79,7 @@ pub(crate) struct ChannelInner {
     pub(crate) replay_limit: usize,
     pub(crate) wait_limit: Duration,
     pub(crate) queue_limit: usize,
-    pub(crate) wait_for_ready: bool,
+    pub(crate) wait_for_ready: WaitForReady,
     pub(crate) intercept: Option<Arc<dyn Intercept>>,
     pub(crate) tracing: Tracing,
     pub(crate) tasks: TaskOwner,
@@ -126,7 +126,7 @@ impl ChannelInner {
         }
         let limit = deadline.remaining().map_or(self.wait_limit, |left| left.min(self.wait_limit));
         let wait = async {
-            let (mut pictures, _queued) = (self.shared.pictures.subscribe(), self.config.queue.join());
+            let (mut versions, _queued) = (self.picker_cell.versions.subscribe(), self.config.queue.join());
             loop {
                 let mut freed = pin!(self.config.queue.freed());
                 // Before the look, so that nothing is missed between the two.
@@ -139,7 +139,7 @@ impl ChannelInner {
                     }
                     Next::Wait | Next::Queue => tokio::select! {
                         // The sender lives as long as `self` does.
-                        _ = pictures.changed() => {}
+                        _ = versions.changed() => {}
                         () = freed => {}
                     },
                 }
@@ -156,23 +156,23 @@ impl ChannelInner {
         if self.view.too_old().is_some() {
             return Next::Refuse;
         }
-        let picture = self.shared.set.load();
+        let picker_state = self.picker_cell.set.load();
         let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
         let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
         for _ in 0..TAKES {
-            let ready = picture.ready.pick(&choice, is_tried).or_else(|| last_resort(&picture));
+            let ready = picker_state.ready.pick(&choice, is_tried).or_else(|| last_resort(&picker_state));
             let Some(ready) = ready else { break };
             if let Some(flight) = InFlightCall::begin(ready, &self.config) {
                 return Next::Take(flight);
             }
         }
-        self.config.activity.activate();
-        let wait_for_ready = head.extensions.get().map_or(self.wait_for_ready, |WaitForReady(wait)| *wait);
-        if picture.closed {
+        self.config.activity.set(Usage::Active);
+        let WaitForReady(wait_for_ready) = head.extensions.get().copied().unwrap_or(self.wait_for_ready);
+        if picker_state.closed {
             Next::Refuse
-        } else if picture.all.iter().any(is_full) {
+        } else if picker_state.all.iter().any(is_full) {
             Next::Queue
-        } else if !picture.known || wait_for_ready || picture.all.iter().any(may_be_ready) {
+        } else if !picker_state.known || wait_for_ready || picker_state.all.iter().any(may_be_ready) {
             Next::Wait
         } else {
             Next::Refuse
@@ -195,8 +195,8 @@ impl ChannelInner {
     }
 
     fn explanation(&self) -> String {
-        let (service, picture) = (self.view.service(), self.shared.set.load());
-        if picture.closed {
+        let (service, picker_state) = (self.view.service(), self.picker_cell.set.load());
+        if picker_state.closed {
             return format!("the channel to {service} is closed");
         }
         let freshness = self.view.freshness();
@@ -209,9 +209,9 @@ impl ChannelInner {
         };
         let age = rounded(freshness.age());
         let held = snapshot.entries().filter(|entry| entry.presence() == Presence::Held).count();
-        let ready = picture.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
+        let ready = picker_state.all.iter().filter(|subchannel| subchannel.state() == InstanceState::Ready).count();
         let revision = snapshot.revision();
-        let full = match picture.all.iter().filter(|subchannel| is_full(subchannel)).count() {
+        let full = match picker_state.all.iter().filter(|subchannel| is_full(subchannel)).count() {
             0 => String::new(),
             full => format!(", {full} with all streams taken"),
         };
@@ -222,13 +222,13 @@ impl ChannelInner {
             Some(_) => "is known too long ago to be called",
             None => "has no instance that can take a call",
         };
-        format!("{service} {what}: {counts}; revision {revision}, right {age} ago{stale}{}", troubles(&picture))
+        format!("{service} {what}: {counts}; revision {revision}, right {age} ago{stale}{}", troubles(&picker_state))
     }
 }
 
 /// The reasons why the first few instances take no calls.
-fn troubles(picture: &PickerState) -> String {
-    let mut others = picture.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
+fn troubles(picker_state: &PickerState) -> String {
+    let mut others = picker_state.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
     let trouble = |subchannel: &Arc<Subchannel>| match subchannel.dial_failure() {
         Some(trouble) => format!("; {subchannel}: {trouble}"),
         None => format!("; {subchannel}: {}", word(subchannel.state())),
@@ -253,14 +253,14 @@ fn word(state: InstanceState) -> &'static str {
     }
 }
 
-/// Somebody at random who can take a call although the picture does not list it as ready: one that has become ready since the
-/// picture was made, else, when nobody is ready or soon will be, one that is connected although not well.
-fn last_resort(picture: &PickerState) -> Option<&Arc<Subchannel>> {
-    let newcomer = any_of(&picture.all, |subchannel| subchannel.state() == InstanceState::Ready);
-    if newcomer.is_some() || picture.all.iter().any(may_be_ready) {
+/// Somebody at random who can take a call although the picker state does not list it as ready: one that has become ready since the
+/// picker_state was made, else, when nobody is ready or soon will be, one that is connected although not well.
+fn last_resort(picker_state: &PickerState) -> Option<&Arc<Subchannel>> {
+    let newcomer = any_of(&picker_state.all, |subchannel| subchannel.state() == InstanceState::Ready);
+    if newcomer.is_some() || picker_state.all.iter().any(may_be_ready) {
         return newcomer;
     }
-    any_of(&picture.all, is_used)
+    any_of(&picker_state.all, is_used)
 }
 
 /// One of those that `is_meant`, at random, that has a stream for another call.
@@ -281,7 +281,7 @@ fn is_full(subchannel: &Arc<Subchannel>) -> bool {
     is_used(subchannel) && !subchannel.has_room()
 }
 
-/// Returns `true` if the instance is connected and does not leave: a picture may be older than that.
+/// Returns `true` if the instance is connected and does not leave: a picker state may be older than that.
 fn is_used(subchannel: &Arc<Subchannel>) -> bool {
     use InstanceState::{Ejected, Ready, Suspect, Unhealthy};
     matches!(subchannel.state(), Ready | Suspect | Ejected | Unhealthy)

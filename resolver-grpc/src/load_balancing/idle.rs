@@ -5,33 +5,33 @@ use std::{future::pending, sync::Arc, time::Duration};
 use tokio::time::sleep;
 
 use crate::{
-    load_balancing::picker_state::Shared,
-    subchannel::{config::SubchannelConfig, subchannel::Subchannel},
+    load_balancing::picker_state::PickerCell,
+    subchannel::{activity::Usage, config::SubchannelConfig, subchannel::Subchannel},
 };
 
-/// Parts of the timeout after which calls are counted: a channel becomes idle at most one part late.
-const PARTS: u32 = 4;
+/// Number of counts of calls within the timeout: a channel becomes idle at most one part of it late.
+const CHECKS: u32 = 4;
 
 /// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
-pub(crate) async fn watch(limit: Option<Duration>, shared: &Shared, config: &SubchannelConfig) {
+pub(crate) async fn watch(limit: Option<Duration>, picker_cell: &PickerCell, config: &SubchannelConfig) {
     let Some(limit) = limit else { return pending().await };
     loop {
-        config.activity.becomes(true).await;
-        let (mut counted, mut quiet) = (calls(shared, config), 0);
-        while quiet < PARTS {
-            sleep(limit / PARTS).await;
-            let now = calls(shared, config);
+        config.activity.becomes(Usage::Active).await;
+        let (mut counted, mut quiet) = (calls(picker_cell, config), 0);
+        while quiet < CHECKS {
+            sleep(limit / CHECKS).await;
+            let now = calls(picker_cell, config);
             quiet = if now == (counted.0, 0) { quiet + 1 } else { 0 };
             counted = now;
         }
         tracing::debug!("no calls, connections closed");
-        config.activity.set(false);
+        config.activity.set(Usage::Idle);
     }
 }
 
 /// Number of calls begun over the present instances, and number of those in flight or waiting.
-fn calls(shared: &Shared, config: &SubchannelConfig) -> (u64, usize) {
-    let set = shared.set.load();
+fn calls(picker_cell: &PickerCell, config: &SubchannelConfig) -> (u64, usize) {
+    let set = picker_cell.set.load();
     let counts = |subchannel: &Arc<Subchannel>| (subchannel.counts().0, subchannel.in_flight());
     set.all
         .iter()

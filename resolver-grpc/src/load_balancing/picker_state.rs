@@ -10,17 +10,17 @@ use crate::subchannel::subchannel::Subchannel;
 
 /// View of calls on the set.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct PickerCell {
     pub(crate) set: ArcSwap<PickerState>,
-    /// Counts the pictures.
-    pub(crate) pictures: watch::Sender<u64>,
+    /// Number of picker states so far.
+    pub(crate) versions: watch::Sender<u64>,
 }
 
-impl Shared {
+impl PickerCell {
     /// Lets nobody take calls any more.
     pub(crate) fn close(&self) {
         self.set.store(Arc::new(PickerState { known: true, closed: true, ..PickerState::default() }));
-        self.pictures.send_modify(|pictures| *pictures += 1);
+        self.versions.send_modify(|versions| *versions += 1);
     }
 }
 

@@ -24,24 +24,24 @@ use crate::{
         balance::Balance,
         idle,
         listing::{Listed, by_endpoint, report_unusable, takes_calls},
-        picker_state::{PickerState, Shared},
+        picker_state::{PickerCell, PickerState},
     },
     subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
 /// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
 /// lost lease.
-const LINGER: Duration = Duration::from_secs(5);
+const RELISTING_GRACE: Duration = Duration::from_secs(5);
 
-/// Time for which changes are collected before there is another picture, unless it is the first instance to become ready. Who goes is
+/// Time for which changes are collected before there is another picker state, unless it is the first instance to become ready. Who goes is
 /// passed over at once: calls look at the subchannels themselves.
-const COLLECT: Duration = Duration::from_millis(50);
+const REBUILD_DELAY: Duration = Duration::from_millis(50);
 
 /// Interval at which instances that left are looked at.
-const LOOK: Duration = Duration::from_millis(500);
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum time until subchannels have ended; they wait for nothing then.
-const STOP: Duration = Duration::from_secs(5);
+const SUBCHANNELS_END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rules of a set.
 #[derive(Clone, Debug)]
@@ -54,112 +54,145 @@ pub(crate) struct Rules {
 }
 
 /// A subchannel and its task, which ends with this.
-struct Kept {
+struct Member {
     subchannel: Arc<Subchannel>,
     stop: CancellationToken,
     /// Since when it is no longer listed.
-    left: Option<Moment>,
+    delisted: Option<Moment>,
 }
 
-impl Drop for Kept {
+impl Drop for Member {
     fn drop(&mut self) {
         self.stop.cancel();
     }
 }
 
-/// The task.
+/// Subchannels of a picker state that are ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    NoneReady,
+    SomeReady,
+}
+
+/// Zone of an instance, as the channel sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zone {
+    /// The zone that the channel prefers.
+    Preferred,
+    Other,
+}
+
+/// Cause for another picker state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RebuildCause {
+    /// A connection was made.
+    Connected,
+    Other,
+}
+
+/// State of the view that the task follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ViewState {
+    Open,
+    /// No more changes come; the last known instances stay.
+    Closed,
+}
+
+/// Task of a channel: keeps one subchannel per endpoint of the view, and publishes the picker state.
 pub(crate) struct PoolTask {
     changes: ViewChanges,
+    view: ViewState,
     picker: Picker,
     rules: Rules,
     config: Arc<SubchannelConfig>,
-    shared: Arc<Shared>,
+    picker_cell: Arc<PickerCell>,
     known: bool,
     /// The view has changed since it was looked at.
     stale: bool,
     /// There are instances that left.
     leaving: bool,
-    /// Time at which a picture was last made before its time.
-    hurried: Option<Moment>,
-    kept: HashMap<Endpoint, Kept>,
+    /// Time at which a picker state was last made before its time.
+    published_early: Option<Moment>,
+    members: HashMap<Endpoint, Member>,
     /// Instances without an endpoint that gRPC is spoken with, which was reported.
     unusable: HashSet<InstanceId>,
-    /// Ends all subchannels with the keeper.
+    /// Ends all subchannels with the task.
     tasks: TaskOwner,
 }
 
 impl PoolTask {
     pub(crate) fn new(view: &ServiceView, rules: Rules, config: Arc<SubchannelConfig>) -> Self {
         let picker = view.picker_of(Policy::Random, rules.filter.clone());
-        let shared = Arc::new(Shared { set: ArcSwap::default(), pictures: watch::Sender::new(0) });
+        let picker_cell = Arc::new(PickerCell { set: ArcSwap::default(), versions: watch::Sender::new(0) });
         Self {
             changes: view.changes(),
+            view: ViewState::Open,
             picker,
             rules,
             config,
-            shared,
+            picker_cell,
             known: false,
             stale: true,
             leaving: false,
-            hurried: None,
-            kept: HashMap::new(),
+            published_early: None,
+            members: HashMap::new(),
             unusable: HashSet::new(),
             tasks: TaskOwner::new(),
         }
     }
 
-    pub(crate) fn shared(&self) -> Arc<Shared> {
-        Arc::clone(&self.shared)
+    pub(crate) fn picker_cell(&self) -> Arc<PickerCell> {
+        Arc::clone(&self.picker_cell)
     }
 
     /// Follows the view until told to stop, and ends its subchannels.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let (shared, config) = (self.shared(), Arc::clone(&self.config));
-        let idle = idle::watch(config.connections.idle_timeout, &shared, &config);
+        let (picker_cell, config) = (self.picker_cell(), Arc::clone(&self.config));
+        let idle = idle::watch(config.connections.idle_timeout, &picker_cell, &config);
         stop.run_until_cancelled(futures::future::join(self.keep(), idle)).await;
-        if let Err(error) = self.tasks.stop(STOP).await {
+        if let Err(error) = self.tasks.stop(SUBCHANNELS_END_TIMEOUT).await {
             tracing::error!(cause = %with_causes(&error), "subchannels did not end in order");
         }
     }
 
     async fn keep(&mut self) {
-        let mut open = true;
         loop {
             if mem::take(&mut self.stale) {
                 self.reconcile();
             }
             self.reap();
-            let nobody_is_ready = self.show();
-            self.collect(&mut open, nobody_is_ready).await;
+            let readiness = self.publish();
+            self.collect(readiness).await;
         }
     }
 
-    /// Shows calls the present picture. Returns `true` if nobody in it is ready.
-    fn show(&self) -> bool {
-        let picture = self.picture();
-        let nobody_is_ready = !picture.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
-        self.shared.set.store(Arc::new(picture));
-        // Not before: where the only instance has moved to another endpoint, a call that looks at the picture before this one would be
+    /// Publishes the present picker state to calls.
+    fn publish(&self) -> Readiness {
+        let picker_state = self.picker_state();
+        let is_ready = picker_state.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
+        self.picker_cell.set.store(Arc::new(picker_state));
+        // Not before: where the only instance has moved to another endpoint, a call that looks at the picker state before this one would be
         // refused.
-        self.kept.values().filter(|kept| kept.left.is_some()).for_each(|kept| kept.subchannel.retire());
-        self.shared.pictures.send_modify(|pictures| *pictures += 1);
-        nobody_is_ready
+        self.members.values().filter(|member| member.delisted.is_some()).for_each(|member| member.subchannel.retire());
+        self.picker_cell.versions.send_modify(|versions| *versions += 1);
+        if is_ready { Readiness::SomeReady } else { Readiness::NoneReady }
     }
 
-    /// Waits for a reason for another picture, and for more of them.
-    async fn collect(&mut self, open: &mut bool, nobody_is_ready: bool) {
-        let mut collected = pin!(tokio::time::sleep(COLLECT));
+    /// Waits for a change, and for more of them until the next picker state is due.
+    async fn collect(&mut self, readiness: Readiness) {
+        let mut collected = pin!(tokio::time::sleep(REBUILD_DELAY));
         let mut is_due = false;
         loop {
             tokio::select! {
                 // First, so that changes without end do not put it off.
                 biased;
                 () = &mut collected, if is_due => return,
-                connected = self.change(open) => {
+                cause = self.change() => {
                     is_due = true;
-                    // Calls wait for the first one.
-                    if connected && nobody_is_ready && self.hurried.is_none_or(|at| at.elapsed() >= COLLECT) {
-                        self.hurried = Some(Moment::now());
+                    // Calls wait for the first connection.
+                    let is_first = (cause, readiness) == (RebuildCause::Connected, Readiness::NoneReady);
+                    if is_first && self.published_early.is_none_or(|at| at.elapsed() >= REBUILD_DELAY) {
+                        self.published_early = Some(Moment::now());
                         return;
                     }
                 }
@@ -167,21 +200,22 @@ impl PoolTask {
         }
     }
 
-    /// Waits for a reason for another picture. Returns `true` if a connection was made.
-    async fn change(&mut self, open: &mut bool) -> bool {
+    /// Waits for a cause for another picker state.
+    async fn change(&mut self) -> RebuildCause {
         tokio::select! {
-            changed = self.changes.next(), if *open => {
+            changed = self.changes.next(), if self.view == ViewState::Open => {
                 self.stale = true;
                 match changed {
                     Ok(change) => self.retire(&change.events),
-                    Err(error) => *open = !matches!(error, Error::Closed),
+                    Err(Error::Closed) => self.view = ViewState::Closed,
+                    Err(_) => {}
                 }
             }
-            () = self.config.connected.notified() => return true,
+            () = self.config.connected.notified() => return RebuildCause::Connected,
             () = self.config.changed.notified() => {}
-            () = tokio::time::sleep(LOOK), if self.leaving => {}
+            () = tokio::time::sleep(DRAIN_CHECK_INTERVAL), if self.leaving => {}
         }
-        false
+        RebuildCause::Other
     }
 
     /// Lets those that go take no more calls, at once.
@@ -192,9 +226,9 @@ impl PoolTask {
                 Event::Updated { old, new } if !takes_calls(new.instance()) => old,
                 _ => continue,
             };
-            let kept = self.config.settings.endpoint(gone.instance()).and_then(|endpoint| self.kept.get(endpoint));
-            if let Some(kept) = kept.filter(|kept| kept.subchannel.entry().instance().id() == event.id()) {
-                kept.subchannel.retire();
+            let member = self.config.settings.endpoint(gone.instance()).and_then(|endpoint| self.members.get(endpoint));
+            if let Some(member) = member.filter(|member| member.subchannel.entry().instance().id() == event.id()) {
+                member.subchannel.retire();
             }
         }
     }
@@ -211,64 +245,69 @@ impl PoolTask {
         report_unusable(&mut self.unusable, unusable);
         self.known = true;
         self.config.ejections.of(listed.len());
-        for (endpoint, kept) in &mut self.kept {
-            if kept.left.is_none() && !listed.contains_key(endpoint) {
-                kept.left = Some(Moment::now());
+        for (endpoint, member) in &mut self.members {
+            if member.delisted.is_none() && !listed.contains_key(endpoint) {
+                member.delisted = Some(Moment::now());
             }
         }
         for (endpoint, entry) in listed {
-            if let Some(kept) = self.kept.get_mut(&endpoint) {
-                kept.left = None;
-                kept.subchannel.describe(entry);
-            } else if let Ok(kept) = self.start(&endpoint, entry) {
-                self.kept.insert(endpoint, kept);
+            if let Some(member) = self.members.get_mut(&endpoint) {
+                member.delisted = None;
+                member.subchannel.describe(entry);
+            } else if let Ok(member) = self.start(&endpoint, entry) {
+                self.members.insert(endpoint, member);
             }
         }
     }
 
-    fn start(&self, endpoint: &Endpoint, entry: Arc<Entry>) -> Result<Kept, Error> {
+    fn start(&self, endpoint: &Endpoint, entry: Arc<Entry>) -> Result<Member, Error> {
         let subchannel = Arc::new(Subchannel::new(endpoint.clone(), entry, self.config.connections.most));
         let stop = self.tasks.stop_signal().child_token();
-        let (kept, config, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.config), stop.clone());
+        let (member, config, stopped) = (Arc::clone(&subchannel), Arc::clone(&self.config), stop.clone());
         self.tasks.spawn("subchannel", async move {
-            stopped.run_until_cancelled(kept.keep(&config)).await;
+            stopped.run_until_cancelled(member.keep(&config)).await;
         })?;
-        Ok(Kept { subchannel, stop, left: None })
+        Ok(Member { subchannel, stop, delisted: None })
     }
 
     /// Lets go of those who left and have finished their calls, or took too long to.
     fn reap(&mut self) {
         let drain = self.rules.drain;
         self.leaving = false;
-        self.kept.retain(|_, kept| {
-            let Some(left) = kept.left else { return true };
-            let (busy, away) = (kept.subchannel.in_flight() > 0, left.elapsed());
+        self.members.retain(|_, member| {
+            let Some(delisted) = member.delisted else { return true };
+            let (busy, away) = (member.subchannel.in_flight() > 0, delisted.elapsed());
             if away >= drain {
-                kept.subchannel.cut();
+                member.subchannel.cut();
             }
-            let stays = away < drain && (busy || away < LINGER && kept.subchannel.is_connected());
+            let stays = away < drain && (busy || away < RELISTING_GRACE && member.subchannel.is_connected());
             self.leaving |= stays;
             stays
         });
     }
 
-    fn picture(&self) -> PickerState {
-        let mut all = Vec::with_capacity(self.kept.len());
+    fn picker_state(&self) -> PickerState {
+        let mut all = Vec::with_capacity(self.members.len());
         let mut leaving = Vec::new();
-        for kept in self.kept.values() {
-            let list = if kept.left.is_some() { &mut leaving } else { &mut all };
-            list.push(Arc::clone(&kept.subchannel));
+        for member in self.members.values() {
+            let list = if member.delisted.is_some() { &mut leaving } else { &mut all };
+            list.push(Arc::clone(&member.subchannel));
         }
         let entries: Vec<_> = all.iter().map(|subchannel| subchannel.entry()).collect();
-        let is_near =
-            |entry: &Entry| self.rules.zone.as_deref().is_some_and(|zone| entry.instance().zone() == Some(zone));
-        let listed =
-            entries.iter().filter(|entry| is_near(entry)).map(|entry| u64::from(entry.instance().weight())).sum();
-        let group = |near: bool| {
+        let zone_of = |entry: &Entry| match self.rules.zone.as_deref() {
+            Some(zone) if entry.instance().zone() == Some(zone) => Zone::Preferred,
+            _ => Zone::Other,
+        };
+        let listed = entries
+            .iter()
+            .filter(|entry| zone_of(entry) == Zone::Preferred)
+            .map(|entry| u64::from(entry.instance().weight()))
+            .sum();
+        let group = |members: Zone| {
             let ready = all
                 .iter()
                 .zip(&entries)
-                .filter(|(subchannel, entry)| subchannel.state() == InstanceState::Ready && is_near(entry) == near);
+                .filter(|(subchannel, entry)| subchannel.state() == InstanceState::Ready && zone_of(entry) == members);
             let named = ready.map(|(subchannel, entry)| {
                 (entry.instance().id().as_str(), entry.instance().weight(), Arc::clone(subchannel))
             });
@@ -280,7 +319,7 @@ impl PoolTask {
         PickerState {
             closed: false,
             known: self.known,
-            ready: Ready::new(group(true), group(false), listed),
+            ready: Ready::new(group(Zone::Preferred), group(Zone::Other), listed),
             all,
             leaving,
         }
@@ -322,35 +361,34 @@ mod tests {
         let (view, _client) = view(200, |n| format!("127.1.0.{n}:{port}")).await;
         let always = BackoffPolicy::new(Duration::from_millis(1), Duration::from_millis(1)).unwrap();
         let channel = Channel::builder().redial(always).build(&view).unwrap();
-        let mut pictures = channel.pictures();
-        pictures.changed().await.unwrap();
-        let (begun, first) = (Moment::now(), *pictures.borrow_and_update());
-        while *pictures.borrow_and_update() < first + 10 {
-            pictures.changed().await.unwrap();
+        let mut versions = channel.versions();
+        versions.changed().await.unwrap();
+        let (begun, first) = (Moment::now(), *versions.borrow_and_update());
+        while *versions.borrow_and_update() < first + 10 {
+            versions.changed().await.unwrap();
         }
-        let (took, made) = (begun.elapsed(), *pictures.borrow() - first);
+        let (took, made) = (begun.elapsed(), *versions.borrow() - first);
         // The first may have been made at the end of its own fifty milliseconds.
-        assert!(took >= COLLECT * 9, "{made} pictures in {took:?}");
+        assert!(took >= REBUILD_DELAY * 9, "{made} versions in {took:?}");
     }
 
     #[tokio::test]
     async fn who_is_removed_takes_no_call_before_the_next_picture() {
         let port = refusing();
         let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
         let config = Channel::builder().config();
-        let mut keeper = PoolTask::new(&view, rules, config);
-        keeper.reconcile();
-        let mut open = true;
+        let mut task = PoolTask::new(&view, rules, config);
+        task.reconcile();
         // The first change is the whole snapshot.
-        keeper.change(&mut open).await;
+        task.change().await;
         client.remove(view.service(), &InstanceId::parse("i0").unwrap()).await.unwrap();
         let state =
-            |keeper: &PoolTask| keeper.kept[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
-        while state(&keeper) != InstanceState::Leaving {
-            keeper.change(&mut open).await;
+            |task: &PoolTask| task.members[&Endpoint::parse(format!("127.1.0.0:{port}")).unwrap()].subchannel.state();
+        while state(&task) != InstanceState::Leaving {
+            task.change().await;
         }
-        assert!(keeper.kept.values().all(|kept| kept.left.is_none()), "the view was looked at as a whole");
+        assert!(task.members.values().all(|member| member.delisted.is_none()), "the view was looked at as a whole");
     }
 
     #[tokio::test]
@@ -358,20 +396,19 @@ mod tests {
         let port = refusing();
         let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
         let (view, client) = view(1, endpoint).await;
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = PoolTask::new(&view, rules, Channel::builder().config());
-        keeper.reconcile();
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
+        let mut task = PoolTask::new(&view, rules, Channel::builder().config());
+        task.reconcile();
         let [old, new] = [0, 9].map(|n| Endpoint::parse(endpoint(n)).unwrap());
         let moved = Instance::new(InstanceId::parse("i0").unwrap(), [new.clone()]).unwrap();
         client.publish(view.service(), moved).await.unwrap();
-        let mut open = true;
-        while !keeper.kept.contains_key(&new) {
-            keeper.change(&mut open).await;
-            keeper.reconcile();
+        while !task.members.contains_key(&new) {
+            task.change().await;
+            task.reconcile();
         }
-        assert_ne!(keeper.kept[&old].subchannel.state(), InstanceState::Leaving);
-        keeper.show();
-        assert_eq!(keeper.kept[&old].subchannel.state(), InstanceState::Leaving);
+        assert_ne!(task.members[&old].subchannel.state(), InstanceState::Leaving);
+        task.publish();
+        assert_eq!(task.members[&old].subchannel.state(), InstanceState::Leaving);
     }
 
     /// The lines that are logged.
@@ -401,10 +438,10 @@ mod tests {
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
         let _default = tracing::subscriber::set_default(subscriber);
-        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: COLLECT };
-        let mut keeper = PoolTask::new(&view, rules, Channel::builder().config());
+        let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
+        let mut task = PoolTask::new(&view, rules, Channel::builder().config());
         for _ in 0..3 {
-            keeper.reconcile();
+            task.reconcile();
         }
         let reports = || log.text().matches("left out").count();
         assert_eq!(reports(), 1, "{}", log.text());
@@ -414,8 +451,8 @@ mod tests {
         let late = Instance::new(InstanceId::parse("late").unwrap(), [endpoint]).unwrap();
         client.publish(view.service(), late).await.unwrap();
         while reports() < 2 {
-            keeper.changes.next().await.unwrap();
-            keeper.reconcile();
+            task.changes.next().await.unwrap();
+            task.reconcile();
         }
         assert!(log.text().contains("instance=late") && log.text().contains("others=0"), "{}", log.text());
     }

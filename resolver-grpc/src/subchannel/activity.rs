@@ -2,33 +2,38 @@
 
 use tokio::sync::watch;
 
-/// Tells the subchannels of a channel whether it is in use.
+/// Use of a channel by calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    Active,
+    /// No call was made for the idle timeout.
+    Idle,
+}
+
+/// The usage of a channel, which its subchannels follow.
 #[derive(Debug)]
-pub(crate) struct Activity(watch::Sender<bool>);
+pub(crate) struct Activity(watch::Sender<Usage>);
 
 impl Default for Activity {
     fn default() -> Self {
-        Self(watch::Sender::new(true))
+        Self(watch::Sender::new(Usage::Active))
     }
 }
 
 impl Activity {
+    /// Returns `true` while the channel is in use.
     pub(crate) fn is_active(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() == Usage::Active
     }
 
-    /// Ends the idleness, since there is a call.
-    pub(crate) fn activate(&self) {
-        self.set(true);
+    /// Sets the usage.
+    pub(crate) fn set(&self, usage: Usage) {
+        self.0.send_if_modified(|current| std::mem::replace(current, usage) != usage);
     }
 
-    pub(crate) fn set(&self, active: bool) {
-        self.0.send_if_modified(|was| std::mem::replace(was, active) != active);
-    }
-
-    /// Waits until the channel is in use, or is not.
-    pub(crate) async fn becomes(&self, active: bool) {
+    /// Waits for a usage.
+    pub(crate) async fn becomes(&self, usage: Usage) {
         // The sender is `self`.
-        _ = self.0.subscribe().wait_for(|is| *is == active).await;
+        _ = self.0.subscribe().wait_for(|current| *current == usage).await;
     }
 }

@@ -19,7 +19,7 @@ use tower::service_fn;
 use crate::{
     retry::failure::BoxError,
     subchannel::{
-        monitored_stream::{Pulse, connect_once},
+        monitored_stream::{Frames, Pulse, connect_once},
         probe_request::answered,
         transport::Opened,
     },
@@ -59,15 +59,16 @@ impl Connection {
     ///
     /// Dropping the future closes the connection.
     pub(crate) async fn dial(opened: Opened, settings: &Settings) -> Result<Self, BoxError> {
-        let visible = settings.uri().scheme_str() != Some("https");
-        let pulse = Arc::new(Pulse::new(visible));
+        let is_tls = settings.uri().scheme_str() == Some("https");
+        let frames = if is_tls { Frames::Encrypted } else { Frames::Visible };
+        let pulse = Arc::new(Pulse::new(frames));
         let channel = {
             let mut once = Some((opened, Arc::clone(&pulse)));
             let connector = service_fn(move |_: Uri| connect_once(once.take()));
             settings.connect_with_connector(connector).await?
         };
         let heard = async {
-            if visible {
+            if frames == Frames::Visible {
                 pulse.heard.cancelled().await;
                 return Ok(());
             }
@@ -125,7 +126,7 @@ impl Connection {
 
     /// Returns `true` if the server's frames cannot be seen: the connection is encrypted.
     pub(crate) fn is_opaque(&self) -> bool {
-        !self.pulse.visible
+        self.pulse.frames == Frames::Encrypted
     }
 
     /// Returns `true` if it may take more calls than are meant for it: its limit is unknown, and few calls wait for a stream.
@@ -145,7 +146,7 @@ impl Connection {
 
     /// Maximum number of calls at a time.
     fn room(&self) -> usize {
-        if !self.pulse.visible {
+        if self.pulse.frames == Frames::Encrypted {
             return UNSEEN_STREAMS;
         }
         let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);

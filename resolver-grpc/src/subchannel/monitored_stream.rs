@@ -27,12 +27,19 @@ use crate::{
     },
 };
 
+/// Visibility of the frames of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Frames {
+    Visible,
+    /// The connection uses TLS.
+    Encrypted,
+}
+
 /// Signs of life of a connection.
 #[derive(Debug)]
 pub(super) struct Pulse {
     pub(super) reads: AtomicU64,
-    /// The frames of the server can be seen: the connection is not encrypted.
-    pub(super) visible: bool,
+    pub(super) frames: Frames,
     /// Maximum number of streams that the server takes at a time, if its frames can be seen.
     pub(super) max_streams: AtomicU32,
     /// The server has stated another number of streams.
@@ -52,10 +59,10 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    pub(super) fn new(visible: bool) -> Self {
+    pub(super) fn new(frames: Frames) -> Self {
         Self {
             reads: AtomicU64::new(0),
-            visible,
+            frames,
             max_streams: AtomicU32::new(u32::MAX),
             restated: Notify::new(),
             spent: CancellationToken::new(),
@@ -95,7 +102,7 @@ impl Pulse {
 pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<TokioIo<MonitoredStream>, BoxError> {
     let (opened, pulse) = once.ok_or("the connection is gone")?;
     let stream = opened.await?;
-    let frames = pulse.visible.then(FrameReader::default);
+    let frames = (pulse.frames == Frames::Visible).then(FrameReader::default);
     Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default() }))
 }
 
@@ -117,7 +124,7 @@ impl MonitoredStream {
         offered: usize,
         write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if self.pulse.visible && self.head.defers(bytes) {
+        if self.pulse.frames == Frames::Visible && self.head.defers(bytes) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

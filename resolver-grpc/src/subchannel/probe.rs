@@ -42,15 +42,26 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
         () = sleep(limit) => None,
     };
     let refused = matches!(answer, Some(Err(Failure { reach: Reach::NeverLeft, broken: true, .. })));
-    judge(connection.reads() != before, opened.is_cancelled(), refused)
+    judge(Observed { is_heard: connection.reads() != before, is_opened: opened.is_cancelled(), is_refused: refused })
 }
 
-fn judge(heard: bool, opened: bool, refused: bool) -> ProbeOutcome {
-    match () {
-        () if refused => ProbeOutcome::Refused,
-        () if heard => ProbeOutcome::Alive,
-        () if opened => ProbeOutcome::Silent,
-        () => ProbeOutcome::Unsent,
+/// Facts about a probe that has ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Observed {
+    /// Something was read from the connection meanwhile.
+    is_heard: bool,
+    /// The probe has got a stream.
+    is_opened: bool,
+    /// The connection did not take the probe.
+    is_refused: bool,
+}
+
+fn judge(observed: Observed) -> ProbeOutcome {
+    match observed {
+        Observed { is_refused: true, .. } => ProbeOutcome::Refused,
+        Observed { is_heard: true, .. } => ProbeOutcome::Alive,
+        Observed { is_opened: true, .. } => ProbeOutcome::Silent,
+        Observed { .. } => ProbeOutcome::Unsent,
     }
 }
 
@@ -60,11 +71,12 @@ mod tests {
 
     #[test]
     fn only_a_probe_that_was_sent_speaks_against_a_connection() {
-        assert_eq!(judge(false, true, false), ProbeOutcome::Silent);
-        assert_eq!(judge(false, false, false), ProbeOutcome::Unsent);
-        for opened in [false, true] {
-            assert_eq!(judge(true, opened, false), ProbeOutcome::Alive);
-            assert_eq!(judge(true, opened, true), ProbeOutcome::Refused);
+        assert_eq!(judge(Observed { is_opened: true, ..Observed::default() }), ProbeOutcome::Silent);
+        assert_eq!(judge(Observed::default()), ProbeOutcome::Unsent);
+        for is_opened in [false, true] {
+            let heard = Observed { is_heard: true, is_opened, is_refused: false };
+            assert_eq!(judge(heard), ProbeOutcome::Alive);
+            assert_eq!(judge(Observed { is_refused: true, ..heard }), ProbeOutcome::Refused);
         }
     }
 }

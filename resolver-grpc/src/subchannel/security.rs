@@ -96,25 +96,33 @@ pub(crate) enum Plaintext {
     Allowed,
 }
 
+/// Credentials that calls of a channel carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    #[default]
+    None,
+    /// The channel has an interceptor, which may add some.
+    Possible,
+}
+
 /// Rules of a channel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Security {
     pub(crate) plaintext: Plaintext,
     /// Sockets are used.
     pub(crate) unix: bool,
-    /// Calls carry credentials.
-    credentials: bool,
+    credentials: Credentials,
     pub(crate) authority: Option<String>,
 }
 
 impl Security {
-    /// The rules for a channel with or without an interceptor.
+    /// The rules for a channel whose calls carry `credentials`.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] for an authority that is none.
-    pub(crate) fn checked(mut self, has_interceptor: bool) -> Result<Self, Error> {
-        self.credentials = has_interceptor;
+    pub(crate) fn checked(mut self, credentials: Credentials) -> Result<Self, Error> {
+        self.credentials = credentials;
         match self.authority.as_deref().map(Authority::try_from) {
             None => Ok(self),
             Some(Ok(authority)) if !authority.as_str().contains('@') && !authority.host().is_empty() => Ok(self),
@@ -131,7 +139,9 @@ impl Security {
             (Wire::Plaintext, _) if self.plaintext == Plaintext::Refused => Err(Refusal::TlsRequired),
             (Wire::Socket, _) if !self.unix => Err(Refusal::Socket),
             (Wire::Plaintext | Wire::Socket, TlsSettings::Present) if !allowed => Err(Refusal::TlsSettings),
-            (Wire::Plaintext | Wire::Unstated, _) if self.credentials && !allowed => Err(Refusal::Credentials),
+            (Wire::Plaintext | Wire::Unstated, _) if self.credentials == Credentials::Possible && !allowed => {
+                Err(Refusal::Credentials)
+            }
             // A socket has no network that could be listened to.
             (Wire::Plaintext | Wire::Unstated | Wire::Socket, _) => Ok(Connect::Plaintext),
         }
@@ -173,7 +183,7 @@ mod tests {
     fn plaintext_is_used_only_where_nothing_is_to_be_hidden() {
         let (tls, plain) = (Ok(Connect::Tls), Ok(Connect::Plaintext));
         let open = Security::default();
-        let hiding = Security { credentials: true, ..open.clone() };
+        let hiding = Security { credentials: Credentials::Possible, ..open.clone() };
         let strict = Security { plaintext: Plaintext::Refused, unix: true, ..hiding.clone() };
         let lax = Security { plaintext: Plaintext::Allowed, unix: true, ..hiding.clone() };
         let (no_socket, credentials) = (Err(Refusal::Socket), Err(Refusal::Credentials));
@@ -192,7 +202,7 @@ mod tests {
         let instance = Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap();
         let used = |security: &Security| security.endpoint(&instance, &[TlsSettings::Absent]).unwrap().port();
         assert_eq!(used(&Security::default()), 2);
-        let hiding = Security::default().checked(true).unwrap();
+        let hiding = Security::default().checked(Credentials::Possible).unwrap();
         assert_eq!(used(&hiding), 3);
         assert_eq!(used(&Security { unix: true, ..hiding.clone() }), 0);
         let plain = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("grpc://h:2").unwrap()]).unwrap();
@@ -201,7 +211,9 @@ mod tests {
 
     #[test]
     fn an_authority_is_a_host_with_or_without_a_port() {
-        let checked = |text: &str| Security { authority: Some(text.to_owned()), ..Security::default() }.checked(false);
+        let checked = |text: &str| {
+            Security { authority: Some(text.to_owned()), ..Security::default() }.checked(Credentials::None)
+        };
         for text in ["greeter.test", "greeter.test:443", "[::1]:1"] {
             let security = checked(text).unwrap();
             let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();

@@ -17,6 +17,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     retry::failure::BoxError,
     subchannel::{
+        activity::Usage,
         config::SubchannelConfig,
         connection::Connection,
         connectivity::{Event, Health},
@@ -78,7 +79,7 @@ impl Subchannel {
             if !config.activity.is_active() {
                 // The next call waits for a dial, as the first one does.
                 self.apply(config, Event::Unused);
-                config.activity.becomes(true).await;
+                config.activity.becomes(Usage::Active).await;
                 self.apply(config, Event::Used);
             }
             match self.dial(config, config.health.as_deref()).await {
@@ -171,7 +172,7 @@ impl Subchannel {
         tokio::select! {
             () = connection.lost() => {}
             () = connection.spent() => {}
-            () = config.activity.becomes(false) => {}
+            () = config.activity.becomes(Usage::Idle) => {}
             () = self.listen(config, connection) => connection.cut(),
             () = self.follow_stream_limit(config, connection) => {}
         }
