@@ -254,7 +254,7 @@ fn word(state: InstanceState) -> &'static str {
 }
 
 /// Somebody at random who can take a call although the picker state does not list it as ready: one that has become ready since the
-/// picker_state was made, else, when nobody is ready or soon will be, one that is connected although not well.
+/// picker state was made, else, when nobody is ready or soon will be, one that is connected although not well.
 fn last_resort(picker_state: &PickerState) -> Option<&Arc<Subchannel>> {
     let newcomer = any_of(&picker_state.all, |subchannel| subchannel.state() == InstanceState::Ready);
     if newcomer.is_some() || picker_state.all.iter().any(may_be_ready) {
