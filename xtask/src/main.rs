@@ -2,7 +2,9 @@
 //!
 //! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
 
+mod counted;
 mod etcd;
+mod interop;
 mod mutants;
 mod rules;
 
@@ -22,7 +24,8 @@ cargo xtask <command>
   test    get protoc and an etcd, then run every test and every example
   etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
           build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
-  interop get Go and etcd's and go-kit's libraries, and run both sides together
+  interop [etcd|gokit|gozero|kratos …]
+          build programs on Go libraries, all or those named, and run both sides together
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
           random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single etcd;
           members of a cluster are also wiped and added again), or judge the saved record of a failed run again
@@ -45,7 +48,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "test" => test(),
         "etcd" => print_etcd(env::args().skip(2)),
-        "interop" => interop(),
+        "interop" => interop::run(env::args().skip(2)),
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
         "mutants" => mutants::run(env::args().skip(2)),
@@ -136,34 +139,6 @@ const FAULTS: [&str; 14] = [
     "replies",
     "late_writes",
 ];
-
-/// Debian's packages that the Go side is built from, without network.
-const GO_PACKAGES: [&str; 3] = ["golang-go", "golang-etcd-server-dev", "golang-github-go-kit-kit-dev"];
-
-/// Folder that they lie in.
-const GO_PATH: &str = "/usr/share/gocode";
-
-/// Rust and Go, side by side on one etcd.
-fn interop() -> Result {
-    let etcd = etcd::find()?;
-    let has_sources = ["go.etcd.io/etcd/clientv3", "github.com/go-kit/kit/sd"]
-        .iter()
-        .all(|package| std::path::Path::new(GO_PATH).join("src").join(package).is_dir());
-    if etcd::on_path("go").is_none() || !has_sources {
-        etcd::install_all(&GO_PACKAGES)?;
-    }
-    let target = env::current_dir()?.join("target");
-    let program = target.join("interop-go");
-    let mut build = Command::new("go");
-    build.args(["build", "-o"]).arg(&program).arg("./testkit/interop-go");
-    // In GOPATH mode nothing is downloaded.
-    build.env("GO111MODULE", "off").env("GOPATH", GO_PATH).env("GOFLAGS", "").env("GOCACHE", target.join("go-cache"));
-    run(&mut build)?;
-    let test = ["test", "--workspace", "--features", FEATURES, "--test", "interop", "--", "--ignored"];
-    run(cargo()?.args(test).env("ENLIST_INTEROP_BIN", &program).envs(etcd.variables()))?;
-    println!("\nboth sides understand each other");
-    Ok(())
-}
 
 /// A long run of random faults, or what a former one recorded.
 fn nemesis(mut args: impl Iterator<Item = String>) -> Result {

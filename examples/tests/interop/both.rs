@@ -1,0 +1,224 @@
+//! Tests in both directions that are the same for each framework.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use enlist::{Deregistered, Directory, Moment, Resolver, ServiceRef, ServiceView};
+use enlist_etcd::{Etcd, EtcdBuilder};
+use enlist_grpc::{Channel, WaitForReady};
+use enlist_testkit::{EtcdServer, LIMIT, eventually, soon};
+use tonic::Request;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{Go, Server, own_etcd};
+
+/// Reaction of a framework's registration to the end of its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LostLease {
+    /// It registers again.
+    ComesBack,
+    /// It stays away until its program is restarted.
+    StaysAway,
+}
+
+/// A framework, as its program and our layout show it.
+pub(super) struct Framework {
+    pub(super) program: &'static str,
+    pub(super) layout: fn(EtcdBuilder) -> EtcdBuilder,
+    pub(super) service: &'static str,
+    /// Prefix of the keys of the service.
+    pub(super) prefix: &'static str,
+    /// Part of an endpoint before the address, such as `grpc://`.
+    pub(super) scheme: &'static str,
+    pub(super) lost_lease: LostLease,
+}
+
+impl Framework {
+    async fn connect(&self, server: &EtcdServer) -> Etcd {
+        (self.layout)(Etcd::builder([server.url()])).connect().await.unwrap()
+    }
+
+    fn service(&self) -> ServiceRef {
+        ServiceRef::parse(self.service).unwrap()
+    }
+
+    /// A client that follows the service.
+    pub(super) fn follow(&self, server: &EtcdServer) -> Follower {
+        Follower { go: Go::start(server, self.program, &["client", self.service]), seen: BTreeSet::new() }
+    }
+
+    /// A server that is registered.
+    async fn serve(&self, server: &EtcdServer) -> (Go, String) {
+        let mut go = Go::start(server, self.program, &["server", self.service]);
+        let line = go.line().await;
+        let address = line.strip_prefix("serves ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        (go, address)
+    }
+
+    /// Revokes the leases of all instances of the service.
+    async fn revoke(&self, server: &EtcdServer) {
+        let line = Go::start(server, "etcd", &["revoke", self.prefix]).line().await;
+        assert!(line.starts_with("revoked ") && line != "revoked 0", "{line}");
+    }
+}
+
+/// A client of a framework, and its last view.
+pub(super) struct Follower {
+    go: Go,
+    seen: BTreeSet<String>,
+}
+
+impl Follower {
+    async fn read(&mut self) -> Option<String> {
+        let line = self.go.lines.recv().await.expect("it goes on");
+        let Some(instances) = line.strip_prefix("sees") else { return Some(line) };
+        self.seen = instances.split_whitespace().map(str::to_owned).collect();
+        None
+    }
+
+    /// Waits until it sees exactly one instance for each text, which is part of how it prints the instance.
+    pub(super) async fn sees(&mut self, wanted: &[&str]) {
+        let is_seen = |seen: &BTreeSet<String>| {
+            seen.len() == wanted.len() && wanted.iter().all(|text| seen.iter().any(|one| one.contains(text)))
+        };
+        let begun = Moment::now();
+        while !is_seen(&self.seen) {
+            let left = LIMIT.saturating_sub(begun.elapsed());
+            let Ok(line) = tokio::time::timeout(left, self.read()).await else {
+                panic!("not within {LIMIT:?}: Go sees {wanted:?}; it sees {:?}", self.seen);
+            };
+            assert_eq!(line, None);
+        }
+    }
+
+    /// Waits for a call that is answered. Its balancer may learn of a change later than the view does.
+    async fn calls(&mut self) {
+        soon("a call is answered", async {
+            loop {
+                self.go.go_on();
+                let line = loop {
+                    if let Some(line) = self.read().await {
+                        break line;
+                    }
+                };
+                if line == "answered SERVING" {
+                    return;
+                }
+                assert!(line.starts_with("refused "), "{line}");
+            }
+        })
+        .await;
+    }
+}
+
+/// Ours registers; theirs finds it, sees it change and go, and calls it, over a lost lease, a restart of etcd and a
+/// crash of ours.
+pub(super) async fn ours_is_found(framework: &Framework) {
+    let mut server = own_etcd().await;
+    let (etcd, service, scheme) = (framework.connect(&server).await, framework.service(), framework.scheme);
+    let first = Server::start();
+    let registration = first.register(&etcd, &service, scheme).await;
+    let first_address = first.address.to_string();
+    let mut theirs = framework.follow(&server);
+    theirs.sees(&[&first_address]).await;
+    theirs.calls().await;
+
+    let second = Server::start();
+    let second_address = second.address.to_string();
+    let remaining = second.register(&etcd, &service, scheme).await;
+    theirs.sees(&[&first_address, &second_address]).await;
+    assert_eq!(soon("deregistered", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    drop(first);
+    theirs.sees(&[&second_address]).await;
+    theirs.calls().await;
+
+    framework.revoke(&server).await;
+    eventually("it is registered again", || async {
+        let found = etcd.resolve(&service).await.map(|found| found.len());
+        if matches!(found, Ok(1)) { Ok(()) } else { Err(found) }
+    })
+    .await;
+    theirs.sees(&[&second_address]).await;
+    theirs.calls().await;
+
+    server.kill().await;
+    server.restart().await;
+    let third = Server::start();
+    let third_address = third.address.to_string();
+    // A process of its own: what is abandoned shares no lease with the others.
+    let crashing = third.register(&framework.connect(&server).await, &service, scheme).await;
+    theirs.sees(&[&second_address, &third_address]).await;
+    theirs.calls().await;
+
+    crashing.abandon();
+    drop(third);
+    theirs.sees(&[&second_address]).await;
+    theirs.calls().await;
+    soon("deregistered", remaining.deregister()).await.unwrap();
+    theirs.sees(&[]).await;
+}
+
+/// Waits until the view has these addresses and no others.
+async fn shows(view: &ServiceView, wanted: &[&str]) {
+    eventually(&format!("ours shows {wanted:?}"), || async {
+        let Some(snapshot) = view.snapshot() else { return Err(Vec::new()) };
+        let shown: Vec<_> = snapshot.entries().map(|entry| entry.instance().endpoints()[0].to_string()).collect();
+        let matches = shown.len() == wanted.len()
+            && wanted.iter().all(|address| shown.iter().any(|endpoint| endpoint.ends_with(address)));
+        if matches { Ok(()) } else { Err(shown) }
+    })
+    .await;
+}
+
+/// Theirs registers; ours finds it, follows it and calls it, over a departure, a lost lease, a restart of etcd and a
+/// crash of theirs.
+pub(super) async fn theirs_is_found(framework: &Framework) {
+    let mut server = own_etcd().await;
+    let etcd = framework.connect(&server).await;
+    let view = Directory::new(Arc::new(etcd)).view(&framework.service());
+    soon("the view is ready", view.ready()).await.unwrap();
+    assert!(view.snapshot().unwrap().is_empty());
+    let (mut first, first_address) = framework.serve(&server).await;
+    shows(&view, &[&first_address]).await;
+    let mut client = HealthClient::new(Channel::new(&view).unwrap());
+    let mut calls = async || {
+        // The channel may follow the view a moment later.
+        let mut request = Request::new(HealthCheckRequest::default());
+        request.extensions_mut().insert(WaitForReady(true));
+        let answer = soon("answered", client.check(request)).await.unwrap();
+        assert_eq!(answer.get_ref().status, 1, "SERVING");
+    };
+    calls().await;
+
+    let (mut second, second_address) = framework.serve(&server).await;
+    shows(&view, &[&first_address, &second_address]).await;
+    first.go_on();
+    assert_eq!(first.line().await, "left");
+    shows(&view, &[&second_address]).await;
+    drop(first);
+    calls().await;
+
+    framework.revoke(&server).await;
+    let second_address = match framework.lost_lease {
+        LostLease::ComesBack => second_address,
+        LostLease::StaysAway => {
+            // The last one that dies is held for a while.
+            shows(&view, &[]).await;
+            let (next, address) = framework.serve(&server).await;
+            second = next;
+            address
+        }
+    };
+    shows(&view, &[&second_address]).await;
+    calls().await;
+
+    server.kill().await;
+    server.restart().await;
+    let (third, third_address) = framework.serve(&server).await;
+    shows(&view, &[&second_address, &third_address]).await;
+    calls().await;
+    drop(third);
+    shows(&view, &[&second_address]).await;
+    calls().await;
+    second.go_on();
+    assert_eq!(second.line().await, "left");
+}

@@ -1,0 +1,47 @@
+//! go-kit 0.13.0: `sd/etcdv3`, its endpointer and balancer, its gRPC transport.
+
+use enlist::{Resolver, ServiceRef};
+use enlist_etcd::{Etcd, GoKit};
+
+use super::{
+    Go,
+    both::{self, Framework, LostLease},
+    own_etcd,
+};
+
+const FRAMEWORK: Framework = Framework {
+    program: "gokit",
+    layout: |builder| builder.layout(GoKit::default()),
+    service: "foosvc",
+    prefix: "/services/foosvc/",
+    scheme: "",
+    lost_lease: LostLease::StaysAway,
+};
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn ours_is_found() {
+    both::ours_is_found(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn theirs_is_found() {
+    both::theirs_is_found(&FRAMEWORK).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Go: `cargo xtask interop` runs it"]
+async fn a_url_is_an_endpoint_with_its_scheme() {
+    let server = own_etcd().await;
+    let etcd = Etcd::builder([server.url()]).layout(GoKit::default()).connect().await.unwrap();
+    let service = ServiceRef::parse("foosvc").unwrap();
+    let mut go = Go::start(&server, "gokit", &["server", "foosvc", "http://1.2.3.4:8080"]);
+    assert_eq!(go.line().await, "serves http://1.2.3.4:8080");
+    let found = etcd.resolve(&service).await.unwrap();
+    let found: Vec<_> = found.entries().map(|entry| entry.instance().endpoints()[0].to_string()).collect();
+    assert_eq!(found, ["http://1.2.3.4:8080"]);
+    go.go_on();
+    assert_eq!(go.line().await, "left");
+    assert!(etcd.resolve(&service).await.unwrap().is_empty());
+}

@@ -1,0 +1,99 @@
+//! Together with the Go libraries that services in the field use: `cargo xtask interop` builds the programs of
+//! `testkit/interop-go` and runs this. Each module has the tests of one program; `both` has those that all share.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+mod both;
+mod etcd;
+mod gokit;
+mod gozero;
+mod kratos;
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use enlist::{Endpoint, Instance, InstanceId, LockOptions, RegisterOptions, Registration, Registry, ServiceRef};
+use enlist_etcd::Etcd;
+use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, soon};
+use tokio::sync::mpsc;
+use tonic::transport::server::TcpIncoming;
+
+/// An etcd that the test may stop.
+async fn own_etcd() -> EtcdServer {
+    EtcdServer::start_with(Provider::own(), ServerOptions::new()).await
+}
+
+/// A program of the Go side. Dropping it kills it, as `kill -9` does.
+struct Go {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<String>,
+}
+
+impl Go {
+    fn start(server: &EtcdServer, program: &str, arguments: &[&str]) -> Self {
+        let folder =
+            std::env::var_os("ENLIST_INTEROP_BIN").expect("`cargo xtask interop` builds the Go side and runs this");
+        let mut command = Command::new(PathBuf::from(folder).join(program));
+        command.args(arguments).env("ENLIST_ENDPOINTS", server.address().to_string());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (send, lines) = mpsc::unbounded_channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        Self { child, lines }
+    }
+
+    /// Its next line.
+    async fn line(&mut self) -> String {
+        soon("the Go side prints a line", self.lines.recv()).await.expect("it goes on").trim_end().to_owned()
+    }
+
+    /// Lets it go on.
+    fn go_on(&mut self) {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+    }
+
+    fn is_silent(&mut self) -> bool {
+        self.lines.try_recv().is_err()
+    }
+}
+
+impl Drop for Go {
+    fn drop(&mut self) {
+        // An error says that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A server of ours that answers gRPC health checks.
+struct Server {
+    address: SocketAddr,
+    _serving: BackgroundTask<()>,
+}
+
+impl Server {
+    fn start() -> Self {
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = incoming.local_addr().unwrap();
+        let (_, health) = tonic_health::server::health_reporter();
+        let serve = tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming);
+        Self { address, _serving: BackgroundTask::run(async move { serve.await.unwrap() }) }
+    }
+
+    /// Registers it under its address, which `scheme` precedes in its endpoint.
+    async fn register(&self, etcd: &Etcd, service: &ServiceRef, scheme: &str) -> Registration {
+        let endpoint = Endpoint::parse(format!("{scheme}{}", self.address)).unwrap();
+        let instance = Instance::new(InstanceId::parse(self.address.to_string()).unwrap(), [endpoint]).unwrap();
+        let options = RegisterOptions::new().ttl(Duration::from_secs(5));
+        soon("registered", etcd.register(service, instance, options)).await.unwrap()
+    }
+}
+
+fn short() -> LockOptions {
+    LockOptions::new().ttl(Duration::from_secs(5))
+}

@@ -1,0 +1,200 @@
+// What etcd's own Go client offers: naming endpoints with grpc-go's resolver, locks and elections of its concurrency
+// package. In addition gobase's lock, which is a few lines on that client.
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	. "enlist/interop-go/common"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+	"go.etcd.io/etcd/client/v3/naming/endpoints"
+	"go.etcd.io/etcd/client/v3/naming/resolver"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+func client() *clientv3.Client {
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: Endpoints(), DialTimeout: 5 * time.Second})
+	Check(err)
+	return etcd
+}
+
+// A lease that is kept alive.
+func kept(etcd *clientv3.Client) clientv3.LeaseID {
+	lease, err := etcd.Grant(context.Background(), 5)
+	Check(err)
+	alive, err := etcd.KeepAlive(context.Background(), lease.ID)
+	Check(err)
+	go func() {
+		for range alive {
+		}
+	}()
+	return lease.ID
+}
+
+// A server that registers with the naming endpoints.
+func server(arguments []string) {
+	target := arguments[0]
+	etcd, address := client(), Serve().String()
+	lease := kept(etcd)
+	manager, err := endpoints.NewManager(etcd, target)
+	Check(err)
+	key := target + "/" + address
+	Check(manager.AddEndpoint(context.Background(), key, endpoints.Endpoint{Addr: address}, clientv3.WithLease(lease)))
+	Say("serves", address)
+	Leave(func() { Check(manager.DeleteEndpoint(context.Background(), key)) })
+}
+
+// A client that follows the endpoints, and calls through grpc-go's resolver.
+func follow(arguments []string) {
+	target := arguments[0]
+	etcd := client()
+	manager, err := endpoints.NewManager(etcd, target)
+	Check(err)
+	updates, err := manager.NewWatchChannel(context.Background())
+	Check(err)
+	go func() {
+		var view View
+		found := map[string]string{}
+		view.Show(nil)
+		for batch := range updates {
+			for _, update := range batch {
+				if update.Op == endpoints.Delete {
+					delete(found, update.Key)
+				} else {
+					found[update.Key] = update.Endpoint.Addr
+				}
+			}
+			var addresses []string
+			for _, address := range found {
+				addresses = append(addresses, address)
+			}
+			view.Show(addresses)
+		}
+		Say("the watch has ended")
+	}()
+	builder, err := resolver.NewBuilder(etcd)
+	Check(err)
+	conn, err := grpc.NewClient("etcd:///"+target, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithResolvers(builder), grpc.WithDefaultServiceConfig(`{"loadBalancingPolicy":"round_robin"}`))
+	Check(err)
+	for {
+		Line()
+		Call(conn)
+	}
+}
+
+// Queues for a lock, holds it until a line comes, releases it, and queues again at the next line.
+func lock(arguments []string) {
+	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
+	Check(err)
+	mutex := concurrency.NewMutex(session, arguments[0])
+	for {
+		Check(mutex.Lock(context.Background()))
+		Say("locked", mutex.Key())
+		Line()
+		Check(mutex.Unlock(context.Background()))
+		Say("unlocked")
+		Line()
+	}
+}
+
+// Campaigns, leads until a line comes, and resigns.
+func elect(arguments []string) {
+	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
+	Check(err)
+	election := concurrency.NewElection(session, arguments[0])
+	Check(election.Campaign(context.Background(), arguments[1]))
+	Say("leads", arguments[1])
+	Line()
+	Check(election.Resign(context.Background()))
+	Say("resigned")
+	Line()
+}
+
+// Prints the value of the leader.
+func leader(arguments []string) {
+	session, err := concurrency.NewSession(client(), concurrency.WithTTL(5))
+	Check(err)
+	response, err := concurrency.NewElection(session, arguments[0]).Leader(context.Background())
+	Check(err)
+	Say("leader", string(response.Kvs[0].Value))
+}
+
+// gobase's `etcd.Lock`, but for its logs (ChenLong-dev/gobase at 91de96c, etcd/etcd.go:151-208).
+func gobaseLock(etcd *clientv3.Client, lockKey string, ttl int64) bool {
+	ctx, cancel := context.WithTimeout(context.TODO(), time.Second*30)
+	defer cancel()
+	leaseGrantResponse, err := etcd.Lease.Grant(ctx, ttl)
+	Check(err)
+	leaseId := leaseGrantResponse.ID
+	leaseKeepAliveChan, err := etcd.Lease.KeepAlive(context.TODO(), leaseId)
+	Check(err)
+	go func() {
+		defer etcd.Revoke(context.TODO(), leaseId)
+		for {
+			select {
+			case leaseKeepAliveResponse := <-leaseKeepAliveChan:
+				if leaseKeepAliveResponse == nil {
+					return
+				}
+			}
+		}
+	}()
+	txn := etcd.KV.Txn(context.TODO())
+	txn.If(clientv3.Compare(clientv3.CreateRevision(lockKey), "=", 0)).Then(
+		clientv3.OpPut(lockKey, "占用", clientv3.WithLease(leaseId))).Else(
+		clientv3.OpGet(lockKey))
+	txnResponse, err := txn.Commit()
+	Check(err)
+	return txnResponse.Succeeded
+}
+
+// Tries to get gobase's lock, again at each line, until it has it; deletes its key, as gobase's users do, at the next
+// one.
+func gobase(arguments []string) {
+	etcd := client()
+	for !gobaseLock(etcd, arguments[0], 5) {
+		Say("busy")
+		Line()
+	}
+	Say("locked")
+	Line()
+	_, err := etcd.KV.Delete(context.TODO(), arguments[0])
+	Check(err)
+	Say("deleted")
+	Line()
+}
+
+// Deletes what kitex's `Deregister` deletes (kitex-contrib/registry-etcd v0.2.6, common.go:19-26 and
+// etcd_registry.go:267-280).
+func kitexDeregister(arguments []string) {
+	key := fmt.Sprintf("kitex/registry-etcd/%v/", arguments[0]) + arguments[1]
+	_, err := client().Delete(context.Background(), key)
+	Check(err)
+	Say("deregistered", arguments[1])
+	Line()
+}
+
+// Revokes the leases of all keys under a prefix, as an operator may.
+func revoke(arguments []string) {
+	etcd := client()
+	answer, err := etcd.Get(context.Background(), arguments[0], clientv3.WithPrefix())
+	Check(err)
+	for _, pair := range answer.Kvs {
+		_, err := etcd.Revoke(context.Background(), clientv3.LeaseID(pair.Lease))
+		Check(err)
+	}
+	Say("revoked", len(answer.Kvs))
+}
+
+func main() {
+	Run(map[string]func([]string){
+		"server": server, "client": follow, "lock": lock, "elect": elect, "leader": leader, "gobase-lock": gobase,
+		"kitex-deregister": kitexDeregister, "revoke": revoke,
+	})
+}
