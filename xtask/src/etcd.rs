@@ -15,6 +15,15 @@ use crate::{Result, run};
 /// Release line that is built where no version is asked for.
 const DEFAULT_LINE: (u32, u32) = (3, 6);
 
+/// Effect of `ENLIST_ETCD_BIN` on a request for a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Override {
+    /// It is used, whatever its version.
+    Always,
+    /// It is a source like the others.
+    IfItMatches,
+}
+
 /// An etcd that the tests can use.
 pub(crate) enum Etcd {
     /// The environment says which; the tests read the same variables.
@@ -61,14 +70,16 @@ pub(crate) fn find() -> Result<Etcd> {
     if let Ok(image) = env::var("ENLIST_TEST_IMAGE") {
         return out_of_image(&image).map(Etcd::Binary);
     }
-    supply(None).map(Etcd::Binary)
+    supply(None, Override::Always).map(Etcd::Binary)
 }
 
 /// Supplies the etcd of a version, or of any if none is asked for. A source of another version is passed over.
-pub(crate) fn supply(wanted: Option<Version>) -> Result<PathBuf> {
+pub(crate) fn supply(wanted: Option<Version>, given: Override) -> Result<PathBuf> {
     let matches = |etcd: &PathBuf| wanted.is_none() || Version::of(etcd) == wanted;
-    if let Some(etcd) = env::var_os("ENLIST_ETCD_BIN") {
-        return Ok(etcd.into());
+    if let Some(etcd) = env::var_os("ENLIST_ETCD_BIN").map(PathBuf::from)
+        && (given == Override::Always || matches(&etcd))
+    {
+        return Ok(etcd);
     }
     let build_of = wanted.map_or_else(|| build::newest_of(DEFAULT_LINE.0, DEFAULT_LINE.1), Ok)?;
     let mut reason = "Go is not installed".to_owned();

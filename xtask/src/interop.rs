@@ -39,6 +39,16 @@ pub(crate) fn run(named: impl Iterator<Item = String>) -> Result {
     Ok(())
 }
 
+/// Builds all programs.
+pub(crate) fn build_all() -> Result<PathBuf> {
+    build(&PROGRAMS)
+}
+
+/// Runs the tests of all programs.
+pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
+    test(&PROGRAMS, folder, etcd)
+}
+
 /// Builds programs. Returns the folder in which they lie.
 fn build(programs: &[&str]) -> Result<PathBuf> {
     if etcd::on_path("go").is_none() {

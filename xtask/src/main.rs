@@ -5,6 +5,7 @@
 mod counted;
 mod etcd;
 mod interop;
+mod matrix;
 mod mutants;
 mod rules;
 
@@ -14,7 +15,7 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use etcd::{Etcd, Version};
+use etcd::{Etcd, Override, Version};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
 
@@ -24,6 +25,9 @@ cargo xtask <command>
   test    get protoc and an etcd, then run every test and every example
   etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
           build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
+  matrix  [--version V]… [--conformance]
+          run the tests of the backend, of the command line and of interop on each supported release line of etcd, or on
+          these versions; --conformance runs the conformance suite only
   interop [etcd|gokit|gozero|kratos …]
           build programs on Go libraries, all or those named, and run both sides together
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "test" => test(),
         "etcd" => print_etcd(env::args().skip(2)),
+        "matrix" => matrix::run(env::args().skip(2)),
         "interop" => interop::run(env::args().skip(2)),
         "nemesis" => nemesis(env::args().skip(2)),
         "simulate" => simulate(env::args().skip(2)),
@@ -94,7 +99,7 @@ fn print_etcd(mut args: impl Iterator<Item = String>) -> Result {
         (Some("--version"), Some(version), None) => Some(version.parse()?),
         _ => return Err(format!("etcd takes --version and nothing else\n\n{HELP}").into()),
     };
-    let etcd = etcd::supply(wanted)?;
+    let etcd = etcd::supply(wanted, Override::Always)?;
     let found = Version::of(&etcd);
     let etcdctl = etcd::need_etcdctl(&Etcd::Binary(etcd.clone()))?;
     println!("{}\n{}", etcd.display(), etcdctl.display());
