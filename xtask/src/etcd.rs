@@ -147,9 +147,15 @@ fn quietly(program: &str, args: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Returns `true` if a Docker engine answers.
-pub(crate) fn docker_works() -> bool {
-    quietly("docker", &["info", "--format", "{{.ServerVersion}}"]).is_some_and(|version| !version.is_empty())
+/// Checks that a Docker engine answers.
+pub(crate) fn docker_engine() -> std::result::Result<(), String> {
+    if on_path("docker").is_none() {
+        return Err("there is no `docker` on the PATH".to_owned());
+    }
+    match quietly("docker", &["info", "--format", "{{.ServerVersion}}"]) {
+        Some(version) if !version.is_empty() => Ok(()),
+        _ => Err("no Docker engine answers".to_owned()),
+    }
 }
 
 /// Takes the `etcd` out of an image that Docker has or can get, so that the tests can start processes of it as well.
