@@ -11,7 +11,7 @@ use enlist_testkit::{EtcdServer, FakeEtcd, Provider, ServerOptions, soon};
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, Error, Event, EventType, GetOptions, LeaseGrantOptions,
     LeaseTimeToLiveOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchFilterType, WatchOptions, WatchStream,
-    proto::{PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
+    proto::{PbKeyValue, PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
 };
 
 /// Operations of one run, and how many runs there are.
@@ -246,14 +246,28 @@ fn plain(header: &mut Option<PbResponseHeader>) {
     }
 }
 
-fn plain_txn(answer: &mut PbTxnResponse) {
+fn plain_txn(answer: &mut PbTxnResponse, request: &str) {
     plain(&mut answer.header);
     for response in &mut answer.responses {
         match &mut response.response {
-            Some(PbTxnOpResponse::ResponseRange(range)) => plain(&mut range.header),
+            Some(PbTxnOpResponse::ResponseRange(range)) => {
+                plain(&mut range.header);
+                without_leases(&mut range.kvs, request);
+            }
             Some(PbTxnOpResponse::ResponsePut(put)) => plain(&mut put.header),
             Some(PbTxnOpResponse::ResponseDeleteRange(delete)) => plain(&mut delete.header),
             _ => {}
+        }
+    }
+}
+
+/// Removes the leases of keys that were read without their values: etcd 3.7 answers such a read from its index, which has
+/// no leases.
+fn without_leases(pairs: &mut [PbKeyValue], request: &str) {
+    let values = pairs.iter().any(|pair| !pair.value.is_empty());
+    if request.contains("keys_only: true") && !values {
+        for pair in pairs {
+            pair.lease = 0;
         }
     }
 }
@@ -295,6 +309,7 @@ async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
 
 /// Answer of one side, without the parts that may differ.
 async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> String {
+    let request = format!("{operation:?}");
     let outcome: Result<String, Error> = match operation {
         Operation::Put(key, value, options) => client.put(key, value, Some(options)).await.map(|mut answer| {
             plain(&mut answer.0.header);
@@ -302,6 +317,7 @@ async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> St
         }),
         Operation::Get(key, options) => client.get(key, Some(options)).await.map(|mut answer| {
             plain(&mut answer.0.header);
+            without_leases(&mut answer.0.kvs, &request);
             format!("{:#?}", answer.0)
         }),
         Operation::Delete(key, options) => client.delete(key, Some(options)).await.map(|mut answer| {
@@ -309,7 +325,7 @@ async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> St
             format!("{:#?}", answer.0)
         }),
         Operation::Txn(txn) => client.txn(txn).await.map(|mut answer| {
-            plain_txn(&mut answer.0);
+            plain_txn(&mut answer.0, &request);
             format!("{:#?}", answer.0)
         }),
         Operation::Grant(id, ttl) => {
