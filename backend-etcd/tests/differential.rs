@@ -261,8 +261,8 @@ fn plain_txn(answer: &mut PbTxnResponse, request: &str) {
     }
 }
 
-/// Removes the leases of keys that were read without their values: etcd 3.7 answers such a read from its index, which has
-/// no leases.
+/// Removes the leases of keys that were read without their values: etcd 3.7 answers such a read from its index, which
+/// has no leases.
 fn without_leases(pairs: &mut [PbKeyValue], request: &str) {
     let values = pairs.iter().any(|pair| !pair.value.is_empty());
     if request.contains("keys_only: true") && !values {

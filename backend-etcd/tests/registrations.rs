@@ -118,7 +118,8 @@ async fn an_overwritten_key_is_reported_and_never_fought_for() {
 }
 
 /// Row 15: the role is taken away. A new instance is refused, and asked for at a slow pace only. A registered one stays
-/// where etcd lets any client renew; elsewhere it is refused as well once its lease has expired, and is back with the role.
+/// where etcd lets any client renew; elsewhere it is refused as well once its lease has expired, and is back with the
+/// role.
 #[tokio::test]
 async fn a_lost_permission_is_told_and_asked_for_at_a_slow_pace() {
     let server = server().await;
