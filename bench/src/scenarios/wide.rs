@@ -3,7 +3,7 @@
 use std::{process::Stdio, sync::Arc, time::Duration};
 
 use enlist::{Directory, Endpoint, Instance, InstanceId, Moment, Registry, ServiceRef, ServiceView};
-use enlist_grpc::{Channel, InstanceState, channel::DEFAULT_CONCURRENT_DIALS};
+use enlist_grpc::{Channel, InstanceState};
 use enlist_memory::MemoryStore;
 use futures::{StreamExt, TryStreamExt};
 use tokio::{
@@ -16,6 +16,9 @@ use crate::{
     report::{Bound, Report},
     world::{micros, most_files},
 };
+
+/// Number of concurrent dials of the reference, as the default of the channel.
+const CONCURRENT_DIALS: usize = 64;
 
 /// Number of instances.
 const INSTANCES: u32 = 10_000;
@@ -111,8 +114,7 @@ async fn tonics() -> Result<(f64, f64)> {
             tonic::transport::Endpoint::from_shared(format!("http://{endpoint}"))?.connect().await?,
         )
     });
-    let connections: Vec<_> =
-        futures::stream::iter(dials).buffer_unordered(DEFAULT_CONCURRENT_DIALS).try_collect().await?;
+    let connections: Vec<_> = futures::stream::iter(dials).buffer_unordered(CONCURRENT_DIALS).try_collect().await?;
     let measured = (micros(begun.elapsed()) / 1e3, (processor_time() - used) / 1e3);
     drop(connections);
     Ok(measured)
