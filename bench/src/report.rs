@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn what_misses_its_bound_or_is_no_number_is_told() {
         let finish = |number: f64, bound: Bound| {
-            let mut report = Report::new(true);
+            let mut report = Report::new(Format::Json);
             report.number("s", "c", "ns", Spread::exactly(number), Some(bound));
             report.finish()
         };
