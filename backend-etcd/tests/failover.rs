@@ -8,12 +8,13 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Counter, Error, LeaseChoice, Lock, LockName, LockOptions, RegisterOptions, Registration, Registry, Resolver,
     ServiceRef, TaskOwner, Watcher,
@@ -214,11 +215,11 @@ impl Gate {
     }
 
     fn refuse(&self, refusal: Refusal) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).refusal = Some(refusal);
+        self.orders.locked().refusal = Some(refusal);
     }
 
     fn refused(&self) -> usize {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).refused
+        self.orders.locked().refused
     }
 }
 
@@ -228,7 +229,7 @@ async fn forward(
     request: http::Request<axum::body::Body>,
 ) -> Result<http::Response<Body>, Infallible> {
     let refusal = {
-        let mut orders = orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = orders.locked();
         orders.refused += usize::from(orders.refusal.is_some());
         let header = |name| request.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
         let method = request.uri().path().rsplit('/').next().unwrap().to_owned();

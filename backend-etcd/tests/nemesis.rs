@@ -10,12 +10,13 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Change, Counter, Fence, Instance, Lock, LockGuard, LockMode, LockName, LockOptions, Moment, RegisterOptions,
     Registration, Registry, Resolver, TaskOwner,
@@ -66,7 +67,7 @@ impl Recorder {
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.locked()
     }
 
     fn micros(&self) -> u64 {

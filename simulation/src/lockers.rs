@@ -1,10 +1,11 @@
 //! Contenders for one lock, and the resource that it guards.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Fence, Lock, LockGuard, LockMode, LockName, LockOptions, Released};
 use enlist_etcd::Etcd;
 use enlist_testkit::lock_history::Step;
@@ -91,13 +92,13 @@ impl Locker {
         let token = guard.fencing_token();
         let pause = between(&mut self.random, 0, 1500);
         let read = {
-            let mut resource = self.resource.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut resource = self.resource.locked();
             let admitted = if mode == LockMode::Shared { None } else { resource.fence.admit(token).ok() };
             admitted.map(|()| resource.value)
         };
         tokio::time::sleep(pause).await;
         if let Some(value) = read {
-            let mut resource = self.resource.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut resource = self.resource.locked();
             if resource.fence.admit(token).is_ok() {
                 resource.value = value + 1;
                 self.world.shared().value = resource.value;

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{LockGuard, ServiceRef};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{
@@ -94,7 +95,7 @@ impl World {
     }
 
     pub(crate) fn shared(&self) -> MutexGuard<'_, Notes> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.locked()
     }
 
     pub(crate) fn micros_at(&self, at: Instant) -> u64 {

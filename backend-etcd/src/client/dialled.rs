@@ -4,8 +4,9 @@
 //! [`Dialled`], and [`Used`] carries it from the failover channel to the request layer, which notices that an answer does
 //! not come.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use enlist::backend::MutexExt as _;
 use tokio_util::sync::CancellationToken;
 
 /// One connection of a [`Failover`]. Clones are the same connection.
@@ -84,7 +85,7 @@ impl Used {
 
     /// The connection of the latest request; `None` while it is being dialled.
     pub(crate) fn connection(&self) -> Option<Dialled> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.connection.locked().clone()
     }
 
     /// Notes that nothing is outstanding: the connection has answered.
@@ -93,6 +94,6 @@ impl Used {
     }
 
     pub(crate) fn set(&self, connection: Option<Dialled>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+        *self.connection.locked() = connection;
     }
 }

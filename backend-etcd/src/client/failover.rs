@@ -9,11 +9,12 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Moment, TaskOwner};
 use futures::{
     FutureExt,
@@ -213,7 +214,7 @@ impl Failover {
     }
 
     fn pinned(&self) -> std::sync::MutexGuard<'_, Pinned> {
-        self.inner.pinned.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.pinned.locked()
     }
 
     /// Dials the members that the cluster has from now on, and then the configured ones. The present connection stays.
@@ -290,7 +291,7 @@ impl Failover {
             let dialled = dial(&members, first).await;
             // Without the channel nobody needs a connection.
             let Some(inner) = inner.upgrade() else { return };
-            let mut pinned = inner.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pinned = inner.pinned.locked();
             let outcome = match dialled {
                 Ok((at, channel)) => Ok(pinned.up(&members, at, channel)),
                 Err(cause) => {

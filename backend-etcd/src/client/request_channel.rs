@@ -3,10 +3,11 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Moment, Revision, backend::rounded};
 use etcd_client::{
     Channel, Client, ConnectOptions, GetOptions, KvClient, LeaseClient, WatchClient, WatchOptions, WatchStream,
@@ -283,7 +284,7 @@ impl RequestChannel {
             self.store.note(seen, revision);
         }
         let now = (connection.map_or(0, |connection| connection.generation), self.recoveries());
-        let before = self.compared.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        let before = self.compared.locked().replace(now);
         if before.is_some_and(|before| before != now) {
             self.store.suspect();
         }

@@ -1,9 +1,10 @@
 //! The highest revision of the store that this client has seen, by which a store that was restored to an earlier state
 //! is noticed.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use enlist::Revision;
+use enlist::backend::MutexExt as _;
 use etcd_client::{
     GetResponse, LeaseGrantResponse, LeaseKeepAliveStream, LeaseKeeper, LeaseRevokeResponse, LeaseTimeToLiveResponse,
     MemberListResponse, ResponseHeader, TxnResponse, WatchStream,
@@ -128,7 +129,7 @@ impl StoreRevision {
     }
 
     fn locked(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.locked()
     }
 }
 

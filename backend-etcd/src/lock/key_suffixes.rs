@@ -1,12 +1,10 @@
 //! Suffixes that distinguish the entries of a session in a queue. They are used again: each key that was ever in a queue
 //! costs etcd time at every read of the queue, until the history is compacted.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Mutex};
 
 use crate::defects::Defect;
+use enlist::backend::MutexExt as _;
 
 /// Suffixes of all queues.
 #[derive(Debug, Default)]
@@ -25,7 +23,7 @@ struct InUse {
 impl KeySuffixes {
     /// Takes a suffix that no entry of this session in `queue` has.
     pub(crate) fn take(&self, queue: &[u8]) -> u64 {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.locked();
         let suffixes = queues.entry(queue.to_vec()).or_default();
         if Defect::NumbersShared.is_on() {
             return 0;
@@ -38,13 +36,13 @@ impl KeySuffixes {
 
     /// Returns the number of entries of this session in `queue`.
     pub(crate) fn in_use(&self, queue: &[u8]) -> u64 {
-        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let queues = self.queues.locked();
         queues.get(queue).map_or(0, |suffixes| suffixes.taken - suffixes.free.len() as u64)
     }
 
     /// Gives a suffix back whose key is gone for good.
     pub(crate) fn give_back(&self, queue: &[u8], suffix: u64) {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.locked();
         if let Some(suffixes) = queues.get_mut(queue) {
             suffixes.free.push(suffix);
             if suffixes.free.len() as u64 == suffixes.taken {

@@ -5,10 +5,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use enlist::Revision;
+use enlist::backend::MutexExt as _;
 use tokio::sync::oneshot;
 
 use crate::client::queue_requests::OwnEntry;
@@ -74,7 +75,7 @@ impl LocalQueue {
 }
 
 fn with<T>(waiting: &Waiting, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Successor>>) -> T) -> T {
-    act(&mut waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    act(&mut waiting.locked())
 }
 
 impl Membership {

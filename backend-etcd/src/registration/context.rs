@@ -1,10 +1,11 @@
 //! Parts of a session that registrations use.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Moment,
     backend::{KeyClaims, Observations},
@@ -78,13 +79,13 @@ impl RegistrationContext {
     /// crash.
     pub(crate) fn note_departure(&self) {
         if !self.layout.carries().contains(&Part::Health) {
-            *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Moment::now());
+            *self.unmarked.locked() = Some(Moment::now());
         }
     }
 
     /// Waits until watchers have had time to read the leases of instances that were removed without a mark.
     pub(crate) async fn outlast_departures(&self) {
-        let last = *self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = *self.unmarked.locked();
         if let Some(last) = last {
             tokio::time::sleep(last.remaining(DEPARTURE_OBSERVATION)).await;
         }

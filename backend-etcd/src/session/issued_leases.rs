@@ -2,10 +2,11 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use enlist::LeaseId;
+use enlist::backend::MutexExt as _;
 
 #[derive(Debug, Default)]
 struct Issued {
@@ -23,7 +24,7 @@ pub(crate) struct IssuedLeases {
 
 impl IssuedLeases {
     fn issued(&self) -> MutexGuard<'_, Issued> {
-        self.issued.lock().unwrap_or_else(PoisonError::into_inner)
+        self.issued.locked()
     }
 
     pub(crate) fn add(&self, lease: LeaseId) {

@@ -7,10 +7,11 @@
 //! ```
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, Weak, atomic::Ordering},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, LeaseId, Moment,
     backend::{LeasePoolKey, LeaseTerms},
@@ -57,7 +58,7 @@ impl Recipient {
             Self::Pool(key, waiting) => {
                 if let Some(shared) = shared.upgrade() {
                     let granted = outcome.as_ref().ok().cloned();
-                    shared.lock().unwrap_or_else(PoisonError::into_inner).finish_grant(key, granted);
+                    shared.locked().finish_grant(key, granted);
                 }
                 waiting.send_replace(Some(outcome.map(drop)));
             }

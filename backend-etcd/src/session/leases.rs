@@ -5,9 +5,10 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Error, LeaseId, Revision,
     backend::{LeasePoolKey, LeasePurpose, LeaseTerms},
@@ -56,7 +57,7 @@ impl Leases {
     }
 
     fn pools(&self) -> MutexGuard<'_, SharedLeases> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.locked()
     }
 
     /// Returns the leases that this session was granted and that are not known to be gone.

@@ -5,10 +5,11 @@ use std::{
     collections::BTreeMap,
     fmt,
     ops::Bound,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Error, Moment, Revision, TaskOwner,
     backend::{LONGEST, jitter},
@@ -111,7 +112,7 @@ impl Probes {
 
 impl ProbeState {
     fn views(&self) -> std::sync::MutexGuard<'_, Views> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+        self.views.locked()
     }
 
     /// Returns the key after `last`, or the first one.

@@ -7,10 +7,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     BackoffPolicy, Error, LeaseId, Revision,
     backend::{Subscriber, jitter},
@@ -128,7 +129,7 @@ impl Sweeps {
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<LeaseId, Strays>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.locked()
     }
 
     /// Removes the keys that were `undone`, and returns the others. Without any the sweep of `lease` is over.

@@ -8,11 +8,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Epoch, Error, Freshness, Revision, ServiceRef, TaskOwner, backend::Subscriber};
 use tokio::sync::watch;
 
@@ -257,7 +258,7 @@ impl SharedWatch {
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.locked()
     }
 
     /// `epoch`: that of what was known when its watch began, where it is for this key only.
@@ -327,7 +328,7 @@ struct Single {
 
 impl Drop for Single {
     fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.locked();
         if let Some(count) = all.get_mut(&self.service) {
             *count -= 1;
             if *count == 0 {
@@ -405,7 +406,7 @@ impl KeyMonitors {
 
     /// The watch of the next own key of `service`. One of its own counts from then on.
     fn share(&self, service: &ServiceRef, sharing: Sharing) -> (Share, Option<Single>) {
-        let mut all = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.single.locked();
         let of_service = all.get(service).copied().unwrap_or_default();
         let share = match sharing {
             Sharing::Never => Share::Own,
@@ -419,7 +420,7 @@ impl KeyMonitors {
     }
 
     fn shared(&self, range: KeyRange) -> Result<Arc<SharedWatch>, Error> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = self.shared.locked();
         if let Some(group) = shared.get(&range).and_then(Weak::upgrade) {
             return Ok(group);
         }

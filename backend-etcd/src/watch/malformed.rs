@@ -3,10 +3,11 @@
 //! One writer can store them as fast as it likes, and every watcher of the service skips each of them.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Counter, Counters, Moment, ServiceRef};
 
 use crate::watch::record::Record;
@@ -41,7 +42,7 @@ impl MalformedValues {
     pub(crate) fn report(&self, service: &ServiceRef, record: &Record, reason: &str) {
         self.counters.count(Counter::MalformedValues);
         let admitted = {
-            let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut window = self.window.locked();
             let (next, admitted) = admit(*window, Moment::now());
             *window = Some(next);
             admitted

@@ -2,10 +2,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Counters, Epoch, Error, Revision, TaskOwner,
     backend::{Publisher, Subscriber},
@@ -73,7 +74,7 @@ impl Hub {
     }
 
     fn running(&self, range: &KeyRange) -> Result<Arc<RangeWatch>, Error> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.locked();
         running.retain(|_, pipeline| pipeline.strong_count() > 0);
         if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
             return Ok(pipeline);
@@ -86,20 +87,20 @@ impl Hub {
     /// Keeps the pipeline of `range`, if there is one, for a while after its last reader. It does not keep the session.
     pub(crate) fn linger(&self, range: &KeyRange) {
         let tasks = &self.context.lifecycle().tasks;
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.locked();
         let Some(pipeline) = running.get(range).and_then(Weak::upgrade) else {
             return;
         };
         drop(running);
         let lingering = Arc::clone(&self.lingering);
-        if !lingering.lock().unwrap_or_else(PoisonError::into_inner).insert(range.clone()) {
+        if !lingering.locked().insert(range.clone()) {
             return;
         }
         let (range, stop) = (range.clone(), tasks.stop_signal());
         // After the end of the session nothing lingers.
         let _ = tasks.spawn("linger", async move {
             stop.run_until_cancelled(tokio::time::sleep(LINGER)).await;
-            lingering.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+            lingering.locked().remove(&range);
             drop(pipeline);
         });
     }

@@ -1,8 +1,9 @@
 //! Leases of one client. Shared leases are kept for each purpose, TTL and renewal interval until the session ends. A
 //! lease that is not shared is revoked when its last use is dropped.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use enlist::backend::MutexExt as _;
 use enlist::{
     Error, LeaseId, Moment, TaskOwner,
     backend::{LeasePools, LeasePurpose, LeaseState, LeaseTerms},
@@ -41,7 +42,7 @@ struct Request<'a> {
 
 impl Leases {
     fn granted(&self) -> MutexGuard<'_, Granted> {
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.granted.locked()
     }
 
     /// Returns the leases that this session holds.

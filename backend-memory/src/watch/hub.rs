@@ -4,11 +4,12 @@
 //! the next expiry.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use enlist::Error;
+use enlist::backend::MutexExt as _;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{defect::Defect, store::Store};
@@ -28,7 +29,7 @@ impl Hub {
 
     /// Runs `act` on the store as it is now, with due leases expired, and wakes the waiting if anything changed.
     pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut store = self.store.locked();
         let before = (store.incarnation(), store.revision());
         let now = Instant::now();
         store.expire(now);

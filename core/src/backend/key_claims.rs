@@ -10,12 +10,13 @@ use std::{
     fmt,
     hash::Hash,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use foldhash::fast::RandomState;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     model::{escape::Hidden, revision::Revision},
     registration::{
@@ -87,7 +88,7 @@ impl<K> Clone for KeyClaims<K> {
 
 impl<K> fmt::Debug for KeyClaims<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let claimed = self.map.lock().unwrap_or_else(PoisonError::into_inner).len();
+        let claimed = self.map.locked().len();
         f.debug_struct("KeyClaims").field("claimed", &claimed).finish()
     }
 }
@@ -167,14 +168,14 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
 
     /// The registration that has `key`, unless it is about to leave.
     pub fn claimant(&self, key: &K) -> Option<Withdrawal> {
-        let slot = Arc::clone(self.map.lock().unwrap_or_else(PoisonError::into_inner).get(key)?);
+        let slot = Arc::clone(self.map.locked().get(key)?);
         let claimant = slot.claimant();
         (!claimant.is_leaving()).then(|| claimant.withdrawal.clone())
     }
 
     /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
     fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.locked();
         let (slot, is_free) = match map.entry(key.clone()) {
             Entry::Occupied(taken) => (Arc::clone(taken.get()), false),
             Entry::Vacant(place) => {
@@ -192,7 +193,7 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
 
 impl Slot {
     fn claimant(&self) -> MutexGuard<'_, Claimant> {
-        self.claimant.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claimant.locked()
     }
 
     fn occupy(&self, claimant: Claimant) {
@@ -251,7 +252,7 @@ impl<K: Eq + Hash> Drop for Claim<K> {
 
 impl<K: Eq + Hash> Drop for Visit<K> {
     fn drop(&mut self) {
-        let mut map = self.map.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.map.locked();
         // The map's and this one: claims are entered under the same lock.
         if Arc::strong_count(&self.slot) <= 2 {
             map.remove(&self.key);

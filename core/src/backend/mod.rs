@@ -41,6 +41,7 @@ pub use crate::{
         backoff::{jitter, reregistration_window},
         clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},
         deadline::LastTrouble,
+        sync::MutexExt,
         task::caught_now,
     },
     telemetry::{Timer, dropped_samples, measured},

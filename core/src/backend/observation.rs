@@ -3,14 +3,9 @@
 //! An observation takes a renewal period of the foreign lease, which can be longer than a call waits. It is kept per key
 //! and lease, so that a repeated call completes it.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    hash::Hash,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, hash::Hash, sync::Mutex, time::Duration};
 
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     backend::reconcile::{Observation, is_renewed, observation_period},
     model::revision::LeaseId,
@@ -71,7 +66,7 @@ impl<K: Eq + Hash + Clone> Observations<K> {
     pub fn look(&self, key: &K, look: Look) -> Result<Observation, Duration> {
         let Look { lease, left, granted, asked, unit } = look;
         let period = observation_period(granted, unit);
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.locked();
         let Some(known) = running.get(key).filter(|known| known.lease == lease) else {
             make_room(&mut running);
             running.insert(key.clone(), Running { lease, first: left, begun: Moment::now() });
@@ -90,7 +85,7 @@ impl<K: Eq + Hash + Clone> Observations<K> {
 
     /// Forgets the observation of `key`: its lease is gone.
     pub fn forget(&self, key: &K) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.running.locked().remove(key);
     }
 }
 

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, OnceLock, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -18,6 +18,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use fastrand::Rng;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::alias_table::{AliasTable, HashRing},
     discovery::directory::{Published, ViewUser},
@@ -164,7 +165,7 @@ impl ViewCell {
     }
 
     fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
-        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut choices = self.choices.locked();
         // The count first: what is published in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
         if choices.count != count {

@@ -15,7 +15,7 @@ use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -24,6 +24,7 @@ use tracing::Instrument;
 
 pub use self::changes::ViewChanges;
 use self::view_task::Keeper;
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::picker::{Filter, Picker, Policy, ViewCell},
     discovery::{freshness::Freshness, resolver::Resolver, snapshot::Snapshot},
@@ -231,7 +232,7 @@ impl Directory {
     /// runtime, or after [`close`](Self::close), the view is closed.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
-            let mut views = self.inner.views.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut views = self.inner.views.locked();
             let shared = views.entry(service.clone()).or_insert_with(|| Arc::new(Shared::new(service.clone())));
             ViewUser::count(&self.inner, shared)
         };
@@ -263,7 +264,7 @@ impl Inner {
     /// Starts the task behind the views of a service, if there is none. Says whether there is one now.
     fn revive(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
         // One at a time: two tasks would overwrite each other's pictures.
-        let _one = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.views.locked();
         if !shared.is_closed() {
             return true;
         }

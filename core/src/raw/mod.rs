@@ -6,12 +6,13 @@ mod snapshot;
 use std::{
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use async_trait::async_trait;
 
 pub use self::snapshot::{RawEntry, RawEvent, RawSnapshot};
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     backend::publisher::{Subscriber, Update},
     discovery::freshness::Freshness,
@@ -162,11 +163,11 @@ impl RawCell {
 
     /// The value as it should be. A write takes it as late as it can: its generation says that it is at least as new.
     pub fn get(&self) -> Arc<[u8]> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.0.locked())
     }
 
     fn set(&self, value: Arc<[u8]>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+        *self.0.locked() = value;
     }
 }
 

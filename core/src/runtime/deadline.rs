@@ -2,11 +2,12 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use crate::error::{Cause, Error};
+use crate::runtime::sync::MutexExt as _;
 
 /// The last trouble of an acquisition, or of its release. Clones share it: one is with its task, another one with its caller.
 #[derive(Clone, Debug, Default)]
@@ -24,11 +25,11 @@ impl LastTrouble {
     }
 
     fn set(&self, error: Option<Error>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        *self.0.locked() = error;
     }
 
     fn cause(&self) -> Option<Cause> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = self.0.locked().clone();
         last.map(|error| Arc::new(error) as Cause)
     }
 

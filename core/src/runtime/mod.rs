@@ -1,6 +1,7 @@
-//! Tasks with owners, clocks, deadlines and the one backoff. Begin with `task.rs`.
+//! Tasks with owners, clocks, deadlines, the one backoff, and locks of mutexes. Begin with `task.rs`.
 
 pub(crate) mod backoff;
 pub(crate) mod clock;
 pub(crate) mod deadline;
+pub(crate) mod sync;
 pub(crate) mod task;

@@ -4,7 +4,7 @@ use std::{
     any::Any,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::Error;
+use crate::runtime::sync::MutexExt as _;
 
 /// Owns the tasks it starts. [`stop`](Self::stop) waits for their end and reports a panic; dropping it only signals.
 #[derive(Debug)]
@@ -68,7 +69,7 @@ impl TaskOwner {
         let guarded = async move {
             if AssertUnwindSafe(task).catch_unwind().await.is_err() {
                 tracing::error!(task = name, "task panicked");
-                panicked.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(name);
+                panicked.locked().get_or_insert(name);
             }
         };
         self.tracker.spawn_on(guarded, &runtime);
@@ -116,7 +117,7 @@ impl TaskOwner {
         if tokio::time::timeout(limit, self.tracker.wait()).await.is_err() {
             return Err(StopError::StillRunning { tasks: self.tracker.len() });
         }
-        match *self.panicked.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *self.panicked.locked() {
             Some(task) => Err(StopError::Panicked { task }),
             None => Ok(()),
         }

@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{DirectoryOptions, Error, Moment, Resolver, StopError, TaskOwner};
 
 use crate::{
@@ -273,7 +274,7 @@ impl fmt::Debug for ConnectionManager {
 
 impl Channels {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_target.locked()
     }
 
     fn evict(&self, keep: Duration) {

@@ -330,11 +330,9 @@ impl PoolTask {
 mod tests {
     use super::*;
     use crate::channel::channel::Channel;
+    use enlist::backend::MutexExt as _;
     use enlist::{BackoffPolicy, Directory, Instance, Registry, ServiceRef};
-    use std::{
-        io,
-        sync::{Mutex, PoisonError},
-    };
+    use std::{io, sync::Mutex};
 
     /// A view of `count` instances with an endpoint each, and the client that published them.
     async fn view(count: u32, endpoint: impl Fn(u32) -> String) -> (ServiceView, enlist_memory::MemoryClient) {
@@ -417,13 +415,13 @@ mod tests {
 
     impl Log {
         fn text(&self) -> String {
-            String::from_utf8(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap()
+            String::from_utf8(self.0.locked().clone()).unwrap()
         }
     }
 
     impl io::Write for Log {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+            self.0.locked().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker, ready},
 };
 
@@ -12,6 +12,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use tonic::{Status, body::Body};
 
 use crate::retry::deadline::{Deadline, Expiry};
+use enlist::backend::MutexExt as _;
 
 /// The body of a call, lent to one attempt after the other.
 pub(crate) struct Replay(Arc<Mutex<Kept>>);
@@ -113,7 +114,7 @@ fn cancelled(message: &str) -> Status {
 }
 
 fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+    kept.locked()
 }
 
 impl Kept {

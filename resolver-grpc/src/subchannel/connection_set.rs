@@ -1,11 +1,12 @@
 //! The connections of one subchannel: those that take calls, and those that only finish the calls they have.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::subchannel::connection::Connection;
+use enlist::backend::MutexExt as _;
 
 /// Connections to one instance. Calls only read; changes are made one at a time.
 #[derive(Debug)]
@@ -89,7 +90,7 @@ impl ConnectionSet {
     }
 
     pub(super) fn change(&self) -> Change<'_> {
-        Change { set: self, demoted: self.demoted.lock().unwrap_or_else(PoisonError::into_inner) }
+        Change { set: self, demoted: self.demoted.locked() }
     }
 
     /// Waits for connections that were demoted since.

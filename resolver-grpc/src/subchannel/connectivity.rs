@@ -4,10 +4,11 @@
 //! four facts that are independent of it: health, liveness, ejection and listing. Calls see the one [`InstanceState`] that follows
 //! from all five.
 
+use enlist::backend::MutexExt as _;
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -284,7 +285,7 @@ impl StatusCell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        self.status.locked()
     }
 
     fn publish(&self, status: &Status) {

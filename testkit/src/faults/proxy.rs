@@ -5,10 +5,11 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
+use enlist::backend::MutexExt as _;
 use enlist::{Moment, TaskOwner};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -118,7 +119,7 @@ impl Proxy {
 
     /// Returns the connections so far.
     pub fn connections(&self) -> Vec<ProxyConnection> {
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.log.locked();
         let copy = |entry: &Arc<Record>| ProxyConnection {
             opened: entry.opened,
             to_server: entry.to_server.load(Ordering::Relaxed),
@@ -148,7 +149,7 @@ async fn accept(
         tokio::select! {
             accepted = next(listening.as_ref()) => if let Some(client) = accepted {
                 let entry = Arc::new(Record::new());
-                log.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&entry));
+                log.locked().push(Arc::clone(&entry));
                 let modes = modes.clone();
                 connections.spawn(async move { forward(client, target, modes, &entry).await });
             },

@@ -4,13 +4,14 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use super::PoolOptions;
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::{
         balance::{Candidate, Choice, Group, Ready},
@@ -69,7 +70,7 @@ impl<T> Member<T> {
 
     /// Begins a rest, if none goes on. Returns how long it is.
     fn begin_rest(&self, ejection: &Ejection, ejections: &Ejections) -> Option<Duration> {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = self.rest.locked();
         if rest.now.is_some() {
             return None;
         }
@@ -79,7 +80,7 @@ impl<T> Member<T> {
     }
 
     fn end_rest(&self) {
-        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rest = self.rest.locked();
         // What failed while it rested is forgiven.
         self.failures.store(0, Ordering::Relaxed);
         self.resting.store(false, Ordering::Release);
@@ -212,7 +213,7 @@ impl<T: Send + Sync + 'static> Members<T> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 
     /// The set as it is now.

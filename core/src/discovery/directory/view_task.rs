@@ -2,13 +2,14 @@
 
 use std::{
     future::Future,
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 
 use super::{DirectoryOptions, Inner, Published, Shared, disk, protection::Protection};
+use crate::runtime::sync::MutexExt as _;
 use crate::{
     discovery::{
         freshness::Freshness,
@@ -334,7 +335,7 @@ impl Keeper {
         let Some(directory) = self.directory.upgrade() else {
             return true;
         };
-        let mut views = directory.views.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut views = directory.views.locked();
         // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view, because none is
         // left to clone.
         let idle = *self.shared.users.borrow() == 0;

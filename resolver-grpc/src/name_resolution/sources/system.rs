@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex},
     task::{Context, Poll},
     vec,
 };
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tower::Service;
 
 use super::lookup::Lookup;
+use enlist::backend::MutexExt as _;
 
 /// Largest number of threads of the process that wait for names at the same time.
 const THREADS: usize = 32;
@@ -50,7 +51,7 @@ impl System {
     }
 
     fn name(&self, host: &str) -> Arc<Semaphore> {
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.names.locked();
         // Nobody looks up the others, or waits to.
         names.retain(|_, name| Arc::strong_count(name) > 1);
         Arc::clone(names.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))))

@@ -1,11 +1,12 @@
 //! Handle of the scripted etcd in a test.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use enlist::TaskOwner;
+use enlist::backend::MutexExt as _;
 use etcd_client::proto::{PbKvServer, PbLeaseServer, PbMaintenanceServer, PbWatchServer};
 use tokio::{
     io::DuplexStream,
@@ -155,7 +156,7 @@ impl FakeEtcd {
 
     /// Delays each message of a watch by `pause` after the previous one, as for a slow client. Messages stay in order.
     pub fn slow_down(&self, pause: Duration) {
-        *self.shared.pause.lock().unwrap_or_else(PoisonError::into_inner) = pause;
+        *self.shared.pause.locked() = pause;
     }
 
     /// Puts a key, as another client could.

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
@@ -15,6 +15,7 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 use crate::faults::modes::Direction;
+use enlist::backend::MutexExt as _;
 
 /// Maximum number of bytes in flight per direction of a pipe.
 const PIPE: usize = 1 << 20;
@@ -89,7 +90,7 @@ impl Link {
 }
 
 fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
+    state.locked()
 }
 
 /// Client end of a connection.

@@ -1,7 +1,7 @@
 //! State of the scripted etcd, which its services and its handle share.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use super::{
     misbehavior::{Minority, Misbehavior},
     store::{Content, Store},
 };
+use enlist::backend::MutexExt as _;
 
 /// Consistency of a request. A serializable one does not need a quorum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub(super) struct FakeState {
 
 impl FakeState {
     pub(super) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.locked()
     }
 
     /// Replaces the content of the store.

@@ -1,6 +1,6 @@
 //! Watches of the scripted etcd.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchRequest, PbWatchRequestUnion, PbWatchResponse};
 use futures::Stream;
@@ -11,6 +11,7 @@ use super::{
     misbehavior::{Misbehavior, message, misreported},
     state::FakeState,
 };
+use enlist::backend::MutexExt as _;
 
 /// Sending half of a watch's response stream.
 type Responses = mpsc::Sender<PbWatchResponse>;
@@ -28,7 +29,7 @@ pub(super) fn delayed(
         let state = Arc::clone(&state);
         async move {
             let response = responses.recv().await?;
-            let pause = *state.pause.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = *state.pause.locked();
             tokio::time::sleep_until(last + pause).await;
             Some((Ok(response), (responses, Instant::now())))
         }

@@ -1,0 +1,33 @@
+//! Locks of a `std` mutex whose poison is ignored.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks a mutex whose data are valid after every step of its short sections, so that a panic in one of them leaves
+/// them usable. Implemented for every [`Mutex`].
+pub trait MutexExt<T: ?Sized> {
+    /// Locks the mutex. The poison of a panic is ignored.
+    fn locked(&self) -> MutexGuard<'_, T>;
+}
+
+impl<T: ?Sized> MutexExt<T> for Mutex<T> {
+    fn locked(&self) -> MutexGuard<'_, T> {
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_leaves_the_data_usable() {
+        let mutex = Mutex::new(1);
+        let panicked = std::panic::catch_unwind(|| {
+            let mut data = mutex.locked();
+            *data = 2;
+            panic!("while the mutex is locked");
+        });
+        assert!(panicked.is_err() && mutex.is_poisoned());
+        assert_eq!(*mutex.locked(), 2);
+    }
+}
