@@ -43,7 +43,7 @@ impl Contender {
         let mut replaced = 0;
         loop {
             let failure = match self.try_join(&mut entry, caller).await {
-                Ok(Attempt::Joined(placed)) => return self.joined(entry, placed),
+                Ok(Attempt::Joined(placed)) => return Ok(self.joined(entry, placed)?),
                 Ok(Attempt::Occupied(_)) if !self.acquisition.wanted.waits() => {
                     return Err(JoinFailure { outcome: Ok(Acquired::Nothing), entry });
                 }
@@ -88,9 +88,9 @@ impl Contender {
         }
     }
 
-    fn joined(&self, entry: Option<Queued>, placed: Placed) -> Result<Queued, JoinFailure<Queued>> {
+    fn joined(&self, entry: Option<Queued>, placed: Placed) -> Result<Queued, Error> {
         let Some(mut entry) = entry else {
-            return Err(Error::Closed.into());
+            return Err(Error::Closed);
         };
         self.acquisition.trouble.clear();
         entry.token = Some(placed.token);

@@ -12,6 +12,7 @@ use crate::{
     client::{guarded_write::Guard, kv::Written, queue_requests::Removal},
     defects::Defect,
     error::Failure,
+    lock::local_queue::Membership,
     watch::record::KeyRange,
 };
 
@@ -28,17 +29,16 @@ impl Contender {
         let alone = self.acquisition.options.mode == LockMode::Exclusive || Defect::ReaderHandsOver.is_on();
         let membership = entry.membership.as_ref().filter(|_| alone);
         let mut attempts = Attempts::First;
-        if let (Some(successor), Some(token)) = (membership.and_then(|own| own.successor()), entry.token) {
+        if let (Some(successor), Some(token)) = (membership.and_then(Membership::successor), entry.token) {
             let own = (&entry.key[..], token);
             match self.context.conn.hand_over(own, entry.own_mark(), successor.entry(), &self.queue).await {
                 Ok(Some(confirmed)) => {
                     successor.confirm(confirmed);
                     return Released::Released;
                 }
-                // The successor gave up, or this entry is gone.
-                Ok(None) => {}
                 Err(failure) if failure.is_ambiguous() => attempts = Attempts::Unanswered,
-                Err(_) => {}
+                // The successor gave up, this entry is gone, or the request was not applied.
+                Ok(None) | Err(_) => {}
             }
         }
         self.remove(entry, attempts).await
