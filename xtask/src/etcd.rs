@@ -70,7 +70,14 @@ pub(crate) fn find() -> Result<Etcd> {
     if let Ok(image) = env::var("ENLIST_TEST_IMAGE") {
         return out_of_image(&image).map(Etcd::Binary);
     }
-    supply(None, Override::Always).map(Etcd::Binary)
+    // A build takes minutes, an etcd at hand or Debian's package seconds.
+    if on_path("etcd").is_none() && may_install() {
+        install("etcd-server")?;
+    }
+    match on_path("etcd") {
+        Some(etcd) => Ok(Etcd::Binary(etcd)),
+        None => supply(None, Override::Always).map(Etcd::Binary),
+    }
 }
 
 /// Supplies the etcd of a version, or of any if none is asked for. A source of another version is passed over.

@@ -125,40 +125,29 @@ func leader(arguments []string) {
 	Say("leader", string(response.Kvs[0].Value))
 }
 
-// gobase's `etcd.Lock`, but for its logs (ChenLong-dev/gobase at 91de96c, etcd/etcd.go:151-208).
-func gobaseLock(etcd *clientv3.Client, lockKey string, ttl int64) bool {
-	ctx, cancel := context.WithTimeout(context.TODO(), time.Second*30)
-	defer cancel()
-	leaseGrantResponse, err := etcd.Lease.Grant(ctx, ttl)
+// Returns whether the key could be created under a new lease, which is renewed from then on as long as the client
+// lives. That is the protocol of gobase's lock: the key itself is the lock of the client that creates it.
+func createHeld(etcd *clientv3.Client, key string, ttl int64) bool {
+	ctx := context.Background()
+	lease, err := etcd.Grant(ctx, ttl)
 	Check(err)
-	leaseId := leaseGrantResponse.ID
-	leaseKeepAliveChan, err := etcd.Lease.KeepAlive(context.TODO(), leaseId)
+	renewals, err := etcd.KeepAlive(ctx, lease.ID)
 	Check(err)
 	go func() {
-		defer etcd.Revoke(context.TODO(), leaseId)
-		for {
-			select {
-			case leaseKeepAliveResponse := <-leaseKeepAliveChan:
-				if leaseKeepAliveResponse == nil {
-					return
-				}
-			}
+		for range renewals {
 		}
 	}()
-	txn := etcd.KV.Txn(context.TODO())
-	txn.If(clientv3.Compare(clientv3.CreateRevision(lockKey), "=", 0)).Then(
-		clientv3.OpPut(lockKey, "占用", clientv3.WithLease(leaseId))).Else(
-		clientv3.OpGet(lockKey))
-	txnResponse, err := txn.Commit()
+	absent := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+	outcome, err := etcd.Txn(ctx).If(absent).Then(clientv3.OpPut(key, "占用", clientv3.WithLease(lease.ID))).Commit()
 	Check(err)
-	return txnResponse.Succeeded
+	return outcome.Succeeded
 }
 
 // Tries to get gobase's lock, again at each line, until it has it; deletes its key, as gobase's users do, at the next
 // one.
 func gobase(arguments []string) {
 	etcd := client()
-	for !gobaseLock(etcd, arguments[0], 5) {
+	for !createHeld(etcd, arguments[0], 5) {
 		Say("busy")
 		Line()
 	}
