@@ -46,7 +46,7 @@ impl Etcd {
     /// Ends the session in order: its tasks stop and its leases are revoked, which removes its instances and locks at
     /// once. Before that, instances on [given leases](enlist::LeaseChoice::Given) are removed as
     /// [`Registration::deregister`] does it, as far as etcd confirms that within 3 s. Later calls fail with
-    /// [`Error::Closed`].
+    /// [`Error::Closed`](enlist::Error::Closed).
     ///
     /// [`Registration::deregister`]: enlist::Registration::deregister
     ///

@@ -333,7 +333,7 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// As [`line`](Self::line).
+    /// As [`queue`](Self::queue).
     fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
     /// Returns the range of all entries in a queue under one lease, and no others, if there is one. A session watches
