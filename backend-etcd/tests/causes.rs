@@ -1,5 +1,5 @@
-//! The cause that logs and errors name: with the endpoint, and what the system says. One test, in a program of its own: whether an
-//! event is of interest is decided once per process.
+//! The cause that logs and errors name: with the endpoint, and what the system says. One test, in a program of its own:
+//! whether an event is of interest is decided once per process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

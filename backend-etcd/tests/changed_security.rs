@@ -49,9 +49,9 @@ async fn goes(watcher: &mut Box<dyn Watcher>, id: &str) {
 }
 
 /// Auth is switched on under running clients. One that has a user, which it did not need so far, continues. One without
-/// a user is refused, at a slow pace; its open watches need no user, and it continues once auth is off. Its instance stays
-/// where etcd lets any client renew; elsewhere its lease expires, and the instance is back once auth is off. Control: a
-/// request without a user is refused.
+/// a user is refused, at a slow pace; its open watches need no user, and it continues once auth is off. Its instance
+/// stays where etcd lets any client renew; elsewhere its lease expires, and the instance is back once auth is off.
+/// Control: a request without a user is refused.
 #[tokio::test]
 async fn auth_is_switched_on_under_running_clients() {
     let server = server().await;
@@ -131,9 +131,9 @@ async fn works(registration: &Registration, watcher: &mut Box<dyn Watcher>, weig
     shows(watcher, registration.instance().id().as_str(), weight).await;
 }
 
-/// An authority is replaced by another one, with the certificates of the server and of its clients, on disk and piece by piece, and
-/// connections end meanwhile. A client that is told of the files uses what lies there at each dial. Control: one with a copy of the
-/// former files is refused.
+/// An authority is replaced by another one, with the certificates of the server and of its clients, on disk and piece
+/// by piece, and connections end meanwhile. A client that is told of the files uses what lies there at each dial.
+/// Control: one with a copy of the former files is refused.
 #[tokio::test]
 async fn certificates_are_replaced_under_running_clients() {
     let (mine, next) = (Authority::new(), Authority::new());
@@ -166,7 +166,8 @@ async fn certificates_are_replaced_under_running_clients() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
 
-    // The certificate comes before its key, as where two files are copied one after the other: no dial works in between.
+    // The certificate comes before its key, as where two files are copied one after the other: no dial works in
+    // between.
     let replace = |name: &str| {
         std::fs::copy(next.path(name), mine.path(name)).unwrap();
     };

@@ -82,8 +82,8 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
     leases
 }
 
-/// Row 4: the leader of three is frozen for 10 s at least and thawed. The control, one renewal stream per lease on a follower as most
-/// clients have it, loses its leases during the freeze.
+/// Row 4: the leader of three is frozen for 10 s at least and thawed. The control, one renewal stream per lease on a
+/// follower as most clients have it, loses its leases during the freeze.
 #[tokio::test]
 async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
     let cluster = EtcdCluster::start().await;
@@ -203,8 +203,8 @@ async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// Row 7: two of three are frozen. Views keep what they know and say how old it is; new work fails with a reason; afterwards all
-/// goes on by itself.
+/// Row 7: two of three are frozen. Views keep what they know and say how old it is; new work fails with a reason;
+/// afterwards all goes on by itself.
 #[tokio::test]
 async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     let cluster = EtcdCluster::start().await;
@@ -258,8 +258,8 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
     guard.release().await.unwrap();
 }
 
-/// A learner refuses everything but its status, renewals included. The client begins with it, because nothing else can be reached
-/// then; the control is its refusal.
+/// A learner refuses everything but its status, renewals included. The client begins with it, because nothing else can
+/// be reached then; the control is its refusal.
 #[tokio::test]
 async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
     let mut cluster = EtcdCluster::start().await;
@@ -287,8 +287,8 @@ async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// Two of three are frozen when a client starts that reaches the third. It finds the instances there, if that was asked for, and knows
-/// how little that says; without the option it knows nothing.
+/// Two of three are frozen when a client starts that reaches the third. It finds the instances there, if that was asked
+/// for, and knows how little that says; without the option it knows nothing.
 #[tokio::test]
 async fn without_a_quorum_a_new_client_finds_instances_through_the_member_that_is_left() {
     let cluster = EtcdCluster::start().await;

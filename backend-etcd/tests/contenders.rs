@@ -1,5 +1,5 @@
-//! Contenders of a scripted etcd under a paused clock: silence, refusals and answers that come late, which a real server cannot be
-//! made to show at the right moment.
+//! Contenders of a scripted etcd under a paused clock: silence, refusals and answers that come late, which a real
+//! server cannot be made to show at the right moment.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -353,8 +353,8 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
     assert_eq!((txns, ranges), (3, 0), "to get in line, to mark the holder, to leave");
 }
 
-/// Given up while it gets in line or while its holder is marked, and that transaction is done after the caller has gone; or only its
-/// answer was given up.
+/// Given up while it gets in line or while its holder is marked, and that transaction is done after the caller has
+/// gone; or only its answer was given up.
 #[tokio::test(start_paused = true)]
 async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
     let (soon_done, at_once) = (Misbehavior::LateTxn(Duration::from_secs(3)), Misbehavior::LateTxn(Duration::ZERO));

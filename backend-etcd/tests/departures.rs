@@ -1,5 +1,5 @@
-//! The question for the lease of an instance that is gone, under a paused clock: when it is asked, and what it costs to be left without
-//! an answer.
+//! The question for the lease of an instance that is gone, under a paused clock: when it is asked, and what it costs to
+//! be left without an answer.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -25,7 +25,8 @@ struct Watching {
 }
 
 impl Watching {
-    /// A watch that has shown instances of a layout without health, whose lease is renewed and whose keys nobody looks after.
+    /// A watch that has shown instances of a layout without health, whose lease is renewed and whose keys nobody looks
+    /// after.
     async fn of(names: &[&str]) -> Self {
         let fake = FakeEtcd::start();
         let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);

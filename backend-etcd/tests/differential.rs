@@ -1,5 +1,5 @@
-//! `FakeEtcd` beside a real etcd: the same random operations, and the same answers, watches included. What the other tests show with
-//! the fake is worth as much as this. `ENLIST_SEED` repeats the choices of a run.
+//! `FakeEtcd` beside a real etcd: the same random operations, and the same answers, watches included. What the other
+//! tests show with the fake is worth as much as this. `ENLIST_SEED` repeats the choices of a run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -292,7 +292,8 @@ fn told(events: &[Event], compacted: i64) -> String {
     text
 }
 
-/// Reads a watch until it has told of the deletion of the marker at `until`, or of its last put where deletions are left out.
+/// Reads a watch until it has told of the deletion of the marker at `until`, or of its last put where deletions are
+/// left out.
 async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
     let mut events: Vec<Event> = Vec::new();
     loop {

@@ -1,4 +1,5 @@
-//! Connections that a failure counts against, and reasons for a client to leave a member; the user's part in dials and requests.
+//! Connections that a failure counts against, and reasons for a client to leave a member; the user's part in dials and
+//! requests.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -70,8 +71,8 @@ impl Ways {
         Self { server, first, second, before, etcd }
     }
 
-    /// Each member was dialled once for requests and once for watches at most, so neither was given up twice. What is not in use is
-    /// not open.
+    /// Each member was dialled once for requests and once for watches at most, so neither was given up twice. What is
+    /// not in use is not open.
     async fn each_was_given_up_once_at_most(&self) {
         let dialled = [self.first.connections().len(), self.second.connections().len() - self.before];
         println!("connections to each member: {dialled:?}");
@@ -152,7 +153,8 @@ async fn requests_that_time_out_together_give_their_member_up_once() {
     assert_eq!(ways.etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// With one endpoint it is dialled again and again while nothing arrives, each connection at least as long as an answer may take.
+/// With one endpoint it is dialled again and again while nothing arrives, each connection at least as long as an answer
+/// may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redials_of_the_only_member_leave_no_connections_behind() {
     let server = server().await;
@@ -188,7 +190,8 @@ const REFUSALS: [Refusal; 5] = [
 struct Orders {
     refusal: Option<Refusal>,
     refused: usize,
-    /// For each method that was called: the user agents, and the tenants that [`a_layer_wraps_each_request_over_each_connection`] names.
+    /// For each method that was called: the user agents, and the tenants that
+    /// [`a_layer_wraps_each_request_over_each_connection`] names.
     passed: BTreeMap<String, Vec<(String, String)>>,
 }
 
@@ -328,7 +331,8 @@ async fn members_that_all_refuse_are_dialled_at_a_slow_pace() {
     assert!(dialled <= 4 * 6 + 4, "{dialled} connections");
 }
 
-/// Idle connections on which answers no longer arrive. The control is a client with the defaults, which notices after fifteen seconds.
+/// Idle connections on which answers no longer arrive. The control is a client with the defaults, which notices after
+/// fifteen seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pings_and_their_deadline_are_as_asked_for() {
     let server = server().await;
@@ -346,7 +350,8 @@ async fn pings_and_their_deadline_are_as_asked_for() {
     are_open(default, 0).await;
 }
 
-/// A client with both of its connections, on which nothing is under way: a request that waits would give its connection up.
+/// A client with both of its connections, on which nothing is under way: a request that waits would give its connection
+/// up.
 async fn idle(builder: EtcdBuilder) -> Etcd {
     let etcd = builder.build().unwrap();
     assert!(soon("a list", etcd.resolve(&named(0))).await.unwrap().is_empty());
@@ -373,7 +378,8 @@ async fn durations_without_end_are_as_good_as_none() {
     assert!(soon("the first list", watcher.next()).await.unwrap().snapshot.is_empty());
 }
 
-/// One etcd by three ways. Each dial is made with the settings of the user, and the endpoint that they refuse is never connected to.
+/// One etcd by three ways. Each dial is made with the settings of the user, and the endpoint that they refuse is never
+/// connected to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_dial_of_each_member_is_made_with_the_settings_of_the_user() {
     let server = server().await;
@@ -431,7 +437,8 @@ fn elsewhere(
     })
 }
 
-/// An interceptor of tonic's, a layer that counts, and one that calls from another task; the client goes from one member to the other.
+/// An interceptor of tonic's, a layer that counts, and one that calls from another task; the client goes from one
+/// member to the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_wraps_each_request_over_each_connection() {
     let server = server().await;

@@ -1,5 +1,5 @@
-//! What a real etcd cannot be made to do: a server that loses, repeats, reorders and invents, under a paused clock. And what
-//! timing decides: how registrations come back together, how a silent watch is found out.
+//! What a real etcd cannot be made to do: a server that loses, repeats, reorders and invents, under a paused clock. And
+//! what timing decides: how registrations come back together, how a silent watch is found out.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -548,7 +548,8 @@ async fn an_update_made_while_waiting_for_a_turn_is_stored() {
     assert!(stored(&fake).values().all(|weight| *weight == 3), "{:?}", stored(&fake));
 }
 
-/// Hundreds wait to be written while etcd is silent, or for the lease that all of them share: who leaves does not wait for them.
+/// Hundreds wait to be written while etcd is silent, or for the lease that all of them share: who leaves does not wait
+/// for them.
 #[tokio::test(start_paused = true)]
 async fn a_departure_does_not_wait_for_the_writes_of_others() {
     for first in [0, 1] {
@@ -658,7 +659,8 @@ async fn registering_again_after_a_frozen_attempt_succeeds() {
     assert_eq!(stored(&fake).len(), 1);
 }
 
-/// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the lock again.
+/// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the
+/// lock again.
 #[tokio::test(start_paused = true)]
 async fn a_lock_released_while_etcd_is_away_is_free_however_long_that_was() {
     let fake = FakeEtcd::start();
@@ -793,8 +795,8 @@ async fn the_age_of_a_watch_that_cannot_keep_up_tells_so() {
     assert!(last.freshness.age() <= Duration::from_secs(10), "{:?}", last.freshness);
 }
 
-/// Earlier releases answer a request for progress before they have told what was asked about. What keeps the age of a quiet service
-/// down in a busy store is the audit then.
+/// Earlier releases answer a request for progress before they have told what was asked about. What keeps the age of a
+/// quiet service down in a busy store is the audit then.
 #[tokio::test(start_paused = true)]
 async fn an_earlier_release_is_not_believed_when_it_says_that_nothing_is_left_to_tell() {
     let fake = FakeEtcd::start();
@@ -936,8 +938,8 @@ impl http_body::Body for PanickingBody {
     }
 }
 
-/// A panic in the body of an answer, which a layer of the user's wraps, fails the request that it answers: renewals and watches, whose
-/// bodies panic as well, go on as soon as they can.
+/// A panic in the body of an answer, which a layer of the user's wraps, fails the request that it answers: renewals and
+/// watches, whose bodies panic as well, go on as soon as they can.
 #[tokio::test(start_paused = true)]
 async fn a_layer_whose_body_panics_fails_the_request_and_nothing_else() {
     let fake = FakeEtcd::start();
@@ -980,8 +982,8 @@ fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
     builder.serializable_first_list(Some(after)).build().unwrap()
 }
 
-/// The member knows that there is no leader, or does not answer. Either way its picture is shown once, as old as can be, and the difference
-/// is told when there is a quorum again.
+/// The member knows that there is no leader, or does not answer. Either way its picture is shown once, as old as can
+/// be, and the difference is told when there is a quorum again.
 #[tokio::test(start_paused = true)]
 async fn without_a_quorum_a_watch_begins_with_what_one_member_knows_if_asked() {
     const AFTER: Duration = Duration::from_secs(2);
@@ -1008,7 +1010,8 @@ async fn without_a_quorum_a_watch_begins_with_what_one_member_knows_if_asked() {
         })
         .await;
         assert!(view.too_old().is_some() && view.picker(Policy::Random).pick().is_err());
-        // What comes to this member later is not asked for: it can be of no use to know it, and each answer may be of another one.
+        // What comes to this member later is not asked for: it can be of no use to know it, and each answer may be of
+        // another one.
         put(&fake, "c", 1);
         fake.delete(format!("{KEY}a").as_bytes());
         tokio::time::sleep(Duration::from_secs(60)).await;

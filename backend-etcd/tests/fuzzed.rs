@@ -1,4 +1,5 @@
-//! Every decoder, fed with mutated fixtures for a bounded time on the stable toolchain. `fuzz/` feeds the same functions with libFuzzer.
+//! Every decoder, fed with mutated fixtures for a bounded time on the stable toolchain. `fuzz/` feeds the same
+//! functions with libFuzzer.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

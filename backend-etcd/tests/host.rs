@@ -1,6 +1,6 @@
-//! Faults of the host that a process runs on: its clocks jump, and a name in the endpoints gets another address. Each test runs in a
-//! process of its own, with a library before libc (`host/interpose.c`) that does it to that process alone; the C compiler that builds
-//! the dependencies builds it.
+//! Faults of the host that a process runs on: its clocks jump, and a name in the endpoints gets another address. Each
+//! test runs in a process of its own, with a library before libc (`host/interpose.c`) that does it to that process
+//! alone; the C compiler that builds the dependencies builds it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -84,9 +84,9 @@ async fn own_server() -> EtcdServer {
     EtcdServer::start_with(Provider::Process, ServerOptions::new()).await
 }
 
-/// The wall clock goes an hour ahead, and then an hour back behind the first time: neither leases nor locks nor ages depend on it, and
-/// a successor with the older clock replaces its predecessor. Then the machine was suspended for two TTLs, which a lock and an age have
-/// to count although etcd has not noticed.
+/// The wall clock goes an hour ahead, and then an hour back behind the first time: neither leases nor locks nor ages
+/// depend on it, and a successor with the older clock replaces its predecessor. Then the machine was suspended for two
+/// TTLs, which a lock and an age have to count although etcd has not noticed.
 #[test]
 fn clocks_that_jump_cost_nothing_and_a_suspension_counts() {
     on_a_host_of_its_own("clocks_that_jump_cost_nothing_and_a_suspension_counts", async |host: Host| {
@@ -149,8 +149,8 @@ async fn pass_on(address: SocketAddr, target: SocketAddr) -> TaskOwner {
     tasks
 }
 
-/// The name of the only endpoint gets another address, and the former one is gone. Control: a client that has the former address as its
-/// endpoint is cut off.
+/// The name of the only endpoint gets another address, and the former one is gone. Control: a client that has the
+/// former address as its endpoint is cut off.
 #[test]
 fn a_name_that_gets_another_address_is_found_there() {
     on_a_host_of_its_own("a_name_that_gets_another_address_is_found_there", async |host: Host| {

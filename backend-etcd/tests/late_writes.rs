@@ -1,6 +1,6 @@
-//! Writes that are done long after they were given up, as by a member that is frozen meanwhile and goes on after another one has
-//! answered every question. No time that passes makes them harmless; the end of their lease does. A scripted etcd under a paused
-//! clock does them when all waits that a client could think of are over.
+//! Writes that are done long after they were given up, as by a member that is frozen meanwhile and goes on after
+//! another one has answered every question. No time that passes makes them harmless; the end of their lease does. A
+//! scripted etcd under a paused clock does them when all waits that a client could think of are over.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -202,8 +202,8 @@ async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
     }
 }
 
-/// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that looks second finds it
-/// retired and moved away from.
+/// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that
+/// looks second finds it retired and moved away from.
 #[tokio::test(start_paused = true)]
 async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_either() {
     let fake = FakeEtcd::start();
@@ -237,7 +237,8 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
     eventually("both are gone", || async { if ids(&fake) == ["s"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
-/// Loses the creation of a registration that shares the lease of the others: that is revoked soon, and the id is free again.
+/// Loses the creation of a registration that shares the lease of the others: that is revoked soon, and the id is free
+/// again.
 async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
     tokio::time::sleep(Duration::from_secs(60)).await;
     fake.lie(Misbehavior::LateTxn(LATE));
@@ -316,8 +317,8 @@ async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
     assert_eq!(ids(&fake), ["a"]);
 }
 
-/// Publishes an instance whose key is created, and not detached from its lease before the answer is given up. That lease is not revoked
-/// for longer than one request waits.
+/// Publishes an instance whose key is created, and not detached from its lease before the answer is given up. That
+/// lease is not revoked for longer than one request waits.
 async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
     fake.hold_revocations(true);
     fake.lie(Misbehavior::LateTxn(Duration::ZERO));
@@ -447,8 +448,8 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     assert!(fake.under(LOCKS).is_empty());
 }
 
-/// The only key of a lock of gobase's, which all contenders have: what was given up leaves the lock of another one alone, whether it is
-/// done or not, and is undone if it is.
+/// The only key of a lock of gobase's, which all contenders have: what was given up leaves the lock of another one
+/// alone, whether it is done or not, and is undone if it is.
 #[tokio::test(start_paused = true)]
 async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
     const KEY: &[u8] = b"job";
@@ -462,7 +463,8 @@ async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
         let name = LockName::parse("job").unwrap();
         fake.hold_revocations(!revoked);
         fake.lie(Misbehavior::LateTxn(LATE));
-        // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the stranger.
+        // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the
+        // stranger.
         let limit = Duration::from_secs(if waits { 20 } else { 1 });
         let acquiring = etcd.acquire(&name, LockOptions::new().deadline(limit));
         let taking = async {
@@ -587,7 +589,8 @@ async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_
     assert!(matches!(newer.state(), RegistrationState::Registered { .. }));
 }
 
-/// The move of the other registration off the lease is not answered for a while, so it is not revoked when the late write comes.
+/// The move of the other registration off the lease is not answered for a while, so it is not revoked when the late
+/// write comes.
 #[tokio::test(start_paused = true)]
 async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_on_sight() {
     let fake = FakeEtcd::start();

@@ -85,7 +85,8 @@ macro_rules! conforms {
                     CARRIES.to_vec(),
                     Arc::new($layout),
                     Arc::new(Native::default()),
-                    // Not on threads of their own: what a cut client still tries ends with the test, not with the program.
+                    // Not on threads of their own: what a cut client still tries ends with the test, not with the
+                    // program.
                     |builder| builder.layout($layout).runtime(SessionRuntime::Caller),
                 )
             };
@@ -94,7 +95,8 @@ macro_rules! conforms {
     };
 }
 
-/// A layout that wants a protocol in each endpoint: the cases name none, so one is added on the way in and taken off on the way out.
+/// A layout that wants a protocol in each endpoint: the cases name none, so one is added on the way in and taken off on
+/// the way out.
 #[derive(Debug)]
 struct Speaking<L>(L);
 
@@ -180,7 +182,8 @@ conforms! {
     gobase_keeps_every_promise_it_can_carry: Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
 }
 
-/// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in proportion.
+/// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in
+/// proportion.
 #[tokio::test]
 async fn a_migration_joins_two_layouts() {
     let server = EtcdServer::start().await;
@@ -250,7 +253,8 @@ async fn what_is_no_instance_is_reachable_as_text() {
     );
 }
 
-/// An eviction asks neither for a lease nor for a value that can be read. Where keys are numbered by lease, the number is the id.
+/// An eviction asks neither for a lease nor for a value that can be read. Where keys are numbered by lease, the number
+/// is the id.
 #[tokio::test]
 async fn whatever_is_listed_can_be_evicted_and_what_is_no_instance_too() {
     let server = EtcdServer::start().await;

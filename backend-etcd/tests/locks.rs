@@ -1,5 +1,5 @@
-//! What is special about locks on a real etcd: hand-over in one transaction, conditions for transactions, `etcdctl` in the same
-//! line, a frozen holder and its fence, a thousand contenders.
+//! What is special about locks on a real etcd: hand-over in one transaction, conditions for transactions, `etcdctl` in
+//! the same line, a frozen holder and its fence, a thousand contenders.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -48,7 +48,8 @@ fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> BackgroundTask<
     BackgroundTask::run(async move { etcd.acquire(&name, options).await.unwrap() })
 }
 
-/// The requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, if it got it.
+/// The requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, if it
+/// got it.
 async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Option<i64> {
     let lease = raw.lease_grant(ttl, None).await.unwrap().id();
     let absent = Compare::create_revision(key, CompareOp::Equal, 0);
@@ -97,7 +98,8 @@ async fn gobase_and_ours_exclude_each_other() {
     // gobase crashes: its lease runs out.
     gobase_lock(&mut raw, KEY, 2).await.expect("it is free");
     let ours = soon("acquired", two.acquire(&job, short())).await.unwrap();
-    // gobase knows its key by its name only, so one that lost the lock and does not know it takes it away from us. That is a loss.
+    // gobase knows its key by its name only, so one that lost the lock and does not know it takes it away from us. That
+    // is a loss.
     raw.delete(KEY, None).await.unwrap();
     assert_eq!(soon("the loss", ours.lost()).await, Loss::KeyGone);
     gobase_lock(&mut raw, KEY, 60).await.expect("it is free");
@@ -116,8 +118,9 @@ async fn a_lock_delay_is_refused_in_a_layout_without_marks() {
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
 }
 
-/// A place that is created long after it was given up, when the connection that its bytes lie in goes on: it is removed on sight, and
-/// blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are several rounds.
+/// A place that is created long after it was given up, when the connection that its bytes lie in goes on: it is removed
+/// on sight, and blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are
+/// several rounds.
 #[tokio::test]
 async fn a_place_whose_creation_lay_in_a_frozen_connection_is_removed_on_sight() {
     let server = server().await;
@@ -604,8 +607,8 @@ async fn work(server: &EtcdServer) -> (f64, f64) {
 /// Number of clients that contend.
 const SESSIONS: usize = 20;
 
-/// So many contenders in twenty sessions queue for one lock; a tenth is killed and a tenth is cancelled while they wait. Returns how
-/// many requests and events etcd counted for each.
+/// So many contenders in twenty sessions queue for one lock; a tenth is killed and a tenth is cancelled while they
+/// wait. Returns how many requests and events etcd counted for each.
 async fn contest(contenders: u16) -> (f64, f64) {
     let each = f64::from(contenders);
     let contenders = usize::from(contenders);
@@ -671,16 +674,16 @@ async fn contest(contenders: u16) -> (f64, f64) {
 async fn a_thousand_contenders_are_served_in_order_once_each_and_the_work_is_linear() {
     let (few_requests, few_events) = contest(200).await;
     let (requests, events) = contest(1000).await;
-    // To get in line, to watch the one before, to confirm and to leave: four, and what the sessions need. Its own session is told of
-    // three changes of each place, and who waits for it of two.
+    // To get in line, to watch the one before, to confirm and to leave: four, and what the sessions need. Its own
+    // session is told of three changes of each place, and who waits for it of two.
     for (requests, events) in [(few_requests, few_events), (requests, events)] {
         assert!(requests <= 5.0, "{requests} requests per contender");
         assert!(events <= 5.5, "{events} events per contender");
     }
 }
 
-/// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once, and no write
-/// gets past the fence.
+/// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once,
+/// and no write gets past the fence.
 #[tokio::test]
 async fn a_frozen_leader_costs_no_lock_and_its_thaw_no_update() {
     let cluster = EtcdCluster::start().await;

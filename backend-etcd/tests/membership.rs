@@ -78,9 +78,10 @@ impl User {
     }
 }
 
-/// A learner among the endpoints is left for a member, becomes one, and carries the clients when others are removed. The client that
-/// takes over the member list knew one member only, which is removed first; in the end a quorum is left of members that it was never
-/// told of. Control: a client that does not take it over is cut off then, and the learner itself refuses.
+/// A learner among the endpoints is left for a member, becomes one, and carries the clients when others are removed.
+/// The client that takes over the member list knew one member only, which is removed first; in the end a quorum is left
+/// of members that it was never told of. Control: a client that does not take it over is cut off then, and the learner
+/// itself refuses.
 #[tokio::test]
 async fn members_come_and_go_under_running_clients() {
     let mut cluster = EtcdCluster::start().await;
@@ -127,8 +128,8 @@ async fn members_come_and_go_under_running_clients() {
     assert!([promoted, added].contains(&cluster.leader().await));
 }
 
-/// The leader loses its disk, is removed, and is added again with nothing in it at the same address. Control: it is another member than
-/// before, and the others had another leader meanwhile.
+/// The leader loses its disk, is removed, and is added again with nothing in it at the same address. Control: it is
+/// another member than before, and the others had another leader meanwhile.
 #[tokio::test]
 async fn a_member_that_is_wiped_and_added_again_is_not_noticed() {
     let mut cluster = EtcdCluster::start().await;

@@ -1,6 +1,6 @@
-//! Random faults against registrations, watchers and lockers, judged by the history checkers. `ENLIST_SEED` repeats the choices of
-//! a run; `ENLIST_SOAK_SECS` makes it longer (`cargo xtask nemesis`, with `--members 3` on a cluster). A record of a failed run is saved, and judged again by
-//! `cargo xtask nemesis --replay FILE`.
+//! Random faults against registrations, watchers and lockers, judged by the history checkers. `ENLIST_SEED` repeats the
+//! choices of a run; `ENLIST_SOAK_SECS` makes it longer (`cargo xtask nemesis`, with `--members 3` on a cluster). A
+//! record of a failed run is saved, and judged again by `cargo xtask nemesis --replay FILE`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -165,8 +165,8 @@ impl LongFreezes {
     }
 }
 
-/// Follows the store itself, without proxies and without end: the truth. It reconnects, and nothing is compacted before it was
-/// read, so it misses nothing.
+/// Follows the store itself, without proxies and without end: the truth. It reconnects, and nothing is compacted before
+/// it was read, so it misses nothing.
 async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
     loop {
         let next = read.load(Ordering::SeqCst) + 1;
@@ -555,7 +555,8 @@ async fn run(mut store: Store) {
     };
     assert!(grants > 10 && reads > 10 && writes > 10, "the lock was in use: {grants}, {reads}, {writes}");
     {
-        // The checkers saw something, and would have said so: a picture of nobody is flagged, and so is a write too many.
+        // The checkers saw something, and would have said so: a picture of nobody is flagged, and so is a write too
+        // many.
         let mut record = recorder.record().clone();
         let last = raw.get("\0", None).await.unwrap().header().unwrap().revision();
         record.instances.shown(0, number(last), Versions::new());

@@ -48,8 +48,8 @@ fn is_registered(state: &RegistrationState) -> bool {
     matches!(state, RegistrationState::Registered { .. })
 }
 
-/// Row 13: the own key deleted by somebody else comes back, and a lease of which nobody took notice is no proof of it: the
-/// control keeps its lease alive like everybody, and is gone for good.
+/// Row 13: the own key deleted by somebody else comes back, and a lease of which nobody took notice is no proof of it:
+/// the control keeps its lease alive like everybody, and is gone for good.
 #[tokio::test]
 async fn a_key_deleted_under_a_living_lease_comes_back() {
     let server = server().await;
@@ -74,7 +74,8 @@ async fn a_key_deleted_under_a_living_lease_comes_back() {
     assert_eq!(keys(&server).await, [format!("{PREFIX}a")], "the control never came back");
 }
 
-/// Those that register at the same time are written together. One whose id is taken is refused, and keeps nobody else out.
+/// Those that register at the same time are written together. One whose id is taken is refused, and keeps nobody else
+/// out.
 #[tokio::test]
 async fn a_taken_id_among_many_keeps_nobody_from_being_registered() {
     let server = server().await;
@@ -183,7 +184,8 @@ async fn denied(server: &EtcdServer) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Row 17: the store is full. What is there stays and can leave; what is new is told so, and is there once there is room.
+/// Row 17: the store is full. What is there stays and can leave; what is new is told so, and is there once there is
+/// room.
 #[tokio::test]
 async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
     let server = server_with(&["--quota-backend-bytes=8388608"]).await;
@@ -204,8 +206,8 @@ async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "renewals need no room");
     let mut registrations = registrations.into_iter();
     let leaving = registrations.next().unwrap();
-    // etcd 3.4.23 lets a guarded removal through, 3.5.1 refuses every transaction. An unguarded one could hit a successor, so
-    // there the instance is left behind until there is room, and says so.
+    // etcd 3.4.23 lets a guarded removal through, 3.5.1 refuses every transaction. An unguarded one could hit a
+    // successor, so there the instance is left behind until there is room, and says so.
     let there = match soon("deregistered", leaving.deregister()).await.unwrap() {
         Deregistered::Removed => 1,
         Deregistered::LeftBehind => 2,
@@ -260,8 +262,8 @@ async fn whoever_deregisters_while_being_repaired_does_not_come_back() {
     assert_eq!(keys(&server).await, Vec::<String>::new(), "nothing came back later");
 }
 
-/// A removal of which one write reaches etcd after a successor has registered: the mark that it is draining, or the deletion. The
-/// control, a deletion without a guard that is as late, takes the successor away.
+/// A removal of which one write reaches etcd after a successor has registered: the mark that it is draining, or the
+/// deletion. The control, a deletion without a guard that is as late, takes the successor away.
 #[tokio::test]
 async fn a_late_removal_leaves_the_successor_alone() {
     for late in 0..2 {
@@ -298,7 +300,8 @@ async fn a_late_removal_leaves_the_successor_alone() {
     }
 }
 
-/// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is lost.
+/// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is
+/// lost.
 #[tokio::test]
 async fn a_black_hole_costs_nothing_where_there_is_another_endpoint() {
     let server = server().await;
@@ -345,8 +348,8 @@ async fn a_black_hole_before_the_only_endpoint_is_told_and_survived() {
     state(&registration, is_registered).await;
 }
 
-/// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point: there is
-/// exactly one key, with the last value, and one lease.
+/// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point:
+/// there is exactly one key, with the last value, and one lease.
 #[tokio::test]
 async fn answers_lost_at_any_byte_leave_one_key_with_the_last_value() {
     let server = server().await;
@@ -386,7 +389,8 @@ async fn answers_lost_at_any_byte_leave_one_key_with_the_last_value() {
     .await;
 }
 
-/// Polls `future` at most `polls` times, each after something may have happened, then drops it. Says whether it was done.
+/// Polls `future` at most `polls` times, each after something may have happened, then drops it. Says whether it was
+/// done.
 async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = pin!(future);
     for _ in 0..polls {
@@ -472,7 +476,8 @@ async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
     let _ = registering.poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// Row 26 together with 8 and 9: the same while etcd hears nothing, while its replies are lost, and while connections break.
+/// Row 26 together with 8 and 9: the same while etcd hears nothing, while its replies are lost, and while connections
+/// break.
 #[tokio::test]
 async fn a_future_dropped_while_etcd_is_away_leaves_nothing_behind() {
     let server = server().await;

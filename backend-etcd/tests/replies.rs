@@ -1,6 +1,6 @@
-//! Row 30: the reply of each request of the protocol is lost in turn, after etcd has done what was asked: the client is told that
-//! the connection broke, or nothing. Whatever is lost, there is one key for each place and one lease for each session, and everybody
-//! is told what is so.
+//! Row 30: the reply of each request of the protocol is lost in turn, after etcd has done what was asked: the client is
+//! told that the connection broke, or nothing. Whatever is lost, there is one key for each place and one lease for each
+//! session, and everybody is told what is so.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -157,7 +157,8 @@ async fn renewals(server: &EtcdServer, between: &Between) {
     becomes("no lease", 0, || leases(server)).await;
 }
 
-/// The questions about leases: that of a leftover which nobody renews, and that of a registration whose key was deleted.
+/// The questions about leases: that of a leftover which nobody renews, and that of a registration whose key was
+/// deleted.
 async fn questions(server: &EtcdServer, between: &Between) {
     let etcd = Etcd::builder([&between.url]).build().unwrap();
     let mut raw = raw(server).await;
@@ -181,7 +182,8 @@ async fn questions(server: &EtcdServer, between: &Between) {
     becomes("no lease", 0, || leases(server)).await;
 }
 
-/// Loses replies, each in a run of its own: the first after `start`, then every `step`. Returns the number of replies lost.
+/// Loses replies, each in a run of its own: the first after `start`, then every `step`. Returns the number of replies
+/// lost.
 async fn lose_each(method: &'static str, fate: Fate, start: usize, step: usize) -> usize {
     let server = server().await;
     for (lost, after) in (start..).step_by(step).enumerate() {

@@ -56,8 +56,8 @@ async fn acquire(etcd: &Etcd, name: &str) -> LockGuard {
     soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap()
 }
 
-/// etcd is restored from a snapshot that is older than what its clients did last: one instance was changed since, one came, one left,
-/// one lock was acquired and one released.
+/// etcd is restored from a snapshot that is older than what its clients did last: one instance was changed since, one
+/// came, one left, one lock was acquired and one released.
 async fn restored(how: Restored) {
     let mut server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
     let proxy = Proxy::start(server.address()).await.unwrap();
@@ -138,8 +138,8 @@ async fn a_store_restored_at_a_bumped_revision_is_brought_up_to_date() {
     restored(Restored::Bumped).await;
 }
 
-/// Stops the server again and again, for `stopped` of each `stopped + running`, for ever: what it does takes so much longer, as on a
-/// disk that is slow.
+/// Stops the server again and again, for `stopped` of each `stopped + running`, for ever: what it does takes so much
+/// longer, as on a disk that is slow.
 async fn slowed(server: &EtcdServer, stopped: Duration, running: Duration) -> Infallible {
     loop {
         server.pause().await;
@@ -195,8 +195,8 @@ async fn write(raw: &mut etcd_client::Client) -> Duration {
     begun.elapsed()
 }
 
-/// The only etcd is defragmented, which takes it several seconds, in which it serves next to nothing: less than leases live.
-/// Control: a raw write takes as long.
+/// The only etcd is defragmented, which takes it several seconds, in which it serves next to nothing: less than leases
+/// live. Control: a raw write takes as long.
 #[tokio::test]
 async fn a_defragmentation_of_several_seconds_costs_nothing() {
     const MEGABYTES: usize = 48;
@@ -225,7 +225,8 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
     user.works(2).await;
 }
 
-/// The only etcd is stopped for most of the time, 400 ms at a time, for longer than leases live. Control: some raw writes take that long.
+/// The only etcd is stopped for most of the time, 400 ms at a time, for longer than leases live. Control: some raw
+/// writes take that long.
 #[tokio::test]
 async fn a_slow_disk_costs_no_lease_and_no_lock() {
     const SHORT: Duration = Duration::from_secs(8);

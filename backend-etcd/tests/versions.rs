@@ -1,5 +1,5 @@
-//! Two versions of the format of stored values on one etcd: that of programs from before values had a `term`, recorded from them, and
-//! the present one. `docs/upgrading.md` says what holds while both run.
+//! Two versions of the format of stored values on one etcd: that of programs from before values had a `term`, recorded
+//! from them, and the present one. `docs/upgrading.md` says what holds while both run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -25,7 +25,8 @@ fn recorded(kind: &str, name: &str) -> (String, String) {
     (text("key"), text("value"))
 }
 
-/// The fields of an instance, read by the rules of the former version: unknown ones are ignored, absent ones have their defaults.
+/// The fields of an instance, read by the rules of the former version: unknown ones are ignored, absent ones have their
+/// defaults.
 #[derive(Debug, Deserialize, PartialEq)]
 struct Formerly {
     v: u64,
@@ -199,8 +200,8 @@ async fn a_leftover_of_the_former_version_is_taken_over() {
     assert_eq!(successor.deregister().await.unwrap(), Deregistered::Removed);
 }
 
-/// A program of the former version replaces whatever has its owner, again and again, and keeps the term that it does not know. A
-/// present one sees its own term in a foreign value, and gives way, so that they do not fight.
+/// A program of the former version replaces whatever has its owner, again and again, and keeps the term that it does
+/// not know. A present one sees its own term in a foreign value, and gives way, so that they do not fight.
 #[tokio::test]
 async fn a_live_registration_of_the_former_version_with_the_same_owner_stands_until_it_leaves() {
     let server = server().await;
@@ -253,7 +254,8 @@ async fn queue(raw: &mut etcd_client::Client, prefix: &str, count: usize) -> Vec
     entries
 }
 
-/// The value of an entry in which the name of the process is another one, if it lies where the former version looks for entries.
+/// The value of an entry in which the name of the process is another one, if it lies where the former version looks for
+/// entries.
 fn entry(record: &KeyValue) -> String {
     let (_, place) = record.key_str().unwrap().rsplit_once('/').unwrap();
     let (lease, number) = place.split_once('-').unwrap();
@@ -298,7 +300,8 @@ async fn locks_of_both_versions_exclude_each_other() {
     reader.release().await.unwrap();
 }
 
-/// A holder of the former version leaves no mark, so that only those that waited behind it can tell a crash from a release.
+/// A holder of the former version leaves no mark, so that only those that waited behind it can tell a crash from a
+/// release.
 #[tokio::test]
 async fn a_lock_delay_passes_after_a_former_holder_only_for_those_that_waited() {
     const DELAY: Duration = Duration::from_secs(2);

@@ -82,8 +82,8 @@ async fn shows(view: &ServiceView, fits: impl Fn(&Snapshot) -> bool) {
     .await;
 }
 
-/// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that nobody is left
-/// then; that a view which holds nothing shows it is a unit test of the protection.
+/// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that
+/// nobody is left then; that a view which holds nothing shows it is a unit test of the protection.
 #[tokio::test]
 async fn a_frozen_etcd_empties_no_view_and_all_are_back_two_seconds_after_its_thaw() {
     const COUNT: usize = 10;
@@ -167,8 +167,8 @@ async fn an_etcd_killed_ten_times_under_load_removes_nobody() {
     assert_eq!(owner.counters().get(Counter::Reregistrations), 0);
 }
 
-/// Row 2: wiped. Also when the new history has passed the old revision by the time the watch comes back, which no revision
-/// tells. The control, a watch from the old revision on, hears nothing ever again.
+/// Row 2: wiped. Also when the new history has passed the old revision by the time the watch comes back, which no
+/// revision tells. The control, a watch from the old revision on, hears nothing ever again.
 #[tokio::test]
 async fn a_wiped_etcd_stops_no_watcher() {
     let mut server = server().await;
@@ -301,8 +301,8 @@ async fn a_slow_connection_starves_no_renewal_and_the_list_arrives() {
     while soon("a change", watcher.next()).await.unwrap().snapshot.len() > COUNT {}
 }
 
-/// Row 10: more is written than the connection takes, so what arrives is older and older. The control, a raw watch that goes around the
-/// slow connection, tells how old.
+/// Row 10: more is written than the connection takes, so what arrives is older and older. The control, a raw watch that
+/// goes around the slow connection, tells how old.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_behind_a_slow_connection_tells_its_true_age() {
     const LASTS: Duration = Duration::from_secs(40);
@@ -357,8 +357,8 @@ async fn a_watch_behind_a_slow_connection_tells_its_true_age() {
     assert_eq!(user.counters().get(Counter::AuditRepairs), 0);
 }
 
-/// Nothing tells a watch on which nothing happens how far the store is, unless it asks. Releases before 3.4.25 and 3.5.8 answer too
-/// early, so there it is the audit that proves; the control is a client without audits and probes.
+/// Nothing tells a watch on which nothing happens how far the store is, unless it asks. Releases before 3.4.25 and
+/// 3.5.8 answer too early, so there it is the audit that proves; the control is a client without audits and probes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_service_in_a_busy_store_is_ten_seconds_old_at_most() {
     let server = server().await;
@@ -452,8 +452,8 @@ async fn put_many(raw: &mut etcd_client::Client, count: usize) -> i64 {
     lease
 }
 
-/// etcd splits a message into fragments, if it is asked to, in quadratic time: this took 26 s then. The control, a raw watch, shows how
-/// long etcd itself takes on a machine that may be busy.
+/// etcd splits a message into fragments, if it is asked to, in quadratic time: this took 26 s then. The control, a raw
+/// watch, shows how long etcd itself takes on a machine that may be busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_thousand_keys_lost_in_one_revision_are_gone_within_three_seconds() {
     const COUNT: usize = 50_000;
@@ -493,8 +493,8 @@ async fn fifty_thousand_keys_lost_in_one_revision_are_gone_within_three_seconds(
     assert_eq!(etcd.counters().get(Counter::WatchRelists) + etcd.counters().get(Counter::WatchResumes), 0);
 }
 
-/// A watch that catches up is told of a thousand revisions at once. The control, a raw watch with the same limit, fails at them, and
-/// would at every resumption.
+/// A watch that catches up is told of a thousand revisions at once. The control, a raw watch with the same limit, fails
+/// at them, and would at every resumption.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn catching_up_above_the_limit_ends_in_one_list() {
     let server = server().await;
@@ -538,8 +538,8 @@ async fn catching_up_above_the_limit_ends_in_one_list() {
     assert_eq!((relists, resumes), (1, 1), "one attempt to go on, and one list");
 }
 
-/// Row 22: one lease with 100,000 keys is one revision of several megabytes when it is revoked. The control, a client with default
-/// limits, fails at it and would at every resume.
+/// Row 22: one lease with 100,000 keys is one revision of several megabytes when it is revoked. The control, a client
+/// with default limits, fails at it and would at every resume.
 #[tokio::test]
 async fn a_hundred_thousand_keys_gone_in_one_revision_do_not_stop_the_watch() {
     const COUNT: usize = 100_000;
@@ -586,7 +586,8 @@ async fn a_hundred_thousand_keys_gone_in_one_revision_do_not_stop_the_watch() {
     while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
 }
 
-/// Row 11: compacted while the client was in a black hole. The control, a raw watch from where it was, ends without a word.
+/// Row 11: compacted while the client was in a black hole. The control, a raw watch from where it was, ends without a
+/// word.
 #[tokio::test]
 async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     let server = server().await;
@@ -632,8 +633,9 @@ async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     assert!(user.counters().get(Counter::WatchRelists) >= 1);
 }
 
-/// Row 11: the one revision that was missed is a deletion, and the history is compacted to just there. Some releases of etcd forget
-/// it then (etcd-io/etcd#18089, #19179; the control shows whether this one does), so a resumed watch begins at what was seen last.
+/// Row 11: the one revision that was missed is a deletion, and the history is compacted to just there. Some releases of
+/// etcd forget it then (etcd-io/etcd#18089, #19179; the control shows whether this one does), so a resumed watch begins
+/// at what was seen last.
 #[tokio::test]
 async fn a_deletion_at_which_the_history_was_compacted_is_not_missed() {
     let server = server().await;

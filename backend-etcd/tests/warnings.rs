@@ -1,4 +1,5 @@
-//! The limit on logs of broken values. One test, in a program of its own: whether an event is of interest is decided once per process.
+//! The limit on logs of broken values. One test, in a program of its own: whether an event is of interest is decided
+//! once per process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

@@ -1,5 +1,5 @@
-//! The layouts of the Go ecosystems: byte for byte what Go writes, tolerant of what Go may have written, and never mistaken about
-//! whose a key is. The fixtures were recorded from the Go libraries, or encoded with Go's own encoder.
+//! The layouts of the Go ecosystems: byte for byte what Go writes, tolerant of what Go may have written, and never
+//! mistaken about whose a key is. The fixtures were recorded from the Go libraries, or encoded with Go's own encoder.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -147,7 +147,8 @@ impl Dialect {
         ServiceRef::new(namespace, name)
     }
 
-    /// Returns `true` if a case is passed over because the layout refuses the service's name, which the fixture has to allow.
+    /// Returns `true` if a case is passed over because the layout refuses the service's name, which the fixture has to
+    /// allow.
     fn refuses(layout: &dyn Layout, service: &ServiceRef, case: &Value) -> bool {
         let refused = layout.service_range(service).is_err();
         assert!(!refused || case["may_refuse"] == true, "{}: {service} is refused", layout.name());
@@ -371,7 +372,8 @@ fn what_is_accepted_is_measured_as_it_is_written() {
     assert!(refused > 20 && accepted > 20, "{refused} refused, {accepted} accepted");
 }
 
-/// Whatever Go stored as metadata is there again after it was read and written, byte for byte, but for the order of names.
+/// Whatever Go stored as metadata is there again after it was read and written, byte for byte, but for the order of
+/// names.
 #[test]
 fn typed_metadata_is_written_as_it_was_read() {
     let layout = EtcdNaming::default().typed_metadata();

@@ -21,8 +21,8 @@ async fn register(client: &MemoryClient, options: RegisterOptions) -> Registrati
     client.register(&service(), instance, options.start(Start::Background)).await.unwrap()
 }
 
-/// The options that mean what `retry.NewRetryConfig()` of kitex' registry means: 5 attempts, 10 s apart, and a look at the own key
-/// every 30 s.
+/// The options that mean what `retry.NewRetryConfig()` of kitex' registry means: 5 attempts, 10 s apart, and a look at
+/// the own key every 30 s.
 fn kitex() -> RegisterOptions {
     let retry_delay = BackoffPolicy::fixed(10 * SECOND).unwrap();
     RegisterOptions::new().max_attempts(5).audit(Some(30 * SECOND)).backoff(retry_delay)

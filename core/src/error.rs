@@ -1,7 +1,8 @@
 //! The one error of the traits, divided by what a caller can do next.
 //!
-//! A backend maps its client's errors to these in its own `error.rs` and nowhere else. No variant carries a secret or
-//! a request body. The messages are [escaped](crate::model::escape), so that what others wrote into the store forges no line of a log.
+//! A backend maps its client's errors to these in its own `error.rs` and nowhere else. No variant carries a secret or a
+//! request body. The messages are [escaped](crate::model::escape), so that what others wrote into the store forges no
+//! line of a log.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -138,12 +139,13 @@ pub enum Error {
         id: InstanceId,
         /// Whose the other instance is.
         owner: Owner,
-        /// Revision at which the other registration last stored it, as far as is known; `None` if it is one of this process that has stored
-        /// nothing yet. Not the creation of the key: what was taken over has that of the registration before.
+        /// Revision at which the other registration last stored it, as far as is known; `None` if it is one of this
+        /// process that has stored nothing yet. Not the creation of the key: what was taken over has that of the
+        /// registration before.
         revision: Option<Revision>,
     },
-    /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The observation
-    /// goes on while no call waits for it, so a repeated call completes it.
+    /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The
+    /// observation goes on while no call waits for it, so a repeated call completes it.
     #[error("instance {} of {} is held by a lease that may be a leftover, which is decided in {}", escaped(id), escaped(service), rounded(*left))]
     Observing {
         /// The service.
@@ -286,8 +288,9 @@ fn stored_at(revision: Option<Revision>) -> String {
     revision.map_or_else(String::new, |revision| format!(", stored at revision {revision}"))
 }
 
-/// The message of an error, followed by those of its causes, for logs and for people: `store unavailable: connection refused`. A cause
-/// that is repeated in what is before it is left out. [Escaped](crate::model::escape), so that it is one line.
+/// The message of an error, followed by those of its causes, for logs and for people: `store unavailable: connection
+/// refused`. A cause that is repeated in what is before it is left out. [Escaped](crate::model::escape), so that it is
+/// one line.
 ///
 /// ```
 /// use enlist::{Error, with_causes};

@@ -74,8 +74,8 @@ impl Side {
         self
     }
 
-    /// The weight of an instance that says nothing about it, to which the weights of all sides are brought in proportion: 10 in a
-    /// side whose default is 10 is as much as 100 in one whose default is 100.
+    /// The weight of an instance that says nothing about it, to which the weights of all sides are brought in
+    /// proportion: 10 in a side whose default is 10 is as much as 100 in one whose default is 100.
     ///
     /// # Panics
     ///
@@ -87,14 +87,16 @@ impl Side {
         self
     }
 
-    /// What is written here instead of an instance, for a side that cannot carry all of it. Without this such an instance is refused.
+    /// What is written here instead of an instance, for a side that cannot carry all of it. Without this such an
+    /// instance is refused.
     #[must_use]
     pub fn fit(mut self, fit: impl Fn(Instance) -> Instance + Send + Sync + 'static) -> Self {
         self.instances = Arc::new(fit);
         self
     }
 
-    /// The options that are used here instead of those given, for instance without an owner where that cannot be carried.
+    /// The options that are used here instead of those given, for instance without an owner where that cannot be
+    /// carried.
     #[must_use]
     pub fn fit_options(mut self, fit: impl Fn(RegisterOptions) -> RegisterOptions + Send + Sync + 'static) -> Self {
         self.options = Arc::new(fit);
@@ -115,13 +117,13 @@ fn proportion(weight: u32, from: u32, to: u32) -> u32 {
 
 /// Several registries as one: reads all of them, and registers in one or more.
 ///
-/// The first side is one's own: its weights count as they are, and of two instances with one id or one address the first side's
-/// is shown. A fleet moves in three steps, each of which may take as long as it likes: every program gets a migration that writes
-/// to the old registry and reads both; then one that writes to both; then one that writes to the new one only. At each step
-/// programs of the step before and after see each other.
+/// The first side is one's own: its weights count as they are, and of two instances with one id or one address the
+/// first side's is shown. A fleet moves in three steps, each of which may take as long as it likes: every program gets
+/// a migration that writes to the old registry and reads both; then one that writes to both; then one that writes to
+/// the new one only. At each step programs of the step before and after see each other.
 ///
-/// It costs what its sides cost together, and each change of a watched service is merged in time proportional to all its
-/// instances. Revisions of different sides do not compare: a snapshot carries the smallest.
+/// It costs what its sides cost together, and each change of a watched service is merged in time proportional to all
+/// its instances. Revisions of different sides do not compare: a snapshot carries the smallest.
 ///
 /// ```
 /// use enlist::{Endpoint, Instance, InstanceId, Migration, RegisterOptions, Registry, Resolver, ServiceRef, Side};
@@ -379,8 +381,8 @@ impl Registry for Migration {
         removed
     }
 
-    /// Evicts it everywhere; what the first side held is returned. It need not be in all of them. Revisions of different sides do not
-    /// compare, so with more than one a `modified` is [`Error::Unsupported`].
+    /// Evicts it everywhere; what the first side held is returned. It need not be in all of them. Revisions of
+    /// different sides do not compare, so with more than one a `modified` is [`Error::Unsupported`].
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.check_writing()?;
         if modified.is_some() && self.sides.len() > 1 {

@@ -1,5 +1,5 @@
-//! What can be counted and measured: counters that are always there, and with the feature `metrics` the same numbers, and
-//! some times and sizes, sent to the recorder of the [`metrics`](https://docs.rs/metrics) facade.
+//! What can be counted and measured: counters that are always there, and with the feature `metrics` the same numbers,
+//! and some times and sizes, sent to the recorder of the [`metrics`](https://docs.rs/metrics) facade.
 //!
 //! | name | kind | counts |
 //! |---|---|---|
@@ -184,8 +184,8 @@ mod exporter {
     /// Number of samples that may wait for the recorder.
     const QUEUE: usize = 4096;
 
-    /// The queue to the thread that calls the recorder; `None` if there is no thread. It lives as long as the process, as
-    /// the recorder does.
+    /// The queue to the thread that calls the recorder; `None` if there is no thread. It lives as long as the process,
+    /// as the recorder does.
     static EXPORTER: LazyLock<Option<SyncSender<Sample>>> = LazyLock::new(|| {
         let (queue, samples) = sync_channel::<Sample>(QUEUE);
         let run = move || {

@@ -493,7 +493,8 @@ async fn a_watch_that_begins_with_something_old_takes_no_place_of_what_lies_on_d
 
     let old = Arc::new(Published::default());
     old.publish_stale(&["b"], Moment::ago(LONGEST));
-    // Where nothing lies on disk it is shown, and not written: the next start would take it for what the store once vouched for.
+    // Where nothing lies on disk it is shown, and not written: the next start would take it for what the store once
+    // vouched for.
     let view = follow(&old, &empty).view(&service());
     assert_eq!(ready(&view).await, ["b"]);
     assert!(tokio::time::timeout(Duration::from_secs(1), until_written(empty.path())).await.is_err());

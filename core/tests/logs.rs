@@ -1,4 +1,5 @@
-//! The causes that are logged. One test, in a program of its own: whether an event is of interest is decided once per process.
+//! The causes that are logged. One test, in a program of its own: whether an event is of interest is decided once per
+//! process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

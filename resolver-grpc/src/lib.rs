@@ -13,13 +13,13 @@
 //! | open the streams to instances yourself, through a proxy | [`ChannelBuilder::connector`] |
 //! | hand tonic's own channel to code that needs it | [`balance_channel`], [`pick_first`] |
 //!
-//! It knows no store: what feeds it is any [`Resolver`](enlist::Resolver), so the same code runs against etcd and against
-//! `enlist-memory` in tests. It needs no `protoc`.
+//! It knows no store: what feeds it is any [`Resolver`](enlist::Resolver), so the same code runs against etcd and
+//! against `enlist-memory` in tests. It needs no `protoc`.
 //!
 //! # Features
 //!
-//! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots`, `tls-webpki-roots` are tonic's of the same names; `trace` adds spans
-//! as OpenTelemetry's conventions have them and the W3C trace context.
+//! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots`, `tls-webpki-roots` are tonic's of the same
+//! names; `trace` adds spans as OpenTelemetry's conventions have them and the W3C trace context.
 
 mod adapters;
 mod channel;

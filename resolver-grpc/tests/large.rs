@@ -43,8 +43,8 @@ fn reported(folder: &Path, name: &str) -> Option<usize> {
     fs::read_to_string(folder.join(name)).ok()?.parse().ok()
 }
 
-/// The server's side, in a process of its own: a process may not have as many files as both sides need. Each connection hears its
-/// first word after 5 ms; how many waited for theirs at a time is reported.
+/// The server's side, in a process of its own: a process may not have as many files as both sides need. Each connection
+/// hears its first word after 5 ms; how many waited for theirs at a time is reported.
 #[tokio::test]
 async fn serves_its_parent_if_it_has_one() {
     let Ok(folder) = std::env::var(SERVE) else { return };

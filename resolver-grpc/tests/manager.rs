@@ -139,7 +139,8 @@ impl Resolver for Counted {
     }
 }
 
-/// Number of watches that go on so long after the last holder of a channel is gone, and number of channels that are kept.
+/// Number of watches that go on so long after the last holder of a channel is gone, and number of channels that are
+/// kept.
 async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
     let watches = Arc::new(());
     let resolver = Arc::new(Counted(MemoryStore::new().client(), Arc::clone(&watches)));

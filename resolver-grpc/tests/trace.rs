@@ -41,7 +41,8 @@ thread_local! {
     static FILTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The spans that the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used before.
+/// The spans that the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used
+/// before.
 fn exported() -> InMemorySpanExporter {
     static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
     let start = || {

@@ -239,7 +239,8 @@ fn soak(seconds: &str) -> Result {
     Ok(())
 }
 
-/// The measurements, as they are for a program that is shipped. Nothing but their own lines goes to the standard output.
+/// The measurements, as they are for a program that is shipped. Nothing but their own lines goes to the standard
+/// output.
 fn bench(arguments: impl Iterator<Item = String>) -> Result {
     let etcd = etcd::find()?;
     // It starts others of its programs, which have to be there.

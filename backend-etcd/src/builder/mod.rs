@@ -191,15 +191,15 @@ impl EtcdBuilder {
         self
     }
 
-    /// Uses another layout for instances. Default: [`Native`](crate::Native). One that panics fails the call, the registration or the
-    /// watch that needs it, and nothing else; a value whose reading panics is no instance.
+    /// Uses another layout for instances. Default: [`Native`](crate::Native). One that panics fails the call, the
+    /// registration or the watch that needs it, and nothing else; a value whose reading panics is no instance.
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Some(Arc::new(layout));
         self
     }
 
-    /// Uses another layout for locks and elections. Default: [`Native`](crate::Native). One that panics fails the acquisition that
-    /// needs it, and nothing else; a key whose reading panics is in line.
+    /// Uses another layout for locks and elections. Default: [`Native`](crate::Native). One that panics fails the
+    /// acquisition that needs it, and nothing else; a key whose reading panics is in line.
     pub fn lock_layout(mut self, layout: impl LockLayout) -> Self {
         self.lock_layout = Some(Arc::new(layout));
         self

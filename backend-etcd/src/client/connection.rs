@@ -75,8 +75,8 @@ impl Connection {
         Self { instance_writes, queue_writes, bulk: lane(bulk), fast, page: AtomicI64::new(PAGE), limits, store }
     }
 
-    /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches, where the answer
-    /// would come behind what they are told.
+    /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches,
+    /// where the answer would come behind what they are told.
     pub(crate) async fn probe(&self, key: &[u8], limit: Duration) -> Result<Revision, Failure> {
         let read =
             |mut clients: Clients| async move { clients.kv.get(key, Some(GetOptions::new().with_count_only())).await };
@@ -153,7 +153,8 @@ impl Connection {
     }
 }
 
-/// Returns `true` if a member of this version sends all events before it answers a request for progress (etcd-io/etcd#15220).
+/// Returns `true` if a member of this version sends all events before it answers a request for progress
+/// (etcd-io/etcd#15220).
 fn answers_in_order(version: &str) -> bool {
     let mut parts = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     match (parts.next(), parts.next(), parts.next()) {

@@ -41,8 +41,8 @@ impl std::error::Error for DialError {
     }
 }
 
-/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and beside one
-/// that takes long. Returns the first connection, and whose it is.
+/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and
+/// beside one that takes long. Returns the first connection, and whose it is.
 pub(crate) async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
     let Members::Urls { urls, tls, settings, connect_timeout } = members else {
         return Err(text_cause("this channel is not dialled"));

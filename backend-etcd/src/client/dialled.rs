@@ -1,8 +1,8 @@
 //! A connection to one member, and the note of a call about which one it uses.
 //!
 //! A failure counts against the connection on which it occurred, never against a newer one: each connection is a
-//! [`Dialled`], and [`Used`] carries it from the failover channel to the request layer, which notices that an answer does
-//! not come.
+//! [`Dialled`], and [`Used`] carries it from the failover channel to the request layer, which notices that an answer
+//! does not come.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -17,7 +17,8 @@ pub(crate) struct Dialled {
     pub(crate) given_up: CancellationToken,
     /// Member that it leads to; `None` for a channel that the user made.
     url: Option<Arc<http::Uri>>,
-    /// Order in which its member answers requests for progress: `true` is after the events before; `None` is not known yet.
+    /// Order in which its member answers requests for progress: `true` is after the events before; `None` is not known
+    /// yet.
     ordered: Arc<OnceLock<bool>>,
 }
 

@@ -20,8 +20,9 @@ pub enum Tls {
 
 /// Returns the URL of an etcd endpoint: `host`, `host:port`, `http://host[:port]` or `https://host[:port]`.
 ///
-/// Without a scheme it is `https` where there are TLS options, else `http`, and the port is 2379 by default. An IPv6 address that stands
-/// for itself may go without brackets. A URL keeps its scheme, and without a port means that of its scheme (80, 443).
+/// Without a scheme it is `https` where there are TLS options, else `http`, and the port is 2379 by default. An IPv6
+/// address that stands for itself may go without brackets. A URL keeps its scheme, and without a port means that of its
+/// scheme (80, 443).
 ///
 /// ```
 /// use enlist_etcd::{Tls, endpoint_url};
@@ -33,8 +34,8 @@ pub enum Tls {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidConfig`] for anything else, for `http` with TLS options, and for a user or a password in the address, which the
-/// error does not show.
+/// [`Error::InvalidConfig`] for anything else, for `http` with TLS options, and for a user or a password in the
+/// address, which the error does not show.
 pub fn endpoint_url(endpoint: &str, tls: Tls) -> Result<String, Error> {
     let endpoint = endpoint.trim();
     let refuse = |reason: &str| Err(Error::invalid_config("endpoints", format!("{:?}: {reason}", shown(endpoint))));

@@ -1,9 +1,9 @@
 //! The connection to etcd: one pinned endpoint, and another one when that fails.
 //!
-//! The client library's own balanced channel keeps picking a dead member (26 % of calls fail with one of three down). This
-//! one dials the members in turn, stays with the first that answers, and moves on when a call fails in transport or its
-//! user says that the member does not answer. A task of its own dials, on the session's runtime, and goes on when a call that
-//! waits for it is dropped: a renewal may take less time than a handshake.
+//! The client library's own balanced channel keeps picking a dead member (26 % of calls fail with one of three down).
+//! This one dials the members in turn, stays with the first that answers, and moves on when a call fails in transport
+//! or its user says that the member does not answer. A task of its own dials, on the session's runtime, and goes on
+//! when a call that waits for it is dropped: a renewal may take less time than a handshake.
 //!
 //! A failure counts against the connection on which it occurred, see [`crate::client::dialled`].
 
@@ -36,8 +36,8 @@ use crate::{
     error::text_cause,
 };
 
-/// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is dialled no more
-/// often.
+/// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is
+/// dialled no more often.
 const REST: Duration = Duration::from_secs(1);
 
 /// Header for which a member without a leader refuses a request. The client adds it to all of them.
@@ -47,8 +47,8 @@ const REQUIRES_LEADER: &str = "hasleader";
 #[derive(Debug)]
 struct Broken {
     url: Option<http::Uri>,
-    /// TLS without a client certificate. In TLS 1.3 the refusal of a missing one comes after the handshake, and the alert
-    /// that says so is often lost to a broken pipe.
+    /// TLS without a client certificate. In TLS 1.3 the refusal of a missing one comes after the handshake, and the
+    /// alert that says so is often lost to a broken pipe.
     shows_no_identity: bool,
     source: tonic::transport::Error,
 }
@@ -174,7 +174,8 @@ impl Pinned {
         self.members = Arc::new(members);
     }
 
-    /// Takes the connection down because its member refused to serve, if there is another one to dial; says whether there was.
+    /// Takes the connection down because its member refused to serve, if there is another one to dial; says whether
+    /// there was.
     fn refused(&mut self, connection: &Dialled) -> bool {
         let Some(at) = self.at.checked_rem(self.refused.len()) else {
             return false;
@@ -189,8 +190,9 @@ impl Pinned {
     }
 }
 
-/// The member to dial after the one at `at` refused to serve; `None` is to stay. `refused` has how long ago each did so before. One
-/// that did not just refuse is preferred. The same one is dialled again now and then: it may be several behind a load balancer.
+/// The member to dial after the one at `at` refused to serve; `None` is to stay. `refused` has how long ago each did so
+/// before. One that did not just refuse is preferred. The same one is dialled again now and then: it may be several
+/// behind a load balancer.
 fn after_refusal(at: usize, refused: &[Option<Duration>]) -> Option<usize> {
     let count = refused.len();
     (1..=count).map(|step| (at + step) % count).find(|member| refused[*member].is_none_or(|ago| ago >= REST))
@@ -236,8 +238,8 @@ impl Failover {
         }
     }
 
-    /// Gives a connection up: its member does not answer. The next call goes to another one. A newer connection is left alone, and so
-    /// is a channel that the user made, because there is no other one.
+    /// Gives a connection up: its member does not answer. The next call goes to another one. A newer connection is left
+    /// alone, and so is a channel that the user made, because there is no other one.
     pub(crate) fn give_up(&self, connection: &Dialled) {
         if let Members::Urls { .. } = &*self.inner.members {
             let mut pinned = self.pinned();
@@ -248,15 +250,16 @@ impl Failover {
         }
     }
 
-    /// Notes that the member of a connection refuses to serve, and gives it up unless all have refused just now. Says whether the next
-    /// call goes over another connection.
+    /// Notes that the member of a connection refuses to serve, and gives it up unless all have refused just now. Says
+    /// whether the next call goes over another connection.
     pub(crate) fn refused(&self, connection: &Dialled) -> bool {
         let mut pinned = self.pinned();
         // Somebody else may have been refused as well, and left.
         !pinned.is_current(connection) || pinned.refused(connection)
     }
 
-    /// The connection; where there is none it is dialled, by one task for all who wait. Dropping the future leaves that going.
+    /// The connection; where there is none it is dialled, by one task for all who wait. Dropping the future leaves that
+    /// going.
     async fn connected(&self) -> Outcome {
         let dialling = {
             let mut pinned = self.pinned();

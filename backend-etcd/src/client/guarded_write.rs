@@ -47,8 +47,8 @@ impl Guard {
 pub(crate) enum QueueEffect {
     /// None.
     Apart,
-    /// It creates an entry. Two in one transaction would have the same creation revision, and its read of the queue has to
-    /// see the entries that are removed in the same transaction.
+    /// It creates an entry. Two in one transaction would have the same creation revision, and its read of the queue has
+    /// to see the entries that are removed in the same transaction.
     Enters(Vec<u8>),
     /// It removes an entry.
     Leaves(Vec<u8>),

@@ -16,7 +16,8 @@ use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::client::{dialled::Used, failover::Failover};
 
-/// The requests of a client to etcd, as a layer gets them and hands them on. See [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).
+/// The requests of a client to etcd, as a layer gets them and hands them on. See
+/// [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).
 pub type Requests = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
 
 /// The user's layers, from the innermost to the outermost.
@@ -55,8 +56,9 @@ impl Layers {
     }
 }
 
-/// Outermost service of the session's requests: a layer may hand a request to another task, where the connection that it uses could not be
-/// noted otherwise, and a panic in one, or in the body of its answer, fails the request and not the task of the session that it is for.
+/// Outermost service of the session's requests: a layer may hand a request to another task, where the connection that
+/// it uses could not be noted otherwise, and a panic in one, or in the body of its answer, fails the request and not
+/// the task of the session that it is for.
 #[derive(Clone)]
 struct Outermost(Requests);
 

@@ -1,4 +1,5 @@
-//! Limits on the memory that a range of keys may take: a range that outgrows them is an error, and no longer kept up to date.
+//! Limits on the memory that a range of keys may take: a range that outgrows them is an error, and no longer kept up to
+//! date.
 
 use enlist::{Error, RangeUnit};
 

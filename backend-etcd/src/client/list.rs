@@ -108,7 +108,8 @@ impl Connection {
         }
     }
 
-    /// Reads the keys of a range from `from` on, without their values, as many as go into a page. `floor` goes along with it.
+    /// Reads the keys of a range from `from` on, without their values, as many as go into a page. `floor` goes along
+    /// with it.
     pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
         let limit = self.page.load(Ordering::Relaxed);
         let mut options = GetOptions::new().with_limit(limit).with_keys_only();

@@ -1,5 +1,5 @@
-//! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the configured
-//! endpoints after them. [`crate::client::failover`] dials.
+//! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the
+//! configured endpoints after them. [`crate::client::failover`] dials.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -9,7 +9,8 @@ use tonic::transport::Endpoint;
 
 use crate::client::connection::Connection;
 
-/// Asks for the members every `interval`, with a tenth of jitter, for ever. `endpoint` sets a URL up as the configured ones.
+/// Asks for the members every `interval`, with a tenth of jitter, for ever. `endpoint` sets a URL up as the configured
+/// ones.
 pub(crate) async fn follow(
     conn: Arc<Connection>,
     configured: Vec<Uri>,
@@ -44,8 +45,9 @@ pub(crate) async fn follow(
     }
 }
 
-/// The URL that a member advertises, if it can be meant for this client: with the scheme of the configured endpoints, so that nobody
-/// is sent from TLS to plain text, and not an address that is another machine's here (`0.0.0.0`, or `localhost` seen from elsewhere).
+/// The URL that a member advertises, if it can be meant for this client: with the scheme of the configured endpoints,
+/// so that nobody is sent from TLS to plain text, and not an address that is another machine's here (`0.0.0.0`, or
+/// `localhost` seen from elsewhere).
 fn usable(advertised: &str, configured: &[Uri]) -> Option<Uri> {
     let url: Uri = advertised.parse().ok()?;
     let scheme = configured.first()?.scheme();

@@ -48,8 +48,8 @@ impl Members {
         }
     }
 
-    /// The members that the cluster has, as they `advertise`, and then the configured ones that are not among them: what is advertised
-    /// may be out of reach, or out of date.
+    /// The members that the cluster has, as they `advertise`, and then the configured ones that are not among them:
+    /// what is advertised may be out of reach, or out of date.
     pub(crate) fn with(&self, advertised: &[Endpoint]) -> Option<Self> {
         let Self::Urls { urls, tls, settings, connect_timeout } = self else { return None };
         let mut all: Vec<Endpoint> = Vec::new();

@@ -1,4 +1,5 @@
-//! Requests about the entries of a queue: each is one transaction that is guarded by the creation revision of the entry.
+//! Requests about the entries of a queue: each is one transaction that is guarded by the creation revision of the
+//! entry.
 
 use std::{future::Future, sync::Arc};
 
@@ -138,7 +139,8 @@ impl Connection {
         self.queue_writes.send(Write::apart(guards, ops, entry.size())).await.map(QueueWrite::from)
     }
 
-    /// Reads a key in a transaction with the queue writes of the moment. The answer is at least as new as every earlier one.
+    /// Reads a key in a transaction with the queue writes of the moment. The answer is at least as new as every earlier
+    /// one.
     pub(crate) async fn get_with_queue_writes(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let write = Write::apart(vec![(key.into(), Guard::Any)], vec![TxnOp::get(key, None)], key.len());
         match self.queue_writes.send(write).await? {
@@ -188,8 +190,8 @@ impl Connection {
         self.queue_writes.send(Write::apart(guards, ops, size)).await.map(drop)
     }
 
-    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms that of `successor`, in one
-    /// transaction. Returns its revision; `None` if one of them was absent and nothing was done.
+    /// Deletes the entry in `queue` that was created at `created`, with its mark, and confirms that of `successor`, in
+    /// one transaction. Returns its revision; `None` if one of them was absent and nothing was done.
     pub(crate) async fn hand_over(
         &self,
         (key, created): (&[u8], Revision),

@@ -108,8 +108,8 @@ impl RequestChannel {
         self.channel.give_up(connection);
     }
 
-    /// The clients; the first call authenticates, if there is a user. Where users are not asked for, it goes on without, as Go's client
-    /// does: they may be from one moment on.
+    /// The clients; the first call authenticates, if there is a user. Where users are not asked for, it goes on
+    /// without, as Go's client does: they may be from one moment on.
     async fn clients(&self) -> Result<&Clients, Failure> {
         let make = async {
             let channel = Channel::Custom(self.requests.clone());
@@ -179,8 +179,8 @@ impl RequestChannel {
         Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
-    /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this one refuses
-    /// it, and a stale token is renewed once.
+    /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this
+    /// one refuses it, and a stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -189,7 +189,8 @@ impl RequestChannel {
         self.send(what, self.limit, Repeat::Unsafe, &Used::default(), request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done it.
+    /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done
+    /// it.
     pub(crate) async fn ask<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -212,7 +213,8 @@ impl RequestChannel {
         self.send(what, limit, Repeat::Harmless, &Used::default(), request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is back.
+    /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is
+    /// back.
     pub(crate) async fn ask_any_member<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -321,8 +323,8 @@ impl RequestChannel {
         Ok((stream, connection))
     }
 
-    /// Leaves a member that answered with `failure`, if another one may do better. Says whether the next request goes over another
-    /// connection.
+    /// Leaves a member that answered with `failure`, if another one may do better. Says whether the next request goes
+    /// over another connection.
     pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> bool {
         failure.is_of_the_member() && self.channel.refused(connection)
     }

@@ -1,8 +1,10 @@
-//! Guarded writes, and group commit: writes that are asked for while others are under way go to etcd in one transaction.
+//! Guarded writes, and group commit: writes that are asked for while others are under way go to etcd in one
+//! transaction.
 //!
-//! A write alone is sent at once, so it waits for nothing. Of those that come meanwhile, as many as etcd takes make the next
-//! transaction: all of its guards hold, or nothing is done and etcd says what the guarded keys are. Then those that are refused
-//! are told, and the others go again. Not by transactions within one: some releases of etcd do not check permissions there.
+//! A write alone is sent at once, so it waits for nothing. Of those that come meanwhile, as many as etcd takes make the
+//! next transaction: all of its guards hold, or nothing is done and etcd says what the guarded keys are. Then those
+//! that are refused are told, and the others go again. Not by transactions within one: some releases of etcd do not
+//! check permissions there.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -72,8 +74,8 @@ pub(crate) struct WriteBatcher {
 }
 
 impl WriteBatcher {
-    /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and all are
-    /// answered.
+    /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and
+    /// all are answered.
     pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<RequestChannel>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
         // In a session that was closed nothing is sent, and whoever asks hears that.
@@ -86,7 +88,8 @@ impl WriteBatcher {
         self.ask(write, None).await
     }
 
-    /// As [`send`](Self::send), until `given_up`: [`Failure::NeverSent`] then, if it was not sent, else [`Failure::Lost`].
+    /// As [`send`](Self::send), until `given_up`: [`Failure::NeverSent`] then, if it was not sent, else
+    /// [`Failure::Lost`].
     pub(crate) async fn send_unless(
         &self,
         write: Write,
@@ -153,8 +156,8 @@ async fn patience(waiting: &VecDeque<Asked>) {
     }
 }
 
-/// Takes the next that fit into one transaction, in their order; one that does not fit holds back those that touch the same.
-/// Whoever no longer waits for an answer is left out: nothing was sent for it.
+/// Takes the next that fit into one transaction, in their order; one that does not fit holds back those that touch the
+/// same. Whoever no longer waits for an answer is left out: nothing was sent for it.
 fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
     let (mut batch, mut later) = (Vec::with_capacity(waiting.len().min(MAX_OPS)), VecDeque::new());
     let (mut ops, mut guards, mut size) = (0, 0, 0);

@@ -1,7 +1,7 @@
 //! One contender in a queue of etcd.
 //!
-//! A waiting contender watches one key. Its turn is confirmed by a *write*, because a read can be stale; the token is the
-//! creation revision of its own key.
+//! A waiting contender watches one key. Its turn is confirmed by a *write*, because a read can be stale; the token is
+//! the creation revision of its own key.
 //!
 //! | file | step |
 //! |---|---|
@@ -47,8 +47,8 @@ mod queued;
 mod removal;
 mod wait;
 
-/// Age from which a queue entry is watched: a lock that is held only briefly needs no watch, and the deletion of an older
-/// entry is still noticed within a second.
+/// Age from which a queue entry is watched: a lock that is held only briefly needs no watch, and the deletion of an
+/// older entry is still noticed within a second.
 const WATCH_FROM_AGE: Duration = Duration::from_millis(200);
 
 /// References that a guard of this backend holds.
@@ -133,8 +133,8 @@ impl QueueProtocol for Contender {
     async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
         match reason {
             LeaveReason::Released => return self.hand_over_or_remove(entry).await,
-            // Waiting contenders of this session may get the lock before this one notices that its entry is gone. The mark
-            // stays: the caller may not have noticed the loss yet.
+            // Waiting contenders of this session may get the lock before this one notices that its entry is gone. The
+            // mark stays: the caller may not have noticed the loss yet.
             LeaveReason::LockLost => (entry.membership, entry.marked) = (None, false),
             LeaveReason::EntryLost => {
                 entry.membership = None;

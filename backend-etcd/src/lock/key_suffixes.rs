@@ -1,5 +1,5 @@
-//! Suffixes that distinguish the entries of a session in a queue. They are used again: each key that was ever in a queue
-//! costs etcd time at every read of the queue, until the history is compacted.
+//! Suffixes that distinguish the entries of a session in a queue. They are used again: each key that was ever in a
+//! queue costs etcd time at every read of the queue, until the history is compacted.
 
 use std::{collections::HashMap, sync::Mutex};
 

@@ -1,7 +1,8 @@
 //! Hand-over within a session: a holder that releases confirms the entry of its successor in the same transaction, if
 //! that waits in this session too. Such a successor needs no watch.
 //!
-//! It is an optimization only. A successor without a hand-over learns that from its ticket and confirms its entry itself.
+//! It is an optimization only. A successor without a hand-over learns that from its ticket and confirms its entry
+//! itself.
 
 use std::{
     collections::HashMap,

@@ -23,8 +23,8 @@ pub struct QueuedContender {
     pub token: FencingToken,
     /// Mode that it asks for.
     pub mode: LockMode,
-    /// The process, as it names itself; `None` if the layout has no field for that. Each client of etcd can write any text
-    /// here: show it [escaped](enlist::escape).
+    /// The process, as it names itself; `None` if the layout has no field for that. Each client of etcd can write any
+    /// text here: show it [escaped](enlist::escape).
     pub process: Option<String>,
 }
 
@@ -37,8 +37,8 @@ pub struct LockQueue {
     /// Its holders and waiting contenders, in order.
     pub entries: Vec<QueuedContender>,
     /// The [`lock_delay`](enlist::LockOptions::lock_delay) of a holder that did not release is running: the lock has no
-    /// holder and is not free. Known once the first contender, or a [`try_acquire`](enlist::Lock::try_acquire), has started
-    /// the delay.
+    /// holder and is not free. Known once the first contender, or a [`try_acquire`](enlist::Lock::try_acquire), has
+    /// started the delay.
     pub delayed: bool,
 }
 
@@ -53,8 +53,8 @@ impl LockQueue {
         Self { name, entries, delayed }
     }
 
-    /// Returns the holders: none while the lock is [delayed](Self::delayed), else the first entry, and if that is shared, the
-    /// shared entries right behind it.
+    /// Returns the holders: none while the lock is [delayed](Self::delayed), else the first entry, and if that is
+    /// shared, the shared entries right behind it.
     pub fn holders(&self) -> &[QueuedContender] {
         if self.delayed {
             return &[];

@@ -1,11 +1,12 @@
 //! Audits: is a watched range still what etcd holds? A watch can lose an event without a word.
 //!
-//! A range is compared page by page, in turn, so that all of it is compared within the interval. A page is one linearizable read of
-//! at most a thousand keys without their values: the revision of its last change tells what a key holds. Nothing less would do:
-//! the number of keys and their newest change are the same again once another change has come after the one that was lost.
+//! A range is compared page by page, in turn, so that all of it is compared within the interval. A page is one
+//! linearizable read of at most a thousand keys without their values: the revision of its last change tells what a key
+//! holds. Nothing less would do: the number of keys and their newest change are the same again once another change has
+//! come after the one that was lost.
 //!
-//! What is still on its way over the watch is no difference: the comparison waits until the watch has reached the page's revision,
-//! or has been quiet for a while, and leaves out keys that moved meanwhile.
+//! What is still on its way over the watch is no difference: the comparison waits until the watch has reached the
+//! page's revision, or has been quiet for a while, and leaves out keys that moved meanwhile.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -72,8 +73,8 @@ fn verdict(page: &Page, mirror: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict
     if wrong + unsure == 0 { Verdict::Right } else { Verdict::Differs { wrong, moved: unsure } }
 }
 
-/// Returns `true` if a difference has to be looked at again because what explains it may still be on its way. `advanced` says that the
-/// watch told of something since the last look.
+/// Returns `true` if a difference has to be looked at again because what explains it may still be on its way.
+/// `advanced` says that the watch told of something since the last look.
 fn may_arrive(page: &Page, mirror: &Replica, look: u32, advanced: bool) -> bool {
     mirror.revision < page.revision && (advanced || look < LOOKS)
 }
@@ -116,7 +117,8 @@ enum Stage {
 pub(crate) enum Outcome {
     /// Nothing; it goes on.
     Pending,
-    /// Nothing in the whole range differs from etcd. It was proven right, if there is a moment: the oldest page was asked for then.
+    /// Nothing in the whole range differs from etcd. It was proven right, if there is a moment: the oldest page was
+    /// asked for then.
     Compared(Option<Moment>),
     /// So many keys are not as in etcd.
     Wrong(usize),
@@ -165,8 +167,8 @@ impl Audit {
         }
     }
 
-    /// Drops a request that is under way, and has another one soon. Nobody polls it between two watches, where it could keep others from
-    /// a token or from the first connection.
+    /// Drops a request that is under way, and has another one soon. Nobody polls it between two watches, where it could
+    /// keep others from a token or from the first connection.
     pub(crate) fn interrupt(&mut self, keys: usize) {
         if matches!(self.stage, Stage::Asking { .. }) {
             self.rest(keys);

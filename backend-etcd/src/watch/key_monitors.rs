@@ -1,9 +1,9 @@
-//! Watching own keys: a registration, or whoever stands in line for a lock, learns from etcd, not from its lease, whether its key
-//! is still there.
+//! Watching own keys: a registration, or whoever stands in line for a lock, learns from etcd, not from its lease,
+//! whether its key is still there.
 //!
-//! A few keys of a service have a watch each, which begins at what is known and costs no list. Many share the watch of their
-//! service, and of very many services that of the namespace, so that ten thousand own keys are a handful of watches. A shared
-//! watch hands each difference to the one registration it concerns.
+//! A few keys of a service have a watch each, which begins at what is known and costs no list. Many share the watch of
+//! their service, and of very many services that of the namespace, so that ten thousand own keys are a handful of
+//! watches. A shared watch hands each difference to the one registration it concerns.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -73,7 +73,8 @@ fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs>
     }
 }
 
-/// Returns `true` if a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer there.
+/// Returns `true` if a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer
+/// there.
 fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
     match seen {
         Seen::Nothing | Seen::Unobservable => false,
@@ -188,7 +189,8 @@ struct Inner {
     wards: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
     /// Number of wards.
     made: u64,
-    /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted before.
+    /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted
+    /// before.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
     latest: Option<Replica>,
     blind: bool,
@@ -390,8 +392,8 @@ impl KeyMonitors {
         Ok(group.ward(&record.key, None))
     }
 
-    /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of several, else by
-    /// itself.
+    /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of
+    /// several, else by itself.
     pub(crate) fn place(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
         let key = Arc::clone(&record.key);
         if let Some(range) = others {

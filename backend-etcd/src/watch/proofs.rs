@@ -6,7 +6,8 @@ use enlist::{Moment, Revision};
 
 use crate::{defects::Defect, session::probe::Probe};
 
-/// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught up.
+/// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught
+/// up.
 const MAX_PENDING: usize = 64;
 
 /// The result of a probe for a picture.
@@ -52,7 +53,8 @@ impl Proofs {
         Said::Ahead
     }
 
-    /// Notes that the picture is at `revision`. Returns when the newest of the probes was sent that it has reached with that.
+    /// Notes that the picture is at `revision`. Returns when the newest of the probes was sent that it has reached with
+    /// that.
     pub(crate) fn reach(&mut self, revision: Revision) -> Option<Moment> {
         let count = self.pending.partition_point(|probe| probe.revision <= revision);
         self.pending.drain(..count).next_back().map(|probe| probe.sent)

@@ -27,7 +27,8 @@ pub(crate) struct Replica {
     /// Number of lists that repaired what an audit found. What is missing in one of them was not deleted as far as the
     /// watch told.
     repairs: u64,
-    /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal records.
+    /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal
+    /// records.
     changes: u64,
 }
 
@@ -167,8 +168,8 @@ impl Replica {
         self.tombstone_bytes -= self.tombstones.remove(key).map_or(0, |last| size(&last));
     }
 
-    /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is dropped.
-    /// Returns how many were.
+    /// Applies events in order. An event that is not newer than what is known of its key is a repetition and is
+    /// dropped. Returns how many were.
     pub(crate) fn apply(&mut self, events: Vec<KeyEvent>) -> usize {
         let mut dropped = 0;
         for event in events {

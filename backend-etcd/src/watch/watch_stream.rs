@@ -1,8 +1,8 @@
 //! One open watch. A silent one is asked for a sign of life, because a dead peer says nothing.
 //!
-//! etcd is not asked to split its messages into fragments: it measures the growing message after each event, which took 26 s for
-//! the 50,000 keys of one revoked lease, and less than one second without. A message that is larger than what is accepted ends the
-//! watch, and its owner lists again.
+//! etcd is not asked to split its messages into fragments: it measures the growing message after each event, which took
+//! 26 s for the 50,000 keys of one revoked lease, and less than one second without. A message that is larger than what
+//! is accepted ends the watch, and its owner lists again.
 
 use std::{sync::Arc, time::Duration};
 

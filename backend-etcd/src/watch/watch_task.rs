@@ -7,11 +7,11 @@
 //! ```
 //!
 //! Not from R + 1: some releases of etcd forget a deletion at the revision to which the history was compacted
-//! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that R is
-//! gone.
+//! (etcd-io/etcd#18089, #19179), and accept a watch from there. One from R is either told everything after it, or that
+//! R is gone.
 //!
-//! Each way in which a watch can end is told apart by [`WatchEnd`]; what follows is decided in [`WatchTask::run`]. What is shown while there is no
-//! list yet is in [`first_list`].
+//! Each way in which a watch can end is told apart by [`WatchEnd`]; what follows is decided in [`WatchTask::run`]. What
+//! is shown while there is no list yet is in [`first_list`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,8 +43,8 @@ mod first_list;
 /// After so many messages in a row that told nothing new the watch goes to another member.
 const MAX_REPEATS: u32 = 3;
 
-/// After so many watches in a row that fell silent the range is listed again: what one of them waits for may not arrive over it at
-/// all, such as a large message over a slow connection, while a list comes by pages.
+/// After so many watches in a row that fell silent the range is listed again: what one of them waits for may not arrive
+/// over it at all, such as a large message over a slow connection, while a list comes by pages.
 const MAX_SILENCES: u32 = 2;
 
 /// Time for which trouble that somebody has to mend is left alone.
@@ -56,7 +56,8 @@ const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
 /// Begin of the watch of a key of which something is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
-    /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in the past.
+    /// After what is known. Where others wrote meanwhile, etcd serves it within 100 ms, as each watch that begins in
+    /// the past.
     Known,
     /// Now, which is served at once. What happened in between is read once it is open.
     Now,
@@ -121,7 +122,8 @@ pub(crate) struct WatchTask {
     repeats: u32,
     /// Number of watches in a row that gave no sign of life.
     silences: u32,
-    /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for again.
+    /// A revision whose changes may be what did not arrive over a watch. They are known from a list, and not asked for
+    /// again.
     skipped: Option<Revision>,
     /// The range was larger than it may be when it was last looked at.
     oversized: bool,
@@ -239,7 +241,8 @@ impl WatchTask {
         }
     }
 
-    /// Publishes that the range is too large, and that what is known of it is out of date; returns how long to leave it alone.
+    /// Publishes that the range is too large, and that what is known of it is out of date; returns how long to leave it
+    /// alone.
     fn outgrown(&mut self, error: Error) -> Duration {
         if !std::mem::replace(&mut self.oversized, true) {
             tracing::warn!(cause = %with_causes(&error), "range too large, not kept up to date");
@@ -356,12 +359,14 @@ impl WatchTask {
         Ok(())
     }
 
-    /// Takes a probe. Says whether the watch has to be asked how far it is: its answer raises the revision, where it is in order.
+    /// Takes a probe. Says whether the watch has to be asked how far it is: its answer raises the revision, where it is
+    /// in order.
     fn probed(&mut self, probe: Probe, connection: &Dialled) -> bool {
         match self.proofs.take(probe, self.seen()) {
             Said::Proven(sent) => self.feed.prove(sent),
             Said::Ahead => return connection.answers_in_order() == Some(true),
-            // The store went back, or the read was stale, as those of some releases are under stress (etcd-io/etcd#20418).
+            // The store went back, or the read was stale, as those of some releases are under stress
+            // (etcd-io/etcd#20418).
             Said::Behind => self.audit.soon(),
         }
         false
@@ -410,8 +415,8 @@ impl WatchTask {
 
     async fn open(&mut self, listed: bool) -> Result<OpenWatch, WatchEnd> {
         self.begins = self.seen();
-        // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch that
-        // begins in the past within 100 ms.
+        // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch
+        // that begins in the past within 100 ms.
         let past = (listed || self.opened) && self.begins > Revision::default();
         let from = match self.begin {
             _ if past && self.skipped != Some(self.begins) => self.begins,
@@ -433,7 +438,8 @@ impl WatchTask {
             return Err(WatchEnd::WentBack);
         }
         if now < opened {
-            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); what is between would be missed.
+            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); what is between would be
+            // missed.
             return Err(WatchEnd::Broken(Failure::Lost(text_cause("a read was answered by a member that lags"))));
         }
         mirror.relist(record.into_iter().collect(), now, self.epoch);
@@ -518,7 +524,8 @@ impl WatchTask {
                 self.feed.live();
             }
         } else if header > mirror.revision && (watch_id >= 0 || connection.answers_in_order() == Some(true)) {
-            // A periodic notice is ordered with the events. The answer to a request has the id -1, and is where that was mended.
+            // A periodic notice is ordered with the events. The answer to a request has the id -1, and is where that
+            // was mended.
             mirror.revision = header;
             self.reached();
         }

@@ -1,5 +1,5 @@
-// What is fuzzed: every decoder of keys and values, by name. `fuzz/` runs it with libFuzzer, `tests/fuzzed.rs` for a bounded time
-// on the stable toolchain.
+// What is fuzzed: every decoder of keys and values, by name. `fuzz/` runs it with libFuzzer, `tests/fuzzed.rs` for a
+// bounded time on the stable toolchain.
 
 use enlist::{Endpoint, Health, Instance, InstanceId, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
@@ -52,7 +52,8 @@ fn service(namespace: &str, name: &str) -> Option<ServiceRef> {
     Some(ServiceRef::new(Namespace::parse(namespace).ok()?, ServiceName::parse(name).ok()?))
 }
 
-/// Feeds a target: a byte that says how long the end of the key is, the end of the key, the value. Says whether something was read.
+/// Feeds a target: a byte that says how long the end of the key is, the end of the key, the value. Says whether
+/// something was read.
 pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
     let Some((_, namespace, name)) = TARGETS.iter().find(|(known, _, _)| *known == target) else {
         panic!("no target {target}");

@@ -26,7 +26,8 @@ pub(crate) enum Fate {
     Broken,
     /// It is done; the client is told nothing.
     Silent,
-    /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client is told nothing.
+    /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client is told
+    /// nothing.
     Held,
 }
 

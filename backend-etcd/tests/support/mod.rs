@@ -115,7 +115,8 @@ pub(crate) fn beside(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 
     tasks.spawn("beside", run).unwrap();
 }
 
-/// A number that repeats a randomized case: `ENLIST_SEED`, else a new one. It is printed, and shown when the test fails.
+/// A number that repeats a randomized case: `ENLIST_SEED`, else a new one. It is printed, and shown when the test
+/// fails.
 pub(crate) fn seed() -> fastrand::Rng {
     let given = std::env::var("ENLIST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(|| fastrand::u64(..));

@@ -263,8 +263,8 @@ impl Contender {
         self.client.link.ask(read).await
     }
 
-    /// Removes the entry, and its mark unless the lock was lost, until the store confirms it or the lease cannot be alive
-    /// any more.
+    /// Removes the entry, and its mark unless the lock was lost, until the store confirms it or the lease cannot be
+    /// alive any more.
     async fn remove(&self, entry: &Queued, reason: LeaveReason) -> Released {
         let begun = Moment::now();
         let mut backoff = BackoffPolicy::default().start();

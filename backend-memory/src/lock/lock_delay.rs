@@ -1,6 +1,7 @@
 //! The mark that a holder with a `lock_delay` leaves behind if it does not release, and the wait of the next holder.
 //!
-//! It is present in both backends on purpose: here it is one synchronous step in the store, in `enlist-etcd` a protocol.
+//! It is present in both backends on purpose: here it is one synchronous step in the store, in `enlist-etcd` a
+//! protocol.
 
 use std::sync::Arc;
 

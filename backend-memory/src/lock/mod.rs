@@ -1,7 +1,8 @@
 //! Locks and elections: a queue of entries in the store, judged by [`enlist::backend::queue_position`].
 //!
-//! A task of the session acts for each acquisition. Its order of steps is [`enlist::backend::contender`]; `contender.rs`
-//! is the part that touches the store. Compare the folder of the same name in `enlist-etcd`. Read `lock.rs` first.
+//! A task of the session acts for each acquisition. Its order of steps is [`enlist::backend::contender`];
+//! `contender.rs` is the part that touches the store. Compare the folder of the same name in `enlist-etcd`. Read
+//! `lock.rs` first.
 
 mod contender;
 mod election;

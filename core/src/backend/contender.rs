@@ -283,8 +283,8 @@ impl Acquisition {
 ///
 /// # Errors
 ///
-/// [`Error::Closed`] after the end of the session, [`Error::Timeout`] at the deadline of the options, [`Error::LeaseLost`]
-/// if the entry was lost and the contender does not join again, and those of the protocol.
+/// [`Error::Closed`] after the end of the session, [`Error::Timeout`] at the deadline of the options,
+/// [`Error::LeaseLost`] if the entry was lost and the contender does not join again, and those of the protocol.
 ///
 /// # Cancel safety
 ///

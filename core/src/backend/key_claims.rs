@@ -1,9 +1,9 @@
 //! For backends: one registration at a time per key and session.
 //!
-//! The registrations of a session share leases, so the lease alone does not tell them apart. A registration claims its key
-//! before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor. Claims on one
-//! key are served in the order in which they were asked for: a registration that gives way gets the key again behind those
-//! that it gave way to.
+//! The registrations of a session share leases, so the lease alone does not tell them apart. A registration claims its
+//! key before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor.
+//! Claims on one key are served in the order in which they were asked for: a registration that gives way gets the key
+//! again behind those that it gave way to.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -201,7 +201,8 @@ impl Slot {
         self.changed.notify_waiters();
     }
 
-    /// Asks the claimant to give way, where `options` entitle to that. An error is its revision, if they refuse to wait.
+    /// Asks the claimant to give way, where `options` entitle to that. An error is its revision, if they refuse to
+    /// wait.
     fn approach(&self, options: &RegisterOptions) -> Result<(), Option<Revision>> {
         let mut claimant = self.claimant();
         let same_owner = options.owner.is_some() && options.owner == claimant.owner;

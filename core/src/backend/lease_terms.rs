@@ -33,7 +33,8 @@ impl LeaseTerms {
         self.ttl
     }
 
-    /// Returns the time from one renewal to the next of a lease that was `granted` for that long, which may be more than was asked for.
+    /// Returns the time from one renewal to the next of a lease that was `granted` for that long, which may be more
+    /// than was asked for.
     pub fn renewal_interval(&self, granted: Duration) -> Duration {
         let longest = granted / RENEWALS_PER_TTL;
         self.renewal_interval.map_or(longest, |interval| interval.min(longest))
@@ -43,7 +44,8 @@ impl LeaseTerms {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, and a renewal interval outside 500 ms to a third of the TTL.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, and a renewal interval outside 500 ms to a
+    /// third of the TTL.
     pub(crate) fn check(ttl: Duration, renewal_interval: Option<Duration>) -> Result<(), Error> {
         check_ttl(ttl)?;
         let possible = MIN_RENEWAL_INTERVAL..=whole_seconds(ttl) / RENEWALS_PER_TTL;

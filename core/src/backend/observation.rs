@@ -1,7 +1,7 @@
 //! For backends: observations of foreign leases, by which a leftover is told from a live instance.
 //!
-//! An observation takes a renewal period of the foreign lease, which can be longer than a call waits. It is kept per key
-//! and lease, so that a repeated call completes it.
+//! An observation takes a renewal period of the foreign lease, which can be longer than a call waits. It is kept per
+//! key and lease, so that a repeated call completes it.
 
 use std::{collections::HashMap, fmt, hash::Hash, sync::Mutex, time::Duration};
 

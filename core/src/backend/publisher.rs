@@ -50,22 +50,22 @@ impl<T: Clone + PartialEq> Publisher<T> {
         Self::proven_by(Proof::new(Moment::now()))
     }
 
-    /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are derived from
-    /// ([`Subscriber::proof`]).
+    /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are
+    /// derived from ([`Subscriber::proof`]).
     pub fn proven_by(proof: Proof) -> Self {
         let freshness = Freshness::Live { proof: proof.clone() };
         Self { state: watch::Sender::new(State { value: None, freshness, refused: None, closed: false }), proof }
     }
 
-    /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the feed was
-    /// stale.
+    /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the
+    /// feed was stale.
     pub fn publish(&self, value: T, proven: Moment) {
         self.proof.renew(proven);
         self.set(value, Freshness::Live { proof: self.proof.clone() });
     }
 
-    /// Publishes `value`, which is newer than the last one without being proven: an event says what changed, not when it was sent. Wakes
-    /// the readers as [`publish`](Self::publish) does.
+    /// Publishes `value`, which is newer than the last one without being proven: an event says what changed, not when
+    /// it was sent. Wakes the readers as [`publish`](Self::publish) does.
     pub fn advance(&self, value: T) {
         self.set(value, Freshness::Live { proof: self.proof.clone() });
     }

@@ -1,10 +1,10 @@
 //! For backends: the next step of a registration, decided without any I/O.
 //!
-//! The input is what the store holds under the key and what this registration knows to be its own. The rules are the same
-//! for every backend: nothing foreign is ever overwritten or deleted, except where the options say so or the foreign key
-//! is provably a leftover, and of two live registrations under one key the newer one stands. An [`Entitlement`] holds what
-//! makes that so: terms are fixed, and each replacement of a live registration strictly raises the stored term, so `n`
-//! registrations write at most `n` times per absence of the key.
+//! The input is what the store holds under the key and what this registration knows to be its own. The rules are the
+//! same for every backend: nothing foreign is ever overwritten or deleted, except where the options say so or the
+//! foreign key is provably a leftover, and of two live registrations under one key the newer one stands. An
+//! [`Entitlement`] holds what makes that so: terms are fixed, and each replacement of a live registration strictly
+//! raises the stored term, so `n` registrations write at most `n` times per absence of the key.
 
 use std::{
     fmt,
@@ -33,8 +33,8 @@ pub struct Found {
     pub owner: Option<String>,
     /// The term in its value; `None` in a layout without terms.
     pub term: Option<u64>,
-    /// This registration wrote exactly this value under exactly this lease. Neither alone would do: several processes can
-    /// be given one lease, and several registrations can write one value.
+    /// This registration wrote exactly this value under exactly this lease. Neither alone would do: several processes
+    /// can be given one lease, and several registrations can write one value.
     pub own: bool,
 }
 
@@ -67,8 +67,8 @@ pub struct Mine {
 /// The right of a registration to replace a foreign key that has an equal owner, or any under
 /// [`OnConflict::TakeOver`].
 ///
-/// A registration draws its term with its first claim and keeps it, so that a first claim exceeds what it finds and a later
-/// one gives way to whatever is newer. In a layout without terms the first stored write spends the right.
+/// A registration draws its term with its first claim and keeps it, so that a first claim exceeds what it finds and a
+/// later one gives way to whatever is newer. In a layout without terms the first stored write spends the right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entitlement {
     term: Option<u64>,
@@ -182,19 +182,19 @@ pub enum Observation {
     Gone,
 }
 
-/// Returns `true` if a lease was renewed since it was first looked at, from what it had left then and `now`. A store that counts
-/// in whole seconds may be off by one `unit` without any renewal.
+/// Returns `true` if a lease was renewed since it was first looked at, from what it had left then and `now`. A store
+/// that counts in whole seconds may be off by one `unit` without any renewal.
 ///
-/// `elapsed` must not be more than what really passed between the two looks: it counts from the *answer* of the first to
-/// the *question* of the second. Counted the other way round, a slow answer makes a dead lease look renewed.
+/// `elapsed` must not be more than what really passed between the two looks: it counts from the *answer* of the first
+/// to the *question* of the second. Counted the other way round, a slow answer makes a dead lease look renewed.
 ///
 /// Nothing left proves no renewal: a store may keep a lease for a while after its end.
 pub fn is_renewed(first: Duration, elapsed: Duration, now: Duration, unit: Duration) -> bool {
     !now.is_zero() && now + elapsed > first + unit
 }
 
-/// Time for which a lease has to be looked at to tell: a renewal period of a third of the TTL with a tenth of jitter, and what the
-/// unit hides of it.
+/// Time for which a lease has to be looked at to tell: a renewal period of a third of the TTL with a tenth of jitter,
+/// and what the unit hides of it.
 pub fn observation_period(granted: Duration, unit: Duration) -> Duration {
     (granted / 3).mul_f64(1.1) + unit * 5 / 2
 }

@@ -1,5 +1,5 @@
-//! Choosing in proportion to weights, by draw or by key. [`crate::balancing::picker`] chooses instances with it; so does any other
-//! balancer that has its own idea of who is a candidate.
+//! Choosing in proportion to weights, by draw or by key. [`crate::balancing::picker`] chooses instances with it; so
+//! does any other balancer that has its own idea of who is a candidate.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -19,7 +19,8 @@ pub struct AliasTable {
     columns: Vec<Column>,
 }
 
-/// A column of an alias table: a draw takes any column, and then one of its two positions. So it costs the same among any number.
+/// A column of an alias table: a draw takes any column, and then one of its two positions. So it costs the same among
+/// any number.
 #[derive(Clone, Copy, Debug)]
 struct Column {
     /// How much of the column is its own position's, in parts of 2^32.
@@ -82,8 +83,8 @@ impl AliasTable {
     }
 }
 
-/// An alias table (Walker 1977, built as Vose 1991 does): each column is as high as the average weight; who has less shares its
-/// column with somebody who has more.
+/// An alias table (Walker 1977, built as Vose 1991 does): each column is as high as the average weight; who has less
+/// shares its column with somebody who has more.
 fn columns(weights: &[u64]) -> Vec<Column> {
     let (count, total) = (weights.len() as u64, weights.iter().sum::<u64>());
     // A column is `total` high, then.
@@ -105,8 +106,8 @@ fn columns(weights: &[u64]) -> Vec<Column> {
 /// Places keys on positions in proportion to their weights, so that a change of the set moves few keys.
 #[derive(Clone, Debug)]
 pub struct HashRing {
-    /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a search in a
-    /// large ring costs what it misses in the cache.
+    /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a
+    /// search in a large ring costs what it misses in the cache.
     points: Vec<u64>,
     guide: BucketIndex,
 }
@@ -118,8 +119,8 @@ impl Default for HashRing {
 }
 
 impl HashRing {
-    /// A ring of positions 0, 1, 2, … with these names and weights. A point depends on the name alone; each position has at
-    /// least one.
+    /// A ring of positions 0, 1, 2, … with these names and weights. A point depends on the name alone; each position
+    /// has at least one.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32)>) -> Self {
         let members: Vec<_> = members.into_iter().collect();
         let total: u64 = members.iter().map(|(_, weight)| u64::from(*weight)).sum();

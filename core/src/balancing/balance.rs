@@ -1,5 +1,5 @@
-//! For balancers: choosing among candidates that work, near ones first. [`Pool`](crate::Pool) chooses with it, and so does the gRPC
-//! channel; each says for itself who is a candidate and whether it works.
+//! For balancers: choosing among candidates that work, near ones first. [`Pool`](crate::Pool) chooses with it, and so
+//! does the gRPC channel; each says for itself who is a candidate and whether it works.
 
 #[doc(inline)]
 pub use super::{
@@ -14,8 +14,9 @@ use std::sync::{
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The factor is
-/// the default of Envoy's priority levels (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
+/// With fewer than 1/1.4 of the local zone ready (by weight), calls begin to go to other zones, in proportion. The
+/// factor is the default of Envoy's priority levels
+/// (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
 const OVERPROVISIONING: f64 = 1.4;
 
 /// Number of times that two are drawn before all are looked at.
@@ -136,7 +137,8 @@ impl<T: Candidate> Group<T> {
         (0..self.members.len()).filter(move |at| self.shares.weight(*at) > 0 && takes(&self.members[*at]))
     }
 
-    /// The one with fewer calls in flight per weight. Of two equals, as idle ones are, it is the first, which was drawn by weight.
+    /// The one with fewer calls in flight per weight. Of two equals, as idle ones are, it is the first, which was drawn
+    /// by weight.
     fn lighter(&self, first: usize, second: usize) -> usize {
         let load = |at: usize| self.members[at].in_flight() as u64;
         // first/weight ≤ second/weight, without dividing.
@@ -151,8 +153,8 @@ impl<T: Candidate> Group<T> {
 pub struct Choice<'a> {
     /// Policy of the choice.
     pub selection: Selection,
-    /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when others come and
-    /// go.
+    /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when
+    /// others come and go.
     pub key: Option<&'a [u8]>,
     /// Whose turn it is under [`Selection::RoundRobin`].
     pub turn: &'a AtomicUsize,
@@ -287,8 +289,8 @@ mod tests {
         counted
     }
 
-    /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is above
-    /// six of them; a ring's shares are themselves within some 10 % of what is due.
+    /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is
+    /// above six of them; a ring's shares are themselves within some 10 % of what is due.
     #[test]
     fn each_policy_keeps_to_its_shares() {
         let (even, weighted) = ([16_667, 16_667, 16_667], [8_333, 8_333, 33_333]);

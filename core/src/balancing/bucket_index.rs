@@ -1,5 +1,5 @@
-//! Where to look in a sorted list: a search begins in the bucket of its value, so it costs the same in a list of any length whose
-//! values are spread evenly, and never more than halving the whole list.
+//! Where to look in a sorted list: a search begins in the bucket of its value, so it costs the same in a list of any
+//! length whose values are spread evenly, and never more than halving the whole list.
 
 use std::ops::Range;
 

@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Rule by which an instance rests. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each time
-/// up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
-/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is for the pool or
-/// the channel to say.
+/// Rule by which an instance rests. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each
+/// time up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
+/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is
+/// for the pool or the channel to say.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Ejection {
@@ -49,8 +49,8 @@ impl Ejection {
         self
     }
 
-    /// Sets how long an instance rests: the first time up to `first`, then twice as long each time, up to `max`. An instance that
-    /// was back for `max` begins anew.
+    /// Sets how long an instance rests: the first time up to `first`, then twice as long each time, up to `max`. An
+    /// instance that was back for `max` begins anew.
     ///
     /// # Errors
     ///
@@ -112,8 +112,8 @@ impl Rests {
         self.last = Moment::now();
     }
 
-    /// Waits for the end of a rest of this length, or until `restarted` completes: what comes back then is another process, whose
-    /// rests begin anew.
+    /// Waits for the end of a rest of this length, or until `restarted` completes: what comes back then is another
+    /// process, whose rests begin anew.
     ///
     /// # Cancel safety
     ///

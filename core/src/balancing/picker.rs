@@ -1,9 +1,9 @@
 //! Picking one instance: each task has its own picker, so a pick takes no lock, sends nothing and allocates nothing.
 //!
-//! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is serving, has a
-//! weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a change costs the same
-//! however many tasks pick: the first pick after it takes a lock for a moment, and makes what there is to choose from or waits for
-//! whoever makes it.
+//! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is
+//! serving, has a weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a
+//! change costs the same however many tasks pick: the first pick after it takes a lock for a moment, and makes what
+//! there is to choose from or waits for whoever makes it.
 
 use std::{
     collections::BTreeMap,
@@ -97,7 +97,8 @@ impl Filter {
             && metadata.iter().all(|(key, value)| instance.metadata().get(key) == Some(value))
     }
 
-    /// Returns `true` for an instance that takes calls and has another zone, version or metadata than the filter asks for.
+    /// Returns `true` for an instance that takes calls and has another zone, version or metadata than the filter asks
+    /// for.
     pub fn leaves_out(&self, instance: &Instance) -> bool {
         takes_calls(instance) && !self.asks_for(instance)
     }
@@ -155,8 +156,8 @@ impl ViewCell {
         self.published.load()
     }
 
-    /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it, instead of
-    /// making the same.
+    /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it,
+    /// instead of making the same.
     fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (choice, count) = self.place(policy, filter);
         // Not under the lock: others do not wait for it.

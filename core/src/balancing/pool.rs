@@ -1,8 +1,9 @@
 //! One client per instance, for protocols that are not gRPC.
 //!
-//! A [`Pool`] makes a client when an instance is first picked, keeps it while the instance is there, and lets go of it when the
-//! instance is gone: calls that are under way finish, then the client is dropped. [`PoolOptions`] say which instances are called;
-//! zones, keys and ejection are those of the gRPC channel, see [`crate::balancing::balance`] and [`crate::balancing::ejection`].
+//! A [`Pool`] makes a client when an instance is first picked, keeps it while the instance is there, and lets go of it
+//! when the instance is gone: calls that are under way finish, then the client is dropped. [`PoolOptions`] say which
+//! instances are called; zones, keys and ejection are those of the gRPC channel, see [`crate::balancing::balance`] and
+//! [`crate::balancing::ejection`].
 //!
 //! ```
 //! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions, Registry, Retry, ServiceRef};
@@ -55,13 +56,14 @@ use crate::{
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PoolOptions {
-    /// The instances that are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or have
-    /// weight 0 are never called.
+    /// The instances that are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not
+    /// serve or have weight 0 are never called.
     pub filter: Filter,
-    /// The zone whose instances are preferred. As long as more than 71 % of its weight does not rest, all calls stay there; below,
-    /// they spill over to the others in proportion. Default: none.
+    /// The zone whose instances are preferred. As long as more than 71 % of its weight does not rest, all calls stay
+    /// there; below, they spill over to the others in proportion. Default: none.
     pub zone: Option<String>,
-    /// Rule by which an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    /// Rule by which an instance rests that fails one call after the other; `None` for never. Default:
+    /// [`Ejection::new`].
     pub ejection: Option<Ejection>,
 }
 
@@ -99,8 +101,8 @@ impl PoolOptions {
     }
 }
 
-/// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that failed may
-/// have been done.
+/// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that
+/// failed may have been done.
 pub struct Retry<E> {
     accepts: Judge<E>,
     /// The errors that speak against the instance, if not those that are tried again.
@@ -115,8 +117,8 @@ pub struct Retry<E> {
 type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 impl<E> Retry<E> {
-    /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts within 10 s,
-    /// with delays of 200 ms growing to 10 s.
+    /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts
+    /// within 10 s, with delays of 200 ms growing to 10 s.
     pub fn new(retry_if: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         Self {
             accepts: Box::new(retry_if),
@@ -133,9 +135,9 @@ impl<E> Retry<E> {
         Self::new(|_| false)
     }
 
-    /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt that the
-    /// deadline cut short always does, unless the call had waited for an instance, see [`wait_for_ready`](Self::wait_for_ready).
-    /// Default: those that are tried again.
+    /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt
+    /// that the deadline cut short always does, unless the call had waited for an instance, see
+    /// [`wait_for_ready`](Self::wait_for_ready). Default: those that are tried again.
     #[must_use]
     pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         self.against = Some(Box::new(against));
@@ -163,8 +165,9 @@ impl<E> Retry<E> {
         self
     }
 
-    /// Lets a call wait within its deadline while no instance can be picked: the service is not known yet, empty, or known from too
-    /// long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a call fails at once.
+    /// Lets a call wait within its deadline while no instance can be picked: the service is not known yet, empty, or
+    /// known from too long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a
+    /// call fails at once.
     #[must_use]
     pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
         self.wait_for_ready = wait_for_ready;
@@ -228,8 +231,8 @@ pub enum PoolError<E> {
         /// The attempts before the last one.
         previous: Vec<FailedAttempt<E>>,
     },
-    /// The deadline passed during an attempt, which was dropped; it may have been done. With 0 attempts it had passed before the first
-    /// one, which was not made.
+    /// The deadline passed during an attempt, which was dropped; it may have been done. With 0 attempts it had passed
+    /// before the first one, which was not made.
     #[error("the deadline passed during attempt {attempts}, at {id}")]
     Deadline {
         /// Number of attempts.
@@ -282,8 +285,9 @@ pub struct Pool<T> {
 }
 
 impl<T: Send + Sync + 'static> Pool<T> {
-    /// A pool with the default options whose clients `factory` makes. It must not block; a client that has to connect does so at its
-    /// first call. Calls that need the same one at the same time may each make one; the first is kept and the others are dropped.
+    /// A pool with the default options whose clients `factory` makes. It must not block; a client that has to connect
+    /// does so at its first call. Calls that need the same one at the same time may each make one; the first is kept
+    /// and the others are dropped.
     ///
     /// # Errors
     ///
@@ -321,7 +325,8 @@ impl<T: Send + Sync + 'static> Pool<T> {
     ///
     /// # Errors
     ///
-    /// [`PoolError`] says whether there was nobody, no client, or what the last attempt said, and lists the attempts before.
+    /// [`PoolError`] says whether there was nobody, no client, or what the last attempt said, and lists the attempts
+    /// before.
     ///
     /// # Cancel safety
     ///
@@ -339,8 +344,8 @@ impl<T: Send + Sync + 'static> Pool<T> {
         self.attempts(selection, None, retry, call).await
     }
 
-    /// Calls the instance that `key` belongs to, and another one where `retry` says so. When the set changes, few keys change their
-    /// instance; while an instance rests, its keys belong to others.
+    /// Calls the instance that `key` belongs to, and another one where `retry` says so. When the set changes, few keys
+    /// change their instance; while an instance rests, its keys belong to others.
     ///
     /// # Errors
     ///

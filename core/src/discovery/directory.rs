@@ -1,10 +1,11 @@
 //! The shared, local picture of services that users read and pick from.
 //!
 //! One watch per service and process, however many views. Readers never take a lock: the latest snapshot lies in an
-//! atomic pointer. See [`crate::balancing::picker`] for picking and [`crate::balancing::pool`] for clients per instance.
+//! atomic pointer. See [`crate::balancing::picker`] for picking and [`crate::balancing::pool`] for clients per
+//! instance.
 //!
-//! A view keeps what is known: an outage of the store makes it old, never empty, and says how old. If the store itself lists
-//! nobody any more, all at once and without their having left, the last ones are held for a while.
+//! A view keeps what is known: an outage of the store makes it old, never empty, and says how old. If the store itself
+//! lists nobody any more, all at once and without their having left, the last ones are held for a while.
 
 mod changes;
 mod disk;
@@ -72,14 +73,14 @@ pub struct DirectoryOptions {
     /// What a view shows when the store lists nobody. Default: nobody.
     pub empty: EmptyPolicy,
     /// Maximum age of a picture to be picked from. Older, [`PickError::TooOld`](crate::PickError::TooOld) says so and
-    /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with etcd before 3.4.25
-    /// and 3.5.8 above twice the audit interval.
+    /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with
+    /// etcd before 3.4.25 and 3.5.8 above twice the audit interval.
     pub max_age: Option<Duration>,
     /// The least time between two publications. The first change is published at once. Default: 50 ms.
     pub debounce: Duration,
-    /// A directory on disk for the last picture of each service, which is used when the store does not answer at the start.
-    /// Written at most once a second, so the last second may be missing. Files are for their user only (0600), as are directories that
-    /// have to be made (0700). Default: none.
+    /// A directory on disk for the last picture of each service, which is used when the store does not answer at the
+    /// start. Written at most once a second, so the last second may be missing. Files are for their user only (0600),
+    /// as are directories that have to be made (0700). Default: none.
     pub disk: Option<PathBuf>,
 }
 
@@ -227,9 +228,9 @@ impl Directory {
 
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
-    /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does waiting for
-    /// [`ViewChanges::next`] or [`ready`](ServiceView::ready): for all views and pickers that there are. Called outside a
-    /// runtime, or after [`close`](Self::close), the view is closed.
+    /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does
+    /// waiting for [`ViewChanges::next`] or [`ready`](ServiceView::ready): for all views and pickers that there are.
+    /// Called outside a runtime, or after [`close`](Self::close), the view is closed.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
             let mut views = self.inner.views.locked();

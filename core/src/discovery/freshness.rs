@@ -6,7 +6,8 @@ use arc_swap::ArcSwap;
 
 use crate::{error::Error, runtime::clock::Moment};
 
-/// Time at which a picture of the store was last known to be right. Clones share it: a later proof shows in all of them.
+/// Time at which a picture of the store was last known to be right. Clones share it: a later proof shows in all of
+/// them.
 #[derive(Clone)]
 pub struct Proof(Arc<ArcSwap<Moment>>);
 
@@ -37,9 +38,9 @@ impl fmt::Debug for Proof {
 
 /// State of a picture of the store: kept up to date or not, and since when it is known to have been right.
 ///
-/// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit) whose revision
-/// the picture has reached. Events and notices of progress are how it gets there. They are no proof, because one that arrives now may
-/// be a minute old. In a healthy store the age is ten seconds at most.
+/// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit)
+/// whose revision the picture has reached. Events and notices of progress are how it gets there. They are no proof,
+/// because one that arrives now may be a minute old. In a healthy store the age is ten seconds at most.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Freshness {

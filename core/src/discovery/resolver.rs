@@ -57,8 +57,9 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error>;
 }
 
-/// A running watch. Dropping it ends the watch. [`ViewChanges`](crate::ViewChanges), [`LeaderWatcher`](crate::LeaderWatcher) and
-/// [`RegistrationStates`](crate::RegistrationStates) are asked in the same way: what is comes first, then what changes.
+/// A running watch. Dropping it ends the watch. [`ViewChanges`](crate::ViewChanges),
+/// [`LeaderWatcher`](crate::LeaderWatcher) and [`RegistrationStates`](crate::RegistrationStates) are asked in the same
+/// way: what is comes first, then what changes.
 #[async_trait]
 pub trait Watcher: fmt::Debug + Send + 'static {
     /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this

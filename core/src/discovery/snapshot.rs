@@ -65,9 +65,9 @@ impl Snapshot {
         self.entries.values()
     }
 
-    /// Returns `true` if `id` is absent because it was deregistered, removed or deleted, rather than because its lease ran out or was
-    /// revoked. Without a mark for that in its layout it is known only of the last instances of a service, by a watcher that is read while
-    /// their leases are alive.
+    /// Returns `true` if `id` is absent because it was deregistered, removed or deleted, rather than because its lease
+    /// ran out or was revoked. Without a mark for that in its layout it is known only of the last instances of a
+    /// service, by a watcher that is read while their leases are alive.
     pub fn departed(&self, id: &InstanceId) -> bool {
         self.left.contains(id)
     }

@@ -50,29 +50,30 @@ impl Candidate {
         self
     }
 
-    /// Campaigns again after each loss, and after a campaign that failed for a passing reason, with the delays of the default
-    /// [`BackoffPolicy`].
+    /// Campaigns again after each loss, and after a campaign that failed for a passing reason, with the delays of the
+    /// default [`BackoffPolicy`].
     #[must_use]
     pub fn again_after_loss(self) -> Self {
         self.again_after_loss_with(BackoffPolicy::default())
     }
 
-    /// As [`again_after_loss`](Self::again_after_loss), with delays of its own. They start anew after each term in office.
+    /// As [`again_after_loss`](Self::again_after_loss), with delays of its own. They start anew after each term in
+    /// office.
     #[must_use]
     pub fn again_after_loss_with(mut self, delays: BackoffPolicy) -> Self {
         self.again = Some(delays);
         self
     }
 
-    /// Campaigns, does `work` while leading, resigns when it is done, and returns what it returned. The work is aborted at its
-    /// next await once leadership is lost; then it is begun anew after the next victory, if that was asked for.
+    /// Campaigns, does `work` while leading, resigns when it is done, and returns what it returned. The work is aborted
+    /// at its next await once leadership is lost; then it is begun anew after the next victory, if that was asked for.
     ///
     /// A resignation that is not confirmed goes on in the background and is no error: the work is done.
     ///
     /// # Errors
     ///
-    /// [`Error::LeaseLost`] after a loss; as [`Election::campaign`] if the campaign failed. A candidate that campaigns again
-    /// returns only what cannot pass: [`Error::is_retryable`] says which errors can.
+    /// [`Error::LeaseLost`] after a loss; as [`Election::campaign`] if the campaign failed. A candidate that campaigns
+    /// again returns only what cannot pass: [`Error::is_retryable`] says which errors can.
     ///
     /// # Cancel safety
     ///

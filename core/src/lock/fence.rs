@@ -4,15 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::revision::FencingToken;
 
-/// The highest [`FencingToken`] that a resource has seen; whoever comes with a smaller one was overtaken and is refused.
+/// The highest [`FencingToken`] that a resource has seen; whoever comes with a smaller one was overtaken and is
+/// refused.
 ///
 /// This is what makes a lock safe over something outside the store, whatever clocks, pauses and networks do. It works
-/// under two conditions. It is kept *with* the data: behind the same mutex, in the same file, in the same row or transaction,
-/// so that nothing comes between [`admit`](Self::admit) and the write. And it is asked at the first *read* of a
-/// read-modify-write too: a holder that only reads must already shut its predecessors out, or one of them may still write
-/// between its read and its write.
+/// under two conditions. It is kept *with* the data: behind the same mutex, in the same file, in the same row or
+/// transaction, so that nothing comes between [`admit`](Self::admit) and the write. And it is asked at the first *read*
+/// of a read-modify-write too: a holder that only reads must already shut its predecessors out, or one of them may
+/// still write between its read and its write.
 ///
-/// It serializes as a number. Shared holders have tokens of their own and need not pass a fence as long as they only read.
+/// It serializes as a number. Shared holders have tokens of their own and need not pass a fence as long as they only
+/// read.
 ///
 /// ```
 /// use enlist::{Fence, FencingToken};
@@ -51,8 +53,8 @@ impl Fence {
         FencingToken::new(self.highest)
     }
 
-    /// Lets the holder of `token` pass and remembers it, or refuses a token that was overtaken. A holder may pass as often as
-    /// it likes.
+    /// Lets the holder of `token` pass and remembers it, or refuses a token that was overtaken. A holder may pass as
+    /// often as it likes.
     ///
     /// # Errors
     ///

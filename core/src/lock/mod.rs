@@ -1,9 +1,10 @@
 //! Mutual exclusion, and what is left of it when a lease runs out.
 //!
-//! No lock that rests on a lease can promise exclusion over a resource outside the store: the holder may be paused between
-//! its last check and its write. What can be promised is that the [`FencingToken`] of a later holder is larger, so a
-//! resource that refuses smaller tokens is safe. Without fencing there is at most one *live* guard as long as clocks run
-//! at about the same rate, the holder checks [`LockGuard::is_held`] right before it acts, and the store keeps its leases.
+//! No lock that rests on a lease can promise exclusion over a resource outside the store: the holder may be paused
+//! between its last check and its write. What can be promised is that the [`FencingToken`] of a later holder is larger,
+//! so a resource that refuses smaller tokens is safe. Without fencing there is at most one *live* guard as long as
+//! clocks run at about the same rate, the holder checks [`LockGuard::is_held`] right before it acts, and the store
+//! keeps its leases.
 
 pub(crate) mod candidate;
 pub(crate) mod election;
@@ -28,17 +29,18 @@ use crate::lock::lock_validity::LockValidity;
 /// Grants locks. Implemented by the backends; users hold an `Arc<dyn Lock>`.
 #[async_trait]
 pub trait Lock: fmt::Debug + Send + Sync + 'static {
-    /// Waits for the lock `name` and returns once this caller is a holder. Waiters are served in the order in which
-    /// the store saw them. A waiter whose queue entry is lost, because its lease ended or the store was wiped, enters the queue
-    /// again, at its end; the deadline stays.
+    /// Waits for the lock `name` and returns once this caller is a holder. Waiters are served in the order in which the
+    /// store saw them. A waiter whose queue entry is lost, because its lease ended or the store was wiped, enters the
+    /// queue again, at its end; the deadline stays.
     ///
     /// Signature: `async fn acquire(&self, name: &LockName, options: LockOptions) -> Result<LockGuard, Error>`.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] at the deadline, also if the store could not be reached until then: the last trouble in entering the queue is
-    /// its cause. Without a deadline it keeps trying. [`Error::LeaseLost`] if the queue entry was lost while it waited and the options
-    /// [say so](LockOptions::fail_on_lost_entry), otherwise it enters the queue again; [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
+    /// [`Error::Timeout`] at the deadline, also if the store could not be reached until then: the last trouble in
+    /// entering the queue is its cause. Without a deadline it keeps trying. [`Error::LeaseLost`] if the queue entry was
+    /// lost while it waited and the options [say so](LockOptions::fail_on_lost_entry), otherwise it enters the queue
+    /// again; [`Error::PermissionDenied`], [`Error::StorageFull`], [`Error::InvalidConfig`], [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
@@ -52,7 +54,8 @@ pub trait Lock: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Unavailable`] if the store does not answer; otherwise as [`acquire`](Self::acquire), a deadline included.
+    /// [`Error::Unavailable`] if the store does not answer; otherwise as [`acquire`](Self::acquire), a deadline
+    /// included.
     ///
     /// # Cancel safety
     ///
@@ -86,19 +89,21 @@ pub struct LockOptions {
     pub mode: LockMode,
     /// Time for which the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
-    /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`. Shorter costs requests,
-    /// and more of them can fail before the lock is lost. Locks with different intervals share no lease. Default: `None`, a third
-    /// of `ttl`.
+    /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`.
+    /// Shorter costs requests, and more of them can fail before the lock is lost. Locks with different intervals share
+    /// no lease. Default: `None`, a third of `ttl`.
     pub renewal_interval: Option<Duration>,
     /// Time to wait at most. Default: `None`, for ever.
     pub deadline: Option<Duration>,
-    /// Time for which a lock counts as held after a holder that did not release, so that it can notice its loss. Such a holder is known by
-    /// what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock the same. Default: zero.
+    /// Time for which a lock counts as held after a holder that did not release, so that it can notice its loss. Such a
+    /// holder is known by what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock
+    /// the same. Default: zero.
     pub lock_delay: Duration,
     /// Use of a lease of its own. Default: no, locks of one session with the same TTL and
     /// renewal interval share leases.
     pub own_lease: bool,
-    /// `true` if the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue again.
+    /// `true` if the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue
+    /// again.
     pub fail_on_lost_entry: bool,
 }
 
@@ -150,27 +155,28 @@ impl LockOptions {
         self
     }
 
-    /// Sets how long a lock counts as held after a holder that did not release: crashed, lost its lease or its key, or was closed
-    /// with the lock held. It costs a request for each acquisition. An acquisition that ends before the delay has passed does not
-    /// start it anew for the next one; [`Lock::try_acquire`] returns `None` meanwhile. [`Error::Unsupported`] where the layout of the
-    /// store has no room for it.
+    /// Sets how long a lock counts as held after a holder that did not release: crashed, lost its lease or its key, or
+    /// was closed with the lock held. It costs a request for each acquisition. An acquisition that ends before the
+    /// delay has passed does not start it anew for the next one; [`Lock::try_acquire`] returns `None` meanwhile.
+    /// [`Error::Unsupported`] where the layout of the store has no room for it.
     #[must_use]
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;
         self
     }
 
-    /// Asks for a lease of its own: whatever ends it ends no other lock, and its end takes along everything that may still
-    /// be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that waits for such a
-    /// holder waits out its [`lock_delay`](Self::lock_delay) after a release too, because the lease is gone then as after a crash.
+    /// Asks for a lease of its own: whatever ends it ends no other lock, and its end takes along everything that may
+    /// still be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that
+    /// waits for such a holder waits out its [`lock_delay`](Self::lock_delay) after a release too, because the lease is
+    /// gone then as after a crash.
     #[must_use]
     pub fn own_lease(mut self) -> Self {
         self.own_lease = true;
         self
     }
 
-    /// Asks for [`Error::LeaseLost`] when the queue entry is lost while it waits, instead of entering the queue again at its end:
-    /// for callers to whom their turn matters, and not only the lock.
+    /// Asks for [`Error::LeaseLost`] when the queue entry is lost while it waits, instead of entering the queue again
+    /// at its end: for callers to whom their turn matters, and not only the lock.
     #[must_use]
     pub fn fail_on_lost_entry(mut self) -> Self {
         self.fail_on_lost_entry = true;
@@ -186,8 +192,8 @@ impl LockOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third of the TTL, and a
-    /// `lock_delay` above 9,000,000,000 s.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third
+    /// of the TTL, and a `lock_delay` above 9,000,000,000 s.
     pub fn check(&self) -> Result<(), Error> {
         if self.lock_delay.as_secs() > MAX_TTL_SECS {
             return Err(Error::invalid_config("lock_delay", "it must be at most 9,000,000,000 s"));
@@ -265,8 +271,8 @@ impl LockGuard {
         &self.shared.name
     }
 
-    /// Larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the guarded
-    /// resource, which has to refuse a smaller one than it has seen.
+    /// Larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the
+    /// guarded resource, which has to refuse a smaller one than it has seen.
     pub fn fencing_token(&self) -> FencingToken {
         self.shared.token
     }
@@ -318,8 +324,8 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] with the last trouble as its cause, if the store has not answered within a few seconds: it goes on in the
-    /// background, and the lease runs out at the latest. [`Error::Closed`] if the session ended first.
+    /// [`Error::Timeout`] with the last trouble as its cause, if the store has not answered within a few seconds: it
+    /// goes on in the background, and the lease runs out at the latest. [`Error::Closed`] if the session ended first.
     ///
     /// # Cancel safety
     ///
@@ -415,9 +421,9 @@ pub enum QueuePosition {
 
 /// Decides who holds a lock: the one rule for every mode and every backend.
 ///
-/// An exclusive place holds when it is the first; a shared one when no exclusive place is before it. Whoever waits looks
-/// at one place only, so that a hand-over wakes one waiter: an exclusive one at the place right before it, a shared one at
-/// the last exclusive place before it.
+/// An exclusive place holds when it is the first; a shared one when no exclusive place is before it. Whoever waits
+/// looks at one place only, so that a hand-over wakes one waiter: an exclusive one at the place right before it, a
+/// shared one at the last exclusive place before it.
 pub fn queue_position(line: impl IntoIterator<Item = QueueEntry>, me: FencingToken) -> QueuePosition {
     let mut before: Option<FencingToken> = None;
     let mut exclusive_before: Option<FencingToken> = None;

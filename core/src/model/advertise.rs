@@ -24,8 +24,8 @@ pub enum Chosen {
 
 /// Turns the address of a listener into one that other hosts can reach, and says how it was chosen.
 ///
-/// In this order: the environment variable `ENLIST_ADVERTISE` (`host` or `host:port`); the listener's own address unless
-/// it is unspecified; the address of the interface that routes outwards (asked of the kernel, nothing is sent).
+/// In this order: the environment variable `ENLIST_ADVERTISE` (`host` or `host:port`); the listener's own address
+/// unless it is unspecified; the address of the interface that routes outwards (asked of the kernel, nothing is sent).
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
 //! Text that others wrote, made harmless for terminals and logs.
 //!
-//! Whoever may write to the store chooses names, metadata and the values of leaders. Printed as it is, such text can move the cursor,
-//! forge lines of a log, or show something else than it says. The texts of this crate's errors are escaped already; for everything
-//! else that comes from the store there is [`escaped`].
+//! Whoever may write to the store chooses names, metadata and the values of leaders. Printed as it is, such text can
+//! move the cursor, forge lines of a log, or show something else than it says. The texts of this crate's errors are
+//! escaped already; for everything else that comes from the store there is [`escaped`].
 
 use std::fmt::{self, Write};
 
@@ -53,9 +53,10 @@ impl Write for Escaping<'_, '_> {
     }
 }
 
-/// Returns `true` for a character that changes how others are shown, or cannot be seen: control characters (C0, DEL, C1), line and
-/// paragraph separators, and what Unicode says is to be ignored in display (`Default_Ignorable_Code_Point`), among it the marks of
-/// bidirectional text and everything without width. Combining marks are text.
+/// Returns `true` for a character that changes how others are shown, or cannot be seen: control characters (C0, DEL,
+/// C1), line and paragraph separators, and what Unicode says is to be ignored in display
+/// (`Default_Ignorable_Code_Point`), among it the marks of bidirectional text and everything without width. Combining
+/// marks are text.
 pub fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(

@@ -18,8 +18,9 @@ pub use json::JSON_SUFFIX;
 /// The weight of an instance that says nothing about it.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
-/// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A quote,
-/// a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5 MiB.
+/// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A
+/// quote, a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5
+/// MiB.
 pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 
 /// Maximum number of bytes that JSON makes of one byte of a text.
@@ -124,22 +125,23 @@ impl Instance {
         })
     }
 
-    /// An instance whose id is the authority (`host:port`) of its first endpoint, as layouts keyed by address expect it: etcd naming,
-    /// kitex, go-kit, gobase. A program that removes an instance by its address finds it by that.
+    /// An instance whose id is the authority (`host:port`) of its first endpoint, as layouts keyed by address expect
+    /// it: etcd naming, kitex, go-kit, gobase. A program that removes an instance by its address finds it by that.
     ///
     /// The id stays what it is when the endpoints change.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); [`Error::InvalidName`] for an authority of more than 255 bytes, such as a long path of a Unix socket.
+    /// As [`new`](Self::new); [`Error::InvalidName`] for an authority of more than 255 bytes, such as a long path of a
+    /// Unix socket.
     pub fn at(endpoints: impl IntoIterator<Item = Endpoint>) -> Result<Self, Error> {
         let endpoints: Vec<_> = endpoints.into_iter().collect();
         let first = endpoints.first().ok_or_else(no_endpoint)?;
         Self::new(InstanceId::parse(first.authority())?, endpoints)
     }
 
-    /// An instance that says the same under another id and at other endpoints, and shares with this one what it says. What is
-    /// set to what it is already stays shared.
+    /// An instance that says the same under another id and at other endpoints, and shares with this one what it says.
+    /// What is set to what it is already stays shared.
     ///
     /// # Errors
     ///
@@ -321,9 +323,9 @@ impl InstanceUpdate {
 
     /// Replaces the endpoints. The update is refused if there is none.
     ///
-    /// Clients end what they have under way at the old ones and call the new ones from then on. Where the id is the address
-    /// ([`Instance::at`]) it stays that of the old one, and so does the key: a program that removes an instance by its new address
-    /// misses it.
+    /// Clients end what they have under way at the old ones and call the new ones from then on. Where the id is the
+    /// address ([`Instance::at`]) it stays that of the old one, and so does the key: a program that removes an instance
+    /// by its new address misses it.
     pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> &mut Self {
         self.instance.endpoints = endpoints.into_iter().collect();
         self
@@ -370,7 +372,8 @@ impl InstanceUpdate {
     }
 }
 
-/// For backends: lets instances share what they say alike, their version, zone and metadata. In a service these are few.
+/// For backends: lets instances share what they say alike, their version, zone and metadata. In a service these are
+/// few.
 #[derive(Debug, Default)]
 pub struct Interner {
     versions: Known<str>,
@@ -456,8 +459,8 @@ impl<T: ?Sized + Eq + Hash + Size> Known<T> {
 pub enum Presence {
     /// The store lists it.
     Live,
-    /// The store no longer does, or not yet again: it is kept for a while because its removal would have emptied the view, or
-    /// was read from disk because the store does not answer.
+    /// The store no longer does, or not yet again: it is kept for a while because its removal would have emptied the
+    /// view, or was read from disk because the store does not answer.
     Held,
 }
 

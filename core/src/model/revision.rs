@@ -37,7 +37,8 @@ number!(
     LeaseId(i64)
 );
 number!(
-    /// A number that grows with each acquisition of a lock. The guarded resource refuses a smaller one than it has seen.
+    /// A number that grows with each acquisition of a lock. The guarded resource refuses a smaller one than it has
+    /// seen.
     FencingToken(u64)
 );
 number!(

@@ -1,5 +1,6 @@
-//! Keys and values as their users chose them, beside the layouts: listed and watched by prefix, kept by a registration. Snapshots and
-//! watches of a subtree are the same for whatever else stores bytes by key. Compare [`crate::Snapshot`], which holds instances.
+//! Keys and values as their users chose them, beside the layouts: listed and watched by prefix, kept by a registration.
+//! Snapshots and watches of a subtree are the same for whatever else stores bytes by key. Compare [`crate::Snapshot`],
+//! which holds instances.
 
 mod snapshot;
 
@@ -26,17 +27,18 @@ use crate::{
     registration::{Deregistered, Registration, RegistrationState, RegistrationStates, registry::RegisterOptions},
 };
 
-/// The most bytes of a key and its value together. etcd refuses requests above 1.5 MiB, unless its operator set another limit; the rest
-/// is for guards.
+/// The most bytes of a key and its value together. etcd refuses requests above 1.5 MiB, unless its operator set another
+/// limit; the rest is for guards.
 pub const MAX_RAW_BYTES: usize = (3 << 19) - 65_536;
 
 /// Keys and values as their users chose them. Implemented by the backends; users hold an `Arc<dyn RawValues>`.
 ///
-/// In etcd these are the keys as they lie there, those of layouts and locks included. In memory they are apart from instances and locks.
+/// In etcd these are the keys as they lie there, those of layouts and locks included. In memory they are apart from
+/// instances and locks.
 #[async_trait]
 pub trait RawValues: fmt::Debug + Send + Sync + 'static {
-    /// Reads all keys that begin with `prefix`, however deep, at one revision, with linearizable reads. The prefix is taken as it is:
-    /// `svc` is also that of `svc2/a`.
+    /// Reads all keys that begin with `prefix`, however deep, at one revision, with linearizable reads. The prefix is
+    /// taken as it is: `svc` is also that of `svc2/a`.
     ///
     /// Signature: `async fn list_prefix(&self, prefix: &[u8]) -> Result<RawSnapshot, Error>`.
     ///
@@ -50,8 +52,8 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future has no effect.
     async fn list_prefix(&self, prefix: &[u8]) -> Result<RawSnapshot, Error>;
 
-    /// Watches all keys that begin with `prefix`, with the guarantees of a [`Watcher`](crate::Watcher). Returns at once; the first
-    /// [`RawWatcher::next`] waits for the first list.
+    /// Watches all keys that begin with `prefix`, with the guarantees of a [`Watcher`](crate::Watcher). Returns at
+    /// once; the first [`RawWatcher::next`] waits for the first list.
     ///
     /// Signature: `async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error>`.
     ///
@@ -64,22 +66,24 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future ends the watch.
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error>;
 
-    /// Keeps `value` under `key` until the registration ends, with the guarantees of [`Registry::register`](crate::Registry::register):
-    /// it comes back after any loss, and nothing it does overwrites or deletes what another one wrote. There is no owner in a raw
-    /// value, so a process that restarts observes the lease of its predecessor first.
+    /// Keeps `value` under `key` until the registration ends, with the guarantees of
+    /// [`Registry::register`](crate::Registry::register): it comes back after any loss, and nothing it does overwrites
+    /// or deletes what another one wrote. There is no owner in a raw value, so a process that restarts observes the
+    /// lease of its predecessor first.
     ///
-    /// Up to 8 keys of a directory, which is the part of the key up to its last `/`, are watched one by one in etcd. From the 9th on,
-    /// or once the session has 64 watches of own keys, the watch is one of the directory, and mirrors the whole prefix in memory: also
-    /// what others keep below it, and below its subdirectories. A key without a directory, or in `/`, is always watched by itself.
+    /// Up to 8 keys of a directory, which is the part of the key up to its last `/`, are watched one by one in etcd.
+    /// From the 9th on, or once the session has 64 watches of own keys, the watch is one of the directory, and mirrors
+    /// the whole prefix in memory: also what others keep below it, and below its subdirectories. A key without a
+    /// directory, or in `/`, is always watched by itself.
     ///
-    /// Signature: `async fn register_value(&self, key: &[u8], value: Vec<u8>, options: RegisterOptions) -> Result<RawRegistration,
-    /// Error>`.
+    /// Signature: `async fn register_value(&self, key: &[u8], value: Vec<u8>, options: RegisterOptions) ->
+    /// Result<RawRegistration, Error>`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an empty key, and for the options; [`Error::Unsupported`] for an `owner`; [`Error::TooLarge`] for
-    /// more than [`MAX_RAW_BYTES`]; else as [`Registry::register`](crate::Registry::register). In errors the part of the key behind its
-    /// last `/` is the instance, and the part before that the service.
+    /// [`Error::InvalidConfig`] for an empty key, and for the options; [`Error::Unsupported`] for an `owner`;
+    /// [`Error::TooLarge`] for more than [`MAX_RAW_BYTES`]; else as [`Registry::register`](crate::Registry::register).
+    /// In errors the part of the key behind its last `/` is the instance, and the part before that the service.
     ///
     /// # Cancel safety
     ///
@@ -95,8 +99,8 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
 /// A running watch of a prefix. Dropping it ends the watch. See [`Watcher`](crate::Watcher).
 #[async_trait]
 pub trait RawWatcher: fmt::Debug + Send + 'static {
-    /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this watcher
-    /// returned before, see [`Watcher::next`](crate::Watcher::next).
+    /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this
+    /// watcher returned before, see [`Watcher::next`](crate::Watcher::next).
     ///
     /// Signature: `async fn next(&mut self) -> Result<RawChange, Error>`.
     ///
@@ -202,12 +206,13 @@ impl RawRegistration {
         self.cell.get()
     }
 
-    /// Changes the value in place: the key keeps its lease and its creation. It is changed at once, also if the returned future is
-    /// dropped; the future waits until it is stored. A later change overtakes it.
+    /// Changes the value in place: the key keeps its lease and its creation. It is changed at once, also if the
+    /// returned future is dropped; the future waits until it is stored. A later change overtakes it.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], and nothing changes; else those of [`InstanceHandle::update`](crate::InstanceHandle::update).
+    /// [`Error::TooLarge`], and nothing changes; else those of
+    /// [`InstanceHandle::update`](crate::InstanceHandle::update).
     ///
     /// # Cancel safety
     ///
@@ -272,8 +277,8 @@ pub fn check_prefix(prefix: &[u8]) -> Result<(), Error> {
 ///
 /// # Errors
 ///
-/// [`Error::InvalidConfig`] for an empty key and for the options, [`Error::Unsupported`] for an owner, [`Error::TooLarge`] for more than
-/// [`MAX_RAW_BYTES`].
+/// [`Error::InvalidConfig`] for an empty key and for the options, [`Error::Unsupported`] for an owner,
+/// [`Error::TooLarge`] for more than [`MAX_RAW_BYTES`].
 pub fn check_value(key: &[u8], value: &[u8], options: &RegisterOptions) -> Result<(), Error> {
     options.check()?;
     if key.is_empty() {
@@ -293,8 +298,9 @@ fn check_size(key: &[u8], value: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// For backends: the names by which errors and logs tell of a key, the part before its last `/` and the part behind it, in an instance
-/// that stands for the value in a [`registration`](crate::backend::registration()). They need not be different for different keys.
+/// For backends: the names by which errors and logs tell of a key, the part before its last `/` and the part behind it,
+/// in an instance that stands for the value in a [`registration`](crate::backend::registration()). They need not be
+/// different for different keys.
 #[expect(clippy::missing_panics_doc, reason = "its names are made to be accepted")]
 pub fn stand_in(key: &[u8]) -> (ServiceRef, Instance) {
     let at = key.iter().rposition(|byte| *byte == b'/');

@@ -130,8 +130,8 @@ impl RawSnapshot {
         self.entries.remove(key);
     }
 
-    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an older snapshot
-    /// stays cheap.
+    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an
+    /// older snapshot stays cheap.
     pub fn patch(&mut self, entries: impl IntoIterator<Item = RawEntry>) {
         let mut gone = self.entries.clone();
         for entry in entries {

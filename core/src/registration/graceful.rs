@@ -1,7 +1,7 @@
 //! The order in which a server comes and goes, so that no client meets it too early or too late.
 //!
-//! Listen → register → serve … → draining → propagation delay → deregister → finish what is in flight → stop; all of the
-//! end under one deadline, with a report of what was reached.
+//! Listen → register → serve … → draining → propagation delay → deregister → finish what is in flight → stop; all of
+//! the end under one deadline, with a report of what was reached.
 
 use std::{future::Future, time::Duration};
 
@@ -37,8 +37,8 @@ impl Default for Graceful {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Shutdown<T> {
-    /// Result of the server; `None` if it was still busy at the deadline and was dropped, or if it never began because it was
-    /// stopped during the registration.
+    /// Result of the server; `None` if it was still busy at the deadline and was dropped, or if it never began because
+    /// it was stopped during the registration.
     pub served: Option<T>,
     /// `true` if clients had the chance to see the draining mark.
     pub drained: bool,
@@ -66,10 +66,11 @@ impl Graceful {
         self
     }
 
-    /// Runs the server that `serve` makes until `stop` completes, then shuts it down in order. The token given to `serve`
-    /// is its signal to stop accepting and to finish what is in flight. The handle is there to change the instance while the server
-    /// runs; it works until the instance is deregistered. An update that sets the health while the server drains overrides the mark.
-    /// The server must listen already, or requests that come right after registration are refused.
+    /// Runs the server that `serve` makes until `stop` completes, then shuts it down in order. The token given to
+    /// `serve` is its signal to stop accepting and to finish what is in flight. The handle is there to change the
+    /// instance while the server runs; it works until the instance is deregistered. An update that sets the health
+    /// while the server drains overrides the mark. The server must listen already, or requests that come right after
+    /// registration are refused.
     ///
     /// A server that ends by itself is deregistered at once.
     ///
@@ -113,8 +114,9 @@ impl Graceful {
         Shutdown { served, drained, deregistered }
     }
 
-    /// Awaits the registration, which `register` makes, and then [runs](Self::run) the server. Watches `stop` all the time: if it completes
-    /// during the registration, that is awaited within the deadline and undone, and the server never begins.
+    /// Awaits the registration, which `register` makes, and then [runs](Self::run) the server. Watches `stop` all the
+    /// time: if it completes during the registration, that is awaited within the deadline and undone, and the server
+    /// never begins.
     ///
     /// ```
     /// # use enlist::{Graceful, Instance, InstanceId, Endpoint, RegisterOptions, Registry, ServiceRef};
@@ -132,8 +134,8 @@ impl Graceful {
     ///
     /// # Errors
     ///
-    /// Those of `register`; [`Error::Timeout`] if it was still under way at the deadline of a shutdown: it was dropped, and the
-    /// registration is withdrawn in the background.
+    /// Those of `register`; [`Error::Timeout`] if it was still under way at the deadline of a shutdown: it was dropped,
+    /// and the registration is withdrawn in the background.
     ///
     /// # Cancel safety
     ///

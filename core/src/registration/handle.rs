@@ -18,9 +18,10 @@ const MOST_TRIES: u32 = 64;
 
 /// Reads the state of a registered instance and changes it in place. Clones share the registration.
 ///
-/// It keeps neither the instance registered nor the session alive: that is up to the [`Registration`](super::Registration) that it
-/// comes from. Once that has ended, however that came, [`update`](Self::update) and [`health_check`](Self::health_check) fail with
-/// [`Error::Closed`]; [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered, and
+/// It keeps neither the instance registered nor the session alive: that is up to the
+/// [`Registration`](super::Registration) that it comes from. Once that has ended, however that came,
+/// [`update`](Self::update) and [`health_check`](Self::health_check) fail with [`Error::Closed`];
+/// [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered, and
 /// [`states`](Self::states) end.
 ///
 /// ```
@@ -85,14 +86,15 @@ impl InstanceHandle {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, [`Error::InvalidAddress`] without an endpoint, and
-    /// nothing changes; [`Error::NotOwner`]
-    /// while the registration is [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published
-    /// again; [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
-    /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that is
-    /// mended; [`Error::Closed`] once the registration has ended; [`Error::Conflict`], and nothing changes, if `change` was overtaken 64 times: it
-    /// updates the instance itself, or takes very long. Without an answer from the store, and while the instance is
-    /// [`Withdrawn`](RegistrationState::Withdrawn), the future waits on: put a deadline on it where that matters.
+    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, [`Error::InvalidAddress`] without
+    /// an endpoint, and nothing changes; [`Error::NotOwner`] while the registration is
+    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again;
+    /// [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
+    /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that
+    /// is mended; [`Error::Closed`] once the registration has ended; [`Error::Conflict`], and nothing changes, if
+    /// `change` was overtaken 64 times: it updates the instance itself, or takes very long. Without an answer from the
+    /// store, and while the instance is [`Withdrawn`](RegistrationState::Withdrawn), the future waits on: put a
+    /// deadline on it where that matters.
     ///
     /// # Cancel safety
     ///
@@ -121,8 +123,8 @@ impl InstanceHandle {
         }
     }
 
-    /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's session
-    /// takes as well.
+    /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's
+    /// session takes as well.
     fn edit(&self, mut change: impl FnMut(&mut InstanceUpdate)) -> Result<u64, Error> {
         for _ in 0..MOST_TRIES {
             if self.shared.has_ended() {
@@ -151,14 +153,16 @@ impl InstanceHandle {
     /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
     ///
     /// In a store that cannot hold a health, a check that finds anything but [`Health::Serving`] removes the instance
-    /// ([`Withdrawn`](RegistrationState::Withdrawn)), and one that passes registers it again. It keeps its id and its lease meanwhile.
+    /// ([`Withdrawn`](RegistrationState::Withdrawn)), and one that passes registers it again. It keeps its id and its
+    /// lease meanwhile.
     ///
     /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
     /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime, and once the registration has ended.
+    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime, and once the registration
+    /// has ended.
     pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
     where
         F: Fn() -> C + Send + Sync + 'static,

@@ -49,7 +49,8 @@ where
     }
 }
 
-/// Wants `health` stored, unless the instance drains: a server that is about to leave must not be called again because it is well.
+/// Wants `health` stored, unless the instance drains: a server that is about to leave must not be called again because
+/// it is well.
 fn set(shared: &Shared, health: Health) {
     shared.desired.send_if_modified(|desired| {
         let now = desired.instance.health();

@@ -8,10 +8,11 @@ use crate::{error::Error, model::revision::LeaseId, registration::registry::Leas
 
 /// A lease that is renewed until this is dropped, which revokes it in the background, with all its keys.
 ///
-/// Granted by [`Registry::grant_lease`](crate::Registry::grant_lease). Registrations that are given it go when it goes, all at one
-/// revision, and leave it alone when they end. It is never replaced: once it is [lost](Self::lost), registrations on it stay
-/// [`Reregistering`](crate::RegistrationState::Reregistering); grant another one and register again. It keeps the session alive, as a
-/// registration does. A store removes the keys of a lease in one step, so a lease is for a thousand keys at most.
+/// Granted by [`Registry::grant_lease`](crate::Registry::grant_lease). Registrations that are given it go when it goes,
+/// all at one revision, and leave it alone when they end. It is never replaced: once it is [lost](Self::lost),
+/// registrations on it stay [`Reregistering`](crate::RegistrationState::Reregistering); grant another one and register
+/// again. It keeps the session alive, as a registration does. A store removes the keys of a lease in one step, so a
+/// lease is for a thousand keys at most.
 ///
 /// ```
 /// use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
@@ -50,13 +51,14 @@ impl Lease {
         self.handle.id()
     }
 
-    /// The time that it lives after the last renewal. It is renewed after a third of that. The store may have granted more than was
-    /// asked for.
+    /// The time that it lives after the last renewal. It is renewed after a third of that. The store may have granted
+    /// more than was asked for.
     pub fn ttl(&self) -> Duration {
         self.handle.ttl()
     }
 
-    /// Returns `true` unless it is known to be over: the store said so to a renewal, or the session has ended. Does not ask the store.
+    /// Returns `true` unless it is known to be over: the store said so to a renewal, or the session has ended. Does not
+    /// ask the store.
     pub fn is_alive(&self) -> bool {
         self.handle.is_alive()
     }
@@ -74,8 +76,9 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] or [`Error::Unavailable`] if the store has not answered within a few seconds: it goes on in the background, and
-    /// the lease is not renewed any more, so that it runs out at the latest. [`Error::Closed`] if the session ended first.
+    /// [`Error::Timeout`] or [`Error::Unavailable`] if the store has not answered within a few seconds: it goes on in
+    /// the background, and the lease is not renewed any more, so that it runs out at the latest. [`Error::Closed`] if
+    /// the session ended first.
     ///
     /// # Cancel safety
     ///
@@ -96,7 +99,8 @@ impl From<&Lease> for LeaseChoice {
     }
 }
 
-/// For backends: the part of a [`Lease`] that does the work. Dropping it revokes the lease in the background, unless it was abandoned.
+/// For backends: the part of a [`Lease`] that does the work. Dropping it revokes the lease in the background, unless it
+/// was abandoned.
 #[async_trait]
 pub trait LeaseHandle: fmt::Debug + Send + Sync + 'static {
     /// See [`Lease::id`].

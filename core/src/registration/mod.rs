@@ -1,7 +1,7 @@
 //! A published instance: the user's handle, and the backend's end of it.
 //!
-//! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing the
-//! handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
+//! The two ends share a *desired* state, written by the handle, and a *reported* one, written by the backend. Nothing
+//! the handle does waits for the store; the backend reconciles. [`registration`] makes the pair.
 
 pub(crate) mod graceful;
 pub(crate) mod lease;
@@ -47,8 +47,8 @@ pub enum RegistrationState {
         /// The revision of the last acknowledged write.
         revision: Revision,
     },
-    /// Published as far as is known, but its lease or its watch is in trouble, or a change of it could not be stored and is tried
-    /// again.
+    /// Published as far as is known, but its lease or its watch is in trouble, or a change of it could not be stored
+    /// and is tried again.
     Suspect {
         /// Cause of the trouble.
         cause: Error,
@@ -58,8 +58,8 @@ pub enum RegistrationState {
         /// Reason for which it was lost, or why the last attempt failed.
         cause: Error,
     },
-    /// It was published, and another registration has the key since: a newer one, or one that was told to take over. This
-    /// one writes nothing, watches the key, and is published again when that is free.
+    /// It was published, and another registration has the key since: a newer one, or one that was told to take over.
+    /// This one writes nothing, watches the key, and is published again when that is free.
     Superseded {
         /// [`Error::NotOwner`], with the lease of the other one.
         cause: Error,
@@ -109,8 +109,9 @@ pub enum Shown {
     /// The instance is to be in the store.
     #[default]
     Yes,
-    /// It is not, for now: its health check fails, and the store cannot say so in another way. The backend removes it, reports
-    /// [`RegistrationState::Withdrawn`], and keeps its claim on the id. Never in a store that holds [`Health::NotServing`].
+    /// It is not, for now: its health check fails, and the store cannot say so in another way. The backend removes it,
+    /// reports [`RegistrationState::Withdrawn`], and keeps its claim on the id. Never in a store that holds
+    /// [`Health::NotServing`].
     Withdrawn,
 }
 
@@ -197,9 +198,9 @@ pub fn registration(
 
 /// A published instance.
 ///
-/// [`deregister`](Self::deregister) is the orderly end. Dropping it asks for the same without waiting: the session keeps
-/// trying to remove the instance until that is confirmed; if the session itself ends first, the lease runs out after its
-/// TTL.
+/// [`deregister`](Self::deregister) is the orderly end. Dropping it asks for the same without waiting: the session
+/// keeps trying to remove the instance until that is confirmed; if the session itself ends first, the lease runs out
+/// after its TTL.
 #[derive(Debug)]
 #[must_use = "dropping it deregisters the instance"]
 pub struct Registration {
@@ -208,7 +209,8 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// A handle to read the state and to change the instance with, for other tasks. It does not keep the instance registered.
+    /// A handle to read the state and to change the instance with, for other tasks. It does not keep the instance
+    /// registered.
     pub fn handle(&self) -> InstanceHandle {
         self.handle.clone()
     }
@@ -233,8 +235,8 @@ impl Registration {
         self.handle.states()
     }
 
-    /// The lease of the last acknowledged write; `None` before one. It stays after that lease was lost, until there is another one. With
-    /// a [`Migration`](crate::Migration) it is that of the first side which is written.
+    /// The lease of the last acknowledged write; `None` before one. It stays after that lease was lost, until there is
+    /// another one. With a [`Migration`](crate::Migration) it is that of the first side which is written.
     pub fn lease(&self) -> Option<LeaseId> {
         self.handle.lease()
     }
@@ -291,8 +293,8 @@ impl Registration {
 
     /// Removes the instance and confirms it. After this returns no late write brings it back.
     ///
-    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone. What a
-    /// dead process with an equal `owner` left under the id is removed, also before it could be taken over.
+    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone. What
+    /// a dead process with an equal `owner` left under the id is removed, also before it could be taken over.
     ///
     /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
     /// background until the removal is confirmed.
@@ -311,9 +313,9 @@ impl Registration {
         reported.ended.clone().unwrap_or(Err(Error::Closed))
     }
 
-    /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts. An
-    /// instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later registration
-    /// of the same process needs an equal `owner` to take it over.
+    /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts.
+    /// An instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later
+    /// registration of the same process needs an equal `owner` to take it over.
     pub fn abandon(self) {
         self.end(Goal::Abandoned);
     }
@@ -422,7 +424,8 @@ impl RegistrationStates {
     }
 }
 
-/// For backends: a look at another registration of the same session, and the way to end it. It keeps nothing alive but the state.
+/// For backends: a look at another registration of the same session, and the way to end it. It keeps nothing alive but
+/// the state.
 #[derive(Clone, Debug)]
 pub struct Withdrawal {
     shared: Arc<Shared>,
@@ -454,8 +457,8 @@ pub struct RegistrationDriver {
 }
 
 impl RegistrationDriver {
-    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the background. It is called
-    /// without a lock. Only the first call counts.
+    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the
+    /// background. It is called without a lock. Only the first call counts.
     pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
         // A second one would come after changes that the first one let through.
         let _ = self.shared.accepts.set(Box::new(accepts));
@@ -481,8 +484,9 @@ impl RegistrationDriver {
         self.desired.borrow().goal
     }
 
-    /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when the
-    /// instance is no longer to be present, however often that was seen: whoever waits would miss the end otherwise.
+    /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when
+    /// the instance is no longer to be present, however often that was seen: whoever waits would miss the end
+    /// otherwise.
     ///
     /// # Cancel safety
     ///
@@ -495,7 +499,8 @@ impl RegistrationDriver {
         let _ = self.desired.changed().await;
     }
 
-    /// Waits until the instance is no longer to be present. Takes note of nothing that [`changed`](Self::changed) tells.
+    /// Waits until the instance is no longer to be present. Takes note of nothing that [`changed`](Self::changed)
+    /// tells.
     ///
     /// # Cancel safety
     ///
@@ -553,9 +558,9 @@ impl RegistrationDriver {
         }
     }
 
-    /// Reports that the store refuses `generation` for a reason that somebody has to mend, and that what was stored before is
-    /// published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get `cause`. It may be stored all
-    /// the same, later.
+    /// Reports that the store refuses `generation` for a reason that somebody has to mend, and that what was stored
+    /// before is published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get `cause`.
+    /// It may be stored all the same, later.
     pub fn report_refused(&self, generation: u64, cause: Error) {
         // First, for whoever looks at the state because of it.
         self.report(RegistrationState::Suspect { cause: cause.clone() });
@@ -651,8 +656,8 @@ fn is_observing(error: &Error) -> bool {
     matches!(error, Error::Observing { .. })
 }
 
-/// Returns `true` if two states tell a reader the same. Causes are compared by their text, and the time that an observation
-/// still takes makes no difference.
+/// Returns `true` if two states tell a reader the same. Causes are compared by their text, and the time that an
+/// observation still takes makes no difference.
 fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
     use RegistrationState as S;
     let text = |error: &Error| error.to_string();

@@ -46,8 +46,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]). To tell that from a
-    /// leftover takes a third of its TTL and 3 s; a call that waits for less returns [`Error::Timeout`] with
+    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]). To tell that
+    /// from a leftover takes a third of its TTL and 3 s; a call that waits for less returns [`Error::Timeout`] with
     /// [`Error::Observing`] as its cause, and a repeated one completes it. An equal `owner` needs no observation.
     /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`], [`Error::AuthFailed`] end the wait
     /// early; [`Error::Timeout`] if the store did not answer in time; [`Error::InvalidConfig`] for the options.
@@ -91,28 +91,29 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// The instance may or may not have been removed; removing it again is safe.
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>;
 
-    /// Removes an instance whatever keeps it, if it is still as it was last changed at `modified`; `None` removes what is there
-    /// now. For operators: of an instance that nobody can deregister any more, and of a value that is no instance.
+    /// Removes an instance whatever keeps it, if it is still as it was last changed at `modified`; `None` removes what
+    /// is there now. For operators: of an instance that nobody can deregister any more, and of a value that is no
+    /// instance.
     ///
-    /// Signature: `async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted,
-    /// Error>`.
+    /// Signature: `async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) ->
+    /// Result<Evicted, Error>`.
     ///
-    /// A live registration treats this as its [`OnDelete`] says: it puts the instance back, or ends. Its lease lives on. Where ids
-    /// are made by the layout, `id` is the one that [`resolve`](crate::Resolver::resolve) shows.
+    /// A live registration treats this as its [`OnDelete`] says: it puts the instance back, or ends. Its lease lives
+    /// on. Where ids are made by the layout, `id` is the one that [`resolve`](crate::Resolver::resolve) shows.
     ///
     /// # Errors
     ///
-    /// [`Error::NotRegistered`] if there is none; [`Error::Conflict`] with the present revision if it is not the one of `modified`,
-    /// or if without one it was changed again and again meanwhile.
+    /// [`Error::NotRegistered`] if there is none; [`Error::Conflict`] with the present revision if it is not the one of
+    /// `modified`, or if without one it was changed again and again meanwhile.
     ///
     /// # Cancel safety
     ///
-    /// The instance may or may not have been removed. With `modified`, evicting it again is safe; without, that removes an instance
-    /// that was put back since.
+    /// The instance may or may not have been removed. With `modified`, evicting it again is safe; without, that removes
+    /// an instance that was put back since.
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error>;
 
-    /// Grants a lease that is renewed until it is dropped, to be given to registrations ([`LeaseChoice::Given`]). Locks take no
-    /// given lease: they never share one with registrations.
+    /// Grants a lease that is renewed until it is dropped, to be given to registrations ([`LeaseChoice::Given`]). Locks
+    /// take no given lease: they never share one with registrations.
     ///
     /// Signature: `async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error>`.
     ///
@@ -121,8 +122,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s; [`Error::Unavailable`], [`Error::Timeout`],
-    /// [`Error::PermissionDenied`], [`Error::AuthFailed`], [`Error::StorageFull`], [`Error::Closed`]; [`Error::Unsupported`] where there is
-    /// more than one store.
+    /// [`Error::PermissionDenied`], [`Error::AuthFailed`], [`Error::StorageFull`], [`Error::Closed`];
+    /// [`Error::Unsupported`] where there is more than one store.
     ///
     /// # Cancel safety
     ///
@@ -182,8 +183,9 @@ pub enum LeaseChoice {
     Shared,
     /// One of its own, so that it lives and dies alone.
     Own,
-    /// An existing one that is kept alive elsewhere, for instance by a [`Lease`], and is neither replaced nor revoked from here. It does not identify an instance:
-    /// a process that restarts with it needs an `owner` to take its old instance over at once.
+    /// An existing one that is kept alive elsewhere, for instance by a [`Lease`], and is neither replaced nor revoked
+    /// from here. It does not identify an instance: a process that restarts with it needs an `owner` to take its old
+    /// instance over at once.
     Given(LeaseId),
 }
 
@@ -204,9 +206,10 @@ pub struct RegisterOptions {
     /// Condition on which `register` returns. Default: `Wait(10 s)`.
     pub start: Start,
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
-    /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with one
-    /// owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store sees it, and
-    /// with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it. Default: none.
+    /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with
+    /// one owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store
+    /// sees it, and with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it.
+    /// Default: none.
     pub owner: Option<String>,
     /// Reaction when somebody else's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,
@@ -214,9 +217,9 @@ pub struct RegisterOptions {
     pub lease: LeaseChoice,
     /// Time for which it lives after the last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
-    /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`. Shorter costs requests,
-    /// and more of them can fail before the lease ends. Registrations with different intervals share no lease; a given lease is
-    /// not renewed. Default: `None`, a third of `ttl`.
+    /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`.
+    /// Shorter costs requests, and more of them can fail before the lease ends. Registrations with different intervals
+    /// share no lease; a given lease is not renewed. Default: `None`, a third of `ttl`.
     pub renewal_interval: Option<Duration>,
     /// Reaction when somebody deletes the key. Default: `Restore`.
     pub on_delete: OnDelete,
@@ -224,9 +227,9 @@ pub struct RegisterOptions {
     pub max_attempts: Option<u32>,
     /// The delays between attempts. Default: 200 ms growing to 10 s, jittered.
     pub backoff: BackoffPolicy,
-    /// Interval at which the key is read back although nothing seems wrong, in case the store forgot to tell of a change; jittered
-    /// by half: 30 s is from 15 s to 45 s. The key is watched besides, so a loss that is told of is noticed at once. Default:
-    /// 5 minutes; `None` never does.
+    /// Interval at which the key is read back although nothing seems wrong, in case the store forgot to tell of a
+    /// change; jittered by half: 30 s is from 15 s to 45 s. The key is watched besides, so a loss that is told of is
+    /// noticed at once. Default: 5 minutes; `None` never does.
     pub audit: Option<Duration>,
 }
 
@@ -371,8 +374,8 @@ impl RegisterOptions {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third of the TTL, and
-    /// audits without a pause.
+    /// [`Error::InvalidConfig`] for a TTL outside 1 s to 9,000,000,000 s, a renewal interval outside 500 ms to a third
+    /// of the TTL, and audits without a pause.
     pub fn check(&self) -> Result<(), Error> {
         LeaseTerms::check(self.ttl, self.renewal_interval)?;
         if self.audit.is_some_and(|audit| audit.is_zero()) {

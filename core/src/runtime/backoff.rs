@@ -36,7 +36,8 @@ impl BackoffPolicy {
 
     /// The same delay each time, without jitter.
     ///
-    /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where there are many.
+    /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where
+    /// there are many.
     ///
     /// # Errors
     ///
@@ -87,8 +88,8 @@ pub fn jitter(limit: Duration) -> Duration {
     limit.mul_f64(fastrand::f64())
 }
 
-/// For backends: how far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL and at
-/// most a second, or what it takes for `registrations` of one session to stay below 2,000 in a second.
+/// For backends: how far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL
+/// and at most a second, or what it takes for `registrations` of one session to stay below 2,000 in a second.
 pub fn reregistration_window(ttl: Duration, registrations: usize) -> Duration {
     let many = Duration::from_micros(500).saturating_mul(u32::try_from(registrations).unwrap_or(u32::MAX));
     (ttl / 10).min(Duration::from_secs(1)).max(many)

@@ -5,8 +5,8 @@
 
 use std::{fmt, time::Duration};
 
-/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a moment never
-/// overflows.
+/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a
+/// moment never overflows.
 pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// Time for which a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
@@ -60,8 +60,8 @@ impl Moment {
     }
 }
 
-/// A duration as texts show it, rounded: a text with nine digits is never the same twice, so that logs cannot be grouped by it. What
-/// needs the exact value takes it from a field.
+/// A duration as texts show it, rounded: a text with nine digits is never the same twice, so that logs cannot be
+/// grouped by it. What needs the exact value takes it from a field.
 ///
 /// ```
 /// use enlist::backend::rounded;

@@ -1,4 +1,5 @@
-//! For backends: the deadline of an acquisition or a release, whose error names the last trouble that the task behind it had.
+//! For backends: the deadline of an acquisition or a release, whose error names the last trouble that the task behind
+//! it had.
 
 use std::{
     future::Future,
@@ -9,7 +10,8 @@ use std::{
 use crate::error::{Cause, Error};
 use crate::runtime::sync::MutexExt as _;
 
-/// The last trouble of an acquisition, or of its release. Clones share it: one is with its task, another one with its caller.
+/// The last trouble of an acquisition, or of its release. Clones share it: one is with its task, another one with its
+/// caller.
 #[derive(Clone, Debug, Default)]
 pub struct LastTrouble(Arc<Mutex<Option<Error>>>);
 

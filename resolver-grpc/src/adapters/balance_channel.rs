@@ -10,11 +10,12 @@ use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
 use crate::subchannel::security::Wire;
 
-/// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits, and goes on
-/// with the latest state of the view.
+/// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits,
+/// and goes on with the latest state of the view.
 const CHANGES: usize = 1024;
 
-/// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last set.
+/// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last
+/// set.
 #[derive(Debug)]
 #[must_use = "dropping it stops the feeding of the channel"]
 pub struct Balanced {
@@ -29,17 +30,18 @@ impl Balanced {
     }
 }
 
-/// A tonic channel whose endpoints are the instances of `view`: plain-text endpoints with the protocol `grpc`, `http` or
-/// `tcp`, or none. Of each instance the first such endpoint is used; an instance without one is left out, with a warning. An
-/// instance with weight 0, or one that is draining or not serving, is taken out of the channel.
+/// A tonic channel whose endpoints are the instances of `view`: plain-text endpoints with the protocol `grpc`, `http`
+/// or `tcp`, or none. Of each instance the first such endpoint is used; an instance without one is left out, with a
+/// warning. An instance with weight 0, or one that is draining or not serving, is taken out of the channel.
 ///
 /// The limits are those of tonic's balancer, measured with tonic 0.14.9:
 ///
-/// - It picks at random among *all* endpoints, also those that refuse connections (533 of 2,000 calls failed with one of three
-///   dead), and knows no weights.
+/// - It picks at random among *all* endpoints, also those that refuse connections (533 of 2,000 calls failed with one
+///   of three dead), and knows no weights.
 /// - Changes are applied when a request comes; a channel nobody uses keeps its connections.
 /// - With no instance at all, calls wait: give them a deadline.
-/// - Everything is plaintext, also the credentials that an interceptor of tonic's adds, and the registry chooses where it goes.
+/// - Everything is plaintext, also the credentials that an interceptor of tonic's adds, and the registry chooses where
+///   it goes.
 ///
 /// [`crate::Channel`] has none of these.
 ///

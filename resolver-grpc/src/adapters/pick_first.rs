@@ -24,14 +24,14 @@ const UNKNOWN: Duration = Duration::from_secs(5);
 /// Maximum duration of connecting to one instance before the next one is tried.
 const EACH: Duration = Duration::from_secs(2);
 
-/// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until one can be
-/// connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme says whether there is TLS,
-/// whatever the endpoints state. Endpoints that are unix sockets are not used.
+/// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until
+/// one can be connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme
+/// says whether there is TLS, whatever the endpoints state. Endpoints that are unix sockets are not used.
 ///
-/// - Nothing is spread: all calls go to one instance for as long as the connection lasts, also if the instance is no longer
-///   listed. A server that leaves in order closes its connections, which ends that.
-/// - After a lost connection the calls in flight fail; the next one dials. A dial waits up to 5 s for a service that is not known
-///   yet, and gives each instance 2 s.
+/// - Nothing is spread: all calls go to one instance for as long as the connection lasts, also if the instance is no
+///   longer listed. A server that leaves in order closes its connections, which ends that.
+/// - After a lost connection the calls in flight fail; the next one dials. A dial waits up to 5 s for a service that is
+///   not known yet, and gives each instance 2 s.
 pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
     let (view, shared) = (view.clone(), settings.clone());
     let connector = service_fn(move |_: Uri| dial(view.clone(), shared.clone()));

@@ -53,7 +53,8 @@ const MOST_SHARE: f32 = 1000.0;
 /// Maximum time for an instance that is no longer listed to finish its calls, unless said otherwise.
 pub(crate) const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 
-/// Time for which a connection with calls in flight may be silent before it is asked for a sign of life, unless said otherwise.
+/// Time for which a connection with calls in flight may be silent before it is asked for a sign of life, unless said
+/// otherwise.
 pub(crate) const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
 
 impl Channel {
@@ -143,30 +144,32 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets which instances are used, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not serve or
-    /// have weight 0 are never used.
+    /// Sets which instances are used, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not
+    /// serve or have weight 0 are never used.
     pub fn filter(mut self, filter: Filter) -> Self {
         self.rules.filter = filter;
         self
     }
 
-    /// Prefers instances in this zone. As long as more than 71 % of its weight is ready, all calls stay there; below, they spill
-    /// over to the others in proportion. A subset is taken before the zone is looked at. Default: none.
+    /// Prefers instances in this zone. As long as more than 71 % of its weight is ready, all calls stay there; below,
+    /// they spill over to the others in proportion. A subset is taken before the zone is looked at. Default: none.
     pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
         self.rules.zone = Some(zone.into());
         self
     }
 
-    /// Sets how long an instance that is no longer listed may take to finish its calls; then they are broken off. Default: 10 min.
+    /// Sets how long an instance that is no longer listed may take to finish its calls; then they are broken off.
+    /// Default: 10 min.
     pub fn drain(mut self, drain: Duration) -> Self {
         self.rules.drain = drain;
         self
     }
 
-    /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the URL have no
-    /// effect. An error or a panic counts as a failed dial. Called for every dial, and for one without TLS once more with settings
-    /// for no endpoint, to find out if it configures TLS. If so, an endpoint that states no protocol is connected to with TLS, and one
-    /// that states a protocol without TLS is not used, see [`require_tls`](Self::require_tls).
+    /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the
+    /// URL have no effect. An error or a panic counts as a failed dial. Called for every dial, and for one without TLS
+    /// once more with settings for no endpoint, to find out if it configures TLS. If so, an endpoint that states no
+    /// protocol is connected to with TLS, and one that states a protocol without TLS is not used, see
+    /// [`require_tls`](Self::require_tls).
     pub fn settings(
         mut self,
         change: impl Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync + 'static,
@@ -175,8 +178,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how long making a connection may take, until the server has said something. Default: 3 s; a `connect_timeout` in the
-    /// settings overrides it.
+    /// Sets how long making a connection may take, until the server has said something. Default: 3 s; a
+    /// `connect_timeout` in the settings overrides it.
     pub fn dial_timeout(mut self, dial_timeout: Duration) -> Self {
         self.dial_timeout = dial_timeout;
         self
@@ -188,8 +191,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Watches the health of `service` (empty: of the whole server) with the gRPC health checking protocol and uses only instances
-    /// that say they serve. A server without a health service counts as serving. Default: not watched.
+    /// Watches the health of `service` (empty: of the whole server) with the gRPC health checking protocol and uses
+    /// only instances that say they serve. A server without a health service counts as serving. Default: not watched.
     pub fn health_check(mut self, service: impl Into<String>) -> Self {
         self.health = Some(service.into());
         self
@@ -208,24 +211,25 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given up if none
-    /// comes within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that ends without an answer asks at once.
+    /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given
+    /// up if none comes within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that ends without an
+    /// answer asks at once.
     pub fn silence(mut self, silence: Duration) -> Self {
         self.silence = silence;
         self
     }
 
     /// Lets calls be tried again that were answered with an error or may have been done. `methods` is a path
-    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the closest one counts. Default: none; calls
-    /// that provably never left are sent elsewhere in any case.
+    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the closest one counts. Default:
+    /// none; calls that provably never left are sent elsewhere in any case.
     pub fn retry(mut self, methods: impl Into<String>, policy: RetryPolicy) -> Self {
         self.policies.insert(methods.into(), policy);
         self
     }
 
-    /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least `per_second`.
-    /// Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to 1,000 (0 if it is no number);
-    /// other values count as the closest one.
+    /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least
+    /// `per_second`. Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to
+    /// 1,000 (0 if it is no number); other values count as the closest one.
     pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
         let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
         let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, MOST_SHARE) };
@@ -239,23 +243,24 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how long a call waits for a service that is not known yet, or for a connection that is being made; its own deadline
-    /// counts if that is sooner. Default: 5 s.
+    /// Sets how long a call waits for a service that is not known yet, or for a connection that is being made; its own
+    /// deadline counts if that is sooner. Default: 5 s.
     pub fn wait_limit(mut self, wait_limit: Duration) -> Self {
         self.wait_limit = wait_limit;
         self
     }
 
-    /// Lets calls wait, within the same bound, also if no instance can be connected to or none is listed. [`WaitForReady`] of a call
-    /// overrides it. Default: they fail at once.
+    /// Lets calls wait, within the same bound, also if no instance can be connected to or none is listed.
+    /// [`WaitForReady`] of a call overrides it. Default: they fail at once.
     pub fn wait_for_ready(mut self) -> Self {
         self.wait_for_ready = WaitForReady(true);
         self
     }
 
-    /// Makes each call a span, and lets it carry the W3C trace context: see [`trace`](crate::trace). Default: neither; the channels of a
-    /// [`ConnectionManager`](crate::ConnectionManager) are traced unless it is given options of its own. It costs an eighth more
-    /// instructions for a call without a payload, even if no subscriber records the span (docs/grpc.md has the measurement).
+    /// Makes each call a span, and lets it carry the W3C trace context: see [`trace`](crate::trace). Default: neither;
+    /// the channels of a [`ConnectionManager`](crate::ConnectionManager) are traced unless it is given options of its
+    /// own. It costs an eighth more instructions for a call without a payload, even if no subscriber records the span
+    /// (docs/grpc.md has the measurement).
     pub fn traced(mut self) -> Self {
         self.tracing = Tracing::On;
         self

@@ -1,7 +1,7 @@
 //! One call: send it to an instance, and where that is right, to another one.
 //!
-//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs what it
-//! costs over tonic's own. Whatever has to wait goes on in a boxed one.
+//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs what
+//! it costs over tonic's own. Whatever has to wait goes on in a boxed one.
 
 use std::{
     fmt,

@@ -1,4 +1,5 @@
-//! The channel that generated clients take: the handle, its state and its end. It is made by `builder.rs`, and each call is in `call.rs`.
+//! The channel that generated clients take: the handle, its state and its end. It is made by `builder.rs`, and each
+//! call is in `call.rs`.
 
 use std::{
     fmt,
@@ -18,11 +19,12 @@ use crate::{
     subchannel::{activity::Usage, connectivity::InstanceState, subchannel::Subchannel},
 };
 
-/// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and are cheap.
+/// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and
+/// are cheap.
 ///
-/// - An instance is a candidate only while its connection works. A failed connection is noticed with the first call, which is
-///   sent elsewhere if it provably never left, and dialled again after 100 ms, growing to 10 s, or at once when the instance is
-///   registered anew.
+/// - An instance is a candidate only while its connection works. A failed connection is noticed with the first call,
+///   which is sent elsewhere if it provably never left, and dialled again after 100 ms, growing to 10 s, or at once
+///   when the instance is registered anew.
 /// - A service without instances fails with `UNAVAILABLE` at once; one that is not known yet is waited for.
 /// - If nobody is ready but somebody is connected (ejected, unhealthy, suspect), calls go there: better than nobody.
 /// - When the store is away, the last known instances stay.
@@ -102,7 +104,8 @@ impl Channel {
         instances
     }
 
-    /// Ends all tasks and closes what is idle, for all clones; waits at most `limit`. Calls in flight finish, new ones fail.
+    /// Ends all tasks and closes what is idle, for all clones; waits at most `limit`. Calls in flight finish, new ones
+    /// fail.
     ///
     /// # Errors
     ///

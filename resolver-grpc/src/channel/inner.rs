@@ -1,5 +1,5 @@
-//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One call is in
-//! [`crate::channel::call`].
+//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One
+//! call is in [`crate::channel::call`].
 
 use std::{
     pin::pin,
@@ -31,8 +31,8 @@ const TAKES: usize = 4;
 /// Instances of which a message says why they take no calls.
 const MAX_EXPLAINED: usize = 3;
 
-/// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline or the
-/// channel's bound, instead of failing at once. Overrides the channel's own choice.
+/// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline
+/// or the channel's bound, instead of failing at once. Overrides the channel's own choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitForReady(pub bool);
 
@@ -48,12 +48,12 @@ pub struct CallHead<'a> {
     pub headers: &'a mut HeaderMap,
 }
 
-/// Runs before each call of a channel: adds credentials, refuses what is not allowed. Implemented by users; kept in an `Arc<dyn
-/// Intercept>`.
+/// Runs before each call of a channel: adds credentials, refuses what is not allowed. Implemented by users; kept in an
+/// `Arc<dyn Intercept>`.
 #[async_trait]
 pub trait Intercept: Send + Sync + 'static {
-    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then on, unless the
-    /// call's own deadline comes first.
+    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then
+    /// on, unless the call's own deadline comes first.
     ///
     /// Signature: `async fn before(&self, call: CallHead<'_>) -> Result<(), Status>`.
     ///
@@ -253,8 +253,9 @@ fn word(state: InstanceState) -> &'static str {
     }
 }
 
-/// Somebody at random who can take a call although the picker state does not list it as ready: one that has become ready since the
-/// picker state was made, else, when nobody is ready or soon will be, one that is connected although not well.
+/// Somebody at random who can take a call although the picker state does not list it as ready: one that has become
+/// ready since the picker state was made, else, when nobody is ready or soon will be, one that is connected although
+/// not well.
 fn last_resort(picker_state: &PickerState) -> Option<&Arc<Subchannel>> {
     let newcomer = any_of(&picker_state.all, |subchannel| subchannel.state() == InstanceState::Ready);
     if newcomer.is_some() || picker_state.all.iter().any(may_be_ready) {

@@ -65,29 +65,32 @@ impl ManagerOptions {
         self
     }
 
-    /// Sets the options of each new channel: credentials, retries, health checks. Of callers that ask for a new channel at the same
-    /// time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`], [traced](ChannelBuilder::traced).
+    /// Sets the options of each new channel: credentials, retries, health checks. Of callers that ask for a new channel
+    /// at the same time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`],
+    /// [traced](ChannelBuilder::traced).
     pub fn channel(mut self, channel: impl Fn(&Target) -> ChannelBuilder + Send + Sync + 'static) -> Self {
         self.channel = Arc::new(channel);
         self
     }
 
-    /// Sets the options of the views. Their `idle` has no effect: it is [`Invocation::cache_ttl`]. Default: [`DirectoryOptions::new`].
+    /// Sets the options of the views. Their `idle` has no effect: it is [`Invocation::cache_ttl`]. Default:
+    /// [`DirectoryOptions::new`].
     pub fn directory(mut self, directory: DirectoryOptions) -> Self {
         self.directory = directory;
         self
     }
 
-    /// Adds the resolver of another scheme, see [`Schemes::with`]: the [resolver scheme](Invocation::resolver_scheme) of service-DNS
-    /// mode, `dns` to replace the system's DNS, or that of targets for [`ConnectionManager::channel_to`].
+    /// Adds the resolver of another scheme, see [`Schemes::with`]: the [resolver scheme](Invocation::resolver_scheme)
+    /// of service-DNS mode, `dns` to replace the system's DNS, or that of targets for
+    /// [`ConnectionManager::channel_to`].
     pub fn scheme(mut self, scheme: impl Into<String>, resolver: Arc<dyn Resolver>) -> Self {
         self.resolvers.push((scheme.into(), resolver));
         self
     }
 }
 
-/// Hands out channels: one per target, however many ask for it. A channel is made without waiting; its connections are made in the
-/// background. One that nobody but the manager holds is let go of after a while.
+/// Hands out channels: one per target, however many ask for it. A channel is made without waiting; its connections are
+/// made in the background. One that nobody but the manager holds is let go of after a while.
 ///
 /// Dropping the manager ends its own task; channels that were handed out go on.
 pub struct ConnectionManager {
@@ -131,8 +134,8 @@ impl State {
 impl ConnectionManager {
     /// A manager of channels to the services that `resolver` finds, located as `invocation` configures it.
     ///
-    /// The watch of a service ends [`Invocation::cache_ttl`] after its channel, which is kept for [`ManagerOptions::keep`] after its
-    /// last holder.
+    /// The watch of a service ends [`Invocation::cache_ttl`] after its channel, which is kept for
+    /// [`ManagerOptions::keep`] after its last holder.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -168,7 +171,8 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, keep, move |target| channel(target))
     }
 
-    /// A manager of channels with the default options, [traced](ChannelBuilder::traced), over a locator and schemes of the caller's.
+    /// A manager of channels with the default options, [traced](ChannelBuilder::traced), over a locator and schemes of
+    /// the caller's.
     ///
     /// [`Invocation::cache_ttl`] has no effect here: `schemes` has its own options for views.
     ///
@@ -179,9 +183,9 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder().traced())
     }
 
-    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health checks. Of callers
-    /// that ask for a new channel at the same time, each may call `options`, which may use the manager. [`Invocation::cache_ttl`] has
-    /// no effect, as with [`new`](Self::new).
+    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health
+    /// checks. Of callers that ask for a new channel at the same time, each may call `options`, which may use the
+    /// manager. [`Invocation::cache_ttl`] has no effect, as with [`new`](Self::new).
     ///
     /// # Errors
     ///

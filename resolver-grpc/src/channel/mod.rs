@@ -1,5 +1,6 @@
-//! The channel that generated clients take. A [`Channel`](crate::Channel) hands each call to a ready instance and decides about further attempts;
-//! a manager shares channels among callers. Begin with `call.rs`, one call from its beginning to its end; `builder.rs` has the options.
+//! The channel that generated clients take. A [`Channel`](crate::Channel) hands each call to a ready instance and
+//! decides about further attempts; a manager shares channels among callers. Begin with `call.rs`, one call from its
+//! beginning to its end; `builder.rs` has the options.
 
 pub(crate) mod builder;
 pub(crate) mod call;

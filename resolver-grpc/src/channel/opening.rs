@@ -1,5 +1,5 @@
-//! A request that tells when its stream is open, over connections whose server's limit cannot be seen. hyper reads a body only once
-//! its stream is open, so the first read tells that; until then the call waits in hyper.
+//! A request that tells when its stream is open, over connections whose server's limit cannot be seen. hyper reads a
+//! body only once its stream is open, so the first read tells that; until then the call waits in hyper.
 
 use std::{
     pin::Pin,

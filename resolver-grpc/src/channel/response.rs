@@ -1,5 +1,5 @@
-//! The body of an answer: the call is in flight until it ends, at its deadline at the latest, and its end says how the instance
-//! did.
+//! The body of an answer: the call is in flight until it ends, at its deadline at the latest, and its end says how the
+//! instance did.
 
 use std::{
     pin::Pin,
@@ -19,8 +19,8 @@ use crate::{
     },
 };
 
-/// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for. `only_status` is
-/// what [`only_status`](crate::retry::status::only_status) says of the answer.
+/// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for.
+/// `only_status` is what [`only_status`](crate::retry::status::only_status) says of the answer.
 ///
 /// # Errors
 ///

@@ -18,8 +18,8 @@ pub(super) fn takes_calls(instance: &Instance) -> bool {
 /// The candidates of a view.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// Instances to connect to. Where several instances name one endpoint, which happens when one is registered anew under
-    /// another id, the latest counts.
+    /// Instances to connect to. Where several instances name one endpoint, which happens when one is registered anew
+    /// under another id, the latest counts.
     pub(super) by_endpoint: HashMap<Endpoint, Arc<Entry>>,
     /// Instances without an endpoint that gRPC is spoken with.
     pub(super) unusable: HashSet<InstanceId>,

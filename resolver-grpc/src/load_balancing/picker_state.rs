@@ -1,4 +1,5 @@
-//! State of the set of subchannels that calls pick from, published by the [pool task](crate::load_balancing::pool_task).
+//! State of the set of subchannels that calls pick from, published by the [pool
+//! task](crate::load_balancing::pool_task).
 
 use std::sync::Arc;
 

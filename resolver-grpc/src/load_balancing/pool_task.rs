@@ -1,5 +1,5 @@
-//! The task behind a channel: it follows the view, owns one [subchannel](crate::subchannel) per endpoint, and tells calls which
-//! of them are ready.
+//! The task behind a channel: it follows the view, owns one [subchannel](crate::subchannel) per endpoint, and tells
+//! calls which of them are ready.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,12 +29,12 @@ use crate::{
     subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
-/// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at once, as after a
-/// lost lease.
+/// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at
+/// once, as after a lost lease.
 const RELISTING_GRACE: Duration = Duration::from_secs(5);
 
-/// Time for which changes are collected before there is another picker state, unless it is the first instance to become ready. Who goes is
-/// passed over at once: calls look at the subchannels themselves.
+/// Time for which changes are collected before there is another picker state, unless it is the first instance to become
+/// ready. Who goes is passed over at once: calls look at the subchannels themselves.
 const REBUILD_DELAY: Duration = Duration::from_millis(50);
 
 /// Interval at which instances that left are looked at.
@@ -171,8 +171,8 @@ impl PoolTask {
         let picker_state = self.picker_state();
         let is_ready = picker_state.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
         self.picker_cell.set.store(Arc::new(picker_state));
-        // Not before: where the only instance has moved to another endpoint, a call that looks at the picker state before this one would be
-        // refused.
+        // Not before: where the only instance has moved to another endpoint, a call that looks at the picker state
+        // before this one would be refused.
         self.members.values().filter(|member| member.delisted.is_some()).for_each(|member| member.subchannel.retire());
         self.picker_cell.versions.send_modify(|versions| *versions += 1);
         if is_ready { Readiness::SomeReady } else { Readiness::NoneReady }

@@ -1,14 +1,15 @@
-//! Configuration of the locator. The model and its defaults are those of fireflycore's go-etcd, so that its users find what they know.
+//! Configuration of the locator. The model and its defaults are those of fireflycore's go-etcd, so that its users find
+//! what they know.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Configuration of a [`Locator`](crate::Locator): names, ports and schemes of targets. Read from any format that serde knows; an absent field has its
-/// default, an unknown field is refused.
+/// Configuration of a [`Locator`](crate::Locator): names, ports and schemes of targets. Read from any format that serde
+/// knows; an absent field has its default, an unknown field is refused.
 ///
-/// The JSON that fireflycore's go-etcd writes of its `invocation.Conf` is read as it is. Where it has an empty text or zero, the default
-/// applies, as in Go: see [`with_defaults`](Self::with_defaults).
+/// The JSON that fireflycore's go-etcd writes of its `invocation.Conf` is read as it is. Where it has an empty text or
+/// zero, the default applies, as in Go: see [`with_defaults`](Self::with_defaults).
 ///
 /// ```
 /// # use enlist_grpc::Invocation;
@@ -25,12 +26,13 @@ pub struct Invocation {
     pub namespace: String,
     /// Environment of callees that name none; an empty one is none. Default: none.
     pub environment: Option<String>,
-    /// Idle time of views. Text such as `5s` or `1m 30s`, or whole nanoseconds, as Go writes them; a negative number is zero. Also read
-    /// from a field `cache`. Default: 5 s.
+    /// Idle time of views. Text such as `5s` or `1m 30s`, or whole nanoseconds, as Go writes them; a negative number is
+    /// zero. Also read from a field `cache`. Default: 5 s.
     #[serde(alias = "cache", with = "duration")]
     pub cache_ttl: Duration,
-    /// DNS domain of the cluster, with or without the `svc.` that precedes it in the names of services: `cluster.local` and
-    /// `svc.cluster.local` are the same. A domain that itself begins with `svc.` is written `svc.svc.…`. Default: `cluster.local`.
+    /// DNS domain of the cluster, with or without the `svc.` that precedes it in the names of services: `cluster.local`
+    /// and `svc.cluster.local` are the same. A domain that itself begins with `svc.` is written `svc.svc.…`. Default:
+    /// `cluster.local`.
     pub cluster_domain: String,
     /// Port of callees that name none, in service-DNS mode. Default: 9000.
     pub default_port: u16,

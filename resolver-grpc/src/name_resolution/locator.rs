@@ -1,5 +1,6 @@
-//! From the name of a service to the target of a channel: through the registry, or through the DNS names that Kubernetes gives.
-//! The model and its defaults are those of fireflycore's go-etcd, so that its users find what they know.
+//! From the name of a service to the target of a channel: through the registry, or through the DNS names that
+//! Kubernetes gives. The model and its defaults are those of fireflycore's go-etcd, so that its users find what they
+//! know.
 
 use std::str::FromStr;
 
@@ -43,8 +44,8 @@ impl Callee {
         self
     }
 
-    /// Sets the environment. An empty one is none, whatever the default of the [`Invocation`]: the namespace alone names the service, in
-    /// the environment of the layout where that has one.
+    /// Sets the environment. An empty one is none, whatever the default of the [`Invocation`]: the namespace alone
+    /// names the service, in the environment of the layout where that has one.
     #[must_use]
     pub fn in_environment(mut self, environment: impl Into<String>) -> Self {
         self.environment = Some(environment.into());
@@ -110,8 +111,8 @@ impl Locator {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] for its namespace, [`Error::InvalidConfig`] for a cluster domain that is no DNS name, and for schemes that
-    /// are none.
+    /// [`Error::InvalidName`] for its namespace, [`Error::InvalidConfig`] for a cluster domain that is no DNS name, and
+    /// for schemes that are none.
     pub fn new(invocation: Invocation) -> Result<Self, Error> {
         let invocation = invocation.with_defaults();
         let namespace = Namespace::parse(&invocation.namespace)?;
@@ -132,10 +133,11 @@ impl Locator {
         &self.invocation
     }
 
-    /// The target of `callee`: in the registry, the service in its namespace, or in `namespace/environment` if it has an
-    /// environment.
+    /// The target of `callee`: in the registry, the service in its namespace, or in `namespace/environment` if it has
+    /// an environment.
     ///
-    /// In service-DNS mode the host is `{name}.{namespace}.svc.{cluster_domain}`, which has no environment, and the target is:
+    /// In service-DNS mode the host is `{name}.{namespace}.svc.{cluster_domain}`, which has no environment, and the
+    /// target is:
     ///
     /// | `resolver_scheme` | target |
     /// |---|---|

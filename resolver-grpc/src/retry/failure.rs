@@ -1,4 +1,5 @@
-//! What an error from below tonic's channel means: whether the call may have reached the server, and what to tell the caller.
+//! What an error from below tonic's channel means: whether the call may have reached the server, and what to tell the
+//! caller.
 
 use std::{any::Any, error::Error as StdError};
 
@@ -128,10 +129,10 @@ fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
     Reach::Unknown
 }
 
-/// RFC 9113: a stream above the last one that a GOAWAY names was not processed, whatever its code (section 6.8), nor was one that
-/// is reset with `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is such a stream. But hyper
-/// fails a call with the GOAWAY of the connection, too, if that comes while it hands the call over: then nothing of its body was
-/// read, and its head may have left.
+/// RFC 9113: a stream above the last one that a GOAWAY names was not processed, whatever its code (section 6.8), nor
+/// was one that is reset with `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is
+/// such a stream. But hyper fails a call with the GOAWAY of the connection, too, if that comes while it hands the call
+/// over: then nothing of its body was read, and its head may have left.
 fn is_refusal(error: &h2::Error, attempted: Attempted) -> bool {
     let is_gone = error.is_go_away() && attempted.is_begun;
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
@@ -146,8 +147,8 @@ fn reset(error: &(dyn StdError + 'static)) -> Option<Reason> {
 }
 
 /// The code of a stream that was reset with `reason`
-/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors>). Those that the specification leaves out are `INTERNAL`,
-/// as in grpc-go.
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#errors>). Those that the specification leaves out
+/// are `INTERNAL`, as in grpc-go.
 fn reset_code(reason: Reason) -> Code {
     match reason {
         Reason::REFUSED_STREAM => Code::Unavailable,
@@ -254,8 +255,8 @@ mod tests {
         }
     }
 
-    /// hyper asks h2 for room after it has handed over a request, and fails the request with what h2 says then: the GOAWAY of the
-    /// connection, although the stream is one that the server has promised to answer.
+    /// hyper asks h2 for room after it has handed over a request, and fails the request with what h2 says then: the
+    /// GOAWAY of the connection, although the stream is one that the server has promised to answer.
     #[tokio::test]
     async fn a_goaway_says_nothing_about_a_call_that_was_not_begun() {
         let error = goaway().await;

@@ -1,5 +1,5 @@
-//! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those that the server
-//! refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
+//! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those
+//! that the server refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -35,8 +35,9 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with delays of
-    /// 50 ms growing to 1 s. A stream that was reset counts as the code that gRPC's specification gives the reason.
+    /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with
+    /// delays of 50 ms growing to 1 s. A stream that was reset counts as the code that gRPC's specification gives the
+    /// reason.
     pub fn new() -> Self {
         let backoff = BackoffPolicy::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap_or_default();
         Self { attempts: 3, backoff, codes: vec![Code::Unavailable] }
@@ -80,7 +81,8 @@ impl Retries {
         Self { policies, budget }
     }
 
-    /// The policy of the method at `path`: its own, else that of its service (`/package.Service/`), else that of all (empty).
+    /// The policy of the method at `path`: its own, else that of its service (`/package.Service/`), else that of all
+    /// (empty).
     pub(crate) fn policy(&self, path: &str) -> Option<Arc<RetryPolicy>> {
         if self.policies.is_empty() {
             return None;

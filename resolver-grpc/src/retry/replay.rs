@@ -21,7 +21,8 @@ struct Kept {
     source: Body,
     ahead: Ahead,
     deadline: Deadline,
-    /// Pieces read of the source so far that may have to be sent again; once the call is committed, what is still to be sent.
+    /// Pieces read of the source so far that may have to be sent again; once the call is committed, what is still to be
+    /// sent.
     read: VecDeque<Bytes>,
     /// Number of bytes that may still be kept.
     room: usize,
@@ -41,7 +42,8 @@ struct Kept {
 }
 
 impl Replay {
-    /// Keeps at most `limit` bytes of what is read of `source`, which ends with `deadline`. The body is that of the first attempt.
+    /// Keeps at most `limit` bytes of what is read of `source`, which ends with `deadline`. The body is that of the
+    /// first attempt.
     pub(crate) fn begin(source: Body, limit: usize, deadline: Deadline) -> (Self, Body) {
         let ended = source.is_end_stream();
         let kept = Kept {
@@ -63,8 +65,8 @@ impl Replay {
         (replay, first)
     }
 
-    /// The body of another attempt: the whole of it, from its beginning; `None` if more was read than is kept. Earlier attempts
-    /// read no more from now on, so that what is lent here stays whole however long it waits to be sent.
+    /// The body of another attempt: the whole of it, from its beginning; `None` if more was read than is kept. Earlier
+    /// attempts read no more from now on, so that what is lent here stays whole however long it waits to be sent.
     pub(crate) fn attempt(&self) -> Option<Body> {
         let mut kept = lock(&self.0);
         if kept.committed {
@@ -90,7 +92,8 @@ impl Replay {
         !lock(&self.0).committed
     }
 
-    /// Returns `true` if the connection has begun to read the latest attempt, which it does once it has opened a stream for it.
+    /// Returns `true` if the connection has begun to read the latest attempt, which it does once it has opened a stream
+    /// for it.
     pub(crate) fn is_begun(&self) -> bool {
         lock(&self.0).begun
     }
@@ -144,8 +147,8 @@ impl Kept {
         }
     }
 
-    /// Asks, after the first piece, whether there is more: that of a unary call is the only one, and tonic's bodies tell that only when
-    /// they are read on. The stream then ends with this piece, not with an empty frame after it.
+    /// Asks, after the first piece, whether there is more: that of a unary call is the only one, and tonic's bodies
+    /// tell that only when they are read on. The stream then ends with this piece, not with an empty frame after it.
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         self.ended = self.source.is_end_stream();
         if self.ended || !matches!(self.ahead, Ahead::Unasked) {

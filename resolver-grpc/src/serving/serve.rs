@@ -38,9 +38,10 @@ impl<L> std::fmt::Debug for Serve<L> {
     }
 }
 
-/// Serves `router` on `listener`, which listens already, with a gRPC health service added. The order: register; serve until
-/// SIGTERM or SIGINT (or [`Serve::until`]), which are watched for from the beginning; health `NOT_SERVING` and draining; wait for clients to see that; deregister; finish
-/// what is in flight; stop. All of the end is under the deadline of [`Graceful`].
+/// Serves `router` on `listener`, which listens already, with a gRPC health service added. The order: register; serve
+/// until SIGTERM or SIGINT (or [`Serve::until`]), which are watched for from the beginning; health `NOT_SERVING` and
+/// draining; wait for clients to see that; deregister; finish what is in flight; stop. All of the end is under the
+/// deadline of [`Graceful`].
 ///
 /// ```no_run
 /// # async fn f(registry: &dyn enlist::Registry, router: tonic::transport::server::Router) -> Result<(), Box<dyn std::error::Error>> {
@@ -70,7 +71,8 @@ pub fn serve<L>(listener: TcpListener, router: Router<L>) -> Serve<L> {
 }
 
 impl<L> Serve<L> {
-    /// Names the gRPC services (`package.Service`) that the health service answers for, beside the whole server (the empty name).
+    /// Names the gRPC services (`package.Service`) that the health service answers for, beside the whole server (the
+    /// empty name).
     pub fn services(mut self, services: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.services.extend(services.into_iter().map(Into::into));
         self
@@ -109,13 +111,14 @@ impl<L> Serve<L> {
         self.health.clone()
     }
 
-    /// Registers `instance`, serves until told to stop, and shuts down in order: it returns when the server has stopped, and says
-    /// what was reached. If it is told to stop during the registration, that is awaited and undone, and nothing is served.
+    /// Registers `instance`, serves until told to stop, and shuts down in order: it returns when the server has
+    /// stopped, and says what was reached. If it is told to stop during the registration, that is awaited and undone,
+    /// and nothing is served.
     ///
     /// # Errors
     ///
-    /// Those of [`Registry::register`], and [`Error::Timeout`] if it did not end within the deadline of a shutdown; nothing was served
-    /// then. What the server itself ended with is in the report.
+    /// Those of [`Registry::register`], and [`Error::Timeout`] if it did not end within the deadline of a shutdown;
+    /// nothing was served then. What the server itself ended with is in the report.
     ///
     /// # Cancel safety
     ///
@@ -169,7 +172,8 @@ async fn say(health: &HealthReporter, services: &[String], status: ServingStatus
     }
 }
 
-/// Handles SIGTERM and SIGINT from now on; the future waits for one. Where no handler can be installed, it waits for ever and says so.
+/// Handles SIGTERM and SIGINT from now on; the future waits for one. Where no handler can be installed, it waits for
+/// ever and says so.
 fn signalled() -> impl Future<Output = ()> + Send {
     let handled = handled();
     async move {

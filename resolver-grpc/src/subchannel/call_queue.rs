@@ -1,5 +1,5 @@
-//! Calls that wait for an instance or for a stream of one. The end of a call wakes one of them; there is no order among them
-//! and new calls.
+//! Calls that wait for an instance or for a stream of one. The end of a call wakes one of them; there is no order among
+//! them and new calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
@@ -17,7 +17,8 @@ pub(crate) struct CallQueue {
 pub(crate) struct Queued<'a>(&'a CallQueue);
 
 impl CallQueue {
-    /// Counts the caller among those that wait. What it looks at from now on is either up to date, or followed by a wake-up.
+    /// Counts the caller among those that wait. What it looks at from now on is either up to date, or followed by a
+    /// wake-up.
     pub(crate) fn join(&self) -> Queued<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         // The other half is in `wake_one`: a stream is freed before it looks who waits.

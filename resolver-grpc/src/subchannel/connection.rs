@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// Maximum number of calls on a connection whose server's limit cannot be seen, which is so over TLS, while there may be further ones.
-/// RFC 9113 (section 6.5.2) recommends that no server takes fewer.
+/// Maximum number of calls on a connection whose server's limit cannot be seen, which is so over TLS, while there may
+/// be further ones. RFC 9113 (section 6.5.2) recommends that no server takes fewer.
 const UNSEEN_STREAMS: usize = 100;
 
 /// A connection that works, or did.
@@ -52,8 +52,9 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects over the stream that `opened` leads to. It takes calls once the server has said something: one that accepts and stays
-    /// silent, as a stopped process does, is none. Over TLS that is an answer to a health check, whatever it is.
+    /// Connects over the stream that `opened` leads to. It takes calls once the server has said something: one that
+    /// accepts and stays silent, as a stopped process does, is none. Over TLS that is an answer to a health check,
+    /// whatever it is.
     ///
     /// # Cancel safety
     ///
@@ -129,7 +130,8 @@ impl Connection {
         self.pulse.frames == Frames::Encrypted
     }
 
-    /// Returns `true` if it may take more calls than are meant for it: its limit is unknown, and few calls wait for a stream.
+    /// Returns `true` if it may take more calls than are meant for it: its limit is unknown, and few calls wait for a
+    /// stream.
     pub(crate) fn may_overflow(&self) -> bool {
         self.is_opaque() && self.unopened.load(Ordering::Relaxed) < UNSEEN_STREAMS
     }

@@ -64,7 +64,8 @@ impl ConnectionSet {
         current.iter().any(|connection| connection.has_room()) || self.overflow(&current).is_some()
     }
 
-    /// The connection that takes more calls than are meant for it, since there can be no further ones and its limit is unknown.
+    /// The connection that takes more calls than are meant for it, since there can be no further ones and its limit is
+    /// unknown.
     fn overflow<'a>(&self, current: &'a [Arc<Connection>]) -> Option<&'a Arc<Connection>> {
         if current.len() < self.most {
             return None;

@@ -1,8 +1,9 @@
-//! States of a subchannel, and the transitions between them. Pure, except for the cell that publishes the state to calls.
+//! States of a subchannel, and the transitions between them. Pure, except for the cell that publishes the state to
+//! calls.
 //!
-//! Connectivity is that of gRPC (<https://github.com/grpc/grpc/blob/master/doc/connectivity-semantics-and-api.md>). Beside it stand
-//! four facts that are independent of it: health, liveness, ejection and listing. Calls see the one [`InstanceState`] that follows
-//! from all five.
+//! Connectivity is that of gRPC (<https://github.com/grpc/grpc/blob/master/doc/connectivity-semantics-and-api.md>).
+//! Beside it stand four facts that are independent of it: health, liveness, ejection and listing. Calls see the one
+//! [`InstanceState`] that follows from all five.
 
 use enlist::backend::MutexExt as _;
 use std::{

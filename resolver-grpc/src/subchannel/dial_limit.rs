@@ -2,8 +2,8 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Permits for dials. Instances whose last dial failed share half of them, so that instances that cannot be reached do not keep a
-/// new one waiting.
+/// Permits for dials. Instances whose last dial failed share half of them, so that instances that cannot be reached do
+/// not keep a new one waiting.
 #[derive(Debug)]
 pub(crate) struct DialLimit {
     all: Semaphore,

@@ -1,4 +1,5 @@
-//! Ejection of an instance that failed several calls in a row: the count of failures, and the task that lets the instance rest.
+//! Ejection of an instance that failed several calls in a row: the count of failures, and the task that lets the
+//! instance rest.
 
 use std::{
     fmt,

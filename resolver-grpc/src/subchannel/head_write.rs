@@ -1,7 +1,7 @@
 //! Delay of the write of a request's head, so that the head and the body of a small request are one write. Pure.
 //!
-//! h2 assigns send capacity to the body of a request only once the head was taken for writing. Without a delay the two are two
-//! writes, and wake the server twice. One more pass of the scheduler is enough for the body to come along.
+//! h2 assigns send capacity to the body of a request only once the head was taken for writing. Without a delay the two
+//! are two writes, and wake the server twice. One more pass of the scheduler is enough for the body to come along.
 
 /// Type of the frames that a request begins with, and the flag of one without a body (RFC 9113, section 6.2).
 const HEADERS: u8 = 1;
@@ -20,8 +20,8 @@ pub(super) enum HeadWrite {
 }
 
 impl HeadWrite {
-    /// Returns `true` if the write of `bytes` is to be deferred until the connection is polled again: they begin with the head of a
-    /// request that has a body. A head is deferred at most once.
+    /// Returns `true` if the write of `bytes` is to be deferred until the connection is polled again: they begin with
+    /// the head of a request that has a body. A head is deferred at most once.
     pub(super) fn defers(&mut self, bytes: &[u8]) -> bool {
         let is_head = matches!(bytes, [_, _, _, HEADERS, flags, ..] if flags & END_STREAM == 0);
         let defers = *self == Self::AtFrame && is_head;

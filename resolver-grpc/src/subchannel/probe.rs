@@ -1,5 +1,5 @@
-//! A sign of life, asked for over a connection with a health check; any answer will do. A probe that has to wait for its
-//! turn, because all streams of the connection are taken, says nothing about the other side.
+//! A sign of life, asked for over a connection with a health check; any answer will do. A probe that has to wait for
+//! its turn, because all streams of the connection are taken, says nothing about the other side.
 
 use std::{pin::pin, time::Duration};
 

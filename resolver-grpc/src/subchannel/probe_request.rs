@@ -14,13 +14,13 @@ use tower::Service;
 
 use crate::retry::failure::{Attempted, BoxError, Failure, Reach};
 
-/// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without a service:
-/// a message without a byte.
+/// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without
+/// a service: a message without a byte.
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 pub(super) const REQUEST: &[u8] = &[0; 5];
 
-/// A request without even a message, which is answered with an error. An upload that is not read may have taken the window of the
-/// whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
+/// A request without even a message, which is answered with an error. An upload that is not read may have taken the
+/// window of the whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
 pub(super) const NO_REQUEST: &[u8] = &[];
 
 /// Waits until the server answers, with whatever it is.

@@ -1,7 +1,8 @@
 //! Transport security of a channel: the endpoints that it may connect to, with or without TLS, and for which authority.
 //!
-//! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel that has something to hide, nor
-//! a socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them to each dial.
+//! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel that has something
+//! to hide, nor a socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them
+//! to each dial.
 
 use std::{error::Error as StdError, fmt};
 
@@ -147,8 +148,8 @@ impl Security {
         }
     }
 
-    /// The first endpoint of `instance` that can be used, with some of the `settings` that it may have. If there is none, the first that
-    /// gRPC is spoken with: its dial is refused, and so the reason shows.
+    /// The first endpoint of `instance` that can be used, with some of the `settings` that it may have. If there is
+    /// none, the first that gRPC is spoken with: its dial is refused, and so the reason shows.
     pub(crate) fn endpoint<'a>(&self, instance: &'a Instance, settings: &[TlsSettings]) -> Option<&'a Endpoint> {
         let spoken = || instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
         let is_usable = |wire: Wire| settings.iter().any(|tls| self.decide(wire, *tls).is_ok());
@@ -156,8 +157,8 @@ impl Security {
         usable.or_else(|| spoken().next()).map(|(endpoint, _)| endpoint)
     }
 
-    /// The URL that a connection to `endpoint` is configured for: its authority is that of calls, and the name that a certificate
-    /// has to be for.
+    /// The URL that a connection to `endpoint` is configured for: its authority is that of calls, and the name that a
+    /// certificate has to be for.
     pub(crate) fn url(&self, endpoint: &Endpoint, connect: Connect) -> String {
         let listed = if endpoint.is_unix() { SOCKET_AUTHORITY } else { endpoint.authority() };
         let authority = self.authority.as_deref().unwrap_or(listed);

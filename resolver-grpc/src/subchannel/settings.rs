@@ -1,4 +1,5 @@
-//! tonic's settings for the connection to an endpoint of an instance. [`crate::subchannel::security`] decides which endpoints those may be.
+//! tonic's settings for the connection to an endpoint of an instance. [`crate::subchannel::security`] decides which
+//! endpoints those may be.
 
 use std::{
     fmt,
@@ -54,7 +55,8 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that may not be used, or the user's error; a panic of the user's is one.
+    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that may not be used, or the user's error; a
+    /// panic of the user's is one.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };

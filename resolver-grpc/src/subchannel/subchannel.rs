@@ -1,5 +1,6 @@
 //! One endpoint of a channel: its connections and what is known of it. Calls only read atomics; its task, in
-//! [`upkeep`](crate::subchannel::upkeep), changes them. The [pool task](crate::load_balancing::pool_task) owns that task.
+//! [`upkeep`](crate::subchannel::upkeep), changes them. The [pool task](crate::load_balancing::pool_task) owns that
+//! task.
 
 use std::{
     fmt,
@@ -203,7 +204,8 @@ impl Subchannel {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign of life.
+    /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign
+    /// of life.
     pub(crate) fn doubt(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             // A connection that is demoted meanwhile would leave a doubt that nothing dispels.

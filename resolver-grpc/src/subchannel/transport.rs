@@ -18,8 +18,9 @@ use crate::{
     retry::failure::{BoxError, panicked},
 };
 
-/// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers calls without
-/// a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an hour.
+/// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers
+/// calls without a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an
+/// hour.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
 
 /// Stream that bytes are exchanged over.

@@ -1,5 +1,5 @@
-//! The task of a subchannel: dials, listens to connections until their last call has ended, and opens further connections to an
-//! instance whose streams are all taken.
+//! The task of a subchannel: dials, listens to connections until their last call has ended, and opens further
+//! connections to an instance whose streams are all taken.
 
 use std::{
     future::pending,
@@ -178,8 +178,8 @@ impl Subchannel {
         }
     }
 
-    /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further connection if it
-    /// takes too few, for ever.
+    /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further
+    /// connection if it takes too few, for ever.
     async fn follow_stream_limit(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
             connection.restated().await;
@@ -188,8 +188,9 @@ impl Subchannel {
         }
     }
 
-    /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health stream would
-    /// hold a server that leaves: what was heard on an idle connection may have been one, and a probe tells.
+    /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health
+    /// stream would hold a server that leaves: what was heard on an idle connection may have been one, and a probe
+    /// tells.
     async fn hidden_goaway(&self, config: &SubchannelConfig, connection: &Connection) {
         if !connection.is_opaque() {
             return pending().await;
@@ -290,8 +291,8 @@ impl Subchannel {
         }
     }
 
-    /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more calls takes
-    /// no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
+    /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more
+    /// calls takes no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
     async fn listen_anew(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
             silent(connection, config.silence).await;

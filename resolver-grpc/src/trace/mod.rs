@@ -1,8 +1,9 @@
 //! Spans as OpenTelemetry's conventions for RPC have them, and the W3C trace context between client and server.
 //!
-//! A call of a channel that is [traced](crate::ChannelBuilder::traced) is a span `grpc call` (client), a request that goes through [`TraceLayer`] a span `grpc
-//! request` (server). Each lasts to the end of the answer's body, all attempts included, and has the fields of version 1.45 of the
-//! conventions (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>):
+//! A call of a channel that is [traced](crate::ChannelBuilder::traced) is a span `grpc call` (client), a request that
+//! goes through [`TraceLayer`] a span `grpc request` (server). Each lasts to the end of the answer's body, all attempts
+//! included, and has the fields of version 1.45 of the conventions
+//! (<https://github.com/open-telemetry/semantic-conventions/blob/v1.45.0/docs/rpc/grpc.md>):
 //!
 //! | field | value |
 //! |---|---|
@@ -15,13 +16,13 @@
 //! | `network.peer.address`, `network.peer.port` | client: the instance that was called last; server: the client |
 //! | `trace_id`, `span_id` | ids of the context below |
 //!
-//! A server cannot know if a method exists that it answers with `UNIMPLEMENTED`: that has the method `_OTHER`, and its name in
-//! `rpc.method_original`.
+//! A server cannot know if a method exists that it answers with `UNIMPLEMENTED`: that has the method `_OTHER`, and its
+//! name in `rpc.method_original`.
 //!
-//! The context travels in `traceparent` and `tracestate` (<https://www.w3.org/TR/trace-context/>): a call is a child of the
-//! [`TraceContext`] in its extensions, else of the current one, else the root of a trace of its own, which is sampled if its span is
-//! recorded. Headers that are there already stay as they are. With an OpenTelemetry SDK, whose ids are its own, let an
-//! [`Intercept`](crate::Intercept) put its headers: it runs in the span of its call.
+//! The context travels in `traceparent` and `tracestate` (<https://www.w3.org/TR/trace-context/>): a call is a child of
+//! the [`TraceContext`] in its extensions, else of the current one, else the root of a trace of its own, which is
+//! sampled if its span is recorded. Headers that are there already stay as they are. With an OpenTelemetry SDK, whose
+//! ids are its own, let an [`Intercept`](crate::Intercept) put its headers: it runs in the span of its call.
 //!
 //! To change it, begin with `span.rs`; `context.rs` has the headers, `layer.rs` the server's side.
 

@@ -1,4 +1,5 @@
-//! The span of a call or a request, from its beginning to the end of its answer, with the fields of OpenTelemetry's conventions.
+//! The span of a call or a request, from its beginning to the end of its answer, with the fields of OpenTelemetry's
+//! conventions.
 
 use std::{
     any::Any,

@@ -1,5 +1,5 @@
-//! What the tests of the channel stand on: servers that answer with their names and do as they are told, behind proxies that
-//! can be made to fail, registered in a memory store.
+//! What the tests of the channel stand on: servers that answer with their names and do as they are told, behind proxies
+//! that can be made to fail, registered in a memory store.
 
 #![allow(dead_code, reason = "each test program uses its own part of it")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -36,8 +36,9 @@ use tower::{Service, service_fn};
 
 type Codec = ProstCodec<String, String>;
 
-/// A service with three methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on until it is
-/// dropped, and `Hold`, which neither reads nor answers. The text says what to do: `sleep` milliseconds, `fail` with a code, `header` to hear one; else the name is said.
+/// A service with three methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on
+/// until it is dropped, and `Hold`, which neither reads nor answers. The text says what to do: `sleep` milliseconds,
+/// `fail` with a code, `header` to hear one; else the name is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     name: &'static str,

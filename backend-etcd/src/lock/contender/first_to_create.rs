@@ -1,6 +1,6 @@
 //! Locks with a single key, which its creator holds (the layout of gobase). Contenders share the key and are
-//! distinguished by their leases. Waiting ones have no entry: they follow the key of the holder, and each tries to create
-//! it once it is gone.
+//! distinguished by their leases. Waiting ones have no entry: they follow the key of the holder, and each tries to
+//! create it once it is gone.
 
 use enlist::Error;
 

@@ -34,9 +34,9 @@ enum Attempt {
 }
 
 impl Contender {
-    /// Joins the queue. If the caller waits, repeats this until etcd answers. Repeating is safe: no other acquisition uses
-    /// the key meanwhile, or not under the same lease, and it is only created if it is absent. A caller that is gone costs no
-    /// further request.
+    /// Joins the queue. If the caller waits, repeats this until etcd answers. Repeating is safe: no other acquisition
+    /// uses the key meanwhile, or not under the same lease, and it is only created if it is absent. A caller that is
+    /// gone costs no further request.
     pub(super) async fn join_queue(&mut self, caller: &mut Caller) -> Result<Queued, JoinFailure<Queued>> {
         let mut backoff = BackoffPolicy::default().start();
         let mut entry: Option<Queued> = None;
@@ -137,8 +137,8 @@ impl Contender {
         Ok(Queued::new(key, suffix, lease, mark))
     }
 
-    /// Reads back an entry whose creation has an unknown outcome. If it is absent it may yet be created, so another entry
-    /// is chosen, under another lease.
+    /// Reads back an entry whose creation has an unknown outcome. If it is absent it may yet be created, so another
+    /// entry is chosen, under another lease.
     async fn resolve_unknown(&self, unknown: Queued, entry: &mut Option<Queued>) -> Result<Attempt, Failure> {
         match self.context.conn.get(&unknown.key).await {
             Ok((Some(own), _)) if self.is_own(&unknown, &own) => {

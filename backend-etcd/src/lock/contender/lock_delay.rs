@@ -1,11 +1,12 @@
 //! The mark that a holder with a `lock_delay` leaves behind if it does not release, and the wait of the next holder.
 //!
 //! Such a holder has a mark next to the queue, without a lease, and a release removes it with the entry. A mark whose
-//! holder has no entry any more distinguishes a crash, a lost lease or a deleted key from a release, also for a contender
-//! that joins later. A contender that finds one at its turn waits, and removes it when it marks its own entry. Meanwhile
-//! the mark is under a lease that is not renewed: the delay continues if the contender gives up.
+//! holder has no entry any more distinguishes a crash, a lost lease or a deleted key from a release, also for a
+//! contender that joins later. A contender that finds one at its turn waits, and removes it when it marks its own
+//! entry. Meanwhile the mark is under a lease that is not renewed: the delay continues if the contender gives up.
 //!
-//! It is present in both backends on purpose: in `enlist-memory` it is one synchronous step in the store, here a protocol.
+//! It is present in both backends on purpose: in `enlist-memory` it is one synchronous step in the store, here a
+//! protocol.
 
 use enlist::{
     BackoffPolicy, Error, LockMode, Revision,
@@ -23,8 +24,8 @@ use crate::{
 };
 
 /// Returns the marks of holders that did not release and that exclude a contender whose entry was created at `token`.
-/// Marks of exclusive holders exclude all, those of shared holders only exclusive contenders. A mark under the contender's
-/// own key belongs to an earlier entry, unless it is newer than this one.
+/// Marks of exclusive holders exclude all, those of shared holders only exclusive contenders. A mark under the
+/// contender's own key belongs to an earlier entry, unless it is newer than this one.
 fn left_behind<'a>(
     marks: impl IntoIterator<Item = (&'a Record, LockMode)>,
     (own, token): (&[u8], Revision),
@@ -95,8 +96,9 @@ impl Contender {
         }
     }
 
-    /// Puts the marks `left` under a lease that ends with the delay, unless that was done before: contenders after this one
-    /// have then waited with it. Without an answer the next contender waits for the whole delay, which is the safe side.
+    /// Puts the marks `left` under a lease that ends with the delay, unless that was done before: contenders after this
+    /// one have then waited with it. Without an answer the next contender waits for the whole delay, which is the safe
+    /// side.
     async fn count_down(&self, left: &[Record]) {
         let left: Vec<&Record> = left.iter().filter(|mark| mark.lease.is_none()).collect();
         if left.is_empty() {

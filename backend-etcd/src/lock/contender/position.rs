@@ -54,7 +54,8 @@ impl Contender {
         }
     }
 
-    /// Returns the position of the entry. `entries` holds it and the one right before it, which decides in the usual case.
+    /// Returns the position of the entry. `entries` holds it and the one right before it, which decides in the usual
+    /// case.
     pub(super) async fn position(
         &self,
         entry: &Queued,
@@ -79,7 +80,8 @@ impl Contender {
         let before = self.queue_options().with_max_create_revision(signed(token));
         let (records, now) = self.context.conn.range(&self.queue.start, &before).await?;
         if now < at {
-            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the write.
+            // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418); this one is from before the
+            // write.
             return Err(Failure::Lost(text_cause("the queue was read from a member that lags")));
         }
         Ok(self.position_among(&records, token, now))

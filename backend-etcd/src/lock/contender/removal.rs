@@ -44,9 +44,9 @@ impl Contender {
         self.remove(entry, attempts).await
     }
 
-    /// Removes the entry until etcd confirms it or reports that the lease is gone: an entry that outlives an outage of etcd
-    /// would stay for as long as its lease is renewed. No other acquisition uses the key before that, so an entry found
-    /// there is this one.
+    /// Removes the entry until etcd confirms it or reports that the lease is gone: an entry that outlives an outage of
+    /// etcd would stay for as long as its lease is renewed. No other acquisition uses the key before that, so an entry
+    /// found there is this one.
     pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
@@ -105,8 +105,8 @@ impl Contender {
         let _ = self.sweep(entry);
     }
 
-    /// Gives up an entry that does not exist, but may yet be created: its lease is retired, and the entry removed on sight
-    /// until the lease is revoked.
+    /// Gives up an entry that does not exist, but may yet be created: its lease is retired, and the entry removed on
+    /// sight until the lease is revoked.
     pub(super) fn sweep(&self, entry: Queued) -> Result<(), Error> {
         let queue = self.entries_of_lease(&entry).unwrap_or_else(|| KeyRange::key(&entry.key[..]));
         let Queued { key, suffix, lease, .. } = entry;

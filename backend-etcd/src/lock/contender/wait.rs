@@ -116,8 +116,8 @@ impl Contender {
     }
 }
 
-/// Waits until the key that `reader` follows is no longer the one created at `created`. A refused watch is opened again,
-/// so only the end of the session ends this wait.
+/// Waits until the key that `reader` follows is no longer the one created at `created`. A refused watch is opened
+/// again, so only the end of the session ends this wait.
 pub(super) async fn replaced(mut reader: Subscriber<Replica>, created: Revision) {
     loop {
         match reader.next().await {

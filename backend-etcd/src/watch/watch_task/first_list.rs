@@ -1,8 +1,8 @@
 //! The first picture of a range while etcd has no quorum: what one member knows, where the user wants that.
 //!
-//! It was right at its revision, as every picture, so whoever judges by revisions is not misled. But the member may be behind by any
-//! time, so it is published as stale and as old as can be, once, and the first list goes on being wanted. That one continues from
-//! it: its readers get the difference, and a store that is behind it has gone back.
+//! It was right at its revision, as every picture, so whoever judges by revisions is not misled. But the member may be
+//! behind by any time, so it is published as stale and as old as can be, once, and the first list goes on being wanted.
+//! That one continues from it: its readers get the difference, and a store that is behind it has gone back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use crate::{
 type Listed = Result<(Vec<Record>, Revision), Failure>;
 
 impl WatchTask {
-    /// Lists the range. Where nothing is known yet, it shows what one member knows once that takes too long, or fails for want of an
-    /// answer.
+    /// Lists the range. Where nothing is known yet, it shows what one member knows once that takes too long, or fails
+    /// for want of an answer.
     pub(super) async fn listed(&mut self) -> Listed {
         let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
         let mut listing = std::pin::pin!(conn.list(&range));
@@ -48,8 +48,8 @@ impl WatchTask {
             known = &mut known => {
                 self.show(known, cause);
                 let listed = listing.await?;
-                // Its revision is that of its first page, which was read before the member was asked, or at any time since. One that
-                // begins now is ahead of what the member knew, unless the store went back.
+                // Its revision is that of its first page, which was read before the member was asked, or at any time
+                // since. One that begins now is ahead of what the member knew, unless the store went back.
                 if listed.1 < self.seen() { conn.list(&range).await } else { Ok(listed) }
             }
             listed = &mut listing => {

@@ -53,8 +53,8 @@ pub(super) enum OnLostEntry {
     Fail,
 }
 
-/// Returns the state after the wait of `entry`, which ended with a turn, an error, or without a caller (`None`). Without
-/// a `grant` the lease is not alive any more, so a turn is worth nothing.
+/// Returns the state after the wait of `entry`, which ended with a turn, an error, or without a caller (`None`).
+/// Without a `grant` the lease is not alive any more, so a turn is worth nothing.
 pub(super) fn after_wait<E, C>(
     entry: E,
     caller: C,

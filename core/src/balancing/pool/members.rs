@@ -142,7 +142,8 @@ impl<T> Set<T> {
         Self { ready, listed, all: OnceLock::new() }
     }
 
-    /// Chooses one that does not rest and was not `tried`, or else one that does not rest. If all rest, any: better than nobody.
+    /// Chooses one that does not rest and was not `tried`, or else one that does not rest. If all rest, any: better
+    /// than nobody.
     pub(super) fn pick(&self, choice: &Choice<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
         let ready = self.ready.pick(choice, |one| tried(one.id()));
         ready.or_else(|| self.all.get_or_init(|| Kind::Plain.group(&self.listed)).pick(choice, &|_| true))

@@ -31,14 +31,15 @@ impl ViewChanges {
         Self { user, status, seen: None }
     }
 
-    /// First the whole snapshot as it is now, once it is known; then one change per publication: the latest snapshot and the exact
-    /// difference to what this reader got before. A change of freshness alone comes with no events. A slow reader skips
-    /// publications and loses no net change.
+    /// First the whole snapshot as it is now, once it is known; then one change per publication: the latest snapshot
+    /// and the exact difference to what this reader got before. A change of freshness alone comes with no events. A
+    /// slow reader skips publications and loses no net change.
     ///
     /// # Errors
     ///
-    /// Before the first snapshot: trouble that is for good, such as [`Error::PermissionDenied`]; the view goes on trying, so the
-    /// call may be repeated. [`Error::Closed`] once the directory is closed and the last change was returned.
+    /// Before the first snapshot: trouble that is for good, such as [`Error::PermissionDenied`]; the view goes on
+    /// trying, so the call may be repeated. [`Error::Closed`] once the directory is closed and the last change was
+    /// returned.
     ///
     /// # Cancel safety
     ///

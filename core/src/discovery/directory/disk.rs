@@ -1,8 +1,8 @@
 //! A view's last picture on disk, for starting while the store is away.
 //!
-//! One file per service: a line with a format version and a checksum, then JSON. It is written beside and renamed over, so a
-//! reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were not there. Only the
-//! user that wrote it can read it: metadata may hold what is not for everybody.
+//! One file per service: a line with a format version and a checksum, then JSON. It is written beside and renamed over,
+//! so a reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were
+//! not there. Only the user that wrote it can read it: metadata may hold what is not for everybody.
 
 use std::{
     fs::{File, OpenOptions},
@@ -87,8 +87,8 @@ impl Stored {
     }
 }
 
-/// The name of the files of `service`, without an extension. It is a hash, because a service may be called anything; names have no
-/// control characters, so that nothing but this namespace and this name is hashed alike.
+/// The name of the files of `service`, without an extension. It is a hash, because a service may be called anything;
+/// names have no control characters, so that nothing but this namespace and this name is hashed alike.
 fn stem(service: &ServiceRef) -> String {
     format!("{:016x}", xxh3_64(format!("{}\0{}", service.namespace(), service.name()).as_bytes()))
 }
@@ -238,7 +238,8 @@ mod tests {
             let at = damage.index(bytes.len());
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            // The case of a hexadecimal digit is the only bit that carries nothing, and flipping the lowest never changes only that.
+            // The case of a hexadecimal digit is the only bit that carries nothing, and flipping the lowest never
+            // changes only that.
             prop_assert!(decode(&damaged, before.service()).is_none());
             prop_assert!(decode(&bytes[..at], before.service()).is_none());
             prop_assert!(decode(&bytes, &ServiceRef::parse("other").unwrap()).is_none());
@@ -292,7 +293,8 @@ mod tests {
         }
     }
 
-    /// Opening a pipe without a writer waits for one, and between a look at a file and its opening there may be another one.
+    /// Opening a pipe without a writer waits for one, and between a look at a file and its opening there may be another
+    /// one.
     #[cfg(unix)]
     #[test]
     fn a_pipe_that_takes_the_place_of_a_file_holds_no_reader_up() {

@@ -1,4 +1,5 @@
-//! The task behind the views of one service: follows the watch, protects what is shown, publishes, and reads and writes the disk.
+//! The task behind the views of one service: follows the watch, protects what is shown, publishes, and reads and writes
+//! the disk.
 
 use std::{
     future::Future,
@@ -336,8 +337,8 @@ impl Keeper {
             return true;
         };
         let mut views = directory.views.locked();
-        // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view, because none is
-        // left to clone.
+        // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view,
+        // because none is left to clone.
         let idle = *self.shared.users.borrow() == 0;
         if idle {
             views.remove(&self.shared.service);

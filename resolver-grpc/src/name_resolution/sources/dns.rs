@@ -18,9 +18,9 @@ const EVERY: Duration = Duration::from_secs(5);
 /// Maximum duration of a lookup.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are looked up
-/// every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows no weights, health or
-/// draining.
+/// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are
+/// looked up every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows
+/// no weights, health or draining.
 #[derive(Clone, Debug)]
 pub struct Dns {
     lookup: Arc<dyn Lookup>,
@@ -34,8 +34,8 @@ impl Default for Dns {
 }
 
 impl Dns {
-    /// A resolver over the system's, which does not tell how long an answer holds. All of the process together block at most 32
-    /// threads, and one for each name: while a lookup hangs, the next one of the same name waits for it.
+    /// A resolver over the system's, which does not tell how long an answer holds. All of the process together block at
+    /// most 32 threads, and one for each name: while a lookup hangs, the next one of the same name waits for it.
     pub fn new() -> Self {
         Self { lookup: System::shared(), every: EVERY }
     }

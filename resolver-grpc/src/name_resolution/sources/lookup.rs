@@ -4,7 +4,8 @@ use std::{fmt, io, net::SocketAddr};
 
 use async_trait::async_trait;
 
-/// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an answer holds.
+/// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an
+/// answer holds.
 #[async_trait]
 pub trait Lookup: fmt::Debug + Send + Sync + 'static {
     /// The addresses of `host`, with `port`.

@@ -9,7 +9,8 @@ use crate::name_resolution::{
     target::Target,
 };
 
-/// Maps the schemes of [`Target`]s to resolvers. `dns` and `static` are there from the start; the others are up to the user.
+/// Maps the schemes of [`Target`]s to resolvers. `dns` and `static` are there from the start; the others are up to the
+/// user.
 #[derive(Clone, Debug)]
 pub struct Schemes {
     options: DirectoryOptions,

@@ -23,8 +23,9 @@ const THREADS: usize = 32;
 
 type Resolve = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Looks each name up once at a time, and a limited number of names. `getaddrinfo` blocks its thread, has no deadline that a caller
-/// could set and cannot be cancelled: a caller that gave up leaves the thread behind, and the next lookup of the name waits for it.
+/// Looks each name up once at a time, and a limited number of names. `getaddrinfo` blocks its thread, has no deadline
+/// that a caller could set and cannot be cancelled: a caller that gave up leaves the thread behind, and the next lookup
+/// of the name waits for it.
 pub(super) struct System {
     resolve: Arc<Resolve>,
     threads: Arc<Semaphore>,
