@@ -54,7 +54,7 @@ fn build(programs: &[&str]) -> Result<PathBuf> {
     if etcd::on_path("go").is_none() {
         return Err("this needs Go 1.26 or newer and its module proxy, and there is no `go` on the PATH".into());
     }
-    let folder = env::current_dir()?.join("target").join("interop-go");
+    let folder = env::current_dir()?.join("target").join("go-programs");
     std::fs::create_dir_all(&folder)?;
     for program in programs {
         println!("==> building {SOURCES}/{program} with Go");
