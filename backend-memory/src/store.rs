@@ -89,7 +89,7 @@ pub(crate) struct Record {
 pub(crate) enum Departure {
     /// It was removed by its owner.
     InOrder,
-    /// Somebody else deleted it.
+    /// Another client deleted it.
     ByHand,
 }
 

@@ -52,7 +52,7 @@ impl fmt::Display for NameFault {
     }
 }
 
-/// Whose instance is in the way. The owner token itself is not told: whoever knows it can take the id over.
+/// Whose instance is in the way. The owner token itself is not told: a client that knows it can take over the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "tokens are equal or not")]
 pub enum Owner {
@@ -125,7 +125,7 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
-    /// Somebody else's live instance has this id.
+    /// Another client's live instance has this id.
     #[error(
         "instance {} of {} is already registered by {owner}{}",
         escaped(id),
@@ -163,7 +163,7 @@ pub enum Error {
         /// The id that was not found.
         id: InstanceId,
     },
-    /// The instance belongs to somebody else's lease, so it was left alone.
+    /// The instance belongs to another client's lease, so it was left alone.
     #[error("instance {} of {} is kept by lease {lease} of {owner}", escaped(id), escaped(service))]
     NotOwner {
         /// The service.
@@ -176,7 +176,7 @@ pub enum Error {
         lease: LeaseId,
     },
     /// What was read had changed by the time it was to be written.
-    #[error("{} was changed by somebody else at revision {revision}", escaped(what))]
+    #[error("{} was changed by another client at revision {revision}", escaped(what))]
     Conflict {
         /// Name of the part that changed.
         what: String,

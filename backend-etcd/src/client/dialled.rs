@@ -52,7 +52,7 @@ impl Dialled {
 }
 
 tokio::task_local! {
-    /// Where the channel notes the connection that the present call uses. The client between the two carries nothing.
+    /// Slot in which the channel stores the connection of the present call, as the client in between passes nothing on.
     static USED: Used;
 }
 

@@ -254,7 +254,7 @@ impl Failover {
     /// whether the next call goes over another connection.
     pub(crate) fn refused(&self, connection: &Dialled) -> bool {
         let mut pinned = self.pinned();
-        // Somebody else may have been refused as well, and left.
+        // Another caller may have been refused as well, and left.
         !pinned.is_current(connection) || pinned.refused(connection)
     }
 

@@ -147,7 +147,7 @@ impl RequestChannel {
     }
 
     async fn refresh(&self, used: &Used) -> Result<(), Failure> {
-        // Whoever waits for another one to be done with it waits for no answer.
+        // A caller that waits for the refresh of another one has no request under way.
         used.answered();
         let asked = Moment::now();
         let mut refreshed = self.refreshed.lock().await;
@@ -318,7 +318,7 @@ impl RequestChannel {
     pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
         let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
         let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
-        // What was answered was sent over some connection.
+        // A call that was answered has a connection.
         let connection = connection.ok_or_else(|| Failure::Lost(text_cause("a watch without a connection")))?;
         Ok((stream, connection))
     }

@@ -78,7 +78,7 @@ impl WriteBatcher {
     /// all are answered.
     pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<RequestChannel>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
-        // In a session that was closed nothing is sent, and whoever asks hears that.
+        // In a session that was closed nothing is sent, and callers receive an error.
         let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(lane), under_way));
         Self { queue }
     }
@@ -129,13 +129,13 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: 
             Some(()) = under_way.next() => {}
             () = patience(&waiting), if under_way.len() < most && !waiting.is_empty() => {}
         }
-        // Whoever is about to ask as well gets the chance to.
+        // Lets other tasks add their writes.
         tokio::task::yield_now().await;
         while let Some(asked) = (waiting.len() < MAX_WAITING).then(|| queue.try_recv().ok()).flatten() {
             waiting.push_back(asked);
         }
         while under_way.len() < most && is_due(&waiting) {
-            // Whoever is in a hurry first.
+            // Writes that are not deferrable first.
             if waiting.iter().any(|asked| asked.write.batching == Batching::Deferrable) {
                 waiting.make_contiguous().sort_by_key(|asked| asked.write.batching);
             }
@@ -218,7 +218,7 @@ fn settle(lane: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'stati
                 }
                 Err(failure) => {
                     for asked in batch {
-                        // Whoever asked may be gone.
+                        // The caller may be gone.
                         let _ = asked.answer.send(Err(failure.clone()));
                     }
                     return;

@@ -1,4 +1,5 @@
-//! The lock of ChenLong-dev's gobase: one key, the lock's name, with the value `占用`. Whoever creates it holds the lock.
+//! The lock of ChenLong-dev's gobase: one key, the lock's name, with the value `占用`. The client that creates it holds
+//! the lock.
 //!
 //! gobase's `etcd.Lock` tries once and renews for as long as its process lives; it has no queue, no release but a
 //! deletion of the key by name, and no notice of a loss. So there is no order among those that wait, no shared mode, no

@@ -331,7 +331,7 @@ impl RegistrationSteps for RegistrationTask {
     }
 
     fn gives_up(&mut self, error: &Error) -> bool {
-        // That a change of it is refused is no reason to remove what is published.
+        // A refused change is no reason to remove the published instance.
         let counts = !self.may_be_there() || error.is_retryable();
         counts && self.options.gives_up_after(self.backoff.failures().saturating_add(1))
     }
@@ -350,7 +350,7 @@ impl RegistrationSteps for RegistrationTask {
     async fn evicted(&mut self, claim: Claim<Arc<[u8]>>) {
         self.driver.report_end(Ok(Deregistered::AlreadyGone));
         if self.writes.may_claim() {
-            // What is done late is no part of the registration any more.
+            // A late effect is no part of the registration any more.
             Box::pin(self.remove_for_good(None, Some(claim))).await;
         }
     }

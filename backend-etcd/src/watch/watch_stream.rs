@@ -51,7 +51,7 @@ pub(crate) struct OpenWatch {
     requests: WatchRequestSender,
     messages: WatchResponseStream,
     connection: Dialled,
-    /// Told by whoever wants the watch to say how far it is.
+    /// Notified to request the progress of the watch.
     progress: Arc<Notify>,
 }
 

@@ -47,7 +47,7 @@ const MAX_REPEATS: u32 = 3;
 /// over it at all, such as a large message over a slow connection, while a list comes by pages.
 const MAX_SILENCES: u32 = 2;
 
-/// Time for which trouble that somebody has to mend is left alone.
+/// Time for which a failure that an operator has to repair is left alone.
 const SLOW: Duration = Duration::from_secs(10);
 
 /// Time after which a range is listed again that was too large: a list up to a limit of bytes is expensive.
@@ -295,7 +295,7 @@ impl WatchTask {
             }
             let again = created && std::mem::replace(&mut self.opened, true);
             if again {
-                // What interrupted the watch may have been a restore.
+                // The interruption of the watch may have been a restore.
                 self.conn.store.suspect();
             }
             if again && !listed {

@@ -134,8 +134,8 @@ pub enum Step {
     Conflict,
     /// Leave it: this registration was stored, and another one has the key since. Wait until it is free.
     Superseded,
-    /// The key was deleted although its lease is believed to be alive, and the options say to respect that: end, if the
-    /// store confirms that the lease is.
+    /// The key was deleted although its lease is alive as far as known, and the options say to respect that: end, if
+    /// the store confirms that the lease is.
     Evicted,
 }
 
@@ -174,7 +174,7 @@ pub fn step(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a lease is renewed or not")]
 pub enum Observation {
-    /// Its remaining time grew: somebody is alive behind it.
+    /// Its remaining time grew: its owner is alive.
     Renewed,
     /// It only fell for a whole renewal period: nobody is.
     Falling,

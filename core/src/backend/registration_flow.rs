@@ -38,7 +38,7 @@ use crate::{
 /// Time for which `deregister` waits for the store before it reports [`Deregistered::LeftBehind`].
 pub const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Interval at which a conflict, or a failure that somebody has to mend, is tried again.
+/// Interval at which a conflict, or a failure that an operator has to repair, is tried again.
 pub const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
 
 /// Returns [`PERMANENT_ERROR_RETRY`] with jitter, so that many registrations do not stay in step.

@@ -2,8 +2,8 @@
 //!
 //! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is
 //! serving, has a weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a
-//! change costs the same however many tasks pick: the first pick after it takes a lock for a moment, and makes what
-//! there is to choose from or waits for whoever makes it.
+//! change costs the same however many tasks pick: the first pick after it takes a lock for a moment, and rebuilds the
+//! shared candidate table or waits for that rebuild.
 
 use std::{
     collections::BTreeMap,
@@ -148,7 +148,7 @@ pub(crate) struct ViewCell {
 impl ViewCell {
     pub(crate) fn publish(&self, published: Arc<Published>) {
         self.published.store(Some(published));
-        // Whoever sees the count sees what was published.
+        // A reader that sees the count sees the publication.
         self.count.fetch_add(1, Ordering::Release);
     }
 
@@ -156,8 +156,8 @@ impl ViewCell {
         self.published.load()
     }
 
-    /// What there is to choose from, with the count that it is from. Whoever comes while it is made waits for it,
-    /// instead of making the same.
+    /// Candidate table and the publication that it was built from. A picker that comes while it is built waits for
+    /// it.
     fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (choice, count) = self.place(policy, filter);
         // Not under the lock: others do not wait for it.

@@ -57,7 +57,8 @@ pub enum EmptyPolicy {
     /// Nobody, once the time to hold has passed.
     #[default]
     Publish,
-    /// Those who were lost last, as held entries, until the store lists somebody. Whoever left in order is not kept.
+    /// Those who were lost last, as held entries, until the store lists somebody. Instances that left in order are not
+    /// kept.
     Keep,
 }
 

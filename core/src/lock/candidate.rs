@@ -12,7 +12,7 @@ use crate::{
     runtime::backoff::BackoffPolicy,
 };
 
-/// Somebody who wants to lead, and what it says about itself: [`run`](Self::run) does work only while leading.
+/// A candidate for leadership, and the value that it proclaims: [`run`](Self::run) does work only while leading.
 ///
 /// ```
 /// use enlist::{Candidate, LockName};

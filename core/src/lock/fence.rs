@@ -1,10 +1,10 @@
-//! The resource's side of a lock: refusing whoever was overtaken.
+//! The resource's side of a lock: refusing callers with an outdated token.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::revision::FencingToken;
 
-/// The highest [`FencingToken`] that a resource has seen; whoever comes with a smaller one was overtaken and is
+/// The highest [`FencingToken`] that a resource has seen; a caller with a smaller one is outdated and is
 /// refused.
 ///
 /// This is what makes a lock safe over something outside the store, whatever clocks, pauses and networks do. It works

@@ -1,4 +1,4 @@
-//! How long a lock may be believed in.
+//! Time for which a lock is known to be held.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -21,7 +21,7 @@ pub fn safe_validity(granted: Duration) -> Duration {
     granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
 }
 
-/// For backends: how long a lock may be believed in. Loss is for ever.
+/// For backends: time for which a lock is known to be held. Loss is for ever.
 ///
 /// The deadline counts from the *sending* of the last renewal that was acknowledged, on a clock that counts suspension.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl LockValidity {
         });
     }
 
-    /// Returns `true` if the lock may still be believed in. Once false, always false.
+    /// Returns `true` while the lock is known to be held. Once false, always false.
     pub fn is_held(&self) -> bool {
         if self.lost.borrow().is_some() {
             return false;

@@ -277,13 +277,13 @@ impl LockGuard {
         self.shared.token
     }
 
-    /// Returns `true` if the lock may still be believed in, without asking the store. Turns false before the store can
+    /// Returns `true` while the lock is known to be held, without asking the store. Turns false before the store can
     /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
     pub fn is_held(&self) -> bool {
         self.shared.validity.is_held()
     }
 
-    /// Remaining time for which the lock may be believed in if no other renewal is acknowledged; zero once it is lost.
+    /// Remaining time for which the lock is known to be held if no other renewal is acknowledged; zero once it is lost.
     pub fn remaining(&self) -> Duration {
         if self.is_held() { self.shared.validity.remaining() } else { Duration::ZERO }
     }
@@ -320,7 +320,7 @@ impl LockGuard {
         &self.source
     }
 
-    /// Releases the lock. Guarded: what somebody else holds by now is left alone.
+    /// Releases the lock. Guarded: an entry that another client holds by now is left alone.
     ///
     /// # Errors
     ///
@@ -357,7 +357,7 @@ pub struct GuardDriver {
 }
 
 impl GuardDriver {
-    /// Time for which the lock may be believed in.
+    /// Time for which the lock is known to be held.
     pub fn validity(&self) -> &LockValidity {
         &self.shared.validity
     }

@@ -1,7 +1,7 @@
 //! Text that others wrote, made harmless for terminals and logs.
 //!
-//! Whoever may write to the store chooses names, metadata and the values of leaders. Printed as it is, such text can
-//! move the cursor, forge lines of a log, or show something else than it says. The texts of this crate's errors are
+//! A client that may write to the store chooses names, metadata and the values of leaders. Printed as it is, such text
+//! can move the cursor, forge lines of a log, or show something else than it says. The texts of this crate's errors are
 //! escaped already; for everything else that comes from the store there is [`escaped`].
 
 use std::fmt::{self, Write};

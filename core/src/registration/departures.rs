@@ -1,4 +1,4 @@
-//! The orderly end of instances that outlive their session because their leases are somebody else's.
+//! The orderly end of instances that outlive their session because their leases belong to another client.
 
 use std::{future::Future, time::Duration};
 

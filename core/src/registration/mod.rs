@@ -66,7 +66,7 @@ pub enum RegistrationState {
     },
     /// Removed because its health check fails, in a store that holds no health; it is registered again when one passes.
     Withdrawn,
-    /// Not published for a reason that somebody has to mend; it is tried again at a slow pace.
+    /// Not published for a reason that an operator has to repair; it is tried again at a slow pace.
     Refused {
         /// The reason.
         cause: Error,
@@ -81,7 +81,7 @@ pub enum RegistrationState {
 pub enum Deregistered {
     /// The instance was there and was removed.
     Removed,
-    /// It was not there any more, or somebody else's instance has its place, which was left alone.
+    /// It was not there any more, or another client's instance has its place, which was left alone.
     AlreadyGone,
     /// The store has not confirmed the removal, or that an earlier write whose answer was lost can no longer bring the
     /// instance back. The session goes on until it has; at the latest the lease runs out.
@@ -293,8 +293,8 @@ impl Registration {
 
     /// Removes the instance and confirms it. After this returns no late write brings it back.
     ///
-    /// The removal is guarded: an instance that somebody else has registered under the id meanwhile is left alone. What
-    /// a dead process with an equal `owner` left under the id is removed, also before it could be taken over.
+    /// The removal is guarded: an instance that another client has registered under the id meanwhile is left alone.
+    /// What a dead process with an equal `owner` left under the id is removed, also before it could be taken over.
     ///
     /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
     /// background until the removal is confirmed.
@@ -558,11 +558,11 @@ impl RegistrationDriver {
         }
     }
 
-    /// Reports that the store refuses `generation` for a reason that somebody has to mend, and that what was stored
-    /// before is published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get `cause`.
-    /// It may be stored all the same, later.
+    /// Reports that the store refuses `generation` for a reason that an operator has to repair, and that what was
+    /// stored before is published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get
+    /// `cause`. It may be stored all the same, later.
     pub fn report_refused(&self, generation: u64, cause: Error) {
-        // First, for whoever looks at the state because of it.
+        // First, for readers that are woken by it.
         self.report(RegistrationState::Suspect { cause: cause.clone() });
         self.shared.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
     }

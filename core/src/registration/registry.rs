@@ -42,11 +42,11 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// Returns once the guarded transaction is acknowledged, see [`Start`]. From then on the instance comes back after
     /// a lost lease, a deleted key, a restart or a wipe of the store, without help and without a limit on attempts.
-    /// Nothing it does can delete or overwrite a key of somebody else.
+    /// Nothing it does can delete or overwrite a key of another client.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRegistered`] if somebody else's live instance has this id (see [`OnConflict`]). To tell that
+    /// [`Error::AlreadyRegistered`] if another client's live instance has this id (see [`OnConflict`]). To tell that
     /// from a leftover takes a third of its TTL and 3 s; a call that waits for less returns [`Error::Timeout`] with
     /// [`Error::Observing`] as its cause, and a repeated one completes it. An equal `owner` needs no observation.
     /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`], [`Error::AuthFailed`] end the wait
@@ -69,7 +69,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::NotOwner`] if the id is held by a live registration; [`Error::Conflict`] if somebody else changed it
+    /// [`Error::NotOwner`] if the id is held by a live registration; [`Error::Conflict`] if another client changed it
     /// meanwhile; else as [`register`](Self::register).
     ///
     /// # Cancel safety
@@ -84,7 +84,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::NotRegistered`] if there is none; [`Error::NotOwner`] if it is held by a live registration;
-    /// [`Error::Conflict`] if somebody else changed it meanwhile.
+    /// [`Error::Conflict`] if another client changed it meanwhile.
     ///
     /// # Cancel safety
     ///
@@ -162,7 +162,7 @@ pub enum Start {
     FailFast,
 }
 
-/// Reaction when somebody else's live instance has the id.
+/// Reaction when another client's live instance has the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnConflict {
@@ -189,7 +189,7 @@ pub enum LeaseChoice {
     Given(LeaseId),
 }
 
-/// Reaction when somebody deletes the key although its lease is alive.
+/// Reaction when another client deletes the key although its lease is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDelete {
@@ -207,11 +207,11 @@ pub struct RegisterOptions {
     pub start: Start,
     /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
     /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with
-    /// one owner the newer one stands. It is stored in the value of the instance: whoever may read that in the store
-    /// sees it, and with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it.
+    /// one owner the newer one stands. It is stored in the value of the instance: a client that may read it in the
+    /// store sees it, and with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it.
     /// Default: none.
     pub owner: Option<String>,
-    /// Reaction when somebody else's live instance has the id. Default: `Refuse`.
+    /// Reaction when another client's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,
     /// The lease that keeps it. Default: `Shared`.
     pub lease: LeaseChoice,
@@ -221,7 +221,7 @@ pub struct RegisterOptions {
     /// Shorter costs requests, and more of them can fail before the lease ends. Registrations with different intervals
     /// share no lease; a given lease is not renewed. Default: `None`, a third of `ttl`.
     pub renewal_interval: Option<Duration>,
-    /// Reaction when somebody deletes the key. Default: `Restore`.
+    /// Reaction when another client deletes the key. Default: `Restore`.
     pub on_delete: OnDelete,
     /// Failed attempts in a row after which it gives up; `None` and 0 never do. Default: `None`.
     pub max_attempts: Option<u32>,
@@ -289,7 +289,7 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets what to do when somebody else's live instance has the id.
+    /// Sets what to do when another client's live instance has the id.
     #[must_use]
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.on_conflict = on_conflict;
@@ -317,7 +317,7 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets what to do when somebody deletes the key.
+    /// Sets what to do when another client deletes the key.
     #[must_use]
     pub fn on_delete(mut self, on_delete: OnDelete) -> Self {
         self.on_delete = on_delete;

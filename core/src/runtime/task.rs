@@ -1,4 +1,4 @@
-//! Ownership of tasks: whoever starts one can stop it and wait for its end.
+//! Ownership of tasks: the code that starts one can stop it and wait for its end.
 
 use std::{
     any::Any,

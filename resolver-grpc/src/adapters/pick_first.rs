@@ -1,4 +1,4 @@
-//! One connection at a time, to whoever can be connected to, in a plain tonic channel.
+//! One connection at a time, to an instance that can be connected to, in a plain tonic channel.
 
 use std::time::Duration;
 

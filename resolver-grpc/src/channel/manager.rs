@@ -1,4 +1,4 @@
-//! One channel per target, shared by whoever asks for it.
+//! One channel per target, shared by all callers.
 
 use std::{
     collections::HashMap,

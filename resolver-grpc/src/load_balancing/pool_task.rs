@@ -238,7 +238,7 @@ impl PoolTask {
         let listed = match self.picker.candidates() {
             Ok(candidates) => by_endpoint(candidates, &self.config.settings),
             Err(PickError::Empty { .. }) => Listed::default(),
-            // Whoever is known stays known; calls find out how old that is.
+            // Known instances stay known; calls find out how old that is.
             Err(_) => return,
         };
         let Listed { by_endpoint: listed, unusable } = listed;

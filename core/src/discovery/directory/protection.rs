@@ -1,7 +1,7 @@
 //! What a view shows of what the store lists: entries whose removal would leave it empty stay for a while.
 //!
 //! A store that was frozen for longer than the leases live removes every instance at the moment it thaws, and every
-//! instance is back a second later. Whoever emptied its view in between would fail all its calls.
+//! instance is back a second later. A client that emptied its view in between would fail all its calls.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
