@@ -219,8 +219,8 @@ impl Call {
         // Its extensions are for this side of the wire.
         (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
         (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
-        if self.attempts.remaining() > 0 {
-            request.headers_mut().insert(PREVIOUS, self.attempts.remaining().into());
+        if self.attempts.sent() > 0 {
+            request.headers_mut().insert(PREVIOUS, self.attempts.sent().into());
         }
         Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
     }

@@ -148,8 +148,8 @@ impl Attempts {
         Self { policy, backoff: None, left: 0, moved: 0, refused: false }
     }
 
-    /// Number of attempts that left, as the next one tells the server.
-    pub(crate) fn remaining(&self) -> u32 {
+    /// Number of attempts that were sent; the next one states it to the server.
+    pub(crate) fn sent(&self) -> u32 {
         self.left
     }
 
@@ -213,7 +213,7 @@ mod tests {
         let policy = Arc::new(RetryPolicy::new());
         let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
         assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
-        assert_eq!(attempts.remaining(), 1);
+        assert_eq!(attempts.sent(), 1);
         assert!(attempts.again(LOST).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(attempts.again(LOST), None, "three attempts in all");
         assert_eq!(Attempts::new(Some(Arc::clone(&policy))).again(failed(Reach::OutOfTime, Code::Unavailable)), None);
@@ -265,7 +265,7 @@ mod tests {
     fn what_was_refused_is_sent_once_more_without_a_policy_and_does_not_count() {
         let refused = failed(Reach::Refused, Code::Unavailable);
         let mut attempts = Attempts::new(None);
-        assert_eq!((attempts.again(refused), attempts.remaining()), (Some(Duration::ZERO), 0));
+        assert_eq!((attempts.again(refused), attempts.sent()), (Some(Duration::ZERO), 0));
         assert_eq!(attempts.again(refused), None);
         let mut attempts = Attempts::new(Some(Arc::new(RetryPolicy::new())));
         assert_eq!(attempts.again(refused), Some(Duration::ZERO));

@@ -206,6 +206,8 @@ impl State {
             (Self::Ready { connections, .. }, Event::Connected) => {
                 Self::Ready { connections: connections + 1, after: AfterReady::Connecting }
             }
+            // A dial that outlived the use of its channel.
+            (Self::Idle, Event::Connected) => Self::Ready { connections: 1, after: AfterReady::Idle },
             (_, Event::Connected) => Self::Ready { connections: 1, after: AfterReady::Connecting },
             (Self::Ready { connections: 0 | 1, after }, Event::Demoted) => after.into(),
             (Self::Ready { connections, after }, Event::Demoted) => Self::Ready { connections: connections - 1, after },
@@ -354,6 +356,7 @@ mod tests {
         assert_eq!(state(unused.clone()), InstanceState::Ready);
         assert_eq!(state(unused.clone().into_iter().chain([Event::Demoted])), InstanceState::Idle);
         assert_eq!(state(unused.into_iter().chain([Event::Used, Event::Demoted])), InstanceState::Connecting);
+        assert_eq!(state([Event::Unused, Event::Connected, Event::Demoted]), InstanceState::Idle, "a late dial");
     }
 
     #[test]
