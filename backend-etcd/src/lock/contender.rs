@@ -148,7 +148,9 @@ impl QueueProtocol for Contender {
         self.remove(entry, Attempts::First).await
     }
 
-    fn left(&mut self, entry: Queued) {
+    fn left(&mut self, mut entry: Queued) {
+        // Before the suffix is reused: the membership is found by the key.
+        entry.membership = None;
         // Its key is gone by now, or the lease that kept it.
         self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
         // A caller that took a lock is likely to take it again.

@@ -45,6 +45,13 @@ pub(crate) struct Leases {
     lifecycle: Arc<Lifecycle>,
 }
 
+impl Drop for Leases {
+    fn drop(&mut self) {
+        // The task that notices restores then finds that the leases are gone, and ends.
+        self.conn.store.suspect();
+    }
+}
+
 impl Leases {
     pub(crate) fn new(lifecycle: &Arc<Lifecycle>, conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
         let grants = Arc::new(Semaphore::new(MAX_GRANTS));
