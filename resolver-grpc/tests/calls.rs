@@ -268,10 +268,17 @@ async fn a_connection_that_is_lost_during_an_answer_counts_as_unavailable() {
     assert!(lost.code() == Code::Unavailable && lost.message().contains("lost during the call"), "{lost}");
 }
 
-/// A stream that counts its writes.
+/// A stream that counts its writes, with or without support for vectored ones.
 struct Counted {
     stream: TcpStream,
     writes: Arc<AtomicUsize>,
+    vectored: Vectored,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vectored {
+    Supported,
+    Unsupported,
 }
 
 impl AsyncRead for Counted {
@@ -286,6 +293,20 @@ impl AsyncWrite for Counted {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        assert_eq!(self.vectored, Vectored::Supported);
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.vectored == Vectored::Supported
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
@@ -295,21 +316,33 @@ impl AsyncWrite for Counted {
     }
 }
 
-#[tokio::test]
-async fn a_small_request_is_one_write() {
+/// Number of writes of ten calls with a text of so many bytes each.
+async fn writes_of_ten_calls(bytes: usize, vectored: Vectored) -> usize {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let writes = Arc::new(AtomicUsize::new(0));
     let (counted, address) = (Arc::clone(&writes), servers[0].address());
     let builder = Channel::builder().connector(move |_, _| {
         let writes = Arc::clone(&counted);
-        async move { Ok(Counted { stream: TcpStream::connect(address).await?, writes }) }
+        async move { Ok(Counted { stream: TcpStream::connect(address).await?, writes, vectored }) }
     });
     let channel = world.channel(builder, 1).await;
     soon("an answer", say(&channel, String::new())).await.unwrap();
     let before = writes.load(Ordering::SeqCst);
     for _ in 0..10 {
-        soon("an answer", say(&channel, "hello".to_owned())).await.unwrap();
+        soon("an answer", say(&channel, "x".repeat(bytes))).await.unwrap();
     }
-    assert_eq!(writes.load(Ordering::SeqCst) - before, 10);
+    writes.load(Ordering::SeqCst) - before
+}
+
+#[tokio::test]
+async fn a_small_request_is_one_write() {
+    assert_eq!(writes_of_ten_calls(5, Vectored::Unsupported).await, 10);
+}
+
+#[tokio::test]
+async fn a_small_request_is_one_vectored_write() {
+    assert_eq!(writes_of_ten_calls(5, Vectored::Supported).await, 10);
+    // From 256 bytes on, h2 offers the frame's header and its payload as two buffers.
+    assert_eq!(writes_of_ten_calls(2048, Vectored::Supported).await, 10);
 }
