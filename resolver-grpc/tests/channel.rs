@@ -39,6 +39,20 @@ async fn a_call_waits_for_a_service_that_is_not_known_yet() {
 }
 
 #[tokio::test]
+async fn a_call_waits_for_the_first_instance_to_connect() {
+    let server = Server::start("a").await;
+    let world = World::new();
+    let (channel, view) = (Channel::new(&world.view()).unwrap(), world.view());
+    let refused = say(&channel, String::new()).await.unwrap_err();
+    assert!(refused.message().contains("0 listed"), "{refused}");
+    world.register(&server, server.instance()).await;
+    while view.snapshot().is_none_or(|snapshot| snapshot.is_empty()) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+}
+
+#[tokio::test]
 async fn an_empty_service_fails_at_once_and_says_why() {
     let world = World::of(&[]).await;
     let channel = Channel::new(&world.view()).unwrap();

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
+    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
     escape::escaped, with_causes,
 };
 use http::{HeaderMap, request::Parts};
@@ -172,11 +172,26 @@ impl ChannelInner {
             Next::Refuse
         } else if picker_state.all.iter().any(is_full) {
             Next::Queue
-        } else if !picker_state.known || wait_for_ready || picker_state.all.iter().any(may_be_ready) {
+        } else if wait_for_ready
+            || !picker_state.known
+            || picker_state.all.iter().any(may_be_ready)
+            || self.is_filling(&picker_state)
+        {
             Next::Wait
         } else {
             Next::Refuse
         }
+    }
+
+    /// Returns `true` if the view lists an instance to connect to, and the picker state none yet: the next picker state
+    /// has that instance as connecting.
+    fn is_filling(&self, picker_state: &PickerState) -> bool {
+        if !picker_state.all.is_empty() || self.view.snapshot().is_none_or(|snapshot| snapshot.is_empty()) {
+            return false;
+        }
+        let mut picker = self.view.picker_of(Policy::Random, self.filter.clone());
+        let is_used = |entry: &Arc<Entry>| self.config.settings.endpoint(entry.instance()).is_some();
+        picker.candidates().is_ok_and(|candidates| candidates.iter().any(is_used))
     }
 
     fn key<'a>(&self, head: &'a Parts) -> Option<&'a [u8]> {
