@@ -244,9 +244,10 @@ impl ChannelInner {
 /// The reasons why the first few instances take no calls.
 fn troubles(picker_state: &PickerState) -> String {
     let mut others = picker_state.all.iter().filter(|subchannel| subchannel.state() != InstanceState::Ready);
-    let trouble = |subchannel: &Arc<Subchannel>| match subchannel.dial_failure() {
-        Some(trouble) => format!("; {subchannel}: {trouble}"),
-        None => format!("; {subchannel}: {}", word(subchannel.state())),
+    let trouble = |subchannel: &Arc<Subchannel>| match (subchannel.state(), subchannel.dial_failure()) {
+        (InstanceState::Failing, Some(cause)) => format!("; {subchannel}: {cause}"),
+        (state, Some(cause)) => format!("; {subchannel}: {}, and the latest dial failed: {cause}", word(state)),
+        (state, None) => format!("; {subchannel}: {}", word(state)),
     };
     let text: String = others.by_ref().take(MAX_EXPLAINED).map(trouble).collect();
     match others.count() {

@@ -51,7 +51,7 @@ impl InstanceState {
 }
 
 /// Connectivity of a subchannel.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// The channel is not used; the next call makes the task dial.
     Idle,
@@ -60,17 +60,17 @@ enum State {
     /// So many connections take calls. `after` is the state once the last one is gone.
     Ready { connections: usize, after: AfterReady },
     /// The latest dial failed. The next one follows after a delay.
-    TransientFailure { cause: Arc<str> },
+    TransientFailure,
     /// The task has ended; nothing dials any more.
     Shutdown,
 }
 
 /// State that follows the loss of the last connection. Further connections can outlive the one that is dialled again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AfterReady {
     Idle,
     Connecting,
-    TransientFailure { cause: Arc<str> },
+    TransientFailure,
 }
 
 /// Report of the health service of the instance, if that is watched.
@@ -141,6 +141,9 @@ pub(super) enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Status {
     connectivity: State,
+    /// Cause of the failure of the latest dial. It outlives the state: an instance that could not be connected to is
+    /// idle while its channel is not used, and connecting at the next call.
+    dial_failure: Option<Arc<str>>,
     health: Health,
     liveness: Liveness,
     rest: Rest,
@@ -151,6 +154,7 @@ impl Default for Status {
     fn default() -> Self {
         Self {
             connectivity: State::Connecting,
+            dial_failure: None,
             health: Health::default(),
             liveness: Liveness::default(),
             rest: Rest::default(),
@@ -162,14 +166,13 @@ impl Default for Status {
 impl Status {
     /// Returns the status after `event`.
     fn after(self, event: Event) -> Self {
+        let connectivity = self.connectivity.after(&event);
         match event {
             // A doubt was about the connections so far.
-            Event::Connected | Event::Demoted => {
-                Self { connectivity: self.connectivity.after(event), liveness: Liveness::Alive, ..self }
-            }
-            Event::DialFailed { .. } | Event::Unused | Event::Used | Event::Ended => {
-                Self { connectivity: self.connectivity.after(event), ..self }
-            }
+            Event::Connected => Self { connectivity, dial_failure: None, liveness: Liveness::Alive, ..self },
+            Event::Demoted => Self { connectivity, liveness: Liveness::Alive, ..self },
+            Event::DialFailed { cause } => Self { connectivity, dial_failure: Some(cause), ..self },
+            Event::Unused | Event::Used | Event::Ended => Self { connectivity, ..self },
             Event::HealthReported(health) => Self { health, ..self },
             Event::Doubted => Self { liveness: Liveness::Suspect, ..self },
             Event::Probed => Self { liveness: Liveness::Alive, ..self },
@@ -182,11 +185,11 @@ impl Status {
 
     /// The state that calls see.
     fn instance_state(&self) -> InstanceState {
-        match (self.listing, &self.connectivity) {
+        match (self.listing, self.connectivity) {
             (Listing::Draining, _) => InstanceState::Leaving,
             (_, State::Idle) => InstanceState::Idle,
             (_, State::Connecting) => InstanceState::Connecting,
-            (_, State::TransientFailure { .. } | State::Shutdown) => InstanceState::Failing,
+            (_, State::TransientFailure | State::Shutdown) => InstanceState::Failing,
             (_, State::Ready { .. }) if self.rest == Rest::Ejected => InstanceState::Ejected,
             (_, State::Ready { .. }) if self.health == Health::NotServing => InstanceState::Unhealthy,
             (_, State::Ready { .. }) if self.liveness == Liveness::Suspect => InstanceState::Suspect,
@@ -197,7 +200,7 @@ impl Status {
 
 impl State {
     /// Returns the connectivity after `event`. Events that do not concern it leave it as it is.
-    fn after(self, event: Event) -> Self {
+    fn after(self, event: &Event) -> Self {
         match (self, event) {
             (Self::Shutdown, _) | (_, Event::Ended) => Self::Shutdown,
             (Self::Ready { connections, after: AfterReady::Idle }, Event::Connected) => {
@@ -211,10 +214,10 @@ impl State {
             (_, Event::Connected) => Self::Ready { connections: 1, after: AfterReady::Connecting },
             (Self::Ready { connections: 0 | 1, after }, Event::Demoted) => after.into(),
             (Self::Ready { connections, after }, Event::Demoted) => Self::Ready { connections: connections - 1, after },
-            (Self::Ready { connections, .. }, Event::DialFailed { cause }) => {
-                Self::Ready { connections, after: AfterReady::TransientFailure { cause } }
+            (Self::Ready { connections, .. }, Event::DialFailed { .. }) => {
+                Self::Ready { connections, after: AfterReady::TransientFailure }
             }
-            (_, Event::DialFailed { cause }) => Self::TransientFailure { cause },
+            (_, Event::DialFailed { .. }) => Self::TransientFailure,
             (Self::Ready { connections, .. }, Event::Unused) => Self::Ready { connections, after: AfterReady::Idle },
             (_, Event::Unused) => Self::Idle,
             (Self::Ready { connections, .. }, Event::Used) => {
@@ -224,16 +227,6 @@ impl State {
             (state, _) => state,
         }
     }
-
-    /// Cause of the failure of the latest dial, if it failed.
-    fn dial_failure(&self) -> Option<&Arc<str>> {
-        match self {
-            Self::TransientFailure { cause } | Self::Ready { after: AfterReady::TransientFailure { cause }, .. } => {
-                Some(cause)
-            }
-            Self::Idle | Self::Connecting | Self::Ready { .. } | Self::Shutdown => None,
-        }
-    }
 }
 
 impl From<AfterReady> for State {
@@ -241,7 +234,7 @@ impl From<AfterReady> for State {
         match after {
             AfterReady::Idle => Self::Idle,
             AfterReady::Connecting => Self::Connecting,
-            AfterReady::TransientFailure { cause } => Self::TransientFailure { cause },
+            AfterReady::TransientFailure => Self::TransientFailure,
         }
     }
 }
@@ -284,7 +277,7 @@ impl StatusCell {
 
     /// Cause of the failure of the latest dial, if it failed.
     pub(super) fn dial_failure(&self) -> Option<Arc<str>> {
-        self.lock().connectivity.dial_failure().cloned()
+        self.lock().dial_failure.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
@@ -326,10 +319,22 @@ mod tests {
     #[test]
     fn a_failed_dial_shows_until_a_connection() {
         assert_eq!(state([failed()]), InstanceState::Failing);
-        assert_eq!(after([failed()]).connectivity.dial_failure().map(|cause| &**cause), Some("refused"));
+        assert_eq!(after([failed()]).dial_failure.as_deref(), Some("refused"));
         assert_eq!(state([failed(), Event::Used]), InstanceState::Failing, "the next dial is under way");
         let connected = after([failed(), Event::Connected]);
-        assert_eq!((connected.instance_state(), connected.connectivity.dial_failure()), (InstanceState::Ready, None));
+        assert_eq!((connected.instance_state(), connected.dial_failure), (InstanceState::Ready, None));
+    }
+
+    #[test]
+    fn a_failed_dial_is_remembered_while_the_channel_is_unused() {
+        let cell = StatusCell::default();
+        cell.apply(failed());
+        for (event, state) in [(Event::Unused, InstanceState::Idle), (Event::Used, InstanceState::Connecting)] {
+            cell.apply(event);
+            assert_eq!((cell.state(), cell.dial_failure().as_deref()), (state, Some("refused")));
+        }
+        cell.apply(Event::Connected);
+        assert_eq!(cell.dial_failure(), None);
     }
 
     #[test]
@@ -344,7 +349,7 @@ mod tests {
         let redialled = [Event::Connected, Event::Connected, Event::Demoted, failed()];
         let ready = after(redialled.clone());
         assert_eq!(ready.instance_state(), InstanceState::Ready);
-        assert!(ready.connectivity.dial_failure().is_some());
+        assert!(ready.dial_failure.is_some());
         assert_eq!(state(redialled.into_iter().chain([Event::Demoted])), InstanceState::Failing);
     }
 
