@@ -9,7 +9,7 @@ use support::{Server, World, say};
 use tonic::{Code, transport::Endpoint};
 
 #[tokio::test]
-async fn a_balanced_channel_goes_where_the_service_is() {
+async fn a_balanced_channel_follows_the_view() {
     let servers = [Server::start("first").await, Server::start("second").await];
     let world = World::of(&servers[..1]).await;
     let view = world.view();
@@ -27,14 +27,14 @@ async fn a_balanced_channel_goes_where_the_service_is() {
 }
 
 #[test]
-fn outside_a_runtime_it_refuses() {
+fn a_balanced_channel_outside_a_runtime_is_refused() {
     let store = MemoryStore::new();
     let directory = enlist::Directory::new(std::sync::Arc::new(store.client()));
     assert!(balance_channel(&directory.view(&enlist::ServiceRef::parse("s").unwrap())).is_err());
 }
 
 #[tokio::test]
-async fn pick_first_stays_and_goes_on_to_whoever_can_be_connected_to() {
+async fn pick_first_moves_once_its_instance_fails() {
     let servers = [Server::start("a").await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
     servers[0].kill();

@@ -139,7 +139,7 @@ impl Intercept for Hurry {
 }
 
 #[tokio::test]
-async fn a_deadline_that_an_interceptor_sets_ends_a_stream_too() {
+async fn an_interceptors_deadline_ends_a_stream() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().intercept(Arc::new(Hurry)).allow_plaintext(), 1).await;
@@ -153,7 +153,7 @@ async fn a_deadline_that_an_interceptor_sets_ends_a_stream_too() {
 }
 
 #[tokio::test]
-async fn an_answer_without_more_than_a_head_is_cancelled_at_the_deadline() {
+async fn a_response_without_body_ends_at_its_deadline() {
     let (told, mut hears) = tokio::sync::mpsc::channel(1);
     let stalling = Raw::start(move |_, mut respond| {
         let told = told.clone();
@@ -174,7 +174,7 @@ async fn an_answer_without_more_than_a_head_is_cancelled_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_wait_for_room_on_a_connection_ends_at_the_deadline() {
+async fn a_wait_for_room_ends_at_the_deadline() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     // tonic lets one call through at a time and one more into its buffer; a third one waits in front of the buffer.
@@ -205,7 +205,7 @@ async fn one_rests(channel: &Channel) {
 }
 
 #[tokio::test]
-async fn an_http_error_counts_as_what_it_means_in_grpc() {
+async fn an_http_error_has_its_grpc_code() {
     let gateway = || {
         Raw::start(|_, mut respond| async move {
             let mut body = respond.send_response(head(503, "text/html"), false).unwrap();
@@ -225,7 +225,7 @@ async fn an_http_error_counts_as_what_it_means_in_grpc() {
 }
 
 #[tokio::test]
-async fn an_http_error_without_a_body_makes_an_instance_rest() {
+async fn http_errors_without_a_body_eject_an_instance() {
     let gateway =
         || Raw::start(|_, mut respond| async move { _ = respond.send_response(head(502, "application/grpc"), true) });
     let gateways = [gateway().await, gateway().await];
@@ -233,7 +233,7 @@ async fn an_http_error_without_a_body_makes_an_instance_rest() {
 }
 
 #[tokio::test]
-async fn a_refused_stream_is_sent_once_more_and_then_left_to_the_policy() {
+async fn a_refused_stream_is_sent_once_more() {
     let refusing = Raw::start(|_, mut respond| async move { respond.send_reset(Reason::REFUSED_STREAM) }).await;
     let channel = refusing.channel(Channel::builder().ejection(None)).await;
     let refused = say(&channel, String::new()).await.unwrap_err();
@@ -245,7 +245,7 @@ async fn a_refused_stream_is_sent_once_more_and_then_left_to_the_policy() {
 }
 
 #[tokio::test]
-async fn a_reset_is_repeated_only_if_the_policy_names_what_it_means() {
+async fn a_reset_stream_is_repeated_by_its_code() {
     let resetting = Raw::start(|_, mut respond| async move { respond.send_reset(Reason::INTERNAL_ERROR) }).await;
     let channel = resetting.channel(Channel::builder().ejection(None).retry("", RetryPolicy::new())).await;
     let reset = say(&channel, String::new()).await.unwrap_err();
@@ -257,7 +257,7 @@ async fn a_reset_is_repeated_only_if_the_policy_names_what_it_means() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_lost_during_an_answer_counts_as_unavailable() {
+async fn a_connection_lost_during_a_response_is_unavailable() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;

@@ -15,7 +15,7 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 #[tokio::test]
-async fn generated_clients_take_it() {
+async fn generated_clients_accept_the_channel() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -25,7 +25,7 @@ async fn generated_clients_take_it() {
 }
 
 #[tokio::test]
-async fn a_call_waits_for_a_service_that_is_not_known_yet() {
+async fn a_call_waits_for_an_unknown_service() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     world.client.cut();
@@ -53,7 +53,7 @@ async fn a_call_waits_for_the_first_instance_to_connect() {
 }
 
 #[tokio::test]
-async fn an_empty_service_fails_at_once_and_says_why() {
+async fn an_empty_service_fails_at_once() {
     let world = World::of(&[]).await;
     let channel = Channel::new(&world.view()).unwrap();
     world.view().ready().await.unwrap();
@@ -93,7 +93,7 @@ async fn a_filter_that_no_instance_passes_is_named() {
 
 /// The state in `instances` is the reason why `ready` waits.
 #[tokio::test]
-async fn a_wait_that_ends_says_why_no_instance_is_ready() {
+async fn a_timed_out_wait_states_the_cause() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     servers.iter().for_each(Server::kill);
@@ -114,7 +114,7 @@ async fn a_wait_that_ends_says_why_no_instance_is_ready() {
 }
 
 #[tokio::test]
-async fn a_weight_that_changes_moves_calls_and_keeps_connections() {
+async fn a_changed_weight_moves_calls_and_keeps_connections() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -142,7 +142,7 @@ async fn a_weight_that_changes_moves_calls_and_keeps_connections() {
 }
 
 #[tokio::test]
-async fn a_zone_keeps_its_calls_until_it_loses_its_instances() {
+async fn a_zone_keeps_calls_while_instances_remain() {
     let servers = [Server::start("near-1").await, Server::start("near-2").await, Server::start("far").await];
     let world = World::new();
     for (server, zone) in servers.iter().zip(["eu", "eu", "us"]) {
@@ -161,7 +161,7 @@ async fn a_zone_keeps_its_calls_until_it_loses_its_instances() {
 }
 
 #[tokio::test]
-async fn an_instance_that_leaves_finishes_its_calls() {
+async fn a_removed_instance_finishes_its_calls() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -189,7 +189,7 @@ async fn an_instance_that_leaves_finishes_its_calls() {
 }
 
 #[tokio::test]
-async fn an_instance_that_moves_finishes_its_calls_where_they_are() {
+async fn a_moved_instance_finishes_calls_at_its_endpoint() {
     let servers = [Server::start("old").await, Server::start("new").await];
     let world = World::of(&servers[..1]).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -260,7 +260,7 @@ async fn no_call_fails_while_the_only_instance_moves() {
 }
 
 #[tokio::test]
-async fn the_drain_limit_breaks_off_what_goes_on() {
+async fn the_drain_limit_aborts_remaining_calls() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().drain(Duration::from_millis(300)), 1).await;
@@ -271,7 +271,7 @@ async fn the_drain_limit_breaks_off_what_goes_on() {
 }
 
 #[tokio::test]
-async fn a_call_is_in_flight_until_its_answer_ends() {
+async fn calls_are_in_flight_until_the_response_ends() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -290,7 +290,7 @@ async fn a_call_is_in_flight_until_its_answer_ends() {
 }
 
 #[tokio::test]
-async fn an_instance_that_is_registered_anew_keeps_its_connection() {
+async fn a_reregistered_instance_keeps_its_connection() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -305,7 +305,7 @@ async fn an_instance_that_is_registered_anew_keeps_its_connection() {
 }
 
 #[tokio::test]
-async fn a_key_stays_where_it_is() {
+async fn a_hash_key_stays_on_its_instance() {
     let servers = [Server::start("a").await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
     let by_header = Balance::ConsistentHash(Some("x-user".parse().unwrap()));
@@ -331,7 +331,7 @@ async fn a_key_stays_where_it_is() {
 }
 
 #[tokio::test]
-async fn what_the_filter_keeps_out_is_not_even_connected_to() {
+async fn filtered_instances_are_not_connected_to() {
     let servers = [Server::start("old").await, Server::start("new").await];
     let world = World::new();
     for (server, version) in servers.iter().zip(["1", "2"]) {
@@ -344,7 +344,7 @@ async fn what_the_filter_keeps_out_is_not_even_connected_to() {
 
 /// Ten thousand instances at addresses of their own, all of them one server.
 #[tokio::test]
-async fn a_subset_of_ten_thousand_costs_as_many_connections_as_it_is_large() {
+async fn a_subset_connects_to_its_members_only() {
     let server = Server::start("many").await;
     let port = server.address().port();
     let world = World::new();
@@ -379,7 +379,7 @@ async fn a_subset_of_ten_thousand_costs_as_many_connections_as_it_is_large() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_an_endpoint_too() {
+async fn a_unix_socket_is_an_endpoint() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("echo.sock");
     let socket = tokio::net::UnixListener::bind(&path).unwrap();
@@ -433,7 +433,7 @@ impl Intercept for Guard {
 }
 
 #[tokio::test]
-async fn the_last_instance_takes_no_call_once_it_leaves() {
+async fn the_last_instance_takes_no_call_after_removal() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -449,7 +449,7 @@ async fn the_last_instance_takes_no_call_once_it_leaves() {
 }
 
 #[tokio::test]
-async fn an_interceptor_adds_credentials_and_refuses() {
+async fn an_interceptor_adds_credentials_or_refuses() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().intercept(Arc::new(Guard)).allow_plaintext(), 1).await;
@@ -459,7 +459,7 @@ async fn an_interceptor_adds_credentials_and_refuses() {
 }
 
 #[tokio::test]
-async fn a_closed_channel_refuses_and_one_outside_a_runtime_is_none() {
+async fn a_closed_channel_refuses_calls() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -505,7 +505,7 @@ async fn nothing_is_left_of_a_thousand_channels() {
 }
 
 #[tokio::test]
-async fn no_budget_for_retries_is_a_panic() {
+async fn no_retry_budget_panics() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     for (window, per_second, share) in

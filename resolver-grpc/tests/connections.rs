@@ -44,7 +44,7 @@ async fn any_ends(streams: &mut [Streaming<String>], limit: Duration) -> bool {
 }
 
 #[tokio::test]
-async fn a_connection_whose_streams_are_all_taken_is_not_given_up() {
+async fn a_full_connection_is_not_given_up() {
     let servers = [Server::limited("a", 4).await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 1).await;
@@ -54,7 +54,7 @@ async fn a_connection_whose_streams_are_all_taken_is_not_given_up() {
 }
 
 #[tokio::test]
-async fn a_limit_of_tonics_own_is_no_reason_to_give_a_connection_up() {
+async fn a_concurrency_limit_keeps_the_connection() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let builder = Channel::builder()
@@ -67,7 +67,7 @@ async fn a_limit_of_tonics_own_is_no_reason_to_give_a_connection_up() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_not_read_is_no_reason_to_give_a_connection_up() {
+async fn an_unread_upload_keeps_the_connection() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 1).await;
@@ -80,7 +80,7 @@ async fn an_upload_that_is_not_read_is_no_reason_to_give_a_connection_up() {
 }
 
 #[tokio::test]
-async fn a_silent_instance_whose_streams_are_not_all_taken_is_given_up() {
+async fn a_silent_connection_with_room_is_given_up() {
     let servers = [Server::limited("a", 4).await];
     let world = World::of(&servers).await;
     let builder = Channel::builder().silence(Duration::from_millis(300)).probe_timeout(Duration::from_millis(200));
@@ -93,7 +93,7 @@ async fn a_silent_instance_whose_streams_are_not_all_taken_is_given_up() {
 }
 
 #[tokio::test]
-async fn more_streams_than_a_connection_takes_are_spread_over_further_ones() {
+async fn excess_streams_open_further_connections() {
     let servers = [Server::limited("a", 4).await, Server::limited("b", 4).await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -107,7 +107,7 @@ async fn more_streams_than_a_connection_takes_are_spread_over_further_ones() {
 }
 
 #[tokio::test]
-async fn at_the_ceiling_calls_go_elsewhere_and_then_wait_for_a_stream() {
+async fn calls_at_the_ceiling_go_elsewhere_or_wait() {
     let servers = [Server::limited("a", 4).await, Server::limited("b", 4).await];
     let world = World::of(&servers).await;
     let builder = Channel::builder().connections(1).queue_limit(2).wait_limit(Duration::from_secs(600));
@@ -136,7 +136,7 @@ async fn at_the_ceiling_calls_go_elsewhere_and_then_wait_for_a_stream() {
 }
 
 #[tokio::test]
-async fn an_instance_takes_calls_as_soon_as_it_is_ready() {
+async fn a_ready_instance_takes_calls_at_once() {
     let names = ["a", "b", "c", "d", "e", "f"];
     let mut servers = Vec::new();
     for name in names {
@@ -155,7 +155,7 @@ async fn an_instance_takes_calls_as_soon_as_it_is_ready() {
 }
 
 #[tokio::test]
-async fn a_health_stream_may_take_the_only_stream_of_a_connection() {
+async fn a_health_stream_may_occupy_the_only_stream() {
     let servers = [Server::limited("a", 1).await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().health_check(""), 1).await;
@@ -168,7 +168,7 @@ fn max_streams(streams: u8) -> [u8; 15] {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_streams_gets_no_further_connections() {
+async fn a_server_without_streams_gets_no_further_connections() {
     let tasks = TaskOwner::new();
     let dials = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&dials);
@@ -203,7 +203,7 @@ fn has_called(received: &[u8]) -> bool {
 }
 
 #[tokio::test]
-async fn calls_that_wait_for_a_stream_learn_that_the_server_takes_more() {
+async fn waiting_calls_use_a_raised_stream_limit() {
     let tasks = TaskOwner::new();
     let (raised, called) = (CancellationToken::new(), CancellationToken::new());
     let (raise, call) = (raised.clone(), called.clone());
@@ -245,7 +245,7 @@ async fn calls_that_wait_for_a_stream_learn_that_the_server_takes_more() {
 }
 
 #[tokio::test]
-async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced() {
+async fn a_lost_further_connection_is_replaced() {
     let servers = [Server::limited("a", 4).await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -265,7 +265,7 @@ async fn a_further_connection_that_is_lost_costs_the_calls_on_it_and_is_replaced
 }
 
 #[tokio::test]
-async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_the_others() {
+async fn further_connections_serve_without_the_first() {
     let (server, tasks, broken) = (Server::limited("a", 4).await, TaskOwner::new(), CancellationToken::new());
     let (target, breaking, made) = (server.address(), broken.clone(), AtomicUsize::new(0));
     let port = listen(&tasks, move |mut client| {
@@ -302,7 +302,7 @@ async fn an_instance_whose_first_connection_cannot_be_replaced_is_called_over_th
 }
 
 #[tokio::test]
-async fn a_connection_that_takes_no_more_calls_is_listened_to_until_its_last_one_ends() {
+async fn a_demoted_connection_is_observed_until_its_end() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let builder = Channel::builder().silence(Duration::from_millis(300)).dial_timeout(Duration::from_millis(500));
@@ -320,7 +320,7 @@ async fn a_connection_that_takes_no_more_calls_is_listened_to_until_its_last_one
 }
 
 #[tokio::test]
-async fn the_drain_limit_covers_connections_that_take_no_more_calls() {
+async fn the_drain_limit_covers_demoted_connections() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().drain(Duration::from_millis(300)), 1).await;
@@ -335,7 +335,7 @@ async fn the_drain_limit_covers_connections_that_take_no_more_calls() {
 }
 
 #[tokio::test]
-async fn an_idle_channel_lets_a_server_go_that_says_it_leaves() {
+async fn an_idle_channel_obeys_goaway() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().health_check(""), 1).await;
@@ -354,7 +354,7 @@ async fn flapping(tasks: &TaskOwner) -> u16 {
 }
 
 #[tokio::test]
-async fn connections_that_do_not_last_hold_up_no_call() {
+async fn short_lived_connections_delay_no_call() {
     let tasks = TaskOwner::new();
     let port = flapping(&tasks).await;
     let world = World::new();
@@ -375,7 +375,7 @@ async fn connections_that_do_not_last_hold_up_no_call() {
 }
 
 #[tokio::test]
-async fn only_so_many_connections_are_made_at_a_time() {
+async fn concurrent_dials_are_limited() {
     let tasks = TaskOwner::new();
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let seen = Arc::clone(&most);
@@ -429,7 +429,7 @@ async fn an_idle_connection_is_kept_alive() {
 }
 
 #[tokio::test]
-async fn a_channel_without_calls_closes_its_connections_until_the_next_one() {
+async fn an_idle_channel_closes_connections_until_a_call() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().idle_timeout(Some(Duration::from_millis(200))), 1).await;
@@ -456,7 +456,7 @@ async fn a_channel_without_calls_closes_its_connections_until_the_next_one() {
 }
 
 #[tokio::test]
-async fn a_call_that_waits_for_a_connection_is_use() {
+async fn a_waiting_call_counts_as_use() {
     let (server, tasks) = (Server::start("a").await, TaskOwner::new());
     let target = server.address();
     let port = listen(&tasks, move |mut client| async move {
@@ -481,7 +481,7 @@ fn load_time() -> Duration {
 }
 
 #[tokio::test]
-async fn one_of_three_with_few_streams_costs_no_call_and_queues_none() {
+async fn an_instance_with_few_streams_fails_no_call() {
     let servers = [Server::limited("few", 4).await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 3).await;

@@ -26,7 +26,7 @@ async fn failed_by_tonic(world: &World, callers: usize, calls: usize) -> usize {
 }
 
 #[tokio::test]
-async fn one_of_three_dead_costs_at_most_one_call_in_two_thousand() {
+async fn a_dead_instance_costs_at_most_one_call() {
     let servers = three().await;
     let world = World::of(&servers).await;
     servers[0].kill();
@@ -41,7 +41,7 @@ async fn one_of_three_dead_costs_at_most_one_call_in_two_thousand() {
 }
 
 #[tokio::test]
-async fn one_that_dies_under_load_costs_only_what_was_in_flight() {
+async fn a_dying_instance_fails_only_calls_in_flight() {
     let servers = three().await;
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 3).await;
@@ -63,7 +63,7 @@ async fn one_that_dies_under_load_costs_only_what_was_in_flight() {
 }
 
 #[tokio::test]
-async fn one_that_swallows_everything_costs_at_most_a_call_of_each_caller() {
+async fn a_silent_instance_costs_one_call_per_caller() {
     let limit = Duration::from_millis(500);
     for from_the_start in [false, true] {
         let servers = three().await;
@@ -89,7 +89,7 @@ async fn one_that_swallows_everything_costs_at_most_a_call_of_each_caller() {
 }
 
 #[tokio::test]
-async fn a_silent_instance_does_not_hold_calls_that_have_no_deadline() {
+async fn a_silent_instance_fails_calls_without_deadline() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 2).await;
@@ -117,7 +117,7 @@ async fn a_silent_instance_does_not_hold_calls_that_have_no_deadline() {
 }
 
 #[tokio::test]
-async fn one_that_is_slow_gets_less() {
+async fn a_slow_instance_gets_fewer_calls() {
     let servers =
         [Server::slow("slow", Duration::from_secs(1)).await, Server::start("b").await, Server::start("c").await];
     let world = World::of(&servers).await;
@@ -130,7 +130,7 @@ async fn one_that_is_slow_gets_less() {
 
 /// Deregistered, killed, or both without the store's word: the answer comes at once and says what is known.
 #[tokio::test]
-async fn when_all_are_gone_calls_fail_at_once() {
+async fn calls_without_any_instance_fail_at_once() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -172,7 +172,7 @@ async fn when_all_are_gone_calls_fail_at_once() {
 }
 
 #[tokio::test]
-async fn when_the_store_is_gone_traffic_goes_on() {
+async fn calls_continue_without_the_store() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -191,7 +191,7 @@ async fn when_the_store_is_gone_traffic_goes_on() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_is_not_called() {
+async fn a_view_beyond_its_age_is_not_called() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let options = DirectoryOptions::new().max_age(Duration::from_secs(3));
@@ -225,7 +225,7 @@ async fn break_connections(server: &Server) {
 }
 
 #[tokio::test]
-async fn calls_that_wait_outlast_the_restart_of_the_only_instance() {
+async fn waiting_calls_survive_an_instance_restart() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().wait_for_ready(), 1).await;
@@ -237,7 +237,7 @@ async fn calls_that_wait_outlast_the_restart_of_the_only_instance() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_in_order_costs_nothing() {
+async fn an_orderly_stop_fails_no_call() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 2).await;
@@ -252,7 +252,7 @@ async fn a_server_that_stops_in_order_costs_nothing() {
 }
 
 #[tokio::test]
-async fn errors_are_repeated_only_where_that_was_asked_for() {
+async fn errors_are_repeated_only_by_policy() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let fail_once = || servers.iter().for_each(|server| server.echo.failing.store(1, Ordering::SeqCst));
@@ -311,7 +311,7 @@ async fn the_deadline_covers_all_attempts() {
 }
 
 #[tokio::test]
-async fn what_a_call_waited_counts_against_its_deadline() {
+async fn time_spent_waiting_counts_against_the_deadline() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     servers[0].proxy.set(Mode::BlackHole(Direction::Both));
@@ -357,7 +357,7 @@ async fn settings_that_panic_once_cost_one_dial() {
 }
 
 #[tokio::test]
-async fn an_instance_that_keeps_failing_rests_and_comes_back() {
+async fn a_failing_instance_is_ejected_and_readmitted() {
     let servers = three().await;
     let world = World::of(&servers).await;
     // At least half of it, which is long enough to be seen however slow the machine is.
@@ -376,7 +376,7 @@ async fn an_instance_that_keeps_failing_rests_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_caller_cannot_send_speaks_against_no_instance() {
+async fn an_error_of_the_caller_blames_no_instance() {
     let servers = three().await;
     let world = World::of(&servers).await;
     let rest = Duration::from_secs(600);
@@ -391,7 +391,7 @@ async fn a_request_that_the_caller_cannot_send_speaks_against_no_instance() {
 }
 
 #[tokio::test]
-async fn an_instance_that_was_restarted_does_not_rest() {
+async fn a_restarted_instance_is_not_ejected() {
     let servers = three().await;
     let world = World::of(&servers).await;
     let rest = Duration::from_secs(300);
@@ -408,7 +408,7 @@ async fn an_instance_that_was_restarted_does_not_rest() {
 }
 
 #[tokio::test]
-async fn when_all_fail_only_some_rest() {
+async fn ejection_is_limited_when_all_fail() {
     let servers = three().await;
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 3).await;
@@ -422,7 +422,7 @@ async fn when_all_fail_only_some_rest() {
 }
 
 #[tokio::test]
-async fn only_those_that_say_they_serve_are_called() {
+async fn only_serving_instances_are_called() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().health_check(""), 2).await;
@@ -443,7 +443,7 @@ async fn only_those_that_say_they_serve_are_called() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_dropped_throws_no_bad_light_on_an_instance_that_lives() {
+async fn a_dropped_call_blames_no_live_instance() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
@@ -457,7 +457,7 @@ async fn a_call_that_is_dropped_throws_no_bad_light_on_an_instance_that_lives() 
 }
 
 #[tokio::test]
-async fn what_left_is_not_repeated_unless_a_policy_says_so() {
+async fn sent_calls_are_repeated_only_by_policy() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;

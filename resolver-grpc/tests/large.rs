@@ -88,7 +88,7 @@ fn serving(folder: &Path) -> Child {
 }
 
 #[tokio::test]
-async fn ten_thousand_instances_are_connected_to_a_few_at_a_time() {
+async fn dials_to_ten_thousand_instances_are_limited() {
     let count = u32::try_from(most_files().saturating_sub(500).min(10_000)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut server = serving(folder.path());

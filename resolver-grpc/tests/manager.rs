@@ -43,7 +43,7 @@ fn schemes(world: &World) -> Schemes {
 }
 
 #[tokio::test]
-async fn a_callee_is_called_through_the_registry_and_its_environment_kept_apart() {
+async fn environments_of_a_callee_are_kept_apart() {
     let servers = [Server::start("default").await, Server::start("test").await];
     let world = World::of(&servers[..1]).await;
     let locator = locator("{}");
@@ -66,7 +66,7 @@ async fn a_callee_is_called_through_the_registry_and_its_environment_kept_apart(
 }
 
 #[tokio::test]
-async fn however_many_ask_there_is_one_channel_and_one_connection() {
+async fn callers_of_a_target_share_one_channel() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let manager = manager(&world, "{}", ManagerOptions::new());
@@ -81,7 +81,7 @@ async fn however_many_ask_there_is_one_channel_and_one_connection() {
 }
 
 #[tokio::test]
-async fn a_channel_that_nobody_holds_is_let_go_of() {
+async fn an_unheld_channel_is_removed() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let keep = Duration::from_millis(200);
@@ -160,7 +160,7 @@ async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watch_of_a_service_ends_after_its_channel_and_the_cache_ttl() {
+async fn a_watch_ends_after_channel_and_cache_ttl() {
     let seconds = Duration::from_secs;
     assert_eq!(watched_after("1m", seconds(30)).await, (0, 1));
     assert_eq!(watched_after("1m", seconds(70)).await, (0, 0));
@@ -179,7 +179,7 @@ async fn third(dial: usize, address: SocketAddr) -> Result<TcpStream, BoxError> 
 }
 
 #[tokio::test]
-async fn a_connector_of_the_users_opens_each_stream() {
+async fn a_custom_connector_opens_each_stream() {
     let servers = [Server::start("a").await];
     let world = World::new();
     // Only the connector knows the way.
@@ -235,7 +235,7 @@ impl Intercept for Dropped {
 }
 
 #[tokio::test]
-async fn options_of_the_users_run_and_end_under_no_lock() {
+async fn user_options_run_and_drop_without_a_lock() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let shared = Arc::new(OnceLock::<ConnectionManager>::new());
@@ -271,7 +271,7 @@ impl Lookup for Names {
 }
 
 #[tokio::test]
-async fn service_dns_is_balanced_too() {
+async fn service_dns_names_are_balanced() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::new();
     let names = Names(servers.iter().map(Server::address).collect());
@@ -285,7 +285,7 @@ async fn service_dns_is_balanced_too() {
 }
 
 #[tokio::test]
-async fn static_targets_and_the_systems_dns_work_as_they_are() {
+async fn static_and_dns_targets_need_no_registry() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::new();
     let manager = ConnectionManager::new(locator("{}"), schemes(&world)).unwrap();

@@ -40,7 +40,7 @@ async fn a_plaintext_instance_gets_no_credentials() {
 }
 
 #[tokio::test]
-async fn a_socket_that_the_registry_names_is_not_connected_to() {
+async fn a_socket_in_the_registry_is_not_used() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("service.sock");
     let listener = tokio::net::UnixListener::bind(&path).unwrap();

@@ -53,7 +53,7 @@ async fn a_server_leaves_without_a_call_failing() {
 }
 
 #[tokio::test]
-async fn health_tells_that_a_server_is_about_to_leave() {
+async fn health_reports_not_serving_before_the_end() {
     let world = World::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -96,7 +96,7 @@ async fn health_tells_that_a_server_is_about_to_leave() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_registered_is_not_served() {
+async fn a_refused_registration_serves_nothing() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -109,7 +109,7 @@ async fn what_cannot_be_registered_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_server_has_a_handle_of_its_instance_from_registration_to_its_end() {
+async fn a_server_keeps_its_instance_handle_while_serving() {
     let world = Arc::new(World::new());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = Endpoint::try_from(listener.local_addr().unwrap()).unwrap();

@@ -59,7 +59,7 @@ impl Registry for Slow {
 }
 
 #[tokio::test]
-async fn a_signal_during_the_registration_leads_to_an_orderly_end() {
+async fn a_signal_during_registration_ends_in_order() {
     let world = World::new();
     let slow = Arc::new(Slow { inner: world.servers.clone(), entered: Notify::new(), go: Semaphore::new(0) });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

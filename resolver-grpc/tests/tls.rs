@@ -119,7 +119,7 @@ async fn handshake_only(client: TcpStream, server: SocketAddr) {
 }
 
 #[tokio::test]
-async fn a_handshake_alone_does_not_make_an_instance_ready() {
+async fn a_tls_handshake_alone_is_not_ready() {
     let (server, tasks) = (Secure::start().await, TaskOwner::new());
     let address = server.address;
     let port = support::listen(&tasks, move |client| handshake_only(client, address)).await;
@@ -133,7 +133,7 @@ async fn a_handshake_alone_does_not_make_an_instance_ready() {
 }
 
 #[tokio::test]
-async fn calls_that_wait_for_a_stream_over_tls_are_bounded() {
+async fn calls_waiting_over_tls_are_bounded() {
     let server = Secure::with(tonic::transport::Server::builder().max_concurrent_streams(4)).await;
     let world = secure_world(server.address.port()).await;
     let builder = server.trusted().connections(1).queue_limit(10).wait_limit(Duration::from_secs(600));
@@ -158,7 +158,7 @@ async fn calls_that_wait_for_a_stream_over_tls_are_bounded() {
 }
 
 #[tokio::test]
-async fn an_idle_channel_lets_a_server_go_that_says_over_tls_that_it_leaves() {
+async fn an_idle_channel_obeys_goaway_over_tls() {
     let server = Secure::start().await;
     let world = secure_world(server.address.port()).await;
     let channel = world.channel(server.trusted().health_check(""), 1).await;
@@ -167,7 +167,7 @@ async fn an_idle_channel_lets_a_server_go_that_says_over_tls_that_it_leaves() {
 }
 
 #[tokio::test]
-async fn each_instance_is_who_its_certificate_says() {
+async fn each_instance_matches_its_certificate() {
     let tasks = TaskOwner::new();
     let (address, ca) = secure(&tasks, "secure", "greeter.test").await;
     let world = World::new();
@@ -195,7 +195,7 @@ async fn each_instance_is_who_its_certificate_says() {
 }
 
 #[tokio::test]
-async fn settings_with_tls_are_not_ignored_without_a_protocol() {
+async fn tls_settings_apply_without_a_protocol() {
     let servers = [support::Server::start("a").await];
     let world = World::of(&servers).await;
     let builder = Channel::builder().settings(|_, settings| Ok(settings.tls_config(ClientTlsConfig::new())?));
@@ -205,7 +205,7 @@ async fn settings_with_tls_are_not_ignored_without_a_protocol() {
 }
 
 #[tokio::test]
-async fn a_server_has_to_be_the_one_that_the_channel_expects() {
+async fn only_the_expected_server_is_called() {
     let (tasks, world) = (TaskOwner::new(), World::new());
     let (good, good_ca) = secure(&tasks, "good", "greeter.test").await;
     let (other, other_ca) = secure(&tasks, "other", "localhost").await;

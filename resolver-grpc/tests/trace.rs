@@ -171,7 +171,7 @@ impl Layered {
 }
 
 #[tokio::test]
-async fn a_call_is_a_child_of_where_it_is_made() {
+async fn a_call_is_a_child_of_its_context() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().traced(), 1).await;
@@ -198,7 +198,7 @@ async fn a_call_is_a_child_of_where_it_is_made() {
 }
 
 #[tokio::test]
-async fn a_server_goes_on_in_the_context_of_its_request() {
+async fn a_server_continues_the_context_of_its_request() {
     let inner = tower::service_fn(|_: http::Request<()>| async {
         let mut answer = http::Response::new(tonic::body::Body::empty());
         answer.extensions_mut().insert(TraceContext::current().unwrap());
@@ -214,7 +214,7 @@ async fn a_server_goes_on_in_the_context_of_its_request() {
 }
 
 #[tokio::test]
-async fn calls_are_exported_as_the_conventions_have_it() {
+async fn calls_are_exported_by_the_conventions() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
@@ -244,7 +244,7 @@ async fn calls_are_exported_as_the_conventions_have_it() {
 }
 
 #[tokio::test]
-async fn a_span_lasts_as_long_as_its_call_and_has_the_status_that_it_ended_with() {
+async fn a_span_ends_with_the_calls_status() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
@@ -259,7 +259,7 @@ async fn a_span_lasts_as_long_as_its_call_and_has_the_status_that_it_ended_with(
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_is_cancelled() {
+async fn an_abandoned_call_is_cancelled() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
@@ -277,7 +277,7 @@ async fn a_call_that_is_given_up_is_cancelled() {
 }
 
 #[tokio::test]
-async fn requests_are_exported_as_the_conventions_have_it() {
+async fn requests_are_exported_by_the_conventions() {
     exported();
     let server = Layered::start().await;
     let channel = server.channel(Channel::builder().traced()).await;
@@ -313,7 +313,7 @@ async fn requests_are_exported_as_the_conventions_have_it() {
 }
 
 #[tokio::test]
-async fn what_is_filtered_out_is_neither_recorded_elsewhere_nor_sampled() {
+async fn filtered_spans_are_not_sampled() {
     exported();
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
@@ -362,7 +362,7 @@ impl Intercept for Propagate {
 }
 
 #[tokio::test]
-async fn a_request_is_a_child_of_its_call_by_the_ids_of_the_sdk() {
+async fn a_request_is_a_child_by_sdk_ids() {
     exported();
     let server = Layered::start().await;
     let channel = server.channel(Channel::builder().traced().intercept(Arc::new(Propagate)).allow_plaintext()).await;
@@ -375,7 +375,7 @@ async fn a_request_is_a_child_of_its_call_by_the_ids_of_the_sdk() {
 }
 
 #[tokio::test]
-async fn calls_of_a_manager_are_traced_and_those_of_a_plain_channel_are_not() {
+async fn only_managers_trace_calls_by_default() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let carried = async |channel: &Channel| say(channel, "header traceparent".to_owned()).await.unwrap();
