@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_differs_is_told_and_additions_come_first() {
+    fn only_differences_are_sent_additions_first() {
         let told = map(&[("a", "http://h:1"), ("b", "http://h:2"), ("c", "http://h:3")]);
         let wanted = map(&[("a", "http://h:1"), ("b", "http://h:9"), ("d", "http://h:4")]);
         let changes: Vec<_> = difference(&told, &wanted)

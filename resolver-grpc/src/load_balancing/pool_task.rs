@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_without_end_make_one_picture_in_fifty_milliseconds() {
+    async fn continuous_changes_publish_every_fifty_milliseconds() {
         let port = refusing();
         let (view, _client) = view(200, |n| format!("127.1.0.{n}:{port}")).await;
         let always = BackoffPolicy::new(Duration::from_millis(1), Duration::from_millis(1)).unwrap();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_removed_takes_no_call_before_the_next_picture() {
+    async fn a_removed_instance_takes_no_call_before_publication() {
         let port = refusing();
         let (view, client) = view(2, |n| format!("127.1.0.{n}:{port}")).await;
         let rules = Rules { balance: Balance::default(), filter: Filter::new(), zone: None, drain: REBUILD_DELAY };
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_moves_takes_calls_at_the_old_endpoint_until_there_is_a_picture_with_the_new_one() {
+    async fn a_moved_instance_keeps_its_endpoint_until_publication() {
         let port = refusing();
         let endpoint = |n: u32| format!("127.1.0.{n}:{port}");
         let (view, client) = view(1, endpoint).await;

@@ -241,7 +241,7 @@ mod tests {
     const FILLED_IN_GO: &str = r#"{"namespace":"team","default_port":7000,"cluster_domain":"svc.example.org","resolver_scheme":"dns","prefer_service_dns":true,"cache_ttl":30000000000}"#;
 
     #[test]
-    fn a_configuration_that_go_wrote_is_read_as_it_is() {
+    fn a_configuration_written_by_go_is_read() {
         let auth = Callee::parse("auth").unwrap();
         let empty: Invocation = serde_json::from_str(EMPTY_IN_GO).unwrap();
         assert_eq!(target(&empty, &auth), "enlist:///default/auth");
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_domain_is_the_same_with_and_without_its_svc() {
+    fn a_cluster_domain_may_omit_its_svc() {
         let of = |domain: &str| {
             let cluster_domain = domain.to_owned();
             let invocation = Invocation { prefer_service_dns: true, cluster_domain, ..Invocation::default() };
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_what_is_unknown_is_refused() {
+    fn a_configuration_is_read_back_without_unknown_fields() {
         let invocation = Invocation { environment: Some("prod".into()), ..Invocation::default() };
         let text = serde_json::to_string(&invocation).unwrap();
         assert!(text.contains("\"cache_ttl\":\"5s\""), "{text}");

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_target_is_refused_with_a_hint() {
+    fn invalid_targets_are_refused_with_a_hint() {
         for (text, hint) in [
             ("greeter", "scheme:///name"),
             ("etcd://host/greeter", "three slashes"),

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_fits() {
+    fn a_written_timeout_is_read_again() {
         for left in
             [Duration::ZERO, Duration::from_millis(1500), Duration::from_secs(3600), Duration::from_secs(1 << 40)]
         {

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_dial_never_left_and_a_broken_connection_may_have() {
+    fn errors_have_their_reach_and_code() {
         let cases: [(BoxError, Reach, Code); 4] = [
             (Box::new(ConnectError("refused".into())), Reach::NeverLeft, Code::Unavailable),
             (Box::new(h2::Error::from(Reason::REFUSED_STREAM)), Reach::Unknown, Code::Unavailable),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_says_in_the_middle_of_an_answer_stays() {
+    fn a_status_of_the_server_is_kept() {
         let said = broken_off(Status::data_loss("by the server"), "a");
         assert_eq!((said.code(), said.message()), (Code::DataLoss, "by the server"));
     }
@@ -258,7 +258,7 @@ mod tests {
     /// hyper asks h2 for room after it has handed over a request, and fails the request with what h2 says then: the
     /// GOAWAY of the connection, although the stream is one that the server has promised to answer.
     #[tokio::test]
-    async fn a_goaway_says_nothing_about_a_call_that_was_not_begun() {
+    async fn a_goaway_refuses_only_begun_calls() {
         let error = goaway().await;
         assert!(error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR), "{error:?}");
         let failure = Failure::of(Box::new(error), "a", LEFT);

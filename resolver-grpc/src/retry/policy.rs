@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_left_is_sent_elsewhere_whatever_the_policy_but_not_for_ever() {
+    fn unsent_calls_go_elsewhere_a_few_times() {
         let mut attempts = Attempts::new(None);
         let never_left = failed(Reach::NeverLeft, Code::Unavailable);
         assert!((0..MOST_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_done_is_repeated_only_by_a_policy() {
+    fn executed_calls_are_repeated_only_by_policy() {
         assert_eq!(Attempts::new(None).again(LOST), None);
         let policy = Arc::new(RetryPolicy::new());
         let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_repeated_by_their_code_and_as_the_server_says() {
+    fn responses_are_repeated_by_code_and_pushback() {
         let policy = Arc::new(RetryPolicy::new().attempts(9));
         let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(answered(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_has_the_policy_that_names_it_best() {
+    fn a_method_has_the_closest_policy() {
         let policies = [("", 2), ("/p.S/", 3), ("/p.S/M", 4)];
         let policies = policies.map(|(name, attempts)| (name.to_owned(), RetryPolicy::new().attempts(attempts)));
         let retries = Retries::new(HashMap::from(policies), TpsBudget::default());
@@ -255,14 +255,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_reset_is_repeated_by_its_code() {
+    fn reset_calls_are_repeated_by_code() {
         let again = |code| Attempts::new(Some(Arc::new(RetryPolicy::new()))).again(failed(Reach::Unknown, code));
         assert!(again(Code::Unavailable).is_some());
         assert_eq!([Code::Internal, Code::Cancelled, Code::ResourceExhausted].map(again), [None; 3]);
     }
 
     #[test]
-    fn what_was_refused_is_sent_once_more_without_a_policy_and_does_not_count() {
+    fn a_refused_call_is_sent_once_more() {
         let refused = failed(Reach::Refused, Code::Unavailable);
         let mut attempts = Attempts::new(None);
         assert_eq!((attempts.again(refused), attempts.sent()), (Some(Duration::ZERO), 0));

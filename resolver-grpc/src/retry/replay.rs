@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_failed_is_not_sent_again_without_its_failure() {
+    async fn a_failed_request_is_not_sent_again() {
         let frames = [Ok("one "), Err(Status::out_of_range("too large")), Ok("three")];
         let frames = frames.map(|frame| frame.map(|piece| Frame::data(Bytes::from_static(piece.as_bytes()))));
         let (replay, mut first) = begin(Body::new(StreamBody::new(futures::stream::iter(frames))), 100);
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_attempt_goes_on_where_the_last_one_stopped_reading() {
+    async fn a_new_attempt_stops_the_earlier_one() {
         let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 100);
         first.frame().await.unwrap().unwrap();
         let second = replay.attempt().unwrap();
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_beyond_the_limit_cannot_be_sent_again() {
+    async fn a_body_beyond_the_limit_cannot_be_repeated() {
         let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_beyond_the_limit_after_a_look_is_not_sent_without_its_beginning() {
+    async fn a_body_read_past_the_limit_is_not_repeated() {
         let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         assert!(replay.is_replayable());
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_earlier_attempt_that_waits_for_more_learns_that_it_is_over() {
+    async fn an_earlier_attempt_that_waits_is_woken() {
         let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let (replay, mut first) = begin(Body::new(endless), 4);
         // This polls what it holds only when that was woken.
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_lent_stays_whole_while_it_waits() {
+    async fn a_lent_body_stays_whole_while_it_waits() {
         let (replay, mut first) = begin(body(&["one ", "two ", "three"]), 4);
         first.frame().await.unwrap().unwrap();
         let second = replay.attempt().unwrap();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_committed_call_keeps_nothing_that_was_sent() {
+    async fn a_committed_call_frees_sent_data() {
         let kept = |replay: &Replay| lock(&replay.0).read.iter().map(Bytes::len).sum::<usize>();
         let (replay, mut first) = begin(body(&["one ", "two ", "three ", "four"]), 100);
         for _ in 0..3 {
@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_waits_for_more_is_cancelled_at_its_deadline() {
+    async fn a_waiting_request_is_cancelled_at_its_deadline() {
         let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let timeout = http::HeaderMap::from_iter([(TIMEOUT, http::HeaderValue::from_static("300m"))]);
         let (replay, mut first) = Replay::begin(Body::new(endless), 4, Deadline::of(&timeout));

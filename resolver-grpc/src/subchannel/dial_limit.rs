@@ -54,7 +54,7 @@ mod tests {
     use futures::FutureExt;
 
     #[tokio::test]
-    async fn those_that_fail_leave_half_to_the_others() {
+    async fn failing_instances_leave_half_of_the_permits() {
         let limit = DialLimit::new(4);
         let failing = [limit.permit(DialTurn::AfterFailure).await, limit.permit(DialTurn::AfterFailure).await];
         assert!(limit.permit(DialTurn::AfterFailure).now_or_never().is_none());

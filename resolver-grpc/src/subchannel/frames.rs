@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn statements_are_read_however_the_bytes_are_cut() {
+    fn statements_are_read_in_any_pieces() {
         use Statement::{GoAway, MaxStreams, Settings};
         let bytes = [
             settings(&[(4, 65_535), (3, 4), (5, 3)]),

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_probe_that_was_sent_speaks_against_a_connection() {
+    fn only_a_sent_probe_counts_against_a_connection() {
         assert_eq!(judge(Observed { is_opened: true, ..Observed::default() }), ProbeOutcome::Silent);
         assert_eq!(judge(Observed::default()), ProbeOutcome::Unsent);
         for is_opened in [false, true] {

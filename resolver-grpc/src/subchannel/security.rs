@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn plaintext_is_used_only_where_nothing_is_to_be_hidden() {
+    fn plaintext_is_used_only_without_secrets() {
         let (tls, plain) = (Ok(Connect::Tls), Ok(Connect::Plaintext));
         let open = Security::default();
         let hiding = Security { credentials: Credentials::Possible, ..open.clone() };
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_endpoint_that_may_be_used_is_used_and_else_one_whose_refusal_shows() {
+    fn the_first_usable_endpoint_is_chosen() {
         let endpoints = ["redis://h:1", "grpc://h:2", "unix:///s", "grpcs://h:3"];
         let endpoints = endpoints.map(|text| Endpoint::parse(text).unwrap());
         let instance = Instance::new(InstanceId::parse("a").unwrap(), endpoints).unwrap();

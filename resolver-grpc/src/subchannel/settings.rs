@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_changes_is_kept_and_what_the_user_refuses_is_refused() {
+    fn user_settings_are_applied_or_fail_the_dial() {
         let (instance, endpoint) = (instance(&["grpc://[::1]:2"]), Endpoint::parse("grpc://[::1]:2").unwrap());
         let plain = SettingsFor::default().of(&instance, &endpoint).unwrap();
         assert_eq!(plain.uri(), "http://[::1]:2/");
@@ -188,7 +188,7 @@ mod tests {
 
     #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc")))]
     #[test]
-    fn without_tls_nothing_is_sent_in_plain_text_instead() {
+    fn tls_endpoints_are_refused_without_the_feature() {
         let endpoint = Endpoint::parse("grpcs://h:1").unwrap();
         let refused = SettingsFor::default().of(&instance(&["grpcs://h:1"]), &endpoint).unwrap_err();
         assert!(refused.to_string().contains("tls-ring"), "{refused}");

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn calls_that_fail_while_an_instance_rests_do_not_make_it_rest_again() {
+    async fn failures_during_an_ejection_do_not_extend_it() {
         let (subchannel, config) = (subchannel(), config());
         let calls = async {
             for _ in 0..3 {

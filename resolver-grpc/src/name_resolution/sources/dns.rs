@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_name_that_comes_late_is_found_and_a_service_that_is_no_name_is_refused() {
+    async fn late_names_are_found_and_invalid_ones_refused() {
         let answers = Arc::new(Answers::default());
         let directory = Directory::new(Arc::new(Dns::new().with_lookup(answers.clone())));
         let view = directory.view(&Dns::service("late.example", 80).unwrap());

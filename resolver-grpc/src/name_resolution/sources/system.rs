@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lookup_that_hangs_blocks_one_thread_however_often_it_is_repeated() {
+    async fn repeated_lookups_that_hang_block_one_thread() {
         let silent = Arc::new(Silent::default());
         let system = silent.system();
         for _ in 0..100 {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_to_a_name_that_hangs_block_one_thread_however_often_they_are_tried() {
+    async fn dials_to_a_hanging_name_block_one_thread() {
         let silent = Arc::new(Silent::default());
         let names = Names(Arc::new(silent.system()));
         for _ in 0..100 {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lookups_that_hang_block_a_bounded_number_of_threads() {
+    async fn lookups_that_hang_block_few_threads() {
         let silent = Arc::new(Silent::default());
         let system = silent.system();
         for name in 0..2 * THREADS {
