@@ -64,7 +64,13 @@ async fn an_empty_service_fails_at_once() {
     for part in ["default/echo", "0 listed, 0 ready, 0 held", "revision", "ago"] {
         assert!(failed.message().contains(part), "{failed}");
     }
-    // A call that says so waits for somebody to come.
+}
+
+#[tokio::test]
+async fn wait_for_ready_waits_for_a_first_instance() {
+    let world = World::of(&[]).await;
+    let channel = Channel::new(&world.view()).unwrap();
+    say(&channel, String::new()).await.unwrap_err();
     let mut waiting = Request::new(String::new());
     waiting.extensions_mut().insert(WaitForReady(true));
     let call = begun(say(&channel, waiting));
@@ -440,7 +446,7 @@ async fn the_last_instance_takes_no_call_after_removal() {
     let registration = world.registration(&servers[0]);
     let drained = registration.update(|draft| _ = draft.health(Health::Draining));
     soon("stored", drained).await.unwrap();
-    // As soon as it is known, which is before there is another picture.
+    // As soon as it is known, which is before there is another picker state.
     while channel.instances().iter().any(|one| one.state != InstanceState::Leaving) {
         tokio::task::yield_now().await;
     }
@@ -469,7 +475,11 @@ async fn a_closed_channel_refuses_calls() {
     let refused = say(&channel, String::new()).await.unwrap_err();
     assert!(refused.code() == Code::Unavailable && refused.message().contains("closed"), "{refused}");
     assert_eq!(soon("an answer", slow).await.unwrap(), "a");
-    let view = world.view();
+}
+
+#[tokio::test]
+async fn a_channel_outside_a_runtime_is_refused() {
+    let view = World::new().view();
     std::thread::spawn(move || assert!(Channel::new(&view).is_err())).join().unwrap();
 }
 

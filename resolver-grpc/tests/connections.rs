@@ -148,7 +148,7 @@ async fn a_ready_instance_takes_calls_at_once() {
     for (at, server) in servers.iter().enumerate().skip(1) {
         world.register(server, server.instance()).await;
         until_ready(&channel, at + 1).await;
-        // The pictures that calls choose from are made at intervals; this one is younger.
+        // The picker states that calls choose from are made at intervals; this instance is younger.
         open.extend(streams(&channel, 1).await);
     }
     assert!(channel.instances().iter().all(|one| one.in_flight == 1));
@@ -234,7 +234,7 @@ async fn waiting_calls_use_a_raised_stream_limit() {
     }
     let builder = Channel::builder().connections(1).queue_limit(1).wait_limit(Duration::from_secs(600));
     let channel = world.channel(builder, 1).await;
-    // Until no picture is due any more, which would wake calls, too.
+    // Until no further picker state is due, which would also wake calls.
     assert!(timeout(Duration::from_millis(300), say(&channel, String::new())).await.is_err(), "a stream of none");
     // One call waits, and the other one is refused.
     let calls = (0..2).map(|_| Box::pin(begun(say(&channel, String::new()))));
