@@ -197,8 +197,8 @@ impl Call {
             let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
             let sent = match room {
                 Some(Ok(())) => self.send(flight, channel, body).await,
-                Some(Err(error)) => Sent { flight, answer: Err(NoAnswer::NotTaken(error.into())) },
-                None => Sent { flight, answer: Err(NoAnswer::Late) },
+                Some(Err(error)) => Sent { flight, response: Err(NoResponse::NotTaken(error.into())) },
+                None => Sent { flight, response: Err(NoResponse::Late) },
             };
             match self.judge(sent) {
                 Verdict::Done(outcome) => return outcome,
@@ -222,20 +222,20 @@ impl Call {
         if self.attempts.sent() > 0 {
             request.headers_mut().insert(PREVIOUS, self.attempts.sent().into());
         }
-        Sending { flight: Some(flight), answer: channel.call(request), expiry: self.deadline.expiry() }
+        Sending { flight: Some(flight), response: channel.call(request), expiry: self.deadline.expiry() }
     }
 
     /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
     fn judge(&mut self, sent: Sent) -> Verdict {
-        let Sent { mut flight, answer } = sent;
-        let (ended, outcome) = match answer {
-            Ok((answer, expiry)) => {
-                flight.answered();
-                let only_status = status::only_status(&answer);
-                let ended = only_status.and_then(|code| refused(code, &answer));
-                (ended, response::tracked(answer, only_status, flight, self.deadline, expiry))
+        let Sent { mut flight, response } = sent;
+        let (ended, outcome) = match response {
+            Ok((response, expiry)) => {
+                flight.responded();
+                let only_status = status::only_status(&response);
+                let ended = only_status.and_then(|code| refused(code, &response));
+                (ended, response::tracked(response, only_status, flight, self.deadline, expiry))
             }
-            Err(no_answer) => self.failed(flight, no_answer),
+            Err(no_response) => self.failed(flight, no_response),
         };
         if let Some((delay, body)) = ended.and_then(|ended| self.again(ended)) {
             return Verdict::Again { delay, body };
@@ -244,17 +244,17 @@ impl Call {
         Verdict::Done(outcome)
     }
 
-    fn failed(&self, flight: InFlightCall, no_answer: NoAnswer) -> (Option<Ended>, Outcome) {
+    fn failed(&self, flight: InFlightCall, no_response: NoResponse) -> (Option<Ended>, Outcome) {
         if let Some(own_error) = self.replay.own_error() {
             flight.unused();
             return (None, Err(own_error));
         }
         let instance = flight.subchannel().to_string();
         let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
-        let Failure { reach, status, broken } = match no_answer {
-            NoAnswer::NotTaken(error) => Failure::not_taken(error, &instance),
-            NoAnswer::Late => Failure::late(&instance),
-            NoAnswer::Lost(error) => Failure::of(error, &instance, attempted),
+        let Failure { reach, status, broken } = match no_response {
+            NoResponse::NotTaken(error) => Failure::not_taken(error, &instance),
+            NoResponse::Late => Failure::late(&instance),
+            NoResponse::Lost(error) => Failure::of(error, &instance, attempted),
         };
         // One that was late before it was sent says nothing about the instance.
         if attempted.is_begun || reach != Reach::OutOfTime {
@@ -290,18 +290,18 @@ impl Call {
 /// One attempt under way.
 struct Sending {
     flight: Option<InFlightCall>,
-    answer: channel::ResponseFuture,
+    response: channel::ResponseFuture,
     expiry: Expiry,
 }
 
 /// An attempt, and what came back.
 struct Sent {
     flight: InFlightCall,
-    answer: Result<(http::Response<Body>, Expiry), NoAnswer>,
+    response: Result<(http::Response<Body>, Expiry), NoResponse>,
 }
 
 /// Reasons for an attempt to get no answer.
-enum NoAnswer {
+enum NoResponse {
     /// The connection takes no more calls.
     NotTaken(BoxError),
     /// The deadline of the call came first.
@@ -313,32 +313,32 @@ impl Future for Sending {
     type Output = Sent;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Sent> {
-        let answer = match Pin::new(&mut self.answer).poll(cx) {
-            Poll::Ready(Ok(answer)) => Ok((answer, std::mem::take(&mut self.expiry))),
-            Poll::Ready(Err(error)) => Err(NoAnswer::Lost(error.into())),
+        let response = match Pin::new(&mut self.response).poll(cx) {
+            Poll::Ready(Ok(response)) => Ok((response, std::mem::take(&mut self.expiry))),
+            Poll::Ready(Err(error)) => Err(NoResponse::Lost(error.into())),
             Poll::Pending => {
                 ready!(self.expiry.poll(cx));
-                Err(NoAnswer::Late)
+                Err(NoResponse::Late)
             }
         };
         match self.flight.take() {
-            Some(flight) => Poll::Ready(Sent { flight, answer }),
+            Some(flight) => Poll::Ready(Sent { flight, response }),
             None => Poll::Pending,
         }
     }
 }
 
 /// The end of an attempt that was answered with `code` and nothing else.
-fn refused(code: Code, answer: &http::Response<Body>) -> Option<Ended> {
-    (code != Code::Ok).then(|| Ended::Answered { code, pushback: Pushback::read(answer.headers()) })
+fn refused(code: Code, response: &http::Response<Body>) -> Option<Ended> {
+    (code != Code::Ok).then(|| Ended::Responded { code, pushback: Pushback::read(response.headers()) })
 }
 
 /// An answer in the one type that callers know.
-fn boxed<B>(answer: http::Response<B>) -> http::Response<Body>
+fn boxed<B>(response: http::Response<B>) -> http::Response<Body>
 where
     B: http_body::Body<Data = bytes::Bytes, Error = Status> + Send + 'static,
 {
-    answer.map(Body::new)
+    response.map(Body::new)
 }
 
 fn polled_again() -> Status {

@@ -18,7 +18,7 @@ pub(crate) struct InFlightCall {
     /// Amount that had been heard when it began.
     heard: u64,
     /// It is known how it went.
-    answered: bool,
+    responded: bool,
 }
 
 impl InFlightCall {
@@ -27,7 +27,7 @@ impl InFlightCall {
         let connection = subchannel.begin()?;
         let heard = connection.reads();
         let (subchannel, config) = (Arc::clone(subchannel), Arc::clone(config));
-        Some(Self { subchannel, connection, config, heard, answered: false })
+        Some(Self { subchannel, connection, config, heard, responded: false })
     }
 
     pub(crate) fn subchannel(&self) -> &Arc<Subchannel> {
@@ -44,8 +44,8 @@ impl InFlightCall {
     }
 
     /// Notes that the server answered.
-    pub(crate) fn answered(&mut self) {
-        self.answered = true;
+    pub(crate) fn responded(&mut self) {
+        self.responded = true;
     }
 
     /// Notes with which code the call ended.
@@ -55,7 +55,7 @@ impl InFlightCall {
 
     /// Ends a call that was not even sent.
     pub(crate) fn unused(mut self) {
-        self.answered = true;
+        self.responded = true;
     }
 
     /// Notes that the connection takes no more calls.
@@ -69,7 +69,7 @@ impl Drop for InFlightCall {
         self.connection.end();
         self.subchannel.end_of_call();
         self.config.queue.wake_one();
-        if !self.answered && self.connection.reads() == self.heard {
+        if !self.responded && self.connection.reads() == self.heard {
             self.subchannel.doubt(&self.config, &self.connection);
         }
     }

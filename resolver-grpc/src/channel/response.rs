@@ -26,7 +26,7 @@ use crate::{
 ///
 /// The status that an error of HTTP stands for.
 pub(crate) fn tracked(
-    answer: http::Response<Body>,
+    response: http::Response<Body>,
     only_status: Option<Code>,
     flight: InFlightCall,
     deadline: Deadline,
@@ -34,18 +34,18 @@ pub(crate) fn tracked(
 ) -> Result<http::Response<Body>, Status> {
     if let Some(code) = only_status {
         flight.ended(code);
-        let is_error = is_http_error(&answer);
-        return if is_error { Err(http_error(&answer, &flight.subchannel().to_string())) } else { Ok(answer) };
+        let is_error = is_http_error(&response);
+        return if is_error { Err(http_error(&response, &flight.subchannel().to_string())) } else { Ok(response) };
     }
-    let http = answer.status();
+    let http = response.status();
     let tracked = |body| Tracked { body, http, flight: Some(flight), deadline, expiry, is_stalled: true };
-    Ok(answer.map(|body| Body::new(tracked(body))))
+    Ok(response.map(|body| Body::new(tracked(body))))
 }
 
-fn http_error(answer: &http::Response<Body>, instance: &str) -> Status {
-    let message = format!("instance {instance} answered with HTTP status {} and no gRPC status", answer.status());
-    let metadata = MetadataMap::from_headers(answer.headers().clone());
-    Status::with_metadata(http_code(answer.status()), message, metadata)
+fn http_error(response: &http::Response<Body>, instance: &str) -> Status {
+    let message = format!("instance {instance} answered with HTTP status {} and no gRPC status", response.status());
+    let metadata = MetadataMap::from_headers(response.headers().clone());
+    Status::with_metadata(http_code(response.status()), message, metadata)
 }
 
 struct Tracked {

@@ -108,7 +108,7 @@ pub(crate) enum Ended {
     /// It got no answer, which counts as `code`.
     Failed { reach: Reach, code: Code },
     /// It was answered with a status and nothing else.
-    Answered { code: Code, pushback: Pushback },
+    Responded { code: Code, pushback: Pushback },
 }
 
 /// Word of the server about trying again.
@@ -166,7 +166,7 @@ impl Attempts {
             }
             Ended::Failed { reach: Reach::OutOfTime, .. } => return None,
             Ended::Failed { reach: Reach::Refused | Reach::Unknown, code } => (code, Pushback::None),
-            Ended::Answered { code, pushback } => (code, pushback),
+            Ended::Responded { code, pushback } => (code, pushback),
         };
         self.left += 1;
         let policy = self.policy.as_ref()?;
@@ -195,8 +195,8 @@ mod tests {
         Ended::Failed { reach, code }
     }
 
-    fn answered(code: Code, pushback: Pushback) -> Ended {
-        Ended::Answered { code, pushback }
+    fn responded(code: Code, pushback: Pushback) -> Ended {
+        Ended::Responded { code, pushback }
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn responses_are_repeated_by_code_and_pushback() {
         let policy = Arc::new(RetryPolicy::new().attempts(9));
-        let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(answered(code, pushback));
+        let again = |code, pushback| Attempts::new(Some(Arc::clone(&policy))).again(responded(code, pushback));
         assert!(again(Code::Unavailable, Pushback::None).is_some_and(|delay| delay > Duration::ZERO));
         assert_eq!(again(Code::Internal, Pushback::None), None);
         assert_eq!(again(Code::Unavailable, Pushback::Never), None);
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(again(Code::Unavailable, Pushback::After(second)), Some(second));
 
         let mut attempts = Attempts::new(Some(Arc::clone(&policy)));
-        let made = (1..).take_while(|_| attempts.again(answered(Code::Unavailable, Pushback::None)).is_some());
+        let made = (1..).take_while(|_| attempts.again(responded(Code::Unavailable, Pushback::None)).is_some());
         assert_eq!(made.count(), 4, "five attempts at most");
     }
 
@@ -277,7 +277,7 @@ mod tests {
     fn a_pushback_starts_the_backoff_anew() {
         let policy = Arc::new(RetryPolicy::new().attempts(5));
         let mut attempts = Attempts::new(Some(policy));
-        let mut again = |pushback| attempts.again(answered(Code::Unavailable, pushback)).unwrap();
+        let mut again = |pushback| attempts.again(responded(Code::Unavailable, pushback)).unwrap();
         again(Pushback::None);
         again(Pushback::None);
         again(Pushback::After(Duration::from_secs(1)));

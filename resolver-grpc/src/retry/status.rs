@@ -3,9 +3,9 @@
 use tonic::{Code, Status};
 
 /// The status of an answer that is nothing else: the only kind that gRFC A6 lets a client repeat.
-pub(crate) fn only_status<B: http_body::Body>(answer: &http::Response<B>) -> Option<Code> {
-    let ends = || answer.body().is_end_stream() || is_http_error(answer);
-    code(answer.headers()).or_else(|| ends().then(|| http_code(answer.status())))
+pub(crate) fn only_status<B: http_body::Body>(response: &http::Response<B>) -> Option<Code> {
+    let ends = || response.body().is_end_stream() || is_http_error(response);
+    code(response.headers()).or_else(|| ends().then(|| http_code(response.status())))
 }
 
 /// The status in the head of an answer, or in its trailers; `None` if there is none.
@@ -14,15 +14,15 @@ pub(crate) fn code(headers: &http::HeaderMap) -> Option<Code> {
 }
 
 /// Returns `true` for an answer of something that is no gRPC server, such as a proxy.
-pub(crate) fn is_http_error<B: http_body::Body>(answer: &http::Response<B>) -> bool {
-    if answer.status() == http::StatusCode::OK {
+pub(crate) fn is_http_error<B: http_body::Body>(response: &http::Response<B>) -> bool {
+    if response.status() == http::StatusCode::OK {
         return false;
     }
-    let content = answer.headers().get(http::header::CONTENT_TYPE);
+    let content = response.headers().get(http::header::CONTENT_TYPE);
     let is_grpc = content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
     // The trailers of one may still have a status.
-    let may_follow = is_grpc && !answer.body().is_end_stream();
-    code(answer.headers()).is_none() && !may_follow
+    let may_follow = is_grpc && !response.body().is_end_stream();
+    code(response.headers()).is_none() && !may_follow
 }
 
 /// The code of an answer without a gRPC status
@@ -52,12 +52,12 @@ mod tests {
         assert_eq!((code(404), [200, 302, 500].map(code)), (Code::Unimplemented, [Code::Unknown; 3]));
     }
 
-    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: Body) -> http::Response<Body> {
-        let mut answer = http::Response::builder().status(status);
+    fn response(status: u16, headers: &[(&'static str, &'static str)], body: Body) -> http::Response<Body> {
+        let mut response = http::Response::builder().status(status);
         for (name, value) in headers {
-            answer = answer.header(*name, *value);
+            response = response.header(*name, *value);
         }
-        answer.body(body).unwrap()
+        response.body(body).unwrap()
     }
 
     #[test]
@@ -65,19 +65,19 @@ mod tests {
         let open = || Body::new(http_body_util::Full::from("x").map_err(|never| match never {}));
         let (grpc, html) = (("content-type", "application/grpc+proto"), ("content-type", "text/html"));
         let cases = [
-            (answer(503, &[html, ("grpc-status", "5")], open()), Some(Code::NotFound), false),
-            (answer(503, &[html], open()), Some(Code::Unavailable), true),
-            (answer(503, &[], Body::empty()), Some(Code::Unavailable), true),
-            (answer(503, &[grpc], Body::empty()), Some(Code::Unavailable), true),
+            (response(503, &[html, ("grpc-status", "5")], open()), Some(Code::NotFound), false),
+            (response(503, &[html], open()), Some(Code::Unavailable), true),
+            (response(503, &[], Body::empty()), Some(Code::Unavailable), true),
+            (response(503, &[grpc], Body::empty()), Some(Code::Unavailable), true),
             // A status may follow.
-            (answer(503, &[grpc], open()), None, false),
-            (answer(200, &[grpc], open()), None, false),
+            (response(503, &[grpc], open()), None, false),
+            (response(200, &[grpc], open()), None, false),
             // None will.
-            (answer(200, &[grpc], Body::empty()), Some(Code::Unknown), false),
-            (answer(200, &[grpc, ("grpc-status", "0")], Body::empty()), Some(Code::Ok), false),
+            (response(200, &[grpc], Body::empty()), Some(Code::Unknown), false),
+            (response(200, &[grpc, ("grpc-status", "0")], Body::empty()), Some(Code::Ok), false),
         ];
-        for (answer, code, is_error) in cases {
-            assert_eq!((only_status(&answer), is_http_error(&answer)), (code, is_error), "{answer:?}");
+        for (response, code, is_error) in cases {
+            assert_eq!((only_status(&response), is_http_error(&response)), (code, is_error), "{response:?}");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     retry::failure::BoxError,
     subchannel::{
         monitored_stream::{Frames, Pulse, connect_once},
-        probe_request::answered,
+        probe_request::wait_for_response,
         transport::Opened,
     },
 };
@@ -74,7 +74,7 @@ impl Connection {
                 return Ok(());
             }
             // What is read of a handshake tells of who ends TLS, which need not be the server.
-            answered(channel.clone()).await.map_err(|failure| BoxError::from(failure.status))
+            wait_for_response(channel.clone()).await.map_err(|failure| BoxError::from(failure.status))
         };
         tokio::select! {
             heard = heard => heard?,

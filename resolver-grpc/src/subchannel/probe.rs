@@ -35,13 +35,13 @@ pub(crate) enum ProbeOutcome {
 pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutcome {
     let (before, opened) = (connection.reads(), CancellationToken::new());
     let message = if connection.calls() > 0 { NO_REQUEST } else { REQUEST };
-    let mut answer = pin!(ask(connection.channel(), message, opened.clone()));
-    let answer = tokio::select! {
-        answer = &mut answer => Some(answer),
-        () = opened.cancelled() => timeout(limit, &mut answer).await.ok(),
+    let mut response = pin!(ask(connection.channel(), message, opened.clone()));
+    let response = tokio::select! {
+        response = &mut response => Some(response),
+        () = opened.cancelled() => timeout(limit, &mut response).await.ok(),
         () = sleep(limit) => None,
     };
-    let refused = matches!(answer, Some(Err(Failure { reach: Reach::NeverLeft, broken: true, .. })));
+    let refused = matches!(response, Some(Err(Failure { reach: Reach::NeverLeft, broken: true, .. })));
     judge(Observed { is_heard: connection.reads() != before, is_opened: opened.is_cancelled(), is_refused: refused })
 }
 

@@ -28,7 +28,7 @@ pub(super) const NO_REQUEST: &[u8] = &[];
 /// # Errors
 ///
 /// If no answer can come any more.
-pub(crate) async fn answered(channel: Channel) -> Result<(), Failure> {
+pub(crate) async fn wait_for_response(channel: Channel) -> Result<(), Failure> {
     ask(channel, REQUEST, CancellationToken::new()).await
 }
 

@@ -53,10 +53,10 @@ where
         let (span, context) = CallSpan::serve(&request, |span| {
             parent.map_or_else(|| TraceContext::root_of(span), |parent| parent.child())
         });
-        let answer = self.inner.call(request);
+        let call = self.inner.call(request);
         Box::pin(async move {
-            let answer = span.scope().run(context.scope(answer)).await;
-            span.follow(answer)
+            let response = span.scope().run(context.scope(call)).await;
+            span.follow(response)
         })
     }
 }

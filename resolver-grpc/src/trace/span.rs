@@ -134,12 +134,12 @@ impl CallSpan {
                 self.end_with(&error);
                 Err(error)
             }
-            Ok(answer) => {
-                if let Some(code) = only_status(&answer) {
-                    self.end(code, &message(answer.headers()));
+            Ok(response) => {
+                if let Some(code) = only_status(&response) {
+                    self.end(code, &message(response.headers()));
                 }
-                let http = answer.status();
-                Ok(answer.map(|body| TracedBody { body, http, span: Some(self).filter(|span| !span.is_ended) }))
+                let http = response.status();
+                Ok(response.map(|body| TracedBody { body, http, span: Some(self).filter(|span| !span.is_ended) }))
             }
         }
     }

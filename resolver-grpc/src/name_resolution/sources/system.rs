@@ -161,7 +161,7 @@ mod tests {
             silent.asked(1).await;
         }
         silent.answer();
-        assert_eq!(soon("an answer", system.lookup("slow.example", 80)).await.unwrap().len(), 1);
+        assert_eq!(soon("the addresses", system.lookup("slow.example", 80)).await.unwrap().len(), 1);
         assert_eq!(silent.asked.load(Ordering::SeqCst), 2);
     }
 
@@ -188,9 +188,9 @@ mod tests {
         }
         silent.asked(THREADS).await;
         // An address needs no thread.
-        assert_eq!(soon("an answer", system.lookup("::1", 80)).await.unwrap(), ["[::1]:80".parse().unwrap()]);
+        assert_eq!(soon("the addresses", system.lookup("::1", 80)).await.unwrap(), ["[::1]:80".parse().unwrap()]);
         silent.answer();
-        soon("an answer", system.lookup("other.example", 80)).await.unwrap();
+        soon("the addresses", system.lookup("other.example", 80)).await.unwrap();
         assert_eq!(silent.asked.load(Ordering::SeqCst), THREADS + 1);
         eventually("nothing is kept of names that nobody looks up", || async {
             drop(system.name("other.example"));
