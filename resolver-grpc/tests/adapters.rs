@@ -16,12 +16,16 @@ async fn a_balanced_channel_follows_the_view() {
     soon("ready", view.ready()).await.unwrap();
     let balanced = balance_channel(&view).unwrap();
     let channel = balanced.channel();
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "first");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "first");
     world.register(&servers[1], servers[1].instance()).await;
     world.deregister(&servers[0]).await;
     eventually("only the second one answers", || async {
-        let answers = [say(&channel, String::new()).await, say(&channel, String::new()).await];
-        if answers.iter().flatten().filter(|answer| *answer == "second").count() == 2 { Ok(()) } else { Err(answers) }
+        let responses = [say(&channel, String::new()).await, say(&channel, String::new()).await];
+        if responses.iter().flatten().filter(|response| *response == "second").count() == 2 {
+            Ok(())
+        } else {
+            Err(responses)
+        }
     })
     .await;
 }
@@ -39,7 +43,7 @@ async fn pick_first_moves_once_its_instance_fails() {
     let world = World::of(&servers).await;
     servers[0].kill();
     let channel = pick_first(&world.view(), &Endpoint::from_static("http://echo"));
-    let first = soon("an answer", say(&channel, String::new())).await.unwrap();
+    let first = soon("a response", say(&channel, String::new())).await.unwrap();
     for _ in 0..20 {
         assert_eq!(say(&channel, String::new()).await.unwrap(), first);
     }
@@ -51,7 +55,7 @@ async fn pick_first_moves_once_its_instance_fails() {
     eventually("nobody answers", || async {
         match say(&channel, String::new()).await {
             Err(status) if status.code() == Code::Unavailable => Ok(()),
-            answer => Err(answer),
+            response => Err(response),
         }
     })
     .await;

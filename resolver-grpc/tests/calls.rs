@@ -35,7 +35,7 @@ use tonic_prost::ProstCodec;
 /// A request, as HTTP/2 has it.
 type Asked = http::Request<RecvStream>;
 
-/// A server of HTTP/2 that answers as it is told.
+/// A server of HTTP/2 that responds as the test says.
 struct Raw {
     address: SocketAddr,
     /// Calls that reached it.
@@ -44,7 +44,7 @@ struct Raw {
 }
 
 impl Raw {
-    async fn start<F, A>(answer: F) -> Self
+    async fn start<F, A>(handle: F) -> Self
     where
         F: Fn(Asked, SendResponse<Bytes>) -> A + Clone + Send + Sync + 'static,
         A: Future<Output = ()> + Send + 'static,
@@ -56,7 +56,7 @@ impl Raw {
             let mut connections = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                connections.spawn(serve(stream, Arc::clone(&counted), answer.clone()));
+                connections.spawn(serve(stream, Arc::clone(&counted), handle.clone()));
             }
         };
         tasks.spawn("raw", async move { _ = stop.run_until_cancelled(accept).await }).unwrap();
@@ -83,22 +83,22 @@ async fn channel(servers: &[&Raw], builder: ChannelBuilder) -> Channel {
     world.channel(builder, servers.len()).await
 }
 
-async fn serve<F, A>(stream: TcpStream, calls: Arc<AtomicUsize>, answer: F)
+async fn serve<F, A>(stream: TcpStream, calls: Arc<AtomicUsize>, handle: F)
 where
     F: Fn(Asked, SendResponse<Bytes>) -> A + Send,
     A: Future<Output = ()> + Send + 'static,
 {
     let mut connection = h2::server::handshake(stream).await.unwrap();
-    let mut answers = JoinSet::new();
+    let mut responses = JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
         if request.uri().path().starts_with("/test.Echo/") {
             calls.fetch_add(1, Ordering::SeqCst);
         }
-        answers.spawn(answer(request, respond));
+        responses.spawn(handle(request, respond));
     }
 }
 
-/// The head of an answer.
+/// The head of a response.
 fn head(status: u16, content: &str) -> http::Response<()> {
     http::Response::builder().status(status).header("content-type", content).body(()).unwrap()
 }
@@ -124,7 +124,7 @@ async fn a_stream_that_stalls_ends_at_its_deadline() {
     let late = soon("the stream ends", stream.message()).await.unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded, "{late}");
     let instances = channel.instances();
-    assert_eq!((instances[0].in_flight, instances[0].failed), (0, 0), "it had begun to answer");
+    assert_eq!((instances[0].in_flight, instances[0].failed), (0, 0), "it had begun to respond");
 }
 
 /// Gives every call a time.
@@ -331,10 +331,10 @@ async fn writes_of_ten_calls(bytes: usize, vectored: Vectored) -> usize {
         async move { Ok(Counted { stream: TcpStream::connect(address).await?, writes, vectored }) }
     });
     let channel = world.channel(builder, 1).await;
-    soon("an answer", say(&channel, String::new())).await.unwrap();
+    soon("a response", say(&channel, String::new())).await.unwrap();
     let before = writes.load(Ordering::SeqCst);
     for _ in 0..10 {
-        soon("an answer", say(&channel, "x".repeat(bytes))).await.unwrap();
+        soon("a response", say(&channel, "x".repeat(bytes))).await.unwrap();
     }
     writes.load(Ordering::SeqCst) - before
 }

@@ -20,8 +20,8 @@ async fn generated_clients_accept_the_channel() {
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder(), 1).await;
     let mut client = HealthClient::new(channel);
-    let answer = soon("an answer", client.check(HealthCheckRequest::default())).await.unwrap();
-    assert_eq!(answer.into_inner().status, 1);
+    let response = soon("a response", client.check(HealthCheckRequest::default())).await.unwrap();
+    assert_eq!(response.into_inner().status, 1);
 }
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn a_call_waits_for_an_unknown_service() {
     assert!(failed.message().contains("default/echo is not known yet"), "{failed}");
     let call = begun(say(&channel, String::new()));
     world.client.heal();
-    assert_eq!(soon("an answer", call).await.unwrap(), "a");
+    assert_eq!(soon("a response", call).await.unwrap(), "a");
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_call_waits_for_the_first_instance_to_connect() {
     while view.snapshot().is_none_or(|snapshot| snapshot.is_empty()) {
         tokio::task::yield_now().await;
     }
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn wait_for_ready_waits_for_a_first_instance() {
     let call = begun(say(&channel, waiting));
     let server = Server::start("late").await;
     world.register(&server, server.instance()).await;
-    assert_eq!(soon("an answer", call).await.unwrap(), "late");
+    assert_eq!(soon("a response", call).await.unwrap(), "late");
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_removed_instance_finishes_its_calls() {
     assert_eq!(shares(&channel, 50).await.get("a"), None);
     assert_eq!(servers[0].calls(), sent);
     for call in slow {
-        soon("an answer", call).await.unwrap();
+        soon("a response", call).await.unwrap();
     }
     eventually("the connection is let go of", || async {
         match servers[0].open() {
@@ -215,7 +215,7 @@ async fn a_moved_instance_finishes_calls_at_its_endpoint() {
     let sent = servers[0].calls();
     assert_eq!(shares(&channel, 50).await, BTreeMap::from([("new".to_owned(), 50)]));
     assert_eq!(servers[0].calls(), sent);
-    assert_eq!(soon("an answer", slow).await.unwrap(), "old");
+    assert_eq!(soon("a response", slow).await.unwrap(), "old");
     let leaving: Vec<_> = channel
         .instances()
         .into_iter()
@@ -474,7 +474,7 @@ async fn a_closed_channel_refuses_calls() {
     soon("closed", channel.close(Duration::from_secs(5))).await.unwrap();
     let refused = say(&channel, String::new()).await.unwrap_err();
     assert!(refused.code() == Code::Unavailable && refused.message().contains("closed"), "{refused}");
-    assert_eq!(soon("an answer", slow).await.unwrap(), "a");
+    assert_eq!(soon("a response", slow).await.unwrap(), "a");
 }
 
 #[tokio::test]

@@ -27,14 +27,14 @@ use tonic::{Code, Streaming};
 /// Long enough for a connection that is judged wrongly to be given up.
 const WRONGLY_CUT: Duration = Duration::from_secs(3);
 
-/// Opens streams side by side, and waits until each was answered.
+/// Opens streams side by side, and waits until each has a response.
 async fn streams(channel: &Channel, count: usize) -> Vec<Streaming<String>> {
     let open = || async {
         let mut stream = stream(channel).await.unwrap();
         assert!(stream.message().await.unwrap().is_some());
         stream
     };
-    soon("all streams are answered", futures::future::join_all((0..count).map(|_| open()))).await
+    soon("all streams have a response", futures::future::join_all((0..count).map(|_| open()))).await
 }
 
 /// Waits whether any of these ends within `limit`.
@@ -63,7 +63,7 @@ async fn a_concurrency_limit_keeps_the_connection() {
     let channel = world.channel(builder, 1).await;
     // tonic counts a call until its headers arrive.
     let slow = begun(say(&channel, "sleep 3000".to_owned()));
-    assert_eq!(soon("an answer", slow).await.unwrap(), "a");
+    assert_eq!(soon("a response", slow).await.unwrap(), "a");
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn calls_at_the_ceiling_go_elsewhere_or_wait() {
     }
     open.pop();
     for call in waiting {
-        soon("an answer", call).await.unwrap();
+        soon("a response", call).await.unwrap();
     }
     assert_eq!(servers.iter().map(Server::dials).collect::<Vec<_>>(), [1, 1]);
     // A call that nothing is freed for ends with the wait limit.
@@ -159,7 +159,7 @@ async fn a_health_stream_may_occupy_the_only_stream() {
     let servers = [Server::limited("a", 1).await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().health_check(""), 1).await;
-    assert_eq!(soon("an answer over a further connection", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response over a further connection", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 /// SETTINGS that state how many streams a server takes at a time (RFC 9113, section 6.5.2).
@@ -298,7 +298,7 @@ async fn further_connections_serve_without_the_first() {
     })
     .await;
     assert_eq!(channel.instances()[0].state, InstanceState::Ready);
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 #[tokio::test]
@@ -448,7 +448,7 @@ async fn an_idle_channel_closes_connections_until_a_call() {
         })
         .await;
         assert_eq!(servers[0].dials(), dials);
-        assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+        assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
     }
     // One that is waited for to be ready is in use, too.
     until(&channel, "a", InstanceState::Idle).await;
@@ -471,7 +471,7 @@ async fn a_waiting_call_counts_as_use() {
     }
     let channel = Channel::builder().idle_timeout(Some(Duration::from_millis(200))).build(&world.view()).unwrap();
     until(&channel, "i0", InstanceState::Idle).await;
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 /// Duration of the load: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.

@@ -231,8 +231,8 @@ async fn waiting_calls_survive_an_instance_restart() {
     let channel = world.channel(Channel::builder().wait_for_ready(), 1).await;
     for restart in 1..=5 {
         break_connections(&servers[0]).await;
-        let answer = soon("an answer", say(&channel, String::new())).await;
-        assert_eq!(answer.unwrap_or_else(|status| panic!("restart {restart}: {status}")), "a");
+        let response = soon("a response", say(&channel, String::new())).await;
+        assert_eq!(response.unwrap_or_else(|status| panic!("restart {restart}: {status}")), "a");
     }
 }
 
@@ -326,7 +326,7 @@ async fn time_spent_waiting_counts_against_the_deadline() {
     })
     .await;
     servers[0].proxy.heal();
-    let told = soon("an answer", call).await.unwrap();
+    let told = soon("a response", call).await.unwrap();
     let left: u64 = told.trim_end_matches('u').parse().unwrap();
     assert!(left < 19_600_000, "{told}");
 }

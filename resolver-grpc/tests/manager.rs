@@ -55,7 +55,7 @@ async fn environments_of_a_callee_are_kept_apart() {
     let manager = manager(&world, "{}", ManagerOptions::new());
     let call = |callee: Callee| {
         let channel = manager.channel(&callee).unwrap();
-        async move { soon("an answer", say(&channel, String::new())).await.unwrap() }
+        async move { soon("a response", say(&channel, String::new())).await.unwrap() }
     };
     assert_eq!(call(Callee::parse("echo").unwrap()).await, "default");
     assert_eq!(call(Callee::from(world.service.clone())).await, "default");
@@ -75,8 +75,8 @@ async fn callers_of_a_target_share_one_channel() {
         let channel = manager.channel(&callee).unwrap();
         async move { say(&channel, String::new()).await }
     });
-    let answers = soon("all answers", futures::future::join_all(calls)).await;
-    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let responses = soon("all responses", futures::future::join_all(calls)).await;
+    assert!(responses.iter().all(Result::is_ok), "{responses:?}");
     assert_eq!((manager.targets().len(), servers[0].dials()), (1, 1));
 }
 
@@ -91,7 +91,7 @@ async fn an_unheld_channel_is_removed() {
     say(&held, String::new()).await.unwrap();
     // A holder that does nothing for long is one all the same.
     let lapsed = say(&held, "sleep 1000".to_owned());
-    soon("an answer", lapsed).await.unwrap();
+    soon("a response", lapsed).await.unwrap();
     assert_eq!((manager.targets().len(), servers[0].dials()), (1, 1));
     drop(held);
     eventually("it is let go of, and its connection closed", || async {
@@ -197,7 +197,7 @@ async fn a_custom_connector_opens_each_stream() {
     let manager = manager(&world, "{}", options);
     let channel = manager.channel(&Callee::parse("echo").unwrap()).unwrap();
     soon("ready", channel.ready(Duration::from_secs(5))).await.unwrap();
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
     assert_eq!((dials.load(Ordering::SeqCst), servers[0].dials()), (3, 1));
     // The stream is watched as any other: its end is noticed, and the next dial is the connector's too.
     servers[0].proxy.cut();
@@ -208,7 +208,7 @@ async fn a_custom_connector_opens_each_stream() {
     .await;
     servers[0].proxy.heal();
     support::until_ready(&channel, 1).await;
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 }
 
 /// Returns `true` if the manager can be used now, from another thread.
@@ -296,7 +296,7 @@ async fn static_and_dns_targets_need_no_registry() {
 
     let local = Target::parse(format!("dns:///localhost:{}", servers[0].address().port())).unwrap();
     let channel = manager.channel_to(&local).unwrap();
-    assert_eq!(soon("an answer", say(&channel, String::new())).await.unwrap(), "a");
+    assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 
     let unknown = manager.channel_to(&Target::parse("consul:///echo").unwrap()).unwrap_err().to_string();
     assert!(unknown.contains("consul") && unknown.contains("dns, enlist"), "{unknown}");

@@ -30,7 +30,7 @@ async fn a_plaintext_instance_gets_no_credentials() {
         let endpoint = Endpoint::parse(format!("{protocol}{}", servers[0].address())).unwrap();
         world.register(&servers[0], Instance::new(id("a"), [endpoint]).unwrap()).await;
         let channel = Channel::builder().intercept(Arc::new(Token)).build(&world.view()).unwrap();
-        let refused = soon("an answer", say(&channel, "header authorization".to_owned())).await.unwrap_err();
+        let refused = soon("a response", say(&channel, "header authorization".to_owned())).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         assert!(refused.message().contains("allow_plaintext"), "{refused}");
         assert_eq!((servers[0].calls(), servers[0].dials()), (0, 0));

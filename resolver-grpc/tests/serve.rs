@@ -73,11 +73,11 @@ async fn health_reports_not_serving_before_the_end() {
     let status = |service: &'static str| {
         let mut client = HealthClient::new(channel.clone());
         async move {
-            let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
-            answer.map(|answer| answer.into_inner().status().as_str_name())
+            let response = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+            response.map(|response| response.into_inner().status().as_str_name())
         }
     };
-    assert_eq!(soon("an answer", status("test.Echo")).await.unwrap(), "SERVING");
+    assert_eq!(soon("a response", status("test.Echo")).await.unwrap(), "SERVING");
     reporter.set_service_status("test.Echo", tonic_health::ServingStatus::NotServing).await;
     assert_eq!(status("test.Echo").await.unwrap(), "NOT_SERVING");
     stop.send(()).unwrap();
@@ -88,7 +88,7 @@ async fn health_reports_not_serving_before_the_end() {
         }
     })
     .await;
-    // It still answers: clients have time to see it.
+    // It still responds: clients have time to see it.
     let say = support::say(&channel, String::new()).await.unwrap();
     assert_eq!(say, "a");
     drop(channel);

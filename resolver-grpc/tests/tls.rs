@@ -93,7 +93,7 @@ async fn listed(world: &World, name: &str, endpoints: &[String]) -> Registration
     world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap()
 }
 
-/// Passes everything on to `server`, but no answer after the client's second word, which ends a handshake.
+/// Passes everything on to `server`, but no response after the client's second word, which ends a handshake.
 async fn handshake_only(client: TcpStream, server: SocketAddr) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
@@ -107,7 +107,7 @@ async fn handshake_only(client: TcpStream, server: SocketAddr) {
             to_server.write_all(&word[..length]).await.unwrap();
         }
     };
-    let answer = async {
+    let respond = async {
         let mut word = [0; 16 << 10];
         while let Ok(length @ 1..) = from_server.read(&mut word).await {
             if !done.load(Ordering::SeqCst) {
@@ -115,7 +115,7 @@ async fn handshake_only(client: TcpStream, server: SocketAddr) {
             }
         }
     };
-    tokio::join!(ask, answer);
+    tokio::join!(ask, respond);
 }
 
 #[tokio::test]
@@ -153,8 +153,8 @@ async fn calls_waiting_over_tls_are_bounded() {
         calls = others;
     }
     drop(open);
-    let answers = soon("all answers", futures::future::join_all(calls)).await;
-    assert!(answers.len() == 110 && answers.iter().all(Result::is_ok), "{answers:?}");
+    let responses = soon("all responses", futures::future::join_all(calls)).await;
+    assert!(responses.len() == 110 && responses.iter().all(Result::is_ok), "{responses:?}");
 }
 
 #[tokio::test]
@@ -200,7 +200,7 @@ async fn tls_settings_apply_without_a_protocol() {
     let world = World::of(&servers).await;
     let builder = Channel::builder().settings(|_, settings| Ok(settings.tls_config(ClientTlsConfig::new())?));
     let channel = builder.build(&world.view()).unwrap();
-    let failed = enlist_testkit::soon("an answer", say(&channel, String::new())).await.unwrap_err();
+    let failed = enlist_testkit::soon("a response", say(&channel, String::new())).await.unwrap_err();
     assert_eq!((failed.code(), servers[0].calls()), (tonic::Code::Unavailable, 0), "{failed}");
 }
 

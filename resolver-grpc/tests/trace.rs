@@ -200,15 +200,15 @@ async fn a_call_is_a_child_of_its_context() {
 #[tokio::test]
 async fn a_server_continues_the_context_of_its_request() {
     let inner = tower::service_fn(|_: http::Request<()>| async {
-        let mut answer = http::Response::new(tonic::body::Body::empty());
-        answer.extensions_mut().insert(TraceContext::current().unwrap());
-        Ok::<_, std::convert::Infallible>(answer)
+        let mut response = http::Response::new(tonic::body::Body::empty());
+        response.extensions_mut().insert(TraceContext::current().unwrap());
+        Ok::<_, std::convert::Infallible>(response)
     });
     let parent = TraceContext::root();
     let mut request = http::Request::new(());
     parent.write(request.headers_mut());
-    let answer = TraceLayer::default().layer(inner).oneshot(request).await.unwrap();
-    let current: &TraceContext = answer.extensions().get().unwrap();
+    let response = TraceLayer::default().layer(inner).oneshot(request).await.unwrap();
+    let current: &TraceContext = response.extensions().get().unwrap();
     assert_eq!(current.trace_id(), parent.trace_id());
     assert_ne!(current.span_id(), parent.span_id());
 }
@@ -266,7 +266,7 @@ async fn an_abandoned_call_is_cancelled() {
     let channel = world.channel(Channel::builder().traced(), 1).await;
     let under_way = || async { if servers[0].calls() == 1 { Ok(()) } else { Err(()) } };
     tokio::select! {
-        answer = say(&channel, "sleep 60000".to_owned()) => panic!("{answer:?}"),
+        response = say(&channel, "sleep 60000".to_owned()) => panic!("{response:?}"),
         () = eventually("the call is under way", under_way) => {}
     }
     let mut dropped = stream(&channel).await.unwrap();

@@ -1,5 +1,5 @@
-//! What the tests of the channel stand on: servers that answer with their names and do as they are told, behind proxies
-//! that can be made to fail, registered in a memory store.
+//! Support of the channel's tests: servers that respond with their names, behind proxies that can fail, registered in a
+//! memory store.
 
 #![allow(dead_code, reason = "each test program uses its own part of it")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -37,14 +37,14 @@ use tower::{Service, service_fn};
 type Codec = ProstCodec<String, String>;
 
 /// A service with three methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on
-/// until it is dropped, and `Hold`, which neither reads nor answers. The text says what to do: `sleep` milliseconds,
+/// until it is dropped, and `Hold`, which neither reads nor responds. The text says what to do: `sleep` milliseconds,
 /// `fail` with a code, `header` to hear one; else the name is said.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     name: &'static str,
     /// Calls that were begun.
     pub(crate) calls: Arc<AtomicUsize>,
-    /// Number of the next calls that are answered with `UNAVAILABLE`.
+    /// Number of the next calls that end with `UNAVAILABLE`.
     pub(crate) failing: Arc<AtomicUsize>,
     slow: Duration,
 }
@@ -54,7 +54,7 @@ impl NamedService for Echo {
 }
 
 impl Echo {
-    async fn answer(self, text: String, metadata: MetadataMap) -> Result<Response<String>, Status> {
+    async fn respond(self, text: String, metadata: MetadataMap) -> Result<Response<String>, Status> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let fewer = |failing: usize| failing.checked_sub(1);
         if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
@@ -103,7 +103,7 @@ impl Service<http::Request<Body>> for Echo {
             }
             let say = move |request: Request<String>| {
                 let (metadata, _, text) = request.into_parts();
-                echo.clone().answer(text, metadata)
+                echo.clone().respond(text, metadata)
             };
             Ok(grpc.unary(service_fn(say), request).await)
         })
@@ -130,7 +130,7 @@ impl Server {
         Self::slow(name, Duration::ZERO).await
     }
 
-    /// Each answer takes so long.
+    /// Delays each response by `slow`.
     pub(crate) async fn slow(name: &'static str, slow: Duration) -> Self {
         Self::with(name, slow, tonic::transport::Server::builder()).await
     }
@@ -333,7 +333,7 @@ where
     }
 }
 
-/// Calls `Say` and gives the answer a time.
+/// Calls `Say` with a deadline of `limit`.
 pub(crate) async fn say_within(channel: &Channel, text: &str, limit: Duration) -> Result<String, Status> {
     let mut request = Request::new(text.to_owned());
     request.set_timeout(limit);
@@ -365,7 +365,7 @@ pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Stat
     Ok(grpc.client_streaming(Request::new(texts), path, Codec::default()).await?.into_inner())
 }
 
-/// Counts the instances that answer so many calls, one after the other. All have to succeed.
+/// Counts the instances that respond to so many calls, one after the other. All have to succeed.
 pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for _ in 0..calls {
