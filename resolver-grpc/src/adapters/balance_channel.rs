@@ -12,7 +12,7 @@ use crate::subchannel::security::Wire;
 
 /// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits,
 /// and goes on with the latest state of the view.
-const CHANGES: usize = 1024;
+const CHANGE_BUFFER: usize = 1024;
 
 /// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last
 /// set.
@@ -51,7 +51,7 @@ impl Balanced {
 pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
     // tonic starts a task of its own, and panics where it cannot.
     tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
-    let (channel, changes) = Channel::balance_channel(CHANGES);
+    let (channel, changes) = Channel::balance_channel(CHANGE_BUFFER);
     let tasks = TaskOwner::new();
     let (stop, view) = (tasks.stop_signal(), view.changes());
     tasks.spawn("balanced channel", async move {

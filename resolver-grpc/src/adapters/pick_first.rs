@@ -19,10 +19,10 @@ use crate::{
 };
 
 /// Time for which a dial waits for a service that is not known yet.
-const UNKNOWN: Duration = Duration::from_secs(5);
+const UNKNOWN_SERVICE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum duration of connecting to one instance before the next one is tried.
-const EACH: Duration = Duration::from_secs(2);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until
 /// one can be connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme
@@ -33,19 +33,19 @@ const EACH: Duration = Duration::from_secs(2);
 /// - After a lost connection the calls in flight fail; the next one dials. A dial waits up to 5 s for a service that is
 ///   not known yet, and gives each instance 2 s.
 pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
-    let (view, shared) = (view.clone(), settings.clone());
-    let connector = service_fn(move |_: Uri| dial(view.clone(), shared.clone()));
+    let (view, dialled_with) = (view.clone(), settings.clone());
+    let connector = service_fn(move |_: Uri| dial(view.clone(), dialled_with.clone()));
     settings.connect_with_connector_lazy(connector)
 }
 
 async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn Stream>>, BoxError> {
     refuse_plain_text(&settings)?;
-    timeout(UNKNOWN, view.ready()).await.map_err(|_| Error::unavailable(PickError::Unknown))??;
+    timeout(UNKNOWN_SERVICE_TIMEOUT, view.ready()).await.map_err(|_| Error::unavailable(PickError::Unknown))??;
     let mut candidates = view.picker(Policy::Random).candidates()?.to_vec();
     fastrand::shuffle(&mut candidates);
     let mut trouble: BoxError = "no instance has an endpoint that gRPC is spoken with".into();
     for endpoint in candidates.iter().filter_map(|entry| usable(entry.instance())) {
-        match timeout(EACH, connect(endpoint, tcp(&settings))).await {
+        match timeout(DIAL_TIMEOUT, connect(endpoint, tcp(&settings))).await {
             Ok(Ok(stream)) => return Ok(TokioIo::new(stream)),
             Ok(Err(error)) => trouble = error,
             Err(elapsed) => trouble = elapsed.into(),

@@ -47,8 +47,8 @@ pub(crate) const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
 
 /// Largest numbers that tower's budget takes: retries per second without calls, and retries per call.
-const MOST_RETRIES: u32 = i32::MAX.unsigned_abs() - 1;
-const MOST_SHARE: f32 = 1000.0;
+const MAX_RETRIES_PER_SECOND: u32 = i32::MAX.unsigned_abs() - 1;
+const MAX_RETRY_SHARE: f32 = 1000.0;
 
 /// Maximum time for an instance that is no longer listed to finish its calls, unless said otherwise.
 pub(crate) const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
@@ -232,8 +232,8 @@ impl ChannelBuilder {
     /// 1,000 (0 if it is no number); other values count as the closest one.
     pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
         let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(60));
-        let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, MOST_SHARE) };
-        self.budget = (window.clamp(shortest, longest), per_second.min(MOST_RETRIES), share);
+        let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, MAX_RETRY_SHARE) };
+        self.budget = (window.clamp(shortest, longest), per_second.min(MAX_RETRIES_PER_SECOND), share);
         self
     }
 

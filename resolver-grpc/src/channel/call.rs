@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Number of attempts that were made before this one (gRFC A6).
-const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 
 type Outcome = Result<http::Response<Body>, Status>;
 
@@ -173,15 +173,15 @@ impl Call {
 
     /// The first attempt, if it can be sent without waiting; else its body.
     fn send_now(&mut self, body: Body) -> Result<Sending, Body> {
-        let Some(flight) = self.inner.choose_now(&self.head) else {
+        let Some(in_flight) = self.inner.choose_now(&self.head) else {
             return Err(body);
         };
-        let mut channel = flight.connection().channel();
+        let mut channel = in_flight.connection().channel();
         // Nobody is to be woken: if there is no room, the call goes on elsewhere.
         match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Ok(self.send(flight, channel, body)),
+            Poll::Ready(Ok(())) => Ok(self.send(in_flight, channel, body)),
             Poll::Ready(Err(_)) | Poll::Pending => {
-                flight.unused();
+                in_flight.unused();
                 Err(body)
             }
         }
@@ -190,15 +190,15 @@ impl Call {
     /// All further attempts; `body` is that of the next one.
     async fn go_on(&mut self, mut body: Body) -> Outcome {
         loop {
-            let flight = self.inner.choose(&self.head, &self.tried, &self.deadline).await?;
+            let in_flight = self.inner.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
             self.deadline.tell(&mut self.head.headers);
-            let mut channel = flight.connection().channel();
+            let mut channel = in_flight.connection().channel();
             let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
             let sent = match room {
-                Some(Ok(())) => self.send(flight, channel, body).await,
-                Some(Err(error)) => Sent { flight, response: Err(NoResponse::NotTaken(error.into())) },
-                None => Sent { flight, response: Err(NoResponse::Late) },
+                Some(Ok(())) => self.send(in_flight, channel, body).await,
+                Some(Err(error)) => Sent { in_flight, response: Err(NoResponse::NotTaken(error.into())) },
+                None => Sent { in_flight, response: Err(NoResponse::Late) },
             };
             match self.judge(sent) {
                 Verdict::Done(outcome) => return outcome,
@@ -210,32 +210,32 @@ impl Call {
         }
     }
 
-    fn send(&mut self, flight: InFlightCall, mut channel: channel::Channel, body: Body) -> Sending {
+    fn send(&mut self, in_flight: InFlightCall, mut channel: channel::Channel, body: Body) -> Sending {
         if let Some(span) = &mut self.span {
-            span.called(flight.subchannel().endpoint());
+            span.called(in_flight.subchannel().endpoint());
         }
-        self.current = Some(Arc::clone(flight.subchannel()));
-        let mut request = http::Request::new(flight.carry(body));
+        self.current = Some(Arc::clone(in_flight.subchannel()));
+        let mut request = http::Request::new(in_flight.carry(body));
         // Its extensions are for this side of the wire.
         (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
         (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
         if self.attempts.sent() > 0 {
-            request.headers_mut().insert(PREVIOUS, self.attempts.sent().into());
+            request.headers_mut().insert(PREVIOUS_ATTEMPTS, self.attempts.sent().into());
         }
-        Sending { flight: Some(flight), response: channel.call(request), expiry: self.deadline.expiry() }
+        Sending { in_flight: Some(in_flight), response: channel.call(request), expiry: self.deadline.expiry() }
     }
 
     /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
     fn judge(&mut self, sent: Sent) -> Verdict {
-        let Sent { mut flight, response } = sent;
+        let Sent { mut in_flight, response } = sent;
         let (ended, outcome) = match response {
             Ok((response, expiry)) => {
-                flight.responded();
+                in_flight.responded();
                 let only_status = status::only_status(&response);
                 let ended = only_status.and_then(|code| refused(code, &response));
-                (ended, response::tracked(response, only_status, flight, self.deadline, expiry))
+                (ended, response::tracked(response, only_status, in_flight, self.deadline, expiry))
             }
-            Err(no_response) => self.failed(flight, no_response),
+            Err(no_response) => self.failed(in_flight, no_response),
         };
         if let Some((delay, body)) = ended.and_then(|ended| self.again(ended)) {
             return Verdict::Again { delay, body };
@@ -244,12 +244,12 @@ impl Call {
         Verdict::Done(outcome)
     }
 
-    fn failed(&self, flight: InFlightCall, no_response: NoResponse) -> (Option<Ended>, Outcome) {
+    fn failed(&self, in_flight: InFlightCall, no_response: NoResponse) -> (Option<Ended>, Outcome) {
         if let Some(own_error) = self.replay.own_error() {
-            flight.unused();
+            in_flight.unused();
             return (None, Err(own_error));
         }
-        let instance = flight.subchannel().to_string();
+        let instance = in_flight.subchannel().to_string();
         let attempted = Attempted { is_begun: self.replay.is_begun(), is_late: self.deadline.is_past() };
         let Failure { reach, status, broken } = match no_response {
             NoResponse::NotTaken(error) => Failure::not_taken(error, &instance),
@@ -258,14 +258,14 @@ impl Call {
         };
         // One that was late before it was sent says nothing about the instance.
         if attempted.is_begun || reach != Reach::OutOfTime {
-            flight.ended(status.code());
+            in_flight.ended(status.code());
         }
         if broken {
-            flight.demote();
+            in_flight.demote();
         }
         if !attempted.is_begun {
             // Nor does silence about the connection.
-            flight.unused();
+            in_flight.unused();
         }
         (Some(Ended::Failed { reach, code: status.code() }), Err(status))
     }
@@ -289,14 +289,14 @@ impl Call {
 
 /// One attempt under way.
 struct Sending {
-    flight: Option<InFlightCall>,
+    in_flight: Option<InFlightCall>,
     response: channel::ResponseFuture,
     expiry: Expiry,
 }
 
 /// An attempt, and what came back.
 struct Sent {
-    flight: InFlightCall,
+    in_flight: InFlightCall,
     response: Result<(http::Response<Body>, Expiry), NoResponse>,
 }
 
@@ -321,8 +321,8 @@ impl Future for Sending {
                 Err(NoResponse::Late)
             }
         };
-        match self.flight.take() {
-            Some(flight) => Poll::Ready(Sent { flight, response }),
+        match self.in_flight.take() {
+            Some(in_flight) => Poll::Ready(Sent { in_flight, response }),
             None => Poll::Pending,
         }
     }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Maximum choices of an instance whose last stream another call takes meanwhile.
-const TAKES: usize = 4;
+const MAX_CHOICES: usize = 4;
 /// Instances of which a message says why they take no calls.
 const MAX_EXPLAINED: usize = 3;
 
@@ -107,7 +107,7 @@ impl ChannelInner {
     /// An instance that can take the call now.
     pub(crate) fn choose_now(&self, head: &Parts) -> Option<InFlightCall> {
         match self.look(head, &[]) {
-            Next::Take(flight) => Some(flight),
+            Next::Take(in_flight) => Some(in_flight),
             Next::Wait | Next::Queue | Next::Refuse => None,
         }
     }
@@ -120,7 +120,7 @@ impl ChannelInner {
         deadline: &Deadline,
     ) -> Result<InFlightCall, Status> {
         match self.look(head, tried) {
-            Next::Take(flight) => return Ok(flight),
+            Next::Take(in_flight) => return Ok(in_flight),
             Next::Refuse => return Err(Status::unavailable(self.explain())),
             Next::Wait | Next::Queue => {}
         }
@@ -132,7 +132,7 @@ impl ChannelInner {
                 // Before the look, so that nothing is missed between the two.
                 freed.as_mut().enable();
                 match self.look(head, tried) {
-                    Next::Take(flight) => return Ok(flight),
+                    Next::Take(in_flight) => return Ok(in_flight),
                     Next::Refuse => return Err(Status::unavailable(self.explain())),
                     Next::Queue if self.config.queue.waiting() > self.queue_limit => {
                         return Err(Status::unavailable(format!("{}; too many calls wait", self.explain())));
@@ -159,11 +159,11 @@ impl ChannelInner {
         let picker_state = self.picker_cell.set.load();
         let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
         let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
-        for _ in 0..TAKES {
+        for _ in 0..MAX_CHOICES {
             let ready = picker_state.ready.pick(&choice, is_tried).or_else(|| last_resort(&picker_state));
             let Some(ready) = ready else { break };
-            if let Some(flight) = InFlightCall::begin(ready, &self.config) {
-                return Next::Take(flight);
+            if let Some(in_flight) = InFlightCall::begin(ready, &self.config) {
+                return Next::Take(in_flight);
             }
         }
         self.config.activity.set(Usage::Active);

@@ -103,18 +103,19 @@ pub struct ConnectionManager {
 
 #[derive(Default)]
 struct Channels {
-    by_target: Mutex<State>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    kept: HashMap<Target, Kept>,
+    by_target: HashMap<Target, ManagedChannel>,
     closed: bool,
 }
 
-struct Kept {
+/// A channel of the manager.
+struct ManagedChannel {
     channel: Channel,
-    /// Time at which somebody was last seen to hold it.
+    /// Latest time at which a caller was found to hold it.
     used: Moment,
 }
 
@@ -124,9 +125,9 @@ impl State {
         if self.closed {
             return Err(Error::Closed);
         }
-        Ok(self.kept.get_mut(target).map(|kept| {
-            kept.used = Moment::now();
-            kept.channel.clone()
+        Ok(self.by_target.get_mut(target).map(|managed| {
+            managed.used = Moment::now();
+            managed.channel.clone()
         }))
     }
 }
@@ -239,13 +240,13 @@ impl ConnectionManager {
         }
         // Nothing waits in here: channels begin in the background. `options` outlives the lock.
         let channel = options.clone().build(&view)?;
-        state.kept.insert(target.clone(), Kept { channel: channel.clone(), used: Moment::now() });
+        state.by_target.insert(target.clone(), ManagedChannel { channel: channel.clone(), used: Moment::now() });
         Ok(channel)
     }
 
     /// The targets that there are channels to.
     pub fn targets(&self) -> Vec<Target> {
-        self.channels.lock().kept.keys().cloned().collect()
+        self.channels.lock().by_target.keys().cloned().collect()
     }
 
     /// Closes all channels and hands out no more; waits at most `limit` for each. Calls in flight finish.
@@ -258,12 +259,12 @@ impl ConnectionManager {
     ///
     /// The manager stays closed; channels that were not reached end when they are dropped.
     pub async fn close(&self, limit: Duration) -> Result<(), StopError> {
-        let kept = {
+        let channels = {
             let mut state = self.channels.lock();
             state.closed = true;
-            std::mem::take(&mut state.kept)
+            std::mem::take(&mut state.by_target)
         };
-        let closed = kept.values().map(|kept| kept.channel.close(limit));
+        let closed = channels.values().map(|managed| managed.channel.close(limit));
         let outcomes = futures::future::join_all(closed).await;
         let own = self.tasks.stop(limit).await;
         outcomes.into_iter().chain([own]).collect()
@@ -278,18 +279,18 @@ impl fmt::Debug for ConnectionManager {
 
 impl Channels {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.by_target.locked()
+        self.state.locked()
     }
 
     fn evict(&self, keep: Duration) {
-        let is_unused = |_: &Target, kept: &mut Kept| {
-            if kept.channel.holders() > 1 {
-                kept.used = Moment::now();
+        let is_unused = |_: &Target, managed: &mut ManagedChannel| {
+            if managed.channel.holders() > 1 {
+                managed.used = Moment::now();
             }
-            kept.used.elapsed() >= keep
+            managed.used.elapsed() >= keep
         };
         // With a channel goes code of the user's, which may use the manager.
-        let unused: Vec<_> = self.lock().kept.extract_if(is_unused).collect();
+        let unused: Vec<_> = self.lock().by_target.extract_if(is_unused).collect();
         for (target, _) in unused {
             tracing::debug!(%target, "channel let go of, nobody used it");
         }

@@ -28,17 +28,17 @@ use crate::{
 pub(crate) fn tracked(
     response: http::Response<Body>,
     only_status: Option<Code>,
-    flight: InFlightCall,
+    in_flight: InFlightCall,
     deadline: Deadline,
     expiry: Expiry,
 ) -> Result<http::Response<Body>, Status> {
     if let Some(code) = only_status {
-        flight.ended(code);
+        in_flight.ended(code);
         let is_error = is_http_error(&response);
-        return if is_error { Err(http_error(&response, &flight.subchannel().to_string())) } else { Ok(response) };
+        return if is_error { Err(http_error(&response, &in_flight.subchannel().to_string())) } else { Ok(response) };
     }
     let http = response.status();
-    let tracked = |body| Tracked { body, http, flight: Some(flight), deadline, expiry, is_stalled: true };
+    let tracked = |body| Tracked { body, http, in_flight: Some(in_flight), deadline, expiry, is_stalled: true };
     Ok(response.map(|body| Body::new(tracked(body))))
 }
 
@@ -53,7 +53,7 @@ struct Tracked {
     /// Status of the call if no gRPC status comes.
     http: http::StatusCode,
     /// Until it is known how the call ended.
-    flight: Option<InFlightCall>,
+    in_flight: Option<InFlightCall>,
     deadline: Deadline,
     expiry: Expiry,
     /// Nothing followed the head of the answer.
@@ -62,19 +62,19 @@ struct Tracked {
 
 impl Tracked {
     fn ended(&mut self, code: Code) {
-        if let Some(flight) = self.flight.take() {
-            flight.ended(code);
+        if let Some(in_flight) = self.in_flight.take() {
+            in_flight.ended(code);
         }
     }
 
     /// Ends the call at its deadline, and with its body the stream.
     fn end_late(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
         self.body = Body::empty();
-        let flight = self.flight.take()?;
-        let late = failure::late(&flight.subchannel().to_string());
+        let in_flight = self.in_flight.take()?;
+        let late = failure::late(&in_flight.subchannel().to_string());
         // A stream that was begun may well last until its deadline: that speaks against nobody.
         if self.is_stalled {
-            flight.ended(late.code());
+            in_flight.ended(late.code());
         }
         Some(Err(late))
     }
@@ -85,7 +85,7 @@ impl http_body::Body for Tracked {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.flight.is_some() && self.expiry.poll(cx).is_ready() {
+        if self.in_flight.is_some() && self.expiry.poll(cx).is_ready() {
             return Poll::Ready(self.end_late());
         }
         let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
@@ -98,14 +98,14 @@ impl http_body::Body for Tracked {
                 None => self.is_stalled = false,
             },
             // Both sides cancel what is late, and either one may be first.
-            Some(Err(_)) | None if self.flight.is_some() && self.deadline.is_past() => {
+            Some(Err(_)) | None if self.in_flight.is_some() && self.deadline.is_past() => {
                 return Poll::Ready(self.end_late());
             }
             Some(Err(status)) => {
-                if let Some(flight) = self.flight.take() {
-                    let instance = flight.subchannel().to_string();
+                if let Some(in_flight) = self.in_flight.take() {
+                    let instance = in_flight.subchannel().to_string();
                     *status = failure::broken_off(std::mem::replace(status, Status::ok("")), &instance);
-                    flight.ended(status.code());
+                    in_flight.ended(status.code());
                 }
             }
             None => {

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Number of counts of calls within the timeout: a channel becomes idle at most one part of it late.
-const CHECKS: u32 = 4;
+const CHECKS_PER_TIMEOUT: u32 = 4;
 
 /// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
 pub(crate) async fn watch(limit: Option<Duration>, picker_cell: &PickerCell, config: &SubchannelConfig) {
@@ -18,8 +18,8 @@ pub(crate) async fn watch(limit: Option<Duration>, picker_cell: &PickerCell, con
     loop {
         config.activity.becomes(Usage::Active).await;
         let (mut counted, mut quiet) = (calls(picker_cell, config), 0);
-        while quiet < CHECKS {
-            sleep(limit / CHECKS).await;
+        while quiet < CHECKS_PER_TIMEOUT {
+            sleep(limit / CHECKS_PER_TIMEOUT).await;
             let now = calls(picker_cell, config);
             quiet = if now == (counted.0, 0) { quiet + 1 } else { 0 };
             counted = now;

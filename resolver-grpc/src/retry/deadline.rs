@@ -16,7 +16,7 @@ use tokio::time::{Sleep, sleep, timeout};
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The largest number that the header may hold.
-const MOST: u128 = 99_999_999;
+const MAX_NUMBER: u128 = 99_999_999;
 
 /// Maximum duration of a call, from its beginning; `None` without end. Without one, no clock is read.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,7 @@ impl Expiry {
 
 fn read(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|number| u128::from(*number) <= MOST)?;
+    let number: u64 = digits.parse().ok().filter(|number| u128::from(*number) <= MAX_NUMBER)?;
     match unit {
         "H" => Some(Duration::from_secs(number * 3600)),
         "M" => Some(Duration::from_secs(number * 60)),
@@ -100,8 +100,9 @@ fn read(text: &str) -> Option<Duration> {
 }
 
 fn write(left: Duration) -> HeaderValue {
-    let finest = [(left.as_micros(), 'u'), (left.as_millis(), 'm')].into_iter().find(|(number, _)| *number <= MOST);
-    let (number, unit) = finest.unwrap_or((u128::from(left.as_secs()).min(MOST), 'S'));
+    let finest =
+        [(left.as_micros(), 'u'), (left.as_millis(), 'm')].into_iter().find(|(number, _)| *number <= MAX_NUMBER);
+    let (number, unit) = finest.unwrap_or((u128::from(left.as_secs()).min(MAX_NUMBER), 'S'));
     // Digits and a letter.
     HeaderValue::try_from(format!("{number}{unit}")).unwrap_or(HeaderValue::from_static("0u"))
 }

@@ -14,10 +14,10 @@ use crate::retry::failure::Reach;
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// gRFC A6 allows no more.
-const MOST_ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 
 /// Number of times that a call that never left is sent elsewhere.
-const MOST_MOVES: u32 = 8;
+const MAX_MOVES: u32 = 8;
 
 /// Retries of a method after it was answered, or may have been done. Only for methods that can be repeated.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl RetryPolicy {
 
     /// Sets how many attempts there are in all: from 1 to 5, as gRFC A6 has it.
     pub fn attempts(mut self, attempts: u32) -> Self {
-        self.attempts = attempts.clamp(1, MOST_ATTEMPTS);
+        self.attempts = attempts.clamp(1, MAX_ATTEMPTS);
         self
     }
 
@@ -158,7 +158,7 @@ impl Attempts {
         let (code, pushback) = match ended {
             Ended::Failed { reach: Reach::NeverLeft, .. } => {
                 self.moved += 1;
-                return (self.moved <= MOST_MOVES).then_some(Duration::ZERO);
+                return (self.moved <= MAX_MOVES).then_some(Duration::ZERO);
             }
             Ended::Failed { reach: Reach::Refused, .. } if !self.refused => {
                 self.refused = true;
@@ -203,7 +203,7 @@ mod tests {
     fn unsent_calls_go_elsewhere_a_few_times() {
         let mut attempts = Attempts::new(None);
         let never_left = failed(Reach::NeverLeft, Code::Unavailable);
-        assert!((0..MOST_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
+        assert!((0..MAX_MOVES).all(|_| attempts.again(never_left) == Some(Duration::ZERO)));
         assert_eq!(attempts.again(never_left), None);
     }
 

@@ -15,9 +15,10 @@ use crate::retry::deadline::{Deadline, Expiry};
 use enlist::backend::MutexExt as _;
 
 /// The body of a call, lent to one attempt after the other.
-pub(crate) struct Replay(Arc<Mutex<Kept>>);
+pub(crate) struct Replay(Arc<Mutex<ReplayBuffer>>);
 
-struct Kept {
+/// Source of a request body, and what was read of it.
+struct ReplayBuffer {
     source: Body,
     ahead: Ahead,
     deadline: Deadline,
@@ -46,7 +47,7 @@ impl Replay {
     /// first attempt.
     pub(crate) fn begin(source: Body, limit: usize, deadline: Deadline) -> (Self, Body) {
         let ended = source.is_end_stream();
-        let kept = Kept {
+        let buffer = ReplayBuffer {
             source,
             ahead: Ahead::Unasked,
             deadline,
@@ -60,7 +61,7 @@ impl Replay {
             sent: 0,
             reader: None,
         };
-        let replay = Self(Arc::new(Mutex::new(kept)));
+        let replay = Self(Arc::new(Mutex::new(buffer)));
         let first = replay.lend(0);
         (replay, first)
     }
@@ -68,15 +69,15 @@ impl Replay {
     /// The body of another attempt: the whole of it, from its beginning; `None` if more was read than is kept. Earlier
     /// attempts read no more from now on, so that what is lent here stays whole however long it waits to be sent.
     pub(crate) fn attempt(&self) -> Option<Body> {
-        let mut kept = lock(&self.0);
-        if kept.committed {
+        let mut buffer = lock(&self.0);
+        if buffer.committed {
             return None;
         }
-        kept.attempt += 1;
-        kept.begun = kept.ended && kept.read.is_empty();
-        kept.sent = 0;
-        let (number, superseded) = (kept.attempt, kept.reader.take());
-        drop(kept);
+        buffer.attempt += 1;
+        buffer.begun = buffer.ended && buffer.read.is_empty();
+        buffer.sent = 0;
+        let (number, superseded) = (buffer.attempt, buffer.reader.take());
+        drop(buffer);
         if let Some(superseded) = superseded {
             superseded.wake();
         }
@@ -84,7 +85,7 @@ impl Replay {
     }
 
     fn lend(&self, number: u32) -> Body {
-        Body::new(Attempt { kept: Arc::clone(&self.0), number, expiry: None })
+        Body::new(Attempt { buffer: Arc::clone(&self.0), number, expiry: None })
     }
 
     /// Returns `true` if there can be another attempt, for now: the current one may read on meanwhile.
@@ -116,11 +117,11 @@ fn cancelled(message: &str) -> Status {
     status
 }
 
-fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    kept.locked()
+fn lock(buffer: &Mutex<ReplayBuffer>) -> MutexGuard<'_, ReplayBuffer> {
+    buffer.locked()
 }
 
-impl Kept {
+impl ReplayBuffer {
     fn commit(&mut self) {
         if !self.committed {
             self.committed = true;
@@ -211,7 +212,7 @@ impl Ahead {
 }
 
 struct Attempt {
-    kept: Arc<Mutex<Kept>>,
+    buffer: Arc<Mutex<ReplayBuffer>>,
     number: u32,
     /// Only for one that has to wait for its source.
     expiry: Option<Expiry>,
@@ -222,58 +223,58 @@ impl http_body::Body for Attempt {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { kept, number, expiry } = &mut *self;
-        let kept = &mut *lock(kept);
-        if kept.attempt != *number {
+        let Self { buffer, number, expiry } = &mut *self;
+        let buffer = &mut *lock(buffer);
+        if buffer.attempt != *number {
             return Poll::Ready(Some(Err(cancelled("the call was tried again"))));
         }
-        kept.begun = true;
-        if let Some(data) = kept.again() {
+        buffer.begun = true;
+        if let Some(data) = buffer.again() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        if kept.ended {
+        if buffer.ended {
             return Poll::Ready(None);
         }
-        let Poll::Ready(frame) = kept.poll_source(cx) else {
-            kept.reader = Some(cx.waker().clone());
-            ready!(expiry.get_or_insert_with(|| kept.deadline.expiry()).poll(cx));
+        let Poll::Ready(frame) = buffer.poll_source(cx) else {
+            buffer.reader = Some(cx.waker().clone());
+            ready!(expiry.get_or_insert_with(|| buffer.deadline.expiry()).poll(cx));
             return Poll::Ready(Some(Err(cancelled("the deadline of the call has passed"))));
         };
         let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
                 // What a source yields after its error is no request.
-                kept.commit();
-                kept.ended = true;
-                kept.own_error = Some(error);
+                buffer.commit();
+                buffer.ended = true;
+                buffer.own_error = Some(error);
                 return Poll::Ready(Some(Err(cancelled("the request ended with an error of the caller"))));
             }
             None => {
-                kept.ended = true;
+                buffer.ended = true;
                 return Poll::Ready(None);
             }
         };
         match frame.data_ref() {
             Some(data) => {
-                kept.keep(data);
-                kept.look_ahead(cx);
+                buffer.keep(data);
+                buffer.look_ahead(cx);
             }
             // Clients of gRPC send none; if one does, that is the end and it is sent once.
-            None => kept.commit(),
+            None => buffer.commit(),
         }
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        let kept = lock(&self.kept);
-        kept.ended && kept.attempt == self.number && kept.sent >= kept.read.len()
+        let buffer = lock(&self.buffer);
+        buffer.ended && buffer.attempt == self.number && buffer.sent >= buffer.read.len()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let kept = lock(&self.kept);
-        let read = kept.read.iter().skip(kept.sent).map(Bytes::len).sum::<usize>();
-        let unsent = (read + kept.ahead.len()) as u64;
-        let source = if kept.ended { SizeHint::with_exact(0) } else { kept.source.size_hint() };
+        let buffer = lock(&self.buffer);
+        let read = buffer.read.iter().skip(buffer.sent).map(Bytes::len).sum::<usize>();
+        let unsent = (read + buffer.ahead.len()) as u64;
+        let source = if buffer.ended { SizeHint::with_exact(0) } else { buffer.source.size_hint() };
         let mut hint = SizeHint::new();
         hint.set_lower(source.lower() + unsent);
         if let Some(upper) = source.upper() {
@@ -390,19 +391,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_committed_call_frees_sent_data() {
-        let kept = |replay: &Replay| lock(&replay.0).read.iter().map(Bytes::len).sum::<usize>();
+        let buffered = |replay: &Replay| lock(&replay.0).read.iter().map(Bytes::len).sum::<usize>();
         let (replay, mut first) = begin(body(&["one ", "two ", "three ", "four"]), 100);
         for _ in 0..3 {
             first.frame().await.unwrap().unwrap();
         }
         let mut second = replay.attempt().unwrap();
         second.frame().await.unwrap().unwrap();
-        assert_eq!(kept(&replay), 14);
+        assert_eq!(buffered(&replay), 14);
         replay.commit();
-        assert_eq!(kept(&replay), 10, "what the second attempt still has to send");
+        assert_eq!(buffered(&replay), 10, "what the second attempt still has to send");
         assert!(replay.attempt().is_none());
         assert_eq!(read(second).await, b"two three four");
-        assert_eq!(kept(&replay), 0);
+        assert_eq!(buffered(&replay), 0);
     }
 
     #[tokio::test(start_paused = true)]

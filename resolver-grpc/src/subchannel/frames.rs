@@ -26,7 +26,7 @@ pub(crate) enum Statement {
 #[derive(Debug, Default)]
 pub(crate) struct FrameReader {
     /// The beginning of a header or of a setting.
-    kept: [u8; HEADER],
+    buffer: [u8; HEADER],
     filled: usize,
     /// Bytes left of the payload of the current frame.
     payload: usize,
@@ -54,7 +54,7 @@ impl FrameReader {
     fn header(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
         let (read, whole) = self.keep(bytes, HEADER);
         if whole {
-            let [high, middle, low, kind, flags, ..] = self.kept;
+            let [high, middle, low, kind, flags, ..] = self.buffer;
             self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
             self.is_settings = kind == SETTINGS && flags & ACK == 0;
             if kind == GOAWAY {
@@ -73,7 +73,7 @@ impl FrameReader {
         let (read, whole) = self.keep(bytes, SETTING.min(self.filled + self.payload));
         self.payload -= read;
         if whole {
-            let [id_high, id_low, value @ ..] = self.kept;
+            let [id_high, id_low, value @ ..] = self.buffer;
             if [id_high, id_low] == MAX_CONCURRENT_STREAMS {
                 note(Statement::MaxStreams(u32::from_be_bytes([value[0], value[1], value[2], value[3]])));
             }
@@ -87,7 +87,7 @@ impl FrameReader {
     /// Keeps bytes until there are `whole` of them. Returns how many were kept, and whether that is so.
     fn keep(&mut self, bytes: &[u8], whole: usize) -> (usize, bool) {
         let read = (whole - self.filled).min(bytes.len());
-        self.kept[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
+        self.buffer[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
         self.filled += read;
         let is_whole = self.filled == whole;
         if is_whole {

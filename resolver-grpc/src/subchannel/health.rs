@@ -13,10 +13,10 @@ use tonic_health::pb::{
 use crate::subchannel::connectivity::Health;
 
 /// Maximum duration of opening a health stream, to its first word.
-const OPEN: Duration = Duration::from_secs(5);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time to wait before a health stream that broke is opened again.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+const REOPEN_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// State of the health stream of an instance.
 pub(super) struct Watch {
@@ -50,7 +50,7 @@ impl Watch {
 
     /// Tells `note` every change, for ever.
     pub(super) async fn follow(mut self, note: impl Fn(Health)) {
-        let mut backoff = BackoffPolicy::new(AGAIN.0, AGAIN.1).unwrap_or_default().start();
+        let mut backoff = BackoffPolicy::new(REOPEN_DELAYS.0, REOPEN_DELAYS.1).unwrap_or_default().start();
         while !self.unknown {
             if self.stream.is_some() {
                 self.listen().await;
@@ -58,7 +58,7 @@ impl Watch {
             } else {
                 tokio::time::sleep(backoff.next_delay()).await;
                 // Without a first word the instance stays as it was said last: not serving.
-                let _ = timeout(OPEN, self.open()).await;
+                let _ = timeout(OPEN_TIMEOUT, self.open()).await;
             }
             note(self.reported);
         }

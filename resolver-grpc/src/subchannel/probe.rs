@@ -10,7 +10,7 @@ use crate::{
     retry::failure::{Failure, Reach},
     subchannel::{
         connection::Connection,
-        probe_request::{NO_REQUEST, REQUEST, ask},
+        probe_request::{HEAD_ONLY, REQUEST, ask},
     },
 };
 
@@ -34,7 +34,7 @@ pub(crate) enum ProbeOutcome {
 /// Dropping the future takes the probe back.
 pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutcome {
     let (before, opened) = (connection.reads(), CancellationToken::new());
-    let message = if connection.calls() > 0 { NO_REQUEST } else { REQUEST };
+    let message = if connection.calls() > 0 { HEAD_ONLY } else { REQUEST };
     let mut response = pin!(ask(connection.channel(), message, opened.clone()));
     let response = tokio::select! {
         response = &mut response => Some(response),

@@ -21,7 +21,7 @@ pub(super) const REQUEST: &[u8] = &[0; 5];
 
 /// A request without even a message, which is answered with an error. An upload that is not read may have taken the
 /// window of the whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
-pub(super) const NO_REQUEST: &[u8] = &[];
+pub(super) const HEAD_ONLY: &[u8] = &[];
 
 /// Waits until the server answers, with whatever it is.
 ///

@@ -21,7 +21,7 @@ use crate::{
 /// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers
 /// calls without a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an
 /// hour.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(20);
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Stream that bytes are exchanged over.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -75,7 +75,7 @@ pub(crate) fn tcp(settings: &Settings) -> HttpConnector<Names> {
     tcp.set_keepalive_retries(settings.get_tcp_keepalive_retries());
     tcp.set_connect_timeout(settings.get_connect_timeout());
     #[cfg(target_os = "linux")]
-    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
     tcp
 }
 

@@ -29,16 +29,16 @@ use crate::{
 };
 
 /// Minimum life of a connection after which the next dial comes at once.
-const LASTED: Duration = Duration::from_secs(1);
+const MIN_LIFE: Duration = Duration::from_secs(1);
 
 /// Time for which a further connection is kept that no call uses.
-const FURTHER_IDLE: Duration = Duration::from_secs(60);
+const FURTHER_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Time after which a further connection that could not be made is tried again.
-const FURTHER_RETRY: Duration = Duration::from_secs(1);
+const FURTHER_DIAL_DELAY: Duration = Duration::from_secs(1);
 
 /// Time between probes of an idle connection over TLS, whose GOAWAY cannot be seen.
-const GOAWAY_LOOK: Duration = Duration::from_secs(1);
+const GOAWAY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A new connection, and its health stream if there is one.
 type Dialled = (Arc<Connection>, Option<health::Watch>);
@@ -86,7 +86,7 @@ impl Subchannel {
                 Ok((connection, health)) => {
                     let connected = Moment::now();
                     self.attend(config, &connection, health).await;
-                    if connected.elapsed() >= LASTED || !config.activity.is_active() {
+                    if connected.elapsed() >= MIN_LIFE || !config.activity.is_active() {
                         backoff.reset();
                         continue;
                     }
@@ -198,7 +198,7 @@ impl Subchannel {
         let started = || self.started.load(Ordering::Relaxed);
         let (mut explained, mut begun) = (connection.reads(), started());
         loop {
-            sleep(GOAWAY_LOOK).await;
+            sleep(GOAWAY_CHECK_INTERVAL).await;
             // A call that was begun since would have found out.
             let idle = begun == started() && connection.calls() == 0;
             begun = started();
@@ -257,13 +257,13 @@ impl Subchannel {
                 self.admit(config, &connection);
                 tokio::select! {
                     () = self.in_use(config, &connection) => {}
-                    () = unused(&connection, FURTHER_IDLE) => {}
+                    () = unused(&connection, FURTHER_IDLE_TIMEOUT) => {}
                 }
                 self.demote(config, &connection);
             }
             Err(failure) => {
                 tracing::debug!(instance = %self, cause = failure.text(), "no further connection could be made");
-                sleep(FURTHER_RETRY).await;
+                sleep(FURTHER_DIAL_DELAY).await;
             }
         }
         // If it is still needed.

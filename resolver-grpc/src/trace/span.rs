@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// A method that a server does not know, as the conventions name it: whoever asks chooses its name.
-const OTHER: &str = "_OTHER";
+const UNKNOWN_METHOD: &str = "_OTHER";
 
 /// The span of a call or a request. Dropping it before its end means that the call was given up.
 #[derive(Debug)]
@@ -166,7 +166,7 @@ impl CallSpan {
             }
             // Nobody can say if the method was one that the server knows.
             Side::Server { method } if code == Code::Unimplemented => {
-                span.record("rpc.method", OTHER).record("rpc.method_original", method.as_str());
+                span.record("rpc.method", UNKNOWN_METHOD).record("rpc.method_original", method.as_str());
                 true
             }
             Side::Server { method } => {

@@ -10,7 +10,7 @@ use crate::{retry::failure::BoxError, subchannel::transport::Connector};
 
 /// Minimum interval of HTTP/2 pings that servers of grpc-go allow, unless told otherwise: they end connections that
 /// ping more often (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
-const MIN_KEEP_ALIVE: Duration = Duration::from_secs(300);
+const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Connections.
 impl ChannelBuilder {
@@ -63,7 +63,7 @@ impl ChannelBuilder {
     /// without calls. For shorter intervals, where the servers are known to allow them, there are the settings.
     /// Default: `None`, no pings.
     pub fn http2_keep_alive(mut self, http2_keep_alive: Option<Duration>) -> Self {
-        self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(MIN_KEEP_ALIVE));
+        self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(MIN_KEEP_ALIVE_INTERVAL));
         self
     }
 

@@ -13,10 +13,10 @@ use super::{lookup::Lookup, system::System};
 use crate::name_resolution::target::NO_PROTOCOL;
 
 /// Interval at which a name is looked up, unless said otherwise.
-const EVERY: Duration = Duration::from_secs(5);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum duration of a lookup.
-const LIMIT: Duration = Duration::from_secs(5);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are
 /// looked up every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows
@@ -37,7 +37,7 @@ impl Dns {
     /// A resolver over the system's, which does not tell how long an answer holds. All of the process together block at
     /// most 32 threads, and one for each name: while a lookup hangs, the next one of the same name waits for it.
     pub fn new() -> Self {
-        Self { lookup: System::shared(), every: EVERY }
+        Self { lookup: System::of_process(), every: LOOKUP_INTERVAL }
     }
 
     /// Sets who looks names up.
@@ -69,9 +69,9 @@ impl Dns {
             return Err(Error::InvalidAddress { input: service.name().to_string(), reason: NO_PROTOCOL });
         }
         let lookup = self.lookup.lookup(named.host(), named.port());
-        let found = timeout(LIMIT, lookup).await.map_err(|_| Error::Timeout {
+        let found = timeout(LOOKUP_TIMEOUT, lookup).await.map_err(|_| Error::Timeout {
             op: "looking a name up",
-            limit: LIMIT,
+            limit: LOOKUP_TIMEOUT,
             cause: None,
         })?;
         let addresses = found.map_err(Error::unavailable)?;

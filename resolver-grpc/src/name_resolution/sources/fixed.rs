@@ -9,7 +9,7 @@ use enlist::{
 };
 
 /// Interval at which a list that cannot become wrong is proven right.
-const PROOF: Duration = Duration::from_secs(1);
+const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A resolver that finds the same endpoints for every service, each as an instance whose id is the endpoint's text.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ impl Watcher for FixedWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
         if let Some(proof) = &self.told {
             loop {
-                tokio::time::sleep(PROOF).await;
+                tokio::time::sleep(PROOF_INTERVAL).await;
                 proof.renew(Moment::now());
             }
         }

@@ -19,7 +19,7 @@ use super::lookup::Lookup;
 use enlist::backend::MutexExt as _;
 
 /// Largest number of threads of the process that wait for names at the same time.
-const THREADS: usize = 32;
+const MAX_THREADS: usize = 32;
 
 type Resolve = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
@@ -41,14 +41,14 @@ impl fmt::Debug for System {
 
 impl System {
     /// The one of this process.
-    pub(super) fn shared() -> Arc<Self> {
-        static SHARED: LazyLock<Arc<System>> =
+    pub(super) fn of_process() -> Arc<Self> {
+        static OF_PROCESS: LazyLock<Arc<System>> =
             LazyLock::new(|| Arc::new(System::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))));
-        Arc::clone(&SHARED)
+        Arc::clone(&OF_PROCESS)
     }
 
     fn new(resolve: impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
-        Self { resolve: Arc::new(resolve), threads: Arc::new(Semaphore::new(THREADS)), names: Mutex::default() }
+        Self { resolve: Arc::new(resolve), threads: Arc::new(Semaphore::new(MAX_THREADS)), names: Mutex::default() }
     }
 
     fn name(&self, host: &str) -> Arc<Semaphore> {
@@ -83,7 +83,7 @@ pub(crate) struct Names(Arc<System>);
 impl Names {
     /// Names that the system knows.
     pub(crate) fn new() -> Self {
-        Self(System::shared())
+        Self(System::of_process())
     }
 }
 
@@ -183,15 +183,15 @@ mod tests {
     async fn lookups_that_hang_block_few_threads() {
         let silent = Arc::new(Silent::default());
         let system = silent.system();
-        for name in 0..2 * THREADS {
+        for name in 0..2 * MAX_THREADS {
             assert!(futures::poll!(system.lookup(&format!("slow{name}.example"), 80)).is_pending());
         }
-        silent.asked(THREADS).await;
+        silent.asked(MAX_THREADS).await;
         // An address needs no thread.
         assert_eq!(soon("the addresses", system.lookup("::1", 80)).await.unwrap(), ["[::1]:80".parse().unwrap()]);
         silent.answer();
         soon("the addresses", system.lookup("other.example", 80)).await.unwrap();
-        assert_eq!(silent.asked.load(Ordering::SeqCst), THREADS + 1);
+        assert_eq!(silent.asked.load(Ordering::SeqCst), MAX_THREADS + 1);
         eventually("nothing is kept of names that nobody looks up", || async {
             drop(system.name("other.example"));
             let names = system.names.lock().unwrap().len();
