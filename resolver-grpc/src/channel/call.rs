@@ -25,7 +25,7 @@ use crate::{
     retry::{
         deadline::{Deadline, Expiry},
         failure::{Attempted, BoxError, Failure, Reach},
-        policy::{Attempts, Ended, Pushback},
+        policy::{Attempts, Ended, Pushback, Withdrawal},
         replay::Replay,
         status,
     },
@@ -276,7 +276,7 @@ impl Call {
             return None;
         }
         let delay = self.attempts.again(ended).filter(|delay| self.deadline.allows(*delay))?;
-        if !self.inner.retries.withdraw() {
+        if self.inner.retries.withdraw() == Withdrawal::Exhausted {
             return None;
         }
         // Before the delay: the attempt that ended may still be read by its connection.

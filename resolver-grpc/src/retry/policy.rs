@@ -96,10 +96,18 @@ impl Retries {
         self.budget.deposit();
     }
 
-    /// Takes one retry out of the budget, if there is one.
-    pub(crate) fn withdraw(&self) -> bool {
-        self.budget.withdraw()
+    /// Takes one retry out of the budget.
+    pub(crate) fn withdraw(&self) -> Withdrawal {
+        if self.budget.withdraw() { Withdrawal::Granted } else { Withdrawal::Exhausted }
     }
+}
+
+/// Outcome of the withdrawal of a retry from the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Withdrawal {
+    Granted,
+    /// No retry is left: too many calls were repeated lately.
+    Exhausted,
 }
 
 /// Outcome of an attempt that could be repeated.

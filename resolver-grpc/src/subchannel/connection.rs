@@ -29,6 +29,14 @@ use crate::{
 /// be further ones. RFC 9113 (section 6.5.2) recommends that no server takes fewer.
 const UNSEEN_STREAMS: usize = 100;
 
+/// Admission of a call to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Begun,
+    /// The connection has no stream for the call.
+    Full,
+}
+
 /// A connection that works, or did.
 pub(crate) struct Connection {
     channel: Channel,
@@ -100,17 +108,16 @@ impl Connection {
     }
 
     /// Begins a call, if there is a stream for it.
-    pub(crate) fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> Admission {
         let room = self.room();
-        self.calls
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| (calls < room).then_some(calls + 1))
-            .is_ok()
+        let begun =
+            self.calls.fetch_update(Ordering::AcqRel, Ordering::Acquire, |calls| (calls < room).then_some(calls + 1));
+        if begun.is_ok() { Admission::Begun } else { Admission::Full }
     }
 
     /// Begins a call over a connection that may take more than are meant for it.
-    pub(crate) fn begin_anyway(&self) -> bool {
+    pub(crate) fn begin_anyway(&self) {
         self.calls.fetch_add(1, Ordering::AcqRel);
-        true
     }
 
     /// Notes that a call that was begun has ended.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
-use crate::subchannel::connection::Connection;
+use crate::subchannel::connection::{Admission, Connection};
 use enlist::backend::MutexExt as _;
 
 /// Connections to one instance. Calls only read; changes are made one at a time.
@@ -29,6 +29,14 @@ struct Demoted {
     watched: Vec<Weak<Connection>>,
 }
 
+/// Room for a further call, after one was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Left,
+    /// All streams of all connections are taken.
+    None,
+}
+
 /// Outcome of the demotion of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Demotion {
@@ -48,14 +56,16 @@ impl ConnectionSet {
         Self { most, current: ArcSwap::default(), demoted: Mutex::default(), changed: Notify::new() }
     }
 
-    /// Begins a call over the first connection with room. The second value is `true` if no room is left.
-    pub(super) fn begin(&self) -> (Option<Arc<Connection>>, bool) {
+    /// Begins a call over the first connection with room. Returns the connection, if there is one, and the room for
+    /// the next call.
+    pub(super) fn begin(&self) -> (Option<Arc<Connection>>, Room) {
         let current = self.current.load();
-        if let Some(at) = current.iter().position(|connection| connection.begin()) {
-            let full = !current[at..].iter().any(|connection| connection.has_room());
-            return (Some(Arc::clone(&current[at])), full);
+        if let Some(at) = current.iter().position(|connection| connection.begin() == Admission::Begun) {
+            let is_left = current[at..].iter().any(|connection| connection.has_room());
+            return (Some(Arc::clone(&current[at])), if is_left { Room::Left } else { Room::None });
         }
-        (self.overflow(&current).filter(|connection| connection.begin_anyway()).map(Arc::clone), true)
+        let overflowing = self.overflow(&current).inspect(|connection| connection.begin_anyway());
+        (overflowing.map(Arc::clone), Room::None)
     }
 
     /// Returns `true` if a connection has room for a call.

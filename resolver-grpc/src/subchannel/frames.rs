@@ -22,6 +22,13 @@ pub(crate) enum Statement {
     GoAway,
 }
 
+/// A header or a setting, as far as it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Whole,
+    Partial,
+}
+
 /// Reads frames from the bytes of a connection, however they are cut.
 #[derive(Debug, Default)]
 pub(crate) struct FrameReader {
@@ -52,8 +59,8 @@ impl FrameReader {
 
     /// Reads a part of a header, and returns how many bytes it is.
     fn header(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
-        let (read, whole) = self.keep(bytes, HEADER);
-        if whole {
+        let (read, piece) = self.keep(bytes, HEADER);
+        if piece == Piece::Whole {
             let [high, middle, low, kind, flags, ..] = self.buffer;
             self.payload = u32::from_be_bytes([0, high, middle, low]) as usize;
             self.is_settings = kind == SETTINGS && flags & ACK == 0;
@@ -70,9 +77,9 @@ impl FrameReader {
     /// Reads a part of a setting, and returns how many bytes it is.
     fn setting(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
         // A payload that is no multiple of a setting ends the connection, which is for HTTP/2 to do.
-        let (read, whole) = self.keep(bytes, SETTING.min(self.filled + self.payload));
+        let (read, piece) = self.keep(bytes, SETTING.min(self.filled + self.payload));
         self.payload -= read;
-        if whole {
+        if piece == Piece::Whole {
             let [id_high, id_low, value @ ..] = self.buffer;
             if [id_high, id_low] == MAX_CONCURRENT_STREAMS {
                 note(Statement::MaxStreams(u32::from_be_bytes([value[0], value[1], value[2], value[3]])));
@@ -84,16 +91,16 @@ impl FrameReader {
         read
     }
 
-    /// Keeps bytes until there are `whole` of them. Returns how many were kept, and whether that is so.
-    fn keep(&mut self, bytes: &[u8], whole: usize) -> (usize, bool) {
+    /// Keeps bytes until there are `whole` of them. Returns how many were kept.
+    fn keep(&mut self, bytes: &[u8], whole: usize) -> (usize, Piece) {
         let read = (whole - self.filled).min(bytes.len());
         self.buffer[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);
         self.filled += read;
-        let is_whole = self.filled == whole;
-        if is_whole {
-            self.filled = 0;
+        if self.filled < whole {
+            return (read, Piece::Partial);
         }
-        (read, is_whole)
+        self.filled = 0;
+        (read, Piece::Whole)
     }
 }
 

@@ -19,16 +19,24 @@ pub(super) enum HeadWrite {
     Deferred,
 }
 
+/// Decision about a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteDecision {
+    Now,
+    /// The write is deferred until the connection is polled again.
+    Defer,
+}
+
 impl HeadWrite {
-    /// Returns `true` if the write of `bytes` is to be deferred until the connection is polled again: they begin with
-    /// the head of a request that has a body. A head is deferred at most once.
-    pub(super) fn defers(&mut self, bytes: &[u8]) -> bool {
+    /// Decides about the write of `bytes`. It is deferred if they begin with the head of a request that has a body. A
+    /// head is deferred at most once.
+    pub(super) fn decide(&mut self, bytes: &[u8]) -> WriteDecision {
         let is_head = matches!(bytes, [_, _, _, HEADERS, flags, ..] if flags & END_STREAM == 0);
-        let defers = *self == Self::AtFrame && is_head;
-        if defers {
-            *self = Self::Deferred;
+        if *self != Self::AtFrame || !is_head {
+            return WriteDecision::Now;
         }
-        defers
+        *self = Self::Deferred;
+        WriteDecision::Defer
     }
 
     /// Notes that `written` of `offered` bytes were written.
@@ -50,24 +58,25 @@ mod tests {
     fn a_head_with_a_body_is_deferred_once() {
         let mut write = HeadWrite::default();
         let head = frame(HEADERS, 4);
-        assert!(write.defers(&head) && !write.defers(&head));
+        assert_eq!([write.decide(&head), write.decide(&head)], [WriteDecision::Defer, WriteDecision::Now]);
         write.wrote(head.len(), head.len());
-        assert!(write.defers(&head), "the next request");
+        assert_eq!(write.decide(&head), WriteDecision::Defer, "the next request");
     }
 
     #[test]
     fn other_frames_are_not_deferred() {
         let whole = frame(HEADERS, 4 | END_STREAM);
         let (data, preface) = (frame(0, 0), *b"PRI * HTTP/2.0");
-        assert_eq!([&whole[..], &data, &preface, &[]].map(|bytes| HeadWrite::default().defers(bytes)), [false; 4]);
+        let decided = [&whole[..], &data, &preface, &[]].map(|bytes| HeadWrite::default().decide(bytes));
+        assert_eq!(decided, [WriteDecision::Now; 4]);
     }
 
     #[test]
     fn the_rest_of_a_frame_is_not_deferred() {
         let mut write = HeadWrite::default();
         write.wrote(9, 30);
-        assert!(!write.defers(&frame(HEADERS, 4)), "these bytes are payload");
+        assert_eq!(write.decide(&frame(HEADERS, 4)), WriteDecision::Now, "these bytes are payload");
         write.wrote(21, 21);
-        assert!(write.defers(&frame(HEADERS, 4)));
+        assert_eq!(write.decide(&frame(HEADERS, 4)), WriteDecision::Defer);
     }
 }

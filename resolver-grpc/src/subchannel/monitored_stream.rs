@@ -22,7 +22,7 @@ use crate::{
     retry::failure::BoxError,
     subchannel::{
         frames::{FrameReader, Statement},
-        head_write::HeadWrite,
+        head_write::{HeadWrite, WriteDecision},
         transport::{Opened, Stream},
     },
 };
@@ -124,7 +124,7 @@ impl MonitoredStream {
         offered: usize,
         write: impl FnOnce(Pin<&mut dyn Stream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if self.pulse.frames == Frames::Visible && self.head.defers(bytes) {
+        if self.pulse.frames == Frames::Visible && self.head.decide(bytes) == WriteDecision::Defer {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

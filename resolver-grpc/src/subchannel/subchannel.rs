@@ -18,7 +18,7 @@ use tonic::Code;
 use crate::subchannel::{
     config::SubchannelConfig,
     connection::Connection,
-    connection_set::{ConnectionSet, Demotion},
+    connection_set::{ConnectionSet, Demotion, Room},
     connectivity::{Event, InstanceState, StatusCell},
     ejection::FailureCount,
 };
@@ -189,8 +189,8 @@ impl Subchannel {
 
     /// Begins a call over a connection with room, if there is one.
     pub(crate) fn begin(&self) -> Option<Arc<Connection>> {
-        let (connection, full) = self.connections.begin();
-        if full {
+        let (connection, room) = self.connections.begin();
+        if room == Room::None {
             self.crowded.notify_one();
         }
         let connection = connection?;
