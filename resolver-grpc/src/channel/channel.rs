@@ -159,7 +159,8 @@ pub struct InstanceStats {
     pub calls: u64,
     /// Those that failed.
     pub failed: u64,
-    /// Cause of the failure of the latest dial, if it failed. It stays while the channel is idle, until a dial succeeds.
+    /// Cause of the failure of the latest dial, if it failed. It stays while the channel is idle, until a dial
+    /// succeeds.
     pub last_failure: Option<String>,
 }
 

@@ -237,8 +237,14 @@ mod tests {
     }
 
     /// `json.Marshal(invocation.Conf{})`, and of one with a value in each field, as go-etcd v0.3.1 defines it.
-    const EMPTY_IN_GO: &str = r#"{"namespace":"","default_port":0,"cluster_domain":"","resolver_scheme":"","prefer_service_dns":false,"cache_ttl":0}"#;
-    const FILLED_IN_GO: &str = r#"{"namespace":"team","default_port":7000,"cluster_domain":"svc.example.org","resolver_scheme":"dns","prefer_service_dns":true,"cache_ttl":30000000000}"#;
+    const EMPTY_IN_GO: &str = concat!(
+        r#"{"namespace":"","default_port":0,"cluster_domain":"","resolver_scheme":"","#,
+        r#""prefer_service_dns":false,"cache_ttl":0}"#,
+    );
+    const FILLED_IN_GO: &str = concat!(
+        r#"{"namespace":"team","default_port":7000,"cluster_domain":"svc.example.org","resolver_scheme":"dns","#,
+        r#""prefer_service_dns":true,"cache_ttl":30000000000}"#,
+    );
 
     #[test]
     fn a_configuration_written_by_go_is_read() {

@@ -44,7 +44,10 @@ impl<L> std::fmt::Debug for Serve<L> {
 /// deadline of [`Graceful`].
 ///
 /// ```no_run
-/// # async fn f(registry: &dyn enlist::Registry, router: tonic::transport::server::Router) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn f(
+/// #     registry: &dyn enlist::Registry,
+/// #     router: tonic::transport::server::Router,
+/// # ) -> Result<(), Box<dyn std::error::Error>> {
 /// use enlist::{Instance, InstanceId, RegisterOptions, ServiceRef, advertise};
 ///
 /// let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await?;
@@ -182,7 +185,10 @@ fn signalled() -> impl Future<Output = ()> + Send {
             Err(error) => Err(error),
         };
         if let Err(error) = waited {
-            tracing::error!(cause = %with_causes(&error), "no signal can be waited for, the server will not stop by one");
+            tracing::error!(
+                cause = %with_causes(&error),
+                "no signal can be waited for, the server will not stop by one"
+            );
             std::future::pending::<()>().await;
         }
     }

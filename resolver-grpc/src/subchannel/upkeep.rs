@@ -239,7 +239,8 @@ impl Subchannel {
             tokio::select! {
                 () = self.crowded.notified() => {
                     let may = further.len() + 1 < config.connections.most && !self.is_draining();
-                    if may && self.is_connected() && self.connections.is_crowded() && !growing.swap(true, Ordering::Relaxed) {
+                    let is_needed = may && self.is_connected() && self.connections.is_crowded();
+                    if is_needed && !growing.swap(true, Ordering::Relaxed) {
                         further.push(self.further(config, &growing));
                     }
                 }
@@ -298,7 +299,10 @@ impl Subchannel {
             silent(connection, config.silence).await;
             let reached = self.dial(config, None).await;
             if matches!(reached, Err(DialFailure { silent: true, .. })) {
-                tracing::warn!(instance = %self, "instance shows no sign of life, connection without new calls given up");
+                tracing::warn!(
+                    instance = %self,
+                    "instance shows no sign of life, connection without new calls given up"
+                );
                 return;
             }
         }
