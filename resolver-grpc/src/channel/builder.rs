@@ -37,24 +37,23 @@ use crate::{
 mod connections;
 mod security;
 
-/// Time for which a call waits for a service that is not known yet, or for the first connection, unless said otherwise.
+/// Default time for which a call waits for a service that is not known yet, or for the first connection.
 pub(crate) const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
-/// Maximum duration of making a connection, unless said otherwise.
+/// Default maximum duration of a dial.
 pub(crate) const DEFAULT_DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Number of bytes of a request that are kept so that it can be sent again, unless said otherwise: 64 KiB.
+/// Default number of bytes of a request that are kept so that it can be sent again: 64 KiB.
 pub(crate) const DEFAULT_REPLAY_LIMIT: usize = 64 << 10;
 
-/// Largest numbers that tower's budget takes: retries per second without calls, and retries per call.
+/// Largest values that tower's budget accepts: retries per second without calls, and retries per call.
 const MAX_RETRIES_PER_SECOND: u32 = i32::MAX.unsigned_abs() - 1;
 const MAX_RETRY_SHARE: f32 = 1000.0;
 
-/// Maximum time for an instance that is no longer listed to finish its calls, unless said otherwise.
+/// Default maximum time for an instance that is no longer listed to finish its calls.
 pub(crate) const DEFAULT_DRAIN: Duration = Duration::from_secs(600);
 
-/// Time for which a connection with calls in flight may be silent before it is asked for a sign of life, unless said
-/// otherwise.
+/// Default time for which a connection with calls in flight may be silent before a probe is sent.
 pub(crate) const DEFAULT_SILENCE: Duration = Duration::from_secs(10);
 
 impl Channel {
@@ -138,27 +137,28 @@ impl fmt::Debug for ChannelBuilder {
 }
 
 impl ChannelBuilder {
-    /// Sets how an instance is chosen. Default: [`Balance::LeastLoaded`].
+    /// Sets the policy by which an instance is chosen. Default: [`Balance::LeastLoaded`].
     pub fn balance(mut self, balance: Balance) -> Self {
         self.rules.balance = balance;
         self
     }
 
-    /// Sets which instances are used, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not
-    /// serve or have weight 0 are never used.
+    /// Selects the instances that are used, and with [`Filter::subset`] their number. Default: all. Instances that
+    /// drain, do not serve or have weight 0 are never used.
     pub fn filter(mut self, filter: Filter) -> Self {
         self.rules.filter = filter;
         self
     }
 
     /// Prefers instances in this zone. As long as more than 71 % of its weight is ready, all calls stay there; below,
-    /// they spill over to the others in proportion. A subset is taken before the zone is looked at. Default: none.
+    /// they spill over to the others in proportion. The filter's subset is taken before zones are considered. Default:
+    /// none.
     pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
         self.rules.zone = Some(zone.into());
         self
     }
 
-    /// Sets how long an instance that is no longer listed may take to finish its calls; then they are broken off.
+    /// Sets the maximum time for an instance that is no longer listed to finish its calls. Then they are aborted.
     /// Default: 10 min.
     pub fn drain(mut self, drain: Duration) -> Self {
         self.rules.drain = drain;
@@ -166,9 +166,9 @@ impl ChannelBuilder {
     }
 
     /// Changes tonic's settings for the connection to an instance: TLS, timeouts, keep-alive. `local_address` and the
-    /// URL have no effect. An error or a panic counts as a failed dial. Called for every dial, and for one without TLS
-    /// once more with settings for no endpoint, to find out if it configures TLS. If so, an endpoint that states no
-    /// protocol is connected to with TLS, and one that states a protocol without TLS is not used, see
+    /// URL have no effect. An error or a panic counts as a failed dial. Called for every dial. For a dial without TLS
+    /// it is called once more, with settings for no endpoint, to find out if it configures TLS. If so, an endpoint that
+    /// states no protocol is connected to with TLS, and one that states a protocol without TLS is not used, see
     /// [`require_tls`](Self::require_tls).
     pub fn settings(
         mut self,
@@ -178,56 +178,58 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how long making a connection may take, until the server has said something. Default: 3 s; a
-    /// `connect_timeout` in the settings overrides it.
+    /// Sets the maximum duration of a dial, up to the first frame of the server. Default: 3 s. A `connect_timeout` in
+    /// the settings overrides it.
     pub fn dial_timeout(mut self, dial_timeout: Duration) -> Self {
         self.dial_timeout = dial_timeout;
         self
     }
 
-    /// Sets the delays between dials that fail. Default: 100 ms growing to 10 s.
+    /// Sets the delays after dials that fail. Default: 100 ms growing to 10 s.
     pub fn redial(mut self, redial: BackoffPolicy) -> Self {
         self.redial = redial;
         self
     }
 
     /// Watches the health of `service` (empty: of the whole server) with the gRPC health checking protocol and uses
-    /// only instances that say they serve. A server without a health service counts as serving. Default: not watched.
+    /// only instances that report to serve. A server without a health service counts as serving. Default: health is not
+    /// watched.
     pub fn health_check(mut self, service: impl Into<String>) -> Self {
         self.health = Some(service.into());
         self
     }
 
-    /// Sets when an instance rests that fails one call after the other; `None` for never. Default: [`Ejection::new`].
+    /// Sets the conditions for the ejection of an instance whose calls fail in a row; `None` for no ejection. Default:
+    /// [`Ejection::new`].
     pub fn ejection(mut self, ejection: Option<Ejection>) -> Self {
         self.ejection = ejection;
         self
     }
 
-    /// Sets which codes speak against the instance that answered with them. Default: `UNAVAILABLE`, `INTERNAL` and
-    /// `DEADLINE_EXCEEDED`.
+    /// Sets the codes that count as failures of the instance that responded with them. Default: `UNAVAILABLE`,
+    /// `INTERNAL` and `DEADLINE_EXCEEDED`.
     pub fn ejection_codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.ejection_codes = codes.into_iter().collect();
         self
     }
 
-    /// Sets how long a connection with calls in flight may be silent before it is asked for a sign of life, and given
-    /// up if none comes within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that ends without an
-    /// answer asks at once.
+    /// Sets the time for which a connection with calls in flight may be silent before a probe is sent. The connection
+    /// is given up if nothing is received within the [probe timeout](Self::probe_timeout). Default: 10 s. A call that
+    /// ends without a response causes a probe at once.
     pub fn silence(mut self, silence: Duration) -> Self {
         self.silence = silence;
         self
     }
 
-    /// Lets calls be tried again that were answered with an error or may have been done. `methods` is a path
-    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the closest one counts. Default:
-    /// none; calls that provably never left are sent elsewhere in any case.
+    /// Lets calls be repeated that ended with an error or may have been executed. `methods` is a path
+    /// (`/package.Service/Method`), a service (`/package.Service/`) or empty for all; the most specific one applies.
+    /// Default: none. Calls that provably never left the client are sent to another instance in any case.
     pub fn retry(mut self, methods: impl Into<String>, policy: RetryPolicy) -> Self {
         self.policies.insert(methods.into(), policy);
         self
     }
 
-    /// Sets how many retries of all kinds there may be: `share` of the calls of the last `window`, but at least
+    /// Sets the maximum number of retries of all kinds: `share` of the calls of the last `window`, but at least
     /// `per_second`. Default: 20 % of 10 s, at least 10 per second. The window is from 1 to 60 s, the share from 0 to
     /// 1,000 (0 if it is no number); other values count as the closest one.
     pub fn retry_budget(mut self, window: Duration, per_second: u32, share: f32) -> Self {
@@ -237,37 +239,37 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how many bytes of a request are kept so that it can be sent again. Default: 64 KiB.
+    /// Sets the number of bytes of a request that are kept so that it can be sent again. Default: 64 KiB.
     pub fn replay_limit(mut self, replay_limit: usize) -> Self {
         self.replay_limit = replay_limit;
         self
     }
 
-    /// Sets how long a call waits for a service that is not known yet, or for a connection that is being made; its own
-    /// deadline counts if that is sooner. Default: 5 s.
+    /// Sets the maximum time for which a call waits for a service that is not known yet, or for a connection that is
+    /// being made. The call's own deadline applies if it is sooner. Default: 5 s.
     pub fn wait_limit(mut self, wait_limit: Duration) -> Self {
         self.wait_limit = wait_limit;
         self
     }
 
     /// Lets calls wait, within the same bound, also if no instance can be connected to or none is listed.
-    /// [`WaitForReady`] of a call overrides it. Default: they fail at once.
+    /// [`WaitForReady`] of a call overrides it. Default: such calls fail at once.
     pub fn wait_for_ready(mut self) -> Self {
         self.wait_for_ready = WaitForReady(true);
         self
     }
 
-    /// Makes each call a span, and lets it carry the W3C trace context: see [`trace`](crate::trace). Default: neither;
-    /// the channels of a [`ConnectionManager`](crate::ConnectionManager) are traced unless it is given options of its
-    /// own. It costs an eighth more instructions for a call without a payload, even if no subscriber records the span
+    /// Makes each call a span and adds the W3C trace context to it: see [`trace`](crate::trace). Default: neither. The
+    /// channels of a [`ConnectionManager`](crate::ConnectionManager) are traced unless the manager has options of its
+    /// own. A traced call without a payload takes an eighth more instructions, even if no subscriber records the span
     /// (docs/grpc.md has the measurement).
     pub fn traced(mut self) -> Self {
         self.tracing = Tracing::On;
         self
     }
 
-    /// Sets what runs before each call, and may add credentials: plaintext endpoints are not used then, unless that is
-    /// [allowed](Self::allow_plaintext). Default: nothing.
+    /// Sets the interceptor that runs before each call. Since it may add credentials, plaintext endpoints are not used
+    /// then, unless that is [allowed](Self::allow_plaintext). Default: none.
     pub fn intercept(mut self, intercept: Arc<dyn Intercept>) -> Self {
         self.intercept = Some(intercept);
         self
@@ -277,7 +279,7 @@ impl ChannelBuilder {
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an [authority](Self::authority) that is none.
+    /// [`Error::Closed`] outside a runtime, [`Error::InvalidConfig`] for an invalid [authority](Self::authority).
     pub fn build(mut self, view: &ServiceView) -> Result<Channel, Error> {
         let credentials = if self.intercept.is_some() { Credentials::Possible } else { Credentials::None };
         self.settings.security = self.settings.security.checked(credentials)?;

@@ -1,7 +1,7 @@
-//! One call: send it to an instance, and where that is right, to another one.
+//! One call: its attempts, each sent to an instance.
 //!
-//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs what
-//! it costs over tonic's own. Whatever has to wait goes on in a boxed one.
+//! The first attempt is sent without waiting and kept in a small future, so that a call over a ready channel costs as
+//! much as over tonic's own. A call that has to wait continues in a boxed future.
 
 use std::{
     fmt,
@@ -38,13 +38,13 @@ const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc
 
 type Outcome = Result<http::Response<Body>, Status>;
 
-/// The answer to a call, to come.
+/// Future of the response to a call.
 pub struct ResponseFuture(State);
 
 enum State {
     /// The first attempt is under way.
     First { sending: Sending, call: Option<Box<Call>> },
-    /// Something has to be waited for.
+    /// The call waits, or has further attempts.
     Later(Pin<Box<dyn Future<Output = Outcome> + Send>>),
 }
 
@@ -96,7 +96,7 @@ impl Future for ResponseFuture {
     }
 }
 
-/// A call whose head somebody may change first, in its span.
+/// A call with an interceptor or a span.
 async fn prepared(inner: Arc<ChannelInner>, request: http::Request<Body>) -> Outcome {
     let (mut head, body) = request.into_parts();
     let deadline = Deadline::of(&head.headers);
@@ -141,7 +141,7 @@ struct Call {
     deadline: Deadline,
     attempts: Attempts,
     tried: Vec<Arc<Subchannel>>,
-    /// Whom the latest attempt was sent to.
+    /// Target of the latest attempt.
     current: Option<Arc<Subchannel>>,
     span: Option<CallSpan>,
 }
@@ -149,7 +149,7 @@ struct Call {
 /// Consequence of the end of an attempt.
 enum Verdict {
     Done(Outcome),
-    /// Another attempt, after a delay, with the body that is lent to it.
+    /// Another attempt, after a delay, with its body.
     Again {
         delay: Duration,
         body: Body,
@@ -177,7 +177,7 @@ impl Call {
             return Err(body);
         };
         let mut channel = in_flight.connection().channel();
-        // Nobody is to be woken: if there is no room, the call goes on elsewhere.
+        // No waker is needed: without room, the call continues in `go_on`.
         match channel.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => Ok(self.send(in_flight, channel, body)),
             Poll::Ready(Err(_)) | Poll::Pending => {
@@ -216,7 +216,7 @@ impl Call {
         }
         self.current = Some(Arc::clone(in_flight.subchannel()));
         let mut request = http::Request::new(in_flight.carry(body));
-        // Its extensions are for this side of the wire.
+        // Its extensions are not sent: they are for this client.
         (*request.method_mut(), *request.uri_mut()) = (self.head.method.clone(), self.head.uri.clone());
         (*request.version_mut(), *request.headers_mut()) = (self.head.version, self.head.headers.clone());
         if self.attempts.sent() > 0 {
@@ -225,7 +225,7 @@ impl Call {
         Sending { in_flight: Some(in_flight), response: channel.call(request), expiry: self.deadline.expiry() }
     }
 
-    /// Decides about another attempt. Without one the call is committed, and what was kept of its request is freed.
+    /// Decides about another attempt. Without one the call is committed, which frees the kept part of its request.
     fn judge(&mut self, sent: Sent) -> Verdict {
         let Sent { mut in_flight, response } = sent;
         let (ended, outcome) = match response {
@@ -256,7 +256,7 @@ impl Call {
             NoResponse::Late => Failure::late(&instance),
             NoResponse::Lost(error) => Failure::of(error, &instance, attempted),
         };
-        // One that was late before it was sent says nothing about the instance.
+        // A call that was late before it was sent is no evidence against the instance.
         if attempted.is_begun || reach != Reach::OutOfTime {
             in_flight.ended(status.code());
         }
@@ -264,7 +264,7 @@ impl Call {
             in_flight.demote();
         }
         if !attempted.is_begun {
-            // Nor does silence about the connection.
+            // Nor is silence evidence against the connection.
             in_flight.unused();
         }
         (Some(Ended::Failed { reach, code: status.code() }), Err(status))
@@ -279,7 +279,7 @@ impl Call {
         if self.inner.retries.withdraw() == Withdrawal::Exhausted {
             return None;
         }
-        // Before the delay: the attempt that ended may still be read by its connection.
+        // Before the delay: the connection of the ended attempt may still read its body.
         let body = self.replay.attempt()?;
         tracing::debug!(?ended, ?delay, "call tried again");
         self.tried.extend(self.current.take());
@@ -294,13 +294,13 @@ struct Sending {
     expiry: Expiry,
 }
 
-/// An attempt, and what came back.
+/// An attempt and its outcome.
 struct Sent {
     in_flight: InFlightCall,
     response: Result<(http::Response<Body>, Expiry), NoResponse>,
 }
 
-/// Reasons for an attempt to get no answer.
+/// Reasons for an attempt without a response.
 enum NoResponse {
     /// The connection takes no more calls.
     NotTaken(BoxError),
@@ -328,12 +328,12 @@ impl Future for Sending {
     }
 }
 
-/// The end of an attempt that was answered with `code` and nothing else.
+/// The end of an attempt whose response is `code` and nothing else.
 fn refused(code: Code, response: &http::Response<Body>) -> Option<Ended> {
     (code != Code::Ok).then(|| Ended::Responded { code, pushback: Pushback::read(response.headers()) })
 }
 
-/// An answer in the one type that callers know.
+/// A response with the body type of tonic.
 fn boxed<B>(response: http::Response<B>) -> http::Response<Body>
 where
     B: http_body::Body<Data = bytes::Bytes, Error = Status> + Send + 'static,

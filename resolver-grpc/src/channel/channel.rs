@@ -19,15 +19,16 @@ use crate::{
     subchannel::{activity::Usage, connectivity::InstanceState, subchannel::Subchannel},
 };
 
-/// A channel to all instances of a service that answer. Every generated client takes it; clones share everything and
+/// A channel to all instances of a service that respond. Every generated client accepts it. Clones share everything and
 /// are cheap.
 ///
 /// - An instance is a candidate only while its connection works. A failed connection is noticed with the first call,
-///   which is sent elsewhere if it provably never left, and dialled again after 100 ms, growing to 10 s, or at once
-///   when the instance is registered anew.
-/// - A service without instances fails with `UNAVAILABLE` at once; one that is not known yet is waited for.
-/// - If nobody is ready but somebody is connected (ejected, unhealthy, suspect), calls go there: better than nobody.
-/// - When the store is away, the last known instances stay.
+///   which is sent to another instance if it provably never left. The instance is dialled again after 100 ms, growing
+///   to 10 s, or at once when it is registered again.
+/// - Calls to a service without instances fail with `UNAVAILABLE` at once. Calls to a service that is not known yet
+///   wait.
+/// - If no instance is ready but one is connected (ejected, unhealthy, suspect), calls go there.
+/// - If the store is unavailable, the last known instances stay.
 /// - Dropping the last clone ends its tasks; calls in flight finish, and their connections close with them.
 ///
 /// ```
@@ -54,7 +55,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// The view that it follows.
+    /// The view that the channel follows.
     pub fn view(&self) -> &ServiceView {
         &self.inner.view
     }
@@ -63,7 +64,7 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] if none was. Its cause says what is known of the service and of its instances.
+    /// [`Error::Timeout`] if none was. Its cause states what is known of the service and of its instances.
     ///
     /// # Cancel safety
     ///
@@ -83,7 +84,7 @@ impl Channel {
         Err(Error::Timeout { op: "waiting for an instance to be ready", limit, cause: Some(Arc::from(why)) })
     }
 
-    /// State of each instance in this channel, in the order of their ids. Those that leave are among them.
+    /// State of each instance in this channel, in the order of their ids. Those that leave are included.
     pub fn instances(&self) -> Vec<InstanceStats> {
         let set = self.inner.picker_cell.set.load();
         let stats = |subchannel: &Arc<Subchannel>| {
@@ -104,8 +105,8 @@ impl Channel {
         instances
     }
 
-    /// Ends all tasks and closes what is idle, for all clones; waits at most `limit`. Calls in flight finish, new ones
-    /// fail.
+    /// Ends all tasks and closes idle connections, for all clones. Waits at most `limit`. Calls in flight finish, new
+    /// ones fail.
     ///
     /// # Errors
     ///
@@ -120,7 +121,7 @@ impl Channel {
         closed
     }
 
-    /// Counts what calls have seen of the set.
+    /// Receiver of the count of picker states.
     pub(crate) fn versions(&self) -> watch::Receiver<u64> {
         self.inner.picker_cell.versions.subscribe()
     }
@@ -145,11 +146,11 @@ impl fmt::Debug for Channel {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct InstanceStats {
-    /// Its id.
+    /// Id of the instance.
     pub id: InstanceId,
     /// The endpoint that is used.
     pub endpoint: Endpoint,
-    /// State: it takes calls, or a reason against it.
+    /// State: ready for calls, or the reason why not.
     pub state: InstanceState,
     /// Connections that take calls.
     pub connections: usize,
@@ -157,7 +158,7 @@ pub struct InstanceStats {
     pub in_flight: usize,
     /// Attempts that were sent to it so far.
     pub calls: u64,
-    /// Those that failed.
+    /// Attempts that failed.
     pub failed: u64,
     /// Cause of the failure of the latest dial, if it failed. It stays while the channel is idle, until a dial
     /// succeeds.

@@ -1,4 +1,4 @@
-//! A call in flight: it counts on its instance, and its end says how the instance did.
+//! A call in flight: it counts on its instance, and its end counts for or against the instance.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ pub(crate) struct InFlightCall {
     subchannel: Arc<Subchannel>,
     connection: Arc<Connection>,
     config: Arc<SubchannelConfig>,
-    /// Amount that had been heard when it began.
+    /// Number of reads of the connection when the call began.
     heard: u64,
-    /// It is known how it went.
+    /// There was a response, or the call was not sent.
     responded: bool,
 }
 
@@ -38,17 +38,17 @@ impl InFlightCall {
         &self.connection
     }
 
-    /// The body with which it is sent.
+    /// The body that is sent.
     pub(crate) fn carry(&self, body: Body) -> Body {
         opening(body, &self.connection)
     }
 
-    /// Notes that the server answered.
+    /// Notes a response of the server.
     pub(crate) fn responded(&mut self) {
         self.responded = true;
     }
 
-    /// Notes with which code the call ended.
+    /// Counts the code with which the call ended.
     pub(crate) fn ended(&self, code: Code) {
         self.subchannel.count(&self.config, code);
     }

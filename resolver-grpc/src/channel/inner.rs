@@ -1,5 +1,5 @@
-//! What all calls of a channel share: whom they choose, how long they wait, what they say when nobody is there. One
-//! call is in [`crate::channel::call`].
+//! State that all calls of a channel share: the choice of an instance, the waits, and the explanation when there is
+//! none. One call is in [`crate::channel::call`].
 
 use std::{
     pin::pin,
@@ -26,17 +26,17 @@ use crate::{
     subchannel::{activity::Usage, config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
-/// Maximum choices of an instance whose last stream another call takes meanwhile.
+/// Maximum number of choices while other calls take the last streams of the chosen instances.
 const MAX_CHOICES: usize = 4;
-/// Instances of which a message says why they take no calls.
+/// Maximum number of instances in an error message, with the reasons why they take no calls.
 const MAX_EXPLAINED: usize = 3;
 
-/// In the extensions of a `tonic::Request`: whether this call waits for an instance that is ready, up to its deadline
-/// or the channel's bound, instead of failing at once. Overrides the channel's own choice.
+/// Wait of one call, put into the extensions of a `tonic::Request`. With `true` the call waits for an instance that is
+/// ready, up to its deadline or the channel's bound, instead of failing at once. Overrides the channel's option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitForReady(pub bool);
 
-/// What an [`Intercept`] may see and change of a call.
+/// Part of a call that an [`Intercept`] can read and change.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct CallHead<'a> {
@@ -48,18 +48,18 @@ pub struct CallHead<'a> {
     pub headers: &'a mut HeaderMap,
 }
 
-/// Runs before each call of a channel: adds credentials, refuses what is not allowed. Implemented by users; kept in an
-/// `Arc<dyn Intercept>`.
+/// Runs before each call of a channel, for instance to add credentials or to refuse calls. Implemented by users; held
+/// in an `Arc<dyn Intercept>`.
 #[async_trait]
 pub trait Intercept: Send + Sync + 'static {
-    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets counts from then
-    /// on, unless the call's own deadline comes first.
+    /// Changes the head of a call, once, before an instance is chosen. A `grpc-timeout` that it sets starts then,
+    /// unless the call's own deadline is sooner.
     ///
     /// Signature: `async fn before(&self, call: CallHead<'_>) -> Result<(), Status>`.
     ///
     /// # Errors
     ///
-    /// The status that the call ends with; it is not sent then.
+    /// The status with which the call ends. It is not sent then.
     ///
     /// # Cancel safety
     ///
@@ -96,9 +96,9 @@ pub(crate) enum Tracing {
 /// Next action of a call.
 enum Next {
     Take(InFlightCall),
-    /// Somebody may be ready soon.
+    /// An instance may be ready soon.
     Wait,
-    /// All streams of those that are connected are taken.
+    /// All streams of the connected instances are taken.
     Queue,
     Refuse,
 }
@@ -112,7 +112,7 @@ impl ChannelInner {
         }
     }
 
-    /// Chooses an instance, and waits for one where there may be one soon.
+    /// Chooses an instance, or waits for one if one may be ready soon.
     pub(crate) async fn choose(
         &self,
         head: &Parts,
@@ -129,7 +129,7 @@ impl ChannelInner {
             let (mut versions, _queued) = (self.picker_cell.versions.subscribe(), self.config.queue.join());
             loop {
                 let mut freed = pin!(self.config.queue.freed());
-                // Before the look, so that nothing is missed between the two.
+                // Before the look, so that no wake-up is missed between the two.
                 freed.as_mut().enable();
                 match self.look(head, tried) {
                     Next::Take(in_flight) => return Ok(in_flight),
@@ -269,9 +269,8 @@ fn word(state: InstanceState) -> &'static str {
     }
 }
 
-/// Somebody at random who can take a call although the picker state does not list it as ready: one that has become
-/// ready since the picker state was made, else, when nobody is ready or soon will be, one that is connected although
-/// not well.
+/// A random instance that can take a call although the picker state does not list it as ready: one that has become
+/// ready since, else, if none is ready or may be soon, one that is connected but suspect, ejected or unhealthy.
 fn last_resort(picker_state: &PickerState) -> Option<&Arc<Subchannel>> {
     let newcomer = any_of(&picker_state.all, |subchannel| subchannel.state() == InstanceState::Ready);
     if newcomer.is_some() || picker_state.all.iter().any(may_be_ready) {
@@ -280,7 +279,7 @@ fn last_resort(picker_state: &PickerState) -> Option<&Arc<Subchannel>> {
     any_of(&picker_state.all, is_used)
 }
 
-/// One of those that `is_meant`, at random, that has a stream for another call.
+/// A random one of those that `is_meant`, with a stream for another call.
 fn any_of(all: &[Arc<Subchannel>], is_meant: impl Fn(&Arc<Subchannel>) -> bool) -> Option<&Arc<Subchannel>> {
     let (mut chosen, mut seen) = (None, 0);
     for subchannel in all.iter().filter(|subchannel| is_meant(subchannel) && subchannel.has_room()) {
@@ -298,13 +297,13 @@ fn is_full(subchannel: &Arc<Subchannel>) -> bool {
     is_used(subchannel) && !subchannel.has_room()
 }
 
-/// Returns `true` if the instance is connected and does not leave: a picker state may be older than that.
+/// Returns `true` if the instance is connected and not leaving, which a picker state may not show yet.
 fn is_used(subchannel: &Arc<Subchannel>) -> bool {
     use InstanceState::{Ejected, Ready, Suspect, Unhealthy};
     matches!(subchannel.state(), Ready | Suspect | Ejected | Unhealthy)
 }
 
-/// Returns `true` if the instance is ready, or might be in a moment.
+/// Returns `true` if the instance is ready, or may be soon.
 fn may_be_ready(subchannel: &Arc<Subchannel>) -> bool {
     matches!(subchannel.state(), InstanceState::Idle | InstanceState::Connecting | InstanceState::Ready)
 }

@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// Time for which a channel that nobody holds is kept, unless said otherwise.
+/// Default time for which a channel without holders is kept.
 const DEFAULT_KEEP: Duration = Duration::from_secs(300);
 
-/// Options of a [`ConnectionManager`] that is made [from a resolver](ConnectionManager::from_resolver).
+/// Options of a [`ConnectionManager`] that is created [from a resolver](ConnectionManager::from_resolver).
 #[derive(Clone)]
 #[must_use]
 pub struct ManagerOptions {
@@ -59,14 +59,14 @@ impl ManagerOptions {
         Self::default()
     }
 
-    /// Sets the time for which a channel is kept after its last holder. Default: 5 min.
+    /// Sets the time for which a channel is kept after its last holder dropped it. Default: 5 min.
     pub fn keep(mut self, keep: Duration) -> Self {
         self.keep = keep;
         self
     }
 
-    /// Sets the options of each new channel: credentials, retries, health checks. Of callers that ask for a new channel
-    /// at the same time, each may call `channel`, which may use the manager. Default: those of [`Channel::builder`],
+    /// Sets the options of each new channel: credentials, retries, health checks. `channel` may be called by several
+    /// callers at the same time, and may use the manager. Default: those of [`Channel::builder`],
     /// [traced](ChannelBuilder::traced).
     pub fn channel(mut self, channel: impl Fn(&Target) -> ChannelBuilder + Send + Sync + 'static) -> Self {
         self.channel = Arc::new(channel);
@@ -89,10 +89,10 @@ impl ManagerOptions {
     }
 }
 
-/// Hands out channels: one per target, however many ask for it. A channel is made without waiting; its connections are
-/// made in the background. One that nobody but the manager holds is let go of after a while.
+/// Shares channels among callers, one per target. A channel is created without waiting; its connections are made in the
+/// background. A channel that only the manager holds is removed after a while.
 ///
-/// Dropping the manager ends its own task; channels that were handed out go on.
+/// Dropping the manager ends its own task; channels that callers hold stay open.
 pub struct ConnectionManager {
     locator: Locator,
     schemes: Schemes,
@@ -120,7 +120,7 @@ struct ManagedChannel {
 }
 
 impl State {
-    /// The channel that is kept for `target`.
+    /// The channel for `target`, if there is one.
     fn get(&mut self, target: &Target) -> Result<Option<Channel>, Error> {
         if self.closed {
             return Err(Error::Closed);
@@ -172,8 +172,8 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, keep, move |target| channel(target))
     }
 
-    /// A manager of channels with the default options, [traced](ChannelBuilder::traced), over a locator and schemes of
-    /// the caller's.
+    /// A manager of channels with the default options, [traced](ChannelBuilder::traced), over the given locator and
+    /// schemes.
     ///
     /// [`Invocation::cache_ttl`] has no effect here: `schemes` has its own options for views.
     ///
@@ -184,9 +184,9 @@ impl ConnectionManager {
         Self::with_options(locator, schemes, DEFAULT_KEEP, |_| Channel::builder().traced())
     }
 
-    /// A manager that keeps unused channels for `keep` and makes them with `options`: credentials, retries, health
-    /// checks. Of callers that ask for a new channel at the same time, each may call `options`, which may use the
-    /// manager. [`Invocation::cache_ttl`] has no effect, as with [`new`](Self::new).
+    /// A manager that keeps unused channels for `keep` and creates them with `options`: credentials, retries, health
+    /// checks. `options` may be called by several callers at the same time, and may use the manager.
+    /// [`Invocation::cache_ttl`] has no effect, as with [`new`](Self::new).
     ///
     /// # Errors
     ///
@@ -232,24 +232,24 @@ impl ConnectionManager {
         if let Some(channel) = self.channels.lock().get(target)? {
             return Ok(channel);
         }
-        // Code of the user's is called and dropped under no lock: it may use the manager.
+        // The user's code is called and dropped without the lock: it may use the manager.
         let (options, view) = ((self.options)(target), self.schemes.view(target)?);
         let mut state = self.channels.lock();
         if let Some(channel) = state.get(target)? {
             return Ok(channel);
         }
-        // Nothing waits in here: channels begin in the background. `options` outlives the lock.
+        // `build` does not wait: connections are made in the background. `options` outlives the lock.
         let channel = options.clone().build(&view)?;
         state.by_target.insert(target.clone(), ManagedChannel { channel: channel.clone(), used: Moment::now() });
         Ok(channel)
     }
 
-    /// The targets that there are channels to.
+    /// The targets of all channels.
     pub fn targets(&self) -> Vec<Target> {
         self.channels.lock().by_target.keys().cloned().collect()
     }
 
-    /// Closes all channels and hands out no more; waits at most `limit` for each. Calls in flight finish.
+    /// Closes all channels and refuses new ones. Waits at most `limit` for each. Calls in flight finish.
     ///
     /// # Errors
     ///
@@ -257,7 +257,7 @@ impl ConnectionManager {
     ///
     /// # Cancel safety
     ///
-    /// The manager stays closed; channels that were not reached end when they are dropped.
+    /// The manager stays closed. Channels that were not closed yet end when they are dropped.
     pub async fn close(&self, limit: Duration) -> Result<(), StopError> {
         let channels = {
             let mut state = self.channels.lock();
@@ -289,10 +289,10 @@ impl Channels {
             }
             managed.used.elapsed() >= keep
         };
-        // With a channel goes code of the user's, which may use the manager.
+        // The channels are dropped without the lock: with them goes the user's code, which may use the manager.
         let unused: Vec<_> = self.lock().by_target.extract_if(is_unused).collect();
         for (target, _) in unused {
-            tracing::debug!(%target, "channel let go of, nobody used it");
+            tracing::debug!(%target, "unused channel removed");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! A request that tells when its stream is open, over connections whose server's limit cannot be seen. hyper reads a
-//! body only once its stream is open, so the first read tells that; until then the call waits in hyper.
+//! A request body that notes the opening of its stream, for connections whose server's limit is not visible. hyper
+//! reads a body only once its stream is open, so the first read marks the opening. Until then the call waits in hyper.
 
 use std::{
     pin::Pin,

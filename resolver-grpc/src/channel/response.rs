@@ -1,5 +1,5 @@
-//! The body of an answer: the call is in flight until it ends, at its deadline at the latest, and its end says how the
-//! instance did.
+//! The body of a response. The call is in flight until the body ends, at its deadline at the latest. Its code counts
+//! for or against the instance.
 
 use std::{
     pin::Pin,
@@ -19,12 +19,12 @@ use crate::{
     },
 };
 
-/// Counts the call as in flight until `answer` ends or is dropped, and ends it at `deadline`, which `expiry` waits for.
-/// `only_status` is what [`only_status`](crate::retry::status::only_status) says of the answer.
+/// Counts the call as in flight until `response` ends or is dropped, and ends it at `deadline`, which `expiry` waits
+/// for. `only_status` is the result of [`only_status`](crate::retry::status::only_status) for the response.
 ///
 /// # Errors
 ///
-/// The status that an error of HTTP stands for.
+/// The status that corresponds to an HTTP error.
 pub(crate) fn tracked(
     response: http::Response<Body>,
     only_status: Option<Code>,
@@ -43,20 +43,20 @@ pub(crate) fn tracked(
 }
 
 fn http_error(response: &http::Response<Body>, instance: &str) -> Status {
-    let message = format!("instance {instance} answered with HTTP status {} and no gRPC status", response.status());
+    let message = format!("instance {instance} responded with HTTP status {} and no gRPC status", response.status());
     let metadata = MetadataMap::from_headers(response.headers().clone());
     Status::with_metadata(http_code(response.status()), message, metadata)
 }
 
 struct Tracked {
     body: Body,
-    /// Status of the call if no gRPC status comes.
+    /// Status of the call if no gRPC status follows.
     http: http::StatusCode,
-    /// Until it is known how the call ended.
+    /// Present until the end of the call is known.
     in_flight: Option<InFlightCall>,
     deadline: Deadline,
     expiry: Expiry,
-    /// Nothing followed the head of the answer.
+    /// Nothing followed the head of the response.
     is_stalled: bool,
 }
 
@@ -67,12 +67,12 @@ impl Tracked {
         }
     }
 
-    /// Ends the call at its deadline, and with its body the stream.
+    /// Ends the call at its deadline. Dropping the body ends the stream.
     fn end_late(&mut self) -> Option<Result<Frame<Bytes>, Status>> {
         self.body = Body::empty();
         let in_flight = self.in_flight.take()?;
         let late = failure::late(&in_flight.subchannel().to_string());
-        // A stream that was begun may well last until its deadline: that speaks against nobody.
+        // A stream that has begun may last until its deadline: that is no evidence against the instance.
         if self.is_stalled {
             in_flight.ended(late.code());
         }
@@ -97,7 +97,7 @@ impl http_body::Body for Tracked {
                 }
                 None => self.is_stalled = false,
             },
-            // Both sides cancel what is late, and either one may be first.
+            // Both sides cancel a late call, and either one may be first.
             Some(Err(_)) | None if self.in_flight.is_some() && self.deadline.is_past() => {
                 return Poll::Ready(self.end_late());
             }

@@ -8,77 +8,78 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::ChannelBuilder;
 use crate::{retry::failure::BoxError, subchannel::transport::Connector};
 
-/// Minimum interval of HTTP/2 pings that servers of grpc-go allow, unless told otherwise: they end connections that
-/// ping more often (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
+/// Minimum interval of HTTP/2 pings that servers of grpc-go allow by default. They end connections that ping more often
+/// (<https://github.com/grpc/grpc-go/blob/master/Documentation/keepalive.md>).
 const MIN_KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Connections.
 impl ChannelBuilder {
-    /// Sets how long a probe may take: a health check that asks a silent connection for a sign of life, and that any
-    /// answer will do for. The time begins when the probe has a stream; one that gets none within the same time,
-    /// because all streams of the connection are taken, postpones the verdict. Default: 1 s.
+    /// Sets the maximum duration of a probe: a health check over a silent connection, to which any response will do.
+    /// The time begins when the probe has a stream. If all streams of the connection are taken for the same time, the
+    /// decision is postponed. Default: 1 s.
     pub fn probe_timeout(mut self, probe_timeout: Duration) -> Self {
         self.connections.probe_timeout = probe_timeout;
         self
     }
 
-    /// Sets how many connections to one instance there may be at a time. A further one is made when the last stream is
+    /// Sets the maximum number of connections to one instance at a time. A further one is made when the last stream is
     /// taken that the server allows on the others, and closed once it was not used for a minute. Default: 8; at least
     /// 1.
     ///
     /// At the ceiling, calls go to other instances. When all streams of all instances are taken, calls wait, in no
-    /// particular order, until their deadline or the [wait limit](Self::wait_limit), at most [as
-    /// many](Self::queue_limit) as are allowed. Over TLS the limit of the server cannot be seen: further connections
-    /// are made for every 100 calls at a time, and at the ceiling calls go to the connections there are, as long as
-    /// fewer than 100 wait for their stream there.
+    /// particular order, until their deadline or the [wait limit](Self::wait_limit), at most
+    /// [`queue_limit`](Self::queue_limit) of them. Over TLS the limit of the server is not visible: a further
+    /// connection is made for every 100 concurrent calls. At the ceiling calls go to the existing connections, as long
+    /// as fewer than 100 wait for their stream there.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections.most = connections.max(1);
         self
     }
 
-    /// Sets how many connections are made at a time, over all instances. Instances whose last dial failed share half of
+    /// Sets the maximum number of concurrent dials, over all instances. Instances whose last dial failed share half of
     /// them. Default: 64; at least 1.
     pub fn concurrent_dials(mut self, concurrent_dials: usize) -> Self {
         self.connections.concurrent_dials = concurrent_dials;
         self
     }
 
-    /// Sets how many calls may wait when all streams of all instances are taken; more fail with `UNAVAILABLE` at once.
-    /// Default: 1,024.
+    /// Sets the maximum number of calls that wait when all streams of all instances are taken. Further calls fail with
+    /// `UNAVAILABLE` at once. Default: 1,024.
     pub fn queue_limit(mut self, queue_limit: usize) -> Self {
         self.connections.queue_limit = queue_limit;
         self
     }
 
-    /// Sets how long a connection is idle before the kernel asks whether the other side is still there, which also
-    /// keeps it in the tables of load balancers and firewalls; `None` for never. `tcp_keepalive` in the settings
-    /// overrides it. Default: 30 s, and every 10 s from then on without an answer.
+    /// Sets the idle time after which the kernel sends keepalive probes, which also keep the connection in the tables
+    /// of load balancers and firewalls; `None` for never. `tcp_keepalive` in the settings overrides it. Default: 30 s,
+    /// and every 10 s from then on while no response arrives.
     pub fn tcp_keepalive(mut self, tcp_keepalive: Option<Duration>) -> Self {
         self.connections.tcp_keepalive = tcp_keepalive;
         self
     }
 
-    /// Sets the interval of HTTP/2 pings while calls are in flight: a connection that does not answer one within 20 s
-    /// is given up, also one whose streams are all taken. At least 5 min, which is what servers of grpc-go allow; never
-    /// without calls. For shorter intervals, where the servers are known to allow them, there are the settings.
-    /// Default: `None`, no pings.
+    /// Sets the interval of HTTP/2 pings while calls are in flight. A connection without a response to one within 20 s
+    /// is given up, also if all its streams are taken. At least 5 min, which is what servers of grpc-go allow; never
+    /// without calls. Use the settings for shorter intervals, where the servers are known to allow them. Default:
+    /// `None`, no pings.
     pub fn http2_keep_alive(mut self, http2_keep_alive: Option<Duration>) -> Self {
         self.connections.http2_keep_alive = http2_keep_alive.map(|interval| interval.max(MIN_KEEP_ALIVE_INTERVAL));
         self
     }
 
-    /// Sets how long a channel without a call keeps its connections, and a quarter more at most; the next call waits
-    /// for new ones, as the first one does. Shorter than that of a load balancer on the way, no call meets a connection
-    /// that was cut off. Calls that wait or are in flight count as use. Default: `None`, for ever; at least 10 ms.
+    /// Sets the time after which a channel without calls closes its connections, at most a quarter later. The next call
+    /// waits for new ones, as the first one does. With a timeout below that of a load balancer on the path, no call
+    /// uses a connection that the load balancer has dropped. Calls that wait or are in flight count as use. Default:
+    /// `None`, connections are kept; at least 10 ms.
     pub fn idle_timeout(mut self, idle_timeout: Option<Duration>) -> Self {
         self.connections.idle_timeout = idle_timeout.map(|timeout| timeout.max(Duration::from_millis(10)));
         self
     }
 
-    /// Replaces the way in which a stream to an instance is opened: through a proxy or a tunnel, or to a test double.
-    /// Called for each dial, of Unix sockets too. Default: TCP, or the socket.
+    /// Replaces the function that opens a stream to an instance: through a proxy or a tunnel, or to a test double.
+    /// Called for each dial, also of Unix sockets. Default: TCP, or the socket.
     ///
-    /// TLS, where the channel uses it, is spoken over the stream. The limit for a dial covers it, and the future is
+    /// TLS, where the channel uses it, runs over the stream. The limit of a dial covers the function, and its future is
     /// dropped at the limit. An error or a panic counts as a failed dial. Of the [settings](Self::settings), those of
     /// TCP have no effect.
     pub fn connector<F, S>(mut self, connect: impl Fn(&Instance, &Endpoint) -> F + Send + Sync + 'static) -> Self
