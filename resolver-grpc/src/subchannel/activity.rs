@@ -1,4 +1,4 @@
-//! Use of a channel: whether its subchannels connect, or wait for the next call.
+//! Use of a channel: its subchannels connect while it is in use, and otherwise wait for the next call.
 
 use tokio::sync::watch;
 

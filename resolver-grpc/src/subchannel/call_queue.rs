@@ -1,4 +1,4 @@
-//! Calls that wait for an instance or for a stream of one. The end of a call wakes one of them; there is no order among
+//! Calls that wait for an instance or for a stream of one. The end of a call wakes one of them. There is no order among
 //! them and new calls.
 
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
@@ -12,16 +12,15 @@ pub(crate) struct CallQueue {
     freed: Notify,
 }
 
-/// A place among the calls that wait; its drop leaves.
+/// Membership in the queue, which ends on drop.
 #[derive(Debug)]
 pub(crate) struct Queued<'a>(&'a CallQueue);
 
 impl CallQueue {
-    /// Counts the caller among those that wait. What it looks at from now on is either up to date, or followed by a
-    /// wake-up.
+    /// Counts the caller as waiting. Any state that it reads from now on is up to date, or followed by a wake-up.
     pub(crate) fn join(&self) -> Queued<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        // The other half is in `wake_one`: a stream is freed before it looks who waits.
+        // Pairs with `wake_one`, where a stream is freed before the number of waiting calls is read.
         fence(Ordering::SeqCst);
         Queued(self)
     }

@@ -17,17 +17,17 @@ pub(crate) struct SubchannelConfig {
     pub(crate) settings: SettingsFor,
     pub(crate) dial_timeout: Duration,
     pub(crate) redial: BackoffPolicy,
-    /// The service whose health is watched, if it is.
+    /// Service whose health is watched; `None` if none is.
     pub(crate) health: Option<String>,
     pub(crate) ejection: Option<Ejection>,
-    /// The codes that speak against an instance that answered with them.
+    /// Codes that count as failures of the instance that responded with them.
     pub(crate) ejection_codes: Vec<Code>,
     pub(crate) ejections: Ejections,
     pub(crate) silence: Duration,
     pub(crate) connections: ConnectionOptions,
-    /// Told of every change of a condition.
+    /// Notified of every change of a state.
     pub(crate) changed: Notify,
-    /// Told of every connection that is made.
+    /// Notified of every new connection.
     pub(crate) connected: Notify,
     pub(crate) dials: DialLimit,
     pub(crate) activity: Activity,

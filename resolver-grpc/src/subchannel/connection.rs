@@ -1,7 +1,7 @@
-//! One connection to one instance: dialled once, watched for signs of life, and never dialled again behind our back.
+//! One connection to one instance: dialled once, and observed until its end.
 //!
-//! tonic's channel counts an endpoint that refuses connections as ready and dials again by itself. Here its connector
-//! works once; when the connection is gone, the [subchannel](crate::subchannel) dials a new one when it sees fit.
+//! tonic's channel reports an endpoint that refuses connections as ready, and dials again by itself. The connector here
+//! works once. When the connection is gone, the [subchannel](crate::subchannel) dials a new one after its own backoff.
 
 use std::{
     fmt,
@@ -25,8 +25,8 @@ use crate::{
     },
 };
 
-/// Maximum number of calls on a connection whose server's limit cannot be seen, which is so over TLS, while there may
-/// be further ones. RFC 9113 (section 6.5.2) recommends that no server takes fewer.
+/// Maximum number of calls on a connection over TLS, whose server's limit is not visible, while further connections may
+/// be made. RFC 9113 (section 6.5.2) recommends that no server allows fewer.
 const UNSEEN_STREAMS: usize = 100;
 
 /// Admission of a call to a connection.
@@ -37,19 +37,19 @@ pub(crate) enum Admission {
     Full,
 }
 
-/// A connection that works, or did.
+/// A connection, which may have ended since.
 pub(crate) struct Connection {
     channel: Channel,
     pulse: Arc<Pulse>,
     /// Calls that were begun over it and have not ended.
     calls: AtomicUsize,
-    /// Calls that have no stream yet and wait in hyper, where the server's limit cannot be seen.
+    /// Calls that have no stream yet and wait in hyper, if the server's limit is not visible.
     unopened: AtomicUsize,
-    /// Streams that are no calls: a health stream.
+    /// Streams other than calls: a health stream.
     others: AtomicUsize,
     /// Its last call has ended.
     quiet: Notify,
-    /// It is to be asked for a sign of life.
+    /// A probe was requested.
     doubted: Notify,
 }
 
@@ -60,9 +60,9 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    /// Connects over the stream that `opened` leads to. It takes calls once the server has said something: one that
-    /// accepts and stays silent, as a stopped process does, is none. Over TLS that is an answer to a health check,
-    /// whatever it is.
+    /// Connects over the stream that `opened` yields. The connection takes calls once the server has sent its first
+    /// frame: a stopped process accepts connections and stays silent. Over TLS any response to a health check is
+    /// required instead.
     ///
     /// # Cancel safety
     ///
@@ -81,7 +81,7 @@ impl Connection {
                 pulse.heard.cancelled().await;
                 return Ok(());
             }
-            // What is read of a handshake tells of who ends TLS, which need not be the server.
+            // A handshake may be that of a proxy that terminates TLS.
             wait_for_response(channel.clone()).await.map_err(|failure| BoxError::from(failure.status))
         };
         tokio::select! {
@@ -97,12 +97,12 @@ impl Connection {
         self.channel.clone()
     }
 
-    /// Number of times that something was read. If the number has not changed, the other side has said nothing.
+    /// Number of reads so far. While it does not change, nothing was received.
     pub(crate) fn reads(&self) -> u64 {
         self.pulse.reads.load(Ordering::Relaxed)
     }
 
-    /// Calls over it that have not ended.
+    /// Number of calls over the connection that have not ended.
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::Acquire)
     }
@@ -115,7 +115,7 @@ impl Connection {
         if begun.is_ok() { Admission::Begun } else { Admission::Full }
     }
 
-    /// Begins a call over a connection that may take more than are meant for it.
+    /// Begins a call beyond the room of the connection.
     pub(crate) fn begin_anyway(&self) {
         self.calls.fetch_add(1, Ordering::AcqRel);
     }
@@ -132,13 +132,13 @@ impl Connection {
         self.calls() < self.room()
     }
 
-    /// Returns `true` if the server's frames cannot be seen: the connection is encrypted.
+    /// Returns `true` if the server's frames are not visible: the connection is encrypted.
     pub(crate) fn is_opaque(&self) -> bool {
         self.pulse.frames == Frames::Encrypted
     }
 
-    /// Returns `true` if it may take more calls than are meant for it: its limit is unknown, and few calls wait for a
-    /// stream.
+    /// Returns `true` if calls beyond the room of the connection are allowed: the server's limit is unknown, and few
+    /// calls wait for a stream.
     pub(crate) fn may_overflow(&self) -> bool {
         self.is_opaque() && self.unopened.load(Ordering::Relaxed) < UNSEEN_STREAMS
     }
@@ -148,7 +148,7 @@ impl Connection {
         self.unopened.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that such a call has got its stream, or ended.
+    /// Notes that a call has its stream, or has ended.
     pub(crate) fn opened(&self) {
         self.unopened.fetch_sub(1, Ordering::Relaxed);
     }
@@ -159,7 +159,7 @@ impl Connection {
             return UNSEEN_STREAMS;
         }
         let streams = usize::try_from(self.pulse.max_streams.load(Ordering::Acquire)).unwrap_or(usize::MAX);
-        // A health stream may have the only one: calls then need a further connection.
+        // A health stream may occupy the only one: calls then need a further connection.
         streams.saturating_sub(self.others.load(Ordering::Relaxed))
     }
 
@@ -168,12 +168,12 @@ impl Connection {
         self.pulse.max_streams.load(Ordering::Acquire) > 0
     }
 
-    /// Notes a stream that is no call, for as long as the connection lasts.
+    /// Notes a stream other than a call, for as long as the connection lasts.
     pub(crate) fn occupy(&self) {
         self.others.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until the server states another number of streams.
+    /// Waits until the server changes its limit of streams.
     pub(crate) async fn restated(&self) {
         self.pulse.restated.notified().await;
     }
@@ -185,7 +185,7 @@ impl Connection {
         }
     }
 
-    /// Takes no more calls.
+    /// Marks the connection as taking no more calls.
     pub(crate) fn spend(&self) {
         self.pulse.spent.cancel();
     }
@@ -195,12 +195,12 @@ impl Connection {
         self.pulse.spent.cancelled().await;
     }
 
-    /// Lets the connection be asked for a sign of life.
+    /// Requests a probe.
     pub(crate) fn doubt(&self) {
         self.doubted.notify_one();
     }
 
-    /// Waits for a doubt.
+    /// Waits for the request of a probe.
     pub(crate) async fn doubted(&self) {
         self.doubted.notified().await;
     }
@@ -220,7 +220,7 @@ impl Connection {
         self.pulse.lost.cancelled().await;
     }
 
-    /// Breaks the connection off; calls over it fail.
+    /// Ends the connection. Its calls fail.
     pub(crate) fn cut(&self) {
         self.pulse.cut.store(true, Ordering::Release);
         self.pulse.reader.wake();

@@ -7,7 +7,7 @@ use tonic::transport::Endpoint as Settings;
 
 use crate::subchannel::transport::{Connector, Opened, connect, tcp};
 
-/// Default time for a silent connection to answer a probe.
+/// Default time for the response of a silent connection to a probe.
 pub(crate) const DEFAULT_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Default maximum number of connections to an instance.
@@ -22,13 +22,14 @@ pub(crate) const DEFAULT_TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 /// Default maximum number of calls that wait when all streams are taken.
 pub(crate) const DEFAULT_QUEUE_LIMIT: usize = 1024;
 
-/// Number of keepalive probes without an answer. It gives up with the limit for what was sent, 20 s.
+/// Interval of further keepalive probes without a response. The limit for unacknowledged data, 20 s, ends the
+/// connection.
 pub(crate) const TCP_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Time for which an HTTP/2 ping may stay without an answer; gRPC's own default.
+/// Maximum time for the response to an HTTP/2 ping; gRPC's own default.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The options of connections, of all subchannels of a channel.
+/// Options of the connections of all subchannels of a channel.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionOptions {
     pub(crate) probe_timeout: Duration,
@@ -70,7 +71,7 @@ impl ConnectionOptions {
         Box::pin(async move { connect(&endpoint, tcp).await })
     }
 
-    /// Adds what the user's own settings leave open.
+    /// Adds the options that the user's own settings leave open.
     pub(crate) fn applied_to(&self, mut settings: Settings) -> Settings {
         if settings.get_tcp_keepalive().is_none() {
             settings = settings.tcp_keepalive(self.tcp_keepalive);

@@ -8,24 +8,24 @@ use tokio::sync::Notify;
 use crate::subchannel::connection::{Admission, Connection};
 use enlist::backend::MutexExt as _;
 
-/// Connections to one instance. Calls only read; changes are made one at a time.
+/// Connections to one instance. Calls only read. Changes are made one at a time.
 #[derive(Debug)]
 pub(super) struct ConnectionSet {
     /// Maximum number at a time.
     most: usize,
-    /// Those that take calls. A call takes the first one with room, so that further ones can become idle.
+    /// Connections that take calls. A call uses the first one with room, so that further ones can become idle.
     current: ArcSwap<Vec<Arc<Connection>>>,
     demoted: Mutex<Demoted>,
-    /// One was demoted.
+    /// A connection was demoted.
     changed: Notify,
 }
 
 /// Connections that take no more calls.
 #[derive(Debug, Default)]
 struct Demoted {
-    /// Those that nothing watches yet.
+    /// Connections that are not observed yet.
     new: Vec<Arc<Connection>>,
-    /// Those that are watched until their last call ends.
+    /// Connections that are observed until their last call ends.
     watched: Vec<Weak<Connection>>,
 }
 
@@ -74,8 +74,8 @@ impl ConnectionSet {
         current.iter().any(|connection| connection.has_room()) || self.overflow(&current).is_some()
     }
 
-    /// The connection that takes more calls than are meant for it, since there can be no further ones and its limit is
-    /// unknown.
+    /// Connection for a call beyond the room of all connections, if there can be no further ones and the server's limit
+    /// is unknown.
     fn overflow<'a>(&self, current: &'a [Arc<Connection>]) -> Option<&'a Arc<Connection>> {
         if current.len() < self.most {
             return None;
@@ -83,19 +83,19 @@ impl ConnectionSet {
         current.iter().filter(|connection| connection.may_overflow()).min_by_key(|connection| connection.calls())
     }
 
-    /// Returns `true` if another connection would be of use: none has room, and the server takes streams.
+    /// Returns `true` if another connection would help: none has room, and the server takes streams.
     pub(super) fn is_crowded(&self) -> bool {
         let current = self.current.load();
         let any = |is: fn(&Connection) -> bool| current.iter().any(|connection| is(connection));
         !any(Connection::has_room) && any(Connection::takes_streams)
     }
 
-    /// Number of those that take calls.
+    /// Number of connections that take calls.
     pub(super) fn count(&self) -> usize {
         self.current.load().len()
     }
 
-    /// Returns `true` if calls use this very connection.
+    /// Returns `true` if calls use this connection.
     pub(super) fn uses(&self, connection: &Arc<Connection>) -> bool {
         self.current.load().iter().any(|current| Arc::ptr_eq(current, connection))
     }
@@ -104,7 +104,7 @@ impl ConnectionSet {
         Change { set: self, demoted: self.demoted.locked() }
     }
 
-    /// Waits for connections that were demoted since.
+    /// Waits for demoted connections that are not observed yet.
     pub(super) async fn demoted(&self) -> Vec<Arc<Connection>> {
         loop {
             let new = self.change().watch();
@@ -115,7 +115,7 @@ impl ConnectionSet {
         }
     }
 
-    /// Breaks off what is left, of all connections.
+    /// Ends all connections.
     pub(super) fn cut(&self) {
         let Change { set, demoted } = self.change();
         let watched: Vec<_> = demoted.watched.iter().filter_map(Weak::upgrade).collect();
@@ -130,7 +130,7 @@ impl Change<'_> {
         self.set.current.store(Arc::new(added));
     }
 
-    /// Takes a connection out, for its calls to end.
+    /// Takes a connection out of use. Its calls finish.
     pub(super) fn demote(&mut self, connection: &Arc<Connection>) -> Demotion {
         let current = self.set.current.load();
         let remaining: Vec<_> =
@@ -144,7 +144,7 @@ impl Change<'_> {
         Demotion::Demoted
     }
 
-    /// Lets go of all connections, which close once their calls have ended.
+    /// Drops all connections, which close once their calls have ended.
     pub(super) fn clear(&mut self) {
         self.set.current.store(Arc::default());
         *self.demoted = Demoted::default();

@@ -2,8 +2,8 @@
 //! calls.
 //!
 //! Connectivity is that of gRPC (<https://github.com/grpc/grpc/blob/master/doc/connectivity-semantics-and-api.md>).
-//! Beside it stand four facts that are independent of it: health, liveness, ejection and listing. Calls see the one
-//! [`InstanceState`] that follows from all five.
+//! Four further facts are independent of it: health, liveness, ejection and listing. The [`InstanceState`] that calls
+//! see follows from all five.
 
 use enlist::backend::MutexExt as _;
 use std::{
@@ -22,17 +22,17 @@ pub enum InstanceState {
     Idle,
     /// The first connection, or the next one after one that worked, is being made.
     Connecting,
-    /// It takes calls.
+    /// The instance takes calls.
     Ready,
-    /// It cannot be connected to. The next dial follows after a delay.
+    /// The instance cannot be connected to. The next dial follows after a delay.
     Failing,
-    /// It is connected and does not answer. A probe is under way.
+    /// The instance is connected and does not respond. A probe is under way.
     Suspect,
-    /// It failed several calls in a row and rests.
+    /// The instance failed several calls in a row and takes none for a while.
     Ejected,
     /// Its health service reports that it does not serve.
     Unhealthy,
-    /// It is no longer listed and finishes its calls.
+    /// The instance is no longer listed and finishes its calls.
     Leaving,
 }
 
@@ -53,11 +53,11 @@ impl InstanceState {
 /// Connectivity of a subchannel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The channel is not used; the next call makes the task dial.
+    /// The channel is not used. The next call causes a dial.
     Idle,
     /// The first dial is under way, or the next one after a connection that worked.
     Connecting,
-    /// So many connections take calls. `after` is the state once the last one is gone.
+    /// `connections` take calls. `after` is the state once the last one is gone.
     Ready { connections: usize, after: AfterReady },
     /// The latest dial failed. The next one follows after a delay.
     TransientFailure,
@@ -81,16 +81,16 @@ pub(super) enum Health {
     NotServing,
 }
 
-/// Sign of life of the connections.
+/// Liveness of the connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Liveness {
     #[default]
     Alive,
-    /// A call ended without an answer, and nothing was heard since.
+    /// A call ended without a response, and nothing was received since.
     Suspect,
 }
 
-/// Rest of an instance that failed several calls in a row.
+/// Ejection of an instance that failed several calls in a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Rest {
     #[default]
@@ -125,7 +125,7 @@ pub(super) enum Event {
     /// The task has ended.
     Ended,
     HealthReported(Health),
-    /// A call ended without an answer, and nothing was heard meanwhile.
+    /// A call ended without a response, and nothing was received meanwhile.
     Doubted,
     /// A probe has ended.
     Probed,
@@ -137,7 +137,7 @@ pub(super) enum Event {
     Listed,
 }
 
-/// Everything that is known of a subchannel.
+/// Status of a subchannel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Status {
     connectivity: State,
@@ -168,7 +168,7 @@ impl Status {
     fn after(self, event: Event) -> Self {
         let connectivity = self.connectivity.after(&event);
         match event {
-            // A doubt was about the connections so far.
+            // A doubt concerns the connections up to now.
             Event::Connected => Self { connectivity, dial_failure: None, liveness: Liveness::Alive, ..self },
             Event::Demoted => Self { connectivity, liveness: Liveness::Alive, ..self },
             Event::DialFailed { cause } => Self { connectivity, dial_failure: Some(cause), ..self },

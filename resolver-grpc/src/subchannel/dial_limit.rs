@@ -2,8 +2,8 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Permits for dials. Instances whose last dial failed share half of them, so that instances that cannot be reached do
-/// not keep a new one waiting.
+/// Permits for dials. Instances whose last dial failed share half of them, so that unreachable instances do not delay a
+/// new one.
 #[derive(Debug)]
 pub(crate) struct DialLimit {
     all: Semaphore,
@@ -19,7 +19,7 @@ pub(crate) enum DialTurn {
     AfterFailure,
 }
 
-/// The right to dial, until it is dropped.
+/// Right to dial, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct DialPermit<'a> {
     _all: Option<SemaphorePermit<'a>>,
@@ -27,19 +27,19 @@ pub(crate) struct DialPermit<'a> {
 }
 
 impl DialLimit {
-    /// At most so many dials at a time; at least one.
+    /// A limit of `most` dials at a time; at least one.
     pub(crate) fn new(most: usize) -> Self {
         let most = most.clamp(1, Semaphore::MAX_PERMITS);
         Self { all: Semaphore::new(most), failing: Semaphore::new(most.div_ceil(2)) }
     }
 
-    /// Waits for a permit. Each holder gives it back within the limit of a dial.
+    /// Waits for a permit. Each permit is returned within the limit of a dial.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the place in the queue.
+    /// Dropping the future leaves the queue.
     pub(crate) async fn permit(&self, turn: DialTurn) -> DialPermit<'_> {
-        // Neither is ever closed.
+        // Neither semaphore is ever closed.
         let failing = match turn {
             DialTurn::First => None,
             DialTurn::AfterFailure => self.failing.acquire().await.ok(),

@@ -1,5 +1,4 @@
-//! Ejection of an instance that failed several calls in a row: the count of failures, and the task that lets the
-//! instance rest.
+//! Ejection of an instance that failed several calls in a row: the count of failures, and the ejection and readmission.
 
 use std::{
     fmt,
@@ -15,13 +14,13 @@ use tokio::sync::Notify;
 
 use crate::subchannel::connectivity::Event;
 
-/// Failed calls in a row. Calls count; the task waits.
+/// Failed calls in a row. Calls count them; the task waits for enough.
 #[derive(Debug, Default)]
 pub(super) struct FailureCount {
     in_a_row: AtomicU32,
     /// Enough calls failed in a row.
     enough: Notify,
-    /// Another process was registered in place of this one, which has not failed yet.
+    /// Another process was registered in place of this one. It has not failed yet.
     restarted: Notify,
 }
 
@@ -36,24 +35,24 @@ impl FailureCount {
 
     /// Counts a call that succeeded.
     pub(super) fn succeeded(&self) {
-        // Most calls find a zero, and write nothing.
+        // Usually the count is zero and nothing is written.
         if self.in_a_row.load(Ordering::Relaxed) > 0 {
             self.clear();
         }
     }
 
-    /// Forgets all failures.
+    /// Resets the count.
     pub(super) fn clear(&self) {
         self.in_a_row.store(0, Ordering::Relaxed);
     }
 
-    /// Forgets the failures of a process that was replaced, and ends its rest.
+    /// Resets the count after the process was replaced, and ends an ejection.
     pub(super) fn restart(&self) {
         self.clear();
         self.restarted.notify_waiters();
     }
 
-    /// Lets the instance rest whenever it fails too often, for ever. `apply` changes its state.
+    /// Ejects the instance whenever it fails too often, without end. `apply` changes its state.
     pub(super) async fn rest(
         &self,
         ejection: &Ejection,
@@ -63,7 +62,7 @@ impl FailureCount {
     ) {
         let mut rests = Rests::new(ejection);
         loop {
-            // From before the look at the failures: a restart after it ends the rest at once.
+            // Created before the failures are read, so that a later restart ends the ejection at once.
             let mut restarted = pin!(self.restarted.notified());
             tokio::select! {
                 () = self.enough.notified() => {}
@@ -73,7 +72,7 @@ impl FailureCount {
                 }
             }
             if !ejection.is_enough(self.in_a_row.load(Ordering::Relaxed)) {
-                // Failures during a rest are forgiven.
+                // The failures of the ejection time were reset.
                 continue;
             }
             let Some(_ejected) = ejections.begin(ejection) else {

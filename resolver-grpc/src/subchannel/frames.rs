@@ -1,5 +1,5 @@
-//! A reader of a server's HTTP/2 frames: the limit of streams, and GOAWAY. tonic and hyper tell
-//! neither. Only the headers of frames and the settings are read (RFC 9113, sections 4.1, 6.5 and 6.8).
+//! A reader of a server's HTTP/2 frames: the limit of streams, and GOAWAY. tonic and hyper expose neither. Only the
+//! headers of frames and the settings are read (RFC 9113, sections 4.1, 6.5 and 6.8).
 
 /// Bytes of a frame's header, and of a setting.
 const HEADER: usize = 9;
@@ -14,11 +14,11 @@ const MAX_CONCURRENT_STREAMS: [u8; 2] = [0, 3];
 /// A statement of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Statement {
-    /// It takes so many streams at a time.
+    /// Maximum number of concurrent streams.
     MaxStreams(u32),
     /// A frame with its settings has ended.
     Settings,
-    /// It takes no more streams.
+    /// The server takes no more streams.
     GoAway,
 }
 
@@ -29,7 +29,7 @@ enum Piece {
     Partial,
 }
 
-/// Reads frames from the bytes of a connection, however they are cut.
+/// Reads frames from the bytes of a connection, in pieces of any size.
 #[derive(Debug, Default)]
 pub(crate) struct FrameReader {
     /// The beginning of a header or of a setting.
@@ -57,7 +57,7 @@ impl FrameReader {
         }
     }
 
-    /// Reads a part of a header, and returns how many bytes it is.
+    /// Reads a part of a header, and returns its length in bytes.
     fn header(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
         let (read, piece) = self.keep(bytes, HEADER);
         if piece == Piece::Whole {
@@ -74,9 +74,9 @@ impl FrameReader {
         read
     }
 
-    /// Reads a part of a setting, and returns how many bytes it is.
+    /// Reads a part of a setting, and returns its length in bytes.
     fn setting(&mut self, bytes: &[u8], note: &mut impl FnMut(Statement)) -> usize {
-        // A payload that is no multiple of a setting ends the connection, which is for HTTP/2 to do.
+        // A payload that is no multiple of a setting is an error, which h2 reports.
         let (read, piece) = self.keep(bytes, SETTING.min(self.filled + self.payload));
         self.payload -= read;
         if piece == Piece::Whole {
@@ -91,7 +91,7 @@ impl FrameReader {
         read
     }
 
-    /// Keeps bytes until there are `whole` of them. Returns how many were kept.
+    /// Keeps bytes until there are `whole` of them. Returns the number of bytes taken.
     fn keep(&mut self, bytes: &[u8], whole: usize) -> (usize, Piece) {
         let read = (whole - self.filled).min(bytes.len());
         self.buffer[self.filled..self.filled + read].copy_from_slice(&bytes[..read]);

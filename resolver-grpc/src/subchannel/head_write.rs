@@ -1,9 +1,9 @@
 //! Delay of the write of a request's head, so that the head and the body of a small request are one write. Pure.
 //!
-//! h2 assigns send capacity to the body of a request only once the head was taken for writing. Without a delay the two
-//! are two writes, and wake the server twice. One more pass of the scheduler is enough for the body to come along.
+//! h2 assigns send capacity to the body of a request only once the head was taken for writing. Without a delay they are
+//! two writes, and wake the server twice. One more pass of the scheduler is enough for the body to join the head.
 
-/// Type of the frames that a request begins with, and the flag of one without a body (RFC 9113, section 6.2).
+/// Type of the first frame of a request, and the flag of a request without a body (RFC 9113, section 6.2).
 const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 

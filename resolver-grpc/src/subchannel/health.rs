@@ -1,4 +1,4 @@
-//! Asking instances how they are, with the gRPC health checking protocol
+//! Health of an instance, by the gRPC health checking protocol
 //! (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>, client side: gRFC A17).
 
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tonic_health::pb::{
 
 use crate::subchannel::connectivity::Health;
 
-/// Maximum duration of opening a health stream, to its first word.
+/// Maximum duration of opening a health stream, up to its first report.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time to wait before a health stream that broke is opened again.
+/// Shortest and longest delay before a broken health stream is opened again.
 const REOPEN_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// State of the health stream of an instance.
@@ -29,7 +29,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Opens the stream and waits for its first word.
+    /// Opens the stream and waits for its first report.
     pub(super) async fn begin(channel: Channel, service: &str) -> Self {
         let client = HealthClient::new(channel);
         let mut watch =
@@ -43,12 +43,12 @@ impl Watch {
         self.reported
     }
 
-    /// Returns `true` if it has a stream of the connection, or will have one again.
+    /// Returns `true` if the watch occupies a stream of the connection, now or after a retry.
     pub(super) fn takes_a_stream(&self) -> bool {
         !self.unknown
     }
 
-    /// Tells `note` every change, for ever.
+    /// Passes every change to `note`, without end.
     pub(super) async fn follow(mut self, note: impl Fn(Health)) {
         let mut backoff = BackoffPolicy::new(REOPEN_DELAYS.0, REOPEN_DELAYS.1).unwrap_or_default().start();
         while !self.unknown {
@@ -57,7 +57,7 @@ impl Watch {
                 backoff.reset();
             } else {
                 tokio::time::sleep(backoff.next_delay()).await;
-                // Without a first word the instance stays as it was said last: not serving.
+                // Without a first report the instance stays as it was reported: not serving.
                 let _ = timeout(OPEN_TIMEOUT, self.open()).await;
             }
             note(self.reported);
@@ -76,7 +76,7 @@ impl Watch {
         }
     }
 
-    /// Waits for the next word of the stream.
+    /// Waits for the next report of the stream.
     async fn listen(&mut self) {
         let Some(stream) = &mut self.stream else {
             return;

@@ -1,5 +1,5 @@
 //! One endpoint of a channel, with its connections. A subchannel dials, opens further connections when all streams are
-//! taken, watches the health of its instance, probes silent connections and lets an instance rest that keeps failing.
+//! taken, watches the health of its instance, probes silent connections and ejects an instance that keeps failing.
 //! Calls read its state without waiting. Begin with `subchannel.rs`; `connectivity.rs` has the states, `upkeep.rs` the
 //! task.
 

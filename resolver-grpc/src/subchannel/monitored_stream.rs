@@ -1,4 +1,4 @@
-//! The stream under a connection, which notes signs of life, what the server states, and its own end.
+//! The stream under a connection. It counts reads, and notes the server's limit of streams, GOAWAY, and its own end.
 
 use std::{
     io,
@@ -35,24 +35,24 @@ pub(super) enum Frames {
     Encrypted,
 }
 
-/// Signs of life of a connection.
+/// Observations of a connection.
 #[derive(Debug)]
 pub(super) struct Pulse {
     pub(super) reads: AtomicU64,
     pub(super) frames: Frames,
-    /// Maximum number of streams that the server takes at a time, if its frames can be seen.
+    /// Maximum number of concurrent streams, if the server's frames are visible.
     pub(super) max_streams: AtomicU32,
-    /// The server has stated another number of streams.
+    /// The server has changed its limit of streams.
     pub(super) restated: Notify,
-    /// The connection takes no more calls: the server said so, or a call found out.
+    /// The connection takes no more calls, after a GOAWAY or a failed call.
     pub(super) spent: CancellationToken,
-    /// The server has said something, if its frames can be seen.
+    /// The server has sent its settings, if its frames are visible.
     pub(super) heard: CancellationToken,
     /// The connection is gone.
     pub(super) lost: CancellationToken,
     /// The first error of the connection, or its end.
     pub(super) cause: OnceLock<String>,
-    /// The connection is to be broken off.
+    /// The connection is to be ended.
     pub(super) cut: AtomicBool,
     /// Waker of the reader.
     pub(super) reader: AtomicWaker,
@@ -91,7 +91,7 @@ impl Pulse {
             }
             Statement::Settings => self.heard.cancel(),
             Statement::GoAway => {
-                // Before it is demoted, so that no call is handed over that would have to be moved.
+                // Set before the demotion, so that no further call is sent that would have to be repeated.
                 self.max_streams.store(0, Ordering::Release);
                 self.spent.cancel();
             }
@@ -106,17 +106,17 @@ pub(super) async fn connect_once(once: Option<(Opened, Arc<Pulse>)>) -> Result<T
     Ok(TokioIo::new(MonitoredStream { stream, pulse, frames, head: HeadWrite::default() }))
 }
 
-/// A stream that notes signs of life, and its own end.
+/// A stream that records its reads and its end.
 pub(super) struct MonitoredStream {
     stream: Box<dyn Stream>,
     pulse: Arc<Pulse>,
-    /// Unless the bytes are encrypted.
+    /// `None` if the bytes are encrypted.
     frames: Option<FrameReader>,
     head: HeadWrite,
 }
 
 impl MonitoredStream {
-    /// Writes through `write`, unless a request's head is put off. `bytes` are the first of `offered` ones.
+    /// Writes with `write`, unless the write of a request's head is deferred. `bytes` are the first of `offered` ones.
     fn poll_written(
         &mut self,
         cx: &mut Context<'_>,
@@ -142,7 +142,7 @@ impl AsyncRead for MonitoredStream {
         let before = buf.filled().len();
         let read = Pin::new(stream).poll_read(cx, buf);
         if read.is_pending() {
-            // Before the look, so that a cut between the two is not missed.
+            // Registered before the check, so that a cut in between is not missed.
             pulse.reader.register(cx.waker());
         }
         if pulse.cut.load(Ordering::Acquire) {

@@ -1,5 +1,5 @@
-//! A sign of life, asked for over a connection with a health check; any answer will do. A probe that has to wait for
-//! its turn, because all streams of the connection are taken, says nothing about the other side.
+//! A health check over a silent connection; any response will do. A probe that could not be sent, because all streams
+//! of the connection are taken, is no evidence about the other side.
 
 use std::{pin::pin, time::Duration};
 
@@ -17,21 +17,21 @@ use crate::{
 /// Result of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProbeOutcome {
-    /// Something was heard from the other side.
+    /// Something was received.
     Alive,
-    /// The probe could not be sent, which is no evidence of anything.
+    /// The probe could not be sent, which is no evidence.
     Unsent,
-    /// The connection takes no calls any more: it is gone, or the server said GOAWAY.
+    /// The connection takes no more calls: it has ended, or the server sent GOAWAY.
     Refused,
-    /// The probe was sent, and nothing at all was heard.
+    /// The probe was sent, and nothing was received.
     Silent,
 }
 
-/// Asks for a sign of life. The probe may take `limit` to be sent and `limit` to be answered.
+/// Sends a probe. It may take `limit` to be sent, and `limit` until something is received.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future takes the probe back.
+/// Dropping the future cancels the probe.
 pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutcome {
     let (before, opened) = (connection.reads(), CancellationToken::new());
     let message = if connection.calls() > 0 { HEAD_ONLY } else { REQUEST };
@@ -48,9 +48,9 @@ pub(crate) async fn probe(connection: &Connection, limit: Duration) -> ProbeOutc
 /// Facts about a probe that has ended.
 #[derive(Clone, Copy, Debug, Default)]
 struct Observed {
-    /// Something was read from the connection meanwhile.
+    /// Something was received meanwhile.
     is_heard: bool,
-    /// The probe has got a stream.
+    /// The probe had a stream.
     is_opened: bool,
     /// The connection did not take the probe.
     is_refused: bool,

@@ -1,4 +1,4 @@
-//! The request of a probe: a health check, to which any answer will do.
+//! The request of a probe: a health check, to which any response will do.
 
 use std::{
     future::{pending, poll_fn},
@@ -14,25 +14,25 @@ use tower::Service;
 
 use crate::retry::failure::{Attempted, BoxError, Failure, Reach};
 
-/// The method that is asked (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request without
-/// a service: a message without a byte.
+/// Method of the health check (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>), and a request for
+/// the whole server: an empty message.
 const METHOD: &str = "/grpc.health.v1.Health/Check";
 pub(super) const REQUEST: &[u8] = &[0; 5];
 
-/// A request without even a message, which is answered with an error. An upload that is not read may have taken the
-/// window of the whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
+/// A request without a message, which ends with an error. An upload that is not read may have used up the window of the
+/// whole connection (RFC 9113, section 6.9): only a request without data reaches the server then.
 pub(super) const HEAD_ONLY: &[u8] = &[];
 
-/// Waits until the server answers, with whatever it is.
+/// Waits for any response of the server.
 ///
 /// # Errors
 ///
-/// If no answer can come any more.
+/// If no response can arrive any more.
 pub(crate) async fn wait_for_response(channel: Channel) -> Result<(), Failure> {
     ask(channel, REQUEST, CancellationToken::new()).await
 }
 
-/// Sends the probe; `opened` tells that it has a stream.
+/// Sends the probe. `opened` is cancelled once it has a stream.
 pub(super) async fn ask(
     mut channel: Channel,
     message: &'static [u8],
@@ -48,15 +48,15 @@ pub(super) async fn ask(
         .body(Body::new(ProbeBody { message: Some(Bytes::from_static(message)), opened }))
         .map_err(|error| failed(error.into()))?;
     match channel.call(request).await.map_err(|error| failed(error.into())) {
-        // The settings' own timeout is none of a probe's.
+        // The timeout of the user's settings does not apply to probes.
         Err(Failure { reach: Reach::OutOfTime, .. }) => pending().await,
         Err(failure) if failure.broken => Err(failure),
-        // A server that ends this one stream has answered, too.
+        // A server that resets this stream has responded.
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-/// The request of a probe. hyper reads a body only once its stream is open, so the first read tells that.
+/// Body of a probe. hyper reads a body only once its stream is open, so the first read marks the opening.
 struct ProbeBody {
     message: Option<Bytes>,
     opened: CancellationToken,

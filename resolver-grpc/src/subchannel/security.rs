@@ -1,15 +1,14 @@
 //! Transport security of a channel: the endpoints that it may connect to, with or without TLS, and for which authority.
 //!
-//! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel that has something
-//! to hide, nor a socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them
-//! to each dial.
+//! Endpoints come from a registry, so its writer must not be able to choose plaintext for a channel with secrets, nor a
+//! socket of the client's machine. The decisions are pure; [`crate::subchannel::settings`] applies them to each dial.
 
 use std::{error::Error as StdError, fmt};
 
 use enlist::{Endpoint, Error, Instance};
 use http::uri::Authority;
 
-/// Protocols that gRPC is spoken over. `tcp` says nothing about encryption in some registries, and never meant TLS.
+/// Protocols of gRPC endpoints. `tcp` states nothing about encryption in some registries, and never means TLS.
 const PROTOCOLS: [(&str, Wire); 6] = [
     ("grpc", Wire::Plaintext),
     ("http", Wire::Plaintext),
@@ -19,7 +18,7 @@ const PROTOCOLS: [(&str, Wire); 6] = [
     ("https", Wire::Tls),
 ];
 
-/// The authority behind a socket, unless the channel has one.
+/// Authority for a socket, unless the channel has one.
 const SOCKET_AUTHORITY: &str = "localhost";
 
 /// Transport of an endpoint, as its protocol states it.
@@ -36,7 +35,7 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// Returns `None` for an endpoint that gRPC is not spoken with.
+    /// Returns `None` for an endpoint of another protocol than gRPC.
     pub(crate) fn of(endpoint: &Endpoint) -> Option<Self> {
         let Some(protocol) = endpoint.protocol() else {
             return Some(Self::Unstated);
@@ -90,7 +89,7 @@ impl StdError for Refusal {}
 /// Endpoints without TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Plaintext {
-    /// Used unless there is something to hide: credentials of an interceptor, or TLS settings.
+    /// Used unless there are secrets: credentials of an interceptor, or TLS settings.
     #[default]
     Guarded,
     Refused,
@@ -121,7 +120,7 @@ impl Security {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an authority that is none.
+    /// [`Error::InvalidConfig`] for an invalid authority.
     pub(crate) fn checked(mut self, credentials: Credentials) -> Result<Self, Error> {
         self.credentials = credentials;
         match self.authority.as_deref().map(Authority::try_from) {
@@ -131,7 +130,7 @@ impl Security {
         }
     }
 
-    /// Decides about an endpoint of an instance that has such settings.
+    /// Decides about an endpoint of an instance, given the TLS in its settings.
     pub(crate) fn decide(&self, wire: Wire, tls: TlsSettings) -> Result<Connect, Refusal> {
         let allowed = self.plaintext == Plaintext::Allowed;
         match (wire, tls) {
@@ -143,13 +142,13 @@ impl Security {
             (Wire::Plaintext | Wire::Unstated, _) if self.credentials == Credentials::Possible && !allowed => {
                 Err(Refusal::Credentials)
             }
-            // A socket has no network that could be listened to.
+            // Traffic over a socket does not leave the machine.
             (Wire::Plaintext | Wire::Unstated | Wire::Socket, _) => Ok(Connect::Plaintext),
         }
     }
 
-    /// The first endpoint of `instance` that can be used, with some of the `settings` that it may have. If there is
-    /// none, the first that gRPC is spoken with: its dial is refused, and so the reason shows.
+    /// The first endpoint of `instance` that can be used with one of the possible `settings`. If there is none, the
+    /// first gRPC endpoint: its dial is refused, which reports the reason.
     pub(crate) fn endpoint<'a>(&self, instance: &'a Instance, settings: &[TlsSettings]) -> Option<&'a Endpoint> {
         let spoken = || instance.endpoints().iter().filter_map(|endpoint| Some((endpoint, Wire::of(endpoint)?)));
         let is_usable = |wire: Wire| settings.iter().any(|tls| self.decide(wire, *tls).is_ok());
@@ -157,8 +156,7 @@ impl Security {
         usable.or_else(|| spoken().next()).map(|(endpoint, _)| endpoint)
     }
 
-    /// The URL that a connection to `endpoint` is configured for: its authority is that of calls, and the name that a
-    /// certificate has to be for.
+    /// URL of a connection to `endpoint`. Its authority is that of calls, and the name that certificates must have.
     pub(crate) fn url(&self, endpoint: &Endpoint, connect: Connect) -> String {
         let listed = if endpoint.is_unix() { SOCKET_AUTHORITY } else { endpoint.authority() };
         let authority = self.authority.as_deref().unwrap_or(listed);

@@ -15,13 +15,13 @@ use crate::{
     subchannel::security::{Connect, Security, TlsSettings, Wire},
 };
 
-/// tonic refuses to configure TLS for a socket, whatever its path, and has no other way to tell that settings have TLS.
+/// URL that reveals TLS in settings: tonic refuses to configure TLS for a socket, and offers no other way to find out.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 const PROBE: &str = "unix:///settings-with-tls-are-refused-here";
 
 type Change = dyn Fn(&Instance, Settings) -> Result<Settings, BoxError> + Send + Sync;
 
-/// Settings of a channel's connections: rules, and what the user changes for each instance.
+/// Settings of a channel's connections: the rules, and the user's changes for each instance.
 #[derive(Clone, Default)]
 pub(crate) struct SettingsFor {
     change: Option<Arc<Change>>,
@@ -43,9 +43,9 @@ impl SettingsFor {
         self.change = Some(Arc::new(change));
     }
 
-    /// The first endpoint that may be used, or else the first that gRPC is spoken with.
+    /// The first endpoint that can be used, or else the first gRPC endpoint.
     pub(crate) fn endpoint<'a>(&self, instance: &'a Instance) -> Option<&'a Endpoint> {
-        // Only a dial finds out which settings there are: the user's code runs there and nowhere else.
+        // The settings are known only at a dial: the user's code runs nowhere else.
         let settings = [TlsSettings::Absent, TlsSettings::Present];
         let possible = if self.change.is_some() { &settings[..] } else { &settings[..1] };
         self.security.endpoint(instance, possible)
@@ -55,8 +55,8 @@ impl SettingsFor {
     ///
     /// # Errors
     ///
-    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that may not be used, or the user's error; a
-    /// panic of the user's is one.
+    /// A [`Refusal`](crate::subchannel::security::Refusal) for an endpoint that must not be used, or the user's error.
+    /// A panic of the user's code is an error.
     pub(crate) fn of(&self, instance: &Instance, endpoint: &Endpoint) -> Result<Settings, BoxError> {
         let wire = Wire::of(endpoint).ok_or("gRPC is not spoken with this endpoint")?;
         let tls = if wire == Wire::Tls { TlsSettings::Absent } else { self.tls(instance, endpoint)? };
@@ -81,7 +81,7 @@ impl SettingsFor {
             .unwrap_or_else(|panic| Err(panicked("settings", &*panic)))
     }
 
-    /// Finds out if the user's settings have TLS, which tonic would ignore for a plaintext endpoint.
+    /// Determines if the user's settings have TLS, which tonic would ignore for a plaintext endpoint.
     #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
     fn tls(&self, instance: &Instance, endpoint: &Endpoint) -> Result<TlsSettings, BoxError> {
         if self.change.is_none() {
@@ -89,7 +89,7 @@ impl SettingsFor {
         }
         match self.changed(instance, Settings::from_static(PROBE)) {
             Ok(settings) => Ok(if is_https(&settings) { TlsSettings::Present } else { TlsSettings::Absent }),
-            // Either TLS is the reason, or the change fails for the endpoint itself as well, which is an error.
+            // Either TLS is the reason, or the change fails for the endpoint itself too, which is an error.
             Err(_) => {
                 self.changed(instance, self.settings(endpoint, Connect::Plaintext)?).map(|_| TlsSettings::Present)
             }
@@ -107,7 +107,7 @@ fn is_https(settings: &Settings) -> bool {
     settings.uri().scheme_str() == Some("https")
 }
 
-/// An `https` endpoint trusts the roots that tonic's features bring, until the user says otherwise.
+/// Lets an `https` endpoint trust the roots of tonic's features, unless the user's settings state others.
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc"))]
 fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
     if !is_https(&settings) {
@@ -122,7 +122,7 @@ fn with_roots(settings: Settings) -> Result<Settings, BoxError> {
     Ok(settings)
 }
 
-/// tonic without TLS speaks plain text to an `https` endpoint.
+/// Refuses `https` endpoints without a TLS feature, to which tonic would send plaintext.
 pub(crate) fn refuse_plain_text(settings: &Settings) -> Result<(), BoxError> {
     let can = cfg!(any(feature = "tls-ring", feature = "tls-aws-lc"));
     if !can && is_https(settings) {

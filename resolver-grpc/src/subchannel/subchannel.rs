@@ -1,4 +1,4 @@
-//! One endpoint of a channel: its connections and what is known of it. Calls only read atomics; its task, in
+//! One endpoint of a channel: its connections and its status. Calls only read atomics. Its task, in
 //! [`upkeep`](crate::subchannel::upkeep), changes them. The [pool task](crate::load_balancing::pool_task) owns that
 //! task.
 
@@ -23,11 +23,11 @@ use crate::subchannel::{
     ejection::FailureCount,
 };
 
-/// An endpoint, the connection to it, and what is known of both.
+/// An endpoint, its connections, and its status.
 #[derive(Debug)]
 pub(crate) struct Subchannel {
     pub(super) endpoint: Endpoint,
-    /// As it was described last.
+    /// Latest description of the instance.
     entry: ArcSwap<Entry>,
     status: StatusCell,
     pub(super) connections: ConnectionSet,
@@ -58,7 +58,7 @@ impl Candidate for Subchannel {
 }
 
 impl Subchannel {
-    /// A subchannel with at most so many connections at a time.
+    /// A subchannel with at most `most_connections` at a time.
     pub(crate) fn new(endpoint: Endpoint, entry: Arc<Entry>, most_connections: usize) -> Self {
         Self {
             endpoint,
@@ -82,7 +82,7 @@ impl Subchannel {
         self.entry.load_full()
     }
 
-    /// Takes a new description. One that was registered anew is dialled at once: it has been restarted.
+    /// Takes a new description. An instance that was registered again is dialled at once: it has been restarted.
     pub(crate) fn describe(&self, entry: Arc<Entry>) {
         let returned = self.is_draining();
         self.status.apply(Event::Listed);
@@ -96,17 +96,17 @@ impl Subchannel {
         self.entry.store(entry);
     }
 
-    /// Dials no more; the connection stays for the calls it has.
+    /// Stops dialling. The connections stay for their calls.
     pub(crate) fn retire(&self) {
         self.status.apply(Event::Delisted);
     }
 
-    /// Breaks off what is left.
+    /// Aborts the remaining calls.
     pub(crate) fn cut(&self) {
         self.connections.cut();
     }
 
-    /// Lets go of the connections, which close once their calls have ended. Nobody dials any more.
+    /// Drops the connections, which close once their calls have ended. There are no further dials.
     pub(super) fn end(&self) {
         let mut change = self.connections.change();
         self.status.apply(Event::Ended);
@@ -117,7 +117,7 @@ impl Subchannel {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// Number of calls that were begun, and how many failed.
+    /// Number of calls that were begun, and number of those that failed.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.started.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
@@ -127,7 +127,7 @@ impl Subchannel {
         self.status.dial_failure()
     }
 
-    /// Returns `true` if it is connected, whatever else is known of it.
+    /// Returns `true` if a connection takes calls, regardless of health, ejection and listing.
     pub(crate) fn is_connected(&self) -> bool {
         self.status.is_connected()
     }
@@ -141,7 +141,7 @@ impl Subchannel {
         self.status.state()
     }
 
-    /// Changes the status, and has the picker state rebuilt.
+    /// Changes the status, and requests a new picker state.
     pub(super) fn apply(&self, config: &SubchannelConfig, event: Event) {
         self.status.apply(event);
         config.changed.notify_one();
@@ -162,7 +162,7 @@ impl Subchannel {
         config.queue.wake_all();
     }
 
-    /// Takes no more calls over this connection, which was found not to work.
+    /// Stops the use of a connection that was found not to work.
     pub(crate) fn demote(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
             let mut change = self.connections.change();
@@ -204,11 +204,10 @@ impl Subchannel {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A call ended without an answer, and nothing at all was heard meanwhile: lets the connection be asked for a sign
-    /// of life.
+    /// Requests a probe of a connection: a call ended without a response, and nothing was received meanwhile.
     pub(crate) fn doubt(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         {
-            // A connection that is demoted meanwhile would leave a doubt that nothing dispels.
+            // Under the lock: a demotion in between would leave a doubt that no probe resolves.
             let _change = self.connections.change();
             if connection.is_lost() || !self.connections.uses(connection) {
                 return;
@@ -234,7 +233,7 @@ impl Subchannel {
         }
     }
 
-    /// Lets the instance rest whenever it fails too often; returns at once if the channel has no ejection.
+    /// Ejects the instance whenever it fails too often. Returns at once if the channel has no ejection.
     pub(super) async fn rest(&self, config: &SubchannelConfig) {
         if let Some(ejection) = &config.ejection {
             self.failures.rest(ejection, &config.ejections, self, |event| self.apply(config, event)).await;
@@ -294,7 +293,7 @@ mod tests {
             }
             config.changed.notified().await;
             assert_eq!(subchannel.state(), InstanceState::Ejected);
-            // These were in flight.
+            // These calls were in flight.
             for _ in 0..10 {
                 subchannel.count(&config, Code::Unavailable);
             }
@@ -304,7 +303,7 @@ mod tests {
             assert_eq!(subchannel.state(), InstanceState::Ready);
         };
         tokio::select! {
-            () = subchannel.rest(&config) => panic!("it rests for ever"),
+            () = subchannel.rest(&config) => panic!("it never returns"),
             () = calls => {}
         }
     }

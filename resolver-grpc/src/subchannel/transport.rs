@@ -1,4 +1,4 @@
-//! The stream below a connection: TCP, a unix socket, or one that a function of the user's opens.
+//! The stream below a connection: TCP, a unix socket, or a stream of the user's connector.
 
 use std::{fmt, future::poll_fn, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -19,11 +19,10 @@ use crate::{
 };
 
 /// Time for which data may stay unacknowledged by the other kernel before the connection counts as broken. It covers
-/// calls without a deadline through a network that swallows packets; the kernel's own patience is about a quarter of an
-/// hour.
+/// calls without a deadline over a network that drops packets. The kernel's own limit is about 15 min.
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Stream that bytes are exchanged over.
+/// Byte stream of a connection.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -56,7 +55,7 @@ impl Connector {
         }))
     }
 
-    /// Opens a stream to `endpoint` of `instance`. A panic of the user's is an error.
+    /// Opens a stream to `endpoint` of `instance`. A panic of the user's code is an error.
     pub(crate) fn open(&self, instance: &Instance, endpoint: &Endpoint) -> Opened {
         let (Self(connect), instance, endpoint) = (self.clone(), instance.clone(), endpoint.clone());
         let opened = AssertUnwindSafe(async move { connect(&instance, &endpoint).await }).catch_unwind();
@@ -66,7 +65,7 @@ impl Connector {
 
 /// A connector with the TCP settings of `settings`.
 pub(crate) fn tcp(settings: &Settings) -> HttpConnector<Names> {
-    // A lookup that hangs outlives its dial, and hyper's own resolver takes a thread for each.
+    // A lookup that hangs outlives its dial, and hyper's own resolver blocks a thread for each.
     let mut tcp = HttpConnector::new_with_resolver(Names::new());
     tcp.enforce_http(false);
     tcp.set_nodelay(settings.get_tcp_nodelay());

@@ -1,4 +1,4 @@
-//! The task of a subchannel: dials, listens to connections until their last call has ended, and opens further
+//! The task of a subchannel: it dials, observes connections until their last call has ended, and opens further
 //! connections to an instance whose streams are all taken.
 
 use std::{
@@ -31,13 +31,13 @@ use crate::{
 /// Minimum life of a connection after which the next dial comes at once.
 const MIN_LIFE: Duration = Duration::from_secs(1);
 
-/// Time for which a further connection is kept that no call uses.
+/// Time for which an unused further connection is kept.
 const FURTHER_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time after which a further connection that could not be made is tried again.
+/// Delay after a failed dial of a further connection.
 const FURTHER_DIAL_DELAY: Duration = Duration::from_secs(1);
 
-/// Time between probes of an idle connection over TLS, whose GOAWAY cannot be seen.
+/// Interval of checks of an idle connection over TLS, where a GOAWAY is not visible.
 const GOAWAY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A new connection, and its health stream if there is one.
@@ -47,7 +47,7 @@ type Dialled = (Arc<Connection>, Option<health::Watch>);
 #[derive(Debug)]
 struct DialFailure {
     error: BoxError,
-    /// Nothing was heard in time; anything else is a word from the other side, or from the kernel there.
+    /// Nothing was received in time. Any other failure was reported by the other side, or by its kernel.
     silent: bool,
 }
 
@@ -60,11 +60,11 @@ impl DialFailure {
 }
 
 impl Subchannel {
-    /// Keeps connections, for ever.
+    /// Keeps connections, without end.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future lets go of the connections. A panic in the user's settings or connector costs one dial.
+    /// Dropping the future drops the connections. A panic in the user's settings or connector fails one dial.
     pub(crate) async fn keep(&self, config: &SubchannelConfig) {
         let _end = End(self);
         tokio::join!(self.stay_connected(config), self.grow(config), self.outlast(config), self.rest(config));
@@ -90,7 +90,7 @@ impl Subchannel {
                         backoff.reset();
                         continue;
                     }
-                    // Calls would wait for it during the delay that is due.
+                    // As `Connecting`, calls would wait for the whole delay.
                     let cause = connection.cause().unwrap_or("it took no more calls");
                     self.note_failure(
                         config,
@@ -103,24 +103,24 @@ impl Subchannel {
                     self.note_failure(config, text);
                 }
             }
-            // Whether it was woken or not, the next dial is due.
+            // The next dial is due in either case.
             let _ = timeout(backoff.next_delay(), self.dial_now.notified()).await;
         }
     }
 
-    /// Lets calls know that the next dial is not at once, and why.
+    /// Publishes that the next dial is delayed, and the cause.
     fn note_failure(&self, config: &SubchannelConfig, trouble: String) {
         self.apply(config, Event::DialFailed { cause: Arc::from(trouble) });
     }
 
-    /// A new connection and, if asked for, what the health service says over it.
+    /// Makes a new connection and, if `health` names a service, opens its health stream.
     async fn dial(&self, config: &SubchannelConfig, health: Option<&str>) -> Result<Dialled, DialFailure> {
-        let said = |error| DialFailure { error, silent: false };
+        let reported = |error| DialFailure { error, silent: false };
         let turn = if self.dial_failure().is_some() { DialTurn::AfterFailure } else { DialTurn::First };
         let _permit = config.dials.permit(turn).await;
-        // After the wait: the instance may have been described anew, and a certificate replaced.
+        // After the wait: the description of the instance or a certificate may have changed.
         let entry = self.entry();
-        let settings = config.settings.of(entry.instance(), &self.endpoint).map_err(said)?;
+        let settings = config.settings.of(entry.instance(), &self.endpoint).map_err(reported)?;
         let settings = config.connections.applied_to(settings);
         let limit = settings.get_connect_timeout().unwrap_or(config.dial_timeout);
         let connect = async {
@@ -139,7 +139,7 @@ impl Subchannel {
             Ok((connection, health))
         };
         match timeout(limit, connect).await {
-            Ok(outcome) => outcome.map_err(said),
+            Ok(outcome) => outcome.map_err(reported),
             Err(_) => {
                 Err(DialFailure { error: format!("no connection after {}", rounded(limit)).into(), silent: true })
             }
@@ -167,7 +167,7 @@ impl Subchannel {
         self.demote(config, connection);
     }
 
-    /// Returns once a connection is gone, takes no more calls, is not needed, or was given up.
+    /// Returns once a connection has ended, takes no more calls, is not needed, or was given up.
     async fn in_use(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         tokio::select! {
             () = connection.lost() => {}
@@ -178,8 +178,8 @@ impl Subchannel {
         }
     }
 
-    /// Lets calls that wait look again whenever the server takes another number of streams, and opens a further
-    /// connection if it takes too few, for ever.
+    /// Wakes waiting calls whenever the server changes its limit of streams, and requests a further connection if the
+    /// limit is too low. Never returns.
     async fn follow_stream_limit(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
             connection.restated().await;
@@ -188,9 +188,9 @@ impl Subchannel {
         }
     }
 
-    /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY cannot be seen, and the health
-    /// stream would hold a server that leaves: what was heard on an idle connection may have been one, and a probe
-    /// tells.
+    /// Returns once an idle connection is found to take no more calls. Over TLS a GOAWAY is not visible, and the health
+    /// stream would delay the stop of the server. Data received on an idle connection may have been a GOAWAY, so a
+    /// probe follows.
     async fn hidden_goaway(&self, config: &SubchannelConfig, connection: &Connection) {
         if !connection.is_opaque() {
             return pending().await;
@@ -199,7 +199,7 @@ impl Subchannel {
         let (mut explained, mut begun) = (connection.reads(), started());
         loop {
             sleep(GOAWAY_CHECK_INTERVAL).await;
-            // A call that was begun since would have found out.
+            // A call that was begun since would have failed.
             let idle = begun == started() && connection.calls() == 0;
             begun = started();
             if idle && connection.reads() != explained {
@@ -211,7 +211,7 @@ impl Subchannel {
         }
     }
 
-    /// Returns once the other side shows no sign of life although it was asked for one.
+    /// Returns once a probe was sent and nothing was received.
     async fn listen(&self, config: &SubchannelConfig, connection: &Arc<Connection>) {
         loop {
             tokio::select! {
@@ -221,7 +221,7 @@ impl Subchannel {
             match probe(connection, config.connections.probe_timeout).await {
                 ProbeOutcome::Alive => {}
                 ProbeOutcome::Unsent => tracing::debug!(instance = %self, "all streams taken, no probe could be sent"),
-                // Its end is noticed, or calls are told.
+                // Its end is noticed, or calls report it.
                 ProbeOutcome::Refused => connection.spend(),
                 ProbeOutcome::Silent => {
                     tracing::warn!(instance = %self, "instance shows no sign of life, connection given up");
@@ -267,11 +267,11 @@ impl Subchannel {
                 sleep(FURTHER_DIAL_DELAY).await;
             }
         }
-        // If it is still needed.
+        // In case a further connection is still needed.
         self.crowded.notify_one();
     }
 
-    /// Listens to connections that take no more calls, until their last ones have ended.
+    /// Observes connections that take no more calls, until their last calls have ended.
     async fn outlast(&self, config: &SubchannelConfig) {
         let mut connections = FuturesUnordered::new();
         loop {
@@ -293,7 +293,8 @@ impl Subchannel {
     }
 
     /// Returns once a connection is silent and its instance cannot be reached either. A connection that takes no more
-    /// calls takes no probe; a new one tells. A server that refuses it is there, and may be leaving in order.
+    /// calls takes no probe, so a new connection is tried. A server that refuses it is alive, and may be leaving in
+    /// order.
     async fn listen_anew(&self, config: &SubchannelConfig, connection: &Connection) {
         loop {
             silent(connection, config.silence).await;
@@ -309,7 +310,7 @@ impl Subchannel {
     }
 }
 
-/// Waits until nothing was heard for so long although calls are in flight.
+/// Waits until nothing was received for `silence` while calls are in flight.
 async fn silent(connection: &Connection, silence: Duration) {
     let mut heard = connection.reads();
     loop {
@@ -322,7 +323,7 @@ async fn silent(connection: &Connection, silence: Duration) {
     }
 }
 
-/// Waits until a connection was not used for so long.
+/// Waits until a connection was not used for `limit`.
 async fn unused(connection: &Connection, limit: Duration) {
     let mut heard = connection.reads();
     loop {
@@ -336,7 +337,7 @@ async fn unused(connection: &Connection, limit: Duration) {
     }
 }
 
-/// Ends a subchannel when its task does, however that comes.
+/// Ends a subchannel with its task, also if that panics.
 struct End<'a>(&'a Subchannel);
 
 impl Drop for End<'_> {
