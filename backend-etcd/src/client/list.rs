@@ -38,7 +38,7 @@ pub(crate) struct Page {
     pub(crate) revision: Revision,
     /// Number of keys of the range from `from` on.
     pub(crate) count: usize,
-    /// The mirror's revision when etcd was asked: a linearizable read cannot be older.
+    /// The replica's revision when etcd was asked: a linearizable read cannot be older.
     pub(crate) floor: Revision,
 }
 

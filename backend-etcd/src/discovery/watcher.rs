@@ -262,7 +262,7 @@ impl Projection {
         replica: &Replica,
         key: &Arc<[u8]>,
     ) -> Option<(InstanceId, DeletionCause)> {
-        let last = replica.grave(key);
+        let last = replica.tombstone(key);
         let decoded = last.and_then(|record| self.decode(record));
         let seen = self.by_key.get(key)?;
         let id = seen.instance().id().clone();

@@ -41,19 +41,19 @@ enum Verdict {
         wrong: usize,
         moved: usize,
     },
-    /// The store's history is not the one that the mirror was made from.
+    /// The store's history is not the one that the replica was made from.
     WentBack,
 }
 
-/// Compares the mirror with a page. `moved` are the keys that the watch told of since etcd was asked.
-fn verdict(page: &Page, mirror: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
+/// Compares the replica with a page. `moved` are the keys that the watch told of since etcd was asked.
+fn verdict(page: &Page, replica: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
     if page.revision < page.floor {
         return Verdict::WentBack;
     }
-    let reached = mirror.revision >= page.revision;
+    let reached = replica.revision >= page.revision;
     let (mut wrong, mut unsure) = (0, 0);
     for record in &page.records {
-        match mirror.get(&record.key) {
+        match replica.get(&record.key) {
             // One history cannot have two latest changes of one key at or before one revision.
             Some(known) if known.modified > record.modified && known.modified <= page.revision => {
                 return Verdict::WentBack;
@@ -66,7 +66,7 @@ fn verdict(page: &Page, mirror: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict
         }
     }
     let listed: HashSet<&[u8]> = page.records.iter().map(|record| &*record.key).collect();
-    let extra = mirror.between(&page.from, page.upto.as_deref()).filter(|record| record.modified <= page.revision);
+    let extra = replica.between(&page.from, page.upto.as_deref()).filter(|record| record.modified <= page.revision);
     for record in extra.filter(|record| !listed.contains(&*record.key)) {
         if !reached && moved.contains(&record.key) { unsure += 1 } else { wrong += 1 }
     }
@@ -75,8 +75,8 @@ fn verdict(page: &Page, mirror: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict
 
 /// Returns `true` if a difference has to be looked at again because what explains it may still be on its way.
 /// `advanced` says that the watch told of something since the last look.
-fn may_arrive(page: &Page, mirror: &Replica, look: u32, advanced: bool) -> bool {
-    mirror.revision < page.revision && (advanced || look < LOOKS)
+fn may_arrive(page: &Page, replica: &Replica, look: u32, advanced: bool) -> bool {
+    replica.revision < page.revision && (advanced || look < LOOKS)
 }
 
 /// The time from one page to the next, so that so many of them fit into the interval; drawn, so that clients spread.
@@ -122,7 +122,7 @@ pub(crate) enum Outcome {
     Compared(Option<Moment>),
     /// So many keys are not as in etcd.
     Wrong(usize),
-    /// The store's history is not the one that the mirror was made from.
+    /// The store's history is not the one that the replica was made from.
     WentBack,
 }
 
@@ -199,25 +199,25 @@ impl Audit {
     pub(crate) fn step(
         &mut self,
         ready: Option<Result<Page, Failure>>,
-        mirror: &Replica,
+        replica: &Replica,
         conn: &Arc<Connection>,
         range: &KeyRange,
     ) -> Outcome {
         let stage = std::mem::replace(&mut self.stage, Stage::Idle { due: None });
         match (stage, ready) {
-            (Stage::Asking { .. }, Some(Ok(page))) => self.look(page, 1, false, mirror),
+            (Stage::Asking { .. }, Some(Ok(page))) => self.look(page, 1, false, replica),
             (Stage::Comparing { page, look, at, .. }, _) => {
-                let advanced = mirror.revision > at;
-                self.look(page, if advanced { 1 } else { look + 1 }, advanced, mirror)
+                let advanced = replica.revision > at;
+                self.look(page, if advanced { 1 } else { look + 1 }, advanced, replica)
             }
             (Stage::Asking { .. }, Some(Err(failure))) => {
                 tracing::debug!(range = %range.describe(), cause = %failure, "audit not answered");
-                self.rest(mirror.len());
+                self.rest(replica.len());
                 self.soon();
                 Outcome::Pending
             }
             (Stage::Idle { .. } | Stage::Asking { .. }, _) => {
-                self.ask(conn, range, mirror.revision);
+                self.ask(conn, range, replica.revision);
                 Outcome::Pending
             }
         }
@@ -234,34 +234,34 @@ impl Audit {
         self.stage = Stage::Asking { answer: answer.boxed() };
     }
 
-    fn look(&mut self, page: Page, look: u32, advanced: bool, mirror: &Replica) -> Outcome {
-        match verdict(&page, mirror, &self.moved) {
-            Verdict::Right => self.turn(&page, mirror),
+    fn look(&mut self, page: Page, look: u32, advanced: bool, replica: &Replica) -> Outcome {
+        match verdict(&page, replica, &self.moved) {
+            Verdict::Right => self.turn(&page, replica),
             Verdict::WentBack => Outcome::WentBack,
-            Verdict::Differs { .. } if may_arrive(&page, mirror, look, advanced) => {
+            Verdict::Differs { .. } if may_arrive(&page, replica, look, advanced) => {
                 let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
-                self.stage = Stage::Comparing { page, look, due, at: mirror.revision };
+                self.stage = Stage::Comparing { page, look, due, at: replica.revision };
                 Outcome::Pending
             }
             Verdict::Differs { wrong: 0, .. } => {
                 // Nothing is wrong that is known, and nothing is proven either.
                 self.begun = None;
-                self.turn(&page, mirror)
+                self.turn(&page, replica)
             }
             Verdict::Differs { wrong, .. } => Outcome::Wrong(wrong),
         }
     }
 
     /// Turns to the next page.
-    fn turn(&mut self, page: &Page, mirror: &Replica) -> Outcome {
+    fn turn(&mut self, page: &Page, replica: &Replica) -> Outcome {
         let Some(last) = &page.upto else {
             let begun = self.begun;
-            self.rest(mirror.len());
+            self.rest(replica.len());
             return Outcome::Compared(begun);
         };
-        self.hurried |= self.first && self.moved.is_empty() && page.count != mirror.len();
+        self.hurried |= self.first && self.moved.is_empty() && page.count != replica.len();
         self.next = [&**last, &[0]].concat();
-        self.idle(mirror.len());
+        self.idle(replica.len());
         Outcome::Pending
     }
 }
@@ -287,7 +287,7 @@ mod tests {
         Record { key: key.as_bytes().into(), value: [][..].into(), created: modified, modified, lease: None }
     }
 
-    fn mirror(keys: &[(&str, u64)], at: u64) -> Replica {
+    fn replica(keys: &[(&str, u64)], at: u64) -> Replica {
         let mut known = Replica::new(Revision::default(), Epoch::default());
         let records = keys.iter().map(|(key, modified)| record(key, *modified)).collect();
         known.relist(records, Revision::new(at), Epoch::default());
@@ -304,7 +304,7 @@ mod tests {
     fn judge(etcd: &[(&str, u64)], revision: u64, known: &[(&str, u64)], at: u64, moved: &[&str]) -> Verdict {
         let floor = if moved.is_empty() { at } else { 0 };
         let moved = moved.iter().map(|key| key.as_bytes().into()).collect();
-        verdict(&page(etcd, revision, floor, None), &mirror(known, at), &moved)
+        verdict(&page(etcd, revision, floor, None), &replica(known, at), &moved)
     }
 
     #[test]
@@ -344,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_page_says_nothing_of_what_lies_beyond_it() {
-        let known = mirror(&[("a", 3), ("b", 4), ("c", 5)], 5);
+        let known = replica(&[("a", 3), ("b", 4), ("c", 5)], 5);
         let moved = HashSet::new();
         assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, Some("b")), &known, &moved), Verdict::Right);
         assert_eq!(verdict(&page(&[("a", 3), ("b", 4)], 9, 5, None), &known, &moved), wrong(1));
@@ -355,11 +355,11 @@ mod tests {
     #[test]
     fn a_difference_counts_once_the_watch_has_reached_the_page_or_is_quiet() {
         let page = page(&[("a", 9)], 9, 0, None);
-        let behind = mirror(&[("a", 3)], 8);
+        let behind = replica(&[("a", 3)], 8);
         assert!(may_arrive(&page, &behind, 1, false), "it has just been asked for");
         assert!(may_arrive(&page, &behind, LOOKS, true), "the watch lags, but tells");
         assert!(!may_arrive(&page, &behind, LOOKS, false), "nothing more comes");
-        assert!(!may_arrive(&page, &mirror(&[("a", 3)], 9), 1, false), "everything up to there was told");
+        assert!(!may_arrive(&page, &replica(&[("a", 3)], 9), 1, false), "everything up to there was told");
     }
 
     #[test]

@@ -167,8 +167,8 @@ impl Drop for KeyMonitor {
         self.forget();
         let mut inner = self.group.inner();
         // A successor under the same key may have its place already.
-        if inner.wards.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
-            inner.wards.remove(&self.key);
+        if inner.monitors.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
+            inner.monitors.remove(&self.key);
         }
     }
 }
@@ -186,8 +186,8 @@ struct SharedWatch {
 
 #[derive(Debug, Default)]
 struct Inner {
-    wards: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
-    /// Number of wards.
+    monitors: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
+    /// Number of monitors.
     made: u64,
     /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted
     /// before.
@@ -201,37 +201,37 @@ impl Inner {
         match &self.latest {
             _ if self.blind => Seen::Unobservable,
             None => Seen::Nothing,
-            Some(mirror) => {
-                let found = mirror.get(key);
+            Some(replica) => {
+                let found = replica.get(key);
                 let found = found.map(|record| Versions { created: record.created, modified: record.modified });
-                Seen::At { revision: mirror.revision, epoch: mirror.epoch, found }
+                Seen::At { revision: replica.revision, epoch: replica.epoch, found }
             }
         }
     }
 
-    /// Tells the ward of `key` what is known, and again once there is a picture as new as `written`.
+    /// Tells the monitor of `key` what is known, and again once there is a picture as new as `written`.
     fn expect(&mut self, key: &Arc<[u8]>, written: Revision) {
         self.tell(key);
-        if self.latest.as_ref().is_none_or(|mirror| mirror.revision < written) {
+        if self.latest.as_ref().is_none_or(|replica| replica.revision < written) {
             self.waiting.insert((written, Arc::clone(key)));
         }
     }
 
     fn tell(&self, key: &[u8]) {
-        if let Some((_, ward)) = self.wards.get(key) {
-            ward.send_replace(self.look(key));
+        if let Some((_, monitor)) = self.monitors.get(key) {
+            monitor.send_replace(self.look(key));
         }
     }
 
     fn tell_all(&self) {
-        for key in self.wards.keys() {
+        for key in self.monitors.keys() {
             self.tell(key);
         }
     }
 
     /// Those that waited for a picture as new as the latest.
     fn due(&mut self) -> BTreeSet<(Revision, Arc<[u8]>)> {
-        let now = self.latest.as_ref().map(|mirror| mirror.revision).unwrap_or_default();
+        let now = self.latest.as_ref().map(|replica| replica.revision).unwrap_or_default();
         let later = self.waiting.split_off(&(now.next(), [][..].into()));
         std::mem::replace(&mut self.waiting, later)
     }
@@ -264,12 +264,12 @@ impl SharedWatch {
     }
 
     /// `epoch`: that of what was known when its watch began, where it is for this key only.
-    fn ward(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> KeyMonitor {
+    fn monitor(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> KeyMonitor {
         let mut inner = self.inner();
         let (tell, seen) = watch::channel(Seen::Nothing);
         inner.made += 1;
         let number = inner.made;
-        inner.wards.insert(Arc::clone(key), (number, tell));
+        inner.monitors.insert(Arc::clone(key), (number, tell));
         drop(inner);
         KeyMonitor { key: Arc::clone(key), number, seen, epoch, written: None, group: self }
     }
@@ -384,12 +384,12 @@ impl KeyMonitors {
             (Share::Own, single) => {
                 let known = || self.hub.follow_key(&record.key, Some(record.clone()), record.modified, Begin::Known);
                 let group = SharedWatch::start(&self.hub, &self.count, single, known)?;
-                return Ok(group.ward(&record.key, Some(Epoch::default())));
+                return Ok(group.monitor(&record.key, Some(Epoch::default())));
             }
             (Share::Service, _) => self.shared(layout.service_range(service)?)?,
             (Share::Namespace, _) => self.shared(namespace()?)?,
         };
-        Ok(group.ward(&record.key, None))
+        Ok(group.monitor(&record.key, None))
     }
 
     /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of
@@ -397,13 +397,13 @@ impl KeyMonitors {
     pub(crate) fn place(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
         let key = Arc::clone(&record.key);
         if let Some(range) = others {
-            return Ok(self.shared(range.clone())?.ward(&key, None));
+            return Ok(self.shared(range.clone())?.monitor(&key, None));
         }
         let revision = record.modified;
         let group = SharedWatch::start(&self.hub, &self.count, None, || {
             self.hub.follow_key(&key, Some(record), revision, Begin::Known)
         })?;
-        Ok(group.ward(&key, Some(Epoch::default())))
+        Ok(group.monitor(&key, Some(Epoch::default())))
     }
 
     /// The watch of the next own key of `service`. One of its own counts from then on.

@@ -1,4 +1,4 @@
-//! The watches of a session: one for each range, however many read it.
+//! Range watches of a session: one per range, shared by all its readers.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,22 +24,22 @@ use crate::{
     },
 };
 
-/// Time for which a pipeline goes on after the last reader, where somebody is likely to read it again.
+/// Time for which a range watch continues after its last reader, if another reader is likely.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// A running pipeline. Dropping it ends it.
+/// A running range watch. Dropping it ends it.
 #[derive(Debug)]
 pub(crate) struct RangeWatch {
-    feed: Arc<Publisher<Replica>>,
+    publisher: Arc<Publisher<Replica>>,
     _tasks: TaskOwner,
 }
 
-/// The pipelines of a session: one per range, however many readers.
+/// Range watches of a session: one per range, shared by all its readers.
 #[derive(Debug)]
 pub(crate) struct Hub {
     context: WatchContext,
     running: Mutex<HashMap<KeyRange, Weak<RangeWatch>>>,
-    /// Those that somebody keeps for a while.
+    /// Ranges whose watch continues for a while without readers.
     lingering: Arc<Mutex<HashSet<KeyRange>>>,
 }
 
@@ -58,37 +58,37 @@ impl Hub {
         self.context.lifecycle()
     }
 
-    /// A reader of `range`, which keeps its pipeline and the session alive, and has its age kept down.
+    /// Reader of `range` that keeps its range watch and the session alive. Probes keep its age low.
     pub(crate) fn view(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
-        let pipeline = self.running(range)?;
+        let watch = self.running(range)?;
         let probed = self.context.probes.hold(range)?;
-        let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, probed, Arc::clone(self)))))
+        let publisher = Arc::clone(&watch.publisher);
+        Ok(publisher.reader(Arc::new((watch, probed, Arc::clone(self)))))
     }
 
-    /// The same for one who does not ask for the age.
+    /// Reader of `range` without probes, for callers that do not need the age.
     pub(crate) fn follow(self: &Arc<Self>, range: &KeyRange) -> Result<Subscriber<Replica>, Error> {
-        let pipeline = self.running(range)?;
-        let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, Arc::clone(self)))))
+        let watch = self.running(range)?;
+        let publisher = Arc::clone(&watch.publisher);
+        Ok(publisher.reader(Arc::new((watch, Arc::clone(self)))))
     }
 
     fn running(&self, range: &KeyRange) -> Result<Arc<RangeWatch>, Error> {
         let mut running = self.running.locked();
-        running.retain(|_, pipeline| pipeline.strong_count() > 0);
-        if let Some(pipeline) = running.get(range).and_then(Weak::upgrade) {
-            return Ok(pipeline);
+        running.retain(|_, watch| watch.strong_count() > 0);
+        if let Some(watch) = running.get(range).and_then(Weak::upgrade) {
+            return Ok(watch);
         }
-        let pipeline = Arc::new(start(&self.context, range.clone(), None)?);
-        running.insert(range.clone(), Arc::downgrade(&pipeline));
-        Ok(pipeline)
+        let watch = Arc::new(start(&self.context, range.clone(), None)?);
+        running.insert(range.clone(), Arc::downgrade(&watch));
+        Ok(watch)
     }
 
-    /// Keeps the pipeline of `range`, if there is one, for a while after its last reader. It does not keep the session.
+    /// Keeps the range watch of `range`, if there is one, for a while after its last reader, but not the session.
     pub(crate) fn linger(&self, range: &KeyRange) {
         let tasks = &self.context.lifecycle().tasks;
         let running = self.running.locked();
-        let Some(pipeline) = running.get(range).and_then(Weak::upgrade) else {
+        let Some(watch) = running.get(range).and_then(Weak::upgrade) else {
             return;
         };
         drop(running);
@@ -97,15 +97,15 @@ impl Hub {
             return;
         }
         let (range, stop) = (range.clone(), tasks.stop_signal());
-        // After the end of the session nothing lingers.
+        // A session that has ended rejects the task, and then nothing lingers.
         let _ = tasks.spawn("linger", async move {
             stop.run_until_cancelled(tokio::time::sleep(LINGER)).await;
             lingering.locked().remove(&range);
-            drop(pipeline);
+            drop(watch);
         });
     }
 
-    /// A reader of one key that begins with what is known of it, without a list. Not shared.
+    /// Reader of one key that begins with its `known` state at `revision`, without a list. Not shared.
     pub(crate) fn follow_key(
         self: &Arc<Self>,
         key: &[u8],
@@ -114,30 +114,30 @@ impl Hub {
         begin: Begin,
     ) -> Result<Subscriber<Replica>, Error> {
         let range = KeyRange::key(key);
-        let mut mirror = Replica::new(revision, Epoch::default());
-        mirror.relist(known.into_iter().collect(), revision, Epoch::default());
-        let pipeline = start(&self.context, range, Some((mirror, begin)))?;
-        let feed = Arc::clone(&pipeline.feed);
-        Ok(feed.reader(Arc::new((pipeline, Arc::clone(self)))))
+        let mut replica = Replica::new(revision, Epoch::default());
+        replica.relist(known.into_iter().collect(), revision, Epoch::default());
+        let watch = start(&self.context, range, Some((replica, begin)))?;
+        let publisher = Arc::clone(&watch.publisher);
+        Ok(publisher.reader(Arc::new((watch, Arc::clone(self)))))
     }
 }
 
 fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)>) -> Result<RangeWatch, Error> {
     let lifecycle = context.lifecycle();
     lifecycle.check_open()?;
-    let feed = Arc::new(Publisher::new());
+    let publisher = Arc::new(Publisher::new());
     let tasks = TaskOwner::on(lifecycle.runtime());
     let (stop, closed) = (tasks.stop_signal(), lifecycle.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());
-    let worker = WatchTask::new(context, range, Arc::clone(&feed), known);
-    let published = Arc::clone(&feed);
+    let task = WatchTask::new(context, range, Arc::clone(&publisher), known);
+    let published = Arc::clone(&publisher);
     let run = async move {
         tokio::select! {
             () = stop.cancelled() => {}
             () = closed.cancelled() => published.close(),
-            () = worker.run() => {}
+            () = task.run() => {}
         }
     };
     tasks.spawn("watch", run.instrument(span))?;
-    Ok(RangeWatch { feed, _tasks: tasks })
+    Ok(RangeWatch { publisher, _tasks: tasks })
 }

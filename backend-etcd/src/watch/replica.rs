@@ -34,7 +34,7 @@ pub(crate) struct Replica {
 
 impl PartialEq for Replica {
     fn eq(&self, other: &Self) -> bool {
-        // Whoever reads a mirror wants to know about its keys; a revision that moved without them is no news.
+        // Whoever reads a replica wants to know about its keys; a revision that moved without them is no news.
         self.epoch == other.epoch && self.changes == other.changes
     }
 }
@@ -62,7 +62,7 @@ impl KeyEvent {
     }
 }
 
-/// Difference of one key between two mirrors.
+/// Difference of one key between two replicas.
 #[derive(Debug)]
 pub(crate) enum Difference<'a> {
     Present(&'a Record),
@@ -89,7 +89,7 @@ impl Replica {
     }
 
     /// Last content of a deleted key, if that is remembered.
-    pub(crate) fn grave(&self, key: &[u8]) -> Option<&Record> {
+    pub(crate) fn tombstone(&self, key: &[u8]) -> Option<&Record> {
         self.tombstones.get(key).map(|record| &**record)
     }
 
@@ -142,7 +142,7 @@ impl Replica {
     fn insert(&mut self, record: Record) {
         self.changes += 1;
         self.bytes += size(&record);
-        self.exhume(&record.key);
+        self.forget_tombstone(&record.key);
         let replaced = self.records.insert(Arc::clone(&record.key), Arc::new(record));
         self.bytes -= replaced.map_or(0, |replaced| size(&replaced));
     }
@@ -159,12 +159,12 @@ impl Replica {
         if self.tombstones.len() >= MAX_TOMBSTONES || self.tombstone_bytes + size(&last) > MAX_TOMBSTONE_BYTES {
             (self.tombstones, self.tombstone_bytes) = (OrdMap::new(), 0);
         }
-        self.exhume(&last.key);
+        self.forget_tombstone(&last.key);
         self.tombstone_bytes += size(&last);
         self.tombstones.insert(Arc::clone(&last.key), last);
     }
 
-    fn exhume(&mut self, key: &[u8]) {
+    fn forget_tombstone(&mut self, key: &[u8]) {
         self.tombstone_bytes -= self.tombstones.remove(key).map_or(0, |last| size(&last));
     }
 
@@ -238,33 +238,33 @@ mod tests {
         KeyEvent::Delete { key: key.as_bytes().into(), revision: Revision::new(revision) }
     }
 
-    fn keys(mirror: &Replica) -> Vec<String> {
-        mirror.records().map(|record| String::from_utf8_lossy(&record.key).into_owned()).collect()
+    fn keys(replica: &Replica) -> Vec<String> {
+        replica.records().map(|record| String::from_utf8_lossy(&record.key).into_owned()).collect()
     }
 
-    fn mirror(keys: &[&str], revision: u64) -> Replica {
-        let mut mirror = Replica::new(Revision::default(), Epoch::default());
-        mirror.relist(
+    fn replica(keys: &[&str], revision: u64) -> Replica {
+        let mut replica = Replica::new(Revision::default(), Epoch::default());
+        replica.relist(
             keys.iter().map(|key| record(key, revision)).collect(),
             Revision::new(revision),
             Epoch::default(),
         );
-        mirror
+        replica
     }
 
     #[test]
     fn events_of_one_revision_belong_together_and_repetitions_are_dropped() {
-        let mut mirror = mirror(&["a"], 5);
-        assert_eq!(mirror.apply(vec![put("b", 6), put("c", 6), delete("a", 6)]), 0);
-        assert_eq!(keys(&mirror), ["b", "c"]);
-        assert_eq!(mirror.apply(vec![put("b", 6), put("a", 5), delete("c", 4)]), 3);
-        assert_eq!(keys(&mirror), ["b", "c"]);
-        assert_eq!(mirror.revision, Revision::new(6));
+        let mut replica = replica(&["a"], 5);
+        assert_eq!(replica.apply(vec![put("b", 6), put("c", 6), delete("a", 6)]), 0);
+        assert_eq!(keys(&replica), ["b", "c"]);
+        assert_eq!(replica.apply(vec![put("b", 6), put("a", 5), delete("c", 4)]), 3);
+        assert_eq!(keys(&replica), ["b", "c"]);
+        assert_eq!(replica.revision, Revision::new(6));
     }
 
     #[test]
     fn a_new_list_becomes_a_difference() {
-        let old = mirror(&["a", "b"], 5);
+        let old = replica(&["a", "b"], 5);
         let mut new = old.clone();
         new.relist(vec![record("b", 5), record("c", 9)], Revision::new(9), Epoch::default());
         let differences = new.differences(Some(&old));
@@ -282,12 +282,12 @@ mod tests {
     fn its_bytes_are_those_of_its_keys_and_values() {
         let sized =
             |key: &str, revision, bytes| KeyEvent::Put(Record { value: vec![0; bytes], ..record(key, revision) });
-        let mut mirror = mirror(&["a", "b"], 5);
-        assert_eq!(mirror.bytes(), 2);
-        mirror.apply(vec![sized("a", 6, 10), sized("c", 6, 5), delete("b", 7), sized("c", 7, 2)]);
-        assert_eq!(mirror.bytes(), 11 + 3);
-        mirror.relist(vec![record("c", 9)], Revision::new(9), Epoch::default());
-        assert_eq!(mirror.bytes(), 1);
+        let mut replica = replica(&["a", "b"], 5);
+        assert_eq!(replica.bytes(), 2);
+        replica.apply(vec![sized("a", 6, 10), sized("c", 6, 5), delete("b", 7), sized("c", 7, 2)]);
+        assert_eq!(replica.bytes(), 11 + 3);
+        replica.relist(vec![record("c", 9)], Revision::new(9), Epoch::default());
+        assert_eq!(replica.bytes(), 1);
     }
 
     #[test]
@@ -295,17 +295,17 @@ mod tests {
         let large = |key: &str, revision| {
             KeyEvent::Put(Record { value: vec![0; MAX_TOMBSTONE_BYTES / 3], ..record(key, revision) })
         };
-        let mut mirror = mirror(&[], 1);
+        let mut replica = replica(&[], 1);
         for (key, revision) in [("a", 2), ("b", 4), ("a", 6), ("c", 8)] {
-            mirror.apply(vec![large(key, revision), delete(key, revision + 1)]);
+            replica.apply(vec![large(key, revision), delete(key, revision + 1)]);
         }
-        assert!(mirror.grave(b"c").is_some() && mirror.grave(b"a").is_none(), "the third one does not fit");
-        assert_eq!((mirror.bytes(), mirror.tombstone_bytes), (0, MAX_TOMBSTONE_BYTES / 3 + 1));
+        assert!(replica.tombstone(b"c").is_some() && replica.tombstone(b"a").is_none(), "the third one does not fit");
+        assert_eq!((replica.bytes(), replica.tombstone_bytes), (0, MAX_TOMBSTONE_BYTES / 3 + 1));
     }
 
     #[test]
     fn a_revision_that_moved_without_its_keys_is_no_news() {
-        let old = mirror(&["a"], 5);
+        let old = replica(&["a"], 5);
         let mut new = old.clone();
         new.revision = Revision::new(7);
         assert_eq!(old, new);

@@ -99,9 +99,9 @@ enum Relist {
 pub(crate) struct WatchTask {
     conn: Arc<Connection>,
     range: KeyRange,
-    feed: Arc<Publisher<Replica>>,
+    publisher: Arc<Publisher<Replica>>,
     /// Known state; `None` before the first list, or what one member knows.
-    mirror: Option<Replica>,
+    replica: Option<Replica>,
     epoch: Epoch,
     /// After so long without a linearizable list the first picture is that of one member.
     serializable_first_list: Option<Duration>,
@@ -130,20 +130,20 @@ pub(crate) struct WatchTask {
 }
 
 impl WatchTask {
-    /// One that publishes to `feed`, and begins with what is `known` where that is all of the range.
+    /// One that publishes to `publisher`, and begins with what is `known` where that is all of the range.
     pub(crate) fn new(
         context: &WatchContext,
         range: KeyRange,
-        feed: Arc<Publisher<Replica>>,
+        publisher: Arc<Publisher<Replica>>,
         known: Option<(Replica, Begin)>,
     ) -> Self {
-        let (mirror, begin) = known.map_or((None, Begin::Known), |(mirror, begin)| (Some(mirror), begin));
-        let probes = mirror.is_none().then(|| context.probes.follow());
+        let (replica, begin) = known.map_or((None, Begin::Known), |(replica, begin)| (Some(replica), begin));
+        let probes = replica.is_none().then(|| context.probes.follow());
         Self {
             conn: Arc::clone(&context.conn),
             range,
-            feed,
-            mirror,
+            publisher,
+            replica,
             epoch: Epoch::default(),
             serializable_first_list: context.settings.serializable_first_list,
             audit: Audit::new(context.settings.audit),
@@ -165,7 +165,7 @@ impl WatchTask {
     pub(crate) async fn run(mut self) {
         let mut backoff = BackoffPolicy::default().start();
         // Kept until a list succeeds.
-        let mut wanted = self.mirror.is_none().then_some(Relist::First);
+        let mut wanted = self.replica.is_none().then_some(Relist::First);
         let mut refreshed = false;
         loop {
             let mut progressed = false;
@@ -173,7 +173,7 @@ impl WatchTask {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            self.audit.interrupt(self.mirror.as_ref().map_or(0, Replica::len));
+            self.audit.interrupt(self.replica.as_ref().map_or(0, Replica::len));
             if progressed {
                 backoff.reset();
                 refreshed = false;
@@ -233,10 +233,10 @@ impl WatchTask {
         let error = failure.into_error(&self.range.describe());
         tracing::debug!(cause = %with_causes(&error), "watch broken");
         if error.is_retryable() {
-            self.feed.stale(error);
+            self.publisher.stale(error);
             backoff.next_delay()
         } else {
-            self.feed.refuse(error);
+            self.publisher.refuse(error);
             SLOW
         }
     }
@@ -247,7 +247,7 @@ impl WatchTask {
         if !std::mem::replace(&mut self.oversized, true) {
             tracing::warn!(cause = %with_causes(&error), "range too large, not kept up to date");
         }
-        self.feed.refuse(error);
+        self.publisher.refuse(error);
         OVERSIZED_RETRY
     }
 
@@ -316,7 +316,7 @@ impl WatchTask {
         match message {
             Ok(message) => {
                 if Defect::MessagesProve.is_on() {
-                    self.feed.prove(Moment::now());
+                    self.publisher.prove(Moment::now());
                 }
                 if !message.created() {
                     self.silences = 0;
@@ -342,14 +342,14 @@ impl WatchTask {
 
     /// Goes on with an audit.
     fn audited(&mut self, ready: Option<Result<Page, Failure>>) -> Result<(), WatchEnd> {
-        let Some(mirror) = &self.mirror else {
+        let Some(replica) = &self.replica else {
             return Ok(());
         };
-        match self.audit.step(ready, mirror, &self.conn, &self.range) {
+        match self.audit.step(ready, replica, &self.conn, &self.range) {
             Outcome::Pending => return Ok(()),
             Outcome::Compared(asked) => {
                 if let Some(asked) = asked {
-                    self.feed.prove(asked);
+                    self.publisher.prove(asked);
                 }
             }
             Outcome::Wrong(keys) => return Err(WatchEnd::Wrong(keys)),
@@ -363,7 +363,7 @@ impl WatchTask {
     /// in order.
     fn probed(&mut self, probe: Probe, connection: &Dialled) -> bool {
         match self.proofs.take(probe, self.seen()) {
-            Said::Proven(sent) => self.feed.prove(sent),
+            Said::Proven(sent) => self.publisher.prove(sent),
             Said::Ahead => return connection.answers_in_order() == Some(true),
             // The store went back, or the read was stale, as those of some releases are under stress
             // (etcd-io/etcd#20418).
@@ -375,7 +375,7 @@ impl WatchTask {
     /// Notes how far the picture is, and proves what it has reached with that.
     fn reached(&mut self) {
         if let Some(sent) = self.proofs.reach(self.seen()) {
-            self.feed.prove(sent);
+            self.publisher.prove(sent);
         }
     }
 
@@ -386,31 +386,31 @@ impl WatchTask {
             Failure::Final(error @ Error::RangeTooLarge { .. }) => WatchEnd::Oversized(error),
             failure => WatchEnd::Broken(failure),
         })?;
-        if self.mirror.as_ref().is_some_and(|mirror| mirror.epoch == self.epoch && revision < mirror.revision) {
+        if self.replica.as_ref().is_some_and(|replica| replica.epoch == self.epoch && revision < replica.revision) {
             return Err(WatchEnd::WentBack);
         }
-        if self.mirror.is_some() && why != Relist::First {
+        if self.replica.is_some() && why != Relist::First {
             self.counters.count(Counter::WatchRelists);
         }
-        let mirror = self.mirror.get_or_insert_with(|| Replica::new(revision, self.epoch));
-        let before = mirror.revision;
+        let replica = self.replica.get_or_insert_with(|| Replica::new(revision, self.epoch));
+        let before = replica.revision;
         if why == Relist::Wrong {
-            mirror.note_repair();
+            replica.note_repair();
         }
-        mirror.relist(records, revision, self.epoch);
+        replica.relist(records, revision, self.epoch);
         if Defect::ListWithoutRevision.is_on() {
-            mirror.revision = before;
+            replica.revision = before;
         }
-        self.feed.publish(mirror.clone(), asked);
+        self.publisher.publish(replica.clone(), asked);
         self.proofs = Proofs::new(revision);
         self.skipped = matches!(why, Relist::TooLarge | Relist::Silent).then_some(revision);
-        self.audit.rest(mirror.len());
+        self.audit.rest(replica.len());
         self.oversized = false;
         Ok(())
     }
 
     fn seen(&self) -> Revision {
-        self.mirror.as_ref().map(|mirror| mirror.revision).unwrap_or_default()
+        self.replica.as_ref().map(|replica| replica.revision).unwrap_or_default()
     }
 
     async fn open(&mut self, listed: bool) -> Result<OpenWatch, WatchEnd> {
@@ -430,11 +430,11 @@ impl WatchTask {
 
     /// Reads what happened between what is known and `opened`, the revision after which a watch tells that began now.
     async fn catch_up(&mut self, opened: Revision) -> Result<(), WatchEnd> {
-        let Some(mirror) = self.mirror.as_mut().filter(|mirror| mirror.revision != opened) else {
+        let Some(replica) = self.replica.as_mut().filter(|replica| replica.revision != opened) else {
             return Ok(());
         };
         let (record, now) = self.conn.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
-        if now < mirror.revision {
+        if now < replica.revision {
             return Err(WatchEnd::WentBack);
         }
         if now < opened {
@@ -442,7 +442,7 @@ impl WatchTask {
             // missed.
             return Err(WatchEnd::Broken(Failure::Lost(text_cause("a read was answered by a member that lags"))));
         }
-        mirror.relist(record.into_iter().collect(), now, self.epoch);
+        replica.relist(record.into_iter().collect(), now, self.epoch);
         self.read = now;
         Ok(())
     }
@@ -450,8 +450,8 @@ impl WatchTask {
     /// Tells whether the message ends the watch.
     async fn check(&mut self, message: &WatchResponse, created: bool) -> Result<(), WatchEnd> {
         if message.compact_revision() > 0 {
-            if let Some(mirror) = self.mirror.as_mut().filter(|_| Defect::NoListAfterCompaction.is_on()) {
-                mirror.revision = Revision::new(message.compact_revision().unsigned_abs());
+            if let Some(replica) = self.replica.as_mut().filter(|_| Defect::NoListAfterCompaction.is_on()) {
+                replica.revision = Revision::new(message.compact_revision().unsigned_abs());
                 return Err(lost("the history is gone"));
             }
             return Err(WatchEnd::Compacted);
@@ -496,13 +496,13 @@ impl WatchTask {
                 None => self.audit.soon(),
             }
         }
-        let Some(mirror) = &mut self.mirror else {
+        let Some(replica) = &mut self.replica else {
             return Ok(());
         };
         if !events.is_empty() {
             let told = events.len();
             // What is too large is not kept.
-            let mut next = mirror.clone();
+            let mut next = replica.clone();
             let dropped = next.apply(events);
             self.counters.add(Counter::WatchEvents, (told - dropped) as u64);
             self.counters.add(Counter::WatchRepeats, dropped as u64);
@@ -511,22 +511,22 @@ impl WatchTask {
             }
             self.repeats = 0;
             self.conn.limits.check(&self.range, next.len(), next.bytes()).map_err(WatchEnd::Oversized)?;
-            *mirror = next;
-            self.feed.advance(mirror.clone());
+            *replica = next;
+            self.publisher.advance(replica.clone());
             self.reached();
         } else if has_events {
             // Nothing but what was known. Its header may be ahead of events that are still to come, so it is no notice.
         } else if created {
-            if self.feed.latest().is_none() {
+            if self.publisher.latest().is_none() {
                 // A key that was written a moment ago.
-                self.feed.publish(mirror.clone(), asked);
+                self.publisher.publish(replica.clone(), asked);
             } else {
-                self.feed.live();
+                self.publisher.live();
             }
-        } else if header > mirror.revision && (watch_id >= 0 || connection.answers_in_order() == Some(true)) {
+        } else if header > replica.revision && (watch_id >= 0 || connection.answers_in_order() == Some(true)) {
             // A periodic notice is ordered with the events. The answer to a request has the id -1, and is where that
             // was mended.
-            mirror.revision = header;
+            replica.revision = header;
             self.reached();
         }
         Ok(())

@@ -27,7 +27,7 @@ impl WatchTask {
     pub(super) async fn listed(&mut self) -> Listed {
         let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
         let mut listing = std::pin::pin!(conn.list(&range));
-        let Some(after) = self.serializable_first_list.filter(|_| self.mirror.is_none()) else {
+        let Some(after) = self.serializable_first_list.filter(|_| self.replica.is_none()) else {
             return listing.await;
         };
         let failed = match tokio::time::timeout(after, &mut listing).await {
@@ -66,10 +66,10 @@ impl WatchTask {
         match known {
             Ok((records, revision)) => {
                 tracing::warn!(range = %self.range.describe(), cause = %with_causes(&cause), "range shown as one member has it");
-                let mut mirror = Replica::new(revision, self.epoch);
-                mirror.relist(records, revision, self.epoch);
-                self.feed.publish_stale(mirror.clone(), Moment::ago(LONGEST), cause);
-                self.mirror = Some(mirror);
+                let mut replica = Replica::new(revision, self.epoch);
+                replica.relist(records, revision, self.epoch);
+                self.publisher.publish_stale(replica.clone(), Moment::ago(LONGEST), cause);
+                self.replica = Some(replica);
             }
             Err(failure) => tracing::debug!(cause = %failure, "no member has answered either"),
         }
