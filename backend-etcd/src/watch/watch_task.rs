@@ -415,6 +415,8 @@ impl WatchTask {
 
     async fn open(&mut self, listed: bool) -> Result<OpenWatch, WatchEnd> {
         self.begins = self.seen();
+        // Revisions that were read over an earlier watch exist again after a restore.
+        self.read = Revision::default();
         // A key that was read a moment ago is watched from the next revision on: etcd serves that at once, and a watch
         // that begins in the past within 100 ms.
         let past = (listed || self.opened) && self.begins > Revision::default();
@@ -566,5 +568,38 @@ pub(crate) fn key_event(event: etcd_client::proto::PbEvent) -> Option<KeyEvent> 
         0 => Some(KeyEvent::Put(pair)),
         1 => Some(KeyEvent::Delete { key: pair.key, revision }),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enlist_testkit::{FakeEtcd, soon};
+
+    use super::*;
+    use crate::{Etcd, SessionRuntime};
+
+    /// A watch that began now was followed by a read. The revisions up to that read exist twice after a restore.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_restore_a_deletion_at_a_known_revision_is_reported() {
+        let fake = FakeEtcd::start();
+        let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+        fake.put("k", "v");
+        let written = Revision::new(fake.revision().unsigned_abs());
+        let known =
+            Record { key: b"k"[..].into(), value: b"v".to_vec(), created: written, modified: written, lease: None };
+        let snapshot = fake.snapshot();
+        for _ in 0..5 {
+            fake.put("other", "v");
+        }
+        let hub = &etcd.session.discovery.hub;
+        let mut reader = hub.follow_key(b"k", Some(known), written, Begin::Now).unwrap();
+        let first = soon("the key is read", reader.next()).await.unwrap();
+        assert_eq!(first.value.len(), 1);
+        fake.restore(&snapshot);
+        let restored = async { while reader.next().await.unwrap().value.epoch == first.value.epoch {} };
+        soon("the restore is noticed", restored).await;
+        fake.delete(b"k");
+        let deleted = async { while reader.next().await.unwrap().value.len() > 0 {} };
+        soon("the key is gone", deleted).await;
     }
 }
