@@ -3,6 +3,7 @@
 use std::{ops::Bound, sync::Arc};
 
 use enlist::{Epoch, Revision};
+use etcd_client::proto::PbEvent;
 use imbl::{OrdMap, ordmap::DiffItem};
 
 use crate::{client::limits::size, defects::Defect, watch::record::Record};
@@ -218,6 +219,18 @@ impl Replica {
                 DiffItem::Remove(key, _) => Difference::Gone(key),
             })
             .collect()
+    }
+}
+
+/// Converts an event of a watch; `None` for a type of a later etcd, or an event without a key.
+pub(crate) fn key_event(event: PbEvent) -> Option<KeyEvent> {
+    let kv = event.kv?;
+    let revision = Revision::new(u64::try_from(kv.mod_revision).unwrap_or(0));
+    let pair = Record::from(kv);
+    match event.r#type {
+        0 => Some(KeyEvent::Put(pair)),
+        1 => Some(KeyEvent::Delete { key: pair.key, revision }),
+        _ => None,
     }
 }
 

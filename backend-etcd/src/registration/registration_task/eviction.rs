@@ -13,8 +13,8 @@ use crate::{
     watch::{
         record::{KeyRange, Record},
         replica::KeyEvent,
+        replica::key_event,
         watch_stream::{OpenWatch, StreamEnd},
-        watch_task::key_event,
     },
 };
 

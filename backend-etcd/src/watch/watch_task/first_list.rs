@@ -1,8 +1,8 @@
-//! The first picture of a range while etcd has no quorum: what one member knows, where the user wants that.
+//! The first list of a range while etcd has no quorum: that of one member, if the user has asked for it.
 //!
-//! It was right at its revision, as every picture, so whoever judges by revisions is not misled. But the member may be
-//! behind by any time, so it is published as stale and as old as can be, once, and the first list goes on being wanted.
-//! That one continues from it: its readers get the difference, and a store that is behind it has gone back.
+//! The list was correct at its revision, so decisions by revision stay correct. But the member may be behind by any
+//! time. Therefore its list is published once, as stale and with the largest age, and the first linearizable list stays
+//! due. That list continues from the replica: readers get the difference, and a store behind the replica has gone back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ use crate::{
 type Listed = Result<(Vec<Record>, Revision), Failure>;
 
 impl WatchTask {
-    /// Lists the range. Where nothing is known yet, it shows what one member knows once that takes too long, or fails
-    /// for want of an answer.
+    /// Lists the range. If nothing is known yet, it shows the list of one member once the linearizable list takes too
+    /// long or is not answered.
     pub(super) async fn listed(&mut self) -> Listed {
         let (conn, range) = (Arc::clone(&self.conn), self.range.clone());
         let mut listing = std::pin::pin!(conn.list(&range));
@@ -48,8 +48,8 @@ impl WatchTask {
             known = &mut known => {
                 self.show(known, cause);
                 let listed = listing.await?;
-                // Its revision is that of its first page, which was read before the member was asked, or at any time
-                // since. One that begins now is ahead of what the member knew, unless the store went back.
+                // The revision of the list is that of its first page, which may have been read before the member
+                // answered. A list that starts now is ahead of the member, unless the store went back.
                 if listed.1 < self.seen() { conn.list(&range).await } else { Ok(listed) }
             }
             listed = &mut listing => {
@@ -61,11 +61,12 @@ impl WatchTask {
         }
     }
 
-    /// Shows what one member knows, if it has answered.
+    /// Publishes the list of one member, if it has answered.
     fn show(&mut self, known: Listed, cause: Error) {
         match known {
             Ok((records, revision)) => {
-                tracing::warn!(range = %self.range.describe(), cause = %with_causes(&cause), "range shown as one member has it");
+                let range = self.range.describe();
+                tracing::warn!(%range, cause = %with_causes(&cause), "range shown as one member has it");
                 let mut replica = Replica::new(revision, self.epoch);
                 replica.relist(records, revision, self.epoch);
                 self.publisher.publish_stale(replica.clone(), Moment::ago(LONGEST), cause);
