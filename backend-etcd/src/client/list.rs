@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use enlist::Revision;
-use etcd_client::GetOptions;
+use etcd_client::{GetOptions, GetResponse};
 
 use crate::{
     client::{
@@ -55,44 +55,26 @@ impl Connection {
 
     async fn list_as(&self, range: &KeyRange, consistency: Consistency) -> Result<(Vec<Record>, Revision), Failure> {
         let mut records: Vec<Record> = Vec::new();
-        let mut bytes = 0;
-        let mut at = None;
+        let (mut bytes, mut at) = (0, None);
         let mut from = range.start.clone();
-        let mut page = self.page.load(Ordering::Relaxed);
+        let mut limit = self.page.load(Ordering::Relaxed);
         loop {
-            let mut options = GetOptions::new().with_limit(page);
-            if let Some(end) = &range.end {
-                options = options.with_range(end.clone());
-            }
-            if let Some(revision) = at {
-                options = options.with_revision(signed(revision));
-            }
-            if consistency == Consistency::Serializable {
-                options = options.with_serializable();
-            }
-            let (from_key, options_ref) = (&from, &options);
-            let read =
-                |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
-            let answer = match consistency {
-                Consistency::Linearizable => self.bulk.ask("list", read).await,
-                Consistency::Serializable => self.bulk.ask_any_member("list of a member", read).await,
-            };
-            let response = match answer {
-                // A thousand values of a megabyte do not fit into one answer.
-                Err(Failure::AnswerTooLarge(_)) if page > 1 => {
-                    page = (page / 8).max(1);
+            let response = match self.read_page(&from, &page_options(range, limit, at), consistency).await {
+                // A thousand values of a megabyte do not fit into one response.
+                Err(Failure::AnswerTooLarge(_)) if limit > 1 => {
+                    limit = (limit / 8).max(1);
                     continue;
                 }
-                // The next list asks for less at a time; this one is given up, so that trouble shows.
+                // The next list requests smaller pages. This one fails, so that the failure is reported.
                 Err(Failure::Lost(cause)) => {
-                    self.page.store((page / 4).max(SMALL_PAGE), Ordering::Relaxed);
+                    self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
                     return Err(Failure::Lost(cause));
                 }
                 outcome => outcome?,
             };
             at.get_or_insert(revision_of(&response));
             let more = response.more();
-            // Of the rest of the range.
+            // `count` includes the keys after this page.
             let keys = records.len() + usize::try_from(response.count()).unwrap_or(0);
             let read = records.len();
             records.extend(self::records(response));
@@ -101,9 +83,28 @@ impl Connection {
             match records.last() {
                 Some(last) if more => from = [&last.key[..], &[0]].concat(),
                 _ => {
-                    self.page.store((page * 2).min(PAGE), Ordering::Relaxed);
+                    self.page.store((limit * 2).min(PAGE), Ordering::Relaxed);
                     return Ok((records, at.unwrap_or_default()));
                 }
+            }
+        }
+    }
+
+    async fn read_page(
+        &self,
+        from: &[u8],
+        options: &GetOptions,
+        consistency: Consistency,
+    ) -> Result<GetResponse, Failure> {
+        match consistency {
+            Consistency::Linearizable => {
+                let read = |mut clients: Clients| async move { clients.kv.get(from, Some(options.clone())).await };
+                self.bulk.ask("list", read).await
+            }
+            Consistency::Serializable => {
+                let options = &options.clone().with_serializable();
+                let read = |mut clients: Clients| async move { clients.kv.get(from, Some(options.clone())).await };
+                self.bulk.ask_any_member("list of a member", read).await
             }
         }
     }
@@ -112,10 +113,7 @@ impl Connection {
     /// with it.
     pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
         let limit = self.page.load(Ordering::Relaxed);
-        let mut options = GetOptions::new().with_limit(limit).with_keys_only();
-        if let Some(end) = &range.end {
-            options = options.with_range(end.clone());
-        }
+        let options = page_options(range, limit, None).with_keys_only();
         let (from_key, options_ref) = (&from, &options);
         let read =
             |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
@@ -130,5 +128,17 @@ impl Connection {
         let records: Vec<Record> = self::records(response).collect();
         let upto = records.last().filter(|_| more).map(|last| Arc::clone(&last.key));
         Ok(Page { from, upto, records, revision, count, floor })
+    }
+}
+
+/// Returns the options of a page of `range` with at most `limit` keys, at the revision `at` if it is given.
+fn page_options(range: &KeyRange, limit: i64, at: Option<Revision>) -> GetOptions {
+    let mut options = GetOptions::new().with_limit(limit);
+    if let Some(end) = &range.end {
+        options = options.with_range(end.clone());
+    }
+    match at {
+        Some(revision) => options.with_revision(signed(revision)),
+        None => options,
     }
 }

@@ -73,10 +73,17 @@ fn verdict(page: &Page, replica: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdic
     if wrong + unsure == 0 { Verdict::Right } else { Verdict::Differs { wrong, moved: unsure } }
 }
 
-/// Returns `true` if a difference has to be looked at again because what explains it may still be on its way.
-/// `advanced` says that the watch told of something since the last look.
-fn may_arrive(page: &Page, replica: &Replica, look: u32, advanced: bool) -> bool {
-    replica.revision < page.revision && (advanced || look < LOOKS)
+/// Activity of the watch since the last comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    /// It raised the revision of the replica.
+    Advanced,
+    Quiet,
+}
+
+/// Returns `true` if a difference has to be compared again, because the event that explains it may still arrive.
+fn may_arrive(page: &Page, replica: &Replica, look: u32, activity: Activity) -> bool {
+    replica.revision < page.revision && (activity == Activity::Advanced || look < LOOKS)
 }
 
 /// The time from one page to the next, so that so many of them fit into the interval; drawn, so that clients spread.
@@ -205,10 +212,11 @@ impl Audit {
     ) -> Outcome {
         let stage = std::mem::replace(&mut self.stage, Stage::Idle { due: None });
         match (stage, ready) {
-            (Stage::Asking { .. }, Some(Ok(page))) => self.look(page, 1, false, replica),
+            (Stage::Asking { .. }, Some(Ok(page))) => self.look(page, 1, Activity::Quiet, replica),
             (Stage::Comparing { page, look, at, .. }, _) => {
-                let advanced = replica.revision > at;
-                self.look(page, if advanced { 1 } else { look + 1 }, advanced, replica)
+                let (look, activity) =
+                    if replica.revision > at { (1, Activity::Advanced) } else { (look + 1, Activity::Quiet) };
+                self.look(page, look, activity, replica)
             }
             (Stage::Asking { .. }, Some(Err(failure))) => {
                 tracing::debug!(range = %range.describe(), cause = %failure, "audit not answered");
@@ -234,11 +242,11 @@ impl Audit {
         self.stage = Stage::Asking { answer: answer.boxed() };
     }
 
-    fn look(&mut self, page: Page, look: u32, advanced: bool, replica: &Replica) -> Outcome {
+    fn look(&mut self, page: Page, look: u32, activity: Activity, replica: &Replica) -> Outcome {
         match verdict(&page, replica, &self.moved) {
             Verdict::Right => self.turn(&page, replica),
             Verdict::WentBack => Outcome::WentBack,
-            Verdict::Differs { .. } if may_arrive(&page, replica, look, advanced) => {
+            Verdict::Differs { .. } if may_arrive(&page, replica, look, activity) => {
                 let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
                 self.stage = Stage::Comparing { page, look, due, at: replica.revision };
                 Outcome::Pending
@@ -356,10 +364,10 @@ mod tests {
     fn a_difference_counts_once_the_watch_has_reached_the_page_or_is_quiet() {
         let page = page(&[("a", 9)], 9, 0, None);
         let behind = replica(&[("a", 3)], 8);
-        assert!(may_arrive(&page, &behind, 1, false), "it has just been asked for");
-        assert!(may_arrive(&page, &behind, LOOKS, true), "the watch lags, but tells");
-        assert!(!may_arrive(&page, &behind, LOOKS, false), "nothing more comes");
-        assert!(!may_arrive(&page, &replica(&[("a", 3)], 9), 1, false), "everything up to there was told");
+        assert!(may_arrive(&page, &behind, 1, Activity::Quiet), "it has just been asked for");
+        assert!(may_arrive(&page, &behind, LOOKS, Activity::Advanced), "the watch lags, but tells");
+        assert!(!may_arrive(&page, &behind, LOOKS, Activity::Quiet), "nothing more comes");
+        assert!(!may_arrive(&page, &replica(&[("a", 3)], 9), 1, Activity::Quiet), "everything up to there was told");
     }
 
     #[test]
