@@ -62,18 +62,21 @@ pub mod telemetry;
 pub use self::{
     balancing::{
         balance,
+        candidate_table::PickError,
         ejection::Ejection,
-        picker::{Filter, PickError, Picker, Policy},
+        filter::Filter,
+        picker::Picker,
+        policy::Policy,
         pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
     },
     discovery::{
-        directory::{
-            DEFAULT_DEBOUNCE, DEFAULT_HOLD, DEFAULT_IDLE, Directory, DirectoryOptions, EmptyPolicy, ServiceView,
-            ViewChanges,
-        },
+        directory::Directory,
         freshness::{Freshness, Proof},
         resolver::{Change, Resolver, Watcher},
+        service_view::ServiceView,
         snapshot::{Event, Snapshot},
+        view_changes::ViewChanges,
+        view_options::{DEFAULT_DEBOUNCE, DEFAULT_HOLD, DEFAULT_IDLE, DirectoryOptions, EmptyPolicy},
     },
     error::{Cause, Error, NameFault, Owner, RangeUnit, with_causes},
     lock::{

@@ -3,8 +3,9 @@
 
 #[doc(inline)]
 pub use super::{
-    alias_table::{AliasTable, HashRing},
+    alias_table::AliasTable,
     ejection::{Ejected, Ejections, Rests},
+    hash_ring::HashRing,
 };
 
 use std::sync::{

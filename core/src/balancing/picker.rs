@@ -5,247 +5,16 @@
 //! change costs the same however many tasks pick: the first pick after it takes a lock for a moment, and rebuilds the
 //! shared candidate table or waits for that rebuild.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock, atomic::Ordering};
 
-use arc_swap::{ArcSwapOption, Guard};
 use fastrand::Rng;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::runtime::sync::MutexExt as _;
-use crate::{
-    balancing::alias_table::{AliasTable, HashRing},
-    discovery::directory::{Published, ViewUser},
-    model::instance::{Entry, Health, Instance},
-    runtime::clock::rounded,
+use super::{
+    candidate_table::{CandidateTable, PickError, ViewCell},
+    filter::Filter,
+    policy::Policy,
 };
-
-/// Policy of a picker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Policy {
-    /// Evenly at random, whatever the weights.
-    Random,
-    /// One after the other, from a random start, whatever the weights.
-    RoundRobin,
-    /// At random, in proportion to the weights.
-    Weighted,
-    /// By key: see [`Picker::pick_for`]. When the set changes, few keys change their instance. A pick without a key is
-    /// `Weighted`.
-    ConsistentHash,
-}
-
-/// Filter of the instances that a picker sees. The default sees all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    zone: Option<String>,
-    version: Option<String>,
-    metadata: BTreeMap<String, String>,
-    subset: Option<(usize, u64)>,
-}
-
-impl Filter {
-    /// A filter that lets everything through.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Only instances in this zone.
-    #[must_use]
-    pub fn zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = Some(zone.into());
-        self
-    }
-
-    /// Only instances of this version.
-    #[must_use]
-    pub fn version(mut self, version: impl Into<String>) -> Self {
-        self.version = Some(version.into());
-        self
-    }
-
-    /// Only instances with this metadata.
-    #[must_use]
-    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.metadata.insert(key.into(), value.into());
-        self
-    }
-
-    /// Only `size` of the instances, the same ones every time for the same `client`, and few others when the set
-    /// changes (rendezvous hashing).
-    #[must_use]
-    pub fn subset(mut self, size: usize, client: &str) -> Self {
-        self.subset = Some((size, xxh3_64(client.as_bytes())));
-        self
-    }
-
-    fn lets_through(&self, instance: &Instance) -> bool {
-        takes_calls(instance) && self.asks_for(instance)
-    }
-
-    fn asks_for(&self, instance: &Instance) -> bool {
-        let Self { zone, version, metadata, subset: _ } = self;
-        let wanted = |want: &Option<String>, have: Option<&str>| want.is_none() || want.as_deref() == have;
-        wanted(zone, instance.zone())
-            && wanted(version, instance.version())
-            && metadata.iter().all(|(key, value)| instance.metadata().get(key) == Some(value))
-    }
-
-    /// Returns `true` for an instance that takes calls and has another zone, version or metadata than the filter asks
-    /// for.
-    pub fn leaves_out(&self, instance: &Instance) -> bool {
-        takes_calls(instance) && !self.asks_for(instance)
-    }
-}
-
-fn takes_calls(instance: &Instance) -> bool {
-    instance.health() == Health::Serving && instance.weight() > 0
-}
-
-/// Reason for which nothing could be picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PickError {
-    /// The service is not known yet; wait for [`ServiceView::ready`](crate::ServiceView::ready).
-    #[error("the service is not known yet")]
-    Unknown,
-    /// What is known is older than the directory's options allow.
-    #[error("what is known is {} old, which is too old", rounded(*age))]
-    TooOld {
-        /// Its age.
-        age: Duration,
-    },
-    /// The service is known and has no instance that could be picked.
-    #[error("no instance can be picked: {listed} listed{}", left_out_by_filter(*left_out))]
-    Empty {
-        /// Number in all.
-        listed: usize,
-        /// Number of them that the filter alone [leaves out](Filter::leaves_out).
-        left_out: usize,
-    },
-}
-
-/// Text of a message about so many instances that a filter leaves out.
-fn left_out_by_filter(left_out: usize) -> String {
-    if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
-}
-
-/// Latest publication of a view, and the candidate tables made from it.
-#[derive(Debug, Default)]
-pub(crate) struct ViewCell {
-    published: ArcSwapOption<Published>,
-    /// Number of times that something was published: each pick reads only this.
-    count: AtomicU64,
-    choices: Mutex<Choices>,
-}
-
-impl ViewCell {
-    pub(crate) fn publish(&self, published: Arc<Published>) {
-        self.published.store(Some(published));
-        // A reader that sees the count sees the publication.
-        self.count.fetch_add(1, Ordering::Release);
-    }
-
-    pub(crate) fn get(&self) -> Guard<Option<Arc<Published>>> {
-        self.published.load()
-    }
-
-    /// Candidate table and the publication that it was built from. A picker that comes while it is built waits for
-    /// it.
-    fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
-        let (choice, count) = self.place(policy, filter);
-        // Not under the lock: others do not wait for it.
-        choice.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
-        (choice, count)
-    }
-
-    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
-        let mut choices = self.choices.locked();
-        // The count first: what is published in between is seen at the next pick.
-        let count = self.count.load(Ordering::Acquire);
-        if choices.count != count {
-            *choices = Choices { count, made: Vec::new() };
-        }
-        let alike = |made: &&(Policy, Filter, Weak<_>)| made.0 == policy && made.1 == *filter;
-        let made = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade());
-        let choice = made.unwrap_or_else(|| {
-            let choice = Arc::default();
-            choices.made.retain(|(_, _, made)| made.strong_count() > 0);
-            choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
-            choice
-        });
-        (choice, count)
-    }
-}
-
-/// Candidates of pickers at present.
-#[derive(Debug, Default)]
-struct Choices {
-    /// Number of times that something had been published.
-    count: u64,
-    made: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
-}
-
-/// Candidates of pickers with the same policy and filter.
-#[derive(Debug, Default)]
-struct CandidateTable {
-    /// Publication that it was made from.
-    published: Option<Arc<Published>>,
-    candidates: Vec<Arc<Entry>>,
-    /// Number of instances that the filter leaves out, where there are no candidates.
-    left_out: usize,
-    shares: AliasTable,
-    ring: HashRing,
-}
-
-impl CandidateTable {
-    fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
-        let entries = || published.iter().flat_map(|published| published.snapshot.entries());
-        let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
-        if let Some((size, client)) = filter.subset {
-            keep_subset(&mut candidates, size, client);
-        }
-        let filtered = || entries().filter(|entry| filter.leaves_out(entry.instance())).count();
-        let left_out = if candidates.is_empty() { filtered() } else { 0 };
-        let weights = || candidates.iter().map(|entry| entry.instance().weight());
-        let names = candidates.iter().map(|entry| entry.instance().id().as_str());
-        let shares = match policy {
-            Policy::Weighted | Policy::ConsistentHash => AliasTable::new(weights()),
-            Policy::Random | Policy::RoundRobin => AliasTable::default(),
-        };
-        let ring = match policy {
-            Policy::ConsistentHash => HashRing::new(names.zip(weights())),
-            _ => HashRing::default(),
-        };
-        Self { published, candidates, left_out, shares, ring }
-    }
-
-    /// Reason for which nothing can be picked, if that is so.
-    fn check(&self) -> Result<(), PickError> {
-        let Some(published) = &self.published else {
-            return Err(PickError::Unknown);
-        };
-        match published.too_old() {
-            Some(age) => Err(PickError::TooOld { age }),
-            None if self.candidates.is_empty() => {
-                let (listed, left_out) = (published.snapshot.len(), self.left_out);
-                Err(PickError::Empty { listed, left_out })
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Returns `true` if there are candidates, and they are never too old.
-    fn is_sure(&self) -> bool {
-        !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
-    }
-}
+use crate::{discovery::view_user::ViewUser, model::instance::Entry};
 
 /// Picks instances of one service for one task. It keeps the watch of its view going, and the directory alive.
 #[derive(Debug)]
@@ -378,26 +147,13 @@ fn made(choice: &OnceLock<CandidateTable>) -> &CandidateTable {
     choice.get_or_init(CandidateTable::default)
 }
 
-/// Keeps the `size` candidates with the highest hash of (client, id), in the order they stood.
-fn keep_subset(candidates: &mut Vec<Arc<Entry>>, size: usize, client: u64) {
-    if candidates.len() <= size {
-        return;
-    }
-    let rank = |entry: &Arc<Entry>| xxh3_64_with_seed(entry.instance().id().as_str().as_bytes(), client);
-    let mut ranks: Vec<_> = candidates.iter().map(rank).collect();
-    ranks.sort_unstable_by(|a, b| b.cmp(a));
-    let Some(lowest) = size.checked_sub(1).map(|last| ranks[last]) else {
-        candidates.clear();
-        return;
-    };
-    candidates.retain(|entry| rank(entry) >= lowest);
-    candidates.truncate(size);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Endpoint, Epoch, InstanceId, Revision, ServiceRef, Snapshot};
+    use crate::{
+        Endpoint, Epoch, Health, Instance, InstanceId, Revision, ServiceRef, Snapshot,
+        discovery::publication::Published,
+    };
     use std::collections::{BTreeSet, HashMap};
 
     fn instance(id: &str) -> Instance {

@@ -40,12 +40,15 @@ use self::members::{Kind, Listed, Members};
 use crate::{
     balancing::{
         balance::{Choice, Selection},
+        candidate_table::PickError,
         ejection::Ejection,
-        picker::{Filter, PickError, Policy},
+        filter::Filter,
+        policy::Policy,
     },
     discovery::{
-        directory::{LOOK_AGAIN, ServiceView, ViewChanges},
+        service_view::{LOOK_AGAIN, ServiceView},
         snapshot::Snapshot,
+        view_changes::ViewChanges,
     },
     error::Error,
     model::{instance::Entry, name::InstanceId},

@@ -15,10 +15,12 @@ use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::{
         balance::{Candidate, Choice, Group, Ready},
+        candidate_table::PickError,
         ejection::{Ejected, Ejection, Ejections, Rests},
-        picker::{PickError, Picker, Policy},
+        picker::Picker,
+        policy::Policy,
     },
-    discovery::{directory::ServiceView, snapshot::Snapshot},
+    discovery::{service_view::ServiceView, snapshot::Snapshot},
     model::{
         escape::escaped,
         instance::Entry,

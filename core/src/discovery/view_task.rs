@@ -2,15 +2,17 @@
 //! the disk.
 
 use std::{
+    collections::HashMap,
     future::Future,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 
-use super::{DirectoryOptions, Inner, Published, Shared, disk, protection::Protection};
-use crate::runtime::sync::MutexExt as _;
+use super::{
+    disk_cache, mass_loss::Protection, publication::Published, published_state::Shared, view_options::DirectoryOptions,
+};
 use crate::{
     discovery::{
         freshness::Freshness,
@@ -18,9 +20,11 @@ use crate::{
         snapshot::Snapshot,
     },
     error::{Error, with_causes},
+    model::name::ServiceRef,
     runtime::{
         backoff::{Backoff, BackoffPolicy},
         clock::{Moment, rounded},
+        sync::MutexExt as _,
         task::caught,
     },
 };
@@ -37,10 +41,16 @@ const DISK_EVERY: Duration = Duration::from_secs(1);
 /// Interval at which the age of a view is reported as a metric.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
+/// Views of a directory that have a user, or had one within the idle time.
+#[derive(Default)]
+pub(super) struct Views {
+    pub(super) by_service: Mutex<HashMap<ServiceRef, Arc<Shared>>>,
+}
+
 /// The task behind the views of one service.
 pub(super) struct Keeper {
     pub(super) resolver: Arc<dyn Resolver>,
-    pub(super) directory: Weak<Inner>,
+    pub(super) views: Weak<Views>,
     pub(super) shared: Arc<Shared>,
     pub(super) options: DirectoryOptions,
 }
@@ -254,7 +264,7 @@ impl Keeper {
             return;
         };
         let service = self.shared.service.clone();
-        let read = tokio::task::spawn_blocking(move || disk::read(&directory, &service));
+        let read = tokio::task::spawn_blocking(move || disk_cache::read(&directory, &service));
         let Ok(read) = tokio::time::timeout(DISK_READ, read).await else {
             tracing::warn!(service = %self.shared.service, limit = %rounded(DISK_READ), "view not read from disk in time");
             return;
@@ -292,9 +302,9 @@ impl Keeper {
             let first = !std::mem::replace(&mut written_before, true);
             let write = move || {
                 if first {
-                    disk::remove_leftovers(&directory, published.snapshot.service());
+                    disk_cache::remove_leftovers(&directory, published.snapshot.service());
                 }
-                disk::write(&directory, &published.snapshot, published.freshness.age())
+                disk_cache::write(&directory, &published.snapshot, published.freshness.age())
             };
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
                 tracing::warn!(service = %self.shared.service, cause = %with_causes(&error), "view not written to disk");
@@ -333,10 +343,10 @@ impl Keeper {
     }
 
     fn forget(&self) -> bool {
-        let Some(directory) = self.directory.upgrade() else {
+        let Some(views) = self.views.upgrade() else {
             return true;
         };
-        let mut views = directory.views.locked();
+        let mut views = views.by_service.locked();
         // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view,
         // because none is left to clone.
         let idle = *self.shared.users.borrow() == 0;

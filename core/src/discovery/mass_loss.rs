@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::EmptyPolicy;
+use super::view_options::EmptyPolicy;
 use crate::{
     discovery::snapshot::{Event, Snapshot},
     model::{

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-use super::{Status, ViewUser};
+use super::{published_state::Status, view_user::ViewUser};
 use crate::{
     discovery::{resolver::Change, snapshot::Snapshot},
     error::Error,

@@ -1,0 +1,174 @@
+//! Candidates of a view, prepared for picking. Pickers with the same policy and filter share one table.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwapOption, Guard};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{alias_table::AliasTable, filter::Filter, hash_ring::HashRing, policy::Policy};
+use crate::{
+    discovery::publication::Published,
+    model::instance::Entry,
+    runtime::{clock::rounded, sync::MutexExt as _},
+};
+
+/// Reason for which nothing could be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PickError {
+    /// The service is not known yet; wait for [`ServiceView::ready`](crate::ServiceView::ready).
+    #[error("the service is not known yet")]
+    Unknown,
+    /// What is known is older than the directory's options allow.
+    #[error("what is known is {} old, which is too old", rounded(*age))]
+    TooOld {
+        /// Its age.
+        age: Duration,
+    },
+    /// The service is known and has no instance that could be picked.
+    #[error("no instance can be picked: {listed} listed{}", left_out_by_filter(*left_out))]
+    Empty {
+        /// Number in all.
+        listed: usize,
+        /// Number of them that the filter alone [leaves out](Filter::leaves_out).
+        left_out: usize,
+    },
+}
+
+/// Text of a message about so many instances that a filter leaves out.
+fn left_out_by_filter(left_out: usize) -> String {
+    if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
+}
+
+/// Latest publication of a view, and the candidate tables made from it.
+#[derive(Debug, Default)]
+pub(crate) struct ViewCell {
+    published: ArcSwapOption<Published>,
+    /// Number of times that something was published: each pick reads only this.
+    pub(super) count: AtomicU64,
+    choices: Mutex<Choices>,
+}
+
+impl ViewCell {
+    pub(crate) fn publish(&self, published: Arc<Published>) {
+        self.published.store(Some(published));
+        // A reader that sees the count sees the publication.
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    pub(crate) fn get(&self) -> Guard<Option<Arc<Published>>> {
+        self.published.load()
+    }
+
+    /// Candidate table and the publication that it was built from. A picker that comes while it is built waits for
+    /// it.
+    pub(super) fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+        let (choice, count) = self.place(policy, filter);
+        // Not under the lock: others do not wait for it.
+        choice.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
+        (choice, count)
+    }
+
+    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+        let mut choices = self.choices.locked();
+        // The count first: what is published in between is seen at the next pick.
+        let count = self.count.load(Ordering::Acquire);
+        if choices.count != count {
+            *choices = Choices { count, made: Vec::new() };
+        }
+        let alike = |made: &&(Policy, Filter, Weak<_>)| made.0 == policy && made.1 == *filter;
+        let made = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade());
+        let choice = made.unwrap_or_else(|| {
+            let choice = Arc::default();
+            choices.made.retain(|(_, _, made)| made.strong_count() > 0);
+            choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
+            choice
+        });
+        (choice, count)
+    }
+}
+
+/// Candidates of pickers at present.
+#[derive(Debug, Default)]
+struct Choices {
+    /// Number of times that something had been published.
+    count: u64,
+    made: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
+}
+
+/// Candidates of pickers with the same policy and filter.
+#[derive(Debug, Default)]
+pub(super) struct CandidateTable {
+    /// Publication that it was made from.
+    published: Option<Arc<Published>>,
+    pub(super) candidates: Vec<Arc<Entry>>,
+    /// Number of instances that the filter leaves out, where there are no candidates.
+    left_out: usize,
+    pub(super) shares: AliasTable,
+    pub(super) ring: HashRing,
+}
+
+impl CandidateTable {
+    fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
+        let entries = || published.iter().flat_map(|published| published.snapshot.entries());
+        let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
+        if let Some((size, client)) = filter.subset {
+            keep_subset(&mut candidates, size, client);
+        }
+        let filtered = || entries().filter(|entry| filter.leaves_out(entry.instance())).count();
+        let left_out = if candidates.is_empty() { filtered() } else { 0 };
+        let weights = || candidates.iter().map(|entry| entry.instance().weight());
+        let names = candidates.iter().map(|entry| entry.instance().id().as_str());
+        let shares = match policy {
+            Policy::Weighted | Policy::ConsistentHash => AliasTable::new(weights()),
+            Policy::Random | Policy::RoundRobin => AliasTable::default(),
+        };
+        let ring = match policy {
+            Policy::ConsistentHash => HashRing::new(names.zip(weights())),
+            _ => HashRing::default(),
+        };
+        Self { published, candidates, left_out, shares, ring }
+    }
+
+    /// Reason for which nothing can be picked, if that is so.
+    pub(super) fn check(&self) -> Result<(), PickError> {
+        let Some(published) = &self.published else {
+            return Err(PickError::Unknown);
+        };
+        match published.too_old() {
+            Some(age) => Err(PickError::TooOld { age }),
+            None if self.candidates.is_empty() => {
+                let (listed, left_out) = (published.snapshot.len(), self.left_out);
+                Err(PickError::Empty { listed, left_out })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Returns `true` if there are candidates, and they are never too old.
+    pub(super) fn is_sure(&self) -> bool {
+        !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
+    }
+}
+
+/// Keeps the `size` candidates with the highest hash of (client, id), in the order they stood.
+fn keep_subset(candidates: &mut Vec<Arc<Entry>>, size: usize, client: u64) {
+    if candidates.len() <= size {
+        return;
+    }
+    let rank = |entry: &Arc<Entry>| xxh3_64_with_seed(entry.instance().id().as_str().as_bytes(), client);
+    let mut ranks: Vec<_> = candidates.iter().map(rank).collect();
+    ranks.sort_unstable_by(|a, b| b.cmp(a));
+    let Some(lowest) = size.checked_sub(1).map(|last| ranks[last]) else {
+        candidates.clear();
+        return;
+    };
+    candidates.retain(|entry| rank(entry) >= lowest);
+    candidates.truncate(size);
+}

@@ -1,0 +1,32 @@
+//! The published state of a view: the snapshot that pickers see, with its freshness.
+
+use std::time::Duration;
+
+use super::{freshness::Freshness, snapshot::Snapshot};
+
+/// What pickers see.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) snapshot: Snapshot,
+    pub(super) freshness: Freshness,
+    pub(super) max_age: Option<Duration>,
+}
+
+impl Published {
+    #[cfg(test)]
+    pub(crate) fn fresh(snapshot: Snapshot) -> Self {
+        let freshness = Freshness::Live { proof: crate::discovery::freshness::Proof::new(crate::Moment::now()) };
+        Self { snapshot, freshness, max_age: None }
+    }
+
+    /// The age, if it is above what is allowed.
+    pub(crate) fn too_old(&self) -> Option<Duration> {
+        let max_age = self.max_age?;
+        Some(self.freshness.age()).filter(|age| *age > max_age)
+    }
+
+    /// Returns `true` if any age is allowed.
+    pub(crate) fn may_be_old(&self) -> bool {
+        self.max_age.is_none()
+    }
+}

@@ -1,0 +1,112 @@
+//! Users of the views of a service: while there is one, the task behind the views runs.
+
+use std::{fmt, sync::Arc};
+
+use tokio::runtime::Handle;
+use tracing::Instrument;
+
+use super::{
+    published_state::Shared,
+    resolver::Resolver,
+    view_options::DirectoryOptions,
+    view_task::{Keeper, Views},
+};
+use crate::{
+    balancing::candidate_table::ViewCell,
+    runtime::{sync::MutexExt as _, task::TaskOwner},
+};
+
+pub(super) struct Inner {
+    pub(super) resolver: Arc<dyn Resolver>,
+    pub(super) options: DirectoryOptions,
+    pub(super) views: Arc<Views>,
+    pub(super) tasks: TaskOwner,
+}
+
+impl Inner {
+    /// Starts the task behind the views of a service, if there is none. Says whether there is one now.
+    fn revive(&self, shared: &Arc<Shared>) -> bool {
+        // One at a time: two tasks would overwrite each other's pictures.
+        let _one = self.views.by_service.locked();
+        if !shared.is_closed() {
+            return true;
+        }
+        if self.tasks.stop_signal().is_cancelled() || Handle::try_current().is_err() {
+            return false;
+        }
+        shared.status.send_modify(|status| status.closed = false);
+        let keeper = Keeper {
+            resolver: Arc::clone(&self.resolver),
+            views: Arc::downgrade(&self.views),
+            shared: Arc::clone(shared),
+            options: self.options.clone(),
+        };
+        let stop = self.tasks.stop_signal();
+        let span = tracing::info_span!("view", service = %shared.service);
+        let end = EndOfTask(Arc::clone(shared));
+        let keep = async move {
+            // Dropped with the future: a runtime that is gone ends a task without a word.
+            let _end = end;
+            stop.run_until_cancelled(keeper.keep()).await;
+        };
+        self.tasks.spawn("view", keep.instrument(span)).is_ok()
+    }
+}
+
+/// Reports the end of the task behind a view, once this is dropped.
+struct EndOfTask(Arc<Shared>);
+
+impl Drop for EndOfTask {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// One user of the views of a service: while there is one, the watch goes on. It keeps its directory alive.
+pub(crate) struct ViewUser {
+    directory: Arc<Inner>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl ViewUser {
+    /// Counts one more user.
+    pub(super) fn count(directory: &Arc<Inner>, shared: &Arc<Shared>) -> Self {
+        // Only the first one and the last one are news to the task.
+        shared.users.send_if_modified(|users| {
+            *users += 1;
+            *users == 1
+        });
+        Self { directory: Arc::clone(directory), shared: Arc::clone(shared) }
+    }
+
+    /// Sees to it that the watch is followed. Says whether it is.
+    pub(super) fn revive(&self) -> bool {
+        self.directory.revive(&self.shared)
+    }
+
+    /// The cell that the task publishes in.
+    pub(crate) fn published(&self) -> &Arc<ViewCell> {
+        &self.shared.published
+    }
+}
+
+impl Clone for ViewUser {
+    fn clone(&self) -> Self {
+        Self::count(&self.directory, &self.shared)
+    }
+}
+
+impl Drop for ViewUser {
+    fn drop(&mut self) {
+        self.shared.users.send_if_modified(|users| {
+            *users -= 1;
+            *users == 0
+        });
+    }
+}
+
+impl fmt::Debug for ViewUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ViewUser").field("service", &self.shared.service).finish_non_exhaustive()
+    }
+}
