@@ -67,7 +67,12 @@ pub use self::{
         filter::Filter,
         picker::Picker,
         policy::Policy,
-        pool::{FailedAttempt, Pool, PoolError, PoolOptions, Retry},
+        pool::{
+            Pool,
+            error::{FailedAttempt, PoolError},
+            options::PoolOptions,
+            retry::Retry,
+        },
     },
     discovery::{
         directory::Directory,

@@ -27,7 +27,10 @@
 //! # }
 //! ```
 
+pub(crate) mod error;
 mod members;
+pub(crate) mod options;
+pub(crate) mod retry;
 
 use std::{
     fmt,
@@ -36,13 +39,16 @@ use std::{
     time::Duration,
 };
 
-use self::members::{Kind, Listed, Members};
+use self::{
+    error::{FailedAttempt, PoolError, was_tried},
+    members::{Kind, Listed, Members},
+    options::PoolOptions,
+    retry::Retry,
+};
 use crate::{
     balancing::{
         balance::{Choice, Selection},
         candidate_table::PickError,
-        ejection::Ejection,
-        filter::Filter,
         policy::Policy,
     },
     discovery::{
@@ -51,217 +57,9 @@ use crate::{
         view_changes::ViewChanges,
     },
     error::Error,
-    model::{instance::Entry, name::InstanceId},
-    runtime::{backoff::BackoffPolicy, clock::Moment, task::TaskOwner},
+    model::instance::Entry,
+    runtime::{clock::Moment, task::TaskOwner},
 };
-
-/// The instances that a pool calls. The defaults are those of the gRPC channel.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct PoolOptions {
-    /// The instances that are called, and with [`Filter::subset`] how many. Default: all. Instances that drain, do not
-    /// serve or have weight 0 are never called.
-    pub filter: Filter,
-    /// The zone whose instances are preferred. As long as more than 71 % of its weight does not rest, all calls stay
-    /// there; below, they spill over to the others in proportion. Default: none.
-    pub zone: Option<String>,
-    /// Rule by which an instance rests that fails one call after the other; `None` for never. Default:
-    /// [`Ejection::new`].
-    pub ejection: Option<Ejection>,
-}
-
-impl Default for PoolOptions {
-    fn default() -> Self {
-        Self { filter: Filter::new(), zone: None, ejection: Some(Ejection::new()) }
-    }
-}
-
-impl PoolOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets which instances are called.
-    #[must_use]
-    pub fn filter(mut self, filter: Filter) -> Self {
-        self.filter = filter;
-        self
-    }
-
-    /// Sets the zone whose instances are preferred.
-    #[must_use]
-    pub fn prefer_zone(mut self, zone: impl Into<String>) -> Self {
-        self.zone = Some(zone.into());
-        self
-    }
-
-    /// Sets when an instance rests that fails one call after the other.
-    #[must_use]
-    pub fn ejection(mut self, ejection: Option<Ejection>) -> Self {
-        self.ejection = ejection;
-        self
-    }
-}
-
-/// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that
-/// failed may have been done.
-pub struct Retry<E> {
-    accepts: Judge<E>,
-    /// The errors that speak against the instance, if not those that are tried again.
-    against: Option<Judge<E>>,
-    attempts: u32,
-    deadline: Duration,
-    backoff: BackoffPolicy,
-    wait_for_ready: bool,
-}
-
-/// Judgement of the user about an error.
-type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
-
-impl<E> Retry<E> {
-    /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts
-    /// within 10 s, with delays of 200 ms growing to 10 s.
-    pub fn new(retry_if: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
-        Self {
-            accepts: Box::new(retry_if),
-            against: None,
-            attempts: 3,
-            deadline: Duration::from_secs(10),
-            backoff: BackoffPolicy::default(),
-            wait_for_ready: false,
-        }
-    }
-
-    /// Never tries again.
-    pub fn never() -> Self {
-        Self::new(|_| false)
-    }
-
-    /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt
-    /// that the deadline cut short always does, unless the call had waited for an instance, see
-    /// [`wait_for_ready`](Self::wait_for_ready). Default: those that are tried again.
-    #[must_use]
-    pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
-        self.against = Some(Box::new(against));
-        self
-    }
-
-    /// Sets how many attempts there are in all. Zero counts as one.
-    #[must_use]
-    pub fn attempts(mut self, attempts: u32) -> Self {
-        self.attempts = attempts.max(1);
-        self
-    }
-
-    /// Sets how long all attempts may take together.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// Sets the delays between attempts. An instance that was not tried yet is tried without one.
-    #[must_use]
-    pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
-        self.backoff = backoff;
-        self
-    }
-
-    /// Lets a call wait within its deadline while no instance can be picked: the service is not known yet, empty, or
-    /// known from too long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a
-    /// call fails at once.
-    #[must_use]
-    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
-        self.wait_for_ready = wait_for_ready;
-        self
-    }
-}
-
-impl<E> fmt::Debug for Retry<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepts: _, against: _, attempts, deadline, backoff, wait_for_ready } = self;
-        let mut shown = f.debug_struct("Retry");
-        shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff);
-        shown.field("wait_for_ready", wait_for_ready).finish_non_exhaustive()
-    }
-}
-
-/// An attempt of a call that failed.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct FailedAttempt<E> {
-    /// The instance that was called.
-    pub id: InstanceId,
-    /// The error of the call.
-    pub cause: E,
-}
-
-/// Reason for which a call failed. Each variant lists the attempts that failed before, in order.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PoolError<E> {
-    /// There was nobody to call.
-    #[error("nobody to call")]
-    PickError {
-        /// The reason.
-        #[source]
-        cause: PickError,
-        /// The attempts before.
-        previous: Vec<FailedAttempt<E>>,
-    },
-    /// No client could be made for the instance.
-    #[error("no client for {id}")]
-    NoClient {
-        /// The instance.
-        id: InstanceId,
-        /// The reason.
-        #[source]
-        cause: Error,
-        /// The attempts before.
-        previous: Vec<FailedAttempt<E>>,
-    },
-    /// The last attempt failed.
-    #[error("the call failed after {attempts} attempts, the last one at {id}")]
-    Failed {
-        /// Number of attempts.
-        attempts: u32,
-        /// The instance of the last one.
-        id: InstanceId,
-        /// Error of the last one.
-        #[source]
-        cause: E,
-        /// The attempts before the last one.
-        previous: Vec<FailedAttempt<E>>,
-    },
-    /// The deadline passed during an attempt, which was dropped; it may have been done. With 0 attempts it had passed
-    /// before the first one, which was not made.
-    #[error("the deadline passed during attempt {attempts}, at {id}")]
-    Deadline {
-        /// Number of attempts.
-        attempts: u32,
-        /// The instance of the last one, or of the one that was not made.
-        id: InstanceId,
-        /// The attempts before the last one.
-        previous: Vec<FailedAttempt<E>>,
-    },
-}
-
-impl<E> PoolError<E> {
-    /// The attempts that failed before the end of the call, in order. The last attempt is the error itself.
-    pub fn previous(&self) -> &[FailedAttempt<E>] {
-        match self {
-            Self::PickError { previous, .. }
-            | Self::NoClient { previous, .. }
-            | Self::Failed { previous, .. }
-            | Self::Deadline { previous, .. } => previous,
-        }
-    }
-}
-
-fn was_tried<E>(previous: &[FailedAttempt<E>], id: &InstanceId) -> bool {
-    previous.iter().any(|attempt| attempt.id == *id)
-}
 
 type Factory<T> = Box<dyn Fn(&Entry) -> Result<T, Error> + Send + Sync>;
 

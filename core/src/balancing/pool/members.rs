@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::PoolOptions;
+use super::options::PoolOptions;
 use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::{
