@@ -90,7 +90,7 @@ pub use self::{
         election::{Election, Leader, LeaderChange, LeaderWatcher, Leadership},
         fence::{Fence, StaleToken},
     },
-    migration::{Migration, Side},
+    migration::{Migration, side::Side},
     model::{
         advertise::{ADVERTISE_ENV, Chosen, advertise},
         endpoint::{Endpoint, UNIX},

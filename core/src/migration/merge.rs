@@ -1,0 +1,57 @@
+//! Merging the snapshots of the sides.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::side::{Side, proportion};
+use crate::{
+    discovery::snapshot::Snapshot,
+    model::{
+        instance::{Entry, Presence},
+        name::InstanceId,
+        revision::Epoch,
+    },
+};
+
+/// What the sides show together. `merged` is what they showed before.
+pub(super) fn merge(sides: &[Side], merged: &mut Snapshot, snapshots: &[Snapshot]) {
+    let own = sides[0].default_weight;
+    let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
+    let mut entries = Vec::new();
+    for (side, snapshot) in sides.iter().zip(snapshots) {
+        // Within a side nothing stands for anything else.
+        let mut own_addresses = Vec::new();
+        for entry in snapshot.entries() {
+            let instance = entry.instance();
+            let theirs: Vec<&str> = instance.endpoints().iter().map(crate::Endpoint::authority).collect();
+            if ids.contains(instance.id()) || theirs.iter().any(|address| addresses.contains(address)) {
+                continue;
+            }
+            ids.insert(instance.id().clone());
+            own_addresses.extend(theirs);
+            entries.push(in_proportion(entry, side.default_weight, own));
+        }
+        addresses.extend(own_addresses);
+    }
+    let left: Vec<InstanceId> = merged
+        .entries()
+        .map(|entry| entry.instance().id().clone())
+        .filter(|id| !ids.contains(id) && snapshots.iter().any(|snapshot| snapshot.departed(id)))
+        .collect();
+    for id in left {
+        merged.leave(&id);
+    }
+    merged.patch(entries);
+    let revision = snapshots.iter().map(Snapshot::revision).min().unwrap_or_default();
+    let epoch = snapshots.iter().map(|snapshot| snapshot.epoch().get()).sum();
+    merged.advance(revision, Epoch::new(epoch));
+}
+
+/// The entry with the weight that its side's default makes of it.
+fn in_proportion(entry: &Arc<Entry>, from: u32, to: u32) -> Arc<Entry> {
+    let weight = entry.instance().weight();
+    let scaled = proportion(weight, from, to);
+    if scaled == weight || entry.presence() == Presence::Held {
+        return Arc::clone(entry);
+    }
+    Arc::new(Entry::new(entry.instance().clone().with_weight(scaled), entry.created(), entry.modified()))
+}

@@ -1,0 +1,214 @@
+//! Moving a fleet from one registry to another, a program at a time, while both sides see each other.
+
+mod merge;
+mod merge_task;
+mod registration_task;
+pub(crate) mod side;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::future::try_join_all;
+
+use self::{merge::merge, merge_task::Follower, registration_task::SidePublisher, side::Side};
+use crate::{
+    backend::publisher::{Publisher, ServiceWatcher},
+    discovery::{
+        resolver::{Resolver, Watcher},
+        snapshot::Snapshot,
+    },
+    error::Error,
+    model::{
+        instance::{Entry, Instance},
+        name::{InstanceId, Namespace, ServiceName, ServiceRef},
+        revision::{Epoch, Revision},
+    },
+    registration::{
+        Registration,
+        lease::Lease,
+        registration,
+        registry::{Evicted, RegisterOptions, Registry, Start},
+    },
+    runtime::task::TaskOwner,
+};
+
+/// Several registries as one: reads all of them, and registers in one or more.
+///
+/// The first side is one's own: its weights count as they are, and of two instances with one id or one address the
+/// first side's is shown. A fleet moves in three steps, each of which may take as long as it likes: every program gets
+/// a migration that writes to the old registry and reads both; then one that writes to both; then one that writes to
+/// the new one only. At each step programs of the step before and after see each other.
+///
+/// It costs what its sides cost together, and each change of a watched service is merged in time proportional to all
+/// its instances. Revisions of different sides do not compare: a snapshot carries the smallest.
+///
+/// ```
+/// use enlist::{Endpoint, Instance, InstanceId, Migration, RegisterOptions, Registry, Resolver, ServiceRef, Side};
+/// use enlist_memory::MemoryStore;
+/// use std::sync::Arc;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), enlist::Error> {
+/// let (old, new) = (MemoryStore::new(), MemoryStore::new());
+/// let both = Migration::new(Side::new(Arc::new(new.client()))).and(Side::new(Arc::new(old.client())));
+/// let service = ServiceRef::parse("greeter")?;
+/// let instance = Instance::new(InstanceId::parse("g1")?, [Endpoint::parse("10.0.0.1:80")?])?;
+/// let registration = both.register(&service, instance, RegisterOptions::new()).await?;
+/// assert_eq!(old.client().resolve(&service).await?.len(), 1);
+/// assert_eq!(new.client().resolve(&service).await?.len(), 1);
+/// assert_eq!(both.resolve(&service).await?.len(), 1);
+/// registration.deregister().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Migration {
+    sides: Vec<Side>,
+}
+
+impl Migration {
+    /// A migration whose own side is `own`.
+    pub fn new(own: Side) -> Self {
+        Self { sides: vec![own] }
+    }
+
+    /// Adds another side.
+    #[must_use]
+    pub fn and(mut self, side: Side) -> Self {
+        self.sides.push(side);
+        self
+    }
+
+    fn writing(&self) -> impl Iterator<Item = &Side> {
+        self.sides.iter().filter(|side| side.writes)
+    }
+
+    fn own_default(&self) -> u32 {
+        self.sides[0].default_weight
+    }
+
+    fn check_writing(&self) -> Result<(), Error> {
+        match self.writing().next() {
+            Some(_) => Ok(()),
+            None => Err(Error::invalid_config("migration", "all of its sides are only read")),
+        }
+    }
+}
+
+#[async_trait]
+impl Resolver for Migration {
+    async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
+        let resolving = self.sides.iter().map(|side| side.resolver.resolve(service));
+        let snapshots = try_join_all(resolving).await?;
+        let mut merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
+        merge(&self.sides, &mut merged, &snapshots);
+        Ok(merged)
+    }
+
+    async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
+        let watching = self.sides.iter().map(|side| side.resolver.watch(service));
+        let watchers = try_join_all(watching).await?;
+        let feed = Arc::new(Publisher::new());
+        let tasks = TaskOwner::new();
+        let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
+        let follower = Follower { sides: self.sides.clone(), merged, feed: Arc::clone(&feed) };
+        tasks.spawn_until_stopped("migration", follower.follow(watchers))?;
+        Ok(Box::new(ServiceWatcher::new(feed.reader(Arc::new(tasks)))))
+    }
+
+    /// The services of all sides that can tell theirs.
+    async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
+        let mut names = BTreeSet::new();
+        let mut unsupported = None;
+        for side in &self.sides {
+            match side.resolver.services(namespace).await {
+                Ok(found) => names.extend(found),
+                Err(error @ Error::Unsupported { .. }) => unsupported = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match unsupported {
+            Some(error) if names.is_empty() => Err(error),
+            _ => Ok(names.into_iter().collect()),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for Migration {
+    async fn register(
+        &self,
+        service: &ServiceRef,
+        instance: Instance,
+        options: RegisterOptions,
+    ) -> Result<Registration, Error> {
+        self.check_writing()?;
+        let own = self.own_default();
+        let (mut sides, mut held) = (Vec::new(), Vec::new());
+        for side in self.writing() {
+            let theirs = (side.options)(options.clone()).start(Start::Background);
+            let registering = side.registry.register(service, side.written(&instance, own), theirs);
+            // Whoever was registered before is dropped, and withdrawn, if one refuses.
+            held.push(registering.await?);
+            sides.push(side.clone());
+        }
+        let tasks = Arc::new(TaskOwner::new());
+        let (outer, driver) = registration(service.clone(), instance, Arc::clone(&tasks) as _);
+        let checks: Vec<_> = sides.iter().cloned().zip(held.iter().map(Registration::checker)).collect();
+        driver.accept_only(move |instance| {
+            checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
+        });
+        let publisher = SidePublisher { driver, sides, held, own };
+        tasks.spawn_until_stopped("migration", publisher.run())?;
+        outer.started(&options).await
+    }
+
+    async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
+        self.check_writing()?;
+        let own = self.own_default();
+        let publishing = self.writing().map(|side| side.registry.publish(service, side.written(&instance, own)));
+        let revisions = try_join_all(publishing).await?;
+        Ok(revisions.into_iter().min().unwrap_or_default())
+    }
+
+    /// Removes it everywhere; what the first side held is returned. It need not be in all of them.
+    async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
+        self.check_writing()?;
+        let mut removed = Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
+        for side in self.writing() {
+            match side.registry.remove(service, id).await {
+                Err(Error::NotRegistered { .. }) => {}
+                outcome => {
+                    let entry = outcome?;
+                    removed = removed.or(Ok(entry));
+                }
+            }
+        }
+        removed
+    }
+
+    /// Evicts it everywhere; what the first side held is returned. It need not be in all of them. Revisions of
+    /// different sides do not compare, so with more than one a `modified` is [`Error::Unsupported`].
+    async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
+        self.check_writing()?;
+        if modified.is_some() && self.sides.len() > 1 {
+            return Err(Error::Unsupported { what: "evicting from several sides at one revision".to_owned() });
+        }
+        let mut evicted = Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
+        for side in self.writing() {
+            match side.registry.evict(service, id, modified).await {
+                Err(Error::NotRegistered { .. }) => {}
+                outcome => {
+                    let side = outcome?;
+                    evicted = evicted.or(Ok(side));
+                }
+            }
+        }
+        evicted
+    }
+
+    /// A lease is one of one store.
+    async fn grant_lease(&self, _: Duration) -> Result<Lease, Error> {
+        Err(Error::Unsupported { what: "granting a lease in several registries".to_owned() })
+    }
+}
