@@ -38,7 +38,7 @@ pub enum Selection {
 }
 
 /// What can be chosen. Implemented by balancers for what they send calls to.
-pub trait Candidate {
+pub trait Selectable {
     /// Calls that have not ended.
     fn in_flight(&self) -> usize;
 
@@ -46,7 +46,7 @@ pub trait Candidate {
     fn is_ready(&self) -> bool;
 }
 
-impl<T: Candidate + ?Sized> Candidate for Arc<T> {
+impl<T: Selectable + ?Sized> Selectable for Arc<T> {
     fn in_flight(&self) -> usize {
         (**self).in_flight()
     }
@@ -60,22 +60,22 @@ impl<T: Candidate + ?Sized> Candidate for Arc<T> {
 #[derive(Debug)]
 pub struct Group<T> {
     members: Vec<T>,
-    shares: AliasTable,
+    alias_table: AliasTable,
     ring: Option<HashRing>,
 }
 
 impl<T> Default for Group<T> {
     fn default() -> Self {
-        Self { members: Vec::new(), shares: AliasTable::default(), ring: None }
+        Self { members: Vec::new(), alias_table: AliasTable::default(), ring: None }
     }
 }
 
-impl<T: Candidate> Group<T> {
+impl<T: Selectable> Group<T> {
     /// Members with their names and weights. A choice by key is a choice without one among them.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
         let (weights, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(_, weight, member)| (weight, member)).unzip();
-        Self { members, shares: AliasTable::new(weights), ring: None }
+        Self { members, alias_table: AliasTable::new(weights), ring: None }
     }
 
     /// Members that can be chosen by key.
@@ -83,19 +83,19 @@ impl<T: Candidate> Group<T> {
         let (named, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(name, weight, member)| ((name, weight), member)).unzip();
         let ring = Some(HashRing::new(named.iter().copied()));
-        Self { members, shares: AliasTable::new(named.iter().map(|(_, weight)| *weight)), ring }
+        Self { members, alias_table: AliasTable::new(named.iter().map(|(_, weight)| *weight)), ring }
     }
 
     /// Chooses a member that `takes` accepts, if there is one.
-    pub fn pick(&self, choice: &Choice<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+    pub fn pick(&self, args: &PickArgs<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
         if self.members.is_empty() {
             return None;
         }
-        match (choice.selection, choice.key, &self.ring) {
+        match (args.selection, args.key, &self.ring) {
             (_, Some(key), Some(ring)) => self.first_from(ring.find(key)?, takes),
             (Selection::LeastLoaded, ..) => self.least_loaded(takes),
             (Selection::Weighted, ..) => self.weighted(takes),
-            (Selection::RoundRobin, ..) => self.first_from(choice.turn.fetch_add(1, Ordering::Relaxed), takes),
+            (Selection::RoundRobin, ..) => self.first_from(args.turn.fetch_add(1, Ordering::Relaxed), takes),
             (Selection::Random, ..) => self.first_from(fastrand::usize(..), takes),
         }
     }
@@ -108,8 +108,8 @@ impl<T: Candidate> Group<T> {
 
     fn least_loaded(&self, takes: &impl Fn(&T) -> bool) -> Option<&T> {
         for _ in 0..DRAWS {
-            let first = self.shares.draw()?;
-            let second = self.shares.draw_other(first).filter(|second| takes(&self.members[*second]));
+            let first = self.alias_table.draw()?;
+            let second = self.alias_table.draw_other(first).filter(|second| takes(&self.members[*second]));
             let first = Some(first).filter(|first| takes(&self.members[*first]));
             match (first, second) {
                 (Some(first), Some(second)) => return Some(&self.members[self.lighter(first, second)]),
@@ -122,20 +122,20 @@ impl<T: Candidate> Group<T> {
 
     fn weighted(&self, takes: &impl Fn(&T) -> bool) -> Option<&T> {
         for _ in 0..DRAWS {
-            let drawn = &self.members[self.shares.draw()?];
+            let drawn = &self.members[self.alias_table.draw()?];
             if takes(drawn) {
                 return Some(drawn);
             }
         }
         let able: Vec<_> = self.able(takes).collect();
-        let weights = able.iter().map(|at| u32::try_from(self.shares.weight(*at)).unwrap_or(u32::MAX));
+        let weights = able.iter().map(|at| u32::try_from(self.alias_table.weight(*at)).unwrap_or(u32::MAX));
         let drawn = AliasTable::new(weights).draw()?;
         Some(&self.members[able[drawn]])
     }
 
     /// The positions of members that have a weight and that `takes` accepts.
     fn able(&self, takes: &impl Fn(&T) -> bool) -> impl Iterator<Item = usize> {
-        (0..self.members.len()).filter(move |at| self.shares.weight(*at) > 0 && takes(&self.members[*at]))
+        (0..self.members.len()).filter(move |at| self.alias_table.weight(*at) > 0 && takes(&self.members[*at]))
     }
 
     /// The one with fewer calls in flight per weight. Of two equals, as idle ones are, it is the first, which was drawn
@@ -143,7 +143,8 @@ impl<T: Candidate> Group<T> {
     fn lighter(&self, first: usize, second: usize) -> usize {
         let load = |at: usize| self.members[at].in_flight() as u64;
         // first/weight ≤ second/weight, without dividing.
-        let first_is_lighter = load(first) * self.shares.weight(second) <= load(second) * self.shares.weight(first);
+        let first_is_lighter =
+            load(first) * self.alias_table.weight(second) <= load(second) * self.alias_table.weight(first);
         if first_is_lighter { first } else { second }
     }
 }
@@ -151,8 +152,8 @@ impl<T: Candidate> Group<T> {
 /// What a choice depends on beside the candidates.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a choice")]
-pub struct Choice<'a> {
-    /// Policy of the choice.
+pub struct PickArgs<'a> {
+    /// Policy of the args.
     pub selection: Selection,
     /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when
     /// others come and go.
@@ -176,23 +177,23 @@ impl<T> Default for Ready<T> {
     }
 }
 
-impl<T: Candidate> Ready<T> {
+impl<T: Selectable> Ready<T> {
     /// Candidates of which `near` are the ready ones of the local zone, whose listed instances weigh `listed` in all.
     pub fn new(near: Group<T>, far: Group<T>, listed: u64) -> Self {
-        let stay = share_that_stays(near.shares.total(), listed);
+        let stay = share_that_stays(near.alias_table.total(), listed);
         Self { near, far, stay }
     }
 
     /// Chooses one that works and is none of those that `tried` names, else one that works.
-    pub fn pick(&self, choice: &Choice<'_>, tried: impl Fn(&T) -> bool) -> Option<&T> {
-        let fresh = self.pick_where(choice, &|candidate| candidate.is_ready() && !tried(candidate));
-        fresh.or_else(|| self.pick_where(choice, &|candidate| candidate.is_ready()))
+    pub fn pick(&self, args: &PickArgs<'_>, tried: impl Fn(&T) -> bool) -> Option<&T> {
+        let fresh = self.pick_where(args, &|candidate| candidate.is_ready() && !tried(candidate));
+        fresh.or_else(|| self.pick_where(args, &|candidate| candidate.is_ready()))
     }
 
-    fn pick_where(&self, choice: &Choice<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
-        let stays = self.far.members.is_empty() || self.stay >= 1.0 || draw(choice.key) < self.stay;
+    fn pick_where(&self, args: &PickArgs<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
+        let stays = self.far.members.is_empty() || self.stay >= 1.0 || draw(args.key) < self.stay;
         let (first, then) = if stays { (&self.near, &self.far) } else { (&self.far, &self.near) };
-        first.pick(choice, takes).or_else(|| then.pick(choice, takes))
+        first.pick(args, takes).or_else(|| then.pick(args, takes))
     }
 }
 
@@ -228,7 +229,7 @@ mod tests {
         down: Cell<bool>,
     }
 
-    impl Candidate for Rc<Fake> {
+    impl Selectable for Rc<Fake> {
         fn in_flight(&self) -> usize {
             self.in_flight.get()
         }
@@ -238,7 +239,7 @@ mod tests {
         }
     }
 
-    /// Choice of the tests: without a key, or by key.
+    /// PickArgs of the tests: without a key, or by key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum How {
         Without(Selection),
@@ -248,10 +249,10 @@ mod tests {
     use How::{ByKey, Without};
 
     impl How {
-        fn choice<'a>(self, key: &'a [u8], turn: &'a AtomicUsize) -> Choice<'a> {
+        fn args<'a>(self, key: &'a [u8], turn: &'a AtomicUsize) -> PickArgs<'a> {
             match self {
-                Without(selection) => Choice { selection, key: None, turn },
-                ByKey => Choice { selection: Selection::LeastLoaded, key: Some(key), turn },
+                Without(selection) => PickArgs { selection, key: None, turn },
+                ByKey => PickArgs { selection: Selection::LeastLoaded, key: Some(key), turn },
             }
         }
     }
@@ -278,12 +279,12 @@ mod tests {
 
     const CALLS: u32 = 50_000;
 
-    /// Number of times that each is chosen; `then` is told each choice.
+    /// Number of times that each is chosen; `then` is told each args.
     fn count(ready: &Ready<Rc<Fake>>, how: How, then: impl Fn(u32, &Rc<Fake>)) -> BTreeMap<&'static str, u32> {
         let (turn, mut counted) = (AtomicUsize::new(0), BTreeMap::new());
         for call in 0..CALLS {
             let key = call.to_le_bytes();
-            let chosen = ready.pick(&how.choice(&key, &turn), |_| false).unwrap();
+            let chosen = ready.pick(&how.args(&key, &turn), |_| false).unwrap();
             *counted.entry(chosen.name).or_default() += 1;
             then(call, chosen);
         }
@@ -291,7 +292,7 @@ mod tests {
     }
 
     /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is
-    /// above six of them; a ring's shares are themselves within some 10 % of what is due.
+    /// above six of them; a ring's alias_table are themselves within some 10 % of what is due.
     #[test]
     fn each_policy_keeps_to_its_shares() {
         let (even, weighted) = ([16_667, 16_667, 16_667], [8_333, 8_333, 33_333]);
@@ -334,15 +335,15 @@ mod tests {
     fn what_was_tried_is_chosen_only_if_nothing_else_works() {
         for how in ALL {
             let (ready, turn) = (alone(how, &[("a", 100), ("b", 1)]), AtomicUsize::new(0));
-            let choice = how.choice(b"key", &turn);
+            let args = how.args(b"key", &turn);
             for _ in 0..1000 {
-                assert_eq!(ready.pick(&choice, |tried| tried.name == "a").unwrap().name, "b");
+                assert_eq!(ready.pick(&args, |tried| tried.name == "a").unwrap().name, "b");
             }
-            assert!(ready.pick(&choice, |_| true).is_some());
+            assert!(ready.pick(&args, |_| true).is_some());
             for name in ["a", "b"] {
                 member(&ready, name).down.set(true);
             }
-            assert!(ready.pick(&choice, |_| false).is_none(), "{how:?}");
+            assert!(ready.pick(&args, |_| false).is_none(), "{how:?}");
         }
     }
 
@@ -368,7 +369,7 @@ mod tests {
         let turn = AtomicUsize::new(0);
         let place = |key: u32| {
             let key = key.to_le_bytes();
-            ready.pick(&ByKey.choice(&key, &turn), |_| false).unwrap().name
+            ready.pick(&ByKey.args(&key, &turn), |_| false).unwrap().name
         };
         let far = (0..CALLS).filter(|key| {
             let first = place(*key);
@@ -386,7 +387,7 @@ mod tests {
         let turn = AtomicUsize::new(0);
         let place = |ready: &Ready<Rc<Fake>>, key: u32| {
             let key = key.to_le_bytes();
-            ready.pick(&ByKey.choice(&key, &turn), |_| false).unwrap().name
+            ready.pick(&ByKey.args(&key, &turn), |_| false).unwrap().name
         };
         let moved = (0..CALLS).filter(|key| place(&before, *key) != place(&after, *key));
         assert!(moved.into_iter().all(|key| place(&before, key) == "a"));

@@ -63,7 +63,7 @@ mod tests {
     #[test]
     fn values_that_are_spread_evenly_lie_few_to_a_bucket() {
         let values: Vec<u64> = (0..100_000).map(|number| number * (u64::MAX / 100_000)).collect();
-        let guide = BucketIndex::new(&values);
-        assert!(values.iter().all(|value| guide.around(*value).len() <= 2 * PER_BUCKET));
+        let bucket_index = BucketIndex::new(&values);
+        assert!(values.iter().all(|value| bucket_index.around(*value).len() <= 2 * PER_BUCKET));
     }
 }

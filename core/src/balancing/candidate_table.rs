@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{alias_table::AliasTable, filter::Filter, hash_ring::HashRing, policy::Policy};
 use crate::{
-    discovery::publication::Published,
+    discovery::publication::Publication,
     model::instance::Entry,
     runtime::{clock::rounded, sync::MutexExt as _},
 };
@@ -46,76 +46,76 @@ fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
 
-/// Latest publication of a view, and the candidate tables made from it.
+/// Latest publication of a view, and the candidate tables built from it.
 #[derive(Debug, Default)]
 pub(crate) struct ViewCell {
-    published: ArcSwapOption<Published>,
+    published: ArcSwapOption<Publication>,
     /// Number of times that something was published: each pick reads only this.
     pub(super) count: AtomicU64,
-    choices: Mutex<Choices>,
+    tables: Mutex<CandidateTables>,
 }
 
 impl ViewCell {
-    pub(crate) fn publish(&self, published: Arc<Published>) {
+    pub(crate) fn publish(&self, published: Arc<Publication>) {
         self.published.store(Some(published));
         // A reader that sees the count sees the publication.
         self.count.fetch_add(1, Ordering::Release);
     }
 
-    pub(crate) fn get(&self) -> Guard<Option<Arc<Published>>> {
+    pub(crate) fn get(&self) -> Guard<Option<Arc<Publication>>> {
         self.published.load()
     }
 
     /// Candidate table and the publication that it was built from. A picker that comes while it is built waits for
     /// it.
-    pub(super) fn choice(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
-        let (choice, count) = self.place(policy, filter);
+    pub(super) fn table(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+        let (table, count) = self.slot(policy, filter);
         // Not under the lock: others do not wait for it.
-        choice.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
-        (choice, count)
+        table.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
+        (table, count)
     }
 
-    fn place(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
-        let mut choices = self.choices.locked();
+    fn slot(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
+        let mut tables = self.tables.locked();
         // The count first: what is published in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
-        if choices.count != count {
-            *choices = Choices { count, made: Vec::new() };
+        if tables.count != count {
+            *tables = CandidateTables { count, built: Vec::new() };
         }
-        let alike = |made: &&(Policy, Filter, Weak<_>)| made.0 == policy && made.1 == *filter;
-        let made = choices.made.iter().find(alike).and_then(|(_, _, choice)| choice.upgrade());
-        let choice = made.unwrap_or_else(|| {
-            let choice = Arc::default();
-            choices.made.retain(|(_, _, made)| made.strong_count() > 0);
-            choices.made.push((policy, filter.clone(), Arc::downgrade(&choice)));
-            choice
+        let alike = |built: &&(Policy, Filter, Weak<_>)| built.0 == policy && built.1 == *filter;
+        let built = tables.built.iter().find(alike).and_then(|(_, _, table)| table.upgrade());
+        let table = built.unwrap_or_else(|| {
+            let table = Arc::default();
+            tables.built.retain(|(_, _, built)| built.strong_count() > 0);
+            tables.built.push((policy, filter.clone(), Arc::downgrade(&table)));
+            table
         });
-        (choice, count)
+        (table, count)
     }
 }
 
 /// Candidates of pickers at present.
 #[derive(Debug, Default)]
-struct Choices {
+struct CandidateTables {
     /// Number of times that something had been published.
     count: u64,
-    made: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
+    built: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
 }
 
 /// Candidates of pickers with the same policy and filter.
 #[derive(Debug, Default)]
 pub(super) struct CandidateTable {
-    /// Publication that it was made from.
-    published: Option<Arc<Published>>,
+    /// Publication that it was built from.
+    published: Option<Arc<Publication>>,
     pub(super) candidates: Vec<Arc<Entry>>,
     /// Number of instances that the filter leaves out, where there are no candidates.
     left_out: usize,
-    pub(super) shares: AliasTable,
+    pub(super) alias_table: AliasTable,
     pub(super) ring: HashRing,
 }
 
 impl CandidateTable {
-    fn new(published: Option<Arc<Published>>, policy: Policy, filter: &Filter) -> Self {
+    fn new(published: Option<Arc<Publication>>, policy: Policy, filter: &Filter) -> Self {
         let entries = || published.iter().flat_map(|published| published.snapshot.entries());
         let mut candidates: Vec<_> = entries().filter(|entry| filter.lets_through(entry.instance())).cloned().collect();
         if let Some((size, client)) = filter.subset {
@@ -125,7 +125,7 @@ impl CandidateTable {
         let left_out = if candidates.is_empty() { filtered() } else { 0 };
         let weights = || candidates.iter().map(|entry| entry.instance().weight());
         let names = candidates.iter().map(|entry| entry.instance().id().as_str());
-        let shares = match policy {
+        let alias_table = match policy {
             Policy::Weighted | Policy::ConsistentHash => AliasTable::new(weights()),
             Policy::Random | Policy::RoundRobin => AliasTable::default(),
         };
@@ -133,7 +133,7 @@ impl CandidateTable {
             Policy::ConsistentHash => HashRing::new(names.zip(weights())),
             _ => HashRing::default(),
         };
-        Self { published, candidates, left_out, shares, ring }
+        Self { published, candidates, left_out, alias_table, ring }
     }
 
     /// Reason for which nothing can be picked, if that is so.

@@ -16,7 +16,7 @@ pub struct HashRing {
     /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a
     /// search in a large ring costs what it misses in the cache.
     points: Vec<u64>,
-    guide: BucketIndex,
+    bucket_index: BucketIndex,
 }
 
 impl Default for HashRing {
@@ -37,13 +37,13 @@ impl HashRing {
             points.extend((0..due).map(|point| place(xxh3_64_with_seed(name.as_bytes(), point)) | owner));
         }
         points.sort_unstable();
-        Self { guide: BucketIndex::new(&points), points }
+        Self { bucket_index: BucketIndex::new(&points), points }
     }
 
     /// The position that `key` belongs to; `None` on an empty ring.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
         let place = place(xxh3_64(key));
-        let around = self.guide.around(place);
+        let around = self.bucket_index.around(place);
         let at = around.start + self.points[around].partition_point(|point| *point < place);
         let point = self.points.get(at).or(self.points.first())?;
         usize::try_from(point & LOW).ok()

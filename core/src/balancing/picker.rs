@@ -19,29 +19,29 @@ use crate::{discovery::view_user::ViewUser, model::instance::Entry};
 /// Picks instances of one service for one task. It keeps the watch of its view going, and the directory alive.
 #[derive(Debug)]
 pub struct Picker {
-    source: Arc<ViewCell>,
+    cell: Arc<ViewCell>,
     /// Number of times that something had been published when the choice was made.
     count: u64,
     policy: Policy,
     filter: Filter,
-    choice: Arc<OnceLock<CandidateTable>>,
+    table: Arc<OnceLock<CandidateTable>>,
     /// Nothing needs to be checked before the next publication.
     sure: bool,
     /// Whose turn it was last.
     last: usize,
     random: fastrand::Rng,
-    /// Keeps the watch going that `source` is fed from.
+    /// Keeps the watch going that `cell` is fed from.
     _user: Option<ViewUser>,
 }
 
 impl Picker {
-    pub(crate) fn new(source: Arc<ViewCell>, policy: Policy, filter: Filter) -> Self {
+    pub(crate) fn new(cell: Arc<ViewCell>, policy: Policy, filter: Filter) -> Self {
         Self {
-            source,
+            cell,
             count: 0,
             policy,
             filter,
-            choice: Arc::default(),
+            table: Arc::default(),
             sure: false,
             last: usize::MAX,
             random: Rng::new(),
@@ -51,8 +51,8 @@ impl Picker {
 
     /// A picker that keeps the watch of its view going.
     pub(crate) fn of_view(user: ViewUser, policy: Policy, filter: Filter) -> Self {
-        let source = Arc::clone(user.published());
-        Self { _user: Some(user), ..Self::new(source, policy, filter) }
+        let cell = Arc::clone(user.published());
+        Self { _user: Some(user), ..Self::new(cell, policy, filter) }
     }
 
     /// Number of times that something had been published when what it chooses from was made.
@@ -63,7 +63,7 @@ impl Picker {
     /// Returns `true` if nothing was published since.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
-        self.source.count.load(Ordering::Acquire) == self.count
+        self.cell.count.load(Ordering::Acquire) == self.count
     }
 
     /// Picks one instance.
@@ -76,7 +76,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let CandidateTable { candidates, shares, .. } = made(&self.choice);
+        let CandidateTable { candidates, alias_table, .. } = built(&self.table);
         let count = candidates.len();
         let at = match self.policy {
             Policy::Random => self.random.usize(..count),
@@ -86,7 +86,7 @@ impl Picker {
                 self.last
             }
             // Candidates have weights above zero.
-            Policy::Weighted | Policy::ConsistentHash => shares.drawn(self.random.u64(..)).unwrap_or(0),
+            Policy::Weighted | Policy::ConsistentHash => alias_table.drawn(self.random.u64(..)).unwrap_or(0),
         };
         Ok(&candidates[at])
     }
@@ -105,7 +105,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        let CandidateTable { candidates, ring, .. } = made(&self.choice);
+        let CandidateTable { candidates, ring, .. } = built(&self.table);
         Ok(&candidates[ring.find(key).unwrap_or(0)])
     }
 
@@ -118,7 +118,7 @@ impl Picker {
         if !self.is_ready() {
             self.check()?;
         }
-        Ok(&made(&self.choice).candidates)
+        Ok(&built(&self.table).candidates)
     }
 
     /// Returns `true` if the choice is the latest, and can be picked from.
@@ -130,21 +130,21 @@ impl Picker {
     #[cold]
     fn check(&mut self) -> Result<(), PickError> {
         if !self.is_current() {
-            (self.choice, self.count) = self.source.choice(self.policy, &self.filter);
-            let choice = made(&self.choice);
-            self.sure = choice.is_sure();
-            if self.last >= choice.candidates.len() {
-                self.last = self.random.usize(..choice.candidates.len().max(1));
+            (self.table, self.count) = self.cell.table(self.policy, &self.filter);
+            let table = built(&self.table);
+            self.sure = table.is_sure();
+            if self.last >= table.candidates.len() {
+                self.last = self.random.usize(..table.candidates.len().max(1));
             }
         }
-        made(&self.choice).check()
+        built(&self.table).check()
     }
 }
 
 /// Candidates that were made; nothing before the first pick.
 #[inline]
-fn made(choice: &OnceLock<CandidateTable>) -> &CandidateTable {
-    choice.get_or_init(CandidateTable::default)
+fn built(table: &OnceLock<CandidateTable>) -> &CandidateTable {
+    table.get_or_init(CandidateTable::default)
 }
 
 #[cfg(test)]
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
     use crate::{
         Endpoint, Epoch, Health, Instance, InstanceId, Revision, ServiceRef, Snapshot,
-        discovery::publication::Published,
+        discovery::publication::Publication,
     };
     use std::collections::{BTreeSet, HashMap};
 
@@ -160,15 +160,15 @@ mod tests {
         Instance::new(InstanceId::parse(id).unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
     }
 
-    fn published(instances: Vec<Instance>) -> Arc<Published> {
+    fn published(instances: Vec<Instance>) -> Arc<Publication> {
         let mut snapshot = Snapshot::empty(ServiceRef::parse("s").unwrap(), Revision::new(1), Epoch::default());
         for instance in instances {
             snapshot.insert(Arc::new(Entry::new(instance, Revision::new(1), Revision::new(1))));
         }
-        Arc::new(Published::fresh(snapshot))
+        Arc::new(Publication::fresh(snapshot))
     }
 
-    fn source(instances: Vec<Instance>) -> Arc<ViewCell> {
+    fn cell(instances: Vec<Instance>) -> Arc<ViewCell> {
         let latest = Arc::new(ViewCell::default());
         latest.publish(published(instances));
         latest
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn weights_are_kept_to() {
         let three = vec![instance("a").with_weight(1), instance("b").with_weight(1), instance("c").with_weight(4)];
-        let shares = shares(&mut Picker::new(source(three), Policy::Weighted, Filter::new()), 60_000);
+        let shares = shares(&mut Picker::new(cell(three), Policy::Weighted, Filter::new()), 60_000);
         for (id, due) in [("a", 10_000), ("b", 10_000), ("c", 40_000)] {
             let got = shares[id];
             // Six standard deviations of a binomial share are about 700.
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn round_robin_visits_each_in_turn() {
         let three = vec![instance("a"), instance("b"), instance("c")];
-        let shares = shares(&mut Picker::new(source(three), Policy::RoundRobin, Filter::new()), 300);
+        let shares = shares(&mut Picker::new(cell(three), Policy::RoundRobin, Filter::new()), 300);
         assert!(shares.values().all(|share| *share == 100), "{shares:?}");
     }
 
@@ -221,13 +221,13 @@ mod tests {
             instance("draining").with_zone("z").with_version("1").with_metadata("k", "v").with_health(Health::Draining),
         ];
         let filter = Filter::new().zone("z").version("1").metadata("k", "v");
-        let shares = shares(&mut Picker::new(source(all), Policy::Random, filter), 100);
+        let shares = shares(&mut Picker::new(cell(all), Policy::Random, filter), 100);
         assert_eq!(shares.keys().collect::<Vec<_>>(), ["good"]);
     }
 
     #[test]
     fn pickers_that_choose_alike_share_what_they_choose_from() {
-        let cell = source(vec![instance("a"), instance("b")]);
+        let cell = cell(vec![instance("a"), instance("b")]);
         let zone = Filter::new().zone("z");
         let mut pickers = [
             Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new()),
@@ -237,7 +237,7 @@ mod tests {
         ];
         let picked = pickers.each_mut().map(|picker| picker.pick().is_ok());
         assert_eq!(picked, [true, true, true, false]);
-        let shared = |a: &Picker, b: &Picker| Arc::ptr_eq(&a.choice, &b.choice);
+        let shared = |a: &Picker, b: &Picker| Arc::ptr_eq(&a.table, &b.table);
         let [first, second, other, elsewhere] = &mut pickers;
         assert!(shared(first, second) && !shared(first, other) && !shared(first, elsewhere));
         cell.publish(published(vec![instance("a").with_zone("z")]));
@@ -245,7 +245,7 @@ mod tests {
         assert!(!shared(first, second), "what was there before is not given away");
         assert!(second.pick().is_ok() && shared(first, second));
         // Nobody picks from it any more, so it is not kept.
-        let before = Arc::downgrade(&elsewhere.choice);
+        let before = Arc::downgrade(&elsewhere.table);
         cell.publish(published(vec![instance("a")]));
         let nobody = elsewhere.pick().unwrap_err();
         assert_eq!(nobody, PickError::Empty { listed: 1, left_out: 1 });
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_removed_instance_moves_only_its_own_keys() {
         let all: Vec<_> = (0..10).map(|n| instance(&format!("i{n}"))).collect();
-        let cell = source(all.clone());
+        let cell = cell(all.clone());
         let mut picker = Picker::new(Arc::clone(&cell), Policy::ConsistentHash, Filter::new());
         let place =
             |picker: &mut Picker, key: u32| picker.pick_for(&key.to_le_bytes()).unwrap().instance().id().to_string();
@@ -274,7 +274,7 @@ mod tests {
         let all: Vec<_> = (0..50).map(|n| instance(&format!("i{n}"))).collect();
         let ids = |instances: Vec<Instance>, client: &str| -> BTreeSet<String> {
             let filter = Filter::new().subset(5, client);
-            let mut picker = Picker::new(source(instances), Policy::Random, filter);
+            let mut picker = Picker::new(cell(instances), Policy::Random, filter);
             picker.candidates().unwrap().iter().map(|entry| entry.instance().id().to_string()).collect()
         };
         let first = ids(all.clone(), "me");

@@ -41,18 +41,18 @@ use std::{
 
 use self::{
     error::{FailedAttempt, PoolError, was_tried},
-    members::{Kind, Listed, Members},
+    members::{KeyUse, Listed, Members},
     options::PoolOptions,
     retry::Retry,
 };
 use crate::{
     balancing::{
-        balance::{Choice, Selection},
+        balance::{PickArgs, Selection},
         candidate_table::PickError,
         policy::Policy,
     },
     discovery::{
-        service_view::{LOOK_AGAIN, ServiceView},
+        service_view::{FRESHNESS_RECHECK, ServiceView},
         snapshot::Snapshot,
         view_changes::ViewChanges,
     },
@@ -174,13 +174,13 @@ impl<T: Send + Sync + 'static> Pool<T> {
         F: Fn(Arc<T>) -> C,
         C: Future<Output = Result<R, E>>,
     {
-        let choice = Choice { selection, key, turn: &self.turn };
+        let args = PickArgs { selection, key, turn: &self.turn };
         let begun = Moment::now();
         let mut backoff = retry.backoff.start();
         let mut previous: Vec<FailedAttempt<E>> = Vec::new();
         let mut waited = false;
         for attempts in 1.. {
-            let one = match self.pick_in_time(&choice, &previous, retry, begun).await {
+            let one = match self.pick_in_time(&args, &previous, retry, begun).await {
                 Ok((one, wait)) => {
                     waited |= wait;
                     one
@@ -236,12 +236,12 @@ impl<T: Send + Sync + 'static> Pool<T> {
     /// Picks an instance, and waits for one where `retry` says so; whether it did comes with it.
     async fn pick_in_time<E>(
         &self,
-        choice: &Choice<'_>,
+        args: &PickArgs<'_>,
         previous: &[FailedAttempt<E>],
         retry: &Retry<E>,
         begun: Moment,
     ) -> Result<(Arc<Listed<T>>, bool), PickError> {
-        let mut picked = self.pick(choice, previous);
+        let mut picked = self.pick(args, previous);
         if picked.is_ok() || !retry.wait_for_ready {
             return picked.map(|one| (one, false));
         }
@@ -249,7 +249,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         while picked.is_err() {
             let left = begun.remaining(retry.deadline);
             // A proof of freshness comes without a change.
-            let change = tokio::time::timeout(left.min(LOOK_AGAIN), next(&mut changes));
+            let change = tokio::time::timeout(left.min(FRESHNESS_RECHECK), next(&mut changes));
             if left.is_zero() || matches!(change.await, Ok(None)) {
                 break;
             }
@@ -257,17 +257,17 @@ impl<T: Send + Sync + 'static> Pool<T> {
             if begun.remaining(retry.deadline).is_zero() {
                 break;
             }
-            picked = self.pick(choice, previous);
+            picked = self.pick(args, previous);
         }
         picked.map(|one| (one, true))
     }
 
     /// An instance that was not tried yet, if there is one that does not rest.
-    fn pick<E>(&self, choice: &Choice<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, PickError> {
-        let kind = if choice.key.is_some() { Kind::ByKey } else { Kind::Plain };
-        let set = self.members.set(kind)?;
+    fn pick<E>(&self, args: &PickArgs<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, PickError> {
+        let key_use = if args.key.is_some() { KeyUse::ByKey } else { KeyUse::Without };
+        let set = self.members.set(key_use)?;
         // A set is never empty.
-        set.pick(choice, |id| was_tried(previous, id)).cloned().ok_or(PickError::Unknown)
+        set.pick(args, |id| was_tried(previous, id)).cloned().ok_or(PickError::Unknown)
     }
 
     /// Number of clients.

@@ -9,12 +9,12 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    published_state::Shared,
+    published_state::PublishedState,
     resolver::Resolver,
     service_view::ServiceView,
     view_options::DirectoryOptions,
     view_task::Views,
-    view_user::{Inner, ViewUser},
+    view_user::{DirectoryInner, ViewUser},
 };
 use crate::{
     model::name::ServiceRef,
@@ -24,7 +24,7 @@ use crate::{
 /// Hands out views of services. Clones share everything.
 #[derive(Clone)]
 pub struct Directory {
-    inner: Arc<Inner>,
+    inner: Arc<DirectoryInner>,
 }
 
 impl Directory {
@@ -36,7 +36,7 @@ impl Directory {
     /// A directory with options.
     pub fn with_options(resolver: Arc<dyn Resolver>, options: DirectoryOptions) -> Self {
         let options = options.clamped();
-        let inner = Inner { resolver, options, views: Arc::new(Views::default()), tasks: TaskOwner::new() };
+        let inner = DirectoryInner { resolver, options, views: Arc::new(Views::default()), tasks: TaskOwner::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -48,7 +48,7 @@ impl Directory {
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
             let mut views = self.inner.views.by_service.locked();
-            let shared = views.entry(service.clone()).or_insert_with(|| Arc::new(Shared::new(service.clone())));
+            let shared = views.entry(service.clone()).or_insert_with(|| Arc::new(PublishedState::new(service.clone())));
             ViewUser::count(&self.inner, shared)
         };
         user.revive();

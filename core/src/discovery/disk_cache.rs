@@ -25,26 +25,26 @@ use crate::{
     },
 };
 
-const FORMAT: &str = "enlist-view 2";
+const FORMAT_VERSION: &str = "enlist-view 2";
 
 /// Larger files are not read: 256 MiB. A view of 100,000 instances takes some 40 MB.
-const MAX_BYTES: u64 = 256 << 20;
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// Age after which a half-written file counts as left behind by a crash.
-const LEFT_BEHIND: Duration = Duration::from_secs(60);
+const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
-struct Picture {
+struct StoredView {
     namespace: String,
     service: String,
     revision: u64,
     /// Milliseconds since 1970, when it was last proven right.
     proven: u64,
-    entries: Vec<Stored>,
+    entries: Vec<StoredInstance>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredInstance {
     id: String,
     endpoints: Vec<String>,
     weight: u32,
@@ -59,7 +59,7 @@ struct Stored {
     modified: u64,
 }
 
-impl Stored {
+impl StoredInstance {
     fn new(entry: &Entry) -> Self {
         let instance = entry.instance();
         Self {
@@ -101,40 +101,39 @@ fn path(directory: &Path, service: &ServiceRef) -> PathBuf {
 /// The bytes of a file.
 fn encode(snapshot: &Snapshot, age: Duration) -> io::Result<Vec<u8>> {
     let proven = SystemTime::now().checked_sub(age).and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    let picture = Picture {
+    let stored = StoredView {
         namespace: snapshot.service().namespace().to_string(),
         service: snapshot.service().name().to_string(),
         revision: snapshot.revision().get(),
         proven: proven.and_then(|proven| u64::try_from(proven.as_millis()).ok()).unwrap_or(0),
-        entries: snapshot.entries().map(|entry| Stored::new(entry)).collect(),
+        entries: snapshot.entries().map(|entry| StoredInstance::new(entry)).collect(),
     };
-    let body = serde_json::to_vec(&picture).map_err(io::Error::other)?;
-    Ok([format!("{FORMAT} {:016x}\n", xxh3_64(&body)).as_bytes(), &body].concat())
+    let body = serde_json::to_vec(&stored).map_err(io::Error::other)?;
+    Ok([format!("{FORMAT_VERSION} {:016x}\n", xxh3_64(&body)).as_bytes(), &body].concat())
 }
 
 /// The picture in `bytes`, and how old it is; `None` if it is broken or of another service.
 fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
-    let sum = head.strip_prefix(FORMAT)?.trim();
+    let sum = head.strip_prefix(FORMAT_VERSION)?.trim();
     if u64::from_str_radix(sum, 16).ok()? != xxh3_64(body) {
         return None;
     }
-    let picture: Picture = serde_json::from_slice(body).ok()?;
-    if (picture.namespace.as_str(), picture.service.as_str()) != (service.namespace().as_str(), service.name().as_str())
-    {
+    let stored: StoredView = serde_json::from_slice(body).ok()?;
+    if (stored.namespace.as_str(), stored.service.as_str()) != (service.namespace().as_str(), service.name().as_str()) {
         return None;
     }
-    let mut snapshot = Snapshot::empty(service.clone(), Revision::new(picture.revision), Epoch::default());
-    for stored in picture.entries {
-        snapshot.insert(Arc::new(stored.entry()?));
+    let mut snapshot = Snapshot::empty(service.clone(), Revision::new(stored.revision), Epoch::default());
+    for instance in stored.entries {
+        snapshot.insert(Arc::new(instance.entry()?));
     }
-    let proven = SystemTime::UNIX_EPOCH + Duration::from_millis(picture.proven);
+    let proven = SystemTime::UNIX_EPOCH + Duration::from_millis(stored.proven);
     // A clock that was set back makes it young; it cannot be told from here.
     Some((snapshot, SystemTime::now().duration_since(proven).unwrap_or_default()))
 }
 
-/// Writes the picture: aside first, then over the old one.
+/// Writes the view: aside first, then over the old one.
 pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io::Result<()> {
     let bytes = encode(snapshot, age)?;
     create_directory(directory)?;
@@ -172,7 +171,7 @@ pub(super) fn remove_leftovers(directory: &Path, service: &ServiceRef) {
         let is_half = is_of_service && path.extension().is_some_and(|extension| extension == "tmp");
         let age = file.metadata().and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
         // A clock that was set back says nothing.
-        if is_half && age.is_ok_and(|age| age.is_ok_and(|age| age > LEFT_BEHIND)) {
+        if is_half && age.is_ok_and(|age| age.is_ok_and(|age| age > LEFTOVER_AGE)) {
             // If that fails it is there the next time.
             let _ = std::fs::remove_file(path);
         }
@@ -191,11 +190,11 @@ pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, 
     // What was opened, which need not be what was there a moment ago.
     let metadata = file.metadata().ok()?;
     // Anything but a file, such as a pipe, could keep a reader for ever.
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+    if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    file.take(MAX_FILE_BYTES).read_to_end(&mut bytes).ok()?;
     decode(&bytes, service)
 }
 

@@ -20,11 +20,11 @@ use crate::{
 };
 
 /// Removals within this time count as one loss.
-const WINDOW: Duration = Duration::from_secs(2);
+const LOSS_WINDOW: Duration = Duration::from_secs(2);
 
 /// Remembers what was lost, and decides what is held.
 #[derive(Debug)]
-pub(super) struct Protection {
+pub(super) struct MassLossProtection {
     hold: Duration,
     empty: EmptyPolicy,
     /// Removed lately without having left.
@@ -32,7 +32,7 @@ pub(super) struct Protection {
     held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
 }
 
-impl Protection {
+impl MassLossProtection {
     pub(super) fn new(hold: Duration, empty: EmptyPolicy) -> Self {
         Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new() }
     }
@@ -58,7 +58,7 @@ impl Protection {
                 }
             }
         }
-        while self.lost.front().is_some_and(|(when, _)| now.since(*when) > WINDOW) {
+        while self.lost.front().is_some_and(|(when, _)| now.since(*when) > LOSS_WINDOW) {
             self.lost.pop_front();
         }
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
@@ -101,7 +101,7 @@ mod tests {
     }
 
     struct Case {
-        protection: Protection,
+        protection: MassLossProtection,
         listed: Snapshot,
     }
 
@@ -111,7 +111,7 @@ mod tests {
             for id in ids {
                 listed.insert(entry(id));
             }
-            Self { protection: Protection::new(Duration::from_secs(hold), empty), listed }
+            Self { protection: MassLossProtection::new(Duration::from_secs(hold), empty), listed }
         }
 
         fn change(&mut self, change: impl FnOnce(&mut Snapshot)) -> Vec<(String, Presence)> {

@@ -6,13 +6,13 @@ use super::{freshness::Freshness, snapshot::Snapshot};
 
 /// What pickers see.
 #[derive(Debug)]
-pub(crate) struct Published {
+pub(crate) struct Publication {
     pub(crate) snapshot: Snapshot,
     pub(super) freshness: Freshness,
     pub(super) max_age: Option<Duration>,
 }
 
-impl Published {
+impl Publication {
     #[cfg(test)]
     pub(crate) fn fresh(snapshot: Snapshot) -> Self {
         let freshness = Freshness::Live { proof: crate::discovery::freshness::Proof::new(crate::Moment::now()) };

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use super::{freshness::Freshness, publication::Published, snapshot::Snapshot};
+use super::{freshness::Freshness, publication::Publication, snapshot::Snapshot};
 use crate::{
     balancing::candidate_table::ViewCell,
     error::{Error, with_causes},
@@ -14,16 +14,16 @@ use crate::{
 };
 
 /// What the watch task writes and the views read.
-pub(super) struct Shared {
+pub(super) struct PublishedState {
     pub(super) service: ServiceRef,
     pub(super) published: Arc<ViewCell>,
-    pub(super) status: watch::Sender<Status>,
+    pub(super) status: watch::Sender<ViewStatus>,
     /// Number of views.
     pub(super) users: watch::Sender<usize>,
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Status {
+pub(super) struct ViewStatus {
     /// Grows with every publication and every change of freshness.
     pub(super) generation: u64,
     pub(super) freshness: Option<Freshness>,
@@ -33,10 +33,10 @@ pub(super) struct Status {
     pub(super) closed: bool,
 }
 
-impl Shared {
+impl PublishedState {
     /// What a service's views share before there is a task behind them.
     pub(super) fn new(service: ServiceRef) -> Self {
-        let status = Status { closed: true, ..Status::default() };
+        let status = ViewStatus { closed: true, ..ViewStatus::default() };
         Self { service, published: Arc::default(), status: watch::Sender::new(status), users: watch::Sender::new(0) }
     }
 
@@ -49,7 +49,7 @@ impl Shared {
         let published = self.published.get();
         let stale = published.as_deref().filter(|published| published.freshness.is_live()).map(|published| {
             let freshness = Freshness::Stale { proven: published.freshness.proven(), cause: Error::Closed };
-            Published { snapshot: published.snapshot.clone(), freshness, max_age: published.max_age }
+            Publication { snapshot: published.snapshot.clone(), freshness, max_age: published.max_age }
         });
         let freshness = stale.as_ref().map(|stale| stale.freshness.clone());
         if let Some(stale) = stale {
@@ -67,8 +67,8 @@ impl Shared {
         snapshot: Snapshot,
         freshness: Freshness,
         max_age: Option<Duration>,
-    ) -> Arc<Published> {
-        let published = Arc::new(Published { snapshot, freshness: freshness.clone(), max_age });
+    ) -> Arc<Publication> {
+        let published = Arc::new(Publication { snapshot, freshness: freshness.clone(), max_age });
         self.published.publish(Arc::clone(&published));
         let mut before = None;
         let now = freshness.clone();

@@ -4,7 +4,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    freshness::Freshness, publication::Published, published_state::Status, snapshot::Snapshot,
+    freshness::Freshness, publication::Publication, published_state::ViewStatus, snapshot::Snapshot,
     view_changes::ViewChanges, view_user::ViewUser,
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Interval at which a picture that is too old is looked at again.
-pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(crate) const FRESHNESS_RECHECK: Duration = Duration::from_millis(500);
 
 /// A view of one service: the latest snapshot, and what to pick from. It keeps its directory alive.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl ServiceView {
     pub async fn ready(&self) -> Result<Snapshot, Error> {
         let mut status = self.user.shared.status.subscribe();
         loop {
-            let known = |status: &Status| status.freshness.is_some() || status.refused.is_some() || status.closed;
+            let known = |status: &ViewStatus| status.freshness.is_some() || status.refused.is_some() || status.closed;
             let (refused, closed) = {
                 let status = status.wait_for(known).await.map_err(|_| Error::Closed)?;
                 (status.refused.clone(), status.closed)
@@ -54,7 +54,7 @@ impl ServiceView {
                 _ if closed => {}
                 // A proof comes without a change.
                 _ => {
-                    if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, status.changed()).await {
+                    if let Ok(Err(_)) = tokio::time::timeout(FRESHNESS_RECHECK, status.changed()).await {
                         return Err(Error::Closed);
                     }
                 }
@@ -74,7 +74,7 @@ impl ServiceView {
 
     /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
     pub fn too_old(&self) -> Option<Duration> {
-        self.user.shared.published.get().as_deref().and_then(Published::too_old)
+        self.user.shared.published.get().as_deref().and_then(Publication::too_old)
     }
 
     /// The changes of the snapshot and its freshness, for a task of its own: the snapshot as it is now comes first.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio::sync::watch;
 
-use super::{published_state::Status, view_user::ViewUser};
+use super::{published_state::ViewStatus, view_user::ViewUser};
 use crate::{
     discovery::{resolver::Change, snapshot::Snapshot},
     error::Error,
@@ -13,7 +13,7 @@ use crate::{
 /// The changes of a view, for one reader. It keeps the watch of the view going, and the directory alive.
 pub struct ViewChanges {
     user: ViewUser,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<ViewStatus>,
     seen: Option<Seen>,
 }
 
@@ -48,7 +48,7 @@ impl ViewChanges {
         loop {
             // The sender lives in `user`, so this cannot fail.
             let _ = self.status.changed().await;
-            let Status { refused, closed, .. } = self.status.borrow_and_update().clone();
+            let ViewStatus { refused, closed, .. } = self.status.borrow_and_update().clone();
             let ended = closed && !self.user.revive();
             if ended {
                 // The next call has to find the end.
@@ -65,7 +65,7 @@ impl ViewChanges {
         }
     }
 
-    /// Published state, if it differs from what was returned.
+    /// Publication state, if it differs from what was returned.
     fn take(&mut self) -> Option<Change> {
         let published = self.user.published().get();
         let (snapshot, freshness) =

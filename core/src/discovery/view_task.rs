@@ -11,7 +11,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    disk_cache, mass_loss::Protection, publication::Published, published_state::Shared, view_options::DirectoryOptions,
+    disk_cache, mass_loss::MassLossProtection, publication::Publication, published_state::PublishedState,
+    view_options::DirectoryOptions,
 };
 use crate::{
     discovery::{
@@ -30,37 +31,37 @@ use crate::{
 };
 
 /// Time for which a view waits for the store before it looks on disk.
-const DISK_AFTER: Duration = Duration::from_secs(1);
+const DISK_READ_DELAY: Duration = Duration::from_secs(1);
 
 /// Time for which a view waits for the disk.
-const DISK_READ: Duration = Duration::from_secs(1);
+const DISK_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The least time between two writes of a view to disk.
-const DISK_EVERY: Duration = Duration::from_secs(1);
+const DISK_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the age of a view is reported as a metric.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+const AGE_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Views of a directory that have a user, or had one within the idle time.
 #[derive(Default)]
 pub(super) struct Views {
-    pub(super) by_service: Mutex<HashMap<ServiceRef, Arc<Shared>>>,
+    pub(super) by_service: Mutex<HashMap<ServiceRef, Arc<PublishedState>>>,
 }
 
 /// The task behind the views of one service.
-pub(super) struct Keeper {
+pub(super) struct ViewTask {
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) views: Weak<Views>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<PublishedState>,
     pub(super) options: DirectoryOptions,
 }
 
 /// List of the store, and the time of its publication.
-struct Picture {
+struct ViewState {
     listed: Option<(Snapshot, Freshness)>,
     /// The store has vouched for a list. What it never did is not written to disk.
     vouched: bool,
-    protection: Protection,
+    protection: MassLossProtection,
     /// There is something to publish.
     dirty: bool,
     published: Option<Instant>,
@@ -70,15 +71,15 @@ struct Picture {
     trouble: Option<Error>,
 }
 
-impl Picture {
+impl ViewState {
     fn new(options: &DirectoryOptions) -> Self {
         Self {
             listed: None,
             vouched: false,
-            protection: Protection::new(options.hold, options.empty),
+            protection: MassLossProtection::new(options.hold, options.empty),
             dirty: false,
             published: None,
-            disk_due: options.disk.as_ref().map(|_| Instant::now() + DISK_AFTER),
+            disk_due: options.disk.as_ref().map(|_| Instant::now() + DISK_READ_DELAY),
             trouble: None,
         }
     }
@@ -137,7 +138,7 @@ impl Failure {
     }
 }
 
-impl Keeper {
+impl ViewTask {
     /// Follows the watch until nobody has looked for the idle time.
     pub(super) async fn keep(&self) {
         let (to_disk, writes) = watch::channel(None);
@@ -148,16 +149,16 @@ impl Keeper {
         }
     }
 
-    async fn follow(&self, to_disk: &watch::Sender<Option<Arc<Published>>>) {
+    async fn follow(&self, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
         let mut backoff = BackoffPolicy::default().start();
-        let mut picture = Picture::new(&self.options);
+        let mut state = ViewState::new(&self.options);
         loop {
             match self.asked(self.resolver.watch(&self.shared.service)).await {
-                Ok(mut watcher) => self.drain(&mut *watcher, &mut picture, &mut backoff, to_disk).await,
+                Ok(mut watcher) => self.drain(&mut *watcher, &mut state, &mut backoff, to_disk).await,
                 Err(failure) => {
-                    self.trouble(&mut picture, failure);
+                    self.trouble(&mut state, failure);
                     let again = Instant::now() + backoff.next_delay();
-                    self.meanwhile(again, &mut picture, to_disk).await;
+                    self.meanwhile(again, &mut state, to_disk).await;
                 }
             }
         }
@@ -178,95 +179,95 @@ impl Keeper {
     async fn drain(
         &self,
         watcher: &mut dyn Watcher,
-        picture: &mut Picture,
+        state: &mut ViewState,
         backoff: &mut Backoff,
-        to_disk: &watch::Sender<Option<Arc<Published>>>,
+        to_disk: &watch::Sender<Option<Arc<Publication>>>,
     ) {
         loop {
             tokio::select! {
                 next = self.asked(watcher.next()) => match next {
                     Ok(change) => {
                         backoff.reset();
-                        self.take(picture, change).await;
+                        self.take(state, change).await;
                     }
                     Err(failure) => {
                         let ended = failure.ends_the_watcher();
-                        self.trouble(picture, failure);
+                        self.trouble(state, failure);
                         let again = Instant::now() + backoff.next_delay();
-                        self.meanwhile(again, picture, to_disk).await;
+                        self.meanwhile(again, state, to_disk).await;
                         if ended {
                             return;
                         }
                     }
                 },
-                () = self.wake(picture) => {}
+                () = self.wake(state) => {}
             }
-            self.go_on(picture, to_disk).await;
+            self.go_on(state, to_disk).await;
         }
     }
 
     /// Takes what the watch says. It may begin with what is older than the picture on disk, which is shown instead.
-    async fn take(&self, picture: &mut Picture, change: Change) {
-        if let (None, Freshness::Stale { proven, cause }) = (&picture.listed, &change.freshness) {
-            picture.trouble = Some(cause.clone());
-            if picture.disk_due.take().is_some() {
-                self.read(picture, Some(*proven)).await;
+    async fn take(&self, state: &mut ViewState, change: Change) {
+        if let (None, Freshness::Stale { proven, cause }) = (&state.listed, &change.freshness) {
+            state.trouble = Some(cause.clone());
+            if state.disk_due.take().is_some() {
+                self.read(state, Some(*proven)).await;
             }
             if self.shared.published.get().as_deref().is_some_and(|shown| is_later(shown.freshness.proven(), *proven)) {
                 return;
             }
         }
-        picture.take(change);
+        state.take(change);
     }
 
     /// Does what is due until `end`.
-    async fn meanwhile(&self, end: Instant, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
+    async fn meanwhile(&self, end: Instant, state: &mut ViewState, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
         loop {
-            self.go_on(picture, to_disk).await;
+            self.go_on(state, to_disk).await;
             tokio::select! {
                 () = tokio::time::sleep_until(end) => return,
-                () = self.wake(picture) => {}
+                () = self.wake(state) => {}
             }
         }
     }
 
-    async fn wake(&self, picture: &Picture) {
-        match picture.wakes(self.options.debounce) {
+    async fn wake(&self, state: &ViewState) {
+        match state.wakes(self.options.debounce) {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
     }
 
     /// Publishes, and looks on disk, where that is due.
-    async fn go_on(&self, picture: &mut Picture, to_disk: &watch::Sender<Option<Arc<Published>>>) {
-        if let Some((listed, freshness)) = &picture.listed {
-            picture.disk_due = None;
+    async fn go_on(&self, state: &mut ViewState, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
+        if let Some((listed, freshness)) = &state.listed {
+            state.disk_due = None;
             let now = Moment::now();
-            let expired = picture.protection.expires_in(listed, now).is_some_and(|left| left.is_zero());
-            picture.dirty |= expired;
-            if picture.is_due(self.options.debounce) {
-                let shown = picture.protection.shown(listed, now);
+            let expired = state.protection.expires_in(listed, now).is_some_and(|left| left.is_zero());
+            state.dirty |= expired;
+            if state.is_due(self.options.debounce) {
+                let shown = state.protection.shown(listed, now);
                 let published = self.shared.publish(shown, freshness.clone(), self.options.max_age);
-                (picture.dirty, picture.published) = (false, Some(Instant::now()));
-                if self.options.disk.is_some() && picture.vouched {
+                (state.dirty, state.published) = (false, Some(Instant::now()));
+                if self.options.disk.is_some() && state.vouched {
                     to_disk.send_replace(Some(published));
                 }
             }
-        } else if picture.disk_due.is_some_and(|due| due <= Instant::now()) {
-            picture.disk_due = None;
-            self.read(picture, None).await;
+        } else if state.disk_due.is_some_and(|due| due <= Instant::now()) {
+            state.disk_due = None;
+            self.read(state, None).await;
         }
     }
 
     /// Shows what lies on disk, as something old, unless it was proven right no later than `other`.
-    async fn read(&self, picture: &Picture, other: Option<Moment>) {
+    async fn read(&self, state: &ViewState, other: Option<Moment>) {
         let Some(directory) = self.options.disk.clone() else {
             return;
         };
         let service = self.shared.service.clone();
         let read = tokio::task::spawn_blocking(move || disk_cache::read(&directory, &service));
-        let Ok(read) = tokio::time::timeout(DISK_READ, read).await else {
-            tracing::warn!(service = %self.shared.service, limit = %rounded(DISK_READ), "view not read from disk in time");
+        let Ok(read) = tokio::time::timeout(DISK_READ_TIMEOUT, read).await else {
+            tracing::warn!(service = %self.shared.service, limit = %rounded(DISK_READ_TIMEOUT), "view not read from disk in time");
             return;
         };
         let Some((snapshot, age)) = read.ok().flatten() else {
@@ -277,14 +278,14 @@ impl Keeper {
             return;
         }
         tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = %rounded(age), "view read from disk");
-        let cause = picture.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
+        let cause = state.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
         let freshness = Freshness::Stale { proven, cause };
         self.shared.publish(snapshot, freshness, self.options.max_age);
     }
 
     /// Writes what was published to disk, for ever.
-    async fn write(&self, mut writes: watch::Receiver<Option<Arc<Published>>>) {
-        let mut report = tokio::time::interval(REPORT_EVERY);
+    async fn write(&self, mut writes: watch::Receiver<Option<Arc<Publication>>>) {
+        let mut report = tokio::time::interval(AGE_REPORT_INTERVAL);
         let mut written_before = false;
         loop {
             tokio::select! {
@@ -309,23 +310,23 @@ impl Keeper {
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
                 tracing::warn!(service = %self.shared.service, cause = %with_causes(&error), "view not written to disk");
             }
-            tokio::time::sleep(DISK_EVERY).await;
+            tokio::time::sleep(DISK_WRITE_INTERVAL).await;
         }
     }
 
-    fn trouble(&self, picture: &mut Picture, failure: Failure) {
+    fn trouble(&self, state: &mut ViewState, failure: Failure) {
         let for_good = failure.is_for_good();
         let (Failure::Error(error) | Failure::Panic(error)) = failure;
-        if let Some((_, freshness)) = &mut picture.listed {
+        if let Some((_, freshness)) = &mut state.listed {
             *freshness = Freshness::Stale { proven: freshness.proven(), cause: error };
-            picture.dirty = true;
+            state.dirty = true;
         } else {
             // Nothing is known, and a look on disk need not wait for more.
-            picture.disk_due = picture.disk_due.map(|_| Instant::now());
+            state.disk_due = state.disk_due.map(|_| Instant::now());
             if for_good {
                 self.shared.refuse(error.clone());
             }
-            picture.trouble = Some(error);
+            state.trouble = Some(error);
         }
     }
 

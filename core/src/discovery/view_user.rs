@@ -6,26 +6,26 @@ use tokio::runtime::Handle;
 use tracing::Instrument;
 
 use super::{
-    published_state::Shared,
+    published_state::PublishedState,
     resolver::Resolver,
     view_options::DirectoryOptions,
-    view_task::{Keeper, Views},
+    view_task::{ViewTask, Views},
 };
 use crate::{
     balancing::candidate_table::ViewCell,
     runtime::{sync::MutexExt as _, task::TaskOwner},
 };
 
-pub(super) struct Inner {
+pub(super) struct DirectoryInner {
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) options: DirectoryOptions,
     pub(super) views: Arc<Views>,
     pub(super) tasks: TaskOwner,
 }
 
-impl Inner {
+impl DirectoryInner {
     /// Starts the task behind the views of a service, if there is none. Says whether there is one now.
-    fn revive(&self, shared: &Arc<Shared>) -> bool {
+    fn revive(&self, shared: &Arc<PublishedState>) -> bool {
         // One at a time: two tasks would overwrite each other's pictures.
         let _one = self.views.by_service.locked();
         if !shared.is_closed() {
@@ -35,7 +35,7 @@ impl Inner {
             return false;
         }
         shared.status.send_modify(|status| status.closed = false);
-        let keeper = Keeper {
+        let task = ViewTask {
             resolver: Arc::clone(&self.resolver),
             views: Arc::downgrade(&self.views),
             shared: Arc::clone(shared),
@@ -47,14 +47,14 @@ impl Inner {
         let keep = async move {
             // Dropped with the future: a runtime that is gone ends a task without a word.
             let _end = end;
-            stop.run_until_cancelled(keeper.keep()).await;
+            stop.run_until_cancelled(task.keep()).await;
         };
         self.tasks.spawn("view", keep.instrument(span)).is_ok()
     }
 }
 
 /// Reports the end of the task behind a view, once this is dropped.
-struct EndOfTask(Arc<Shared>);
+struct EndOfTask(Arc<PublishedState>);
 
 impl Drop for EndOfTask {
     fn drop(&mut self) {
@@ -64,13 +64,13 @@ impl Drop for EndOfTask {
 
 /// One user of the views of a service: while there is one, the watch goes on. It keeps its directory alive.
 pub(crate) struct ViewUser {
-    directory: Arc<Inner>,
-    pub(super) shared: Arc<Shared>,
+    directory: Arc<DirectoryInner>,
+    pub(super) shared: Arc<PublishedState>,
 }
 
 impl ViewUser {
     /// Counts one more user.
-    pub(super) fn count(directory: &Arc<Inner>, shared: &Arc<Shared>) -> Self {
+    pub(super) fn count(directory: &Arc<DirectoryInner>, shared: &Arc<PublishedState>) -> Self {
         // Only the first one and the last one are news to the task.
         shared.users.send_if_modified(|users| {
             *users += 1;

@@ -17,17 +17,17 @@ use crate::{
 };
 
 /// Interval at which a merged view asks its sides for newer proofs of what they show.
-const LOOK: Duration = Duration::from_secs(1);
+const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Merges what the watchers of all sides tell.
-pub(super) struct Follower {
+pub(super) struct MergeTask {
     pub(super) sides: Vec<Side>,
     pub(super) merged: Snapshot,
-    pub(super) feed: Arc<Publisher<Snapshot>>,
+    pub(super) publisher: Arc<Publisher<Snapshot>>,
 }
 
-impl Follower {
-    pub(super) async fn follow(mut self, mut watchers: Vec<Box<dyn Watcher>>) {
+impl MergeTask {
+    pub(super) async fn run(mut self, mut watchers: Vec<Box<dyn Watcher>>) {
         let mut latest: Vec<Option<Change>> = vec![None; watchers.len()];
         loop {
             let each = watchers
@@ -37,16 +37,16 @@ impl Follower {
             // The others lose nothing: a `next` that is dropped returns the same the next time.
             let (side, next) = tokio::select! {
                 (next, _, _) = select_all(each) => next,
-                () = tokio::time::sleep(LOOK) => {
+                () = tokio::time::sleep(PROOF_INTERVAL) => {
                     self.prove(&latest);
                     continue;
                 }
             };
             match next {
                 Ok(change) => latest[side] = Some(change),
-                Err(Error::Closed) => return self.feed.close(),
+                Err(Error::Closed) => return self.publisher.close(),
                 Err(error) => {
-                    self.feed.refuse(error);
+                    self.publisher.refuse(error);
                     continue;
                 }
             }
@@ -66,8 +66,8 @@ impl Follower {
             _ => None,
         });
         match stale {
-            Some(cause) => self.feed.publish_stale(self.merged.clone(), proven, cause),
-            None => self.feed.publish(self.merged.clone(), proven),
+            Some(cause) => self.publisher.publish_stale(self.merged.clone(), proven, cause),
+            None => self.publisher.publish(self.merged.clone(), proven),
         }
     }
 
@@ -75,7 +75,7 @@ impl Follower {
     fn prove(&self, latest: &[Option<Change>]) {
         let all = latest.iter().flatten();
         if all.clone().count() == latest.len() && all.clone().all(|change| change.freshness.is_live()) {
-            self.feed.prove(proven(all));
+            self.publisher.prove(proven(all));
         }
     }
 }

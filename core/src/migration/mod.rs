@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::future::try_join_all;
 
-use self::{merge::merge, merge_task::Follower, registration_task::SidePublisher, side::Side};
+use self::{merge::merge, merge_task::MergeTask, registration_task::SideRegistrations, side::Side};
 use crate::{
     backend::publisher::{Publisher, ServiceWatcher},
     discovery::{
@@ -108,12 +108,12 @@ impl Resolver for Migration {
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
         let watching = self.sides.iter().map(|side| side.resolver.watch(service));
         let watchers = try_join_all(watching).await?;
-        let feed = Arc::new(Publisher::new());
+        let publisher = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
         let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
-        let follower = Follower { sides: self.sides.clone(), merged, feed: Arc::clone(&feed) };
-        tasks.spawn_until_stopped("migration", follower.follow(watchers))?;
-        Ok(Box::new(ServiceWatcher::new(feed.reader(Arc::new(tasks)))))
+        let task = MergeTask { sides: self.sides.clone(), merged, publisher: Arc::clone(&publisher) };
+        tasks.spawn_until_stopped("migration", task.run(watchers))?;
+        Ok(Box::new(ServiceWatcher::new(publisher.reader(Arc::new(tasks)))))
     }
 
     /// The services of all sides that can tell theirs.
@@ -158,8 +158,8 @@ impl Registry for Migration {
         driver.accept_only(move |instance| {
             checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
         });
-        let publisher = SidePublisher { driver, sides, held, own };
-        tasks.spawn_until_stopped("migration", publisher.run())?;
+        let task = SideRegistrations { driver, sides, held, own };
+        tasks.spawn_until_stopped("migration", task.run())?;
         outer.started(&options).await
     }
 

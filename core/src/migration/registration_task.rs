@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The task behind a registration in several sides.
-pub(super) struct SidePublisher {
+pub(super) struct SideRegistrations {
     pub(super) driver: RegistrationDriver,
     pub(super) sides: Vec<Side>,
     pub(super) held: Vec<Registration>,
@@ -21,9 +21,9 @@ pub(super) struct SidePublisher {
 }
 
 /// What the sides make of an update: the generation and what each said.
-type Updating = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
+type PendingUpdate = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
 
-impl SidePublisher {
+impl SideRegistrations {
     pub(super) async fn run(mut self) {
         let mut states: Vec<_> = self.held.iter().map(Registration::states).collect();
         let mut wanted = self.driver.desired();
@@ -79,7 +79,7 @@ impl SidePublisher {
     }
 
     /// Brings all sides to what is desired.
-    fn update(&mut self, generation: u64) -> Updating {
+    fn update(&mut self, generation: u64) -> PendingUpdate {
         let Desired { instance, shown, .. } = self.driver.desired();
         let each = self.sides.iter().zip(&self.held).map(|(side, held)| {
             let mut target = side.written(&instance, self.own);
@@ -118,7 +118,7 @@ impl SidePublisher {
     }
 }
 
-async fn finished(updating: Option<&mut Updating>) -> (u64, Result<Vec<Revision>, Error>) {
+async fn finished(updating: Option<&mut PendingUpdate>) -> (u64, Result<Vec<Revision>, Error>) {
     match updating {
         Some(updating) => updating.await,
         None => std::future::pending().await,

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::Choice,
+    Entry, Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::PickArgs,
     escape::escaped, with_causes,
 };
 use http::{HeaderMap, request::Parts};
@@ -157,7 +157,7 @@ impl ChannelInner {
             return Next::Refuse;
         }
         let picker_state = self.picker_cell.set.load();
-        let choice = Choice { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
+        let choice = PickArgs { selection: self.balance.selection(), key: self.key(head), turn: &self.turn };
         let is_tried = |subchannel: &Arc<Subchannel>| tried.iter().any(|tried| Arc::ptr_eq(tried, subchannel));
         for _ in 0..MAX_CHOICES {
             let ready = picker_state.ready.pick(&choice, is_tried).or_else(|| last_resort(&picker_state));

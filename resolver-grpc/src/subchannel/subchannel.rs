@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use enlist::{Endpoint, Entry, balance::Candidate, escape::escaped};
+use enlist::{Endpoint, Entry, balance::Selectable, escape::escaped};
 use tokio::sync::Notify;
 use tonic::Code;
 
@@ -47,7 +47,7 @@ impl fmt::Display for Subchannel {
     }
 }
 
-impl Candidate for Subchannel {
+impl Selectable for Subchannel {
     fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
     }

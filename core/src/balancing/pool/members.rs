@@ -14,7 +14,7 @@ use super::options::PoolOptions;
 use crate::runtime::sync::MutexExt as _;
 use crate::{
     balancing::{
-        balance::{Candidate, Choice, Group, Ready},
+        balance::{Group, PickArgs, Ready, Selectable},
         candidate_table::PickError,
         ejection::{Ejected, Ejection, Ejections, Rests},
         picker::Picker,
@@ -115,7 +115,7 @@ impl<T> Listed<T> {
     }
 }
 
-impl<T> Candidate for Listed<T> {
+impl<T> Selectable for Listed<T> {
     /// A pool does not count the calls of its members: none of its policies asks.
     fn in_flight(&self) -> usize {
         0
@@ -127,48 +127,48 @@ impl<T> Candidate for Listed<T> {
 }
 
 /// A set that calls choose from.
-pub(super) struct Set<T> {
+pub(super) struct PickSet<T> {
     listed: Vec<Arc<Listed<T>>>,
     /// Those that do not rest.
     ready: Ready<Arc<Listed<T>>>,
     all: OnceLock<Group<Arc<Listed<T>>>>,
 }
 
-impl<T> Set<T> {
-    fn new(listed: Vec<Arc<Listed<T>>>, zone: Option<&str>, kind: Kind) -> Self {
+impl<T> PickSet<T> {
+    fn new(listed: Vec<Arc<Listed<T>>>, zone: Option<&str>, key_use: KeyUse) -> Self {
         let is_near = |one: &Listed<T>| zone.is_some() && one.entry.instance().zone() == zone;
         let near = |near: bool| listed.iter().filter(move |one| is_near(one) == near);
         let weight = near(true).map(|one| u64::from(one.entry.instance().weight())).sum();
-        let group = |is_near: bool| kind.group(near(is_near).filter(|one| one.is_ready()));
+        let group = |is_near: bool| key_use.group(near(is_near).filter(|one| one.is_ready()));
         let ready = Ready::new(group(true), group(false), weight);
         Self { ready, listed, all: OnceLock::new() }
     }
 
     /// Chooses one that does not rest and was not `tried`, or else one that does not rest. If all rest, any: better
     /// than nobody.
-    pub(super) fn pick(&self, choice: &Choice<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
-        let ready = self.ready.pick(choice, |one| tried(one.id()));
-        ready.or_else(|| self.all.get_or_init(|| Kind::Plain.group(&self.listed)).pick(choice, &|_| true))
+    pub(super) fn pick(&self, args: &PickArgs<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
+        let ready = self.ready.pick(args, |one| tried(one.id()));
+        ready.or_else(|| self.all.get_or_init(|| KeyUse::Without.group(&self.listed)).pick(args, &|_| true))
     }
 }
 
 /// Purpose of a set.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum KeyUse {
     /// Choices without a key.
-    Plain,
+    Without,
     /// Choices by key, for which hash rings have to be made.
     ByKey,
 }
 
-impl Kind {
+impl KeyUse {
     fn group<'a, T: 'a>(self, listed: impl IntoIterator<Item = &'a Arc<Listed<T>>>) -> Group<Arc<Listed<T>>> {
         let named = listed.into_iter().map(|one| {
             let instance = one.entry.instance();
             (instance.id().as_str(), instance.weight(), Arc::clone(one))
         });
         match self {
-            Self::Plain => Group::new(named),
+            Self::Without => Group::new(named),
             Self::ByKey => Group::by_key(named),
         }
     }
@@ -182,16 +182,16 @@ pub(super) struct Members<T> {
     ejections: Ejections,
     /// Counts the rests that began or ended: sets are made anew then.
     rests: AtomicU64,
-    state: Mutex<State<T>>,
+    state: Mutex<PickSets<T>>,
 }
 
-struct State<T> {
+struct PickSets<T> {
     picker: Picker,
     known: HashMap<InstanceId, Arc<Member<T>>>,
     /// Number of publications and rests that the sets below were made after.
-    made_after: (u64, u64),
-    plain: Option<Arc<Set<T>>>,
-    by_key: Option<Arc<Set<T>>>,
+    built_after: (u64, u64),
+    plain: Option<Arc<PickSet<T>>>,
+    by_key: Option<Arc<PickSet<T>>>,
 }
 
 impl<T> fmt::Debug for Members<T> {
@@ -203,10 +203,10 @@ impl<T> fmt::Debug for Members<T> {
 impl<T: Send + Sync + 'static> Members<T> {
     pub(super) fn new(view: &ServiceView, options: PoolOptions) -> Self {
         let PoolOptions { filter, zone, ejection } = options;
-        let state = State {
+        let state = PickSets {
             picker: view.picker_of(Policy::Random, filter),
             known: HashMap::new(),
-            made_after: (0, 0),
+            built_after: (0, 0),
             plain: None,
             by_key: None,
         };
@@ -215,24 +215,24 @@ impl<T: Send + Sync + 'static> Members<T> {
         Self { service, zone, ejection, ejections, rests, state: Mutex::new(state) }
     }
 
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+    fn state(&self) -> MutexGuard<'_, PickSets<T>> {
         self.state.locked()
     }
 
     /// The set as it is now.
-    pub(super) fn set(&self, kind: Kind) -> Result<Arc<Set<T>>, PickError> {
+    pub(super) fn set(&self, key_use: KeyUse) -> Result<Arc<PickSet<T>>, PickError> {
         // Outlives the lock: with a member may go its client, whose drop is code of the user's.
         let mut gone = Vec::new();
         let mut state = self.state();
         let rests = self.rests.load(Ordering::Acquire);
-        let State { picker, known, made_after, plain, by_key } = &mut *state;
+        let PickSets { picker, known, built_after, plain, by_key } = &mut *state;
         picker.candidates()?;
         let now = (picker.count(), rests);
-        let sets = if *made_after == now { (None, None) } else { (plain.take(), by_key.take()) };
-        *made_after = now;
-        let place = match kind {
-            Kind::Plain => plain,
-            Kind::ByKey => by_key,
+        let sets = if *built_after == now { (None, None) } else { (plain.take(), by_key.take()) };
+        *built_after = now;
+        let place = match key_use {
+            KeyUse::Without => plain,
+            KeyUse::ByKey => by_key,
         };
         if let Some(set) = place {
             return Ok(Arc::clone(set));
@@ -249,7 +249,7 @@ impl<T: Send + Sync + 'static> Members<T> {
             Arc::new(Listed { entry, member })
         };
         let listed = candidates.into_iter().map(&mut list).collect();
-        let set = Arc::clone(place.insert(Arc::new(Set::new(listed, self.zone.as_deref(), kind))));
+        let set = Arc::clone(place.insert(Arc::new(PickSet::new(listed, self.zone.as_deref(), key_use))));
         drop(state);
         drop(sets);
         Ok(set)
@@ -260,7 +260,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         let (mut sets, mut gone) = ((None, None), Vec::new());
         {
             let mut state = self.state();
-            let State { picker, known, plain, by_key, .. } = &mut *state;
+            let PickSets { picker, known, plain, by_key, .. } = &mut *state;
             if !picker.is_current() {
                 sets = (plain.take(), by_key.take());
             }
