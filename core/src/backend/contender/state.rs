@@ -1,6 +1,6 @@
 //! States of a contender and the transition after the wait. Pure data, no I/O.
 
-use super::{Caller, Grant, LeaveReason, Turn};
+use super::protocol::{Caller, Grant, LeaveReason, Turn};
 use crate::error::Error;
 
 /// State of a contender between two steps.
