@@ -169,7 +169,7 @@ impl<P: QueueProtocol> Contender<P> {
         let Grant { sent, ttl, token, source } = grant;
         let validity = Arc::new(LockValidity::new(sent, ttl));
         let (guard, driver) = lock_guard(self.acquisition.name.clone(), token, validity, source);
-        let (acquired, mut proclamations) = match self.acquisition.wanted {
+        let (acquired, proclamations) = match self.acquisition.wanted {
             Wanted::Lock | Wanted::FreeLock => (Acquired::Lock(guard), None),
             Wanted::Leadership(_) => {
                 let (leadership, proclamations) = Leadership::new(guard);
@@ -179,7 +179,7 @@ impl<P: QueueProtocol> Contender<P> {
         caller.answer(Ok(acquired));
         measured(Timer::LockWait, self.begun.elapsed());
         tracing::info!(token = token.get(), "lock acquired");
-        self.keep_current(&mut entry, ttl, &driver, &mut proclamations).await;
+        self.keep_current(&mut entry, ttl, &driver, proclamations).await;
         match driver.validity().loss() {
             None | Some(Loss::Released | Loss::SessionClosed) => tracing::info!("lock released"),
             Some(loss) => {
@@ -191,13 +191,14 @@ impl<P: QueueProtocol> Contender<P> {
         self.protocol.left(entry);
     }
 
-    /// Returns once the lock is to be released, or is lost.
+    /// Returns once the lock is to be released, or is lost. The proclamations without an answer end with it, because the
+    /// removal of the entry may take as long as an outage of the store.
     async fn keep_current(
         &mut self,
         entry: &mut P::Entry,
         ttl: Duration,
         driver: &GuardDriver,
-        proclamations: &mut Option<mpsc::Receiver<Proclamation>>,
+        mut proclamations: Option<mpsc::Receiver<Proclamation>>,
     ) {
         let protocol = &mut self.protocol;
         // Concurrent with everything else: a proclamation without an answer must not delay the effect of a renewal.
@@ -212,7 +213,7 @@ impl<P: QueueProtocol> Contender<P> {
                     HolderEvent::Renewed(sent) => driver.validity().renewed(sent, ttl),
                     HolderEvent::Lost(loss) => driver.validity().lose(loss),
                 },
-                proclamation = next(proclamations), if proclaiming.is_terminated() => {
+                proclamation = next(&mut proclamations), if proclaiming.is_terminated() => {
                     proclaiming.set(protocol.proclaim(entry, proclamation).fuse());
                 }
                 modified = &mut proclaiming => protocol.proclaimed(entry, modified),
@@ -246,5 +247,99 @@ async fn next(proclamations: &mut Option<mpsc::Receiver<Proclamation>>) -> Procl
     match received {
         Some(proclamation) => proclamation,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        error::Error,
+        lock::{LockOptions, Released},
+        model::{name::LockName, revision::FencingToken},
+    };
+
+    const TTL: Duration = Duration::from_secs(15);
+
+    /// A store that grants the lock at once, and answers nothing after that.
+    #[derive(Clone, Default)]
+    struct Silent {
+        key_deleted: CancellationToken,
+        proclamations: Arc<AtomicU32>,
+    }
+
+    impl QueueProtocol for Silent {
+        type Entry = ();
+
+        async fn join(&mut self, _: &mut Caller) -> Result<(), JoinFailure<()>> {
+            Ok(())
+        }
+
+        async fn clean_up(&mut self, (): ()) {}
+
+        async fn wait(&mut self, (): &mut ()) -> Result<Turn, Error> {
+            Ok(Turn::Granted)
+        }
+
+        fn grant(&mut self, (): &mut ()) -> Option<Grant> {
+            Some(Grant { sent: Moment::now(), ttl: TTL, token: FencingToken::new(1), source: Arc::new(()) })
+        }
+
+        async fn holder_event(&mut self, (): &mut ()) -> HolderEvent {
+            self.key_deleted.cancelled().await;
+            HolderEvent::Lost(Loss::KeyGone)
+        }
+
+        fn proclaim(&mut self, (): &(), proclamation: Proclamation) -> BoxFuture<'static, Option<Revision>> {
+            self.proclamations.fetch_add(1, Ordering::Relaxed);
+            async move {
+                let _unanswered = proclamation;
+                pending().await
+            }
+            .boxed()
+        }
+
+        fn proclaimed(&mut self, (): &mut (), _: Option<Revision>) {}
+
+        async fn leave(&mut self, (): &mut (), _: LeaveReason) -> Released {
+            pending().await
+        }
+
+        fn left(&mut self, (): ()) {}
+
+        fn age(&self, (): &()) -> Duration {
+            Duration::ZERO
+        }
+    }
+
+    async fn leadership(tasks: &TaskOwner, store: Silent) -> Leadership {
+        let wanted = Wanted::Leadership("first".to_owned());
+        let acquisition = Acquisition::new(LockName::parse("e").unwrap(), wanted, LockOptions::new());
+        acquire(tasks, acquisition, store).await.unwrap().into_leadership().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loss_ends_every_proclamation_before_the_entry_is_removed() {
+        let (tasks, store) = (TaskOwner::new(), Silent::default());
+        let leadership = leadership(&tasks, store.clone()).await;
+        // One is on its way to the store, the others fill the queue, and the last one waits for room in it.
+        let proclamations = (0..10).map(|value| leadership.proclaim(value.to_string()));
+        let lose = async {
+            while store.proclamations.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+            store.key_deleted.cancel();
+        };
+        let ended = async { tokio::join!(futures::future::join_all(proclamations), lose).0 };
+        let outcomes = tokio::time::timeout(TTL * 2, ended).await.expect("each proclamation ends with the leadership");
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::LeaseLost))), "{outcomes:?}");
+        assert_eq!(store.proclamations.load(Ordering::Relaxed), 1);
     }
 }
