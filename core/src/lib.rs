@@ -103,13 +103,16 @@ pub use self::{
     },
     raw::{MAX_RAW_BYTES, RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},
     registration::{
-        Deregistered, InstanceHandle, Registration, RegistrationState, RegistrationStates,
         graceful::{DEFAULT_PROPAGATION, DEFAULT_SHUTDOWN, Graceful, Shutdown},
+        handle::Registration,
+        instance_handle::InstanceHandle,
         lease::Lease,
-        registry::{
-            DEFAULT_AUDIT, DEFAULT_START, DEFAULT_TTL, Evicted, LeaseChoice, OnConflict, OnDelete, RegisterOptions,
-            Registry, Start,
+        options::{
+            DEFAULT_AUDIT, DEFAULT_START, DEFAULT_TTL, LeaseChoice, OnConflict, OnDelete, RegisterOptions, Start,
         },
+        registry::{Evicted, Registry},
+        state::{Deregistered, RegistrationState},
+        state_stream::RegistrationStates,
     },
     runtime::{
         backoff::{Backoff, BackoffPolicy},

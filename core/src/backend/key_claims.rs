@@ -18,11 +18,9 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::runtime::sync::MutexExt as _;
 use crate::{
+    backend::registration_driver::Withdrawal,
     model::{escape::Hidden, revision::Revision},
-    registration::{
-        Withdrawal,
-        registry::{OnConflict, RegisterOptions},
-    },
+    registration::options::{OnConflict, RegisterOptions},
 };
 
 /// One claimed key.
@@ -266,7 +264,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, registration::registration};
+    use crate::{Endpoint, Instance, InstanceId, Registration, ServiceRef, backend::registration_driver::registration};
 
     struct Party {
         options: RegisterOptions,

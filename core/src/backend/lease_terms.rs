@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::{
-    error::Error,
-    registration::registry::{check_ttl, whole_seconds},
-};
+use crate::error::Error;
+
+/// The largest TTL etcd grants, in seconds (`server/lease/lessor.go`, `MaxLeaseTTL`).
+pub(crate) const MAX_TTL_SECS: u64 = 9_000_000_000;
 
 /// Smallest interval of renewals.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
@@ -59,6 +59,23 @@ impl LeaseTerms {
     }
 }
 
+/// Refuses a TTL that no store grants.
+///
+/// # Errors
+///
+/// [`Error::InvalidConfig`] outside 1 s to 9,000,000,000 s.
+pub fn check_ttl(ttl: Duration) -> Result<(), Error> {
+    if ttl < Duration::from_secs(1) || ttl.as_secs() > MAX_TTL_SECS {
+        return Err(Error::invalid_config("ttl", "it must be from 1 s to 9,000,000,000 s"));
+    }
+    Ok(())
+}
+
+/// The TTL in whole seconds, rounded up, as leases are granted.
+pub fn whole_seconds(ttl: Duration) -> Duration {
+    Duration::from_secs(ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +119,12 @@ mod tests {
     fn a_third_that_was_asked_for_is_the_default() {
         assert_eq!(LeaseTerms::new(15 * SECOND, Some(5 * SECOND)), LeaseTerms::new(15 * SECOND, None));
         assert_ne!(LeaseTerms::new(15 * SECOND, Some(LEAST)), LeaseTerms::new(15 * SECOND, None));
+    }
+
+    #[test]
+    fn part_seconds_are_rounded_up() {
+        assert_eq!(whole_seconds(Duration::from_millis(1001)), Duration::from_secs(2));
+        assert_eq!(whole_seconds(Duration::from_secs(2)), Duration::from_secs(2));
+        assert_eq!(whole_seconds(Duration::MAX), Duration::from_secs(u64::MAX));
     }
 }

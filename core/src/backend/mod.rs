@@ -2,22 +2,28 @@
 //! process, the task of a contender, and the terms of leases. Begin with `reconcile.rs`, for locks with `contender.rs`.
 
 pub mod contender;
+pub(crate) mod departures;
+pub(crate) mod desired_state;
 pub(crate) mod key_claims;
 pub(crate) mod lease_pool;
 pub(crate) mod lease_terms;
 pub(crate) mod observation;
 pub(crate) mod publisher;
 pub mod reconcile;
+pub(crate) mod registration_driver;
 pub mod registration_flow;
 pub(crate) mod renewal;
 
 #[doc(inline)]
 pub use self::{
+    departures::Departures,
+    desired_state::{Desired, Goal, Shown},
     key_claims::{Approach, Claim, KeyClaims},
     lease_pool::{LeasePoolKey, LeasePools, LeasePurpose, LeaseState, LeaseUse, SharedLease, lease_changed},
-    lease_terms::LeaseTerms,
+    lease_terms::{LeaseTerms, check_ttl, whole_seconds},
     observation::{Look, Observations},
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
+    registration_driver::{RegistrationDriver, Withdrawal, registration},
     renewal::{Renewal, RenewalReply},
 };
 #[doc(inline)]
@@ -31,12 +37,7 @@ pub use crate::{
     },
     model::instance::Interner,
     raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
-    registration::{
-        Departures, Desired, Goal, RegistrationDriver, Shown, Withdrawal,
-        lease::LeaseHandle,
-        registration,
-        registry::{check_ttl, whole_seconds},
-    },
+    registration::lease::LeaseHandle,
     runtime::{
         backoff::{jitter, reregistration_window},
         clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},

@@ -16,7 +16,7 @@ use crate::{
         escape::Hidden,
         revision::{LeaseId, Revision},
     },
-    registration::registry::{OnConflict, OnDelete, RegisterOptions},
+    registration::options::{OnConflict, OnDelete, RegisterOptions},
 };
 
 /// The content of the store under the key.

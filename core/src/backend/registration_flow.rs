@@ -16,9 +16,11 @@ use std::{future::Future, hash::Hash, time::Duration};
 
 use crate::{
     backend::{
+        desired_state::Goal,
         key_claims::{Approach, Claim, KeyClaims},
         observation::{Look, Observations},
         reconcile::Observation,
+        registration_driver::RegistrationDriver,
     },
     error::{Error, Owner},
     model::{
@@ -26,8 +28,8 @@ use crate::{
         revision::{LeaseId, Revision},
     },
     registration::{
-        Deregistered, Goal, RegistrationDriver, RegistrationState,
-        registry::{OnConflict, RegisterOptions},
+        options::{OnConflict, RegisterOptions},
+        state::{Deregistered, RegistrationState},
     },
     runtime::{
         backoff::{Backoff, jitter},

@@ -18,10 +18,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backend::{lease_terms::LeaseTerms, publisher::OwnerHandle},
+    backend::lease_terms::{LeaseTerms, MAX_TTL_SECS},
+    backend::publisher::OwnerHandle,
     error::Error,
     model::{name::LockName, revision::FencingToken},
-    registration::registry::{DEFAULT_TTL, MAX_TTL_SECS},
+    registration::options::DEFAULT_TTL,
 };
 
 use crate::lock::lock_validity::LockValidity;

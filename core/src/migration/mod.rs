@@ -12,7 +12,7 @@ use futures::future::try_join_all;
 
 use self::{merge::merge, merge_task::MergeTask, registration_task::SideRegistrations, side::Side};
 use crate::{
-    backend::publisher::{Publisher, ServiceWatcher},
+    backend::{Publisher, ServiceWatcher, registration},
     discovery::{
         resolver::{Resolver, Watcher},
         snapshot::Snapshot,
@@ -24,10 +24,10 @@ use crate::{
         revision::{Epoch, Revision},
     },
     registration::{
-        Registration,
+        handle::Registration,
         lease::Lease,
-        registration,
-        registry::{Evicted, RegisterOptions, Registry, Start},
+        options::{RegisterOptions, Start},
+        registry::{Evicted, Registry},
     },
     runtime::task::TaskOwner,
 };

@@ -7,9 +7,13 @@ use futures::{
 
 use super::side::Side;
 use crate::{
+    backend::{Desired, Goal, RegistrationDriver, Shown},
     error::Error,
     model::{instance::Health, revision::Revision},
-    registration::{Deregistered, Desired, Goal, Registration, RegistrationDriver, RegistrationState, Shown},
+    registration::{
+        handle::Registration,
+        state::{Deregistered, RegistrationState},
+    },
 };
 
 /// The task behind a registration in several sides.

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use crate::{
     discovery::resolver::Resolver,
     model::instance::Instance,
-    registration::registry::{RegisterOptions, Registry},
+    registration::{options::RegisterOptions, registry::Registry},
 };
 
 /// One registry of a [`Migration`]: a client whose layout, prefix or store differs from the others'.

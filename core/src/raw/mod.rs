@@ -24,7 +24,12 @@ use crate::{
         name::{InstanceId, MAX_NAME_BYTES, Namespace, ServiceName, ServiceRef},
         revision::{LeaseId, Revision},
     },
-    registration::{Deregistered, Registration, RegistrationState, RegistrationStates, registry::RegisterOptions},
+    registration::{
+        handle::Registration,
+        options::RegisterOptions,
+        state::{Deregistered, RegistrationState},
+        state_stream::RegistrationStates,
+    },
 };
 
 /// The most bytes of a key and its value together. etcd refuses requests above 1.5 MiB, unless its operator set another
@@ -347,7 +352,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_is_there_before_the_generation_that_tells_of_it() {
         let (service, instance) = stand_in(b"k");
-        let (registration, mut driver) = crate::registration::registration(service, instance, Arc::new(()));
+        let (registration, mut driver) = crate::backend::registration(service, instance, Arc::new(()));
         let cell = RawCell::new(*b"one");
         let raw = RawRegistration::new(registration, *b"k", cell.clone());
         let large = raw.set(vec![0; MAX_RAW_BYTES]).await;

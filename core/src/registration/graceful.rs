@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::Error,
     model::instance::Health,
-    registration::{Deregistered, InstanceHandle, Registration},
+    registration::{handle::Registration, instance_handle::InstanceHandle, state::Deregistered},
     runtime::clock::Moment,
 };
 

@@ -1,100 +1,83 @@
-//! The part of a registration that other tasks may have: reads its state and changes the instance.
+//! A published instance: the handle that keeps it published. Other tasks get an
+//! [`InstanceHandle`](crate::InstanceHandle); the backend's end is in `backend/registration_driver.rs`.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use super::{Desired, Goal, RegistrationState, RegistrationStates, Reported, Shared, health};
 use crate::{
-    error::Error,
+    backend::{
+        desired_state::{Goal, Shown},
+        publisher::OwnerHandle,
+    },
+    error::{Cause, Error},
     model::{
         instance::{Health, Instance, InstanceUpdate},
         name::ServiceRef,
         revision::{LeaseId, Revision},
     },
-    runtime::task::TaskOwner,
+    registration::{
+        health,
+        instance_handle::InstanceHandle,
+        options::{DEFAULT_START, RegisterOptions, Start},
+        shared::{Shared, set_goal},
+        state::{Deregistered, RegistrationState, is_observing},
+        state_stream::RegistrationStates,
+    },
 };
 
-/// Number of times that a change is made anew because another one came in between.
-const MOST_TRIES: u32 = 64;
-
-/// Reads the state of a registered instance and changes it in place. Clones share the registration.
+/// A published instance.
 ///
-/// It keeps neither the instance registered nor the session alive: that is up to the
-/// [`Registration`](super::Registration) that it comes from. Once that has ended, however that came,
-/// [`update`](Self::update) and [`health_check`](Self::health_check) fail with [`Error::Closed`];
-/// [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered, and
-/// [`states`](Self::states) end.
-///
-/// ```
-/// # use enlist::{Endpoint, Graceful, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let store = enlist_memory::MemoryStore::new();
-/// # let service = ServiceRef::parse("greeter")?;
-/// # let instance = Instance::new(InstanceId::parse("a")?, [Endpoint::parse("10.0.0.1:80")?])?;
-/// let registration = store.client().register(&service, instance, RegisterOptions::new()).await?;
-/// let instance = registration.handle();
-/// instance.update(|draft| _ = draft.weight(50)).await?;
-/// registration.deregister().await?;
-/// assert!(instance.update(|draft| _ = draft.weight(100)).await.is_err());
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct InstanceHandle {
-    shared: Arc<Shared>,
+/// [`deregister`](Self::deregister) is the orderly end. Dropping it asks for the same without waiting: the session
+/// keeps trying to remove the instance until that is confirmed; if the session itself ends first, the lease runs out
+/// after its TTL.
+#[derive(Debug)]
+#[must_use = "dropping it deregisters the instance"]
+pub struct Registration {
+    handle: InstanceHandle,
+    _source: OwnerHandle,
 }
 
-impl InstanceHandle {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+impl Registration {
+    pub(crate) fn new(shared: Arc<Shared>, source: OwnerHandle) -> Self {
+        Self { handle: InstanceHandle::new(shared), _source: source }
     }
 
-    pub(super) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// A handle to read the state and to change the instance with, for other tasks. It does not keep the instance
+    /// registered.
+    pub fn handle(&self) -> InstanceHandle {
+        self.handle.clone()
     }
 
     /// The service it is published under.
     pub fn service(&self) -> &ServiceRef {
-        &self.shared.service
+        self.handle.service()
     }
 
     /// The instance as it should be; the store follows.
     pub fn instance(&self) -> Arc<Instance> {
-        Arc::clone(&self.shared.desired.borrow().instance)
+        self.handle.instance()
     }
 
     /// Its state.
     pub fn state(&self) -> RegistrationState {
-        self.shared.reported.borrow().state.clone()
+        self.handle.state()
     }
 
     /// The states, for a task of its own: the one as it is now comes first.
     pub fn states(&self) -> RegistrationStates {
-        RegistrationStates::new(self.shared.reported.subscribe())
+        self.handle.states()
     }
 
-    /// The lease of the last acknowledged write, see [`Registration::lease`](super::Registration::lease).
+    /// The lease of the last acknowledged write; `None` before one. It stays after that lease was lost, until there is
+    /// another one. With a [`Migration`](crate::Migration) it is that of the first side which is written.
     pub fn lease(&self) -> Option<LeaseId> {
-        self.shared.reported.borrow().lease
+        self.handle.lease()
     }
 
-    /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
-    /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
-    ///
-    /// `change` runs on the caller's thread, before this returns, and holds up nobody else. If the instance was changed
-    /// meanwhile it runs again, on what the instance is then, so that of several changes at once none is lost.
+    /// Changes the instance in place, see [`InstanceHandle::update`].
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] or [`Error::Unsupported`] for what the store cannot hold, [`Error::InvalidAddress`] without
-    /// an endpoint, and nothing changes; [`Error::NotOwner`] while the registration is
-    /// [`Superseded`](RegistrationState::Superseded), and the change is stored if it is published again;
-    /// [`Error::PermissionDenied`], [`Error::AuthFailed`] and [`Error::StorageFull`] if the store refuses it while the
-    /// instance stays published as it was ([`Suspect`](RegistrationState::Suspect)), and the change is stored once that
-    /// is mended; [`Error::Closed`] once the registration has ended; [`Error::Conflict`], and nothing changes, if
-    /// `change` was overtaken 64 times: it updates the instance itself, or takes very long. Without an answer from the
-    /// store, and while the instance is [`Withdrawn`](RegistrationState::Withdrawn), the future waits on: put a
-    /// deadline on it where that matters.
+    /// Those of [`InstanceHandle::update`].
     ///
     /// # Cancel safety
     ///
@@ -103,220 +86,126 @@ impl InstanceHandle {
         &self,
         change: impl FnMut(&mut InstanceUpdate),
     ) -> impl Future<Output = Result<Revision, Error>> + Send + 'static {
-        let generation = self.edit(change);
-        let mut reported = self.shared.reported.subscribe();
-        async move {
-            let generation = generation?;
-            let done = |reported: &Reported| {
-                reported.ended.is_some()
-                    || reported.stored.is_some_and(|(stored, _)| stored >= generation)
-                    || reported.refused.as_ref().is_some_and(|(refused, _)| *refused >= generation)
-                    || matches!(reported.state, RegistrationState::Superseded { .. })
-            };
-            let reported = reported.wait_for(done).await.map_err(|_| Error::Closed)?;
-            match (&reported.stored, &reported.refused, &reported.state) {
-                (Some((stored, revision)), ..) if *stored >= generation => Ok(*revision),
-                (_, Some((refused, cause)), _) if *refused >= generation => Err(cause.clone()),
-                (.., RegistrationState::Superseded { cause }) => Err(cause.clone()),
-                _ => Err(Error::Closed),
-            }
-        }
+        self.handle.update(change)
     }
 
-    /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's
-    /// session takes as well.
-    fn edit(&self, mut change: impl FnMut(&mut InstanceUpdate)) -> Result<u64, Error> {
-        for _ in 0..MOST_TRIES {
-            if self.shared.has_ended() {
-                return Err(Error::Closed);
-            }
-            let Desired { instance, generation, .. } = self.shared.desired.borrow().clone();
-            let mut draft = InstanceUpdate::new((*instance).clone());
-            change(&mut draft);
-            let instance = Arc::new(draft.finish());
-            self.shared.check(&instance)?;
-            let replaced = self.shared.desired.send_if_modified(|desired| {
-                let same = desired.goal == Goal::Present && desired.generation == generation;
-                if same {
-                    (desired.instance, desired.generation) = (instance, generation + 1);
-                }
-                same
-            });
-            if replaced {
-                return Ok(generation + 1);
-            }
-        }
-        let revision = self.shared.reported.borrow().stored.map(|(_, revision)| revision);
-        Err(Error::Conflict { what: "the instance".to_owned(), revision: revision.unwrap_or_default() })
-    }
-
-    /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
-    ///
-    /// In a store that cannot hold a health, a check that finds anything but [`Health::Serving`] removes the instance
-    /// ([`Withdrawn`](RegistrationState::Withdrawn)), and one that passes registers it again. It keeps its id and its
-    /// lease meanwhile.
-    ///
-    /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
-    /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
+    /// Lets a check drive the health, see [`InstanceHandle::health_check`].
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an interval of zero; [`Error::Closed`] outside a runtime, and once the registration
-    /// has ended.
+    /// Those of [`InstanceHandle::health_check`].
     pub fn health_check<F, C>(&self, interval: Duration, check: F) -> Result<(), Error>
     where
         F: Fn() -> C + Send + Sync + 'static,
         C: Future<Output = Health> + Send + 'static,
     {
-        if interval.is_zero() {
-            return Err(Error::invalid_config("interval", "it must be above zero"));
+        self.handle.health_check(interval, check)
+    }
+
+    /// Wants the instance in the store or not, without a change of it.
+    pub(crate) fn show(&self, shown: Shown) {
+        health::show(self.shared(), shown);
+    }
+
+    /// Returns `true` if the store can hold an instance, for as long as the session lives.
+    pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
+        let shared = Arc::clone(self.shared());
+        move |instance| shared.check(instance)
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.handle.shared()
+    }
+
+    /// Wants something else than the instance to be present; the checks end.
+    fn end(&self, goal: Goal) {
+        set_goal(self.shared(), goal);
+        self.shared().stop_checks();
+    }
+
+    /// Removes the instance and confirms it. After this returns no late write brings it back.
+    ///
+    /// The removal is guarded: an instance that another client has registered under the id meanwhile is left alone.
+    /// What a dead process with an equal `owner` left under the id is removed, also before it could be taken over.
+    ///
+    /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
+    /// background until the removal is confirmed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if the session ended first; what the registration had given up for, if it had.
+    ///
+    /// # Cancel safety
+    ///
+    /// The removal goes on in the background.
+    pub async fn deregister(self) -> Result<Deregistered, Error> {
+        self.end(Goal::Absent);
+        let mut reported = self.shared().reported.subscribe();
+        let reported = reported.wait_for(|reported| reported.ended.is_some()).await.map_err(|_| Error::Closed)?;
+        reported.ended.clone().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts.
+    /// An instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later
+    /// registration of the same process needs an equal `owner` to take it over.
+    pub fn abandon(self) {
+        self.end(Goal::Abandoned);
+    }
+
+    /// For backends: what `register` does after the driver was started: waits as `start` says.
+    ///
+    /// # Errors
+    ///
+    /// See [`Registry::register`](crate::Registry::register).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future withdraws the registration.
+    pub async fn started(self, options: &RegisterOptions) -> Result<Self, Error> {
+        let limit = match options.start {
+            Start::Background => return Ok(self),
+            Start::FailFast => DEFAULT_START,
+            Start::Wait(limit) => limit,
+        };
+        let fail_fast = options.start == Start::FailFast;
+        let mut reported = self.shared().reported.subscribe();
+        let first = reported.wait_for(|reported| match &reported.state {
+            RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
+            RegistrationState::Registering { last } => fail_fast && last.is_some(),
+            _ => true,
+        });
+        let outcome = tokio::time::timeout(limit, first).await;
+        let state = match outcome {
+            Ok(Ok(reported)) => reported.state.clone(),
+            Ok(Err(_)) => return Err(Error::Closed),
+            Err(_) => self.state(),
+        };
+        match state {
+            RegistrationState::Registering { last: Some(error) } if fail_fast && !is_observing(&error) => Err(error),
+            RegistrationState::Registering { last } => {
+                let cause = last.map(|error| Arc::new(error) as Cause);
+                Err(Error::Timeout { op: "register", limit, cause })
+            }
+            RegistrationState::Refused { cause } => Err(cause),
+            RegistrationState::Ended => Err(self.end_cause()),
+            RegistrationState::Registered { .. }
+            | RegistrationState::Suspect { .. }
+            | RegistrationState::Reregistering { .. }
+            | RegistrationState::Withdrawn
+            | RegistrationState::Superseded { .. } => Ok(self),
         }
-        let carrier = health::Carrier::of(&self.shared)?;
-        if self.shared.has_ended() {
-            return Err(Error::Closed);
+    }
+
+    fn end_cause(&self) -> Error {
+        match &self.shared().reported.borrow().ended {
+            Some(Err(error)) => error.clone(),
+            _ => Error::Closed,
         }
-        let checks = self.shared.checks.get_or_init(TaskOwner::new);
-        let stop = checks.stop_signal();
-        let shared = Arc::clone(&self.shared);
-        checks.spawn("health check", async move {
-            stop.run_until_cancelled(health::drive(&shared, carrier, interval, check)).await;
-        })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        Deregistered,
-        registration::{
-            registration,
-            tests::{instance, pair},
-        },
-    };
-
-    #[tokio::test(start_paused = true)]
-    async fn a_handle_keeps_neither_the_instance_nor_the_session() {
-        let source = Arc::new(());
-        let service = ServiceRef::parse("s").unwrap();
-        let (registration, driver) = registration(service, instance(), Arc::<()>::clone(&source));
-        let handle = registration.handle();
-        assert_eq!(handle.instance().id().as_str(), "a");
-        drop(registration);
-        assert_eq!((driver.goal(), Arc::strong_count(&source)), (Goal::Dropped, 1));
-
-        let refused = handle.update(|draft| {
-            draft.weight(7);
-        });
-        assert!(matches!(refused.await, Err(Error::Closed)));
-        let refused = handle.health_check(Duration::from_secs(1), || async { Health::Serving });
-        assert!(matches!(refused, Err(Error::Closed)));
-        let mut states = handle.states();
-        assert!(
-            matches!(states.next().await, Ok(RegistrationState::Registering { .. })),
-            "the state as it is comes first"
-        );
-        driver.report_end(Ok(Deregistered::Removed));
-        assert!(matches!(handle.state(), RegistrationState::Ended));
-        for mut states in [states, handle.states()] {
-            assert!(matches!(states.next().await, Ok(RegistrationState::Ended)));
-            assert!(matches!(states.next().await, Err(Error::Closed)), "although the handle is still there");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_ended_by_itself_is_not_changed_any_more() {
-        let (registration, mut driver) = pair();
-        driver.report_end(Err(Error::Closed));
-        let refused = registration.handle().update(|draft| {
-            draft.weight(7);
-        });
-        assert!(matches!(refused.await, Err(Error::Closed)));
-        assert_eq!(driver.desired().generation, 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn checks_end_with_the_registration_and_not_with_the_handle_that_began_them() {
-        let (registration, mut driver) = pair();
-        let checked = Arc::new(());
-        let check = Arc::clone(&checked);
-        let check = move || {
-            drop(Arc::clone(&check));
-            async { Health::NotServing }
-        };
-        registration.handle().health_check(Duration::from_secs(1), check).unwrap();
-        driver.changed().await;
-        assert_eq!(driver.desired().instance.health(), Health::NotServing);
-        drop(registration);
-        while Arc::strong_count(&checked) > 1 {
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Runs `act` on a thread of its own, so that a deadlock in it fails the test instead of blocking it.
-    fn in_time<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
-        let (done, outcome) = std::sync::mpsc::channel();
-        std::thread::spawn(move || done.send(act()));
-        outcome.recv_timeout(Duration::from_secs(5)).expect("in time")
-    }
-
-    #[test]
-    fn the_closure_of_an_update_may_look_at_the_registration() {
-        let (registration, mut driver) = pair();
-        in_time(move || {
-            drop(registration.update(|draft| {
-                assert!(matches!(registration.state(), RegistrationState::Registering { .. }));
-                draft.weight(registration.instance().weight() + 1);
-            }));
-            assert_eq!(driver.desired().instance.weight(), 101);
-        });
-    }
-
-    #[test]
-    fn the_closure_of_an_update_holds_up_nobody_else() {
-        let (registration, mut driver) = pair();
-        let (begun, begins) = std::sync::mpsc::channel();
-        let (end, ends) = std::sync::mpsc::channel::<()>();
-        let handle = registration.handle();
-        let slow = std::thread::spawn(move || {
-            drop(handle.update(|draft| {
-                let _ = begun.send(());
-                let _ = ends.recv();
-                draft.weight(7);
-            }));
-        });
-        begins.recv().unwrap();
-        let (goal, generation) = in_time(move || (driver.goal(), driver.desired().generation));
-        assert_eq!((goal, generation), (Goal::Present, 1));
-        drop(end);
-        slow.join().unwrap();
-        assert_eq!(registration.instance().weight(), 7);
-    }
-
-    #[test]
-    fn no_change_of_many_at_once_is_lost() {
-        let (registration, _driver) = pair();
-        let handle = registration.handle();
-        let add = || {
-            for _ in 0..100 {
-                drop(handle.update(|draft| _ = draft.weight(draft.instance().weight() + 1)));
-            }
-        };
-        std::thread::scope(|scope| (0..4).for_each(|_| _ = scope.spawn(add)));
-        assert_eq!(registration.instance().weight(), 500);
-    }
-
-    #[test]
-    fn an_update_within_an_update_is_made_and_the_outer_one_is_refused() {
-        let (registration, _driver) = pair();
-        let (outer, weight) = in_time(move || {
-            let outer = registration.update(|draft| {
-                drop(registration.update(|draft| _ = draft.weight(7)));
-                draft.weight(8);
-            });
-            (futures::FutureExt::now_or_never(outer), registration.instance().weight())
-        });
-        assert!(matches!(outer, Some(Err(Error::Conflict { .. }))), "{outer:?}");
-        assert_eq!(weight, 7);
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.end(Goal::Dropped);
     }
 }

@@ -2,8 +2,13 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use super::{Goal, Shared, Shown};
-use crate::{error::Error, model::instance::Health, runtime::task::caught};
+use crate::{
+    backend::desired_state::{Goal, Shown},
+    error::Error,
+    model::instance::Health,
+    registration::shared::Shared,
+    runtime::task::caught,
+};
 
 /// The place of a health in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +83,7 @@ pub(super) fn show(shared: &Shared, shown: Shown) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registration::tests::pair;
+    use crate::backend::registration_driver::tests::pair;
 
     #[tokio::test(start_paused = true)]
     async fn without_a_health_in_the_store_a_failing_check_withdraws_the_instance() {

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{error::Error, model::revision::LeaseId, registration::registry::LeaseChoice};
+use crate::{error::Error, model::revision::LeaseId, registration::options::LeaseChoice};
 
 /// A lease that is renewed until this is dropped, which revokes it in the background, with all its keys.
 ///

@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Filter, Freshness, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::PickArgs,
+    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::PickArgs,
     escape::escaped, with_causes,
 };
 use http::{HeaderMap, request::Parts};

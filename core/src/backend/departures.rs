@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::Withdrawal;
+use crate::backend::registration_driver::Withdrawal;
 
 /// For backends: registrations of a session that are withdrawn one by one when it is closed. For those on
 /// [given leases](crate::LeaseChoice::Given), which the session does not revoke.
@@ -55,7 +55,7 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registration::{Goal, tests::pair};
+    use crate::backend::{desired_state::Goal, registration_driver::tests::pair};
 
     #[tokio::test(start_paused = true)]
     async fn whoever_is_accompanied_is_withdrawn_and_waited_for() {

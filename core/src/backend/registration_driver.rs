@@ -1,0 +1,380 @@
+//! The backend's end of a registration.
+//!
+//! [`registration`] makes the two ends. The task of the registration owns the [`RegistrationDriver`]: it reads the
+//! desired state and reports the actual one.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
+
+use crate::{
+    backend::{
+        desired_state::{Desired, Goal, Shown},
+        publisher::OwnerHandle,
+    },
+    error::{Error, Owner, with_causes},
+    model::{
+        instance::Instance,
+        name::ServiceRef,
+        revision::{LeaseId, Revision},
+    },
+    registration::{
+        handle::Registration,
+        shared::{Reported, Shared, set_goal},
+        state::{Deregistered, RegistrationState, alike, is_observing},
+    },
+};
+
+/// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
+pub fn registration(
+    service: ServiceRef,
+    instance: Instance,
+    source: OwnerHandle,
+) -> (Registration, RegistrationDriver) {
+    let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present, shown: Shown::Yes };
+    let state = RegistrationState::Registering { last: None };
+    let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
+    let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
+    let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
+    let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
+    (Registration::new(shared, source), driver)
+}
+
+/// For backends: a look at another registration of the same session, and the way to end it. It keeps nothing alive but
+/// the state.
+#[derive(Clone, Debug)]
+pub struct Withdrawal {
+    shared: Arc<Shared>,
+}
+
+impl Withdrawal {
+    /// Returns `true` once the instance is no longer to be present.
+    pub fn is_withdrawn(&self) -> bool {
+        self.shared.desired.borrow().goal != Goal::Present
+    }
+
+    /// Wants the instance to be absent, as if its handle was dropped.
+    pub fn withdraw(&self) {
+        set_goal(&self.shared, Goal::Dropped);
+        self.shared.stop_checks();
+    }
+
+    /// Returns the revision of the last acknowledged write; `None` before one.
+    pub fn stored(&self) -> Option<Revision> {
+        self.shared.reported.borrow().stored.map(|(_, revision)| revision)
+    }
+}
+
+/// For backends: the end of a registration that does the work. Dropping it ends the registration.
+#[derive(Debug)]
+pub struct RegistrationDriver {
+    shared: Arc<Shared>,
+    desired: watch::Receiver<Desired>,
+}
+
+impl RegistrationDriver {
+    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the
+    /// background. It is called without a lock. Only the first call counts.
+    pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
+        // A second one would come after changes that the first one let through.
+        let _ = self.shared.accepts.set(Box::new(accepts));
+    }
+
+    /// The service to publish under.
+    pub fn service(&self) -> &ServiceRef {
+        &self.shared.service
+    }
+
+    /// Tells other registrations whether this one is on its way out.
+    pub fn withdrawal(&self) -> Withdrawal {
+        Withdrawal { shared: Arc::clone(&self.shared) }
+    }
+
+    /// The desired state.
+    pub fn desired(&mut self) -> Desired {
+        self.desired.borrow_and_update().clone()
+    }
+
+    /// Goal for the instance.
+    pub fn goal(&self) -> Goal {
+        self.desired.borrow().goal
+    }
+
+    /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when
+    /// the instance is no longer to be present, however often that was seen: whoever waits would miss the end
+    /// otherwise.
+    ///
+    /// # Cancel safety
+    ///
+    /// A change that was not returned is returned by the next call.
+    pub async fn changed(&mut self) {
+        if self.goal() != Goal::Present {
+            return;
+        }
+        // The sender lives in `shared`, so this cannot fail.
+        let _ = self.desired.changed().await;
+    }
+
+    /// Waits until the instance is no longer to be present. Takes note of nothing that [`changed`](Self::changed)
+    /// tells.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn unwanted(&self) {
+        // The sender lives in `shared`, so this cannot fail.
+        let _ = self.shared.desired.subscribe().wait_for(|desired| desired.goal != Goal::Present).await;
+    }
+
+    /// The state that was reported last.
+    pub fn state(&self) -> RegistrationState {
+        self.shared.reported.borrow().state.clone()
+    }
+
+    /// Reports the state; a repetition of it wakes nobody.
+    pub fn report(&self, state: RegistrationState) {
+        let new = state.clone();
+        let changed = self.shared.reported.send_if_modified(|reported| {
+            let changed = !alike(&reported.state, &state);
+            reported.state = state;
+            changed
+        });
+        if changed {
+            self.log(&new);
+        }
+    }
+
+    /// Reports that the key belongs to another registration, under `lease`.
+    pub fn report_superseded(&self, owner: Owner, lease: LeaseId) {
+        let service = self.shared.service.clone();
+        let id = self.shared.desired.borrow().instance.id().clone();
+        self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });
+    }
+
+    /// Reports the lease of the write that [`report_stored`](Self::report_stored) tells next.
+    pub fn report_lease(&self, lease: LeaseId) {
+        // Nobody waits for it.
+        self.shared.reported.send_if_modified(|reported| {
+            reported.lease = Some(lease);
+            false
+        });
+    }
+
+    /// Reports that the store acknowledged `generation` at `revision`.
+    pub fn report_stored(&self, generation: u64, revision: Revision) {
+        let mut again = false;
+        let state = RegistrationState::Registered { revision };
+        self.shared.reported.send_modify(|reported| {
+            again = matches!(reported.state, RegistrationState::Registered { .. });
+            reported.stored = Some((generation, revision));
+            reported.state = state.clone();
+        });
+        if !again {
+            self.log(&state);
+        }
+    }
+
+    /// Reports that the store refuses `generation` for a reason that an operator has to repair, and that what was
+    /// stored before is published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get
+    /// `cause`. It may be stored all the same, later.
+    pub fn report_refused(&self, generation: u64, cause: Error) {
+        // First, for readers that are woken by it.
+        self.report(RegistrationState::Suspect { cause: cause.clone() });
+        self.shared.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
+    }
+
+    fn log(&self, state: &RegistrationState) {
+        use RegistrationState as S;
+        let service = &self.shared.service;
+        let instance = Arc::clone(&self.shared.desired.borrow().instance);
+        let instance = instance.id();
+        match state {
+            S::Registering { last: None } => {}
+            S::Registering { last: Some(cause) } if is_observing(cause) => {
+                let cause = with_causes(cause);
+                tracing::info!(
+                    %service, %instance, %cause,
+                    "id held, equal `owner` options would take it over at once"
+                );
+            }
+            S::Registering { last: Some(cause) } => {
+                let cause = with_causes(cause);
+                tracing::warn!(%service, %instance, %cause, "instance not registered yet");
+            }
+            S::Registered { revision } => tracing::info!(%service, %instance, %revision, "instance registered"),
+            S::Suspect { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "registration suspect");
+            }
+            S::Reregistering { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "instance lost, registering again");
+            }
+            S::Superseded { cause } => {
+                tracing::warn!(%service, %instance, cause = %with_causes(cause), "registration superseded");
+            }
+            S::Withdrawn => tracing::warn!(%service, %instance, "instance withdrawn, its health check fails"),
+            S::Refused { cause } => {
+                tracing::error!(%service, %instance, cause = %with_causes(cause), "registration refused");
+            }
+            S::Ended => tracing::info!(%service, %instance, "registration ended"),
+        }
+    }
+
+    /// Reports why the instance is not published yet, or not any more; the attempt goes on.
+    pub fn report_trouble(&self, cause: Error) {
+        self.report(if self.was_stored() {
+            RegistrationState::Reregistering { cause }
+        } else {
+            RegistrationState::Registering { last: Some(cause) }
+        });
+    }
+
+    /// Reports a failed attempt, or the loss of what was stored. Trouble that will not pass by itself becomes
+    /// [`RegistrationState::Refused`].
+    pub fn report_failure(&self, error: Error) {
+        if error.is_retryable() {
+            self.report_trouble(error);
+        } else {
+            self.report(RegistrationState::Refused { cause: error });
+        }
+    }
+
+    /// Returns `true` if the registration was published at least once.
+    pub fn was_stored(&self) -> bool {
+        self.shared.reported.borrow().stored.is_some()
+    }
+
+    /// Reports what became of the removal, or why it ended by itself. A later report replaces an earlier
+    /// [`Deregistered::LeftBehind`], though a caller of `deregister` has seen only the first.
+    pub fn report_end(&self, outcome: Result<Deregistered, Error>) {
+        let mut again = false;
+        self.shared.reported.send_modify(|reported| {
+            again = reported.ended.is_some();
+            reported.ended = Some(outcome);
+            reported.state = RegistrationState::Ended;
+        });
+        if !again {
+            self.log(&RegistrationState::Ended);
+        }
+    }
+}
+
+impl Drop for RegistrationDriver {
+    fn drop(&mut self) {
+        self.shared.reported.send_if_modified(|reported| {
+            let open = reported.ended.is_none();
+            if open {
+                reported.ended = Some(Err(Error::Closed));
+                reported.state = RegistrationState::Ended;
+            }
+            open
+        });
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Endpoint, InstanceId, RegisterOptions, Start};
+
+    pub(crate) fn instance() -> Instance {
+        Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
+    }
+
+    pub(crate) fn pair() -> (Registration, RegistrationDriver) {
+        registration(ServiceRef::parse("s").unwrap(), instance(), Arc::new(()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_is_wanted_at_once_even_if_nobody_waits_for_it() {
+        let (registration, mut driver) = pair();
+        drop(registration.update(|draft| {
+            draft.weight(7);
+        }));
+        let desired = driver.desired();
+        assert_eq!((desired.instance.weight(), desired.generation), (7, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_returns_when_it_or_a_later_one_is_stored() {
+        let (registration, driver) = pair();
+        let stored = registration.update(|draft| {
+            draft.weight(7);
+        });
+        driver.report_stored(3, Revision::new(9));
+        assert_eq!(stored.await.unwrap(), Revision::new(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_that_the_store_refuses_says_so_and_may_be_stored_later() {
+        let (registration, driver) = pair();
+        driver.report_stored(1, Revision::new(5));
+        let first = registration.update(|draft| _ = draft.weight(7));
+        driver.report_refused(2, Error::StorageFull);
+        assert!(matches!(first.await, Err(Error::StorageFull)));
+        assert!(matches!(registration.state(), RegistrationState::Suspect { cause: Error::StorageFull }));
+        // What was refused before says nothing about a later change.
+        let second = registration.update(|draft| _ = draft.weight(8));
+        driver.report_stored(3, Revision::new(9));
+        assert_eq!(second.await.unwrap(), Revision::new(9));
+        assert!(matches!(registration.state(), RegistrationState::Registered { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_update_that_is_too_large_changes_nothing() {
+        let (registration, mut driver) = pair();
+        let refused = registration.update(|draft| {
+            draft.metadata("blob", "x".repeat(2 << 20));
+        });
+        assert!(matches!(refused.await, Err(Error::TooLarge { .. })));
+        assert_eq!(driver.desired().generation, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dropping_the_handle_wants_it_absent_and_abandoning_stays_abandoned() {
+        let (registration, driver) = pair();
+        drop(registration);
+        assert_eq!(driver.goal(), Goal::Dropped);
+        let (registration, driver) = pair();
+        registration.abandon();
+        assert_eq!(driver.goal(), Goal::Abandoned);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_is_noticed_although_it_was_read_together_with_the_instance() {
+        let (registration, mut driver) = pair();
+        drop(registration);
+        driver.desired();
+        driver.changed().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_dies_ends_every_wait() {
+        let (registration, driver) = pair();
+        let stored = registration.update(|draft| {
+            draft.weight(1);
+        });
+        drop(driver);
+        assert!(matches!(stored.await, Err(Error::Closed)));
+        assert!(matches!(registration.deregister().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_the_start_ends_at_the_deadline_with_the_last_cause() {
+        let (registration, driver) = pair();
+        driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
+        let options = RegisterOptions::new().start(Start::Wait(Duration::from_secs(3)));
+        let error = registration.started(&options).await.unwrap_err();
+        assert!(matches!(error, Error::Timeout { cause: Some(_), .. }), "{error:?}");
+        assert_eq!(driver.goal(), Goal::Dropped);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failing_fast_returns_the_first_error() {
+        let (registration, driver) = pair();
+        driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
+        let options = RegisterOptions::new().start(Start::FailFast);
+        assert!(matches!(registration.started(&options).await, Err(Error::LeaseLost)));
+    }
+}
