@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
     RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
-    backend::{RawCell, Subscriber, Update, check_prefix, check_value, stand_in},
+    backend::{RawCell, Subscriber, Update, check_prefix, check_value, stand_in, wait_for_start},
 };
 
 use crate::{
@@ -49,7 +49,7 @@ impl RawValues for Etcd {
         let (cell, (service, instance)) = (RawCell::new(value), stand_in(key));
         let layout = Arc::new(OneKey { key: key.into(), cell: cell.clone() }) as Arc<dyn Layout>;
         let registration = self.begin(&layout, &service, instance, &options)?;
-        Ok(RawRegistration::new(registration.started(&options).await?, key, cell))
+        Ok(RawRegistration::new(wait_for_start(registration, &options).await?, key, cell))
     }
 }
 

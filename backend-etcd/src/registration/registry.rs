@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry,
     Revision, ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration, registration_flow},
+    backend::{LeaseTerms, check_ttl, registration, registration_flow, wait_for_start},
 };
 use tracing::Instrument;
 
@@ -43,7 +43,7 @@ impl Registry for Etcd {
     ) -> Result<Registration, Error> {
         // Begun outside of the future, which stays small.
         let registration = self.begin(&self.session.registration.layout, service, instance, &options)?;
-        registration.started(&options).await
+        wait_for_start(registration, &options).await
     }
 
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
@@ -152,8 +152,10 @@ impl Etcd {
         instance: Instance,
         options: &RegisterOptions,
     ) -> Result<Registration, Error> {
-        options.check()?;
-        instance.check()?;
+        let context = &self.session.registration;
+        let source = Arc::clone(context) as enlist::backend::OwnerHandle;
+        let (registration, driver) = registration(service.clone(), instance, options, source)?;
+        let instance = registration.instance();
         self.session.check_open()?;
         // Whatever the layout refuses is refused now, not in the background.
         let slot = layout.key(service, instance.id(), Some(LeaseId::new(0)))?;
@@ -162,16 +164,13 @@ impl Etcd {
             LeaseScope::PerKey => format!("{service}\n{}", instance.id()).into_bytes(),
         };
         layout.accepts(service, &instance, options.owner.as_deref())?;
-        let context = &self.session.registration;
-        let source = Arc::clone(context) as enlist::backend::OwnerHandle;
-        let (registration, driver) = registration(service.clone(), instance, source);
         let (accepting, named, owner) = (Arc::clone(layout), service.clone(), options.owner.clone());
         driver.accept_only(move |instance| accepting.accepts(&named, instance, owner.as_deref()));
         let withdrawal = driver.withdrawal();
-        let task = RegistrationTask::new(context, layout, slot.into(), registration.instance().id(), driver, options);
+        let task = RegistrationTask::new(context, layout, slot.into(), instance.id(), driver, options);
         let lifecycle = context.lifecycle();
         context.registrations.fetch_add(1, Ordering::Relaxed);
-        let span = tracing::info_span!("registration", service = %service, instance = %registration.instance().id());
+        let span = tracing::info_span!("registration", service = %service, instance = %instance.id());
         let task = registration_flow::run(task).instrument(span);
         match options.lease {
             LeaseChoice::Given(_) => {

@@ -6,7 +6,7 @@ use std::{fmt::Write, sync::Arc};
 use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Namespace, RawEntry, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
-    backend::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
+    backend::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in, wait_for_start},
 };
 
 use crate::{
@@ -39,7 +39,7 @@ impl RawValues for MemoryClient {
         let (cell, (service, instance)) = (RawCell::new(value), stand_in(key));
         let stored = Key { group: group(), member: hex(key) };
         let registration = self.begin(&service, instance, stored, Some(cell.clone()), &options)?;
-        let registration = registration.started(&options).await?;
+        let registration = wait_for_start(registration, &options).await?;
         Ok(RawRegistration::new(registration, key, cell))
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, RegisterOptions, Registration, Registry, Revision,
     ServiceRef,
-    backend::{LeaseTerms, RawCell, check_ttl, registration, registration_flow},
+    backend::{LeaseTerms, RawCell, check_ttl, registration, registration_flow, wait_for_start},
 };
 
 use crate::{
@@ -24,11 +24,9 @@ impl Registry for MemoryClient {
         instance: Instance,
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
-        options.check()?;
-        instance.check()?;
         let key = Key::instance(service, instance.id());
         let registration = self.begin(service, instance, key, None, &options)?;
-        registration.started(&options).await
+        wait_for_start(registration, &options).await
     }
 
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
@@ -87,8 +85,8 @@ impl MemoryClient {
         raw: Option<RawCell>,
         options: &RegisterOptions,
     ) -> Result<Registration, Error> {
+        let (registration, driver) = registration(service.clone(), instance, options, self.keep_alive())?;
         self.inner.check_open()?;
-        let (registration, driver) = registration(service.clone(), instance, self.keep_alive());
         let client = Arc::clone(&self.inner);
         let withdrawal = driver.withdrawal();
         let id = registration.instance().id().clone();

@@ -275,7 +275,8 @@ mod tests {
     impl Party {
         fn new(options: RegisterOptions) -> Self {
             let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
-            let (registration, driver) = registration(ServiceRef::parse("s").unwrap(), instance, Arc::new(()));
+            let service = ServiceRef::parse("s").unwrap();
+            let (registration, driver) = registration(service, instance, &options, Arc::new(())).unwrap();
             Self { options, withdrawal: driver.withdrawal(), registration }
         }
 

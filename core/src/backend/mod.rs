@@ -23,7 +23,7 @@ pub use self::{
     lease_terms::{LeaseTerms, check_ttl, whole_seconds},
     observation::{Look, Observations},
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
-    registration_driver::{RegistrationDriver, Withdrawal, registration},
+    registration_driver::{RegistrationDriver, Withdrawal, registration, wait_for_start},
     renewal::{Renewal, RenewalReply},
 };
 #[doc(inline)]

@@ -1,7 +1,7 @@
 //! The backend's end of a registration.
 //!
 //! [`registration`] makes the two ends. The task of the registration owns the [`RegistrationDriver`]: it reads the
-//! desired state and reports the actual one.
+//! desired state and reports the actual one. `register` ends with [`wait_for_start`].
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,7 +12,7 @@ use crate::{
         desired_state::{Desired, Goal, Shown},
         publisher::OwnerHandle,
     },
-    error::{Error, Owner, with_causes},
+    error::{Cause, Error, Owner, with_causes},
     model::{
         instance::Instance,
         name::ServiceRef,
@@ -20,28 +20,80 @@ use crate::{
     },
     registration::{
         handle::Registration,
+        options::{DEFAULT_START, RegisterOptions, Start},
         shared::{Reported, Shared, set_goal},
         state::{Deregistered, RegistrationState, alike, is_observing},
     },
 };
 
-/// For backends: makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
+/// Makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
+///
+/// # Errors
+///
+/// Those of [`RegisterOptions::check`] and [`Instance::check`].
 pub fn registration(
     service: ServiceRef,
     instance: Instance,
+    options: &RegisterOptions,
     source: OwnerHandle,
-) -> (Registration, RegistrationDriver) {
+) -> Result<(Registration, RegistrationDriver), Error> {
+    options.check()?;
+    instance.check()?;
     let desired = Desired { instance: Arc::new(instance), generation: 1, goal: Goal::Present, shown: Shown::Yes };
     let state = RegistrationState::Registering { last: None };
     let reported = Reported { state, stored: None, lease: None, refused: None, ended: None };
     let (desired, reported) = (watch::Sender::new(desired), watch::Sender::new(reported));
     let shared = Arc::new(Shared { service, desired, reported, accepts: OnceLock::new(), checks: OnceLock::new() });
     let driver = RegistrationDriver { shared: Arc::clone(&shared), desired: shared.desired.subscribe() };
-    (Registration::new(shared, source), driver)
+    Ok((Registration::new(shared, source), driver))
 }
 
-/// For backends: a look at another registration of the same session, and the way to end it. It keeps nothing alive but
-/// the state.
+/// Waits for the start of a registration, as [`RegisterOptions::start`] says. A backend calls it at the end of
+/// `register`, after it has started the task with the driver.
+///
+/// # Errors
+///
+/// See [`Registry::register`](crate::Registry::register).
+///
+/// # Cancel safety
+///
+/// Dropping the future withdraws the registration.
+pub async fn wait_for_start(registration: Registration, options: &RegisterOptions) -> Result<Registration, Error> {
+    let limit = match options.start {
+        Start::Background => return Ok(registration),
+        Start::FailFast => DEFAULT_START,
+        Start::Wait(limit) => limit,
+    };
+    let fail_fast = options.start == Start::FailFast;
+    let mut reported = registration.shared().reported.subscribe();
+    let first = reported.wait_for(|reported| match &reported.state {
+        RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
+        RegistrationState::Registering { last } => fail_fast && last.is_some(),
+        _ => true,
+    });
+    let outcome = tokio::time::timeout(limit, first).await;
+    let state = match outcome {
+        Ok(Ok(reported)) => reported.state.clone(),
+        Ok(Err(_)) => return Err(Error::Closed),
+        Err(_) => registration.state(),
+    };
+    match state {
+        RegistrationState::Registering { last: Some(error) } if fail_fast && !is_observing(&error) => Err(error),
+        RegistrationState::Registering { last } => {
+            let cause = last.map(|error| Arc::new(error) as Cause);
+            Err(Error::Timeout { op: "register", limit, cause })
+        }
+        RegistrationState::Refused { cause } => Err(cause),
+        RegistrationState::Ended => Err(registration.end_cause()),
+        RegistrationState::Registered { .. }
+        | RegistrationState::Suspect { .. }
+        | RegistrationState::Reregistering { .. }
+        | RegistrationState::Withdrawn
+        | RegistrationState::Superseded { .. } => Ok(registration),
+    }
+}
+
+/// Reads and ends another registration of the same session. It keeps only the shared state alive.
 #[derive(Clone, Debug)]
 pub struct Withdrawal {
     shared: Arc<Shared>,
@@ -65,7 +117,8 @@ impl Withdrawal {
     }
 }
 
-/// For backends: the end of a registration that does the work. Dropping it ends the registration.
+/// Backend's end of a registration: reads the desired state and reports the actual one. Dropping it ends the
+/// registration.
 #[derive(Debug)]
 pub struct RegistrationDriver {
     shared: Arc<Shared>,
@@ -276,14 +329,23 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Endpoint, InstanceId, RegisterOptions, Start};
+    use crate::{Endpoint, InstanceId};
 
     pub(crate) fn instance() -> Instance {
         Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap()
     }
 
     pub(crate) fn pair() -> (Registration, RegistrationDriver) {
-        registration(ServiceRef::parse("s").unwrap(), instance(), Arc::new(()))
+        registration(ServiceRef::parse("s").unwrap(), instance(), &RegisterOptions::new(), Arc::new(())).unwrap()
+    }
+
+    #[test]
+    fn a_registration_is_validated() {
+        let made = |instance, options| registration(ServiceRef::parse("s").unwrap(), instance, &options, Arc::new(()));
+        let invalid = made(instance(), RegisterOptions::new().ttl(Duration::ZERO));
+        assert!(matches!(invalid, Err(Error::InvalidConfig { field: "ttl", .. })), "{invalid:?}");
+        let large = made(instance().with_metadata("blob", "x".repeat(2 << 20)), RegisterOptions::new());
+        assert!(matches!(large, Err(Error::TooLarge { .. })), "{large:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -365,7 +427,7 @@ pub(crate) mod tests {
         let (registration, driver) = pair();
         driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
         let options = RegisterOptions::new().start(Start::Wait(Duration::from_secs(3)));
-        let error = registration.started(&options).await.unwrap_err();
+        let error = wait_for_start(registration, &options).await.unwrap_err();
         assert!(matches!(error, Error::Timeout { cause: Some(_), .. }), "{error:?}");
         assert_eq!(driver.goal(), Goal::Dropped);
     }
@@ -375,6 +437,6 @@ pub(crate) mod tests {
         let (registration, driver) = pair();
         driver.report(RegistrationState::Registering { last: Some(Error::LeaseLost) });
         let options = RegisterOptions::new().start(Start::FailFast);
-        assert!(matches!(registration.started(&options).await, Err(Error::LeaseLost)));
+        assert!(matches!(wait_for_start(registration, &options).await, Err(Error::LeaseLost)));
     }
 }

@@ -6,7 +6,7 @@ use futures::{FutureExt, future::select_all};
 
 use super::{merge::merge, side::Side};
 use crate::{
-    backend::Publisher,
+    backend::publisher::Publisher,
     discovery::{
         freshness::Freshness,
         resolver::{Change, Watcher},

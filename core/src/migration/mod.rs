@@ -12,7 +12,10 @@ use futures::future::try_join_all;
 
 use self::{merge::merge, merge_task::MergeTask, registration_task::SideRegistrations, side::Side};
 use crate::{
-    backend::{Publisher, ServiceWatcher, registration},
+    backend::{
+        publisher::{Publisher, ServiceWatcher},
+        registration_driver::{registration, wait_for_start},
+    },
     discovery::{
         resolver::{Resolver, Watcher},
         snapshot::Snapshot,
@@ -153,14 +156,14 @@ impl Registry for Migration {
             sides.push(side.clone());
         }
         let tasks = Arc::new(TaskOwner::new());
-        let (outer, driver) = registration(service.clone(), instance, Arc::clone(&tasks) as _);
+        let (outer, driver) = registration(service.clone(), instance, &options, Arc::clone(&tasks) as _)?;
         let checks: Vec<_> = sides.iter().cloned().zip(held.iter().map(Registration::checker)).collect();
         driver.accept_only(move |instance| {
             checks.iter().try_for_each(|(side, check)| check(&side.written(instance, own)))
         });
         let task = SideRegistrations { driver, sides, held, own };
         tasks.spawn_until_stopped("migration", task.run())?;
-        outer.started(&options).await
+        wait_for_start(outer, &options).await
     }
 
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {

@@ -7,7 +7,10 @@ use futures::{
 
 use super::side::Side;
 use crate::{
-    backend::{Desired, Goal, RegistrationDriver, Shown},
+    backend::{
+        desired_state::{Desired, Goal, Shown},
+        registration_driver::RegistrationDriver,
+    },
     error::Error,
     model::{instance::Health, revision::Revision},
     registration::{

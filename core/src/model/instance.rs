@@ -252,7 +252,7 @@ impl Instance {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
-    /// Refuses what no store can hold. Backends call this before they send anything.
+    /// Refuses what no store can hold, before anything is sent. Registering, publishing and updating do so as well.
     ///
     /// # Errors
     ///

@@ -352,7 +352,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_value_is_there_before_the_generation_that_tells_of_it() {
         let (service, instance) = stand_in(b"k");
-        let (registration, mut driver) = crate::backend::registration(service, instance, Arc::new(()));
+        let (registration, mut driver) =
+            crate::backend::registration(service, instance, &RegisterOptions::new(), Arc::new(())).unwrap();
         let cell = RawCell::new(*b"one");
         let raw = RawRegistration::new(registration, *b"k", cell.clone());
         let large = raw.set(vec![0; MAX_RAW_BYTES]).await;

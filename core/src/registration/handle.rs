@@ -8,7 +8,7 @@ use crate::{
         desired_state::{Goal, Shown},
         publisher::OwnerHandle,
     },
-    error::{Cause, Error},
+    error::Error,
     model::{
         instance::{Health, Instance, InstanceUpdate},
         name::ServiceRef,
@@ -17,9 +17,8 @@ use crate::{
     registration::{
         health,
         instance_handle::InstanceHandle,
-        options::{DEFAULT_START, RegisterOptions, Start},
         shared::{Shared, set_goal},
-        state::{Deregistered, RegistrationState, is_observing},
+        state::{Deregistered, RegistrationState},
         state_stream::RegistrationStates,
     },
 };
@@ -152,51 +151,8 @@ impl Registration {
         self.end(Goal::Abandoned);
     }
 
-    /// For backends: what `register` does after the driver was started: waits as `start` says.
-    ///
-    /// # Errors
-    ///
-    /// See [`Registry::register`](crate::Registry::register).
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future withdraws the registration.
-    pub async fn started(self, options: &RegisterOptions) -> Result<Self, Error> {
-        let limit = match options.start {
-            Start::Background => return Ok(self),
-            Start::FailFast => DEFAULT_START,
-            Start::Wait(limit) => limit,
-        };
-        let fail_fast = options.start == Start::FailFast;
-        let mut reported = self.shared().reported.subscribe();
-        let first = reported.wait_for(|reported| match &reported.state {
-            RegistrationState::Registering { last: Some(Error::Observing { .. }) } => false,
-            RegistrationState::Registering { last } => fail_fast && last.is_some(),
-            _ => true,
-        });
-        let outcome = tokio::time::timeout(limit, first).await;
-        let state = match outcome {
-            Ok(Ok(reported)) => reported.state.clone(),
-            Ok(Err(_)) => return Err(Error::Closed),
-            Err(_) => self.state(),
-        };
-        match state {
-            RegistrationState::Registering { last: Some(error) } if fail_fast && !is_observing(&error) => Err(error),
-            RegistrationState::Registering { last } => {
-                let cause = last.map(|error| Arc::new(error) as Cause);
-                Err(Error::Timeout { op: "register", limit, cause })
-            }
-            RegistrationState::Refused { cause } => Err(cause),
-            RegistrationState::Ended => Err(self.end_cause()),
-            RegistrationState::Registered { .. }
-            | RegistrationState::Suspect { .. }
-            | RegistrationState::Reregistering { .. }
-            | RegistrationState::Withdrawn
-            | RegistrationState::Superseded { .. } => Ok(self),
-        }
-    }
-
-    fn end_cause(&self) -> Error {
+    /// Error with which the registration ended.
+    pub(crate) fn end_cause(&self) -> Error {
         match &self.shared().reported.borrow().ended {
             Some(Err(error)) => error.clone(),
             _ => Error::Closed,

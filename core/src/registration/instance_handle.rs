@@ -194,7 +194,7 @@ impl InstanceHandle {
 mod tests {
     use super::*;
     use crate::{
-        Deregistered,
+        Deregistered, RegisterOptions,
         backend::registration_driver::{
             registration,
             tests::{instance, pair},
@@ -205,7 +205,8 @@ mod tests {
     async fn a_handle_keeps_neither_the_instance_nor_the_session() {
         let source = Arc::new(());
         let service = ServiceRef::parse("s").unwrap();
-        let (registration, driver) = registration(service, instance(), Arc::<()>::clone(&source));
+        let (registration, driver) =
+            registration(service, instance(), &RegisterOptions::new(), Arc::<()>::clone(&source) as _).unwrap();
         let handle = registration.handle();
         assert_eq!(handle.instance().id().as_str(), "a");
         drop(registration);

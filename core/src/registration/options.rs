@@ -242,7 +242,8 @@ impl RegisterOptions {
         }
     }
 
-    /// Refuses what cannot work. Backends call this before they send anything.
+    /// Refuses what cannot work, before anything is sent. [`Registry::register`](crate::Registry::register) does so as
+    /// well.
     ///
     /// # Errors
     ///

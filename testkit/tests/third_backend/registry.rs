@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, Owner, RegisterOptions, Registration, Registry, Revision,
     ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration, registration_flow, whole_seconds},
+    backend::{LeaseTerms, check_ttl, registration, registration_flow, wait_for_start, whole_seconds},
 };
 
 use crate::{
@@ -24,12 +24,10 @@ impl Registry for MapClient {
         instance: Instance,
         options: RegisterOptions,
     ) -> Result<Registration, Error> {
-        options.check()?;
-        instance.check()?;
-        self.check_open()?;
         let key = (service.clone(), instance.id().clone());
         // The handle for the user, which keeps the client alive, and the driver for the task.
-        let (registration, driver) = registration(service.clone(), instance, Arc::clone(&self.0) as _);
+        let (registration, driver) = registration(service.clone(), instance, &options, Arc::clone(&self.0) as _)?;
+        self.check_open()?;
         let withdrawal = driver.withdrawal();
         let task = Box::new(RegistrationTask::new(Arc::clone(&self.0), key, driver, options.clone()));
         let run = registration_flow::run(task);
@@ -41,7 +39,7 @@ impl Registry for MapClient {
             }
             _ => self.0.tasks.spawn_until_stopped("registration", run)?,
         }
-        registration.started(&options).await
+        wait_for_start(registration, &options).await
     }
 
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error> {
