@@ -24,7 +24,7 @@ use enlist::{
     Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Owner, RegisterOptions, RegistrationState,
     Revision, ServiceRef,
     backend::{
-        Claim, Goal, KeyClaims, Observations, RegistrationDriver,
+        Claim, Goal, KeyClaims, Observations, RegistrationDriver, gives_up_after,
         reconcile::Found,
         registration_flow::{RegistrationSteps, StepOutcome, Waited},
         reregistration_window,
@@ -333,7 +333,7 @@ impl RegistrationSteps for RegistrationTask {
     fn gives_up(&mut self, error: &Error) -> bool {
         // A refused change is no reason to remove the published instance.
         let counts = !self.may_be_there() || error.is_retryable();
-        counts && self.options.gives_up_after(self.backoff.failures().saturating_add(1))
+        counts && gives_up_after(&self.options, self.backoff.failures().saturating_add(1))
     }
 
     async fn remove(&mut self, gave_up: Option<Error>, claim: Option<Claim<Arc<[u8]>>>) {

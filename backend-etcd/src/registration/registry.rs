@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, LeaseId, RegisterOptions, Registration, Registry,
     Revision, ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration, registration_flow, wait_for_start},
+    backend::{LeaseTerms, check_ttl, evicted, granted_lease, registration, registration_flow, wait_for_start},
 };
 use tracing::Instrument;
 
@@ -126,7 +126,7 @@ impl Registry for Etcd {
                     let entry = decoded.map(|decoded| Entry::new(decoded.instance, record.created, record.modified));
                     let lease = record.lease.map(LeaseId::get);
                     tracing::info!(%service, instance = %id, lease, "instance evicted");
-                    return Ok(Evicted::new(entry, record.lease, removed));
+                    return Ok(evicted(entry, record.lease, removed));
                 }
                 Written::Refused(found) => present = found,
             }
@@ -139,7 +139,7 @@ impl Registry for Etcd {
         let leases = &self.session.leases;
         let granted = leases.own(LeaseTerms::new(ttl, None)).await;
         let lease = granted.map_err(|failure| failure.into_error("granting a lease"))?;
-        Ok(enlist::Lease::new(GrantedLease::new(lease, leases)))
+        Ok(granted_lease(GrantedLease::new(lease, leases)))
     }
 }
 

@@ -11,8 +11,8 @@ use std::{
 use enlist::{
     Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, RegisterOptions, RegistrationState, Revision,
     backend::{
-        Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, Observations, RawCell, RegistrationDriver,
-        lease_changed,
+        Claim, Desired, Goal, KeyClaims, LeasePurpose, LeaseState, LeaseTerms, Observations, RawCell,
+        RegistrationDriver, audit_due, gives_up_after, lease_changed,
         reconcile::{self, Entitlement, Found, Mine, Step},
         registration_flow::{
             PERMANENT_ERROR_RETRY, RegistrationSteps, RemovalSteps, StepOutcome, Waited, observe,
@@ -106,8 +106,8 @@ impl RegistrationTask {
         let lease = match self.options.lease {
             LeaseChoice::Given(_) if self.lease.is_some() => return Err(Error::LeaseLost),
             LeaseChoice::Given(id) => lease::given(id, self.options.ttl),
-            LeaseChoice::Own => leases.own(link, tasks, self.options.lease_terms()).await?,
-            _ => leases.shared(link, tasks, LeasePurpose::Registration, self.options.lease_terms()).await?,
+            LeaseChoice::Own => leases.own(link, tasks, LeaseTerms::from(&self.options)).await?,
+            _ => leases.shared(link, tasks, LeasePurpose::Registration, LeaseTerms::from(&self.options)).await?,
         };
         self.lease = Some(Arc::clone(&lease));
         Ok(lease)
@@ -290,7 +290,7 @@ impl RegistrationSteps for RegistrationTask {
         let mut state = lease.state();
         let mut link = self.client.link.watch();
         let options = self.options.clone();
-        let mut audit = std::pin::pin!(options.audit_due());
+        let mut audit = std::pin::pin!(audit_due(&options));
         loop {
             tokio::select! {
                 () = &mut audit => return Waited::Due,
@@ -361,7 +361,7 @@ impl RegistrationSteps for RegistrationTask {
     }
 
     fn gives_up(&mut self, _error: &Error) -> bool {
-        self.options.gives_up_after(self.backoff.failures().saturating_add(1))
+        gives_up_after(&self.options, self.backoff.failures().saturating_add(1))
     }
 
     async fn remove(&mut self, gave_up: Option<Error>, claim: Option<Claim<Key>>) {

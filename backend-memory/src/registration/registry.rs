@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, RegisterOptions, Registration, Registry, Revision,
     ServiceRef,
-    backend::{LeaseTerms, RawCell, check_ttl, registration, registration_flow, wait_for_start},
+    backend::{
+        LeaseTerms, RawCell, check_ttl, evicted, granted_lease, registration, registration_flow, wait_for_start,
+    },
 };
 
 use crate::{
@@ -58,7 +60,7 @@ impl Registry for MemoryClient {
         let guard = |record: &Record| modified.is_none_or(|modified| modified == record.modified);
         let evict = |store: &mut Store, _| store.delete(&key, guard).map(|record| (record, store.revision()));
         match self.inner.link.ask(evict).await? {
-            Ok((record, removed)) => Ok(Evicted::new(record.entry(), record.lease, removed)),
+            Ok((record, removed)) => Ok(evicted(record.entry(), record.lease, removed)),
             Err(Refusal::Guard(Some(record))) => {
                 Err(Error::Conflict { what: format!("{service}/{id}"), revision: record.modified })
             }
@@ -71,7 +73,7 @@ impl Registry for MemoryClient {
         self.inner.check_open()?;
         let Inner { link, tasks, leases, .. } = &*self.inner;
         let lease = leases.own(link, tasks, LeaseTerms::new(ttl, None)).await?;
-        Ok(enlist::Lease::new(GrantedLease::new(lease, &self.inner)))
+        Ok(granted_lease(GrantedLease::new(lease, &self.inner)))
     }
 }
 

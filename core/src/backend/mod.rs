@@ -5,6 +5,7 @@ pub mod contender;
 pub(crate) mod departures;
 pub(crate) mod desired_state;
 pub(crate) mod key_claims;
+pub(crate) mod lease_handle;
 pub(crate) mod lease_pool;
 pub(crate) mod lease_terms;
 pub(crate) mod observation;
@@ -12,19 +13,24 @@ pub(crate) mod publisher;
 pub mod reconcile;
 pub(crate) mod registration_driver;
 pub mod registration_flow;
+pub(crate) mod registry_results;
 pub(crate) mod renewal;
+pub(crate) mod retries;
 
 #[doc(inline)]
 pub use self::{
     departures::Departures,
     desired_state::{Desired, Goal, Shown},
     key_claims::{Approach, Claim, KeyClaims},
+    lease_handle::LeaseHandle,
     lease_pool::{LeasePoolKey, LeasePools, LeasePurpose, LeaseState, LeaseUse, SharedLease, lease_changed},
     lease_terms::{LeaseTerms, check_ttl, whole_seconds},
     observation::{Look, Observations},
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
     registration_driver::{RegistrationDriver, Withdrawal, registration, wait_for_start},
+    registry_results::{evicted, granted_lease},
     renewal::{Renewal, RenewalReply},
+    retries::{audit_due, gives_up_after, reregistration_window},
 };
 #[doc(inline)]
 pub use crate::{
@@ -37,9 +43,8 @@ pub use crate::{
     },
     model::instance::Interner,
     raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
-    registration::lease::LeaseHandle,
     runtime::{
-        backoff::{jitter, reregistration_window},
+        backoff::jitter,
         clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},
         deadline::LastTrouble,
         sync::MutexExt,

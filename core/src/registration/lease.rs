@@ -1,10 +1,10 @@
 //! A lease of one's own, for registrations that live and die together. Read [`LeaseChoice`] next.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use async_trait::async_trait;
-
-use crate::{error::Error, model::revision::LeaseId, registration::options::LeaseChoice};
+use crate::{
+    backend::lease_handle::LeaseHandle, error::Error, model::revision::LeaseId, registration::options::LeaseChoice,
+};
 
 /// A lease that is renewed until this is dropped, which revokes it in the background, with all its keys.
 ///
@@ -37,15 +37,10 @@ use crate::{error::Error, model::revision::LeaseId, registration::options::Lease
 #[derive(Debug)]
 #[must_use = "dropping it revokes the lease"]
 pub struct Lease {
-    handle: Box<dyn LeaseHandle>,
+    pub(crate) handle: Box<dyn LeaseHandle>,
 }
 
 impl Lease {
-    /// For backends: a lease behind `handle`.
-    pub fn new(handle: impl LeaseHandle) -> Self {
-        Self { handle: Box::new(handle) }
-    }
-
     /// Its id, by which other processes can be given it as well.
     pub fn id(&self) -> LeaseId {
         self.handle.id()
@@ -97,27 +92,4 @@ impl From<&Lease> for LeaseChoice {
     fn from(lease: &Lease) -> Self {
         Self::Given(lease.id())
     }
-}
-
-/// For backends: the part of a [`Lease`] that does the work. Dropping it revokes the lease in the background, unless it
-/// was abandoned.
-#[async_trait]
-pub trait LeaseHandle: fmt::Debug + Send + Sync + 'static {
-    /// See [`Lease::id`].
-    fn id(&self) -> LeaseId;
-
-    /// See [`Lease::ttl`].
-    fn ttl(&self) -> Duration;
-
-    /// See [`Lease::is_alive`].
-    fn is_alive(&self) -> bool;
-
-    /// See [`Lease::lost`]. Signature: `async fn lost(&self)`.
-    async fn lost(&self);
-
-    /// See [`Lease::revoke`]. Signature: `async fn revoke(self: Box<Self>) -> Result<(), Error>`.
-    async fn revoke(self: Box<Self>) -> Result<(), Error>;
-
-    /// See [`Lease::abandon`].
-    fn abandon(self: Box<Self>);
 }

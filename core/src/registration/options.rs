@@ -6,10 +6,7 @@ use crate::{
     backend::lease_terms::LeaseTerms,
     error::Error,
     model::{escape::Hidden, revision::LeaseId},
-    runtime::{
-        backoff::{BackoffPolicy, jitter},
-        clock::LONGEST,
-    },
+    runtime::backoff::BackoffPolicy,
 };
 
 /// Time for which keys live after the last renewal, unless said otherwise.
@@ -217,31 +214,6 @@ impl RegisterOptions {
         self
     }
 
-    /// For backends: the terms of a lease for these options.
-    pub fn lease_terms(&self) -> LeaseTerms {
-        LeaseTerms::new(self.ttl, self.renewal_interval)
-    }
-
-    /// For backends: returns `true` if so many failed attempts in a row are too many.
-    pub fn gives_up_after(&self, failures: u32) -> bool {
-        self.max_attempts.is_some_and(|limit| limit > 0 && failures >= limit)
-    }
-
-    /// For backends: waits until the next audit is due; for ever without audits.
-    ///
-    /// # Cancel safety
-    ///
-    /// Dropping the future has no effect.
-    pub async fn audit_due(&self) {
-        match self.audit {
-            Some(audit) => {
-                let audit = audit.min(LONGEST);
-                tokio::time::sleep(audit / 2 + jitter(audit)).await;
-            }
-            None => std::future::pending().await,
-        }
-    }
-
     /// Refuses what cannot work, before anything is sent. [`Registry::register`](crate::Registry::register) does so as
     /// well.
     ///
@@ -255,6 +227,12 @@ impl RegisterOptions {
             return Err(Error::invalid_config("audit", "it must be above zero"));
         }
         Ok(())
+    }
+}
+
+impl From<&RegisterOptions> for LeaseTerms {
+    fn from(options: &RegisterOptions) -> Self {
+        Self::new(options.ttl, options.renewal_interval)
     }
 }
 
@@ -279,28 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn zero_attempts_are_no_limit() {
-        let options = RegisterOptions::new();
-        assert!(!options.gives_up_after(u32::MAX));
-        let none = options.clone().max_attempts(0);
-        assert!(none.check().is_ok() && !none.gives_up_after(1) && !none.gives_up_after(u32::MAX));
-        let five = options.max_attempts(5);
-        assert!(!five.gives_up_after(4) && five.gives_up_after(5));
-    }
-
-    #[test]
     fn the_owner_token_is_not_shown() {
         let shown = format!("{:?}", RegisterOptions::new().owner("s3cret"));
         assert!(!shown.contains("s3cret") && shown.contains("owner: Some"), "{shown}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_audit_without_end_is_never_due() {
-        let options = RegisterOptions::new().audit(Some(Duration::MAX));
-        assert!(options.check().is_ok());
-        // The pause is drawn at random.
-        for _ in 0..64 {
-            assert!(futures::FutureExt::now_or_never(options.audit_due()).is_none());
-        }
     }
 }

@@ -126,10 +126,3 @@ pub struct Evicted {
     /// The revision of the removal.
     pub removed: Revision,
 }
-
-impl Evicted {
-    /// For backends: an eviction that was done at the revision `removed`.
-    pub fn new(entry: Option<Entry>, lease: Option<LeaseId>, removed: Revision) -> Self {
-        Self { entry, lease, removed }
-    }
-}

@@ -88,24 +88,9 @@ pub fn jitter(limit: Duration) -> Duration {
     limit.mul_f64(fastrand::f64())
 }
 
-/// For backends: how far apart the attempts of registrations that lost their key together are drawn: a tenth of the TTL
-/// and at most a second, or what it takes for `registrations` of one session to stay below 2,000 in a second.
-pub fn reregistration_window(ttl: Duration, registrations: usize) -> Duration {
-    let many = Duration::from_micros(500).saturating_mul(u32::try_from(registrations).unwrap_or(u32::MAX));
-    (ttl / 10).min(Duration::from_secs(1)).max(many)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_herd_is_spread_by_its_ttl_and_by_its_size() {
-        let seconds = Duration::from_secs;
-        assert_eq!(reregistration_window(seconds(5), 1), Duration::from_millis(500));
-        assert_eq!(reregistration_window(seconds(60), 1), seconds(1));
-        assert_eq!(reregistration_window(seconds(60), 5000), Duration::from_millis(2500));
-    }
 
     #[test]
     fn delays_grow_to_the_cap_and_start_over() {

@@ -50,15 +50,15 @@ impl Inner {
     /// Returns the lease that the options ask for.
     pub(crate) fn lease(&self, options: &RegisterOptions) -> Result<Arc<Lease>, Error> {
         match options.lease {
-            LeaseChoice::Own => self.grant(options.lease_terms()),
+            LeaseChoice::Own => self.grant(LeaseTerms::from(options)),
             LeaseChoice::Given(id) => Ok(Arc::new(Lease { id, _end: None })),
             _ => {
                 let mut shared = self.shared.lock().unwrap();
-                if let Some(lease) = shared.get(&options.lease_terms()) {
+                if let Some(lease) = shared.get(&LeaseTerms::from(options)) {
                     return Ok(Arc::clone(lease));
                 }
-                let lease = self.grant(options.lease_terms())?;
-                shared.insert(options.lease_terms(), Arc::clone(&lease));
+                let lease = self.grant(LeaseTerms::from(options))?;
+                shared.insert(LeaseTerms::from(options), Arc::clone(&lease));
                 Ok(lease)
             }
         }

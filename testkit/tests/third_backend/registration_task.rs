@@ -8,7 +8,7 @@ use std::{
 use enlist::{
     Backoff, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, RegisterOptions, RegistrationState, Revision,
     backend::{
-        Claim, Desired, Goal, KeyClaims, Observations, RegistrationDriver,
+        Claim, Desired, Goal, KeyClaims, Observations, RegistrationDriver, audit_due, gives_up_after,
         reconcile::{self, Entitlement, Found, Mine, Step},
         registration_flow::{RegistrationSteps, RemovalSteps, StepOutcome, Waited, observe, remove_until_confirmed},
     },
@@ -128,7 +128,7 @@ impl RegistrationTask {
         let pause = async {
             match delay {
                 Some(delay) => tokio::time::sleep(delay).await,
-                None => options.audit_due().await,
+                None => audit_due(options).await,
             }
         };
         tokio::select! {
@@ -244,7 +244,7 @@ impl RegistrationSteps for RegistrationTask {
     }
 
     fn gives_up(&mut self, _: &Error) -> bool {
-        self.options.gives_up_after(self.backoff.failures().saturating_add(1))
+        gives_up_after(&self.options, self.backoff.failures().saturating_add(1))
     }
 
     async fn remove(&mut self, gave_up: Option<Error>, claim: Option<Claim<Key>>) {

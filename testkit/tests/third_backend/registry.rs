@@ -6,7 +6,9 @@ use async_trait::async_trait;
 use enlist::{
     Entry, Error, Evicted, Instance, InstanceId, LeaseChoice, Owner, RegisterOptions, Registration, Registry, Revision,
     ServiceRef,
-    backend::{LeaseTerms, check_ttl, registration, registration_flow, wait_for_start, whole_seconds},
+    backend::{
+        LeaseTerms, check_ttl, evicted, granted_lease, registration, registration_flow, wait_for_start, whole_seconds,
+    },
 };
 
 use crate::{
@@ -82,7 +84,7 @@ impl Registry for MapClient {
                 let entry =
                     |record: &Record| Entry::new((*record.value.instance).clone(), record.created, record.modified);
                 let lease = record.as_ref().and_then(|record| record.lease);
-                Ok(Evicted::new(record.as_ref().map(entry), lease, Revision::new(data.revision)))
+                Ok(evicted(record.as_ref().map(entry), lease, Revision::new(data.revision)))
             }
         })?
     }
@@ -91,7 +93,7 @@ impl Registry for MapClient {
         check_ttl(ttl)?;
         self.check_open()?;
         let lease = self.0.grant(LeaseTerms::new(ttl, None))?;
-        Ok(enlist::Lease::new(GrantedLease {
+        Ok(granted_lease(GrantedLease {
             lease,
             ttl: whole_seconds(ttl),
             client: self.clone(),

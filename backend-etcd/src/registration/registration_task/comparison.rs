@@ -6,7 +6,7 @@ use std::{sync::Arc, time::SystemTime};
 use enlist::{
     Counter, Error, LeaseChoice, LeaseId, Revision,
     backend::{
-        Desired, Goal, LeasePurpose, RegistrationDriver, Shown,
+        Desired, Goal, LeasePurpose, LeaseTerms, RegistrationDriver, Shown,
         reconcile::{self, Found, Mine, Step},
         registration_flow::{DEREGISTER_TIMEOUT, RegistrationSteps, StepOutcome, observe},
     },
@@ -184,9 +184,9 @@ impl RegistrationTask {
             match self.options.lease {
                 LeaseChoice::Given(_) if self.lease.is_some() => Err(Failure::Final(Error::LeaseLost)),
                 LeaseChoice::Given(id) => Ok(lease::given(id, self.options.ttl)),
-                LeaseChoice::Own => leases.own(self.options.lease_terms()).await,
-                _ if own => leases.own(self.options.lease_terms()).await,
-                _ => leases.shared(LeasePurpose::Registration, self.options.lease_terms()).await,
+                LeaseChoice::Own => leases.own(LeaseTerms::from(&self.options)).await,
+                _ if own => leases.own(LeaseTerms::from(&self.options)).await,
+                _ => leases.shared(LeasePurpose::Registration, LeaseTerms::from(&self.options)).await,
             }
         };
         let granted = tokio::select! {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::{
     Error, Moment, RegistrationState, ServiceRef,
     backend::{
-        Claim, LeaseState, Subscriber, jitter, lease_changed,
+        Claim, LeaseState, Subscriber, audit_due, jitter, lease_changed,
         registration_flow::{RegistrationSteps, permanent_error_delay},
     },
     with_causes,
@@ -107,7 +107,7 @@ impl RegistrationTask {
         let mut due = std::pin::pin!(async {
             match &outdated {
                 Some(outdated) => tokio::time::sleep(outdated.delay).await,
-                None => options.audit_due().await,
+                None => audit_due(options).await,
             }
         });
         let conn = Arc::clone(&context.conn);
