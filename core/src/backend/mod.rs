@@ -4,6 +4,7 @@
 pub mod contender;
 pub(crate) mod departures;
 pub(crate) mod desired_state;
+pub(crate) mod interner;
 pub(crate) mod key_claims;
 pub(crate) mod lease_handle;
 pub(crate) mod lease_pool;
@@ -21,6 +22,7 @@ pub(crate) mod retries;
 pub use self::{
     departures::Departures,
     desired_state::{Desired, Goal, Shown},
+    interner::Interner,
     key_claims::{Approach, Claim, KeyClaims},
     lease_handle::LeaseHandle,
     lease_pool::{LeasePoolKey, LeasePools, LeasePurpose, LeaseState, LeaseUse, SharedLease, lease_changed},
@@ -41,7 +43,6 @@ pub use crate::{
         lock_validity::{LockValidity, safe_validity},
         queue_position,
     },
-    model::instance::Interner,
     raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
     runtime::{
         backoff::jitter,

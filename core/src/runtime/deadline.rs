@@ -1,5 +1,4 @@
-//! For backends: the deadline of an acquisition or a release, whose error names the last trouble that the task behind
-//! it had.
+//! Deadlines of acquisitions and releases. Their error has the last failure of the task behind the call as its cause.
 
 use std::{
     future::Future,

@@ -139,7 +139,7 @@ pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| message(&*panic))
 }
 
-/// For backends: runs code of the user's that is not asynchronous. With `panic = "abort"` a panic in it ends the
+/// Runs code of the user that is not asynchronous, and catches its panic. With `panic = "abort"` a panic in it ends the
 /// process.
 ///
 /// # Errors
