@@ -9,7 +9,7 @@ use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 use crate::{
     model::{
         escape::escaped,
-        name::{InstanceId, ServiceRef},
+        name::{InstanceId, NameFault, ServiceRef},
         revision::{LeaseId, Revision},
     },
     runtime::clock::rounded,
@@ -17,40 +17,6 @@ use crate::{
 
 /// The cause behind an [`Error`], shared so that the error can be cloned.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
-
-/// Fault of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum NameFault {
-    /// It has no characters.
-    Empty,
-    /// It has more than 255 bytes of UTF-8.
-    TooLong {
-        /// Its number of bytes.
-        bytes: usize,
-    },
-    /// It holds a control character.
-    ControlCharacter {
-        /// Byte position of the first one.
-        at: usize,
-    },
-    /// The store's layout cannot carry this character.
-    NotCarried {
-        /// The character that would change the key.
-        character: char,
-    },
-}
-
-impl fmt::Display for NameFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("it is empty"),
-            Self::TooLong { bytes } => write!(f, "it has {bytes} bytes, at most 255 are allowed"),
-            Self::ControlCharacter { at } => write!(f, "it has a control character at byte {at}"),
-            Self::NotCarried { character } => write!(f, "the layout cannot carry {character:?}"),
-        }
-    }
-}
 
 /// Whose instance is in the way. The owner token itself is not told: a client that knows it can take over the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +112,12 @@ pub enum Error {
     },
     /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The
     /// observation goes on while no call waits for it, so a repeated call completes it.
-    #[error("instance {} of {} is held by a lease that may be a leftover, which is decided in {}", escaped(id), escaped(service), rounded(*left))]
+    #[error(
+        "instance {} of {} is held by a lease that may be a leftover, which is decided in {}",
+        escaped(id),
+        escaped(service),
+        rounded(*left)
+    )]
     Observing {
         /// The service.
         service: ServiceRef,

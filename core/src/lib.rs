@@ -83,7 +83,7 @@ pub use self::{
         view_changes::ViewChanges,
         view_options::{DEFAULT_DEBOUNCE, DEFAULT_HOLD, DEFAULT_IDLE, DirectoryOptions, EmptyPolicy},
     },
-    error::{Cause, Error, NameFault, Owner, RangeUnit, with_causes},
+    error::{Cause, Error, Owner, RangeUnit, with_causes},
     lock::{
         Lock, LockGuard, LockMode, LockOptions, Loss, Released,
         candidate::Candidate,
@@ -98,7 +98,9 @@ pub use self::{
         instance::{
             DEFAULT_WEIGHT, Entry, Health, Instance, InstanceUpdate, JSON_SUFFIX, MAX_INSTANCE_BYTES, Presence,
         },
-        name::{DEFAULT_NAMESPACE, InstanceId, LockName, MAX_NAME_BYTES, Namespace, ServiceName, ServiceRef},
+        name::{
+            DEFAULT_NAMESPACE, InstanceId, LockName, MAX_NAME_BYTES, NameFault, Namespace, ServiceName, ServiceRef,
+        },
         revision::{Epoch, FencingToken, LeaseId, Revision},
     },
     raw::{MAX_RAW_BYTES, RawChange, RawEntry, RawEvent, RawRegistration, RawSnapshot, RawValues, RawWatcher},

@@ -5,4 +5,5 @@ pub(crate) mod endpoint;
 pub mod escape;
 pub(crate) mod instance;
 pub(crate) mod name;
+mod parse_name;
 pub(crate) mod revision;

@@ -1,11 +1,9 @@
 //! Names: what a service, an instance, a namespace and a lock may be called.
 //!
 //! A name is checked once, where it is made. Escaping for a store belongs to that store's layout, so nearly every
-//! character is allowed here. See [`crate::error`] for what a refused name looks like.
+//! character is allowed here. [`parse_name`](super::parse_name) makes names from texts.
 
-use std::{fmt, str::FromStr, sync::Arc};
-
-use crate::error::{Error, NameFault};
+use std::{fmt, sync::Arc};
 
 /// The longest name, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 255;
@@ -13,21 +11,54 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// The namespace used where none is given.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-fn check(field: &'static str, text: &str) -> Result<(), Error> {
-    let fault = if text.is_empty() {
-        NameFault::Empty
+/// Fault of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NameFault {
+    /// It has no characters.
+    Empty,
+    /// It has more than 255 bytes of UTF-8.
+    TooLong {
+        /// Its number of bytes.
+        bytes: usize,
+    },
+    /// It holds a control character.
+    ControlCharacter {
+        /// Byte position of the first one.
+        at: usize,
+    },
+    /// The store's layout cannot carry this character.
+    NotCarried {
+        /// The character that would change the key.
+        character: char,
+    },
+}
+
+impl fmt::Display for NameFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Empty => f.write_str("it is empty"),
+            Self::TooLong { bytes } => write!(f, "it has {bytes} bytes, at most 255 are allowed"),
+            Self::ControlCharacter { at } => write!(f, "it has a control character at byte {at}"),
+            Self::NotCarried { character } => write!(f, "the layout cannot carry {character:?}"),
+        }
+    }
+}
+
+fn check(text: &str) -> Result<(), NameFault> {
+    if text.is_empty() {
+        Err(NameFault::Empty)
     } else if text.len() > MAX_NAME_BYTES {
-        NameFault::TooLong { bytes: text.len() }
+        Err(NameFault::TooLong { bytes: text.len() })
     } else if let Some((at, _)) = text.char_indices().find(|(_, c)| c.is_control()) {
-        NameFault::ControlCharacter { at }
+        Err(NameFault::ControlCharacter { at })
     } else {
-        return Ok(());
-    };
-    Err(Error::InvalidName { field, fault })
+        Ok(())
+    }
 }
 
 macro_rules! name {
-    ($(#[$doc:meta])* $type:ident, $field:literal) => {
+    ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*
         ///
         /// 1–255 bytes of UTF-8 without control characters. Cheap to clone.
@@ -35,14 +66,8 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Checks `text` and makes the name.
-            ///
-            /// # Errors
-            ///
-            /// [`Error::InvalidName`] if it is empty, longer than 255 bytes or holds a control character.
-            pub fn parse(text: impl AsRef<str>) -> Result<Self, Error> {
-                let text = text.as_ref();
-                check($field, text)?;
+            pub(super) fn checked(text: &str) -> Result<Self, NameFault> {
+                check(text)?;
                 Ok(Self(text.into()))
             }
 
@@ -69,28 +94,20 @@ macro_rules! name {
                 &self.0
             }
         }
-
-        impl FromStr for $type {
-            type Err = Error;
-
-            fn from_str(text: &str) -> Result<Self, Error> {
-                Self::parse(text)
-            }
-        }
     };
 }
 
 name!(
     /// A set of services, and of locks, that does not see any other set.
-    Namespace, "namespace"
+    Namespace
 );
 name!(
     /// The name of a service within its namespace.
-    ServiceName, "service"
+    ServiceName
 );
 name!(
     /// Identity of one instance among the others of its service.
-    InstanceId, "instance id"
+    InstanceId
 );
 
 impl Default for Namespace {
@@ -111,15 +128,6 @@ impl ServiceRef {
     /// The service `name` of `namespace`.
     pub fn new(namespace: Namespace, name: ServiceName) -> Self {
         Self { namespace, name }
-    }
-
-    /// The service called `name` in the namespace `default`. A `/` in it is part of the name.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidName`], as for [`ServiceName::parse`].
-    pub fn parse(name: impl AsRef<str>) -> Result<Self, Error> {
-        Ok(Self::new(Namespace::default(), ServiceName::parse(name)?))
     }
 
     /// The namespace the service lives in.
@@ -153,14 +161,8 @@ pub struct LockName {
 }
 
 impl LockName {
-    /// The lock called `name` in the namespace `default`. A `/` in it is part of the name.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidName`] if it is empty, longer than 255 bytes or holds a control character.
-    pub fn parse(name: impl AsRef<str>) -> Result<Self, Error> {
-        let name = name.as_ref();
-        check("lock", name)?;
+    pub(super) fn checked(name: &str) -> Result<Self, NameFault> {
+        check(name)?;
         Ok(Self { namespace: Namespace::default(), name: name.into() })
     }
 
@@ -182,14 +184,6 @@ impl LockName {
     }
 }
 
-impl FromStr for LockName {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        Self::parse(text)
-    }
-}
-
 impl fmt::Display for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
@@ -199,31 +193,5 @@ impl fmt::Display for LockName {
 impl fmt::Debug for LockName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn odd_but_printable_names_are_allowed() {
-        for text in ["a", "a/b", "..", "50%", "two words", "größe", "🚀", &"x".repeat(255)] {
-            assert_eq!(ServiceName::parse(text).unwrap().as_str(), text);
-        }
-    }
-
-    #[test]
-    fn a_refused_name_says_which_field_and_why() {
-        let long = "x".repeat(256);
-        for (text, why) in [("", "empty"), (&*long, "256 bytes"), ("a\nb", "control"), ("a\0", "control")] {
-            let error = InstanceId::parse(text).unwrap_err().to_string();
-            assert!(error.contains("instance id") && error.contains(why), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_service_prints_with_its_namespace() {
-        assert_eq!(ServiceRef::parse("greeter").unwrap().to_string(), "default/greeter");
     }
 }
