@@ -126,7 +126,8 @@ impl Graceful {
     /// # let instance = Instance::new(InstanceId::parse("a")?, [Endpoint::parse("10.0.0.1:80")?])?;
     /// # let (service, stop) = (ServiceRef::parse("greeter")?, async {});
     /// let register = registry.register(&service, instance, RegisterOptions::new());
-    /// let report = Graceful::new().register_and_run(register, stop, |finish, _| async move { finish.cancelled().await }).await?;
+    /// let server = Graceful::new();
+    /// let report = server.register_and_run(register, stop, |end, _| async move { end.cancelled().await }).await?;
     /// assert!(report.deregistered.is_ok());
     /// # Ok(())
     /// # }
