@@ -72,8 +72,8 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::TlsRequired => "plaintext endpoint not used, the channel requires TLS",
             Self::Credentials => {
-                "plaintext endpoint not used, the interceptor's credentials could be read (require_tls speaks TLS where \
-                 no protocol is stated, allow_plaintext accepts it)"
+                "plaintext endpoint not used, the interceptor's credentials could be read (require_tls speaks TLS \
+                 where no protocol is stated, allow_plaintext accepts it)"
             }
             Self::TlsSettings => {
                 "plaintext endpoint not used, its settings have TLS (require_tls uses another endpoint of the \
