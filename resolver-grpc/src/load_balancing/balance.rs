@@ -1,5 +1,5 @@
-//! How a channel chooses, in the words of its users. Who takes a call is decided by [`enlist::balance`]; the
-//! [set](crate::load_balancing::pool_task) says who can.
+//! Options for the choice of an instance. [`enlist::balance`] implements the choice; the [pool
+//! task](crate::load_balancing::pool_task) provides the candidates.
 
 use bytes::Bytes;
 use enlist::balance::Selection;
@@ -9,13 +9,13 @@ use http::HeaderName;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Balance {
-    /// Two different ones are drawn by weight; the one with fewer calls in flight per weight takes the call. The
+    /// Two different instances are drawn by weight. The one with fewer calls in flight per weight takes the call. The
     /// default.
     #[default]
     LeastLoaded,
-    /// One after the other, whatever the weights.
+    /// One after the other, regardless of weights.
     RoundRobin,
-    /// Evenly at random, whatever the weights.
+    /// Uniformly at random, regardless of weights.
     Random,
     /// By key, in proportion to the weights: the [`HashKey`] in the request's extensions, else the value of this
     /// header. A call with neither is drawn by weight. When the set of ready instances changes, few keys change their

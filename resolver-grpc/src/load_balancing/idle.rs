@@ -1,4 +1,4 @@
-//! The idle timeout of a channel: without calls, its connections are closed until there is one again.
+//! Idle timeout of a channel: without calls, its connections are closed until the next call.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -9,10 +9,10 @@ use crate::{
     subchannel::{activity::Usage, config::SubchannelConfig, subchannel::Subchannel},
 };
 
-/// Number of counts of calls within the timeout: a channel becomes idle at most one part of it late.
+/// Number of checks within the timeout. A channel becomes idle at most one check interval late.
 const CHECKS_PER_TIMEOUT: u32 = 4;
 
-/// Lets the channel become idle whenever no call was made, waited or was in flight for `limit`.
+/// Makes the channel idle whenever no call was made, waited or was in flight for `limit`.
 pub(crate) async fn watch(limit: Option<Duration>, picker_cell: &PickerCell, config: &SubchannelConfig) {
     let Some(limit) = limit else { return pending().await };
     loop {

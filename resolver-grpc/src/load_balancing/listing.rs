@@ -10,7 +10,7 @@ use enlist::{Endpoint, Entry, Health, Instance, InstanceId, escape::escaped};
 
 use crate::subchannel::settings::SettingsFor;
 
-/// Returns `true` if an instance is one of those that are ever called.
+/// Returns `true` if the state and weight of an instance allow calls to it.
 pub(super) fn takes_calls(instance: &Instance) -> bool {
     instance.weight() > 0 && instance.health() == Health::Serving
 }
@@ -18,10 +18,10 @@ pub(super) fn takes_calls(instance: &Instance) -> bool {
 /// The candidates of a view.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// Instances to connect to. Where several instances name one endpoint, which happens when one is registered anew
-    /// under another id, the latest counts.
+    /// Instances to connect to. If several instances have one endpoint, for instance after a registration under another
+    /// id, the latest is used.
     pub(super) by_endpoint: HashMap<Endpoint, Arc<Entry>>,
-    /// Instances without an endpoint that gRPC is spoken with.
+    /// Instances without a gRPC endpoint.
     pub(super) unusable: HashSet<InstanceId>,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn by_endpoint(candidates: &[Arc<Entry>], settings: &SettingsFor) -> 
     Listed { by_endpoint, unusable }
 }
 
-/// Reports instances that cannot be used, once for as long as they are listed.
+/// Logs instances that cannot be used, once for as long as they are listed.
 pub(super) fn report_unusable(reported: &mut HashSet<InstanceId>, unusable: HashSet<InstanceId>) {
     let mut new = unusable.iter().filter(|id| !reported.contains(*id));
     if let Some(id) = new.next() {

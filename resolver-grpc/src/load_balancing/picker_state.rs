@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::subchannel::subchannel::Subchannel;
 
-/// View of calls on the set.
+/// Cell with the latest picker state, which calls read.
 #[derive(Debug)]
 pub(crate) struct PickerCell {
     pub(crate) set: ArcSwap<PickerState>,
@@ -18,21 +18,21 @@ pub(crate) struct PickerCell {
 }
 
 impl PickerCell {
-    /// Lets nobody take calls any more.
+    /// Publishes a closed picker state: no further call is sent.
     pub(crate) fn close(&self) {
         self.set.store(Arc::new(PickerState { known: true, closed: true, ..PickerState::default() }));
         self.versions.send_modify(|versions| *versions += 1);
     }
 }
 
-/// The set at one moment.
+/// The set of subchannels at one moment.
 #[derive(Debug, Default)]
 pub(crate) struct PickerState {
     pub(crate) closed: bool,
-    /// The view has said who there is.
+    /// The view has delivered its first snapshot.
     pub(crate) known: bool,
     pub(crate) ready: Ready<Arc<Subchannel>>,
-    /// Everybody who is listed and passes the filter, ready or not.
+    /// Instances that are listed and pass the filter, ready or not.
     pub(crate) all: Vec<Arc<Subchannel>>,
     /// Instances that are no longer listed and finish their calls.
     pub(crate) leaving: Vec<Arc<Subchannel>>,

@@ -1,5 +1,5 @@
-//! The task behind a channel: it follows the view, owns one [subchannel](crate::subchannel) per endpoint, and tells
-//! calls which of them are ready.
+//! The task behind a channel: it follows the view, owns one [subchannel](crate::subchannel) per endpoint, and publishes
+//! the ones that are ready.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,18 +29,18 @@ use crate::{
     subchannel::{config::SubchannelConfig, connectivity::InstanceState, subchannel::Subchannel},
 };
 
-/// Time for which the idle connection to an instance that is no longer listed is kept: it may be registered anew at
-/// once, as after a lost lease.
+/// Time for which the idle connection to an instance that is no longer listed is kept. The instance may be registered
+/// again at once, as after a lost lease.
 const RELISTING_GRACE: Duration = Duration::from_secs(5);
 
-/// Time for which changes are collected before there is another picker state, unless it is the first instance to become
-/// ready. Who goes is passed over at once: calls look at the subchannels themselves.
+/// Time for which changes are collected before the next picker state, except for the first instance that becomes ready.
+/// Calls skip a removed instance at once: they check the states of the subchannels.
 const REBUILD_DELAY: Duration = Duration::from_millis(50);
 
-/// Interval at which instances that left are looked at.
+/// Interval of checks of instances that are leaving.
 const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Maximum time until subchannels have ended; they wait for nothing then.
+/// Maximum time for the end of the subchannels, which wait for nothing then.
 const SUBCHANNELS_END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rules of a set.
@@ -49,15 +49,15 @@ pub(crate) struct Rules {
     pub(crate) balance: Balance,
     pub(crate) filter: Filter,
     pub(crate) zone: Option<String>,
-    /// Maximum time for an instance that left to finish its calls.
+    /// Maximum time for an instance that is no longer listed to finish its calls.
     pub(crate) drain: Duration,
 }
 
-/// A subchannel and its task, which ends with this.
+/// A subchannel. Dropping the member ends the subchannel's task.
 struct Member {
     subchannel: Arc<Subchannel>,
     stop: CancellationToken,
-    /// Since when it is no longer listed.
+    /// Time at which the instance was no longer listed.
     delisted: Option<Moment>,
 }
 
@@ -74,7 +74,7 @@ enum Readiness {
     SomeReady,
 }
 
-/// Zone of an instance, as the channel sees it.
+/// Zone of an instance, relative to the channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Zone {
     /// The zone that the channel prefers.
@@ -94,7 +94,7 @@ enum RebuildCause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ViewState {
     Open,
-    /// No more changes come; the last known instances stay.
+    /// There are no further changes. The last known instances stay.
     Closed,
 }
 
@@ -107,14 +107,14 @@ pub(crate) struct PoolTask {
     config: Arc<SubchannelConfig>,
     picker_cell: Arc<PickerCell>,
     known: bool,
-    /// The view has changed since it was looked at.
+    /// The view has changed since the last reconciliation.
     stale: bool,
-    /// There are instances that left.
+    /// Instances are leaving.
     leaving: bool,
-    /// Time at which a picker state was last made before its time.
+    /// Time at which a picker state was last published early.
     published_early: Option<Moment>,
     members: HashMap<Endpoint, Member>,
-    /// Instances without an endpoint that gRPC is spoken with, which was reported.
+    /// Instances without a gRPC endpoint, which were reported.
     unusable: HashSet<InstanceId>,
     /// Ends all subchannels with the task.
     tasks: TaskOwner,
@@ -145,7 +145,7 @@ impl PoolTask {
         Arc::clone(&self.picker_cell)
     }
 
-    /// Follows the view until told to stop, and ends its subchannels.
+    /// Follows the view until `stop`, then ends its subchannels.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let (picker_cell, config) = (self.picker_cell(), Arc::clone(&self.config));
         let idle = idle::watch(config.connections.idle_timeout, &picker_cell, &config);
@@ -171,8 +171,8 @@ impl PoolTask {
         let picker_state = self.picker_state();
         let is_ready = picker_state.all.iter().any(|subchannel| subchannel.state() == InstanceState::Ready);
         self.picker_cell.set.store(Arc::new(picker_state));
-        // Not before: where the only instance has moved to another endpoint, a call that looks at the picker state
-        // before this one would be refused.
+        // After the publication: if the only instance has moved to another endpoint, calls that read the previous
+        // picker state would otherwise be refused.
         self.members.values().filter(|member| member.delisted.is_some()).for_each(|member| member.subchannel.retire());
         self.picker_cell.versions.send_modify(|versions| *versions += 1);
         if is_ready { Readiness::SomeReady } else { Readiness::NoneReady }
@@ -184,7 +184,7 @@ impl PoolTask {
         let mut is_due = false;
         loop {
             tokio::select! {
-                // First, so that changes without end do not put it off.
+                // First, so that continuous changes do not delay the publication.
                 biased;
                 () = &mut collected, if is_due => return,
                 cause = self.change() => {
@@ -218,7 +218,7 @@ impl PoolTask {
         RebuildCause::Other
     }
 
-    /// Lets those that go take no more calls, at once.
+    /// Stops new calls to removed instances at once.
     fn retire(&self, events: &[Event]) {
         for event in events {
             let gone = match event {
@@ -233,12 +233,12 @@ impl PoolTask {
         }
     }
 
-    /// Makes the subchannels those of the instances that are listed.
+    /// Starts and marks subchannels, so that they match the listed instances.
     fn reconcile(&mut self) {
         let listed = match self.picker.candidates() {
             Ok(candidates) => by_endpoint(candidates, &self.config.settings),
             Err(PickError::Empty { .. }) => Listed::default(),
-            // Known instances stay known; calls find out how old that is.
+            // Known instances stay. Calls check the age of the view.
             Err(_) => return,
         };
         let Listed { by_endpoint: listed, unusable } = listed;
@@ -270,7 +270,7 @@ impl PoolTask {
         Ok(Member { subchannel, stop, delisted: None })
     }
 
-    /// Lets go of those who left and have finished their calls, or took too long to.
+    /// Removes drained or timed-out subchannels.
     fn reap(&mut self) {
         let drain = self.rules.drain;
         self.leaving = false;
@@ -366,7 +366,7 @@ mod tests {
             versions.changed().await.unwrap();
         }
         let (took, made) = (begun.elapsed(), *versions.borrow() - first);
-        // The first may have been made at the end of its own fifty milliseconds.
+        // The first one may have been published at the end of its own 50 ms.
         assert!(took >= REBUILD_DELAY * 9, "{made} versions in {took:?}");
     }
 
@@ -444,7 +444,7 @@ mod tests {
         let reports = || log.text().matches("left out").count();
         assert_eq!(reports(), 1, "{}", log.text());
         assert!(log.text().contains("others=2"), "{}", log.text());
-        // One that comes is.
+        // A new one is reported.
         let endpoint = Endpoint::parse("redis://127.1.1.1:1").unwrap();
         let late = Instance::new(InstanceId::parse("late").unwrap(), [endpoint]).unwrap();
         client.publish(view.service(), late).await.unwrap();
