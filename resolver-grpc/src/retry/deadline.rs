@@ -1,4 +1,4 @@
-//! The deadline of a call: the `grpc-timeout` header, over all attempts and waits, to the end of the answer.
+//! The deadline of a call: the `grpc-timeout` header, over all attempts and waits, to the end of the response.
 
 use std::{
     future::Future,
@@ -15,10 +15,10 @@ use tokio::time::{Sleep, sleep, timeout};
 /// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): at most eight digits and a unit.
 pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// The largest number that the header may hold.
+/// Largest number that the header can hold.
 const MAX_NUMBER: u128 = 99_999_999;
 
-/// Maximum duration of a call, from its beginning; `None` without end. Without one, no clock is read.
+/// Maximum duration of a call, from its beginning; `None` for none. Without one, no clock is read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline(Option<(Moment, Duration)>);
 
@@ -29,7 +29,7 @@ impl Deadline {
         Self(limit.map(|limit| (Moment::now(), limit)))
     }
 
-    /// The one of two that comes first.
+    /// The sooner of two deadlines.
     pub(crate) fn sooner(self, other: Self) -> Self {
         match (self.remaining(), other.remaining()) {
             (Some(left), Some(others)) if left <= others => self,
@@ -53,7 +53,7 @@ impl Deadline {
         !self.allows(Duration::ZERO)
     }
 
-    /// Waits for `wait`; `None` if the deadline comes first.
+    /// Waits for `wait`. Returns `None` if the deadline is sooner.
     pub(crate) async fn bound<F: Future>(&self, wait: F) -> Option<F::Output> {
         match self.remaining() {
             None => Some(wait.await),
@@ -61,12 +61,12 @@ impl Deadline {
         }
     }
 
-    /// A wait for it.
+    /// A wait for the deadline.
     pub(crate) fn expiry(&self) -> Expiry {
         Expiry(self.remaining().map(|left| Box::pin(sleep(left))))
     }
 
-    /// Tells the server what is left.
+    /// Sets the header to the remaining time.
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         if let Some(left) = self.remaining() {
             headers.insert(TIMEOUT, write(left));
@@ -74,7 +74,7 @@ impl Deadline {
     }
 }
 
-/// A wait for a deadline, which never ends without one.
+/// A wait for a deadline. Without a deadline it never ends.
 #[derive(Debug, Default)]
 pub(crate) struct Expiry(Option<Pin<Box<Sleep>>>);
 

@@ -1,58 +1,57 @@
-//! What an error from below tonic's channel means: whether the call may have reached the server, and what to tell the
-//! caller.
+//! Classification of errors from below tonic's channel: the progress of the call, and the status for the caller.
 
 use std::{any::Any, error::Error as StdError};
 
 use h2::Reason;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
-/// Any error: of settings, of a connector, and of what lies below a channel.
+/// Any error: of settings, of a connector, or of the transport.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Progress of a call that ended without an answer.
+/// Progress of a call that ended without a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
     /// It provably never left.
     NeverLeft,
-    /// It left, and the server said that it did nothing with it.
+    /// It left, and the server reported that it did not process it.
     Refused,
-    /// It left, and what became of it is unknown.
+    /// It left, and its outcome is unknown.
     Unknown,
-    /// Its time was up.
+    /// Its deadline passed.
     OutOfTime,
 }
 
 /// Facts about an attempt that its call knows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attempted {
-    /// Something of its request was read, so that there was a stream for it.
+    /// A part of its request was read, so there was a stream for it.
     pub(crate) is_begun: bool,
     /// Its deadline has passed.
     pub(crate) is_late: bool,
 }
 
-/// A call that ended without an answer.
+/// A call that ended without a response.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) reach: Reach,
     pub(crate) status: Status,
-    /// The connection is of no more use.
+    /// The connection cannot be used any more.
     pub(crate) broken: bool,
 }
 
 impl Failure {
-    /// What `error` means for a call to `instance`.
+    /// Classifies `error` of a call to `instance`.
     pub(crate) fn of(error: BoxError, instance: &str, attempted: Attempted) -> Self {
         let reach = reach(&*error, attempted);
         Self::reaching(reach, error, instance)
     }
 
-    /// A call to `instance` whose deadline came before an answer.
+    /// A call to `instance` whose deadline passed before a response.
     pub(crate) fn late(instance: &str) -> Self {
         Self { reach: Reach::OutOfTime, status: late(instance), broken: false }
     }
 
-    /// A connection that would not even take the call.
+    /// A call that the connection did not accept.
     pub(crate) fn not_taken(error: BoxError, instance: &str) -> Self {
         Self::reaching(Reach::NeverLeft, error, instance)
     }
@@ -75,7 +74,7 @@ impl Failure {
     }
 }
 
-/// The status of an answer of `instance` that broke off with `status`, by what HTTP/2 says about it.
+/// The status of a response of `instance` that broke off with `status`, by its HTTP/2 error.
 pub(crate) fn broken_off(status: Status, instance: &str) -> Status {
     let is_transport = |error: &(dyn StdError + 'static)| error.is::<hyper::Error>() || error.is::<h2::Error>();
     if chain(&status).any(is_transport) {
@@ -89,7 +88,7 @@ pub(crate) fn late(instance: &str) -> Status {
     Status::deadline_exceeded(format!("instance {instance} did not answer in time"))
 }
 
-/// The error for a panic of the user's code that makes `what`.
+/// The error for a panic in the user's code for `what`.
 pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> BoxError {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
@@ -111,7 +110,7 @@ fn innermost(error: &(dyn StdError + 'static)) -> String {
 }
 
 fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
-    // Both sides cancel what is late, and either one may be first.
+    // Both sides cancel a late call, and either one may be first.
     if attempted.is_late && reset(error) == Some(Reason::CANCEL) {
         return Reach::OutOfTime;
     }
@@ -131,15 +130,15 @@ fn reach(error: &(dyn StdError + 'static), attempted: Attempted) -> Reach {
 
 /// RFC 9113: a stream above the last one that a GOAWAY names was not processed, whatever its code (section 6.8), nor
 /// was one that is reset with `REFUSED_STREAM` (section 8.7). `h2` fails a stream with the GOAWAY itself only if it is
-/// such a stream. But hyper fails a call with the GOAWAY of the connection, too, if that comes while it hands the call
-/// over: then nothing of its body was read, and its head may have left.
+/// such a stream. But hyper also fails a call with the GOAWAY of the connection if it arrives while hyper passes the
+/// call to h2: then nothing of its body was read, and its head may have left.
 fn is_refusal(error: &h2::Error, attempted: Attempted) -> bool {
     let is_gone = error.is_go_away() && attempted.is_begun;
     let is_refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     error.is_remote() && (is_gone || is_refused)
 }
 
-/// The reason with which this one stream was ended, which says nothing about the connection.
+/// The reason with which the stream was reset, which is no evidence about the connection.
 fn reset(error: &(dyn StdError + 'static)) -> Option<Reason> {
     let mut resets =
         chain(error).filter_map(|error| error.downcast_ref()).filter(|error: &&h2::Error| error.is_reset());
@@ -228,7 +227,7 @@ mod tests {
             let mut server = h2::server::handshake(server).await.unwrap();
             let accepted = server.accept().await.unwrap().unwrap();
             server.graceful_shutdown();
-            // As long as the first one is held, the connection stays.
+            // The connection stays as long as the first request is held.
             while server.accept().await.is_some() {}
             drop(accepted);
         };
@@ -255,15 +254,16 @@ mod tests {
         }
     }
 
-    /// hyper asks h2 for room after it has handed over a request, and fails the request with what h2 says then: the
-    /// GOAWAY of the connection, although the stream is one that the server has promised to answer.
+    /// hyper asks h2 for room after it has passed on a request, and fails the request with the result: the GOAWAY of
+    /// the connection, although the server has promised to process the stream.
     #[tokio::test]
     async fn a_goaway_refuses_only_begun_calls() {
         let error = goaway().await;
         assert!(error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR), "{error:?}");
         let failure = Failure::of(Box::new(error), "a", LEFT);
         assert_eq!((failure.reach, failure.status.code()), (Reach::Unknown, Code::Unavailable));
-        // One whose stream was opened and fails with a GOAWAY is one that the server has not promised to answer.
+        // A call whose stream was opened and that fails with a GOAWAY is one that the server has not promised to
+        // process.
         let failure = Failure::of(Box::new(goaway().await), "a", Attempted { is_begun: true, ..LEFT });
         assert_eq!((failure.reach, failure.status.code()), (Reach::Refused, Code::Unavailable));
     }

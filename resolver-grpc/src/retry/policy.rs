@@ -1,5 +1,6 @@
-//! Pure decisions about another attempt of a call. Calls that provably never left are always eligible, and once those
-//! that the server refused; all others are, by option, as the gRPC retry specification describes (gRFC A6).
+//! Pure decisions about another attempt of a call. Calls that provably never left are always repeated, and calls that
+//! the server refused are repeated once. All others are repeated by policy, as the gRPC retry specification describes
+//! (gRFC A6).
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -10,16 +11,17 @@ use tower::retry::budget::{Budget as _, TpsBudget};
 
 use crate::retry::failure::Reach;
 
-/// The header with which a server says when, or that not, to try again.
+/// Header with which a server sets the delay of the next attempt, or forbids it.
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// gRFC A6 allows no more.
+/// Maximum number of attempts by gRFC A6.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// Number of times that a call that never left is sent elsewhere.
+/// Maximum number of times that a call that never left is sent to another instance.
 const MAX_MOVES: u32 = 8;
 
-/// Retries of a method after it was answered, or may have been done. Only for methods that can be repeated.
+/// Retries of a method after an error status, or after a call that may have been executed. Only for methods that can be
+/// repeated.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct RetryPolicy {
@@ -35,34 +37,33 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Three attempts after `UNAVAILABLE`, which is also what a connection that was lost during a call counts as, with
-    /// delays of 50 ms growing to 1 s. A stream that was reset counts as the code that gRPC's specification gives the
-    /// reason.
+    /// Three attempts after `UNAVAILABLE`, with delays of 50 ms growing to 1 s. A connection lost during a call counts
+    /// as `UNAVAILABLE`. A stream that was reset has the code that gRPC's specification assigns to the reason.
     pub fn new() -> Self {
         let backoff = BackoffPolicy::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap_or_default();
         Self { attempts: 3, backoff, codes: vec![Code::Unavailable] }
     }
 
-    /// Sets how many attempts there are in all: from 1 to 5, as gRFC A6 has it.
+    /// Sets the total number of attempts: from 1 to 5, by gRFC A6.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts.clamp(1, MAX_ATTEMPTS);
         self
     }
 
-    /// Sets the delays between attempts. A server can say another one with `grpc-retry-pushback-ms`.
+    /// Sets the delays between attempts. A server can set another one with `grpc-retry-pushback-ms`.
     pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets after which codes there is another attempt.
+    /// Sets the codes after which there is another attempt.
     pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.codes = codes.into_iter().collect();
         self
     }
 }
 
-/// The methods that are tried again, and how often in all.
+/// Retry policies by method, and the budget of all retries.
 #[derive(Default)]
 pub(crate) struct Retries {
     policies: HashMap<String, Arc<RetryPolicy>>,
@@ -91,7 +92,7 @@ impl Retries {
         [Some(path), service, Some("")].into_iter().flatten().find_map(|name| self.policies.get(name)).cloned()
     }
 
-    /// Notes a call, which pays for part of a later retry.
+    /// Adds a call to the budget, as a share of a later retry.
     pub(crate) fn deposit(&self) {
         self.budget.deposit();
     }
@@ -113,13 +114,13 @@ pub(crate) enum Withdrawal {
 /// Outcome of an attempt that could be repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It got no answer, which counts as `code`.
+    /// There was no response, which counts as `code`.
     Failed { reach: Reach, code: Code },
-    /// It was answered with a status and nothing else.
+    /// The response was a status and nothing else.
     Responded { code: Code, pushback: Pushback },
 }
 
-/// Word of the server about trying again.
+/// Request of the server about the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pushback {
     None,
@@ -128,7 +129,7 @@ pub(crate) enum Pushback {
 }
 
 impl Pushback {
-    /// gRFC A6: a value that is no number of milliseconds means never.
+    /// Reads the header. By gRFC A6, a value that is no number of milliseconds means never.
     pub(crate) fn read(headers: &HeaderMap) -> Self {
         let Some(value) = headers.get(PUSHBACK) else {
             return Self::None;
@@ -147,7 +148,7 @@ pub(crate) struct Attempts {
     left: u32,
     /// Attempts that never did.
     moved: u32,
-    /// A server refused one: gRFC A6 sends it elsewhere without a policy once, since each costs time on the wire.
+    /// A server refused an attempt: gRFC A6 repeats it once without a policy, since each one costs time on the wire.
     refused: bool,
 }
 
@@ -161,7 +162,7 @@ impl Attempts {
         self.left
     }
 
-    /// Time to wait before another attempt; `None` if there is none.
+    /// Returns the delay before another attempt; `None` if there is none.
     pub(crate) fn again(&mut self, ended: Ended) -> Option<Duration> {
         let (code, pushback) = match ended {
             Ended::Failed { reach: Reach::NeverLeft, .. } => {
@@ -184,7 +185,7 @@ impl Attempts {
         match pushback {
             Pushback::None => Some(self.backoff.get_or_insert_with(|| policy.backoff.start()).next_delay()),
             Pushback::After(delay) => {
-                // The server has said when: what comes after that starts over, as in grpc-go.
+                // The delays after a pushback start over, as in grpc-go.
                 self.backoff = None;
                 Some(delay)
             }

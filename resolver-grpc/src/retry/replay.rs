@@ -1,4 +1,4 @@
-//! A request body that can be sent again as long as little of it was read.
+//! A request body that can be sent again while at most a limited number of bytes was read.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +14,7 @@ use tonic::{Status, body::Body};
 use crate::retry::deadline::{Deadline, Expiry};
 use enlist::backend::MutexExt as _;
 
-/// The body of a call, lent to one attempt after the other.
+/// The body of a call, which its attempts send one after the other.
 pub(crate) struct Replay(Arc<Mutex<ReplayBuffer>>);
 
 /// Source of a request body, and what was read of it.
@@ -22,23 +22,23 @@ struct ReplayBuffer {
     source: Body,
     ahead: Ahead,
     deadline: Deadline,
-    /// Pieces read of the source so far that may have to be sent again; once the call is committed, what is still to be
+    /// Pieces of the source that may have to be sent again. Once the call is committed: the pieces that are still to be
     /// sent.
     read: VecDeque<Bytes>,
     /// Number of bytes that may still be kept.
     room: usize,
-    /// There is no other attempt.
+    /// There is no further attempt.
     committed: bool,
     ended: bool,
-    /// The error with which the source ended: the caller's own.
+    /// The caller's error with which the source ended.
     own_error: Option<Status>,
-    /// The attempt that may read: an earlier one may still be held by its connection.
+    /// Number of the attempt that may read. The connection of an earlier one may still hold its body.
     attempt: u32,
-    /// Something of this attempt was read.
+    /// A part of this attempt's body was read.
     begun: bool,
     /// Number of the kept pieces that this attempt has sent.
     sent: usize,
-    /// Wakes this attempt while it waits for more, which a later one would not.
+    /// Waker of this attempt while it waits for the source, for the case that a later attempt takes over.
     reader: Option<Waker>,
 }
 
@@ -66,8 +66,8 @@ impl Replay {
         (replay, first)
     }
 
-    /// The body of another attempt: the whole of it, from its beginning; `None` if more was read than is kept. Earlier
-    /// attempts read no more from now on, so that what is lent here stays whole however long it waits to be sent.
+    /// The whole body for another attempt; `None` if more was read than is kept. Earlier attempts read no more from now
+    /// on, so the body stays whole until it is sent.
     pub(crate) fn attempt(&self) -> Option<Body> {
         let mut buffer = lock(&self.0);
         if buffer.committed {
@@ -99,18 +99,18 @@ impl Replay {
         lock(&self.0).begun
     }
 
-    /// The error with which the caller's own request ended, if it did: no instance is to blame.
+    /// The error of the caller with which the request ended, if it did. It counts against no instance.
     pub(crate) fn own_error(&self) -> Option<Status> {
         lock(&self.0).own_error.clone()
     }
 
-    /// Makes the latest attempt the last one, and frees what it has sent.
+    /// Makes the latest attempt the last one, and frees the data that it has sent.
     pub(crate) fn commit(&self) {
         lock(&self.0).commit();
     }
 }
 
-/// An end that resets the stream with `CANCEL`, as hyper finds it in the sources of an error.
+/// An error that resets the stream with `CANCEL`: hyper finds the reason among its sources.
 fn cancelled(message: &str) -> Status {
     let mut status = Status::cancelled(message);
     status.set_source(Arc::new(h2::Error::from(h2::Reason::CANCEL)));
@@ -148,8 +148,8 @@ impl ReplayBuffer {
         }
     }
 
-    /// Asks, after the first piece, whether there is more: that of a unary call is the only one, and tonic's bodies
-    /// tell that only when they are read on. The stream then ends with this piece, not with an empty frame after it.
+    /// Polls once more after the first piece. A unary call has only one, and tonic's bodies show their end only to
+    /// another read. The stream then ends with this piece, not with an empty frame after it.
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         self.ended = self.source.is_end_stream();
         if self.ended || !matches!(self.ahead, Ahead::Unasked) {
@@ -161,12 +161,12 @@ impl ReplayBuffer {
                 self.ended = true;
                 Ahead::Asked
             }
-            // The connection reads on in any case.
+            // The connection polls again in any case.
             Poll::Pending => Ahead::Asked,
         };
     }
 
-    /// Keeps what is being sent, or commits the call to this attempt.
+    /// Keeps the data that is being sent, or commits the call to this attempt.
     fn keep(&mut self, data: &Bytes) {
         if self.committed {
             return;
@@ -182,11 +182,11 @@ impl ReplayBuffer {
 
 /// Knowledge of the source beyond its first piece.
 enum Ahead {
-    /// It was not asked yet.
+    /// The source was not polled for a second piece yet.
     Unasked,
-    /// Its answer.
+    /// The frame that it yielded.
     Frame(Result<Frame<Bytes>, Status>),
-    /// It was asked, and what it answered was passed on.
+    /// The source was polled, and its frame was passed on.
     Asked,
 }
 
@@ -214,7 +214,7 @@ impl Ahead {
 struct Attempt {
     buffer: Arc<Mutex<ReplayBuffer>>,
     number: u32,
-    /// Only for one that has to wait for its source.
+    /// Present only for an attempt that had to wait for its source.
     expiry: Option<Expiry>,
 }
 
@@ -243,7 +243,7 @@ impl http_body::Body for Attempt {
         let frame = match frame {
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
-                // What a source yields after its error is no request.
+                // Frames after an error of the source are not part of the request.
                 buffer.commit();
                 buffer.ended = true;
                 buffer.own_error = Some(error);
@@ -259,7 +259,7 @@ impl http_body::Body for Attempt {
                 buffer.keep(data);
                 buffer.look_ahead(cx);
             }
-            // Clients of gRPC send none; if one does, that is the end and it is sent once.
+            // Clients of gRPC send no trailers. A request with trailers is sent once.
             None => buffer.commit(),
         }
         Poll::Ready(Some(Ok(frame)))
@@ -372,7 +372,7 @@ mod tests {
     async fn an_earlier_attempt_that_waits_is_woken() {
         let endless = StreamBody::new(futures::stream::pending::<Result<Frame<Bytes>, Status>>());
         let (replay, mut first) = begin(Body::new(endless), 4);
-        // This polls what it holds only when that was woken.
+        // `FuturesUnordered` polls a future only after it was woken.
         let mut waiting = FuturesUnordered::from_iter([first.frame()]);
         assert!(futures::poll!(waiting.next()).is_pending());
         let _second = replay.attempt().unwrap();

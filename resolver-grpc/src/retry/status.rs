@@ -2,30 +2,30 @@
 
 use tonic::{Code, Status};
 
-/// The status of an answer that is nothing else: the only kind that gRFC A6 lets a client repeat.
+/// The status of a response that is nothing else: the only kind that gRFC A6 lets a client repeat.
 pub(crate) fn only_status<B: http_body::Body>(response: &http::Response<B>) -> Option<Code> {
     let ends = || response.body().is_end_stream() || is_http_error(response);
     code(response.headers()).or_else(|| ends().then(|| http_code(response.status())))
 }
 
-/// The status in the head of an answer, or in its trailers; `None` if there is none.
+/// The status in the head of a response, or in its trailers; `None` if there is none.
 pub(crate) fn code(headers: &http::HeaderMap) -> Option<Code> {
     headers.get(Status::GRPC_STATUS).map(|status| Code::from_bytes(status.as_bytes()))
 }
 
-/// Returns `true` for an answer of something that is no gRPC server, such as a proxy.
+/// Returns `true` for a response of a peer that is no gRPC server, such as a proxy.
 pub(crate) fn is_http_error<B: http_body::Body>(response: &http::Response<B>) -> bool {
     if response.status() == http::StatusCode::OK {
         return false;
     }
     let content = response.headers().get(http::header::CONTENT_TYPE);
     let is_grpc = content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc"));
-    // The trailers of one may still have a status.
+    // The trailers of a gRPC response may still have a status.
     let may_follow = is_grpc && !response.body().is_end_stream();
     code(response.headers()).is_none() && !may_follow
 }
 
-/// The code of an answer without a gRPC status
+/// The code of a response without a gRPC status
 /// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
 pub(crate) fn http_code(status: http::StatusCode) -> Code {
     match status.as_u16() {
