@@ -1,25 +1,25 @@
-//! A tonic channel that only picks instances that answer, and what goes with it.
+//! A load-balanced tonic channel that picks only instances that respond, name resolution for it, and graceful serving.
 //!
 //! | you want to | look at |
 //! |---|---|
 //! | call a service with a generated client | [`Channel`], [`ChannelBuilder`] |
-//! | repeat what failed | [`RetryPolicy`] |
-//! | let failing instances rest | [`ChannelBuilder::ejection`], [`enlist::Ejection`] |
+//! | repeat failed calls | [`RetryPolicy`] |
+//! | eject failing instances | [`ChannelBuilder::ejection`], [`enlist::Ejection`] |
 //! | add credentials to every call | [`Intercept`] |
-//! | let the registry choose neither plaintext nor another server | [`ChannelBuilder::require_tls`], [`ChannelBuilder::authority`] |
-//! | serve, and leave without a call failing | [`serve()`] |
-//! | name what you call as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
+//! | prevent plaintext and wrong servers | [`ChannelBuilder::require_tls`], [`ChannelBuilder::authority`] |
+//! | serve, and stop without a failed call | [`serve()`] |
+//! | name targets as text, or through DNS | [`Target`], [`Schemes`], [`Dns`] |
 //! | share channels between callers | [`ConnectionManager::from_resolver`], [`Locator`], [`Invocation`] |
-//! | open the streams to instances yourself, through a proxy | [`ChannelBuilder::connector`] |
-//! | hand tonic's own channel to code that needs it | [`balance_channel`], [`pick_first`] |
+//! | open streams to instances yourself, for instance through a proxy | [`ChannelBuilder::connector`] |
+//! | give tonic's own channel to code that needs it | [`balance_channel`], [`pick_first`] |
 //!
-//! It knows no store: what feeds it is any [`Resolver`](enlist::Resolver), so the same code runs against etcd and
-//! against `enlist-memory` in tests. It needs no `protoc`.
+//! The crate depends on no store: it takes any [`Resolver`](enlist::Resolver), so the same code runs against etcd and,
+//! in tests, against `enlist-memory`. It needs no `protoc`.
 //!
 //! # Features
 //!
-//! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots`, `tls-webpki-roots` are tonic's of the same
-//! names; `trace` adds spans as OpenTelemetry's conventions have them and the W3C trace context.
+//! None is on by default. `tls-ring`, `tls-aws-lc`, `tls-native-roots` and `tls-webpki-roots` are tonic's of the same
+//! names.
 
 mod adapters;
 mod channel;
