@@ -1,15 +1,14 @@
-//! Configuration of the locator. The model and its defaults are those of fireflycore's go-etcd, so that its users find
-//! what they know.
+//! Configuration of the locator. The model and its defaults are those of fireflycore's go-etcd.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Configuration of a [`Locator`](crate::Locator): names, ports and schemes of targets. Read from any format that serde
-/// knows; an absent field has its default, an unknown field is refused.
+/// Configuration of a [`Locator`](crate::Locator): names, ports and schemes of targets. Read from any format of serde.
+/// An absent field has its default, an unknown field is an error.
 ///
-/// The JSON that fireflycore's go-etcd writes of its `invocation.Conf` is read as it is. Where it has an empty text or
-/// zero, the default applies, as in Go: see [`with_defaults`](Self::with_defaults).
+/// The JSON that fireflycore's go-etcd writes of its `invocation.Conf` is read unchanged. For an empty text or zero the
+/// default applies, as in Go: see [`with_defaults`](Self::with_defaults).
 ///
 /// ```
 /// # use enlist_grpc::Invocation;
@@ -22,9 +21,9 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Invocation {
-    /// Namespace of callees that name none. Default: `default`.
+    /// Namespace of callees without one. Default: `default`.
     pub namespace: String,
-    /// Environment of callees that name none; an empty one is none. Default: none.
+    /// Environment of callees without one; an empty one is none. Default: none.
     pub environment: Option<String>,
     /// Idle time of views. Text such as `5s` or `1m 30s`, or whole nanoseconds, as Go writes them; a negative number is
     /// zero. Also read from a field `cache`. Default: 5 s.
@@ -34,7 +33,7 @@ pub struct Invocation {
     /// and `svc.cluster.local` are the same. A domain that itself begins with `svc.` is written `svc.svc.…`. Default:
     /// `cluster.local`.
     pub cluster_domain: String,
-    /// Port of callees that name none, in service-DNS mode. Default: 9000.
+    /// Port of callees without one, in service-DNS mode. Default: 9000.
     pub default_port: u16,
     /// Scheme of the targets of service-DNS mode, see [`Locator::target`](crate::Locator::target). Default: `dns`.
     pub resolver_scheme: String,

@@ -1,6 +1,5 @@
-//! From the name of a service to the target of a channel: through the registry, or through the DNS names that
-//! Kubernetes gives. The model and its defaults are those of fireflycore's go-etcd, so that its users find what they
-//! know.
+//! Conversion of the name of a service into the target of a channel: in the registry, or as a DNS name of Kubernetes.
+//! The model and its defaults are those of fireflycore's go-etcd.
 
 use std::str::FromStr;
 
@@ -52,7 +51,7 @@ impl Callee {
         self
     }
 
-    /// Sets the port that it is called at where DNS finds it. The registry knows the ports itself.
+    /// Sets the port for service-DNS mode. The registry has the ports of its instances.
     #[must_use]
     pub fn at_port(mut self, port: u16) -> Self {
         self.port = Some(port);
@@ -74,7 +73,7 @@ impl From<ServiceRef> for Callee {
     }
 }
 
-/// Turns callees into targets.
+/// Converts callees into targets.
 #[derive(Clone, Debug)]
 pub struct Locator {
     invocation: Invocation,
@@ -94,12 +93,12 @@ enum DnsTarget {
 }
 
 impl DnsTarget {
-    /// The kind of `scheme`, if that is a scheme.
+    /// The kind of `scheme`; `None` if that is no valid scheme.
     fn of(scheme: &str) -> Option<Self> {
         match Target::parse(format!("{scheme}:///probe:1")).ok()? {
             Target::Dns { .. } => Some(Self::Dns),
             Target::Static(_) => Some(Self::Static),
-            // A name in gRPC: the address goes to the dialler as it is.
+            // A scheme of gRPC: the address is passed to the dialler unchanged.
             Target::Service { .. } if scheme == "passthrough" => Some(Self::Static),
             Target::Service { .. } => Some(Self::Resolver),
         }
@@ -112,7 +111,7 @@ impl Locator {
     /// # Errors
     ///
     /// [`Error::InvalidName`] for its namespace, [`Error::InvalidConfig`] for a cluster domain that is no DNS name, and
-    /// for schemes that are none.
+    /// for invalid schemes.
     pub fn new(invocation: Invocation) -> Result<Self, Error> {
         let invocation = invocation.with_defaults();
         let namespace = Namespace::parse(&invocation.namespace)?;
@@ -190,7 +189,7 @@ fn with_svc(domain: &str) -> String {
     }
 }
 
-/// A character that a label of a DNS name cannot have (RFC 1123, section 2.1).
+/// The first character that a label of a DNS name cannot have (RFC 1123, section 2.1).
 fn not_in_a_label(label: &str) -> Option<char> {
     label.chars().find(|c| !c.is_ascii_alphanumeric() && *c != '-')
 }
@@ -257,10 +256,10 @@ mod tests {
         let mut filled: Invocation = serde_json::from_str(FILLED_IN_GO).unwrap();
         assert_eq!(filled.cache_ttl, Duration::from_secs(30));
         assert_eq!(target(&filled, &auth), "dns:///auth.team.svc.example.org:7000");
-        // Its resolver scheme is that of service-DNS mode alone.
+        // The resolver scheme applies to service-DNS mode only.
         filled.prefer_service_dns = false;
         assert_eq!(target(&filled, &auth), "enlist:///team/auth");
-        // Go counts what is below zero as nothing, too.
+        // Go also treats negative durations as none.
         let negative: Invocation = serde_json::from_str(r#"{"cache_ttl": -1}"#).unwrap();
         assert_eq!(negative.with_defaults(), Invocation::default());
     }

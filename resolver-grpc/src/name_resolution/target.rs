@@ -1,4 +1,4 @@
-//! What a channel is for, as text: `enlist:///namespace/service`, `dns:///host:port`, `static:///a:1,b:2`.
+//! Target of a channel, as text: `enlist:///namespace/service`, `dns:///host:port`, `static:///a:1,b:2`.
 
 use std::{fmt, str::FromStr};
 
@@ -8,17 +8,17 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 /// Characters that are escaped in a segment, so that it can be split off again.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'/').add(b'%').add(b' ').add(b'?').add(b'#');
 
-/// A name has addresses; the transport is for the channel to choose.
+/// Hint for a DNS target with a protocol.
 pub(crate) const NO_PROTOCOL: &str =
     "a name that DNS finds has no protocol; ChannelBuilder::require_tls connects to its addresses with TLS";
 
-/// What a channel is for. It is read from the URLs that gRPC calls targets
+/// Target of a channel. It is parsed from the URLs that gRPC calls targets
 /// (<https://github.com/grpc/grpc/blob/master/doc/naming.md>), with an empty authority:
 ///
 /// | text | means |
 /// |---|---|
-/// | `enlist:///namespace/service` | a service, found by the resolver that was given for the scheme `enlist` |
-/// | `etcd:///service` | the same for `etcd`, in the namespace `default`; any scheme will do |
+/// | `enlist:///namespace/service` | a service, found by the resolver of the scheme `enlist` |
+/// | `etcd:///service` | the same for `etcd`, in the namespace `default`; any scheme with a resolver |
 /// | `dns:///host:port` | every address of the host; the [channel](crate::ChannelBuilder::require_tls) chooses TLS or plaintext |
 /// | `static:///a:1,b:2` | these endpoints |
 ///
@@ -26,9 +26,9 @@ pub(crate) const NO_PROTOCOL: &str =
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Target {
-    /// A service that a resolver of the user's finds.
+    /// A service, found by the resolver of a scheme.
     Service {
-        /// The resolver.
+        /// Scheme of the resolver.
         scheme: String,
         /// The service.
         service: ServiceRef,

@@ -1,4 +1,4 @@
-//! Instances that DNS knows: every address of a name, looked up again and again.
+//! Instances from DNS: every address of a name, looked up at an interval.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -12,15 +12,15 @@ use tokio::time::{Instant, timeout};
 use super::{lookup::Lookup, system::System};
 use crate::name_resolution::target::NO_PROTOCOL;
 
-/// Interval at which a name is looked up, unless said otherwise.
+/// Default interval at which a name is looked up.
 const LOOKUP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Maximum duration of a lookup.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A resolver for which a service's name is `host:port`. Each address is an instance whose id is the address. Names are
-/// looked up every 5 s; when a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS knows
-/// no weights, health or draining.
+/// looked up every 5 s. When a lookup fails, or finds nothing, the last known addresses stay and are stale. DNS has no
+/// weights, health or draining.
 #[derive(Clone, Debug)]
 pub struct Dns {
     lookup: Arc<dyn Lookup>,
@@ -34,27 +34,28 @@ impl Default for Dns {
 }
 
 impl Dns {
-    /// A resolver over the system's, which does not tell how long an answer holds. All of the process together block at
-    /// most 32 threads, and one for each name: while a lookup hangs, the next one of the same name waits for it.
+    /// A resolver over the system's, which does not expose the lifetime of answers. All resolvers of the process
+    /// together block at most 32 threads, and one for each name: while a lookup hangs, the next one of the same name
+    /// waits for it.
     pub fn new() -> Self {
         Self { lookup: System::of_process(), every: LOOKUP_INTERVAL }
     }
 
-    /// Sets who looks names up.
+    /// Sets the lookup of names.
     #[must_use]
     pub fn with_lookup(mut self, lookup: Arc<dyn Lookup>) -> Self {
         self.lookup = lookup;
         self
     }
 
-    /// Sets how often names are looked up. Default: 5 s.
+    /// Sets the interval at which names are looked up. Default: 5 s.
     #[must_use]
     pub fn every(mut self, every: Duration) -> Self {
         self.every = every.min(LONGEST);
         self
     }
 
-    /// The service that stands for `host` and `port`.
+    /// The service for `host` and `port`.
     ///
     /// # Errors
     ///
@@ -123,7 +124,7 @@ struct DnsWatcher {
 }
 
 impl DnsWatcher {
-    /// Change by a lookup, if any.
+    /// Applies a lookup. Returns the change, if any.
     fn take(&mut self, found: Result<Vec<Arc<Entry>>, Error>, asked: Moment) -> Option<Change> {
         let was_live = std::mem::replace(&mut self.live, found.is_ok());
         let entries = match found {
@@ -143,7 +144,7 @@ impl DnsWatcher {
             return Some(Change { events: snapshot.as_added(), snapshot, freshness });
         };
         let mut snapshot = told.clone();
-        // An address that stays is the instance that it was.
+        // An address that stays keeps its entry.
         snapshot.patch(entries.into_iter().map(|entry| known(told, &entry).unwrap_or(entry)));
         let events = snapshot.diff(told);
         if events.is_empty() && was_live {
@@ -194,7 +195,7 @@ mod tests {
     use std::io;
     use std::sync::Mutex;
 
-    /// Answers with what it was given last; with nothing, it fails.
+    /// A lookup with the addresses that were set last. Without any, it fails.
     #[derive(Debug, Default)]
     struct Answers(Mutex<Vec<SocketAddr>>);
 

@@ -1,4 +1,4 @@
-//! Instances that are known beforehand.
+//! A resolver with fixed instances.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,17 +8,17 @@ use enlist::{
     Revision, ServiceName, ServiceRef, Snapshot, Watcher,
 };
 
-/// Interval at which a list that cannot become wrong is proven right.
+/// Interval at which the fixed list renews the proof of its freshness.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A resolver that finds the same endpoints for every service, each as an instance whose id is the endpoint's text.
+/// A resolver with the same endpoints for every service, each as an instance whose id is the endpoint's text.
 #[derive(Clone, Debug)]
 pub struct Fixed {
     entries: Vec<Arc<Entry>>,
 }
 
 impl Fixed {
-    /// A resolver that finds these endpoints.
+    /// A resolver with these endpoints.
     ///
     /// # Errors
     ///

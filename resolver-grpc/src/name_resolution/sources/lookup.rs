@@ -1,11 +1,11 @@
-//! The lookup of a name in DNS, by the system's resolver or by another one.
+//! Lookup of names in DNS, by the system's resolver or another one.
 
 use std::{fmt, io, net::SocketAddr};
 
 use async_trait::async_trait;
 
-/// Looks names up. Implemented for the system's resolver; implement it for another one, which may know how long an
-/// answer holds.
+/// Looks up names. Implemented for the system's resolver. Implement it for another one, for instance one that respects
+/// the lifetime of answers.
 #[async_trait]
 pub trait Lookup: fmt::Debug + Send + Sync + 'static {
     /// The addresses of `host`, with `port`.
@@ -14,10 +14,10 @@ pub trait Lookup: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If there was no answer, or the name does not exist: the last known addresses are kept.
+    /// If there was no answer, or the name does not exist. The last known addresses are kept.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future has to be harmless.
+    /// Dropping the future must have no effect.
     async fn lookup(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }

@@ -1,4 +1,4 @@
-//! Where the instances of a target come from: a resolver of the user's for each scheme, DNS, or the target itself.
+//! Sources of the instances of a target: a resolver for each scheme, DNS, or the target itself.
 
 mod dns;
 mod fixed;

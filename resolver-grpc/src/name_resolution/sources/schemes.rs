@@ -1,4 +1,4 @@
-//! Which resolver finds the instances of which target.
+//! Selection of the resolver for a target.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,8 +9,7 @@ use crate::name_resolution::{
     target::Target,
 };
 
-/// Maps the schemes of [`Target`]s to resolvers. `dns` and `static` are there from the start; the others are up to the
-/// user.
+/// Maps the schemes of [`Target`]s to resolvers. `dns` and `static` are predefined; the user adds others.
 #[derive(Clone, Debug)]
 pub struct Schemes {
     options: DirectoryOptions,
@@ -24,17 +23,17 @@ impl Default for Schemes {
 }
 
 impl Schemes {
-    /// Only `dns` and `static`.
+    /// Creates the schemes `dns` and `static`.
     pub fn new() -> Self {
         Self::with_options(DirectoryOptions::new())
     }
 
-    /// Only `dns` and `static`, with these options for the views.
+    /// Creates the schemes `dns` and `static`, with these options for the views.
     pub fn with_options(options: DirectoryOptions) -> Self {
         Self { options, directories: BTreeMap::new() }.with("dns", Arc::new(Dns::new()))
     }
 
-    /// Sets who finds the services of `scheme`. `dns` can be replaced by another [`Dns`].
+    /// Sets the resolver of the services of `scheme`. `dns` can be replaced by another [`Dns`].
     #[must_use]
     pub fn with(mut self, scheme: impl Into<String>, resolver: Arc<dyn Resolver>) -> Self {
         let directory = Directory::with_options(resolver, self.options.clone());

@@ -1,4 +1,4 @@
-//! The system's resolver, `getaddrinfo`, with a bound on the threads that it blocks.
+//! The system's resolver, `getaddrinfo`, with a bound on the number of blocked threads.
 
 use std::{
     collections::HashMap,
@@ -18,18 +18,18 @@ use tower::Service;
 use super::lookup::Lookup;
 use enlist::backend::MutexExt as _;
 
-/// Largest number of threads of the process that wait for names at the same time.
+/// Maximum number of threads of the process that are blocked by lookups.
 const MAX_THREADS: usize = 32;
 
 type Resolve = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Looks each name up once at a time, and a limited number of names. `getaddrinfo` blocks its thread, has no deadline
-/// that a caller could set and cannot be cancelled: a caller that gave up leaves the thread behind, and the next lookup
-/// of the name waits for it.
+/// Runs one lookup at a time for each name, and a limited number in total. `getaddrinfo` blocks its thread, has no
+/// deadline that a caller could set and cannot be cancelled: after a caller gave up, the thread stays blocked, and the
+/// next lookup of the name waits for it.
 pub(super) struct System {
     resolve: Arc<Resolve>,
     threads: Arc<Semaphore>,
-    /// One permit each, held by the thread.
+    /// One permit for each name, held by its thread.
     names: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
@@ -40,7 +40,7 @@ impl fmt::Debug for System {
 }
 
 impl System {
-    /// The one of this process.
+    /// The resolver of this process.
     pub(super) fn of_process() -> Arc<Self> {
         static OF_PROCESS: LazyLock<Arc<System>> =
             LazyLock::new(|| Arc::new(System::new(|host, port| Ok((host, port).to_socket_addrs()?.collect()))));
@@ -53,7 +53,7 @@ impl System {
 
     fn name(&self, host: &str) -> Arc<Semaphore> {
         let mut names = self.names.locked();
-        // Nobody looks up the others, or waits to.
+        // The other names have no lookup, running or waiting.
         names.retain(|_, name| Arc::strong_count(name) > 1);
         Arc::clone(names.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(1))))
     }
@@ -76,12 +76,12 @@ impl Lookup for System {
     }
 }
 
-/// The names of endpoints that are connected to, looked up like any others.
+/// Lookup of the names of endpoints, for hyper's connector.
 #[derive(Clone, Debug)]
 pub(crate) struct Names(Arc<System>);
 
 impl Names {
-    /// Names that the system knows.
+    /// A lookup by the system's resolver.
     pub(crate) fn new() -> Self {
         Self(System::of_process())
     }
@@ -98,7 +98,7 @@ impl Service<Name> for Names {
 
     fn call(&mut self, name: Name) -> Self::Future {
         let system = Arc::clone(&self.0);
-        // Who asks knows the port.
+        // The connector sets the port.
         async move { Ok(system.lookup(name.as_str(), 0).await?.into_iter()) }.boxed()
     }
 }
@@ -119,7 +119,7 @@ mod tests {
 
     use enlist_testkit::{eventually, soon};
 
-    /// A resolver that does not answer until it is let.
+    /// A resolver that blocks until `answer`.
     #[derive(Default)]
     struct Silent {
         asked: AtomicUsize,
@@ -187,7 +187,7 @@ mod tests {
             assert!(futures::poll!(system.lookup(&format!("slow{name}.example"), 80)).is_pending());
         }
         silent.asked(MAX_THREADS).await;
-        // An address needs no thread.
+        // An address needs no lookup.
         assert_eq!(soon("the addresses", system.lookup("::1", 80)).await.unwrap(), ["[::1]:80".parse().unwrap()]);
         silent.answer();
         soon("the addresses", system.lookup("other.example", 80)).await.unwrap();
