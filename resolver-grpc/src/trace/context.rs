@@ -1,4 +1,4 @@
-//! W3C trace context: its headers, and the context that a task runs in.
+//! W3C trace context: its headers, and the current context of a task.
 
 use std::{fmt, future::Future};
 
@@ -25,12 +25,12 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// The root of a new trace, marked as sampled: others are to record what they do for it.
+    /// The root of a new trace, marked as sampled: its callees are asked to record it.
     pub fn root() -> Self {
         Self { flags: SAMPLED, ..Self::unsampled_root() }
     }
 
-    /// The root of a new trace that nobody has to record.
+    /// The root of a new trace that is not sampled.
     pub fn unsampled_root() -> Self {
         Self { trace: fastrand::u128(1..), span: fastrand::u64(1..), flags: 0, state: None }
     }
@@ -46,7 +46,7 @@ impl TraceContext {
         Self { span: fastrand::u64(1..), ..self.clone() }
     }
 
-    /// Reads the context that a request carries; `None` if there is none or it is malformed.
+    /// Reads the context from the headers of a request; `None` if there is none or it is malformed.
     pub fn read(headers: &HeaderMap) -> Option<Self> {
         let mut parents = headers.get_all(PARENT).iter();
         let text = parents.next()?.to_str().ok()?;
@@ -67,7 +67,7 @@ impl TraceContext {
         (trace != 0 && span != 0).then(|| Self { trace, span, flags, state: state(headers) })
     }
 
-    /// Lets a request carry this context.
+    /// Adds the context to the headers of a request.
     pub fn write(&self, headers: &mut HeaderMap) {
         // Hexadecimal digits and hyphens.
         if let Ok(parent) = HeaderValue::try_from(self.to_string()) {
@@ -78,7 +78,7 @@ impl TraceContext {
         }
     }
 
-    /// The context that the current task runs in.
+    /// The context of the current task.
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
@@ -87,7 +87,7 @@ impl TraceContext {
     ///
     /// # Cancel safety
     ///
-    /// That of `future`.
+    /// As that of `future`.
     pub async fn scope<F: Future>(self, future: F) -> F::Output {
         CURRENT.scope(self, future).await
     }
@@ -109,7 +109,7 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// The state of all headers, in one: they may be split like any other list (section 3.3.1).
+/// The joined state of all headers: they can be split like any other list (section 3.3.1).
 fn state(headers: &HeaderMap) -> Option<HeaderValue> {
     let states = headers.get_all(STATE).iter().map(HeaderValue::as_bytes).filter(|state| !state.is_empty());
     let states: Vec<_> = states.collect();

@@ -13,8 +13,8 @@ use crate::trace::{
     span::{CallSpan, TracedBody},
 };
 
-/// For servers: `tonic::transport::Server::builder().layer(TraceLayer)` runs each request in a span and in the context
-/// that it carries.
+/// Layer for servers: `tonic::transport::Server::builder().layer(TraceLayer)` runs each request in a span and in the
+/// context of its headers.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct TraceLayer;

@@ -1,4 +1,4 @@
-//! The span of a call or a request, from its beginning to the end of its answer, with the fields of OpenTelemetry's
+//! The span of a call or a request, from its beginning to the end of its response, with the fields of OpenTelemetry's
 //! conventions.
 
 use std::{
@@ -23,10 +23,10 @@ use crate::{
     trace::context::TraceContext,
 };
 
-/// A method that a server does not know, as the conventions name it: whoever asks chooses its name.
+/// Name for methods that a server does not know, by the conventions. Their real names are chosen by the client.
 const UNKNOWN_METHOD: &str = "_OTHER";
 
-/// The span of a call or a request. Dropping it before its end means that the call was given up.
+/// The span of a call or a request. Dropping it before its end records the call as cancelled.
 #[derive(Debug)]
 pub(crate) struct CallSpan {
     span: Span,
@@ -36,7 +36,7 @@ pub(crate) struct CallSpan {
 
 #[derive(Debug)]
 enum Side {
-    /// With the instance that was called last.
+    /// `peer` is the instance that was called last.
     Client {
         peer: Option<Endpoint>,
     },
@@ -100,7 +100,7 @@ impl CallSpan {
         (Self { span, side: Side::Server { method: method.to_owned() }, is_ended: false }, context)
     }
 
-    /// Lets a call carry its context, unless it carries one already.
+    /// Adds the context to the headers of a call, unless they have one already.
     pub(crate) fn inject(&self, head: &mut Parts) {
         let carried = TraceContext::read(&head.headers);
         let context = carried.clone().unwrap_or_else(|| {
@@ -117,14 +117,14 @@ impl CallSpan {
         Scope(self.span.clone())
     }
 
-    /// Notes who is called.
+    /// Notes the called endpoint.
     pub(crate) fn called(&mut self, endpoint: &Endpoint) {
         if let Side::Client { peer } = &mut self.side {
             *peer = Some(endpoint.clone());
         }
     }
 
-    /// Ends with the body of the answer, or now if there is none.
+    /// Ends the span with the body of the response, or now if there is none.
     pub(crate) fn follow<B: Body, E: 'static>(
         mut self,
         outcome: Result<http::Response<B>, E>,
@@ -164,7 +164,7 @@ impl CallSpan {
                 }
                 code != Code::Ok
             }
-            // Nobody can say if the method was one that the server knows.
+            // The server may not know the method.
             Side::Server { method } if code == Code::Unimplemented => {
                 span.record("rpc.method", UNKNOWN_METHOD).record("rpc.method_original", method.as_str());
                 true
@@ -198,11 +198,11 @@ impl Scope {
     }
 }
 
-/// The body of an answer, to whose end the span of its call lasts.
+/// The body of a response. The span of its call lasts to its end.
 #[derive(Debug)]
 pub struct TracedBody<B> {
     body: B,
-    /// Status of the call if no gRPC status comes.
+    /// Status of the call if no gRPC status follows.
     http: StatusCode,
     span: Option<CallSpan>,
 }
@@ -245,7 +245,7 @@ where
     }
 }
 
-/// The message of a status in the head of an answer, or in its trailers.
+/// The message of a status in the head of a response, or in its trailers.
 fn message(headers: &HeaderMap) -> String {
     let message =
         headers.get(Status::GRPC_MESSAGE).map(|message| percent_decode(message.as_bytes()).decode_utf8_lossy());
@@ -263,7 +263,7 @@ fn record_context(span: &Span, context: &TraceContext) {
     }
 }
 
-/// A port is a signed number, because there is no other one in OpenTelemetry.
+/// The port is a signed number, since OpenTelemetry has no unsigned ones.
 fn record_peer(span: &Span, address: &str, port: u16) {
     span.record("network.peer.address", address);
     if port > 0 {
@@ -280,7 +280,7 @@ fn peer(extensions: &http::Extensions) -> Option<SocketAddr> {
     extensions.get::<TcpConnectInfo>()?.remote_addr()
 }
 
-/// The codes with which a server says that it failed, and not its caller.
+/// Returns `true` for codes that report a failure of the server, not of its caller.
 fn is_error_of_server(code: Code) -> bool {
     matches!(
         code,
