@@ -1,4 +1,4 @@
-//! A tonic server that comes and goes in order.
+//! A tonic server with orderly registration and shutdown.
 
 use std::{future::Future, io, pin::Pin};
 
@@ -15,7 +15,7 @@ use tower::{Layer, Service, layer::util::Identity};
 
 use crate::retry::failure::BoxError;
 
-/// A tonic server about to be registered and run. See [`serve`].
+/// A tonic server that is not registered and run yet. See [`serve`].
 #[must_use = "it does nothing until `register_and_run`"]
 pub struct Serve<L = Identity> {
     listener: TcpListener,
@@ -25,7 +25,7 @@ pub struct Serve<L = Identity> {
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     registered: Box<dyn FnOnce(InstanceHandle) + Send>,
     health: HealthReporter,
-    /// The services that the health service knows, beside the whole server.
+    /// Services of the health service, besides the whole server.
     services: Vec<String>,
 }
 
@@ -39,9 +39,9 @@ impl<L> std::fmt::Debug for Serve<L> {
 }
 
 /// Serves `router` on `listener`, which listens already, with a gRPC health service added. The order: register; serve
-/// until SIGTERM or SIGINT (or [`Serve::until`]), which are watched for from the beginning; health `NOT_SERVING` and
-/// draining; wait for clients to see that; deregister; finish what is in flight; stop. All of the end is under the
-/// deadline of [`Graceful`].
+/// until SIGTERM or SIGINT (or [`Serve::until`]), which are handled from the beginning; health `NOT_SERVING` and
+/// draining; wait for clients to see that; deregister; finish calls in flight; stop. The deadline of [`Graceful`]
+/// bounds the shutdown.
 ///
 /// ```no_run
 /// # async fn f(
@@ -74,8 +74,7 @@ pub fn serve<L>(listener: TcpListener, router: Router<L>) -> Serve<L> {
 }
 
 impl<L> Serve<L> {
-    /// Names the gRPC services (`package.Service`) that the health service answers for, beside the whole server (the
-    /// empty name).
+    /// Names the gRPC services (`package.Service`) whose health is reported, besides the whole server (the empty name).
     pub fn services(mut self, services: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.services.extend(services.into_iter().map(Into::into));
         self
@@ -109,19 +108,19 @@ impl<L> Serve<L> {
         self
     }
 
-    /// What the health service says, to change it while the server runs.
+    /// Reporter of the health service, to change the health while the server runs.
     pub fn health(&self) -> HealthReporter {
         self.health.clone()
     }
 
-    /// Registers `instance`, serves until told to stop, and shuts down in order: it returns when the server has
-    /// stopped, and says what was reached. If it is told to stop during the registration, that is awaited and undone,
-    /// and nothing is served.
+    /// Registers `instance`, serves until the signal to stop, and shuts down in order. It returns a report when the
+    /// server has stopped. If the signal comes during the registration, that is awaited and undone, and nothing is
+    /// served.
     ///
     /// # Errors
     ///
     /// Those of [`Registry::register`], and [`Error::Timeout`] if it did not end within the deadline of a shutdown;
-    /// nothing was served then. What the server itself ended with is in the report.
+    /// nothing was served then. The result of the server itself is in the report.
     ///
     /// # Cancel safety
     ///
@@ -142,7 +141,7 @@ impl<L> Serve<L> {
         ResBody::Error: Into<BoxError>,
     {
         let Self { listener, router, graceful, stop, registered, health, mut services } = self;
-        // Before anything waits: until it is handled, a signal ends the process and leaves the instance behind.
+        // Before the first wait: until it is handled, a signal ends the process and leaves the instance registered.
         let stop = stop.unwrap_or_else(|| Box::pin(signalled()));
         // The empty name is the whole server.
         services.push(String::new());
@@ -157,7 +156,7 @@ impl<L> Serve<L> {
             registered(instance);
             let finish = async move {
                 finish.cancelled().await;
-                // Streams of health would keep the server busy for ever.
+                // Open health streams would keep the server from stopping.
                 for service in known {
                     ended.clear_service_status(&service).await;
                 }
@@ -175,8 +174,8 @@ async fn say(health: &HealthReporter, services: &[String], status: ServingStatus
     }
 }
 
-/// Handles SIGTERM and SIGINT from now on; the future waits for one. Where no handler can be installed, it waits for
-/// ever and says so.
+/// Handles SIGTERM and SIGINT from now on. The future waits for one. If no handler can be installed, it logs an error
+/// and never completes.
 fn signalled() -> impl Future<Output = ()> + Send {
     let handled = handled();
     async move {
