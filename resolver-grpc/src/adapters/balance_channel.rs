@@ -1,4 +1,4 @@
-//! Feeding tonic's own balanced channel.
+//! An adapter for tonic's own balanced channel.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use tonic::transport::{Channel, Endpoint as Target, channel::Change};
 
 use crate::subchannel::security::Wire;
 
-/// Number of changes that tonic takes before it wants to see a request. When it is full, the task that feeds it waits,
-/// and goes on with the latest state of the view.
+/// Capacity of the queue of changes, which tonic reads when a request comes. When it is full, the task that feeds it
+/// waits, and continues with the latest state of the view.
 const CHANGE_BUFFER: usize = 1024;
 
 /// A balanced channel and the task that feeds it. Dropping it stops the feeding; clones of the channel keep the last
@@ -37,11 +37,11 @@ impl Balanced {
 /// The limits are those of tonic's balancer, measured with tonic 0.14.9:
 ///
 /// - It picks at random among *all* endpoints, also those that refuse connections (533 of 2,000 calls failed with one
-///   of three dead), and knows no weights.
-/// - Changes are applied when a request comes; a channel nobody uses keeps its connections.
-/// - With no instance at all, calls wait: give them a deadline.
-/// - Everything is plaintext, also the credentials that an interceptor of tonic's adds, and the registry chooses where
-///   it goes.
+///   of three dead), and has no weights.
+/// - Changes are applied when a request comes. An unused channel keeps its connections.
+/// - Without any instance calls wait: give them a deadline.
+/// - Everything is plaintext, also the credentials that an interceptor of tonic's adds, and the registry chooses the
+///   servers.
 ///
 /// [`crate::Channel`] has none of these.
 ///
@@ -49,7 +49,7 @@ impl Balanced {
 ///
 /// [`Error::Closed`] outside a runtime.
 pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
-    // tonic starts a task of its own, and panics where it cannot.
+    // tonic starts a task of its own, and panics outside a runtime.
     tokio::runtime::Handle::try_current().map_err(|_| Error::Closed)?;
     let (channel, changes) = Channel::balance_channel(CHANGE_BUFFER);
     let tasks = TaskOwner::new();
@@ -60,14 +60,14 @@ pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
     Ok(Balanced { channel, _tasks: tasks })
 }
 
-/// Tells the channel what differs, until the view is closed or the channel is gone.
+/// Sends the differences to the channel, until the view is closed or the channel is dropped.
 async fn feed(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
     let mut told: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let wanted = match view.next().await {
             Ok(change) => targets(&change.snapshot),
             Err(Error::Closed) => return,
-            // The view goes on trying.
+            // The view continues to retry.
             Err(_) => continue,
         };
         for change in difference(&told, &wanted) {

@@ -1,4 +1,4 @@
-//! For code that needs tonic's own channel type: adapters, each with the limits of what it adapts.
+//! Adapters for code that needs tonic's own channel type, each with the limits of that type.
 
 mod balance_channel;
 mod pick_first;

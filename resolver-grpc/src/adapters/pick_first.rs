@@ -1,4 +1,4 @@
-//! One connection at a time, to an instance that can be connected to, in a plain tonic channel.
+//! A plain tonic channel with one connection at a time, to an instance that can be connected to.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ use crate::{
     },
 };
 
-/// Time for which a dial waits for a service that is not known yet.
+/// Maximum wait of a dial for a service that is not known yet.
 const UNKNOWN_SERVICE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum duration of connecting to one instance before the next one is tried.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A plain tonic channel with one connection: whenever it dials, it tries the instances of `view` in random order until
-/// one can be connected to. `settings` apply to whoever that is; their URL only names the authority, and its scheme
-/// says whether there is TLS, whatever the endpoints state. Endpoints that are unix sockets are not used.
+/// one can be connected to. `settings` apply to that instance. Their URL only sets the authority, and its scheme
+/// decides about TLS, regardless of the endpoints. Endpoints that are unix sockets are not used.
 ///
-/// - Nothing is spread: all calls go to one instance for as long as the connection lasts, also if the instance is no
-///   longer listed. A server that leaves in order closes its connections, which ends that.
-/// - After a lost connection the calls in flight fail; the next one dials. A dial waits up to 5 s for a service that is
-///   not known yet, and gives each instance 2 s.
+/// - Calls are not distributed: all go to one instance for as long as the connection lasts, also if the instance is no
+///   longer listed, until the server closes the connection.
+/// - After a lost connection the calls in flight fail, and the next call dials. A dial waits up to 5 s for a service
+///   that is not known yet, and gives each instance 2 s.
 pub fn pick_first(view: &ServiceView, settings: &Settings) -> Channel {
     let (view, dialled_with) = (view.clone(), settings.clone());
     let connector = service_fn(move |_: Uri| dial(view.clone(), dialled_with.clone()));
@@ -54,7 +54,7 @@ async fn dial(view: ServiceView, settings: Settings) -> Result<TokioIo<Box<dyn S
     Err(trouble)
 }
 
-/// The first endpoint that gRPC is spoken with over a network.
+/// The first gRPC endpoint that is no socket.
 fn usable(instance: &Instance) -> Option<&Endpoint> {
     let over_network = |endpoint: &&Endpoint| Wire::of(endpoint).is_some_and(|wire| wire != Wire::Socket);
     instance.endpoints().iter().find(over_network)
