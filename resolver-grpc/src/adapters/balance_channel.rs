@@ -62,7 +62,7 @@ pub fn balance_channel(view: &ServiceView) -> Result<Balanced, Error> {
 
 /// Sends the differences to the channel, until the view is closed or the channel is dropped.
 async fn feed(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
-    let mut told: BTreeMap<String, String> = BTreeMap::new();
+    let mut sent: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let wanted = match view.next().await {
             Ok(change) => targets(&change.snapshot),
@@ -70,12 +70,12 @@ async fn feed(mut view: ViewChanges, changes: Sender<Change<String, Target>>) {
             // The view continues to retry.
             Err(_) => continue,
         };
-        for change in difference(&told, &wanted) {
+        for change in difference(&sent, &wanted) {
             if changes.send(change).await.is_err() {
                 return;
             }
         }
-        told = wanted;
+        sent = wanted;
     }
 }
 
@@ -100,10 +100,10 @@ fn is_plain(endpoint: &Endpoint) -> bool {
     matches!(Wire::of(endpoint), Some(Wire::Plaintext | Wire::Unstated))
 }
 
-/// The changes that lead from `told` to `wanted`. Additions come first, so that the set does not pass through empty.
-fn difference(told: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> Vec<Change<String, Target>> {
+/// The changes that lead from `sent` to `wanted`. Additions come first, so that the set does not pass through empty.
+fn difference(sent: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> Vec<Change<String, Target>> {
     let mut changes = Vec::new();
-    for (id, url) in wanted.iter().filter(|(id, url)| told.get(*id) != Some(url)) {
+    for (id, url) in wanted.iter().filter(|(id, url)| sent.get(*id) != Some(url)) {
         match Target::from_shared(url.clone()) {
             Ok(target) => changes.push(Change::Insert(id.clone(), target)),
             Err(error) => {
@@ -111,7 +111,7 @@ fn difference(told: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>
             }
         }
     }
-    changes.extend(told.keys().filter(|id| !wanted.contains_key(*id)).cloned().map(Change::Remove));
+    changes.extend(sent.keys().filter(|id| !wanted.contains_key(*id)).cloned().map(Change::Remove));
     changes
 }
 
@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn only_differences_are_sent_additions_first() {
-        let told = map(&[("a", "http://h:1"), ("b", "http://h:2"), ("c", "http://h:3")]);
+        let sent = map(&[("a", "http://h:1"), ("b", "http://h:2"), ("c", "http://h:3")]);
         let wanted = map(&[("a", "http://h:1"), ("b", "http://h:9"), ("d", "http://h:4")]);
-        let changes: Vec<_> = difference(&told, &wanted)
+        let changes: Vec<_> = difference(&sent, &wanted)
             .iter()
             .map(|change| match change {
                 Change::Insert(id, target) => format!("+{id} {}", target.uri()),

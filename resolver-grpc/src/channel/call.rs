@@ -129,7 +129,7 @@ async fn intercepted(inner: &ChannelInner, head: &mut Parts, deadline: Deadline)
     let before = intercept.before(CallHead { service: inner.view.service(), path: uri.path(), headers });
     deadline.bound(before).await.ok_or_else(|| Status::deadline_exceeded("the interceptor took too long"))??;
     let deadline = deadline.sooner(Deadline::of(&head.headers));
-    deadline.tell(&mut head.headers);
+    deadline.set_header(&mut head.headers);
     Ok(deadline)
 }
 
@@ -192,7 +192,7 @@ impl Call {
         loop {
             let in_flight = self.inner.choose(&self.head, &self.tried, &self.deadline).await?;
             // Time has passed since the caller set it.
-            self.deadline.tell(&mut self.head.headers);
+            self.deadline.set_header(&mut self.head.headers);
             let mut channel = in_flight.connection().channel();
             let room = self.deadline.bound(poll_fn(|cx| channel.poll_ready(cx))).await;
             let sent = match room {

@@ -67,7 +67,7 @@ impl Deadline {
     }
 
     /// Sets the header to the remaining time.
-    pub(crate) fn tell(&self, headers: &mut HeaderMap) {
+    pub(crate) fn set_header(&self, headers: &mut HeaderMap) {
         if let Some(left) = self.remaining() {
             headers.insert(TIMEOUT, write(left));
         }

@@ -101,7 +101,7 @@ impl Resolver for Dns {
         Ok(Box::new(DnsWatcher {
             dns: self.clone(),
             service: service.clone(),
-            told: None,
+            delivered: None,
             live: true,
             proof,
             due: None,
@@ -117,7 +117,7 @@ impl Resolver for Dns {
 struct DnsWatcher {
     dns: Dns,
     service: ServiceRef,
-    told: Option<Snapshot>,
+    delivered: Option<Snapshot>,
     live: bool,
     proof: Proof,
     due: Option<Instant>,
@@ -130,30 +130,30 @@ impl DnsWatcher {
         let entries = match found {
             Ok(entries) => entries,
             Err(cause) => {
-                let snapshot = self.told.clone()?;
+                let snapshot = self.delivered.clone()?;
                 let freshness = Freshness::Stale { proven: self.proof.moment(), cause };
                 return was_live.then_some(Change { snapshot, events: Vec::new(), freshness });
             }
         };
         self.proof.renew(asked);
         let freshness = Freshness::Live { proof: self.proof.clone() };
-        let Some(told) = &self.told else {
+        let Some(delivered) = &self.delivered else {
             let mut snapshot = Snapshot::empty(self.service.clone(), Revision::new(1), Epoch::default());
             snapshot.patch(entries);
-            self.told = Some(snapshot.clone());
+            self.delivered = Some(snapshot.clone());
             return Some(Change { events: snapshot.as_added(), snapshot, freshness });
         };
-        let mut snapshot = told.clone();
+        let mut snapshot = delivered.clone();
         // An address that stays keeps its entry.
-        snapshot.patch(entries.into_iter().map(|entry| known(told, &entry).unwrap_or(entry)));
-        let events = snapshot.diff(told);
+        snapshot.patch(entries.into_iter().map(|entry| known(delivered, &entry).unwrap_or(entry)));
+        let events = snapshot.diff(delivered);
         if events.is_empty() && was_live {
             return None;
         }
         if !events.is_empty() {
-            snapshot.advance(next(told.revision()), Epoch::default());
+            snapshot.advance(next(delivered.revision()), Epoch::default());
         }
-        self.told = Some(snapshot.clone());
+        self.delivered = Some(snapshot.clone());
         Some(Change { snapshot, events, freshness })
     }
 }
@@ -162,8 +162,8 @@ fn next(revision: Revision) -> Revision {
     Revision::new(revision.get() + 1)
 }
 
-fn known(told: &Snapshot, entry: &Entry) -> Option<Arc<Entry>> {
-    told.get(entry.instance().id()).cloned().map(Arc::new)
+fn known(delivered: &Snapshot, entry: &Entry) -> Option<Arc<Entry>> {
+    delivered.get(entry.instance().id()).cloned().map(Arc::new)
 }
 
 #[async_trait]
@@ -173,15 +173,17 @@ impl Watcher for DnsWatcher {
             if let Some(due) = self.due {
                 tokio::time::sleep_until(due).await;
             }
-            let (asked, revision) =
-                (Moment::now(), self.told.as_ref().map_or(Revision::new(1), |told| next(told.revision())));
+            let (asked, revision) = (
+                Moment::now(),
+                self.delivered.as_ref().map_or(Revision::new(1), |delivered| next(delivered.revision())),
+            );
             let found = self.dns.entries(&self.service, revision).await;
             self.due = Some(Instant::now() + self.dns.every);
             let refused = found.as_ref().err().filter(|error| !error.is_retryable()).cloned();
             if let Some(change) = self.take(found, asked) {
                 return Ok(change);
             }
-            if let (None, Some(error)) = (&self.told, refused) {
+            if let (None, Some(error)) = (&self.delivered, refused) {
                 return Err(error);
             }
         }

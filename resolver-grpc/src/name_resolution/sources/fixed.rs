@@ -46,7 +46,7 @@ impl Resolver for Fixed {
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
-        Ok(Box::new(FixedWatcher { told: None, snapshot: self.snapshot(service) }))
+        Ok(Box::new(FixedWatcher { delivered: None, snapshot: self.snapshot(service) }))
     }
 
     async fn services(&self, _: &Namespace) -> Result<Vec<ServiceName>, Error> {
@@ -56,20 +56,20 @@ impl Resolver for Fixed {
 
 #[derive(Debug)]
 struct FixedWatcher {
-    told: Option<Proof>,
+    delivered: Option<Proof>,
     snapshot: Snapshot,
 }
 
 #[async_trait]
 impl Watcher for FixedWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
-        if let Some(proof) = &self.told {
+        if let Some(proof) = &self.delivered {
             loop {
                 tokio::time::sleep(PROOF_INTERVAL).await;
                 proof.renew(Moment::now());
             }
         }
-        let proof = self.told.insert(Proof::new(Moment::now())).clone();
+        let proof = self.delivered.insert(Proof::new(Moment::now())).clone();
         let snapshot = self.snapshot.clone();
         Ok(Change { events: snapshot.as_added(), snapshot, freshness: Freshness::Live { proof } })
     }
