@@ -52,7 +52,7 @@ async fn pick_first_moves_once_its_instance_fails() {
     let other = eventually("another one answers", || say(&channel, String::new())).await;
     assert!(other != first && other != "a", "{other}");
     servers.iter().for_each(Server::kill);
-    eventually("nobody answers", || async {
+    eventually("no instance responds", || async {
         match say(&channel, String::new()).await {
             Err(status) if status.code() == Code::Unavailable => Ok(()),
             response => Err(response),

@@ -1,4 +1,4 @@
-//! What a channel does while all is well: whom it picks, what it keeps, what it lets go of.
+//! A channel without failures: selection, kept connections, and the removal of instances.
 
 mod support;
 

@@ -364,7 +364,7 @@ async fn short_lived_connections_delay_no_call() {
     let rarely = BackoffPolicy::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
     let channel = Channel::builder().redial(rarely).build(&world.view()).unwrap();
     until(&channel, "i0", InstanceState::Failing).await;
-    // Whoever is connected although not well takes the calls then.
+    // Calls then go to an instance that is connected, although it is not ready.
     let server = Server::start("ill").await;
     server.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     world.register(&server, server.instance()).await;

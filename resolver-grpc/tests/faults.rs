@@ -1,4 +1,4 @@
-//! What a channel does when instances fail: refuse, swallow, break off, answer with errors, or fall ill.
+//! A channel with failing instances: they refuse, drop packets, break off, respond with errors, or are unhealthy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -244,7 +244,7 @@ async fn an_orderly_stop_fails_no_call() {
     let load = calls_side_by_side(10, 1000, || say(&channel, "sleep 2".to_owned()));
     let stop = async {
         eventually("calls are under way", || async { if servers[0].calls() > 50 { Ok(()) } else { Err(()) } }).await;
-        // Nobody has told the registry: its GOAWAY is all that clients see.
+        // The registry still lists it: clients see only its GOAWAY.
         servers[0].stop().await;
     };
     let (failed, ()) = soon("all calls", async { tokio::join!(load, stop) }).await;
@@ -430,7 +430,7 @@ async fn only_serving_instances_are_called() {
     set(0, tonic_health::ServingStatus::NotServing).await;
     until(&channel, "a", InstanceState::Unhealthy).await;
     assert_eq!(shares(&channel, 30).await["b"], 30);
-    // Nobody serves: better those than nobody.
+    // No instance serves: calls go to those that are connected.
     set(1, tonic_health::ServingStatus::NotServing).await;
     until(&channel, "b", InstanceState::Unhealthy).await;
     shares(&channel, 10).await;

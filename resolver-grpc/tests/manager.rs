@@ -251,7 +251,7 @@ async fn user_options_run_and_drop_without_a_lock() {
     let manager = shared.get().unwrap();
     drop(manager.channel(&Callee::parse("echo").unwrap()).unwrap());
     assert_eq!(is_free_then.try_recv(), Ok(true), "while the options are made");
-    let free = eventually("nobody holds the channel", || std::future::ready(is_free_then.try_recv())).await;
+    let free = eventually("the channel has no holder", || std::future::ready(is_free_then.try_recv())).await;
     assert!(free, "while the options are dropped");
     let broken = || manager.channel(&Callee::parse("broken").unwrap());
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(broken)).is_err());

@@ -175,7 +175,7 @@ async fn each_instance_matches_its_certificate() {
     let instance = Instance::new(id("a"), [endpoint]).unwrap().with_metadata("tls-name", "greeter.test");
     let _registration = world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap();
 
-    // Nobody vouches for the certificate.
+    // No trusted root has signed the certificate.
     let untrusting = Channel::new(&world.view()).unwrap();
     until(&untrusting, "a", InstanceState::Failing).await;
     let trusting = |name_of: fn(&Instance) -> String| {

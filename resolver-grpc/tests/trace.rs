@@ -240,7 +240,7 @@ async fn calls_are_exported_by_the_conventions() {
         }
     }
     assert_eq!(end(&calls[0]), ended("OK"));
-    assert_eq!(end(&calls[1]), failed("NOT_FOUND", "told to fail"));
+    assert_eq!(end(&calls[1]), failed("NOT_FOUND", "failed on request"));
 }
 
 #[tokio::test]
@@ -299,15 +299,15 @@ async fn requests_are_exported_by_the_conventions() {
     }
     let ends = requests.iter().map(end).collect::<Vec<_>>();
     // A server has not failed if it says that there is no such thing.
-    let unimplemented = failed("UNIMPLEMENTED", "told to fail");
+    let unimplemented = failed("UNIMPLEMENTED", "failed on request");
     assert_eq!(
         ends,
-        [ended("OK"), ended("NOT_FOUND"), failed("INTERNAL", "told to fail"), unimplemented, ended("CANCELLED")]
+        [ended("OK"), ended("NOT_FOUND"), failed("INTERNAL", "failed on request"), unimplemented, ended("CANCELLED")]
     );
     let method = |name: &str| Some(name.to_owned());
     let methods: Vec<_> = requests.iter().map(|request| text(request, "rpc.method")).collect();
     let (say, stream) = (method("test.Echo/Say"), method("test.Echo/Stream"));
-    // Whoever asks for what there is not must not fill tables with names.
+    // Clients that call unknown methods must not fill tables with names.
     assert_eq!(methods, [say.clone(), say.clone(), say.clone(), method("_OTHER"), stream]);
     assert_eq!(text(&requests[3], "rpc.method_original"), say);
 }

@@ -58,12 +58,14 @@ impl Echo {
         self.calls.fetch_add(1, Ordering::SeqCst);
         let fewer = |failing: usize| failing.checked_sub(1);
         if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok() {
-            return Err(Status::unavailable("told to fail"));
+            return Err(Status::unavailable("failed on request"));
         }
         tokio::time::sleep(self.slow).await;
         match text.split_once(' ') {
             Some(("sleep", time)) => tokio::time::sleep(Duration::from_millis(time.parse().unwrap())).await,
-            Some(("fail", code)) => return Err(Status::new(Code::from_i32(code.parse().unwrap()), "told to fail")),
+            Some(("fail", code)) => {
+                return Err(Status::new(Code::from_i32(code.parse().unwrap()), "failed on request"));
+            }
             Some(("header", name)) => {
                 let value = metadata.get(name).map_or("", |value| value.to_str().unwrap());
                 return Ok(Response::new(value.to_owned()));
@@ -110,7 +112,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-/// The service, to be served by somebody else.
+/// The service, for another server than `Server`.
 pub(crate) fn echo(name: &'static str) -> Echo {
     Echo { name, calls: Arc::default(), failing: Arc::default(), slow: Duration::ZERO }
 }
