@@ -38,7 +38,7 @@ async fn main() -> Result {
     let server = store.client().await?;
     let view = Directory::new(store.client().await? as Arc<dyn enlist::Resolver>).view(&service);
     let pool = Pool::new(view, |entry| Ok(Bar(entry.instance().endpoints()[0].authority().to_owned())))?;
-    let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready(true);
+    let retry = Retry::new(|_: &io::Error| true).attempts(3).deadline(Duration::from_secs(3)).wait_for_ready();
     let call = || pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.call().await });
 
     // There is no instance yet, so the call waits.

@@ -342,13 +342,13 @@ async fn the_deadline_covers_all_attempts_and_the_delays_between_them() {
 
 /// Retries whatever failed, waits for somebody to call, and has a deadline of 3 s.
 fn waiting() -> Retry<&'static str> {
-    Retry::new(|_: &&str| true).deadline(Duration::from_secs(3)).wait_for_ready(true)
+    Retry::new(|_: &&str| true).deadline(Duration::from_secs(3)).wait_for_ready()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_for_an_instance_if_asked() {
     let mut case = Case::new(&[]).await;
-    let retry = waiting().wait_for_ready(false);
+    let retry = Retry::new(|_: &&str| true).deadline(Duration::from_secs(3));
     let at_once = case.pool.call(Policy::RoundRobin, &retry, |_| async { Ok(()) }).await;
     assert!(matches!(at_once, Err(PoolError::PickError { cause: PickError::Empty { listed: 0, .. }, .. })));
     let begun = tokio::time::Instant::now();

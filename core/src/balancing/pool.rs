@@ -27,6 +27,7 @@
 //! # }
 //! ```
 
+mod call;
 pub(crate) mod error;
 mod members;
 pub(crate) mod options;
@@ -36,14 +37,14 @@ use std::{
     fmt,
     future::Future,
     sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
 };
 
 use self::{
+    call::{CallProgress, Readiness},
     error::{FailedAttempt, PoolError, was_tried},
     members::{KeyUse, Listed, Members},
     options::PoolOptions,
-    retry::Retry,
+    retry::{Blame, Judgement, NoInstance, Retry},
 };
 use crate::{
     balancing::{
@@ -58,7 +59,7 @@ use crate::{
     },
     error::Error,
     model::instance::Entry,
-    runtime::{clock::Moment, task::TaskOwner},
+    runtime::task::TaskOwner,
 };
 
 type Factory<T> = Box<dyn Fn(&Entry) -> Result<T, Error> + Send + Sync>;
@@ -175,38 +176,27 @@ impl<T: Send + Sync + 'static> Pool<T> {
         C: Future<Output = Result<R, E>>,
     {
         let args = PickArgs { selection, key, turn: &self.turn };
-        let begun = Moment::now();
-        let mut backoff = retry.backoff.start();
-        let mut previous: Vec<FailedAttempt<E>> = Vec::new();
-        let mut waited = false;
-        for attempts in 1.. {
-            let one = match self.pick_in_time(&args, &previous, retry, begun).await {
-                Ok((one, wait)) => {
-                    waited |= wait;
-                    one
-                }
-                Err(cause) => return Err(PoolError::PickError { cause, previous }),
+        let mut progress = CallProgress::new(retry);
+        loop {
+            let one = match self.pick_in_time(&args, &mut progress).await {
+                Ok(one) => one,
+                Err(cause) => return Err(PoolError::PickError { cause, previous: progress.previous }),
             };
             let id = one.id().clone();
             let client = match one.client(&self.factory) {
                 Ok(client) => client,
-                Err(cause) => return Err(PoolError::NoClient { id, cause, previous }),
+                Err(cause) => return Err(PoolError::NoClient { id, cause, previous: progress.previous }),
             };
-            let left = begun.remaining(retry.deadline);
-            if left.is_zero() {
-                return Err(match previous.pop() {
-                    Some(FailedAttempt { id, cause }) => {
-                        PoolError::Failed { attempts: attempts - 1, id, cause, previous }
-                    }
-                    None => PoolError::Deadline { attempts: 0, id, previous },
-                });
+            let remaining = progress.remaining();
+            if remaining.is_zero() {
+                return Err(progress.ended_before_attempt(id));
             }
-            let Ok(outcome) = tokio::time::timeout(left, call(client)).await else {
-                // What the wait for an instance left of the time says nothing about this one.
-                if !waited {
+            let Ok(outcome) = tokio::time::timeout(remaining, call(client)).await else {
+                // The time that a wait for an instance left over is no evidence against this one.
+                if progress.readiness == Readiness::Immediate {
                     self.members.failed(&one, &self.tasks);
                 }
-                return Err(PoolError::Deadline { attempts, id, previous });
+                return Err(progress.ended_during_attempt(id));
             };
             let cause = match outcome {
                 Ok(answer) => {
@@ -215,51 +205,43 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 }
                 Err(cause) => cause,
             };
-            let accepted = (retry.accepts)(&cause);
-            if retry.against.as_ref().map_or(accepted, |against| against(&cause)) {
-                self.members.failed(&one, &self.tasks);
-            } else {
-                Members::succeeded(&one);
+            let Judgement { repeat, blame } = retry.judge(&cause);
+            match blame {
+                Blame::Instance => self.members.failed(&one, &self.tasks),
+                Blame::Call => Members::succeeded(&one),
             }
-            // A second failure of the same instance is the time to slow down.
-            let delay = if was_tried(&previous, &id) { backoff.next_delay() } else { Duration::ZERO };
-            let again = accepted && attempts < retry.attempts;
-            if !again || begun.remaining(retry.deadline) <= delay {
-                return Err(PoolError::Failed { attempts, id, cause, previous });
-            }
-            previous.push(FailedAttempt { id, cause });
+            let delay;
+            (progress, delay) = progress.after_failure(id, cause, repeat)?;
             tokio::time::sleep(delay).await;
         }
-        unreachable!("the loop above has no other end")
     }
 
-    /// Picks an instance, and waits for one where `retry` says so; whether it did comes with it.
+    /// Picks an instance, and waits for one if the rule of the call allows it.
     async fn pick_in_time<E>(
         &self,
         args: &PickArgs<'_>,
-        previous: &[FailedAttempt<E>],
-        retry: &Retry<E>,
-        begun: Moment,
-    ) -> Result<(Arc<Listed<T>>, bool), PickError> {
-        let mut picked = self.pick(args, previous);
-        if picked.is_ok() || !retry.wait_for_ready {
-            return picked.map(|one| (one, false));
+        progress: &mut CallProgress<'_, E>,
+    ) -> Result<Arc<Listed<T>>, PickError> {
+        let mut picked = self.pick(args, &progress.previous);
+        if picked.is_ok() || progress.retry.no_instance == NoInstance::Fail {
+            return picked;
         }
+        progress.readiness = Readiness::Waited;
         let mut changes = self.view.changes();
         while picked.is_err() {
-            let left = begun.remaining(retry.deadline);
+            let remaining = progress.remaining();
             // A proof of freshness comes without a change.
-            let change = tokio::time::timeout(left.min(FRESHNESS_RECHECK), next(&mut changes));
-            if left.is_zero() || matches!(change.await, Ok(None)) {
+            let change = tokio::time::timeout(remaining.min(FRESHNESS_RECHECK), next(&mut changes));
+            if remaining.is_zero() || matches!(change.await, Ok(None)) {
                 break;
             }
             // An instance that comes when no time is left to call it comes too late.
-            if begun.remaining(retry.deadline).is_zero() {
+            if progress.remaining().is_zero() {
                 break;
             }
-            picked = self.pick(args, previous);
+            picked = self.pick(args, &progress.previous);
         }
-        picked.map(|one| (one, true))
+        picked
     }
 
     /// An instance that was not tried yet, if there is one that does not rest.

@@ -7,17 +7,51 @@ use crate::runtime::backoff::BackoffPolicy;
 /// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that
 /// failed may have been done.
 pub struct Retry<E> {
-    pub(super) accepts: Judge<E>,
+    accepts: Judge<E>,
     /// The errors that speak against the instance, if not those that are tried again.
-    pub(super) against: Option<Judge<E>>,
+    against: Option<Judge<E>>,
     pub(super) attempts: u32,
     pub(super) deadline: Duration,
     pub(super) backoff: BackoffPolicy,
-    pub(super) wait_for_ready: bool,
+    pub(super) no_instance: NoInstance,
+}
+
+/// Reaction of a call to which no instance can be assigned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoInstance {
+    /// The call fails at once.
+    Fail,
+    /// The call waits within its deadline.
+    Wait,
+}
+
+/// Decision about another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    /// The error allows another attempt.
+    Accepted,
+    /// The error is final.
+    Refused,
+}
+
+/// Cause of a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blame {
+    /// The error counts against the instance.
+    Instance,
+    /// The error is one of the call; the instance works.
+    Call,
+}
+
+/// Judgement of a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Judgement {
+    pub(super) repeat: Repeat,
+    pub(super) blame: Blame,
 }
 
 /// Judgement of the user about an error.
-pub(super) type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
+type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 impl<E> Retry<E> {
     /// Tries again, on another instance where there is one, after errors that `retry_if` accepts: at most 3 attempts
@@ -29,7 +63,7 @@ impl<E> Retry<E> {
             attempts: 3,
             deadline: Duration::from_secs(10),
             backoff: BackoffPolicy::default(),
-            wait_for_ready: false,
+            no_instance: NoInstance::Fail,
         }
     }
 
@@ -72,17 +106,27 @@ impl<E> Retry<E> {
     /// known from too long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a
     /// call fails at once.
     #[must_use]
-    pub fn wait_for_ready(mut self, wait_for_ready: bool) -> Self {
-        self.wait_for_ready = wait_for_ready;
+    pub fn wait_for_ready(mut self) -> Self {
+        self.no_instance = NoInstance::Wait;
         self
+    }
+
+    /// Judges the error of an attempt.
+    pub(super) fn judge(&self, cause: &E) -> Judgement {
+        let accepted = (self.accepts)(cause);
+        let against = self.against.as_ref().map_or(accepted, |against| against(cause));
+        Judgement {
+            repeat: if accepted { Repeat::Accepted } else { Repeat::Refused },
+            blame: if against { Blame::Instance } else { Blame::Call },
+        }
     }
 }
 
 impl<E> fmt::Debug for Retry<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { accepts: _, against: _, attempts, deadline, backoff, wait_for_ready } = self;
+        let Self { accepts: _, against: _, attempts, deadline, backoff, no_instance } = self;
         let mut shown = f.debug_struct("Retry");
         shown.field("attempts", attempts).field("deadline", deadline).field("backoff", backoff);
-        shown.field("wait_for_ready", wait_for_ready).finish_non_exhaustive()
+        shown.field("no_instance", no_instance).finish_non_exhaustive()
     }
 }
