@@ -12,5 +12,6 @@ pub(crate) mod service_view;
 pub(crate) mod snapshot;
 pub(crate) mod view_changes;
 pub(crate) mod view_options;
+mod view_state;
 mod view_task;
 pub(crate) mod view_user;

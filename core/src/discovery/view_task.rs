@@ -11,14 +11,16 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    disk_cache, mass_loss::MassLossProtection, publication::Publication, published_state::PublishedState,
+    disk_cache,
+    publication::Publication,
+    published_state::PublishedState,
     view_options::DirectoryOptions,
+    view_state::{Backing, DiskRead, Now, Step, ViewState},
 };
 use crate::{
     discovery::{
         freshness::Freshness,
         resolver::{Change, Resolver, Watcher},
-        snapshot::Snapshot,
     },
     error::{Error, with_causes},
     model::name::ServiceRef,
@@ -29,9 +31,6 @@ use crate::{
         task::caught,
     },
 };
-
-/// Time for which a view waits for the store before it looks on disk.
-const DISK_READ_DELAY: Duration = Duration::from_secs(1);
 
 /// Time for which a view waits for the disk.
 const DISK_READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -56,60 +55,6 @@ pub(super) struct ViewTask {
     pub(super) options: DirectoryOptions,
 }
 
-/// List of the store, and the time of its publication.
-struct ViewState {
-    listed: Option<(Snapshot, Freshness)>,
-    /// The store has vouched for a list. What it never did is not written to disk.
-    vouched: bool,
-    protection: MassLossProtection,
-    /// There is something to publish.
-    dirty: bool,
-    published: Option<Instant>,
-    /// Time for a look on disk, while nothing is known.
-    disk_due: Option<Instant>,
-    /// Reason for which nothing is known yet.
-    trouble: Option<Error>,
-}
-
-impl ViewState {
-    fn new(options: &DirectoryOptions) -> Self {
-        Self {
-            listed: None,
-            vouched: false,
-            protection: MassLossProtection::new(options.hold, options.empty),
-            dirty: false,
-            published: None,
-            disk_due: options.disk.as_ref().map(|_| Instant::now() + DISK_READ_DELAY),
-            trouble: None,
-        }
-    }
-
-    fn take(&mut self, change: Change) {
-        let Change { snapshot, events: _, freshness } = change;
-        // A watch that was started anew tells everything again.
-        let events = match &self.listed {
-            Some((listed, _)) => snapshot.diff(listed),
-            None => snapshot.as_added(),
-        };
-        self.protection.observe(&events, &snapshot, Moment::now());
-        self.vouched |= freshness.is_live();
-        self.listed = Some((snapshot, freshness));
-        self.dirty = true;
-    }
-
-    /// Time at which there is something to do although the store says nothing.
-    fn wakes(&self, debounce: Duration) -> Option<Instant> {
-        let now = Instant::now();
-        let publication = self.dirty.then(|| self.published.map_or(now, |published| published + debounce));
-        let held = self.listed.as_ref().and_then(|(listed, _)| self.protection.expires_in(listed, Moment::now()));
-        [publication, held.map(|left| now + left), self.disk_due].into_iter().flatten().min()
-    }
-
-    fn is_due(&self, debounce: Duration) -> bool {
-        self.dirty && self.published.is_none_or(|published| published.elapsed() >= debounce)
-    }
-}
-
 /// Returns `true` if `moment` is after `other`.
 fn is_later(moment: Moment, other: Moment) -> bool {
     !moment.since(other).is_zero()
@@ -127,6 +72,11 @@ impl Failure {
     /// Returns `true` if the watcher must not be asked again.
     fn ends_the_watcher(&self) -> bool {
         matches!(self, Self::Error(Error::Closed) | Self::Panic(_))
+    }
+
+    fn error(&self) -> &Error {
+        let (Self::Error(error) | Self::Panic(error)) = self;
+        error
     }
 
     /// Returns `true` if it will not pass by itself.
@@ -151,12 +101,12 @@ impl ViewTask {
 
     async fn follow(&self, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
         let mut backoff = BackoffPolicy::default().start();
-        let mut state = ViewState::new(&self.options);
+        let mut state = ViewState::new(&self.options, Now::read());
         loop {
             match self.asked(self.resolver.watch(&self.shared.service)).await {
                 Ok(mut watcher) => self.drain(&mut *watcher, &mut state, &mut backoff, to_disk).await,
                 Err(failure) => {
-                    self.trouble(&mut state, failure);
+                    self.fail(&mut state, failure);
                     let again = Instant::now() + backoff.next_delay();
                     self.meanwhile(again, &mut state, to_disk).await;
                 }
@@ -192,7 +142,7 @@ impl ViewTask {
                     }
                     Err(failure) => {
                         let ended = failure.ends_the_watcher();
-                        self.trouble(state, failure);
+                        self.fail(state, failure);
                         let again = Instant::now() + backoff.next_delay();
                         self.meanwhile(again, state, to_disk).await;
                         if ended {
@@ -206,18 +156,21 @@ impl ViewTask {
         }
     }
 
-    /// Takes what the watch says. It may begin with what is older than the picture on disk, which is shown instead.
+    /// Takes a change of the watch. The first one may be older than the snapshot on disk, which is shown instead.
     async fn take(&self, state: &mut ViewState, change: Change) {
-        if let (None, Freshness::Stale { proven, cause }) = (&state.listed, &change.freshness) {
-            state.trouble = Some(cause.clone());
-            if state.disk_due.take().is_some() {
-                self.read(state, Some(*proven)).await;
+        let Change { snapshot, events: _, freshness } = change;
+        if let (ViewState::Unlisted { disk, cause: known }, Freshness::Stale { proven, cause }) =
+            (&mut *state, &freshness)
+        {
+            *known = Some(cause.clone());
+            if let DiskRead::Due(_) = std::mem::replace(disk, DiskRead::Done) {
+                self.read(Some(cause.clone()), Some(*proven)).await;
             }
             if self.shared.published.get().as_deref().is_some_and(|shown| is_later(shown.freshness.proven(), *proven)) {
                 return;
             }
         }
-        state.take(change);
+        state.list(snapshot, freshness, &self.options, Now::read());
     }
 
     /// Does what is due until `end`.
@@ -232,35 +185,28 @@ impl ViewTask {
     }
 
     async fn wake(&self, state: &ViewState) {
-        match state.wakes(self.options.debounce) {
+        match state.next_step(self.options.debounce, Now::read()) {
             Some(due) => tokio::time::sleep_until(due).await,
             None => std::future::pending().await,
         }
     }
 
-    /// Publishes, and looks on disk, where that is due.
+    /// Does the step that is due, if there is one.
     async fn go_on(&self, state: &mut ViewState, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
-        if let Some((listed, freshness)) = &state.listed {
-            state.disk_due = None;
-            let now = Moment::now();
-            let expired = state.protection.expires_in(listed, now).is_some_and(|left| left.is_zero());
-            state.dirty |= expired;
-            if state.is_due(self.options.debounce) {
-                let shown = state.protection.shown(listed, now);
-                let published = self.shared.publish(shown, freshness.clone(), self.options.max_age);
-                (state.dirty, state.published) = (false, Some(Instant::now()));
-                if self.options.disk.is_some() && state.vouched {
+        match state.step(self.options.debounce, Now::read()) {
+            Some(Step::Publish { snapshot, freshness, backing }) => {
+                let published = self.shared.publish(snapshot, freshness, self.options.max_age);
+                if self.options.disk.is_some() && backing == Backing::Proven {
                     to_disk.send_replace(Some(published));
                 }
             }
-        } else if state.disk_due.is_some_and(|due| due <= Instant::now()) {
-            state.disk_due = None;
-            self.read(state, None).await;
+            Some(Step::ReadDisk { cause }) => self.read(cause, None).await,
+            None => {}
         }
     }
 
     /// Shows what lies on disk, as something old, unless it was proven right no later than `other`.
-    async fn read(&self, state: &ViewState, other: Option<Moment>) {
+    async fn read(&self, cause: Option<Error>, other: Option<Moment>) {
         let Some(directory) = self.options.disk.clone() else {
             return;
         };
@@ -278,7 +224,7 @@ impl ViewTask {
             return;
         }
         tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = %rounded(age), "view read from disk");
-        let cause = state.trouble.clone().unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
+        let cause = cause.unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
         let freshness = Freshness::Stale { proven, cause };
         self.shared.publish(snapshot, freshness, self.options.max_age);
     }
@@ -314,20 +260,12 @@ impl ViewTask {
         }
     }
 
-    fn trouble(&self, state: &mut ViewState, failure: Failure) {
-        let for_good = failure.is_for_good();
-        let (Failure::Error(error) | Failure::Panic(error)) = failure;
-        if let Some((_, freshness)) = &mut state.listed {
-            *freshness = Freshness::Stale { proven: freshness.proven(), cause: error };
-            state.dirty = true;
-        } else {
-            // Nothing is known, and a look on disk need not wait for more.
-            state.disk_due = state.disk_due.map(|_| Instant::now());
-            if for_good {
-                self.shared.refuse(error.clone());
-            }
-            state.trouble = Some(error);
+    /// Takes a failure of the watch.
+    fn fail(&self, state: &mut ViewState, failure: Failure) {
+        if let (ViewState::Unlisted { .. }, true) = (&*state, failure.is_for_good()) {
+            self.shared.refuse(failure.error().clone());
         }
+        state.fail(failure.error().clone(), Now::read());
     }
 
     /// Returns once there was no view for the idle time, and the next one will start a new watch.
