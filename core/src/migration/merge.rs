@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::side::{Side, proportion};
+use super::side::proportion;
 use crate::{
     discovery::snapshot::Snapshot,
     model::{
@@ -13,11 +13,11 @@ use crate::{
 };
 
 /// What the sides show together. `merged` is what they showed before.
-pub(super) fn merge(sides: &[Side], merged: &mut Snapshot, snapshots: &[Snapshot]) {
-    let own = sides[0].default_weight;
+pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &[Snapshot]) {
+    let own = default_weights[0];
     let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut entries = Vec::new();
-    for (side, snapshot) in sides.iter().zip(snapshots) {
+    for (default_weight, snapshot) in default_weights.iter().zip(snapshots) {
         // Within a side nothing stands for anything else.
         let mut own_addresses = Vec::new();
         for entry in snapshot.entries() {
@@ -28,7 +28,7 @@ pub(super) fn merge(sides: &[Side], merged: &mut Snapshot, snapshots: &[Snapshot
             }
             ids.insert(instance.id().clone());
             own_addresses.extend(theirs);
-            entries.push(in_proportion(entry, side.default_weight, own));
+            entries.push(in_proportion(entry, *default_weight, own));
         }
         addresses.extend(own_addresses);
     }

@@ -90,6 +90,10 @@ impl Migration {
         self.sides[0].default_weight
     }
 
+    fn default_weights(&self) -> Vec<u32> {
+        self.sides.iter().map(|side| side.default_weight).collect()
+    }
+
     fn check_writing(&self) -> Result<(), Error> {
         match self.writing().next() {
             Some(_) => Ok(()),
@@ -104,7 +108,7 @@ impl Resolver for Migration {
         let resolving = self.sides.iter().map(|side| side.resolver.resolve(service));
         let snapshots = try_join_all(resolving).await?;
         let mut merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
-        merge(&self.sides, &mut merged, &snapshots);
+        merge(&self.default_weights(), &mut merged, &snapshots);
         Ok(merged)
     }
 
@@ -113,8 +117,7 @@ impl Resolver for Migration {
         let watchers = try_join_all(watching).await?;
         let publisher = Arc::new(Publisher::new());
         let tasks = TaskOwner::new();
-        let merged = Snapshot::empty(service.clone(), Revision::default(), Epoch::default());
-        let task = MergeTask { sides: self.sides.clone(), merged, publisher: Arc::clone(&publisher) };
+        let task = MergeTask { default_weights: self.default_weights(), publisher: Arc::clone(&publisher) };
         tasks.spawn_until_stopped("migration", task.run(watchers))?;
         Ok(Box::new(ServiceWatcher::new(publisher.reader(Arc::new(tasks)))))
     }

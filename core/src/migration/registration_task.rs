@@ -30,51 +30,93 @@ pub(super) struct SideRegistrations {
 /// What the sides make of an update: the generation and what each said.
 type PendingUpdate = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
 
+/// State of the task.
+enum State {
+    /// The sides store an update. A later update includes an earlier one.
+    Updating(PendingUpdate),
+    /// The sides have stored or refused the latest update.
+    Settled,
+}
+
+impl State {
+    /// Waits for the end of the update, without an end if there is none.
+    async fn updated(&mut self) -> (u64, Result<Vec<Revision>, Error>) {
+        match self {
+            Self::Updating(update) => update.await,
+            Self::Settled => std::future::pending().await,
+        }
+    }
+}
+
+/// Next step of the task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// The sides stay registered.
+    Follow,
+    /// All sides are deregistered.
+    Leave,
+    /// The registrations of the sides are dropped.
+    Drop,
+    /// The registrations of the sides are abandoned.
+    Abandon,
+}
+
+/// Returns the step for a goal while the worst of the sides has this state.
+fn next_step(goal: Goal, worst: &RegistrationState) -> Step {
+    match (goal, worst) {
+        (Goal::Absent, _) => Step::Leave,
+        (Goal::Dropped, _) => Step::Drop,
+        (Goal::Abandoned, _) => Step::Abandon,
+        // One side was evicted, or has given up: the others are not left behind.
+        (Goal::Present, RegistrationState::Ended) => Step::Leave,
+        (Goal::Present, _) => Step::Follow,
+    }
+}
+
 impl SideRegistrations {
     pub(super) async fn run(mut self) {
         let mut states: Vec<_> = self.held.iter().map(Registration::states).collect();
         let mut wanted = self.driver.desired();
-        // What was registered is the first generation. A later update takes an earlier one along.
-        let mut updating = Some(self.update(wanted.generation));
+        // The registered instance is the first generation.
+        let mut state = State::Updating(self.update(wanted.generation));
         let mut news = true;
         loop {
-            match wanted.goal {
-                Goal::Present => {}
-                Goal::Absent => return self.leave().await,
-                // Each side is dropped as well.
-                Goal::Dropped => return self.driver.report_end(Ok(Deregistered::LeftBehind)),
-                Goal::Abandoned => return self.abandon(),
-            }
-            let state = worst(self.held.iter().map(Registration::state));
-            if matches!(state, RegistrationState::Ended) {
-                // One was evicted, or given up: the others are not left behind.
-                return self.leave().await;
+            let worst = worst(self.held.iter().map(Registration::state));
+            match next_step(wanted.goal, &worst) {
+                Step::Follow => {}
+                Step::Leave => return self.leave().await,
+                Step::Drop => return self.driver.report_end(Ok(Deregistered::LeftBehind)),
+                Step::Abandon => return self.abandon(),
             }
             if news {
                 self.report_lease();
-                self.driver.report(state);
+                self.driver.report(worst);
             }
             let changed = select_all(states.iter_mut().map(|states| states.next().boxed()));
             news = false;
             tokio::select! {
                 () = self.driver.changed() => {
                     wanted = self.driver.desired();
-                    updating = Some(self.update(wanted.generation));
+                    state = State::Updating(self.update(wanted.generation));
                 }
                 _ = changed => news = true,
-                (generation, stored) = finished(updating.as_mut()) => {
-                    updating = None;
-                    match stored {
-                        Ok(revisions) => {
-                            self.report_lease();
-                            self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
-                        }
-                        // That one has ended or was superseded shows in its state.
-                        Err(Error::Closed | Error::NotOwner { .. }) => {}
-                        Err(cause) => self.driver.report_refused(generation, cause),
-                    }
+                (generation, stored) = state.updated() => {
+                    state = State::Settled;
+                    self.report_update(generation, stored);
                 }
             }
+        }
+    }
+
+    fn report_update(&self, generation: u64, stored: Result<Vec<Revision>, Error>) {
+        match stored {
+            Ok(revisions) => {
+                self.report_lease();
+                self.driver.report_stored(generation, revisions.into_iter().min().unwrap_or_default());
+            }
+            // The state of that side shows that it has ended or was superseded.
+            Err(Error::Closed | Error::NotOwner { .. }) => {}
+            Err(cause) => self.driver.report_refused(generation, cause),
         }
     }
 
@@ -107,16 +149,7 @@ impl SideRegistrations {
 
     async fn leave(self) {
         let outcomes = join_all(self.held.into_iter().map(Registration::deregister)).await;
-        let mut all = Ok(Deregistered::AlreadyGone);
-        for outcome in outcomes {
-            all = match (all, outcome) {
-                (Err(error), _) | (_, Err(error)) => Err(error),
-                (Ok(Deregistered::LeftBehind), _) | (_, Ok(Deregistered::LeftBehind)) => Ok(Deregistered::LeftBehind),
-                (Ok(Deregistered::Removed), _) | (_, Ok(Deregistered::Removed)) => Ok(Deregistered::Removed),
-                _ => Ok(Deregistered::AlreadyGone),
-            };
-        }
-        self.driver.report_end(all);
+        self.driver.report_end(combined(outcomes));
     }
 
     fn abandon(self) {
@@ -125,11 +158,18 @@ impl SideRegistrations {
     }
 }
 
-async fn finished(updating: Option<&mut PendingUpdate>) -> (u64, Result<Vec<Revision>, Error>) {
-    match updating {
-        Some(updating) => updating.await,
-        None => std::future::pending().await,
+/// Returns the outcome for all sides: the first error, else the least certain removal.
+fn combined(outcomes: Vec<Result<Deregistered, Error>>) -> Result<Deregistered, Error> {
+    let mut all = Ok(Deregistered::AlreadyGone);
+    for outcome in outcomes {
+        all = match (all, outcome) {
+            (Err(error), _) | (_, Err(error)) => Err(error),
+            (Ok(Deregistered::LeftBehind), _) | (_, Ok(Deregistered::LeftBehind)) => Ok(Deregistered::LeftBehind),
+            (Ok(Deregistered::Removed), _) | (_, Ok(Deregistered::Removed)) => Ok(Deregistered::Removed),
+            _ => Ok(Deregistered::AlreadyGone),
+        };
     }
+    all
 }
 
 /// The state of all: as bad as the worst of them.
@@ -145,4 +185,41 @@ fn worst(states: impl Iterator<Item = RegistrationState>) -> RegistrationState {
         RegistrationState::Ended => 7,
     };
     states.max_by_key(badness).unwrap_or(RegistrationState::Ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_one_side_withdraws_all_and_a_goal_takes_precedence() {
+        let registered = RegistrationState::Registered { revision: Revision::new(1) };
+        assert_eq!(next_step(Goal::Present, &registered), Step::Follow);
+        assert_eq!(next_step(Goal::Present, &RegistrationState::Ended), Step::Leave);
+        for (goal, step) in [(Goal::Absent, Step::Leave), (Goal::Dropped, Step::Drop), (Goal::Abandoned, Step::Abandon)]
+        {
+            assert_eq!(next_step(goal, &registered), step);
+            assert_eq!(next_step(goal, &RegistrationState::Ended), step);
+        }
+    }
+
+    #[test]
+    fn the_least_certain_removal_is_the_outcome_for_all_sides() {
+        use Deregistered::{AlreadyGone, LeftBehind, Removed};
+        let outcome = |outcomes: &[Deregistered]| combined(outcomes.iter().copied().map(Ok).collect()).unwrap();
+        assert_eq!(outcome(&[AlreadyGone, AlreadyGone]), AlreadyGone);
+        assert_eq!(outcome(&[Removed, AlreadyGone]), Removed);
+        assert_eq!(outcome(&[Removed, LeftBehind, Removed]), LeftBehind);
+        assert!(matches!(combined(vec![Ok(LeftBehind), Err(Error::Closed)]), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn the_worst_state_is_shown() {
+        let (registered, cause) = (RegistrationState::Registered { revision: Revision::new(1) }, Error::Closed);
+        let refused = RegistrationState::Refused { cause };
+        let shown = |states: [&RegistrationState; 2]| worst(states.into_iter().cloned());
+        assert!(matches!(shown([&refused, &registered]), RegistrationState::Refused { .. }));
+        assert!(matches!(shown([&registered, &RegistrationState::Withdrawn]), RegistrationState::Withdrawn));
+        assert!(matches!(shown([&RegistrationState::Ended, &refused]), RegistrationState::Ended));
+    }
 }
