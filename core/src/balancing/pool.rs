@@ -6,7 +6,8 @@
 //! [`crate::balancing::ejection`].
 //!
 //! ```
-//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions, Registry, Retry, ServiceRef};
+//! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions};
+//! # use enlist::{Registry, Retry, ServiceRef};
 //! # use std::sync::Arc;
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -119,7 +119,8 @@ impl ViewTask {
         match caught(call).await {
             Ok(answer) => answer.map_err(Failure::Error),
             Err(message) => {
-                tracing::error!(service = %self.shared.service, message, "resolver panicked, its watch is started anew");
+                let service = &self.shared.service;
+                tracing::error!(%service, message, "resolver panicked, its watch is started anew");
                 Err(Failure::Panic(Error::unavailable(format!("the resolver panicked: {message}"))))
             }
         }
@@ -213,7 +214,8 @@ impl ViewTask {
         let service = self.shared.service.clone();
         let read = tokio::task::spawn_blocking(move || disk_cache::read(&directory, &service));
         let Ok(read) = tokio::time::timeout(DISK_READ_TIMEOUT, read).await else {
-            tracing::warn!(service = %self.shared.service, limit = %rounded(DISK_READ_TIMEOUT), "view not read from disk in time");
+            let limit = rounded(DISK_READ_TIMEOUT);
+            tracing::warn!(service = %self.shared.service, %limit, "view not read from disk in time");
             return;
         };
         let Some((snapshot, age)) = read.ok().flatten() else {
@@ -223,7 +225,12 @@ impl ViewTask {
         if other.is_some_and(|other| !is_later(proven, other)) {
             return;
         }
-        tracing::info!(service = %self.shared.service, instances = snapshot.len(), age = %rounded(age), "view read from disk");
+        tracing::info!(
+            service = %self.shared.service,
+            instances = snapshot.len(),
+            age = %rounded(age),
+            "view read from disk"
+        );
         let cause = cause.unwrap_or_else(|| Error::unavailable("the store has not answered yet"));
         let freshness = Freshness::Stale { proven, cause };
         self.shared.publish(snapshot, freshness, self.options.max_age);
@@ -254,7 +261,8 @@ impl ViewTask {
                 disk_cache::write(&directory, &published.snapshot, published.freshness.age())
             };
             if let Ok(Err(error)) = tokio::task::spawn_blocking(write).await {
-                tracing::warn!(service = %self.shared.service, cause = %with_causes(&error), "view not written to disk");
+                let (service, cause) = (&self.shared.service, with_causes(&error));
+                tracing::warn!(%service, %cause, "view not written to disk");
             }
             tokio::time::sleep(DISK_WRITE_INTERVAL).await;
         }

@@ -293,7 +293,12 @@ impl<T: Send + Sync + 'static> Members<T> {
         }
         member.failures.store(0, Ordering::Relaxed);
         let Some(time) = member.begin_rest(ejection, &self.ejections) else { return };
-        tracing::warn!(service = %self.service, instance = %escaped(one.id()), time = %rounded(time), "instance ejected, it failed several calls in a row");
+        tracing::warn!(
+            service = %self.service,
+            instance = %escaped(one.id()),
+            time = %rounded(time),
+            "instance ejected, it failed several calls in a row"
+        );
         self.rests.fetch_add(1, Ordering::AcqRel);
         let end = EndOfRest { members: Arc::downgrade(self), member: Arc::downgrade(member) };
         // Without a runtime, or once the pool is gone, the rest ends at once.
