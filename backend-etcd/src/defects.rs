@@ -24,7 +24,7 @@ pub enum Defect {
     BrokenWatchForgotten,
     /// A silent watch is never found out.
     SilenceTolerated,
-    /// A waiting contender takes its turn without proof that its place is there.
+    /// A waiting contender takes its turn without proof that its entry exists.
     TurnUnconfirmed,
     /// A contender ignores the entries before its own.
     QueueIgnored,
@@ -34,15 +34,15 @@ pub enum Defect {
     CallerGoneStays,
     /// The validity of a lock is twice what its lease was granted for.
     ValidTwiceAsLong,
-    /// A holder does not notice that its place was deleted.
+    /// A holder does not notice that its entry was deleted.
     HolderDeaf,
     /// A release that etcd does not answer counts as done.
     ReleaseUnconfirmed,
     /// A reader hands its lock over although other readers hold it.
     ReaderHandsOver,
-    /// A place whose creation may yet be done is forgotten.
+    /// An entry whose creation may still be applied is forgotten.
     LatePlaceForgotten,
-    /// All places of a session in a queue have the same number.
+    /// All entries of a session in a queue have the same suffix.
     NumbersShared,
     /// A lease is renewed only when it has run out.
     RenewedTooLate,

@@ -26,7 +26,7 @@ use enlist::{
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
     GobaseLock, KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, MAX_WRITTEN_BYTES, Part, PlaceValue, QueueKind, Skip, Writing},
+    layout::{Decoded, Identity, LeaseScope, MAX_WRITTEN_BYTES, Part, QueueEntryValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{
     EtcdServer, LayoutFeature,
@@ -434,7 +434,7 @@ async fn the_lock_of_gobase_refuses_what_its_key_cannot_say() {
     }
 }
 
-fn line_of(kind: &Value) -> QueueKind {
+fn kind_of(kind: &Value) -> QueueKind {
     if kind == "election" { QueueKind::Election } else { QueueKind::Lock }
 }
 
@@ -444,11 +444,11 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
     for case in cases(&fixture, "write") {
         let name = LockName::parse(text(case, "lock_name")).unwrap();
         let lease = LeaseId::new(text(case, "lease_id").parse().unwrap());
-        let key = EtcdConcurrency.entry(line_of(&case["kind"]), &name, lease, 7).unwrap();
+        let key = EtcdConcurrency.entry(kind_of(&case["kind"]), &name, lease, 7).unwrap();
         assert_eq!(key, text(case, "key").as_bytes());
         let said = case["value_utf8"].as_str().unwrap_or_default().to_owned();
-        let value = PlaceValue { mode: LockMode::Exclusive, text: said };
-        assert_eq!(EtcdConcurrency.encode(line_of(&case["kind"]), &value), bytes(case), "{}", text(case, "name"));
+        let value = QueueEntryValue { mode: LockMode::Exclusive, text: said };
+        assert_eq!(EtcdConcurrency.encode(kind_of(&case["kind"]), &value), bytes(case), "{}", text(case, "name"));
     }
 }
 
@@ -456,26 +456,26 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
 fn etcd_concurrency_reads_who_holds_and_who_waits_for_whom() {
     let fixture: Value = serde_json::from_str(ETCD_CONCURRENCY).unwrap();
     for case in cases(&fixture, "read") {
-        let (name, line) = (LockName::parse(text(case, "lock_name")).unwrap(), line_of(&case["kind"]));
+        let (name, kind) = (LockName::parse(text(case, "lock_name")).unwrap(), kind_of(&case["kind"]));
         let keys = case["keys"].as_array().unwrap();
-        let places: Vec<(&Value, QueueEntry, String)> = keys
+        let entries: Vec<(&Value, QueueEntry, String)> = keys
             .iter()
             .filter_map(|key| {
-                let value = EtcdConcurrency.decode(line, &name, text(key, "key").as_bytes(), &bytes(key))?;
+                let value = EtcdConcurrency.decode(kind, &name, text(key, "key").as_bytes(), &bytes(key))?;
                 let token = FencingToken::new(key["create_revision"].as_u64().unwrap());
                 Some((key, QueueEntry { token, mode: value.mode }, value.text))
             })
             .collect();
         let by_token =
-            |token| places.iter().find(|(_, place, _)| place.token == token).map(|(key, _, _)| text(key, "key"));
+            |token| entries.iter().find(|(_, entry, _)| entry.token == token).map(|(key, _, _)| text(key, "key"));
         let (mut holder, mut waits) = (None, HashMap::new());
-        for (key, place, said) in &places {
-            match queue_position(places.iter().map(|(_, place, _)| *place), place.token) {
-                QueuePosition::Holder => holder = Some((text(key, "key"), place.token.get(), said.as_str())),
+        for (key, entry, said) in &entries {
+            match queue_position(entries.iter().map(|(_, entry, _)| *entry), entry.token) {
+                QueuePosition::Holder => holder = Some((text(key, "key"), entry.token.get(), said.as_str())),
                 QueuePosition::Behind(other) => {
                     waits.insert(text(key, "key"), by_token(other).unwrap());
                 }
-                QueuePosition::Absent => panic!("{key} is in line"),
+                QueuePosition::Absent => panic!("{key} is in the queue"),
             }
         }
         let expect = &case["expect"];

@@ -14,7 +14,7 @@ use enlist::{
 };
 use enlist_etcd::{
     Etcd, KeyRange, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, Part, PlaceValue, QueueKind, Skip, Writing},
+    layout::{Decoded, Identity, LeaseScope, Part, QueueEntryValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{FakeEtcd, eventually, soon};
 
@@ -113,39 +113,39 @@ impl LockLayout for Moody {
         self.native.carries_modes()
     }
 
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
-        self.moods.check("line");
-        self.native.queue(line, name)
+    fn queue(&self, kind: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        self.moods.check("queue");
+        self.native.queue(kind, name)
     }
 
-    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
-        self.moods.check("place");
-        self.native.entry(line, name, lease, nonce)
+    fn entry(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        self.moods.check("entry");
+        self.native.entry(kind, name, lease, nonce)
     }
 
-    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, kind: QueueKind, name: &LockName) -> Option<KeyRange> {
         self.moods.check("marks");
-        self.native.marks(line, name)
+        self.native.marks(kind, name)
     }
 
-    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
         self.moods.check("mark");
-        self.native.mark(line, name, lease, nonce)
+        self.native.mark(kind, name, lease, nonce)
     }
 
-    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
         self.moods.check("decode_mark");
-        self.native.decode_mark(line, name, key, value)
+        self.native.decode_mark(kind, name, key, value)
     }
 
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
         self.moods.check("encode");
-        LockLayout::encode(&self.native, line, value)
+        LockLayout::encode(&self.native, kind, value)
     }
 
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
+    fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
         self.moods.check("decode");
-        LockLayout::decode(&self.native, line, name, key, value)
+        LockLayout::decode(&self.native, kind, name, key, value)
     }
 }
 
@@ -250,7 +250,7 @@ async fn a_layout_of_locks_that_panics_fails_only_what_needs_it() {
     let options = || LockOptions::new().lock_delay(Duration::from_secs(1));
     let held = soon("acquired", etcd.acquire(&name("other"), options())).await.unwrap();
     let leadership = soon("elected", etcd.campaign(&name("other"), "me", options())).await.unwrap();
-    for method in ["place", "mark", "line", "encode"] {
+    for method in ["entry", "mark", "queue", "encode"] {
         moods.set(&[method]);
         assert_refused(method, soon("refused", etcd.acquire(&name("l"), options())).await.map(drop));
     }

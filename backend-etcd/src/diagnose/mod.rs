@@ -178,8 +178,8 @@ fn ranges(etcd: &Etcd, namespace: &Namespace) -> Result<[KeyRange; 2], Error> {
         Some(range) => range,
         None => etcd.layout().service_range(&ServiceRef::new(namespace.clone(), ServiceName::parse(NOBODY)?))?,
     };
-    let line = etcd.lock_layout().queue(QueueKind::Lock, &LockName::parse(NOBODY)?.within(namespace.clone()))?;
-    Ok([services, line])
+    let queue = etcd.lock_layout().queue(QueueKind::Lock, &LockName::parse(NOBODY)?.within(namespace.clone()))?;
+    Ok([services, queue])
 }
 
 /// Reduces the outcome of a request to its failure.

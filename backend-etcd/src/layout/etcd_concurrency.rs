@@ -1,13 +1,13 @@
 //! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`,
 //! empty for a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
 //!
-//! It has no namespaces and no modes, an election and a lock of one name are the same line, and a lock named `a/b`
-//! stands in the line of `a`, because Go counts every key below `a/`. Each place has a lease of its own, which ends
-//! with it. Those that queue with ours leave no mark when they do not release, so a `lock_delay` is refused.
+//! It has no namespaces and no modes. An election and a lock of one name share a queue, and a lock named `a/b` is in the
+//! queue of `a`, because Go counts every key below `a/`. Each entry has a lease of its own, which ends with it. Other
+//! clients write no marks, so a `lock_delay` is refused.
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
-use super::{LeaseScope, LockLayout, PlaceValue, QueueKind};
+use super::{LeaseScope, LockLayout, QueueEntryValue, QueueKind};
 use crate::watch::record::KeyRange;
 
 /// The layout of etcd's own locks and elections.
@@ -43,19 +43,19 @@ impl LockLayout for EtcdConcurrency {
         Ok(format!("{}{:x}", prefix(name)?, lease.get()).into_bytes())
     }
 
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
-        match line {
+    fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
+        match kind {
             QueueKind::Lock => Vec::new(),
             QueueKind::Election => value.text.clone().into_bytes(),
         }
     }
 
-    fn decode(&self, _: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        // Go counts every key below the prefix, whatever its shape, and who queues with it has to do the same.
+    fn decode(&self, _: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
+        // Go counts every key below the prefix, whatever its shape. Contenders in the same queue have to agree.
         let segment = key.strip_prefix(prefix(name).ok()?.as_bytes())?;
         if segment.is_empty() {
             return None;
         }
-        Some(PlaceValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
+        Some(QueueEntryValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
     }
 }

@@ -7,7 +7,7 @@
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 
-use super::{LeaseScope, LockLayout, LockOrder, PlaceValue, QueueKind};
+use super::{LeaseScope, LockLayout, LockOrder, QueueEntryValue, QueueKind};
 use crate::watch::record::KeyRange;
 
 /// Value that gobase writes: "occupied".
@@ -18,8 +18,8 @@ const HELD: &str = "占用";
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GobaseLock;
 
-fn key(line: QueueKind, name: &LockName) -> Result<Vec<u8>, Error> {
-    let what = match line {
+fn key(kind: QueueKind, name: &LockName) -> Result<Vec<u8>, Error> {
+    let what = match kind {
         QueueKind::Election => "elections in the layout gobase",
         QueueKind::Lock if *name.namespace() != Namespace::default() => {
             "a namespace other than `default` in the layout of gobase's lock"
@@ -46,20 +46,20 @@ impl LockLayout for GobaseLock {
         false
     }
 
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
-        Ok(KeyRange::key(key(line, name)?))
+    fn queue(&self, kind: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::key(key(kind, name)?))
     }
 
-    fn entry(&self, line: QueueKind, name: &LockName, _: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
-        key(line, name)
+    fn entry(&self, kind: QueueKind, name: &LockName, _: LeaseId, _: u64) -> Result<Vec<u8>, Error> {
+        key(kind, name)
     }
 
-    fn encode(&self, _: QueueKind, _: &PlaceValue) -> Vec<u8> {
+    fn encode(&self, _: QueueKind, _: &QueueEntryValue) -> Vec<u8> {
         HELD.as_bytes().to_vec()
     }
 
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        let own = self::key(line, name).is_ok_and(|own| own == key);
-        own.then(|| PlaceValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
+    fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
+        let own = self::key(kind, name).is_ok_and(|own| own == key);
+        own.then(|| QueueEntryValue { mode: LockMode::Exclusive, text: String::from_utf8_lossy(value).into_owned() })
     }
 }

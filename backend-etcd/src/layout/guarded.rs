@@ -11,7 +11,9 @@ use enlist::{
     backend::caught_now as caught,
 };
 
-use super::{Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, PlaceValue, QueueKind, Skip, Writing};
+use super::{
+    Decoded, Identity, Layout, LeaseScope, LockLayout, LockOrder, Part, QueueEntryValue, QueueKind, Skip, Writing,
+};
 use crate::watch::record::KeyRange;
 
 /// The error of a call that panicked.
@@ -163,28 +165,28 @@ impl GuardedLocks {
         Ok(asked)
     }
 
-    /// Returns the value of a place.
+    /// Returns the value of a queue entry.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] if the layout panics.
-    pub(crate) fn write(&self, line: QueueKind, value: &PlaceValue) -> Result<Vec<u8>, Error> {
-        self.call(|layout| Ok(layout.encode(line, value)))
+    pub(crate) fn write(&self, kind: QueueKind, value: &QueueEntryValue) -> Result<Vec<u8>, Error> {
+        self.call(|layout| Ok(layout.encode(kind, value)))
     }
 
-    /// Returns the key of the mark of a place.
+    /// Returns the key of the mark of a queue entry.
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] if the layout panics: without its mark a place must not be taken.
+    /// [`Error::Unsupported`] if the layout panics: an entry must not be created without its mark.
     pub(crate) fn mark_of(
         &self,
-        line: QueueKind,
+        kind: QueueKind,
         name: &LockName,
         lease: LeaseId,
         nonce: u64,
     ) -> Result<Option<Vec<u8>>, Error> {
-        self.call(|layout| Ok(layout.mark(line, name, lease, nonce)))
+        self.call(|layout| Ok(layout.mark(kind, name, lease, nonce)))
     }
 
     fn call<T>(&self, call: impl FnOnce(&dyn LockLayout) -> Result<T, Error>) -> Result<T, Error> {
@@ -219,48 +221,48 @@ impl LockLayout for GuardedLocks {
         self.carries_modes
     }
 
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
-        self.call(|layout| layout.queue(line, name))
+    fn queue(&self, kind: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        self.call(|layout| layout.queue(kind, name))
     }
 
-    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
-        self.call(|layout| layout.entry(line, name, lease, nonce))
+    fn entry(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        self.call(|layout| layout.entry(kind, name, lease, nonce))
     }
 
-    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
-        self.find(|layout| layout.places(line, name, lease))
+    fn entries_of_lease(&self, kind: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+        self.find(|layout| layout.entries_of_lease(kind, name, lease))
     }
 
-    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
-        self.find(|layout| layout.lines(line, namespace))
+    fn queues(&self, kind: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
+        self.find(|layout| layout.queues(kind, namespace))
     }
 
-    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
-        self.find(|layout| layout.line_of(line, namespace, key))
+    fn lock_of(&self, kind: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+        self.find(|layout| layout.lock_of(kind, namespace, key))
     }
 
     fn process(&self, value: &[u8]) -> Option<String> {
         self.find(|layout| layout.process(value))
     }
 
-    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
-        self.find(|layout| layout.marks(line, name))
+    fn marks(&self, kind: QueueKind, name: &LockName) -> Option<KeyRange> {
+        self.find(|layout| layout.marks(kind, name))
     }
 
-    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
-        self.mark_of(line, name, lease, nonce).unwrap_or_default()
+    fn mark(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+        self.mark_of(kind, name, lease, nonce).unwrap_or_default()
     }
 
-    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
-        caught(|| self.inner.decode_mark(line, name, key, value)).unwrap_or(Some(LockMode::Exclusive))
+    fn decode_mark(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+        caught(|| self.inner.decode_mark(kind, name, key, value)).unwrap_or(Some(LockMode::Exclusive))
     }
 
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
-        self.write(line, value).unwrap_or_default()
+    fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
+        self.write(kind, value).unwrap_or_default()
     }
 
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        let in_the_way = || PlaceValue { mode: LockMode::Exclusive, text: String::new() };
-        caught(|| self.inner.decode(line, name, key, value)).unwrap_or_else(|_| Some(in_the_way()))
+    fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
+        let blocking = || QueueEntryValue { mode: LockMode::Exclusive, text: String::new() };
+        caught(|| self.inner.decode(kind, name, key, value)).unwrap_or_else(|_| Some(blocking()))
     }
 }

@@ -273,23 +273,23 @@ fn accepts_written(
     Ok(())
 }
 
-/// Locks or elections.
+/// Kind of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(clippy::exhaustive_enums, reason = "these are the two lines that the traits know")]
+#[expect(clippy::exhaustive_enums, reason = "these are the two kinds that the traits know")]
 pub enum QueueKind {
-    /// The line for a lock.
+    /// Contenders of a lock.
     Lock,
-    /// The line of candidates of an election.
+    /// Candidates of an election.
     Election,
 }
 
 /// Value of a queue entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "layouts outside this crate build it")]
-pub struct PlaceValue {
-    /// Alone or together with others.
+pub struct QueueEntryValue {
+    /// Exclusive, or shared with other entries.
     pub mode: LockMode,
-    /// Text of a candidate about itself.
+    /// Value that a candidate publishes; empty for locks.
     pub text: String,
 }
 
@@ -327,28 +327,28 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     ///
     /// [`Error::InvalidName`] or [`Error::Unsupported`] for names it cannot carry.
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error>;
+    fn queue(&self, kind: QueueKind, name: &LockName) -> Result<KeyRange, Error>;
 
     /// Returns the key of a queue entry. `nonce` distinguishes entries under one lease, if they can share one.
     ///
     /// # Errors
     ///
     /// As [`queue`](Self::queue).
-    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
+    fn entry(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error>;
 
     /// Returns the range of all entries in a queue under one lease, and no others, if there is one. A session watches
     /// its own entries through it. Default: none.
-    fn places(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
+    fn entries_of_lease(&self, _kind: QueueKind, _name: &LockName, _lease: LeaseId) -> Option<KeyRange> {
         None
     }
 
     /// Returns the range of all queues of a namespace; `None` if other keys cannot be excluded. Default: `None`.
-    fn lines(&self, _line: QueueKind, _namespace: &Namespace) -> Option<KeyRange> {
+    fn queues(&self, _kind: QueueKind, _namespace: &Namespace) -> Option<KeyRange> {
         None
     }
 
-    /// Returns the name whose queue contains a key of [`lines`](Self::lines). Default: `None`.
-    fn line_of(&self, _line: QueueKind, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
+    /// Returns the name whose queue contains a key of [`queues`](Self::queues). Default: `None`.
+    fn lock_of(&self, _kind: QueueKind, _namespace: &Namespace, _key: &[u8]) -> Option<LockName> {
         None
     }
 
@@ -360,27 +360,27 @@ pub trait LockLayout: fmt::Debug + Send + Sync + 'static {
     /// Returns the range of the marks of a queue, outside of the queue: a holder with a `lock_delay` has a mark there
     /// without a lease, which its release removes. `None`: the layout has no marks, and a `lock_delay` is refused.
     /// Default: none.
-    fn marks(&self, _line: QueueKind, _name: &LockName) -> Option<KeyRange> {
+    fn marks(&self, _kind: QueueKind, _name: &LockName) -> Option<KeyRange> {
         None
     }
 
     /// Returns the key of the mark that belongs to the entry with this lease and nonce. Its value is that of the entry.
     /// Default: none.
-    fn mark(&self, _line: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
+    fn mark(&self, _kind: QueueKind, _name: &LockName, _lease: LeaseId, _nonce: u64) -> Option<Vec<u8>> {
         None
     }
 
     /// Reads a mark, and returns the mode in which the lock was held. `None` if the key is not of this layout's shape.
     /// Default: none.
-    fn decode_mark(&self, _line: QueueKind, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
+    fn decode_mark(&self, _kind: QueueKind, _name: &LockName, _key: &[u8], _value: &[u8]) -> Option<LockMode> {
         None
     }
 
     /// Returns the value of a queue entry.
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8>;
+    fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8>;
 
     /// Reads an entry in the queue of `name`; `None` if the key is not of this layout's shape.
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue>;
+    fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue>;
 }
 
 /// Returns a key in `range` that is neither an instance nor a queue entry in any layout, to try out permissions.

@@ -280,7 +280,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::layout::{LockLayout, PlaceValue, QueueKind};
+    use crate::layout::{LockLayout, QueueEntryValue, QueueKind};
 
     fn service() -> ServiceRef {
         ServiceRef::parse("greeter").unwrap()
@@ -311,8 +311,8 @@ mod tests {
             )
         );
         let lock = LockName::parse("a/b").unwrap();
-        let place = layout.entry(QueueKind::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
-        assert_eq!(String::from_utf8(place).unwrap(), "enlist/locks/default/a%2Fb/000000000000001f-0000000000000abc");
+        let entry = layout.entry(QueueKind::Lock, &lock, LeaseId::new(0x1f), 0xabc).unwrap();
+        assert_eq!(String::from_utf8(entry).unwrap(), "enlist/locks/default/a%2Fb/000000000000001f-0000000000000abc");
     }
 
     #[test]
@@ -439,8 +439,8 @@ mod tests {
             let key = [b"enlist/services/default/greeter/", &segment[..]].concat();
             let _ = Layout::decode(&layout, &service(), &key, &value);
             let _ = layout.service_of(&Namespace::default(), &key);
-            let place = [b"enlist/locks/default/l/", &segment[..]].concat();
-            let _ = LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, &value);
+            let entry = [b"enlist/locks/default/l/", &segment[..]].concat();
+            let _ = LockLayout::decode(&layout, QueueKind::Lock, &lock, &entry, &value);
         }
     }
 
@@ -453,14 +453,14 @@ mod tests {
     }
 
     #[test]
-    fn foreign_keys_are_not_in_line_and_broken_values_of_our_shape_are() {
+    fn foreign_keys_are_no_queue_entries_and_broken_values_of_our_shape_are() {
         let layout = Native::default();
         let lock = LockName::parse("l").unwrap();
-        let place = layout.entry(QueueKind::Lock, &lock, LeaseId::new(1), 2).unwrap();
-        let exclusive = Some(PlaceValue { mode: LockMode::Exclusive, text: String::new() });
-        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, b"garbage"), exclusive);
+        let entry = layout.entry(QueueKind::Lock, &lock, LeaseId::new(1), 2).unwrap();
+        let exclusive = Some(QueueEntryValue { mode: LockMode::Exclusive, text: String::new() });
+        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &entry, b"garbage"), exclusive);
         let array = br#"[1,"shared","host:1"]"#;
-        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &place, array), exclusive);
+        assert_eq!(LockLayout::decode(&layout, QueueKind::Lock, &lock, &entry, array), exclusive);
         assert_eq!(layout.process(array), None);
         let candidate = layout.entry(QueueKind::Election, &lock, LeaseId::new(1), 2).unwrap();
         assert_eq!(LockLayout::decode(&layout, QueueKind::Election, &lock, &candidate, br#"[1,"x"]"#), exclusive);
@@ -470,23 +470,23 @@ mod tests {
     }
 
     #[test]
-    fn marks_lie_beside_their_line_and_say_how_the_lock_was_held() {
+    fn marks_are_outside_of_their_queue_and_contain_the_mode_of_the_lock() {
         let layout = Native::default();
         let lock = LockName::parse("l").unwrap();
-        for (line, kind) in [(QueueKind::Lock, "lock-marks"), (QueueKind::Election, "election-marks")] {
-            let mark = layout.mark(line, &lock, LeaseId::new(1), 2).unwrap();
-            let key = format!("enlist/{kind}/default/l/0000000000000001-0000000000000002");
+        for (kind, folder) in [(QueueKind::Lock, "lock-marks"), (QueueKind::Election, "election-marks")] {
+            let mark = layout.mark(kind, &lock, LeaseId::new(1), 2).unwrap();
+            let key = format!("enlist/{folder}/default/l/0000000000000001-0000000000000002");
             assert_eq!(String::from_utf8(mark.clone()).unwrap(), key);
-            let (marks, queue) = (layout.marks(line, &lock).unwrap(), layout.queue(line, &lock).unwrap());
+            let (marks, queue) = (layout.marks(kind, &lock).unwrap(), layout.queue(kind, &lock).unwrap());
             let within = |range: &KeyRange| {
                 let (start, end) = range.bounds();
                 &mark[..] >= start && end.is_some_and(|end| &mark[..] < end)
             };
             assert!(within(&marks) && !within(&queue));
-            assert_eq!(layout.decode_mark(line, &lock, &mark, b"garbage"), Some(LockMode::Exclusive));
-            assert_eq!(LockLayout::decode(&layout, line, &lock, &mark, b""), None);
+            assert_eq!(layout.decode_mark(kind, &lock, &mark, b"garbage"), Some(LockMode::Exclusive));
+            assert_eq!(LockLayout::decode(&layout, kind, &lock, &mark, b""), None);
         }
-        let shared = PlaceValue { mode: LockMode::Shared, text: String::new() };
+        let shared = QueueEntryValue { mode: LockMode::Shared, text: String::new() };
         let mark = layout.mark(QueueKind::Lock, &lock, LeaseId::new(1), 2).unwrap();
         let value = LockLayout::encode(&layout, QueueKind::Lock, &shared);
         assert_eq!(layout.decode_mark(QueueKind::Lock, &lock, &mark, &value), Some(LockMode::Shared));

@@ -177,7 +177,7 @@ impl Contender {
     fn entries_of_lease(&self, entry: &Queued) -> Option<KeyRange> {
         let layout = &self.context.lock_layout;
         let shares = layout.lease_scope() == LeaseScope::Shared && !self.acquisition.options.own_lease;
-        layout.places(self.kind, &self.acquisition.name, entry.lease.id()).filter(|_| shares)
+        layout.entries_of_lease(self.kind, &self.acquisition.name, entry.lease.id()).filter(|_| shares)
     }
 
     /// Returns the entry as requests need it. Its token is 0 before its creation.
@@ -207,7 +207,7 @@ impl Contender {
                     modified: token,
                     lease: Some(entry.lease.id()),
                 };
-                match self.context.key_monitors.place(shared.as_ref(), own) {
+                match self.context.key_monitors.queue_entry(shared.as_ref(), own) {
                     Ok(made) => monitor.insert(made),
                     // The session has ended, and this task with it.
                     Err(_) => return std::future::pending().await,

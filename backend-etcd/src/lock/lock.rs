@@ -12,7 +12,7 @@ use etcd_client::{Compare, CompareOp};
 use crate::{
     client::response::signed,
     etcd::Etcd,
-    layout::{LockLayout, PlaceValue, QueueKind},
+    layout::{LockLayout, QueueEntryValue, QueueKind},
     lock::contender::{Contender, GuardSource},
 };
 
@@ -85,7 +85,7 @@ impl Etcd {
                 })?),
             };
         let queue = layout.queue(kind, name)?;
-        let value = layout.write(kind, &PlaceValue { mode: options.mode, text: wanted.text().to_owned() })?;
+        let value = layout.write(kind, &QueueEntryValue { mode: options.mode, text: wanted.text().to_owned() })?;
         let acquisition = Acquisition::new(name.clone(), wanted, options);
         let contender =
             Contender { context: Arc::clone(context), kind, queue, marks, value, acquisition: acquisition.clone() };

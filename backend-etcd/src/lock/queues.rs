@@ -117,13 +117,13 @@ impl Etcd {
         self.session.check_open()?;
         let layout = &*self.session.lock.lock_layout;
         let range = layout
-            .lines(QueueKind::Lock, namespace)
+            .queues(QueueKind::Lock, namespace)
             .ok_or_else(|| Error::Unsupported { what: format!("listing locks in the layout {}", layout.name()) })?;
         let listed = self.session.conn.list(&range).await;
         let (records, _) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
         let mut queues: BTreeMap<LockName, Vec<QueuedContender>> = BTreeMap::new();
         for record in &records {
-            let Some(name) = layout.line_of(QueueKind::Lock, namespace, &record.key) else { continue };
+            let Some(name) = layout.lock_of(QueueKind::Lock, namespace, &record.key) else { continue };
             if let Some(entry) = entry(layout, &name, record) {
                 queues.entry(name).or_default().push(entry);
             }

@@ -392,9 +392,9 @@ impl KeyMonitors {
         Ok(group.monitor(&record.key, None))
     }
 
-    /// Watches the place that `record` is, which was just created: through the watch of `others`, where it is one of
-    /// several, else by itself.
-    pub(crate) fn place(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
+    /// Watches the queue entry `record`, which was just created: through a watch of the range `others` if that is given,
+    /// else by itself.
+    pub(crate) fn queue_entry(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
         let key = Arc::clone(&record.key);
         if let Some(range) = others {
             return Ok(self.shared(range.clone())?.monitor(&key, None));
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_gone_when_a_later_picture_or_another_history_lacks_it() {
+    fn an_entry_is_gone_when_a_later_replica_or_another_history_lacks_it() {
         let gone = |seen, created| is_gone(seen, Revision::new(created), Some(Epoch::default()));
         assert!(!gone(Seen::Nothing, 3) && !gone(Seen::Unobservable, 3));
         assert!(!gone(at(2, None), 3), "from before");

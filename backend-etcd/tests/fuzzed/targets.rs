@@ -121,15 +121,15 @@ fn another() -> Instance {
 fn locks(layout: &dyn LockLayout, tail: &[u8], value: &[u8]) -> bool {
     let name = LockName::parse("l").expect("a name");
     let mut read = false;
-    for line in [QueueKind::Lock, QueueKind::Election] {
-        let range = layout.queue(line, &name).expect("a name that it carries");
+    for kind in [QueueKind::Lock, QueueKind::Election] {
+        let range = layout.queue(kind, &name).expect("a name that it carries");
         let key = [range.bounds().0, tail].concat();
-        let Some(place) = layout.decode(line, &name, &key, value) else { continue };
+        let Some(entry) = layout.decode(kind, &name, &key, value) else { continue };
         read = true;
-        let written = layout.encode(line, &place);
-        assert!(layout.decode(line, &name, &key, &written).is_some(), "what is written is read");
+        let written = layout.encode(kind, &entry);
+        assert!(layout.decode(kind, &name, &key, &written).is_some(), "what is written is read");
         let other = LockName::parse("l2").expect("a name");
-        assert_eq!(layout.decode(line, &other, &key, value), None, "it is in nobody else's line");
+        assert_eq!(layout.decode(kind, &other, &key, value), None, "it is in no other queue");
     }
     read
 }

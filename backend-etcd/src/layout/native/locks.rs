@@ -7,22 +7,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{KEY_BYTES, Native, VERSION, escape, unescape};
 use crate::{
-    layout::{LeaseScope, LockLayout, PlaceValue, QueueKind, object::Object},
+    layout::{LeaseScope, LockLayout, QueueEntryValue, QueueKind, object::Object},
     watch::record::KeyRange,
 };
 
 impl Native {
-    fn lines_prefix(&self, line: QueueKind, namespace: &Namespace) -> String {
-        self.namespace_prefix(if line == QueueKind::Lock { "locks" } else { "elections" }, namespace)
+    fn queues_prefix(&self, kind: QueueKind, namespace: &Namespace) -> String {
+        self.namespace_prefix(if kind == QueueKind::Lock { "locks" } else { "elections" }, namespace)
     }
 
-    fn line_prefix(&self, line: QueueKind, name: &LockName) -> String {
-        name_prefix(self.lines_prefix(line, name.namespace()), name)
+    fn queue_prefix(&self, kind: QueueKind, name: &LockName) -> String {
+        name_prefix(self.queues_prefix(kind, name.namespace()), name)
     }
 
-    fn marks_prefix(&self, line: QueueKind, name: &LockName) -> String {
-        let kind = if line == QueueKind::Lock { "lock-marks" } else { "election-marks" };
-        name_prefix(self.namespace_prefix(kind, name.namespace()), name)
+    fn marks_prefix(&self, kind: QueueKind, name: &LockName) -> String {
+        let folder = if kind == QueueKind::Lock { "lock-marks" } else { "election-marks" };
+        name_prefix(self.namespace_prefix(folder, name.namespace()), name)
     }
 
     fn namespace_prefix(&self, kind: &str, namespace: &Namespace) -> String {
@@ -70,24 +70,24 @@ impl LockLayout for Native {
         true
     }
 
-    fn queue(&self, line: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
-        Ok(KeyRange::prefix(self.line_prefix(line, name)))
+    fn queue(&self, kind: QueueKind, name: &LockName) -> Result<KeyRange, Error> {
+        Ok(KeyRange::prefix(self.queue_prefix(kind, name)))
     }
 
-    fn entry(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
-        Ok(format!("{}{:016x}-{nonce:016x}", self.line_prefix(line, name), lease.get()).into_bytes())
+    fn entry(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Result<Vec<u8>, Error> {
+        Ok(format!("{}{:016x}-{nonce:016x}", self.queue_prefix(kind, name), lease.get()).into_bytes())
     }
 
-    fn places(&self, line: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
-        Some(KeyRange::prefix(format!("{}{:016x}-", self.line_prefix(line, name), lease.get())))
+    fn entries_of_lease(&self, kind: QueueKind, name: &LockName, lease: LeaseId) -> Option<KeyRange> {
+        Some(KeyRange::prefix(format!("{}{:016x}-", self.queue_prefix(kind, name), lease.get())))
     }
 
-    fn lines(&self, line: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
-        Some(KeyRange::prefix(self.lines_prefix(line, namespace)))
+    fn queues(&self, kind: QueueKind, namespace: &Namespace) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.queues_prefix(kind, namespace)))
     }
 
-    fn line_of(&self, line: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
-        let rest = key.strip_prefix(self.lines_prefix(line, namespace).as_bytes())?;
+    fn lock_of(&self, kind: QueueKind, namespace: &Namespace, key: &[u8]) -> Option<LockName> {
+        let rest = key.strip_prefix(self.queues_prefix(kind, namespace).as_bytes())?;
         let name = unescape(&rest[..rest.iter().position(|byte| *byte == b'/')?])?;
         Some(LockName::parse(name).ok()?.within(namespace.clone()))
     }
@@ -97,21 +97,21 @@ impl LockLayout for Native {
         Some(wire.holder).filter(|process| !process.is_empty())
     }
 
-    fn marks(&self, line: QueueKind, name: &LockName) -> Option<KeyRange> {
-        Some(KeyRange::prefix(self.marks_prefix(line, name)))
+    fn marks(&self, kind: QueueKind, name: &LockName) -> Option<KeyRange> {
+        Some(KeyRange::prefix(self.marks_prefix(kind, name)))
     }
 
-    fn mark(&self, line: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
-        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(line, name), lease.get()).into_bytes())
+    fn mark(&self, kind: QueueKind, name: &LockName, lease: LeaseId, nonce: u64) -> Option<Vec<u8>> {
+        Some(format!("{}{:016x}-{nonce:016x}", self.marks_prefix(kind, name), lease.get()).into_bytes())
     }
 
-    fn decode_mark(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
-        let segment = key.strip_prefix(self.marks_prefix(line, name).as_bytes())?;
-        read_place(line, segment, value).map(|place| place.mode)
+    fn decode_mark(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<LockMode> {
+        let segment = key.strip_prefix(self.marks_prefix(kind, name).as_bytes())?;
+        read_entry(kind, segment, value).map(|entry| entry.mode)
     }
 
-    fn encode(&self, line: QueueKind, value: &PlaceValue) -> Vec<u8> {
-        let encoded = match line {
+    fn encode(&self, kind: QueueKind, value: &QueueEntryValue) -> Vec<u8> {
+        let encoded = match kind {
             QueueKind::Lock => {
                 let mode = match value.mode {
                     LockMode::Exclusive => "exclusive",
@@ -124,29 +124,29 @@ impl LockLayout for Native {
         encoded.expect("structs of numbers and strings always have a JSON form")
     }
 
-    fn decode(&self, line: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<PlaceValue> {
-        read_place(line, key.strip_prefix(self.line_prefix(line, name).as_bytes())?, value)
+    fn decode(&self, kind: QueueKind, name: &LockName, key: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
+        read_entry(kind, key.strip_prefix(self.queue_prefix(kind, name).as_bytes())?, value)
     }
 }
 
 /// Reads a queue entry, or a mark, from the last segment of its key and its value.
-fn read_place(line: QueueKind, segment: &[u8], value: &[u8]) -> Option<PlaceValue> {
+fn read_entry(kind: QueueKind, segment: &[u8], value: &[u8]) -> Option<QueueEntryValue> {
     let hex = |part: &[u8]| part.len() == 16 && part.iter().all(u8::is_ascii_hexdigit);
     if segment.len() != 33 || segment[16] != b'-' || !hex(&segment[..16]) || !hex(&segment[17..]) {
         return None;
     }
     // A key of this shape is a queue entry whatever its value is. If it were ignored, a lock could be granted twice.
-    Some(match line {
+    Some(match kind {
         QueueKind::Lock => {
             let shared =
                 serde_json::from_slice::<Object<LockWire>>(value).is_ok_and(|Object(wire)| wire.mode == "shared");
             let mode = if shared { LockMode::Shared } else { LockMode::Exclusive };
-            PlaceValue { mode, text: String::new() }
+            QueueEntryValue { mode, text: String::new() }
         }
         QueueKind::Election => {
             let read = serde_json::from_slice::<Object<ElectionWire>>(value);
             let text = read.map(|Object(wire)| wire.value).unwrap_or_default();
-            PlaceValue { mode: LockMode::Exclusive, text }
+            QueueEntryValue { mode: LockMode::Exclusive, text }
         }
     })
 }

@@ -6,7 +6,7 @@ use enlist::{Error, LockMode, LockName, Revision, backend::Proclamation};
 
 use crate::{
     client::{guarded_write::Guard, kv::Written, queue_requests::OwnEntry},
-    layout::{PlaceValue, QueueKind},
+    layout::{QueueEntryValue, QueueKind},
     lock::context::LockContext,
 };
 
@@ -24,7 +24,7 @@ pub(super) struct Target {
 pub(super) async fn proclaim(context: Arc<LockContext>, target: Target, proclamation: Proclamation) -> Revision {
     let Target { kind, name, entry, mut modified } = target;
     let Proclamation { value, reply, .. } = proclamation;
-    let written = context.lock_layout.write(kind, &PlaceValue { mode: LockMode::Exclusive, text: value });
+    let written = context.lock_layout.write(kind, &QueueEntryValue { mode: LockMode::Exclusive, text: value });
     let value = match written {
         Ok(value) => value,
         Err(error) => {
