@@ -1,12 +1,11 @@
-//! Audits: is a watched range still what etcd holds? A watch can lose an event without a word.
+//! Audits: comparisons of a replica with etcd, because a watch can lose an event without an error.
 //!
-//! A range is compared page by page, in turn, so that all of it is compared within the interval. A page is one
-//! linearizable read of at most a thousand keys without their values: the revision of its last change tells what a key
-//! holds. Nothing less would do: the number of keys and their newest change are the same again once another change has
-//! come after the one that was lost.
+//! A range is compared page by page, so that all of it is compared within the interval. A page is one linearizable read
+//! of at most a thousand keys without their values: the revision of its last change identifies the value of a key. The
+//! number of keys and their newest change would not suffice: they are equal again after the next change.
 //!
-//! What is still on its way over the watch is no difference: the comparison waits until the watch has reached the
-//! page's revision, or has been quiet for a while, and leaves out keys that moved meanwhile.
+//! A change whose event has not arrived yet is no difference: the comparison waits until the watch has reached the
+//! revision of the page, or has been quiet for a while, and leaves out keys that changed in the meantime.
 
 use std::{collections::HashSet, fmt, sync::Arc, time::Duration};
 
@@ -23,29 +22,29 @@ use crate::{
     watch::{record::KeyRange, replica::Replica},
 };
 
-/// Time that differences get to arrive over the watch before it is looked at again; twice as long each time.
+/// Time until differences are compared again, so that events can arrive over the watch. It doubles each time.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Number of times that differences are looked at, while the watch is quiet, before it counts.
+/// Number of comparisons with a quiet watch before a difference counts.
 const LOOKS: u32 = 4;
 
-/// After a reconnection, or after an audit that failed, one comes this soon, spread by as much again.
+/// Minimum delay of the audit after a reconnection or a failed audit; the maximum is twice as long.
 const SOON: Duration = Duration::from_secs(2);
 
 /// Result of a comparison.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Right,
-    /// So many keys are not as in etcd, and of so many more the watch told since etcd was asked, so that they may be.
+    /// Number of keys that differ from etcd, and of keys that changed since the request, so that they may differ.
     Differs {
         wrong: usize,
         moved: usize,
     },
-    /// The store's history is not the one that the replica was made from.
+    /// The store's history is not that of the replica.
     WentBack,
 }
 
-/// Compares the replica with a page. `moved` are the keys that the watch told of since etcd was asked.
+/// Compares the replica with a page. `moved` are the keys that the watch has reported since the request.
 fn verdict(page: &Page, replica: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
     if page.revision < page.floor {
         return Verdict::WentBack;
@@ -86,13 +85,13 @@ fn may_arrive(page: &Page, replica: &Replica, look: u32, activity: Activity) -> 
     replica.revision < page.revision && (activity == Activity::Advanced || look < LOOKS)
 }
 
-/// The time from one page to the next, so that so many of them fit into the interval; drawn, so that clients spread.
+/// Returns the time from one page to the next, so that `pages` fit into the interval. It is random, to spread clients.
 fn pause(every: Duration, pages: usize) -> Duration {
     let share = every / u32::try_from(pages.max(1)).unwrap_or(u32::MAX);
     share / 2 + jitter(share / 2)
 }
 
-/// Number of pages that so many keys fill.
+/// Returns the number of pages that `keys` fill.
 fn pages(keys: usize) -> usize {
     keys / usize::try_from(PAGE).unwrap_or(1) + 1
 }
@@ -103,13 +102,13 @@ pub(crate) struct Audit {
     stage: Stage,
     /// Key at which the next page begins; the start of the range if it is empty.
     next: Vec<u8>,
-    /// Time at which the first page of the present round was asked for, if all that was compared since was right.
+    /// Time at which the first page of this round was requested, if no page since has differed.
     begun: Option<Moment>,
-    /// The present page is the first one of its round.
+    /// The page is the first one of its round.
     first: bool,
-    /// The numbers of keys differ, so what is left of this round does not wait for its time.
+    /// The numbers of keys differ, so the other pages of this round are read without a pause.
     hurried: bool,
-    /// Keys that the watch told of since etcd was asked.
+    /// Keys that the watch has reported since the request.
     moved: HashSet<Arc<[u8]>>,
 }
 
@@ -122,19 +121,19 @@ enum Stage {
 /// Consequence of an audit for its owner.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    /// Nothing; it goes on.
+    /// None yet.
     Pending,
-    /// Nothing in the whole range differs from etcd. It was proven right, if there is a moment: the oldest page was
-    /// asked for then.
+    /// The whole range was compared and does not differ from etcd. With a moment, at which the oldest page was requested,
+    /// that is proven.
     Compared(Option<Moment>),
-    /// So many keys are not as in etcd.
+    /// Number of keys that differ from etcd.
     Wrong(usize),
-    /// The store's history is not the one that the replica was made from.
+    /// The store's history is not that of the replica.
     WentBack,
 }
 
 impl Audit {
-    /// Audits in which each key is compared once every `every`; none without it.
+    /// Creates audits in which each key is compared once in `every`; `None` compares nothing.
     pub(crate) fn new(every: Option<Duration>) -> Self {
         let mut audit = Self {
             every: every.map(|every| every.min(LONGEST)),
@@ -149,7 +148,7 @@ impl Audit {
         audit
     }
 
-    /// Begins anew at the start of the range, which has so many keys, at its regular time.
+    /// Starts over at the beginning of the range, which has this number of keys, at the regular time.
     pub(crate) fn rest(&mut self, keys: usize) {
         (self.next, self.begun, self.hurried) = (Vec::new(), None, false);
         self.idle(keys);
@@ -164,7 +163,7 @@ impl Audit {
         self.stage = Stage::Idle { due };
     }
 
-    /// Begins anew at the start of the range soon: something may have been missed.
+    /// Starts over at the beginning of the range soon, because an event may have been missed.
     pub(crate) fn soon(&mut self) {
         if let (Some(every), Stage::Idle { due }) = (self.every, &mut self.stage) {
             let wait = SOON.min(every / 2);
@@ -174,8 +173,8 @@ impl Audit {
         }
     }
 
-    /// Drops a request that is under way, and has another one soon. Nobody polls it between two watches, where it could
-    /// keep others from a token or from the first connection.
+    /// Drops a pending request, and starts over soon. Between two watches no task polls the request, and it could block
+    /// other requests that wait for a token or for the first connection.
     pub(crate) fn interrupt(&mut self, keys: usize) {
         if matches!(self.stage, Stage::Asking { .. }) {
             self.rest(keys);
@@ -183,7 +182,7 @@ impl Audit {
         }
     }
 
-    /// Notes that the watch told of `key`.
+    /// Notes that the watch has reported `key`.
     pub(crate) fn moved(&mut self, key: &Arc<[u8]>) {
         if !matches!(self.stage, Stage::Idle { .. }) && **key >= *self.next {
             self.moved.insert(Arc::clone(key));
@@ -202,7 +201,7 @@ impl Audit {
         }
     }
 
-    /// Goes on with what [`ready`](Self::ready) returned.
+    /// Continues with the result of [`ready`](Self::ready).
     pub(crate) fn step(
         &mut self,
         ready: Option<Result<Page, Failure>>,
@@ -252,7 +251,7 @@ impl Audit {
                 Outcome::Pending
             }
             Verdict::Differs { wrong: 0, .. } => {
-                // Nothing is wrong that is known, and nothing is proven either.
+                // No key is known to be wrong, and nothing is proven either.
                 self.begun = None;
                 self.turn(&page, replica)
             }
@@ -260,7 +259,7 @@ impl Audit {
         }
     }
 
-    /// Turns to the next page.
+    /// Continues with the next page.
     fn turn(&mut self, page: &Page, replica: &Replica) -> Outcome {
         let Some(last) = &page.upto else {
             let begun = self.begun;

@@ -1,9 +1,9 @@
-//! Watching own keys: a registration, or whoever stands in line for a lock, learns from etcd, not from its lease,
-//! whether its key is still there.
+//! Monitors of the session's own keys: registrations and contenders are notified by etcd, not by their lease, when their
+//! key is deleted or changed.
 //!
-//! A few keys of a service have a watch each, which begins at what is known and costs no list. Many share the watch of
-//! their service, and of very many services that of the namespace, so that ten thousand own keys are a handful of
-//! watches. A shared watch hands each difference to the one registration it concerns.
+//! A few keys of a service have a watch each, which starts at the known revision and needs no list. More keys share the
+//! watch of their service, and those of very many services the watch of the namespace, so that ten thousand keys need a
+//! handful of watches. A shared watch passes each difference to the monitor of its key.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -27,20 +27,20 @@ use crate::{
     },
 };
 
-/// So many keys of a service have a watch of their own.
+/// Number of keys of a service that have a watch of their own.
 const FEW: usize = 8;
 
-/// So many watches of own keys there are before services share one.
+/// Number of watches from which on all services share the watch of their namespace.
 const MANY: usize = 64;
 
-/// Latest state of a key, as a watch told it.
+/// Latest state of a key, as reported by a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
-    /// Nothing yet.
+    /// No list or event yet.
     Nothing,
-    /// At this revision it was this, or absent.
+    /// At this revision the key had these versions, or was absent.
     At { revision: Revision, epoch: Epoch, found: Option<Versions> },
-    /// The watch cannot see it.
+    /// The watch cannot report the key.
     Unobservable,
 }
 
@@ -56,44 +56,44 @@ struct Versions {
 pub(crate) enum Differs {
     Gone,
     Changed,
-    /// It cannot be watched this way.
+    /// The watch cannot report the key.
     Unobservable,
 }
 
-/// Compares what a watch told with what was written at `written`, when the store's epoch was `epoch`.
+/// Compares the state of a key with the write at revision `written`, when the store's epoch was `epoch`.
 fn judge(seen: Seen, written: Revision, epoch: Option<Epoch>) -> Option<Differs> {
     match seen {
         Seen::Nothing => None,
         Seen::Unobservable => Some(Differs::Unobservable),
         Seen::At { epoch: now, .. } if epoch.is_some_and(|epoch| epoch != now) => Some(Differs::Changed),
-        // A picture from before the write says nothing about it.
+        // A state from before the write does not contain it.
         Seen::At { revision, .. } if revision < written => None,
         Seen::At { found: None, .. } => Some(Differs::Gone),
         Seen::At { found: Some(found), .. } => (found.modified != written).then_some(Differs::Changed),
     }
 }
 
-/// Returns `true` if a watch told that the key created at `created`, when the store's epoch was `epoch`, is no longer
-/// there.
+/// Returns `true` if a watch has reported that the key created at `created`, when the store's epoch was `epoch`, no
+/// longer exists.
 fn is_gone(seen: Seen, created: Revision, epoch: Option<Epoch>) -> bool {
     match seen {
         Seen::Nothing | Seen::Unobservable => false,
         Seen::At { found: Some(found), .. } if found.created == created => false,
-        // A picture from before the creation says nothing about it, unless it is one of another history.
+        // A state from before the creation does not contain the key, unless it is one of another history.
         Seen::At { revision, epoch: now, .. } => revision >= created || epoch.is_some_and(|epoch| epoch != now),
     }
 }
 
-/// The watch over one own key. Dropping it ends it.
+/// Monitor of one own key. Dropping it ends the monitoring.
 #[derive(Debug)]
 pub(crate) struct KeyMonitor {
     key: Arc<[u8]>,
-    /// Tells it from others in its group.
+    /// Distinguishes it from other monitors in its group.
     number: u64,
     seen: watch::Receiver<Seen>,
-    /// That of the last picture.
+    /// Epoch of the last state.
     epoch: Option<Epoch>,
-    /// Revision that is watched for.
+    /// Revision of the expected write.
     written: Option<Revision>,
     group: Arc<SharedWatch>,
 }
@@ -119,7 +119,7 @@ impl KeyMonitor {
         }
     }
 
-    /// Waits until the key that was created at `created` is known not to be there any more. Who cannot see it waits on.
+    /// Waits until the key that was created at `created` is known to be gone. While the watch cannot report it, waits.
     ///
     /// Dropping the future loses nothing.
     pub(crate) async fn vanished(&mut self, created: Revision) {
@@ -130,13 +130,13 @@ impl KeyMonitor {
                 return;
             }
             if self.seen.changed().await.is_err() {
-                // The session has ended, and whoever waits here with it.
+                // The session has ended, and the waiting task with it.
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Asks for a picture that is as new as what was written at `written`.
+    /// Requests a state that is as new as the write at `written`.
     fn expect(&mut self, written: Revision) {
         if self.written != Some(written) {
             self.forget();
@@ -145,7 +145,7 @@ impl KeyMonitor {
         }
     }
 
-    /// The latest picture, and the epoch of the one before.
+    /// Returns the latest state, and the epoch of the one before.
     fn look(&mut self) -> (Seen, Option<Epoch>) {
         let seen = *self.seen.borrow_and_update();
         let before = self.epoch;
@@ -166,14 +166,14 @@ impl Drop for KeyMonitor {
     fn drop(&mut self) {
         self.forget();
         let mut inner = self.group.inner();
-        // A successor under the same key may have its place already.
+        // A later monitor of the same key may have replaced it.
         if inner.monitors.get(&self.key).is_some_and(|(number, _)| *number == self.number) {
             inner.monitors.remove(&self.key);
         }
     }
 }
 
-/// One watch and the own keys that it is for.
+/// One watch and the monitors of the own keys in its range.
 #[derive(Debug)]
 struct SharedWatch {
     inner: Mutex<Inner>,
@@ -187,19 +187,19 @@ struct SharedWatch {
 #[derive(Debug, Default)]
 struct Inner {
     monitors: HashMap<Arc<[u8]>, (u64, watch::Sender<Seen>)>,
-    /// Number of monitors.
+    /// Number of monitors so far.
     made: u64,
-    /// Keys that wait for a picture that is as new as what was written. No difference tells of one that was deleted
-    /// before.
+    /// Keys that wait for a replica as new as their write. A key that was deleted before the first one is in no
+    /// difference.
     waiting: BTreeSet<(Revision, Arc<[u8]>)>,
     latest: Option<Replica>,
-    blind: bool,
+    unobservable: bool,
 }
 
 impl Inner {
     fn look(&self, key: &[u8]) -> Seen {
         match &self.latest {
-            _ if self.blind => Seen::Unobservable,
+            _ if self.unobservable => Seen::Unobservable,
             None => Seen::Nothing,
             Some(replica) => {
                 let found = replica.get(key);
@@ -209,27 +209,27 @@ impl Inner {
         }
     }
 
-    /// Tells the monitor of `key` what is known, and again once there is a picture as new as `written`.
+    /// Notifies the monitor of `key` now, and again once the replica is as new as `written`.
     fn expect(&mut self, key: &Arc<[u8]>, written: Revision) {
-        self.tell(key);
+        self.notify(key);
         if self.latest.as_ref().is_none_or(|replica| replica.revision < written) {
             self.waiting.insert((written, Arc::clone(key)));
         }
     }
 
-    fn tell(&self, key: &[u8]) {
+    fn notify(&self, key: &[u8]) {
         if let Some((_, monitor)) = self.monitors.get(key) {
             monitor.send_replace(self.look(key));
         }
     }
 
-    fn tell_all(&self) {
+    fn notify_all(&self) {
         for key in self.monitors.keys() {
-            self.tell(key);
+            self.notify(key);
         }
     }
 
-    /// Those that waited for a picture as new as the latest.
+    /// Takes the keys whose write the replica has reached.
     fn due(&mut self) -> BTreeSet<(Revision, Arc<[u8]>)> {
         let now = self.latest.as_ref().map(|replica| replica.revision).unwrap_or_default();
         let later = self.waiting.split_off(&(now.next(), [][..].into()));
@@ -263,7 +263,7 @@ impl SharedWatch {
         self.inner.locked()
     }
 
-    /// `epoch`: that of what was known when its watch began, where it is for this key only.
+    /// Adds a monitor of `key`. `epoch` is that of the start of the watch, if the watch is for this key only.
     fn monitor(self: Arc<Self>, key: &Arc<[u8]>, epoch: Option<Epoch>) -> KeyMonitor {
         let mut inner = self.inner();
         let (tell, seen) = watch::channel(Seen::Nothing);
@@ -275,7 +275,7 @@ impl SharedWatch {
     }
 }
 
-/// Hands what the watch tells to those it concerns.
+/// Passes each difference to the monitor of its key.
 async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
     loop {
         let read = reader.next().await;
@@ -288,28 +288,29 @@ async fn dispatch(group: Weak<SharedWatch>, mut reader: Subscriber<Replica>) {
                 let before = reading.before.as_ref().filter(|before| before.epoch == reading.value.epoch);
                 let differences = reading.value.differences(before);
                 let changed: Vec<_> = differences.into_iter().map(Difference::into_key).collect();
-                // A range that is too large is not kept up to date, so its keys need watches of their own.
-                let blind = matches!(reading.freshness, Freshness::Stale { cause: Error::RangeTooLarge { .. }, .. });
-                let anew = before.is_none() || inner.blind || blind;
-                (inner.latest, inner.blind) = (Some(reading.value), blind);
+                // A range that is too large is not kept current, so its keys need watches of their own.
+                let unobservable =
+                    matches!(reading.freshness, Freshness::Stale { cause: Error::RangeTooLarge { .. }, .. });
+                let anew = before.is_none() || inner.unobservable || unobservable;
+                (inner.latest, inner.unobservable) = (Some(reading.value), unobservable);
                 if anew {
-                    inner.tell_all();
+                    inner.notify_all();
                 }
                 let due = inner.due();
                 for key in changed.iter().chain(due.iter().map(|(_, key)| key)) {
-                    inner.tell(key);
+                    inner.notify(key);
                 }
             }
             Err(Error::Closed) => return,
             Err(_) => {
-                inner.blind = true;
-                inner.tell_all();
+                inner.unobservable = true;
+                inner.notify_all();
             }
         }
     }
 }
 
-/// All watches over own keys of a session.
+/// Monitors of all own keys of a session.
 #[derive(Debug)]
 pub(crate) struct KeyMonitors {
     hub: Arc<Hub>,
@@ -321,7 +322,7 @@ pub(crate) struct KeyMonitors {
 /// Number of own keys of each service that have a watch of their own.
 type Singles = Mutex<HashMap<ServiceRef, usize>>;
 
-/// Counts as one of them.
+/// Counts as one of [`Singles`] until it is dropped.
 #[derive(Debug)]
 struct Single {
     service: ServiceRef,
@@ -350,7 +351,7 @@ pub(crate) enum Sharing {
     Never,
 }
 
-/// The watch that an own key gets, when its service has `single` of its own and the session `watches` in all.
+/// Watch that reports an own key.
 #[derive(Debug, PartialEq, Eq)]
 enum Share {
     Own,
@@ -358,6 +359,8 @@ enum Share {
     Namespace,
 }
 
+/// Returns the watch of the next own key, if `single` keys of its service have a watch of their own and the session has
+/// `watches` in all.
 fn share(single: usize, watches: usize) -> Share {
     match (single, watches) {
         (_, MANY..) => Share::Namespace,
@@ -450,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_picture_from_after_the_write_says_something() {
+    fn only_a_state_from_after_the_write_counts() {
         let judge = |seen| judge(seen, Revision::new(5), Some(Epoch::default()));
         assert_eq!(judge(Seen::Nothing), None);
         assert_eq!(judge(at(4, None)), None);

@@ -1,4 +1,4 @@
-//! Proofs of freshness: which request the picture of a range has caught up with. Plain data, no I/O.
+//! Proofs of freshness: the newest probe that the replica of a range has reached. Plain data, no I/O.
 
 use std::collections::VecDeque;
 
@@ -6,37 +6,37 @@ use enlist::{Moment, Revision};
 
 use crate::{defects::Defect, session::probe::Probe};
 
-/// So many probes wait for the watch to reach them, at most. Beyond that the age is told too large until it has caught
-/// up.
+/// Maximum number of probes that wait for the watch to reach them. With more, the reported age is too large until the
+/// watch has caught up.
 const MAX_PENDING: usize = 64;
 
-/// The result of a probe for a picture.
+/// Consequence of a probe for a replica.
 #[derive(Debug)]
 pub(crate) enum Said {
-    /// The picture had all that there was when the probe was sent, at this moment.
+    /// The replica contains every change from before this moment, when the probe was sent.
     Proven(Moment),
-    /// The watch has to get there first.
+    /// The watch has to reach the revision of the probe first.
     Ahead,
-    /// The store was at an earlier revision than one that the picture had before the probe was sent.
+    /// The store was at an earlier revision than the replica had before the probe was sent.
     Behind,
 }
 
-/// The probes that the picture of one range has not reached, and what tells a probe of another history.
+/// Probes that the replica of one range has not reached, and the revision that detects a probe of another history.
 #[derive(Debug)]
 pub(crate) struct Proofs {
-    /// The picture was at this revision then; a later read cannot be of an earlier one.
+    /// The replica was at this revision at this moment. A later read cannot be of an earlier revision.
     floor: (Revision, Moment),
     /// In the order of both their sending and their revisions.
     pending: VecDeque<Probe>,
 }
 
 impl Proofs {
-    /// For a picture that is at `revision` now, in a history of its own.
+    /// Creates the proofs of a replica that is at `revision` now, in a new history.
     pub(crate) fn new(revision: Revision) -> Self {
         Self { floor: (revision, Moment::now()), pending: VecDeque::new() }
     }
 
-    /// Takes a probe for a picture that is at `revision`.
+    /// Takes a probe for a replica at `revision`.
     pub(crate) fn take(&mut self, probe: Probe, revision: Revision) -> Said {
         let (floor, since) = self.floor;
         if probe.revision < floor && !probe.sent.since(since).is_zero() {
@@ -53,14 +53,14 @@ impl Proofs {
         Said::Ahead
     }
 
-    /// Notes that the picture is at `revision`. Returns when the newest of the probes was sent that it has reached with
-    /// that.
+    /// Notes that the replica is at `revision`. Returns the time at which the newest probe that it reaches with that was
+    /// sent.
     pub(crate) fn reach(&mut self, revision: Revision) -> Option<Moment> {
         let count = self.pending.partition_point(|probe| probe.revision <= revision);
         self.pending.drain(..count).next_back().map(|probe| probe.sent)
     }
 
-    /// Returns `true` if there is a probe that the picture has not reached.
+    /// Returns `true` if there is a probe that the replica has not reached.
     pub(crate) fn is_waiting(&self) -> bool {
         !self.pending.is_empty()
     }
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_proves_once_the_picture_has_reached_it() {
+    async fn a_probe_proves_once_the_replica_has_reached_it() {
         let mut proofs = Proofs::new(Revision::new(10));
         assert!(matches!(proofs.take(probe(10).await, Revision::new(10)), Said::Proven(_)), "nothing has changed");
         for revision in [12, 14, 16] {
@@ -98,7 +98,7 @@ mod tests {
     async fn a_probe_of_another_history_proves_nothing() {
         let mut proofs = Proofs::new(Revision::new(1000));
         assert!(matches!(proofs.take(probe(6).await, Revision::new(1000)), Said::Behind));
-        // One that was sent before the picture was there may be earlier all the same.
+        // A probe that was sent before the first list may be of an earlier revision.
         let early = probe(990).await;
         assert!(matches!(proofs.take(probe(1001).await, Revision::new(1001)), Said::Proven(_)));
         assert!(matches!(proofs.take(early, Revision::new(1001)), Said::Proven(_)));

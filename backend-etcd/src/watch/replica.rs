@@ -22,11 +22,11 @@ pub(crate) struct Replica {
     records: OrdMap<Arc<[u8]>, Arc<Record>>,
     /// Bytes of the keys and values of `records`.
     bytes: usize,
-    /// Last content of deleted keys, so that a reader who saw something older can tell a departure from a death.
+    /// Last content of deleted keys. Readers that have an older replica distinguish departures from deaths by it.
     tombstones: OrdMap<Arc<[u8]>, Arc<Record>>,
     tombstone_bytes: usize,
-    /// Number of lists that repaired what an audit found. What is missing in one of them was not deleted as far as the
-    /// watch told.
+    /// Number of lists that repaired a difference found by an audit. The watch reported no deletion of the keys that are
+    /// missing in them.
     repairs: u64,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal
     /// records.
@@ -35,7 +35,7 @@ pub(crate) struct Replica {
 
 impl PartialEq for Replica {
     fn eq(&self, other: &Self) -> bool {
-        // Whoever reads a replica wants to know about its keys; a revision that moved without them is no news.
+        // Readers wait for changes of keys. A revision that moved without them is no news.
         self.epoch == other.epoch && self.changes == other.changes
     }
 }
