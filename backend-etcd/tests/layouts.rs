@@ -166,8 +166,10 @@ impl<L: Layout> Layout for Speaking<L> {
 }
 
 conforms! {
-    kitex_keeps_every_promise_it_can_carry: Speaking(Kitex::default()), carries [LayoutFeature::Id, LayoutFeature::Services];
-    kratos_keeps_every_promise_it_can_carry: Speaking(Kratos::default()), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
+    kitex_keeps_every_promise_it_can_carry:
+        Speaking(Kitex::default()), carries [LayoutFeature::Id, LayoutFeature::Services];
+    kratos_keeps_every_promise_it_can_carry:
+        Speaking(Kratos::default()), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
     fireflycore_keeps_every_promise_it_can_carry:
         Fireflycore::new("prod").unwrap(), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
     fireflycore_without_an_environment_keeps_every_promise_it_can_carry:
@@ -178,8 +180,10 @@ conforms! {
     etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming::default(), carries [LayoutFeature::Id];
     go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [LayoutFeature::Id, LayoutFeature::Services];
     go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [LayoutFeature::Id, LayoutFeature::Services];
-    dubbo_keeps_every_promise_it_can_carry: Dubbo, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
-    gobase_keeps_every_promise_it_can_carry: Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
+    dubbo_keeps_every_promise_it_can_carry:
+        Dubbo, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
+    gobase_keeps_every_promise_it_can_carry:
+        Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
 }
 
 /// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in

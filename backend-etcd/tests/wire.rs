@@ -488,7 +488,9 @@ proptest! {
 
     /// What is carried comes back as it was, whatever it holds.
     #[test]
-    fn what_is_written_is_read_again(version in "\\PC{0,8}", key in "\\PC{1,8}", value in any::<String>(), weight in 1_u32..) {
+    fn what_is_written_is_read_again(
+        version in "\\PC{0,8}", key in "\\PC{1,8}", value in any::<String>(), weight in 1_u32..,
+    ) {
         let service = ServiceRef::parse("s").unwrap();
         for layout in layouts() {
             let mut instance = plain(&*layout);
@@ -519,7 +521,9 @@ proptest! {
 
     /// Nothing that lies in a store makes a reader panic.
     #[test]
-    fn garbage_is_skipped(tail in prop::collection::vec(any::<u8>(), 0..12), value in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn garbage_is_skipped(
+        tail in prop::collection::vec(any::<u8>(), 0..12), value in prop::collection::vec(any::<u8>(), 0..64),
+    ) {
         let service = ServiceRef::parse("s").unwrap();
         for layout in layouts() {
             let mut key = layout.service_range(&service).unwrap().bounds().0.to_vec();

@@ -14,34 +14,34 @@ use tonic::{Code, Status};
 /// Meaning of a failed request.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
-    /// It was never sent; anything may be repeated.
+    /// It was never sent. Every request may be repeated.
     NeverSent(Cause),
-    /// It may have been sent and done, or not.
+    /// It may have been sent and applied.
     Lost(Cause),
-    /// The member cannot serve at present: it has no leader or no quorum, it is about to stop, or a proxy has none
-    /// behind it. Another one may. The request may have been done, or not.
+    /// The member cannot serve at present: it has no leader or no quorum, it is about to stop, or a proxy has no member
+    /// behind it. Another member may. The request may have been applied.
     Leaderless(Cause),
-    /// The member does not serve the request: it is a learner, or has too much to do. Another one may. The request was
-    /// not done.
+    /// The member does not serve the request: it is a learner, or overloaded. Another member may. The request was not
+    /// applied.
     Unfit(Cause),
-    /// The token has to be renewed; the request was not done.
+    /// The token has to be renewed. The request was not applied.
     StaleAuthToken(Cause),
-    /// A user is wanted, and the request carried none; it was not done. With a user at hand it is as a stale token:
-    /// users are wanted only since a moment ago.
+    /// A user is required, and the request had none. It was not applied. If a user is configured, this counts as a
+    /// stale token: authentication was enabled just now.
     NoUser(Cause),
-    /// The lease is unknown; the request was not done.
+    /// The lease is unknown. The request was not applied.
     LeaseNotFound,
-    /// There is a lease with this id already; the request was not done.
+    /// There is a lease with this id already. The request was not applied.
     LeaseExists,
-    /// The history asked for has been compacted away.
+    /// The requested history has been compacted.
     Compacted,
-    /// The revision asked for lies ahead of the store.
+    /// The requested revision is ahead of the store.
     FutureRevision,
-    /// The answer is larger than this side accepts; asking for less may work.
+    /// The response is larger than the limit of this client. A request for less may succeed.
     AnswerTooLarge(Cause),
-    /// The role does not allow it; the request was not done.
+    /// The role does not allow it. The request was not applied.
     Denied,
-    /// It will not work until something changes; the request was not done.
+    /// It cannot succeed until something changes. The request was not applied.
     Final(Error),
 }
 
@@ -103,24 +103,24 @@ impl Failure {
             Self::StaleAuthToken(cause) | Self::NoUser(cause) => Error::AuthFailed(cause),
             Self::LeaseNotFound => Error::LeaseLost,
             Self::LeaseExists => Error::unavailable("the lease was granted before"),
-            // Both are dealt with where histories are read; elsewhere they mean that the store is catching up.
+            // Readers of the history handle both. In other requests they mean that the store is catching up.
             Self::Compacted | Self::FutureRevision => Error::unavailable("the store cannot serve this revision yet"),
             Self::Denied => Error::PermissionDenied { what: what.to_owned() },
             Self::Final(error) => error,
         }
     }
 
-    /// Returns `true` if no member has answered, be it with a refusal.
+    /// Returns `true` if no member has answered. A refusal is an answer.
     pub(crate) fn is_outage(&self) -> bool {
         matches!(self, Self::NeverSent(_) | Self::Lost(_) | Self::Leaderless(_) | Self::Unfit(_))
     }
 
-    /// Returns `true` if another member may serve what this one did not.
+    /// Returns `true` if another member may serve the request.
     pub(crate) fn is_of_the_member(&self) -> bool {
         matches!(self, Self::Leaderless(_) | Self::Unfit(_))
     }
 
-    /// Returns `true` if a write may have been done although it failed.
+    /// Returns `true` if a write may have been applied although it failed.
     pub(crate) fn is_ambiguous(&self) -> bool {
         matches!(self, Self::Lost(_) | Self::Leaderless(_) | Self::AnswerTooLarge(_))
     }
@@ -219,12 +219,12 @@ fn is_caused_by<E: StdError + 'static>(status: &Status) -> bool {
     false
 }
 
-/// The innermost reason, which names what a person can mend ("connection refused", "invalid peer certificate").
+/// Returns a cause that contains the innermost reason, such as "connection refused" or "invalid peer certificate".
 fn cause_of(status: &Status) -> Cause {
     text_cause(text_of(status))
 }
 
-/// Text of a status and of its causes, each once.
+/// Returns the text of a status and of its causes, each once.
 fn text_of(status: &Status) -> String {
     let mut texts = vec![status.message().to_owned()];
     let mut source: Option<&(dyn StdError + 'static)> = status.source();
@@ -238,13 +238,13 @@ fn text_of(status: &Status) -> String {
     texts.join(": ")
 }
 
-/// Returns `true` for the answer to an authentication where users are not asked for.
+/// Returns `true` for the answer to an authentication while authentication is disabled.
 pub(crate) fn is_auth_off(error: &etcd_client::Error) -> bool {
     let etcd_client::Error::GRpcStatus(status) = error else { return false };
     status.message().contains("authentication is not enabled")
 }
 
-/// Classifies the reason inside a cancelled watch, where etcd puts what elsewhere is a status.
+/// Classifies the reason in a cancelled watch, which contains the text that other requests have in their status.
 pub(crate) fn classify_cancel(reason: &str) -> Failure {
     let stale = ["invalid auth token", "Unauthenticated", "auth store is old"];
     if stale.iter().any(|part| reason.contains(part)) {

@@ -1,9 +1,9 @@
 //! The layout of etcd's own `client/v3/concurrency`, `etcdctl lock` and `etcdctl elect`: `{name}/{lease id, hex}`,
 //! empty for a mutex and the candidate's value for an election. Waiters of both sides queue behind each other.
 //!
-//! It has no namespaces and no modes. An election and a lock of one name share a queue, and a lock named `a/b` is in the
-//! queue of `a`, because Go counts every key below `a/`. Each entry has a lease of its own, which ends with it. Other
-//! clients write no marks, so a `lock_delay` is refused.
+//! It has no namespaces and no modes. An election and a lock of one name share a queue, and a lock named `a/b` is in
+//! the queue of `a`, because Go counts every key below `a/`. Each entry has a lease of its own, which ends with it.
+//! Other clients write no marks, so a `lock_delay` is refused.
 
 use enlist::{Error, LeaseId, LockMode, LockName, Namespace};
 

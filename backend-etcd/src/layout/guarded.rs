@@ -1,8 +1,8 @@
-//! Layouts of the user's behind a wall: one that panics fails the call that needs it, not the task of the session that
-//! calls it.
+//! Guards around layouts, which users can provide: a panic of a layout fails the call that needs it, not the task of
+//! the session.
 //!
-//! A call that can fail fails. Of the others, what cannot be read counts as it does least harm: a value is no instance,
-//! and a key in line is in line, because taking it for nobody's could grant a lock twice.
+//! A call that can return an error does. The others have a safe result: a value is no instance, and a key in a queue is
+//! a queue entry, because ignoring it could grant a lock twice.
 
 use std::{fmt, sync::Arc};
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::watch::record::KeyRange;
 
-/// The error of a call that panicked.
+/// Returns the error of a call that panicked.
 fn panicked(name: &str, message: &str) -> Error {
     Error::Unsupported { what: format!("this in the layout {name}, which panicked ({message}),") }
 }
@@ -25,7 +25,7 @@ fn unusable(field: &'static str) -> impl Fn(String) -> Error {
     move |message| Error::invalid_config(field, format!("it panicked: {message}"))
 }
 
-/// A layout whose panics are caught. Constant properties are read once.
+/// Layout whose panics are caught. Constant properties are read once.
 pub(crate) struct Guarded {
     inner: Arc<dyn Layout>,
     name: &'static str,
@@ -36,7 +36,7 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Asks a layout what it is.
+    /// Reads the constant properties of a layout.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Layout for Guarded {
     }
 }
 
-/// A layout of locks whose panics are caught. Constant properties are read once.
+/// Layout of locks whose panics are caught. Constant properties are read once.
 pub(crate) struct GuardedLocks {
     inner: Arc<dyn LockLayout>,
     name: &'static str,
@@ -146,11 +146,11 @@ pub(crate) struct GuardedLocks {
 }
 
 impl GuardedLocks {
-    /// Asks a layout what it is.
+    /// Reads the constant properties of a layout.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] if that panics, or makes no sense.
+    /// [`Error::InvalidConfig`] if that panics, or if the properties contradict each other.
     pub(crate) fn new(inner: Arc<dyn LockLayout>) -> Result<Self, Error> {
         let asked = caught(|| {
             let (name, order) = (inner.name(), inner.order());

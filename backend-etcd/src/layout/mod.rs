@@ -6,15 +6,7 @@
 //!
 //! # Adding a layout
 //!
-//! 1. `layout/NAME.rs`: the type and `impl Layout`. If the keys are `{root}/{service}/{address}`, implement `Dialect`
-//!    of `tree.rs` instead, as `kitex.rs` does.
-//! 2. Here and in `lib.rs`: the module and the re-export.
-//! 3. `tests/fixtures/NAME.json` and `tests/wire.rs`: bytes that the original library wrote, and the entries in
-//!    `DIALECTS`, `layouts()` and `ARRAYS`.
-//! 4. `tests/layouts.rs`: one line, which runs the conformance suite with the features that the layout carries.
-//! 5. `tests/fuzzed/targets.rs` and `fuzz/fuzz_targets/`: one target.
-//! 6. `cli/src/args.rs` and `cli/src/connect.rs`: the option. The `match` in `connect.rs` does not compile without it.
-//! 7. `docs/wire-formats.md` and the READMEs: the tables of layouts.
+//! `docs/architecture.md` lists the places ("Where to add", "A layout").
 
 mod dubbo;
 mod etcd_concurrency;

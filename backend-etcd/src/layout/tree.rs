@@ -1,5 +1,5 @@
-//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] says the rest,
-//! and is a [`Layout`] by that.
+//! Layouts whose keys are `{root}{service}/{id}`: the shape that most ecosystems share. A [`Dialect`] defines the rest,
+//! and implements [`Layout`] through it.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
     /// Prefix of all keys of a namespace; without namespaces, of the default one.
     fn root(&self) -> String;
 
-    /// The root of a namespace.
+    /// Returns the root of a namespace.
     fn root_of(&self, namespace: &Namespace) -> Result<String, Error> {
         go::only_default(self, namespace)?;
         Ok(self.root())
@@ -30,25 +30,25 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync + Sized + 'static {
         Ok(format!("{}{}/", self.root_of(service.namespace())?, go::as_segment("service", service.name().as_str())?))
     }
 
-    /// `true` if a key alone identifies the service.
+    /// Returns `true` if a key alone identifies the service.
     fn tells_services(&self) -> bool {
         true
     }
 
-    /// A key without what the original's readers cut off.
+    /// Returns a key without the part that readers of the original library cut off.
     fn trimmed<'a>(&self, key: &'a [u8]) -> &'a [u8] {
         key
     }
 
-    /// The value of an instance that has nothing the layout would lose, endpoints aside.
+    /// Returns the value of an instance. Except for its endpoints, it has only parts that the layout carries.
     fn write(&self, service: &ServiceRef, instance: &Instance) -> Result<Vec<u8>, Error>;
 
-    /// Content of a value, as text.
+    /// Returns the content of a value as text.
     fn said(&self, value: &[u8]) -> Option<String> {
         String::from_utf8(value.to_vec()).ok()
     }
 
-    /// The instance in a value, whose key ends in `id`.
+    /// Returns the instance in a value, whose key ends in `id`.
     fn read(&self, service: &ServiceRef, id: &str, value: &[u8]) -> Result<Instance, Skip>;
 }
 
@@ -111,7 +111,7 @@ impl<D: Dialect> Layout for D {
     }
 }
 
-/// The service of a key, and the segment behind it.
+/// Returns the service of a key, and the segment after it.
 fn split<'a>(dialect: &impl Dialect, namespace: &Namespace, key: &'a [u8]) -> Option<(ServiceName, &'a str)> {
     let root = dialect.root_of(namespace).ok()?;
     let rest = std::str::from_utf8(dialect.trimmed(key).strip_prefix(root.as_bytes())?).ok()?;

@@ -123,8 +123,8 @@ enum Stage {
 pub(crate) enum Outcome {
     /// None yet.
     Pending,
-    /// The whole range was compared and does not differ from etcd. With a moment, at which the oldest page was requested,
-    /// that is proven.
+    /// The whole range was compared and does not differ from etcd. With a moment, at which the oldest page was
+    /// requested, that is proven.
     Compared(Option<Moment>),
     /// Number of keys that differ from etcd.
     Wrong(usize),

@@ -1,5 +1,5 @@
-//! Monitors of the session's own keys: registrations and contenders are notified by etcd, not by their lease, when their
-//! key is deleted or changed.
+//! Monitors of the session's own keys: registrations and contenders are notified by etcd, not by their lease, when
+//! their key is deleted or changed.
 //!
 //! A few keys of a service have a watch each, which starts at the known revision and needs no list. More keys share the
 //! watch of their service, and those of very many services the watch of the namespace, so that ten thousand keys need a
@@ -395,8 +395,8 @@ impl KeyMonitors {
         Ok(group.monitor(&record.key, None))
     }
 
-    /// Watches the queue entry `record`, which was just created: through a watch of the range `others` if that is given,
-    /// else by itself.
+    /// Watches the queue entry `record`, which was just created: through a watch of the range `others` if that is
+    /// given, else by itself.
     pub(crate) fn queue_entry(&self, others: Option<&KeyRange>, record: Record) -> Result<KeyMonitor, Error> {
         let key = Arc::clone(&record.key);
         if let Some(range) = others {

@@ -1,6 +1,6 @@
-//! Values that are no instances: each is counted, and some of them are logged.
+//! Values that are no instances. Each is counted, and the logs of a session are limited.
 //!
-//! One writer can store them as fast as it likes, and every watcher of the service skips each of them.
+//! One writer can store such values at any rate, and every watcher of the service skips each of them.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,7 +12,7 @@ use enlist::{Counter, Counters, Moment, ServiceRef};
 
 use crate::watch::record::Record;
 
-/// Warnings in each [`WINDOW`], whatever services and watchers they are of.
+/// Maximum number of warnings in each [`WINDOW`], of all services and watchers together.
 const WARNINGS: u32 = 10;
 
 /// Time for which warnings are counted together.
@@ -54,7 +54,7 @@ impl MalformedValues {
     }
 }
 
-/// Decides on one value: the window after it, and if it is to be logged, the number of those before that were not.
+/// Returns the window after one more value, and if that is to be logged, the number of unlogged values before it.
 fn admit(window: Option<Window>, now: Moment) -> (Window, Option<u64>) {
     let fresh = |silent| Window { begun: now, warnings: 0, silent };
     let mut window = match window {

@@ -53,8 +53,8 @@ impl Proofs {
         Said::Ahead
     }
 
-    /// Notes that the replica is at `revision`. Returns the time at which the newest probe that it reaches with that was
-    /// sent.
+    /// Notes that the replica is at `revision`. Returns the time at which the newest probe that it reaches with that
+    /// was sent.
     pub(crate) fn reach(&mut self, revision: Revision) -> Option<Moment> {
         let count = self.pending.partition_point(|probe| probe.revision <= revision);
         self.pending.drain(..count).next_back().map(|probe| probe.sent)

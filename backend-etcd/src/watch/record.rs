@@ -1,4 +1,4 @@
-//! Keys as they lie in etcd, and ranges of them.
+//! Keys with their values as stored in etcd, and ranges of keys.
 
 use std::{fmt, sync::Arc};
 
@@ -55,34 +55,36 @@ pub struct KeyRange {
 }
 
 impl KeyRange {
-    /// All keys that begin with `prefix`, which must not be empty: that would be the whole store.
+    /// Returns the range of all keys that begin with `prefix`. An empty prefix would be the whole store, and is not
+    /// allowed.
     pub fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
         let start = prefix.into();
         let end = successor(&start);
         Self { start, end: Some(end) }
     }
 
-    /// The one key.
+    /// Returns the range of one key.
     pub fn key(key: impl Into<Vec<u8>>) -> Self {
         Self { start: key.into(), end: None }
     }
 
-    /// The first key, and the first key after the range; `None` for a single key.
+    /// Returns the first key, and the first key after the range; `None` for a single key.
     pub fn bounds(&self) -> (&[u8], Option<&[u8]>) {
         (&self.start, self.end.as_deref())
     }
 
-    /// The range for messages.
+    /// Returns a description of the range for messages.
     pub(crate) fn describe(&self) -> String {
         let start = self.start.escape_ascii();
         if self.end.is_some() { format!("the keys under {start}") } else { format!("the key {start}") }
     }
 }
 
-/// The first key after all keys that begin with `prefix`: its last byte below 0xff incremented, what follows dropped.
+/// Returns the first key after all keys that begin with `prefix`: the last byte below 0xff is incremented, and the
+/// bytes after it are dropped.
 fn successor(prefix: &[u8]) -> Vec<u8> {
     let keep = prefix.iter().rposition(|byte| *byte < 0xff);
-    // A prefix of nothing but 0xff has no successor; `\0` means "to the end" in etcd's API.
+    // A prefix that contains only 0xff has no successor; `\0` means "to the end" in etcd's API.
     keep.map_or_else(
         || vec![0],
         |last| {

@@ -25,8 +25,8 @@ pub(crate) struct Replica {
     /// Last content of deleted keys. Readers that have an older replica distinguish departures from deaths by it.
     tombstones: OrdMap<Arc<[u8]>, Arc<Record>>,
     tombstone_bytes: usize,
-    /// Number of lists that repaired a difference found by an audit. The watch reported no deletion of the keys that are
-    /// missing in them.
+    /// Number of lists that repaired a difference found by an audit. The watch reported no deletion of the keys that
+    /// are missing in them.
     repairs: u64,
     /// Counts the changes of `records`. There is one writer, and readers have clones, so equal counts are equal
     /// records.

@@ -1,8 +1,8 @@
-//! One open watch. A silent one is asked for a sign of life, because a dead peer says nothing.
+//! One open watch. A silent watch is requested to show its progress, because a dead peer sends nothing.
 //!
-//! etcd is not asked to split its messages into fragments: it measures the growing message after each event, which took
-//! 26 s for the 50,000 keys of one revoked lease, and less than one second without. A message that is larger than what
-//! is accepted ends the watch, and its owner lists again.
+//! Fragments are not requested: etcd would measure the growing message after each event, which took 26 s for the 50,000
+//! keys of one revoked lease, and less than one second without. A message above the limit ends the watch, and its task
+//! lists again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,13 +17,13 @@ use crate::{
     watch::record::KeyRange,
 };
 
-/// Time for which a watch may be silent before it is asked for a sign of life.
+/// Time without a message after which the progress of a watch is requested.
 const SILENCE: Duration = Duration::from_secs(5);
 
-/// Maximum time until it gives one; a healthy one needs milliseconds.
+/// Maximum time until the reply to that request. A healthy watch needs milliseconds.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 
-/// Maximum time that its member may then take to answer another request, and the watch to speak after all.
+/// Maximum time after that for a reply of the member to another request, and for a late message of the watch.
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// End of an open watch.
@@ -31,12 +31,12 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub(crate) enum StreamEnd {
     /// The stream ended or broke.
     Broken(Failure),
-    /// It gives no sign of life; its member may answer other requests all the same.
+    /// It gives no sign of life. Its member may still answer other requests.
     Silent { member_answers: bool },
 }
 
 impl StreamEnd {
-    /// The same as the failure of a request.
+    /// Converts it into the failure of a request.
     pub(crate) fn into_failure(self) -> Failure {
         match self {
             Self::Broken(failure) => failure,
@@ -45,7 +45,7 @@ impl StreamEnd {
     }
 }
 
-/// A watch that is open.
+/// Open watch of a range.
 #[derive(Debug)]
 pub(crate) struct OpenWatch {
     requests: WatchRequestSender,
@@ -56,7 +56,7 @@ pub(crate) struct OpenWatch {
 }
 
 impl OpenWatch {
-    /// Opens a watch of `range` as `options` say.
+    /// Opens a watch of `range` with `options`.
     pub(crate) async fn open(conn: &Connection, range: &KeyRange, options: WatchOptions) -> Result<Self, Failure> {
         let options = match &range.end {
             Some(end) => options.with_range(end.clone()),
@@ -67,19 +67,19 @@ impl OpenWatch {
         Ok(Self { requests, messages, connection, progress: Arc::default() })
     }
 
-    /// Its connection.
+    /// Returns its connection.
     pub(crate) fn connection(&self) -> &Dialled {
         &self.connection
     }
 
-    /// Asks the watch for its progress, while [`next`](Self::next) waits.
+    /// Returns the signal that requests the progress of the watch while [`next`](Self::next) waits.
     pub(crate) fn progress(&self) -> Arc<Notify> {
         Arc::clone(&self.progress)
     }
 
-    /// The next message.
+    /// Waits for the next message, and checks a silent watch.
     ///
-    /// Dropping the future loses no message, but the silence counts anew.
+    /// Dropping the future loses no message, but the time of the silence starts over.
     pub(crate) async fn next(
         &mut self,
         conn: &Connection,
@@ -109,7 +109,7 @@ impl OpenWatch {
         }
     }
 
-    /// The next message, however long the watch is silent.
+    /// Waits for the next message, for any time.
     ///
     /// Dropping the future loses no message.
     pub(crate) async fn message(&mut self) -> Result<WatchResponse, StreamEnd> {
