@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
+use enlist::{Endpoint, Instance, InstanceId, LeaseChoice, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_memory::MemoryStore;
 use enlist_testkit::eventually;
 
@@ -41,6 +41,25 @@ async fn a_revocation_during_an_outage_is_done_after_it() {
     assert_eq!(store.leases().len(), 2);
     client.heal();
     eventually("both are revoked", || async {
+        let left = store.leases();
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_close_leaves_abandoned_leases_to_expire() {
+    let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
+    let client = store.client();
+    let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    let options = RegisterOptions::new().lease(LeaseChoice::Own);
+    let registration = client.register(&service, instance, options).await.unwrap();
+    let granted = client.grant_lease(Duration::from_secs(15)).await.unwrap();
+    registration.abandon();
+    granted.abandon();
+    client.close().await.unwrap();
+    assert_eq!(store.leases().len(), 2, "each runs out by itself");
+    eventually("the leases have run out", || async {
         let left = store.leases();
         if left.is_empty() { Ok(()) } else { Err(left) }
     })

@@ -51,6 +51,15 @@ pub(super) struct RegistrationTask {
     gave_way: bool,
 }
 
+impl Drop for RegistrationTask {
+    fn drop(&mut self) {
+        if self.driver.goal() == Goal::Abandoned && self.client.tasks.stop_signal().is_cancelled() {
+            // The session ended before this task was stopped.
+            self.leave_lease();
+        }
+    }
+}
+
 impl RegistrationTask {
     pub(super) fn new(
         client: &Arc<Inner>,
@@ -190,6 +199,13 @@ impl RegistrationTask {
             self.driver.report(RegistrationState::Registered { revision: record.modified });
         }
         intact.is_some()
+    }
+
+    /// Leaves the lease to run out, if it keeps no other instance.
+    fn leave_lease(&self) {
+        if let (Some(lease), LeaseChoice::Own) = (&self.lease, self.options.lease) {
+            lease.abandon();
+        }
     }
 
     /// Returns `true` if what a predecessor with an equal owner left would have been taken over, had there been time.
@@ -376,9 +392,7 @@ impl RegistrationSteps for RegistrationTask {
     }
 
     fn abandon(&mut self) {
-        if let (Some(lease), LeaseChoice::Own) = (&self.lease, self.options.lease) {
-            lease.abandon();
-        }
+        self.leave_lease();
         self.driver.report_end(Ok(Deregistered::LeftBehind));
     }
 

@@ -79,6 +79,11 @@ impl KeptLease {
     pub(crate) fn abandon(&self) {
         self.signals.abandoned.cancel();
     }
+
+    /// Returns `true` once the lease is left to run out.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.signals.abandoned.is_cancelled()
+    }
 }
 
 impl SharedLease for KeptLease {

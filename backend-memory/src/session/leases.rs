@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use enlist::backend::MutexExt as _;
 use enlist::{
-    Error, LeaseId, Moment, TaskOwner,
+    Error, Moment, TaskOwner,
     backend::{LeasePools, LeasePurpose, LeaseState, LeaseTerms},
 };
 use tokio::{sync::watch, time::Instant};
@@ -46,8 +46,8 @@ impl Leases {
     }
 
     /// Returns the leases that this session holds.
-    pub(crate) fn alive(&self) -> Vec<LeaseId> {
-        self.granted().all.iter().filter_map(Weak::upgrade).map(|lease| lease.id()).collect()
+    pub(crate) fn alive(&self) -> Vec<Arc<KeptLease>> {
+        self.granted().all.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Returns a lease that is not shared.
