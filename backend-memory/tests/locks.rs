@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use enlist::{Election, Error, Lock, LockName, LockOptions};
 use enlist_memory::MemoryStore;
-use enlist_testkit::soon;
+use enlist_testkit::{eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
 const DELAY: Duration = Duration::from_secs(1);
@@ -82,4 +82,47 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     };
     let ((proclaimed, held), ()) = soon("proclaimed", async { tokio::join!(proclaiming, mending) }).await;
     assert!(proclaimed.is_ok() && held, "{proclaimed:?} {:?}", leadership.lost().await);
+}
+
+/// The lease and the entry take a second each; the link fails while the position is read.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_at_a_free_lock_fails_when_the_link_is_cut_after_it_joined() {
+    let store = MemoryStore::new();
+    let client = store.client();
+    client.delay(DELAY);
+    let cutting = async {
+        tokio::time::sleep(DELAY * 5 / 2).await;
+        client.cut();
+    };
+    let name = name();
+    let trying = client.try_acquire(&name, LockOptions::new());
+    let (tried, ()) = soon("tried", async { tokio::join!(trying, cutting) }).await;
+    assert!(matches!(tried, Err(Error::Unavailable(_))), "{tried:?}");
+    client.heal();
+    eventually("no entry is left", || async {
+        let left = store.in_line(&name);
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_in_an_outage_at_the_turn_names_its_cause() {
+    let store = MemoryStore::new();
+    let (first, second) = (store.client(), store.client());
+    let name = name();
+    let holder = first.acquire(&name, LockOptions::new()).await.unwrap();
+    let waiting = second.acquire(&name, LockOptions::new().deadline(10 * DELAY));
+    let releasing = async {
+        eventually("two are in line", || async {
+            let now = store.in_line(&name);
+            if now == 2 { Ok(()) } else { Err(now) }
+        })
+        .await;
+        second.cut();
+        holder.release().await.unwrap();
+    };
+    let (late, ()) = tokio::join!(waiting, releasing);
+    let Err(Error::Timeout { op: "acquire", cause: Some(cause), .. }) = late else { panic!("with a cause: {late:?}") };
+    assert_eq!(cause.to_string(), "store unavailable");
 }

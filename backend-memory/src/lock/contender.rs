@@ -85,16 +85,20 @@ impl QueueProtocol for Contender {
         let mut link = self.client.link.watch();
         let mut before: Option<Key> = None;
         loop {
-            if let Ok(now) = self.position(entry, before.as_ref()).await {
-                match now {
-                    Position::Holder => return Ok(Turn::Granted),
-                    Position::Absent => return Err(Error::LeaseLost),
-                    Position::Behind(_) | Position::Delayed(_) if !self.acquisition.wanted.waits() => {
-                        return Ok(Turn::NotGranted);
-                    }
-                    Position::Behind(key) => before = Some(key),
-                    Position::Delayed(left) => return self.wait_out(entry, &left).await,
+            let position = self.position(entry, before.as_ref()).await;
+            if position.is_ok() {
+                self.acquisition.trouble.clear();
+            }
+            match position {
+                Ok(Position::Holder) => return Ok(Turn::Granted),
+                Ok(Position::Absent) => return Err(Error::LeaseLost),
+                Ok(Position::Behind(_) | Position::Delayed(_)) if !self.acquisition.wanted.waits() => {
+                    return Ok(Turn::NotGranted);
                 }
+                Ok(Position::Behind(key)) => before = Some(key),
+                Ok(Position::Delayed(left)) => return self.wait_out(entry, &left).await,
+                Err(error) if !self.acquisition.wanted.waits() => return Err(error),
+                Err(error) => self.acquisition.trouble.note(error),
             }
             tokio::select! {
                 () = self.changes.next() => {}

@@ -85,9 +85,15 @@ impl Contender {
                 Some(())
             };
             match self.client.link.ask(take).await {
-                Ok(Some(())) => return Ok(Turn::Granted),
+                Ok(Some(())) => {
+                    self.acquisition.trouble.clear();
+                    return Ok(Turn::Granted);
+                }
                 Ok(None) => return Err(Error::LeaseLost),
-                Err(_) => up(&mut link).await,
+                Err(error) => {
+                    self.acquisition.trouble.note(error);
+                    up(&mut link).await;
+                }
             }
         }
     }
