@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use enlist::{Deregistered, Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef, Start};
+use enlist::{
+    Deregistered, Endpoint, Instance, InstanceId, LeaseChoice, OnConflict, RegisterOptions, RegistrationState,
+    Registry, Resolver, ServiceRef, Start,
+};
 use enlist_memory::MemoryStore;
+use enlist_testkit::eventually;
 
 #[tokio::test(start_paused = true)]
 async fn one_whose_first_claim_failed_leaves_the_newer_registration_alone() {
@@ -24,4 +28,30 @@ async fn one_whose_first_claim_failed_leaves_the_newer_registration_alone() {
     let left = two.resolve(&service).await.unwrap();
     let weights: Vec<_> = left.entries().map(|entry| entry.instance().weight()).collect();
     assert_eq!(weights, [7], "{:?}", newer.state());
+}
+
+/// Its successor leaves before it wrote anything, so the key is still that of the abandoned registration.
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_registration_that_gave_way_is_left_to_its_lease() {
+    let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
+    let client = store.client();
+    let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
+    let options = || RegisterOptions::new().on_conflict(OnConflict::TakeOver);
+    let older = client.register(&service, instance(), options().lease(LeaseChoice::Own)).await.unwrap();
+    client.cut();
+    let newer = client.register(&service, instance(), options().start(Start::Background)).await.unwrap();
+    let mut states = older.states();
+    while !matches!(states.next().await, Ok(RegistrationState::Superseded { .. })) {}
+    older.abandon();
+    // Its task has time to act.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    drop(newer);
+    client.heal();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(store.client().resolve(&service).await.unwrap().len(), 1, "it lives as long as its lease");
+    eventually("the lease has run out", || async {
+        let left = store.client().resolve(&service).await.unwrap().len();
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
 }

@@ -236,6 +236,7 @@ async fn claim<S: RegistrationSteps>(steps: &mut S, approach: Approach) -> Optio
         () = steps.wait_unwanted() => {
             match approach {
                 Approach::New => steps.driver().report_end(Ok(Deregistered::AlreadyGone)),
+                Approach::Again if steps.driver().goal() == Goal::Abandoned => steps.abandon(),
                 // The successor may have given up before it wrote anything.
                 Approach::Again => steps.remove(None, None).await,
             }
