@@ -7,7 +7,10 @@ mod support;
 
 use std::time::Duration;
 
-use enlist::{Deregistered, Lock, LockName, LockOptions, OnDelete, RegisterOptions, Resolver};
+use enlist::{
+    Deregistered, LeaseChoice, Lock, LockName, LockOptions, OnDelete, RegisterOptions, Registration, RegistrationState,
+    Resolver,
+};
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Link, eventually, soon};
 use support::{PREFIX, register, register_with, service};
@@ -56,6 +59,37 @@ async fn a_registration_that_respects_deletion_survives_a_restore() {
     advance(&fake, before);
     present(&fake, "later").await;
     assert_eq!(soon("deregistered", later.deregister()).await.unwrap(), Deregistered::Removed);
+}
+
+async fn ended(registration: &Registration) {
+    eventually("the deletion is respected", || async {
+        match registration.state() {
+            RegistrationState::Ended => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+/// Its lease is not shared, so the restore does not move it to another one.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_after_a_noticed_restore_is_respected() {
+    let fake = FakeEtcd::start();
+    let (etcd, link) = client(&fake);
+    let options = RegisterOptions::new().on_delete(OnDelete::Respect).lease(LeaseChoice::Own);
+    let own = register_with(&etcd, "own", options).await;
+    let leaves = register(&etcd, "leaves").await;
+    tokio::time::sleep(WHILE).await;
+    let snapshot = fake.snapshot();
+    soon("deregistered", leaves.deregister()).await.unwrap();
+    fake.restore(&snapshot);
+    link.cut();
+    absent(&fake, "leaves").await;
+    tokio::time::sleep(WHILE).await;
+    assert!(has(&fake, "own"));
+    fake.delete(format!("{PREFIX}own").as_bytes());
+    ended(&own).await;
+    assert!(!has(&fake, "own"));
 }
 
 /// Its only watch has seen nothing since the snapshot.

@@ -13,7 +13,7 @@ use enlist::{
     Counters, Error, LeaseId, Revision,
     backend::{LeasePoolKey, LeasePurpose, LeaseTerms},
 };
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::{
     client::connection::Connection,
@@ -39,6 +39,8 @@ pub(crate) struct Leases {
     counters: Arc<Counters>,
     issued: Arc<IssuedLeases>,
     shared: Arc<Mutex<SharedLeases>>,
+    /// Number of rollbacks of the store whose consequences are drawn.
+    rolled_back: watch::Sender<u64>,
     /// Limits the number of concurrent grants of leases that are not shared.
     grants: Arc<Semaphore>,
     /// Dropped last: the tasks that revoke the leases need its runtime.
@@ -56,7 +58,15 @@ impl Leases {
     pub(crate) fn new(lifecycle: &Arc<Lifecycle>, conn: Arc<Connection>, counters: Arc<Counters>) -> Self {
         let grants = Arc::new(Semaphore::new(MAX_GRANTS));
         let lifecycle = Arc::clone(lifecycle);
-        Self { conn, counters, issued: Arc::default(), shared: Arc::default(), grants, lifecycle }
+        Self {
+            conn,
+            counters,
+            issued: Arc::default(),
+            shared: Arc::default(),
+            rolled_back: watch::Sender::new(0),
+            grants,
+            lifecycle,
+        }
     }
 
     pub(crate) fn lifecycle(&self) -> &Arc<Lifecycle> {
@@ -146,6 +156,14 @@ impl Leases {
         self.pools().rollbacks
     }
 
+    /// Waits until more than `noted` rollbacks were observed, and the shared leases are retired after them.
+    ///
+    /// Dropping the future has no effect.
+    pub(crate) async fn rolled_back_since(&self, noted: u64) {
+        // The sender lives as long as this.
+        let _ = self.rolled_back.subscribe().wait_for(|rollbacks| *rollbacks > noted).await;
+    }
+
     /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session
     /// has removed since may be under them again.
     ///
@@ -160,7 +178,7 @@ impl Leases {
         pools.rollbacks += 1;
         tracing::warn!(revision = now.get(), "the store was restored to an earlier state");
         self.conn.store.restored(now);
-        let former = pools.take_all();
+        let (former, rollbacks) = (pools.take_all(), pools.rollbacks);
         drop(pools);
         for (purpose, lease) in former {
             self.retire_kept(&lease);
@@ -173,6 +191,7 @@ impl Leases {
                 });
             }
         }
+        self.rolled_back.send_replace(rollbacks);
     }
 
     /// Starts the task of a lease.

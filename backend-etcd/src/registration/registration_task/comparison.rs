@@ -45,6 +45,7 @@ impl RegistrationTask {
         let key = self.key_under(lease)?;
         let desired = self.driver.desired();
         self.wanted = desired.generation;
+        let rollbacks = self.context.leases.rollbacks();
         let Some((record, at)) = self.look(&key).await? else {
             return Ok(StepOutcome::Repeat);
         };
@@ -55,6 +56,9 @@ impl RegistrationTask {
             return Ok(StepOutcome::Repeat);
         }
         let comparison = self.note(record.as_ref());
+        if at.is_some() && comparison.own && !comparison.former {
+            self.rollbacks = rollbacks;
+        }
         if desired.shown == Shown::Withdrawn {
             return self.withdraw(record.filter(|_| comparison.own), at).await;
         }
@@ -151,7 +155,6 @@ impl RegistrationTask {
                 let Some(record) = record else { return Ok(StepOutcome::Repeat) };
                 self.driver.report_lease(record.lease.unwrap_or(lease));
                 self.driver.report_stored(desired.generation, record.modified);
-                self.rollbacks = self.context.leases.rollbacks();
                 self.writes.acknowledge(record, desired.generation);
                 Ok(StepOutcome::Settled)
             }

@@ -95,7 +95,7 @@ impl RegistrationTask {
         monitor: &mut Option<KeyMonitor>,
         outdated: Option<Outdated>,
     ) -> WakeReason {
-        let Self { context, layout, driver, options, sharing, writes, recoveries, .. } = self;
+        let Self { context, layout, driver, options, sharing, writes, recoveries, rollbacks, .. } = self;
         let Some(record) = writes.stored() else {
             return WakeReason::Look;
         };
@@ -116,6 +116,9 @@ impl RegistrationTask {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,
                 () = &mut recovered, if recovers => return WakeReason::Recovered,
+                () = context.leases.rolled_back_since(*rollbacks), if outdated.is_none() => {
+                    return WakeReason::after_restore(&phase.borrow());
+                }
                 () = claim.superseded() => return WakeReason::Superseded,
                 () = driver.changed() => return WakeReason::Wanted,
                 changed = lease_changed(&mut phase) => match changed {
@@ -232,8 +235,8 @@ impl RegistrationTask {
                 self.rest(jitter(self.reregistration_window())).await;
                 KeyState::AsStored
             }
-            WakeReason::Recovered => {
-                // With all the others that were waiting.
+            WakeReason::Recovered | WakeReason::Restored => {
+                // Together with all others.
                 self.rest(jitter(self.reregistration_window())).await;
                 KeyState::MayDiffer
             }

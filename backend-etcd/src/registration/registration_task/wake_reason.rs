@@ -1,5 +1,7 @@
 //! Reasons for which the wait of a registration ends, and its consequences.
 
+use enlist::backend::LeaseState;
+
 /// Changes of the key that end a wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Watched {
@@ -21,6 +23,8 @@ pub(super) enum WakeReason {
     Changed,
     /// etcd answers again.
     Recovered,
+    /// The store was restored to an earlier state.
+    Restored,
     /// The key, or its lease, is gone.
     Gone,
     /// The lease is to be left for another one.
@@ -32,6 +36,11 @@ pub(super) enum WakeReason {
 }
 
 impl WakeReason {
+    /// Returns the reason after a restore of the store, by the state of the lease: a shared one is retired by then.
+    pub(super) fn after_restore(lease: &LeaseState) -> Self {
+        if matches!(lease, LeaseState::Retired) { Self::Retired } else { Self::Restored }
+    }
+
     pub(super) fn is_superseded(self) -> bool {
         self == Self::Superseded
     }
