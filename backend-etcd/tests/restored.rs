@@ -12,7 +12,7 @@ use enlist::{
     Resolver,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Link, eventually, soon};
+use enlist_testkit::{FakeEtcd, Link, Misbehavior, eventually, soon};
 use support::{PREFIX, register, register_with, service};
 
 /// Longer than a key is old before it is watched, and than a request waits for its answer.
@@ -90,6 +90,19 @@ async fn a_deletion_after_a_noticed_restore_is_respected() {
     fake.delete(format!("{PREFIX}own").as_bytes());
     ended(&own).await;
     assert!(!has(&fake, "own"));
+}
+
+/// The key is read from another member, which has the deletion.
+#[tokio::test(start_paused = true)]
+async fn a_deletion_is_respected_although_its_history_is_on_a_member_that_lags() {
+    let fake = FakeEtcd::start();
+    let (etcd, _) = client(&fake);
+    let registration = register_with(&etcd, "a", RegisterOptions::new().on_delete(OnDelete::Respect)).await;
+    tokio::time::sleep(WHILE).await;
+    fake.lie(Misbehavior::LaggingWatch(Duration::from_secs(10)));
+    fake.delete(format!("{PREFIX}a").as_bytes());
+    ended(&registration).await;
+    assert!(fake.told_all() && !has(&fake, "a"));
 }
 
 /// Its only watch has seen nothing since the snapshot.

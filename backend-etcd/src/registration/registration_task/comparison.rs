@@ -29,6 +29,8 @@ use crate::{
 /// The content of the key, compared with the writes of this registration.
 struct Comparison {
     found: Option<Found>,
+    /// Revision at which it was read, if it had to be read.
+    at: Option<Revision>,
     /// This registration wrote it.
     own: bool,
     /// It is an earlier write of this registration, which the store was restored to.
@@ -55,8 +57,8 @@ impl RegistrationTask {
             self.known = record.into();
             return Ok(StepOutcome::Repeat);
         }
-        let comparison = self.note(record.as_ref());
-        if at.is_some() && comparison.own && !comparison.former {
+        let comparison = self.note(record.as_ref(), at);
+        if comparison.at.is_some() && comparison.own && !comparison.former {
             self.rollbacks = rollbacks;
         }
         if desired.shown == Shown::Withdrawn {
@@ -88,7 +90,7 @@ impl RegistrationTask {
     }
 
     /// Notes the content of the key, and compares it with the writes of this registration.
-    fn note(&mut self, record: Option<&Record>) -> Comparison {
+    fn note(&mut self, record: Option<&Record>, at: Option<Revision>) -> Comparison {
         let found = record.map(|record| self.found(record));
         let own = found.as_ref().is_some_and(|found| found.own);
         if !own {
@@ -108,7 +110,7 @@ impl RegistrationTask {
         } else if std::mem::take(&mut self.gave_way) {
             self.disown();
         }
-        Comparison { found, own, former }
+        Comparison { found, at, own, former }
     }
 
     /// Decides on the next step, after an observation of the lease of another owner where that is needed. `None`: the
@@ -167,7 +169,7 @@ impl RegistrationTask {
                 self.disown();
                 Ok(record.map_or(StepOutcome::Repeat, StepOutcome::Superseded))
             }
-            Step::Evicted => self.confirm_eviction(key, lease).await,
+            Step::Evicted => self.confirm_eviction(key, lease, comparison.at).await,
         }
     }
 
@@ -274,13 +276,22 @@ impl RegistrationTask {
 
     /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had
     /// the key in between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may
-    /// have gone unanswered for a while.
-    async fn confirm_eviction(&mut self, key: &[u8], lease: LeaseId) -> Result<StepOutcome<Record>, Error> {
+    /// have gone unanswered for a while. `at`: the revision at which the key was read as absent.
+    async fn confirm_eviction(
+        &mut self,
+        key: &[u8],
+        lease: LeaseId,
+        at: Option<Revision>,
+    ) -> Result<StepOutcome<Record>, Error> {
+        // Its absence is only assumed. The next comparison reads the key.
+        let Some(at) = at else { return Ok(StepOutcome::Repeat) };
         let context = Arc::clone(&self.context);
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
-            loss = eviction::loss(&context.conn, key, written, is_own) => loss.map_err(|failure| self.failed(failure))?,
+            loss = eviction::loss(&context.conn, key, written, at, is_own) => {
+                loss.map_err(|failure| self.failed(failure))?
+            }
             () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
         };
         let loss = if context.leases.rollbacks() == self.rollbacks { loss } else { Loss::Unwritten };

@@ -8,7 +8,10 @@ use etcd_client::WatchOptions;
 use tokio::time::Instant;
 
 use crate::{
-    client::{connection::Connection, response::signed},
+    client::{
+        connection::Connection,
+        response::{header_revision, signed},
+    },
     error::{Failure, classify_cancel, text_cause},
     watch::{
         record::{KeyRange, Record},
@@ -61,13 +64,41 @@ fn judge(event: &KeyEvent, is_own: impl Fn(&Record) -> bool) -> Option<Loss> {
     }
 }
 
-/// Reads the history of `key` after `written`. A history that was compacted away counts as a deletion.
+/// State of the watch that reads the history of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HistoryWatch {
+    Opening,
+    /// Its member was not yet at the revision at which the key was found to be absent.
+    Lagging,
+    /// Its member had that revision when the watch was opened.
+    Current,
+}
+
+impl HistoryWatch {
+    /// Returns the state of a watch that was opened when its member was at `now`.
+    fn opened(now: Revision, absent_at: Revision) -> Self {
+        if now < absent_at { Self::Lagging } else { Self::Current }
+    }
+
+    /// Returns the cause of a loss that the watch did not show in time.
+    fn without_an_event(self, history: History) -> Result<Loss, Failure> {
+        match self {
+            Self::Opening => Err(Failure::Lost(text_cause("the history of a key did not arrive in time"))),
+            Self::Lagging => Err(Failure::Lost(text_cause("the member that has the history of a key lags behind"))),
+            Self::Current => Ok(history.without_an_event()),
+        }
+    }
+}
+
+/// Reads the history of `key` after `written`. The key was absent at the revision `absent_at`. A history that was
+/// compacted away counts as a deletion.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(
     conn: &Connection,
     key: &[u8],
     written: Revision,
+    absent_at: Revision,
     is_own: impl Fn(&Record) -> bool,
 ) -> Result<Loss, Failure> {
     let mut history = History::Whole;
@@ -75,12 +106,11 @@ pub(super) async fn loss(
     loop {
         let options = WatchOptions::new().with_start_revision(signed(from));
         let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
-        let (mut due, mut created) = (Instant::now() + HISTORY_TIMEOUT, false);
+        let (mut due, mut state) = (Instant::now() + HISTORY_TIMEOUT, HistoryWatch::Opening);
         let compacted = loop {
             let message = match tokio::time::timeout_at(due, watch.message()).await {
                 Ok(message) => message.map_err(StreamEnd::into_failure)?,
-                Err(_) if created => return Ok(history.without_an_event()),
-                Err(_) => return Err(Failure::Lost(text_cause("the history of a key did not arrive in time"))),
+                Err(_) => return state.without_an_event(history),
             };
             if message.compact_revision() > 0 {
                 break u64::try_from(message.compact_revision()).unwrap_or(0);
@@ -89,7 +119,8 @@ pub(super) async fn loss(
                 return Err(classify_cancel(message.cancel_reason()));
             }
             if message.created() {
-                (due, created) = (Instant::now() + HISTORY_TIMEOUT, true);
+                let now = header_revision(message.header());
+                (due, state) = (Instant::now() + HISTORY_TIMEOUT, HistoryWatch::opened(now, absent_at));
             }
             let mut events = message.0.events.into_iter().filter_map(key_event);
             if let Some(loss) = events.find_map(|event| judge(&event, &is_own)) {
@@ -108,6 +139,21 @@ mod tests {
     fn a_history_without_a_deletion_is_that_of_a_restored_store() {
         assert_eq!(History::Whole.without_an_event(), Loss::Unwritten);
         assert_eq!(History::Compacted.without_an_event(), Loss::Deleted, "it may have been compacted away");
+    }
+
+    #[test]
+    fn a_member_that_lags_proves_nothing() {
+        let (now, later) = (Revision::new(5), Revision::new(6));
+        for (state, concludes) in [
+            (HistoryWatch::Opening, false),
+            (HistoryWatch::opened(now, later), false),
+            (HistoryWatch::opened(now, now), true),
+            (HistoryWatch::opened(later, now), true),
+        ] {
+            for history in [History::Whole, History::Compacted] {
+                assert_eq!(state.without_an_event(history).is_ok(), concludes, "{state:?} {history:?}");
+            }
+        }
     }
 
     #[test]

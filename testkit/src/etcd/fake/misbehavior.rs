@@ -35,6 +35,9 @@ pub enum Misbehavior {
     Refuse(&'static str),
     /// The next watch is created only after this time.
     LateWatch(Duration),
+    /// The next watch is created by a member that does not know the revision it starts at, and knows all after this
+    /// time.
+    LaggingWatch(Duration),
     /// The next transaction is applied and answered only after this time, whether or not its caller still waits, as by
     /// a member that is frozen meanwhile. [`FakeEtcd::late_writes`](crate::FakeEtcd::late_writes) returns its outcome.
     LateTxn(Duration),
@@ -47,7 +50,15 @@ pub enum Misbehavior {
 impl Misbehavior {
     /// Returns `true` if it concerns the events of an open watch.
     pub(super) fn is_of_events(&self) -> bool {
-        !matches!(self, Self::Refuse(_) | Self::LateWatch(_) | Self::LateTxn(_) | Self::LeaseGone | Self::NoList)
+        !matches!(
+            self,
+            Self::Refuse(_)
+                | Self::LateWatch(_)
+                | Self::LaggingWatch(_)
+                | Self::LateTxn(_)
+                | Self::LeaseGone
+                | Self::NoList
+        )
     }
 }
 
@@ -85,6 +96,7 @@ pub(super) fn misreported(
         | Some(
             Misbehavior::Refuse(_)
             | Misbehavior::LateWatch(_)
+            | Misbehavior::LaggingWatch(_)
             | Misbehavior::LateTxn(_)
             | Misbehavior::LeaseGone
             | Misbehavior::NoList,

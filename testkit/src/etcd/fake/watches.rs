@@ -107,7 +107,14 @@ impl Watch {
             (created.canceled, created.watch_id, created.cancel_reason) = (true, -1, reason.to_owned());
             return Err(end_with(&responses, created).await);
         }
+        let lags = state.lie(|lie| matches!(lie, Misbehavior::LaggingWatch(_)));
+        if let (Some(_), Some(header)) = (lags, &mut created.header) {
+            header.revision = start - 1;
+        }
         responses.send(created).await.map_err(|_| Ended)?;
+        if let Some(Misbehavior::LaggingWatch(lag)) = lags {
+            tokio::time::sleep(lag).await;
+        }
         let next = if start == 0 { revision + 1 } else { start };
         if next < compacted {
             return Err(cancel(&responses, compacted).await);
