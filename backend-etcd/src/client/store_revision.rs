@@ -104,10 +104,16 @@ impl StoreRevision {
         }
     }
 
-    /// Takes note of a revision that a watch has reached.
-    pub(crate) fn raise(&self, revision: Revision) {
+    /// Takes note of a revision that a watch has reached which was opened in state `before`. If a restore was noticed
+    /// since, it may be one of the lost history: the present revision is read instead.
+    pub(crate) fn raise(&self, before: Seen, revision: Revision) {
         let mut seen = self.locked();
-        seen.revision = seen.revision.max(revision);
+        if before.restores == seen.restores {
+            seen.revision = seen.revision.max(revision);
+        } else {
+            drop(seen);
+            self.suspect();
+        }
     }
 
     /// Has the store looked at: it may have gone back.
@@ -135,6 +141,8 @@ impl StoreRevision {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn seen(revision: u64, restores: u64) -> Seen {
@@ -155,5 +163,18 @@ mod tests {
         for revision in [4, 12] {
             assert_eq!(now.after(seen(20, 0), Revision::new(revision)), (now, Age::Unknown));
         }
+    }
+
+    #[test]
+    fn a_late_event_from_before_a_restore_raises_nothing() {
+        let store = StoreRevision::default();
+        let before = store.seen();
+        store.raise(before, Revision::new(20));
+        store.restored(Revision::new(5));
+        store.raise(before, Revision::new(20));
+        assert_eq!(store.highest(), Revision::new(5));
+        assert!(store.suspected().now_or_never().is_some(), "the present revision is read instead");
+        store.raise(store.seen(), Revision::new(7));
+        assert_eq!(store.highest(), Revision::new(7));
     }
 }

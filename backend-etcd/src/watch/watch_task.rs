@@ -25,7 +25,7 @@ use etcd_client::WatchOptions;
 
 use self::state::{Resync, State, WatchEnd, recover};
 use crate::{
-    client::{connection::Connection, dialled::Dialled, list::Page, response::signed},
+    client::{connection::Connection, dialled::Dialled, list::Page, response::signed, store_revision::Seen},
     defects::Defect,
     error::Failure,
     session::probe::{Probe, ProbeReader},
@@ -97,6 +97,8 @@ struct LiveWatch {
     stream: OpenWatch,
     /// Time at which it was requested.
     requested: Moment,
+    /// The store as seen before that.
+    store: Seen,
     opened_after: OpenedAfter,
     /// Revision at which it starts. The changes of this revision itself are known.
     begins: Revision,
@@ -276,7 +278,7 @@ impl WatchTask {
 
     /// Opens a watch at the revision of the replica.
     async fn open(&mut self, opened_after: OpenedAfter) -> Result<State<LiveWatch>, WatchEnd> {
-        let (requested, begins) = (Moment::now(), self.seen());
+        let (requested, store, begins) = (Moment::now(), self.conn.store.seen(), self.seen());
         // A key that was read just before is watched from the next revision on: etcd serves that at once, and a watch
         // that starts in the past within 100 ms.
         let past = (opened_after == OpenedAfter::List || self.opened) && begins > Revision::default();
@@ -288,7 +290,7 @@ impl WatchTask {
         let from = if Defect::WatchFromTooLate.is_on() && past { from.next().next() } else { from };
         let options = WatchOptions::new().with_start_revision(signed(from)).with_progress_notify();
         let stream = OpenWatch::open(&self.conn, &self.range, options).await.map_err(WatchEnd::Broken)?;
-        Ok(State::Live(LiveWatch { stream, requested, opened_after, begins, read: Revision::default() }))
+        Ok(State::Live(LiveWatch { stream, requested, store, opened_after, begins, read: Revision::default() }))
     }
 
     /// Follows an open watch until it ends.
@@ -318,7 +320,7 @@ impl WatchTask {
                 self.note_open(live);
             }
             self.apply(message, live)?;
-            self.conn.store.raise(self.seen());
+            self.conn.store.raise(live.store, self.seen());
         }
     }
 
