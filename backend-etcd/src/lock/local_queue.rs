@@ -13,7 +13,7 @@ use enlist::Revision;
 use enlist::backend::MutexExt as _;
 use tokio::sync::oneshot;
 
-use crate::client::queue_requests::OwnEntry;
+use crate::{client::queue_requests::OwnEntry, watch::record::Record};
 
 /// An entry that waits for another one of this session. Dropping it leaves the entry to etcd's watches.
 #[derive(Debug)]
@@ -34,8 +34,17 @@ impl Successor {
     }
 }
 
-/// Entries of this session by the key of the entry for which they wait.
-type Waiting = Arc<Mutex<HashMap<Vec<u8>, Vec<Successor>>>>;
+/// A managed entry.
+#[derive(Debug)]
+struct Managed {
+    /// Revision of its creation, which tells it from another entry under the same key.
+    token: Revision,
+    /// Entries of this session that wait for it.
+    successors: Vec<Successor>,
+}
+
+/// Managed entries of this session by their keys.
+type Waiting = Arc<Mutex<HashMap<Vec<u8>, Managed>>>;
 
 /// Managed entries of this session, each with the entries that wait for it.
 #[derive(Debug, Default)]
@@ -48,6 +57,7 @@ pub(crate) struct LocalQueue {
 pub(crate) struct Membership {
     waiting: Waiting,
     key: Vec<u8>,
+    token: Revision,
 }
 
 /// Right of a waiting entry to a hand-over.
@@ -57,16 +67,18 @@ pub(crate) struct HandoverTicket {
 }
 
 impl LocalQueue {
-    /// Marks the entry at `key` as managed.
-    pub(crate) fn join(&self, key: &[u8]) -> Membership {
-        with(&self.waiting, |waiting| waiting.insert(key.to_vec(), Vec::new()));
-        Membership { waiting: Arc::clone(&self.waiting), key: key.to_vec() }
+    /// Marks the entry at `key` that was created at `token` as managed.
+    pub(crate) fn join(&self, key: &[u8], token: Revision) -> Membership {
+        with(&self.waiting, |waiting| waiting.insert(key.to_vec(), Managed { token, successors: Vec::new() }));
+        Membership { waiting: Arc::clone(&self.waiting), key: key.to_vec(), token }
     }
 
-    /// Registers `entry` as waiting for the one at `before`; returns `None` if this session does not manage that one.
-    pub(crate) fn wait(&self, before: &[u8], entry: OwnEntry) -> Option<HandoverTicket> {
+    /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage that one. The
+    /// key alone is not enough: its suffix is reused, and a later entry under it may be behind `entry`.
+    pub(crate) fn wait(&self, before: &Record, entry: OwnEntry) -> Option<HandoverTicket> {
         with(&self.waiting, |waiting| {
-            let successors = waiting.get_mut(before)?;
+            let managed = waiting.get_mut(&*before.key).filter(|managed| managed.token == before.created)?;
+            let successors = &mut managed.successors;
             successors.retain(|successor| !successor.confirmed.is_closed());
             let (sender, confirmed) = oneshot::channel();
             successors.push(Successor { entry, confirmed: sender });
@@ -75,7 +87,7 @@ impl LocalQueue {
     }
 }
 
-fn with<T>(waiting: &Waiting, act: impl FnOnce(&mut HashMap<Vec<u8>, Vec<Successor>>) -> T) -> T {
+fn with<T>(waiting: &Waiting, act: impl FnOnce(&mut HashMap<Vec<u8>, Managed>) -> T) -> T {
     act(&mut waiting.locked())
 }
 
@@ -83,7 +95,8 @@ impl Membership {
     /// Takes the first of the entries that wait for this one.
     pub(crate) fn successor(&self) -> Option<Successor> {
         with(&self.waiting, |waiting| {
-            let successors = waiting.get_mut(&self.key)?;
+            let managed = waiting.get_mut(&self.key).filter(|managed| managed.token == self.token)?;
+            let successors = &mut managed.successors;
             successors.retain(|successor| !successor.confirmed.is_closed());
             let (first, _) = successors.iter().enumerate().min_by_key(|(_, successor)| successor.entry.token)?;
             Some(successors.swap_remove(first))
@@ -93,7 +106,11 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        with(&self.waiting, |waiting| waiting.remove(&self.key));
+        with(&self.waiting, |waiting| {
+            if waiting.get(&self.key).is_some_and(|managed| managed.token == self.token) {
+                waiting.remove(&self.key);
+            }
+        });
     }
 }
 
@@ -117,18 +134,36 @@ mod tests {
         OwnEntry { key: vec![1], value: Vec::new(), lease, token }
     }
 
+    fn record(created: u64) -> Record {
+        let at = Revision::new(created);
+        Record { key: b"k"[..].into(), value: Vec::new(), created: at, modified: at, lease: None }
+    }
+
+    /// It would wait for an entry behind its own.
+    #[test]
+    fn a_later_entry_under_the_same_key_is_not_waited_for() {
+        let queue = LocalQueue::default();
+        let earlier = queue.join(b"k", Revision::new(1));
+        let later = queue.join(b"k", Revision::new(9));
+        assert!(queue.wait(&record(1), entry(5)).is_none());
+        drop(earlier);
+        assert!(queue.wait(&record(9), entry(10)).is_some(), "the end of the earlier one does not concern it");
+        drop(later);
+        assert!(queue.waiting.lock().unwrap().is_empty());
+    }
+
     #[tokio::test]
     async fn the_first_waiting_entry_is_the_successor() {
-        let queue = LocalQueue::default();
-        assert!(queue.wait(b"k", entry(1)).is_none(), "not managed");
-        let own = queue.join(b"k");
-        let (second, gone, third) =
-            (queue.wait(b"k", entry(2)), queue.wait(b"k", entry(1)), queue.wait(b"k", entry(3)));
+        let (queue, before) = (LocalQueue::default(), record(1));
+        let wait = |token| queue.wait(&before, entry(token));
+        assert!(wait(2).is_none(), "not managed");
+        let own = queue.join(&before.key, before.created);
+        let (second, gone, third) = (wait(3), wait(2), wait(4));
         drop(gone);
         own.successor().unwrap().confirm(Revision::new(7));
         assert_eq!(second.unwrap().confirmed().await, Some(Revision::new(7)));
         let taken = own.successor().unwrap();
-        assert_eq!(taken.entry.token, Revision::new(3));
+        assert_eq!(taken.entry.token, Revision::new(4));
         assert!(own.successor().is_none());
         // The request failed.
         drop(taken);
@@ -138,8 +173,8 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_membership_ends_its_tickets() {
         let queue = LocalQueue::default();
-        let own = queue.join(b"k");
-        let mut waits = Box::pin(queue.wait(b"k", entry(2)).unwrap().confirmed());
+        let own = queue.join(b"k", Revision::new(1));
+        let mut waits = Box::pin(queue.wait(&record(1), entry(2)).unwrap().confirmed());
         assert!(waits.as_mut().now_or_never().is_none());
         drop(own);
         assert_eq!(waits.await, None);

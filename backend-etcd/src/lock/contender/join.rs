@@ -93,10 +93,11 @@ impl Contender {
             return Err(Error::Closed);
         };
         self.acquisition.trouble.clear();
-        entry.token = Some(placed.token);
+        let token = placed.token;
+        entry.token = Some(token);
         entry.modified = placed.modified;
         entry.placed = Some(placed);
-        entry.membership = Some(self.context.local_queue.join(&entry.key));
+        entry.membership = Some(self.context.local_queue.join(&entry.key, token));
         Ok(entry)
     }
 

@@ -65,7 +65,7 @@ impl Contender {
         at: Revision,
     ) -> Result<Option<Revision>, Error> {
         let mut lease = entry.lease.state();
-        let ticket = self.context.local_queue.wait(&before.key, self.own_entry(entry));
+        let ticket = self.context.local_queue.wait(before, self.own_entry(entry));
         let gone = async {
             if let Some(ticket) = ticket {
                 return Ok(ticket.confirmed().await);
