@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use enlist::{BackoffPolicy, LeaseId, Revision, backend::whole_seconds};
+use enlist::{
+    Backoff, BackoffPolicy, Error, LeaseId, Revision,
+    backend::{registration_flow::permanent_error_delay, whole_seconds},
+};
 
 use crate::{
     client::{connection::Connection, request_channel::Clients, response::header_revision},
@@ -38,18 +41,70 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     }
 }
 
+/// Reaction to a revocation that is refused for a reason that an operator has to remove.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnRefusal {
+    /// The lease runs out.
+    GiveUp,
+    /// It is repeated at a slow pace: its acknowledgement is the only proof.
+    Repeat,
+}
+
+/// Returns the delay after a revocation that failed with `error`; `None` if it is not repeated.
+fn delay_after(error: &Error, on_refusal: OnRefusal, backoff: &mut Backoff) -> Option<Duration> {
+    match on_refusal {
+        _ if error.is_retryable() => Some(backoff.next_delay()),
+        OnRefusal::GiveUp => None,
+        OnRefusal::Repeat => Some(permanent_error_delay()),
+    }
+}
+
 /// Revokes a lease until the store has acknowledged that it is gone, or does not know it.
 pub(crate) async fn revoke_for_good(conn: &Connection, id: LeaseId) {
+    revoke_until_answered(conn, id, OnRefusal::Repeat).await;
+}
+
+/// Revokes a lease that nothing waits for: until that is acknowledged or refused, or the lease has run out after `ttl`.
+pub(crate) async fn revoke_within(conn: &Connection, id: LeaseId, ttl: Duration) {
+    let revoking = revoke_until_answered(conn, id, OnRefusal::GiveUp);
+    if tokio::time::timeout(ttl, revoking).await.is_err() {
+        tracing::debug!(lease = id.get(), "lease not revoked, it has run out");
+    }
+}
+
+async fn revoke_until_answered(conn: &Connection, id: LeaseId, on_refusal: OnRefusal) {
     let revoke = |mut clients: Clients| async move { clients.lease.revoke(id.get()).await };
     let mut backoff = BackoffPolicy::default().start();
     loop {
-        match conn.fast.call("lease revoke", revoke).await {
+        let failure = match conn.fast.call("lease revoke", revoke).await {
             Ok(_) | Err(Failure::LeaseNotFound) => return,
-            Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked yet"),
-        }
+            Err(failure) => failure,
+        };
+        tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked yet");
+        let Some(delay) = delay_after(&failure.into_error("lease revoke"), on_refusal, &mut backoff) else { return };
         tokio::select! {
-            () = tokio::time::sleep(backoff.next_delay()) => {}
+            () = tokio::time::sleep(delay) => {}
             () = conn.fast.recovered() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::text_cause;
+
+    #[test]
+    fn a_refused_revocation_is_repeated_only_for_its_acknowledgement() {
+        let mut backoff = BackoffPolicy::default().start();
+        let denied = Failure::Denied.into_error("lease revoke");
+        assert_eq!(delay_after(&denied, OnRefusal::GiveUp, &mut backoff), None);
+        let slow = delay_after(&denied, OnRefusal::Repeat, &mut backoff);
+        assert!(slow.is_some_and(|delay| delay >= Duration::from_secs(10)), "{slow:?}");
+        let lost = Failure::Lost(text_cause("silent")).into_error("lease revoke");
+        for on_refusal in [OnRefusal::GiveUp, OnRefusal::Repeat] {
+            let soon = delay_after(&lost, on_refusal, &mut backoff);
+            assert!(soon.is_some_and(|delay| delay < Duration::from_secs(10)), "{soon:?}");
         }
     }
 }

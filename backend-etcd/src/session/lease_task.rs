@@ -26,7 +26,7 @@ use crate::{
     session::{
         issued_leases::IssuedLeases,
         lease::{KeptLease, Lease, LeaseReports, LeaseSignals},
-        lease_requests::{revoke, revoke_for_good},
+        lease_requests::{revoke, revoke_for_good, revoke_within},
         renewal::LeaseRenewer,
         shared_leases::{GrantOutcome, SharedLeases},
     },
@@ -82,7 +82,7 @@ enum RenewalEnd {
 enum Revocation {
     /// None: the lease is gone, or runs out.
     None,
-    /// Within its TTL: by then the lease has run out, and nothing waits for its end.
+    /// Within its TTL, unless it is refused: by then the lease has run out, and nothing waits for its end.
     WithinTtl,
     /// Until it is acknowledged: only a write through the log proves that no later one is applied under the lease.
     UntilAcknowledged,
@@ -213,9 +213,7 @@ impl Granted {
         match revocation(end, retirement) {
             Revocation::None => {}
             Revocation::WithinTtl if Defect::LeasesLeaked.is_on() => {}
-            Revocation::WithinTtl => {
-                drop(tokio::time::timeout(renewer.ttl, revoke_for_good(&renewer.conn, renewer.id)).await);
-            }
+            Revocation::WithinTtl => revoke_within(&renewer.conn, renewer.id, renewer.ttl).await,
             Revocation::UntilAcknowledged => {
                 revoke_for_good(&renewer.conn, renewer.id).await;
                 reports.revoked.send_replace(true);
