@@ -10,7 +10,7 @@ use enlist::{
     RegisterOptions, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
-use enlist_testkit::{BackgroundTask, FakeEtcd, Misbehavior, Requests, eventually, soon};
+use enlist_testkit::{BackgroundTask, FakeEtcd, Minority, Misbehavior, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
 /// Time after which a caller gives up early.
@@ -392,4 +392,36 @@ async fn a_layout_without_marks_refuses_a_lock_delay() {
     let refused = etcd.acquire(&name(), LockOptions::new().lock_delay(IMPATIENT)).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     assert!(soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.is_ok());
+}
+
+/// The turn comes while etcd refuses requests: first to confirm the entry, then to mark its holder.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_that_passes_at_the_turn_names_the_cause() {
+    let deadline = Duration::from_secs(20);
+    let delayed = LockOptions::new().lock_delay(Duration::from_secs(10));
+    for (options, outage_from) in [(LockOptions::new(), Duration::ZERO), (delayed, Duration::from_secs(5))] {
+        let fake = FakeEtcd::start();
+        let (first, second) = (client(&fake), client(&fake));
+        let _holder = soon("acquired", first.acquire(&name(), options.clone())).await.unwrap();
+        let entry = fake.under(b"enlist/locks/").remove(0).0;
+        let mut waits = {
+            let (etcd, options) = (second.clone(), options.deadline(deadline));
+            BackgroundTask::run(async move { etcd.acquire(&name(), options).await })
+        };
+        eventually("two are in line", || async {
+            let now = fake.under(b"enlist/locks/").len();
+            if now == 2 { Ok(()) } else { Err(now) }
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if outage_from.is_zero() {
+            fake.set_minority(Some(Minority::Leaderless));
+        }
+        fake.delete(&entry);
+        tokio::time::sleep(outage_from).await;
+        fake.set_minority(Some(Minority::Leaderless));
+        let late = waits.done("given up").await;
+        let Err(Error::Timeout { op: "acquire", cause, .. }) = late else { panic!("a timeout: {late:?}") };
+        assert!(cause.is_some(), "{outage_from:?}");
+    }
 }

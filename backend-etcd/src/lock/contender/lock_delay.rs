@@ -81,7 +81,10 @@ impl Contender {
             // It may exist from here on, unless etcd denies it.
             entry.marked = true;
             match self.context.conn.put_mark(&own, mark, left).await {
-                Ok(Marking::Done) => return Ok(Turn::Granted),
+                Ok(Marking::Done) => {
+                    self.acquisition.trouble.clear();
+                    return Ok(Turn::Granted);
+                }
                 Ok(Marking::EntryAbsent) => return Err(Error::LeaseLost),
                 Err(failure) => {
                     unknown |= failure.is_ambiguous();
@@ -90,6 +93,7 @@ impl Contender {
                     if !error.is_retryable() || !self.acquisition.wanted.waits() {
                         return Err(error);
                     }
+                    self.acquisition.trouble.note(error);
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }

@@ -90,13 +90,17 @@ impl Contender {
     ) -> Result<Placed, Error> {
         loop {
             match self.confirm(entry, token).await {
-                Ok(placed) => return Ok(placed),
+                Ok(placed) => {
+                    self.acquisition.trouble.clear();
+                    return Ok(placed);
+                }
                 Err(Failure::LeaseNotFound) => return Err(Error::LeaseLost),
                 Err(failure) => {
                     let error = self.failed(failure);
                     if !error.is_retryable() {
                         return Err(error);
                     }
+                    self.acquisition.trouble.note(error);
                     tokio::time::sleep(backoff.next_delay()).await;
                 }
             }
