@@ -40,7 +40,11 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     }
     corpus.push(food(
         b"a",
-        br#"{"v":1,"id":"a","endpoints":["grpc://10.0.0.1:8080"],"weight":7,"version":"1","zone":"z","health":"draining","metadata":{"k":"v"},"owner":"o"}"#,
+        concat!(
+            r#"{"v":1,"id":"a","endpoints":["grpc://10.0.0.1:8080"],"weight":7,"version":"1","zone":"z","#,
+            r#""health":"draining","metadata":{"k":"v"},"owner":"o"}"#,
+        )
+        .as_bytes(),
     ));
     corpus.push(food(b"000000000000001f-0000000000000abc", br#"{"v":1,"mode":"shared","holder":"h:1"}"#));
     corpus.push(food(b"x", "grpc://[::1]:80".as_bytes()));

@@ -387,7 +387,8 @@ fn etcdctl() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| directory.join("etcdctl"));
     given.into_iter().chain(beside.into_iter().chain(on_path).filter(|path| path.is_file())).next().expect(
-        "these tests need the real `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), on the PATH or given by ENLIST_ETCDCTL_BIN",
+        "these tests need the real `etcdctl` (Debian and Ubuntu: `apt-get install etcd-client`), on the PATH or \
+         given by ENLIST_ETCDCTL_BIN",
     )
 }
 

@@ -566,7 +566,8 @@ async fn run(mut store: Store) {
     let repairs: u64 = users.iter().chain(&owners).map(|etcd| etcd.counters().get(Counter::AuditRepairs)).sum();
     let audits: u64 = users.iter().map(|etcd| etcd.counters().get(Counter::Audits)).sum();
     println!(
-        "{gone} left in order, {audits} audits, {repairs} repairs; {grants} exclusive grants, {reads} shared, {writes} writes"
+        "{gone} left in order, {audits} audits, {repairs} repairs; {grants} exclusive grants, {reads} shared, {writes} \
+         writes"
     );
     assert_eq!(repairs, 0, "no watch missed anything");
 }

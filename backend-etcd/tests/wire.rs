@@ -489,7 +489,10 @@ proptest! {
     /// What is carried comes back as it was, whatever it holds.
     #[test]
     fn what_is_written_is_read_again(
-        version in "\\PC{0,8}", key in "\\PC{1,8}", value in any::<String>(), weight in 1_u32..,
+        version in "\\PC{0,8}",
+        key in "\\PC{1,8}",
+        value in any::<String>(),
+        weight in 1_u32..,
     ) {
         let service = ServiceRef::parse("s").unwrap();
         for layout in layouts() {
@@ -522,7 +525,8 @@ proptest! {
     /// Nothing that lies in a store makes a reader panic.
     #[test]
     fn garbage_is_skipped(
-        tail in prop::collection::vec(any::<u8>(), 0..12), value in prop::collection::vec(any::<u8>(), 0..64),
+        tail in prop::collection::vec(any::<u8>(), 0..12),
+        value in prop::collection::vec(any::<u8>(), 0..64),
     ) {
         let service = ServiceRef::parse("s").unwrap();
         for layout in layouts() {

@@ -37,7 +37,8 @@ pub(crate) async fn follow(
                 if std::mem::replace(&mut refused, true) {
                     tracing::debug!(cause = %with_causes(&error), "member list not read");
                 } else {
-                    tracing::warn!(cause = %with_causes(&error), "member list not read, the endpoints stay as they are");
+                    let cause = with_causes(&error);
+                    tracing::warn!(%cause, "member list not read, the endpoints stay as they are");
                 }
             }
         }
