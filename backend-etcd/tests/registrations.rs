@@ -21,7 +21,7 @@ use enlist_testkit::{BackgroundTask, EtcdServer, Mode, Proxy, eventually, soon};
 use etcd_client::{Permission, PutOptions};
 use support::{
     PREFIX, Renewal, TTL,
-    between::{Between, Fate, Victim},
+    between::{Between, Fault, Victim},
     instance, listed, options, pass, raw, register, register_many, renew_without_permission, server, server_with,
 };
 
@@ -273,7 +273,7 @@ async fn a_late_removal_leaves_the_successor_alone() {
             (Etcd::builder([&between.url]).connect().await.unwrap(), Etcd::connect(server.url()).await.unwrap());
         let owned = || options().owner("o");
         let first = soon("registered", old.register(&support::service(), instance("a"), owned())).await.unwrap();
-        between.spoil(Victim { method: "Txn", after: late, fate: Fate::Held });
+        between.spoil(Victim { method: "Txn", after: late, fault: Fault::Held });
         let mut removal = BackgroundTask::run(async move { first.deregister().await.unwrap() });
         between.spoilt("the write of the removal").await;
         let second = soon("registered", new.register(&support::service(), instance("a"), owned())).await.unwrap();
@@ -286,7 +286,7 @@ async fn a_late_removal_leaves_the_successor_alone() {
         assert!(is_registered(&second.state()));
 
         let unguarded = Between::start(&server).await;
-        unguarded.spoil(Victim { method: "Txn", after: 0, fate: Fate::Held });
+        unguarded.spoil(Victim { method: "Txn", after: 0, fault: Fault::Held });
         let mut client = etcd_client::Client::connect([&unguarded.url], None).await.unwrap();
         let deletion = etcd_client::Txn::new().and_then([etcd_client::TxnOp::delete(format!("{PREFIX}a"), None)]);
         let _deleting = BackgroundTask::run(async move { client.txn(deletion).await.map(|_| ()) });

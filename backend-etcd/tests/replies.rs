@@ -18,7 +18,7 @@ use etcd_client::{GetOptions, PutOptions};
 use futures::{StreamExt, stream};
 use support::{
     PREFIX,
-    between::{Between, Fate, Victim},
+    between::{Between, Fault, Victim},
     instance, raw, server, service,
 };
 
@@ -184,10 +184,10 @@ async fn questions(server: &EtcdServer, between: &Between) {
 
 /// Loses replies, each in a run of its own: the first after `start`, then every `step`. Returns the number of replies
 /// lost.
-async fn lose_each(method: &'static str, fate: Fate, start: usize, step: usize) -> usize {
+async fn lose_each(method: &'static str, fault: Fault, start: usize, step: usize) -> usize {
     let server = server().await;
     for (lost, after) in (start..).step_by(step).enumerate() {
-        let victim = Victim { method, after, fate };
+        let victim = Victim { method, after, fault };
         println!("losing {victim:?}");
         let between = Between::start(&server).await;
         between.spoil(victim);
@@ -206,18 +206,18 @@ async fn lose_each(method: &'static str, fate: Fate, start: usize, step: usize) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_reply_is_lost_there_is_one_key_one_lease_and_the_right_answer() {
     let methods = ["Txn", "Range", "LeaseGrant", "LeaseRevoke", "Watch", "LeaseKeepAlive", "LeaseTimeToLive"];
-    let each = |(method, fate)| {
+    let each = |(method, fault)| {
         // Waiting for an answer takes its time: several runs side by side.
-        let step = if matches!((method, fate), ("Txn", Fate::Silent) | ("LeaseKeepAlive" | "LeaseTimeToLive", _)) {
+        let step = if matches!((method, fault), ("Txn", Fault::Silent) | ("LeaseKeepAlive" | "LeaseTimeToLive", _)) {
             4
         } else {
             1
         };
-        (0..step).map(move |start| (method, fate, start, step))
+        (0..step).map(move |start| (method, fault, start, step))
     };
-    let runs = methods.into_iter().flat_map(|method| [(method, Fate::Broken), (method, Fate::Silent)]).flat_map(each);
-    let runs = runs.map(|(method, fate, start, step)| async move {
-        (method, fate, start, lose_each(method, fate, start, step).await)
+    let runs = methods.into_iter().flat_map(|method| [(method, Fault::Broken), (method, Fault::Silent)]).flat_map(each);
+    let runs = runs.map(|(method, fault, start, step)| async move {
+        (method, fault, start, lose_each(method, fault, start, step).await)
     });
     let told: Vec<_> = stream::iter(runs).buffer_unordered(24).collect().await;
     println!("replies lost, one at a time: {told:?}");

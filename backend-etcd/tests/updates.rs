@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 const KEY: &[u8] = b"enlist/services/default/svc/a";
 
-/// Maximum time for which a registration waits before it tries again what somebody has to mend, with its jitter.
-const SLOW: Duration = Duration::from_millis(12_500);
+/// Maximum delay, with its jitter, before another attempt at a change that failed for a permanent reason.
+const MAX_PERMANENT_ERROR_DELAY: Duration = Duration::from_millis(12_500);
 
 fn client(fake: &FakeEtcd) -> Etcd {
     Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap()
@@ -69,9 +69,9 @@ async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_publishe
     assert!(is_doubted(&registration.state()), "{:?}", registration.state());
     // It is asked for at a slow pace, and is not given up for that.
     let asked = fake.requests().denied;
-    tokio::time::sleep(SLOW * 8).await;
+    tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 8).await;
     let asked = fake.requests().denied - asked;
-    assert!((8..=20).contains(&asked), "{asked} attempts in {:?}", SLOW * 8);
+    assert!((8..=20).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 8);
     assert_eq!(stored(&fake), Some(100));
     // A change that comes later is refused as well, and both are stored once that is mended.
     let refused = soon("reported", registration.update(|draft| _ = draft.version("2"))).await;
@@ -117,9 +117,9 @@ async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
     let (_, value) = fake.under(KEY).pop().unwrap();
     let asked = fake.requests().denied;
     fake.put(KEY, value);
-    tokio::time::sleep(SLOW * 4).await;
+    tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 4).await;
     let asked = fake.requests().denied - asked;
-    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", SLOW * 4);
+    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 4);
     fake.set_denied(false);
     // Without the lease it is not its own any more.
     let superseded = |state: &RegistrationState| matches!(state, RegistrationState::Superseded { .. });
@@ -138,9 +138,9 @@ async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
     fake.set_denied(true);
     drop(registration.update(|draft| _ = draft.weight(8)));
     let asked = fake.requests().denied;
-    tokio::time::sleep(SLOW * 4).await;
+    tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 4).await;
     let asked = fake.requests().denied - asked;
-    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", SLOW * 4);
+    assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 4);
     fake.set_denied(false);
     state(&registration, "stored", is_registered).await;
     assert_eq!(stored(&fake), Some(8));
@@ -160,6 +160,6 @@ async fn an_instance_whose_given_lease_is_gone_is_not_taken_for_published() {
         |state: &RegistrationState| matches!(state, RegistrationState::Reregistering { cause: Error::LeaseLost });
     state(&registration, "lost", lost).await;
     drop(registration.update(|draft| _ = draft.weight(7)));
-    tokio::time::sleep(SLOW).await;
+    tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY).await;
     assert!(lost(&registration.state()), "{:?}", registration.state());
 }

@@ -21,7 +21,7 @@ use super::beside;
 
 /// Treatment of the chosen request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(crate) enum Fault {
     /// It is done; the client is told that the connection broke.
     Broken,
     /// It is done; the client is told nothing.
@@ -38,7 +38,7 @@ pub(crate) struct Victim {
     pub(crate) method: &'static str,
     /// Number of requests of this kind that get through first.
     pub(crate) after: usize,
-    pub(crate) fate: Fate,
+    pub(crate) fault: Fault,
 }
 
 #[derive(Debug, Default)]
@@ -49,11 +49,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn spoils(&mut self, path: &str) -> Option<Fate> {
+    fn spoils(&mut self, path: &str) -> Option<Fault> {
         let victim = self.victim.filter(|victim| !self.spoilt && path.ends_with(victim.method))?;
         self.seen += 1;
         self.spoilt = self.seen > victim.after;
-        self.spoilt.then_some(victim.fate)
+        self.spoilt.then_some(victim.fault)
     }
 }
 
@@ -104,7 +104,7 @@ impl Between {
     /// Returns `true` if a request came to which nothing was answered.
     pub(crate) fn is_silent(&self) -> bool {
         let plan = self.shared.plan.lock().unwrap();
-        plan.spoilt && plan.victim.is_some_and(|victim| victim.fate != Fate::Broken)
+        plan.spoilt && plan.victim.is_some_and(|victim| victim.fault != Fault::Broken)
     }
 
     /// Waits until the chosen request came.
@@ -127,8 +127,8 @@ async fn forward(
     shared: Arc<Shared>,
     request: http::Request<axum::body::Body>,
 ) -> Result<http::Response<Body>, Infallible> {
-    let fate = shared.plan.lock().unwrap().spoils(request.uri().path());
-    if fate == Some(Fate::Held) {
+    let fault = shared.plan.lock().unwrap().spoils(request.uri().path());
+    if fault == Some(Fault::Held) {
         // The whole request, so that etcd gets it after its client has gone.
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
@@ -146,12 +146,12 @@ async fn forward(
         Ok(response) => response,
         Err(error) => return Ok(Status::unavailable(error.to_string()).into_http()),
     };
-    if fate.is_some() {
+    if fault.is_some() {
         // The first frame of the answer is there, so it was done.
         let _ = response.body_mut().frame().await;
     }
-    match fate {
-        Some(Fate::Broken) => Ok(Status::unavailable("the connection broke").into_http()),
+    match fault {
+        Some(Fault::Broken) => Ok(Status::unavailable("the connection broke").into_http()),
         Some(_) => std::future::pending().await,
         None => Ok(response),
     }
