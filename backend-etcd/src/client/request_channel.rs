@@ -47,6 +47,46 @@ pub(crate) enum Repeat {
     Unsafe,
 }
 
+/// Connection of the next request, after one that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NextConnection {
+    Same,
+    /// To another member.
+    Another,
+}
+
+/// Repetitions of one request so far.
+#[derive(Debug, Default)]
+struct Repetitions {
+    /// Of the request that was never sent.
+    resends: usize,
+    /// To other members.
+    moves: usize,
+    /// With a new token.
+    renewals: usize,
+}
+
+impl Repetitions {
+    /// Returns `true` if the request is to be sent again after `failure`, and counts that.
+    fn repeats(&mut self, failure: &Failure, next: NextConnection, repeat: Repeat) -> bool {
+        let moves = next == NextConnection::Another && self.moves + 1 < MEMBERS;
+        match failure {
+            Failure::NeverSent(_) if self.resends < RESENDS => self.resends += 1,
+            Failure::Unfit(_) if moves => self.moves += 1,
+            Failure::Leaderless(_) if moves && repeat == Repeat::Harmless => self.moves += 1,
+            _ => return false,
+        }
+        true
+    }
+
+    /// Returns `true` if the request is to be sent again with a new token, and counts that.
+    fn renews_token(&mut self, failure: &Failure) -> bool {
+        let renews = matches!(failure, Failure::StaleAuthToken(_) | Failure::NoUser(_)) && self.renewals == 0;
+        self.renewals += usize::from(renews);
+        renews
+    }
+}
+
 /// User and password.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
@@ -240,32 +280,18 @@ impl RequestChannel {
         let seen = self.store.seen();
         // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
         let attempts = Box::pin(async {
-            let (mut renewed, mut sends, mut members) = (false, 0, 1);
+            let mut repetitions = Repetitions::default();
             loop {
-                let mut outcome = match self.clients().await {
-                    Ok(clients) => request(clients.clone()).await.map_err(|error| classify(&error)),
-                    Err(failure) => Err(failure),
-                };
-                let has_user = self.credentials.is_some();
-                if matches!(outcome, Err(Failure::StaleAuthToken(_) | Failure::NoUser(_))) && has_user && !renewed {
-                    renewed = true;
-                    match self.refresh(used).await {
-                        Ok(()) => continue,
-                        Err(failure) => outcome = Err(failure),
-                    }
-                }
+                let outcome = self.attempt(used, &mut repetitions, &request).await;
                 let connection = used.connection();
                 used.answered();
                 let failure = match outcome {
                     Ok(answer) => return Ok((answer, connection)),
                     Err(failure) => failure,
                 };
-                let moved = connection.as_ref().is_some_and(|connection| self.blame(connection, &failure));
-                match failure {
-                    Failure::NeverSent(_) if sends < RESENDS => sends += 1,
-                    Failure::Unfit(_) if moved && members < MEMBERS => members += 1,
-                    Failure::Leaderless(_) if moved && members < MEMBERS && repeat == Repeat::Harmless => members += 1,
-                    failure => return Err(failure.at(connection.as_ref().and_then(Dialled::url))),
+                let blamed = connection.as_ref().map(|connection| self.blame(connection, &failure));
+                if !repetitions.repeats(&failure, blamed.unwrap_or(NextConnection::Same), repeat) {
+                    return Err(failure.at(connection.as_ref().and_then(Dialled::url)));
                 }
             }
         });
@@ -277,6 +303,29 @@ impl RequestChannel {
             }
         }
         outcome
+    }
+
+    /// Sends a request once, and again with a new token if the old one is refused.
+    async fn attempt<T, F>(
+        &self,
+        used: &Used,
+        repetitions: &mut Repetitions,
+        request: &impl Fn(Clients) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        loop {
+            let clients = self.clients().await?.clone();
+            let failure = match request(clients).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => classify(&error),
+            };
+            if self.credentials.is_none() || !repetitions.renews_token(&failure) {
+                return Err(failure);
+            }
+            self.refresh(used).await?;
+        }
     }
 
     /// Compares a reply with what was `seen` of the store before its request. The first one after an interruption has
@@ -323,9 +372,49 @@ impl RequestChannel {
         Ok((stream, connection))
     }
 
-    /// Leaves a member that answered with `failure`, if another one may do better. Says whether the next request goes
-    /// over another connection.
-    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> bool {
-        failure.is_of_the_member() && self.channel.refused(connection)
+    /// Leaves a member that answered with `failure`, if another one may do better. Returns the connection of the next
+    /// request.
+    pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> NextConnection {
+        let left = failure.is_of_the_member() && self.channel.refused(connection);
+        if left { NextConnection::Another } else { NextConnection::Same }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use NextConnection::{Another, Same};
+
+    use super::*;
+
+    fn cause() -> enlist::Cause {
+        text_cause("a test")
+    }
+
+    #[test]
+    fn a_request_that_was_not_done_is_repeated_a_few_times() {
+        let mut repetitions = Repetitions::default();
+        let mut repeated =
+            |failure: &Failure, next| (0..9).filter(|_| repetitions.repeats(failure, next, Repeat::Unsafe)).count();
+        assert_eq!(repeated(&Failure::NeverSent(cause()), Same), RESENDS);
+        assert_eq!(repeated(&Failure::Unfit(cause()), Same), 0, "there is no other member");
+        assert_eq!(repeated(&Failure::Unfit(cause()), Another), MEMBERS - 1);
+    }
+
+    #[test]
+    fn a_request_that_may_have_been_done_is_repeated_only_if_that_is_harmless() {
+        let leaderless = Failure::Leaderless(cause());
+        assert!(!Repetitions::default().repeats(&leaderless, Another, Repeat::Unsafe));
+        assert!(Repetitions::default().repeats(&leaderless, Another, Repeat::Harmless));
+        for repeat in [Repeat::Unsafe, Repeat::Harmless] {
+            assert!(!Repetitions::default().repeats(&Failure::Lost(cause()), Another, repeat));
+        }
+    }
+
+    #[test]
+    fn the_token_is_renewed_once() {
+        let mut repetitions = Repetitions::default();
+        assert!(!repetitions.renews_token(&Failure::Denied));
+        assert!(repetitions.renews_token(&Failure::StaleAuthToken(cause())));
+        assert!(!repetitions.renews_token(&Failure::NoUser(cause())));
     }
 }
