@@ -15,6 +15,7 @@ pub(crate) mod list;
 pub(crate) mod member_sync;
 pub(crate) mod members;
 pub(crate) mod queue_requests;
+pub(crate) mod recovery;
 pub(crate) mod request_channel;
 pub(crate) mod response;
 pub(crate) mod store_revision;

@@ -20,10 +20,10 @@ use crate::{
         dialled::{Dialled, Used},
         failover::Failover,
         layers::{Layers, Requests},
+        recovery::{PROBE_LIMIT, Recovery},
         store_revision::{Reply, Seen, StoreRevision},
     },
     error::{Failure, classify, is_auth_off, text_cause},
-    session::recovery::{PROBE_LIMIT, Recovery},
 };
 
 /// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.

@@ -23,8 +23,6 @@ pub(crate) mod lease_requests;
 pub(crate) mod lease_task;
 pub(crate) mod leases;
 pub(crate) mod lifecycle;
-pub(crate) mod probe;
-pub(crate) mod recovery;
 pub(crate) mod renewal;
 pub(crate) mod rollback;
 pub(crate) mod shared_leases;

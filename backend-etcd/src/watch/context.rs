@@ -6,7 +6,8 @@ use enlist::Counters;
 
 use crate::{
     client::connection::Connection,
-    session::{leases::Leases, lifecycle::Lifecycle, probe::Probes},
+    session::{leases::Leases, lifecycle::Lifecycle},
+    watch::probe::Probes,
 };
 
 /// Options of a client that concern its watches.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use enlist::{Moment, Revision};
 
-use crate::{defects::Defect, session::probe::Probe};
+use crate::{defects::Defect, watch::probe::Probe};
 
 /// Maximum number of probes that wait for the watch to reach them. With more, the reported age is too large until the
 /// watch has caught up.

@@ -28,10 +28,10 @@ use crate::{
     client::{connection::Connection, dialled::Dialled, list::Page, response::signed, store_revision::Seen},
     defects::Defect,
     error::Failure,
-    session::probe::{Probe, ProbeReader},
     watch::{
         audit::{Audit, Outcome},
         context::WatchContext,
+        probe::{Probe, ProbeReader},
         proofs::{Proofs, Said},
         record::KeyRange,
         replica::Replica,
