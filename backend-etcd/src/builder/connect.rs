@@ -56,10 +56,10 @@ impl EtcdBuilder {
         };
         let configured = members.urls();
         let ground = RuntimeHandle::new(self.runtime)?;
-        let fast = Failover::new(members.clone(), ground.runtime.clone());
-        let bulk = Failover::new(members, ground.runtime.clone());
+        let control = Failover::new(members.clone(), ground.runtime.clone());
+        let data = Failover::new(members, ground.runtime.clone());
         let (credentials, limit) = (credentials.as_ref(), self.request_timeout);
-        let conn = Connection::new(&ground.tasks, fast, bulk, &layers, credentials, limit, self.limits);
+        let conn = Connection::new(&ground.tasks, control, data, &layers, credentials, limit, self.limits);
         let layout: Arc<dyn Layout> = match layout {
             Some(layout) => Arc::new(Guarded::new(layout)?),
             None => Arc::new(native.clone()),

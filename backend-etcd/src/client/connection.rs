@@ -36,17 +36,17 @@ const INSTANCE_TRANSACTIONS: usize = 2;
 /// Maximum number of concurrent transactions with queue entries.
 const QUEUE_TRANSACTIONS: usize = 4;
 
-/// Both lanes.
+/// Both request channels, and the batchers of guarded writes.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// Leases and small transactions.
-    pub(crate) fast: Arc<RequestChannel>,
+    pub(crate) control: Arc<RequestChannel>,
     /// Guarded writes of instances.
     pub(crate) instance_writes: WriteBatcher,
     /// Guarded writes of queue entries.
     pub(crate) queue_writes: WriteBatcher,
     /// Watches and lists.
-    pub(crate) bulk: RequestChannel,
+    pub(crate) data: RequestChannel,
     /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
     pub(crate) page: AtomicI64,
     /// Maximum size of a range.
@@ -58,21 +58,21 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn new(
         tasks: &TaskOwner,
-        fast: Failover,
-        bulk: Failover,
+        control: Failover,
+        data: Failover,
         layers: &Layers,
         credentials: Option<&Credentials>,
         limit: Duration,
         limits: RangeLimits,
     ) -> Self {
         let store = Arc::<StoreRevision>::default();
-        let lane = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit, Arc::clone(&store));
-        let fast = Arc::new(lane(fast));
+        let requests = |channel| RequestChannel::new(channel, layers, credentials.cloned(), limit, Arc::clone(&store));
+        let control = Arc::new(requests(control));
         let (instance_writes, queue_writes) = (
-            WriteBatcher::start(tasks, &fast, INSTANCE_TRANSACTIONS),
-            WriteBatcher::start(tasks, &fast, QUEUE_TRANSACTIONS),
+            WriteBatcher::start(tasks, &control, INSTANCE_TRANSACTIONS),
+            WriteBatcher::start(tasks, &control, QUEUE_TRANSACTIONS),
         );
-        Self { instance_writes, queue_writes, bulk: lane(bulk), fast, page: AtomicI64::new(PAGE), limits, store }
+        Self { instance_writes, queue_writes, data: requests(data), control, page: AtomicI64::new(PAGE), limits, store }
     }
 
     /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches,
@@ -80,18 +80,18 @@ impl Connection {
     pub(crate) async fn probe(&self, key: &[u8], limit: Duration) -> Result<Revision, Failure> {
         let read =
             |mut clients: Clients| async move { clients.kv.get(key, Some(GetOptions::new().with_count_only())).await };
-        let response = self.fast.ask_within("probe", limit.min(self.fast.limit), read).await?;
+        let response = self.control.ask_within("probe", limit.min(self.control.limit), read).await?;
         Ok(revision_of(&response))
     }
 
     /// Reads the revision of the store.
     pub(crate) async fn revision_by_a_read(&self) -> Result<Revision, Failure> {
-        self.probe(PROBED, self.fast.limit).await
+        self.probe(PROBED, self.control.limit).await
     }
 
     /// Asks the member that watches go to for its version, unless that is known.
     pub(crate) async fn learn_version(&self) -> Result<(), Failure> {
-        if self.bulk.channel.current().is_none_or(|connection| connection.answers_in_order().is_some()) {
+        if self.data.channel.current().is_none_or(|connection| connection.answers_in_order().is_some()) {
             return Ok(());
         }
         let ask = |mut clients: Clients| async move {
@@ -101,8 +101,8 @@ impl Connection {
                 Err(error) => Err(error),
             }
         };
-        let (limit, used) = (self.bulk.limit, Used::default());
-        let (version, connection) = self.bulk.send("version", limit, Repeat::Harmless, &used, ask).await?;
+        let (limit, used) = (self.data.limit, Used::default());
+        let (version, connection) = self.data.send("version", limit, Repeat::Harmless, &used, ask).await?;
         if let Some(connection) = connection {
             // Only releases that answer in order want a permission for this: 3.5.28 and later, 3.6.9 and later.
             connection.learn(version.is_none_or(|version| answers_in_order(&version)));
@@ -116,28 +116,28 @@ impl Connection {
             let start = range.start.clone();
             async move { clients.kv.get(start, Some(GetOptions::new().with_count_only())).await }
         };
-        let answer = self.bulk.ask_within("sign of life", limit, ask).await;
+        let answer = self.data.ask_within("sign of life", limit, ask).await;
         !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
     }
 
     /// The URLs at which the members that serve clients say to be found. Learners refuse nearly everything.
     pub(crate) async fn advertised(&self) -> Result<Vec<String>, Failure> {
         let ask = |mut clients: Clients| async move { clients.client.member_list().await };
-        let response = self.fast.ask("member list", ask).await?;
+        let response = self.control.ask("member list", ask).await?;
         let members = response.members().iter().filter(|member| !member.is_learner());
         Ok(members.flat_map(|member| member.client_urls().to_vec()).collect())
     }
 
     /// Dials these members from now on, and then the configured ones.
     pub(crate) fn take_over(&self, members: &[Endpoint]) {
-        self.fast.channel.take_over(members);
-        self.bulk.channel.take_over(members);
+        self.control.channel.take_over(members);
+        self.data.channel.take_over(members);
     }
 
     /// Remaining time of a lease, and the time that it was granted for; `None` if it is gone.
     pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
         let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };
-        let response = self.fast.ask("time to live", ask).await?;
+        let response = self.control.ask("time to live", ask).await?;
         let seconds = |value: i64| Duration::from_secs(u64::try_from(value).unwrap_or(0));
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
     }
@@ -148,7 +148,7 @@ impl Connection {
             let keys = LeaseTimeToLiveOptions::new().with_keys();
             clients.lease.time_to_live(lease.get(), Some(keys)).await
         };
-        let response = self.fast.ask("keys of a lease", ask).await?;
+        let response = self.control.ask("keys of a lease", ask).await?;
         Ok(response.keys().to_vec())
     }
 }

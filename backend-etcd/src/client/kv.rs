@@ -37,7 +37,7 @@ impl Written {
 impl Connection {
     /// One linearizable read of a key.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
-        let response = self.fast.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
+        let response = self.control.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
         let revision = revision_of(&response);
         Ok((records(response).next(), revision))
     }
@@ -77,7 +77,7 @@ impl Connection {
     /// Reads a range, sorted or limited as `options` say.
     pub(crate) async fn range(&self, start: &[u8], options: &GetOptions) -> Result<(Vec<Record>, Revision), Failure> {
         let read = |mut clients: Clients| async move { clients.kv.get(start, Some(options.clone())).await };
-        let response = self.fast.ask("range", read).await?;
+        let response = self.control.ask("range", read).await?;
         let revision = revision_of(&response);
         Ok((records(response).collect(), revision))
     }

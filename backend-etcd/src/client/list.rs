@@ -99,12 +99,12 @@ impl Connection {
         match consistency {
             Consistency::Linearizable => {
                 let read = |mut clients: Clients| async move { clients.kv.get(from, Some(options.clone())).await };
-                self.bulk.ask("list", read).await
+                self.data.ask("list", read).await
             }
             Consistency::Serializable => {
                 let options = &options.clone().with_serializable();
                 let read = |mut clients: Clients| async move { clients.kv.get(from, Some(options.clone())).await };
-                self.bulk.ask_any_member("list of a member", read).await
+                self.data.ask_any_member("list of a member", read).await
             }
         }
     }
@@ -117,7 +117,7 @@ impl Connection {
         let (from_key, options_ref) = (&from, &options);
         let read =
             |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
-        let response = self.bulk.ask("audit", read).await.inspect_err(|failure| {
+        let response = self.data.ask("audit", read).await.inspect_err(|failure| {
             // The next page is smaller, as that of a list.
             if let Failure::Lost(_) = failure {
                 self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);

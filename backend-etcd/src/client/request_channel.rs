@@ -94,7 +94,7 @@ pub(crate) struct Credentials {
     pub(crate) password: SecretString,
 }
 
-/// The sub-clients of one lane. Cheap to clone.
+/// The sub-clients of one request channel. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Clients {
     pub(crate) kv: KvClient,
@@ -219,7 +219,7 @@ impl RequestChannel {
         Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
-    /// Sends a request under the lane's deadline. What certainly was not done is sent again, to another member if this
+    /// Sends a request under the deadline of the channel. What certainly was not done is sent again, to another member if this
     /// one refuses it, and a stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
@@ -341,7 +341,7 @@ impl RequestChannel {
         }
     }
 
-    /// Waits until etcd answers requests on this lane again. Never returns if it answered the latest one.
+    /// Waits until etcd answers requests on this channel again. Never returns if it answered the latest one.
     ///
     /// Dropping the future has no effect.
     pub(crate) async fn recovered(&self) {

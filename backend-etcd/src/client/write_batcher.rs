@@ -76,10 +76,10 @@ pub(crate) struct WriteBatcher {
 impl WriteBatcher {
     /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and
     /// all are answered.
-    pub(crate) fn start(tasks: &TaskOwner, lane: &Arc<RequestChannel>, under_way: usize) -> Self {
+    pub(crate) fn start(tasks: &TaskOwner, channel: &Arc<RequestChannel>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
         // In a session that was closed nothing is sent, and callers receive an error.
-        let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(lane), under_way));
+        let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(channel), under_way));
         Self { queue }
     }
 
@@ -116,7 +116,7 @@ impl WriteBatcher {
     }
 }
 
-async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: usize) {
+async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, most: usize) {
     let mut waiting: VecDeque<Asked> = VecDeque::new();
     let mut under_way = FuturesUnordered::new();
     let mut open = true;
@@ -139,7 +139,7 @@ async fn run(mut queue: mpsc::Receiver<Asked>, lane: Arc<RequestChannel>, most: 
             if waiting.iter().any(|asked| asked.write.batching == Batching::Deferrable) {
                 waiting.make_contiguous().sort_by_key(|asked| asked.write.batching);
             }
-            under_way.push(settle(&lane, take(&mut waiting)));
+            under_way.push(settle(&channel, take(&mut waiting)));
         }
     }
 }
@@ -200,8 +200,8 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
 }
 
 /// Sends a batch until each of it has an answer.
-fn settle(lane: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
-    let lane = Arc::clone(lane);
+fn settle(channel: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
+    let channel = Arc::clone(channel);
     async move {
         loop {
             // Also what goes again does not go for a caller that has given up.
@@ -209,11 +209,11 @@ fn settle(lane: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'stati
             if batch.is_empty() {
                 return;
             }
-            batch = match attempt(&lane, &batch).await {
+            batch = match attempt(&channel, &batch).await {
                 Ok(outcomes) => answer(batch, outcomes),
                 // One of them is refused, and which one it is shows when each is sent alone.
                 Err(failure) if batch.len() > 1 && is_refusal(&failure) => {
-                    let alone = batch.into_iter().map(|asked| settle(&lane, vec![asked]));
+                    let alone = batch.into_iter().map(|asked| settle(&channel, vec![asked]));
                     return stream::iter(alone).buffer_unordered(ALONE).collect().await;
                 }
                 Err(failure) => {
@@ -258,7 +258,7 @@ fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
 }
 
 /// Sends a batch in one transaction: all of it is done, or each hears what its keys are.
-async fn attempt(lane: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
+async fn attempt(channel: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
     let writes = || batch.iter().map(|asked| &asked.write);
     let guards = || writes().flat_map(|write| &write.guards);
     let txn = || {
@@ -271,7 +271,7 @@ async fn attempt(lane: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>,
         let txn = txn();
         async move { clients.kv.txn(txn).await }
     };
-    let response = lane.call("transaction", send).await?;
+    let response = channel.call("transaction", send).await?;
     let (revision, succeeded) = (header_revision(response.header()), response.succeeded());
     if !succeeded && Defect::RefusalsIgnored.is_on() {
         return Ok(writes().map(|_| Outcome::Done { revision, reads: Vec::new() }).collect());

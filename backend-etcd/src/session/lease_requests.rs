@@ -19,7 +19,7 @@ const PROOF_TTL: Duration = Duration::from_secs(5);
 pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<LeaseId, Failure> {
     let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };
-    Ok(LeaseId::new(conn.fast.call("lease grant", grant).await?.id()))
+    Ok(LeaseId::new(conn.control.call("lease grant", grant).await?.id()))
 }
 
 /// Returns the revision of the store as a write finds it. Unlike a read, a write is never stale. The write is the grant
@@ -27,7 +27,7 @@ pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<
 pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };
-    let granted = conn.fast.call("lease grant", grant).await?;
+    let granted = conn.control.call("lease grant", grant).await?;
     revoke(conn, LeaseId::new(granted.id())).await;
     Ok(header_revision(granted.header()))
 }
@@ -35,7 +35,7 @@ pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, F
 /// Revokes a lease. If the store does not answer, the lease runs out.
 pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     let revoke = |mut clients: Clients| async move { clients.lease.revoke(id.get()).await };
-    match conn.fast.ask("lease revoke", revoke).await {
+    match conn.control.ask("lease revoke", revoke).await {
         Ok(_) | Err(Failure::LeaseNotFound) => {}
         Err(failure) => tracing::debug!(lease = id.get(), cause = %failure, "lease not revoked, it runs out"),
     }
@@ -76,7 +76,7 @@ async fn revoke_until_answered(conn: &Connection, id: LeaseId, on_refusal: OnRef
     let revoke = |mut clients: Clients| async move { clients.lease.revoke(id.get()).await };
     let mut backoff = BackoffPolicy::default().start();
     loop {
-        let failure = match conn.fast.call("lease revoke", revoke).await {
+        let failure = match conn.control.call("lease revoke", revoke).await {
             Ok(_) | Err(Failure::LeaseNotFound) => return,
             Err(failure) => failure,
         };
@@ -84,7 +84,7 @@ async fn revoke_until_answered(conn: &Connection, id: LeaseId, on_refusal: OnRef
         let Some(delay) = delay_after(&failure.into_error("lease revoke"), on_refusal, &mut backoff) else { return };
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = conn.fast.recovered() => {}
+            () = conn.control.recovered() => {}
         }
     }
 }

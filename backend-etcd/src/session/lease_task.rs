@@ -177,7 +177,7 @@ impl LeaseTask {
         };
         let mut repeated = false;
         loop {
-            match self.conn.fast.call("lease grant", grant).await {
+            match self.conn.control.call("lease grant", grant).await {
                 Ok(granted) => return Ok((id, Duration::from_secs(granted.ttl().unsigned_abs()))),
                 Err(failure) if failure.is_ambiguous() && !self.recipient.is_waiting() => {
                     revoke(&self.conn, id).await;

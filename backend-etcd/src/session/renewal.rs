@@ -80,7 +80,7 @@ impl LeaseRenewer {
     async fn renew(&self, sent: Moment) -> RenewalReply {
         let id = self.id.get();
         let renew = |mut clients: Clients| async move { clients.lease.keep_alive(id).await };
-        match self.conn.fast.ask_within("lease renewal", renewal_timeout(self.ttl), renew).await {
+        match self.conn.control.ask_within("lease renewal", renewal_timeout(self.ttl), renew).await {
             Ok(_) => {
                 self.counters.count(Counter::Renewals);
                 measured(Timer::Renewal, sent.elapsed());

@@ -51,7 +51,7 @@ async fn revision(conn: &Connection, seen: Revision) -> Revision {
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_delay()) => {}
-            () = conn.fast.recovered() => {}
+            () = conn.control.recovered() => {}
         }
     }
 }

@@ -62,7 +62,7 @@ impl OpenWatch {
             Some(end) => options.with_range(end.clone()),
             None => options,
         };
-        let (stream, connection) = conn.bulk.watch(&range.start, &options).await?;
+        let (stream, connection) = conn.data.watch(&range.start, &options).await?;
         let (requests, messages) = stream.split();
         Ok(Self { requests, messages, connection, progress: Arc::default() })
     }

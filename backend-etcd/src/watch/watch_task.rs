@@ -200,7 +200,7 @@ impl WatchTask {
             WatchEnd::Oversized(error) => return self.report_oversized(error),
             // etcd 3.5 reports an expired token on a watch as a missing permission. A fresh token distinguishes them.
             WatchEnd::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied)
-                if !self.token_refreshed && self.conn.bulk.refresh_token().await.is_ok() =>
+                if !self.token_refreshed && self.conn.data.refresh_token().await.is_ok() =>
             {
                 self.token_refreshed = true;
             }

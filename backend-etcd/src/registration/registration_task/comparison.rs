@@ -40,7 +40,7 @@ struct Comparison {
 impl RegistrationTask {
     /// Compares etcd with what is desired, and brings it one step closer.
     pub(super) async fn compare(&mut self) -> Result<StepOutcome<Record>, Error> {
-        self.recoveries = self.context.conn.fast.recoveries();
+        self.recoveries = self.context.conn.control.recoveries();
         let Some(lease) = self.lease().await? else {
             return Ok(StepOutcome::Repeat);
         };

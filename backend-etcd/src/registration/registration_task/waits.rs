@@ -111,7 +111,7 @@ impl RegistrationTask {
             }
         });
         let conn = Arc::clone(&context.conn);
-        let mut recovered = std::pin::pin!(conn.fast.recovered_since(*recoveries));
+        let mut recovered = std::pin::pin!(conn.control.recovered_since(*recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,
@@ -176,7 +176,7 @@ impl RegistrationTask {
         };
         let context = Arc::clone(&self.context);
         let mut due = std::pin::pin!(tokio::time::sleep(delay));
-        let mut recovered = std::pin::pin!(context.conn.fast.recovered_since(self.recoveries));
+        let mut recovered = std::pin::pin!(context.conn.control.recovered_since(self.recoveries));
         loop {
             tokio::select! {
                 () = &mut due => return WakeReason::Look,

@@ -41,14 +41,14 @@ impl WatchTask {
                 self.silences += 1;
                 // A member that answers may have lost this one watch only.
                 if !member_answers || self.silences >= MAX_SILENCES {
-                    self.conn.bulk.give_up(connection);
+                    self.conn.data.give_up(connection);
                 }
                 let silent = Failure::Lost(text_cause("the watch gives no sign of life"));
                 Err(WatchEnd::Silent(self.silences, silent.at(connection.url())))
             }
             Err(StreamEnd::Broken(Failure::AnswerTooLarge(_))) => Err(WatchEnd::TooLarge),
             Err(StreamEnd::Broken(failure)) => {
-                self.conn.bulk.blame(connection, &failure);
+                self.conn.data.blame(connection, &failure);
                 Err(WatchEnd::Broken(failure.at(connection.url())))
             }
         }
@@ -179,7 +179,7 @@ impl WatchTask {
             return Ok(());
         }
         self.repeats = 0;
-        self.conn.bulk.give_up(connection);
+        self.conn.data.give_up(connection);
         Err(lost("the watch repeats itself"))
     }
 }
