@@ -425,3 +425,33 @@ async fn a_deadline_that_passes_at_the_turn_names_the_cause() {
         assert!(cause.is_some(), "{outage_from:?}");
     }
 }
+
+/// Two shared holders wait for the delay of an exclusive one whose key was deleted. One of them has the suffix of that
+/// key again, and its mark.
+#[tokio::test(start_paused = true)]
+async fn a_shared_holder_keeps_its_mark_when_another_one_removes_those_of_earlier_holders() {
+    let fake = FakeEtcd::start();
+    let (first, second) = (client(&fake), client(&fake));
+    let delayed = |seconds| LockOptions::new().lock_delay(Duration::from_secs(seconds));
+    let shared = |seconds| delayed(seconds).shared();
+    let lost = soon("acquired", first.acquire(&name(), delayed(60))).await.unwrap();
+    let entry = fake.under(b"enlist/locks/").remove(0).0;
+    let acquiring = |etcd: &Etcd, seconds| {
+        let (etcd, options) = (etcd.clone(), shared(seconds));
+        BackgroundTask::run(async move { etcd.acquire(&name(), options).await.unwrap() })
+    };
+    let mut slow = acquiring(&second, 20);
+    eventually("two are in line", || async {
+        let now = fake.under(b"enlist/locks/").len();
+        if now == 2 { Ok(()) } else { Err(now) }
+    })
+    .await;
+    fake.delete(&entry);
+    soon("lost", lost.lost()).await;
+    // Its task has time to end.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut quick = acquiring(&first, 5);
+    let _quick = quick.done("its delay has passed").await;
+    let _slow = slow.done("its delay has passed").await;
+    assert_eq!(fake.under(b"enlist/lock-marks/").len(), 2, "one for each holder");
+}

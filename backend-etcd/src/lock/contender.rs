@@ -131,8 +131,9 @@ impl QueueProtocol for Contender {
     }
 
     async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
+        let was_marked = entry.marked;
         match reason {
-            LeaveReason::Released => return self.hand_over_or_remove(entry).await,
+            LeaveReason::Released => {}
             // Waiting contenders of this session may get the lock before this one notices that its entry is gone. The
             // mark stays: the caller may not have noticed the loss yet.
             LeaveReason::LockLost => (entry.membership, entry.marked) = (None, false),
@@ -145,14 +146,24 @@ impl QueueProtocol for Contender {
             // A confirmation may be under way. It only touches a key that exists, so it cannot bring the entry back.
             LeaveReason::CallerGone | LeaveReason::NotGranted => {}
         }
-        self.remove(entry, Attempts::First).await
+        let released = match reason {
+            LeaveReason::Released => self.hand_over_or_remove(entry).await,
+            _ => self.remove(entry, Attempts::First).await,
+        };
+        // A mark is removed with its entry only.
+        entry.left_mark = was_marked && (!entry.marked || released == Released::AlreadyLost);
+        released
     }
 
     fn left(&mut self, mut entry: Queued) {
         // Before the suffix is reused: the membership is found by the key.
         entry.membership = None;
         // Its key is gone by now, or the lease that kept it.
-        self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
+        if entry.left_mark {
+            self.context.key_suffixes.retire(&self.queue.start);
+        } else {
+            self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);
+        }
         // A caller that took a lock is likely to take it again.
         if let Some(range) = self.entries_of_lease(&entry) {
             self.context.hub.linger(&range);

@@ -18,6 +18,8 @@ struct InUse {
     /// Number of suffixes that were made; the next new one is this.
     taken: u64,
     free: Vec<u64>,
+    /// Number of suffixes that are not used again.
+    retired: u64,
 }
 
 impl KeySuffixes {
@@ -37,7 +39,7 @@ impl KeySuffixes {
     /// Returns the number of entries of this session in `queue`.
     pub(crate) fn in_use(&self, queue: &[u8]) -> u64 {
         let queues = self.queues.locked();
-        queues.get(queue).map_or(0, |suffixes| suffixes.taken - suffixes.free.len() as u64)
+        queues.get(queue).map_or(0, |suffixes| suffixes.taken - suffixes.free.len() as u64 - suffixes.retired)
     }
 
     /// Gives a suffix back whose key is gone for good.
@@ -48,6 +50,14 @@ impl KeySuffixes {
             if suffixes.free.len() as u64 == suffixes.taken {
                 queues.remove(queue);
             }
+        }
+    }
+
+    /// Takes a suffix out of use that still belongs to a mark: other contenders may remove the mark at any time, and
+    /// with it that of a later holder under the same suffix.
+    pub(crate) fn retire(&self, queue: &[u8]) {
+        if let Some(suffixes) = self.queues.locked().get_mut(queue) {
+            suffixes.retired += 1;
         }
     }
 }
@@ -68,5 +78,15 @@ mod tests {
         }
         suffixes.give_back(b"other", 0);
         assert!(suffixes.queues.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_retired_suffix_is_not_used_again() {
+        let suffixes = KeySuffixes::default();
+        assert_eq!([suffixes.take(b"l"), suffixes.take(b"l")], [0, 1]);
+        suffixes.retire(b"l");
+        suffixes.give_back(b"l", 1);
+        assert_eq!(suffixes.in_use(b"l"), 0);
+        assert_eq!([suffixes.take(b"l"), suffixes.take(b"l"), suffixes.in_use(b"l")], [1, 2, 2]);
     }
 }

@@ -21,6 +21,8 @@ pub(in crate::lock) struct Queued {
     pub(super) mark: Option<Vec<u8>>,
     /// The mark may exist, and is removed with the entry.
     pub(super) marked: bool,
+    /// The entry is gone, and its mark may remain.
+    pub(super) left_mark: bool,
     /// A write that creates it may have been applied.
     pub(super) created: bool,
     /// The answer to a write that creates it was lost.
@@ -49,6 +51,7 @@ impl Queued {
             lease,
             mark,
             marked: false,
+            left_mark: false,
             created: false,
             unknown: false,
             token: None,
