@@ -20,7 +20,7 @@ use std::{
 
 use enlist::{
     Election, Error, Fence, FencingToken, Lock, LockGuard, LockName, LockOptions, Loss, Moment, Released, TaskOwner,
-    backend::{LockValidity, lock_guard},
+    backend::{contender::Grant, lock_guard},
 };
 use enlist_etcd::{Etcd, EtcdConcurrency, GobaseLock, SessionRuntime, lock_condition};
 use enlist_testkit::{BackgroundTask, Direction, EtcdCluster, EtcdServer, Mode, Proxy, eventually, soon};
@@ -296,8 +296,8 @@ async fn a_transaction_of_the_users_own_is_bound_to_the_lock() {
     assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
     assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
     // A guard of some other backend.
-    let validity = Arc::new(LockValidity::new(Moment::now(), TTL));
-    let (foreign, _driver) = lock_guard(name(), FencingToken::new(1), validity, Arc::new(()));
+    let grant = Grant { sent: Moment::now(), ttl: TTL, token: FencingToken::new(1), source: Arc::new(()) };
+    let (foreign, _driver) = lock_guard(name(), grant);
     assert!(matches!(lock_condition(&foreign), Err(Error::Unsupported { .. })));
 }
 

@@ -85,10 +85,13 @@ pub use self::{
     },
     error::{Cause, Error, Owner, RangeUnit, with_causes},
     lock::{
-        Lock, LockGuard, LockMode, LockOptions, Loss, Released,
         candidate::Candidate,
         election::{Election, Leader, LeaderChange, LeaderWatcher, Leadership},
         fence::{Fence, StaleToken},
+        guard::LockGuard,
+        lock::Lock,
+        loss::{Loss, Released},
+        options::{LockMode, LockOptions},
     },
     migration::{Migration, side::Side},
     model::{

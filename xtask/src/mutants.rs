@@ -35,8 +35,11 @@ const PARTS: &[Part] = &[
             "core/src/backend/key_claims.rs",
             "core/src/runtime/backoff.rs",
             // Queue positions, the validity of locks, fences.
-            "core/src/lock/mod.rs",
-            "core/src/lock/lock_validity.rs",
+            "core/src/backend/guard_driver.rs",
+            "core/src/backend/queue_position.rs",
+            "core/src/lock/guard.rs",
+            "core/src/lock/options.rs",
+            "core/src/backend/lock_validity.rs",
             "core/src/lock/fence.rs",
             // Ejection.
             "core/src/balancing/ejection.rs",
@@ -188,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_survivor_is_known_at_any_line() {
-        let line = "core/src/lock/lock_validity.rs:52:9: replace LockValidity::lose with ()";
-        assert_eq!(without_position(line), "core/src/lock/lock_validity.rs: replace LockValidity::lose with ()");
+        let line = "core/src/backend/lock_validity.rs:52:9: replace LockValidity::lose with ()";
+        assert_eq!(without_position(line), "core/src/backend/lock_validity.rs: replace LockValidity::lose with ()");
     }
 }

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Error, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions,
-    TaskOwner,
-    backend::{Publisher, contender::Wanted},
+    Election, Error, FencingToken, Freshness, Leader, LeaderWatcher, Leadership, LockName, LockOptions, TaskOwner,
+    backend::{Publisher, contender::Wanted, leader_watcher},
 };
 
 use crate::{
@@ -18,9 +17,6 @@ use crate::{
 #[async_trait]
 impl Election for Etcd {
     async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error> {
-        if options.mode == LockMode::Shared {
-            return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
-        }
         self.contend(name, Wanted::Leadership(value.to_owned()), options).await?.into_leadership()
     }
 
@@ -58,7 +54,7 @@ impl Election for Etcd {
             }
         };
         tasks.spawn_until_stopped("observe", follow)?;
-        Ok(LeaderWatcher::new(publisher.reader(Arc::new((tasks, Arc::clone(&self.session))))))
+        Ok(leader_watcher(publisher.reader(Arc::new((tasks, Arc::clone(&self.session))))))
     }
 }
 

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Error, Lock, LockGuard, LockMode, LockName, LockOptions, Revision,
-    backend::contender::{Acquired, Acquisition, Wanted, acquire},
+    backend::{
+        contender::{Acquired, Acquisition, Wanted, acquire},
+        guard_source,
+    },
 };
 use etcd_client::{Compare, CompareOp};
 
@@ -52,7 +55,7 @@ impl Lock for Etcd {
 ///
 /// [`Error::Unsupported`] for a guard of another backend.
 pub fn lock_condition(guard: &LockGuard) -> Result<Compare, Error> {
-    let source = guard.source().downcast_ref::<GuardSource>();
+    let source = guard_source(guard).downcast_ref::<GuardSource>();
     let source = source.ok_or_else(|| Error::Unsupported { what: "a lock that is not held in etcd".to_owned() })?;
     let created = signed(Revision::new(guard.fencing_token().get()));
     Ok(Compare::create_revision(&source.key[..], CompareOp::Equal, created))
@@ -66,8 +69,9 @@ impl Etcd {
         wanted: Wanted,
         options: LockOptions,
     ) -> Result<Acquired, Error> {
-        options.check()?;
+        let acquisition = Acquisition::new(name.clone(), wanted, options)?;
         self.session.check_open()?;
+        let Acquisition { wanted, options, .. } = &acquisition;
         let context = &self.session.lock;
         let layout = &context.lock_layout;
         if options.mode == LockMode::Shared && !layout.carries_modes() {
@@ -86,7 +90,6 @@ impl Etcd {
             };
         let queue = layout.queue(kind, name)?;
         let value = layout.write(kind, &QueueEntryValue { mode: options.mode, text: wanted.text().to_owned() })?;
-        let acquisition = Acquisition::new(name.clone(), wanted, options);
         let contender =
             Contender { context: Arc::clone(context), kind, queue, marks, value, acquisition: acquisition.clone() };
         acquire(&context.lifecycle().tasks, acquisition, contender).await

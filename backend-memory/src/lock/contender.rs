@@ -213,11 +213,11 @@ impl Contender {
 
     async fn try_join(&mut self) -> Result<Queued, Error> {
         let Inner { link, tasks, leases, .. } = &*self.client;
-        let options = &self.acquisition.options;
-        let lease = if options.own_lease {
-            leases.own(link, tasks, options.lease_terms()).await?
+        let terms = self.acquisition.lease_terms();
+        let lease = if self.acquisition.options.own_lease {
+            leases.own(link, tasks, terms).await?
         } else {
-            leases.shared(link, tasks, LeasePurpose::Lock, options.lease_terms()).await?
+            leases.shared(link, tasks, LeasePurpose::Lock, terms).await?
         };
         let member = format!("{}-{}", lease.id(), NEXT_ENTRY.fetch_add(1, Ordering::Relaxed));
         let key = Key { group: self.group(), member: member.into() };

@@ -2,7 +2,8 @@
 
 use async_trait::async_trait;
 use enlist::{
-    Election, Error, Leader, LeaderWatcher, Leadership, LockMode, LockName, LockOptions, backend::contender::Wanted,
+    Election, Error, Leader, LeaderWatcher, Leadership, LockName, LockOptions,
+    backend::{contender::Wanted, leader_watcher},
 };
 
 use crate::{
@@ -15,9 +16,6 @@ use crate::{
 #[async_trait]
 impl Election for MemoryClient {
     async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error> {
-        if options.mode == LockMode::Shared {
-            return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
-        }
         self.contend(name, Wanted::Leadership(value.to_owned()), options).await?.into_leadership()
     }
 
@@ -29,7 +27,7 @@ impl Election for MemoryClient {
 
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error> {
         let state = LeaderState { group: Group::line(Kind::Election, name) };
-        Ok(LeaderWatcher::new(self.follow(state)?))
+        Ok(leader_watcher(self.follow(state)?))
     }
 }
 

@@ -26,9 +26,8 @@ impl MemoryClient {
         wanted: Wanted,
         options: LockOptions,
     ) -> Result<Acquired, Error> {
-        options.check()?;
+        let acquisition = Acquisition::new(name.clone(), wanted, options)?;
         self.inner.check_open()?;
-        let acquisition = Acquisition::new(name.clone(), wanted, options);
         let contender = Contender::new(&self.inner, acquisition.clone());
         acquire(&self.inner.tasks, acquisition, contender).await
     }

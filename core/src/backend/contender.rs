@@ -11,7 +11,7 @@
 //!
 //! The caller's future only holds a receiver, so dropping it at any point makes the task remove the entry.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::{
     FutureExt,
@@ -21,13 +21,13 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument;
 
 use crate::{
-    error::Error,
-    lock::{
-        GuardDriver, Loss,
-        election::{Leadership, Proclamation},
-        lock_guard,
-        lock_validity::LockValidity,
+    backend::{
+        guard_driver::{GuardDriver, lock_guard},
+        leadership::leadership,
+        proclamation::Proclamation,
     },
+    error::Error,
+    lock::loss::Loss,
     model::revision::Revision,
     runtime::{
         backoff::{Backoff, BackoffPolicy},
@@ -166,13 +166,12 @@ impl<P: QueueProtocol> Contender<P> {
 
     /// Hands the guard over and keeps its validity current until it is released or lost, then leaves.
     async fn hold(&mut self, mut entry: P::Entry, caller: Caller, grant: Grant) {
-        let Grant { sent, ttl, token, source } = grant;
-        let validity = Arc::new(LockValidity::new(sent, ttl));
-        let (guard, driver) = lock_guard(self.acquisition.name.clone(), token, validity, source);
+        let (ttl, token) = (grant.ttl, grant.token);
+        let (guard, driver) = lock_guard(self.acquisition.name.clone(), grant);
         let (acquired, proclamations) = match self.acquisition.wanted {
             Wanted::Lock | Wanted::FreeLock => (Acquired::Lock(guard), None),
             Wanted::Leadership(_) => {
-                let (leadership, proclamations) = Leadership::new(guard);
+                let (leadership, proclamations) = leadership(guard);
                 (Acquired::Leadership(leadership), Some(proclamations))
             }
         };
@@ -254,15 +253,17 @@ async fn next(proclamations: &mut Option<mpsc::Receiver<Proclamation>>) -> Procl
 mod tests {
     use std::{
         future::pending,
-        sync::atomic::{AtomicU32, Ordering},
+        sync::{
+            Arc,
+            atomic::{AtomicU32, Ordering},
+        },
     };
 
     use tokio_util::sync::CancellationToken;
 
     use super::*;
     use crate::{
-        error::Error,
-        lock::{LockOptions, Released},
+        lock::{election::Leadership, loss::Released, options::LockOptions},
         model::{name::LockName, revision::FencingToken},
     };
 
@@ -321,7 +322,7 @@ mod tests {
 
     async fn leadership(tasks: &TaskOwner, store: Silent) -> Leadership {
         let wanted = Wanted::Leadership("first".to_owned());
-        let acquisition = Acquisition::new(LockName::parse("e").unwrap(), wanted, LockOptions::new());
+        let acquisition = Acquisition::new(LockName::parse("e").unwrap(), wanted, LockOptions::new()).unwrap();
         acquire(tasks, acquisition, store).await.unwrap().into_leadership().unwrap()
     }
 

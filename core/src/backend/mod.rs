@@ -4,13 +4,18 @@
 pub mod contender;
 pub(crate) mod departures;
 pub(crate) mod desired_state;
+pub(crate) mod guard_driver;
 pub(crate) mod interner;
 pub(crate) mod key_claims;
+pub(crate) mod leadership;
 pub(crate) mod lease_handle;
 pub(crate) mod lease_pool;
 pub(crate) mod lease_terms;
+pub(crate) mod lock_validity;
 pub(crate) mod observation;
+pub(crate) mod proclamation;
 pub(crate) mod publisher;
+pub(crate) mod queue_position;
 pub mod reconcile;
 pub(crate) mod registration_driver;
 pub mod registration_flow;
@@ -22,13 +27,18 @@ pub(crate) mod retries;
 pub use self::{
     departures::Departures,
     desired_state::{Desired, Goal, Shown},
+    guard_driver::{GuardDriver, guard_source, lock_guard},
     interner::Interner,
     key_claims::{Approach, Claim, KeyClaims},
+    leadership::{leader_watcher, leadership},
     lease_handle::LeaseHandle,
     lease_pool::{LeasePoolKey, LeasePools, LeasePurpose, LeaseState, LeaseUse, SharedLease, lease_changed},
     lease_terms::{LeaseTerms, check_ttl, whole_seconds},
+    lock_validity::{LockValidity, safe_validity},
     observation::{Look, Observations},
+    proclamation::Proclamation,
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
+    queue_position::{QueueEntry, QueuePosition, queue_position},
     registration_driver::{RegistrationDriver, Withdrawal, registration, wait_for_start},
     registry_results::{evicted, granted_lease},
     renewal::{Renewal, RenewalReply},
@@ -36,13 +46,6 @@ pub use self::{
 };
 #[doc(inline)]
 pub use crate::{
-    lock::{
-        GuardDriver, QueueEntry, QueuePosition,
-        election::Proclamation,
-        lock_guard,
-        lock_validity::{LockValidity, safe_validity},
-        queue_position,
-    },
     raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
     runtime::{
         backoff::jitter,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use crate::{
     error::Error,
     lock::{
-        LockOptions, Loss,
         election::{Election, Leadership},
+        loss::Loss,
+        options::LockOptions,
     },
     model::name::LockName,
     runtime::backoff::BackoffPolicy,

@@ -6,18 +6,18 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    backend::publisher::{Subscriber, Update},
+    backend::{
+        proclamation::Proclamation,
+        publisher::{Subscriber, Update},
+    },
     discovery::freshness::Freshness,
     error::Error,
-    lock::{LockGuard, LockOptions, Released},
+    lock::{guard::LockGuard, loss::Released, options::LockOptions},
     model::{
         name::LockName,
         revision::{FencingToken, Revision},
     },
 };
-
-/// Number of proclamations that may wait for the store before `proclaim` waits itself.
-const PROCLAIM_QUEUE: usize = 8;
 
 /// Elects leaders. Implemented by the backends; users hold an `Arc<dyn Election>`. Elections and locks of one name do
 /// not see each other.
@@ -80,7 +80,7 @@ pub struct Leader {
 /// A running observation of an election. Dropping it ends the watch.
 #[derive(Debug)]
 pub struct LeaderWatcher {
-    reader: Subscriber<Option<Leader>>,
+    pub(crate) reader: Subscriber<Option<Leader>>,
 }
 
 /// Change that an observer returns.
@@ -94,11 +94,6 @@ pub struct LeaderChange {
 }
 
 impl LeaderWatcher {
-    /// For backends: a watcher that reads from `reader`.
-    pub fn new(reader: Subscriber<Option<Leader>>) -> Self {
-        Self { reader }
-    }
-
     /// First who leads now, then each change; a slow caller skips intermediate leaders.
     ///
     /// # Errors
@@ -114,31 +109,15 @@ impl LeaderWatcher {
     }
 }
 
-/// For backends: something the leader wants to say.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Proclamation {
-    /// The new value.
-    pub value: String,
-    /// Channel for its outcome.
-    pub reply: oneshot::Sender<Result<Revision, Error>>,
-}
-
 /// Leadership won in an election: a [`LockGuard`] with a voice.
 #[derive(Debug)]
 #[must_use = "dropping it resigns"]
 pub struct Leadership {
-    guard: LockGuard,
-    proclaim: mpsc::Sender<Proclamation>,
+    pub(crate) guard: LockGuard,
+    pub(crate) proclaim: mpsc::Sender<Proclamation>,
 }
 
 impl Leadership {
-    /// For backends: leadership that rests on `guard`, and where its proclamations arrive.
-    pub fn new(guard: LockGuard) -> (Self, mpsc::Receiver<Proclamation>) {
-        let (proclaim, receiver) = mpsc::channel(PROCLAIM_QUEUE);
-        (Self { guard, proclaim }, receiver)
-    }
-
     /// Changes what the leader says about itself. Guarded: after a loss nothing is written.
     ///
     /// # Errors

@@ -123,9 +123,9 @@ impl Contender {
         let (name, options) = (&self.acquisition.name, &self.acquisition.options);
         let lease = match lock_layout.lease_scope() {
             LeaseScope::Shared if !options.own_lease => {
-                leases.shared(LeasePurpose::Lock, options.lease_terms()).await?
+                leases.shared(LeasePurpose::Lock, self.acquisition.lease_terms()).await?
             }
-            LeaseScope::Shared | LeaseScope::PerKey => leases.own(options.lease_terms()).await?,
+            LeaseScope::Shared | LeaseScope::PerKey => leases.own(self.acquisition.lease_terms()).await?,
         };
         let suffix = key_suffixes.take(&self.queue.start);
         let keys = || {

@@ -1,15 +1,20 @@
 //! An acquisition as its caller asked for it, and its result.
 
 use crate::{
+    backend::lease_terms::LeaseTerms,
     error::Error,
-    lock::{LockGuard, LockOptions, election::Leadership},
+    lock::{
+        election::Leadership,
+        guard::LockGuard,
+        options::{LockMode, LockOptions},
+    },
     model::name::LockName,
     runtime::deadline::LastTrouble,
 };
 
-/// One acquisition, apart from the store.
+/// One acquisition, apart from the store. Its options are valid.
 #[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_structs, reason = "built by each backend")]
+#[non_exhaustive]
 pub struct Acquisition {
     /// Lock or election.
     pub name: LockName,
@@ -22,9 +27,22 @@ pub struct Acquisition {
 }
 
 impl Acquisition {
-    /// Makes the acquisition of a caller.
-    pub fn new(name: LockName, wanted: Wanted, options: LockOptions) -> Self {
-        Self { name, wanted, options, trouble: LastTrouble::default() }
+    /// Creates the acquisition of a caller.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidConfig`] for options that cannot work, and for an election in shared mode.
+    pub fn new(name: LockName, wanted: Wanted, options: LockOptions) -> Result<Self, Error> {
+        if options.mode == LockMode::Shared && matches!(wanted, Wanted::Leadership(_)) {
+            return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
+        }
+        options.check()?;
+        Ok(Self { name, wanted, options, trouble: LastTrouble::default() })
+    }
+
+    /// Returns the terms of the lease that the options ask for.
+    pub fn lease_terms(&self) -> LeaseTerms {
+        LeaseTerms::new(self.options.ttl, self.options.renewal_interval)
     }
 }
 
@@ -91,5 +109,27 @@ impl Acquired {
             Self::Leadership(leadership) => Ok(leadership),
             Self::Lock(_) | Self::Nothing => Err(Error::Closed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_acquisition_has_valid_options() {
+        let refused = |wanted: Wanted, options: LockOptions| {
+            let acquisition = Acquisition::new(LockName::parse("l").unwrap(), wanted, options);
+            match acquisition {
+                Err(Error::InvalidConfig { field, .. }) => Some(field),
+                Ok(_) => None,
+                Err(error) => panic!("{error:?}"),
+            }
+        };
+        assert_eq!(refused(Wanted::Lock, LockOptions::new().ttl(Duration::ZERO)), Some("ttl"));
+        assert_eq!(refused(Wanted::Leadership(String::new()), LockOptions::new().shared()), Some("mode"));
+        assert_eq!(refused(Wanted::Lock, LockOptions::new().shared()), None);
     }
 }

@@ -7,9 +7,9 @@ use tokio::sync::oneshot;
 
 use super::acquisition::Acquired;
 use crate::{
-    backend::publisher::OwnerHandle,
+    backend::{proclamation::Proclamation, publisher::OwnerHandle},
     error::Error,
-    lock::{Loss, Released, election::Proclamation},
+    lock::loss::{Loss, Released},
     model::revision::{FencingToken, Revision},
     runtime::clock::Moment,
 };

@@ -8,20 +8,20 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    lock::Loss,
+    lock::loss::Loss,
     runtime::clock::{Moment, sleep_until_elapsed},
 };
 
-/// The least that a holder stops before the store could grant the lock to another by expiry.
-const LEAST_MARGIN: Duration = Duration::from_millis(500);
+/// Minimum margin between the local deadline and the lease's expiry.
+const MIN_MARGIN: Duration = Duration::from_millis(500);
 
 /// Time for which a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
 /// different rates (10 %, at least 0.5 s).
 pub fn safe_validity(granted: Duration) -> Duration {
-    granted.saturating_sub((granted / 10).max(LEAST_MARGIN))
+    granted.saturating_sub((granted / 10).max(MIN_MARGIN))
 }
 
-/// For backends: time for which a lock is known to be held. Loss is for ever.
+/// Time for which a lock is known to be held. A loss is permanent.
 ///
 /// The deadline counts from the *sending* of the last renewal that was acknowledged, on a clock that counts suspension.
 #[derive(Debug)]
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn tenure_ends_before_the_lease_and_a_late_renewal_does_not_revive_it() {
+    async fn validity_ends_before_the_lease_and_a_late_renewal_does_not_revive_it() {
         let ttl = Duration::from_secs(5);
         let validity = LockValidity::new(Moment::now(), ttl);
         let started = Moment::now();

@@ -1,0 +1,117 @@
+//! The two halves of a held lock: [`LockGuard`] of the user, and [`GuardDriver`] of the backend.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backend::{contender::Grant, lock_validity::LockValidity, publisher::OwnerHandle},
+    error::Error,
+    lock::{
+        guard::{LockGuard, Shared},
+        loss::{Loss, Released},
+    },
+    model::name::LockName,
+};
+
+/// Creates the two halves of a lock that was granted. The guard keeps the source of the grant alive.
+pub fn lock_guard(name: LockName, grant: Grant) -> (LockGuard, GuardDriver) {
+    let Grant { sent, ttl, token, source } = grant;
+    let shared = Arc::new(Shared {
+        name,
+        token,
+        validity: LockValidity::new(sent, ttl),
+        release: CancellationToken::new(),
+        released: watch::Sender::new(None),
+    });
+    (LockGuard { shared: Arc::clone(&shared), source }, GuardDriver { shared })
+}
+
+/// Returns the source of the grant that `guard` was created with. A backend recognizes its own guards by its type.
+pub fn guard_source(guard: &LockGuard) -> &OwnerHandle {
+    &guard.source
+}
+
+/// Backend's half of a held lock: keeps its validity current and releases it. Dropping it ends the lock.
+#[derive(Debug)]
+pub struct GuardDriver {
+    shared: Arc<Shared>,
+}
+
+impl GuardDriver {
+    /// Time for which the lock is known to be held.
+    pub fn validity(&self) -> &LockValidity {
+        &self.shared.validity
+    }
+
+    /// Waits until the guard wants to be released or is gone.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn release_wanted(&self) {
+        self.shared.release.cancelled().await;
+    }
+
+    /// Reports what became of the release. The first report is what the caller of `release` gets.
+    pub fn report(&self, outcome: Result<Released, Error>) {
+        self.shared.validity.lose(Loss::Released);
+        self.shared.released.send_if_modified(|reported| {
+            let first = reported.is_none();
+            if first {
+                *reported = Some(outcome);
+            }
+            first
+        });
+    }
+}
+
+impl Drop for GuardDriver {
+    fn drop(&mut self) {
+        self.shared.validity.lose(Loss::SessionClosed);
+        self.shared.released.send_if_modified(|outcome| {
+            let open = outcome.is_none();
+            if open {
+                *outcome = Some(Err(Error::Closed));
+            }
+            open
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{backend::lock_validity::safe_validity, model::revision::FencingToken, runtime::clock::Moment};
+
+    const TTL: Duration = Duration::from_secs(5);
+
+    fn held_lock() -> (LockGuard, GuardDriver) {
+        let grant = Grant { sent: Moment::now(), ttl: TTL, token: FencingToken::new(1), source: Arc::new(()) };
+        lock_guard(LockName::parse("l").unwrap(), grant)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_is_aborted_at_the_loss() {
+        let (guard, driver) = held_lock();
+        assert_eq!(guard.run(async { 7 }).await, Ok(7));
+        // The boot-time clock goes on while tokio's is paused.
+        let left = guard.remaining();
+        assert!(left > Duration::from_secs(4) && left <= safe_validity(TTL), "{left:?}");
+        driver.validity().lose(Loss::KeyGone);
+        assert_eq!(guard.remaining(), Duration::ZERO);
+        assert_eq!(guard.run(std::future::pending::<()>()).await, Err(Loss::KeyGone));
+        assert_eq!(guard.run(async { 7 }).await, Err(Loss::KeyGone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_driver_that_dies_ends_the_lock() {
+        let (guard, driver) = held_lock();
+        drop(driver);
+        assert_eq!(guard.lost().await, Loss::SessionClosed);
+        assert!(matches!(guard.release().await, Err(Error::Closed)));
+    }
+}

@@ -1,0 +1,114 @@
+//! A held lock. Its other half, which belongs to the backend, is [`GuardDriver`](crate::backend::GuardDriver).
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    backend::{lock_validity::LockValidity, publisher::OwnerHandle},
+    error::Error,
+    lock::loss::{Loss, Released},
+    model::{name::LockName, revision::FencingToken},
+};
+
+/// A held lock.
+///
+/// [`release`](Self::release) is the orderly end. Dropping it asks for the same without waiting, also after a panic; if
+/// the session ends first, the lease runs out after its TTL.
+#[derive(Debug)]
+#[must_use = "dropping it releases the lock"]
+pub struct LockGuard {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) source: OwnerHandle,
+}
+
+impl LockGuard {
+    /// The lock's name.
+    pub fn name(&self) -> &LockName {
+        &self.shared.name
+    }
+
+    /// Larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the
+    /// guarded resource, which has to refuse a smaller one than it has seen.
+    pub fn fencing_token(&self) -> FencingToken {
+        self.shared.token
+    }
+
+    /// Returns `true` while the lock is known to be held, without asking the store. Turns false before the store can
+    /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
+    pub fn is_held(&self) -> bool {
+        self.shared.validity.is_held()
+    }
+
+    /// Remaining time for which the lock is known to be held if no other renewal is acknowledged; zero once it is lost.
+    pub fn remaining(&self) -> Duration {
+        if self.is_held() { self.shared.validity.remaining() } else { Duration::ZERO }
+    }
+
+    /// Waits for the loss of the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future has no effect.
+    pub async fn lost(&self) -> Loss {
+        self.shared.validity.lost().await
+    }
+
+    /// Runs `work` and aborts it at its next await once the lock is lost.
+    ///
+    /// # Errors
+    ///
+    /// The [`Loss`], if it came before the end of the work.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the work; the lock stays held.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Loss> {
+        tokio::select! {
+            // Loss first: work that is ready must not run on after it.
+            biased;
+            loss = self.lost() => Err(loss),
+            output = work => Ok(output),
+        }
+    }
+
+    /// Releases the lock. Guarded: an entry that another client holds by now is left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] with the last trouble as its cause, if the store has not answered within a few seconds: it
+    /// goes on in the background, and the lease runs out at the latest. [`Error::Closed`] if the session ended first.
+    ///
+    /// # Cancel safety
+    ///
+    /// The release goes on in the background.
+    pub async fn release(self) -> Result<Released, Error> {
+        let was_held = self.is_held();
+        self.shared.validity.lose(Loss::Released);
+        self.shared.release.cancel();
+        let mut released = self.shared.released.subscribe();
+        let outcome = released.wait_for(Option::is_some).await.map_err(|_| Error::Closed)?;
+        match outcome.clone().unwrap_or(Err(Error::Closed)) {
+            Ok(_) if !was_held => Ok(Released::AlreadyLost),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        self.shared.validity.lose(Loss::Released);
+        self.shared.release.cancel();
+    }
+}
+
+/// State that a guard shares with its driver.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: LockName,
+    pub(crate) token: FencingToken,
+    pub(crate) validity: LockValidity,
+    pub(crate) release: CancellationToken,
+    pub(crate) released: watch::Sender<Option<Result<Released, Error>>>,
+}
