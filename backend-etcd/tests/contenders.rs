@@ -81,7 +81,7 @@ async fn callers_that_gave_up_while_etcd_was_silent_cost_no_transaction_and_no_t
             soon("acquired", etcd.acquire(&name(), options.clone())).await.unwrap().release().await.unwrap();
         }
         fake.freeze();
-        fake.forget_requests();
+        fake.reset_requests();
         let before = tasks();
         let most = a_thousand_give_up(&etcd, &options).await;
         fake.thaw();
@@ -118,11 +118,11 @@ async fn a_release_that_etcd_refuses_names_its_cause() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let guard = acquire(&etcd).await;
-    fake.set_denied(true);
+    fake.deny_access();
     let late = soon("given up waiting", guard.release()).await.unwrap_err();
     let Error::Timeout { op: "release", cause: Some(cause), .. } = &late else { panic!("with a cause: {late:?}") };
     assert_eq!(cause.to_string(), "permission denied for the lock default/l");
-    fake.set_denied(false);
+    fake.permit_access();
     let _next = acquire(&etcd).await;
 }
 
@@ -176,10 +176,10 @@ async fn a_contender_whose_watch_is_refused_takes_its_turn() {
     let holder = watched_holder(&fake, &one).await;
     // That of the one before, that of its own key, and again that of the one before.
     for _ in 0..3 {
-        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.misbehave(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let mut next = contend(&two);
-    eventually("all are refused", || async { if fake.told_all() { Ok(()) } else { Err(fake.requests()) } }).await;
+    eventually("all are refused", || async { if fake.has_misbehaved() { Ok(()) } else { Err(fake.requests()) } }).await;
     next.assert_running();
     holder.release().await.unwrap();
     let guard = next.done("its turn").await;
@@ -197,8 +197,8 @@ async fn a_hand_over_does_not_wait_for_a_watch_that_begins_in_the_past() {
     fake.delay_unsynced_watches();
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
-    fake.forget_requests();
-    fake.lie(Misbehavior::LateWatch(LATE));
+    fake.reset_requests();
+    fake.misbehave(Misbehavior::LateWatch(LATE));
     let mut next = contend(&two);
     watch_asked_for(&fake).await;
     fake.put("somebody's", "write");
@@ -218,8 +218,8 @@ async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
     let place = fake.under(b"enlist/locks/").remove(0).0;
-    fake.forget_requests();
-    fake.lie(Misbehavior::LateWatch(Duration::from_secs(1)));
+    fake.reset_requests();
+    fake.misbehave(Misbehavior::LateWatch(Duration::from_secs(1)));
     let mut next = contend(&two);
     watch_asked_for(&fake).await;
     fake.delete(&place);
@@ -248,7 +248,7 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_an_older_one() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let leadership = soon("elected", etcd.campaign(&name(), "first", LockOptions::new())).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
     soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
@@ -274,7 +274,7 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
     })
     .await;
     // The end of the first session is no transaction, so the next one is the confirmation.
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     one.close().await.unwrap();
     let leadership = next.done("elected").await;
     soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
@@ -290,7 +290,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     let etcd = client(&fake);
     let options = LockOptions::new().ttl(Duration::from_secs(3));
     let leadership = soon("elected", etcd.campaign(&name(), "first", options)).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let lost = soon("given up", leadership.proclaim("lost")).await;
     assert!(matches!(lost, Err(Error::Unavailable(_))), "{lost:?}");
     assert!(leadership.is_held(), "{:?}", leadership.lost().await);
@@ -301,14 +301,14 @@ async fn a_removal_without_permission_asks_at_a_slow_pace() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let guard = acquire(&etcd).await;
-    fake.set_denied(true);
+    fake.deny_access();
     let late = soon("given up waiting", guard.release()).await;
     assert!(matches!(late, Err(Error::Timeout { op: "release", .. })), "{late:?}");
-    fake.forget_requests();
+    fake.reset_requests();
     tokio::time::sleep(Duration::from_secs(600)).await;
     let Requests { denied, .. } = fake.requests();
     assert!((30..=65).contains(&denied), "{denied} requests in ten minutes");
-    fake.set_denied(false);
+    fake.permit_access();
     eventually("nobody is in line", || async {
         let places = fake.under(b"enlist/locks/");
         if places.is_empty() { Ok(()) } else { Err(places) }
@@ -346,7 +346,7 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
     assert_eq!(fake.under(b"enlist/lock-marks/").len(), 1);
     guard.release().await.unwrap();
     assert_eq!(fake.under(b"enlist/"), []);
-    fake.forget_requests();
+    fake.reset_requests();
     let guard = soon("acquired", etcd.acquire(&name(), delayed)).await.unwrap();
     guard.release().await.unwrap();
     let Requests { txns, ranges, .. } = fake.requests();
@@ -359,15 +359,15 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
 async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
     let (soon_done, at_once) = (Misbehavior::LateTxn(Duration::from_secs(3)), Misbehavior::LateTxn(Duration::ZERO));
     let delayed = || LockOptions::new().lock_delay(Duration::from_secs(3600));
-    for lies in [vec![soon_done], vec![at_once, soon_done]] {
+    for sequence in [vec![soon_done], vec![at_once, soon_done]] {
         let fake = FakeEtcd::start();
         let etcd = client(&fake);
-        for lie in lies {
-            fake.lie(lie);
+        for misbehavior in sequence {
+            fake.misbehave(misbehavior);
         }
         let late = soon("given up", etcd.acquire(&name(), delayed().deadline(Duration::from_secs(1)))).await;
         assert!(matches!(late, Err(Error::Timeout { .. })), "{late:?}");
-        assert!(fake.told_all());
+        assert!(fake.has_misbehaved());
         tokio::time::sleep(LATE).await;
         nothing_is_left(&fake).await;
         let guard = soon("no delay after it", etcd.acquire(&name(), delayed())).await.unwrap();
@@ -376,8 +376,8 @@ async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
     }
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    fake.lie(at_once);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(at_once);
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let guard = soon("acquired, marked by the second attempt", etcd.acquire(&name(), delayed())).await.unwrap();
     guard.release().await.unwrap();
     late_is_done(&fake).await;

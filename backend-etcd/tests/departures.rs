@@ -97,7 +97,7 @@ async fn a_dropped_next_goes_on_with_the_same_question() {
 async fn without_an_answer_it_counts_as_dead_after_a_second_however_often_it_is_dropped() {
     for bit in [Duration::from_millis(10), Duration::from_secs(60)] {
         let mut watching = Watching::of(&["a"]).await;
-        watching.fake.hold_lease_questions(true);
+        watching.fake.hold_lease_queries();
         watching.delete("a");
         let begun = Instant::now();
         let (change, _) = watching.next_by_bits(bit).await;

@@ -67,7 +67,7 @@ async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut S
         let change = watcher.next().await.unwrap();
         assert_eq!(change.events, change.snapshot.diff(seen), "the events are the difference");
         *seen = change.snapshot.clone();
-        if shown(&change.snapshot) == stored(fake) && fake.told_all() {
+        if shown(&change.snapshot) == stored(fake) && fake.has_misbehaved() {
             return change;
         }
     };
@@ -154,13 +154,13 @@ async fn an_honest_server_never_needs_a_repair() {
 async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Lose);
+    watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "d", 1);
     watching.converged().await;
-    watching.fake.lie(Misbehavior::Lose);
+    watching.fake.misbehave(Misbehavior::Lose);
     watching.fake.delete(format!("{KEY}a").as_bytes());
     watching.converged().await;
-    watching.fake.lie(Misbehavior::Lose);
+    watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     watching.converged().await;
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
@@ -171,7 +171,7 @@ async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
 async fn a_lost_update_before_one_that_arrives_is_found_within_the_interval() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Lose);
+    watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     put(&watching.fake, "a", 2);
     let begun = tokio::time::Instant::now();
@@ -196,7 +196,7 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
     let pages = watching.fake.requests().keys_only - before;
     assert_eq!(pages, 10 * 5, "five pages for each comparison");
     for lost in [0, 1500, COUNT - 1] {
-        watching.fake.lie(Misbehavior::Lose);
+        watching.fake.misbehave(Misbehavior::Lose);
         put(&watching.fake, &id(lost), 9);
         put(&watching.fake, "a", u32::try_from(lost).unwrap() + 2);
         let begun = tokio::time::Instant::now();
@@ -211,12 +211,12 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
 async fn a_list_that_fails_is_wanted_until_one_succeeds() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Lose);
+    watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
     // A resumption does not tell what was lost before it.
     put(&watching.fake, "a", 2);
-    watching.fake.lie(Misbehavior::NoList);
-    watching.fake.lie(Misbehavior::NoList);
+    watching.fake.misbehave(Misbehavior::NoList);
+    watching.fake.misbehave(Misbehavior::NoList);
     let begun = tokio::time::Instant::now();
     watching.converged().await;
     assert!(begun.elapsed() <= AUDIT + GRACE + Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -230,8 +230,8 @@ async fn a_store_that_went_back_while_it_refuses_lists_is_one_new_epoch() {
     watching.opened().await;
     watching.fake.wipe();
     put(&watching.fake, "d", 1);
-    watching.fake.lie(Misbehavior::NoList);
-    watching.fake.lie(Misbehavior::NoList);
+    watching.fake.misbehave(Misbehavior::NoList);
+    watching.fake.misbehave(Misbehavior::NoList);
     watching.converged().await;
     assert_eq!(shown(&watching.seen), BTreeMap::from([("d".to_owned(), 1)]));
     assert_eq!((watching.seen.epoch().get(), watching.count(Counter::StoreWentBack)), (1, 1));
@@ -247,7 +247,7 @@ async fn without_audits_a_lost_event_is_never_noticed() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
     watched(&fake).await;
-    fake.lie(Misbehavior::Lose);
+    fake.misbehave(Misbehavior::Lose);
     fake.delete(format!("{KEY}a").as_bytes());
     let day = Duration::from_secs(24 * 3600);
     assert!(tokio::time::timeout(day, watcher.next()).await.is_err());
@@ -257,13 +257,13 @@ async fn without_audits_a_lost_event_is_never_noticed() {
 async fn repeated_events_are_dropped_and_counted() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Twice);
+    watching.fake.misbehave(Misbehavior::Twice);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "a", 3);
     watching.converged().await;
     assert_eq!(watching.count(Counter::WatchRepeats), 1);
-    watching.fake.lie(Misbehavior::Backwards);
+    watching.fake.misbehave(Misbehavior::Backwards);
     put(&watching.fake, "a", 4);
     watching.converged().await;
     put(&watching.fake, "a", 5);
@@ -276,7 +276,7 @@ async fn repeated_events_are_dropped_and_counted() {
 async fn a_stream_that_only_repeats_itself_is_replaced() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Again(10));
+    watching.fake.misbehave(Misbehavior::Again(10));
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "a", 3);
@@ -289,7 +289,7 @@ async fn a_stream_that_only_repeats_itself_is_replaced() {
 async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::EarlyProgress);
+    watching.fake.misbehave(Misbehavior::EarlyProgress);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "d", 1);
@@ -300,8 +300,8 @@ async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
 async fn an_event_of_an_unknown_type_or_without_a_key_is_no_panic() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    for lie in [Misbehavior::UnknownType, Misbehavior::NoKey, Misbehavior::NoRevision] {
-        watching.fake.lie(lie);
+    for misbehavior in [Misbehavior::UnknownType, Misbehavior::NoKey, Misbehavior::NoRevision] {
+        watching.fake.misbehave(misbehavior);
         put(&watching.fake, "a", 2);
         watching.converged().await;
         watching.fake.delete(format!("{KEY}a").as_bytes());
@@ -336,7 +336,7 @@ async fn a_message_above_the_limit_ends_in_one_list() {
 async fn events_from_the_future_do_not_stop_the_watch() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Future);
+    watching.fake.misbehave(Misbehavior::Future);
     put(&watching.fake, "a", 2);
     watching.converged().await;
     put(&watching.fake, "b", 2);
@@ -352,7 +352,7 @@ async fn events_from_the_future_do_not_stop_the_watch() {
 async fn a_silent_stream_and_a_silent_server_are_noticed_soon() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Silence);
+    watching.fake.misbehave(Misbehavior::Silence);
     let begun = tokio::time::Instant::now();
     put(&watching.fake, "a", 2);
     watching.converged().await;
@@ -376,7 +376,7 @@ async fn streams_that_stay_silent_end_in_a_list() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     for _ in 0..4 {
-        watching.fake.lie(Misbehavior::Silence);
+        watching.fake.misbehave(Misbehavior::Silence);
     }
     let begun = tokio::time::Instant::now();
     put(&watching.fake, "a", 2);
@@ -390,7 +390,7 @@ async fn streams_that_stay_silent_end_in_a_list() {
 async fn a_history_that_is_gone_becomes_the_difference() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    watching.fake.lie(Misbehavior::Silence);
+    watching.fake.misbehave(Misbehavior::Silence);
     put(&watching.fake, "a", 2);
     tokio::time::sleep(Duration::from_secs(1)).await;
     put(&watching.fake, "d", 2);
@@ -410,7 +410,7 @@ async fn a_token_refused_inside_a_stream_is_renewed_once() {
         put(&fake, "a", 1);
         let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
         let etcd = builder.user("u", "p".to_owned()).build().unwrap();
-        fake.lie(Misbehavior::Refuse(reason));
+        fake.misbehave(Misbehavior::Refuse(reason));
         let mut watcher = etcd.watch(&service()).await.unwrap();
         let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
         put(&fake, "b", 1);
@@ -426,7 +426,7 @@ async fn a_watch_that_is_refused_for_good_asks_at_a_slow_pace() {
     put(&fake, "a", 1);
     let etcd = client(&fake);
     for _ in 0..1000 {
-        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.misbehave(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
@@ -449,7 +449,7 @@ async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
     let etcd = client(&fake);
     let registration = register(&etcd, 0).await;
     let mut states = registration.states();
-    fake.lie(Misbehavior::LeaseGone);
+    fake.misbehave(Misbehavior::LeaseGone);
     let lost = async {
         while !matches!(states.next().await, Ok(RegistrationState::Reregistering { .. })) {}
         while !matches!(states.next().await, Ok(RegistrationState::Registered { .. })) {}
@@ -466,7 +466,7 @@ async fn a_registration_whose_key_cannot_be_watched_stays_and_asks_at_a_slow_pac
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     for _ in 0..10_000 {
-        fake.lie(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
+        fake.misbehave(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
     let registration = register(&etcd, 0).await;
     tokio::time::sleep(Duration::from_secs(600)).await;
@@ -507,7 +507,7 @@ async fn five_thousand_instances_come_back_spread_with_two_requests_each_at_most
     // All rest, watched by a handful of watches.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(fake.requests().watches <= 10, "{} watches", fake.requests().watches);
-    fake.forget_requests();
+    fake.reset_requests();
     let lost = tokio::time::Instant::now();
     fake.revoke_all();
     assert_eq!(fake.under(KEY.as_bytes()).len(), 0);
@@ -613,10 +613,10 @@ async fn a_lease_that_is_lost_while_renewals_hang_is_no_eviction() {
     let options = RegisterOptions::new().on_delete(OnDelete::Respect);
     let registration = etcd.register(&service(), instance, options).await.unwrap();
     watched(&fake).await;
-    fake.hold_renewals(true);
+    fake.hold_renewals();
     fake.revoke_all();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    fake.hold_renewals(false);
+    fake.release_renewals();
     eventually("it is back", || async {
         match (registration.state(), stored(&fake).len()) {
             (RegistrationState::Registered { .. }, 1) => Ok(()),
@@ -812,7 +812,7 @@ async fn an_earlier_release_is_not_believed_when_it_says_that_nothing_is_left_to
     assert!(quiet <= Duration::from_secs(10), "{quiet:?}");
     assert!(elsewhere > Duration::from_secs(10) && elsewhere <= AUDIT + GRACE, "{elsewhere:?}");
     // The change is lost after an answer that claims it.
-    fake.lie(Misbehavior::EarlyAnswer);
+    fake.misbehave(Misbehavior::EarlyAnswer);
     fake.slow_down(Duration::from_secs(4));
     put(&fake, "a", 2);
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -11,7 +11,7 @@ use enlist::{
     OnDelete, RegisterOptions, Registration, RegistrationState, Registry, ServiceRef, Start,
 };
 use enlist_etcd::{Etcd, GobaseLock, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Misbehavior, eventually, soon};
+use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
 
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
@@ -76,7 +76,7 @@ async fn late_write(fake: &FakeEtcd) -> bool {
     };
     tokio::time::timeout(LATE * 2, arrived).await.expect("the late write comes");
     match &seen[..] {
-        [Ok(done)] => *done,
+        [Ok(outcome)] => *outcome == LateWrite::Applied,
         [Err(refused)] => {
             assert!(refused.message().contains("lease not found"), "{refused:?}");
             false
@@ -102,7 +102,7 @@ async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is
     let etcd = client(&fake);
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     // Given up while its write is under way.
@@ -120,7 +120,7 @@ async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unk
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
     let before = fake.under(SERVICES);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     unanswered(&late).await;
     registered(&late).await;
@@ -138,7 +138,7 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let lease = LeaseId::new(fake.lease_ids()[0]);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -147,7 +147,7 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
     // The search ends with the lease.
     fake.revoke_all();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    fake.forget_requests();
+    fake.reset_requests();
     fake.put(key("late"), "whatever");
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(ids(&fake).contains(&"late".to_owned()), "a later one is not its own");
@@ -160,7 +160,7 @@ async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possib
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let lease = LeaseId::new(fake.lease_ids()[0]);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -186,7 +186,7 @@ async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
         let own = RegisterOptions::new().lease(LeaseChoice::Own);
         let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
         let lease = LeaseId::new(fake.lease_ids()[0]);
-        fake.lie(Misbehavior::LateTxn(Duration::from_secs(3600)));
+        fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(3600)));
         let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -194,7 +194,7 @@ async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
             fake.put(key("late"), r#"{"v":1,"id":"late","endpoints":["10.9.9.9:1"]}"#);
         }
         tokio::time::sleep(Duration::from_secs(20)).await;
-        fake.forget_requests();
+        fake.reset_requests();
         tokio::time::sleep(Duration::from_secs(600)).await;
         let reads = fake.requests().ranges;
         // One each of the removal in 10–12.5 s; the other's age is probed by nobody.
@@ -217,8 +217,8 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
     })
     .await;
     let late = Duration::from_secs(8);
-    fake.lie(Misbehavior::LateTxn(late));
-    fake.lie(Misbehavior::LateTxn(late));
+    fake.misbehave(Misbehavior::LateTxn(late));
+    fake.misbehave(Misbehavior::LateTxn(late));
     let one = begin(&etcd, "one", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let two = begin(&etcd, "two", RegisterOptions::new()).await;
@@ -241,7 +241,7 @@ async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_eit
 /// again.
 async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
     tokio::time::sleep(Duration::from_secs(60)).await;
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::AlreadyGone, "its lease is revoked by then");
@@ -292,7 +292,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
     // Its creation is refused; the next write takes over.
     let takes = RegisterOptions::new().on_conflict(OnConflict::TakeOver);
     let background = begin(&etcd, "a", takes).await;
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     tokio::time::sleep(Duration::from_secs(1)).await;
     let ended = background.deregister().await.unwrap();
     assert_eq!(ended, Deregistered::AlreadyGone);
@@ -304,7 +304,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
 async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let published = soon("answered", etcd.publish(&service(), instance("a"))).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     let removed = etcd.remove(&service(), instance("a").id()).await;
@@ -320,9 +320,9 @@ async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
 /// Publishes an instance whose key is created, and not detached from its lease before the answer is given up. That
 /// lease is not revoked for longer than one request waits.
 async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
-    fake.hold_revocations(true);
-    fake.lie(Misbehavior::LateTxn(Duration::ZERO));
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.hold_revocations();
+    fake.misbehave(Misbehavior::LateTxn(Duration::ZERO));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let published = etcd.publish(&service(), instance("a")).await;
     assert!(matches!(published, Err(Error::Unavailable(_))), "{published:?}");
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -330,7 +330,7 @@ async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
 }
 
 async fn no_lease_is_left(fake: &FakeEtcd) {
-    fake.hold_revocations(false);
+    fake.release_revocations();
     eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
 }
 
@@ -342,7 +342,11 @@ async fn a_fixed_instance_that_was_not_detached_is_published_by_a_repeated_call(
     soon("published", etcd.publish(&service(), instance("a"))).await.unwrap();
     no_lease_is_left(&fake).await;
     tokio::time::sleep(LATE).await;
-    assert!(matches!(fake.late_writes()[..], [Ok(true), Ok(false)]), "{:?}", fake.late_writes());
+    assert!(
+        matches!(fake.late_writes()[..], [Ok(LateWrite::Applied), Ok(LateWrite::Refused)]),
+        "{:?}",
+        fake.late_writes()
+    );
     assert_eq!(ids(&fake), ["a"]);
 }
 
@@ -355,7 +359,11 @@ async fn a_fixed_instance_that_was_not_detached_can_be_removed() {
     assert!(ids(&fake).is_empty());
     no_lease_is_left(&fake).await;
     tokio::time::sleep(LATE).await;
-    assert!(matches!(fake.late_writes()[..], [Ok(true), Ok(false)]), "{:?}", fake.late_writes());
+    assert!(
+        matches!(fake.late_writes()[..], [Ok(LateWrite::Applied), Ok(LateWrite::Refused)]),
+        "{:?}",
+        fake.late_writes()
+    );
     assert!(ids(&fake).is_empty());
 }
 
@@ -363,8 +371,8 @@ async fn a_fixed_instance_that_was_not_detached_can_be_removed() {
 async fn a_fixed_instance_whose_caller_gave_up_is_not_created_late() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
-    fake.hold_revocations(true);
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.hold_revocations();
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let given_up = tokio::time::timeout(Duration::from_secs(1), etcd.publish(&service(), instance("a"))).await;
     assert!(given_up.is_err(), "{given_up:?}");
     tokio::time::sleep(Duration::from_secs(7)).await;
@@ -392,8 +400,8 @@ async fn fixed_instances_that_are_published_at_the_same_time_do_not_take_each_ot
     let etcd = client(&fake);
     let service = service();
     // The first one is created and not detached while the second one comes.
-    fake.lie(Misbehavior::LateTxn(Duration::ZERO));
-    fake.lie(Misbehavior::LateTxn(Duration::from_secs(1)));
+    fake.misbehave(Misbehavior::LateTxn(Duration::ZERO));
+    fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(1)));
     let second = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
         etcd.publish(&service, instance("a")).await
@@ -412,7 +420,7 @@ async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_leas
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     // The lease of both stays for as long as this one is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
     assert!(matches!(given_up, Err(Error::Timeout { .. })), "{given_up:?}");
     assert!(late_write(&fake).await, "its lease lives, so it is done");
@@ -435,7 +443,7 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new())).await.unwrap();
     assert!(late_write(&fake).await);
     eventually("the late place is removed", || async {
@@ -461,14 +469,17 @@ async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
         };
         let (etcd, stranger) = (client(), client());
         let name = LockName::parse("job").unwrap();
-        fake.hold_revocations(!revoked);
-        fake.lie(Misbehavior::LateTxn(LATE));
+        if !revoked {
+            fake.hold_revocations();
+        }
+        fake.misbehave(Misbehavior::LateTxn(LATE));
         // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the
         // stranger.
         let limit = Duration::from_secs(if waits { 20 } else { 1 });
         let acquiring = etcd.acquire(&name, LockOptions::new().deadline(limit));
         let taking = async {
-            eventually("the creation is under way", || async { if fake.told_all() { Ok(()) } else { Err(()) } }).await;
+            eventually("the creation is under way", || async { if fake.has_misbehaved() { Ok(()) } else { Err(()) } })
+                .await;
             stranger.acquire(&name, LockOptions::new()).await.unwrap()
         };
         let (given_up, held) = tokio::join!(acquiring, taking);
@@ -491,7 +502,7 @@ async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
         })
         .await;
         let held = soon("acquired", stranger.acquire(&name, LockOptions::new())).await.unwrap();
-        fake.hold_revocations(false);
+        fake.release_revocations();
         tokio::time::sleep(LATE).await;
         assert!(held.is_held());
         held.release().await.unwrap();
@@ -508,7 +519,7 @@ fn tasks() -> usize {
 
 /// Requests in ten minutes, but for renewals.
 async fn requests_in_ten_minutes(fake: &FakeEtcd) -> usize {
-    fake.forget_requests();
+    fake.reset_requests();
     tokio::time::sleep(Duration::from_secs(600)).await;
     let requests = fake.requests();
     requests.ranges + requests.txns + requests.lease_questions + requests.watches
@@ -526,7 +537,7 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
     let before = tasks();
     // The creations go in four transactions.
     for _ in 0..4 {
-        fake.lie(Misbehavior::LateTxn(VERY_LATE));
+        fake.misbehave(Misbehavior::LateTxn(VERY_LATE));
     }
     let acquisitions = (0..LOST).map(|number| {
         let etcd = etcd.clone();
@@ -536,7 +547,7 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
         }
     });
     assert!(futures::future::join_all(acquisitions).await.iter().all(|acquired| !acquired));
-    assert!(fake.told_all());
+    assert!(fake.has_misbehaved());
     tokio::time::sleep(Duration::from_secs(600)).await;
     let requests = requests_in_ten_minutes(&fake).await;
     let more = tasks() - before;
@@ -549,7 +560,7 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
         if fake.late_writes().len() == 4 && left == 1 { Ok(()) } else { Err(left) }
     })
     .await;
-    assert!(fake.late_writes().iter().all(|late| matches!(late, Ok(true))), "{:?}", fake.late_writes());
+    assert!(fake.late_writes().iter().all(|late| matches!(late, Ok(LateWrite::Applied))), "{:?}", fake.late_writes());
     // Each is done once: nothing is left to look for, although the lease lives.
     let requests = requests_in_ten_minutes(&fake).await;
     assert!(
@@ -571,13 +582,13 @@ async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_
     let _one = soon("registered", etcd.register(&service(), one, RegisterOptions::new())).await.unwrap();
     let _two = soon("registered", other.register(&service(), two, RegisterOptions::new())).await.unwrap();
     // Done when its caller has just given up.
-    fake.lie(Misbehavior::LateTxn(Duration::from_millis(5_001)));
+    fake.misbehave(Misbehavior::LateTxn(Duration::from_millis(5_001)));
     let older = begin(&etcd, "a", options()).await;
     while fake.late_writes().is_empty() {
         tokio::time::sleep(Duration::from_micros(200)).await;
     }
     let newer = soon("registered", other.register(&service(), instance("a"), options())).await.unwrap();
-    assert!(matches!(fake.late_writes()[..], [Ok(true)]), "{:?}", fake.late_writes());
+    assert!(matches!(fake.late_writes()[..], [Ok(LateWrite::Applied)]), "{:?}", fake.late_writes());
     eventually("the older one has seen it", || async {
         let state = older.state();
         if matches!(state, RegistrationState::Refused { .. }) { Ok(()) } else { Err(state) }
@@ -597,8 +608,8 @@ async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_
     let etcd = client(&fake);
     let keeper =
         soon("registered", etcd.register(&service(), instance("keeper"), RegisterOptions::new())).await.unwrap();
-    fake.lie(Misbehavior::LateTxn(Duration::from_secs(8)));
-    fake.lie(Misbehavior::LateTxn(Duration::from_secs(60)));
+    fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(8)));
+    fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(60)));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
@@ -615,7 +626,7 @@ async fn what_an_evicted_registration_may_yet_create_is_undone_on_sight() {
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
     let _theirs = soon("registered", other.register(&service(), instance("theirs"), own)).await.unwrap();
     let given = LeaseChoice::Given(LeaseId::new(fake.lease_ids()[0]));
-    fake.lie(Misbehavior::LateTxn(LATE));
+    fake.misbehave(Misbehavior::LateTxn(LATE));
     let evicted = begin(&etcd, "a", RegisterOptions::new().lease(given).on_delete(OnDelete::Respect)).await;
     registered(&evicted).await;
     fake.delete(key("a").as_bytes());
@@ -635,7 +646,7 @@ async fn a_removal_whose_answers_are_all_late_is_reported_in_time_and_goes_on() 
     let a = soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();
     // The mark and the removal.
     for _ in 0..2 {
-        fake.lie(Misbehavior::LateTxn(Duration::from_millis(4900)));
+        fake.misbehave(Misbehavior::LateTxn(Duration::from_millis(4900)));
     }
     let begun = tokio::time::Instant::now();
     assert_eq!(a.deregister().await.unwrap(), Deregistered::LeftBehind);

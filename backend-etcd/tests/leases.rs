@@ -24,13 +24,13 @@ async fn a_revocation_that_is_not_confirmed_in_time_goes_on() {
     let etcd = client(&fake);
     let lease = etcd.grant_lease(TTL).await.unwrap();
     assert_eq!(fake.lease_ids(), [lease.id().get()]);
-    fake.hold_revocations(true);
+    fake.hold_revocations();
     let unconfirmed = soon("given up", lease.revoke()).await;
     assert!(matches!(unconfirmed, Err(Error::Timeout { op: "lease revoke", .. })), "{unconfirmed:?}");
     // Longer than a request may take.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.leases(), 1);
-    fake.hold_revocations(false);
+    fake.release_revocations();
     no_lease_is_left(&fake).await;
 }
 
@@ -96,11 +96,11 @@ async fn the_revocation_of_a_dropped_lease_outlasts_an_outage() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let lease = etcd.grant_lease(TTL).await.unwrap();
-    fake.hold_revocations(true);
+    fake.hold_revocations();
     drop(lease);
     // Longer than a request may take.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.leases(), 1);
-    fake.hold_revocations(false);
+    fake.release_revocations();
     no_lease_is_left(&fake).await;
 }

@@ -64,7 +64,7 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
     let error = etcd.resolve(&service()).await.unwrap_err();
     assert!(matches!(error, Error::RangeTooLarge { .. }) && !error.is_retryable(), "{error:?}");
     // It costs one list a minute.
-    fake.forget_requests();
+    fake.reset_requests();
     tokio::time::sleep(10 * RETRY).await;
     let ranges = fake.requests().ranges;
     assert!((8..=12).contains(&ranges), "{ranges} reads in ten minutes");

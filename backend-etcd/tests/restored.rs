@@ -135,12 +135,12 @@ async fn a_session_notices_each_of_two_restores() {
         soon("deregistered", leaves.deregister()).await.unwrap();
         while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
         // The proof of the restore takes longer than the next watch.
-        fake.hold_revocations(true);
+        fake.hold_revocations();
         fake.restore(&snapshot);
         link.cut();
         while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 2 {}
         tokio::time::sleep(Duration::from_secs(1)).await;
-        fake.hold_revocations(false);
+        fake.release_revocations();
         absent(&fake, "leaves").await;
         present(&fake, "earlier").await;
         while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
@@ -173,10 +173,10 @@ async fn a_lock_lease_of_a_lost_history_is_revoked_until_that_is_done() {
     let snapshot = fake.snapshot();
     let _later = register(&etcd, "later").await;
     while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
-    fake.hold_revocations(true);
+    fake.hold_revocations();
     fake.restore(&snapshot);
     link.cut();
     tokio::time::sleep(WHILE).await;
-    fake.hold_revocations(false);
+    fake.release_revocations();
     soon("a guard of the lost history is lost", guard.lost()).await;
 }

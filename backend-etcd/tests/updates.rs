@@ -63,7 +63,7 @@ async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_publishe
     let etcd = client(&fake);
     let registration = register(&etcd, options().max_attempts(2)).await;
     let mut states = registration.states();
-    fake.set_denied(true);
+    fake.deny_access();
     let refused = soon("reported", registration.update(|draft| _ = draft.weight(7))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     assert!(is_doubted(&registration.state()), "{:?}", registration.state());
@@ -76,7 +76,7 @@ async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_publishe
     // A change that comes later is refused as well, and both are stored once that is mended.
     let refused = soon("reported", registration.update(|draft| _ = draft.version("2"))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
-    fake.set_denied(false);
+    fake.permit_access();
     state(&registration, "stored", is_registered).await;
     assert_eq!(stored(&fake), Some(7));
     while let Some(Ok(state)) = futures::FutureExt::now_or_never(states.next()) {
@@ -92,10 +92,10 @@ async fn a_key_stays_watched_while_an_update_is_refused() {
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
     for weight in 7..12 {
-        fake.set_denied(true);
+        fake.deny_access();
         drop(registration.update(move |draft| _ = draft.weight(weight)));
         state(&registration, "refused", |state| !is_registered(state)).await;
-        fake.set_denied(false);
+        fake.permit_access();
         fake.delete(KEY);
         let deleted = Instant::now();
         eventually("it is back", || async { stored(&fake).ok_or("absent") }).await;
@@ -111,7 +111,7 @@ async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
-    fake.set_denied(true);
+    fake.deny_access();
     drop(registration.update(|draft| _ = draft.weight(7)));
     state(&registration, "refused", |state| !is_registered(state)).await;
     let (_, value) = fake.under(KEY).pop().unwrap();
@@ -120,7 +120,7 @@ async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
     tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 4).await;
     let asked = fake.requests().denied - asked;
     assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 4);
-    fake.set_denied(false);
+    fake.permit_access();
     // Without the lease it is not its own any more.
     let superseded = |state: &RegistrationState| matches!(state, RegistrationState::Superseded { .. });
     state(&registration, "superseded", superseded).await;
@@ -132,16 +132,16 @@ async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
-    fake.lie(enlist_testkit::Misbehavior::LateTxn(Duration::from_secs(6)));
+    fake.misbehave(enlist_testkit::Misbehavior::LateTxn(Duration::from_secs(6)));
     drop(registration.update(|draft| _ = draft.weight(7)));
     eventually("done", || async { if stored(&fake) == Some(7) { Ok(()) } else { Err(stored(&fake)) } }).await;
-    fake.set_denied(true);
+    fake.deny_access();
     drop(registration.update(|draft| _ = draft.weight(8)));
     let asked = fake.requests().denied;
     tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 4).await;
     let asked = fake.requests().denied - asked;
     assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 4);
-    fake.set_denied(false);
+    fake.permit_access();
     state(&registration, "stored", is_registered).await;
     assert_eq!(stored(&fake), Some(8));
 }

@@ -74,7 +74,7 @@ fn is_registered(state: &RegistrationState) -> bool {
 async fn each_change_of_the_health_is_one_write_under_the_same_lease_and_no_read() {
     let checked = Checked::start().await;
     checked.until(is_registered).await;
-    checked.fake.forget_requests();
+    checked.fake.reset_requests();
     for _ in 0..20 {
         checked.set_healthy(false);
         checked.until(is_withdrawn).await;
@@ -93,7 +93,7 @@ async fn each_change_of_the_health_is_one_write_under_the_same_lease_and_no_read
 async fn a_removal_that_is_done_late_does_not_remove_what_is_shown_again() {
     let checked = Checked::start().await;
     checked.until(is_registered).await;
-    checked.fake.lie(Misbehavior::LateTxn(30 * SECOND));
+    checked.fake.misbehave(Misbehavior::LateTxn(30 * SECOND));
     checked.set_healthy(false);
     checked.until(|state| matches!(state, RegistrationState::Suspect { .. })).await;
     checked.set_healthy(true);
@@ -108,7 +108,7 @@ async fn a_creation_that_is_done_late_shows_nobody_whose_check_fails() {
     let checked = Checked::start().await;
     checked.set_healthy(false);
     checked.until(is_withdrawn).await;
-    checked.fake.lie(Misbehavior::LateTxn(30 * SECOND));
+    checked.fake.misbehave(Misbehavior::LateTxn(30 * SECOND));
     checked.set_healthy(true);
     checked.until(|state| matches!(state, RegistrationState::Reregistering { .. })).await;
     checked.set_healthy(false);

@@ -96,13 +96,13 @@ pub(crate) async fn nemesis(world: World, links: Vec<Link>, end: Duration, mut r
     let _ = tokio::time::timeout(end, faults).await;
     world.log(|| "all faults have ended".to_owned());
     world.fake.thaw();
-    world.fake.hold_renewals(false);
-    world.fake.hold_revocations(false);
-    world.fake.set_denied(false);
+    world.fake.release_renewals();
+    world.fake.release_revocations();
+    world.fake.permit_access();
     world.fake.slow_down(Duration::ZERO);
-    world.fake.be_honest();
+    world.fake.cancel_misbehavior();
     for link in links {
-        link.refuse(false);
+        link.accept_connections();
         link.stall(None);
     }
 }
@@ -145,11 +145,11 @@ async fn disturb_link(world: &World, fault: Fault, link: &Link, time: Duration, 
             link.stall(None);
         }
         Fault::Refuse => {
-            link.refuse(true);
+            link.refuse_connections();
             link.cut();
             tokio::time::sleep(time).await;
             compact_sometimes(world, random);
-            link.refuse(false);
+            link.accept_connections();
         }
         _ => link.cut(),
     }
@@ -164,19 +164,19 @@ async fn disturb_server(world: &World, fault: Fault, time: Duration, random: &mu
             fake.thaw();
         }
         Fault::HoldRenewals => {
-            fake.hold_renewals(true);
+            fake.hold_renewals();
             tokio::time::sleep(time).await;
-            fake.hold_renewals(false);
+            fake.release_renewals();
         }
         Fault::HoldRevocations => {
-            fake.hold_revocations(true);
+            fake.hold_revocations();
             tokio::time::sleep(time).await;
-            fake.hold_revocations(false);
+            fake.release_revocations();
         }
         Fault::Deny => {
-            fake.set_denied(true);
+            fake.deny_access();
             tokio::time::sleep(time).await;
-            fake.set_denied(false);
+            fake.permit_access();
         }
         Fault::Slow => {
             fake.slow_down(between(random, 10, 500));
@@ -188,7 +188,7 @@ async fn disturb_server(world: &World, fault: Fault, time: Duration, random: &mu
             world.log(|| format!("misbehavior: {misbehavior:?}"));
             let worst = world.shared().delivery.max(delivery);
             world.shared().delivery = worst;
-            fake.lie(misbehavior);
+            fake.misbehave(misbehavior);
         }
     }
 }

@@ -19,7 +19,7 @@ use tonic::{
 
 use super::{
     link::Link,
-    misbehavior::{Minority, Misbehavior},
+    misbehavior::{LateWrite, Minority, Misbehavior},
     records::{KeyChange, Requests},
     services,
     state::FakeState,
@@ -61,7 +61,7 @@ impl FakeEtcd {
             minority: watch::Sender::new(None),
             renewals_held: watch::Sender::new(false),
             revocations_held: watch::Sender::new(false),
-            lease_questions_held: watch::Sender::new(false),
+            lease_queries_held: watch::Sender::new(false),
             pause: Mutex::default(),
         });
         let (pipes, mut incoming) = mpsc::channel::<DuplexStream>(16);
@@ -120,8 +120,8 @@ impl FakeEtcd {
     }
 
     /// Cancels all misbehavior that has not happened yet.
-    pub fn be_honest(&self) {
-        self.shared.store().lies.clear();
+    pub fn cancel_misbehavior(&self) {
+        self.shared.store().misbehavior.clear();
     }
 
     /// Revokes a lease, as another client could.
@@ -130,18 +130,18 @@ impl FakeEtcd {
     }
 
     /// Misbehaves at the next occasion, after the misbehavior that was requested before.
-    pub fn lie(&self, lie: Misbehavior) {
-        self.shared.store().lies.push_back(lie);
+    pub fn misbehave(&self, misbehavior: Misbehavior) {
+        self.shared.store().misbehavior.push_back(misbehavior);
     }
 
-    /// Returns the outcome of each late transaction: whether its guards held, or the error.
-    pub fn late_writes(&self) -> Vec<Result<bool, Status>> {
+    /// Returns the outcome of each late transaction, or its error.
+    pub fn late_writes(&self) -> Vec<Result<LateWrite, Status>> {
         self.shared.store().late.clone()
     }
 
     /// Returns `true` if all requested misbehavior has happened.
-    pub fn told_all(&self) -> bool {
-        self.shared.store().lies.is_empty()
+    pub fn has_misbehaved(&self) -> bool {
+        self.shared.store().misbehavior.is_empty()
     }
 
     /// Returns the latest revision.
@@ -235,24 +235,45 @@ impl FakeEtcd {
         self.shared.minority.send_replace(minority);
     }
 
-    /// Answers no renewals while `held`, like a member whose leader is frozen.
-    pub fn hold_renewals(&self, held: bool) {
-        self.shared.renewals_held.send_replace(held);
+    /// Answers no renewals until [`release_renewals`](Self::release_renewals), like a member whose leader is frozen.
+    pub fn hold_renewals(&self) {
+        self.shared.renewals_held.send_replace(true);
     }
 
-    /// Neither revokes leases nor answers revocations while `held`.
-    pub fn hold_revocations(&self, held: bool) {
-        self.shared.revocations_held.send_replace(held);
+    /// Answers renewals again, including those received meanwhile.
+    pub fn release_renewals(&self) {
+        self.shared.renewals_held.send_replace(false);
     }
 
-    /// Does not answer requests for the remaining time of leases while `held`.
-    pub fn hold_lease_questions(&self, held: bool) {
-        self.shared.lease_questions_held.send_replace(held);
+    /// Neither revokes leases nor answers revocations until [`release_revocations`](Self::release_revocations).
+    pub fn hold_revocations(&self) {
+        self.shared.revocations_held.send_replace(true);
     }
 
-    /// Denies or permits reads and writes. Leases need no permission.
-    pub fn set_denied(&self, denied: bool) {
-        self.shared.store().denies = denied;
+    /// Revokes leases again, including those whose revocation was requested meanwhile.
+    pub fn release_revocations(&self) {
+        self.shared.revocations_held.send_replace(false);
+    }
+
+    /// Does not answer requests for the remaining time of leases until
+    /// [`release_lease_queries`](Self::release_lease_queries).
+    pub fn hold_lease_queries(&self) {
+        self.shared.lease_queries_held.send_replace(true);
+    }
+
+    /// Answers requests for the remaining time of leases again.
+    pub fn release_lease_queries(&self) {
+        self.shared.lease_queries_held.send_replace(false);
+    }
+
+    /// Denies reads and writes until [`permit_access`](Self::permit_access). Leases need no permission.
+    pub fn deny_access(&self) {
+        self.shared.store().denies = true;
+    }
+
+    /// Permits reads and writes again.
+    pub fn permit_access(&self) {
+        self.shared.store().denies = false;
     }
 
     /// Serves watches that start in the past 100 ms late, as etcd does. By default they are served at once.
@@ -276,7 +297,7 @@ impl FakeEtcd {
     }
 
     /// Resets the numbers of requests.
-    pub fn forget_requests(&self) {
+    pub fn reset_requests(&self) {
         self.shared.store().requests = Requests::default();
     }
 }

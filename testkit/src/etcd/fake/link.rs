@@ -69,9 +69,14 @@ impl Link {
         self.change(|state| state.cuts += 1);
     }
 
-    /// Refuses new connections while `refuses`.
-    pub fn refuse(&self, refuses: bool) {
-        self.change(|state| state.refuses = refuses);
+    /// Refuses new connections until [`accept_connections`](Self::accept_connections).
+    pub fn refuse_connections(&self) {
+        self.change(|state| state.refuses = true);
+    }
+
+    /// Accepts new connections again.
+    pub fn accept_connections(&self) {
+        self.change(|state| state.refuses = false);
     }
 
     /// Holds back the bytes of this direction, until the next call. No byte is lost.

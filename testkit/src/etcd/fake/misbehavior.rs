@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::proto::{PbEvent, PbResponseHeader, PbWatchResponse};
+use etcd_client::proto::{PbEvent, PbResponseHeader, PbTxnResponse, PbWatchResponse};
 
 /// Misbehavior of the next message of a watch, of the next renewal, or of the next request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +62,22 @@ impl Misbehavior {
     }
 }
 
+/// Outcome of a transaction that [`Misbehavior::LateTxn`] delayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LateWrite {
+    /// Its guards held, and its writes were made.
+    Applied,
+    /// One of its guards failed, and its writes were not made.
+    Refused,
+}
+
+impl LateWrite {
+    pub(super) fn of(response: &PbTxnResponse) -> Self {
+        if response.succeeded { Self::Applied } else { Self::Refused }
+    }
+}
+
 /// Behaviour of a member without a quorum. In both states it answers serializable reads that do not require a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,7 +95,7 @@ pub(super) fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) ->
 /// Returns the messages for the events of one revision under a misbehavior, and the misbehavior: after some, the stream
 /// falls silent.
 pub(super) fn misreported(
-    lie: Option<Misbehavior>,
+    misbehavior: Option<Misbehavior>,
     header: Option<PbResponseHeader>,
     revision: i64,
     events: Vec<PbEvent>,
@@ -91,7 +107,7 @@ pub(super) fn misreported(
         events.iter_mut().for_each(alter);
         vec![message(header, events)]
     };
-    let messages = match lie {
+    let messages = match misbehavior {
         None
         | Some(
             Misbehavior::Refuse(_)
@@ -126,5 +142,5 @@ pub(super) fn misreported(
         }),
         Some(Misbehavior::NoRevision) => vec![message(at(0), events)],
     };
-    (messages, lie)
+    (messages, misbehavior)
 }

@@ -18,6 +18,6 @@ mod watches;
 pub use self::{
     fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
-    misbehavior::{Minority, Misbehavior},
+    misbehavior::{LateWrite, Minority, Misbehavior},
     records::{KeyChange, Requests},
 };

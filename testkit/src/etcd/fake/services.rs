@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::{
-    misbehavior::Misbehavior,
+    misbehavior::{LateWrite, Misbehavior},
     state::{Consistency, FakeState},
     watches,
 };
@@ -52,7 +52,7 @@ impl PbKvService for Service {
         self.shared.check_permission()?;
         let asked = request.get_ref();
         let lists = !asked.keys_only && !asked.count_only && !asked.range_end.is_empty();
-        if lists && self.shared.lie(|lie| *lie == Misbehavior::NoList).is_some() {
+        if lists && self.shared.next_misbehavior(|next| *next == Misbehavior::NoList).is_some() {
             return Err(Status::unavailable("no list this time"));
         }
         let mut store = self.shared.store();
@@ -78,7 +78,9 @@ impl PbKvService for Service {
         self.shared.awake().await;
         self.shared.quorum(request.metadata(), Consistency::Linearizable).await?;
         let request = request.into_inner();
-        let Some(Misbehavior::LateTxn(delay)) = self.shared.lie(|lie| matches!(lie, Misbehavior::LateTxn(_))) else {
+        let Some(Misbehavior::LateTxn(delay)) =
+            self.shared.next_misbehavior(|next| matches!(next, Misbehavior::LateTxn(_)))
+        else {
             return self.shared.txn(request).map(Response::new);
         };
         let (shared, stop) = (Arc::clone(&self.shared), self.tasks.stop_signal());
@@ -86,7 +88,7 @@ impl PbKvService for Service {
         let late = self.tasks.spawn("late transaction", async move {
             if stop.run_until_cancelled_owned(tokio::time::sleep(delay)).await.is_some() {
                 let outcome = shared.txn(request);
-                shared.store().late.push(outcome.as_ref().map(|answer| answer.succeeded).map_err(Clone::clone));
+                shared.store().late.push(outcome.as_ref().map(LateWrite::of).map_err(Clone::clone));
                 // The caller may be gone.
                 let _ = tell.send(outcome);
             }
@@ -143,7 +145,7 @@ impl PbLeaseService for Service {
             shared.awake().await;
             // The state owns the sender, so waiting cannot fail.
             let _ = shared.renewals_held.subscribe().wait_for(|held| !held).await;
-            let lied = shared.lie(|lie| *lie == Misbehavior::LeaseGone).is_some();
+            let lied = shared.next_misbehavior(|next| *next == Misbehavior::LeaseGone).is_some();
             let answer = {
                 let mut store = shared.store();
                 store.requests.renewals += 1;
@@ -162,7 +164,7 @@ impl PbLeaseService for Service {
         self.shared.awake().await;
         self.shared.store().requests.lease_questions += 1;
         // The state owns the sender, so waiting cannot fail.
-        let _ = self.shared.lease_questions_held.subscribe().wait_for(|held| !held).await;
+        let _ = self.shared.lease_queries_held.subscribe().wait_for(|held| !held).await;
         let store = self.shared.store();
         let PbLeaseTimeToLiveRequest { id, keys: with_keys } = request.into_inner();
         let (ttl, left) = store.time_to_live(id).unwrap_or((0, -1));

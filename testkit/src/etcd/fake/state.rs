@@ -35,7 +35,7 @@ pub(super) struct FakeState {
     /// Leases are not revoked.
     pub(super) revocations_held: watch::Sender<bool>,
     /// Requests for the remaining time of leases are not answered.
-    pub(super) lease_questions_held: watch::Sender<bool>,
+    pub(super) lease_queries_held: watch::Sender<bool>,
     /// Minimum time between messages of a watch.
     pub(super) pause: Mutex<Duration>,
 }
@@ -111,8 +111,8 @@ impl FakeState {
     }
 
     /// Takes the next misbehavior, if it is one of `these`.
-    pub(super) fn lie(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
+    pub(super) fn next_misbehavior(&self, these: impl Fn(&Misbehavior) -> bool) -> Option<Misbehavior> {
         let mut store = self.store();
-        if store.lies.front().is_some_and(these) { store.lies.pop_front() } else { None }
+        if store.misbehavior.front().is_some_and(these) { store.misbehavior.pop_front() } else { None }
     }
 }

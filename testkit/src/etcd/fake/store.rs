@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
-    misbehavior::Misbehavior,
+    misbehavior::{LateWrite, Misbehavior},
     records::{KeyChange, Requests},
 };
 
@@ -43,9 +43,9 @@ pub(super) struct Store {
     pub(super) expires: bool,
     /// All changes.
     pub(super) journal: Vec<KeyChange>,
-    pub(super) lies: VecDeque<Misbehavior>,
+    pub(super) misbehavior: VecDeque<Misbehavior>,
     /// Outcomes of late transactions; the error of one that was refused.
-    pub(super) late: Vec<Result<bool, Status>>,
+    pub(super) late: Vec<Result<LateWrite, Status>>,
     pub(super) requests: Requests,
     /// Delay of watches that start in the past.
     pub(super) unsynced: Duration,

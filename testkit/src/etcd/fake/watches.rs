@@ -95,7 +95,9 @@ struct Watch {
 impl Watch {
     async fn open(state: Arc<FakeState>, responses: Responses, filter: Filter, start: i64) -> Result<Self, Ended> {
         state.awake().await;
-        if let Some(Misbehavior::LateWatch(delay)) = state.lie(|lie| matches!(lie, Misbehavior::LateWatch(_))) {
+        if let Some(Misbehavior::LateWatch(delay)) =
+            state.next_misbehavior(|next| matches!(next, Misbehavior::LateWatch(_)))
+        {
             tokio::time::sleep(delay).await;
         }
         let (header, revision, compacted, unsynced) = {
@@ -103,7 +105,8 @@ impl Watch {
             (store.header(), store.revision, store.compacted, store.unsynced)
         };
         let mut created = PbWatchResponse { created: true, ..message(header, Vec::new()) };
-        if let Some(Misbehavior::Refuse(reason)) = state.lie(|lie| matches!(lie, Misbehavior::Refuse(_))) {
+        if let Some(Misbehavior::Refuse(reason)) = state.next_misbehavior(|next| matches!(next, Misbehavior::Refuse(_)))
+        {
             (created.canceled, created.watch_id, created.cancel_reason) = (true, -1, reason.to_owned());
             return Err(end_with(&responses, created).await);
         }
@@ -146,13 +149,13 @@ impl Watch {
             if events.is_empty() {
                 continue;
             }
-            let lie = self.state.lie(Misbehavior::is_of_events);
-            let (messages, lie) = misreported(lie, header, revision, events);
+            let misbehavior = self.state.next_misbehavior(Misbehavior::is_of_events);
+            let (messages, misbehavior) = misreported(misbehavior, header, revision, events);
             for message in messages {
                 self.responses.send(message).await.map_err(|_| Ended)?;
             }
             self.next = revision + 1;
-            if lie == Some(Misbehavior::Silence) {
+            if misbehavior == Some(Misbehavior::Silence) {
                 self.responses.closed().await;
                 return Err(Ended);
             }
