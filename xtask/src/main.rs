@@ -43,8 +43,10 @@ cargo xtask <command>
           `enlist lock` with frozen holders, then the fault tests twenty times in a row
   bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
   env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
-  rules   check that no crate depends on what it must not know, that each one builds alone, and that at most 4 % of the
-          documentation comments open with an interrogative; print the cycles of imports between files
+  rules   [--bless]
+          check that no crate depends on what it must not know, that each one builds alone, and that at most 4 % of the
+          documentation comments open with an interrogative; check lengths, names, and the listings of the public API;
+          print the cycles of imports between files; --bless writes the listings
 ";
 
 fn main() -> ExitCode {
@@ -60,7 +62,7 @@ fn main() -> ExitCode {
         "soak" => soak(env::args().nth(2).as_deref().unwrap_or("600")),
         "bench" => bench(env::args().skip(2)),
         "env" => print_env(),
-        "rules" => rules::check(),
+        "rules" => rules::check_or_bless(env::args().skip(2)),
         _ => {
             eprint!("{HELP}");
             return ExitCode::from(2);

@@ -1,11 +1,12 @@
 //! Rules for the whole repository: dependencies between crates (the table is that of CONTRIBUTING.md), openings of
-//! documentation comments, lengths of files, functions and lines, names, and imports between files.
+//! documentation comments, lengths of files, functions and lines, names, imports between files, and the public API.
 
 mod doc_openings;
 mod import_cycles;
 mod known;
 mod limits;
 mod names;
+mod public_api;
 mod sources;
 mod tokens;
 
@@ -14,6 +15,7 @@ use std::{collections::BTreeSet, path::Path};
 use self::{
     doc_openings::Openings,
     known::{Finding, Known},
+    public_api::Listings,
     sources::Source,
 };
 use crate::{Result, cargo, run};
@@ -32,13 +34,29 @@ const MUST_NOT_KNOW: &[(&str, &[&str])] = &[
     ("xtask", &["enlist", "enlist-memory", "enlist-etcd", "enlist-grpc", "enlist-testkit"]),
 ];
 
-pub(crate) fn check() -> Result {
+/// Runs `cargo xtask rules`; with `--bless` it only writes the listings of the public API.
+pub(crate) fn check_or_bless(mut args: impl Iterator<Item = String>) -> Result {
+    match (args.next().as_deref(), args.next()) {
+        (None, _) => check(),
+        (Some("--bless"), None) => bless(),
+        _ => Err("rules takes --bless and nothing else".into()),
+    }
+}
+
+fn bless() -> Result {
+    let root = sources::root();
+    public_api::findings(&root, &sources::read(&root, &root)?, Listings::Bless)?;
+    Ok(())
+}
+
+fn check() -> Result {
     let root = sources::root();
     let sources = sources::read(&root, &root)?;
     Openings::of(&sources).report()?;
     let mut findings = limits::findings(&sources);
     findings.extend(names::findings(&sources));
     findings.extend(cycles(&sources));
+    findings.extend(public_api::findings(&root, &sources, Listings::Check)?);
     Known::read(&root)?.judge(&findings)?;
     check_dependencies()
 }

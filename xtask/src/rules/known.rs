@@ -21,6 +21,12 @@ impl Finding {
     pub(super) fn new(rule: &'static str, place: String, amount: usize, detail: impl Into<String>) -> Self {
         Self { rule, place, amount, detail: detail.into() }
     }
+
+    /// Returns `true` if the finding is one of `rule`.
+    #[cfg(test)]
+    pub(super) fn is_of(&self, rule: &str) -> bool {
+        self.rule == rule
+    }
 }
 
 impl fmt::Display for Finding {
