@@ -32,7 +32,7 @@ mod tests {
     use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_whose_process_crashed_is_down_after_an_hour() {
+    async fn a_crashed_service_is_down_after_an_hour() {
         let (store, service) = (MemoryStore::new(), ServiceRef::parse("search").unwrap());
         let (server, client) = (store.client(), Arc::new(store.client()));
         let instance = Instance::new(InstanceId::parse("s").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_outage_is_an_error_and_not_an_empty_service() {
+    async fn an_outage_is_an_error_not_an_absence() {
         let client = MemoryStore::new().client();
         client.cut();
         assert!(describe(Arc::new(client), &ServiceRef::parse("search").unwrap()).await.is_err());

@@ -51,7 +51,7 @@ async fn a_close_without_an_answer_ends_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_close_that_is_dropped_ends_the_session_all_the_same() {
+async fn a_dropped_close_still_ends_the_session() {
     let fake = FakeEtcd::start();
     let (_keeper, etcd, _registrations) = with_a_given_lease(&fake).await;
     fake.freeze();
@@ -77,7 +77,7 @@ async fn a_close_waits_for_what_was_dropped_before() {
 
 /// The client is closed before any task of it has run.
 #[tokio::test(start_paused = true)]
-async fn an_instance_abandoned_on_its_own_lease_outlives_a_close_at_once() {
+async fn an_abandoned_own_lease_outlives_a_close() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let abandoned = register(&etcd, "abandoned", LeaseChoice::Own).await;

@@ -85,7 +85,7 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
 /// Row 4: the leader of three is frozen for 10 s at least and thawed. The control, one renewal stream per lease on a
 /// follower as most clients have it, loses its leases during the freeze.
 #[tokio::test]
-async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
+async fn a_frozen_leader_costs_no_instance() {
     let cluster = EtcdCluster::start().await;
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
     let _registrations = register_many(&etcd, COUNT).await;
@@ -132,7 +132,7 @@ async fn a_frozen_leader_costs_no_instance_and_its_thaw_two_seconds_at_most() {
 
 /// Row 5: a follower in use is frozen, then killed.
 #[tokio::test]
-async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
+async fn a_silent_member_is_left_without_lease_loss() {
     let mut cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
@@ -171,7 +171,7 @@ async fn a_member_that_stops_answering_is_left_and_no_lease_is_lost() {
 
 /// Row 6: the member in use is cut off from the others and does not know it; its clients still reach it.
 #[tokio::test]
-async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
+async fn a_minority_member_is_left_for_a_quorum() {
     let cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let (follower, other) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -206,7 +206,7 @@ async fn a_member_in_the_minority_is_left_for_one_with_a_quorum() {
 /// Row 7: two of three are frozen. Views keep what they know and say how old it is; new work fails with a reason;
 /// afterwards all goes on by itself.
 #[tokio::test]
-async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
+async fn without_a_quorum_the_last_snapshot_stays() {
     let cluster = EtcdCluster::start().await;
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
     let _registrations = register_many(&etcd, COUNT).await;
@@ -261,7 +261,7 @@ async fn without_a_quorum_the_last_picture_stays_and_its_age_is_told() {
 /// A learner refuses everything but its status, renewals included. The client begins with it, because nothing else can
 /// be reached then; the control is its refusal.
 #[tokio::test]
-async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
+async fn a_learner_is_left_for_a_voting_member() {
     let mut cluster = EtcdCluster::start().await;
     let learner = cluster.add_learner().await;
     let proxy = Proxy::start(cluster.member(0).address()).await.unwrap();
@@ -290,7 +290,7 @@ async fn a_learner_that_is_first_in_the_list_is_left_for_a_member() {
 /// Two of three are frozen when a client starts that reaches the third. It finds the instances there, if that was asked
 /// for, and knows how little that says; without the option it knows nothing.
 #[tokio::test]
-async fn without_a_quorum_a_new_client_finds_instances_through_the_member_that_is_left() {
+async fn without_a_quorum_new_clients_still_find_instances() {
     let cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let left = (leader + 1) % 3;

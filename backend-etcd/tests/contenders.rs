@@ -71,7 +71,7 @@ async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_gave_up_while_etcd_was_silent_cost_no_transaction_and_no_task() {
+async fn abandoned_acquisitions_cost_no_transaction_and_no_task() {
     // Without a lease, with one from before the silence, and with one for each.
     for (own, known) in [(false, false), (false, true), (true, false)] {
         let fake = FakeEtcd::start();
@@ -97,7 +97,7 @@ async fn callers_that_gave_up_while_etcd_was_silent_cost_no_transaction_and_no_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
+async fn a_deadline_during_an_outage_names_its_cause() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let late = async || {
@@ -127,7 +127,7 @@ async fn a_release_that_etcd_refuses_names_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_that_wait_for_a_lease_hear_of_the_failure_of_one_grant() {
+async fn a_failed_grant_fails_all_waiting_callers() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.freeze();
@@ -148,7 +148,7 @@ async fn all_that_wait_for_a_lease_hear_of_the_failure_of_one_grant() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_never_got_a_lease_is_deregistered_at_once() {
+async fn a_registration_without_lease_deregisters_at_once() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.freeze();
@@ -170,7 +170,7 @@ async fn a_registration_that_never_got_a_lease_is_deregistered_at_once() {
 
 /// A role that is taken away for a moment, or a token that cannot be renewed.
 #[tokio::test(start_paused = true)]
-async fn a_contender_whose_watch_is_refused_takes_its_turn() {
+async fn a_contender_without_a_watch_takes_its_turn() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
@@ -191,7 +191,7 @@ async fn a_contender_whose_watch_is_refused_takes_its_turn() {
 
 /// A watch that begins in the past is served 100 ms later at worst; with others writing all the time each one would be.
 #[tokio::test(start_paused = true)]
-async fn a_hand_over_does_not_wait_for_a_watch_that_begins_in_the_past() {
+async fn a_handover_does_not_wait_for_unsynced_watches() {
     const LATE: Duration = Duration::from_millis(10);
     let fake = FakeEtcd::start();
     fake.delay_unsynced_watches();
@@ -213,7 +213,7 @@ async fn a_hand_over_does_not_wait_for_a_watch_that_begins_in_the_past() {
 
 /// What happens between the look at the line and the beginning of the watch is not told by the watch.
 #[tokio::test(start_paused = true)]
-async fn a_predecessor_that_goes_before_its_watch_begins_is_noticed() {
+async fn a_departure_before_the_watch_is_noticed() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
@@ -244,7 +244,7 @@ async fn late_is_done(fake: &FakeEtcd) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_acknowledged_proclamation_is_not_reverted_by_an_older_one() {
+async fn an_older_proclamation_does_not_revert_a_newer() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let leadership = soon("elected", etcd.campaign(&name(), "first", LockOptions::new())).await.unwrap();
@@ -260,7 +260,7 @@ async fn an_acknowledged_proclamation_is_not_reverted_by_an_older_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_acknowledged_proclamation_is_not_reverted_by_a_late_confirmation() {
+async fn a_late_confirmation_does_not_revert_a_proclamation() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let _first = soon("elected", one.campaign(&name(), "one", LockOptions::new())).await.unwrap();
@@ -297,7 +297,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removal_without_permission_asks_at_a_slow_pace() {
+async fn a_removal_without_permission_retries_slowly() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let guard = acquire(&etcd).await;
@@ -326,7 +326,7 @@ async fn nothing_is_left(fake: &FakeEtcd) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_mark_of_a_holder_goes_with_its_release() {
+async fn a_release_removes_the_mark_of_its_holder() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let delayed = LockOptions::new().lock_delay(Duration::from_secs(3600));
@@ -356,7 +356,7 @@ async fn the_mark_of_a_holder_goes_with_its_release() {
 /// Given up while it gets in line or while its holder is marked, and that transaction is done after the caller has
 /// gone; or only its answer was given up.
 #[tokio::test(start_paused = true)]
-async fn an_acquisition_with_a_delay_leaves_no_mark_wherever_it_is_given_up() {
+async fn an_abandoned_acquisition_with_delay_leaves_no_mark() {
     let (soon_done, at_once) = (Misbehavior::LateTxn(Duration::from_secs(3)), Misbehavior::LateTxn(Duration::ZERO));
     let delayed = || LockOptions::new().lock_delay(Duration::from_secs(3600));
     for sequence in [vec![soon_done], vec![at_once, soon_done]] {

@@ -76,7 +76,7 @@ impl Layout for Apps {
 }
 
 #[tokio::test]
-async fn a_layout_of_ones_own_serves_like_any_other() {
+async fn a_custom_layout_serves_like_any_other() {
     let server = EtcdServer::start().await;
     let etcd = Etcd::builder([server.url()]).layout(Apps).connect().await.unwrap();
     let service = ServiceRef::parse("shop").unwrap();

@@ -68,7 +68,7 @@ impl Watching {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_asked_for_when_the_service_has_become_empty_and_not_before() {
+async fn a_lease_is_queried_only_when_views_empty() {
     let mut watching = Watching::of(&["a", "b", "c"]).await;
     for (name, left) in [("a", 2), ("b", 1)] {
         watching.delete(name);
@@ -84,7 +84,7 @@ async fn a_lease_is_asked_for_when_the_service_has_become_empty_and_not_before()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_next_goes_on_with_the_same_question() {
+async fn a_dropped_next_continues_the_same_query() {
     let mut watching = Watching::of(&["a"]).await;
     watching.delete("a");
     let (change, dropped) = watching.next_by_bits(Duration::from_millis(1)).await;
@@ -94,7 +94,7 @@ async fn a_dropped_next_goes_on_with_the_same_question() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_an_answer_it_counts_as_dead_after_a_second_however_often_it_is_dropped() {
+async fn without_an_answer_an_instance_counts_as_dead() {
     for bit in [Duration::from_millis(10), Duration::from_secs(60)] {
         let mut watching = Watching::of(&["a"]).await;
         watching.fake.hold_lease_queries();
@@ -108,7 +108,7 @@ async fn without_an_answer_it_counts_as_dead_after_a_second_however_often_it_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
+async fn lost_leases_and_rollbacks_are_no_departures() {
     let mut watching = Watching::of(&["a"]).await;
     watching.fake.revoke_all();
     let change = watching.next().await;
@@ -130,7 +130,7 @@ async fn a_lease_that_is_gone_and_a_store_that_went_back_are_no_departures() {
 
 /// The snapshot has the lease and not the instance. Others have written since, so only an audit tells.
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_an_audit_misses_has_not_departed() {
+async fn an_instance_missing_in_audits_has_not_departed() {
     let mut watching = Watching::of(&["a"]).await;
     watching.delete("a");
     assert!(watching.next().await.snapshot.is_empty());

@@ -136,7 +136,7 @@ async fn few_are_open(proxies: &[&Proxy]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watches_that_fall_silent_together_give_their_member_up_once() {
+async fn watches_silent_together_fail_over_once() {
     let ways = Ways::start().await;
     let mut watchers = watch_many(&ways.etcd).await;
     black_hole(&ways.first).await;
@@ -145,7 +145,7 @@ async fn watches_that_fall_silent_together_give_their_member_up_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_time_out_together_give_their_member_up_once() {
+async fn requests_that_time_out_together_fail_over_once() {
     let ways = Ways::start().await;
     let _registrations = register_many(&ways.etcd).await;
     black_hole(&ways.first).await;
@@ -156,7 +156,7 @@ async fn requests_that_time_out_together_give_their_member_up_once() {
 /// With one endpoint it is dialled again and again while nothing arrives, each connection at least as long as an answer
 /// may take.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redials_of_the_only_member_leave_no_connections_behind() {
+async fn redials_of_the_only_member_leak_no_connections() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
@@ -284,14 +284,14 @@ async fn refusals_are_left(server: &EtcdServer, refusal: Refusal) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_refuses_to_serve_is_left_for_another() {
+async fn a_refusing_member_is_left_for_another() {
     let server = server().await;
     join_all(REFUSALS.map(|refusal| refusals_are_left(&server, refusal))).await;
 }
 
 /// Whichever member a client begins with.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_connects_although_one_member_refuses_to_serve() {
+async fn a_client_connects_although_one_member_refuses() {
     let server = server().await;
     for refusal in REFUSALS {
         let gate = Gate::start(&server).await;
@@ -310,7 +310,7 @@ async fn a_client_connects_although_one_member_refuses_to_serve() {
 
 /// Where every member refuses, none is dialled again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_that_all_refuse_are_dialled_at_a_slow_pace() {
+async fn refusing_members_are_dialled_at_a_slow_pace() {
     const LASTS: Duration = Duration::from_secs(5);
     let server = server().await;
     let gates = [Gate::start(&server).await, Gate::start(&server).await];
@@ -381,7 +381,7 @@ async fn durations_without_end_are_as_good_as_none() {
 /// One etcd by three ways. Each dial is made with the settings of the user, and the endpoint that they refuse is never
 /// connected to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_dial_of_each_member_is_made_with_the_settings_of_the_user() {
+async fn each_dial_uses_the_settings_of_the_user() {
     let server = server().await;
     let mut ways = Vec::new();
     for _ in 0..3 {
@@ -499,7 +499,7 @@ async fn a_layer_wraps_each_request_over_each_connection() {
 
 /// A request that does not arrive gives its connection up, also behind a layer that calls from another task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_member_is_left_by_requests_of_a_layer_that_calls_from_elsewhere() {
+async fn a_layer_that_spawns_requests_leaves_silent_members() {
     let server = server().await;
     let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
     let builder = Etcd::builder(ways.each_ref().map(Proxy::url)).layer(layer_fn(elsewhere));

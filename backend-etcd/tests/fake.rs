@@ -151,7 +151,7 @@ async fn an_honest_server_never_needs_a_repair() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
+async fn an_audit_repairs_lost_puts_and_deletes() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Lose);
@@ -168,7 +168,7 @@ async fn a_lost_put_and_a_lost_delete_are_repaired_by_an_audit() {
 
 /// The number of keys and their newest change are right again as soon as any other change arrives.
 #[tokio::test(start_paused = true)]
-async fn a_lost_update_before_one_that_arrives_is_found_within_the_interval() {
+async fn a_lost_update_is_found_within_the_interval() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Lose);
@@ -182,7 +182,7 @@ async fn a_lost_update_before_one_that_arrives_is_found_within_the_interval() {
 
 /// A range of several pages is read in turn, and all of it within the interval; without values.
 #[tokio::test(start_paused = true)]
-async fn a_large_range_is_compared_page_by_page_within_the_interval() {
+async fn a_large_range_is_audited_page_by_page() {
     const COUNT: usize = 4500;
     let mut watching = Watching::start().await;
     watching.opened().await;
@@ -208,7 +208,7 @@ async fn a_large_range_is_compared_page_by_page_within_the_interval() {
 
 /// The list that repairs what an audit found is refused twice.
 #[tokio::test(start_paused = true)]
-async fn a_list_that_fails_is_wanted_until_one_succeeds() {
+async fn a_failed_list_is_repeated_until_it_succeeds() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Lose);
@@ -225,7 +225,7 @@ async fn a_list_that_fails_is_wanted_until_one_succeeds() {
 
 /// A store that went back is one new history, however often its list is refused.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_went_back_while_it_refuses_lists_is_one_new_epoch() {
+async fn a_rollback_with_refused_lists_is_one_epoch() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.wipe();
@@ -286,7 +286,7 @@ async fn a_stream_that_only_repeats_itself_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
+async fn an_early_progress_notification_loses_nothing() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::EarlyProgress);
@@ -297,7 +297,7 @@ async fn a_progress_notice_that_comes_too_early_loses_nothing_for_good() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_of_an_unknown_type_or_without_a_key_is_no_panic() {
+async fn malformed_events_do_not_panic() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     for misbehavior in [Misbehavior::UnknownType, Misbehavior::NoKey, Misbehavior::NoRevision] {
@@ -311,7 +311,7 @@ async fn an_event_of_an_unknown_type_or_without_a_key_is_no_panic() {
 
 /// What does not fit into a message that is accepted would not fit at the next resumption either.
 #[tokio::test(start_paused = true)]
-async fn a_message_above_the_limit_ends_in_one_list() {
+async fn a_message_above_the_limit_causes_one_list() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     let filler = "x".repeat(1 << 20);
@@ -333,7 +333,7 @@ async fn a_message_above_the_limit_ends_in_one_list() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_from_the_future_do_not_stop_the_watch() {
+async fn events_with_future_revisions_keep_the_watch() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Future);
@@ -349,7 +349,7 @@ async fn events_from_the_future_do_not_stop_the_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_stream_and_a_silent_server_are_noticed_soon() {
+async fn silent_streams_and_servers_are_noticed_soon() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Silence);
@@ -401,7 +401,7 @@ async fn a_history_that_is_gone_becomes_the_difference() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_refused_inside_a_stream_is_renewed_once() {
+async fn a_token_refused_inside_streams_is_renewed_once() {
     for reason in [
         "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
         "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
@@ -421,7 +421,7 @@ async fn a_token_refused_inside_a_stream_is_renewed_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_is_refused_for_good_asks_at_a_slow_pace() {
+async fn a_permanently_refused_watch_retries_slowly() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
     let etcd = client(&fake);
@@ -444,7 +444,7 @@ async fn register(etcd: &Etcd, id: usize) -> Registration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
+async fn a_lease_reported_missing_is_replaced() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, 0).await;
@@ -462,7 +462,7 @@ async fn a_renewal_that_says_the_lease_is_gone_is_believed_and_mended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_whose_key_cannot_be_watched_stays_and_asks_at_a_slow_pace() {
+async fn a_registration_without_a_watch_stays_registered() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     for _ in 0..10_000 {
@@ -487,7 +487,7 @@ fn densest(times: &[tokio::time::Instant]) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_thousand_instances_come_back_spread_with_two_requests_each_at_most() {
+async fn five_thousand_instances_register_again_spread_out() {
     const COUNT: usize = 5000;
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
@@ -527,7 +527,7 @@ async fn five_thousand_instances_come_back_spread_with_two_requests_each_at_most
 
 /// More registrations than may write at a time, changed once more while some of them wait for their turn.
 #[tokio::test(start_paused = true)]
-async fn an_update_made_while_waiting_for_a_turn_is_stored() {
+async fn an_update_made_before_registering_again_is_stored() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let mut registrations = Vec::new();
@@ -551,7 +551,7 @@ async fn an_update_made_while_waiting_for_a_turn_is_stored() {
 /// Hundreds wait to be written while etcd is silent, or for the lease that all of them share: who leaves does not wait
 /// for them.
 #[tokio::test(start_paused = true)]
-async fn a_departure_does_not_wait_for_the_writes_of_others() {
+async fn a_departure_does_not_wait_for_other_writes() {
     for first in [0, 1] {
         let fake = FakeEtcd::start();
         let etcd = client(&fake);
@@ -585,7 +585,7 @@ async fn a_departure_does_not_wait_for_the_writes_of_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
+async fn equal_renewal_intervals_share_one_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let default = RegisterOptions::new();
@@ -606,7 +606,7 @@ async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones()
 
 /// A lost lease is no eviction, also if nothing can be heard of the lease for a while.
 #[tokio::test(start_paused = true)]
-async fn a_lease_that_is_lost_while_renewals_hang_is_no_eviction() {
+async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
@@ -662,7 +662,7 @@ async fn registering_again_after_a_frozen_attempt_succeeds() {
 /// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the
 /// lock again.
 #[tokio::test(start_paused = true)]
-async fn a_lock_released_while_etcd_is_away_is_free_however_long_that_was() {
+async fn a_release_during_an_outage_frees_the_lock() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let name = LockName::parse("night").unwrap();
@@ -682,7 +682,7 @@ async fn a_lock_released_while_etcd_is_away_is_free_however_long_that_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deleted_key_of_many_is_restored_and_an_overwritten_one_is_reported() {
+async fn deleted_keys_are_restored_and_overwritten_ones_reported() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let mut registrations = Vec::new();
@@ -727,7 +727,7 @@ async fn oldest(freshness: &Freshness, change: impl Fn(u32)) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_age_of_a_healthy_service_stays_below_ten_seconds_and_grows_once_nobody_answers() {
+async fn a_healthy_view_is_below_ten_seconds_old() {
     let watching = Watching::start().await;
     let mut watcher = watching.etcd.watch(&service()).await.unwrap();
     let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
@@ -745,7 +745,7 @@ async fn the_age_of_a_healthy_service_stays_below_ten_seconds_and_grows_once_nob
 
 /// A view follows its election, and so does its age.
 #[tokio::test(start_paused = true)]
-async fn the_age_of_a_quiet_election_stays_below_ten_seconds() {
+async fn a_quiet_election_is_below_ten_seconds_old() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let mut watcher = etcd.observe(&LockName::parse("e").unwrap()).await.unwrap();
@@ -761,7 +761,7 @@ async fn the_age_of_a_quiet_election_stays_below_ten_seconds() {
 
 /// Events prove nothing: they may be those of a minute ago.
 #[tokio::test(start_paused = true)]
-async fn the_age_of_a_watch_that_cannot_keep_up_tells_so() {
+async fn a_watch_that_lags_reports_its_age() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 0);
     let etcd = client(&fake);
@@ -798,7 +798,7 @@ async fn the_age_of_a_watch_that_cannot_keep_up_tells_so() {
 /// Earlier releases answer a request for progress before they have told what was asked about. What keeps the age of a
 /// quiet service down in a busy store is the audit then.
 #[tokio::test(start_paused = true)]
-async fn an_earlier_release_is_not_believed_when_it_says_that_nothing_is_left_to_tell() {
+async fn early_progress_of_old_releases_proves_nothing() {
     let fake = FakeEtcd::start();
     fake.set_version("3.4.23");
     put(&fake, "a", 1);
@@ -874,7 +874,7 @@ async fn own_keys_of_many_services_share_their_watches() {
 
 /// Without terms, and under one lease, two registrations of a process can write the same bytes.
 #[tokio::test(start_paused = true)]
-async fn the_drop_of_an_older_registration_leaves_the_same_value_of_a_newer_one_alone() {
+async fn dropping_an_older_registration_leaves_the_newer_alone() {
     let fake = FakeEtcd::start();
     let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
     let etcd = builder.layout(enlist_etcd::Kratos::default()).build().unwrap();
@@ -892,7 +892,7 @@ async fn the_drop_of_an_older_registration_leaves_the_same_value_of_a_newer_one_
 
 /// A panic in a layer of the user's fails the request that it is around; renewals, which it is around as well, go on.
 #[tokio::test(start_paused = true)]
-async fn a_layer_that_panics_fails_the_request_and_nothing_else() {
+async fn a_panicking_layer_fails_only_its_request() {
     let fake = FakeEtcd::start();
     let panics = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&panics);
@@ -941,7 +941,7 @@ impl http_body::Body for PanickingBody {
 /// A panic in the body of an answer, which a layer of the user's wraps, fails the request that it answers: renewals and
 /// watches, whose bodies panic as well, go on as soon as they can.
 #[tokio::test(start_paused = true)]
-async fn a_layer_whose_body_panics_fails_the_request_and_nothing_else() {
+async fn a_panicking_response_body_fails_only_its_request() {
     let fake = FakeEtcd::start();
     let panics = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&panics);
@@ -985,7 +985,7 @@ fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
 /// The member knows that there is no leader, or does not answer. Either way its picture is shown once, as old as can
 /// be, and the difference is told when there is a quorum again.
 #[tokio::test(start_paused = true)]
-async fn without_a_quorum_a_watch_begins_with_what_one_member_knows_if_asked() {
+async fn a_serializable_start_works_without_a_quorum() {
     const AFTER: Duration = Duration::from_secs(2);
     for minority in [Minority::Leaderless, Minority::Silent] {
         let fake = FakeEtcd::start();
@@ -1048,7 +1048,7 @@ async fn with_a_quorum_no_member_is_asked_alone() {
 
 /// The member belonged to a cluster that was lost, and what the new one knows is another history.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_behind_what_one_member_knew_has_gone_back() {
+async fn a_store_behind_a_serializable_start_went_back() {
     let fake = FakeEtcd::start();
     for weight in 1..9 {
         put(&fake, "a", weight);
@@ -1068,7 +1068,7 @@ async fn a_store_that_is_behind_what_one_member_knew_has_gone_back() {
 
 /// The revision of a list is that of its first page, and one member may be asked after that was read.
 #[tokio::test(start_paused = true)]
-async fn a_list_that_began_before_what_one_member_knew_says_nothing_of_a_store_that_went_back() {
+async fn a_list_before_a_serializable_start_proves_nothing() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
     // The answer to the first list is held up on its way.
@@ -1107,7 +1107,7 @@ async fn a_list_that_began_before_what_one_member_knew_says_nothing_of_a_store_t
 
 /// An election that is observed tells the leader that one member knows as what it is.
 #[tokio::test(start_paused = true)]
-async fn the_leader_that_one_member_knows_is_as_old_as_can_be() {
+async fn a_serializable_leader_has_the_maximum_age() {
     let fake = FakeEtcd::start();
     let name = LockName::parse("office").unwrap();
     let _leads = client(&fake).campaign(&name, "a", LockOptions::new()).await.unwrap();

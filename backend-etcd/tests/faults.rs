@@ -13,7 +13,7 @@ use enlist_testkit::{Proxy, eventually, soon};
 use support::{TTL, instance, listed, register_with as register, server as own_server, service};
 
 #[tokio::test]
-async fn a_killed_etcd_that_comes_back_finds_every_instance_as_it_was() {
+async fn an_etcd_restart_keeps_every_instance() {
     let mut server = own_server().await;
     let (etcd, other) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
     let _shared = register(&etcd, "shared", RegisterOptions::new()).await;
@@ -63,7 +63,7 @@ async fn a_revoked_lease_is_replaced_within_two_seconds() {
 }
 
 #[tokio::test]
-async fn another_member_takes_over_from_one_that_is_gone() {
+async fn another_member_replaces_a_stopped_one() {
     let server = own_server().await;
     // Two ways to one server stand for two members.
     let (first, second) =
@@ -125,7 +125,7 @@ async fn a_starved_runtime_loses_neither_instance_nor_lock() {
 }
 
 #[tokio::test]
-async fn a_client_made_without_etcd_heals_when_it_comes() {
+async fn a_client_built_before_etcd_starts_recovers() {
     let mut server = own_server().await;
     server.kill().await;
     let etcd = Etcd::builder([server.url()]).build().unwrap();
@@ -141,7 +141,7 @@ async fn a_client_made_without_etcd_heals_when_it_comes() {
 }
 
 #[tokio::test]
-async fn thousands_of_instances_are_listed_by_pages_and_go_in_one_revision() {
+async fn thousands_of_instances_are_listed_by_pages() {
     const COUNT: usize = 3000;
     let server = own_server().await;
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
@@ -171,7 +171,7 @@ async fn thousands_of_instances_are_listed_by_pages_and_go_in_one_revision() {
 }
 
 #[tokio::test]
-async fn a_channel_that_the_caller_made_serves_as_well() {
+async fn a_channel_of_the_caller_serves_as_well() {
     let server = own_server().await;
     let channel = tonic::transport::Endpoint::from_shared(server.url()).unwrap().connect_lazy();
     let etcd = Etcd::from_channel(channel).runtime(SessionRuntime::Caller).build().unwrap();

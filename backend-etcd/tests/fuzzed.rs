@@ -77,7 +77,7 @@ fn mutate(food: &mut Vec<u8>, other: &[u8], random: &mut fastrand::Rng) {
 }
 
 #[test]
-fn no_decoder_panics_mistakes_an_owner_or_loses_what_it_read() {
+fn no_decoder_panics_or_loses_data() {
     let given = std::env::var("ENLIST_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = given.unwrap_or_else(|| fastrand::u64(..));
     println!("repeat with ENLIST_SEED={seed}");

@@ -88,8 +88,8 @@ async fn own_server() -> EtcdServer {
 /// depend on it, and a successor with the older clock replaces its predecessor. Then the machine was suspended for two
 /// TTLs, which a lock and an age have to count although etcd has not noticed.
 #[test]
-fn clocks_that_jump_cost_nothing_and_a_suspension_counts() {
-    on_a_host_of_its_own("clocks_that_jump_cost_nothing_and_a_suspension_counts", async |host: Host| {
+fn clock_jumps_cost_nothing_and_suspensions_count() {
+    on_a_host_of_its_own("clock_jumps_cost_nothing_and_suspensions_count", async |host: Host| {
         let server = own_server().await;
         let etcd = Etcd::connect(server.url()).await.unwrap();
         let owned = || RegisterOptions::new().owner("o");
@@ -152,8 +152,8 @@ async fn pass_on(address: SocketAddr, target: SocketAddr) -> TaskOwner {
 /// The name of the only endpoint gets another address, and the former one is gone. Control: a client that has the
 /// former address as its endpoint is cut off.
 #[test]
-fn a_name_that_gets_another_address_is_found_there() {
-    on_a_host_of_its_own("a_name_that_gets_another_address_is_found_there", async |host: Host| {
+fn a_host_with_a_new_address_is_found() {
+    on_a_host_of_its_own("a_host_with_a_new_address_is_found", async |host: Host| {
         let server = own_server().await;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap().port();
         let [old, new] = [Ipv4Addr::LOCALHOST, Ipv4Addr::new(127, 0, 0, 2)];

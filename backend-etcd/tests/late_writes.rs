@@ -97,7 +97,7 @@ async fn eventually_within<S: std::fmt::Debug>(limit: Duration, what: &str, look
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is_revoked() {
+async fn a_creation_after_its_removal_is_refused() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let keeper =
@@ -114,7 +114,7 @@ async fn a_creation_that_comes_after_the_removal_is_refused_because_its_lease_is
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unknown_outcome() {
+async fn an_unknown_creation_moves_to_another_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let keeper =
@@ -132,7 +132,7 @@ async fn a_registration_goes_on_under_another_lease_when_its_creation_has_an_unk
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
+async fn a_late_creation_under_given_leases_is_undone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
@@ -154,7 +154,7 @@ async fn a_creation_under_a_given_lease_is_undone_on_sight_until_that_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possible_and_is_still_undone() {
+async fn an_id_is_free_before_late_creations_end() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
@@ -179,7 +179,7 @@ async fn an_id_is_free_again_while_a_late_creation_under_a_given_lease_is_possib
 
 /// A removal that waits only for a proof reads at a slow pace, whatever the key is meanwhile.
 #[tokio::test(start_paused = true)]
-async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
+async fn a_removal_awaiting_proof_reads_slowly() {
     for replaced in [false, true] {
         let fake = FakeEtcd::start();
         let (etcd, other) = (client(&fake), client(&fake));
@@ -205,7 +205,7 @@ async fn a_removal_that_only_waits_for_a_proof_asks_at_a_slow_pace() {
 /// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that
 /// looks second finds it retired and moved away from.
 #[tokio::test(start_paused = true)]
-async fn the_second_of_two_lost_creations_under_one_lease_does_not_come_back_either() {
+async fn both_lost_creations_under_one_lease_stay_gone() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let holder = soon("registered", etcd.register(&service(), instance("s"), RegisterOptions::new())).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_waits_for_a_foreign_id_does_not_keep_a_retired_lease() {
+async fn waiting_for_an_id_keeps_no_retired_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.put(key("theirs"), r#"{"v":1,"id":"theirs","endpoints":["10.9.9.9:1"]}"#);
@@ -263,7 +263,7 @@ async fn a_registration_that_waits_for_a_foreign_id_does_not_keep_a_retired_leas
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_superseded_registration_does_not_keep_a_retired_lease() {
+async fn a_superseded_registration_keeps_no_retired_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let _superseded =
@@ -273,7 +273,7 @@ async fn a_superseded_registration_does_not_keep_a_retired_lease() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_gave_way_within_its_process_does_not_keep_a_retired_lease() {
+async fn a_displaced_registration_keeps_no_retired_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let options = || RegisterOptions::new().owner("me");
@@ -283,7 +283,7 @@ async fn a_registration_that_gave_way_within_its_process_does_not_keep_a_retired
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_alone() {
+async fn a_late_replacement_leaves_the_other_instance_alone() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let theirs = r#"{"v":1,"id":"a","endpoints":["10.9.9.9:1"]}"#;
@@ -301,7 +301,7 @@ async fn a_replacement_that_comes_after_the_removal_leaves_the_other_instance_al
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_instance_whose_creation_comes_late_is_not_back() {
+async fn a_late_creation_does_not_restore_fixed_instances() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.misbehave(Misbehavior::LateTxn(LATE));
@@ -335,7 +335,7 @@ async fn no_lease_is_left(fake: &FakeEtcd) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_instance_that_was_not_detached_is_published_by_a_repeated_call() {
+async fn a_repeated_publish_continues_an_undetached_instance() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     publish_without_detaching(&fake, &etcd).await;
@@ -351,7 +351,7 @@ async fn a_fixed_instance_that_was_not_detached_is_published_by_a_repeated_call(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_instance_that_was_not_detached_can_be_removed() {
+async fn an_undetached_fixed_instance_can_be_removed() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     publish_without_detaching(&fake, &etcd).await;
@@ -368,7 +368,7 @@ async fn a_fixed_instance_that_was_not_detached_can_be_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_instance_whose_caller_gave_up_is_not_created_late() {
+async fn an_abandoned_publish_creates_nothing_late() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.hold_revocations();
@@ -383,7 +383,7 @@ async fn a_fixed_instance_whose_caller_gave_up_is_not_created_late() {
 
 /// Another process cannot tell such a key from that of a live instance.
 #[tokio::test(start_paused = true)]
-async fn a_fixed_instance_that_another_process_did_not_detach_is_left_alone() {
+async fn an_undetached_instance_of_others_is_left_alone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
     publish_without_detaching(&fake, &etcd).await;
@@ -395,7 +395,7 @@ async fn a_fixed_instance_that_another_process_did_not_detach_is_left_alone() {
 
 /// Either order of the two is as good; none is refused as somebody else's.
 #[tokio::test(start_paused = true)]
-async fn fixed_instances_that_are_published_at_the_same_time_do_not_take_each_other_for_live_ones() {
+async fn concurrent_publishes_are_not_mistaken_for_live_instances() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let service = service();
@@ -414,7 +414,7 @@ async fn fixed_instances_that_are_published_at_the_same_time_do_not_take_each_ot
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_lease_lives() {
+async fn a_late_queue_entry_is_removed_on_sight() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
@@ -438,7 +438,7 @@ async fn a_place_in_line_that_is_created_late_is_removed_on_sight_while_its_leas
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unknown_outcome() {
+async fn an_unknown_entry_makes_contenders_join_again() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
@@ -459,7 +459,7 @@ async fn a_contender_gets_in_line_anew_when_the_creation_of_its_place_has_an_unk
 /// The only key of a lock of gobase's, which all contenders have: what was given up leaves the lock of another one
 /// alone, whether it is done or not, and is undone if it is.
 #[tokio::test(start_paused = true)]
-async fn a_lost_creation_of_the_only_key_leaves_the_lock_of_another_alone() {
+async fn a_lost_gobase_creation_leaves_other_holders_alone() {
     const KEY: &[u8] = b"job";
     for (waits, revoked) in [(false, true), (true, true), (true, false)] {
         let fake = FakeEtcd::start();
@@ -526,7 +526,7 @@ async fn requests_in_ten_minutes(fake: &FakeEtcd) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
+async fn lost_acquisitions_under_one_lease_are_searched_together() {
     const VERY_LATE: Duration = Duration::from_secs(1800);
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
@@ -573,7 +573,7 @@ async fn many_lost_acquisitions_under_one_lease_are_looked_for_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_alone() {
+async fn an_unnoticed_first_claim_leaves_newer_registrations_alone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
     let options = || RegisterOptions::new().owner("me");
@@ -603,7 +603,7 @@ async fn one_whose_first_claim_was_done_unnoticed_leaves_the_newer_registration_
 /// The move of the other registration off the lease is not answered for a while, so it is not revoked when the late
 /// write comes.
 #[tokio::test(start_paused = true)]
-async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_on_sight() {
+async fn a_late_creation_before_the_revocation_is_undone() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let keeper =
@@ -620,7 +620,7 @@ async fn a_late_creation_under_a_shared_lease_that_is_not_revoked_yet_is_undone_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_an_evicted_registration_may_yet_create_is_undone_on_sight() {
+async fn a_late_creation_after_an_eviction_is_undone() {
     let fake = FakeEtcd::start();
     let (etcd, other) = (client(&fake), client(&fake));
     let own = RegisterOptions::new().lease(LeaseChoice::Own);
@@ -640,7 +640,7 @@ async fn what_an_evicted_registration_may_yet_create_is_undone_on_sight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removal_whose_answers_are_all_late_is_reported_in_time_and_goes_on() {
+async fn a_removal_with_late_answers_reports_in_time() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let a = soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();

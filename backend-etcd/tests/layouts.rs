@@ -260,7 +260,7 @@ async fn what_is_no_instance_is_reachable_as_text() {
 /// An eviction asks neither for a lease nor for a value that can be read. Where keys are numbered by lease, the number
 /// is the id.
 #[tokio::test]
-async fn whatever_is_listed_can_be_evicted_and_what_is_no_instance_too() {
+async fn every_listed_key_can_be_evicted() {
     let server = EtcdServer::start().await;
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     let service = ServiceRef::parse("s").unwrap();
@@ -292,7 +292,7 @@ async fn whatever_is_listed_can_be_evicted_and_what_is_no_instance_too() {
 
 /// What the layout cannot hold is refused at once, and does not keep the instance from coming back.
 #[tokio::test]
-async fn an_update_that_a_layout_cannot_carry_is_refused() {
+async fn an_update_beyond_the_layout_is_refused() {
     let server = EtcdServer::start().await;
     let etcd = Etcd::builder([server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
@@ -315,7 +315,7 @@ async fn an_update_that_a_layout_cannot_carry_is_refused() {
 
 /// In a layout without health a failing check removes the key, and a passing one creates it again under the same lease.
 #[tokio::test]
-async fn a_failing_health_check_withdraws_the_instance_of_a_layout_without_health() {
+async fn failing_checks_withdraw_instances_without_health_field() {
     let server = EtcdServer::start().await;
     let etcd = Etcd::builder([server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
@@ -360,7 +360,7 @@ async fn a_failing_health_check_withdraws_the_instance_of_a_layout_without_healt
 
 /// The largest value that is accepted is stored, changed, and stored again after its lease was lost.
 #[tokio::test]
-async fn the_largest_value_that_is_accepted_can_be_stored() {
+async fn the_largest_accepted_value_can_be_stored() {
     let server = EtcdServer::start().await;
     let etcd = Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap();
     let service = ServiceRef::parse("s").unwrap();
@@ -407,7 +407,7 @@ async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
 }
 
 #[tokio::test]
-async fn the_lock_of_gobase_keeps_every_promise_it_can_carry() {
+async fn the_gobase_lock_keeps_the_promises_it_carries() {
     let harness = || {
         let lacks = [LayoutFeature::LockDetails, LayoutFeature::LockQueue];
         let carries = LayoutFeature::ALL.into_iter().filter(|carried| !lacks.contains(carried)).collect();
@@ -420,7 +420,7 @@ async fn the_lock_of_gobase_keeps_every_promise_it_can_carry() {
 
 /// An option that gobase does not have is refused before anything is sent.
 #[tokio::test]
-async fn the_lock_of_gobase_refuses_what_its_key_cannot_say() {
+async fn the_gobase_lock_refuses_what_it_cannot_carry() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(GobaseLock).runtime(SessionRuntime::Caller);
     let etcd = builder.build().unwrap();
     let name = LockName::parse("l").unwrap();
@@ -457,7 +457,7 @@ fn etcd_concurrency_writes_the_bytes_that_etcd_writes() {
 }
 
 #[test]
-fn etcd_concurrency_reads_who_holds_and_who_waits_for_whom() {
+fn etcd_concurrency_decodes_holders_and_queue_order() {
     let fixture: Value = serde_json::from_str(ETCD_CONCURRENCY).unwrap();
     for case in cases(&fixture, "read") {
         let (name, kind) = (LockName::parse(text(case, "lock_name")).unwrap(), kind_of(&case["kind"]));

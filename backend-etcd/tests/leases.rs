@@ -19,7 +19,7 @@ async fn no_lease_is_left(fake: &FakeEtcd) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_that_is_not_confirmed_in_time_goes_on() {
+async fn an_unconfirmed_revocation_continues() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let lease = etcd.grant_lease(TTL).await.unwrap();
@@ -46,7 +46,7 @@ async fn a_revocation_that_nobody_waits_for_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grant_that_nobody_waits_for_leaves_no_lease() {
+async fn an_abandoned_grant_leaves_no_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     for polls in 0..8 {
@@ -80,7 +80,7 @@ async fn a_lease_outlives_the_client_that_granted_it() {
 
 /// The client is closed before any task of it has run.
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_lease_is_not_revoked_by_a_close_at_once() {
+async fn a_close_does_not_revoke_abandoned_leases() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let lease = etcd.grant_lease(TTL).await.unwrap();
@@ -92,7 +92,7 @@ async fn an_abandoned_lease_is_not_revoked_by_a_close_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_revocation_of_a_dropped_lease_outlasts_an_outage() {
+async fn a_dropped_lease_is_revoked_after_an_outage() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let lease = etcd.grant_lease(TTL).await.unwrap();

@@ -80,19 +80,19 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_outgrows_its_limit_of_keys_keeps_its_last_known_state() {
+async fn a_service_above_its_key_limit_keeps_state() {
     outgrows(|builder| builder.max_range_keys(Some(3)), (RangeUnit::Keys, 3), "").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_outgrows_its_limit_of_bytes_keeps_its_last_known_state() {
+async fn a_service_above_its_byte_limit_keeps_state() {
     let text = "x".repeat(1000);
     outgrows(|builder| builder.max_range_bytes(Some(1000)), (RangeUnit::Bytes, 1000), &text).await;
 }
 
 /// One page is read of it, however large it is.
 #[tokio::test(start_paused = true)]
-async fn a_service_that_is_too_large_from_the_start_is_an_error_until_it_is_smaller() {
+async fn an_initially_too_large_service_is_an_error() {
     let fake = FakeEtcd::start();
     fake.put_all((0..5000).map(|number| (key(&format!("i{number}")), "")));
     let etcd = builder(&fake).max_range_keys(Some(4000)).build().unwrap();
@@ -114,7 +114,7 @@ async fn a_service_that_is_too_large_from_the_start_is_an_error_until_it_is_smal
 
 /// Own keys that share a watch with a service that others have made too large get watches of their own.
 #[tokio::test(start_paused = true)]
-async fn own_keys_are_restored_also_where_their_service_is_too_large() {
+async fn own_keys_of_too_large_services_are_restored() {
     const COUNT: usize = 12;
     let fake = FakeEtcd::start();
     let etcd = builder(&fake).max_range_keys(Some(20)).build().unwrap();

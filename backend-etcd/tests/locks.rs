@@ -109,7 +109,7 @@ async fn gobase_and_ours_exclude_each_other() {
 
 /// `etcdctl` and Go's package leave no mark, so that nothing would tell a crash from a release.
 #[tokio::test]
-async fn a_lock_delay_is_refused_in_a_layout_without_marks() {
+async fn a_layout_without_marks_refuses_lock_delays() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller);
     let etcd = builder.build().unwrap();
     let refused = etcd.acquire(&name(), short().lock_delay(TTL)).await.unwrap_err();
@@ -122,7 +122,7 @@ async fn a_lock_delay_is_refused_in_a_layout_without_marks() {
 /// on sight, and blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are
 /// several rounds.
 #[tokio::test]
-async fn a_place_whose_creation_lay_in_a_frozen_connection_is_removed_on_sight() {
+async fn a_queue_entry_from_frozen_connections_is_removed() {
     let server = server().await;
     let proxies = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
     let urls = proxies.iter().map(Proxy::url);
@@ -207,7 +207,7 @@ async fn no_lease_is_left(server: &EtcdServer) {
 }
 
 #[tokio::test]
-async fn within_a_process_a_lock_is_handed_over_in_one_transaction() {
+async fn a_local_handover_takes_one_transaction() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let first = acquire(&etcd).await;
@@ -261,7 +261,7 @@ async fn keys_of_locks_are_used_again() {
 
 /// Readers that wait for the same writer: one of them is confirmed by it, the others see it go.
 #[tokio::test]
-async fn all_readers_behind_a_writer_of_their_process_get_their_turn() {
+async fn all_readers_behind_a_local_writer_proceed() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let writer = acquire(&etcd).await;
@@ -283,7 +283,7 @@ async fn all_readers_behind_a_writer_of_their_process_get_their_turn() {
 }
 
 #[tokio::test]
-async fn a_transaction_of_the_users_own_is_bound_to_the_lock() {
+async fn a_user_transaction_is_bound_to_the_lock() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let guard = acquire(&etcd).await;
@@ -302,7 +302,7 @@ async fn a_transaction_of_the_users_own_is_bound_to_the_lock() {
 }
 
 #[tokio::test]
-async fn a_lock_on_a_lease_of_its_own_dies_alone_and_leaves_no_lease() {
+async fn a_lock_with_its_own_lease_leaves_none() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let own = soon("acquired", etcd.acquire(&name(), short().own_lease())).await.unwrap();
@@ -363,7 +363,7 @@ impl Drop for Etcdctl {
 
 /// A candidate's value that cannot be stored is not tried for ever.
 #[tokio::test]
-async fn a_candidate_whose_value_is_too_large_is_refused_at_once() {
+async fn a_candidate_with_an_oversized_value_is_refused() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let large = "\"".repeat(800_000);
@@ -584,7 +584,7 @@ async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
 }
 
 #[tokio::test]
-async fn a_frozen_holder_knows_its_loss_when_it_wakes_and_a_fence_stops_its_write() {
+async fn a_frozen_holder_learns_its_loss_on_wake() {
     let (held, answer, value, accepted) = frozen_holder(true).await;
     assert_eq!(held, "held false", "the first check after the thaw");
     assert!(answer.contains("was overtaken by"), "{answer}");
@@ -672,7 +672,7 @@ async fn contest(contenders: u16) -> (f64, f64) {
 
 /// Row 25.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_contenders_are_served_in_order_once_each_and_the_work_is_linear() {
+async fn a_thousand_contenders_are_served_in_order() {
     let (few_requests, few_events) = contest(200).await;
     let (requests, events) = contest(1000).await;
     // To get in line, to watch the one before, to confirm and to leave: four, and what the sessions need. Its own
@@ -686,7 +686,7 @@ async fn a_thousand_contenders_are_served_in_order_once_each_and_the_work_is_lin
 /// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once,
 /// and no write gets past the fence.
 #[tokio::test]
-async fn a_frozen_leader_costs_no_lock_and_its_thaw_no_update() {
+async fn a_frozen_etcd_leader_costs_no_lock() {
     let cluster = EtcdCluster::start().await;
     let state = Arc::new(Mutex::new(State { fenced: true, ..State::default() }));
     let tasks = TaskOwner::new();

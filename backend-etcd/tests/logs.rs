@@ -14,7 +14,7 @@ use support::logged::Logged;
 use tracing_subscriber::filter::LevelFilter;
 
 #[tokio::test(start_paused = true)]
-async fn logs_have_constant_messages_and_name_their_subject_in_fields() {
+async fn logs_have_constant_messages_and_subject_fields() {
     let (logged, _logging) = Logged::from(LevelFilter::INFO);
     let fake = FakeEtcd::start();
     let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();

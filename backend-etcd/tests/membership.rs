@@ -131,7 +131,7 @@ async fn members_come_and_go_under_running_clients() {
 /// The leader loses its disk, is removed, and is added again with nothing in it at the same address. Control: it is
 /// another member than before, and the others had another leader meanwhile.
 #[tokio::test]
-async fn a_member_that_is_wiped_and_added_again_is_not_noticed() {
+async fn a_wiped_and_added_member_is_not_noticed() {
     let mut cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let mut users = Vec::new();

@@ -446,7 +446,7 @@ fn lock_and_unlock(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_goes_wrong_watchers_show_only_what_was_so_everybody_is_back_and_locks_exclude() {
+async fn random_faults_break_no_guarantee() {
     run(Store::One(server().await)).await;
 }
 

@@ -182,7 +182,7 @@ async fn is_registered(registration: &Registration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layout_that_panics_fails_only_what_needs_it() {
+async fn a_panicking_layout_fails_only_its_callers() {
     let (fake, moods) = (FakeEtcd::start(), Moods::default());
     let etcd = client(&fake, &moods);
     let other = register(&etcd, "other").await.unwrap();
@@ -234,7 +234,7 @@ async fn a_layout_that_panics_fails_only_what_needs_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layout_that_cannot_even_say_what_it_is_is_refused() {
+async fn a_layout_that_panics_when_described_is_refused() {
     let moods = Moods::default();
     moods.set(&["name"]);
     let builder = Etcd::builder(["http://127.0.0.1:9"]).runtime(SessionRuntime::Caller);
@@ -243,7 +243,7 @@ async fn a_layout_that_cannot_even_say_what_it_is_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_layout_of_locks_that_panics_fails_only_what_needs_it() {
+async fn a_panicking_lock_layout_fails_only_its_callers() {
     let (fake, moods) = (FakeEtcd::start(), Moods::default());
     let etcd = client(&fake, &moods);
     let name = |text: &str| LockName::parse(text).unwrap();

@@ -17,7 +17,7 @@ async fn raw(server: &EtcdServer) -> etcd_client::Client {
 
 /// go-kit hands on whatever its users store, and reads whatever is registered.
 #[tokio::test]
-async fn what_others_put_is_listed_and_watched_and_what_is_registered_is_there_as_it_is() {
+async fn foreign_and_registered_keys_are_listed_and_watched() {
     let server = EtcdServer::start().await;
     let mut raw = raw(&server).await;
     let etcd = Etcd::builder([server.url()]).layout(GoKit::default()).connect().await.unwrap();
@@ -58,7 +58,7 @@ async fn what_others_put_is_listed_and_watched_and_what_is_registered_is_there_a
 }
 
 #[tokio::test]
-async fn a_deleted_value_is_restored_or_its_end_respected() {
+async fn a_deleted_value_is_restored_or_ends() {
     let server = EtcdServer::start().await;
     let (mut raw, etcd) = (raw(&server).await, Etcd::connect(server.url()).await.unwrap());
     let options = RegisterOptions::new();

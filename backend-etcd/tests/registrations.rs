@@ -51,7 +51,7 @@ fn is_registered(state: &RegistrationState) -> bool {
 /// Row 13: the own key deleted by somebody else comes back, and a lease of which nobody took notice is no proof of it:
 /// the control keeps its lease alive like everybody, and is gone for good.
 #[tokio::test]
-async fn a_key_deleted_under_a_living_lease_comes_back() {
+async fn a_key_deleted_under_a_live_lease_returns() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let registration = register(&etcd, "a").await;
@@ -77,7 +77,7 @@ async fn a_key_deleted_under_a_living_lease_comes_back() {
 /// Those that register at the same time are written together. One whose id is taken is refused, and keeps nobody else
 /// out.
 #[tokio::test]
-async fn a_taken_id_among_many_keeps_nobody_from_being_registered() {
+async fn a_taken_id_blocks_no_other_registration() {
     let server = server().await;
     let (etcd, other) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
     let _theirs = register(&other, "i7").await;
@@ -97,7 +97,7 @@ async fn a_taken_id_among_many_keeps_nobody_from_being_registered() {
 
 /// Row 13: overwritten by somebody else: reported, left alone, and taken back once the other is gone.
 #[tokio::test]
-async fn an_overwritten_key_is_reported_and_never_fought_for() {
+async fn an_overwritten_key_is_reported_not_fought_for() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let registration = register(&etcd, "a").await;
@@ -122,7 +122,7 @@ async fn an_overwritten_key_is_reported_and_never_fought_for() {
 /// where etcd lets any client renew; elsewhere it is refused as well once its lease has expired, and is back with the
 /// role.
 #[tokio::test]
-async fn a_lost_permission_is_told_and_asked_for_at_a_slow_pace() {
+async fn a_lost_permission_is_reported_and_retried_slowly() {
     let server = server().await;
     let mut raw = raw(&server).await;
     for (user, role) in [("root", "root"), ("u", "r")] {
@@ -187,7 +187,7 @@ async fn denied(server: &EtcdServer) -> u64 {
 /// Row 17: the store is full. What is there stays and can leave; what is new is told so, and is there once there is
 /// room.
 #[tokio::test]
-async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
+async fn a_full_store_keeps_instances_and_refuses_more() {
     let server = server_with(&["--quota-backend-bytes=8388608"]).await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let registrations = register_many(&etcd, 2).await;
@@ -233,7 +233,7 @@ async fn a_full_store_keeps_what_it_has_and_says_so_to_what_is_new() {
 
 /// 500 interleavings of a deregistration with the repair of a key that somebody deleted.
 #[tokio::test]
-async fn whoever_deregisters_while_being_repaired_does_not_come_back() {
+async fn an_instance_deregistered_during_repair_stays_gone() {
     const RACES: usize = 500;
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
@@ -303,7 +303,7 @@ async fn a_late_removal_leaves_the_successor_alone() {
 /// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is
 /// lost.
 #[tokio::test]
-async fn a_black_hole_costs_nothing_where_there_is_another_endpoint() {
+async fn a_black_hole_costs_nothing_with_two_endpoints() {
     let server = server().await;
     let (first, second) =
         (Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap());
@@ -330,7 +330,7 @@ async fn a_black_hole_costs_nothing_where_there_is_another_endpoint() {
 
 /// Row 8: with one endpoint the trouble is told, the instance runs out, and it is back after the black hole.
 #[tokio::test]
-async fn a_black_hole_before_the_only_endpoint_is_told_and_survived() {
+async fn a_black_hole_at_the_only_endpoint_heals() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let etcd = Etcd::builder([proxy.url()]).connect().await.unwrap();
@@ -351,7 +351,7 @@ async fn a_black_hole_before_the_only_endpoint_is_told_and_survived() {
 /// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point:
 /// there is exactly one key, with the last value, and one lease.
 #[tokio::test]
-async fn answers_lost_at_any_byte_leave_one_key_with_the_last_value() {
+async fn answers_lost_at_any_byte_leave_one_key() {
     let server = server().await;
     let mut random = support::seed();
     for round in 0..40u32 {
@@ -457,7 +457,7 @@ async fn no_lease_is_left(server: &EtcdServer) {
 
 /// Row 26: each public async function, dropped after any number of polls, leaves nothing behind in etcd.
 #[tokio::test]
-async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
+async fn a_future_dropped_at_any_await_leaves_nothing() {
     let server = server().await;
     for polls in 0..12 {
         let (etcd, holder) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
@@ -479,7 +479,7 @@ async fn a_future_dropped_at_any_await_leaves_nothing_behind() {
 /// Row 26 together with 8 and 9: the same while etcd hears nothing, while its replies are lost, and while connections
 /// break.
 #[tokio::test]
-async fn a_future_dropped_while_etcd_is_away_leaves_nothing_behind() {
+async fn a_future_dropped_during_an_outage_leaves_nothing() {
     let server = server().await;
     let proxy = Proxy::start(server.address()).await.unwrap();
     let away = [
@@ -577,7 +577,7 @@ async fn a_frozen_process_is_back_when_it_thaws() {
 
 /// Row 28: a process that panics while it holds, or is killed, is gone after its TTL.
 #[tokio::test]
-async fn a_process_that_panics_leaves_nothing_for_longer_than_its_ttl() {
+async fn a_panicked_process_leaves_nothing_after_its_ttl() {
     let server = server().await;
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let mut child = spawn_child(&server, "panics");
@@ -594,7 +594,7 @@ async fn a_process_that_panics_leaves_nothing_for_longer_than_its_ttl() {
 
 /// Row 28: the runtime is shut down while handles live, and they are dropped outside of any.
 #[test]
-fn a_runtime_that_is_gone_takes_its_instances_with_it_and_nothing_panics() {
+fn an_ended_runtime_ends_its_instances_without_panic() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let other = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let server = other.block_on(server());

@@ -204,7 +204,7 @@ async fn lose_each(method: &'static str, fault: Fault, start: usize, step: usize
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_reply_is_lost_there_is_one_key_one_lease_and_the_right_answer() {
+async fn any_lost_reply_leaves_one_key_and_lease() {
     let methods = ["Txn", "Range", "LeaseGrant", "LeaseRevoke", "Watch", "LeaseKeepAlive", "LeaseTimeToLive"];
     let each = |(method, fault)| {
         // Waiting for an answer takes its time: several runs side by side.

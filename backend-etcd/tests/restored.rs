@@ -149,7 +149,7 @@ async fn a_session_notices_each_of_two_restores() {
 
 /// It ends before its session has noticed the restore.
 #[tokio::test(start_paused = true)]
-async fn a_deregistration_after_a_restore_removes_a_former_value() {
+async fn a_deregistration_after_restores_removes_former_values() {
     let fake = FakeEtcd::start();
     let (etcd, _) = client(&fake);
     let registration = register(&etcd, "a").await;
@@ -164,7 +164,7 @@ async fn a_deregistration_after_a_restore_removes_a_former_value() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_lease_of_a_lost_history_is_revoked_until_that_is_done() {
+async fn a_lock_lease_of_lost_history_is_revoked() {
     let fake = FakeEtcd::start();
     let (etcd, link) = client(&fake);
     let mut watcher = etcd.watch(&service()).await.unwrap();

@@ -98,7 +98,7 @@ fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
 }
 
 #[tokio::test]
-async fn each_refusal_is_typed_names_its_cause_and_tells_no_secret() {
+async fn refusals_name_their_cause_and_no_secret() {
     let told = Told::default();
     let logs = told.clone();
     let subscriber = tracing_subscriber::fmt()
@@ -152,7 +152,7 @@ async fn each_refusal_is_typed_names_its_cause_and_tells_no_secret() {
 }
 
 #[tokio::test]
-async fn tokens_that_run_out_are_renewed_without_anybody_noticing() {
+async fn expired_tokens_are_renewed_unnoticed() {
     // Simple tokens that live for two seconds.
     let server = guarded(&["--auth-token-ttl=2"]).await;
     let etcd = as_user(&server, "root").connect().await.unwrap();
@@ -238,7 +238,7 @@ impl SlowStart {
 
 /// A renewal waits for 833 ms at most with this TTL, and the handshake takes longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handshake_that_takes_longer_than_a_renewal_may_is_not_begun_anew_by_each() {
+async fn a_slow_handshake_is_not_begun_anew() {
     let authority = Authority::new();
     authority.sign("server");
     let options = ServerOptions::new().tls().arguments([
@@ -285,7 +285,7 @@ async fn an_endpoint_needs_no_scheme() {
 }
 
 #[tokio::test]
-async fn mutual_tls_works_from_files_and_its_failures_name_the_cause() {
+async fn mutual_tls_from_files_works_and_explains_failures() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     authority.sign("server");
     authority.sign("client");

@@ -124,17 +124,17 @@ async fn restored(how: Restored) {
 }
 
 #[tokio::test]
-async fn a_store_restored_at_a_lower_revision_is_brought_up_to_date() {
+async fn a_store_restored_at_lower_revisions_is_repaired() {
     restored(Restored::Lower).await;
 }
 
 #[tokio::test]
-async fn a_store_restored_at_the_same_revision_is_brought_up_to_date() {
+async fn a_store_restored_at_equal_revisions_is_repaired() {
     restored(Restored::Equal).await;
 }
 
 #[tokio::test]
-async fn a_store_restored_at_a_bumped_revision_is_brought_up_to_date() {
+async fn a_store_restored_at_bumped_revisions_is_repaired() {
     restored(Restored::Bumped).await;
 }
 
@@ -228,7 +228,7 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
 /// The only etcd is stopped for most of the time, 400 ms at a time, for longer than leases live. Control: some raw
 /// writes take that long.
 #[tokio::test]
-async fn a_slow_disk_costs_no_lease_and_no_lock() {
+async fn a_slow_disk_costs_no_lease_or_lock() {
     const SHORT: Duration = Duration::from_secs(8);
     let server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
     let mut user = User::new(&server, SHORT).await;

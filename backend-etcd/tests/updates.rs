@@ -58,7 +58,7 @@ fn is_doubted(state: &RegistrationState) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_published() {
+async fn a_refused_update_keeps_the_instance_published() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options().max_attempts(2)).await;
@@ -87,7 +87,7 @@ async fn an_update_that_etcd_refuses_is_reported_and_the_instance_stays_publishe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_stays_watched_while_an_update_is_refused() {
+async fn a_refused_update_keeps_the_key_watched() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
@@ -107,7 +107,7 @@ async fn a_key_stays_watched_while_an_update_is_refused() {
 
 /// A key that was changed by somebody else cannot even be read meanwhile.
 #[tokio::test(start_paused = true)]
-async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
+async fn an_unreadable_key_is_retried_slowly() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
@@ -128,7 +128,7 @@ async fn a_key_that_cannot_be_read_either_is_not_asked_for_at_once_again() {
 
 /// The answer to an update is lost, though it was done; then nothing can be written.
 #[tokio::test(start_paused = true)]
-async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
+async fn an_unnoticed_update_is_not_retried_at_once() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let registration = register(&etcd, options()).await;
@@ -148,7 +148,7 @@ async fn an_update_that_was_done_unnoticed_is_not_asked_for_at_once_again() {
 
 /// A given lease is never replaced, and what was under it is gone with it.
 #[tokio::test(start_paused = true)]
-async fn an_instance_whose_given_lease_is_gone_is_not_taken_for_published() {
+async fn a_lost_given_lease_leaves_the_instance_unpublished() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let keeper = register(&etcd, options()).await;

@@ -162,7 +162,7 @@ async fn instances_of_both_versions_are_read_by_both() {
 }
 
 #[tokio::test]
-async fn fixed_instances_of_the_former_version_are_replaced_and_removed() {
+async fn fixed_instances_of_former_versions_are_replaced() {
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let key = former.store("instances", "fixed").await;
@@ -175,7 +175,7 @@ async fn fixed_instances_of_the_former_version_are_replaced_and_removed() {
 }
 
 #[tokio::test]
-async fn a_live_instance_of_the_former_version_is_refused_to_other_owners() {
+async fn a_live_former_instance_is_kept_from_others() {
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     former.store("instances", "leased").await;
@@ -187,7 +187,7 @@ async fn a_live_instance_of_the_former_version_is_refused_to_other_owners() {
 }
 
 #[tokio::test]
-async fn a_leftover_of_the_former_version_is_taken_over() {
+async fn a_leftover_of_former_versions_is_taken_over() {
     let server = server().await;
     let (mut raw, etcd) = (raw(&server).await, Etcd::connect(server.url()).await.unwrap());
     let lease = raw.lease_grant(60, None).await.unwrap().id();
@@ -203,7 +203,7 @@ async fn a_leftover_of_the_former_version_is_taken_over() {
 /// A program of the former version replaces whatever has its owner, again and again, and keeps the term that it does
 /// not know. A present one sees its own term in a foreign value, and gives way, so that they do not fight.
 #[tokio::test]
-async fn a_live_registration_of_the_former_version_with_the_same_owner_stands_until_it_leaves() {
+async fn a_live_former_registration_of_one_owner_stands() {
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
     let key = former.store("instances", "leased").await;
@@ -303,7 +303,7 @@ async fn locks_of_both_versions_exclude_each_other() {
 /// A holder of the former version leaves no mark, so that only those that waited behind it can tell a crash from a
 /// release.
 #[tokio::test]
-async fn a_lock_delay_passes_after_a_former_holder_only_for_those_that_waited() {
+async fn waiting_contenders_observe_a_former_holders_delay() {
     const DELAY: Duration = Duration::from_secs(2);
     let server = server().await;
     let (mut former, etcd) = (Former::start(&server).await, Etcd::connect(server.url()).await.unwrap());
@@ -328,7 +328,7 @@ async fn a_lock_delay_passes_after_a_former_holder_only_for_those_that_waited() 
 
 /// A role that was made for the former version knows nothing of marks.
 #[tokio::test]
-async fn a_role_of_the_former_version_is_enough_for_all_but_a_lock_delay() {
+async fn former_roles_suffice_except_for_lock_delays() {
     let server = server().await;
     let mut raw = raw(&server).await;
     for (user, role) in [("root", "root"), ("u", "r")] {

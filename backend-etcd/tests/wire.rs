@@ -257,7 +257,7 @@ fn plain(layout: &dyn Layout) -> Instance {
 }
 
 #[test]
-fn what_a_layout_does_not_carry_is_refused_and_what_it_carries_is_kept() {
+fn layouts_keep_their_features_and_refuse_others() {
     let service = ServiceRef::parse("s").unwrap();
     for layout in layouts() {
         let layout = &*layout;
@@ -335,7 +335,7 @@ fn an_array_is_no_instance_in_any_layout() {
 
 /// Texts of which writing makes more than they have: what is accepted can be stored.
 #[test]
-fn what_is_accepted_is_measured_as_it_is_written() {
+fn sizes_are_measured_as_written() {
     let service = ServiceRef::parse("s").unwrap();
     let (mut refused, mut accepted) = (0, 0);
     for layout in layouts() {

@@ -71,7 +71,7 @@ fn is_registered(state: &RegistrationState) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_change_of_the_health_is_one_write_under_the_same_lease_and_no_read() {
+async fn a_change_of_health_is_one_write() {
     let checked = Checked::start().await;
     checked.until(is_registered).await;
     checked.fake.reset_requests();
@@ -90,7 +90,7 @@ async fn each_change_of_the_health_is_one_write_under_the_same_lease_and_no_read
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_removal_that_is_done_late_does_not_remove_what_is_shown_again() {
+async fn a_late_removal_leaves_a_shown_instance_alone() {
     let checked = Checked::start().await;
     checked.until(is_registered).await;
     checked.fake.misbehave(Misbehavior::LateTxn(30 * SECOND));
@@ -104,7 +104,7 @@ async fn a_removal_that_is_done_late_does_not_remove_what_is_shown_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_creation_that_is_done_late_shows_nobody_whose_check_fails() {
+async fn a_late_creation_shows_no_failing_instance() {
     let checked = Checked::start().await;
     checked.set_healthy(false);
     checked.until(is_withdrawn).await;
@@ -122,7 +122,7 @@ async fn a_creation_that_is_done_late_shows_nobody_whose_check_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_side_of_a_migration_says_that_a_check_fails_as_it_can() {
+async fn each_migration_side_reports_failing_checks() {
     let fake = FakeEtcd::start();
     let client = || Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
     let native = Side::new(Arc::new(client().build().unwrap()));

@@ -34,7 +34,7 @@ async fn until(registration: &Registration, wanted: impl Fn(&RegistrationState) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_follow_at_the_fixed_delay_until_there_were_too_many_in_a_row() {
+async fn attempts_at_a_fixed_delay_are_limited() {
     let client = MemoryStore::new().client();
     client.cut();
     let a = register(&client, kitex()).await;
@@ -52,7 +52,7 @@ async fn attempts_follow_at_the_fixed_delay_until_there_were_too_many_in_a_row()
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_attempts_go_on_at_the_fixed_delay() {
+async fn unlimited_attempts_continue_at_the_fixed_delay() {
     let client = MemoryStore::new().client();
     client.cut();
     let a = register(&client, kitex().max_attempts(0)).await;

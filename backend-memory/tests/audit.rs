@@ -18,7 +18,7 @@ async fn comes_back(options: RegisterOptions) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unnoticed_deletion_is_repaired_by_the_next_audit() {
+async fn the_next_audit_repairs_an_unnoticed_deletion() {
     assert!(comes_back(RegisterOptions::new()).await);
     assert!(comes_back(RegisterOptions::new().audit(Some(Duration::from_secs(60)))).await);
     assert!(!comes_back(RegisterOptions::new().audit(None)).await, "without audits the defect shows");

@@ -7,7 +7,7 @@ use enlist_memory::MemoryStore;
 use enlist_testkit::eventually;
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones() {
+async fn equal_renewal_intervals_share_one_lease() {
     let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
     let (server, client) = (store.client(), store.client());
     let default = RegisterOptions::new().ttl(Duration::from_secs(6));
@@ -29,7 +29,7 @@ async fn a_lease_is_renewed_at_the_interval_asked_for_and_shared_by_equal_ones()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_revocation_during_an_outage_is_done_after_it() {
+async fn a_revocation_during_outages_happens_afterwards() {
     let store = MemoryStore::new();
     let client = store.client();
     let ttl = Duration::from_secs(3600);

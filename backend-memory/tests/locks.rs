@@ -15,7 +15,7 @@ fn name() -> LockName {
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_wait_for_a_lease_do_not_wait_for_each_other() {
+async fn waiting_for_a_lease_blocks_no_other_caller() {
     let store = MemoryStore::new();
     let client = store.client();
     client.delay(DELAY);
@@ -41,7 +41,7 @@ async fn callers_that_wait_for_a_lease_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_passes_in_an_outage_names_its_cause() {
+async fn a_deadline_during_an_outage_names_its_cause() {
     let client = MemoryStore::new().client();
     let late = async || {
         let late = client.acquire(&name(), LockOptions::new().deadline(10 * DELAY)).await;

@@ -10,7 +10,7 @@ use enlist_memory::MemoryStore;
 use enlist_testkit::eventually;
 
 #[tokio::test(start_paused = true)]
-async fn one_whose_first_claim_failed_leaves_the_newer_registration_alone() {
+async fn a_failed_first_claim_leaves_newer_registrations_alone() {
     let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
     let (one, two) = (store.client(), store.client());
     let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();

@@ -21,7 +21,7 @@ fn instance() -> Instance {
 }
 
 #[test]
-fn handles_can_be_dropped_and_asked_without_a_runtime() {
+fn handles_can_be_dropped_without_a_runtime() {
     let store = MemoryStore::new();
     let client = store.client();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -38,7 +38,7 @@ fn handles_can_be_dropped_and_asked_without_a_runtime() {
 
 /// As the documentation of the crate says.
 #[tokio::test(start_paused = true)]
-async fn what_tasks_report_is_late_after_an_advance_and_not_after_a_sleep() {
+async fn reports_of_tasks_lag_after_an_advance() {
     let is_registered =
         |registration: &Registration| matches!(registration.state(), RegistrationState::Registered { .. });
     let store = MemoryStore::new();

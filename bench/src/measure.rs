@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sides_take_turns_and_each_round_is_compared_with_its_neighbour() {
+    async fn sides_alternate_and_neighbouring_rounds_are_compared() {
         let order = std::cell::RefCell::new(String::new());
         let side = |name: char, cost: f64| {
             order.borrow_mut().push(name);

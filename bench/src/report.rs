@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_misses_its_bound_or_is_no_number_is_told() {
+    fn missed_bounds_and_non_numbers_are_reported() {
         let finish = |number: f64, bound: Bound| {
             let mut report = Report::new(Format::Json);
             report.number("s", "c", "ns", Spread::exactly(number), Some(bound));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_of_two_sides_is_one_of_their_ratio() {
+    fn two_sides_are_bound_by_their_ratio() {
         let turns = Turns { ours: vec![10.0], reference: vec![20.0] };
         let row = Row {
             scenario: "s",

@@ -139,7 +139,7 @@ async fn an_empty_service_can_fail_or_be_awaited() {
 
 /// A closed standard output is neither a failure nor a panic.
 #[tokio::test]
-async fn completions_and_pages_that_nobody_reads_are_no_failure() {
+async fn unread_completions_and_pages_are_no_failure() {
     for arguments in [vec!["completions", "bash"], vec!["completions", "zsh"], vec!["man"], vec!["man", "lock"]] {
         let mut command = bare();
         let (reader, writer) = std::io::pipe().unwrap();
@@ -164,7 +164,7 @@ async fn an_unread_standard_error_changes_no_exit_status() {
 
 /// A usage error is reported; a closed standard error or a full disk does not change the exit status.
 #[tokio::test]
-async fn a_usage_that_cannot_be_written_is_no_panic() {
+async fn an_unwritable_usage_text_does_not_panic() {
     for arguments in [vec![], vec!["reap"], vec!["no-such-command"]] {
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let (reader, unread) = std::io::pipe().unwrap();

@@ -27,7 +27,7 @@ async fn a_lock_in_a_background_job_is_kept() {
 
 /// After the end of the program, a script at the terminal can read again.
 #[tokio::test]
-async fn a_script_reads_from_its_terminal_after_a_command() {
+async fn a_script_reads_its_terminal_after_a_command() {
     let server = server().await;
     let directory = tempfile::tempdir().unwrap();
     let script = directory.path().join("script");

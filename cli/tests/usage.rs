@@ -59,7 +59,7 @@ async fn an_empty_variable_is_as_good_as_none() {
 }
 
 #[tokio::test]
-async fn an_endpoint_without_a_port_has_that_of_etcd() {
+async fn an_endpoint_without_a_port_uses_etcds() {
     for (endpoint, reached) in [
         ("no-such-host.invalid", "no-such-host.invalid:2379"),
         ("[::1]", "[::1]:2379"),
@@ -121,7 +121,7 @@ async fn a_wait_during_an_outage_names_the_cause() {
 
 /// A departure is one line; a drain that lasts is two lines.
 #[tokio::test]
-async fn what_is_removed_is_not_shown_as_draining_before() {
+async fn a_removed_instance_is_not_shown_draining() {
     let server = server().await;
     let mut watching = Running::start(enlist(&server, ["watch", "db"]));
     watching.says("= 0 instances").await;

@@ -27,7 +27,7 @@ async fn leader(store: &MemoryStore) -> Option<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_is_done_while_leading_and_then_somebody_else_may() {
+async fn work_runs_only_while_leading() {
     let store = MemoryStore::new();
     let client = store.client();
     let seen = candidate(&client).run(async |leadership| (leadership.is_held(), leader(&store).await)).await.unwrap();
@@ -48,7 +48,7 @@ async fn a_loss_ends_the_work_and_the_run() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_loss_it_campaigns_again_if_asked_and_leads_under_a_larger_token() {
+async fn a_candidate_campaigns_again_after_a_loss() {
     let store = MemoryStore::new();
     let client = store.client();
     let terms = AtomicUsize::new(0);
@@ -80,7 +80,7 @@ async fn after_a_loss_it_campaigns_again_if_asked_and_leads_under_a_larger_token
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_client_ends_even_a_candidate_that_campaigns_again() {
+async fn a_closed_client_ends_a_repeating_candidate() {
     let store = MemoryStore::new();
     let client = store.client();
     let candidate = candidate(&client).again_after_loss();

@@ -127,7 +127,7 @@ impl Watcher for Panicking {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_picker_keeps_its_view_alive_and_its_end_ends_the_watch() {
+async fn a_picker_keeps_its_view_alive() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
@@ -160,7 +160,7 @@ fn left_over(directory: &Directory) -> (ServiceView, Picker) {
 }
 
 #[test]
-fn a_view_whose_runtime_is_gone_says_so_and_the_next_view_brings_it_back() {
+fn a_view_on_an_ended_runtime_is_restarted() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
@@ -178,7 +178,7 @@ fn a_view_whose_runtime_is_gone_says_so_and_the_next_view_brings_it_back() {
 }
 
 #[test]
-fn waiting_for_a_view_whose_runtime_is_gone_brings_it_back() {
+fn waiting_restarts_a_view_on_an_ended_runtime() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
@@ -194,7 +194,7 @@ fn waiting_for_a_view_whose_runtime_is_gone_brings_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_resolver_that_panics_makes_a_view_stale_for_a_moment_and_is_watched_anew() {
+async fn a_panicking_resolver_makes_a_view_briefly_stale() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     let view = Directory::new(Arc::<Published>::clone(&resolver)).view(&service());
@@ -213,7 +213,7 @@ async fn a_resolver_that_panics_makes_a_view_stale_for_a_moment_and_is_watched_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_whose_resolver_panics_from_the_start_is_an_error_and_not_a_wait() {
+async fn an_initially_panicking_resolver_is_an_error() {
     let resolver = Arc::new(Published::default());
     resolver.publish(&["a"]);
     resolver.panics.store(1, Ordering::SeqCst);
@@ -247,7 +247,7 @@ async fn options_without_end_do_not_end_a_view() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_view_lives_on_without_the_directory_it_came_from() {
+async fn a_view_outlives_its_directory() {
     let store = MemoryStore::new();
     let view = Directory::new(Arc::new(store.client())).view(&service());
     assert!(view.ready().await.unwrap().is_empty());
@@ -270,7 +270,7 @@ async fn unknown_is_not_empty() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_reader_of_a_view_gets_the_view_as_it_is_and_then_the_difference() {
+async fn each_reader_gets_the_snapshot_then_differences() {
     let store = MemoryStore::new();
     let client = store.client();
     let a = register(&store.client(), "a").await;
@@ -320,7 +320,7 @@ async fn an_instance_that_drains_is_no_longer_picked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unused_watch_ends_after_the_idle_time_and_the_next_view_starts_anew() {
+async fn an_unused_watch_ends_after_the_idle_time() {
     let store = MemoryStore::new();
     let client = store.client();
     let idle = Duration::from_secs(60);
@@ -338,7 +338,7 @@ async fn an_unused_watch_ends_after_the_idle_time_and_the_next_view_starts_anew(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closed_directory_says_so_and_keeps_the_last_picture() {
+async fn a_closed_directory_keeps_the_last_snapshot() {
     let store = MemoryStore::new();
     let _a = register(&store.client(), "a").await;
     let directory = Directory::new(Arc::new(store.client()));
@@ -352,7 +352,7 @@ async fn a_closed_directory_says_so_and_keeps_the_last_picture() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loss_of_all_is_held_and_a_departure_is_not() {
+async fn losses_are_held_and_departures_are_not() {
     let store = MemoryStore::new();
     let client = store.client();
     let options = DirectoryOptions::new().hold(Duration::from_secs(15));
@@ -380,7 +380,7 @@ async fn the_loss_of_all_is_held_and_a_departure_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_is_published_at_most_every_fifty_milliseconds_and_its_first_change_at_once() {
+async fn a_burst_is_published_every_fifty_milliseconds() {
     let store = MemoryStore::new();
     let a = register(&store.client(), "a").await;
     let view = Directory::new(Arc::new(store.client())).view(&service());
@@ -413,7 +413,7 @@ async fn a_burst_is_published_at_most_every_fifty_milliseconds_and_its_first_cha
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_older_than_allowed_is_shown_and_not_picked() {
+async fn an_outdated_view_is_shown_and_not_picked() {
     let store = MemoryStore::new();
     let _a = register(&store.client(), "a").await;
     let client = store.client();
@@ -437,7 +437,7 @@ async fn what_is_older_than_allowed_is_shown_and_not_picked() {
 }
 
 #[tokio::test]
-async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
+async fn a_start_without_the_store_shows_the_disk() {
     let disk = tempfile::tempdir().unwrap();
     let options = DirectoryOptions::new().disk(disk.path());
     let store = MemoryStore::new();
@@ -475,7 +475,7 @@ async fn a_start_without_the_store_shows_what_lies_on_disk_and_how_old_it_is() {
 
 /// A watch may begin with what nobody vouches for, as old as can be: what lies on disk is younger.
 #[tokio::test]
-async fn a_watch_that_begins_with_something_old_takes_no_place_of_what_lies_on_disk() {
+async fn an_old_first_snapshot_leaves_the_disk_unchanged() {
     let (disk, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let shows =
         |snapshot: &Snapshot| snapshot.entries().map(|entry| entry.instance().id().to_string()).collect::<Vec<_>>();
@@ -525,7 +525,7 @@ fn make_pipes(directory: &std::path::Path) {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_file_that_cannot_be_read_to_its_end_does_not_hold_up_a_view() {
+async fn an_endless_file_does_not_delay_a_view() {
     let disk = tempfile::tempdir().unwrap();
     let options = DirectoryOptions::new().disk(disk.path());
     let store = MemoryStore::new();

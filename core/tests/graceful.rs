@@ -24,7 +24,7 @@ async fn health(client: &MemoryClient) -> Option<Health> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
+async fn draining_precedes_deregistration_and_the_server_stop() {
     let store = MemoryStore::new();
     let (server, client) = (store.client(), store.client());
     let registration = register(&server).await;
@@ -54,7 +54,7 @@ async fn draining_is_seen_before_the_instance_goes_and_the_server_stops_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stop_during_the_registration_undoes_it_and_nothing_is_served() {
+async fn a_stop_during_the_registration_undoes_it() {
     let store = MemoryStore::new();
     let (server, client) = (store.client(), store.client());
     let late = async {
@@ -72,7 +72,7 @@ async fn a_stop_during_the_registration_undoes_it_and_nothing_is_served() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_without_end_is_given_up_at_the_deadline_of_a_stop() {
+async fn an_endless_registration_ends_at_the_stop_deadline() {
     let (never, begin) = (std::future::pending(), Moment::now());
     let graceful = Graceful::new().deadline(Duration::from_secs(5));
     let late = graceful.register_and_run(never, async {}, |_, _| async {}).await.unwrap_err();
@@ -103,7 +103,7 @@ async fn a_health_check_does_not_undo_draining() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_changes_its_instance_while_it_serves_and_while_it_drains() {
+async fn a_serving_or_draining_server_updates_its_instance() {
     let store = MemoryStore::new();
     let registration = register(&store.client()).await;
     let observer = store.client();
@@ -134,7 +134,7 @@ async fn a_server_changes_its_instance_while_it_serves_and_while_it_drains() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_will_not_end_is_dropped_at_the_deadline() {
+async fn a_hanging_server_is_dropped_at_the_deadline() {
     let store = MemoryStore::new();
     let registration = register(&store.client()).await;
     let begun = Moment::now();
@@ -145,7 +145,7 @@ async fn a_server_that_will_not_end_is_dropped_at_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_store_it_ends_all_the_same_and_says_what_is_left() {
+async fn a_shutdown_without_the_store_reports_leftovers() {
     let store = MemoryStore::new();
     let server = store.client();
     let registration = register(&server).await;

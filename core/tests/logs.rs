@@ -53,7 +53,7 @@ async fn eject(store: &MemoryStore, id: &str) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cause_is_logged_with_what_caused_it_and_an_age_rounded() {
+async fn causes_are_logged_in_full_and_ages_rounded() {
     let logged = Logged::default();
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)

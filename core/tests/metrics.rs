@@ -97,7 +97,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 /// One test, because a process has one recorder.
 #[tokio::test]
-async fn what_happens_arrives_and_a_bad_recorder_costs_samples_only() {
+async fn a_panicking_recorder_costs_samples_only() {
     let recorded = Recorded::default();
     metrics::set_global_recorder(recorded.clone()).ok().unwrap();
     let counters = Counters::default();

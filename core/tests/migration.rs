@@ -63,7 +63,7 @@ async fn programs_of_neighbouring_steps_see_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn weights_keep_their_proportion_and_updates_reach_every_side() {
+async fn weights_and_updates_reach_every_side() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let migration = Migration::new(side(&new.client())).and(side(&old.client()).default_weight(10));
     let registration = migration.register(&service(), instance("a", 1).with_weight(50), options()).await.unwrap();
@@ -85,7 +85,7 @@ async fn weights_keep_their_proportion_and_updates_reach_every_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_with_one_address_the_own_sides_is_shown() {
+async fn the_own_side_wins_for_equal_addresses() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let migration = Migration::new(side(&new.client())).and(side(&old.client()));
     let mut watcher = migration.watch(&service()).await.unwrap();
@@ -106,7 +106,7 @@ async fn of_two_with_one_address_the_own_sides_is_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_on_one_side_is_mended_there_and_told() {
+async fn a_lost_lease_on_one_side_is_replaced() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let migration = Migration::new(side(&new.client())).and(side(&old.client()));
     let registration = migration.register(&service(), instance("a", 1), options()).await.unwrap();
@@ -122,7 +122,7 @@ async fn a_lost_lease_on_one_side_is_mended_there_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_one_side_makes_the_view_stale_and_removes_nobody() {
+async fn an_outage_of_one_side_removes_nobody() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let theirs = old.client();
     let migration = Migration::new(side(&new.client())).and(side(&theirs));
@@ -169,7 +169,7 @@ async fn what_one_side_refuses_is_registered_nowhere() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_side_cannot_carry_is_fitted_if_asked() {
+async fn instances_are_fitted_to_a_side_if_asked() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let plain = side(&old.client())
         .fit(|instance| Instance::new(instance.id().clone(), instance.endpoints().to_vec()).unwrap())
@@ -225,7 +225,7 @@ async fn an_eviction_is_one_from_every_side() {
 
 /// The answer of one side is none for another one that did not answer.
 #[tokio::test(start_paused = true)]
-async fn a_removal_that_a_side_did_not_confirm_says_so() {
+async fn an_unconfirmed_removal_on_a_side_is_reported() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
     let (cut, id) = (old.client(), InstanceId::parse("a").unwrap());
     let migration = Migration::new(side(&new.client())).and(side(&cut));

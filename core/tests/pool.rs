@@ -119,7 +119,7 @@ impl Case {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_call_goes_to_another_instance_and_each_is_tried_once() {
+async fn a_failed_call_tries_each_instance_once() {
     let case = Case::new(&["a", "b", "c"]).await;
     let tried = Mutex::new(Vec::new());
     let retry = Retry::new(|_: &&str| true).attempts(3);
@@ -159,7 +159,7 @@ async fn only_what_passes_the_filter_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_stay_in_the_zone_until_it_loses_its_instances() {
+async fn calls_stay_in_a_zone_that_has_instances() {
     let zones = [("a", "here"), ("b", "here"), ("c", "there")];
     let instances = zones.iter().map(|(id, zone)| instance(id).with_zone(zone)).collect();
     let mut case = Case::of(instances, PoolOptions::new().prefer_zone("here")).await;
@@ -177,7 +177,7 @@ async fn calls_stay_in_the_zone_until_it_loses_its_instances() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_stays_with_its_instance_and_moves_only_with_it() {
+async fn a_key_stays_with_its_instance() {
     let mut case = Case::new(&["a", "b", "c"]).await;
     let mut before = Vec::new();
     for key in 0..100 {
@@ -205,7 +205,7 @@ async fn a_key_stays_with_its_instance_and_moves_only_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_keeps_failing_rests_and_comes_back() {
+async fn a_failing_instance_is_ejected_and_comes_back() {
     let case = Case::new(&["a", "b", "c"]).await;
     let first = case.fail(&["a"], 30).await;
     assert_eq!(first["a"], 5, "{first:?}");
@@ -228,7 +228,7 @@ async fn an_instance_that_keeps_failing_rests_and_comes_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_all_fail_only_some_rest_and_the_last_one_never() {
+async fn ejection_never_removes_all_failing_instances() {
     let case = Case::new(&["a", "b", "c"]).await;
     let called = case.fail(&["a", "b", "c"], 90).await;
     assert_eq!(called.values().filter(|calls| **calls == 5).count(), 1, "{called:?}");
@@ -241,7 +241,7 @@ async fn when_all_fail_only_some_rest_and_the_last_one_never() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_caller_takes_for_an_answer_ejects_nobody_and_a_deadline_does() {
+async fn deadlines_eject_and_application_errors_do_not() {
     let case = Case::new(&["a", "b"]).await;
     // Not tried again, so it does not speak against the instance.
     let never = Retry::never();
@@ -285,7 +285,7 @@ async fn an_instance_that_was_restarted_does_not_rest() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
+async fn a_client_ends_after_its_last_call() {
     let mut case = Case::new(&["a"]).await;
     let never = Retry::<&str>::never();
     let begun = case.pool.call(Policy::Weighted, &never, |client| async move {
@@ -307,7 +307,7 @@ async fn a_client_is_dropped_after_its_instance_and_its_last_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_instance_that_moves_gets_a_new_client_and_the_old_one_ends_with_its_last_call() {
+async fn a_moved_instance_gets_a_new_client() {
     let case = Case::new(&["a"]).await;
     let never = Retry::<&str>::never();
     let begun = case.pool.call(Policy::Weighted, &never, |client| async move {
@@ -329,7 +329,7 @@ async fn an_instance_that_moves_gets_a_new_client_and_the_old_one_ends_with_its_
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_deadline_covers_all_attempts_and_the_delays_between_them() {
+async fn the_deadline_covers_all_attempts_and_their_delays() {
     let case = Case::new(&["a"]).await;
     let begun = tokio::time::Instant::now();
     let retry = Retry::new(|_: &&str| true).attempts(1000).deadline(Duration::from_secs(5));
@@ -367,7 +367,7 @@ async fn a_call_waits_for_an_instance_if_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
+async fn a_waiting_call_ends_at_its_deadline() {
     let case = Case::new(&[]).await;
     let begun = tokio::time::Instant::now();
     let nobody = case.pool.call(Policy::Random, &waiting(), |_| async { Ok(()) }).await.unwrap_err();
@@ -394,7 +394,7 @@ async fn a_call_that_waits_for_an_instance_ends_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waited_until_its_deadline_makes_no_attempt() {
+async fn a_call_past_its_deadline_makes_no_attempt() {
     let mut case = Case::new(&[]).await;
     let (retry, made) = (waiting(), AtomicUsize::new(0));
     let mut call = Box::pin(case.pool.call(Policy::Random, &retry, |_| {
@@ -426,7 +426,7 @@ async fn a_call_without_time_makes_no_attempt() {
 
 /// An attempt that had little time says nothing about the instance.
 #[tokio::test(start_paused = true)]
-async fn the_deadline_of_a_call_that_waited_does_not_count_against_an_instance() {
+async fn a_deadline_while_waiting_counts_against_no_instance() {
     let options = PoolOptions::new().ejection(Some(Ejection::new().failures(1).share(1.0)));
     let mut case = Case::of(Vec::new(), options).await;
     let retry = waiting();
@@ -447,7 +447,7 @@ async fn the_deadline_of_a_call_that_waited_does_not_count_against_an_instance()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_for_an_instance_can_be_dropped() {
+async fn a_waiting_call_can_be_dropped() {
     let mut case = Case::new(&[]).await;
     let retry = waiting();
     let call = || case.pool.call(Policy::Random, &retry, |client| async move { Ok(client.id.clone()) });
@@ -458,7 +458,7 @@ async fn a_call_that_waits_for_an_instance_can_be_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_waits_for_what_is_unknown_or_too_old_and_not_for_a_closed_directory() {
+async fn calls_wait_for_fresh_views_of_open_directories() {
     let store = MemoryStore::new();
     let _registered = store.client().register(&service(), instance("a"), RegisterOptions::new()).await.unwrap();
     let client = store.client();
@@ -532,7 +532,7 @@ impl Watcher for Once {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_waits_notices_a_proof_that_comes_without_a_change() {
+async fn a_waiting_call_notices_a_proof_without_change() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     let proof = Proof::new(Moment::ago(Duration::from_secs(60)));
     let options = DirectoryOptions::new().max_age(Duration::from_secs(15));
@@ -618,7 +618,7 @@ impl Drop for Nosy {
 }
 
 #[test]
-fn clients_may_use_the_pool_when_they_are_made_and_when_they_are_dropped() {
+fn constructors_and_destructors_may_use_the_pool() {
     in_time(|| async {
         let store = MemoryStore::new();
         let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]);

@@ -161,7 +161,7 @@ async fn output(mut program: Program) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_program_of_go_etcd_calls_the_service_of_its_environment() -> Result<(), Box<dyn StdError>> {
+async fn the_go_etcd_program_calls_its_environment() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, Fireflycore::new("dev")?).await;
     let incoming = TcpIncoming::bind("127.0.0.1:0".parse()?)?;
@@ -208,7 +208,7 @@ async fn the_program_of_go_kit_calls_its_service() -> Result<(), Box<dyn StdErro
 /// The deregistration runs like `defer registrar.Deregister()` in Go, and a call to a service that is known to be empty
 /// does not wait.
 #[tokio::test]
-async fn the_program_of_go_kit_deregisters_also_if_nobody_serves() -> Result<(), Box<dyn StdError>> {
+async fn the_go_kit_program_deregisters_without_serving() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, GoKit::default()).await;
     let foosvc = ServiceRef::parse("foosvc")?;
@@ -245,7 +245,7 @@ async fn the_client_of_kitex_calls_its_server() -> Result<(), Box<dyn StdError>>
 }
 
 #[tokio::test]
-async fn the_program_of_gobase_registers_changes_finds_and_locks() {
+async fn the_gobase_program_registers_changes_finds_and_locks() {
     let lines = output(Program::start("coming_from_gobase", &etcd().await, &[])).await;
     let [picked, instance, owner, held] = &lines[..] else { panic!("{lines:#?}") };
     assert_eq!(picked, "picked 10.0.0.2:80");
@@ -254,7 +254,7 @@ async fn the_program_of_gobase_registers_changes_finds_and_locks() {
 }
 
 #[tokio::test]
-async fn the_program_of_etcds_own_packages_ends_with_nothing_left() {
+async fn the_etcd_packages_program_leaves_nothing() {
     let server = etcd().await;
     let lines = output(Program::start("coming_from_etcd_client", &server, &[])).await;
     assert!(lines.last().is_some_and(|line| line.starts_with("held with token ")), "{lines:#?}");
@@ -263,7 +263,7 @@ async fn the_program_of_etcds_own_packages_ends_with_nothing_left() {
 }
 
 #[tokio::test]
-async fn the_program_of_etcds_elections_leads_proclaims_and_resigns() {
+async fn the_etcd_election_program_leads_and_resigns() {
     let server = etcd().await;
     let lines = output(Program::start("coming_from_etcd_election", &server, &[])).await;
     let [before, leads, proclaimed, resigned] = &lines[..] else { panic!("{lines:#?}") };
@@ -276,7 +276,7 @@ async fn the_program_of_etcds_elections_leads_proclaims_and_resigns() {
 }
 
 #[tokio::test]
-async fn values_of_ones_own_are_listed_followed_and_kept() -> Result<(), Box<dyn StdError>> {
+async fn custom_values_are_listed_followed_and_kept() -> Result<(), Box<dyn StdError>> {
     let server = etcd().await;
     let etcd = connect(&server, EtcdNaming::default()).await;
     let level = etcd.register_value(b"/config/level", b"debug".to_vec(), RegisterOptions::new()).await?;

@@ -17,7 +17,7 @@ async fn connect(server: &EtcdServer, environment: &str) -> Etcd {
 }
 
 #[tokio::test]
-async fn a_call_reaches_the_environment_that_its_callee_names() {
+async fn a_call_reaches_the_named_environment() {
     let server = EtcdServer::start().await;
     let service = ServiceRef::parse("auth").unwrap();
     let mut running = Vec::new();

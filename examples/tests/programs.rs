@@ -20,7 +20,7 @@ async fn connect(server: &EtcdServer, layout: impl Layout) -> Etcd {
 }
 
 #[tokio::test]
-async fn a_greeter_and_its_client_meet_as_programs_of_kitex_do() {
+async fn a_greeter_and_its_client_meet_like_kitex() {
     let server = EtcdServer::start().await;
     let (prefix, service) = (prefix("kitex/greeters"), ServiceRef::parse("greeter").unwrap());
     let etcd = connect(&server, Kitex::with_prefix(&prefix).unwrap()).await;
@@ -50,7 +50,7 @@ async fn a_greeter_and_its_client_meet_as_programs_of_kitex_do() {
 }
 
 #[tokio::test]
-async fn a_pool_with_retries_waits_and_tells_every_attempt() {
+async fn a_retrying_pool_waits_and_reports_every_attempt() {
     let server = EtcdServer::start().await;
     let prefix = format!("/{}/", prefix("services"));
     let arguments = ["--etcd", &server.address().to_string(), "--layout", "go-kit", "--prefix", &prefix];

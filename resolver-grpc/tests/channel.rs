@@ -39,7 +39,7 @@ async fn a_call_waits_for_an_unknown_service() {
 }
 
 #[tokio::test]
-async fn a_call_waits_for_the_first_instance_to_connect() {
+async fn a_call_waits_for_the_first_connection() {
     let server = Server::start("a").await;
     let world = World::new();
     let (channel, view) = (Channel::new(&world.view()).unwrap(), world.view());

@@ -77,7 +77,7 @@ async fn the_last_one_that_leaves_is_not_held() {
 /// deleted is restored.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
-async fn kitex_deregisters_an_address_of_ours_which_is_restored() {
+async fn an_address_that_kitex_deregisters_is_restored() {
     let etcd_server = EtcdServer::start().await;
     let etcd = Etcd::builder([etcd_server.url()]).layout(Kitex::default()).connect().await.unwrap();
     let (service, endpoint) = (ServiceRef::parse("echo").unwrap(), Endpoint::parse("tcp://127.0.0.1:8888").unwrap());

@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_history_passes_and_each_mutant_is_flagged() {
+    fn valid_histories_pass_and_each_mutant_is_flagged() {
         assert_eq!(good().check(), []);
         assert_eq!(spoiled(|history| history.watchers[0].swap(1, 2)), ["WentBack", "NotConverged"]);
         assert_eq!(spoiled(|history| drop(history.watchers[0].pop())), ["NotConverged"]);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_view_of_an_empty_store_is_valid() {
+    fn empty_views_of_an_empty_store_are_valid() {
         let mut history = History::new(1);
         history.shown(0, 1, Versions::new());
         history.changed(0, 2, "a", Some(version(2, 2)));

@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_history_passes_and_each_mutant_is_flagged() {
+    fn valid_histories_pass_and_each_mutant_is_flagged() {
         assert_eq!(good().check(), []);
         let holds = |at, token| move |history: &mut LockHistory| history.step(at, 0, Step::Believed { token });
         // The writer holds the lock while readers have it, and a reader while a writer has it.
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_entry_may_be_noticed_within_the_limit() {
+    fn deleted_entries_may_be_noticed_within_the_limit() {
         let late = |after: u64, delete: fn(&mut LockHistory)| {
             spoiled(|history| {
                 history.steps.retain(|(_, _, step)| *step != Step::Ended { token: 10 });
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_grant_of_a_deleted_entry_is_limited() {
+    fn late_grants_of_a_deleted_entry_are_limited() {
         // The lock changes its holder every 100 ms meanwhile.
         let granted_late = |after: u64| {
             let others = (0..600).flat_map(|number| {
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_holder_of_a_deleted_entry_is_limited() {
+    fn late_holders_of_a_deleted_entry_are_limited() {
         let held = |until: u64| {
             violations(
                 (1, 10),

@@ -98,7 +98,7 @@ enlist_testkit::conformance!(
 
 /// The page shows the code as it is here.
 #[test]
-fn the_page_for_backend_authors_is_up_to_date() {
+fn the_backend_author_page_is_up_to_date() {
     let code = [
         include_str!("main.rs"),
         include_str!("store.rs"),
