@@ -33,7 +33,7 @@ pub async fn a_deregistered_instance_has_left(h: &impl Harness) {
     }
 }
 
-pub async fn an_instance_that_was_deregistered_before_its_client_was_closed_has_left(h: &impl Harness) {
+pub async fn an_instance_deregistered_before_a_close_departed(h: &impl Harness) {
     let (client, service) = (h.client().await, service(h, "svc"));
     let mut tries = 0..TRIES;
     loop {
@@ -50,7 +50,7 @@ pub async fn an_instance_that_was_deregistered_before_its_client_was_closed_has_
     }
 }
 
-pub async fn a_deletion_under_a_live_lease_is_a_departure(h: &impl Harness) {
+pub async fn deletions_under_a_live_lease_are_a_departure(h: &impl Harness) {
     let (client, service) = (h.client().await, service(h, "svc"));
     let long = RegisterOptions::new().ttl(Duration::from_secs(300));
     for lease in [LeaseChoice::Shared, LeaseChoice::Own] {
@@ -75,7 +75,7 @@ pub async fn a_deletion_under_a_live_lease_is_a_departure(h: &impl Harness) {
     }
 }
 
-pub async fn a_fixed_instance_whose_key_is_deleted_has_left(h: &impl Harness) {
+pub async fn a_fixed_instance_without_its_key_departed(h: &impl Harness) {
     let (client, service) = (h.client().await, service(h, "svc"));
     client.publish(&service, instance("a")).await.unwrap();
     let mut watching = Watching::begin(&client, &service).await;

@@ -110,7 +110,7 @@ pub async fn an_observer_sees_leaders_come_and_go(h: &impl Harness) {
     observed(&mut watcher, None).await;
 }
 
-pub async fn a_healthy_observer_is_ten_seconds_behind_at_most(h: &impl Harness) {
+pub async fn an_observer_is_at_most_ten_seconds_behind(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "e"));
     let _leadership = lead(h, &one, &name, "one").await;
     let mut watcher = two.observe(&name).await.unwrap();

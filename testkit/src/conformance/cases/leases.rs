@@ -29,7 +29,7 @@ pub async fn a_registration_tells_its_lease(h: &impl Harness) {
     assert_eq!(b.lease(), None, "nothing of it was acknowledged");
 }
 
-pub async fn a_granted_lease_is_renewed_until_it_is_dropped(h: &impl Harness) {
+pub async fn a_granted_lease_is_renewed_until_dropped(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let lease = server.grant_lease(h.ttl()).await.unwrap();
     assert!(lease.ttl() >= h.ttl() && lease.is_alive(), "{lease:?}");

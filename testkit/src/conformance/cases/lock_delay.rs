@@ -10,7 +10,7 @@ use crate::{
     wait::{begun, eventually, soon},
 };
 
-pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl Harness) {
+pub async fn a_lock_delay_passes_only_after_a_crash(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
     let delayed = || lock_options(h).lock_delay(delay);
@@ -34,7 +34,7 @@ pub async fn a_lock_delay_passes_after_a_crash_and_not_after_a_release(h: &impl 
     assert!(begun(guard.lost()).await.is_none());
 }
 
-pub async fn a_lock_delay_passes_for_whoever_comes_after_the_crash(h: &impl Harness) {
+pub async fn a_lock_delay_passes_for_later_contenders(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
     let delayed = || lock_options(h).lock_delay(delay);
@@ -52,7 +52,7 @@ pub async fn a_lock_delay_passes_for_whoever_comes_after_the_crash(h: &impl Harn
     soon("released", next.release()).await.unwrap();
 }
 
-pub async fn a_lock_delay_passes_after_the_key_of_the_holder_was_deleted(h: &impl Harness) {
+pub async fn a_lock_delay_passes_after_a_deleted_key(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
     let delayed = || lock_options(h).lock_delay(delay);
@@ -67,7 +67,7 @@ pub async fn a_lock_delay_passes_after_the_key_of_the_holder_was_deleted(h: &imp
     assert!(deleted.elapsed() >= delay, "granted {:?} after the crash or the loss", deleted.elapsed());
 }
 
-pub async fn a_lock_delay_counts_as_held_and_goes_on_if_nobody_waits_for_it(h: &impl Harness) {
+pub async fn a_lock_delay_counts_as_held(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(3);
     let delayed = || lock_options(h).lock_delay(delay);
@@ -92,7 +92,7 @@ pub async fn a_lock_delay_counts_as_held_and_goes_on_if_nobody_waits_for_it(h: &
     drop(successor);
 }
 
-pub async fn a_lock_delay_passes_between_readers_and_writers_only(h: &impl Harness) {
+pub async fn a_lock_delay_passes_between_readers_and_writers(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let delay = Duration::from_secs(2);
     let delayed = || lock_options(h).lock_delay(delay);

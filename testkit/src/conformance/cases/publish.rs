@@ -58,7 +58,7 @@ pub async fn a_registered_instance_is_neither_replaced_nor_removed(h: &impl Harn
     assert_eq!(only(&server, &service, |_| true).await, before);
 }
 
-pub async fn a_fixed_instance_is_not_taken_over_by_a_registration(h: &impl Harness) {
+pub async fn a_registration_takes_over_no_fixed_instance(h: &impl Harness) {
     let (publisher, server, service) = (h.client().await, h.client().await, service(h, "svc"));
     publisher.publish(&service, instance("a")).await.unwrap();
     let refused = soon("refused", server.register(&service, instance("a"), options(h))).await;
@@ -66,7 +66,7 @@ pub async fn a_fixed_instance_is_not_taken_over_by_a_registration(h: &impl Harne
     assert_eq!(h.lease_of(&service, &id("a")).await, None);
 }
 
-pub async fn an_evicted_instance_is_gone_if_its_registration_respects_that(h: &impl Harness) {
+pub async fn a_respected_eviction_ends_the_registration(h: &impl Harness) {
     let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
     let respects = options(h).on_delete(OnDelete::Respect);
     let a = server.register(&service, instance("a"), respects).await.unwrap();
@@ -86,7 +86,7 @@ pub async fn an_evicted_instance_is_gone_if_its_registration_respects_that(h: &i
     assert!(resolve(&*operator, &service).await.is_empty());
 }
 
-pub async fn an_evicted_instance_comes_back_if_its_registration_restores_it(h: &impl Harness) {
+pub async fn an_evicted_instance_comes_back_if_restored(h: &impl Harness) {
     let (server, operator, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     let lease = h.lease_of(&service, &id("a")).await;

@@ -146,7 +146,7 @@ pub async fn a_slow_prefix_watch_gets_the_net_difference(h: &impl Harness) {
     assert_eq!(kinds(&net.events), ["~a", "-b", "+c"]);
 }
 
-pub async fn an_outage_leaves_what_a_prefix_watch_has_seen(h: &impl Harness) {
+pub async fn an_outage_keeps_the_prefix_snapshot(h: &impl Harness) {
     let (server, client) = (h.client().await, h.client().await);
     let a = put(h, &server, "a", "1").await;
     let mut watcher = watch_raw(h, &client).await;
@@ -205,7 +205,7 @@ pub async fn a_raw_value_is_changed_in_place(h: &impl Harness) {
     assert_eq!(&*a.value(), b"last");
 }
 
-pub async fn a_raw_value_comes_back_after_its_lease_is_revoked(h: &impl Harness) {
+pub async fn a_raw_value_comes_back_after_a_revocation(h: &impl Harness) {
     let (server, client) = (h.client().await, h.client().await);
     let a = put(h, &server, "a", "1").await;
     soon("stored", a.set(*b"2")).await.unwrap();

@@ -16,7 +16,7 @@ use crate::{
 /// jitter of waiting attempts.
 const SOON: Duration = Duration::from_secs(4);
 
-pub async fn an_instance_comes_back_after_its_lease_is_revoked(h: &impl Harness) {
+pub async fn an_instance_comes_back_after_a_revoked_lease(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
     let _b = register(h, &server, &service, "b").await;
@@ -34,7 +34,7 @@ pub async fn an_instance_comes_back_after_its_lease_is_revoked(h: &impl Harness)
     assert_ne!(h.lease_of(&service, &id("a")).await, Some(lease));
 }
 
-pub async fn an_instance_comes_back_after_its_key_is_deleted(h: &impl Harness) {
+pub async fn an_instance_comes_back_after_a_deleted_key(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
     let before = only(&client, &service, |_| true).await;
@@ -52,7 +52,7 @@ pub async fn an_instance_comes_back_after_a_wipe(h: &impl Harness) {
     listed(&client, &service, &["a", "b"]).await;
 }
 
-pub async fn a_short_outage_leaves_the_instance_as_it_is(h: &impl Harness) {
+pub async fn a_short_outage_leaves_the_instance_unchanged(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let long = options(h).ttl(h.ttl() * 10);
     let a = server.register(&service, instance("a"), long).await.unwrap();
@@ -70,7 +70,7 @@ pub async fn a_short_outage_leaves_the_instance_as_it_is(h: &impl Harness) {
     assert_eq!(only(&client, &service, |_| true).await.created(), before.created());
 }
 
-pub async fn an_instance_comes_back_after_an_outage_longer_than_its_ttl(h: &impl Harness) {
+pub async fn an_instance_comes_back_after_a_long_outage(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
     server.cut().await;
@@ -105,7 +105,7 @@ pub async fn changed_endpoints_survive_reregistration(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*client, &service).await), expected(&["moved"]));
 }
 
-pub async fn an_update_made_during_an_outage_is_stored_after_it(h: &impl Harness) {
+pub async fn an_update_during_an_outage_is_stored_afterwards(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     server.cut().await;
@@ -117,7 +117,7 @@ pub async fn an_update_made_during_an_outage_is_stored_after_it(h: &impl Harness
     only(&client, &service, |entry| entry.instance().weight() == 7).await;
 }
 
-pub async fn an_update_made_during_a_long_outage_is_stored_soon_after_it(h: &impl Harness) {
+pub async fn an_update_during_long_outages_is_stored_soon(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let long = RegisterOptions::new().ttl(Duration::from_secs(300));
     let a = server.register(&service, instance("a"), long).await.unwrap();
@@ -135,7 +135,7 @@ pub async fn an_update_made_during_a_long_outage_is_stored_soon_after_it(h: &imp
     only(&client, &service, |entry| entry.instance().weight() == 7).await;
 }
 
-pub async fn a_registration_begun_during_a_long_outage_is_made_soon_after_it(h: &impl Harness) {
+pub async fn a_registration_during_long_outages_is_made_soon(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     server.cut().await;
     let _a = server.register(&service, instance("a"), options(h).start(Start::Background)).await.unwrap();

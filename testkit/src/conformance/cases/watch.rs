@@ -155,7 +155,7 @@ async fn stale(watcher: &mut Box<dyn Watcher>, names: &[&str]) -> Change {
     }
 }
 
-pub async fn an_outage_changes_the_freshness_and_not_the_set(h: &impl Harness) {
+pub async fn an_outage_changes_only_the_freshness(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
     let mut watcher = watch(&client, &service).await;
@@ -170,7 +170,7 @@ pub async fn an_outage_changes_the_freshness_and_not_the_set(h: &impl Harness) {
     assert_eq!(endpoints(&back.snapshot), expected(&["a"]));
 }
 
-pub async fn a_healthy_watch_is_ten_seconds_old_at_most(h: &impl Harness) {
+pub async fn healthy_watches_are_at_most_ten_seconds_old(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
     let mut watcher = watch(&client, &service).await;

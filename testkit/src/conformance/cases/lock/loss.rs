@@ -21,7 +21,7 @@ async fn lost_within_a_second(guard: &LockGuard) -> Loss {
     loss
 }
 
-pub async fn a_revoked_lease_is_a_loss_within_a_second(h: &impl Harness) {
+pub async fn a_revoked_lease_is_lost_within_a_second(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     let guard = soon("acquired", client.acquire(&name, lock_options(h).ttl(Duration::from_secs(300)))).await.unwrap();
     h.revoke(h.lease_of_holder(&name).await.unwrap()).await;
@@ -29,14 +29,14 @@ pub async fn a_revoked_lease_is_a_loss_within_a_second(h: &impl Harness) {
     assert!(matches!(loss, Loss::KeyGone | Loss::LeaseGone), "the loss says what is gone: {loss:?}");
 }
 
-pub async fn a_deleted_key_is_a_loss_within_a_second(h: &impl Harness) {
+pub async fn a_deleted_key_is_lost_within_a_second(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     let guard = acquire(h, &client, &name).await;
     h.delete_holder(&name).await;
     assert_eq!(lost_within_a_second(&guard).await, Loss::KeyGone);
 }
 
-pub async fn a_cut_off_holder_stops_before_its_successor_starts(h: &impl Harness) {
+pub async fn a_cut_off_holder_stops_before_its_successor(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut next = contend(&two, &name, lock_options(h));
@@ -80,7 +80,7 @@ pub async fn loss_is_for_ever(h: &impl Harness) {
     assert_eq!(soon("the loss", guard.lost()).await, Loss::Expired);
 }
 
-pub async fn a_lost_lock_is_free_for_others_although_its_guard_lives(h: &impl Harness) {
+pub async fn a_lost_lock_is_free_before_its_drop(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = soon("acquired", one.acquire(&name, lock_options(h))).await.unwrap();
     one.cut().await;
@@ -92,7 +92,7 @@ pub async fn a_lost_lock_is_free_for_others_although_its_guard_lives(h: &impl Ha
     assert!(successor.is_held());
 }
 
-pub async fn releasing_a_lost_lock_says_so_and_leaves_its_successor_alone(h: &impl Harness) {
+pub async fn releasing_a_lost_lock_leaves_successors_alone(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     h.delete_holder(&name).await;
@@ -124,7 +124,7 @@ pub async fn work_is_aborted_at_the_loss(h: &impl Harness) {
     assert_eq!(aborted, Err(Loss::KeyGone));
 }
 
-pub async fn a_lock_on_a_lease_of_its_own_dies_alone(h: &impl Harness) {
+pub async fn a_lock_on_its_own_lease_ends_alone(h: &impl Harness) {
     let (client, name, other) = (h.client().await, lock(h, "own"), lock(h, "other"));
     let shared = acquire(h, &client, &other).await;
     let own = soon("acquired", client.acquire(&name, lock_options(h).own_lease())).await.unwrap();

@@ -14,7 +14,7 @@ use crate::{
     wait::{eventually, soon},
 };
 
-pub async fn impossible_options_of_a_lock_are_refused_before_anything_is_sent(h: &impl Harness) {
+pub async fn impossible_lock_options_are_refused_locally(h: &impl Harness) {
     let client = h.client().await;
     client.cut().await;
     let zero = client.acquire(&lock(h, "l"), lock_options(h).ttl(Duration::ZERO)).await;
@@ -32,7 +32,7 @@ pub async fn impossible_options_of_a_lock_are_refused_before_anything_is_sent(h:
     }
 }
 
-pub async fn locks_and_elections_are_renewed_at_the_interval_asked_for(h: &impl Harness) {
+pub async fn locks_and_elections_use_the_renewal_interval(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     // By default the first renewal would come after a third of this.
     let ttl = h.ttl() * 10;
@@ -116,7 +116,7 @@ pub async fn releasing_without_an_answer_returns_and_goes_on(h: &impl Harness) {
     queue_has(h, &name, 0).await;
 }
 
-pub async fn a_try_during_an_outage_says_that_the_store_is_unavailable(h: &impl Harness) {
+pub async fn a_try_during_an_outage_is_unavailable(h: &impl Harness) {
     let (client, name) = (h.client().await, lock(h, "l"));
     client.cut().await;
     let refused = soon("an answer", client.try_acquire(&name, lock_options(h))).await;
@@ -158,7 +158,7 @@ pub async fn a_waiting_writer_is_not_overtaken(h: &impl Harness) {
     assert!(late.done("after the writer").await.unwrap().is_held());
 }
 
-pub async fn locks_whose_names_begin_alike_do_not_see_each_other(h: &impl Harness) {
+pub async fn locks_with_a_common_prefix_are_separate(h: &impl Harness) {
     let client = h.client().await;
     let mut held = Vec::new();
     for name in ["a", "a/b", "a/b/c", "ab", "a%2Fb"] {

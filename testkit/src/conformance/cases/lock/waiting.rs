@@ -71,7 +71,7 @@ pub async fn a_cancelled_waiter_leaves_the_line(h: &impl Harness) {
     drop(guard);
 }
 
-pub async fn a_deadline_ends_the_wait_and_leaves_the_line(h: &impl Harness) {
+pub async fn a_deadline_ends_the_wait_in_the_queue(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let _guard = acquire(h, &one, &name).await;
     let limit = Duration::from_millis(300);
@@ -123,7 +123,7 @@ pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
     queue_has(h, &name, 1).await;
 }
 
-pub async fn a_waiter_whose_lease_is_revoked_enters_the_queue_again(h: &impl Harness) {
+pub async fn a_waiter_without_lease_enters_the_queue_again(h: &impl Harness) {
     let (one, two, three, name) = (h.client().await, h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut revoked = contend(&two, &name, lock_options(h));
@@ -147,7 +147,7 @@ pub async fn a_waiter_whose_lease_is_revoked_enters_the_queue_again(h: &impl Har
     queue_has(h, &name, 0).await;
 }
 
-pub async fn a_waiter_enters_the_queue_again_after_a_wipe(h: &impl Harness) {
+pub async fn waiters_enter_the_queue_again_after_a_wipe(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
     let mut waiting = contend(&two, &name, lock_options(h));
@@ -159,7 +159,7 @@ pub async fn a_waiter_enters_the_queue_again_after_a_wipe(h: &impl Harness) {
     queue_has(h, &name, 1).await;
 }
 
-pub async fn a_waiter_that_entered_the_queue_again_keeps_its_deadline(h: &impl Harness) {
+pub async fn a_waiter_in_the_queue_again_keeps_deadlines(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let _guard = acquire(h, &one, &name).await;
     let limit = h.ttl() * 2;

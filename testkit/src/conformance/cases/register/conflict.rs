@@ -40,7 +40,7 @@ pub async fn a_live_id_is_refused_within_the_process(h: &impl Harness) {
     assert_eq!(only(&server, &service, |_| true).await, before);
 }
 
-pub async fn after_a_take_over_a_refusal_names_the_revision_of_the_other(h: &impl Harness) {
+pub async fn a_take_over_shows_in_later_refusals(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
     let first = one.register(&service, instance("a"), options(h)).await.unwrap();
     let own = only(&one, &service, |_| true).await.created();
@@ -97,7 +97,7 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
 }
 
-pub async fn deregistering_at_once_removes_what_a_dead_predecessor_left(h: &impl Harness) {
+pub async fn deregistering_at_once_removes_a_leftover_key(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
     let long = RegisterOptions::new().ttl(Duration::from_secs(300)).owner("me");
     let _a = one.register(&service, instance("a"), long.clone()).await.unwrap();
@@ -143,7 +143,7 @@ pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
     assert_eq!(resolve(&*two, &service).await.len(), 1);
 }
 
-pub async fn waiting_for_an_id_ends_when_it_is_free(h: &impl Harness) {
+pub async fn waiting_for_an_id_ends_when_free(h: &impl Harness) {
     let (one, two, service) = (h.client().await, h.client().await, service(h, "svc"));
     let a = register(h, &one, &service, "a").await;
     let first = only(&one, &service, |_| true).await;
@@ -202,7 +202,7 @@ async fn newest_stands(h: &impl Harness, entitled: RegisterOptions) {
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-pub async fn of_two_with_one_owner_the_newer_stands_after_a_wipe(h: &impl Harness) {
+pub async fn the_newer_of_one_owner_survives_wipes(h: &impl Harness) {
     let (one, two, client) = (h.client().await, h.client().await, h.client().await);
     let service = service(h, "svc");
     let mine = options(h).owner("me");
@@ -234,7 +234,7 @@ pub async fn registrations_of_one_process_do_not_fight(h: &impl Harness) {
     assert_eq!(soon("deregistered", a.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-pub async fn a_registration_that_keeps_failing_gives_way_within_its_process(h: &impl Harness) {
+pub async fn a_failing_registration_gives_way_within_its_process(h: &impl Harness) {
     let (stranger, server, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _theirs = register(h, &stranger, &service, "a").await;
     let refused = server.register(&service, instance("a"), options(h).start(Start::Background)).await.unwrap();
@@ -251,7 +251,7 @@ pub async fn a_registration_that_keeps_failing_gives_way_within_its_process(h: &
     assert_eq!(only(&server, &service, |_| true).await.instance().weight(), 7);
 }
 
-pub async fn a_successor_that_is_withdrawn_at_once_gives_the_id_back(h: &impl Harness) {
+pub async fn a_withdrawn_successor_gives_the_id_back(h: &impl Harness) {
     let (server, client, service) = (h.client().await, h.client().await, service(h, "svc"));
     let mine = options(h).owner("me");
     let a = server.register(&service, instance("a").with_weight(1), mine.clone()).await.unwrap();
@@ -271,7 +271,7 @@ pub async fn a_successor_that_is_withdrawn_at_once_gives_the_id_back(h: &impl Ha
     assert!(resolve(&*client, &service).await.is_empty());
 }
 
-pub async fn two_processes_with_one_given_lease_do_not_overwrite_each_other(h: &impl Harness) {
+pub async fn processes_on_one_given_lease_do_not_fight(h: &impl Harness) {
     let (keeper, one, two) = (h.client().await, h.client().await, h.client().await);
     let service = service(h, "svc");
     let _lease = register(h, &keeper, &service, "keeper").await;

@@ -89,7 +89,7 @@ pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
     listed(&server, &service, &["b"]).await;
 }
 
-pub async fn an_abandoned_instance_lives_until_its_lease_runs_out(h: &impl Harness) {
+pub async fn an_abandoned_instance_lives_until_its_lease_expires(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = server.register(&service, instance("a"), own(h)).await.unwrap();
     a.abandon();
@@ -148,7 +148,7 @@ pub async fn a_given_lease_is_used_and_not_revoked(h: &impl Harness) {
     assert_eq!(endpoints(&resolve(&*server, &service).await), expected(&["a"]));
 }
 
-pub async fn a_close_removes_what_is_on_a_given_lease(h: &impl Harness) {
+pub async fn a_close_removes_instances_on_given_leases(h: &impl Harness) {
     let (keeper, leaving, client) = (h.client().await, h.client().await, h.client().await);
     let service = service(h, "svc");
     let _a = register(h, &keeper, &service, "a").await;
@@ -192,7 +192,7 @@ pub async fn deregistering_without_an_answer_goes_on_until_confirmed(h: &impl Ha
     listed(&client, &service, &[]).await;
 }
 
-pub async fn an_instance_that_is_too_large_once_written_is_refused(h: &impl Harness) {
+pub async fn an_instance_too_large_once_encoded_is_refused(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     // Less than the limit, and more once it is JSON: two bytes for each, or six.
     for text in ["\"".repeat(800_000), "\u{1}".repeat(300_000)] {
@@ -250,7 +250,7 @@ pub async fn odd_names_are_carried_unchanged(h: &impl Harness) {
     }
 }
 
-pub async fn services_whose_names_begin_alike_do_not_see_each_other(h: &impl Harness) {
+pub async fn services_with_a_common_prefix_are_separate(h: &impl Harness) {
     let server = h.client().await;
     let names = ["svc", "svc2", "sv", "svc/x", "svc0"];
     let mut kept = Vec::new();

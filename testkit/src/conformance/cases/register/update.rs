@@ -41,7 +41,7 @@ pub async fn an_update_keeps_the_lease(h: &impl Harness) {
     listed(&client, &service, &[]).await;
 }
 
-pub async fn an_update_is_made_even_if_nobody_waits_for_it(h: &impl Harness) {
+pub async fn an_update_is_made_without_an_await(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
     let a = register(h, &server, &service, "a").await;
     drop(a.update(|draft| {
