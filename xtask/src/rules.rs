@@ -8,6 +8,7 @@ mod limits;
 mod names;
 mod public_api;
 mod sources;
+mod test_names;
 mod tokens;
 
 use std::{collections::BTreeSet, path::Path};
@@ -55,6 +56,7 @@ fn check() -> Result {
     Openings::of(&sources).report()?;
     let mut findings = limits::findings(&sources);
     findings.extend(names::findings(&sources));
+    findings.extend(test_names::findings(&sources));
     findings.extend(cycles(&sources));
     findings.extend(public_api::findings(&root, &sources, Listings::Check)?);
     Known::read(&root)?.judge(&findings)?;
