@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::Result;
+use crate::command::Result;
 
 /// Outcome of some tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

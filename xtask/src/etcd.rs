@@ -10,7 +10,7 @@ use std::{
 };
 
 pub(crate) use self::version::Version;
-use crate::{Result, run};
+use crate::command::{Result, run};
 
 /// Release line that is built where no version is asked for.
 const DEFAULT_LINE: (u32, u32) = (3, 6);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    FEATURES, HELP, Result, cargo,
+    command::{FEATURES, HELP, Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd},
 };

@@ -2,6 +2,7 @@
 //!
 //! They get what a bare machine lacks: a `protoc` from a crate, and an etcd from where one can be had.
 
+mod command;
 mod counted;
 mod etcd;
 mod interop;
@@ -11,43 +12,13 @@ mod rules;
 
 use std::{
     env,
-    error::Error,
-    process::{Command, ExitCode, Stdio},
+    process::{ExitCode, Stdio},
 };
 
-use etcd::{Etcd, Override, Version};
-
-type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
-
-const HELP: &str = "\
-cargo xtask <command>
-
-  test    get protoc and an etcd, then run every test and every example
-  etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
-          build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
-  matrix  [--version V]… [--conformance]
-          run the tests of the backend, of the command line and of interop on each supported release line of etcd, or on
-          these versions; --conformance runs the conformance suite only
-  interop [etcd|gokit|gozero|kratos …]
-          build programs on Go libraries, all or those named, and run both sides together
-  nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
-          random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single etcd;
-          members of a cluster are also wiped and added again), or judge the saved record of a failed run again
-  simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
-          simulated runs of M seeds from N on (default: 2000 from 1); --log and --trace show what happens in the one of N; --teeth
-          looks for the deliberate defects instead, each in up to M runs (default: 10000)
-  mutants [--file FILE …] [--rest]
-          mistakes of `cargo-mutants` in the code that decides: each has to fail a test, or have a reason in xtask/survivors.txt;
-          --rest measures the rest of core
-  soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five minutes of
-          `enlist lock` with frozen holders, then the fault tests twenty times in a row
-  bench   [SCENARIO …] [--json] measure beside what people use today; `bench/README.md` explains it, `bench --help` lists it
-  env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
-  rules   [--bless]
-          check that no crate depends on what it must not know, that each one builds alone, and that at most 4 % of the
-          documentation comments open with an interrogative; check lengths, names, and the listings of the public API;
-          print the cycles of imports between files; --bless writes the listings
-";
+use self::{
+    command::{FEATURES, HELP, Result, cargo, protoc, run},
+    etcd::{Etcd, Override, Version},
+};
 
 fn main() -> ExitCode {
     let command = env::args().nth(1).unwrap_or_default();
@@ -77,16 +48,6 @@ fn main() -> ExitCode {
     }
 }
 
-/// The variables that let etcd-client build: the given ones, else a `protoc` from a crate.
-fn protoc() -> Result<Vec<(&'static str, String)>> {
-    if env::var_os("PROTOC").is_some() {
-        return Ok(Vec::new());
-    }
-    let path = protoc_bin_vendored::protoc_bin_path()?;
-    let include = protoc_bin_vendored::include_path()?;
-    Ok(vec![("PROTOC", path.display().to_string()), ("PROTOC_INCLUDE", include.display().to_string())])
-}
-
 fn print_env() -> Result {
     for (name, value) in protoc()? {
         println!("export {name}='{value}'");
@@ -109,21 +70,6 @@ fn print_etcd(mut args: impl Iterator<Item = String>) -> Result {
         eprintln!("ENLIST_ETCD_BIN is used, although it is not of version {wanted}");
     }
     Ok(())
-}
-
-/// The cargo that runs this, with what building needs.
-fn cargo() -> Result<Command> {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.envs(protoc()?);
-    Ok(command)
-}
-
-/// Runs a command and shows it first.
-fn run(command: &mut Command) -> Result {
-    let shown: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    println!("\n==> {} {}", command.get_program().to_string_lossy(), shown.join(" "));
-    let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", shown.join(" ")).into()) }
 }
 
 /// Number of cases that run side by side: they mostly wait, so more than there are cores; each has an etcd of its own.
@@ -254,9 +200,6 @@ fn bench(arguments: impl Iterator<Item = String>) -> Result {
     let measured = cargo()?.args(run).args(arguments).envs(etcd.variables()).status()?;
     if measured.success() { Ok(()) } else { Err(format!("not all targets were met: {measured}").into()) }
 }
-
-/// Features that are tested beside the default ones.
-const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring";
 
 /// The examples, with their arguments.
 const EXAMPLES: &[&[&str]] = &[

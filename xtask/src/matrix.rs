@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use crate::{
-    HELP, Result, cargo,
+    command::{HELP, Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd, Override, Version},
     interop,

@@ -8,7 +8,10 @@ use std::{
     process::Command,
 };
 
-use crate::{Result, etcd, protoc};
+use crate::{
+    command::{Result, protoc},
+    etcd,
+};
 
 /// Path of the list of survivors with reasons.
 const SURVIVORS: &str = "xtask/survivors.txt";

@@ -19,7 +19,7 @@ use self::{
     public_api::Listings,
     sources::Source,
 };
-use crate::{Result, cargo, run};
+use crate::command::{Result, cargo, run};
 
 /// A package, and packages that must not be in its dependency tree, apart from development dependencies.
 const MUST_NOT_KNOW: &[(&str, &[&str])] = &[

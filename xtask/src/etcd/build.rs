@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Version, on_path};
-use crate::Result;
+use crate::command::Result;
 
 /// The module that is built.
 const SOURCES: &str = "testkit/etcd-build";

@@ -1,6 +1,6 @@
 //! Share of documentation comments that open with an interrogative, instead of a noun phrase or a third-person verb.
 
-use crate::Result;
+use crate::command::Result;
 
 use super::sources::Source;
 

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use crate::Result;
+use crate::command::Result;
 
 /// Path of the list.
 const LIST: &str = "xtask/known.txt";

@@ -20,7 +20,7 @@ use self::{
     paths::{Entry, Target, public_paths},
 };
 use super::{known::Finding, sources::Source};
-use crate::Result;
+use crate::command::Result;
 
 /// Library crates: the name by which users import the crate, and its folder.
 const CRATES: [(&str, &str); 5] = [

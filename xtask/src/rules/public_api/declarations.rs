@@ -8,7 +8,7 @@ use std::{
 use syn::{Attribute, Fields, ImplItem, Item, TraitItem, Type, UseTree, Visibility};
 
 use super::super::sources::Source;
-use crate::Result;
+use crate::command::Result;
 
 /// Path of a module from the root of its crate.
 pub(super) type ModulePath = Vec<String>;

@@ -1,0 +1,65 @@
+//! Parts that several commands share: running programs, and texts about usage.
+
+use std::{env, error::Error, process::Command};
+
+pub(crate) type Result<T = ()> = std::result::Result<T, Box<dyn Error>>;
+
+/// Features that are tested beside the default ones.
+pub(crate) const FEATURES: &str = "enlist-examples/etcd,enlist/metrics,enlist-grpc/tls-ring";
+
+/// Text of `cargo xtask` without a command.
+pub(crate) const HELP: &str = "\
+cargo xtask <command>
+
+  test    get protoc and an etcd, then run every test and every example
+  etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
+          build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
+  matrix  [--version V]… [--conformance]
+          run the tests of the backend, of the command line and of interop on each supported release line of etcd, or on
+          these versions; --conformance runs the conformance suite only
+  interop [etcd|gokit|gozero|kratos …]
+          build programs on Go libraries, all or those named, and run both sides together
+  nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]
+          random faults against registrations, watchers and locks (default: 10 minutes, another seed each time, a single
+          etcd; members of a cluster are also wiped and added again), or judge the saved record of a failed run again
+  simulate [--seed N] [--seeds M] [--log] [--trace] [--teeth]
+          simulated runs of M seeds from N on (default: 2000 from 1); --log and --trace show the events of seed N;
+          --teeth looks for the deliberate defects instead, each in up to M runs (default: 10000)
+  mutants [--file FILE …] [--rest]
+          mutants of `cargo-mutants` in the code that makes decisions: each has to fail a test, or have a reason in
+          xtask/survivors.txt; --rest measures the rest of core
+  soak    [SECONDS] random faults for that long (default 600), 100,000 simulated runs and the deliberate defects, five
+          minutes of `enlist lock` with frozen holders, then the fault tests twenty times in a row
+  bench   [SCENARIO …] [--json]
+          measure beside other clients; `bench/README.md` explains the scenarios, `bench --help` lists them
+  env     print the exports for a plain shell: eval \"$(cargo xtask env)\"
+  rules   [--bless]
+          check that no crate depends on what it must not know, that each one builds alone, and that at most 4 % of the
+          documentation comments open with an interrogative; check lengths, names, and the listings of the public API;
+          print the cycles of imports between files; --bless writes the listings
+";
+
+/// Returns the variables that let etcd-client build: none if `PROTOC` is set, else those of a `protoc` from a crate.
+pub(crate) fn protoc() -> Result<Vec<(&'static str, String)>> {
+    if env::var_os("PROTOC").is_some() {
+        return Ok(Vec::new());
+    }
+    let path = protoc_bin_vendored::protoc_bin_path()?;
+    let include = protoc_bin_vendored::include_path()?;
+    Ok(vec![("PROTOC", path.display().to_string()), ("PROTOC_INCLUDE", include.display().to_string())])
+}
+
+/// Returns the cargo that runs this program, with the variables that a build needs.
+pub(crate) fn cargo() -> Result<Command> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.envs(protoc()?);
+    Ok(command)
+}
+
+/// Prints a command and runs it.
+pub(crate) fn run(command: &mut Command) -> Result {
+    let shown: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    println!("\n==> {} {}", command.get_program().to_string_lossy(), shown.join(" "));
+    let status = command.status()?;
+    if status.success() { Ok(()) } else { Err(format!("`{}` failed: {status}", shown.join(" ")).into()) }
+}
