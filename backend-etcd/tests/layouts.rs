@@ -166,23 +166,23 @@ impl<L: Layout> Layout for Speaking<L> {
 }
 
 conforms! {
-    kitex_keeps_every_promise_it_can_carry:
+    kitex_keeps_the_promises_it_carries:
         Speaking(Kitex::default()), carries [LayoutFeature::Id, LayoutFeature::Services];
-    kratos_keeps_every_promise_it_can_carry:
+    kratos_keeps_the_promises_it_carries:
         Speaking(Kratos::default()), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
-    fireflycore_keeps_every_promise_it_can_carry:
+    fireflycore_keeps_the_promises_it_carries:
         Fireflycore::new("prod").unwrap(), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
-    fireflycore_without_an_environment_keeps_every_promise_it_can_carry:
+    fireflycore_without_environment_keeps_the_promises_it_carries:
         Fireflycore::new("").unwrap(), carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
-    fireflycore_by_lease_keeps_every_promise_it_can_carry:
+    fireflycore_by_lease_keeps_the_promises_it_carries:
         FireflycoreByLease::new("prod").unwrap(), carries [LayoutFeature::Weight, LayoutFeature::Services];
-    go_zero_keeps_every_promise_it_can_carry: GoZero, carries [];
-    etcd_naming_keeps_every_promise_it_can_carry: EtcdNaming::default(), carries [LayoutFeature::Id];
-    go_kit_keeps_every_promise_it_can_carry: GoKit::default(), carries [LayoutFeature::Id, LayoutFeature::Services];
-    go_micro_keeps_every_promise_it_can_carry: GoMicro, carries [LayoutFeature::Id, LayoutFeature::Services];
-    dubbo_keeps_every_promise_it_can_carry:
+    go_zero_keeps_the_promises_it_carries: GoZero, carries [];
+    etcd_naming_keeps_the_promises_it_carries: EtcdNaming::default(), carries [LayoutFeature::Id];
+    go_kit_keeps_the_promises_it_carries: GoKit::default(), carries [LayoutFeature::Id, LayoutFeature::Services];
+    go_micro_keeps_the_promises_it_carries: GoMicro, carries [LayoutFeature::Id, LayoutFeature::Services];
+    dubbo_keeps_the_promises_it_carries:
         Dubbo, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
-    gobase_keeps_every_promise_it_can_carry:
+    gobase_keeps_the_promises_it_carries:
         Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
 }
 
@@ -391,7 +391,7 @@ async fn the_largest_accepted_value_can_be_stored() {
 }
 
 #[tokio::test]
-async fn etcd_concurrency_keeps_every_promise_it_can_carry() {
+async fn etcd_concurrency_keeps_the_promises_it_carries() {
     let harness = || {
         let carries = LayoutFeature::ALL.into_iter().filter(|carried| *carried != LayoutFeature::LockDetails).collect();
         EtcdHarness::over(
