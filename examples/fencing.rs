@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     assert_eq!((late, wrong.value), (Ok(()), 1), "updates are lost");
 
     let mut right = Counter { fence: Some(Fence::default()), value: 0 };
-    let refused = overtaken_holder(&mut right).await?.expect_err("whoever was overtaken is refused");
+    let refused = overtaken_holder(&mut right).await?.expect_err("an overtaken holder is refused");
     println!("with a fence: the counter shows {}, and the late write was refused: {refused}", right.value);
     assert_eq!(right.value, 3, "nothing is lost");
     Ok(())

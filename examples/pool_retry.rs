@@ -54,7 +54,7 @@ async fn main() -> Result {
     // The remaining instance closes every connection.
     good?.deregister().await?;
     until(&pool, 1).await?;
-    let failed = call().await.err().ok_or("nobody can answer")?;
+    let failed = call().await.err().ok_or("no instance can answer")?;
     println!("{failed}");
     for attempt in failed.previous() {
         println!("before: {}: {}", attempt.id, attempt.cause);

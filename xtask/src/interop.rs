@@ -49,7 +49,7 @@ pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
     test(&PROGRAMS, folder, etcd)
 }
 
-/// Builds programs. Returns the folder in which they lie.
+/// Builds programs. Returns their folder.
 fn build(programs: &[&str]) -> Result<PathBuf> {
     if etcd::on_path("go").is_none() {
         return Err("this needs Go 1.26 or newer and its module proxy, and there is no `go` on the PATH".into());

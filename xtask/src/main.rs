@@ -93,7 +93,7 @@ const FAULTS: [&str; 14] = [
     "late_writes",
 ];
 
-/// A long run of random faults, or what a former one recorded.
+/// Runs random faults, or judges the record of a former run.
 fn nemesis(mut args: impl Iterator<Item = String>) -> Result {
     let (mut seed, mut minutes, mut members) = (None, 10.0, Members::One);
     while let Some(flag) = args.next() {
@@ -139,7 +139,7 @@ fn random_faults(seconds: &str, seed: Option<u64>, members: Members) -> Result {
 const SEEDS: &str = "2000";
 const SOAK_SEEDS: &str = "100000";
 
-/// Simulated runs. They are built with a profile of their own, which makes thousands of them a matter of a minute.
+/// Executes simulated runs. They are built with a profile of their own, so that thousands take a minute.
 fn simulate(args: impl Iterator<Item = String>) -> Result {
     let (teeth, mut options): (Vec<_>, Vec<_>) = args.partition(|flag| flag == "--teeth");
     let shows = options.iter().any(|flag| flag == "--log" || flag == "--trace");
@@ -187,8 +187,7 @@ fn soak(seconds: &str) -> Result {
     Ok(())
 }
 
-/// The measurements, as they are for a program that is shipped. Nothing but their own lines goes to the standard
-/// output.
+/// Runs the benchmarks in a release build. Only their own lines go to the standard output.
 fn bench(arguments: impl Iterator<Item = String>) -> Result {
     let etcd = etcd::find()?;
     // It starts others of its programs, which have to be there.

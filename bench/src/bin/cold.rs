@@ -37,6 +37,6 @@ async fn raw(url: &str, service: &ServiceRef) -> Result<String> {
     let mut client = Client::connect([url], None).await?;
     let (start, end) = range(service)?;
     let listed = client.get(start, Some(GetOptions::new().with_range(end))).await?;
-    let one = listed.kvs().first().ok_or("nobody")?;
+    let one = listed.kvs().first().ok_or("no instance is stored")?;
     Ok(one.value_str()?.to_owned())
 }

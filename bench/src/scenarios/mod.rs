@@ -50,7 +50,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "sync",
-        about: "the first picture of 100,000 instances, and what it keeps on the heap",
+        about: "the first snapshot of 100,000 instances, and its size on the heap",
         run: |report| Box::pin(sync::run(report)),
     },
     Scenario {

@@ -34,7 +34,7 @@ pub enum Step {
         /// Its fencing token.
         token: u64,
     },
-    /// It knows that it does not hold the lock any more.
+    /// It noticed that it does not hold the lock any more.
     Ended {
         /// Its fencing token.
         token: u64,

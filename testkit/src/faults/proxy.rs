@@ -78,7 +78,7 @@ impl Proxy {
             .spawn("proxy", async move {
                 stop.run_until_cancelled_owned(accepting).await;
             })
-            .expect("the caller is in a runtime, and nobody has stopped the owner");
+            .expect("the caller is in a runtime, and the owner is not stopped yet");
         Ok(Self { address, modes, log, _tasks: tasks })
     }
 

@@ -34,7 +34,7 @@ const CRATES: [(&str, &str); 5] = [
 /// Folder of the committed listings.
 const LISTINGS: &str = "xtask/public-api";
 
-/// Maximum number of public modules of `enlist`; one more has to be worth a third place to look for an item.
+/// Maximum number of public modules of `enlist`: users should find an item at the root.
 const MAX_MODULES: usize = 4;
 
 /// Treatment of a listing that differs from the sources.

@@ -49,7 +49,11 @@ pub async fn several_registrations_share_a_granted_lease(h: &impl Harness) {
     let a = keeper.register(&service, instance("a"), given()).await.unwrap();
     let _b = other.register(&service, instance("b"), given()).await.unwrap();
     let _c = register(h, &keeper, &service, "c").await;
-    assert_ne!(h.lease_of(&service, &id("c")).await, Some(lease.id()), "nobody is on it who was not given it");
+    assert_ne!(
+        h.lease_of(&service, &id("c")).await,
+        Some(lease.id()),
+        "only instances that were given the lease are on it"
+    );
     soon("deregistered", a.deregister()).await.unwrap();
     assert_eq!(endpoints(&resolve(&*other, &service).await), expected(&["b", "c"]), "it is left alone");
     soon("revoked", lease.revoke()).await.unwrap();

@@ -37,7 +37,7 @@ pub async fn a_removed_instance_is_returned(h: &impl Harness) {
 pub async fn removing_what_is_not_there_says_so(h: &impl Harness) {
     let (operator, service) = (h.client().await, service(h, "svc"));
     let missing = operator.remove(&service, &id("a")).await;
-    assert!(matches!(missing, Err(Error::NotRegistered { .. })), "it is said that there is none: {missing:?}");
+    assert!(matches!(missing, Err(Error::NotRegistered { .. })), "a missing instance is reported: {missing:?}");
 }
 
 pub async fn a_registered_instance_is_neither_replaced_nor_removed(h: &impl Harness) {

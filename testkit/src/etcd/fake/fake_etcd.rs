@@ -81,7 +81,7 @@ impl FakeEtcd {
                 // An error means that the handle was dropped.
                 let _ = stop.run_until_cancelled_owned(server.serve_with_incoming(incoming)).await;
             })
-            .expect("the caller is in a runtime, and nobody has stopped the owner");
+            .expect("the caller is in a runtime, and the owner is not stopped yet");
         let channel = Link::new(pipes.clone()).channel();
         Self { shared, pipes, channel, tasks }
     }

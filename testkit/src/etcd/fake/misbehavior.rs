@@ -20,7 +20,7 @@ pub enum Misbehavior {
     EarlyProgress,
     /// The events have a type that does not exist.
     UnknownType,
-    /// An answer to a progress request, which nobody sent, comes before the events with their revision, as from etcd
+    /// An answer to a progress request that was not sent comes before the events with their revision, as from etcd
     /// before 3.4.25 and 3.5.8.
     EarlyAnswer,
     /// The events have a revision that is a thousand ahead.

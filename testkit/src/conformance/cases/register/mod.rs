@@ -290,10 +290,10 @@ pub async fn a_departure_is_told_from_a_death(h: &impl Harness) {
     until(&mut watcher, "both", |change| change.snapshot.len() == 2).await;
     soon("deregistered", a.deregister()).await.unwrap();
     let left = until(&mut watcher, "one left", |change| change.snapshot.len() == 1).await;
-    assert!(left.snapshot.departed(&id("a")), "whoever deregistered has left");
+    assert!(left.snapshot.departed(&id("a")), "the deregistered instance departed");
     dying.crash().await;
     let died = until(&mut watcher, "one died", |change| change.snapshot.is_empty()).await;
-    assert!(!died.snapshot.departed(&id("b")), "whoever lost its lease has not");
+    assert!(!died.snapshot.departed(&id("b")), "the instance without a lease did not depart");
     let again = h.client().await;
     let _a = register(h, &again, &service, "a").await;
     let back = until(&mut watcher, "one is back", |change| !change.snapshot.is_empty()).await;
