@@ -18,7 +18,8 @@ use crate::{
 /// The cause behind an [`Error`], shared so that the error can be cloned.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Whose instance is in the way. The owner token itself is not told: a client that knows it can take over the id.
+/// Whose instance is in the way. The error does not contain the owner token: a client that knows it can take over the
+/// id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "tokens are equal or not")]
 pub enum Owner {

@@ -40,7 +40,7 @@ impl Departures {
         }
     }
 
-    /// Withdraws all registrations and waits, at most `limit`, until they have ended. Says whether they have.
+    /// Withdraws all registrations and waits, at most `limit`, until they have ended. Returns `true` if they have.
     ///
     /// # Cancel safety
     ///
@@ -58,7 +58,7 @@ mod tests {
     use crate::backend::{desired_state::Goal, registration_driver::tests::pair};
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_accompanied_is_withdrawn_and_waited_for() {
+    async fn accompanied_registrations_are_withdrawn_and_awaited() {
         let departures = Departures::default();
         let owner = crate::TaskOwner::new();
         let mut kept = Vec::new();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_has_ended_is_not_waited_for() {
+    async fn ended_registrations_are_not_awaited() {
         let departures = Departures::default();
         let (_registration, driver) = pair();
         departures.accompany(driver.withdrawal(), async {}).await;

@@ -18,14 +18,14 @@ pub enum Goal {
     Abandoned,
 }
 
-/// For backends whose layouts may have no health: the part of an instance's health that is its presence.
+/// Presence of an instance in a store that cannot hold its health.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "an instance is in the store or not")]
 pub enum Shown {
     /// The instance is to be in the store.
     #[default]
     Yes,
-    /// It is not, for now: its health check fails, and the store cannot say so in another way. The backend removes it,
+    /// It is not, for now: its health check fails, and the store cannot hold a health. The backend removes it,
     /// reports [`RegistrationState::Withdrawn`](crate::RegistrationState::Withdrawn), and keeps its claim on the id.
     /// Never in a store that holds [`Health::NotServing`](crate::Health::NotServing).
     Withdrawn,

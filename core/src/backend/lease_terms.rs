@@ -1,4 +1,4 @@
-//! For backends: the time that a lease is granted for, and the interval in which it is renewed.
+//! The time that a lease is granted for, and the interval in which it is renewed.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ const MIN_RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
 /// Renewals in the time that a lease lives after the last one: two can fail before it ends.
 const RENEWALS_PER_TTL: u32 = 3;
 
-/// For backends: TTL and renewal interval that are asked of a lease. Keys share leases with equal terms only.
+/// TTL and renewal interval that are asked of a lease. Keys share leases with equal terms only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseTerms {
     ttl: Duration,

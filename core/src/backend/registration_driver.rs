@@ -138,7 +138,7 @@ impl RegistrationDriver {
         &self.shared.service
     }
 
-    /// Tells other registrations whether this one is on its way out.
+    /// View of this registration for the other ones of the session.
     pub fn withdrawal(&self) -> Withdrawal {
         Withdrawal { shared: Arc::clone(&self.shared) }
     }
@@ -154,8 +154,8 @@ impl RegistrationDriver {
     }
 
     /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when
-    /// the instance is no longer to be present, however often that was seen: whoever waits would miss the end
-    /// otherwise.
+    /// the instance is no longer to be present, however often that was returned: a later call
+    /// would miss the end otherwise.
     ///
     /// # Cancel safety
     ///
@@ -168,8 +168,8 @@ impl RegistrationDriver {
         let _ = self.desired.changed().await;
     }
 
-    /// Waits until the instance is no longer to be present. Takes note of nothing that [`changed`](Self::changed)
-    /// tells.
+    /// Waits until the instance is no longer to be present. Leaves the changes to
+    /// [`changed`](Self::changed).
     ///
     /// # Cancel safety
     ///
@@ -184,7 +184,7 @@ impl RegistrationDriver {
         self.shared.reported.borrow().state.clone()
     }
 
-    /// Reports the state; a repetition of it wakes nobody.
+    /// Reports the state; a repetition of it wakes no reader.
     pub fn report(&self, state: RegistrationState) {
         let new = state.clone();
         let changed = self.shared.reported.send_if_modified(|reported| {
@@ -204,9 +204,9 @@ impl RegistrationDriver {
         self.report(RegistrationState::Superseded { cause: Error::NotOwner { service, id, owner, lease } });
     }
 
-    /// Reports the lease of the write that [`report_stored`](Self::report_stored) tells next.
+    /// Reports the lease of the write that the next [`report_stored`](Self::report_stored) reports.
     pub fn report_lease(&self, lease: LeaseId) {
-        // Nobody waits for it.
+        // No reader waits for it.
         self.shared.reported.send_if_modified(|reported| {
             reported.lease = Some(lease);
             false

@@ -22,7 +22,7 @@ pub enum Chosen {
     Route,
 }
 
-/// Turns the address of a listener into one that other hosts can reach, and says how it was chosen.
+/// Turns the address of a listener into one that other hosts can reach, and reports how it was chosen.
 ///
 /// In this order: the environment variable `ENLIST_ADVERTISE` (`host` or `host:port`); the listener's own address
 /// unless it is unspecified; the address of the interface that routes outwards (asked of the kernel, nothing is sent).

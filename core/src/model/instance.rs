@@ -11,7 +11,7 @@ mod json;
 
 pub use json::JSON_SUFFIX;
 
-/// The weight of an instance that says nothing about it.
+/// Default weight of an instance.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
 /// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A
@@ -22,7 +22,7 @@ pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 /// Maximum number of bytes that JSON makes of one byte of a text.
 const MAX_ESCAPE: usize = r"\u0000".len();
 
-/// Ability of an instance to take calls, in its own words.
+/// Ability of an instance to take calls, as the instance reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Health {
@@ -90,7 +90,7 @@ fn set(text: &mut Option<Arc<str>>, new: &str) {
 }
 
 impl Instance {
-    /// An instance with weight 100, serving, and nothing else said about it.
+    /// An instance with weight 100, serving, without version, zone and metadata.
     ///
     /// # Errors
     ///
@@ -126,8 +126,8 @@ impl Instance {
         Self::new(InstanceId::parse(first.authority())?, endpoints)
     }
 
-    /// An instance that says the same under another id and at other endpoints, and shares with this one what it says.
-    /// What is set to what it is already stays shared.
+    /// Returns a copy with another id and other endpoints. It shares the version, the zone and the metadata with this
+    /// instance; setting them to equal values keeps them shared.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl Instance {
         Arc::make_mut(self.metadata.get_or_insert_default())
     }
 
-    /// Id, which tells it from the others.
+    /// Id, unique within the service.
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
@@ -233,7 +233,7 @@ impl Instance {
         self.health
     }
 
-    /// Anything else it says about itself.
+    /// Further properties, by name.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
@@ -258,7 +258,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Bytes of its texts as JSON, with their quotes and what is between them, if each takes what `len` says.
+    /// Bytes of its texts as JSON, with their quotes and what is between them, if each text takes `len` bytes.
     fn size(&self, len: impl Fn(&str) -> usize) -> usize {
         let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
         let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(&len);
@@ -301,7 +301,7 @@ impl InstanceUpdate {
         &self.instance
     }
 
-    /// Makes it say what `target` says, under the id that it has.
+    /// Makes it equal to `target`, except for its id.
     pub(crate) fn make_equal(&mut self, target: &Instance) {
         let id = self.instance.id.clone();
         self.instance = Instance { id, ..target.clone() };

@@ -160,7 +160,7 @@ impl Graceful {
         Ok(Shutdown { served: None, drained: false, deregistered })
     }
 
-    /// Marks the instance as draining and gives clients the time to see it. Says whether the mark was stored.
+    /// Marks the instance as draining and gives clients the time to see it. Returns `true` if the mark was stored.
     async fn drain(self, begun: Moment, registration: &Registration) -> bool {
         let marked = registration.update(|draft| {
             draft.health(Health::Draining);

@@ -145,7 +145,7 @@ impl Registration {
     }
 
     /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts.
-    /// An instance on a shared or given lease is no longer looked after, and lives as long as that lease; a later
+    /// An instance on a shared or given lease is no longer restored, and lives as long as that lease; a later
     /// registration of the same process needs an equal `owner` to take it over.
     pub fn abandon(self) {
         self.end(Goal::Abandoned);

@@ -10,12 +10,12 @@ use crate::{
     runtime::task::caught,
 };
 
-/// The place of a health in the store.
+/// Representation of a health in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Carrier {
-    /// The instance says it.
+    /// A field of the instance.
     Instance,
-    /// The instance is there or not.
+    /// Presence of the instance.
     Presence,
 }
 

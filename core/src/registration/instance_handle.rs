@@ -87,8 +87,8 @@ impl InstanceHandle {
     /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
     /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
     ///
-    /// `change` runs on the caller's thread, before this returns, and holds up nobody else. If the instance was changed
-    /// meanwhile it runs again, on what the instance is then, so that of several changes at once none is lost.
+    /// `change` runs on the caller's thread, before this returns, and delays no other caller. If the instance was
+    /// changed meanwhile it runs again, on what the instance is then, so that of several changes at once none is lost.
     ///
     /// # Errors
     ///
@@ -156,14 +156,14 @@ impl InstanceHandle {
         Err(Error::Conflict { what: "the instance".to_owned(), revision: revision.unwrap_or_default() })
     }
 
-    /// Runs `check` every `interval` and stores what it says as the health, until the registration ends.
+    /// Runs `check` every `interval` and stores its result as the health, until the registration ends.
     ///
     /// In a store that cannot hold a health, a check that finds anything but [`Health::Serving`] removes the instance
     /// ([`Withdrawn`](RegistrationState::Withdrawn)), and one that passes registers it again. It keeps its id and its
     /// lease meanwhile.
     ///
     /// A check that takes longer than `interval`, or panics, counts as [`Health::NotServing`]. While the instance is
-    /// [`Health::Draining`] the checks have no say: that ends only with an [`update`](Self::update).
+    /// [`Health::Draining`] the results of checks are ignored: that ends only with an [`update`](Self::update).
     ///
     /// # Errors
     ///

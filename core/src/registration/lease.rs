@@ -1,4 +1,4 @@
-//! A lease of one's own, for registrations that live and die together. Read [`LeaseChoice`] next.
+//! A lease held by the user, shared by registrations that are to end together. Read [`LeaseChoice`] next.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Lease {
         self.handle.is_alive()
     }
 
-    /// Waits until it is over, as [`is_alive`](Self::is_alive) tells: the store says so to the next renewal.
+    /// Waits until [`is_alive`](Self::is_alive) is `false`: the store rejected a renewal, or the session has ended.
     ///
     /// # Cancel safety
     ///

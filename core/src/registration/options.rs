@@ -24,8 +24,8 @@ pub const DEFAULT_AUDIT: Duration = Duration::from_secs(300);
 pub enum Start {
     /// At the first success, or at the first error that is for good, or after this long.
     Wait(Duration),
-    /// At once; it goes on in the background and [`Registration::state`](crate::Registration::state) tells how far it
-    /// got.
+    /// At once; it goes on in the background and [`Registration::state`](crate::Registration::state) reports its
+    /// progress.
     Background,
     /// At the first success or the first error of any kind.
     FailFast,
@@ -50,7 +50,7 @@ pub enum OnConflict {
 pub enum LeaseChoice {
     /// One shared by the registrations of this session that have the same TTL and renewal interval.
     Shared,
-    /// One of its own, so that it lives and dies alone.
+    /// One of its own, whose end affects no other registration.
     Own,
     /// An existing one that is kept alive elsewhere, for instance by a [`Lease`](crate::Lease), and is neither replaced
     /// nor revoked from here. It does not identify an instance: a process that restarts with it needs an `owner` to
@@ -74,7 +74,7 @@ pub enum OnDelete {
 pub struct RegisterOptions {
     /// Condition on which `register` returns. Default: `Wait(10 s)`.
     pub start: Start,
-    /// A token that tells this owner from others. A key that carries the same token is taken over at once, so a process
+    /// Token that identifies the owner. A key that carries the same token is taken over at once, so a process
     /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with
     /// one owner the newer one stands. It is stored in the value of the instance: a client that may read it in the
     /// store sees it, and with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it.

@@ -76,13 +76,13 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>;
 
     /// Removes an instance whatever keeps it, if it is still as it was last changed at `modified`; `None` removes what
-    /// is there now. For operators: of an instance that nobody can deregister any more, and of a value that is no
+    /// is there now. For operators: of an instance that no process can deregister any more, and of a value that is no
     /// instance.
     ///
     /// Signature: `async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) ->
     /// Result<Evicted, Error>`.
     ///
-    /// A live registration treats this as its [`OnDelete`] says: it puts the instance back, or ends. Its lease lives
+    /// A live registration reacts according to its [`OnDelete`]: it puts the instance back, or ends. Its lease lives
     /// on. Where ids are made by the layout, `id` is the one that [`resolve`](crate::Resolver::resolve) shows.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ pub enum RegistrationState {
         /// Reason for which it was lost, or why the last attempt failed.
         cause: Error,
     },
-    /// It was published, and another registration has the key since: a newer one, or one that was told to take over.
+    /// It was published, and another registration has the key since: a newer one, or one with the option to take over.
     /// This one writes nothing, watches the key, and is published again when that is free.
     Superseded {
         /// [`Error::NotOwner`], with the lease of the other one.
@@ -61,7 +61,7 @@ pub(crate) fn is_observing(error: &Error) -> bool {
     matches!(error, Error::Observing { .. })
 }
 
-/// Returns `true` if two states tell a reader the same. Causes are compared by their text, and the time that an
+/// Returns `true` if two states are the same for a reader. Causes are compared by their text, and the time that an
 /// observation still takes makes no difference.
 pub(crate) fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
     use RegistrationState as S;

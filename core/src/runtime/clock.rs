@@ -12,7 +12,7 @@ pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 /// Time for which a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
 const CHECK: Duration = Duration::from_secs(1);
 
-/// A point in time on both clocks. Its debug form tells how long ago it is.
+/// A point in time on both clocks. Its debug form is the time since then.
 #[derive(Clone, Copy)]
 pub struct Moment {
     tokio: tokio::time::Instant,

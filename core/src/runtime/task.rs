@@ -92,7 +92,7 @@ impl TaskOwner {
         })
     }
 
-    /// Waits, at most `limit`, for the tasks to end by themselves. Says whether they did.
+    /// Waits, at most `limit`, for the tasks to end by themselves. Returns `true` if they did.
     ///
     /// # Cancel safety
     ///
@@ -159,7 +159,7 @@ fn message(panic: &(dyn Any + Send)) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StopError {
-    /// Some tasks had not ended at the limit. They have been told to.
+    /// Some tasks had not ended at the limit. Their stop signal is set.
     #[error("{tasks} tasks were still running")]
     StillRunning {
         /// Number of them.
