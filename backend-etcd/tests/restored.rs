@@ -99,10 +99,10 @@ async fn a_deletion_is_respected_although_its_history_is_on_a_member_that_lags()
     let (etcd, _) = client(&fake);
     let registration = register_with(&etcd, "a", RegisterOptions::new().on_delete(OnDelete::Respect)).await;
     tokio::time::sleep(WHILE).await;
-    fake.lie(Misbehavior::LaggingWatch(Duration::from_secs(10)));
+    fake.misbehave(Misbehavior::LaggingWatch(Duration::from_secs(10)));
     fake.delete(format!("{PREFIX}a").as_bytes());
     ended(&registration).await;
-    assert!(fake.told_all() && !has(&fake, "a"));
+    assert!(fake.has_misbehaved() && !has(&fake, "a"));
 }
 
 /// Its only watch has seen nothing since the snapshot.

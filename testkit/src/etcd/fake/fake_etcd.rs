@@ -39,7 +39,7 @@ pub struct FakeSnapshot(Content);
 /// A scripted etcd. Dropping it ends the server.
 #[derive(Debug)]
 pub struct FakeEtcd {
-    shared: Arc<FakeState>,
+    pub(super) shared: Arc<FakeState>,
     /// Server ends of new connections.
     pipes: mpsc::Sender<DuplexStream>,
     channel: Channel,

@@ -5,6 +5,7 @@
 //! works. Its store keeps revisions, leases and history. Leases never expire by default. Requests that it does not
 //! implement are refused. Begin with `fake_etcd.rs`, which is its handle in tests.
 
+mod defects;
 mod fake_etcd;
 mod link;
 mod misbehavior;
@@ -16,6 +17,7 @@ mod store;
 mod watches;
 
 pub use self::{
+    defects::EtcdDefect,
     fake_etcd::{FakeEtcd, FakeSnapshot},
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},

@@ -26,6 +26,7 @@ use tonic::{
 };
 
 use super::{
+    defects::{EtcdDefect, revoke_as_former_leader},
     misbehavior::{LateWrite, Misbehavior},
     state::{Consistency, FakeState},
     watches,
@@ -59,7 +60,8 @@ impl PbKvService for Service {
         store.requests.ranges += 1;
         store.requests.keys_only += usize::from(asked.keys_only);
         store.requests.serializable += usize::from(asked.serializable);
-        store.range(asked).map(Response::new)
+        let answer = if read == Consistency::Linearizable { store.read(asked) } else { store.range(asked) };
+        answer.map(Response::new)
     }
 
     async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
@@ -140,7 +142,9 @@ impl PbLeaseService for Service {
         request: Request<Streaming<PbLeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let shared = Arc::clone(&self.shared);
-        let answers = futures::stream::unfold((request.into_inner(), shared), |(mut requests, shared)| async move {
+        let tasks = Arc::clone(&self.tasks);
+        let begun = (request.into_inner(), shared, tasks);
+        let answers = futures::stream::unfold(begun, |(mut requests, shared, tasks)| async move {
             let asked = requests.message().await.ok()??;
             shared.awake().await;
             // The state owns the sender, so waiting cannot fail.
@@ -152,7 +156,14 @@ impl PbLeaseService for Service {
                 let ttl = if lied { 0 } else { store.renew(asked.id) };
                 PbLeaseKeepAliveResponse { header: store.header(), id: asked.id, ttl }
             };
-            Some((Ok(answer), (requests, shared)))
+            if shared.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
+                let (state, stop) = (Arc::clone(&shared), tasks.stop_signal());
+                // An error means that the server has ended.
+                let _ = tasks.spawn("former leader", async move {
+                    stop.run_until_cancelled_owned(revoke_as_former_leader(&state, asked.id)).await;
+                });
+            }
+            Some((Ok(answer), (requests, shared, tasks)))
         });
         Ok(Response::new(Box::pin(answers)))
     }

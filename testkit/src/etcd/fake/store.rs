@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
+    defects::Defects,
     misbehavior::{LateWrite, Misbehavior},
     records::{KeyChange, Requests},
 };
@@ -51,6 +52,7 @@ pub(super) struct Store {
     pub(super) unsynced: Duration,
     /// Reads and transactions are refused.
     pub(super) denies: bool,
+    pub(super) defects: Defects,
 }
 
 /// Content of a store: the part that a snapshot of etcd has.
@@ -165,10 +167,9 @@ impl Store {
 
     /// Renews a lease. Returns its TTL in seconds, 0 if there is no such lease.
     pub(super) fn renew(&mut self, lease: i64) -> i64 {
-        self.leases.get_mut(&lease).map_or(0, |lease| {
-            lease.renewed = Instant::now();
-            lease.ttl
-        })
+        let Some(found) = self.leases.get_mut(&lease) else { return self.defects.renewed(lease) };
+        found.renewed = Instant::now();
+        found.ttl
     }
 
     /// Returns the TTL of a lease and its remaining seconds; `None` if there is no such lease.
@@ -186,7 +187,11 @@ impl Store {
     }
 
     pub(super) fn revoke(&mut self, lease: i64) -> bool {
-        let known = self.leases.remove(&lease).is_some();
+        let removed = self.leases.remove(&lease);
+        let known = removed.is_some();
+        if let Some(removed) = removed {
+            self.defects.note_revoked(lease, removed.ttl);
+        }
         let keys: Vec<_> =
             self.keys.values().filter(|pair| known && pair.lease == lease).map(|pair| pair.key.clone()).collect();
         for key in keys {
@@ -236,6 +241,7 @@ impl Store {
         self.compacted = revision;
         let first = self.first_event(revision);
         self.history.drain(..first);
+        self.history.retain(|event| !self.defects.forgets(event, revision));
     }
 
     /// Returns the index of the first event from a revision on.

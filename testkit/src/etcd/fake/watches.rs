@@ -8,6 +8,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 
 use super::{
+    defects::{EtcdDefect, LATE_EVENTS},
     misbehavior::{Misbehavior, message, misreported},
     state::FakeState,
 };
@@ -55,6 +56,9 @@ pub(super) async fn serve(state: Arc<FakeState>, mut requests: Streaming<PbWatch
     // The answer to a progress request follows the events that were due before the request.
     let mut progress_requested = false;
     loop {
+        if watch.hold_back(&mut requests).await.is_err() {
+            return;
+        }
         let Ok(header) = watch.deliver().await else { return };
         if progress_requested && watch.report_progress(header).await.is_err() {
             return;
@@ -101,8 +105,10 @@ impl Watch {
             tokio::time::sleep(delay).await;
         }
         let (header, revision, compacted, unsynced) = {
-            let store = state.store();
-            (store.header(), store.revision, store.compacted, store.unsynced)
+            let mut store = state.store();
+            let revision = store.open_watch();
+            let header = store.header().map(|header| PbResponseHeader { revision, ..header });
+            (header, revision, store.compacted, store.unsynced)
         };
         let mut created = PbWatchResponse { created: true, ..message(header, Vec::new()) };
         if let Some(Misbehavior::Refuse(reason)) = state.next_misbehavior(|next| matches!(next, Misbehavior::Refuse(_)))
@@ -110,7 +116,7 @@ impl Watch {
             (created.canceled, created.watch_id, created.cancel_reason) = (true, -1, reason.to_owned());
             return Err(end_with(&responses, created).await);
         }
-        let lags = state.lie(|lie| matches!(lie, Misbehavior::LaggingWatch(_)));
+        let lags = state.next_misbehavior(|next| matches!(next, Misbehavior::LaggingWatch(_)));
         if let (Some(_), Some(header)) = (lags, &mut created.header) {
             header.revision = start - 1;
         }
@@ -118,7 +124,11 @@ impl Watch {
         if let Some(Misbehavior::LaggingWatch(lag)) = lags {
             tokio::time::sleep(lag).await;
         }
-        let next = if start == 0 { revision + 1 } else { start };
+        let mut next = if start == 0 { revision + 1 } else { start };
+        if next > revision + 1 && state.store().defects.has(EtcdDefect::OldEvents) {
+            responses.send(message(header, Vec::new())).await.map_err(|_| Ended)?;
+            next = revision + 1;
+        }
         if next < compacted {
             return Err(cancel(&responses, compacted).await);
         }
@@ -162,6 +172,32 @@ impl Watch {
         }
         self.next = self.next.max(now + 1);
         Ok(header)
+    }
+
+    /// Holds events back and answers requests for progress in the meantime, with [`EtcdDefect::EarlyProgress`].
+    async fn hold_back(&self, requests: &mut Streaming<PbWatchRequest>) -> Result<(), Ended> {
+        let is_early = {
+            let store = self.state.store();
+            let has_events = !store.events(self.next, &self.filter.key, &self.filter.range_end).is_empty();
+            has_events && store.defects.has(EtcdDefect::EarlyProgress)
+        };
+        if !is_early {
+            return Ok(());
+        }
+        let mut late = std::pin::pin!(tokio::time::sleep(LATE_EVENTS));
+        loop {
+            tokio::select! {
+                () = self.responses.closed() => return Err(Ended),
+                () = &mut late => return Ok(()),
+                request = requests.message() => match request {
+                    Ok(Some(PbWatchRequest { request_union: Some(PbWatchRequestUnion::ProgressRequest(_)) })) => {
+                        let header = self.state.store().header();
+                        self.report_progress(header).await?;
+                    }
+                    _ => return Err(Ended),
+                },
+            }
+        }
     }
 
     async fn report_progress(&self, header: Option<PbResponseHeader>) -> Result<(), Ended> {

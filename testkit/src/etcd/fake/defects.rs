@@ -1,0 +1,175 @@
+//! Known defects of etcd, as switches of the scripted etcd. Other than a [`Misbehavior`](super::Misbehavior), which
+//! happens once, a defect lasts until it is mended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use etcd_client::proto::{PbEvent, PbRangeRequest, PbRangeResponse, PbTxnOpRequest, PbTxnRequest, PbTxnResponse};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::{
+    fake_etcd::FakeEtcd,
+    state::FakeState,
+    store::{Content, Store},
+};
+
+/// Time for which [`EtcdDefect::EarlyProgress`] holds events back.
+pub(super) const LATE_EVENTS: Duration = Duration::from_secs(8);
+
+/// Time from an acknowledged renewal until [`EtcdDefect::FormerLeaderRevokes`] revokes the lease.
+pub(super) const REVOKED_AFTER: Duration = Duration::from_secs(1);
+
+/// Time for which [`EtcdDefect::FormerLeaderRevokes`] acknowledges renewals after the revocation.
+const STILL_RENEWED: Duration = Duration::from_secs(10);
+
+/// A defect of some releases of etcd. Numbers are those of issues of `etcd-io/etcd`; `docs/faults.md` lists the
+/// releases that mended them, and the sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum EtcdDefect {
+    /// Progress is reported before the events that it covers (#15220, before 3.4.25 and 3.5.8).
+    ///
+    /// The events of a watch are held back for 8 s. A request for its progress in the meantime is answered at once,
+    /// with the revision of the store. Periodic notices stay in order, as in etcd. The fake reports version 3.4.24.
+    EarlyProgress,
+    /// A deletion at exactly the compacted revision is forgotten (#18089, #19179; before 3.4.36 and 3.5.18).
+    ///
+    /// A compaction while this is on removes deletions at the compacted revision from the history. A watch from that
+    /// revision is accepted, and does not receive them. The fake reports version 3.4.34.
+    ForgottenDeletion,
+    /// A former leader revokes leases that the present one renews (#15247, before 3.4.31 and 3.5.13; also observed with
+    /// 3.5.16).
+    ///
+    /// One second after a renewal was acknowledged, the lease is revoked with its keys. Its renewals are acknowledged
+    /// for another 10 s. The fake reports version 3.5.12.
+    FormerLeaderRevokes,
+    /// A watch on a future revision receives old notices and events (#20221, before 3.4.38, 3.5.22 and 3.6.2).
+    ///
+    /// Watches are opened at a member that lags: it is at the revision at which a watch was opened before, or this was
+    /// switched on, and catches up at once. If the start of a watch is in its future, the watch receives a progress
+    /// notice of the revision of that member, and then all events since, also those below its start. The fake reports
+    /// version 3.6.1.
+    OldEvents,
+    /// Linearizable reads are stale after a pause of the process (#20418, before 3.4.42, 3.5.28 and 3.6.9).
+    ///
+    /// While this is on, reads and read-only transactions are answered by a member that was paused when it was switched
+    /// on: with the state and the revision of that moment. Writes, watches and leases are those of the other members.
+    /// The fake reports version 3.6.8.
+    StaleReads,
+    /// The renewal of a revoked lease is acknowledged (pull request #20590, before 3.4.38, 3.5.23 and 3.6.5).
+    ///
+    /// While this is on, each renewal of a lease that was revoked meanwhile, or that has expired, is acknowledged with
+    /// its former TTL. The fake reports version 3.6.4.
+    RevokedLeaseRenewed,
+}
+
+impl EtcdDefect {
+    /// Returns a release that has the defect.
+    fn release(self) -> &'static str {
+        match self {
+            Self::EarlyProgress => "3.4.24",
+            Self::ForgottenDeletion => "3.4.34",
+            Self::FormerLeaderRevokes => "3.5.12",
+            Self::OldEvents => "3.6.1",
+            Self::StaleReads => "3.6.8",
+            Self::RevokedLeaseRenewed => "3.6.4",
+        }
+    }
+}
+
+/// Defects of a store, and their state.
+#[derive(Debug, Default)]
+pub(super) struct Defects {
+    present: BTreeSet<EtcdDefect>,
+    /// Content that stale reads are answered from.
+    paused: Option<Content>,
+    /// Revision of the member that opens watches.
+    applied: i64,
+    /// Revoked leases whose renewals are acknowledged: their TTLs in seconds, and the times of their revocation.
+    revoked: BTreeMap<i64, (i64, Instant)>,
+}
+
+impl Defects {
+    pub(super) fn has(&self, defect: EtcdDefect) -> bool {
+        self.present.contains(&defect)
+    }
+
+    /// Notes that a lease was revoked.
+    pub(super) fn note_revoked(&mut self, lease: i64, ttl: i64) {
+        if self.has(EtcdDefect::FormerLeaderRevokes) || self.has(EtcdDefect::RevokedLeaseRenewed) {
+            self.revoked.insert(lease, (ttl, Instant::now()));
+        }
+    }
+
+    /// Returns the TTL with which a renewal of a lease that does not exist is answered: 0 without a defect.
+    pub(super) fn renewed(&self, lease: i64) -> i64 {
+        let Some((ttl, at)) = self.revoked.get(&lease) else { return 0 };
+        let by_former_leader = self.has(EtcdDefect::FormerLeaderRevokes) && at.elapsed() < STILL_RENEWED;
+        if by_former_leader || self.has(EtcdDefect::RevokedLeaseRenewed) { *ttl } else { 0 }
+    }
+
+    /// Returns `true` if a compaction to `revision` wrongly removes this event of the history.
+    pub(super) fn forgets(&self, event: &PbEvent, revision: i64) -> bool {
+        let is_deletion = event.r#type == 1 && event.kv.as_ref().is_some_and(|pair| pair.mod_revision == revision);
+        is_deletion && self.has(EtcdDefect::ForgottenDeletion)
+    }
+}
+
+impl Store {
+    /// Returns the revision of the member that opens a watch. A member that lags catches up.
+    pub(super) fn open_watch(&mut self) -> i64 {
+        if !self.defects.has(EtcdDefect::OldEvents) {
+            return self.revision;
+        }
+        std::mem::replace(&mut self.defects.applied, self.revision).max(self.compacted)
+    }
+
+    /// Returns the store of the member that answers reads, if that is not this one.
+    fn paused(&self) -> Option<Self> {
+        let mut paused = Self::default();
+        paused.replace(self.defects.paused.clone()?);
+        Some(paused)
+    }
+
+    /// Answers a linearizable read.
+    pub(super) fn read(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
+        self.paused().as_ref().unwrap_or(self).range(request)
+    }
+
+    /// Answers a transaction that only reads, if a paused member does. `None`: it is answered like any other.
+    pub(super) fn read_only_txn(&self, request: &PbTxnRequest) -> Option<Result<PbTxnResponse, Status>> {
+        let mut operations = request.success.iter().chain(&request.failure);
+        let reads = operations.all(|operation| matches!(operation.request, Some(PbTxnOpRequest::RequestRange(_))));
+        Some(self.paused().filter(|_| reads)?.txn(request.clone()))
+    }
+}
+
+impl FakeEtcd {
+    /// Gives the fake a defect, until [`mend`](Self::mend), and the version of a release that has it.
+    pub fn set_defect(&self, defect: EtcdDefect) {
+        let mut store = self.shared.store();
+        defect.release().clone_into(&mut store.version);
+        store.defects.present.insert(defect);
+        match defect {
+            EtcdDefect::StaleReads => store.defects.paused = Some(store.content()),
+            EtcdDefect::OldEvents => store.defects.applied = store.revision,
+            _ => {}
+        }
+    }
+
+    /// Ends all defects. The version stays.
+    pub fn mend(&self) {
+        self.shared.store().defects = Defects::default();
+    }
+}
+
+/// Revokes a lease, as a former leader does after a renewal that the present leader acknowledged.
+pub(super) async fn revoke_as_former_leader(state: &FakeState, lease: i64) {
+    tokio::time::sleep(REVOKED_AFTER).await;
+    if state.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
+        state.change(|store| store.revoke(lease));
+    }
+}
