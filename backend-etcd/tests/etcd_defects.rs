@@ -1,0 +1,453 @@
+//! Known defects of etcd, each as a switch of the scripted etcd under a paused clock: views, registrations and locks
+//! survive them. A raw client shows in each case that the switch has an effect. `docs/faults.md` lists the releases.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
+
+use std::{collections::BTreeMap, time::Duration};
+
+use enlist::{
+    Counter, Endpoint, Freshness, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, OnDelete,
+    RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Watcher,
+};
+use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, eventually, soon};
+use etcd_client::{PutOptions, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::Instant;
+
+const SERVICE: &str = "enlist/services/default/svc/";
+const LOCKS: &[u8] = b"enlist/locks/";
+const AUDIT: Duration = Duration::from_secs(60);
+
+/// Maximum time until a registration whose key is lost is back.
+const BACK: Duration = Duration::from_secs(2);
+
+/// Maximum time until a holder notices that its key is gone.
+const NOTICED: Duration = Duration::from_secs(1);
+
+fn service() -> ServiceRef {
+    ServiceRef::parse("svc").unwrap()
+}
+
+fn client(link: &Link) -> Etcd {
+    let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller);
+    builder.audit(Some(AUDIT)).build().unwrap()
+}
+
+fn put(fake: &FakeEtcd, id: &str, weight: u32) {
+    let value = format!(r#"{{"v":1,"id":"{id}","endpoints":["h:1"],"weight":{weight}}}"#);
+    fake.put(format!("{SERVICE}{id}"), value);
+}
+
+fn delete(fake: &FakeEtcd, id: &str) {
+    fake.delete(format!("{SERVICE}{id}").as_bytes());
+}
+
+fn shown(snapshot: &Snapshot) -> BTreeMap<String, u32> {
+    snapshot.entries().map(|entry| (entry.instance().id().to_string(), entry.instance().weight())).collect()
+}
+
+fn stored(fake: &FakeEtcd) -> BTreeMap<String, u32> {
+    let parse = |(key, value): &(Vec<u8>, Vec<u8>)| {
+        let value: serde_json::Value = serde_json::from_slice(value).unwrap();
+        let id = String::from_utf8_lossy(&key[SERVICE.len()..]).into_owned();
+        (id, u32::try_from(value["weight"].as_u64().unwrap()).unwrap())
+    };
+    fake.under(SERVICE.as_bytes()).iter().map(parse).collect()
+}
+
+/// A raw client, as a control.
+async fn raw(fake: &FakeEtcd) -> etcd_client::Client {
+    etcd_client::Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap()
+}
+
+/// Opens a raw watch of everything from `revision` on, and reads its first message.
+async fn raw_watch(fake: &FakeEtcd, revision: i64) -> WatchStream {
+    let options = WatchOptions::new().with_start_revision(revision).with_all_keys();
+    let mut watch = raw(fake).await.watch_client().watch("", Some(options)).await.unwrap();
+    assert!(next(&mut watch).await.created());
+    watch
+}
+
+async fn next(watch: &mut WatchStream) -> WatchResponse {
+    soon("a message", watch.message()).await.unwrap().unwrap()
+}
+
+/// Returns the revisions of the events of a message.
+fn revisions(message: &WatchResponse) -> Vec<i64> {
+    message.events().iter().map(|event| event.kv().unwrap().mod_revision()).collect()
+}
+
+/// A view of `a` and `b`.
+struct View {
+    fake: FakeEtcd,
+    link: Link,
+    etcd: Etcd,
+    watcher: Box<dyn Watcher>,
+    seen: Snapshot,
+    freshness: Freshness,
+}
+
+impl View {
+    /// Starts a view whose watch is open. The fake has the defect `first` from the beginning.
+    async fn start(first: Option<EtcdDefect>) -> Self {
+        let fake = FakeEtcd::start();
+        for id in ["a", "b"] {
+            put(&fake, id, 1);
+        }
+        first.into_iter().for_each(|defect| fake.set_defect(defect));
+        let link = fake.link();
+        let etcd = client(&link);
+        let mut watcher = etcd.watch(&service()).await.unwrap();
+        let first = soon("a list", watcher.next()).await.unwrap();
+        let view = Self { fake, link, etcd, watcher, seen: first.snapshot, freshness: first.freshness };
+        view.watched(1).await;
+        view
+    }
+
+    /// Waits until so many watches were opened.
+    async fn watched(&self, count: usize) {
+        eventually("a watch is open", || async {
+            let watches = self.fake.requests().watches;
+            if watches >= count { Ok(()) } else { Err(watches) }
+        })
+        .await;
+    }
+
+    /// Follows the view for `time`. It never goes back.
+    async fn follow(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while let Ok(change) = tokio::time::timeout_at(end, self.watcher.next()).await {
+            let change = change.unwrap();
+            let next = &change.snapshot;
+            assert_eq!(next.epoch(), self.seen.epoch(), "the store did not go back");
+            assert!(next.revision() >= self.seen.revision(), "{} after {}", next.revision(), self.seen.revision());
+            for (id, weight) in shown(&self.seen) {
+                // Weights only increase in these tests.
+                assert!(shown(next).get(&id).is_none_or(|next| *next >= weight), "{id} went back");
+            }
+            (self.seen, self.freshness) = (change.snapshot, change.freshness);
+        }
+    }
+
+    fn assert_current(&self) {
+        assert_eq!(shown(&self.seen), stored(&self.fake));
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        self.etcd.counters().get(counter)
+    }
+}
+
+async fn register(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration {
+    let endpoint = Endpoint::parse("10.0.0.1:80").unwrap();
+    let instance = Instance::new(InstanceId::parse(id).unwrap(), [endpoint]).unwrap();
+    soon("registered", etcd.register(&service(), instance, options)).await.unwrap()
+}
+
+fn respecting() -> RegisterOptions {
+    RegisterOptions::new().on_delete(OnDelete::Respect)
+}
+
+/// Returns the absences of an instance from the store so far, the present one included.
+fn absences(fake: &FakeEtcd, id: &str) -> Vec<Duration> {
+    let key = format!("{SERVICE}{id}").into_bytes();
+    let (mut gone, mut absences) = (None, Vec::new());
+    for change in fake.journal().into_iter().filter(|change| change.key == key) {
+        match (change.value, gone) {
+            (None, _) => gone = Some(change.at),
+            (Some(_), Some(since)) => {
+                absences.push(change.at - since);
+                gone = None;
+            }
+            (Some(_), None) => {}
+        }
+    }
+    absences.extend(gone.map(|since| since.elapsed()));
+    absences
+}
+
+/// Waits for so many absences of an instance, and checks that each was short.
+async fn comes_back(fake: &FakeEtcd, id: &str, times: usize) {
+    eventually("it is back", || async {
+        let absences = absences(fake, id);
+        if absences.len() >= times && stored(fake).contains_key(id) { Ok(()) } else { Err(absences) }
+    })
+    .await;
+    let absences = absences(fake, id);
+    assert!(absences.iter().all(|absence| *absence <= BACK), "{absences:?}");
+}
+
+fn lock_name() -> LockName {
+    LockName::parse("l").unwrap()
+}
+
+async fn acquire(etcd: &Etcd) -> LockGuard {
+    soon("acquired", etcd.acquire(&lock_name(), LockOptions::new())).await.unwrap()
+}
+
+fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
+    let etcd = etcd.clone();
+    BackgroundTask::run(async move { etcd.acquire(&lock_name(), LockOptions::new()).await.unwrap() })
+}
+
+/// Waits until the queue has so many entries.
+async fn queued(fake: &FakeEtcd, count: usize) {
+    eventually("the queue is as long", || async {
+        let entries = fake.under(LOCKS).len();
+        if entries == count { Ok(()) } else { Err(entries) }
+    })
+    .await;
+}
+
+/// Waits for the loss of a lock whose key is deleted, which is noticed in time, and then for the next holder.
+async fn passes_on(fake: &FakeEtcd, holder: &LockGuard, mut next: BackgroundTask<LockGuard>) -> LockGuard {
+    soon("the loss", holder.lost()).await;
+    let token = i64::try_from(holder.fencing_token().get()).unwrap();
+    let journal = fake.journal();
+    let created = journal.iter().find(|change| change.created == token && change.key.starts_with(LOCKS)).unwrap();
+    let deleted =
+        journal.iter().find(|change| change.key == created.key && change.revision > token && change.value.is_none());
+    let noticed = deleted.unwrap().at.elapsed();
+    assert!(noticed <= NOTICED && !holder.is_held(), "noticed after {noticed:?}");
+    let next = next.done("its turn").await;
+    assert!(next.is_held() && next.fencing_token() > holder.fencing_token());
+    next
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_progress_is_no_point_to_resume_from() {
+    let mut view = View::start(Some(EtcdDefect::EarlyProgress)).await;
+    let mut control = raw_watch(&view.fake, 0).await;
+    let before = view.freshness.proven();
+    let begun = Instant::now();
+    put(&view.fake, "a", 2);
+    put(&view.fake, "c", 1);
+    control.request_progress().await.unwrap();
+    let progress = next(&mut control).await;
+    assert_eq!(progress.header().unwrap().revision(), view.fake.revision());
+    assert!(progress.events().is_empty(), "its events are still to come");
+    assert_eq!(revisions(&next(&mut control).await).len(), 1);
+
+    // The view has asked for progress by now as well.
+    assert!(view.count(Counter::WatchChecks) > 0 && begun.elapsed() < Duration::from_secs(9));
+    assert!(view.freshness.proven().since(before) < begun.elapsed());
+    view.follow(Duration::from_secs(2)).await;
+    view.assert_current();
+
+    // The same with a connection that breaks between the progress and its events.
+    let checks = view.count(Counter::WatchChecks);
+    delete(&view.fake, "b");
+    put(&view.fake, "a", 3);
+    while view.count(Counter::WatchChecks) == checks {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    view.link.cut();
+    view.follow(Duration::from_secs(20)).await;
+    view.assert_current();
+    assert!(view.count(Counter::WatchResumes) > 0);
+    assert_eq!((view.count(Counter::WatchRelists), view.count(Counter::AuditRepairs)), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_age_counts_no_early_progress() {
+    let mut view = View::start(Some(EtcdDefect::EarlyProgress)).await;
+    view.follow(Duration::from_secs(20)).await;
+    let before = Instant::now();
+    put(&view.fake, "a", 2);
+    // Another request for progress was answered, and the event has not arrived.
+    view.follow(Duration::from_millis(7500)).await;
+    assert_eq!(shown(&view.seen)["a"], 1);
+    assert!(view.freshness.age() + Duration::from_millis(1) >= before.elapsed(), "{:?}", view.freshness.age());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_survives_a_forgotten_deletion() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::ForgottenDeletion);
+    view.link.refuse(true);
+    view.link.cut();
+    delete(&view.fake, "a");
+    view.fake.compact();
+    let mut control = raw_watch(&view.fake, view.fake.revision()).await;
+    view.link.refuse(false);
+    view.follow(AUDIT / 6).await;
+    view.assert_current();
+    assert_eq!((view.count(Counter::WatchRelists), view.count(Counter::AuditRepairs)), (1, 0));
+    put(&view.fake, "b", 2);
+    let told = next(&mut control).await;
+    assert_eq!(revisions(&told), [view.fake.revision()], "a raw watch never hears of the deletion");
+}
+
+/// The deletion follows the acquisition at once, before its key is watched.
+#[tokio::test(start_paused = true)]
+async fn a_holder_notices_a_forgotten_deletion() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::ForgottenDeletion);
+    let (one, two) = (client(&fake.link()), client(&fake.link()));
+    let holder = acquire(&one).await;
+    let (key, _) = fake.under(LOCKS).remove(0);
+    fake.delete(&key);
+    fake.compact();
+    drop(passes_on(&fake, &holder, contend(&two)).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_outlive_revocations_by_a_former_leader() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::FormerLeaderRevokes);
+    let mut control = raw(&view.fake).await;
+    let lease = control.lease_grant(15, None).await.unwrap().id();
+    control.put("control", "", Some(PutOptions::new().with_lease(lease))).await.unwrap();
+    let (mut keeper, mut renewals) = control.lease_keep_alive(lease).await.unwrap();
+    let etcd = client(&view.fake.link());
+    let _repaired = register(&etcd, "i", RegisterOptions::new()).await;
+    let _respecting = register(&etcd, "j", respecting()).await;
+    view.follow(Duration::from_secs(2)).await;
+    assert!(view.fake.under(b"control").is_empty(), "its lease is gone");
+    keeper.keep_alive().await.unwrap();
+    assert_eq!(soon("a renewal", renewals.message()).await.unwrap().unwrap().ttl(), 15, "and acknowledged");
+
+    for id in ["i", "j"] {
+        comes_back(&view.fake, id, 3).await;
+    }
+    view.fake.mend();
+    view.follow(Duration::from_secs(20)).await;
+    view.assert_current();
+    assert_eq!(view.seen.len(), 4);
+    assert_eq!(view.count(Counter::AuditRepairs), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_revoked_by_a_former_leader_passes_on() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::FormerLeaderRevokes);
+    let (one, two) = (client(&fake.link()), client(&fake.link()));
+    let mut holder = acquire(&one).await;
+    for (client, others) in [(&two, &one), (&one, &two), (&two, &one)] {
+        holder = passes_on(&fake, &holder, contend(client)).await;
+        assert!(others.counters().get(Counter::Renewals) > 0, "its last renewal was acknowledged");
+    }
+    fake.mend();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(holder.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_ignores_events_below_its_start() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::OldEvents);
+    put(&view.fake, "c", 1);
+    for weight in 2..6 {
+        put(&view.fake, "a", weight);
+    }
+    delete(&view.fake, "c");
+    view.follow(Duration::from_secs(1)).await;
+    view.assert_current();
+    let known = view.seen.revision();
+    view.link.cut();
+    // Nothing that was known is shown again.
+    view.follow(Duration::from_secs(10)).await;
+    assert_eq!(view.seen.revision(), known);
+    assert!(view.count(Counter::WatchRepeats) > 0 && view.count(Counter::WatchResumes) > 0);
+    put(&view.fake, "a", 6);
+    view.follow(Duration::from_secs(10)).await;
+    view.assert_current();
+    assert_eq!((view.count(Counter::WatchRelists), view.count(Counter::AuditRepairs)), (0, 0));
+
+    let start = view.fake.revision() + 1;
+    put(&view.fake, "a", 7);
+    put(&view.fake, "a", 8);
+    view.fake.set_defect(EtcdDefect::OldEvents);
+    put(&view.fake, "b", 2);
+    let mut control = raw_watch(&view.fake, start + 3).await;
+    let notice = next(&mut control).await;
+    assert!(notice.events().is_empty() && notice.header().unwrap().revision() < start + 2, "{notice:?}");
+    assert_eq!(revisions(&next(&mut control).await), [start + 2], "below its start");
+}
+
+/// Of a former registration with the same key.
+#[tokio::test(start_paused = true)]
+async fn a_registration_ignores_events_below_its_watch() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::OldEvents);
+    let etcd = client(&fake.link());
+    let former = register(&etcd, "i", RegisterOptions::new()).await;
+    former.deregister().await.unwrap();
+    let registration = register(&etcd, "i", respecting()).await;
+    let before = fake.revision();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
+    assert_eq!((fake.revision(), etcd.counters().get(Counter::Reregistrations)), (before, 0));
+    assert!(etcd.counters().get(Counter::WatchRepeats) > 0, "there were old events");
+}
+
+/// Of a former entry with the same key.
+#[tokio::test(start_paused = true)]
+async fn a_holder_ignores_events_below_its_watch() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::OldEvents);
+    let (one, two) = (client(&fake.link()), client(&fake.link()));
+    acquire(&one).await.release().await.unwrap();
+    let holder = acquire(&one).await;
+    let mut next = contend(&two);
+    queued(&fake, 2).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    next.assert_running();
+    assert!(holder.is_held());
+    holder.release().await.unwrap();
+    assert!(next.done("its turn").await.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_view_that_begins_with_a_stale_read_catches_up() {
+    let fake = FakeEtcd::start();
+    put(&fake, "a", 1);
+    put(&fake, "b", 1);
+    fake.set_defect(EtcdDefect::StaleReads);
+    put(&fake, "a", 2);
+    delete(&fake, "b");
+    let etcd = client(&fake.link());
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
+    while shown(&seen) != stored(&fake) {
+        seen = soon("the changes since", watcher.next()).await.unwrap().snapshot;
+    }
+    assert_eq!(etcd.counters().get(Counter::AuditRepairs), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_renewal_hides_no_lost_instance() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
+    let mut control = raw(&view.fake).await;
+    let lease = control.lease_grant(15, None).await.unwrap().id();
+    let etcd = client(&view.fake.link());
+    let _repaired = register(&etcd, "i", RegisterOptions::new()).await;
+    let _respecting = register(&etcd, "j", respecting()).await;
+    for times in 1..4 {
+        view.follow(Duration::from_secs(10)).await;
+        view.fake.revoke_all();
+        for id in ["i", "j"] {
+            comes_back(&view.fake, id, times).await;
+        }
+    }
+    let (_, mut renewals) = control.lease_keep_alive(lease).await.unwrap();
+    assert_eq!(soon("a renewal", renewals.message()).await.unwrap().map(|renewed| renewed.ttl()), None);
+    view.follow(Duration::from_secs(10)).await;
+    view.assert_current();
+    assert_eq!((view.seen.len(), view.count(Counter::AuditRepairs)), (4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledged_renewal_hides_no_lost_lock() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
+    let (one, two) = (client(&fake.link()), client(&fake.link()));
+    let mut holder = acquire(&one).await;
+    for client in [&two, &one, &two] {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        fake.revoke_all();
+        holder = passes_on(&fake, &holder, contend(client)).await;
+    }
+}
