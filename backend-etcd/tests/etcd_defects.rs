@@ -279,6 +279,34 @@ async fn a_view_survives_a_forgotten_deletion() {
     assert_eq!(revisions(&told), [view.fake.revision()], "a raw watch never hears of the deletion");
 }
 
+/// The deletion follows the registration at once, before its key is watched.
+#[tokio::test(start_paused = true)]
+async fn a_registration_survives_a_forgotten_deletion() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::ForgottenDeletion);
+    let _registration = register(&client(&fake.link()), "i", RegisterOptions::new().audit(None)).await;
+    delete(&fake, "i");
+    fake.compact();
+    comes_back(&fake, "i", 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_deletion_is_respected() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::ForgottenDeletion);
+    let registration = register(&client(&fake.link()), "i", respecting()).await;
+    delete(&fake, "i");
+    fake.compact();
+    eventually("it has ended", || async {
+        match registration.state() {
+            RegistrationState::Ended => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    assert!(stored(&fake).is_empty());
+}
+
 /// The deletion follows the acquisition at once, before its key is watched.
 #[tokio::test(start_paused = true)]
 async fn a_holder_notices_a_forgotten_deletion() {

@@ -52,8 +52,7 @@ const OVERSIZED_RETRY: Duration = Duration::from_secs(60);
 /// Start of the watch of a key whose content is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Begin {
-    /// After the known revision. If the store has changed since, etcd serves the watch within 100 ms, as every watch
-    /// that starts in the past.
+    /// At the known revision. etcd serves it within 100 ms, as every watch that starts in the past.
     Known,
     /// At the current revision, which is served at once. The changes before it are read once the watch is open.
     Now,
@@ -279,9 +278,8 @@ impl WatchTask {
     /// Opens a watch at the revision of the replica.
     async fn open(&mut self, opened_after: OpenedAfter) -> Result<State<LiveWatch>, WatchEnd> {
         let (requested, store, begins) = (Moment::now(), self.conn.store.seen(), self.seen());
-        // A key that was read just before is watched from the next revision on: etcd serves that at once, and a watch
-        // that starts in the past within 100 ms.
-        let past = (opened_after == OpenedAfter::List || self.opened) && begins > Revision::default();
+        let known = opened_after == OpenedAfter::List || self.opened || self.begin == Begin::Known;
+        let past = known && begins > Revision::default();
         let from = match self.begin {
             _ if past && self.skipped != Some(begins) => begins,
             Begin::Now if !past => Revision::default(),

@@ -90,7 +90,7 @@ impl HistoryWatch {
     }
 }
 
-/// Reads the history of `key` after `written`. The key was absent at the revision `absent_at`. A history that was
+/// Reads the history of `key` from `written`, an own write, on. The key was absent at the revision `absent_at`. A history that was
 /// compacted away counts as a deletion.
 ///
 /// Dropping the future has no effect.
@@ -102,7 +102,9 @@ pub(super) async fn loss(
     is_own: impl Fn(&Record) -> bool,
 ) -> Result<Loss, Failure> {
     let mut history = History::Whole;
-    let mut from = written.next();
+    // Not from the next revision on: some releases forget a deletion at the revision to which the history was compacted
+    // (etcd-io/etcd#19179).
+    let mut from = written.max(Revision::new(1));
     loop {
         let options = WatchOptions::new().with_start_revision(signed(from));
         let mut watch = OpenWatch::open(conn, &KeyRange::key(key), options).await?;
@@ -122,7 +124,10 @@ pub(super) async fn loss(
                 let now = header_revision(message.header());
                 (due, state) = (Instant::now() + HISTORY_TIMEOUT, HistoryWatch::opened(now, absent_at));
             }
-            let mut events = message.0.events.into_iter().filter_map(key_event);
+            // Some releases send older events to a watch from a revision in the future of its member
+            // (etcd-io/etcd#20221).
+            let events = message.0.events.into_iter().filter_map(key_event);
+            let mut events = events.filter(|event| event.revision() >= from);
             if let Some(loss) = events.find_map(|event| judge(&event, &is_own)) {
                 return Ok(loss);
             }
