@@ -1,7 +1,7 @@
-//! What a view shows of what the store lists: entries whose removal would leave it empty stay for a while.
+//! Protection against mass loss: entries whose unannounced removal would empty a view stay for a grace period.
 //!
-//! A store that was frozen for longer than the leases live removes every instance at the moment it thaws, and every
-//! instance is back a second later. A client that emptied its view in between would fail all its calls.
+//! Example: a store that was paused for longer than the TTL deletes every instance when it resumes, and all instances
+//! are registered again within a second. Without the protection, every call in between would fail.
 
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -19,16 +19,17 @@ use crate::{
     runtime::clock::Moment,
 };
 
-/// Removals within this time count as one loss.
+/// Time within which removals count as one loss.
 const LOSS_WINDOW: Duration = Duration::from_secs(2);
 
-/// Remembers what was lost, and decides what is held.
+/// Recent losses of a view, and the entries that are held because of them.
 #[derive(Debug)]
 pub(super) struct MassLossProtection {
     hold: Duration,
     empty: EmptyPolicy,
-    /// Removed lately without having left.
+    /// Entries that were removed within the loss window, without a departure.
     lost: VecDeque<(Moment, Arc<Entry>)>,
+    /// Held entries with the start of their grace period.
     held: BTreeMap<InstanceId, (Moment, Arc<Entry>)>,
 }
 
@@ -37,10 +38,10 @@ impl MassLossProtection {
         Self { hold, empty, lost: VecDeque::new(), held: BTreeMap::new() }
     }
 
-    /// Takes note of how the store's list became `listed`.
+    /// Records the changes that led to the list `listed`.
     pub(super) fn observe(&mut self, events: &[Event], listed: &Snapshot, now: Moment) {
         if !self.lost.is_empty() {
-            // At once, so that a hundred thousand that come back together cost no more than they are.
+            // One pass: the cost stays linear if 100,000 instances return together.
             let back: HashSet<_> =
                 events.iter().filter(|event| !matches!(event, Event::Removed(_))).map(Event::id).collect();
             self.lost.retain(|(_, lost)| !back.contains(lost.instance().id()));
@@ -62,14 +63,14 @@ impl MassLossProtection {
             self.lost.pop_front();
         }
         if listed.is_empty() && (!self.hold.is_zero() || self.empty == EmptyPolicy::Keep) {
-            // That one has left may be known only since it was the last.
+            // The departure of an entry may become known only with the last list.
             for (_, entry) in self.lost.drain(..).filter(|(_, entry)| !listed.departed(entry.instance().id())) {
                 self.held.insert(entry.instance().id().clone(), (now, entry));
             }
         }
     }
 
-    /// Snapshot that the view shows now.
+    /// Returns the snapshot for the view: the list, and the held entries.
     pub(super) fn shown(&mut self, listed: &Snapshot, now: Moment) -> Snapshot {
         let keeps = self.empty == EmptyPolicy::Keep && listed.is_empty();
         self.held.retain(|_, (since, _)| keeps || now.since(*since) < self.hold);
@@ -80,7 +81,7 @@ impl MassLossProtection {
         shown
     }
 
-    /// Time for which what is shown stays as it is; `None` if only the store can change it.
+    /// Time until the next grace period ends; `None` if only the store can change the view.
     pub(super) fn expires_in(&self, listed: &Snapshot, now: Moment) -> Option<Duration> {
         if self.empty == EmptyPolicy::Keep && listed.is_empty() {
             return None;
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_loss_that_leaves_somebody_is_shown_at_once() {
+    async fn a_partial_loss_is_shown_at_once() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         assert_eq!(case.lose(&["a"]), all(Presence::Live, &["b"]));
     }
@@ -160,7 +161,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_loss_of_all_is_held_for_its_time() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
-        // One after the other, as leases run out.
+        // One after the other, as leases expire.
         case.lose(&["a"]);
         pass(1).await;
         assert_eq!(case.lose(&["b"]), all(Presence::Held, &["a", "b"]));
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_comes_back_is_live_and_the_others_stay_held() {
+    async fn a_returned_instance_is_live_and_the_others_stay_held() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         case.lose(&["a", "b"]);
         let shown = case.change(|listed| listed.insert(entry("a")));
@@ -190,19 +191,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_left_in_order_is_not_held() {
+    async fn a_departed_instance_is_not_held() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         assert!(case.leave(&["a", "b"]).is_empty());
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         case.leave(&["a"]);
         assert_eq!(case.lose(&["b"]), all(Presence::Held, &["b"]));
-        // The control: without a time to hold, the loss of all empties the view.
+        // The control: without a grace period, the loss of all empties the view.
         let mut case = Case::new(&["a", "b"], 0, EmptyPolicy::Publish);
         assert!(case.lose(&["a", "b"]).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_is_known_to_have_left_only_later_is_not_held() {
+    async fn a_departure_that_becomes_known_later_is_not_held() {
         let mut case = Case::new(&["a", "b"], 15, EmptyPolicy::Publish);
         case.lose(&["a"]);
         let shown = case.change(|listed| {
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_ones_can_be_kept_until_there_are_others() {
+    async fn the_last_instances_can_be_kept_until_others_are_listed() {
         let mut case = Case::new(&["a", "b"], 1, EmptyPolicy::Keep);
         case.lose(&["a", "b"]);
         pass(3600).await;

@@ -4,47 +4,48 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::runtime::clock::LONGEST;
 
-/// Time for which a watch goes on after the last view of it was dropped, unless said otherwise.
+/// Default time for which a watch continues after its last view was dropped.
 pub const DEFAULT_IDLE: Duration = Duration::from_secs(5);
 
-/// Time for which entries are held whose loss would empty a view, unless said otherwise.
+/// Default grace period for entries whose unannounced loss would empty a view.
 pub const DEFAULT_HOLD: Duration = Duration::from_secs(15);
 
-/// The least time between two publications of a view, unless said otherwise.
+/// Default minimum time between two publications of a view.
 pub const DEFAULT_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// What a view shows when the store lists nobody.
+/// Content of a view when the store lists no instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EmptyPolicy {
-    /// Nobody, once the time to hold has passed.
+    /// No instance, once the grace period has passed.
     #[default]
     Publish,
-    /// Those who were lost last, as held entries, until the store lists somebody. Instances that left in order are not
-    /// kept.
+    /// The instances that were lost last, as held entries, until the store lists an instance. Departed instances are
+    /// not kept.
     Keep,
 }
 
-/// Options of a directory. Times above [`LONGEST`] count as that.
+/// Options of a directory. Durations above [`LONGEST`] are reduced to it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DirectoryOptions {
-    /// Time for which a watch goes on after the last view of it was dropped. Default: 5 s.
+    /// Time for which a watch continues after its last view was dropped. Default: 5 s.
     pub idle: Duration,
-    /// Time for which entries whose removal would leave a view empty, and who did not leave in order, stay as
-    /// [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero never holds.
+    /// Grace period for entries whose unannounced loss would empty a view: they stay as
+    /// [`Presence::Held`](crate::Presence::Held). Default: 15 s; zero disables it.
     pub hold: Duration,
-    /// What a view shows when the store lists nobody. Default: nobody.
+    /// Content of a view when the store lists no instance. Default: no instance.
     pub empty: EmptyPolicy,
-    /// Maximum age of a picture to be picked from. Older, [`PickError::TooOld`](crate::PickError::TooOld) says so and
-    /// [`ServiceView::ready`] waits. Default: `None`, any age. Keep it above 10 s, the most of a healthy view; with
-    /// etcd before 3.4.25 and 3.5.8 above twice the audit interval.
+    /// Maximum age of a snapshot for picks. With an older one, a pick fails with
+    /// [`PickError::TooOld`](crate::PickError::TooOld), and [`ServiceView::ready`](crate::ServiceView::ready) waits.
+    /// Default: `None`, any age. Keep it above 10 s, the maximum age of a healthy view; with etcd before 3.4.25 and
+    /// 3.5.8, above twice the audit interval.
     pub max_age: Option<Duration>,
-    /// The least time between two publications. The first change is published at once. Default: 50 ms.
+    /// Minimum time between two publications. The first change is published at once. Default: 50 ms.
     pub debounce: Duration,
-    /// A directory on disk for the last picture of each service, which is used when the store does not answer at the
-    /// start. Written at most once a second, so the last second may be missing. Files are for their user only (0600),
-    /// as are directories that have to be made (0700). Default: none.
+    /// Directory on disk for the latest snapshot of each service. It is read if the store does not answer at the start,
+    /// and written at most once a second, so the last second can be missing. Only the user can read the files (0600)
+    /// and the directories that are created (0700). Default: none.
     pub disk: Option<PathBuf>,
 }
 
@@ -62,54 +63,54 @@ impl Default for DirectoryOptions {
 }
 
 impl DirectoryOptions {
-    /// The defaults.
+    /// Options with the defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how long a watch goes on after the last view of it was dropped.
+    /// Sets the time for which a watch continues after its last view was dropped.
     #[must_use]
     pub fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
         self
     }
 
-    /// Sets how long lost entries are held where their loss would empty a view.
+    /// Sets the grace period for entries whose unannounced loss would empty a view.
     #[must_use]
     pub fn hold(mut self, hold: Duration) -> Self {
         self.hold = hold;
         self
     }
 
-    /// Sets what a view shows when the store lists nobody.
+    /// Sets the content of a view when the store lists no instance.
     #[must_use]
     pub fn empty(mut self, empty: EmptyPolicy) -> Self {
         self.empty = empty;
         self
     }
 
-    /// Sets how old a picture may be to be picked from.
+    /// Sets the maximum age of a snapshot for picks.
     #[must_use]
     pub fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
     }
 
-    /// Sets the least time between two publications.
+    /// Sets the minimum time between two publications.
     #[must_use]
     pub fn debounce(mut self, debounce: Duration) -> Self {
         self.debounce = debounce;
         self
     }
 
-    /// Sets where the last picture of each service is kept on disk.
+    /// Sets the directory on disk for the latest snapshot of each service.
     #[must_use]
     pub fn disk(mut self, directory: impl Into<PathBuf>) -> Self {
         self.disk = Some(directory.into());
         self
     }
 
-    /// The options with times that can be added to a moment.
+    /// Returns the options with durations that can be added to a moment.
     pub(super) fn clamped(self) -> Self {
         let Self { idle, hold, empty, max_age, debounce, disk } = self;
         let [idle, hold, debounce] = [idle, hold, debounce].map(|time| time.min(LONGEST));
