@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     client::{
-        dialled::Used,
+        dialled::{ProgressReplies, Used},
         failover::Failover,
         layers::Layers,
         limits::{PAGE, RangeLimits},
@@ -105,7 +105,7 @@ impl Connection {
         let (version, connection) = self.data.send("version", limit, Repeat::Harmless, &used, ask).await?;
         if let Some(connection) = connection {
             // Only releases that answer in order want a permission for this: 3.5.28 and later, 3.6.9 and later.
-            connection.learn(version.is_none_or(|version| answers_in_order(&version)));
+            connection.learn(version.map_or(ProgressReplies::InOrder, |version| progress_replies(&version)));
         }
         Ok(())
     }
@@ -153,17 +153,17 @@ impl Connection {
     }
 }
 
-/// Returns `true` if a member of this version sends all events before it answers a request for progress
-/// (etcd-io/etcd#15220).
-fn answers_in_order(version: &str) -> bool {
+/// Returns the order of the replies of a member of this version to progress requests (etcd-io/etcd#15220).
+fn progress_replies(version: &str) -> ProgressReplies {
     let mut parts = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
-    match (parts.next(), parts.next(), parts.next()) {
+    let in_order = match (parts.next(), parts.next(), parts.next()) {
         (Some(3), Some(4), Some(patch)) => patch >= 25,
         (Some(3), Some(5), Some(patch)) => patch >= 8,
         (Some(3), Some(minor), _) => minor >= 6,
         (Some(major), ..) => major > 3,
         _ => false,
-    }
+    };
+    if in_order { ProgressReplies::InOrder } else { ProgressReplies::Early }
 }
 
 #[cfg(test)]
@@ -173,11 +173,11 @@ mod tests {
     #[test]
     fn releases_that_answer_in_order_are_known_by_their_version() {
         for version in ["3.4.25", "3.4.45", "3.5.8", "3.5.30", "3.6.0", "3.6.0-rc.1", "3.7.3", "4.0.0"] {
-            assert!(answers_in_order(version), "{version}");
+            assert_eq!(progress_replies(version), ProgressReplies::InOrder, "{version}");
         }
         for version in ["3.3.27", "3.4.23", "3.4.24", "3.5.0", "3.5.7", "3.5.7+git", "2.3.8", "", "unknown", "3", "3.4"]
         {
-            assert!(!answers_in_order(version), "{version}");
+            assert_eq!(progress_replies(version), ProgressReplies::Early, "{version}");
         }
     }
 }

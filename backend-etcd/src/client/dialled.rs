@@ -22,6 +22,15 @@ pub(crate) struct Dialled {
     ordered: Arc<OnceLock<bool>>,
 }
 
+/// Order of the replies of a member to progress requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProgressReplies {
+    /// After all events before them.
+    InOrder,
+    /// Possibly before some of these events.
+    Early,
+}
+
 impl Dialled {
     pub(crate) fn new(generation: u64, url: Option<http::Uri>) -> Self {
         Self { generation, given_up: CancellationToken::new(), url: url.map(Arc::new), ordered: Arc::default() }
@@ -37,10 +46,10 @@ impl Dialled {
         self.ordered.get().copied()
     }
 
-    /// Notes what its member is.
-    pub(crate) fn learn(&self, answers_in_order: bool) {
-        // Asked twice, it says the same.
-        let _ = self.ordered.set(answers_in_order);
+    /// Notes the order of the replies of its member.
+    pub(crate) fn learn(&self, replies: ProgressReplies) {
+        // A second answer of the member is the same.
+        let _ = self.ordered.set(replies == ProgressReplies::InOrder);
     }
 
     /// Waits until the connection is given up. Its streams have to move then, or it stays open beside its successor.
