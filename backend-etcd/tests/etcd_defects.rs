@@ -94,7 +94,9 @@ impl View {
         for id in ["a", "b"] {
             put(&fake, id, 1);
         }
-        first.into_iter().for_each(|defect| fake.set_defect(defect));
+        if let Some(defect) = first {
+            fake.set_defect(defect);
+        }
         let link = fake.link();
         let etcd = client(&link);
         let mut watcher = etcd.watch(&service()).await.unwrap();
@@ -265,12 +267,12 @@ async fn an_age_counts_no_early_progress() {
 async fn a_view_survives_a_forgotten_deletion() {
     let mut view = View::start(None).await;
     view.fake.set_defect(EtcdDefect::ForgottenDeletion);
-    view.link.refuse(true);
+    view.link.refuse_connections();
     view.link.cut();
     delete(&view.fake, "a");
     view.fake.compact();
     let mut control = raw_watch(&view.fake, view.fake.revision()).await;
-    view.link.refuse(false);
+    view.link.accept_connections();
     view.follow(AUDIT / 6).await;
     view.assert_current();
     assert_eq!((view.count(Counter::WatchRelists), view.count(Counter::AuditRepairs)), (1, 0));

@@ -31,7 +31,7 @@ use crate::{
     lock::{
         contender::{
             proclaim::{Target, proclaim},
-            queued::{Attempts, Queued},
+            queued::{Attempts, MarkState, Queued},
         },
         context::LockContext,
     },
@@ -131,12 +131,15 @@ impl QueueProtocol for Contender {
     }
 
     async fn leave(&mut self, entry: &mut Queued, reason: LeaveReason) -> Released {
-        let was_marked = entry.marked;
         match reason {
-            LeaveReason::Released => {}
             // Waiting contenders of this session may get the lock before this one notices that its entry is gone. The
             // mark stays: the caller may not have noticed the loss yet.
-            LeaveReason::LockLost => (entry.membership, entry.marked) = (None, false),
+            LeaveReason::LockLost => {
+                entry.membership = None;
+                if entry.mark_state == MarkState::Written {
+                    entry.mark_state = MarkState::Left;
+                }
+            }
             LeaveReason::EntryLost => {
                 entry.membership = None;
                 entry.lease.doubt();
@@ -144,14 +147,16 @@ impl QueueProtocol for Contender {
             LeaveReason::Failed => entry.membership = None,
             LeaveReason::CallerGone if Defect::CallerGoneStays.is_on() => return Released::AlreadyLost,
             // A confirmation may be under way. It only touches a key that exists, so it cannot bring the entry back.
-            LeaveReason::CallerGone | LeaveReason::NotGranted => {}
+            LeaveReason::Released | LeaveReason::CallerGone | LeaveReason::NotGranted => {}
         }
         let released = match reason {
             LeaveReason::Released => self.hand_over_or_remove(entry).await,
             _ => self.remove(entry, Attempts::First).await,
         };
         // A mark is removed with its entry only.
-        entry.left_mark = was_marked && (!entry.marked || released == Released::AlreadyLost);
+        if entry.mark_state == MarkState::Written && released == Released::AlreadyLost {
+            entry.mark_state = MarkState::Left;
+        }
         released
     }
 
@@ -159,7 +164,7 @@ impl QueueProtocol for Contender {
         // Before the suffix is reused: the membership is found by the key.
         entry.membership = None;
         // Its key is gone by now, or the lease that kept it.
-        if entry.left_mark {
+        if entry.mark_state == MarkState::Left {
             self.context.key_suffixes.retire(&self.queue.start);
         } else {
             self.context.key_suffixes.give_back(&self.queue.start, entry.suffix);

@@ -130,11 +130,11 @@ fn start(context: &WatchContext, range: KeyRange, known: Option<(Replica, Begin)
     let (stop, closed) = (tasks.stop_signal(), lifecycle.tasks.stop_signal());
     let span = tracing::info_span!("watch", range = %range.describe());
     let task = WatchTask::new(context, range, Arc::clone(&publisher), known);
-    let published = Arc::clone(&publisher);
+    let at_close = Arc::clone(&publisher);
     let run = async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = closed.cancelled() => published.close(),
+            () = closed.cancelled() => at_close.close(),
             () = task.run() => {}
         }
     };

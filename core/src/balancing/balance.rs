@@ -239,7 +239,7 @@ mod tests {
         }
     }
 
-    /// PickArgs of the tests: without a key, or by key.
+    /// Kind of pick in the tests: without a key, or by key.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum How {
         Without(Selection),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is
-    /// above six of them; a ring's alias_table are themselves within some 10 % of what is due.
+    /// above six of them; the shares of a ring are themselves within some 10 % of what is due.
     #[test]
     fn each_policy_keeps_to_its_shares() {
         let (even, weighted) = ([16_667, 16_667, 16_667], [8_333, 8_333, 33_333]);

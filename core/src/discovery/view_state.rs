@@ -37,7 +37,7 @@ pub(super) enum ViewState {
         cause: Option<Error>,
     },
     /// The store has listed the service.
-    Listed(Listed),
+    Listed(Box<Listed>),
 }
 
 /// Read of the snapshot on disk, at most one.
@@ -96,14 +96,14 @@ impl ViewState {
     /// Changes to the state after the store listed `snapshot`.
     pub(super) fn list(&mut self, snapshot: Snapshot, freshness: Freshness, options: &DirectoryOptions, now: Now) {
         if let Self::Unlisted { .. } = self {
-            *self = Self::Listed(Listed {
+            *self = Self::Listed(Box::new(Listed {
                 snapshot: Snapshot::empty(snapshot.service().clone(), snapshot.revision(), snapshot.epoch()),
                 freshness: freshness.clone(),
                 backing: Backing::Unproven,
                 protection: MassLossProtection::new(options.hold, options.empty),
                 pending: Pending::Change,
                 published: None,
-            });
+            }));
         }
         if let Self::Listed(listed) = self {
             listed.list(snapshot, freshness, now);

@@ -106,7 +106,7 @@ impl ViewTask {
             match self.asked(self.resolver.watch(&self.shared.service)).await {
                 Ok(mut watcher) => self.drain(&mut *watcher, &mut state, &mut backoff, to_disk).await,
                 Err(failure) => {
-                    self.fail(&mut state, failure);
+                    self.fail(&mut state, &failure);
                     let again = Instant::now() + backoff.next_delay();
                     self.meanwhile(again, &mut state, to_disk).await;
                 }
@@ -143,7 +143,7 @@ impl ViewTask {
                     }
                     Err(failure) => {
                         let ended = failure.ends_the_watcher();
-                        self.fail(state, failure);
+                        self.fail(state, &failure);
                         let again = Instant::now() + backoff.next_delay();
                         self.meanwhile(again, state, to_disk).await;
                         if ended {
@@ -269,7 +269,7 @@ impl ViewTask {
     }
 
     /// Takes a failure of the watch.
-    fn fail(&self, state: &mut ViewState, failure: Failure) {
+    fn fail(&self, state: &mut ViewState, failure: &Failure) {
         if let (ViewState::Unlisted { .. }, true) = (&*state, failure.is_for_good()) {
             self.shared.refuse(failure.error().clone());
         }

@@ -107,11 +107,11 @@ impl MergeTask {
     fn publish(&self, state: &State) {
         let State::Merged { latest, merged } = state else { return };
         let proven = oldest_proof(latest);
-        let stale = latest.iter().find_map(|change| match &change.freshness {
+        let cause = latest.iter().find_map(|change| match &change.freshness {
             Freshness::Stale { cause, .. } => Some(cause.clone()),
             _ => None,
         });
-        match stale {
+        match cause {
             Some(cause) => self.publisher.publish_stale(merged.clone(), proven, cause),
             None => self.publisher.publish(merged.clone(), proven),
         }
@@ -166,7 +166,7 @@ mod tests {
         assert!(state.renewed_proof().is_none());
         let state = state.after(&[100, 100], 1, change("b", 1, older));
         assert!(state.renewed_proof().unwrap().elapsed() >= Duration::from_secs(60));
-        let stale = Freshness::Stale { proven: old, cause: Error::Closed };
-        assert!(state.after(&[100, 100], 0, change("a", 1, stale)).renewed_proof().is_none());
+        let outdated = Freshness::Stale { proven: old, cause: Error::Closed };
+        assert!(state.after(&[100, 100], 0, change("a", 1, outdated)).renewed_proof().is_none());
     }
 }

@@ -64,11 +64,10 @@ enum Step {
 /// Returns the step for a goal while the worst of the sides has this state.
 fn next_step(goal: Goal, worst: &RegistrationState) -> Step {
     match (goal, worst) {
-        (Goal::Absent, _) => Step::Leave,
         (Goal::Dropped, _) => Step::Drop,
         (Goal::Abandoned, _) => Step::Abandon,
         // One side was evicted, or has given up: the others are not left behind.
-        (Goal::Present, RegistrationState::Ended) => Step::Leave,
+        (Goal::Absent, _) | (Goal::Present, RegistrationState::Ended) => Step::Leave,
         (Goal::Present, _) => Step::Follow,
     }
 }

@@ -9,8 +9,8 @@ use std::{
 
 use async_trait::async_trait;
 use enlist::{
-    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded, balance::PickArgs,
-    escape::escaped, with_causes,
+    Entry, Filter, Freshness, Policy, Presence, ServiceRef, ServiceView, TaskOwner, backend::rounded,
+    balance::PickArgs, escape::escaped, with_causes,
 };
 use http::{HeaderMap, request::Parts};
 use tokio::time::timeout;

@@ -15,7 +15,7 @@ use enlist::{
 
 use super::{
     Contender,
-    queued::Queued,
+    queued::{MarkState, Queued},
     wait::{Predecessor, lease_lost},
 };
 use crate::{
@@ -79,7 +79,7 @@ impl Contender {
         let mut unknown = false;
         loop {
             // It may exist from here on, unless etcd denies it.
-            entry.marked = true;
+            entry.mark_state = MarkState::Written;
             match self.context.conn.put_mark(&own, mark, left).await {
                 Ok(Marking::Done) => {
                     self.acquisition.trouble.clear();
@@ -88,7 +88,7 @@ impl Contender {
                 Ok(Marking::EntryAbsent) => return Err(Error::LeaseLost),
                 Err(failure) => {
                     unknown |= failure.is_ambiguous();
-                    entry.marked = unknown;
+                    entry.mark_state = if unknown { MarkState::Written } else { MarkState::Absent };
                     let error = self.failed(failure);
                     if !error.is_retryable() || !self.acquisition.wanted.waits() {
                         return Err(error);

@@ -11,6 +11,17 @@ use crate::{
     watch::{key_monitors::KeyMonitor, record::Record},
 };
 
+/// State of the mark of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MarkState {
+    /// It was not written.
+    Absent,
+    /// It may exist, and is removed with the entry.
+    Written,
+    /// It may remain after the entry.
+    Left,
+}
+
 /// A queue entry that may be in etcd.
 pub(in crate::lock) struct Queued {
     pub(super) key: Vec<u8>,
@@ -19,10 +30,7 @@ pub(in crate::lock) struct Queued {
     pub(super) lease: Arc<Lease>,
     /// Key of its mark; only with a `lock_delay`.
     pub(super) mark: Option<Vec<u8>>,
-    /// The mark may exist, and is removed with the entry.
-    pub(super) marked: bool,
-    /// The entry is gone, and its mark may remain.
-    pub(super) left_mark: bool,
+    pub(super) mark_state: MarkState,
     /// A write that creates it may have been applied.
     pub(super) created: bool,
     /// The answer to a write that creates it was lost.
@@ -50,8 +58,7 @@ impl Queued {
             suffix,
             lease,
             mark,
-            marked: false,
-            left_mark: false,
+            mark_state: MarkState::Absent,
             created: false,
             unknown: false,
             token: None,
@@ -66,7 +73,7 @@ impl Queued {
 
     /// Returns the mark that is removed with the entry.
     pub(super) fn own_mark(&self) -> Option<&[u8]> {
-        self.mark.as_deref().filter(|_| self.marked)
+        self.mark.as_deref().filter(|_| self.mark_state == MarkState::Written)
     }
 }
 
