@@ -349,7 +349,7 @@ async fn instances_outlive_revocations_by_a_former_leader() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lock_revoked_by_a_former_leader_passes_on() {
+async fn locks_revoked_by_a_former_leader_pass_on() {
     let fake = FakeEtcd::start();
     fake.set_defect(EtcdDefect::FormerLeaderRevokes);
     let (one, two) = (client(&fake.link()), client(&fake.link()));
@@ -430,7 +430,7 @@ async fn a_holder_ignores_events_below_its_watch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_view_that_begins_with_a_stale_read_catches_up() {
+async fn a_view_catches_up_after_a_stale_list() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
     put(&fake, "b", 1);
