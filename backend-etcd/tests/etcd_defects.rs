@@ -11,7 +11,7 @@ use enlist::{
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, eventually, soon};
-use etcd_client::{PutOptions, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{GetOptions, PutOptions, WatchOptions, WatchResponse, WatchStream};
 use tokio::time::Instant;
 
 const SERVICE: &str = "enlist/services/default/svc/";
@@ -430,6 +430,32 @@ async fn a_holder_ignores_events_below_its_watch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_view_never_follows_a_stale_read() {
+    let mut view = View::start(None).await;
+    view.fake.set_defect(EtcdDefect::StaleReads);
+    let paused = view.fake.revision();
+    put(&view.fake, "a", 2);
+    delete(&view.fake, "b");
+    put(&view.fake, "c", 1);
+    let read = raw(&view.fake).await.get(format!("{SERVICE}a"), None).await.unwrap();
+    assert_eq!((read.header().unwrap().revision(), read.kvs()[0].mod_revision()), (paused, paused - 1));
+
+    // Audits and probes read the past, also after an interruption.
+    view.follow(AUDIT * 2).await;
+    view.assert_current();
+    view.link.cut();
+    put(&view.fake, "a", 3);
+    view.follow(AUDIT * 2).await;
+    view.assert_current();
+    view.fake.mend();
+    put(&view.fake, "a", 4);
+    view.follow(AUDIT * 2).await;
+    view.assert_current();
+    assert_eq!((view.count(Counter::StoreWentBack), view.count(Counter::AuditRepairs)), (0, 0));
+    assert!(view.freshness.is_live() && view.freshness.age() <= Duration::from_secs(10), "{:?}", view.freshness);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_view_catches_up_after_a_stale_list() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
@@ -444,6 +470,33 @@ async fn a_view_catches_up_after_a_stale_list() {
         seen = soon("the changes since", watcher.next()).await.unwrap().snapshot;
     }
     assert_eq!(etcd.counters().get(Counter::AuditRepairs), 0);
+}
+
+/// A read of the time before the holder came shows a free lock.
+#[tokio::test(start_paused = true)]
+async fn a_stale_read_makes_no_second_holder() {
+    for shared in [false, true] {
+        let fake = FakeEtcd::start();
+        fake.set_defect(EtcdDefect::StaleReads);
+        let (one, two) = (client(&fake.link()), client(&fake.link()));
+        let holder = acquire(&one).await;
+        let mut next = {
+            let options = if shared { LockOptions::new().shared() } else { LockOptions::new() };
+            BackgroundTask::run(async move { two.acquire(&lock_name(), options).await.unwrap() })
+        };
+        queued(&fake, 2).await;
+        assert_eq!(
+            raw(&fake).await.get(LOCKS, Some(GetOptions::new().with_prefix())).await.unwrap().count(),
+            0,
+            "a stale read"
+        );
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        next.assert_running();
+        assert!(holder.is_held());
+        holder.release().await.unwrap();
+        fake.mend();
+        assert!(next.done("its turn").await.is_held());
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,12 +42,14 @@ enum Verdict {
     },
     /// The store's history is not that of the replica.
     WentBack,
+    /// The page is of a lower revision than the replica was when it was requested.
+    LowRead,
 }
 
 /// Compares the replica with a page. `moved` are the keys that the watch has reported since the request.
 fn verdict(page: &Page, replica: &Replica, moved: &HashSet<Arc<[u8]>>) -> Verdict {
     if page.revision < page.floor {
-        return Verdict::WentBack;
+        return Verdict::LowRead;
     }
     let reached = replica.revision >= page.revision;
     let (mut wrong, mut unsure) = (0, 0);
@@ -130,6 +132,8 @@ pub(crate) enum Outcome {
     Wrong(usize),
     /// The store's history is not that of the replica.
     WentBack,
+    /// The store was at a lower revision than the replica before: it went back, or the read was stale.
+    LowRead,
 }
 
 impl Audit {
@@ -245,6 +249,10 @@ impl Audit {
         match verdict(&page, replica, &self.moved) {
             Verdict::Right => self.turn(&page, replica),
             Verdict::WentBack => Outcome::WentBack,
+            Verdict::LowRead => {
+                self.rest(replica.len());
+                Outcome::LowRead
+            }
             Verdict::Differs { .. } if may_arrive(&page, replica, look, activity) => {
                 let due = Instant::now() + GRACE * 2u32.pow(look.min(LOOKS) - 1);
                 self.stage = Stage::Comparing { page, look, due, at: replica.revision };
@@ -346,7 +354,7 @@ mod tests {
     #[test]
     fn two_histories_are_told_from_one_that_lags() {
         assert_eq!(judge(&[("a", 3)], 9, &[("a", 5)], 5, &[]), Verdict::WentBack);
-        assert_eq!(judge(&[], 2, &[("a", 5)], 5, &[]), Verdict::WentBack);
+        assert_eq!(judge(&[], 2, &[("a", 5)], 5, &[]), Verdict::LowRead);
     }
 
     #[test]

@@ -23,7 +23,10 @@ use enlist::{
 };
 use etcd_client::WatchOptions;
 
-use self::state::{Resync, State, WatchEnd, recover};
+use self::{
+    low_read::LowRead,
+    state::{Resync, State, WatchEnd, recover},
+};
 use crate::{
     client::{connection::Connection, dialled::Dialled, list::Page, response::signed, store_revision::Seen},
     defects::Defect,
@@ -40,6 +43,7 @@ use crate::{
 };
 
 mod first_list;
+mod low_read;
 mod messages;
 mod state;
 
@@ -248,7 +252,7 @@ impl WatchTask {
             failure => WatchEnd::Broken(failure),
         })?;
         if self.replica.as_ref().is_some_and(|replica| replica.epoch == self.epoch && revision < replica.revision) {
-            return Err(WatchEnd::WentBack);
+            return Err(self.judge_low_read().await.into());
         }
         if self.replica.is_some() && reason.is_some() {
             self.counters.count(Counter::WatchRelists);
@@ -302,7 +306,7 @@ impl WatchTask {
                 loop {
                     tokio::select! {
                         message = &mut reading => break message,
-                        ready = self.audit.ready() => self.audited(ready)?,
+                        ready = self.audit.ready() => self.audited(ready).await?,
                         probe = next(&mut self.probes) => {
                             if self.probed(probe, &connection) == Progress::Request {
                                 progress.notify_one();
@@ -343,7 +347,7 @@ impl WatchTask {
     }
 
     /// Continues an audit.
-    fn audited(&mut self, ready: Option<Result<Page, Failure>>) -> Result<(), WatchEnd> {
+    async fn audited(&mut self, ready: Option<Result<Page, Failure>>) -> Result<(), WatchEnd> {
         let Some(replica) = &self.replica else {
             return Ok(());
         };
@@ -356,6 +360,14 @@ impl WatchTask {
             }
             Outcome::Wrong(keys) => return Err(WatchEnd::Wrong(keys)),
             Outcome::WentBack => return Err(WatchEnd::WentBack),
+            Outcome::LowRead => match self.judge_low_read().await {
+                LowRead::WentBack => return Err(WatchEnd::WentBack),
+                LowRead::Stale => return Ok(()),
+                LowRead::Unknown(_) => {
+                    self.audit.soon();
+                    return Ok(());
+                }
+            },
         }
         self.counters.count(Counter::Audits);
         Ok(())

@@ -74,11 +74,11 @@ impl WatchTask {
             return self.catch_up(live, opened).await;
         }
         if opened < self.seen() {
-            // A member that lags, or a store that went back: a linearizable read distinguishes them.
+            // A member that lags, or a store that went back.
             let count = GetOptions::new().with_count_only();
             let (_, now) = self.conn.range(&self.range.start, &count).await.map_err(WatchEnd::Broken)?;
             if now < self.seen() {
-                return Err(WatchEnd::WentBack);
+                return Err(self.judge_low_read().await.into());
             }
         }
         Ok(())
@@ -91,7 +91,7 @@ impl WatchTask {
         };
         let (record, now) = self.conn.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
         if now < replica.revision {
-            return Err(WatchEnd::WentBack);
+            return Err(self.judge_low_read().await.into());
         }
         if now < opened {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418). The changes in between would
