@@ -472,6 +472,25 @@ async fn a_view_catches_up_after_a_stale_list() {
     assert_eq!(etcd.counters().get(Counter::AuditRepairs), 0);
 }
 
+/// Each comparison finds no key, as before the registration.
+#[tokio::test(start_paused = true)]
+async fn a_registration_outlives_stale_reads() {
+    for options in [RegisterOptions::new(), respecting()] {
+        let fake = FakeEtcd::start();
+        fake.set_defect(EtcdDefect::StaleReads);
+        let etcd = client(&fake.link());
+        let registration = register(&etcd, "i", options.audit(Some(Duration::from_secs(1)))).await;
+        let before = fake.revision();
+        let reads = fake.requests().ranges;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(fake.requests().ranges > reads + 10, "it is compared");
+        fake.mend();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
+        assert_eq!((stored(&fake).len(), absences(&fake, "i").len(), fake.revision()), (1, 0, before));
+    }
+}
+
 /// A read of the time before the holder came shows a free lock.
 #[tokio::test(start_paused = true)]
 async fn a_stale_read_makes_no_second_holder() {

@@ -286,6 +286,15 @@ impl RegistrationTask {
         // Its absence is only assumed. The next comparison reads the key.
         let Some(at) = at else { return Ok(StepOutcome::Repeat) };
         let context = Arc::clone(&self.context);
+        // A read can be stale (etcd-io/etcd#20418). A write is not, also one that changes nothing.
+        let absent = tokio::select! {
+            absent = context.conn.delete(key, Guard::Absent) => absent.map_err(|failure| self.failed(failure))?,
+            () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
+        };
+        if let Written::Refused(found) = absent {
+            self.known = found.into();
+            return Ok(StepOutcome::Repeat);
+        }
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
