@@ -553,3 +553,27 @@ async fn an_acknowledged_renewal_hides_no_lost_lock() {
         holder = passes_on(&fake, &holder, contend(client)).await;
     }
 }
+
+/// The holder and the next contender lose their entries together, and another one comes.
+#[tokio::test(start_paused = true)]
+async fn a_contender_without_an_entry_takes_no_turn() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::RevokedLeaseRenewed);
+    let [one, two, three] = [(), (), ()].map(|()| client(&fake.link()));
+    let holder = acquire(&one).await;
+    let mut next = contend(&two);
+    queued(&fake, 2).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    fake.revoke_all();
+    let mut other = contend(&three);
+    let (guard, mut waiting) = tokio::select! {
+        guard = next.done("its turn") => (guard, other),
+        guard = other.done("its turn") => (guard, next),
+    };
+    queued(&fake, 2).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    waiting.assert_running();
+    assert!(guard.is_held() && !holder.is_held());
+    guard.release().await.unwrap();
+    assert!(waiting.done("its turn").await.is_held());
+}
