@@ -1,6 +1,7 @@
 //! Sources of an etcd for the tests: given by the environment, built with Go, on the `PATH`, or Debian's package.
 
 pub(crate) mod build;
+pub(crate) mod go;
 mod version;
 
 use std::{
@@ -89,7 +90,7 @@ pub(crate) fn supply(wanted: Option<Version>, given: Override) -> Result<PathBuf
         return Ok(etcd);
     }
     let build_of = wanted.map_or_else(|| build::newest_of(DEFAULT_LINE.0, DEFAULT_LINE.1), Ok)?;
-    let mut reason = "Go is not installed".to_owned();
+    let mut reason = format!("Go {} or newer is not installed", go::OLDEST);
     if build::versions()?.contains(&build_of) {
         match build::build(build_of) {
             Ok(Some(etcd)) => return Ok(etcd),

@@ -51,18 +51,20 @@ pub(crate) fn test_all(folder: &Path, etcd: &Etcd) -> Result<Counts> {
 
 /// Builds programs. Returns their folder.
 fn build(programs: &[&str]) -> Result<PathBuf> {
-    if etcd::on_path("go").is_none() {
-        return Err("this needs Go 1.26 or newer and its module proxy, and there is no `go` on the PATH".into());
-    }
+    let Some(go) = etcd::go::find() else {
+        return Err(
+            format!("this needs Go {} or newer and its module proxy, and there is none", etcd::go::OLDEST).into()
+        );
+    };
     let folder = env::current_dir()?.join("target").join("go-programs");
     std::fs::create_dir_all(&folder)?;
     for program in programs {
         println!("==> building {SOURCES}/{program} with Go");
-        let mut go = Command::new("go");
-        go.current_dir(Path::new(SOURCES).join(program)).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
-        go.arg(folder.join(program)).arg(".");
-        etcd::build::plain(&mut go);
-        let status = go.stdout(io::stderr()).status()?;
+        let mut build = Command::new(&go);
+        build.current_dir(Path::new(SOURCES).join(program)).args(["build", "-buildvcs=false", "-trimpath", "-o"]);
+        build.arg(folder.join(program)).arg(".");
+        etcd::build::plain(&mut build);
+        let status = build.stdout(io::stderr()).status()?;
         if !status.success() {
             return Err(format!("go build of {program}: {status}").into());
         }

@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Version, on_path};
+use super::{Version, go};
 use crate::command::Result;
 
 /// The module that is built.
@@ -34,24 +34,23 @@ pub(crate) fn newest_of(major: u32, minor: u32) -> Result<Version> {
     newest.ok_or(format!("there is no version of etcd {major}.{minor} in {SOURCES}").into())
 }
 
-/// Builds a version, unless that was done before, with `etcdctl` and `etcdutl` beside it. `None` without Go.
+/// Builds a version, unless that was done before, with `etcdctl` and `etcdutl` beside it. `None` without a Go that
+/// is new enough.
 pub(crate) fn build(version: Version) -> Result<Option<PathBuf>> {
     let folder = env::current_dir()?.join("target").join("etcd").join(version.to_string());
     let etcd = folder.join("etcd");
     if is_current(&etcd, version) {
         return Ok(Some(etcd));
     }
-    if on_path("go").is_none() {
-        return Ok(None);
-    }
+    let Some(go) = go::find() else { return Ok(None) };
     fs::create_dir_all(&folder)?;
-    let mut go = Command::new("go");
-    go.current_dir(SOURCES).args(["build", "-buildvcs=false", "-trimpath"]);
-    go.arg(format!("-modfile={version}.mod")).arg("-o").arg(&etcd).arg(".");
-    plain(&mut go);
+    let mut command = Command::new(go);
+    command.current_dir(SOURCES).args(["build", "-buildvcs=false", "-trimpath"]);
+    command.arg(format!("-modfile={version}.mod")).arg("-o").arg(&etcd).arg(".");
+    plain(&mut command);
     // The standard output is for the paths.
     eprintln!("==> building etcd {version} with Go");
-    let status = go.stdout(io::stderr()).status()?;
+    let status = command.stdout(io::stderr()).status()?;
     if !status.success() {
         return Err(format!("go build: {status}").into());
     }

@@ -58,7 +58,8 @@ pub(super) fn findings(root: &Path, sources: &[Source], listings: Listings) -> R
             let detail = format!("items have more than one public path: {}", repeated.join("; "));
             findings.push(Finding::new("public-paths", place.clone(), repeated.len(), detail));
         }
-        let modules = entries.iter().filter(|entry| entry.kind == "mod").count();
+        let at_root = |entry: &&Entry| entry.kind == "mod" && entry.path.len() == 2;
+        let modules = entries.iter().filter(at_root).count();
         if name == "enlist" && modules > MAX_MODULES {
             let detail = format!("public modules, at most {MAX_MODULES}");
             findings.push(Finding::new("public-modules", place, modules, detail));
