@@ -219,8 +219,8 @@ impl RequestChannel {
         Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
-    /// Sends a request under the deadline of the channel. What certainly was not done is sent again, to another member if this
-    /// one refuses it, and a stale token is renewed once.
+    /// Sends a request under the deadline of the channel. What certainly was not done is sent again, to another member
+    /// if this one refuses it, and a stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,

@@ -73,8 +73,8 @@ impl LocalQueue {
         Membership { waiting: Arc::clone(&self.waiting), key: key.to_vec(), token }
     }
 
-    /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage that one. The
-    /// key alone is not enough: its suffix is reused, and a later entry under it may be behind `entry`.
+    /// Registers `entry` as waiting for the entry `before`; returns `None` if this session does not manage that one.
+    /// The key alone is not enough: its suffix is reused, and a later entry under it may be behind `entry`.
     pub(crate) fn wait(&self, before: &Record, entry: OwnEntry) -> Option<HandoverTicket> {
         with(&self.waiting, |waiting| {
             let managed = waiting.get_mut(&*before.key).filter(|managed| managed.token == before.created)?;

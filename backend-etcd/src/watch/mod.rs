@@ -1,5 +1,6 @@
 //! Watching ranges of keys: one task per range lists and watches, a replica holds the result, an audit repairs it,
-//! probes prove its age, and key monitors report changes of the session's own keys. Begin with `range_watch.rs`, then `watch_task.rs`.
+//! probes prove its age, and key monitors report changes of the session's own keys. Begin with `range_watch.rs`, then
+//! `watch_task.rs`.
 
 pub(crate) mod audit;
 pub(crate) mod context;

@@ -1,7 +1,7 @@
 //! The task behind one acquisition of a lock or a leadership: joins the queue, waits, holds and leaves.
 //!
-//! A backend implements [`QueueProtocol`] (`contender/protocol.rs`) and calls [`acquire`]. The order of the steps, the answers to the caller, the
-//! loop of a holder and the deadline of a release are decided here, once for all backends.
+//! A backend implements [`QueueProtocol`] (`contender/protocol.rs`) and calls [`acquire`]. The order of the steps, the
+//! answers to the caller, the loop of a holder and the deadline of a release are decided here, once for all backends.
 //!
 //! ```text
 //! Joining ─entry created─► Waiting ─its turn─► Holding ─released or lost─► end
@@ -190,8 +190,8 @@ impl<P: QueueProtocol> Contender<P> {
         self.protocol.left(entry);
     }
 
-    /// Returns once the lock is to be released, or is lost. The proclamations without an answer end with it, because the
-    /// removal of the entry may take as long as an outage of the store.
+    /// Returns once the lock is to be released, or is lost. The proclamations without an answer end with it, because
+    /// the removal of the entry may take as long as an outage of the store.
     async fn keep_current(
         &mut self,
         entry: &mut P::Entry,

@@ -26,9 +26,9 @@ pub enum QueuePosition {
 
 /// Returns the position of the entry `me` in `queue`: the one rule for every mode and every backend.
 ///
-/// An exclusive entry holds the lock if it is the first one. A shared entry holds it if no exclusive entry is before it.
-/// A waiting entry depends on one other entry only, so a handover wakes one contender: an exclusive entry waits for the
-/// entry right before it, a shared one for the last exclusive entry before it.
+/// An exclusive entry holds the lock if it is the first one. A shared entry holds it if no exclusive entry is before
+/// it. A waiting entry depends on one other entry only, so a handover wakes one contender: an exclusive entry waits for
+/// the entry right before it, a shared one for the last exclusive entry before it.
 pub fn queue_position(queue: impl IntoIterator<Item = QueueEntry>, me: FencingToken) -> QueuePosition {
     let mut before: Option<FencingToken> = None;
     let mut exclusive_before: Option<FencingToken> = None;

@@ -10,7 +10,7 @@ pub enum Policy {
     RoundRobin,
     /// At random, in proportion to the weights.
     Weighted,
-    /// By key: see [`Picker::pick_for`]. When the set changes, few keys change their instance. A pick without a key is
-    /// `Weighted`.
+    /// By key: see [`Picker::pick_for`](crate::Picker::pick_for). When the set changes, few keys change their instance.
+    /// A pick without a key is `Weighted`.
     ConsistentHash,
 }

@@ -43,8 +43,8 @@ impl Directory {
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
     /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does
-    /// waiting for [`ViewChanges::next`] or [`ready`](ServiceView::ready): for all views and pickers that there are.
-    /// Called outside a runtime, or after [`close`](Self::close), the view is closed.
+    /// waiting for [`ViewChanges::next`](crate::ViewChanges::next) or [`ready`](ServiceView::ready): for all views and
+    /// pickers that there are. Called outside a runtime, or after [`close`](Self::close), the view is closed.
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
             let mut views = self.inner.views.by_service.locked();

@@ -102,8 +102,8 @@ impl LockOptions {
 
     /// Sets how long a lock counts as held after a holder that did not release: crashed, lost its lease or its key, or
     /// was closed with the lock held. It costs a request for each acquisition. An acquisition that ends before the
-    /// delay has passed does not start it anew for the next one; [`Lock::try_acquire`] returns `None` meanwhile.
-    /// [`Error::Unsupported`] where the layout of the store has no room for it.
+    /// delay has passed does not start it anew for the next one; [`Lock::try_acquire`](crate::Lock::try_acquire)
+    /// returns `None` meanwhile. [`Error::Unsupported`] where the layout of the store has no room for it.
     #[must_use]
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;

@@ -8,7 +8,7 @@ use crate::{
     registration::{options::RegisterOptions, registry::Registry},
 };
 
-/// One registry of a [`Migration`]: a client whose layout, prefix or store differs from the others'.
+/// One registry of a [`Migration`](crate::Migration): a client whose layout, prefix or store differs from the others'.
 #[derive(Clone)]
 pub struct Side {
     pub(super) registry: Arc<dyn Registry>,

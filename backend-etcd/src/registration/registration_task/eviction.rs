@@ -90,8 +90,8 @@ impl HistoryWatch {
     }
 }
 
-/// Reads the history of `key` from `written`, an own write, on. The key was absent at the revision `absent_at`. A history that was
-/// compacted away counts as a deletion.
+/// Reads the history of `key` from `written`, an own write, on. The key was absent at the revision `absent_at`. A
+/// history that was compacted away counts as a deletion.
 ///
 /// Dropping the future has no effect.
 pub(super) async fn loss(

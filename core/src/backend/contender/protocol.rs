@@ -30,8 +30,8 @@ pub trait QueueProtocol: Send + 'static {
 
     /// Waits for the turn of the entry. [`Error::LeaseLost`] means that the entry is lost.
     ///
-    /// It is called once for each entry. Its future is dropped only if the caller is gone, and the entry is removed then
-    /// ([`LeaveReason::CallerGone`]). A request that was sent may still be applied, so [`leave`](Self::leave) also
+    /// It is called once for each entry. Its future is dropped only if the caller is gone, and the entry is removed
+    /// then ([`LeaveReason::CallerGone`]). A request that was sent may still be applied, so [`leave`](Self::leave) also
     /// removes what it wrote, for instance a mark of a `lock_delay`.
     fn wait(&mut self, entry: &mut Self::Entry) -> impl Future<Output = Result<Turn, Error>> + Send;
 

@@ -72,9 +72,10 @@ impl<E> Retry<E> {
         Self::new(|_| false)
     }
 
-    /// Sets which errors speak against the instance that answered with them, see [`PoolOptions::ejection`]. An attempt
-    /// that the deadline cut short always does, unless the call had waited for an instance, see
-    /// [`wait_for_ready`](Self::wait_for_ready). Default: those that are tried again.
+    /// Sets which errors speak against the instance that answered with them, see
+    /// [`PoolOptions::ejection`](crate::PoolOptions::ejection). An attempt that the deadline cut short always does,
+    /// unless the call had waited for an instance, see [`wait_for_ready`](Self::wait_for_ready). Default: those that
+    /// are tried again.
     #[must_use]
     pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         self.against = Some(Box::new(against));
