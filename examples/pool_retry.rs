@@ -42,10 +42,10 @@ async fn main() -> Result {
     let call = || pool.call(Policy::RoundRobin, &retry, |bar| async move { bar.call().await });
 
     // There is no instance yet, so the call waits.
-    let (answer, good) = tokio::join!(call(), start(&*server, &tasks, &service, true));
+    let (answer, good) = tokio::join!(call(), start(&*server, &tasks, &service, Server::Answering));
     println!("{}", answer?);
 
-    let bad = start(&*server, &tasks, &service, false).await?;
+    let bad = start(&*server, &tasks, &service, Server::Closing).await?;
     until(&pool, 2).await?;
     for _ in 0..4 {
         println!("{}", call().await?);
@@ -70,13 +70,22 @@ async fn until(pool: &Pool<Bar>, count: usize) -> Result {
     Ok(())
 }
 
-/// Starts a server that answers or closes every connection, and registers it under its address.
-async fn start(backend: &dyn Backend, tasks: &TaskOwner, service: &ServiceRef, good: bool) -> Result<Registration> {
+/// Behaviour of a server.
+#[derive(Clone, Copy)]
+enum Server {
+    /// Answers on every connection.
+    Answering,
+    /// Closes every connection without an answer.
+    Closing,
+}
+
+/// Starts a server, and registers it under its address.
+async fn start(backend: &dyn Backend, tasks: &TaskOwner, service: &ServiceRef, server: Server) -> Result<Registration> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let (endpoint, _) = advertise(listener.local_addr()?)?;
     tasks.spawn_until_stopped("server", async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            if good {
+            if let Server::Answering = server {
                 // The client may be gone.
                 let _ = stream.write_all(b"hello").await;
             }

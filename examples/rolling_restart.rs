@@ -45,13 +45,27 @@ const CALLS_PER_SECOND: u32 = 1500;
 /// Maximum duration of a step.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// End of a server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Orderly,
+    Killed,
+}
+
+/// Permission of a channel to repeat failed calls.
+#[derive(Clone, Copy)]
+enum Calls {
+    Plain,
+    Repeatable,
+}
+
 #[tokio::main]
 async fn main() -> Result {
     let store = Store::from_args()?;
     if let Some(id) = env::args().skip_while(|arg| arg != "--serve").nth(1) {
         return serve(&store, &id, None).await;
     }
-    let kill = flag("--kill");
+    let end = if flag("--kill") { End::Killed } else { End::Orderly };
     let mut servers = Vec::new();
     for number in 1..=SERVERS {
         servers.push(Server::start(&store, format!("greeter-{number}"))?);
@@ -66,15 +80,17 @@ async fn main() -> Result {
     let tally = Arc::new(Mutex::new(Tally::default()));
     let mut load = JoinSet::new();
     for caller in 0..CALLERS {
-        let may_repeat = kill && caller % 2 == 0;
-        let channel = if may_repeat { &repeating } else { &plain };
+        let (channel, calls) = match end {
+            End::Killed if caller % 2 == 0 => (&repeating, Calls::Repeatable),
+            End::Killed | End::Orderly => (&plain, Calls::Plain),
+        };
         let first = Duration::from_secs(1) * caller / CALLS_PER_SECOND;
-        load.spawn(call(channel.clone(), may_repeat, first, Arc::clone(&tally)));
+        load.spawn(call(channel.clone(), calls, first, Arc::clone(&tally)));
     }
     let begun = Moment::now();
     load.spawn(show(Arc::clone(&tally), begun));
     for server in &mut servers {
-        server.end(kill).await?;
+        server.end(end).await?;
         *server = Server::start(&store, server.id.clone())?;
         // The last connection of the killed server must be closed before all can count as ready.
         until_ready(&plain).await?;
@@ -85,9 +101,9 @@ async fn main() -> Result {
     load.shutdown().await;
     let tally = std::mem::take(&mut *lock(&tally));
     for server in &mut servers {
-        server.end(false).await?;
+        server.end(End::Orderly).await?;
     }
-    tally.report(took, kill)
+    tally.report(took, end)
 }
 
 /// Runs one server.
@@ -130,13 +146,12 @@ impl Server {
     }
 
     /// Ends the server, in order or abruptly, and returns when it has ended.
-    async fn end(&mut self, kill: bool) -> Result {
+    async fn end(&mut self, end: End) -> Result {
         match &mut self.body {
             Body::Process(child) => {
-                if kill {
-                    child.kill()?;
-                } else {
-                    Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?;
+                match end {
+                    End::Killed => child.kill()?,
+                    End::Orderly => _ = Command::new("kill").args(["-TERM", &child.id().to_string()]).status()?,
                 }
                 let ended = async {
                     while child.try_wait()?.is_none() {
@@ -148,7 +163,7 @@ impl Server {
             }
             Body::Thread { runtime, stop, ended } => {
                 let (runtime, stop, ended) = (runtime.take(), stop.take(), ended.take());
-                if let (false, Some(stop), Some(ended)) = (kill, stop, ended) {
+                if let (End::Orderly, Some(stop), Some(ended)) = (end, stop, ended) {
                     let _ = stop.send(());
                     tokio::time::timeout(LIMIT, ended).await???;
                 }
@@ -204,7 +219,7 @@ fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
 }
 
 /// One caller. It does not wait for a late answer before it counts the next call as due.
-async fn call(channel: Channel, may_repeat: bool, first: Duration, tally: Arc<Mutex<Tally>>) {
+async fn call(channel: Channel, calls: Calls, first: Duration, tally: Arc<Mutex<Tally>>) {
     let mut client = GreeterClient::new(channel);
     let mut due = interval_at(Instant::now() + first, Duration::from_secs(1) * CALLERS / CALLS_PER_SECOND);
     due.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -222,8 +237,11 @@ async fn call(channel: Channel, may_repeat: bool, first: Duration, tally: Arc<Mu
             }
             Err(status) => Some(status.to_string()),
         };
-        let (calls, failures) = if may_repeat { &mut tally.repeating } else { &mut tally.plain };
-        *calls += 1;
+        let (count, failures) = match calls {
+            Calls::Repeatable => &mut tally.repeating,
+            Calls::Plain => &mut tally.plain,
+        };
+        *count += 1;
         failures.extend(failed);
     }
 }
@@ -249,7 +267,7 @@ async fn show(tally: Arc<Mutex<Tally>>, begun: Moment) {
 }
 
 impl Tally {
-    fn report(mut self, took: Duration, kill: bool) -> Result {
+    fn report(mut self, took: Duration, end: End) -> Result {
         self.times.sort_unstable();
         let calls = self.times.len();
         let quantile = |percent: usize| {
@@ -260,7 +278,7 @@ impl Tally {
         println!("\n{SERVERS} servers restarted under {per_second:.0} calls per second");
         let lost = |failure: &&String| failure.contains("was lost during the call");
         let in_flight = self.plain.1.iter().filter(lost).count();
-        if kill {
+        if end == End::Killed {
             let ((repeated, unrepeated), (plain, failed)) =
                 ((self.repeating.0, self.repeating.1.len()), (self.plain.0, self.plain.1.len()));
             println!("may be repeated: calls={repeated} failed={unrepeated}");
@@ -270,7 +288,7 @@ impl Tally {
         }
         let failed = self.plain.1.len() + self.repeating.1.len();
         println!("calls={calls} failed={failed} p50={:?} p99={:?}", quantile(50), quantile(99));
-        let allowed = if kill { in_flight } else { 0 };
+        let allowed = if end == End::Killed { in_flight } else { 0 };
         if failed > allowed {
             let all = self.repeating.1.iter().chain(&self.plain.1);
             return Err(format!("{failed} calls failed, such as: {:?}", all.take(5).collect::<Vec<_>>()).into());
