@@ -396,7 +396,7 @@ async fn a_layout_without_marks_refuses_a_lock_delay() {
 
 /// The turn comes while etcd refuses requests: first to confirm the entry, then to mark its holder.
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_passes_at_the_turn_names_the_cause() {
+async fn a_deadline_at_the_turn_names_its_cause() {
     let deadline = Duration::from_secs(20);
     let delayed = LockOptions::new().lock_delay(Duration::from_secs(10));
     for (options, outage_from) in [(LockOptions::new(), Duration::ZERO), (delayed, Duration::from_secs(5))] {
@@ -429,7 +429,7 @@ async fn a_deadline_that_passes_at_the_turn_names_the_cause() {
 /// Two shared holders wait for the delay of an exclusive one whose key was deleted. One of them has the suffix of that
 /// key again, and its mark.
 #[tokio::test(start_paused = true)]
-async fn a_shared_holder_keeps_its_mark_when_another_one_removes_those_of_earlier_holders() {
+async fn a_shared_holder_keeps_its_mark_beside_others() {
     let fake = FakeEtcd::start();
     let (first, second) = (client(&fake), client(&fake));
     let delayed = |seconds| LockOptions::new().lock_delay(Duration::from_secs(seconds));

@@ -94,7 +94,7 @@ async fn a_deletion_after_a_noticed_restore_is_respected() {
 
 /// The key is read from another member, which has the deletion.
 #[tokio::test(start_paused = true)]
-async fn a_deletion_is_respected_although_its_history_is_on_a_member_that_lags() {
+async fn a_deletion_is_respected_when_a_member_lags() {
     let fake = FakeEtcd::start();
     let (etcd, _) = client(&fake);
     let registration = register_with(&etcd, "a", RegisterOptions::new().on_delete(OnDelete::Respect)).await;

@@ -86,7 +86,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
 
 /// The lease and the entry take a second each; the link fails while the position is read.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_at_a_free_lock_fails_when_the_link_is_cut_after_it_joined() {
+async fn an_attempt_fails_when_its_link_is_cut() {
     let store = MemoryStore::new();
     let client = store.client();
     client.delay(DELAY);
@@ -107,7 +107,7 @@ async fn an_attempt_at_a_free_lock_fails_when_the_link_is_cut_after_it_joined() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deadline_that_passes_in_an_outage_at_the_turn_names_its_cause() {
+async fn a_deadline_in_an_outage_names_its_cause() {
     let store = MemoryStore::new();
     let (first, second) = (store.client(), store.client());
     let name = name();

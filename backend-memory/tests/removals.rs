@@ -32,7 +32,7 @@ async fn a_failed_first_claim_leaves_newer_registrations_alone() {
 
 /// Its successor leaves before it wrote anything, so the key is still that of the abandoned registration.
 #[tokio::test(start_paused = true)]
-async fn an_abandoned_registration_that_gave_way_is_left_to_its_lease() {
+async fn an_abandoned_loser_is_left_to_its_lease() {
     let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
     let client = store.client();
     let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();

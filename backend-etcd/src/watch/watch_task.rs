@@ -252,7 +252,7 @@ impl WatchTask {
             failure => WatchEnd::Broken(failure),
         })?;
         if self.replica.as_ref().is_some_and(|replica| replica.epoch == self.epoch && revision < replica.revision) {
-            return Err(self.judge_low_read().await.into());
+            return Err(LowRead::judge(&self.conn, self.seen()).await.into());
         }
         if self.replica.is_some() && reason.is_some() {
             self.counters.count(Counter::WatchRelists);
@@ -360,7 +360,7 @@ impl WatchTask {
             }
             Outcome::Wrong(keys) => return Err(WatchEnd::Wrong(keys)),
             Outcome::WentBack => return Err(WatchEnd::WentBack),
-            Outcome::LowRead => match self.judge_low_read().await {
+            Outcome::LowRead => match LowRead::judge(&self.conn, self.seen()).await {
                 LowRead::WentBack => return Err(WatchEnd::WentBack),
                 LowRead::Stale => return Ok(()),
                 LowRead::Unknown(_) => {

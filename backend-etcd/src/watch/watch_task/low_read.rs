@@ -1,8 +1,11 @@
 //! A read of a lower revision than what is known: the store went back, or the read was stale, as those of some releases
 //! of etcd are after a pause of the process (etcd-io/etcd#20418). A write is never stale, so it decides.
 
-use super::{WatchTask, state::WatchEnd};
+use enlist::Revision;
+
+use super::state::WatchEnd;
 use crate::{
+    client::connection::Connection,
     error::{Failure, text_cause},
     session::lease_requests::revision_by_a_write,
 };
@@ -25,15 +28,15 @@ impl From<LowRead> for WatchEnd {
     }
 }
 
-impl WatchTask {
-    /// Finds out the cause of such a read by a write.
-    pub(super) async fn judge_low_read(&mut self) -> LowRead {
-        match revision_by_a_write(&self.conn).await {
-            Ok(now) if now < self.seen() => LowRead::WentBack,
-            Ok(_) => LowRead::Stale,
-            Err(failure) if failure.is_outage() => LowRead::Unknown(failure),
+impl LowRead {
+    /// Finds out by a write why a read was of a lower revision than `known`.
+    pub(super) async fn judge(conn: &Connection, known: Revision) -> Self {
+        match revision_by_a_write(conn).await {
+            Ok(now) if now < known => Self::WentBack,
+            Ok(_) => Self::Stale,
+            Err(failure) if failure.is_outage() => Self::Unknown(failure),
             // A store without space refuses writes. Without a proof the read counts.
-            Err(_) => LowRead::WentBack,
+            Err(_) => Self::WentBack,
         }
     }
 }

@@ -5,6 +5,7 @@ use etcd_client::{GetOptions, WatchResponse};
 
 use super::{
     Begin, LiveWatch, WatchTask,
+    low_read::LowRead,
     state::{MAX_SILENCES, WatchEnd},
 };
 use crate::{
@@ -78,7 +79,7 @@ impl WatchTask {
             let count = GetOptions::new().with_count_only();
             let (_, now) = self.conn.range(&self.range.start, &count).await.map_err(WatchEnd::Broken)?;
             if now < self.seen() {
-                return Err(self.judge_low_read().await.into());
+                return Err(LowRead::judge(&self.conn, self.seen()).await.into());
             }
         }
         Ok(())
@@ -91,7 +92,7 @@ impl WatchTask {
         };
         let (record, now) = self.conn.get_with_queue_writes(&self.range.start).await.map_err(WatchEnd::Broken)?;
         if now < replica.revision {
-            return Err(self.judge_low_read().await.into());
+            return Err(LowRead::judge(&self.conn, self.seen()).await.into());
         }
         if now < opened {
             // Some releases of etcd answer stale reads under stress (etcd-io/etcd#20418). The changes in between would

@@ -6,15 +6,8 @@ use std::{
     time::Duration,
 };
 
-use etcd_client::proto::{PbEvent, PbRangeRequest, PbRangeResponse, PbTxnOpRequest, PbTxnRequest, PbTxnResponse};
+use etcd_client::proto::PbEvent;
 use tokio::time::Instant;
-use tonic::Status;
-
-use super::{
-    fake_etcd::FakeEtcd,
-    state::FakeState,
-    store::{Content, Store},
-};
 
 /// Time for which [`EtcdDefect::EarlyProgress`] holds events back.
 pub(super) const LATE_EVENTS: Duration = Duration::from_secs(8);
@@ -68,7 +61,7 @@ pub enum EtcdDefect {
 
 impl EtcdDefect {
     /// Returns a release that has the defect.
-    fn release(self) -> &'static str {
+    pub(super) fn release(self) -> &'static str {
         match self {
             Self::EarlyProgress => "3.4.24",
             Self::ForgottenDeletion => "3.4.34",
@@ -84,15 +77,15 @@ impl EtcdDefect {
 #[derive(Debug, Default)]
 pub(super) struct Defects {
     present: BTreeSet<EtcdDefect>,
-    /// Content that stale reads are answered from.
-    paused: Option<Content>,
-    /// Revision of the member that opens watches.
-    applied: i64,
     /// Revoked leases whose renewals are acknowledged: their TTLs in seconds, and the times of their revocation.
     revoked: BTreeMap<i64, (i64, Instant)>,
 }
 
 impl Defects {
+    pub(super) fn set(&mut self, defect: EtcdDefect) {
+        self.present.insert(defect);
+    }
+
     pub(super) fn has(&self, defect: EtcdDefect) -> bool {
         self.present.contains(&defect)
     }
@@ -115,61 +108,5 @@ impl Defects {
     pub(super) fn forgets(&self, event: &PbEvent, revision: i64) -> bool {
         let is_deletion = event.r#type == 1 && event.kv.as_ref().is_some_and(|pair| pair.mod_revision == revision);
         is_deletion && self.has(EtcdDefect::ForgottenDeletion)
-    }
-}
-
-impl Store {
-    /// Returns the revision of the member that opens a watch. A member that lags catches up.
-    pub(super) fn open_watch(&mut self) -> i64 {
-        if !self.defects.has(EtcdDefect::OldEvents) {
-            return self.revision;
-        }
-        std::mem::replace(&mut self.defects.applied, self.revision).max(self.compacted)
-    }
-
-    /// Returns the store of the member that answers reads, if that is not this one.
-    fn paused(&self) -> Option<Self> {
-        let mut paused = Self::default();
-        paused.replace(self.defects.paused.clone()?);
-        Some(paused)
-    }
-
-    /// Answers a linearizable read.
-    pub(super) fn read(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
-        self.paused().as_ref().unwrap_or(self).range(request)
-    }
-
-    /// Answers a transaction that only reads, if a paused member does. `None`: it is answered like any other.
-    pub(super) fn read_only_txn(&self, request: &PbTxnRequest) -> Option<Result<PbTxnResponse, Status>> {
-        let mut operations = request.success.iter().chain(&request.failure);
-        let reads = operations.all(|operation| matches!(operation.request, Some(PbTxnOpRequest::RequestRange(_))));
-        Some(self.paused().filter(|_| reads)?.txn(request.clone()))
-    }
-}
-
-impl FakeEtcd {
-    /// Gives the fake a defect, until [`mend`](Self::mend), and the version of a release that has it.
-    pub fn set_defect(&self, defect: EtcdDefect) {
-        let mut store = self.shared.store();
-        defect.release().clone_into(&mut store.version);
-        store.defects.present.insert(defect);
-        match defect {
-            EtcdDefect::StaleReads => store.defects.paused = Some(store.content()),
-            EtcdDefect::OldEvents => store.defects.applied = store.revision,
-            _ => {}
-        }
-    }
-
-    /// Ends all defects. The version stays.
-    pub fn mend(&self) {
-        self.shared.store().defects = Defects::default();
-    }
-}
-
-/// Revokes a lease, as a former leader does after a renewal that the present leader acknowledged.
-pub(super) async fn revoke_as_former_leader(state: &FakeState, lease: i64) {
-    tokio::time::sleep(REVOKED_AFTER).await;
-    if state.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
-        state.change(|store| store.revoke(lease));
     }
 }

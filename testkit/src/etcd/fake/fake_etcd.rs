@@ -18,6 +18,7 @@ use tonic::{
 };
 
 use super::{
+    defects::EtcdDefect,
     link::Link,
     misbehavior::{LateWrite, Minority, Misbehavior},
     records::{KeyChange, Requests},
@@ -299,5 +300,15 @@ impl FakeEtcd {
     /// Resets the numbers of requests.
     pub fn reset_requests(&self) {
         self.shared.store().requests = Requests::default();
+    }
+
+    /// Gives the fake a defect, until [`mend`](Self::mend), and the version of a release that has it.
+    pub fn set_defect(&self, defect: EtcdDefect) {
+        self.shared.store().set_defect(defect);
+    }
+
+    /// Ends all defects. The version stays.
+    pub fn mend(&self) {
+        self.shared.store().mend();
     }
 }

@@ -7,6 +7,7 @@
 
 mod defects;
 mod fake_etcd;
+mod lagging_members;
 mod link;
 mod misbehavior;
 mod records;

@@ -26,7 +26,7 @@ use tonic::{
 };
 
 use super::{
-    defects::{EtcdDefect, revoke_as_former_leader},
+    defects::{EtcdDefect, REVOKED_AFTER},
     misbehavior::{LateWrite, Misbehavior},
     state::{Consistency, FakeState},
     watches,
@@ -287,5 +287,13 @@ impl tower::Service<http::Request<Body>> for Auth {
             let codec = tonic_prost::ProstCodec::<PbAuthenticateResponse, PbAuthenticateRequest>::default();
             Ok(tonic::server::Grpc::new(codec).unary(authenticate, request).await)
         })
+    }
+}
+
+/// Revokes a lease, as a former leader does after a renewal that the present leader acknowledged.
+async fn revoke_as_former_leader(state: &FakeState, lease: i64) {
+    tokio::time::sleep(REVOKED_AFTER).await;
+    if state.store().defects.has(EtcdDefect::FormerLeaderRevokes) {
+        state.change(|store| store.revoke(lease));
     }
 }

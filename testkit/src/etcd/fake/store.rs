@@ -53,6 +53,16 @@ pub(super) struct Store {
     /// Reads and transactions are refused.
     pub(super) denies: bool,
     pub(super) defects: Defects,
+    pub(super) lagging: Lagging,
+}
+
+/// Members that lag, for defects that show them.
+#[derive(Debug, Default)]
+pub(super) struct Lagging {
+    /// Content of the paused member that answers reads.
+    pub(super) paused: Option<Content>,
+    /// Revision of the member that opens watches.
+    pub(super) applied: i64,
 }
 
 /// Content of a store: the part that a snapshot of etcd has.

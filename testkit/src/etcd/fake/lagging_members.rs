@@ -1,0 +1,51 @@
+//! Answers of members that lag, for defects of etcd that show them.
+
+use etcd_client::proto::{PbRangeRequest, PbRangeResponse, PbTxnOpRequest, PbTxnRequest, PbTxnResponse};
+use tonic::Status;
+
+use super::{defects::EtcdDefect, store::Store};
+
+impl Store {
+    /// Gives the store a defect.
+    pub(super) fn set_defect(&mut self, defect: EtcdDefect) {
+        defect.release().clone_into(&mut self.version);
+        self.defects.set(defect);
+        match defect {
+            EtcdDefect::StaleReads => self.lagging.paused = Some(self.content()),
+            EtcdDefect::OldEvents => self.lagging.applied = self.revision,
+            _ => {}
+        }
+    }
+
+    /// Ends all defects.
+    pub(super) fn mend(&mut self) {
+        (self.defects, self.lagging) = Default::default();
+    }
+
+    /// Returns the revision of the member that opens a watch. A member that lags catches up.
+    pub(super) fn open_watch(&mut self) -> i64 {
+        if !self.defects.has(EtcdDefect::OldEvents) {
+            return self.revision;
+        }
+        std::mem::replace(&mut self.lagging.applied, self.revision).max(self.compacted)
+    }
+
+    /// Returns the store of the member that answers reads, if that is not this one.
+    fn paused(&self) -> Option<Self> {
+        let mut paused = Self::default();
+        paused.replace(self.lagging.paused.clone()?);
+        Some(paused)
+    }
+
+    /// Answers a linearizable read.
+    pub(super) fn read(&self, request: &PbRangeRequest) -> Result<PbRangeResponse, Status> {
+        self.paused().as_ref().unwrap_or(self).range(request)
+    }
+
+    /// Answers a transaction that only reads, if a paused member does. `None`: it is answered like any other.
+    pub(super) fn read_only_txn(&self, request: &PbTxnRequest) -> Option<Result<PbTxnResponse, Status>> {
+        let mut operations = request.success.iter().chain(&request.failure);
+        let reads = operations.all(|operation| matches!(operation.request, Some(PbTxnOpRequest::RequestRange(_))));
+        Some(self.paused().filter(|_| reads)?.txn(request.clone()))
+    }
+}
