@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     for id in ["greeter-1", "greeter-2"].iter().filter(|_| !stays) {
         let backend = store.client().await?;
         servers.spawn(async move {
-            let bound = greeter::bind(Some(id)).await?;
+            let bound = greeter::bind(Some(id), None).await?;
             let stop: greeter::Stop = Box::pin(std::future::pending());
             greeter::serve(&*backend, bound, RegisterOptions::new(), Some(stop)).await.map(|_| ())
         });

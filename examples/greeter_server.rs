@@ -14,13 +14,13 @@
 use std::{error::Error, time::Duration};
 
 use enlist::RegisterOptions;
-use enlist_examples::{Store, flag, greeter};
+use enlist_examples::{Store, endpoint_protocol, flag, greeter};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let backend = Store::from_args()?.client().await?;
     // The id is the address, because kitex, go-kit and etcd's naming identify instances by it.
-    let (listener, instance) = greeter::bind(None).await?;
+    let (listener, instance) = greeter::bind(None, endpoint_protocol()?).await?;
     let ends: greeter::Stop = Box::pin(tokio::time::sleep(Duration::from_secs(1)));
     let stop = (!flag("--etcd")).then_some(ends);
     println!("serving as {}", instance.id());

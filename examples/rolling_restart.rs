@@ -111,7 +111,7 @@ async fn serve(store: &Store, id: &str, stop: Option<greeter::Stop>) -> Result {
     let backend = store.client().await?;
     // The next server under this id takes over the key of a killed one.
     let options = RegisterOptions::new().ttl(Duration::from_secs(5)).owner(id);
-    greeter::serve(&*backend, greeter::bind(Some(id)).await?, options, stop).await?.deregistered?;
+    greeter::serve(&*backend, greeter::bind(Some(id), None).await?, options, stop).await?.deregistered?;
     Ok(())
 }
 

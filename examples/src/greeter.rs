@@ -50,18 +50,24 @@ pub fn router(from: impl Into<String>, thinks: Duration) -> tonic::transport::se
 pub type Stop = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Returns a listener at a free port, and the instance at its address. Without an `id` the id is the address, as
-/// layouts with keys by address expect.
+/// layouts with keys by address expect. With a `protocol`, the endpoint names it.
 ///
 /// # Errors
 ///
-/// If no port is free, or the id is invalid.
+/// If no port is free, or the id or the protocol is invalid.
 ///
 /// # Cancel safety
 ///
 /// Dropping the future leaves nothing behind.
-pub async fn bind(id: Option<&str>) -> Result<(TcpListener, Instance), Box<dyn Error + Send + Sync>> {
+pub async fn bind(
+    id: Option<&str>,
+    protocol: Option<&str>,
+) -> Result<(TcpListener, Instance), Box<dyn Error + Send + Sync>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let (endpoint, _) = advertise(listener.local_addr()?)?;
+    let (mut endpoint, _) = advertise(listener.local_addr()?)?;
+    if let Some(protocol) = protocol {
+        endpoint = endpoint.with_protocol(protocol)?;
+    }
     let instance = match id {
         Some(id) => Instance::new(InstanceId::parse(id)?, [endpoint])?,
         None => Instance::at([endpoint])?,

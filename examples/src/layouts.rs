@@ -1,7 +1,7 @@
 //! Layouts of the examples, by name.
 
 use enlist::Error;
-use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming, GoKit, Kitex, Kratos};
+use enlist_etcd::{Etcd, EtcdBuilder, EtcdNaming, GoKit, GoZero, Kitex, Kratos};
 
 /// Returns a builder for this etcd with the layout `layout` (default: the native one) and the prefix `prefix` (default:
 /// that of the layout).
@@ -17,8 +17,12 @@ pub(crate) fn builder(endpoint: &str, layout: Option<&str>, prefix: Option<&str>
         ("kratos", None) => etcd.layout(Kratos::default()),
         ("kratos", Some(prefix)) => etcd.layout(Kratos::with_namespace(prefix)?),
         ("etcd-naming", None) => etcd.layout(EtcdNaming::default()),
-        ("etcd-naming", Some(_)) => return Err(Error::invalid_config("--prefix", "etcd-naming has none")),
-        _ => return Err(Error::invalid_config("--layout", "expected native, kitex, go-kit, kratos or etcd-naming")),
+        ("go-zero", None) => etcd.layout(GoZero),
+        ("etcd-naming" | "go-zero", Some(_)) => return Err(Error::invalid_config("--prefix", "this layout has none")),
+        _ => {
+            let expected = "expected native, kitex, go-kit, go-zero, kratos or etcd-naming";
+            return Err(Error::invalid_config("--layout", expected));
+        }
     })
 }
 
@@ -35,6 +39,8 @@ mod tests {
             (Some("go-kit"), Some("/services/"), Ok("go-kit")),
             (Some("kratos"), None, Ok("kratos")),
             (Some("etcd-naming"), None, Ok("etcd-naming")),
+            (Some("go-zero"), None, Ok("go-zero")),
+            (Some("go-zero"), Some("mine"), Err("--prefix")),
             (Some("etcd-naming"), Some("mine"), Err("--prefix")),
             (Some("go-kit"), Some("/services"), Err("prefix")),
             (Some("kite"), None, Err("--layout")),

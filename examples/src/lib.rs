@@ -75,6 +75,16 @@ fn option(name: &str) -> Result<Option<String>, String> {
     Ok(Some(value.ok_or_else(|| format!("{name} needs a value"))?))
 }
 
+/// Returns the protocol that the endpoints of a gRPC server name in the layout `--layout`: clients of kratos connect
+/// only to endpoints that begin with `grpc://`, and the other libraries expect an address alone.
+///
+/// # Errors
+///
+/// If `--layout` has no value.
+pub fn endpoint_protocol() -> Result<Option<&'static str>, String> {
+    Ok(option("--layout")?.filter(|layout| layout == "kratos").map(|_| "grpc"))
+}
+
 /// Returns `true` if `flag` is on the command line.
 pub fn flag(flag: &str) -> bool {
     env::args().any(|arg| arg == flag)
