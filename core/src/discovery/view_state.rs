@@ -163,12 +163,11 @@ impl Listed {
     }
 
     fn next_publication(&self, debounce: Duration, now: Now) -> Option<Instant> {
-        let change = match self.pending {
-            Pending::Change => Some(self.published.map_or(now.instant, |published| published + debounce)),
-            Pending::Nothing => None,
-        };
-        let hold = self.protection.expires_in(&self.snapshot, now.moment).map(|remaining| now.instant + remaining);
-        [change, hold].into_iter().flatten().min()
+        let earliest = self.published.map_or(now.instant, |published| published + debounce);
+        let change = (self.pending == Pending::Change).then_some(earliest);
+        let hold = self.protection.expires_in(&self.snapshot, now.moment);
+        let hold = hold.map(|remaining| earliest.max(now.instant + remaining));
+        change.into_iter().chain(hold).min()
     }
 
     fn publication(&mut self, debounce: Duration, now: Now) -> Option<Step> {
@@ -309,5 +308,21 @@ mod tests {
         pass(hold).await;
         assert_eq!(published(&mut state), Some((0, Backing::Proven, true)));
         assert_eq!(state.next_step(DEBOUNCE, Now::read()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_that_ends_within_the_debounce_waits() {
+        let mut state = started();
+        let hold = options().hold;
+        let earlier = Now { instant: Instant::now(), moment: Moment::ago(hold) };
+        state.list(snapshot(&["a"]), live(), &options(), earlier);
+        assert!(state.step(DEBOUNCE, earlier).is_some());
+        pass(DEBOUNCE).await;
+        let earlier = Now { instant: Instant::now(), moment: earlier.moment };
+        state.list(snapshot(&[]), live(), &options(), earlier);
+        assert!(state.step(DEBOUNCE, earlier).is_some(), "held");
+        let now = Now::read();
+        assert!(state.step(DEBOUNCE, now).is_none());
+        assert_eq!(state.next_step(DEBOUNCE, now), Some(earlier.instant + DEBOUNCE), "not at once, again and again");
     }
 }
