@@ -13,7 +13,7 @@ use enlist::{
     Change, Directory, DirectoryOptions, Endpoint, Entry, Epoch, Error, Event, Health, Instance, InstanceId, Moment,
     Namespace, PickError, Picker, Policy, Presence, RegisterOptions, Registration, Registry, Resolver, Revision,
     ServiceName, ServiceRef, ServiceView, Snapshot, Watcher,
-    backend::{LONGEST, Publisher, ServiceWatcher},
+    backend::{LONGEST, Publisher, ServiceWatcher, SnapshotBuilder},
 };
 use enlist_memory::{MemoryClient, MemoryStore};
 
@@ -88,9 +88,9 @@ impl Published {
             let instance = Instance::new(InstanceId::parse(id).expect("a valid id"), [endpoint]).expect("one endpoint");
             Arc::new(Entry::new(instance, revision, revision))
         };
-        let mut snapshot = Snapshot::empty(service(), revision, Epoch::default());
+        let mut snapshot = SnapshotBuilder::new(service(), revision, Epoch::default());
         snapshot.patch(ids.iter().map(entry));
-        snapshot
+        snapshot.build()
     }
 }
 

@@ -17,6 +17,7 @@ use enlist::{
     Change, Directory, DirectoryOptions, Ejection, Endpoint, Entry, Epoch, Error, Filter, Freshness, Instance,
     InstanceId, Moment, Namespace, PickError, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions,
     Registration, Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    backend::SnapshotBuilder,
 };
 use enlist_memory::MemoryStore;
 
@@ -502,9 +503,9 @@ struct Quiet {
 #[async_trait]
 impl Resolver for Quiet {
     async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
-        let mut snapshot = Snapshot::empty(service.clone(), Revision::new(1), Epoch::default());
+        let mut snapshot = SnapshotBuilder::new(service.clone(), Revision::new(1), Epoch::default());
         snapshot.insert(Arc::new(Entry::new(instance("a"), Revision::new(1), Revision::new(1))));
-        Ok(snapshot)
+        Ok(snapshot.build())
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
     RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
-    backend::{RawCell, Subscriber, Update, check_prefix, check_value, stand_in, wait_for_start},
+    backend::{RawCell, RawSnapshotBuilder, Subscriber, Update, check_prefix, check_value, stand_in, wait_for_start},
 };
 
 use crate::{
@@ -28,9 +28,9 @@ impl RawValues for Etcd {
         let range = KeyRange::prefix(prefix);
         let listed = self.session.discovery.conn.list(&range).await;
         let (records, revision) = listed.map_err(|failure| failure.into_error(&range.describe()))?;
-        let mut snapshot = RawSnapshot::empty(revision, Epoch::default());
+        let mut snapshot = RawSnapshotBuilder::new(revision, Epoch::default());
         snapshot.patch(records.iter().map(entry));
-        Ok(snapshot)
+        Ok(snapshot.build())
     }
 
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error> {
@@ -69,7 +69,10 @@ struct EtcdPrefixWatcher {
 impl RawWatcher for EtcdPrefixWatcher {
     async fn next(&mut self) -> Result<RawChange, Error> {
         let Update { value, before, freshness, .. } = self.reader.next().await?;
-        let mut snapshot = self.seen.clone().unwrap_or_else(|| RawSnapshot::empty(value.revision, value.epoch));
+        let mut snapshot = match &self.seen {
+            Some(seen) => RawSnapshotBuilder::from(seen.clone()),
+            None => RawSnapshotBuilder::new(value.revision, value.epoch),
+        };
         for difference in value.differences(before.as_ref()) {
             match difference {
                 Difference::Present(record) => snapshot.insert(entry(record)),
@@ -77,6 +80,7 @@ impl RawWatcher for EtcdPrefixWatcher {
             }
         }
         snapshot.advance(value.revision, value.epoch);
+        let snapshot = snapshot.build();
         let before = self.seen.replace(snapshot.clone());
         Ok(RawChange::new(before.as_ref(), snapshot, freshness))
     }

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use enlist::{
     Change, Entry, Error, Freshness, Health, InstanceId, LeaseId, Namespace, Resolver, Revision, ServiceName,
     ServiceRef, Snapshot, Watcher,
-    backend::{Interner, Subscriber, Update},
+    backend::{Interner, SnapshotBuilder, Subscriber, Update},
 };
 use foldhash::fast::RandomState;
 
@@ -183,7 +183,7 @@ pub(crate) struct Projection {
     by_key: HashMap<Arc<[u8]>, Arc<Entry>, RandomState>,
     /// In layouts with one key per lease: the keys of one instance, by its endpoints, oldest first.
     keys_by_endpoint: BTreeMap<String, KeysOfInstance>,
-    snapshot: Option<Snapshot>,
+    snapshot: Option<SnapshotBuilder>,
     /// Deleted instances whose leases tell the cause.
     undecided: Undecided,
     interner: Interner,
@@ -208,7 +208,7 @@ impl Projection {
 
     /// Returns the snapshot of `replica`. `before`: the replica of the previous call.
     pub(crate) fn follow(&mut self, before: Option<&Replica>, replica: &Replica) -> Snapshot {
-        let empty = || Snapshot::empty(self.service.clone(), replica.revision, replica.epoch);
+        let empty = || SnapshotBuilder::new(self.service.clone(), replica.revision, replica.epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         let differences = replica.differences(before);
         if before.is_none() {
@@ -223,8 +223,8 @@ impl Projection {
                 Difference::Gone(key) => {
                     let gone = self.deletion_cause(before, replica, key);
                     self.drop_key(&mut snapshot, key);
-                    match gone.filter(|(id, _)| snapshot.get(id).is_none()) {
-                        Some((id, DeletionCause::Removed)) => snapshot.leave(&id),
+                    match gone.filter(|(id, _)| snapshot.snapshot().get(id).is_none()) {
+                        Some((id, DeletionCause::Removed)) => snapshot.depart(&id),
                         Some((id, DeletionCause::RemovedIfAlive(lease))) => self.undecided.add(id, lease),
                         Some((_, DeletionCause::Lost)) => self.undecided.forget(),
                         None => {}
@@ -233,13 +233,13 @@ impl Projection {
             }
         }
         snapshot.advance(replica.revision, replica.epoch);
-        self.snapshot.insert(snapshot).clone()
+        self.snapshot.insert(snapshot).build()
     }
 
     /// Returns the leases to read. None while the service is not empty, because then nothing depends on them.
     fn undecided(&self) -> Vec<LeaseId> {
         match &self.snapshot {
-            Some(snapshot) if snapshot.is_empty() => self.undecided.leases(),
+            Some(snapshot) if snapshot.snapshot().is_empty() => self.undecided.leases(),
             Some(_) | None => Vec::new(),
         }
     }
@@ -248,11 +248,11 @@ impl Projection {
     fn decide(&mut self, alive: &[LeaseId]) -> Option<Snapshot> {
         let snapshot = self.snapshot.as_mut()?;
         for id in self.undecided.decide(alive) {
-            if snapshot.get(&id).is_none() {
-                snapshot.leave(&id);
+            if snapshot.snapshot().get(&id).is_none() {
+                snapshot.depart(&id);
             }
         }
-        Some(snapshot.clone())
+        Some(snapshot.build())
     }
 
     /// Returns the instance of a deleted key, and the cause of the deletion.
@@ -299,7 +299,7 @@ impl Projection {
         }
     }
 
-    fn put(&mut self, snapshot: &mut Snapshot, key: &Arc<[u8]>, entry: Arc<Entry>) {
+    fn put(&mut self, snapshot: &mut SnapshotBuilder, key: &Arc<[u8]>, entry: Arc<Entry>) {
         if self.layout.identity() == Identity::Id {
             let before = self.by_key.insert(Arc::clone(key), Arc::clone(&entry));
             if let Some(before) = before.filter(|before| before.instance().id() != entry.instance().id()) {
@@ -325,7 +325,7 @@ impl Projection {
         snapshot.insert(entry);
     }
 
-    fn drop_key(&mut self, snapshot: &mut Snapshot, key: &Arc<[u8]>) {
+    fn drop_key(&mut self, snapshot: &mut SnapshotBuilder, key: &Arc<[u8]>) {
         let Some(entry) = self.by_key.remove(key) else {
             return;
         };

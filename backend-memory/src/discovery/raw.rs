@@ -6,7 +6,7 @@ use std::{fmt::Write, sync::Arc};
 use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Namespace, RawEntry, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
-    backend::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in, wait_for_start},
+    backend::{PrefixWatcher, RawCell, RawSnapshotBuilder, check_prefix, check_value, stand_in, wait_for_start},
 };
 
 use crate::{
@@ -75,7 +75,7 @@ struct PrefixState {
     group: Group,
     /// In hexadecimal digits.
     prefix: Arc<str>,
-    snapshot: Option<RawSnapshot>,
+    snapshot: Option<RawSnapshotBuilder>,
 }
 
 impl PrefixState {
@@ -88,15 +88,15 @@ impl WatchedState for PrefixState {
     type Value = RawSnapshot;
 
     fn relist(&mut self, store: &Store, epoch: Epoch) -> RawSnapshot {
-        let mut snapshot = self.snapshot.take().unwrap_or_else(|| RawSnapshot::empty(store.revision(), epoch));
+        let mut snapshot = self.snapshot.take().unwrap_or_else(|| RawSnapshotBuilder::new(store.revision(), epoch));
         let under = store.range(&self.group).filter(|(key, _)| key.member.starts_with(&*self.prefix));
         snapshot.patch(under.filter_map(|(key, record)| entry(key, record)));
         snapshot.advance(store.revision(), epoch);
-        self.snapshot.insert(snapshot).clone()
+        self.snapshot.insert(snapshot).build()
     }
 
     fn apply(&mut self, store: &Store, changes: &mut dyn Iterator<Item = &KeyChange>) -> RawSnapshot {
-        let empty = || RawSnapshot::empty(store.revision(), Epoch::default());
+        let empty = || RawSnapshotBuilder::new(store.revision(), Epoch::default());
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         let mut touched = false;
         let under = |key: &Key| key.group == self.group && key.member.starts_with(&*self.prefix);
@@ -109,9 +109,9 @@ impl WatchedState for PrefixState {
         }
         // A change of other keys is no news.
         if touched {
-            snapshot.advance(store.revision(), snapshot.epoch());
+            snapshot.advance(store.revision(), snapshot.snapshot().epoch());
         }
-        self.snapshot.insert(snapshot).clone()
+        self.snapshot.insert(snapshot).build()
     }
 }
 

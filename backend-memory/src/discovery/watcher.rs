@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, TaskOwner, Watcher,
-    backend::{Publisher, ServiceWatcher},
+    backend::{Publisher, ServiceWatcher, SnapshotBuilder},
 };
 
 use crate::{
@@ -148,7 +148,7 @@ impl<S: WatchedState> Follower<S> {
 struct ServiceState {
     service: ServiceRef,
     group: Group,
-    snapshot: Option<Snapshot>,
+    snapshot: Option<SnapshotBuilder>,
     defect: Option<Defect>,
 }
 
@@ -156,29 +156,29 @@ impl WatchedState for ServiceState {
     type Value = Snapshot;
 
     fn relist(&mut self, store: &Store, epoch: Epoch) -> Snapshot {
-        let empty = || Snapshot::empty(self.service.clone(), store.revision(), epoch);
+        let empty = || SnapshotBuilder::new(self.service.clone(), store.revision(), epoch);
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         snapshot.patch(entries(store, &self.group, self.defect));
         snapshot.advance(store.revision(), epoch);
-        self.snapshot.insert(snapshot).clone()
+        self.snapshot.insert(snapshot).build()
     }
 
     fn apply(&mut self, store: &Store, changes: &mut dyn Iterator<Item = &KeyChange>) -> Snapshot {
-        let empty = || Snapshot::empty(self.service.clone(), store.revision(), Epoch::default());
+        let empty = || SnapshotBuilder::new(self.service.clone(), store.revision(), Epoch::default());
         let mut snapshot = self.snapshot.take().unwrap_or_else(empty);
         let mut touched = false;
         for change in changes.filter(|change| change.key.group == self.group) {
             touched = true;
             match change.record.as_ref().and_then(Record::entry) {
                 Some(entry) => snapshot.insert(Arc::new(entry)),
-                None if change.departure.is_some() => snapshot.leave(&change.key.id()),
+                None if change.departure.is_some() => snapshot.depart(&change.key.id()),
                 None => snapshot.remove(&change.key.id()),
             }
         }
         // A change of another service is not reported: the snapshot keeps its revision, so no reader wakes.
         if touched {
-            snapshot.advance(store.revision(), snapshot.epoch());
+            snapshot.advance(store.revision(), snapshot.snapshot().epoch());
         }
-        self.snapshot.insert(snapshot).clone()
+        self.snapshot.insert(snapshot).build()
     }
 }

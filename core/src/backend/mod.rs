@@ -1,5 +1,6 @@
-//! Building blocks for backends: the publisher of snapshots, the decisions of a registration, claims of keys within a
-//! process, the task of a contender, and the terms of leases. Begin with `reconcile.rs`, for locks with `contender.rs`.
+//! Building blocks for backends: the publisher of snapshots and their builders, the decisions of a registration, claims
+//! of keys within a process, the task of a contender, and the terms of leases. Begin with `reconcile.rs`, for locks
+//! with `contender.rs`.
 
 pub mod contender;
 pub(crate) mod departures;
@@ -22,6 +23,7 @@ pub mod registration_flow;
 pub(crate) mod registry_results;
 pub(crate) mod renewal;
 pub(crate) mod retries;
+pub(crate) mod snapshot_builder;
 
 #[doc(inline)]
 pub use self::{
@@ -43,6 +45,7 @@ pub use self::{
     registry_results::{evicted, granted_lease},
     renewal::{Renewal, RenewalReply},
     retries::{audit_due, gives_up_after, reregistration_window},
+    snapshot_builder::{RawSnapshotBuilder, SnapshotBuilder},
 };
 #[doc(inline)]
 pub use crate::{

@@ -138,7 +138,7 @@ mod tests {
         fn leave(&mut self, ids: &[&str]) -> Vec<(String, Presence)> {
             self.change(|listed| {
                 for id in ids {
-                    listed.leave(&InstanceId::parse(id).unwrap());
+                    listed.depart(&InstanceId::parse(id).unwrap());
                 }
             })
         }
@@ -208,7 +208,7 @@ mod tests {
         case.lose(&["a"]);
         let shown = case.change(|listed| {
             for id in ["a", "b"] {
-                listed.leave(&InstanceId::parse(id).unwrap());
+                listed.depart(&InstanceId::parse(id).unwrap());
             }
         });
         assert!(shown.is_empty(), "{shown:?}");

@@ -10,8 +10,8 @@ use crate::model::{
     revision::{Epoch, Revision},
 };
 
-/// Maximum number of remembered departures. What is forgotten counts as dead, which is the careful side.
-const MAX_LEFT: usize = 1024;
+/// Maximum number of remembered departures. Evicted entries are conservatively treated as crashed.
+const MAX_DEPARTED: usize = 1024;
 
 /// All instances of a service at one revision. Cheap to clone; clones share their structure.
 #[derive(Clone)]
@@ -20,14 +20,14 @@ pub struct Snapshot {
     revision: Revision,
     epoch: Epoch,
     entries: OrdMap<InstanceId, Arc<Entry>>,
-    /// Instances that left in order and are not back.
-    left: OrdSet<InstanceId>,
+    /// Instances that departed and are not back.
+    departed: OrdSet<InstanceId>,
 }
 
 impl Snapshot {
     /// An empty snapshot of `service` at `revision`.
-    pub fn empty(service: ServiceRef, revision: Revision, epoch: Epoch) -> Self {
-        Self { service, revision, epoch, entries: OrdMap::new(), left: OrdSet::new() }
+    pub(crate) fn empty(service: ServiceRef, revision: Revision, epoch: Epoch) -> Self {
+        Self { service, revision, epoch, entries: OrdMap::new(), departed: OrdSet::new() }
     }
 
     /// The service.
@@ -69,7 +69,7 @@ impl Snapshot {
     /// ran out or was revoked. Without a mark for that in its layout it is known only of the last instances of a
     /// service, by a watcher that is read while their leases are alive.
     pub fn departed(&self, id: &InstanceId) -> bool {
-        self.left.contains(id)
+        self.departed.contains(id)
     }
 
     /// The changes that lead from `older` to this snapshot, in the order of ids.
@@ -94,41 +94,40 @@ impl Snapshot {
         self.entries().cloned().map(Event::Added).collect()
     }
 
-    /// For backends: moves on to `revision` and `epoch`.
-    pub fn advance(&mut self, revision: Revision, epoch: Epoch) {
+    /// Sets the revision and the epoch.
+    pub(crate) fn advance(&mut self, revision: Revision, epoch: Epoch) {
         self.revision = revision;
         self.epoch = epoch;
     }
 
-    /// For backends: adds or replaces one entry.
-    pub fn insert(&mut self, entry: Arc<Entry>) {
-        self.left.remove(entry.instance().id());
+    /// Adds or replaces one entry.
+    pub(crate) fn insert(&mut self, entry: Arc<Entry>) {
+        self.departed.remove(entry.instance().id());
         self.entries.insert(entry.instance().id().clone(), entry);
     }
 
-    /// For backends: removes one entry.
-    pub fn remove(&mut self, id: &InstanceId) {
+    /// Removes one entry whose lease expired or was revoked.
+    pub(crate) fn remove(&mut self, id: &InstanceId) {
         self.entries.remove(id);
     }
 
-    /// For backends: removes one entry that left in order.
-    pub fn leave(&mut self, id: &InstanceId) {
+    /// Removes one entry that departed, see [`departed`](Self::departed).
+    pub(crate) fn depart(&mut self, id: &InstanceId) {
         self.entries.remove(id);
-        if self.left.len() >= MAX_LEFT {
-            self.left.clear();
+        if self.departed.len() >= MAX_DEPARTED {
+            self.departed.clear();
         }
-        self.left.insert(id.clone());
+        self.departed.insert(id.clone());
     }
 
-    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an
-    /// older snapshot stays cheap.
-    pub fn patch(&mut self, entries: impl IntoIterator<Item = Arc<Entry>>) {
+    /// Replaces the entries. Equal entries are left untouched, so a difference to an older snapshot stays cheap.
+    pub(crate) fn patch(&mut self, entries: impl IntoIterator<Item = Arc<Entry>>) {
         let mut gone = self.entries.clone();
         for entry in entries {
             let id = entry.instance().id().clone();
             let unchanged = gone.remove(&id).is_some_and(|old| old == entry);
             if !unchanged {
-                self.left.remove(&id);
+                self.departed.remove(&id);
                 self.entries.insert(id, entry);
             }
         }

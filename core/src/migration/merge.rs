@@ -32,13 +32,13 @@ pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &
         }
         addresses.extend(own_addresses);
     }
-    let left: Vec<InstanceId> = merged
+    let departed: Vec<InstanceId> = merged
         .entries()
         .map(|entry| entry.instance().id().clone())
         .filter(|id| !ids.contains(id) && snapshots.iter().any(|snapshot| snapshot.departed(id)))
         .collect();
-    for id in left {
-        merged.leave(&id);
+    for id in departed {
+        merged.depart(&id);
     }
     merged.patch(entries);
     let revision = snapshots.iter().map(Snapshot::revision).min().unwrap_or_default();

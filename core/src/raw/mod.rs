@@ -2,7 +2,7 @@
 //! Snapshots and watches of a subtree are the same for whatever else stores bytes by key. Compare [`crate::Snapshot`],
 //! which holds instances.
 
-mod snapshot;
+pub(crate) mod snapshot;
 
 use std::{
     fmt,

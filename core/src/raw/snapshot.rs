@@ -59,7 +59,7 @@ pub struct RawSnapshot {
 
 impl RawSnapshot {
     /// An empty snapshot at `revision`.
-    pub fn empty(revision: Revision, epoch: Epoch) -> Self {
+    pub(crate) fn empty(revision: Revision, epoch: Epoch) -> Self {
         Self { revision, epoch, entries: OrdMap::new() }
     }
 
@@ -115,24 +115,23 @@ impl RawSnapshot {
         self.entries().cloned().map(RawEvent::Added).collect()
     }
 
-    /// For backends: moves on to `revision` and `epoch`.
-    pub fn advance(&mut self, revision: Revision, epoch: Epoch) {
+    /// Sets the revision and the epoch.
+    pub(crate) fn advance(&mut self, revision: Revision, epoch: Epoch) {
         (self.revision, self.epoch) = (revision, epoch);
     }
 
-    /// For backends: adds or replaces one entry.
-    pub fn insert(&mut self, entry: RawEntry) {
+    /// Adds or replaces one entry.
+    pub(crate) fn insert(&mut self, entry: RawEntry) {
         self.entries.insert(Arc::clone(&entry.key), Arc::new(entry));
     }
 
-    /// For backends: removes one entry.
-    pub fn remove(&mut self, key: &[u8]) {
+    /// Removes one entry.
+    pub(crate) fn remove(&mut self, key: &[u8]) {
         self.entries.remove(key);
     }
 
-    /// For backends: makes the entries equal to `entries` by touching only what differs, so that a difference to an
-    /// older snapshot stays cheap.
-    pub fn patch(&mut self, entries: impl IntoIterator<Item = RawEntry>) {
+    /// Replaces the entries. Equal entries are left untouched, so a difference to an older snapshot stays cheap.
+    pub(crate) fn patch(&mut self, entries: impl IntoIterator<Item = RawEntry>) {
         let mut gone = self.entries.clone();
         for entry in entries {
             if gone.remove(&entry.key).is_none_or(|old| *old != entry) {

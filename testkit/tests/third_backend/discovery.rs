@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Entry, Epoch, Error, Moment, Namespace, Resolver, Revision, ServiceName, ServiceRef, Snapshot, TaskOwner, Watcher,
-    backend::{Publisher, ServiceWatcher},
+    backend::{Publisher, ServiceWatcher, SnapshotBuilder},
 };
 
 use crate::{
@@ -17,23 +17,23 @@ use crate::{
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Updates `snapshot` to the current list of `service`. Unchanged entries stay shared with earlier snapshots.
-fn list(data: &Data, service: &ServiceRef, snapshot: &mut Snapshot) {
-    let before = snapshot.clone();
+fn list(data: &Data, service: &ServiceRef, snapshot: &mut SnapshotBuilder) {
+    let before = snapshot.build();
     for (_, id) in data.departed.iter().filter(|(of, id)| of == service && before.get(id).is_some()) {
-        snapshot.leave(id);
+        snapshot.depart(id);
     }
     let entry =
         |(_, record): (_, &Record)| Entry::new((*record.value.instance).clone(), record.created, record.modified);
     snapshot.patch(data.of(service).map(entry).map(Arc::new));
-    let went_back = snapshot.epoch() != Epoch::new(data.epoch);
+    let went_back = snapshot.snapshot().epoch() != Epoch::new(data.epoch);
     // A change of another service advances nothing, so that it wakes no reader.
-    if went_back || !snapshot.diff(&before).is_empty() {
+    if went_back || !snapshot.snapshot().diff(&before).is_empty() {
         snapshot.advance(Revision::new(data.revision), Epoch::new(data.epoch));
     }
 }
 
-fn empty(data: &Data, service: &ServiceRef) -> Snapshot {
-    Snapshot::empty(service.clone(), Revision::new(data.revision), Epoch::new(data.epoch))
+fn empty(data: &Data, service: &ServiceRef) -> SnapshotBuilder {
+    SnapshotBuilder::new(service.clone(), Revision::new(data.revision), Epoch::new(data.epoch))
 }
 
 /// Publishes the list of `service` after each change, for ever. The publisher conflates for slow readers and computes
@@ -46,7 +46,7 @@ async fn follow(link: Arc<Link>, service: ServiceRef, publisher: Arc<Publisher<S
         let listed = link.ask(|data| {
             let snapshot = snapshot.get_or_insert_with(|| empty(data, &service));
             list(data, &service, snapshot);
-            snapshot.clone()
+            snapshot.build()
         });
         match listed {
             Ok(snapshot) => publisher.publish(snapshot, asked),
@@ -67,7 +67,7 @@ impl Resolver for MapClient {
         self.ask(|data| {
             let mut snapshot = empty(data, service);
             list(data, service, &mut snapshot);
-            snapshot
+            snapshot.build()
         })
     }
 

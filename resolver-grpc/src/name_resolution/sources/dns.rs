@@ -5,7 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher, backend::LONGEST,
+    Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    backend::{LONGEST, SnapshotBuilder},
 };
 use tokio::time::{Instant, timeout};
 
@@ -91,9 +92,9 @@ impl Dns {
 impl Resolver for Dns {
     async fn resolve(&self, service: &ServiceRef) -> Result<Snapshot, Error> {
         let first = Revision::new(1);
-        let mut snapshot = Snapshot::empty(service.clone(), first, Epoch::default());
+        let mut snapshot = SnapshotBuilder::new(service.clone(), first, Epoch::default());
         snapshot.patch(self.entries(service, first).await?);
-        Ok(snapshot)
+        Ok(snapshot.build())
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
@@ -138,21 +139,23 @@ impl DnsWatcher {
         self.proof.renew(asked);
         let freshness = Freshness::Live { proof: self.proof.clone() };
         let Some(delivered) = &self.delivered else {
-            let mut snapshot = Snapshot::empty(self.service.clone(), Revision::new(1), Epoch::default());
+            let mut snapshot = SnapshotBuilder::new(self.service.clone(), Revision::new(1), Epoch::default());
             snapshot.patch(entries);
+            let snapshot = snapshot.build();
             self.delivered = Some(snapshot.clone());
             return Some(Change { events: snapshot.as_added(), snapshot, freshness });
         };
-        let mut snapshot = delivered.clone();
+        let mut snapshot = SnapshotBuilder::from(delivered.clone());
         // An address that stays keeps its entry.
         snapshot.patch(entries.into_iter().map(|entry| known(delivered, &entry).unwrap_or(entry)));
-        let events = snapshot.diff(delivered);
+        let events = snapshot.snapshot().diff(delivered);
         if events.is_empty() && was_live {
             return None;
         }
         if !events.is_empty() {
             snapshot.advance(next(delivered.revision()), Epoch::default());
         }
+        let snapshot = snapshot.build();
         self.delivered = Some(snapshot.clone());
         Some(Change { snapshot, events, freshness })
     }

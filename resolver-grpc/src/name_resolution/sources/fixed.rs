@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use enlist::{
     Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher,
+    Revision, ServiceName, ServiceRef, Snapshot, Watcher, backend::SnapshotBuilder,
 };
 
 /// Interval at which the fixed list renews the proof of its freshness.
@@ -33,9 +33,9 @@ impl Fixed {
     }
 
     fn snapshot(&self, service: &ServiceRef) -> Snapshot {
-        let mut snapshot = Snapshot::empty(service.clone(), Revision::new(1), Epoch::default());
+        let mut snapshot = SnapshotBuilder::new(service.clone(), Revision::new(1), Epoch::default());
         snapshot.patch(self.entries.iter().cloned());
-        snapshot
+        snapshot.build()
     }
 }
 
