@@ -17,7 +17,7 @@ use enlist::{
     Change, Directory, DirectoryOptions, Ejection, Endpoint, Entry, Epoch, Error, Filter, Freshness, Instance,
     InstanceId, Moment, Namespace, PickError, Policy, Pool, PoolError, PoolOptions, Proof, RegisterOptions,
     Registration, Registry, Resolver, Retry, Revision, ServiceName, ServiceRef, Snapshot, Watcher,
-    backend::SnapshotBuilder,
+    backend::{ProofWriter, SnapshotBuilder},
 };
 use enlist_memory::MemoryStore;
 
@@ -535,14 +535,14 @@ impl Watcher for Once {
 #[tokio::test(start_paused = true)]
 async fn a_waiting_call_notices_a_proof_without_change() {
     tokio::time::sleep(Duration::from_secs(60)).await;
-    let proof = Proof::new(Moment::ago(Duration::from_secs(60)));
+    let writer = ProofWriter::new(Moment::ago(Duration::from_secs(60)));
     let options = DirectoryOptions::new().max_age(Duration::from_secs(15));
-    let directory = Directory::with_options(Arc::new(Quiet { proof: proof.clone() }), options);
+    let directory = Directory::with_options(Arc::new(Quiet { proof: writer.proof() }), options);
     let pool = Pool::new(directory.view(&service()), |entry| Ok(entry.instance().id().clone())).unwrap();
     let begun = tokio::time::Instant::now();
     let (retry, proven) = (waiting(), async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        proof.renew(Moment::now());
+        writer.renew(Moment::now());
     });
     let call = pool.call(Policy::Random, &retry, |id| async move { Ok(id.to_string()) });
     assert_eq!(tokio::join!(call, proven).0.unwrap(), "a");

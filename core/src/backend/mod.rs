@@ -15,6 +15,7 @@ pub(crate) mod lease_terms;
 pub(crate) mod lock_validity;
 pub(crate) mod observation;
 pub(crate) mod proclamation;
+pub(crate) mod proof_writer;
 pub(crate) mod publisher;
 pub(crate) mod queue_position;
 pub mod reconcile;
@@ -39,6 +40,7 @@ pub use self::{
     lock_validity::{LockValidity, safe_validity},
     observation::{Look, Observations},
     proclamation::Proclamation,
+    proof_writer::ProofWriter,
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
     queue_position::{QueueEntry, QueuePosition, queue_position},
     registration_driver::{RegistrationDriver, Withdrawal, registration, wait_for_start},

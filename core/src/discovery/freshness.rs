@@ -13,7 +13,7 @@ pub struct Proof(Arc<ArcSwap<Moment>>);
 
 impl Proof {
     /// A proof that held at `moment`.
-    pub fn new(moment: Moment) -> Self {
+    pub(crate) fn new(moment: Moment) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(moment)))
     }
 
@@ -22,8 +22,8 @@ impl Proof {
         **self.0.load()
     }
 
-    /// For backends: notes that it held at `moment`, unless a later one is known. There is one writer.
-    pub fn renew(&self, moment: Moment) {
+    /// Notes that it held at `moment`, unless a later one is known. There is one writer.
+    pub(crate) fn renew(&self, moment: Moment) {
         if !moment.since(self.moment()).is_zero() {
             self.0.store(Arc::new(moment));
         }

@@ -4,9 +4,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher,
-    backend::{LONGEST, SnapshotBuilder},
+    Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Resolver, Revision,
+    ServiceName, ServiceRef, Snapshot, Watcher,
+    backend::{LONGEST, ProofWriter, SnapshotBuilder},
 };
 use tokio::time::{Instant, timeout};
 
@@ -98,7 +98,7 @@ impl Resolver for Dns {
     }
 
     async fn watch(&self, service: &ServiceRef) -> Result<Box<dyn Watcher>, Error> {
-        let proof = Proof::new(Moment::now());
+        let proof = ProofWriter::new(Moment::now());
         Ok(Box::new(DnsWatcher {
             dns: self.clone(),
             service: service.clone(),
@@ -120,7 +120,7 @@ struct DnsWatcher {
     service: ServiceRef,
     delivered: Option<Snapshot>,
     live: bool,
-    proof: Proof,
+    proof: ProofWriter,
     due: Option<Instant>,
 }
 
@@ -132,12 +132,12 @@ impl DnsWatcher {
             Ok(entries) => entries,
             Err(cause) => {
                 let snapshot = self.delivered.clone()?;
-                let freshness = Freshness::Stale { proven: self.proof.moment(), cause };
+                let freshness = Freshness::Stale { proven: self.proof.proof().moment(), cause };
                 return was_live.then_some(Change { snapshot, events: Vec::new(), freshness });
             }
         };
         self.proof.renew(asked);
-        let freshness = Freshness::Live { proof: self.proof.clone() };
+        let freshness = Freshness::Live { proof: self.proof.proof() };
         let Some(delivered) = &self.delivered else {
             let mut snapshot = SnapshotBuilder::new(self.service.clone(), Revision::new(1), Epoch::default());
             snapshot.patch(entries);

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{
-    Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Proof, Resolver,
-    Revision, ServiceName, ServiceRef, Snapshot, Watcher, backend::SnapshotBuilder,
+    Change, Endpoint, Entry, Epoch, Error, Freshness, Instance, InstanceId, Moment, Namespace, Resolver, Revision,
+    ServiceName, ServiceRef, Snapshot, Watcher,
+    backend::{ProofWriter, SnapshotBuilder},
 };
 
 /// Interval at which the fixed list renews the proof of its freshness.
@@ -56,20 +57,20 @@ impl Resolver for Fixed {
 
 #[derive(Debug)]
 struct FixedWatcher {
-    delivered: Option<Proof>,
+    delivered: Option<ProofWriter>,
     snapshot: Snapshot,
 }
 
 #[async_trait]
 impl Watcher for FixedWatcher {
     async fn next(&mut self) -> Result<Change, Error> {
-        if let Some(proof) = &self.delivered {
+        if let Some(writer) = &self.delivered {
             loop {
                 tokio::time::sleep(PROOF_INTERVAL).await;
-                proof.renew(Moment::now());
+                writer.renew(Moment::now());
             }
         }
-        let proof = self.delivered.insert(Proof::new(Moment::now())).clone();
+        let proof = self.delivered.insert(ProofWriter::new(Moment::now())).proof();
         let snapshot = self.snapshot.clone();
         Ok(Change { events: snapshot.as_added(), snapshot, freshness: Freshness::Live { proof } })
     }
