@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Instance, InstanceId, LeaseId, Namespace, RawChange, RawEntry, RawRegistration, RawSnapshot,
     RawValues, RawWatcher, RegisterOptions, ServiceName, ServiceRef,
-    backend::{RawCell, RawSnapshotBuilder, Subscriber, Update, check_prefix, check_value, stand_in, wait_for_start},
+    backend::{
+        RawCell, RawSnapshotBuilder, Subscriber, Update, check_prefix, raw_change, raw_registration, wait_for_start,
+    },
 };
 
 use crate::{
@@ -45,11 +47,11 @@ impl RawValues for Etcd {
         value: Vec<u8>,
         options: RegisterOptions,
     ) -> Result<RawRegistration, Error> {
-        check_value(key, &value, &options)?;
-        let (cell, (service, instance)) = (RawCell::new(value), stand_in(key));
-        let layout = Arc::new(OneKey { key: key.into(), cell: cell.clone() }) as Arc<dyn Layout>;
+        let cell = RawCell::new(key, value, &options)?;
+        let (service, instance) = cell.stand_in();
+        let layout = Arc::new(OneKey { cell: cell.clone() }) as Arc<dyn Layout>;
         let registration = self.begin(&layout, &service, instance, &options)?;
-        Ok(RawRegistration::new(wait_for_start(registration, &options).await?, key, cell))
+        Ok(raw_registration(wait_for_start(registration, &options).await?, cell))
     }
 }
 
@@ -82,7 +84,7 @@ impl RawWatcher for EtcdPrefixWatcher {
         snapshot.advance(value.revision, value.epoch);
         let snapshot = snapshot.build();
         let before = self.seen.replace(snapshot.clone());
-        Ok(RawChange::new(before.as_ref(), snapshot, freshness))
+        Ok(raw_change(before.as_ref(), snapshot, freshness))
     }
 }
 
@@ -90,17 +92,17 @@ impl RawWatcher for EtcdPrefixWatcher {
 /// nor terms.
 #[derive(Debug)]
 struct OneKey {
-    key: Arc<[u8]>,
     cell: RawCell,
 }
 
 impl OneKey {
     /// Returns the keys of the same directory, with which this key shares a watch.
     fn siblings(&self) -> KeyRange {
-        match self.key.iter().rposition(|byte| *byte == b'/') {
+        let key = self.cell.key();
+        match key.iter().rposition(|byte| *byte == b'/') {
             // Below the root of all keys there may be anything.
-            None | Some(0) => KeyRange::key(&self.key[..]),
-            Some(at) => KeyRange::prefix(&self.key[..=at]),
+            None | Some(0) => KeyRange::key(key),
+            Some(at) => KeyRange::prefix(&key[..=at]),
         }
     }
 }
@@ -123,7 +125,7 @@ impl Layout for OneKey {
     }
 
     fn key(&self, _: &ServiceRef, _: &InstanceId, _: Option<LeaseId>) -> Result<Vec<u8>, Error> {
-        Ok(self.key.to_vec())
+        Ok(self.cell.key().to_vec())
     }
 
     fn service_range(&self, _: &ServiceRef) -> Result<KeyRange, Error> {
@@ -158,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_key_is_watched_among_those_of_its_directory() {
-        let siblings = |key: &[u8]| OneKey { key: key.into(), cell: RawCell::new([]) }.siblings();
+        let options = RegisterOptions::new();
+        let siblings = |key: &[u8]| OneKey { cell: RawCell::new(key, [], &options).unwrap() }.siblings();
         assert_eq!(siblings(b"/services/a/b"), KeyRange::prefix(*b"/services/a/"));
         assert_eq!(siblings(b"/services/a/"), KeyRange::prefix(*b"/services/a/"));
         assert_eq!((siblings(b"/a"), siblings(b"a")), (KeyRange::key(*b"/a"), KeyRange::key(*b"a")));

@@ -6,7 +6,7 @@ use std::{fmt::Write, sync::Arc};
 use async_trait::async_trait;
 use enlist::{
     Epoch, Error, Namespace, RawEntry, RawRegistration, RawSnapshot, RawValues, RawWatcher, RegisterOptions,
-    backend::{PrefixWatcher, RawCell, RawSnapshotBuilder, check_prefix, check_value, stand_in, wait_for_start},
+    backend::{PrefixWatcher, RawCell, RawSnapshotBuilder, check_prefix, raw_registration, wait_for_start},
 };
 
 use crate::{
@@ -35,12 +35,12 @@ impl RawValues for MemoryClient {
         value: Vec<u8>,
         options: RegisterOptions,
     ) -> Result<RawRegistration, Error> {
-        check_value(key, &value, &options)?;
-        let (cell, (service, instance)) = (RawCell::new(value), stand_in(key));
+        let cell = RawCell::new(key, value, &options)?;
+        let (service, instance) = cell.stand_in();
         let stored = Key { group: group(), member: hex(key) };
         let registration = self.begin(&service, instance, stored, Some(cell.clone()), &options)?;
         let registration = wait_for_start(registration, &options).await?;
-        Ok(RawRegistration::new(registration, key, cell))
+        Ok(raw_registration(registration, cell))
     }
 }
 

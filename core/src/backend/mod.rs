@@ -18,6 +18,8 @@ pub(crate) mod proclamation;
 pub(crate) mod proof_writer;
 pub(crate) mod publisher;
 pub(crate) mod queue_position;
+pub(crate) mod raw_cell;
+pub(crate) mod raw_values;
 pub mod reconcile;
 pub(crate) mod registration_driver;
 pub mod registration_flow;
@@ -43,6 +45,8 @@ pub use self::{
     proof_writer::ProofWriter,
     publisher::{OwnerHandle, Publisher, ServiceWatcher, Subscriber, Update},
     queue_position::{QueueEntry, QueuePosition, queue_position},
+    raw_cell::RawCell,
+    raw_values::{PrefixWatcher, check_prefix, raw_change, raw_registration},
     registration_driver::{RegistrationDriver, Withdrawal, registration, wait_for_start},
     registry_results::{evicted, granted_lease},
     renewal::{Renewal, RenewalReply},
@@ -51,7 +55,6 @@ pub use self::{
 };
 #[doc(inline)]
 pub use crate::{
-    raw::{PrefixWatcher, RawCell, check_prefix, check_value, stand_in},
     runtime::{
         backoff::jitter,
         clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},
