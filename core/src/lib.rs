@@ -124,7 +124,7 @@ pub use self::{
         clock::Moment,
         task::{StopError, TaskOwner},
     },
-    telemetry::{Counter, Counters},
+    telemetry::counters::{Counter, Counters},
 };
 
 /// Runs the program in the README as a test.

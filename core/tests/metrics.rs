@@ -10,7 +10,8 @@ use std::{
 
 use enlist::{
     Counter, Counters, Directory, Endpoint, Instance, InstanceId, RegisterOptions, Registry, ServiceRef,
-    backend::{Timer, dropped_samples, measured},
+    backend::{Timer, count, count_several, measured},
+    telemetry::dropped_samples,
 };
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
@@ -101,8 +102,8 @@ async fn a_panicking_recorder_costs_samples_only() {
     let recorded = Recorded::default();
     metrics::set_global_recorder(recorded.clone()).ok().unwrap();
     let counters = Counters::default();
-    counters.add(Counter::WatchEvents, 3);
-    counters.count(Counter::WatchEvents);
+    count_several(&counters, Counter::WatchEvents, 3);
+    count(&counters, Counter::WatchEvents);
     measured(Timer::Renewal, Duration::from_millis(250));
     until("counted", || (recorded.get("enlist_watch_events_total") - 4.0).abs() < 0.1).await;
     until("measured", || (recorded.get("enlist_lease_renewal_seconds") - 0.25).abs() < 0.01).await;
@@ -117,8 +118,8 @@ async fn a_panicking_recorder_costs_samples_only() {
     assert!(recorded.get("enlist_view_age_seconds service=default/greeter") < 5.0);
 
     // One that panics.
-    counters.count(Counter::LockLosses);
-    counters.count(Counter::Renewals);
+    count(&counters, Counter::LockLosses);
+    count(&counters, Counter::Renewals);
     until("the next sample", || recorded.get("enlist_lease_renewals_total") > 0.0).await;
     assert_eq!(dropped_samples(), 1);
 
@@ -126,7 +127,7 @@ async fn a_panicking_recorder_costs_samples_only() {
     recorded.block(true);
     let before = dropped_samples();
     for _ in 0..10_000 {
-        counters.count(Counter::Audits);
+        count(&counters, Counter::Audits);
     }
     let dropped = dropped_samples() - before;
     assert!((5_000..10_000).contains(&dropped), "{dropped}");

@@ -18,7 +18,7 @@ use enlist::{
     backend::{
         LeaseState, Proclamation,
         contender::{Acquisition, Caller, Grant, HolderEvent, JoinFailure, LeaveReason, QueueProtocol, Turn},
-        lease_changed,
+        count, lease_changed,
     },
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -180,7 +180,7 @@ impl QueueProtocol for Contender {
     }
 
     fn lock_lost(&mut self) {
-        self.context.counters.count(Counter::LockLosses);
+        count(&self.context.counters, Counter::LockLosses);
     }
 }
 

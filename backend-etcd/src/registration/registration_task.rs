@@ -24,7 +24,7 @@ use enlist::{
     Backoff, Counter, Deregistered, Error, InstanceId, LeaseChoice, LeaseId, Owner, RegisterOptions, RegistrationState,
     Revision, ServiceRef,
     backend::{
-        Claim, Goal, KeyClaims, Observations, RegistrationDriver, gives_up_after,
+        Claim, Goal, KeyClaims, Observations, RegistrationDriver, count, gives_up_after,
         reconcile::Found,
         registration_flow::{RegistrationSteps, StepOutcome, Waited},
         reregistration_window,
@@ -380,7 +380,7 @@ impl RegistrationSteps for RegistrationTask {
 
     fn report_superseded(&self, owner: Option<&str>, lease: LeaseId) {
         if !matches!(self.driver.state(), RegistrationState::Superseded { .. }) {
-            self.context.counters.count(Counter::Superseded);
+            count(&self.context.counters, Counter::Superseded);
         }
         self.driver.report_superseded(Owner::of(owner, self.options.owner.as_deref()), lease);
     }

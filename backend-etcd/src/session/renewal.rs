@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use enlist::{
     BackoffPolicy, Counter, Counters, LeaseId, Moment,
-    backend::{LeaseState, Renewal, RenewalReply, Timer, measured},
+    backend::{LeaseState, Renewal, RenewalReply, Timer, count, measured},
     with_causes,
 };
 
@@ -82,13 +82,13 @@ impl LeaseRenewer {
         let renew = |mut clients: Clients| async move { clients.lease.keep_alive(id).await };
         match self.conn.control.ask_within("lease renewal", renewal_timeout(self.ttl), renew).await {
             Ok(_) => {
-                self.counters.count(Counter::Renewals);
+                count(&self.counters, Counter::Renewals);
                 measured(Timer::Renewal, sent.elapsed());
                 RenewalReply::Acknowledged
             }
             Err(Failure::LeaseNotFound) => {
                 tracing::warn!(lease = id, "lease lost");
-                self.counters.count(Counter::LeaseLosses);
+                count(&self.counters, Counter::LeaseLosses);
                 RenewalReply::LeaseNotFound
             }
             Err(failure) => {

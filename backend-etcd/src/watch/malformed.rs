@@ -7,8 +7,10 @@ use std::{
     time::Duration,
 };
 
-use enlist::backend::MutexExt as _;
-use enlist::{Counter, Counters, Moment, ServiceRef};
+use enlist::{
+    Counter, Counters, Moment, ServiceRef,
+    backend::{MutexExt as _, count},
+};
 
 use crate::watch::record::Record;
 
@@ -40,7 +42,7 @@ impl MalformedValues {
 
     /// Counts a value that is skipped, and logs it unless many were logged lately.
     pub(crate) fn report(&self, service: &ServiceRef, record: &Record, reason: &str) {
-        self.counters.count(Counter::MalformedValues);
+        count(&self.counters, Counter::MalformedValues);
         let admitted = {
             let mut window = self.window.locked();
             let (next, admitted) = admit(*window, Moment::now());

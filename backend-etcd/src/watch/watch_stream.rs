@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use enlist::{Counter, Counters};
+use enlist::{Counter, Counters, backend::count};
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 use tokio::sync::Notify;
 
@@ -92,7 +92,7 @@ impl OpenWatch {
         if let Ok(heard) = tokio::time::timeout(SILENCE, self.message()).await {
             return heard;
         }
-        counters.count(Counter::WatchChecks);
+        count(counters, Counter::WatchChecks);
         self.ask_for_progress().await?;
         if let Ok(heard) = tokio::time::timeout(SIGN_OF_LIFE, self.message()).await {
             return heard;

@@ -18,7 +18,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use enlist::{
     Backoff, BackoffPolicy, Counter, Counters, Epoch, Error, Moment, Revision,
-    backend::{LONGEST, Publisher},
+    backend::{LONGEST, Publisher, count, count_several},
     with_causes,
 };
 use etcd_client::WatchOptions;
@@ -191,13 +191,13 @@ impl WatchTask {
             WatchEnd::Compacted => tracing::debug!("watch compacted, listing again"),
             WatchEnd::WentBack => {
                 tracing::warn!("store went back, listing again");
-                self.counters.count(Counter::StoreWentBack);
+                count(&self.counters, Counter::StoreWentBack);
                 self.epoch = self.epoch.next();
                 self.conn.store.suspect();
             }
             WatchEnd::Wrong(keys) => {
                 tracing::warn!(keys, "watch had missed changes, listing again");
-                self.counters.add(Counter::AuditRepairs, keys as u64);
+                count_several(&self.counters, Counter::AuditRepairs, keys as u64);
             }
             WatchEnd::TooLarge => tracing::debug!("watch message too large, listing again"),
             WatchEnd::Oversized(error) => return self.report_oversized(error),
@@ -255,7 +255,7 @@ impl WatchTask {
             return Err(LowRead::judge(&self.conn, self.seen()).await.into());
         }
         if self.replica.is_some() && reason.is_some() {
-            self.counters.count(Counter::WatchRelists);
+            count(&self.counters, Counter::WatchRelists);
         }
         let replica = self.replica.get_or_insert_with(|| Replica::new(revision, self.epoch));
         let before = replica.revision;
@@ -341,7 +341,7 @@ impl WatchTask {
         // The interruption of the watch may have been a restore.
         self.conn.store.suspect();
         if live.opened_after == OpenedAfter::Interruption {
-            self.counters.count(Counter::WatchResumes);
+            count(&self.counters, Counter::WatchResumes);
             self.audit.soon();
         }
     }
@@ -369,7 +369,7 @@ impl WatchTask {
                 }
             },
         }
-        self.counters.count(Counter::Audits);
+        count(&self.counters, Counter::Audits);
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use tracing::Instrument;
 
 use crate::{
     backend::{
+        counting::{Timer, measured},
         guard_driver::{GuardDriver, lock_guard},
         leadership::leadership,
         proclamation::Proclamation,
@@ -34,7 +35,6 @@ use crate::{
         clock::Moment,
         task::TaskOwner,
     },
-    telemetry::{Timer, measured},
 };
 
 mod acquisition;

@@ -3,6 +3,7 @@
 //! with `contender.rs`.
 
 pub mod contender;
+pub(crate) mod counting;
 pub(crate) mod departures;
 pub(crate) mod desired_state;
 pub(crate) mod guard_driver;
@@ -30,6 +31,7 @@ pub(crate) mod snapshot_builder;
 
 #[doc(inline)]
 pub use self::{
+    counting::{Timer, count, count_several, measured},
     departures::Departures,
     desired_state::{Desired, Goal, Shown},
     guard_driver::{GuardDriver, guard_source, lock_guard},
@@ -54,13 +56,10 @@ pub use self::{
     snapshot_builder::{RawSnapshotBuilder, SnapshotBuilder},
 };
 #[doc(inline)]
-pub use crate::{
-    runtime::{
-        backoff::jitter,
-        clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},
-        deadline::LastTrouble,
-        sync::MutexExt,
-        task::caught_now,
-    },
-    telemetry::{Timer, dropped_samples, measured},
+pub use crate::runtime::{
+    backoff::jitter,
+    clock::{LONGEST, Rounded, rounded, sleep_until_elapsed},
+    deadline::LastTrouble,
+    sync::MutexExt,
+    task::caught_now,
 };

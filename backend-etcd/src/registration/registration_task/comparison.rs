@@ -6,7 +6,7 @@ use std::{sync::Arc, time::SystemTime};
 use enlist::{
     Counter, Error, LeaseChoice, LeaseId, Revision,
     backend::{
-        Desired, Goal, LeasePurpose, LeaseTerms, RegistrationDriver, Shown,
+        Desired, Goal, LeasePurpose, LeaseTerms, RegistrationDriver, Shown, count,
         reconcile::{self, Found, Mine, Step},
         registration_flow::{DEREGISTER_TIMEOUT, RegistrationSteps, StepOutcome, observe},
     },
@@ -228,7 +228,7 @@ impl RegistrationTask {
             Ok(Written::Done(revision)) => {
                 if matches!(guard, Guard::Absent) {
                     let again = self.driver.was_stored();
-                    context.counters.count(if again { Counter::Reregistrations } else { Counter::Registrations });
+                    count(&context.counters, if again { Counter::Reregistrations } else { Counter::Registrations });
                 }
                 let created = previous.map_or(revision, |record| record.created);
                 let record = Record { key: Arc::clone(key), value, created, modified: revision, lease: Some(lease) };

@@ -1,6 +1,6 @@
 //! Messages of a watch: the end of the watch, or changes of the replica.
 
-use enlist::{Counter, Moment, Revision};
+use enlist::{Counter, Moment, Revision, backend::count_several};
 use etcd_client::{GetOptions, WatchResponse};
 
 use super::{
@@ -159,8 +159,8 @@ impl WatchTask {
         let count = news.len();
         let mut next = replica.clone();
         let dropped = next.apply(news);
-        self.counters.add(Counter::WatchEvents, (count - dropped) as u64);
-        self.counters.add(Counter::WatchRepeats, dropped as u64);
+        count_several(&self.counters, Counter::WatchEvents, (count - dropped) as u64);
+        count_several(&self.counters, Counter::WatchRepeats, dropped as u64);
         if dropped == count {
             return self.repeated(connection);
         }
