@@ -45,7 +45,7 @@ use self::{
     error::{FailedAttempt, PoolError, was_tried},
     members::{KeyUse, Listed, Members},
     options::PoolOptions,
-    retry::{Blame, Judgement, NoInstance, Retry},
+    retry::{Blame, Judgement, NoInstance, Repeat, Retry},
 };
 use crate::{
     balancing::{
@@ -206,15 +206,21 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 }
                 Err(cause) => cause,
             };
-            let Judgement { repeat, blame } = retry.judge(&cause);
-            match blame {
-                Blame::Instance => self.members.failed(&one, &self.tasks),
-                Blame::Call => Members::succeeded(&one),
-            }
+            let repeat = self.judge(&one, retry, &cause);
             let delay;
             (progress, delay) = progress.after_failure(id, cause, repeat)?;
             tokio::time::sleep(delay).await;
         }
+    }
+
+    /// Records the failure of an attempt at `one`, if `retry` blames the instance. Returns the verdict on a repeat.
+    fn judge<E>(&self, one: &Arc<Listed<T>>, retry: &Retry<E>, cause: &E) -> Repeat {
+        let Judgement { repeat, blame } = retry.judge(cause);
+        match blame {
+            Blame::Instance => self.members.failed(one, &self.tasks),
+            Blame::Call => Members::succeeded(one),
+        }
+        repeat
     }
 
     /// Picks an instance, and waits for one if the rule of the call allows it.
