@@ -16,7 +16,7 @@
 //! | have one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
-//! | count what happens | [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
+//! | count what happens | [`Counters`], [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
 //! | write a balancer | [`balance`] |
 //! | show text that others stored | [`escape`] |
 //! | write a backend | [`backend`], and the conformance suite `enlist-testkit` |

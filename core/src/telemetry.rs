@@ -1,5 +1,5 @@
-//! What can be counted and measured: counters that are always there, and with the feature `metrics` the same numbers,
-//! and some times and sizes, sent to the recorder of the [`metrics`](https://docs.rs/metrics) facade.
+//! Names of all metrics. The [`Counters`](crate::Counters) exist in every build. With the feature `metrics` the same
+//! numbers, and some times and sizes, go to the recorder of the [`metrics`](https://docs.rs/metrics) facade.
 //!
 //! | name | kind | counts |
 //! |---|---|---|
