@@ -5,8 +5,8 @@ use enlist::{
     ServiceName, ServiceRef,
 };
 use enlist_etcd::{
-    Etcd, KeyRange, Layout,
-    layout::{Decoded, Identity, LeaseScope, Part, Skip, Writing},
+    Etcd, KeyRange,
+    layout::{Decoded, Identity, Layout, LeaseScope, Part, Skip, Writing},
 };
 use enlist_testkit::{EtcdServer, soon};
 

@@ -25,8 +25,11 @@ use enlist::{
 };
 use enlist_etcd::{
     Dubbo, Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase,
-    GobaseLock, KeyRange, Kitex, Kratos, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, MAX_WRITTEN_BYTES, Part, QueueEntryValue, QueueKind, Skip, Writing},
+    GobaseLock, KeyRange, Kitex, Kratos, Native, SessionRuntime,
+    layout::{
+        Decoded, Identity, Layout, LeaseScope, LockLayout, MAX_WRITTEN_BYTES, Part, QueueEntryValue, QueueKind, Skip,
+        Writing,
+    },
 };
 use enlist_testkit::{
     EtcdServer, LayoutFeature,

@@ -13,8 +13,8 @@ use enlist::{
     ServiceName, ServiceRef,
 };
 use enlist_etcd::{
-    Etcd, KeyRange, Layout, LockLayout, Native, SessionRuntime,
-    layout::{Decoded, Identity, LeaseScope, Part, QueueEntryValue, QueueKind, Skip, Writing},
+    Etcd, KeyRange, Native, SessionRuntime,
+    layout::{Decoded, Identity, Layout, LeaseScope, LockLayout, Part, QueueEntryValue, QueueKind, Skip, Writing},
 };
 use enlist_testkit::{FakeEtcd, eventually, soon};
 

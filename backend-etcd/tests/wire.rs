@@ -7,8 +7,8 @@ mod fixture;
 
 use enlist::{Endpoint, Instance, InstanceId, LeaseId, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
-    Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Layout, Native,
-    layout::{Identity, MAX_WRITTEN_BYTES, Part, Skip, Writing},
+    Dubbo, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos, Native,
+    layout::{Identity, Layout, MAX_WRITTEN_BYTES, Part, Skip, Writing},
 };
 use fixture::{bytes, cases, text};
 use proptest::prelude::*;

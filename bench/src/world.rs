@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use enlist::{Endpoint, Instance, InstanceId, Moment, ServiceRef};
-use enlist_etcd::{Etcd, Layout, Native, layout::Writing};
+use enlist_etcd::{
+    Etcd, Native,
+    layout::{Layout, Writing},
+};
 use enlist_testkit::{EtcdServer, Provider, ServerOptions};
 use etcd_client::{Client, PutOptions, Txn, TxnOp};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

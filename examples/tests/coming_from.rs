@@ -12,7 +12,7 @@ use enlist::{
     OnConflict, Pool, PoolOptions, RawEntry, RawEvent, RawRegistration, RawValues, RegisterOptions, Registration,
     Registry, Resolver, ServiceName, ServiceRef,
 };
-use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, GoKit, Kitex, Layout};
+use enlist_etcd::{Etcd, EtcdConcurrency, EtcdNaming, Fireflycore, GoKit, Kitex, layout::Layout};
 use enlist_examples::greeter;
 use enlist_grpc::{ConnectionManager, Invocation, Locator, Schemes};
 use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, soon};

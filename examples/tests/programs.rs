@@ -5,7 +5,7 @@
 mod support;
 
 use enlist::{Resolver, ServiceRef};
-use enlist_etcd::{Etcd, GoKit, Kitex, Layout};
+use enlist_etcd::{Etcd, GoKit, Kitex, layout::Layout};
 use enlist_testkit::{EtcdServer, eventually, soon};
 
 use self::support::Program;

@@ -17,7 +17,7 @@ use crate::{
     },
     error::Failure,
     etcd::Etcd,
-    layout::{Guarded, GuardedLocks, Layout, Native},
+    layout::{Guarded, GuardedLocks, Layout, native::Native},
     session::{Session, lifecycle::RuntimeHandle},
     watch::{context::WatchSettings, record::KeyRange},
 };

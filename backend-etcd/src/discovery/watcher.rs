@@ -355,7 +355,7 @@ fn endpoints_text(entry: &Entry) -> String {
 mod tests {
     use super::*;
     use crate::{
-        layout::{GoZero, Native},
+        layout::{go_zero::GoZero, native::Native},
         watch::replica::KeyEvent,
     };
     use enlist::Epoch;

@@ -2,26 +2,27 @@
 //!
 //! A layout is the format of one ecosystem. It may carry less than an [`Instance`] contains, see [`Layout::carries`]. A
 //! layout never returns another service's instance, and refuses a name that it cannot represent. Read `native.rs`
-//! first.
+//! first. The layouts themselves are at the root of the crate; this module contains the parts of which an author builds
+//! one.
 //!
 //! # Adding a layout
 //!
 //! `docs/architecture.md` lists the places ("Where to add", "A layout").
 
-mod dubbo;
-mod etcd_concurrency;
-mod etcd_naming;
-mod fireflycore;
+pub(crate) mod dubbo;
+pub(crate) mod etcd_concurrency;
+pub(crate) mod etcd_naming;
+pub(crate) mod fireflycore;
 mod go;
-mod go_kit;
-mod go_micro;
-mod go_zero;
-mod gobase;
-mod gobase_lock;
+pub(crate) mod go_kit;
+pub(crate) mod go_micro;
+pub(crate) mod go_zero;
+pub(crate) mod gobase;
+pub(crate) mod gobase_lock;
 mod guarded;
-mod kitex;
-mod kratos;
-mod native;
+pub(crate) mod kitex;
+pub(crate) mod kratos;
+pub(crate) mod native;
 mod object;
 mod tree;
 mod typed;
@@ -34,20 +35,6 @@ use enlist::{
 };
 
 pub(crate) use self::guarded::{Guarded, GuardedLocks};
-pub use self::{
-    dubbo::Dubbo,
-    etcd_concurrency::EtcdConcurrency,
-    etcd_naming::EtcdNaming,
-    fireflycore::{Fireflycore, FireflycoreByLease},
-    go_kit::GoKit,
-    go_micro::GoMicro,
-    go_zero::GoZero,
-    gobase::Gobase,
-    gobase_lock::GobaseLock,
-    kitex::Kitex,
-    kratos::Kratos,
-    native::Native,
-};
 use crate::watch::record::KeyRange;
 
 /// Maximum bytes of a value that is read: escapes can make JSON six times its content.
@@ -387,7 +374,7 @@ fn not_carried(field: &'static str, character: char) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{native::Native, *};
     use enlist::{Endpoint, InstanceId};
 
     #[test]

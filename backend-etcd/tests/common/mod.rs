@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use enlist::{InstanceId, LeaseId, LockName, Namespace, ServiceRef};
-use enlist_etcd::{Etcd, EtcdBuilder, KeyRange, Layout, LockLayout, Native, layout::QueueKind};
+use enlist_etcd::{
+    Etcd, EtcdBuilder, KeyRange, Native,
+    layout::{Layout, LockLayout, QueueKind},
+};
 use enlist_testkit::{Client, ClientFaults, EtcdServer, Harness, LayoutFeature, Proxy};
 use etcd_client::{CompactionOptions, GetOptions};
 use tokio::sync::Mutex;

@@ -4,8 +4,8 @@
 use enlist::{Endpoint, Health, Instance, InstanceId, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
 use enlist_etcd::{
     Dubbo, EtcdConcurrency, EtcdNaming, Fireflycore, FireflycoreByLease, GoKit, GoMicro, GoZero, Gobase, Kitex, Kratos,
-    Layout, LockLayout, Native,
-    layout::{Identity, QueueKind, Skip, Writing},
+    Native,
+    layout::{Identity, Layout, LockLayout, QueueKind, Skip, Writing},
 };
 
 /// A target, and the namespace and service that its fixture is about.

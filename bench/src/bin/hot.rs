@@ -12,7 +12,10 @@ use enlist_bench::{
     scenarios::pick::{self, Shared},
     world::{instance, pair},
 };
-use enlist_etcd::layout::{Layout, Native, Writing};
+use enlist_etcd::{
+    Native,
+    layout::{Layout, Writing},
+};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result {
