@@ -1,6 +1,6 @@
-//! A cluster of three etcd members, with partitions and replacement of members.
+//! A cluster of three etcd members, with partitions, upgrades and replacement of members.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use super::{
     gateway,
@@ -36,6 +36,8 @@ pub struct EtcdCluster {
     /// Members that were removed.
     removed: BTreeSet<usize>,
     provider: Provider,
+    /// Options of the members, also of those that are added.
+    options: ServerOptions,
     /// A learner, with the proxy in front of its peer port.
     learner: Option<(EtcdServer, Proxy)>,
 }
@@ -52,13 +54,22 @@ impl EtcdCluster {
     ///
     /// Dropping the future ends what was started.
     pub async fn start() -> Self {
-        let provider = match Provider::from_env() {
-            Provider::Environment(_) => Provider::Process,
-            own => own,
-        };
+        Self::start_with(Provider::own(), ServerOptions::new()).await
+    }
+
+    /// Starts three members, and waits until they have a leader.
+    ///
+    /// # Panics
+    ///
+    /// As [`start`](Self::start).
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`start`](Self::start).
+    pub async fn start_with(provider: Provider, options: ServerOptions) -> Self {
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
-            match Self::try_start(&provider).await {
+            match Self::try_start(&provider, &options).await {
                 Ok(cluster) => return cluster,
                 Err(why) => last = why,
             }
@@ -66,8 +77,8 @@ impl EtcdCluster {
         panic!("no cluster could be started after {ATTEMPTS} attempts: {last}");
     }
 
-    async fn try_start(provider: &Provider) -> Result<Self, String> {
-        let mut members: Vec<_> = (0..3).map(|_| EtcdServer::down(provider, ServerOptions::new())).collect();
+    async fn try_start(provider: &Provider, options: &ServerOptions) -> Result<Self, String> {
+        let mut members: Vec<_> = (0..3).map(|_| EtcdServer::down(provider, options.clone())).collect();
         let mut peers = Vec::new();
         for member in &members {
             peers.push(Proxy::start(member.peer_address()).await.map_err(|error| error.to_string())?);
@@ -81,9 +92,9 @@ impl EtcdCluster {
         let [first, second, third] = &mut members[..] else { return Err("three members".to_owned()) };
         let (first, second, third) = tokio::join!(first.up(), second.up(), third.up());
         first.and(second).and(third)?;
-        let provider = provider.clone();
+        let (provider, options) = (provider.clone(), options.clone());
         let (ids, removed) = (Vec::new(), BTreeSet::new());
-        let mut cluster = Self { members, peers, ids, removed, provider, learner: None };
+        let mut cluster = Self { members, peers, ids, removed, provider, options, learner: None };
         for member in &cluster.members {
             let ids =
                 eventually("a member reports its id", || async { member.status().await.ok_or("no answer") }).await;
@@ -127,7 +138,7 @@ impl EtcdCluster {
     ///
     /// Dropping the future may leave a learner in the cluster that does not run.
     pub async fn add_learner(&mut self) -> String {
-        let mut learner = EtcdServer::down(&self.provider, ServerOptions::new());
+        let mut learner = EtcdServer::down(&self.provider, self.options.clone());
         let peer = Proxy::start(learner.peer_address()).await.expect("a proxy can be started");
         let id = self.announce(&peer.url(), Role::Learner).await;
         let initial = format!("{},{}={}", self.initial(), learner.name(), peer.url());
@@ -198,7 +209,7 @@ impl EtcdCluster {
     ///
     /// Dropping the future may leave a member in the cluster that does not run.
     pub async fn add(&mut self) -> usize {
-        let member = EtcdServer::down(&self.provider, ServerOptions::new());
+        let member = EtcdServer::down(&self.provider, self.options.clone());
         let peer = Proxy::start(member.peer_address()).await.expect("a proxy can be started");
         let number = self.take_in(member, peer, "0");
         self.join(number).await;
@@ -221,6 +232,26 @@ impl EtcdCluster {
         self.members[number].forget().await;
         self.removed.remove(&number);
         self.join(number).await;
+    }
+
+    /// Ends a member with SIGTERM and starts another `etcd` on the same ports and with the same data. Waits until all
+    /// members are healthy.
+    ///
+    /// # Panics
+    ///
+    /// As [`EtcdServer::upgrade`] and [`member`](Self::member), or if the members are not healthy in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future may leave a member down.
+    pub async fn upgrade(&mut self, number: usize, binary: &Path) {
+        self.members[number].upgrade(binary).await;
+        for (_, member) in self.present() {
+            eventually("a member is healthy", || async {
+                if member.is_healthy().await { Ok(()) } else { Err(member.status().await) }
+            })
+            .await;
+        }
     }
 
     /// Adds the member of this number to the cluster, and starts it.
@@ -253,7 +284,7 @@ impl EtcdCluster {
             let members = self.listed().await?;
             // The id comes before the addresses.
             let (before, _) = members.split_once(advertised).ok_or("it is not there")?;
-            before.rfind(r#""ID":""#).and_then(|at| gateway::number(&before[at..], "ID")).ok_or("it has no id")
+            before.rfind(r#""ID":""#).and_then(|at| gateway::text(&before[at..], "ID")).ok_or("it has no id")
         })
         .await
     }

@@ -19,10 +19,19 @@ pub(crate) async fn ask(address: SocketAddr, path: &str) -> Option<String> {
 
 /// Sends `body`; `None` without an answer.
 pub(crate) async fn tell(address: SocketAddr, path: &str, body: &str) -> Option<String> {
+    send(address, &format!("POST {path}"), body).await
+}
+
+/// Requests a page for operators, such as `/health`; `None` without an answer, or if it is negative.
+pub(crate) async fn page(address: SocketAddr, path: &str) -> Option<String> {
+    send(address, &format!("GET {path}"), "").await
+}
+
+async fn send(address: SocketAddr, method_and_path: &str, body: &str) -> Option<String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await.ok()?;
         let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+            "{method_and_path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
@@ -34,9 +43,9 @@ pub(crate) async fn tell(address: SocketAddr, path: &str, body: &str) -> Option<
     tokio::time::timeout(Duration::from_secs(2), ask).await.ok().flatten()
 }
 
-/// Returns the number under `field` of a JSON answer, in quotes as the gateway writes it.
-pub(crate) fn number(answer: &str, field: &str) -> Option<String> {
+/// Returns the text or number under `field` of a JSON answer, in quotes as the gateway writes both.
+pub(crate) fn text(answer: &str, field: &str) -> Option<String> {
     let (_, rest) = answer.split_once(&format!("\"{field}\":\""))?;
-    let (number, _) = rest.split_once('"')?;
-    Some(number.to_owned())
+    let (text, _) = rest.split_once('"')?;
+    Some(text.to_owned())
 }

@@ -11,7 +11,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::provider::binary;
+use crate::wait::eventually;
 
 /// Starts `etcd`, prints its pid, and kills it when standard input is closed, which happens when the test process ends.
 /// The script ends when the kernel has released all resources of the process: a process without its first thread can
@@ -27,12 +27,12 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) async fn start(arguments: &[String], directory: &Path) -> Result<Self, String> {
+    pub(super) async fn start(binary: &Path, arguments: &[String], directory: &Path) -> Result<Self, String> {
         let log = directory.join("log");
         let mut guard = Command::new("sh")
             .args(["-c", GUARD, "sh"])
             .arg(&log)
-            .arg(binary())
+            .arg(binary)
             .args(arguments)
             .envs((env::consts::ARCH == "aarch64").then_some(("ETCD_UNSUPPORTED_ARCH", "arm64")))
             .stdin(Stdio::piped())
@@ -67,6 +67,13 @@ impl Running {
 
     pub(super) async fn kill(self) {
         self.signal("KILL").await;
+        self.end().await;
+    }
+
+    /// Sends SIGTERM, as a service manager does, and waits until the process has ended.
+    pub(super) async fn terminate(self) {
+        self.signal("TERM").await;
+        eventually("etcd ends after SIGTERM", || async { self.ended().map(drop).ok_or("it still runs") }).await;
         self.end().await;
     }
 

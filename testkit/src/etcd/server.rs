@@ -5,7 +5,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use tokio::process::Command;
 use super::{
     gateway,
     process::Running,
-    provider::{Provider, restorer},
+    provider::{Provider, binary, restorer},
 };
 use crate::ports::free_port;
 
@@ -33,6 +33,8 @@ pub struct ServerOptions {
     pub arguments: Vec<String>,
     /// Serve TLS on a port of its own, in addition to plain text.
     pub tls: bool,
+    /// The `etcd` that a local process runs; `None` for that of the environment.
+    pub binary: Option<PathBuf>,
 }
 
 impl ServerOptions {
@@ -52,6 +54,13 @@ impl ServerOptions {
     #[must_use]
     pub fn tls(mut self) -> Self {
         self.tls = true;
+        self
+    }
+
+    /// Runs this `etcd`, whatever the environment names. Only for local processes.
+    #[must_use]
+    pub fn binary(mut self, binary: impl Into<PathBuf>) -> Self {
+        self.binary = Some(binary.into());
         self
     }
 }
@@ -161,7 +170,7 @@ impl EtcdServer {
     /// Returns the id of the server and that of its leader; `None` without an answer.
     pub(crate) async fn status(&self) -> Option<(String, String)> {
         let answer = gateway::ask(self.address(), "/v3/maintenance/status").await?;
-        Some((gateway::number(&answer, "member_id")?, gateway::number(&answer, "leader").unwrap_or_default()))
+        Some((gateway::text(&answer, "member_id")?, gateway::text(&answer, "leader").unwrap_or_default()))
     }
 
     /// Returns the address for plain text.
@@ -221,6 +230,31 @@ impl EtcdServer {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         panic!("etcd does not come back: {last}");
+    }
+
+    /// Ends the server with SIGTERM and starts another `etcd` on the same ports and with the same data, as operators
+    /// upgrade a member. A member of a cluster is upgraded by [`EtcdCluster::upgrade`](crate::EtcdCluster::upgrade).
+    ///
+    /// # Panics
+    ///
+    /// If the server is no local process, does not end, or does not answer afterwards.
+    pub async fn upgrade(&mut self, binary: &Path) {
+        let State::Process { running, .. } = &mut self.state else { panic!("only a local process can be upgraded") };
+        running.take().expect("a server that is upgraded runs").terminate().await;
+        self.options.binary = Some(binary.to_owned());
+        self.restart().await;
+    }
+
+    /// Returns the version of the server, and the lowest one that all members of its cluster support, such as `3.6.16`
+    /// and `3.6.0`; `None` without an answer.
+    pub async fn versions(&self) -> Option<(String, String)> {
+        let answer = gateway::page(self.address(), "/version").await?;
+        Some((gateway::text(&answer, "etcdserver")?, gateway::text(&answer, "etcdcluster")?))
+    }
+
+    /// Returns `true` if the server reports that it is healthy, which needs a quorum.
+    pub(crate) async fn is_healthy(&self) -> bool {
+        gateway::page(self.address(), "/health").await.is_some()
     }
 
     /// Kills the server, deletes its data and starts it again on the same ports.
@@ -326,7 +360,8 @@ impl EtcdServer {
         match &mut self.state {
             State::Given(address) => return Err(not_ours(*address)),
             State::Process { running, directory } => {
-                *running = Some(Box::new(Running::start(&arguments, directory.path()).await?));
+                let binary = self.options.binary.clone().unwrap_or_else(binary);
+                *running = Some(Box::new(Running::start(&binary, &arguments, directory.path()).await?));
             }
             #[cfg(feature = "containers")]
             State::Container(container) => container.start(&arguments, self.ports.client).await?,
