@@ -14,9 +14,10 @@ cargo xtask <command>
   test    get protoc and an etcd, then run every test and every example
   etcd    [--version V] supply `etcd` and `etcdctl` of that version, and print the paths: the etcd of ENLIST_ETCD_BIN, a
           build with Go, the one on the PATH, or Debian's package. Without a version: the newest 3.6, if it can be built
-  matrix  [--version V]… [--conformance]
-          run the tests of the backend, of the command line and of interop on each supported release line of etcd, or on
-          these versions; --conformance runs the conformance suite only
+  matrix  [--version V]… [--conformance], or --upgrade
+          run the tests of the backend, of the command line and of interop on each supported release line of etcd, then
+          upgrade a cluster from 3.5 to 3.6 and 3.7 under traffic; with versions, test on these and upgrade nothing;
+          --conformance runs the conformance suite only, --upgrade the upgrade only
   interop [etcd|gokit|gozero|kratos …]
           build programs on Go libraries, all or those named, and run both sides together
   nemesis [--seed N] [--minutes M] [--members 1|3] [--replay FILE]

@@ -1,9 +1,10 @@
-//! The tests that talk to etcd, on each of its release lines that are supported.
+//! The tests that talk to etcd, on each of its release lines that are supported, and an upgrade from one line to the
+//! next.
 
 use std::{fmt::Write as _, fs, path::PathBuf};
 
 use crate::{
-    command::{HELP, Result, cargo},
+    command::{FEATURES, HELP, Result, cargo},
     counted::{self, Counts},
     etcd::{self, Etcd, Override, Version},
     interop,
@@ -18,6 +19,10 @@ const RECORD: &str = "target/matrix.md";
 /// Number of cases that run side by side.
 const SIDE_BY_SIDE: &str = "8";
 
+/// Release lines of the upgrade test, oldest first, and the variables that tell it the `etcd` of each.
+const UPGRADE: [((u32, u32), &str); 3] =
+    [((3, 5), "ENLIST_ETCD_3_5_BIN"), ((3, 6), "ENLIST_ETCD_3_6_BIN"), ((3, 7), "ENLIST_ETCD_3_7_BIN")];
+
 /// Extent of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Extent {
@@ -25,54 +30,104 @@ enum Extent {
     Everything,
     /// The conformance suite.
     Conformance,
+    /// The upgrade of a cluster.
+    Upgrade,
 }
 
 /// One line of the table.
 struct Row {
-    version: Version,
+    /// A version, or the versions of an upgrade.
+    etcd: String,
     outcome: Result<Counts>,
 }
 
 /// Runs the tests on each version that is asked for, or on all, and prints and records the table.
 pub(crate) fn run(args: impl Iterator<Item = String>) -> Result {
-    let (extent, versions) = options(args)?;
+    let (extent, asked) = options(args)?;
+    let upgrade = match extent {
+        Extent::Everything if asked.is_empty() => upgrade_versions()?,
+        Extent::Upgrade => upgrade_versions()?,
+        Extent::Everything | Extent::Conformance => Vec::new(),
+    };
+    let versions = if extent == Extent::Upgrade { Vec::new() } else { versions_to_test(asked)? };
     let programs = match extent {
         Extent::Everything => Some(interop::build_all()?),
-        Extent::Conformance => None,
+        Extent::Conformance | Extent::Upgrade => None,
     };
     // All of them first: a version that cannot be had is better known at once.
-    let supplied = versions.iter().map(|version| etcd::supply(Some(*version), Override::IfItMatches));
-    let supplied = supplied.collect::<Result<Vec<_>>>()?;
+    let (supplied, releases) = (supply_all(&versions)?, supply_all(&upgrade)?);
     let mut rows = Vec::new();
     for (version, etcd) in versions.into_iter().zip(supplied) {
         println!("\n==== etcd {version}");
-        rows.push(Row { version, outcome: test(extent, &Etcd::Binary(etcd), programs.as_ref()) });
-        let table = table(&rows);
-        println!("\n{table}");
-        fs::write(RECORD, &table)?;
+        let outcome = test(extent, &Etcd::Binary(etcd), programs.as_ref());
+        rows.push(Row { etcd: version.to_string(), outcome });
+        record(&rows)?;
+    }
+    if !upgrade.is_empty() {
+        let shown = upgrade.iter().map(Version::to_string).collect::<Vec<_>>().join(" → ");
+        println!("\n==== etcd {shown}");
+        rows.push(Row { etcd: shown, outcome: test_upgrade(&releases) });
+        record(&rows)?;
     }
     let failed = rows.iter().filter(|row| !row.outcome.as_ref().is_ok_and(|counts| counts.failed == 0)).count();
     if failed > 0 {
-        return Err(format!("{failed} of {} versions failed", rows.len()).into());
+        return Err(format!("{failed} of {} rows failed", rows.len()).into());
     }
     println!("recorded in {RECORD}");
     Ok(())
 }
 
+/// Reads the extent and the versions that are asked for.
 fn options(mut args: impl Iterator<Item = String>) -> Result<(Extent, Vec<Version>)> {
-    let (mut extent, mut versions) = (Extent::Everything, Vec::new());
+    let (mut extents, mut versions) = (Vec::new(), Vec::new());
     while let Some(flag) = args.next() {
         match flag.as_str() {
-            "--conformance" => extent = Extent::Conformance,
+            "--conformance" => extents.push(Extent::Conformance),
+            "--upgrade" => extents.push(Extent::Upgrade),
             "--version" => versions.push(args.next().ok_or("--version needs a value")?.parse()?),
             _ => return Err(format!("{flag} is no option of matrix\n\n{HELP}").into()),
         }
     }
-    if versions.is_empty() {
-        versions.push(PACKAGED.parse()?);
-        versions.extend(etcd::build::versions()?);
+    match extents[..] {
+        [] => Ok((Extent::Everything, versions)),
+        [Extent::Upgrade] if !versions.is_empty() => Err("--upgrade has versions of its own".into()),
+        [extent] => Ok((extent, versions)),
+        _ => Err("--conformance and --upgrade exclude each other".into()),
     }
-    Ok((extent, versions))
+}
+
+/// Returns the versions that are asked for, or all.
+fn versions_to_test(asked: Vec<Version>) -> Result<Vec<Version>> {
+    if !asked.is_empty() {
+        return Ok(asked);
+    }
+    let mut versions = vec![PACKAGED.parse()?];
+    versions.extend(etcd::build::versions()?);
+    Ok(versions)
+}
+
+/// Returns the newest version of each release line of the upgrade test.
+fn upgrade_versions() -> Result<Vec<Version>> {
+    UPGRADE.iter().map(|((major, minor), _)| etcd::build::newest_of(*major, *minor)).collect()
+}
+
+fn supply_all(versions: &[Version]) -> Result<Vec<PathBuf>> {
+    versions.iter().map(|version| etcd::supply(Some(*version), Override::IfItMatches)).collect()
+}
+
+/// Prints and records the table.
+fn record(rows: &[Row]) -> Result {
+    let table = table(rows);
+    println!("\n{table}");
+    Ok(fs::write(RECORD, &table)?)
+}
+
+/// Upgrades a cluster under traffic.
+fn test_upgrade(releases: &[PathBuf]) -> Result<Counts> {
+    let mut command = cargo()?;
+    command.args(["test", "--package", "enlist-examples", "--features", FEATURES, "--test", "upgrade", "--"]);
+    command.args(["--ignored", "--nocapture"]);
+    counted::run(command.envs(UPGRADE.iter().map(|(_, variable)| variable).zip(releases)))
 }
 
 fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Counts> {
@@ -80,8 +135,8 @@ fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Count
     let mut command = cargo()?;
     command.args(["test", "--no-fail-fast", "--package", "enlist-etcd"]);
     match extent {
-        Extent::Everything => command.args(["--package", "enlist-cli"]),
         Extent::Conformance => command.args(["--test", "conformance"]),
+        Extent::Everything | Extent::Upgrade => command.args(["--package", "enlist-cli"]),
     };
     // What names another etcd, or an `etcdctl` of another one, is for other commands.
     for variable in ["ENLIST_TEST_ETCD", "ENLIST_TEST_PROVIDER", "ENLIST_ETCDCTL_BIN"] {
@@ -96,12 +151,12 @@ fn test(extent: Extent, etcd: &Etcd, programs: Option<&PathBuf>) -> Result<Count
 
 fn table(rows: &[Row]) -> String {
     let mut table = "| etcd | passed | failed | minutes |\n|---|---|---|---|\n".to_owned();
-    for Row { version, outcome } in rows {
+    for Row { etcd, outcome } in rows {
         let line = match outcome {
             Ok(Counts { passed, failed, time }) => {
-                format!("| {version} | {passed} | {failed} | {:.1} |", time.as_secs_f64() / 60.0)
+                format!("| {etcd} | {passed} | {failed} | {:.1} |", time.as_secs_f64() / 60.0)
             }
-            Err(error) => format!("| {version} | | not run: {error} | |"),
+            Err(error) => format!("| {etcd} | | not run: {error} | |"),
         };
         // Writing to a string cannot fail.
         let _ = writeln!(table, "{line}");
@@ -116,22 +171,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_has_one_line_for_each_version() {
+    fn the_table_has_one_line_for_each_row() {
         let counts = Counts { passed: 7, failed: 1, time: Duration::from_secs(90) };
-        let row = |version: &str, outcome| Row { version: version.parse().unwrap(), outcome };
+        let row = |etcd: &str, outcome| Row { etcd: etcd.to_owned(), outcome };
         let rows = [row("3.4.23", Ok(counts)), row("3.7.3", Err("no compiler".into()))];
         let table = table(&rows);
         let lines: Vec<_> = table.lines().skip(2).collect();
         assert_eq!(lines, ["| 3.4.23 | 7 | 1 | 1.5 |", "| 3.7.3 | | not run: no compiler | |"]);
     }
 
+    fn read(words: &[&str]) -> Result<(Extent, Vec<Version>)> {
+        options(words.iter().map(|word| (*word).to_owned()))
+    }
+
     #[test]
     fn versions_and_the_extent_are_read() {
-        let (extent, versions) =
-            options(["--conformance", "--version", "3.7.3"].map(str::to_owned).into_iter()).unwrap();
-        assert_eq!((extent, versions), (Extent::Conformance, vec!["3.7.3".parse().unwrap()]));
+        let versions = vec!["3.7.3".parse().unwrap()];
+        assert_eq!(read(&[]).unwrap(), (Extent::Everything, Vec::new()));
+        assert_eq!(read(&["--version", "3.7.3"]).unwrap(), (Extent::Everything, versions.clone()));
+        assert_eq!(read(&["--conformance", "--version", "3.7.3"]).unwrap(), (Extent::Conformance, versions));
         for wrong in [&["--version"][..], &["--version", "new"], &["3.7.3"]] {
-            assert!(options(wrong.iter().map(|word| (*word).to_owned())).is_err(), "{wrong:?}");
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_upgrade_goes_with_no_other_option() {
+        assert_eq!(read(&["--upgrade"]).unwrap(), (Extent::Upgrade, Vec::new()));
+        for wrong in [&["--upgrade", "--conformance"][..], &["--version", "3.7.3", "--upgrade"]] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
         }
     }
 }
