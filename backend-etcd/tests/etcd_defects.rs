@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Counter, Endpoint, Freshness, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, OnDelete,
+    Counter, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, OnDelete,
     RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Watcher,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
@@ -516,6 +516,22 @@ async fn a_stale_read_makes_no_second_holder() {
         fake.mend();
         assert!(next.done("its turn").await.is_held());
     }
+}
+
+/// The position of a shared entry is read, and that read fails.
+#[tokio::test(start_paused = true)]
+async fn a_failed_attempt_leaves_no_queue_entry() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::StaleReads);
+    let [one, two, three] = [(), (), ()].map(|()| client(&fake.link()));
+    let holder = acquire(&one).await;
+    let attempt = soon("an answer", two.try_acquire(&lock_name(), LockOptions::new().shared())).await;
+    assert!(matches!(attempt, Err(Error::Unavailable(_))), "{attempt:?}");
+    queued(&fake, 1).await;
+    fake.mend();
+    let mut next = contend(&three);
+    holder.release().await.unwrap();
+    assert!(next.done("its turn").await.is_held());
 }
 
 #[tokio::test(start_paused = true)]

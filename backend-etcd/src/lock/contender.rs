@@ -81,7 +81,7 @@ impl QueueProtocol for Contender {
         if entry.unknown {
             return self.withdraw(entry).await;
         }
-        if entry.created {
+        if entry.token.is_some() {
             self.remove(&entry, Attempts::First).await;
         }
         self.left(entry);

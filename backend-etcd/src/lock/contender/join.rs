@@ -143,7 +143,7 @@ impl Contender {
     async fn resolve_unknown(&self, unknown: Queued, entry: &mut Option<Queued>) -> Result<Attempt, Failure> {
         match self.context.conn.get(&unknown.key).await {
             Ok((Some(own), _)) if self.is_own(&unknown, &own) => {
-                let known = entry.insert(Queued { unknown: false, ..unknown });
+                let known = entry.insert(Queued { unknown: false, token: Some(own.created), ..unknown });
                 self.confirm(known, own.created).await.map(Attempt::Joined)
             }
             Ok(_) => {
@@ -166,18 +166,16 @@ impl Contender {
             if self.acquisition.wanted.waits() && behind_others { Batching::Deferrable } else { Batching::Immediate };
         let conn = &self.context.conn;
         let written = conn.create_entry(&own, self.read(self.last_two()), batching, caller.gone()).await;
-        entry.created |= match &written {
-            Ok(QueueWrite::Done(_)) => true,
-            Ok(QueueWrite::Refused(found)) => found.as_ref().is_some_and(|found| self.is_own(entry, found)),
-            Err(failure) => failure.is_ambiguous(),
-        };
-        let QueueFound { at: token, entries, marks } = match written {
+        let found = match written {
             Ok(QueueWrite::Done(found)) => found,
             Ok(QueueWrite::Refused(Some(other))) if !self.is_own(entry, &other) => {
                 return Ok(Attempt::Occupied(other));
             }
             // Created by an attempt whose answer was lost.
-            Ok(QueueWrite::Refused(Some(own))) => return self.confirm(entry, own.created).await.map(Attempt::Joined),
+            Ok(QueueWrite::Refused(Some(own))) => {
+                entry.token = Some(own.created);
+                return self.confirm(entry, own.created).await.map(Attempt::Joined);
+            }
             Ok(QueueWrite::Refused(None)) => return Err(Failure::Lost(text_cause("the queue changed meanwhile"))),
             Err(failure) => {
                 if failure.is_ambiguous() {
@@ -188,7 +186,10 @@ impl Contender {
                 return Err(failure);
             }
         };
-        self.placed_at(entry, token, QueueFound { at: token, entries, marks }).await.map(Attempt::Joined)
+        let token = found.at;
+        // Before the position is read: if that fails, the entry is removed without a read, which could be stale.
+        entry.token = Some(token);
+        self.placed_at(entry, token, found).await.map(Attempt::Joined)
     }
 
     async fn placed_at(&self, entry: &Queued, token: Revision, found: QueueFound) -> Result<Placed, Failure> {

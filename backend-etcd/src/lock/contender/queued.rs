@@ -31,8 +31,6 @@ pub(in crate::lock) struct Queued {
     /// Key of its mark; only with a `lock_delay`.
     pub(super) mark: Option<Vec<u8>>,
     pub(super) mark_state: MarkState,
-    /// A write that creates it may have been applied.
-    pub(super) created: bool,
     /// The answer to a write that creates it was lost.
     pub(super) unknown: bool,
     /// Revision of its creation, once that is known.
@@ -59,7 +57,6 @@ impl Queued {
             lease,
             mark,
             mark_state: MarkState::Absent,
-            created: false,
             unknown: false,
             token: None,
             modified: Revision::default(),

@@ -45,17 +45,16 @@ impl Contender {
     }
 
     /// Removes the entry until etcd confirms it or reports that the lease is gone: an entry that outlives an outage of
-    /// etcd would stay for as long as its lease is renewed. No other acquisition uses the key before that, so an entry
-    /// found there is this one.
+    /// etcd would stay for as long as its lease is renewed. The guard is its creation revision; a read of the key could
+    /// be stale.
     pub(super) async fn remove(&self, entry: &Queued, mut attempts: Attempts) -> Released {
         let mut backoff = BackoffPolicy::default().start();
         loop {
             let mut pause = backoff.next_delay().min(MAX_REMOVAL_PAUSE);
             match self.try_remove(entry).await {
-                Ok(Some(outcome)) => {
+                Ok(outcome) => {
                     return if attempts == Attempts::Unanswered { Released::Released } else { outcome };
                 }
-                Ok(None) => {}
                 Err(failure) => {
                     if Defect::ReleaseUnconfirmed.is_on() {
                         return Released::Released;
@@ -78,18 +77,12 @@ impl Contender {
         }
     }
 
-    async fn try_remove(&self, entry: &Queued) -> Result<Option<Released>, Failure> {
-        let created = match entry.token {
-            Some(token) => token,
-            None => match self.context.conn.get(&entry.key).await? {
-                (Some(record), _) if self.is_own(entry, &record) => record.created,
-                _ => return Ok(Some(Released::AlreadyLost)),
-            },
-        };
+    async fn try_remove(&self, entry: &Queued) -> Result<Released, Failure> {
+        // Without a token it was never created.
+        let Some(created) = entry.token else { return Ok(Released::AlreadyLost) };
         Ok(match self.context.conn.remove_entry(&entry.key, created, entry.own_mark()).await? {
-            Removal::Done => Some(Released::Released),
-            Removal::Absent if entry.token.is_some() => Some(Released::AlreadyLost),
-            Removal::Absent => None,
+            Removal::Done => Released::Released,
+            Removal::Absent => Released::AlreadyLost,
         })
     }
 
