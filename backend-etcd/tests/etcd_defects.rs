@@ -6,10 +6,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use enlist::{
-    Counter, Endpoint, Error, Freshness, Instance, InstanceId, Lock, LockGuard, LockName, LockOptions, OnDelete,
-    RegisterOptions, Registration, RegistrationState, Registry, Resolver, ServiceRef, Snapshot, Watcher,
+    Counter, Deregistered, Endpoint, Error, Freshness, Instance, InstanceId, LeaseChoice, LeaseId, Lock, LockGuard,
+    LockName, LockOptions, OnConflict, OnDelete, RegisterOptions, Registration, RegistrationState, Registry, Resolver,
+    ServiceRef, Snapshot, Watcher,
 };
-use enlist_etcd::{Etcd, SessionRuntime};
+use enlist_etcd::{Etcd, EtcdNaming, SessionRuntime};
 use enlist_testkit::{BackgroundTask, EtcdDefect, FakeEtcd, Link, eventually, soon};
 use etcd_client::{GetOptions, PutOptions, WatchOptions, WatchResponse, WatchStream};
 use tokio::time::Instant;
@@ -489,6 +490,63 @@ async fn a_registration_outlives_stale_reads() {
         assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
         assert_eq!((stored(&fake).len(), absences(&fake, "i").len(), fake.revision()), (1, 0, before));
     }
+}
+
+/// Each read shows no key, as before the registration.
+#[tokio::test(start_paused = true)]
+async fn a_deregistration_removes_despite_stale_reads() {
+    let fake = FakeEtcd::start();
+    fake.set_defect(EtcdDefect::StaleReads);
+    let registration = register(&client(&fake.link()), "i", RegisterOptions::new()).await;
+    assert_eq!(soon("removed", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(stored(&fake).is_empty());
+}
+
+/// Each comparison finds the value before the last update. With a given lease it may be another registration's.
+#[tokio::test(start_paused = true)]
+async fn a_stale_former_value_is_no_successor() {
+    let fake = FakeEtcd::start();
+    let lease = LeaseId::new(raw(&fake).await.lease_grant(600, None).await.unwrap().id());
+    let options = RegisterOptions::new().lease(LeaseChoice::Given(lease)).audit(Some(Duration::from_secs(1)));
+    let etcd = client(&fake.link());
+    let registration = register(&etcd, "i", options).await;
+    fake.set_defect(EtcdDefect::StaleReads);
+    soon("updated", registration.update(|draft| _ = draft.weight(7))).await.unwrap();
+    let (before, reads) = (fake.revision(), fake.requests().ranges);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(fake.requests().ranges > reads + 10, "it is compared");
+    assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
+    assert_eq!((stored(&fake)["i"], fake.revision()), (7, before));
+    assert_eq!(soon("removed", registration.deregister()).await.unwrap(), Deregistered::Removed);
+    assert!(stored(&fake).is_empty());
+}
+
+/// Each comparison finds the value that the registration took over, in a layout without terms.
+#[tokio::test(start_paused = true)]
+async fn a_stale_predecessor_is_no_successor() {
+    let fake = FakeEtcd::start();
+    let layout = |link: &Link| {
+        let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller);
+        builder.layout(EtcdNaming::default()).build().unwrap()
+    };
+    let (one, two) = (layout(&fake.link()), layout(&fake.link()));
+    let predecessor = register(&one, "i", RegisterOptions::new()).await;
+    fake.set_defect(EtcdDefect::StaleReads);
+    let options = RegisterOptions::new().on_conflict(OnConflict::TakeOver).audit(Some(Duration::from_secs(1)));
+    let registration = register(&two, "i", options).await;
+    eventually("it gave way", || async {
+        match predecessor.state() {
+            RegistrationState::Superseded { .. } => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+    let (before, reads) = (fake.revision(), fake.requests().ranges);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(fake.requests().ranges > reads + 10, "it is compared");
+    assert!(matches!(registration.state(), RegistrationState::Registered { .. }), "{:?}", registration.state());
+    assert_eq!(fake.revision(), before);
+    assert_eq!(soon("removed", registration.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
 /// A read of the time before the holder came shows a free lock.

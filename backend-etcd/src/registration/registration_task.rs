@@ -10,6 +10,7 @@
 mod comparison;
 mod eviction;
 mod own_writes;
+mod reads;
 mod removal;
 mod waits;
 mod wake_reason;

@@ -16,6 +16,7 @@ use super::{
     Known, LEASE_VERDICT_TIMEOUT, RegistrationTask,
     eviction::{self, Loss},
     own_writes::Effect,
+    reads,
 };
 use crate::{
     client::{guarded_write::Guard, kv::Written},
@@ -80,8 +81,9 @@ impl RegistrationTask {
                     permit = context.reads.acquire() => permit,
                     () = self.driver.unwanted() => return Ok(None),
                 };
-                let (record, read) = context.conn.get(key).await.map_err(|failure| self.failed(failure))?;
-                (record, Some(read))
+                let read = reads::current(&context.conn, key).await;
+                let (record, at) = read.map_err(|failure| self.failed(failure))?;
+                (record, Some(at))
             }
             Known::Absent => (None, None),
             Known::AsStored => (self.writes.stored().cloned(), None),
@@ -276,7 +278,7 @@ impl RegistrationTask {
 
     /// Finds out why the key is gone: an operator deleted it, if its lease is still there and no other registration had
     /// the key in between, and the history of the store has the deletion. Nothing else proves an eviction; renewals may
-    /// have gone unanswered for a while. `at`: the revision at which the key was read as absent.
+    /// have gone unanswered for a while. `at`: the revision of the read; `None` if there was none.
     async fn confirm_eviction(
         &mut self,
         key: &[u8],
@@ -284,21 +286,24 @@ impl RegistrationTask {
         at: Option<Revision>,
     ) -> Result<StepOutcome<Record>, Error> {
         // Its absence is only assumed. The next comparison reads the key.
-        let Some(at) = at else { return Ok(StepOutcome::Repeat) };
-        let context = Arc::clone(&self.context);
-        // A read can be stale (etcd-io/etcd#20418). A write is not, also one that changes nothing.
-        let absent = tokio::select! {
-            absent = context.conn.delete(key, Guard::Absent) => absent.map_err(|failure| self.failed(failure))?,
-            () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
-        };
-        if let Written::Refused(found) = absent {
-            self.known = found.into();
+        if at.is_none() {
             return Ok(StepOutcome::Repeat);
         }
+        let context = Arc::clone(&self.context);
+        // A read can be stale (etcd-io/etcd#20418). A write is not. It was done after the deletion, so a history up to
+        // its revision has that.
+        let read = tokio::select! {
+            read = reads::current_by_a_write(&context.conn, key) => read.map_err(|failure| self.failed(failure))?,
+            () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),
+        };
+        let (None, absent_at) = read else {
+            self.known = read.0.into();
+            return Ok(StepOutcome::Repeat);
+        };
         let written = self.writes.stored().map(|stored| stored.modified).unwrap_or_default();
         let is_own = |record: &Record| self.writes.is_own(record);
         let loss = tokio::select! {
-            loss = eviction::loss(&context.conn, key, written, at, is_own) => {
+            loss = eviction::loss(&context.conn, key, written, absent_at, is_own) => {
                 loss.map_err(|failure| self.failed(failure))?
             }
             () = self.driver.unwanted() => return Ok(StepOutcome::Repeat),

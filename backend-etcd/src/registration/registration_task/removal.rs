@@ -14,6 +14,7 @@ use enlist::{
 use super::{
     RegistrationTask,
     own_writes::{Author, Effect},
+    reads,
 };
 use crate::{
     client::{connection::Connection, guarded_write::Guard, kv::Written},
@@ -127,7 +128,7 @@ impl RegistrationTask {
     /// not known yet whose it is; look again.
     async fn try_remove(&mut self, key: &[u8], claim: Option<&Claim<Arc<[u8]>>>) -> Result<Option<Looked>, Failure> {
         let context = Arc::clone(&self.context);
-        let (record, at) = context.conn.get(key).await?;
+        let (record, at) = reads::current(&context.conn, key).await?;
         self.settle(record.as_ref());
         let Some(record) = record else {
             return Ok(Some(Looked { removed: false, remaining: None, at }));
