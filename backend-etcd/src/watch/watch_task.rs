@@ -405,7 +405,7 @@ async fn next(probes: &mut Option<ProbeReader>) -> Probe {
 
 #[cfg(test)]
 mod tests {
-    use enlist_testkit::{FakeEtcd, soon};
+    use enlist_testkit::{FakeEtcd, Misbehavior, soon};
 
     use super::*;
     use crate::{Etcd, SessionRuntime, watch::record::Record};
@@ -433,5 +433,32 @@ mod tests {
         fake.delete(b"k");
         let deleted = async { while reader.next().await.unwrap().value.len() > 0 {} };
         soon("the key is gone", deleted).await;
+    }
+
+    /// The first watch was not opened because of a restore. The key is deleted between the list and the next watch.
+    #[tokio::test(start_paused = true)]
+    async fn a_deletion_before_the_next_watch_is_reported() {
+        let fake = FakeEtcd::start();
+        let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+        let record = |revision: Revision| Record {
+            key: b"k"[..].into(),
+            value: b"v".to_vec(),
+            created: revision,
+            modified: revision,
+            lease: None,
+        };
+        let lost = Revision::new(fake.revision().unsigned_abs()).next().next();
+        fake.put("k", "v");
+        let gap = Duration::from_secs(1);
+        fake.misbehave(Misbehavior::LateWatch(Duration::ZERO));
+        fake.misbehave(Misbehavior::LateWatch(gap));
+        let hub = &etcd.session.discovery.hub;
+        let mut reader = hub.follow_key(b"k", Some(record(lost)), lost, Begin::Now).unwrap();
+        assert_eq!(soon("the key is listed", reader.next()).await.unwrap().value.len(), 1);
+        tokio::time::sleep(gap / 2).await;
+        fake.delete(b"k");
+        let deleted = async { while reader.next().await.unwrap().value.len() > 0 {} };
+        tokio::time::timeout(gap * 2, deleted).await.expect("the deletion is reported");
+        assert!(fake.has_misbehaved());
     }
 }

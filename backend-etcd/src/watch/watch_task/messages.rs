@@ -4,7 +4,7 @@ use enlist::{Counter, Moment, Revision, backend::count_several};
 use etcd_client::{GetOptions, WatchResponse};
 
 use super::{
-    Begin, LiveWatch, WatchTask,
+    Begin, LiveWatch, OpenedAfter, WatchTask,
     low_read::LowRead,
     state::{MAX_SILENCES, WatchEnd},
 };
@@ -71,7 +71,8 @@ impl WatchTask {
             return Ok(());
         }
         let opened = header_revision(message.header());
-        if self.begin == Begin::Now && !self.opened {
+        // A watch after a list starts at the revision of that list.
+        if self.begin == Begin::Now && !self.opened && live.opened_after == OpenedAfter::Interruption {
             return self.catch_up(live, opened).await;
         }
         if opened < self.seen() {
@@ -119,8 +120,8 @@ impl WatchTask {
         if has_events {
             // Only known events. The header may be ahead of events that are still to come, so it proves no progress.
         } else if created {
-            if self.publisher.latest().is_none() {
-                // A key that was written just before.
+            if self.publisher.latest().is_none() || live.read > Revision::default() {
+                // A key that was written just before, or one that was read since.
                 self.publisher.publish(replica.clone(), live.requested);
             } else {
                 self.publisher.live();
