@@ -9,14 +9,18 @@ use std::time::Duration;
 
 use enlist::{
     Deregistered, LeaseChoice, Lock, LockName, LockOptions, OnDelete, RegisterOptions, Registration, RegistrationState,
-    Resolver,
+    Resolver, ServiceRef,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
 use enlist_testkit::{FakeEtcd, Link, Misbehavior, eventually, soon};
 use support::{PREFIX, register, register_with, service};
+use tokio::time::Instant;
 
 /// Longer than a key is old before it is watched, and than a request waits for its answer.
 const WHILE: Duration = Duration::from_secs(30);
+
+/// Number of watches of a session.
+const WATCHERS: usize = 20;
 
 /// A session with a connection of its own, which a restart of the server ends.
 fn client(fake: &FakeEtcd) -> (Etcd, Link) {
@@ -145,6 +149,42 @@ async fn a_session_notices_each_of_two_restores() {
         present(&fake, "earlier").await;
         while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
     }
+}
+
+/// All of them are interrupted at once.
+#[tokio::test(start_paused = true)]
+async fn watches_of_a_session_share_the_proof() {
+    let fake = FakeEtcd::start();
+    let (etcd, _) = client(&fake);
+    let snapshot = fake.snapshot();
+    fake.put("elsewhere", "x");
+    let mut watchers = Vec::new();
+    for number in 0..WATCHERS {
+        let service = ServiceRef::parse(format!("svc-{number}")).unwrap();
+        let mut watcher = etcd.watch(&service).await.unwrap();
+        let first = soon("a list", watcher.next()).await.unwrap().snapshot.epoch();
+        watchers.push((watcher, first));
+    }
+    tokio::time::sleep(WHILE).await;
+    fake.reset_requests();
+    fake.hold_revocations();
+    let before = Instant::now();
+    fake.restore(&snapshot);
+    for (watcher, first) in &mut watchers {
+        while soon("the restore is noticed", watcher.next()).await.unwrap().snapshot.epoch() == *first {}
+    }
+    // The revocation of a lease is no part of the proof.
+    assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    let grants = fake.requests().grants;
+    assert!(grants <= 3, "{grants} grants for {WATCHERS} watches");
+    fake.release_revocations();
+    eventually("the leases are revoked", || async {
+        match fake.leases() {
+            0 => Ok(()),
+            leases => Err(leases),
+        }
+    })
+    .await;
 }
 
 /// It ends before its session has noticed the restore.

@@ -7,7 +7,7 @@
 //! [`queue_requests`](super::queue_requests).
 
 use std::{
-    sync::{Arc, atomic::AtomicI64},
+    sync::{Arc, Weak, atomic::AtomicI64},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use crate::{
         response::revision_of,
         store_revision::StoreRevision,
         write_batcher::WriteBatcher,
+        write_proofs::WriteProofs,
     },
     error::{Failure, classify},
     watch::record::KeyRange,
@@ -53,11 +54,14 @@ pub(crate) struct Connection {
     pub(crate) limits: RangeLimits,
     /// The revision of the store, as all replies show it.
     pub(crate) store: Arc<StoreRevision>,
+    /// Writes that prove the revision of the store.
+    pub(crate) write_proofs: WriteProofs,
+    tasks: Weak<TaskOwner>,
 }
 
 impl Connection {
     pub(crate) fn new(
-        tasks: &TaskOwner,
+        tasks: &Arc<TaskOwner>,
         control: Failover,
         data: Failover,
         layers: &Layers,
@@ -72,7 +76,15 @@ impl Connection {
             WriteBatcher::start(tasks, &control, INSTANCE_TRANSACTIONS),
             WriteBatcher::start(tasks, &control, QUEUE_TRANSACTIONS),
         );
-        Self { instance_writes, queue_writes, data: requests(data), control, page: AtomicI64::new(PAGE), limits, store }
+        let (page, write_proofs, tasks) = (AtomicI64::new(PAGE), WriteProofs::default(), Arc::downgrade(tasks));
+        Self { instance_writes, queue_writes, data: requests(data), control, page, limits, store, write_proofs, tasks }
+    }
+
+    /// Starts a task that ends with the session. After the end of the session the task does not run.
+    pub(crate) fn in_background(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(tasks) = self.tasks.upgrade() {
+            let _ = tasks.spawn_until_stopped(name, task);
+        }
     }
 
     /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches,

@@ -20,3 +20,4 @@ pub(crate) mod request_channel;
 pub(crate) mod response;
 pub(crate) mod store_revision;
 pub(crate) mod write_batcher;
+pub(crate) mod write_proofs;

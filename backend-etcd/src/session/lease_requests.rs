@@ -1,6 +1,6 @@
 //! Requests for leases that no task keeps: grants without renewal, and revocations.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use enlist::{
     Backoff, BackoffPolicy, Error, LeaseId, Revision,
@@ -12,7 +12,7 @@ use crate::{
     error::Failure,
 };
 
-/// TTL of a lease that is granted only to learn the revision of the store. It is revoked at once, if the reply arrives.
+/// TTL of a lease that is granted only to learn the revision of the store. It is revoked once the reply has arrived.
 const PROOF_TTL: Duration = Duration::from_secs(5);
 
 /// Grants a lease that is never renewed: keys under it end once `ttl` has passed.
@@ -22,13 +22,18 @@ pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<
     Ok(LeaseId::new(conn.control.call("lease grant", grant).await?.id()))
 }
 
-/// Returns the revision of the store as a write finds it. Unlike a read, a write is never stale. The write is the grant
-/// of a lease, which is revoked again.
-pub(crate) async fn revision_by_a_write(conn: &Connection) -> Result<Revision, Failure> {
+/// Returns the revision of the store as a write finds it, which callers share. Unlike a read, a write is never stale.
+/// The write is the grant of a lease, which is revoked in the background.
+pub(crate) async fn revision_by_a_write(conn: &Arc<Connection>) -> Result<Revision, Failure> {
+    conn.write_proofs.share(grant_for_its_revision(conn)).await
+}
+
+async fn grant_for_its_revision(conn: &Arc<Connection>) -> Result<Revision, Failure> {
     let seconds = i64::try_from(PROOF_TTL.as_secs()).unwrap_or(i64::MAX);
     let grant = |mut clients: Clients| async move { clients.lease.grant(seconds, None).await };
     let granted = conn.control.call("lease grant", grant).await?;
-    revoke(conn, LeaseId::new(granted.id())).await;
+    let (lease, revoking) = (LeaseId::new(granted.id()), Arc::clone(conn));
+    conn.in_background("revoke", async move { revoke_within(&revoking, lease, PROOF_TTL).await });
     Ok(header_revision(granted.header()))
 }
 

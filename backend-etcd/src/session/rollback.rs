@@ -36,7 +36,7 @@ pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>
 }
 
 /// Returns the revision of the store: by a read if that is as high as `seen`, else by a write.
-async fn revision(conn: &Connection, seen: Revision) -> Revision {
+async fn revision(conn: &Arc<Connection>, seen: Revision) -> Revision {
     let mut backoff = BackoffPolicy::default().start();
     loop {
         let read = conn.revision_by_a_read().await;

@@ -1,6 +1,8 @@
 //! A read of a lower revision than what is known: the store went back, or the read was stale, as those of some releases
 //! of etcd are after a pause of the process (etcd-io/etcd#20418). A write is never stale, so it decides.
 
+use std::sync::Arc;
+
 use enlist::Revision;
 
 use super::state::WatchEnd;
@@ -30,7 +32,7 @@ impl From<LowRead> for WatchEnd {
 
 impl LowRead {
     /// Finds out by a write why a read was of a lower revision than `known`.
-    pub(super) async fn judge(conn: &Connection, known: Revision) -> Self {
+    pub(super) async fn judge(conn: &Arc<Connection>, known: Revision) -> Self {
         match revision_by_a_write(conn).await {
             Ok(now) if now < known => Self::WentBack,
             Ok(_) => Self::Stale,
