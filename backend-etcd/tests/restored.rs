@@ -12,7 +12,7 @@ use enlist::{
     Resolver, ServiceRef,
 };
 use enlist_etcd::{Etcd, SessionRuntime};
-use enlist_testkit::{FakeEtcd, Link, Misbehavior, eventually, soon};
+use enlist_testkit::{EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
 use support::{PREFIX, register, register_with, service};
 use tokio::time::Instant;
 
@@ -21,6 +21,9 @@ const WHILE: Duration = Duration::from_secs(30);
 
 /// Number of watches of a session.
 const WATCHERS: usize = 20;
+
+/// Interval of the audits.
+const AUDIT: Duration = Duration::from_secs(600);
 
 /// A session with a connection of its own, which a restart of the server ends.
 fn client(fake: &FakeEtcd) -> (Etcd, Link) {
@@ -185,6 +188,29 @@ async fn watches_of_a_session_share_the_proof() {
         }
     })
     .await;
+}
+
+/// The reads are stale, so a write does not show that the store went back.
+#[tokio::test(start_paused = true)]
+async fn an_audit_after_stale_reads_is_repeated_soon() {
+    let fake = FakeEtcd::start();
+    let link = fake.link();
+    let builder = Etcd::from_channel(link.channel()).runtime(SessionRuntime::Caller).probe(None);
+    let etcd = builder.audit(Some(AUDIT)).build().unwrap();
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let snapshot = fake.snapshot();
+    fake.put(format!("{PREFIX}lost"), r#"{"v":1,"id":"lost","endpoints":["h:1"]}"#);
+    while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
+    tokio::time::sleep(WHILE).await;
+    let (before, audited) = (fake.revision(), fake.requests().keys_only);
+    fake.restore(&snapshot);
+    fake.set_defect(EtcdDefect::StaleReads);
+    advance(&fake, before);
+    eventually("an audit", || async { if fake.requests().keys_only > audited { Ok(()) } else { Err("none") } }).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    fake.mend();
+    let repaired = async { while !watcher.next().await.unwrap().snapshot.is_empty() {} };
+    tokio::time::timeout(AUDIT / 10, repaired).await.expect("the audit is repeated soon");
 }
 
 /// It ends before its session has noticed the restore.

@@ -362,8 +362,9 @@ impl WatchTask {
             Outcome::WentBack => return Err(WatchEnd::WentBack),
             Outcome::LowRead => match LowRead::judge(&self.conn, self.seen()).await {
                 LowRead::WentBack => return Err(WatchEnd::WentBack),
-                LowRead::Stale => return Ok(()),
-                LowRead::Unknown(_) => {
+                // Stale, or of a store that went back and has reached the known revision again since. Another audit
+                // finds the difference.
+                LowRead::Stale | LowRead::Unknown(_) => {
                     self.audit.soon();
                     return Ok(());
                 }
