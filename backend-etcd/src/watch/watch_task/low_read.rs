@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use enlist::Revision;
+use enlist::{Error, Revision};
 
 use super::state::WatchEnd;
 use crate::{
@@ -33,12 +33,60 @@ impl From<LowRead> for WatchEnd {
 impl LowRead {
     /// Finds out by a write why a read was of a lower revision than `known`.
     pub(super) async fn judge(conn: &Arc<Connection>, known: Revision) -> Self {
-        match revision_by_a_write(conn).await {
+        Self::of(known, revision_by_a_write(conn).await)
+    }
+
+    /// Returns the cause of a read of a lower revision than `known`, after a write with this outcome.
+    fn of(known: Revision, written: Result<Revision, Failure>) -> Self {
+        match written {
             Ok(now) if now < known => Self::WentBack,
             Ok(_) => Self::Stale,
-            Err(failure) if failure.is_outage() => Self::Unknown(failure),
-            // A store without space refuses writes. Without a proof the read counts.
-            Err(_) => Self::WentBack,
+            // A store without space, or a proxy in front of it, refuses every write. Without a proof the read counts.
+            Err(Failure::Denied | Failure::Final(Error::StorageFull | Error::Unsupported { .. })) => Self::WentBack,
+            Err(failure) => Self::Unknown(failure),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(revision: u64) -> Revision {
+        Revision::new(revision)
+    }
+
+    #[test]
+    fn a_write_decides_between_a_restore_and_lag() {
+        assert!(matches!(LowRead::of(at(5), Ok(at(4))), LowRead::WentBack));
+        assert!(matches!(LowRead::of(at(5), Ok(at(5))), LowRead::Stale));
+    }
+
+    #[test]
+    fn a_store_that_takes_no_write_went_back() {
+        let unsupported = Error::Unsupported { what: "leases".to_owned() };
+        for refusal in [Failure::Final(Error::StorageFull), Failure::Final(unsupported), Failure::Denied] {
+            let shown = refusal.to_string();
+            assert!(matches!(LowRead::of(at(5), Err(refusal)), LowRead::WentBack), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_write_that_may_be_repeated_proves_nothing() {
+        let cause = || text_cause("refused");
+        for failure in [
+            Failure::NeverSent(cause()),
+            Failure::Lost(cause()),
+            Failure::Leaderless(cause()),
+            Failure::Unfit(cause()),
+            Failure::StaleAuthToken(cause()),
+            Failure::NoUser(cause()),
+            Failure::LeaseExists,
+            Failure::Final(Error::AuthFailed(cause())),
+            Failure::Final(Error::Closed),
+        ] {
+            let shown = failure.to_string();
+            assert!(matches!(LowRead::of(at(5), Err(failure)), LowRead::Unknown(_)), "{shown}");
         }
     }
 }
