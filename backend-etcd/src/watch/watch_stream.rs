@@ -102,6 +102,8 @@ impl OpenWatch {
         let mut answer = None;
         loop {
             tokio::select! {
+                // A task that was busy finds a message and the end of the limit at once. The message counts.
+                biased;
                 heard = self.message() => return heard,
                 answers = &mut asking, if answer.is_none() => answer = Some(answers),
                 () = &mut limit => return Err(StreamEnd::Silent { member_answers: answer == Some(true) }),
@@ -131,5 +133,32 @@ impl OpenWatch {
 
     async fn ask_for_progress(&mut self) -> Result<(), StreamEnd> {
         self.requests.request_progress().await.map_err(|error| StreamEnd::Broken(classify(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use enlist_testkit::FakeEtcd;
+
+    use super::*;
+    use crate::{Etcd, SessionRuntime};
+
+    /// The task of the watch did not poll it for as long as its limit.
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_waits_comes_before_the_limit() {
+        // Without an order, each attempt fails with a probability of a half.
+        for _ in 0..20 {
+            let fake = FakeEtcd::start();
+            let etcd = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).build().unwrap();
+            let (conn, counters, range) = (&etcd.session.conn, Counters::default(), KeyRange::key("k"));
+            let mut watch = OpenWatch::open(conn, &range, WatchOptions::new()).await.unwrap();
+            assert!(watch.message().await.unwrap().created());
+            fake.freeze();
+            let mut next = std::pin::pin!(watch.next(conn, &counters, &range));
+            assert!(tokio::time::timeout(SILENCE + SIGN_OF_LIFE + ANSWER / 2, &mut next).await.is_err());
+            fake.thaw();
+            tokio::time::sleep(ANSWER).await;
+            assert!(next.await.is_ok(), "the member has answered");
+        }
     }
 }
