@@ -213,6 +213,30 @@ async fn an_audit_after_stale_reads_is_repeated_soon() {
     tokio::time::timeout(AUDIT / 10, repaired).await.expect("the audit is repeated soon");
 }
 
+/// Its watch was opened again before its session noticed the restore.
+#[tokio::test(start_paused = true)]
+async fn a_noticed_restore_causes_no_lasting_reads() {
+    let fake = FakeEtcd::start();
+    let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).audit(None).probe(None);
+    let etcd = builder.build().unwrap();
+    let snapshot = fake.snapshot();
+    advance(&fake, fake.revision() + 5);
+    let mut watcher = etcd.watch(&service()).await.unwrap();
+    let first = soon("a list", watcher.next()).await.unwrap().snapshot.epoch();
+    tokio::time::sleep(WHILE).await;
+    fake.restore(&snapshot);
+    while soon("the restore is noticed", watcher.next()).await.unwrap().snapshot.epoch() == first {}
+    tokio::time::sleep(WHILE).await;
+    fake.reset_requests();
+    for weight in 0..30 {
+        let value = format!(r#"{{"v":1,"id":"a","endpoints":["h:1"],"weight":{weight}}}"#);
+        fake.put(format!("{PREFIX}a"), value);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    let reads = fake.requests().ranges;
+    assert!(reads <= 2, "{reads} reads in a minute of events");
+}
+
 /// It ends before its session has noticed the restore.
 #[tokio::test(start_paused = true)]
 async fn a_deregistration_after_restores_removes_former_values() {

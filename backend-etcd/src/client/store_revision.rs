@@ -73,6 +73,14 @@ enum Age {
     Unknown,
 }
 
+/// History that a revision belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum History {
+    Present,
+    /// A restore was noticed meanwhile.
+    Unknown,
+}
+
 /// The highest revision of the store that this client has seen.
 #[derive(Debug, Default)]
 pub(crate) struct StoreRevision {
@@ -106,14 +114,15 @@ impl StoreRevision {
 
     /// Takes note of a revision that a watch has reached which was opened in state `before`. If a restore was noticed
     /// since, it may be one of the lost history: the present revision is read instead.
-    pub(crate) fn raise(&self, before: Seen, revision: Revision) {
+    pub(crate) fn raise(&self, before: Seen, revision: Revision) -> History {
         let mut seen = self.locked();
         if before.restores == seen.restores {
             seen.revision = seen.revision.max(revision);
-        } else {
-            drop(seen);
-            self.suspect();
+            return History::Present;
         }
+        drop(seen);
+        self.suspect();
+        History::Unknown
     }
 
     /// Has the store looked at: it may have gone back.
@@ -169,12 +178,12 @@ mod tests {
     fn a_late_event_from_before_a_restore_raises_nothing() {
         let store = StoreRevision::default();
         let before = store.seen();
-        store.raise(before, Revision::new(20));
+        assert_eq!(store.raise(before, Revision::new(20)), History::Present);
         store.restored(Revision::new(5));
-        store.raise(before, Revision::new(20));
+        assert_eq!(store.raise(before, Revision::new(20)), History::Unknown);
         assert_eq!(store.highest(), Revision::new(5));
         assert!(store.suspected().now_or_never().is_some(), "the present revision is read instead");
-        store.raise(store.seen(), Revision::new(7));
+        assert_eq!(store.raise(store.seen(), Revision::new(7)), History::Present);
         assert_eq!(store.highest(), Revision::new(7));
     }
 }

@@ -28,7 +28,13 @@ use self::{
     state::{Resync, State, WatchEnd, recover},
 };
 use crate::{
-    client::{connection::Connection, dialled::Dialled, list::Page, response::signed, store_revision::Seen},
+    client::{
+        connection::Connection,
+        dialled::Dialled,
+        list::Page,
+        response::signed,
+        store_revision::{History, Seen},
+    },
     defects::Defect,
     error::Failure,
     watch::{
@@ -200,6 +206,7 @@ impl WatchTask {
                 count_several(&self.counters, Counter::AuditRepairs, keys as u64);
             }
             WatchEnd::TooLarge => tracing::debug!("watch message too large, listing again"),
+            WatchEnd::Outdated => tracing::debug!("watch opened before a restore was noticed, opening it again"),
             WatchEnd::Oversized(error) => return self.report_oversized(error),
             // etcd 3.5 reports an expired token on a watch as a missing permission. A fresh token distinguishes them.
             WatchEnd::Broken(Failure::StaleAuthToken(_) | Failure::NoUser(_) | Failure::Denied)
@@ -322,7 +329,9 @@ impl WatchTask {
                 self.note_open(live);
             }
             self.apply(message, live)?;
-            self.conn.store.raise(live.store, self.seen());
+            if self.conn.store.raise(live.store, self.seen()) == History::Unknown {
+                return Err(WatchEnd::Outdated);
+            }
         }
     }
 

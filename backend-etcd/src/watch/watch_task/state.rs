@@ -49,6 +49,8 @@ pub(super) enum WatchEnd {
     Oversized(Error),
     /// This number of watches in a row gave no sign of life. The last one failed with this.
     Silent(u32, Failure),
+    /// A restore was noticed since the watch was opened, so its revisions may be of the lost history.
+    Outdated,
     /// A request failed, or the stream ended.
     Broken(Failure),
 }
@@ -64,7 +66,7 @@ pub(super) fn recover<W>(state: State<W>, end: &WatchEnd) -> State<W> {
         (_, due @ (State::Unsynced | State::Resyncing(_))) => due,
         (WatchEnd::Oversized(_), _) => State::Resyncing(Resync::Oversized),
         (WatchEnd::Silent(MAX_SILENCES.., _), _) => State::Resyncing(Resync::Silent),
-        (WatchEnd::Silent(..) | WatchEnd::Broken(_), _) => State::Suspect,
+        (WatchEnd::Silent(..) | WatchEnd::Outdated | WatchEnd::Broken(_), _) => State::Suspect,
     }
 }
 
@@ -108,6 +110,7 @@ mod tests {
         for state in [State::Listed, State::Suspect, State::Live(())] {
             assert_eq!(recover(state, &WatchEnd::Broken(lost())), State::Suspect);
         }
+        assert_eq!(recover(State::Live(()), &WatchEnd::Outdated), State::Suspect);
     }
 
     #[test]
