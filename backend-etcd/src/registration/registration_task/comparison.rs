@@ -318,17 +318,24 @@ impl RegistrationTask {
             self.disown();
             return Ok(StepOutcome::Repeat);
         }
-        // One member can report a revocation before another one has applied it, so the lease is read twice.
+        self.confirm_lease(lease).await?;
+        Ok(StepOutcome::Evicted)
+    }
+
+    /// Fails if the lease is lost. One member can report a revocation before another one has applied it, so the lease is
+    /// read twice.
+    async fn confirm_lease(&mut self, lease: LeaseId) -> Result<(), Error> {
+        let conn = Arc::clone(&self.context.conn);
         for again in [false, true] {
             if again {
                 self.rest(LEASE_VERDICT_TIMEOUT).await;
             }
-            let remaining = context.conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
+            let remaining = conn.time_to_live(lease).await.map_err(|failure| self.failed(failure))?;
             if remaining.is_none() {
                 return Err(self.lease_lost());
             }
         }
-        Ok(StepOutcome::Evicted)
+        Ok(())
     }
 }
 
