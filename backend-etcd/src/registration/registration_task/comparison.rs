@@ -322,8 +322,8 @@ impl RegistrationTask {
         Ok(StepOutcome::Evicted)
     }
 
-    /// Fails if the lease is lost. One member can report a revocation before another one has applied it, so the lease is
-    /// read twice.
+    /// Fails if the lease is lost. One member can report a revocation before another one has applied it, so the lease
+    /// is read twice.
     async fn confirm_lease(&mut self, lease: LeaseId) -> Result<(), Error> {
         let conn = Arc::clone(&self.context.conn);
         for again in [false, true] {
