@@ -1,28 +1,23 @@
 //! Sharing of the writes that prove the revision of the store.
 //!
 //! A restore, or a member that lags, is noticed by many watches of a session at once. They share one write instead of
-//! making one each, and the next one begins only a moment later.
+//! making one each.
 
 use std::{
     future::Future,
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
 };
 
 use enlist::Revision;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::sync::Mutex;
 
 use crate::error::Failure;
-
-/// Minimum time between the beginnings of two writes. Callers that come in between share the second one.
-const PAUSE: Duration = Duration::from_millis(250);
 
 /// Outcome of a write.
 #[derive(Clone, Debug)]
 struct Outcome {
     /// Number of the write, counted from 1.
     number: u64,
-    begun: Instant,
     revision: Result<Revision, Failure>,
 }
 
@@ -45,23 +40,23 @@ impl WriteProofs {
     ) -> Result<Revision, Failure> {
         let asked = self.begun.load(Ordering::SeqCst);
         let mut last = self.last.lock().await;
-        if let Some(last) = &*last {
-            // A write that began before proves nothing: the store may have gone back since.
-            if last.number > asked {
-                return last.revision.clone();
-            }
-            tokio::time::sleep_until(last.begun + PAUSE).await;
+        // A write that began before proves nothing: the store may have gone back since.
+        if let Some(last) = last.as_ref().filter(|last| last.number > asked) {
+            return last.revision.clone();
         }
-        let (number, begun) = (self.begun.fetch_add(1, Ordering::SeqCst) + 1, Instant::now());
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let revision = write.await;
-        *last = Some(Outcome { number, begun, revision: revision.clone() });
+        *last = Some(Outcome { number, revision: revision.clone() });
         revision
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures::future::join_all;
+    use tokio::time::Instant;
 
     use super::*;
     use crate::error::text_cause;
@@ -97,20 +92,6 @@ mod tests {
         let (first, later) = tokio::join!(writes.revision(), later);
         assert_eq!((first, later), (1, vec![2, 2, 2]), "the first write began before they asked");
         assert_eq!(writes.revision().await, 3);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn callers_between_two_writes_share_the_second() {
-        let proofs = WriteProofs::default();
-        let made = AtomicU64::new(0);
-        let ask = || proofs.share(async { Ok(Revision::new(made.fetch_add(1, Ordering::SeqCst) + 1)) });
-        let begun = Instant::now();
-        ask().await.unwrap();
-        assert_eq!(begun.elapsed(), Duration::ZERO, "the first write does not wait");
-        for revision in join_all((0..10).map(|_| ask())).await {
-            assert_eq!(revision.unwrap(), Revision::new(2));
-        }
-        assert_eq!(begun.elapsed(), PAUSE);
     }
 
     #[tokio::test(start_paused = true)]
