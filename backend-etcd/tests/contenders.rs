@@ -1,5 +1,5 @@
-//! Contenders of a scripted etcd under a paused clock: silence, refusals and answers that come late, which a real
-//! server cannot be made to show at the right moment.
+//! Contenders of a scripted etcd under a paused clock: silence, refusals and late responses, which a real server cannot
+//! be made to produce at the right moment.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -13,10 +13,10 @@ use enlist_etcd::{Etcd, EtcdConcurrency, SessionRuntime};
 use enlist_testkit::{BackgroundTask, FakeEtcd, Minority, Misbehavior, Requests, eventually, soon};
 use tokio::{task::JoinSet, time::Instant};
 
-/// Time after which a caller gives up early.
+/// Delay after which a caller gives up early.
 const IMPATIENT: Duration = Duration::from_millis(100);
 
-/// Maximum duration of a request; a grant is sent twice at most.
+/// Maximum duration of a request; a grant is sent at most twice.
 const REQUEST: Duration = Duration::from_secs(5);
 
 fn client(fake: &FakeEtcd) -> Etcd {
@@ -37,7 +37,7 @@ fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
     BackgroundTask::run(async move { etcd.acquire(&name(), LockOptions::new()).await.unwrap() })
 }
 
-/// Whoever holds the lock, once its own key is watched: what watch is opened next is that of a contender.
+/// Acquires the lock and waits until the holder's own key is watched; the next watch is that of a contender.
 async fn watched_holder(fake: &FakeEtcd, etcd: &Etcd) -> LockGuard {
     let holder = acquire(etcd).await;
     eventually("the holder's own key is watched", || async {
@@ -47,7 +47,7 @@ async fn watched_holder(fake: &FakeEtcd, etcd: &Etcd) -> LockGuard {
     holder
 }
 
-/// Runs what is ready until a watch is asked for.
+/// Runs ready tasks until a watch is requested.
 async fn watch_asked_for(fake: &FakeEtcd) {
     while fake.requests().watches == 0 {
         tokio::task::yield_now().await;
@@ -59,7 +59,7 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// A thousand callers in turn, each of which gives up before etcd answers. Returns the most tasks there were meanwhile.
+/// Runs a thousand callers in turn, each of which gives up before etcd responds. Returns the maximum number of tasks.
 async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
     let mut most = 0;
     for _ in 0..1000 {
@@ -72,7 +72,7 @@ async fn a_thousand_give_up(etcd: &Etcd, options: &LockOptions) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn abandoned_acquisitions_cost_no_transaction_and_no_task() {
-    // Without a lease, with one from before the silence, and with one for each.
+    // Without a lease, with one from before the silence, and with a lease per caller.
     for (own, known) in [(false, false), (false, true), (true, false)] {
         let fake = FakeEtcd::start();
         let etcd = client(&fake);
@@ -85,7 +85,7 @@ async fn abandoned_acquisitions_cost_no_transaction_and_no_task() {
         let before = tasks();
         let most = a_thousand_give_up(&etcd, &options).await;
         fake.thaw();
-        // A marker: what was still under way came before it.
+        // A marker: pending writes are applied before it.
         let guard = soon("the lock", etcd.acquire(&name(), options)).await.unwrap();
         let Requests { txns, grants, .. } = fake.requests();
         println!("own lease {own}, known {known}: {} tasks, {txns} transactions, {grants} grants", most - before);
@@ -168,13 +168,13 @@ async fn a_registration_without_lease_deregisters_at_once() {
     fake.thaw();
 }
 
-/// A role that is taken away for a moment, or a token that cannot be renewed.
+/// A role is revoked for a moment, or a token cannot be renewed.
 #[tokio::test(start_paused = true)]
 async fn a_contender_without_a_watch_takes_its_turn() {
     let fake = FakeEtcd::start();
     let (one, two) = (client(&fake), client(&fake));
     let holder = watched_holder(&fake, &one).await;
-    // That of the one before, that of its own key, and again that of the one before.
+    // The watch of the predecessor, that of its own key, and again that of the predecessor.
     for _ in 0..3 {
         fake.misbehave(Misbehavior::Refuse("rpc error: code = PermissionDenied desc = etcdserver: permission denied"));
     }
@@ -184,12 +184,13 @@ async fn a_contender_without_a_watch_takes_its_turn() {
     holder.release().await.unwrap();
     let guard = next.done("its turn").await;
     assert!(guard.is_held());
-    // Nobody is kept waiting by it.
+    // No contender is blocked by it.
     guard.release().await.unwrap();
     assert!(acquire(&one).await.is_held());
 }
 
-/// A watch that begins in the past is served 100 ms later at worst; with others writing all the time each one would be.
+/// A watch that starts in the past is served up to 100 ms later; with constant writes of other clients every watch
+/// would be.
 #[tokio::test(start_paused = true)]
 async fn a_handover_does_not_wait_for_unsynced_watches() {
     const LATE: Duration = Duration::from_millis(10);
@@ -206,12 +207,12 @@ async fn a_handover_does_not_wait_for_unsynced_watches() {
     holder.release().await.unwrap();
     assert!(next.done("its turn").await.is_held());
     assert!(begun.elapsed() <= 3 * LATE, "{:?}", begun.elapsed());
-    // To get in line, the watch, the read after it, to confirm, and to leave of the one before.
+    // Requests: joining the queue, the watch, the read after it, the confirmation, and the release of the predecessor.
     let Requests { txns, ranges, watches, .. } = fake.requests();
     assert!(txns + ranges + watches <= 5, "{txns} transactions, {ranges} reads, {watches} watches");
 }
 
-/// What happens between the look at the line and the beginning of the watch is not told by the watch.
+/// A watch does not deliver changes between the read of the queue and the start of the watch.
 #[tokio::test(start_paused = true)]
 async fn a_departure_before_the_watch_is_noticed() {
     let fake = FakeEtcd::start();
@@ -229,14 +230,14 @@ async fn a_departure_before_the_watch_is_noticed() {
     assert!(!holder.is_held());
 }
 
-/// Delay of a transaction, beyond the time at which its caller gives up.
+/// Delay of a transaction, beyond the deadline of its caller.
 const LATE: Duration = Duration::from_secs(20);
 
 async fn led_by(etcd: &Etcd) -> Option<String> {
     soon("the leader", etcd.leader(&name())).await.unwrap().map(|leader| leader.value)
 }
 
-/// Lets the transaction be done that was to be late.
+/// Waits until the delayed transaction is applied.
 async fn late_is_done(fake: &FakeEtcd) {
     let before = fake.requests().txns;
     tokio::time::sleep(LATE).await;
@@ -254,7 +255,7 @@ async fn an_older_proclamation_does_not_revert_a_newer() {
     soon("proclaimed", leadership.proclaim("acknowledged")).await.unwrap();
     late_is_done(&fake).await;
     assert_eq!(led_by(&etcd).await.as_deref(), Some("acknowledged"));
-    // One that was done although its answer was lost does not stand in the way.
+    // A proclamation that was applied although its response was lost does not block the next one.
     soon("proclaimed", leadership.proclaim("last")).await.unwrap();
     assert_eq!(led_by(&etcd).await.as_deref(), Some("last"));
 }
@@ -273,7 +274,7 @@ async fn a_late_confirmation_does_not_revert_a_proclamation() {
         if now == (2, 3) { Ok(()) } else { Err(now) }
     })
     .await;
-    // The end of the first session is no transaction, so the next one is the confirmation.
+    // The end of the first session is no transaction, so the next transaction is the confirmation.
     fake.misbehave(Misbehavior::LateTxn(LATE));
     one.close().await.unwrap();
     let leadership = next.done("elected").await;
@@ -316,7 +317,7 @@ async fn a_removal_without_permission_retries_slowly() {
     .await;
 }
 
-/// Whatever lies in etcd, marks included.
+/// Waits until etcd holds no key, marks included.
 async fn nothing_is_left(fake: &FakeEtcd) {
     eventually("nothing is left", || async {
         let left = fake.under(b"enlist/");
@@ -353,8 +354,8 @@ async fn a_release_removes_the_mark_of_its_holder() {
     assert_eq!((txns, ranges), (3, 0), "to get in line, to mark the holder, to leave");
 }
 
-/// Given up while it gets in line or while its holder is marked, and that transaction is done after the caller has
-/// gone; or only its answer was given up.
+/// The acquisition is given up while it joins the queue or while its holder is marked, and that transaction is applied
+/// after the caller has gone; in the last case only its response was lost.
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_acquisition_with_delay_leaves_no_mark() {
     let (soon_done, at_once) = (Misbehavior::LateTxn(Duration::from_secs(3)), Misbehavior::LateTxn(Duration::ZERO));
@@ -394,7 +395,8 @@ async fn a_layout_without_marks_refuses_a_lock_delay() {
     assert!(soon("acquired", etcd.acquire(&name(), LockOptions::new())).await.is_ok());
 }
 
-/// The turn comes while etcd refuses requests: first to confirm the entry, then to mark its holder.
+/// The contender reaches the head of the queue while etcd refuses requests: first the confirmation of the entry, then
+/// the mark of its holder.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_at_the_turn_names_its_cause() {
     let deadline = Duration::from_secs(20);
@@ -426,8 +428,8 @@ async fn a_deadline_at_the_turn_names_its_cause() {
     }
 }
 
-/// Two shared holders wait for the delay of an exclusive one whose key was deleted. One of them has the suffix of that
-/// key again, and its mark.
+/// Two shared holders wait for the delay of an exclusive one whose key was deleted. One of them reuses the suffix of
+/// that key, and thus its mark.
 #[tokio::test(start_paused = true)]
 async fn a_shared_holder_keeps_its_mark_beside_others() {
     let fake = FakeEtcd::start();
@@ -448,7 +450,7 @@ async fn a_shared_holder_keeps_its_mark_beside_others() {
     .await;
     fake.delete(&entry);
     soon("lost", lost.lost()).await;
-    // Its task has time to end.
+    // Gives its task time to end.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut quick = acquiring(&first, 5);
     let _quick = quick.done("its delay has passed").await;

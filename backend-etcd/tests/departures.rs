@@ -1,5 +1,4 @@
-//! The question for the lease of an instance that is gone, under a paused clock: when it is asked, and what it costs to
-//! be left without an answer.
+//! The lease query for an instance that is gone, under a paused clock: its condition, and its cost without a response.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -25,8 +24,8 @@ struct Watching {
 }
 
 impl Watching {
-    /// A watch that has shown instances of a layout without health, whose lease is renewed and whose keys nobody looks
-    /// after.
+    /// Returns a watch that has shown instances of a layout without health. Their lease is renewed, but no task
+    /// maintains their keys.
     async fn of(names: &[&str]) -> Self {
         let fake = FakeEtcd::start();
         let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
@@ -51,7 +50,7 @@ impl Watching {
         soon("a change", self.watcher.next()).await.unwrap()
     }
 
-    /// The next change, by futures that are dropped after a while. Returns the number of them as well.
+    /// Reads the next change with futures that are dropped after `bit`. Returns the number of dropped futures as well.
     async fn next_by_bits(&mut self, bit: Duration) -> (Change, usize) {
         let mut dropped = 0;
         let read = async {
@@ -79,7 +78,7 @@ async fn a_lease_is_queried_only_when_views_empty() {
     let change = watching.next().await;
     assert!(change.snapshot.is_empty());
     assert!(["a", "b", "c"].iter().all(|name| change.snapshot.departed(&id(name))), "one lease tells of all");
-    // It is asked for once more, in case that its revocation was under way.
+    // The lease is queried once more, in case its revocation was under way.
     assert_eq!(watching.fake.requests().lease_questions, 2);
 }
 
@@ -117,7 +116,7 @@ async fn lost_leases_and_rollbacks_are_no_departures() {
     watching.fake.put("s/b", r#"{"Op":0,"Addr":"10.0.0.1:2","Metadata":null}"#);
     assert_eq!(watching.next().await.snapshot.len(), 2);
     watching.fake.wipe();
-    // First it becomes stale.
+    // The view becomes stale first.
     let change = loop {
         let change = watching.next().await;
         if change.snapshot.is_empty() {
@@ -128,7 +127,7 @@ async fn lost_leases_and_rollbacks_are_no_departures() {
     assert!(!change.snapshot.departed(&id("a")) && !change.snapshot.departed(&id("b")));
 }
 
-/// The snapshot has the lease and not the instance. Others have written since, so only an audit tells.
+/// The snapshot has the lease but not the instance. Other clients have written since, so only an audit detects it.
 #[tokio::test(start_paused = true)]
 async fn an_instance_missing_in_audits_has_not_departed() {
     let mut watching = Watching::of(&["a"]).await;

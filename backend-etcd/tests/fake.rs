@@ -1,5 +1,6 @@
-//! What a real etcd cannot be made to do: a server that loses, repeats, reorders and invents, under a paused clock. And
-//! what timing decides: how registrations come back together, how a silent watch is found out.
+//! Faults that a real etcd cannot be made to show: a server that loses, repeats, reorders and invents events, under a
+//! paused clock. Also behaviour that depends on timing: registrations returning together, and detection of a silent
+//! watch.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -27,7 +28,7 @@ use tower::ServiceExt;
 const KEY: &str = "enlist/services/default/svc/";
 const AUDIT: Duration = Duration::from_secs(60);
 
-/// Time for which what a watch never told is given to arrive all the same.
+/// Additional time for an event that the watch never delivered to arrive after all.
 const GRACE: Duration = Duration::from_secs(15);
 
 fn service() -> ServiceRef {
@@ -61,7 +62,8 @@ fn stored(fake: &FakeEtcd) -> BTreeMap<String, u32> {
     pairs.iter().map(parse).collect()
 }
 
-/// Reads changes until the view is what is stored, and checks that no event contradicts the one before.
+/// Reads changes until the view equals the store, and checks that each change's events are the difference from the last
+/// snapshot.
 async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut Snapshot) -> Change {
     let mut looking = async || loop {
         let change = watcher.next().await.unwrap();
@@ -71,7 +73,7 @@ async fn converged(fake: &FakeEtcd, watcher: &mut Box<dyn Watcher>, seen: &mut S
             return change;
         }
     };
-    // Paused time: an hour is nothing, and longer than any audit.
+    // The clock is paused: an hour costs nothing and exceeds every audit interval.
     tokio::time::timeout(Duration::from_secs(3600), looking()).await.expect("the view becomes what is stored")
 }
 
@@ -88,7 +90,7 @@ struct Watching {
 }
 
 impl Watching {
-    /// A watch that has shown `a`, `b` and `c`.
+    /// Returns a watch that has shown `a`, `b` and `c`.
     async fn start() -> Self {
         let fake = FakeEtcd::start();
         for id in ["a", "b", "c"] {
@@ -105,7 +107,7 @@ impl Watching {
         converged(&self.fake, &mut self.watcher, &mut self.seen).await;
     }
 
-    /// Until the stream is open, so that what comes next goes over it.
+    /// Waits until the stream is open, so that later events arrive over it.
     async fn opened(&self) {
         watched(&self.fake).await;
     }
@@ -114,7 +116,7 @@ impl Watching {
         self.etcd.counters().get(counter)
     }
 
-    /// Waits until audits have passed, and says what they repaired.
+    /// Waits until audits have passed and returns the number of repairs.
     async fn audited(&self, audits: u64) -> u64 {
         let target = self.count(Counter::Audits) + audits;
         let passed = async {
@@ -131,7 +133,7 @@ impl Watching {
 async fn an_honest_server_never_needs_a_repair() {
     let mut watching = Watching::start().await;
     watching.opened().await;
-    // A quiet watch costs no request but the probe of its session: its signs of life come over its own stream.
+    // A quiet watch costs no request but the probe of its session: its liveness checks use its own stream.
     let before = watching.fake.requests().ranges;
     tokio::time::sleep(AUDIT / 3).await;
     let probes = watching.fake.requests().ranges - before;
@@ -166,7 +168,7 @@ async fn an_audit_repairs_lost_puts_and_deletes() {
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
 }
 
-/// The number of keys and their newest change are right again as soon as any other change arrives.
+/// After any later change, the number of keys and the revision of the newest change match again.
 #[tokio::test(start_paused = true)]
 async fn a_lost_update_is_found_within_the_interval() {
     let mut watching = Watching::start().await;
@@ -180,7 +182,7 @@ async fn a_lost_update_is_found_within_the_interval() {
     assert_eq!(watching.count(Counter::AuditRepairs), 1);
 }
 
-/// A range of several pages is read in turn, and all of it within the interval; without values.
+/// The pages of a large range are read in turn, all of them within the interval and without values.
 #[tokio::test(start_paused = true)]
 async fn a_large_range_is_audited_page_by_page() {
     const COUNT: usize = 4500;
@@ -189,7 +191,7 @@ async fn a_large_range_is_audited_page_by_page() {
     let id = |number: usize| format!("i{number:04}");
     watching.fake.put_all((0..COUNT).map(|number| (format!("{KEY}{}", id(number)), value(&id(number), 1))));
     watching.converged().await;
-    // From here on the pages are those of the whole range.
+    // From here on the pages cover the whole range.
     watching.audited(1).await;
     let before = watching.fake.requests().keys_only;
     watching.audited(10).await;
@@ -206,14 +208,14 @@ async fn a_large_range_is_audited_page_by_page() {
     assert_eq!(watching.count(Counter::AuditRepairs), 3);
 }
 
-/// The list that repairs what an audit found is refused twice.
+/// The list that repairs the findings of an audit is refused twice.
 #[tokio::test(start_paused = true)]
 async fn a_failed_list_is_repeated_until_it_succeeds() {
     let mut watching = Watching::start().await;
     watching.opened().await;
     watching.fake.misbehave(Misbehavior::Lose);
     put(&watching.fake, "b", 9);
-    // A resumption does not tell what was lost before it.
+    // A resumption does not deliver events lost before it.
     put(&watching.fake, "a", 2);
     watching.fake.misbehave(Misbehavior::NoList);
     watching.fake.misbehave(Misbehavior::NoList);
@@ -223,7 +225,7 @@ async fn a_failed_list_is_repeated_until_it_succeeds() {
     assert_eq!((watching.count(Counter::AuditRepairs), watching.count(Counter::WatchRelists)), (1, 1));
 }
 
-/// A store that went back is one new history, however often its list is refused.
+/// A store that went back is one new history, regardless of the number of refused lists.
 #[tokio::test(start_paused = true)]
 async fn a_rollback_with_refused_lists_is_one_epoch() {
     let mut watching = Watching::start().await;
@@ -237,7 +239,7 @@ async fn a_rollback_with_refused_lists_is_one_epoch() {
     assert_eq!((watching.seen.epoch().get(), watching.count(Counter::StoreWentBack)), (1, 1));
 }
 
-/// The control of the tests above: without audits the same lie stays for ever.
+/// The control of the tests above: without audits the same lost event is never repaired.
 #[tokio::test(start_paused = true)]
 async fn without_audits_a_lost_event_is_never_noticed() {
     let fake = FakeEtcd::start();
@@ -309,7 +311,7 @@ async fn malformed_events_do_not_panic() {
     }
 }
 
-/// What does not fit into a message that is accepted would not fit at the next resumption either.
+/// A message above the size limit would exceed it at the next resumption as well.
 #[tokio::test(start_paused = true)]
 async fn a_message_above_the_limit_causes_one_list() {
     let mut watching = Watching::start().await;
@@ -370,7 +372,7 @@ async fn silent_streams_and_servers_are_noticed_soon() {
     watching.converged().await;
 }
 
-/// What makes a stream silent may do so at each resumption, such as a message that takes long to arrive.
+/// The cause of a silent stream may recur at each resumption, for example a message that takes long to arrive.
 #[tokio::test(start_paused = true)]
 async fn streams_that_stay_silent_end_in_a_list() {
     let mut watching = Watching::start().await;
@@ -415,7 +417,7 @@ async fn a_token_refused_inside_streams_is_renewed_once() {
         let mut seen = soon("a list", watcher.next()).await.unwrap().snapshot;
         put(&fake, "b", 1);
         converged(&fake, &mut watcher, &mut seen).await;
-        // One at the start and one after the refusal.
+        // One request at the start and one after the refusal.
         assert_eq!(fake.requests().tokens, 2, "{reason}");
     }
 }
@@ -476,7 +478,7 @@ async fn a_registration_without_a_watch_stays_registered() {
     assert!(asked.watches <= 130 && asked.txns <= 10, "{} watches, {} writes", asked.watches, asked.txns);
 }
 
-/// The largest share of `times` that lies in one bucket of 100 ms.
+/// Returns the largest number of `times` in one bucket of 100 ms.
 fn densest(times: &[tokio::time::Instant]) -> usize {
     let first = times.iter().min().copied().unwrap();
     let mut buckets = BTreeMap::<u128, usize>::new();
@@ -504,7 +506,7 @@ async fn five_thousand_instances_register_again_spread_out() {
         }
     };
     all(COUNT).await;
-    // All rest, watched by a handful of watches.
+    // All are idle, observed by a few shared watches.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(fake.requests().watches <= 10, "{} watches", fake.requests().watches);
     fake.reset_requests();
@@ -519,13 +521,13 @@ async fn five_thousand_instances_register_again_spread_out() {
     let densest = densest(&requests.txn_times);
     assert!(densest * 5 <= COUNT, "{densest} of {COUNT} within 100 ms");
     assert!(took < Duration::from_secs(15), "{took:?}");
-    // They stay, and the leases of old are not granted again and again.
+    // They stay, and the old leases are not granted again and again.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.under(KEY.as_bytes()).len(), COUNT);
     assert_eq!(etcd.counters().get(Counter::Reregistrations), COUNT as u64);
 }
 
-/// More registrations than may write at a time, changed once more while some of them wait for their turn.
+/// More registrations than may write concurrently, updated again while some of them wait for their turn.
 #[tokio::test(start_paused = true)]
 async fn an_update_made_before_registering_again_is_stored() {
     let fake = FakeEtcd::start();
@@ -548,14 +550,14 @@ async fn an_update_made_before_registering_again_is_stored() {
     assert!(stored(&fake).values().all(|weight| *weight == 3), "{:?}", stored(&fake));
 }
 
-/// Hundreds wait to be written while etcd is silent, or for the lease that all of them share: who leaves does not wait
-/// for them.
+/// Hundreds of registrations wait to be written while etcd is silent, or for their shared lease. A deregistration does
+/// not wait for them.
 #[tokio::test(start_paused = true)]
 async fn a_departure_does_not_wait_for_other_writes() {
     for first in [0, 1] {
         let fake = FakeEtcd::start();
         let etcd = client(&fake);
-        // With it there is a lease already.
+        // With a first registration the lease already exists.
         let mut registrations = Vec::new();
         for id in 0..first {
             registrations.push(register(&etcd, id).await);
@@ -567,7 +569,7 @@ async fn a_departure_does_not_wait_for_other_writes() {
             let options = RegisterOptions::new().start(Start::Background);
             registrations.push(etcd.register(&service(), instance, options).await.unwrap());
         }
-        // All of them wait.
+        // All of them are waiting.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let last = registrations.pop().unwrap();
         let asked = tokio::time::Instant::now();
@@ -578,7 +580,7 @@ async fn a_departure_does_not_wait_for_other_writes() {
         while fake.under(KEY.as_bytes()).len() != 899 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        // Nothing brings it back.
+        // It is not written again.
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(!stored(&fake).contains_key("i899"), "{:?}", stored(&fake).len());
     }
@@ -599,12 +601,12 @@ async fn equal_renewal_intervals_share_one_lease() {
     assert_eq!(fake.requests().grants, 2);
     let before = fake.requests().renewals;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    // One lease every half second and one every five, with a jitter of a tenth.
+    // One lease is renewed every half second and one every five seconds, with a jitter of a tenth.
     let renewals = fake.requests().renewals - before;
     assert!((118..=148).contains(&renewals), "{renewals}");
 }
 
-/// A lost lease is no eviction, also if nothing can be heard of the lease for a while.
+/// A lost lease is no eviction, even if the state of the lease is unknown for a while.
 #[tokio::test(start_paused = true)]
 async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
     let fake = FakeEtcd::start();
@@ -624,7 +626,7 @@ async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
         }
     })
     .await;
-    // An eviction is one still.
+    // An eviction is still recognized.
     fake.delete(format!("{KEY}i0").as_bytes());
     eventually("it has ended", || async {
         match registration.state() {
@@ -636,7 +638,7 @@ async fn a_lease_lost_while_renewals_hang_evicts_nobody() {
     assert_eq!(stored(&fake).len(), 0);
 }
 
-/// A call that was dropped while etcd was silent does not stand in the way of its repetition.
+/// A call that was dropped while etcd was silent does not block its repetition.
 #[tokio::test(start_paused = true)]
 async fn registering_again_after_a_frozen_attempt_succeeds() {
     let fake = FakeEtcd::start();
@@ -659,8 +661,8 @@ async fn registering_again_after_a_frozen_attempt_succeeds() {
     assert_eq!(stored(&fake).len(), 1);
 }
 
-/// etcd is away for long and its leases survive that: a place that was given up meanwhile must not, or nobody got the
-/// lock again.
+/// etcd is unreachable for long and its leases survive that. A queue entry given up in the meantime must be removed,
+/// otherwise no contender could acquire the lock again.
 #[tokio::test(start_paused = true)]
 async fn a_release_during_an_outage_frees_the_lock() {
     let fake = FakeEtcd::start();
@@ -677,7 +679,7 @@ async fn a_release_during_an_outage_frees_the_lock() {
         if places.is_empty() { Ok(()) } else { Err(places) }
     })
     .await;
-    // Its number is free again as well.
+    // Its suffix is free again as well.
     let _again = soon("the lock", etcd.acquire(&name, LockOptions::new())).await.unwrap();
 }
 
@@ -704,18 +706,18 @@ async fn deleted_keys_are_restored_and_overwritten_ones_reported() {
     };
     let cause = soon("superseded", superseded).await;
     assert!(matches!(cause, Error::NotOwner { .. }), "{cause:?}");
-    // It is never fought: the foreign value stays.
+    // The registration does not overwrite the foreign value.
     let before = fake.revision();
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert_eq!((stored(&fake)["i16"], fake.revision()), (7, before));
-    // Once the foreign one is gone, it is back.
+    // Once the foreign key is gone, the instance is published again.
     fake.delete(format!("{KEY}i16").as_bytes());
     while stored(&fake).get("i16") != Some(&100) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// The largest age in ten minutes in which `change` happens every second.
+/// Returns the maximum age in ten minutes in which `change` happens every second.
 async fn oldest(freshness: &Freshness, change: impl Fn(u32)) -> Duration {
     let mut oldest = Duration::ZERO;
     for second in 0..600 {
@@ -732,7 +734,7 @@ async fn a_healthy_view_is_below_ten_seconds_old() {
     let mut watcher = watching.etcd.watch(&service()).await.unwrap();
     let freshness = soon("a list", watcher.next()).await.unwrap().freshness;
     let quiet = oldest(&freshness, |_| {}).await;
-    // Nothing that is watched changes, but the store's revision does.
+    // No watched key changes, but the store's revision does.
     let elsewhere = oldest(&freshness, |second| watching.fake.put("elsewhere", second.to_string())).await;
     let busy = oldest(&freshness, |second| put(&watching.fake, "a", second + 2)).await;
     println!("{quiet:?} in a quiet store, {elsewhere:?} in a busy one, {busy:?} for a busy service");
@@ -743,7 +745,7 @@ async fn a_healthy_view_is_below_ten_seconds_old() {
     assert!(freshness.age() >= before + Duration::from_secs(1000));
 }
 
-/// A view follows its election, and so does its age.
+/// The view of an election and its age stay current.
 #[tokio::test(start_paused = true)]
 async fn a_quiet_election_is_below_ten_seconds_old() {
     let fake = FakeEtcd::start();
@@ -759,7 +761,7 @@ async fn a_quiet_election_is_below_ten_seconds_old() {
     assert!(freshness.age() >= before + Duration::from_secs(1000));
 }
 
-/// Events prove nothing: they may be those of a minute ago.
+/// Events do not prove freshness: they may be a minute old.
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_lags_reports_its_age() {
     let fake = FakeEtcd::start();
@@ -768,7 +770,7 @@ async fn a_watch_that_lags_reports_its_age() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     let mut last = soon("a list", watcher.next()).await.unwrap();
     watched(&fake).await;
-    // Half as fast as changes are made.
+    // Delivery is half as fast as the changes.
     fake.slow_down(Duration::from_secs(2));
     let mut puts = Vec::new();
     let (mut behind, mut told) = (Duration::ZERO, Duration::ZERO);
@@ -795,8 +797,8 @@ async fn a_watch_that_lags_reports_its_age() {
     assert!(last.freshness.age() <= Duration::from_secs(10), "{:?}", last.freshness);
 }
 
-/// Earlier releases answer a request for progress before they have told what was asked about. What keeps the age of a
-/// quiet service down in a busy store is the audit then.
+/// Earlier releases answer a progress request before they have delivered the preceding events. The audit then bounds
+/// the age of a quiet service in a busy store.
 #[tokio::test(start_paused = true)]
 async fn early_progress_of_old_releases_proves_nothing() {
     let fake = FakeEtcd::start();
@@ -811,7 +813,7 @@ async fn early_progress_of_old_releases_proves_nothing() {
     println!("{quiet:?} in a quiet store, {elsewhere:?} in a busy one");
     assert!(quiet <= Duration::from_secs(10), "{quiet:?}");
     assert!(elsewhere > Duration::from_secs(10) && elsewhere <= AUDIT + GRACE, "{elsewhere:?}");
-    // The change is lost after an answer that claims it.
+    // The change is lost after a response that claims its delivery.
     fake.misbehave(Misbehavior::EarlyAnswer);
     fake.slow_down(Duration::from_secs(4));
     put(&fake, "a", 2);
@@ -830,7 +832,7 @@ async fn probes_are_sent_while_there_are_views_only() {
         tokio::time::sleep(Duration::from_secs(60)).await;
         fake.requests().ranges - before
     };
-    // Without an audit of its own, which may fall into one of the minutes.
+    // Without its own audit, which may fall into one of the minutes.
     let options = RegisterOptions::new().audit(None);
     let instance = Instance::new(InstanceId::parse("i0").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let _registration = soon("registered", etcd.register(&service(), instance, options)).await.unwrap();
@@ -890,7 +892,7 @@ async fn dropping_an_older_registration_leaves_the_newer_alone() {
     assert!(fake.under(b"").is_empty());
 }
 
-/// A panic in a layer of the user's fails the request that it is around; renewals, which it is around as well, go on.
+/// A panic in a user's layer fails only the wrapped request; renewals, which the layer wraps as well, continue.
 #[tokio::test(start_paused = true)]
 async fn a_panicking_layer_fails_only_its_request() {
     let fake = FakeEtcd::start();
@@ -910,7 +912,7 @@ async fn a_panicking_layer_fails_only_its_request() {
     panics.store(true, Ordering::Relaxed);
     let failed = etcd.resolve(&service()).await.unwrap_err();
     assert!(format!("{failed:?}").contains("a layer around the requests panicked"), "{failed:?}");
-    // Longer than a lease lives.
+    // Longer than the TTL of a lease.
     tokio::time::sleep(Duration::from_secs(60)).await;
     panics.store(false, Ordering::Relaxed);
     assert_eq!(etcd.resolve(&service()).await.unwrap().len(), 1);
@@ -919,7 +921,7 @@ async fn a_panicking_layer_fails_only_its_request() {
     etcd.close().await.unwrap();
 }
 
-/// A body that panics at its first frame, if told to.
+/// Body that panics at its first frame if `panics` is set.
 struct PanickingBody {
     inner: tonic::body::Body,
     panics: bool,
@@ -938,8 +940,8 @@ impl http_body::Body for PanickingBody {
     }
 }
 
-/// A panic in the body of an answer, which a layer of the user's wraps, fails the request that it answers: renewals and
-/// watches, whose bodies panic as well, go on as soon as they can.
+/// A panic in a response body wrapped by a user's layer fails the request that it answers. Renewals and watches, whose
+/// bodies panic as well, resume as soon as possible.
 #[tokio::test(start_paused = true)]
 async fn a_panicking_response_body_fails_only_its_request() {
     let fake = FakeEtcd::start();
@@ -976,14 +978,14 @@ async fn a_panicking_response_body_fails_only_its_request() {
     etcd.close().await.unwrap();
 }
 
-/// A client that shows what one member knows if the quorum has not answered for so long.
+/// Returns a client that shows a single member's state if the quorum has not answered within `after`.
 fn client_without_a_quorum(fake: &FakeEtcd, after: Duration) -> Etcd {
     let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
     builder.serializable_first_list(Some(after)).build().unwrap()
 }
 
-/// The member knows that there is no leader, or does not answer. Either way its picture is shown once, as old as can
-/// be, and the difference is told when there is a quorum again.
+/// The member reports that there is no leader, or does not answer. In both cases its state is shown once, with the
+/// maximum age, and the difference is delivered when there is a quorum again.
 #[tokio::test(start_paused = true)]
 async fn a_serializable_start_works_without_a_quorum() {
     const AFTER: Duration = Duration::from_secs(2);
@@ -1003,15 +1005,15 @@ async fn a_serializable_start_works_without_a_quorum() {
         assert_eq!(shown(&first.snapshot), stored(&fake), "{minority:?}");
         assert!(!first.freshness.is_live(), "{minority:?}");
         assert!(first.freshness.age() >= Duration::from_secs(365 * 24 * 3600), "{minority:?}: {:?}", first.freshness);
-        // It is shown, and not picked from.
+        // The instances are shown but not picked.
         eventually("the view shows it", || async {
             let shows = view.snapshot().map(|snapshot| snapshot.len());
             if shows == Some(2) { Ok(()) } else { Err(shows) }
         })
         .await;
         assert!(view.too_old().is_some() && view.picker(Policy::Random).pick().is_err());
-        // What comes to this member later is not asked for: it can be of no use to know it, and each answer may be of
-        // another one.
+        // Later changes of this member are not requested: they would be of no use, and each answer may come from a
+        // different member.
         put(&fake, "c", 1);
         fake.delete(format!("{KEY}a").as_bytes());
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -1039,14 +1041,14 @@ async fn with_a_quorum_no_member_is_asked_alone() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     assert!(soon("a list", watcher.next()).await.unwrap().freshness.is_live());
     tokio::time::sleep(AUDIT).await;
-    // Later there is something that is known, which is kept.
+    // A state that was read with a quorum is kept.
     fake.set_minority(Some(Minority::Leaderless));
     fake.revoke_all();
     tokio::time::sleep(AUDIT).await;
     assert_eq!(fake.requests().serializable, 0);
 }
 
-/// The member belonged to a cluster that was lost, and what the new one knows is another history.
+/// The member belonged to a cluster that was lost, and the new cluster has another history.
 #[tokio::test(start_paused = true)]
 async fn a_store_behind_a_serializable_start_went_back() {
     let fake = FakeEtcd::start();
@@ -1066,12 +1068,12 @@ async fn a_store_behind_a_serializable_start_went_back() {
     assert_eq!(etcd.counters().get(Counter::StoreWentBack), 1);
 }
 
-/// The revision of a list is that of its first page, and one member may be asked after that was read.
+/// The revision of a list is that of its first page; the single member may be asked after that page was read.
 #[tokio::test(start_paused = true)]
 async fn a_list_before_a_serializable_start_proves_nothing() {
     let fake = FakeEtcd::start();
     put(&fake, "a", 1);
-    // The answer to the first list is held up on its way.
+    // The response to the first list is delayed on its way.
     let (listed, arrives) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
     let (first, asked, gate) = (Arc::new(AtomicBool::new(true)), Arc::clone(&listed), Arc::clone(&arrives));
     let layer = tower::layer::layer_fn(move |inner: enlist_etcd::Requests| {
@@ -1105,7 +1107,7 @@ async fn a_list_before_a_serializable_start_proves_nothing() {
     assert_eq!((etcd.counters().get(Counter::WatchRelists), etcd.counters().get(Counter::StoreWentBack)), (0, 0));
 }
 
-/// An election that is observed tells the leader that one member knows as what it is.
+/// An observed election reports, with the maximum age, a leader known to only one member.
 #[tokio::test(start_paused = true)]
 async fn a_serializable_leader_has_the_maximum_age() {
     let fake = FakeEtcd::start();

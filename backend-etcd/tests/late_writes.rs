@@ -1,6 +1,6 @@
-//! Writes that are done long after they were given up, as by a member that is frozen meanwhile and goes on after
-//! another one has answered every question. No time that passes makes them harmless; the end of their lease does. A
-//! scripted etcd under a paused clock does them when all waits that a client could think of are over.
+//! Writes that are applied long after they were given up, as by a member that is frozen and resumes after another
+//! member has answered every request. Elapsed time does not make them harmless; the end of their lease does. A scripted
+//! etcd under a paused clock applies them when every plausible client timeout has passed.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -16,7 +16,7 @@ use enlist_testkit::{FakeEtcd, LateWrite, Misbehavior, eventually, soon};
 const SERVICES: &[u8] = b"enlist/services/";
 const LOCKS: &[u8] = b"enlist/locks/default/l/";
 
-/// Time after which the late write is done: longer than any request, and than etcd's own limit.
+/// Delay of the late write: longer than any request, and than etcd's own limit.
 const LATE: Duration = Duration::from_secs(30);
 
 fn client(fake: &FakeEtcd) -> Etcd {
@@ -44,7 +44,7 @@ async fn begin(etcd: &Etcd, id: &str, options: RegisterOptions) -> Registration 
     etcd.register(&service(), instance(id), options.start(Start::Background)).await.unwrap()
 }
 
-/// Waits until the first attempt has failed without an answer.
+/// Waits until the first attempt has failed without a response.
 async fn unanswered(registration: &Registration) {
     eventually("the first attempt has failed", || async {
         match registration.state() {
@@ -65,7 +65,7 @@ async fn registered(registration: &Registration) {
     .await;
 }
 
-/// Waits until the late write was done or refused; returns `true` if it was done.
+/// Waits until the late write was applied or refused; returns `true` if it was applied.
 async fn late_write(fake: &FakeEtcd) -> bool {
     let mut seen = Vec::new();
     let arrived = async {
@@ -85,7 +85,7 @@ async fn late_write(fake: &FakeEtcd) -> bool {
     }
 }
 
-/// Waits for a condition that takes longer than tests usually wait.
+/// Waits for a condition that takes longer than the usual limit of tests.
 async fn eventually_within<S: std::fmt::Debug>(limit: Duration, what: &str, look: impl Fn() -> Result<(), S>) {
     let looked = async {
         while look().is_err() {
@@ -105,7 +105,7 @@ async fn a_creation_after_its_removal_is_refused() {
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let late = begin(&etcd, "late", RegisterOptions::new()).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // Given up while its write is under way.
+    // The registration is given up while its write is under way.
     assert_eq!(late.deregister().await.unwrap(), Deregistered::AlreadyGone);
     assert!(!late_write(&fake).await, "nothing is done under a lease that is revoked");
     assert_eq!(ids(&fake), ["keeper"]);
@@ -164,7 +164,7 @@ async fn an_id_is_free_before_late_creations_end() {
     let late = begin(&etcd, "late", RegisterOptions::new().lease(LeaseChoice::Given(lease))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(late.deregister().await.unwrap(), Deregistered::LeftBehind);
-    // Under the shared lease, and under the given one, whose late creation is of the same id.
+    // Once under the shared lease, and once under the given lease with a pending late creation of the same id.
     for options in [RegisterOptions::new(), RegisterOptions::new().lease(LeaseChoice::Given(lease))] {
         let again = soon("registered", etcd.register(&service(), instance("late"), options)).await.unwrap();
         assert!(fake.late_writes().is_empty(), "it may still be done");
@@ -177,7 +177,7 @@ async fn an_id_is_free_before_late_creations_end() {
     eventually("it is undone", || async { if ids(&fake) == ["theirs"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
-/// A removal that waits only for a proof reads at a slow pace, whatever the key is meanwhile.
+/// A removal that only awaits proof reads at a slow pace, whatever the key's state.
 #[tokio::test(start_paused = true)]
 async fn a_removal_awaiting_proof_reads_slowly() {
     for replaced in [false, true] {
@@ -197,13 +197,13 @@ async fn a_removal_awaiting_proof_reads_slowly() {
         fake.reset_requests();
         tokio::time::sleep(Duration::from_secs(600)).await;
         let reads = fake.requests().ranges;
-        // One each of the removal in 10–12.5 s; the other's age is probed by nobody.
+        // One read by the removal every 10–12.5 s; no request probes the age of the other registration.
         assert!((40..=70).contains(&reads), "{reads} reads in ten minutes, replaced: {replaced}");
     }
 }
 
-/// Two creations under one lease, both of unknown outcome, while another registration keeps that lease: the one that
-/// looks second finds it retired and moved away from.
+/// Two creations under one lease, both of unknown outcome, while another registration keeps that lease. The second one
+/// to check finds the lease retired and the registration moved off it.
 #[tokio::test(start_paused = true)]
 async fn both_lost_creations_under_one_lease_stay_gone() {
     let fake = FakeEtcd::start();
@@ -237,8 +237,7 @@ async fn both_lost_creations_under_one_lease_stay_gone() {
     eventually("both are gone", || async { if ids(&fake) == ["s"] { Ok(()) } else { Err(ids(&fake)) } }).await;
 }
 
-/// Loses the creation of a registration that shares the lease of the others: that is revoked soon, and the id is free
-/// again.
+/// Loses the creation of a registration on the shared lease. The lease is revoked soon, and the id is free again.
 async fn a_lost_creation_is_settled_soon(fake: &FakeEtcd, etcd: &Etcd) {
     tokio::time::sleep(Duration::from_secs(60)).await;
     fake.misbehave(Misbehavior::LateTxn(LATE));
@@ -255,7 +254,7 @@ async fn waiting_for_an_id_keeps_no_retired_lease() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     fake.put(key("theirs"), r#"{"v":1,"id":"theirs","endpoints":["10.9.9.9:1"]}"#);
-    // One waits, and one asks at a slow pace.
+    // One waits, and one retries at a slow pace.
     let _waits = begin(&etcd, "theirs", RegisterOptions::new().on_conflict(OnConflict::Wait)).await;
     fake.put(key("other"), r#"{"v":1,"id":"other","endpoints":["10.9.9.9:1"]}"#);
     let _refused = begin(&etcd, "other", RegisterOptions::new()).await;
@@ -311,14 +310,14 @@ async fn a_late_creation_does_not_restore_fixed_instances() {
     assert!(matches!(removed, Err(Error::NotRegistered { .. })), "{removed:?}");
     assert!(!late_write(&fake).await);
     assert!(ids(&fake).is_empty());
-    // Done in time, it outlives its lease.
+    // If applied in time, it outlives its lease.
     soon("published", etcd.publish(&service(), instance("a"))).await.unwrap();
     eventually("no lease is left", || async { if fake.leases() == 0 { Ok(()) } else { Err(fake.leases()) } }).await;
     assert_eq!(ids(&fake), ["a"]);
 }
 
-/// Publishes an instance whose key is created, and not detached from its lease before the answer is given up. That
-/// lease is not revoked for longer than one request waits.
+/// Publishes an instance whose key is created, but not detached from its lease before the call is given up. The
+/// revocation of that lease takes longer than a request's timeout.
 async fn publish_without_detaching(fake: &FakeEtcd, etcd: &Etcd) {
     fake.hold_revocations();
     fake.misbehave(Misbehavior::LateTxn(Duration::ZERO));
@@ -381,7 +380,7 @@ async fn an_abandoned_publish_creates_nothing_late() {
     assert!(ids(&fake).is_empty());
 }
 
-/// Another process cannot tell such a key from that of a live instance.
+/// Another process cannot distinguish such a key from that of a live instance.
 #[tokio::test(start_paused = true)]
 async fn an_undetached_instance_of_others_is_left_alone() {
     let fake = FakeEtcd::start();
@@ -393,13 +392,13 @@ async fn an_undetached_instance_of_others_is_left_alone() {
     soon("published", other.publish(&service(), instance("a"))).await.unwrap();
 }
 
-/// Either order of the two is as good; none is refused as somebody else's.
+/// Either order of the two calls is valid; neither is refused as another owner's instance.
 #[tokio::test(start_paused = true)]
 async fn concurrent_publishes_are_not_mistaken_for_live_instances() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let service = service();
-    // The first one is created and not detached while the second one comes.
+    // The first one is created but not yet detached when the second one arrives.
     fake.misbehave(Misbehavior::LateTxn(Duration::ZERO));
     fake.misbehave(Misbehavior::LateTxn(Duration::from_secs(1)));
     let second = async {
@@ -418,7 +417,7 @@ async fn a_late_queue_entry_is_removed_on_sight() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let (name, other) = (LockName::parse("l").unwrap(), LockName::parse("other").unwrap());
-    // The lease of both stays for as long as this one is held.
+    // The lease of both stays while this lock is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
     fake.misbehave(Misbehavior::LateTxn(LATE));
     let given_up = etcd.acquire(&name, LockOptions::new().deadline(Duration::from_secs(1))).await;
@@ -456,8 +455,8 @@ async fn an_unknown_entry_makes_contenders_join_again() {
     assert!(fake.under(LOCKS).is_empty());
 }
 
-/// The only key of a lock of gobase's, which all contenders have: what was given up leaves the lock of another one
-/// alone, whether it is done or not, and is undone if it is.
+/// gobase's lock has one key for all contenders. A creation that was given up does not affect another holder's lock,
+/// whether it is applied or not, and is undone if it is applied.
 #[tokio::test(start_paused = true)]
 async fn a_lost_gobase_creation_leaves_other_holders_alone() {
     const KEY: &[u8] = b"job";
@@ -473,8 +472,8 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
             fake.hold_revocations();
         }
         fake.misbehave(Misbehavior::LateTxn(LATE));
-        // One that tries gives up at the first lost answer; one that waits looks for its key, and finds that of the
-        // stranger.
+        // An attempt with a short deadline ends at the first lost response; one that waits looks for its key and finds
+        // the other client's.
         let limit = Duration::from_secs(if waits { 20 } else { 1 });
         let acquiring = etcd.acquire(&name, LockOptions::new().deadline(limit));
         let taking = async {
@@ -493,7 +492,7 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
             assert!(fake.under(KEY).is_empty());
             continue;
         }
-        // Its lease cannot be revoked, and the key is free when it is done.
+        // Its lease cannot be revoked, and the key is free when the creation is applied.
         held.release().await.unwrap();
         assert!(late_write(&fake).await, "its lease lives, so it is done");
         eventually("it is undone", || async {
@@ -509,7 +508,7 @@ async fn a_lost_gobase_creation_leaves_other_holders_alone() {
     }
 }
 
-/// Queue entries of a lease that lost acquisitions make.
+/// Number of lost acquisitions, whose queue entries share one lease.
 const LOST: usize = 250;
 
 /// Live tasks in this runtime, those of the fake included.
@@ -517,7 +516,7 @@ fn tasks() -> usize {
     tokio::runtime::Handle::current().metrics().num_alive_tasks()
 }
 
-/// Requests in ten minutes, but for renewals.
+/// Returns the number of requests in ten minutes, excluding renewals.
 async fn requests_in_ten_minutes(fake: &FakeEtcd) -> usize {
     fake.reset_requests();
     tokio::time::sleep(Duration::from_secs(600)).await;
@@ -531,11 +530,11 @@ async fn lost_acquisitions_under_one_lease_are_searched_together() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let other = LockName::parse("other").unwrap();
-    // The lease of all stays for as long as this one is held.
+    // The lease of all stays while this lock is held.
     let held = soon("acquired", etcd.acquire(&other, LockOptions::new())).await.unwrap();
     let usual = requests_in_ten_minutes(&fake).await;
     let before = tasks();
-    // The creations go in four transactions.
+    // The creations are sent in four transactions.
     for _ in 0..4 {
         fake.misbehave(Misbehavior::LateTxn(VERY_LATE));
     }
@@ -561,7 +560,7 @@ async fn lost_acquisitions_under_one_lease_are_searched_together() {
     })
     .await;
     assert!(fake.late_writes().iter().all(|late| matches!(late, Ok(LateWrite::Applied))), "{:?}", fake.late_writes());
-    // Each is done once: nothing is left to look for, although the lease lives.
+    // Each late creation is applied once: no search remains, although the lease lives.
     let requests = requests_in_ten_minutes(&fake).await;
     assert!(
         requests <= usual + 1 && tasks() == before,
@@ -581,7 +580,7 @@ async fn an_unnoticed_first_claim_leaves_newer_registrations_alone() {
     let (one, two) = (instance("one"), instance("two"));
     let _one = soon("registered", etcd.register(&service(), one, RegisterOptions::new())).await.unwrap();
     let _two = soon("registered", other.register(&service(), two, RegisterOptions::new())).await.unwrap();
-    // Done when its caller has just given up.
+    // Applied just after its caller has given up.
     fake.misbehave(Misbehavior::LateTxn(Duration::from_millis(5_001)));
     let older = begin(&etcd, "a", options()).await;
     while fake.late_writes().is_empty() {
@@ -600,8 +599,8 @@ async fn an_unnoticed_first_claim_leaves_newer_registrations_alone() {
     assert!(matches!(newer.state(), RegistrationState::Registered { .. }));
 }
 
-/// The move of the other registration off the lease is not answered for a while, so it is not revoked when the late
-/// write comes.
+/// The move of the other registration off the lease is not answered for a while, so the lease is not yet revoked when
+/// the late write arrives.
 #[tokio::test(start_paused = true)]
 async fn a_late_creation_before_the_revocation_is_undone() {
     let fake = FakeEtcd::start();
@@ -644,7 +643,7 @@ async fn a_removal_with_late_answers_reports_in_time() {
     let fake = FakeEtcd::start();
     let etcd = client(&fake);
     let a = soon("registered", etcd.register(&service(), instance("a"), RegisterOptions::new())).await.unwrap();
-    // The mark and the removal.
+    // The draining mark and the removal.
     for _ in 0..2 {
         fake.misbehave(Misbehavior::LateTxn(Duration::from_millis(4900)));
     }

@@ -1,5 +1,5 @@
-//! What is special about locks on a real etcd: hand-over in one transaction, conditions for transactions, `etcdctl` in
-//! the same line, a frozen holder and its fence, a thousand contenders.
+//! Lock behaviour specific to a real etcd: handover in one transaction, conditions for transactions, `etcdctl` in the
+//! same queue, a frozen holder and its fence, a thousand contenders.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -48,8 +48,8 @@ fn contend(etcd: &Etcd, name: LockName, options: LockOptions) -> BackgroundTask<
     BackgroundTask::run(async move { etcd.acquire(&name, options).await.unwrap() })
 }
 
-/// The requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, if it
-/// got it.
+/// Sends the requests of gobase's `etcd.Lock(key, ttl)` without the renewals. Returns the lease that keeps the lock, or
+/// `None` if the lock is taken.
 async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Option<i64> {
     let lease = raw.lease_grant(ttl, None).await.unwrap().id();
     let absent = Compare::create_revision(key, CompareOp::Equal, 0);
@@ -58,7 +58,7 @@ async fn gobase_lock(raw: &mut etcd_client::Client, key: &str, ttl: i64) -> Opti
     raw.txn(txn).await.unwrap().succeeded().then_some(lease)
 }
 
-/// The requests of gobase's lock and ours, in both directions; `interop` does the same with Go.
+/// gobase's requests and this crate's locks exclude each other, in both directions. `interop` tests the same with Go.
 #[tokio::test]
 async fn gobase_and_ours_exclude_each_other() {
     const KEY: &str = "/locks/nightly";
@@ -68,7 +68,7 @@ async fn gobase_and_ours_exclude_each_other() {
         Etcd::builder([server.url()]).lock_layout(GobaseLock).connect().await.unwrap(),
     );
     let (mut raw, job) = (raw(&server).await, LockName::parse(KEY).unwrap());
-    // Ours holds, on gobase's key and with its value.
+    // This crate holds, on gobase's key and with its value.
     let ours = soon("acquired", one.acquire(&job, short())).await.unwrap();
     let held = raw.get(KEY, None).await.unwrap();
     assert_eq!(held.kvs()[0].value(), [0xe5, 0x8d, 0xa0, 0xe7, 0x94, 0xa8]);
@@ -77,7 +77,7 @@ async fn gobase_and_ours_exclude_each_other() {
     assert_eq!(two.lock_queue(&job).await.unwrap().holders()[0].token, ours.fencing_token());
     let mut tokens = vec![ours.fencing_token()];
     assert_eq!(soon("released", ours.release()).await.unwrap(), Released::Released);
-    // gobase holds, and both of ours wait until it deletes its key.
+    // gobase holds, and both of this crate's contenders wait until it deletes its key.
     gobase_lock(&mut raw, KEY, 60).await.expect("it is free");
     let mut waiting = JoinSet::new();
     for etcd in [one.clone(), two.clone()] {
@@ -95,11 +95,11 @@ async fn gobase_and_ours_exclude_each_other() {
         soon("released", guard.release()).await.unwrap();
     }
     assert!(tokens.is_sorted_by(|before, after| before < after), "{tokens:?}");
-    // gobase crashes: its lease runs out.
+    // gobase crashes: its lease expires.
     gobase_lock(&mut raw, KEY, 2).await.expect("it is free");
     let ours = soon("acquired", two.acquire(&job, short())).await.unwrap();
-    // gobase knows its key by its name only, so one that lost the lock and does not know it takes it away from us. That
-    // is a loss.
+    // gobase identifies its key by name only. A gobase client that has lost the lock without noticing deletes this
+    // holder's key, which is a loss.
     raw.delete(KEY, None).await.unwrap();
     assert_eq!(soon("the loss", ours.lost()).await, Loss::KeyGone);
     gobase_lock(&mut raw, KEY, 60).await.expect("it is free");
@@ -107,7 +107,7 @@ async fn gobase_and_ours_exclude_each_other() {
     assert_eq!(raw.get(KEY, None).await.unwrap().kvs().len(), 1, "the lock of gobase stays");
 }
 
-/// `etcdctl` and Go's package leave no mark, so that nothing would tell a crash from a release.
+/// `etcdctl` and Go's package leave no mark, so a crash cannot be distinguished from a release.
 #[tokio::test]
 async fn a_layout_without_marks_refuses_lock_delays() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(EtcdConcurrency).runtime(SessionRuntime::Caller);
@@ -118,9 +118,9 @@ async fn a_layout_without_marks_refuses_lock_delays() {
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused:?}");
 }
 
-/// A place that is created long after it was given up, when the connection that its bytes lie in goes on: it is removed
-/// on sight, and blocks nobody. Whether etcd does such a request or drops it with its stream is a race, so there are
-/// several rounds.
+/// A queue entry that is created long after its acquisition was given up, when the connection that buffers the request
+/// resumes. It is removed on sight and blocks no contender. etcd may execute such a request or drop it with its stream;
+/// this is a race, so there are several rounds.
 #[tokio::test]
 async fn a_queue_entry_from_frozen_connections_is_removed() {
     let server = server().await;
@@ -134,7 +134,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
     let other = |round: usize| LockName::parse(format!("other{round}")).unwrap();
     let mut held = Vec::new();
     for round in 0..20 {
-        // The lease that the place is to be under lives for as long as this lock is held.
+        // The lease of the late queue entry lives for as long as this lock is held.
         held.push(soon("acquired", etcd.acquire(&other(round), long())).await.unwrap());
         let before: Vec<usize> = proxies.iter().map(|proxy| proxy.connections().len()).collect();
         for proxy in &proxies {
@@ -149,7 +149,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
         })
         .await;
         proxies[healthy].heal();
-        // Whoever asks now is answered over the healthy one, and so was the search for the place.
+        // New requests are answered over the healthy connection, and so was the search for the queue entry.
         let _probe = soon("acquired", etcd.acquire(&LockName::parse("probe").unwrap(), long())).await.unwrap();
         proxies[frozen].heal();
         let marker = format!("{LINE}marker{round}");
@@ -187,7 +187,7 @@ async fn a_queue_entry_from_frozen_connections_is_removed() {
     panic!("in no round was the late creation done");
 }
 
-/// Waits until so many keys are below `prefix`.
+/// Waits until `count` keys are below `prefix`.
 async fn in_line(server: &EtcdServer, prefix: &str, count: usize) {
     let raw = raw(server).await;
     eventually(&format!("{count} are in line"), || async {
@@ -216,7 +216,7 @@ async fn a_local_handover_takes_one_transaction() {
     let mut events = raw(&server).await.watch(LINE, Some(WatchOptions::new().with_prefix())).await.unwrap();
     assert_eq!(soon("released", first.release()).await.unwrap(), Released::Released);
     let next = next.done("its turn").await;
-    // The first one only says that the watch is there.
+    // The first message only confirms that the watch is open.
     let mut message = soon("created", events.message()).await.unwrap().unwrap();
     while message.events().is_empty() {
         message = soon("the events", events.message()).await.unwrap().unwrap();
@@ -231,13 +231,13 @@ async fn a_local_handover_takes_one_transaction() {
     };
     assert_eq!(left, confirmed, "in one revision");
     assert_eq!(u64::try_from(created).unwrap(), next.fencing_token().get());
-    // Nothing else was written for it.
+    // The handover wrote nothing else.
     let now = raw(&server).await.get("\0", None).await.unwrap().header().unwrap().revision();
     assert_eq!(now, confirmed);
     assert!(next.is_held());
 }
 
-/// Each key that ever stood in a line costs etcd time at every look at the line, until its history is compacted.
+/// Every key that was ever in a queue makes each read of the queue more expensive, until the history is compacted.
 #[tokio::test]
 async fn keys_of_locks_are_used_again() {
     let server = server().await;
@@ -259,7 +259,7 @@ async fn keys_of_locks_are_used_again() {
     drop((held, other));
 }
 
-/// Readers that wait for the same writer: one of them is confirmed by it, the others see it go.
+/// Several readers wait for the same writer: the release of the writer confirms one, the others see the deletion.
 #[tokio::test]
 async fn all_readers_behind_a_local_writer_proceed() {
     let server = server().await;
@@ -295,7 +295,7 @@ async fn a_user_transaction_is_bound_to_the_lock() {
     raw.delete(LINE, Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
     assert!(!raw.txn(write("lost")).await.unwrap().succeeded());
     assert_eq!(raw.get("result", None).await.unwrap().kvs()[0].value(), b"held");
-    // A guard of some other backend.
+    // A guard of another backend.
     let grant = Grant { sent: Moment::now(), ttl: TTL, token: FencingToken::new(1), source: Arc::new(()) };
     let (foreign, _driver) = lock_guard(name(), grant);
     assert!(matches!(lock_condition(&foreign), Err(Error::Unsupported { .. })));
@@ -321,7 +321,7 @@ async fn a_lock_with_its_own_lease_leaves_none() {
     no_lease_is_left(&server).await;
 }
 
-/// Reads what the real `etcdctl` prints, line by line.
+/// Reads the output of the real `etcdctl`, line by line.
 struct Etcdctl {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
@@ -346,7 +346,7 @@ impl Etcdctl {
         self.lines.try_recv().is_err()
     }
 
-    /// What Ctrl-C does: it releases.
+    /// Sends the signal of Ctrl-C, on which etcdctl releases the lock.
     fn interrupt(mut self) {
         signal(&self.child, "-INT");
         self.child.wait().unwrap();
@@ -355,13 +355,13 @@ impl Etcdctl {
 
 impl Drop for Etcdctl {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A candidate's value that cannot be stored is not tried for ever.
+/// A candidate's value that cannot be stored is not retried for ever.
 #[tokio::test]
 async fn a_candidate_with_an_oversized_value_is_refused() {
     let server = server().await;
@@ -380,7 +380,7 @@ fn signal(child: &Child, signal: &str) {
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// The real `etcdctl`: given, beside the etcd of the tests, or on the `PATH`.
+/// The real `etcdctl`: from the environment, beside the etcd of the tests, or on the `PATH`.
 fn etcdctl() -> PathBuf {
     let given = std::env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
     let beside = std::env::var_os("ENLIST_ETCD_BIN").map(|etcd| PathBuf::from(etcd).with_file_name("etcdctl"));
@@ -417,7 +417,7 @@ async fn etcdctl_lock_and_ours_queue_behind_each_other() {
     assert!(ours.is_held() && last.is_silent());
     soon("released", ours.release()).await.unwrap();
     assert!(last.line().await.starts_with("nightly/"));
-    // A holder that is killed: its lease runs out after etcdctl's TTL of 10 s.
+    // A holder is killed: its lease expires after etcdctl's TTL of 10 s.
     let mut next = contend(&etcd, job, short());
     in_line(&server, "nightly/", 2).await;
     signal(&last.child, "-KILL");
@@ -458,7 +458,7 @@ async fn etcdctl_elect_and_ours_queue_behind_each_other() {
     theirs.interrupt();
 }
 
-/// A number that is read and written over the network, with or without a fence.
+/// Number that is read and written over the network, with or without a fence.
 struct Resource {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -469,7 +469,7 @@ struct State {
     fence: Fence,
     fenced: bool,
     value: u64,
-    /// Writes that were accepted.
+    /// Number of accepted writes.
     accepted: u64,
 }
 
@@ -512,7 +512,7 @@ impl Resource {
     }
 }
 
-/// Asks the resource, and says what it answered.
+/// Sends a request to the resource and returns its response.
 fn ask(address: SocketAddr, request: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     writeln!(stream, "{request}").unwrap();
@@ -523,7 +523,7 @@ fn ask(address: SocketAddr, request: &str) -> String {
 
 const CHILD: &str = "ENLIST_TEST_CHILD";
 
-/// The holder as a process of its own: it reads, waits for a line, and writes whatever became of its lock meanwhile.
+/// The holder as a separate process: it reads, waits for a line of input, and writes even if the lock is lost.
 #[tokio::test]
 #[ignore = "no test of its own: another test runs it as a process of its own"]
 async fn child() {
@@ -535,7 +535,7 @@ async fn child() {
     let token = guard.fencing_token();
     let value: u64 = ask(address, &format!("read {token}")).parse().unwrap();
     eprintln!("child: read");
-    // Blocks this thread, as a pause of the process does; the session has a thread of its own.
+    // Blocks this thread, as a pause of the process does; the session has its own thread.
     std::io::stdin().read_line(&mut String::new()).unwrap();
     let held = guard.is_held();
     let answer = ask(address, &format!("write {token} {}", value + 1));
@@ -543,7 +543,7 @@ async fn child() {
     eprintln!("child: {answer}");
 }
 
-/// What the frozen holder said when it woke, and what the resource held at the end: value and accepted writes.
+/// Returns the output of the frozen holder after it woke, and the resource's final state: value and accepted writes.
 async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
     const WRITES: u64 = 10;
     let server = server().await;
@@ -563,7 +563,7 @@ async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
     signal(&child, "-STOP");
     let stopped = Moment::now();
 
-    // Its successor works meanwhile.
+    // Its successor works in the meantime.
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let guard = acquire(&etcd).await;
     let token = guard.fencing_token();
@@ -572,7 +572,7 @@ async fn frozen_holder(fenced: bool) -> (String, String, u64, u64) {
         assert!(guard.is_held());
         ask(resource.address, &format!("write {token} {}", value + 1));
     }
-    // Three times its TTL in all; its line is there when it wakes.
+    // Three times its TTL in all; its input is ready when it wakes.
     pass(Duration::from_secs(6).saturating_sub(stopped.elapsed())).await;
     writeln!(child.stdin.take().unwrap()).unwrap();
     signal(&child, "-CONT");
@@ -589,13 +589,13 @@ async fn a_frozen_holder_learns_its_loss_on_wake() {
     assert_eq!(held, "held false", "the first check after the thaw");
     assert!(answer.contains("was overtaken by"), "{answer}");
     assert_eq!((value, accepted), (10, 10), "the counter is exact");
-    // The control: without the fence the same late write gets through, and the ten updates are lost.
+    // The control: without the fence the same late write is accepted, and the ten updates are lost.
     let (held, answer, value, accepted) = frozen_holder(false).await;
     assert_eq!((held.as_str(), answer.as_str()), ("held false", "1"));
     assert_eq!((value, accepted), (1, 11), "updates are lost");
 }
 
-/// Counts of etcd so far: requests, and events sent to watchers.
+/// etcd's counters so far: requests, and events sent to watchers.
 async fn work(server: &EtcdServer) -> (f64, f64) {
     let metrics = support::metrics(server).await;
     let sum = |name: &str| -> f64 {
@@ -608,15 +608,15 @@ async fn work(server: &EtcdServer) -> (f64, f64) {
 /// Number of clients that contend.
 const SESSIONS: usize = 20;
 
-/// So many contenders in twenty sessions queue for one lock; a tenth is killed and a tenth is cancelled while they
-/// wait. Returns how many requests and events etcd counted for each.
+/// Queues this many contenders from twenty sessions for one lock; a tenth is killed and a tenth is cancelled while
+/// waiting. Returns etcd's number of requests and events per contender.
 async fn contest(contenders: u16) -> (f64, f64) {
     let each = f64::from(contenders);
     let contenders = usize::from(contenders);
     let server = server().await;
     let holder = Etcd::connect(server.url()).await.unwrap();
     let first = acquire(&holder).await;
-    // Killed: the runtime that their sessions live in goes away without a word.
+    // Killed: the runtime of their sessions is shut down without notice.
     let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let mut sessions = Vec::new();
     for number in 0..SESSIONS {
@@ -675,16 +675,16 @@ async fn contest(contenders: u16) -> (f64, f64) {
 async fn a_thousand_contenders_are_served_in_order() {
     let (few_requests, few_events) = contest(200).await;
     let (requests, events) = contest(1000).await;
-    // To get in line, to watch the one before, to confirm and to leave: four, and what the sessions need. Its own
-    // session is told of three changes of each place, and who waits for it of two.
+    // Four requests to join the queue, watch the predecessor, confirm and leave, and those of the sessions. A session
+    // receives three changes of each of its queue entries, and a waiting contender receives two of its predecessor's.
     for (requests, events) in [(few_requests, few_events), (requests, events)] {
         assert!(requests <= 5.0, "{requests} requests per contender");
         assert!(events <= 5.5, "{events} events per contender");
     }
 }
 
-/// Row 4 for locks: whoever holds when the leader freezes and when it thaws either keeps the lock or is told at once,
-/// and no write gets past the fence.
+/// Row 4 for locks: the leader freezes and thaws. At both times the holder either keeps the lock or notices the loss at
+/// once, and no write gets past the fence.
 #[tokio::test]
 async fn a_frozen_etcd_leader_costs_no_lock() {
     let cluster = EtcdCluster::start().await;
@@ -698,7 +698,7 @@ async fn a_frozen_etcd_leader_costs_no_lock() {
             loop {
                 let Ok(guard) = etcd.acquire(&name(), short()).await else { continue };
                 let token = guard.fencing_token();
-                // Long enough that somebody holds it whenever something happens.
+                // Long enough that the lock is held at every fault.
                 for _ in 0..20 {
                     if !guard.is_held() {
                         break;

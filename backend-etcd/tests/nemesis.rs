@@ -1,6 +1,6 @@
 //! Random faults against registrations, watchers and lockers, judged by the history checkers. `ENLIST_SEED` repeats the
-//! choices of a run; `ENLIST_SOAK_SECS` makes it longer (`cargo xtask nemesis`, with `--members 3` on a cluster). A
-//! record of a failed run is saved, and judged again by `cargo xtask nemesis --replay FILE`.
+//! choices of a run; `ENLIST_SOAK_SECS` extends it (`cargo xtask nemesis`, with `--members 3` on a cluster). The record
+//! of a failed run is saved; `cargo xtask nemesis --replay FILE` judges it again.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -37,10 +37,10 @@ const OWNERS: usize = 5;
 const EACH: usize = 4;
 const LOCKERS: usize = 10;
 
-/// Where the places of the lockers are.
+/// Prefix of the lockers' queue entries.
 const LINE: &str = "enlist/locks/default/nemesis/";
 
-/// Everything that is watched for the truth.
+/// Prefix of the reference watch, which records the store's actual history.
 const ROOT: &str = "enlist/";
 
 fn length() -> Duration {
@@ -52,7 +52,7 @@ fn number(revision: i64) -> u64 {
     u64::try_from(revision).unwrap()
 }
 
-/// Record of a run, by everybody.
+/// Record of a run, shared by all participants.
 #[derive(Clone)]
 struct Recorder {
     record: Arc<Mutex<Record>>,
@@ -79,7 +79,7 @@ impl Recorder {
         self.record().locks.step(now, locker, step);
     }
 
-    /// Asks whether the lock is held. The time is that of the question.
+    /// Queries `is_held` and records the result with the time of the query.
     fn believes(&self, locker: usize, guard: &LockGuard) -> bool {
         let (asked, token) = (self.micros(), guard.fencing_token().get());
         let held = guard.is_held();
@@ -104,7 +104,7 @@ impl Drop for SavedOnFailure {
     }
 }
 
-/// The etcd that everything happens to.
+/// The etcd under test.
 enum Store {
     One(EtcdServer),
     Three(Box<EtcdCluster>),
@@ -132,7 +132,7 @@ impl Store {
         }
     }
 
-    /// A leader that is thawed may revoke leases that are renewed elsewhere: whoever has one is robbed then.
+    /// A leader that thaws may revoke leases that are renewed elsewhere: their holders lose their keys then.
     async fn freeze(&self, number: usize, length: Duration, recorder: &Recorder) {
         let member = self.member(number);
         member.pause().await;
@@ -148,7 +148,7 @@ impl Store {
     }
 }
 
-/// A freeze that is longer than leases live, once in a minute: of 10 s, and in a long run every other one of 30 s.
+/// Schedule of freezes that outlast leases, one per minute: of 10 s, in long runs alternating with 30 s.
 struct LongFreezes {
     begun: Moment,
     count: u32,
@@ -165,8 +165,8 @@ impl LongFreezes {
     }
 }
 
-/// Follows the store itself, without proxies and without end: the truth. It reconnects, and nothing is compacted before
-/// it was read, so it misses nothing.
+/// Follows the store itself, directly and until the run ends, as the reference. It reconnects, and the history is
+/// compacted only up to the revision it has read, so it misses nothing.
 async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
     loop {
         let next = read.load(Ordering::SeqCst) + 1;
@@ -189,7 +189,7 @@ async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
                 let put = event.event_type() == etcd_client::EventType::Put;
                 if let Some(id) = pair.key().strip_prefix(PREFIX.as_bytes()) {
                     let id = String::from_utf8_lossy(id).into_owned();
-                    // What is no instance is shown to nobody.
+                    // A value that is no instance is never shown.
                     let version = (put && pair.value().starts_with(b"{\"v\":1")).then(|| Version {
                         created: number(pair.create_revision()),
                         modified: number(pair.mod_revision()),
@@ -198,7 +198,7 @@ async fn truth(urls: Vec<String>, recorder: Recorder, read: Arc<AtomicI64>) {
                 } else if put && pair.key().starts_with(LINE.as_bytes()) {
                     record.locks.queued(number(pair.create_revision()), pair.lease());
                 }
-                // Not in the middle of a revision: the last event of a message ends one, unless it is a fragment.
+                // Resume only at the end of a revision: the last event of a message ends one, unless it is a fragment.
                 read.fetch_max(pair.mod_revision() - i64::from(message.0.fragment), Ordering::SeqCst);
             }
         }
@@ -210,7 +210,7 @@ async fn raw(server: &EtcdServer) -> Option<etcd_client::Client> {
     tokio::time::timeout(Duration::from_secs(3), connect).await.ok()?.ok()
 }
 
-/// One fault, and its end.
+/// Applies one fault and ends it.
 async fn fault(
     kind: usize,
     store: &mut Store,
@@ -246,7 +246,7 @@ async fn fault(
             tokio::time::sleep(while_).await;
             proxy.heal();
         }
-        // Errors of the nemesis itself are of no interest: the store may just be away.
+        // Errors of the nemesis itself are ignored: the store may be unavailable.
         4 => {
             if let Some(mut raw) = raw(server).await {
                 let _ = tokio::time::timeout(quick, raw.compact(read, None)).await;
@@ -292,7 +292,7 @@ async fn fault(
     }
 }
 
-/// A long freeze, of the leader where there is one; then a member of the cluster is wiped and added again.
+/// Applies a long freeze, of the leader in a cluster; then wipes a member of the cluster and adds it again.
 async fn long_fault(length: Duration, store: &mut Store, random: &mut fastrand::Rng, recorder: &Recorder) {
     let number = match store {
         Store::One(_) => 0,
@@ -316,7 +316,7 @@ async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Record
             if let (None, Some(Change { snapshot, freshness, .. })) = (&next, &last) {
                 let age = u64::try_from(freshness.age().as_micros()).unwrap();
                 let now = recorder.micros();
-                // A change that has come since is what the age is about.
+                // The age includes the changes that have arrived since, so those are recorded first.
                 next = watch.next().now_or_never();
                 if next.is_none() {
                     recorder.record().instances.aged(watcher, now, snapshot.revision().get(), age);
@@ -330,14 +330,14 @@ async fn watch(tasks: &TaskOwner, etcd: &Etcd, watcher: usize, recorder: &Record
     });
 }
 
-/// A number behind a fence.
+/// Number behind a fence.
 #[derive(Default)]
 struct Resource {
     fence: Fence,
     value: u64,
 }
 
-/// Wants the lock again and again, as writer or reader, patiently or not, until it is told to stop.
+/// Acquires the lock again and again, as writer or reader, with or without a deadline, until it is stopped.
 async fn locker(
     etcd: Etcd,
     locker: usize,
@@ -358,7 +358,7 @@ async fn locker(
         recorder.step(locker, Step::Asked);
         let asked = etcd.acquire(&name, options);
         let granted = if random.u8(..8) == 0 {
-            // Dropped wherever it is.
+            // The call is dropped at an arbitrary point.
             tokio::time::timeout(Duration::from_millis(random.u64(0..500)), asked).await.ok()
         } else {
             Some(asked.await)
@@ -406,7 +406,8 @@ fn weight_of(instance: &Instance) -> (String, u32) {
     (instance.id().to_string(), instance.weight())
 }
 
-/// Waits until the checkers find nothing. The truth is read over a stream itself, so it may come after a watcher.
+/// Waits until the checkers find nothing. The reference history arrives over a stream as well, possibly after a
+/// watcher's.
 async fn nothing_is_broken(recorder: &Recorder) {
     eventually("nothing is broken", || async {
         let violations = recorder.record().check();
@@ -415,7 +416,7 @@ async fn nothing_is_broken(recorder: &Recorder) {
     .await;
 }
 
-/// Who waits for the lock gets it, and then nobody is in line but garbage.
+/// Waits until all lockers have had their turn and the queue holds only garbage keys.
 async fn line_empties(lockers: &mut JoinSet<()>, raw: &etcd_client::Client) {
     let all = async { while lockers.join_next().await.transpose().unwrap().is_some() {} };
     soon("all lockers have had their turn", all).await;
@@ -428,7 +429,7 @@ async fn line_empties(lockers: &mut JoinSet<()>, raw: &etcd_client::Client) {
     .await;
 }
 
-/// Puts the lockers to work, two of them in each process.
+/// Starts the lockers, two in each process.
 fn lock_and_unlock(
     etcds: &[Etcd],
     recorder: &Recorder,
@@ -513,7 +514,7 @@ async fn run(mut store: Store) {
         drop(registrations[random.usize(..registrations.len())].update(move |draft| {
             draft.weight(weight);
         }));
-        // One goes and another comes, now and then.
+        // Now and then one instance leaves and another one registers.
         if random.u8(..3) == 0 && registrations.len() > OWNERS {
             let leaving = registrations.swap_remove(random.usize(..registrations.len()));
             let id = leaving.instance().id().to_string();
@@ -533,7 +534,7 @@ async fn run(mut store: Store) {
     }
     proxies.iter().for_each(Proxy::heal);
 
-    // Everybody is back, and nobody else.
+    // All registered instances are back, and no others.
     let wanted: BTreeMap<_, _> = registrations.iter().map(|registration| weight_of(&registration.instance())).collect();
     let quiet = Etcd::builder(store.urls()).connect().await.unwrap();
     eventually("everybody is back with the last value, and nobody else is there", || async {
@@ -546,7 +547,7 @@ async fn run(mut store: Store) {
     let mut raw = raw(store.member(0)).await.unwrap();
     line_empties(&mut lockers, &raw).await;
     recorder.record().locks.ended(resource.lock().unwrap().value, Vec::new());
-    // A last change, after which all must agree.
+    // A last change, after which all participants must agree.
     raw.put(format!("{PREFIX}last"), r#"{"v":1,"id":"last","endpoints":["h:1"]}"#, None).await.unwrap();
     nothing_is_broken(&recorder).await;
     let (grants, reads, writes) = {
@@ -555,8 +556,7 @@ async fn run(mut store: Store) {
     };
     assert!(grants > 10 && reads > 10 && writes > 10, "the lock was in use: {grants}, {reads}, {writes}");
     {
-        // The checkers saw something, and would have said so: a picture of nobody is flagged, and so is a write too
-        // many.
+        // The checkers do detect violations: an empty snapshot is flagged, and so is one write too many.
         let mut record = recorder.record().clone();
         let last = raw.get("\0", None).await.unwrap().header().unwrap().revision();
         record.instances.shown(0, number(last), Versions::new());

@@ -1,4 +1,4 @@
-//! What becomes of registrations when etcd, the way to it, or the own process is not well.
+//! Registrations during failures of etcd, of the network path to it, or of the own process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -35,7 +35,7 @@ async fn leases(server: &EtcdServer) -> usize {
     raw(server).await.leases().await.unwrap().leases().len()
 }
 
-/// Waits for a state that `fits`.
+/// Waits for a state that satisfies `fits`.
 async fn state(registration: &Registration, fits: impl Fn(&RegistrationState) -> bool) -> RegistrationState {
     eventually("the state", || async {
         let now = registration.state();
@@ -48,8 +48,8 @@ fn is_registered(state: &RegistrationState) -> bool {
     matches!(state, RegistrationState::Registered { .. })
 }
 
-/// Row 13: the own key deleted by somebody else comes back, and a lease of which nobody took notice is no proof of it:
-/// the control keeps its lease alive like everybody, and is gone for good.
+/// Row 13: a registration's key that another client deleted is restored. A live lease alone does not prove that the key
+/// exists: the control only renews its lease, and its key is never restored.
 #[tokio::test]
 async fn a_key_deleted_under_a_live_lease_returns() {
     let server = server().await;
@@ -74,8 +74,7 @@ async fn a_key_deleted_under_a_live_lease_returns() {
     assert_eq!(keys(&server).await, [format!("{PREFIX}a")], "the control never came back");
 }
 
-/// Those that register at the same time are written together. One whose id is taken is refused, and keeps nobody else
-/// out.
+/// Concurrent registrations are written together. One whose id is taken is refused and does not affect the others.
 #[tokio::test]
 async fn a_taken_id_blocks_no_other_registration() {
     let server = server().await;
@@ -95,7 +94,7 @@ async fn a_taken_id_blocks_no_other_registration() {
     assert!(transactions <= 10, "{transactions} transactions for 39 instances");
 }
 
-/// Row 13: overwritten by somebody else: reported, left alone, and taken back once the other is gone.
+/// Row 13: a key overwritten by another client is reported, left alone, and written again once the foreign key is gone.
 #[tokio::test]
 async fn an_overwritten_key_is_reported_not_fought_for() {
     let server = server().await;
@@ -118,9 +117,8 @@ async fn an_overwritten_key_is_reported_not_fought_for() {
     assert!(keys(&server).await.contains(&format!("{PREFIX}a")));
 }
 
-/// Row 15: the role is taken away. A new instance is refused, and asked for at a slow pace only. A registered one stays
-/// where etcd lets any client renew; elsewhere it is refused as well once its lease has expired, and is back with the
-/// role.
+/// Row 15: the role is revoked. A new instance is refused and retried only at a slow pace. A registered one stays where
+/// etcd lets any client renew. Elsewhere it is refused as well once its lease has expired, and returns with the role.
 #[tokio::test]
 async fn a_lost_permission_is_reported_and_retried_slowly() {
     let server = server().await;
@@ -176,7 +174,7 @@ async fn a_lost_permission_is_reported_and_retried_slowly() {
     assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), 2);
 }
 
-/// Number of requests that etcd has refused for want of a permission, by its own count.
+/// Number of requests that etcd refused for lack of a permission, by its own count.
 async fn denied(server: &EtcdServer) -> u64 {
     let text = support::metrics(server).await;
     let lines =
@@ -184,8 +182,8 @@ async fn denied(server: &EtcdServer) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Row 17: the store is full. What is there stays and can leave; what is new is told so, and is there once there is
-/// room.
+/// Row 17: the store is full. Existing instances stay and can be removed. New ones receive the error, and are published
+/// once there is space.
 #[tokio::test]
 async fn a_full_store_keeps_instances_and_refuses_more() {
     let server = server_with(&["--quota-backend-bytes=8388608"]).await;
@@ -206,8 +204,8 @@ async fn a_full_store_keeps_instances_and_refuses_more() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "renewals need no room");
     let mut registrations = registrations.into_iter();
     let leaving = registrations.next().unwrap();
-    // etcd 3.4.23 lets a guarded removal through, 3.5.1 refuses every transaction. An unguarded one could hit a
-    // successor, so there the instance is left behind until there is room, and says so.
+    // etcd 3.4.23 accepts a guarded removal, 3.5.1 refuses every transaction. An unguarded removal could hit a
+    // successor, so there the instance is left behind until there is space, and the result reports it.
     let there = match soon("deregistered", leaving.deregister()).await.unwrap() {
         Deregistered::Removed => 1,
         Deregistered::LeftBehind => 2,
@@ -215,7 +213,7 @@ async fn a_full_store_keeps_instances_and_refuses_more() {
     };
     println!("{there} of 2 are listed after one has left a full store");
     assert_eq!(etcd.resolve(&support::service()).await.unwrap().len(), there);
-    // Room again, and the alarm disarmed by hand, as an operator has to.
+    // Frees space and disarms the alarm by hand, as an operator has to.
     raw.delete("filler", Some(etcd_client::DeleteOptions::new().with_prefix())).await.unwrap();
     let now = raw.get("\0", None).await.unwrap().header().unwrap().revision();
     raw.compact(now, Some(etcd_client::CompactionOptions::new().with_physical())).await.unwrap();
@@ -231,7 +229,7 @@ async fn a_full_store_keeps_instances_and_refuses_more() {
     drop(registrations);
 }
 
-/// 500 interleavings of a deregistration with the repair of a key that somebody deleted.
+/// 500 interleavings of a deregistration with the repair of a key that another client deleted.
 #[tokio::test]
 async fn an_instance_deregistered_during_repair_stays_gone() {
     const RACES: usize = 500;
@@ -246,7 +244,7 @@ async fn an_instance_deregistered_during_repair_stays_gone() {
         let registered = soon("registered", futures::future::try_join_all(registering)).await.unwrap();
         let races = registered.into_iter().map(|registration| {
             let (mut raw, id) = (raw.clone(), registration.instance().id().clone());
-            // From before the deletion to after the repair.
+            // Between a time before the deletion and one after the repair.
             let wait = Duration::from_micros(random.u64(0..700_000));
             async move {
                 raw.delete(format!("{PREFIX}{id}"), None).await.unwrap();
@@ -262,8 +260,8 @@ async fn an_instance_deregistered_during_repair_stays_gone() {
     assert_eq!(keys(&server).await, Vec::<String>::new(), "nothing came back later");
 }
 
-/// A removal of which one write reaches etcd after a successor has registered: the mark that it is draining, or the
-/// deletion. The control, a deletion without a guard that is as late, takes the successor away.
+/// One write of a removal reaches etcd after a successor has registered: the mark that it is draining, or the deletion.
+/// The control, an equally late deletion without a guard, removes the successor.
 #[tokio::test]
 async fn a_late_removal_leaves_the_successor_alone() {
     for late in 0..2 {
@@ -300,8 +298,8 @@ async fn a_late_removal_leaves_the_successor_alone() {
     }
 }
 
-/// Row 8: a black hole without a reset. With another endpoint, renewals and watches go on over that one and nothing is
-/// lost.
+/// Row 8: a black hole without a reset. With a second endpoint, renewals and watches continue over that one and nothing
+/// is lost.
 #[tokio::test]
 async fn a_black_hole_costs_nothing_with_two_endpoints() {
     let server = server().await;
@@ -314,7 +312,7 @@ async fn a_black_hole_costs_nothing_with_two_endpoints() {
         other.heal();
         hole.set(Mode::BlackHole(enlist_testkit::Direction::Both));
         pass(2 * TTL).await;
-        // What is asked for meanwhile is done within two deadlines: one renewal's, or one request's, and a dial.
+        // Requests in the meantime complete within two deadlines: that of a renewal or request, and that of a dial.
         let begun = Moment::now();
         let update = registration.update(|draft| {
             draft.weight(7);
@@ -328,7 +326,7 @@ async fn a_black_hole_costs_nothing_with_two_endpoints() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// Row 8: with one endpoint the trouble is told, the instance runs out, and it is back after the black hole.
+/// Row 8: with one endpoint the failure is reported, the instance expires, and it is back after the black hole.
 #[tokio::test]
 async fn a_black_hole_at_the_only_endpoint_heals() {
     let server = server().await;
@@ -348,8 +346,8 @@ async fn a_black_hole_at_the_only_endpoint_heals() {
     state(&registration, is_registered).await;
 }
 
-/// Row 30: the connection is reset after a random number of bytes of answers, so that answers are lost at every point:
-/// there is exactly one key, with the last value, and one lease.
+/// Row 30: the connection is reset after a random number of response bytes, so that responses are lost at every point.
+/// There is exactly one key, with the last value, and one lease.
 #[tokio::test]
 async fn answers_lost_at_any_byte_leave_one_key() {
     let server = server().await;
@@ -389,8 +387,8 @@ async fn answers_lost_at_any_byte_leave_one_key() {
     .await;
 }
 
-/// Polls `future` at most `polls` times, each after something may have happened, then drops it. Says whether it was
-/// done.
+/// Polls `future` at most `polls` times, each after a possible wake-up, then drops it. Returns the output if it
+/// completed.
 async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     let mut future = pin!(future);
     for _ in 0..polls {
@@ -404,7 +402,7 @@ async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
                 Poll::Pending => Poll::Pending,
             }
         });
-        // A wake-up, or a moment in which the session's thread gets on.
+        // A wake-up, or a moment in which the session's thread makes progress.
         if let Ok(Some(done)) = tokio::time::timeout(Duration::from_millis(2), ready).await {
             return done;
         }
@@ -412,7 +410,7 @@ async fn polled<T>(future: impl Future<Output = T>, polls: usize) -> Option<T> {
     None
 }
 
-/// Begins everything that a client can be asked for, and drops each after so many polls.
+/// Starts every operation of a client and drops each after `polls` polls.
 async fn begin_and_drop(etcd: &Etcd, polls: usize) {
     let service = support::service();
     let (held, free, office) =
@@ -427,7 +425,7 @@ async fn begin_and_drop(etcd: &Etcd, polls: usize) {
     if let Some(Ok(mut watcher)) = polled(etcd.watch(&service), polls).await {
         polled(watcher.next(), polls).await;
     }
-    // One waits behind the holder, the other finds the line free.
+    // One waits behind the holder, the other finds the queue empty.
     polled(etcd.acquire(&held, lock()), polls).await;
     polled(etcd.try_acquire(&free, lock()), polls).await;
     polled(etcd.campaign(&office, "me", lock()), polls).await;
@@ -469,15 +467,15 @@ async fn a_future_dropped_at_any_await_leaves_nothing() {
         soon("closed", holder.close()).await.unwrap();
     }
     no_lease_is_left(&server).await;
-    // Outside a task, polling any of them is no panic.
+    // Outside a task, polling any of them does not panic.
     let etcd = Etcd::connect(server.url()).await.unwrap();
     let service = support::service();
     let registering = pin!(etcd.register(&service, instance("a"), options()));
     let _ = registering.poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// Row 26 together with 8 and 9: the same while etcd hears nothing, while its replies are lost, and while connections
-/// break.
+/// Row 26 together with 8 and 9: the same while etcd receives nothing, while its replies are lost, and while
+/// connections break.
 #[tokio::test]
 async fn a_future_dropped_during_an_outage_leaves_nothing() {
     let server = server().await;
@@ -499,7 +497,8 @@ async fn a_future_dropped_during_an_outage_leaves_nothing() {
     no_lease_is_left(&server).await;
 }
 
-/// Drops what is begun, and what ends something, after so many polls. `fault` happens once there is something to end.
+/// Starts operations, and those that end others, and drops each after `polls` polls. `fault` happens once there are
+/// handles to end.
 async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, polls: usize, fault: impl AsyncFnOnce()) {
     let lock = || LockOptions::new().ttl(TTL);
     let (name, own, office) =
@@ -516,19 +515,19 @@ async fn drop_everything(server: &EtcdServer, etcd: &Etcd, holder: &Etcd, polls:
     polled(update, polls).await;
     polled(leading.proclaim("still me"), polls).await;
     begin_and_drop(etcd, polls).await;
-    // Ends in the background what was begun.
+    // Ends in the background the operations that were started.
     polled(leading.resign(), polls).await;
     polled(guard.release(), polls).await;
     polled(kept.deregister(), polls).await;
     polled(held.release(), polls).await;
-    // A fixed instance has no lease: whether it was published is up to how far that came.
+    // A fixed instance has no lease; its publication depends on the progress of the dropped call.
     let _ = holder.remove(&support::service(), &InstanceId::parse("fixed").unwrap()).await;
 }
 
-/// What the child process of the tests below does, when it is one.
+/// Variable with the task of the child process of the tests below.
 const CHILD: &str = "ENLIST_TEST_CHILD";
 
-/// The child process: it registers, and panics or waits.
+/// The child process: it registers, then panics or waits.
 #[tokio::test]
 #[ignore = "no test of its own: other tests run it as a process of its own"]
 async fn child() {
@@ -540,7 +539,7 @@ async fn child() {
     let guard = etcd.acquire(&LockName::parse("child").unwrap(), LockOptions::new().ttl(Duration::from_secs(2))).await;
     let guard = guard.unwrap();
     assert!(panics != "panics", "as asked");
-    // Until it is killed; what happens to its lock meanwhile is not what is looked at.
+    // Waits until it is killed; the fate of its lock is not tested here.
     let _ = guard.lost().await;
     std::future::pending::<()>().await;
     drop(registration);
@@ -556,7 +555,7 @@ fn signal(child: &std::process::Child, signal: &str) {
     assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
 }
 
-/// Row 18: a process that is frozen for three TTLs loses its instance, and has it back when it goes on.
+/// Row 18: a process that is frozen for three TTLs loses its instance, and registers it again when it resumes.
 #[tokio::test]
 async fn a_frozen_process_is_back_when_it_thaws() {
     let server = server().await;
@@ -575,7 +574,7 @@ async fn a_frozen_process_is_back_when_it_thaws() {
     listed(&etcd, 0).await;
 }
 
-/// Row 28: a process that panics while it holds, or is killed, is gone after its TTL.
+/// Row 28: the instance of a process that panics while it holds, or is killed, is gone after its TTL.
 #[tokio::test]
 async fn a_panicked_process_leaves_nothing_after_its_ttl() {
     let server = server().await;
@@ -592,7 +591,7 @@ async fn a_panicked_process_leaves_nothing_after_its_ttl() {
     drop(etcd);
 }
 
-/// Row 28: the runtime is shut down while handles live, and they are dropped outside of any.
+/// Row 28: the runtime is shut down while handles live, and they are dropped outside of any runtime.
 #[test]
 fn an_ended_runtime_ends_its_instances_without_panic() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -1,6 +1,6 @@
-//! Row 30: the reply of each request of the protocol is lost in turn, after etcd has done what was asked: the client is
-//! told that the connection broke, or nothing. Whatever is lost, there is one key for each place and one lease for each
-//! session, and everybody is told what is so.
+//! Row 30: the reply of each request of the protocol is lost in turn, after etcd has executed the request. The client
+//! sees a broken connection, or no response. Whichever reply is lost, there is one key per queue entry and one lease
+//! per session, and each caller receives the true outcome.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -42,7 +42,7 @@ async fn becomes(what: &str, wanted: usize, now: impl AsyncFn() -> usize) {
     .await;
 }
 
-/// Waits until a release is confirmed, or has gone on in the background because it heard nothing.
+/// Waits until a release is confirmed, or continues in the background for lack of a response.
 async fn released(releasing: impl Future<Output = Result<Released, Error>>, between: &Between) {
     match soon("released", releasing).await {
         Ok(Released::Released) => {}
@@ -51,12 +51,12 @@ async fn released(releasing: impl Future<Output = Result<Released, Error>>, betw
     }
 }
 
-/// A long TTL, so that nothing is mended by running out.
+/// A long TTL, so that no state is repaired by expiry.
 fn options() -> LockOptions {
     LockOptions::new().ttl(Duration::from_secs(60))
 }
 
-/// Everything that the protocol does, with two processes, all of which goes through `between`.
+/// Runs every operation of the protocol with two processes, all through `between`.
 async fn everything(server: &EtcdServer, between: &Between) {
     let (one, two) = (Etcd::builder([&between.url]).build().unwrap(), Etcd::builder([&between.url]).build().unwrap());
     let name = LockName::parse("l").unwrap();
@@ -71,7 +71,7 @@ async fn everything(server: &EtcdServer, between: &Between) {
     let mut third = waits(&two, options());
     becomes("the third is in line", 3, || count(server, LINE)).await;
     assert_eq!(leases(server).await, 2, "one for each process");
-    // To another process, within one, and to nobody.
+    // Handover to another process, within one process, and without a successor.
     let mut token = first.fencing_token();
     released(first.release(), between).await;
     for (next, left) in [(&mut second, 2), (&mut third, 1)] {
@@ -83,7 +83,7 @@ async fn everything(server: &EtcdServer, between: &Between) {
     }
     becomes("nobody is in line", 0, || count(server, LINE)).await;
 
-    // A shared place has to know who of those before it is exclusive.
+    // A shared contender needs to know which of the entries before it are exclusive.
     let writer = soon("acquired", one.acquire(&name, options())).await.unwrap();
     let mut reader = waits(&two, options().shared());
     becomes("the reader is in line", 2, || count(server, LINE)).await;
@@ -93,7 +93,7 @@ async fn everything(server: &EtcdServer, between: &Between) {
     released(guard.release(), between).await;
     becomes("nobody is in line", 0, || count(server, LINE)).await;
 
-    // An attempt gives up at the first failure, and leaves nothing either way.
+    // A failed attempt gives up at once and leaves nothing in either case.
     let held = soon("acquired", one.acquire(&name, options().own_lease())).await.unwrap();
     assert!(!matches!(soon("tried", two.try_acquire(&name, options())).await, Ok(Some(_))));
     becomes("only the holder is in line", 1, || count(server, LINE)).await;
@@ -122,7 +122,7 @@ async fn everything(server: &EtcdServer, between: &Between) {
     becomes("no candidate", 0, || count(server, "enlist/elections/")).await;
     one.close().await.unwrap();
     two.close().await.unwrap();
-    // A revocation whose reply is lost was done.
+    // A revocation whose reply was lost has been applied.
     becomes("no lease", 0, || leases(server)).await;
 }
 
@@ -134,7 +134,7 @@ async fn renewals(server: &EtcdServer, between: &Between) {
     let guard = soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(short))).await.unwrap();
     let options = RegisterOptions::new().ttl(short);
     let registration = soon("registered", etcd.register(&service(), instance("a"), options)).await.unwrap();
-    // Two leases, each renewed every second: for longer than one lives that nobody renews.
+    // Two leases, each renewed every second, for longer than an unrenewed lease lives.
     eventually("both are renewed", || async {
         let renewals = etcd.counters().get(Counter::Renewals);
         if renewals >= 8 { Ok(()) } else { Err(renewals) }
@@ -148,7 +148,7 @@ async fn renewals(server: &EtcdServer, between: &Between) {
         }
     })
     .await;
-    // Locks have a lease of their own.
+    // Locks have a separate lease.
     assert_eq!(leases(server).await, 2);
     assert_eq!((etcd.counters().get(Counter::LeaseLosses), etcd.counters().get(Counter::Reregistrations)), (0, 0));
     released(guard.release(), between).await;
@@ -157,8 +157,7 @@ async fn renewals(server: &EtcdServer, between: &Between) {
     becomes("no lease", 0, || leases(server)).await;
 }
 
-/// The questions about leases: that of a leftover which nobody renews, and that of a registration whose key was
-/// deleted.
+/// Lease queries: for a leftover lease that is not renewed, and for a registration whose key was deleted.
 async fn questions(server: &EtcdServer, between: &Between) {
     let etcd = Etcd::builder([&between.url]).build().unwrap();
     let mut raw = raw(server).await;
@@ -182,8 +181,8 @@ async fn questions(server: &EtcdServer, between: &Between) {
     becomes("no lease", 0, || leases(server)).await;
 }
 
-/// Loses replies, each in a run of its own: the first after `start`, then every `step`. Returns the number of replies
-/// lost.
+/// Loses replies, each in a separate run: the first after `start`, then every `step`. Returns the number of lost
+/// replies.
 async fn lose_each(method: &'static str, fault: Fault, start: usize, step: usize) -> usize {
     let server = server().await;
     for (lost, after) in (start..).step_by(step).enumerate() {
@@ -207,7 +206,7 @@ async fn lose_each(method: &'static str, fault: Fault, start: usize, step: usize
 async fn any_lost_reply_leaves_one_key_and_lease() {
     let methods = ["Txn", "Range", "LeaseGrant", "LeaseRevoke", "Watch", "LeaseKeepAlive", "LeaseTimeToLive"];
     let each = |(method, fault)| {
-        // Waiting for an answer takes its time: several runs side by side.
+        // Waiting for responses takes time: several runs in parallel.
         let step = if matches!((method, fault), ("Txn", Fault::Silent) | ("LeaseKeepAlive" | "LeaseTimeToLive", _)) {
             4
         } else {

@@ -17,11 +17,11 @@ use support::{TTL, instance, raw, register, service};
 /// Revision of the restored store, compared with that of the lost one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Restored {
-    /// As the snapshot has it.
+    /// The snapshot's own revision.
     Lower,
-    /// Others have written by the time that clients are back. Nothing but an audit can tell.
+    /// Other clients have written before the client reconnects. Only an audit can detect it.
     Equal,
-    /// As after `etcdutl snapshot restore --bump-revision … --mark-compacted`, which older tools lack.
+    /// The result of `etcdutl snapshot restore --bump-revision … --mark-compacted`, which older tools lack.
     Bumped,
 }
 
@@ -56,8 +56,8 @@ async fn acquire(etcd: &Etcd, name: &str) -> LockGuard {
     soon("acquired", etcd.acquire(&name, LockOptions::new().ttl(TTL))).await.unwrap()
 }
 
-/// etcd is restored from a snapshot that is older than what its clients did last: one instance was changed since, one
-/// came, one left, one lock was acquired and one released.
+/// etcd is restored from a snapshot that is older than its clients' last operations: since then one instance was
+/// changed, one added and one removed, one lock was acquired and one released.
 async fn restored(how: Restored) {
     let mut server = EtcdServer::start_with(Provider::Process, ServerOptions::new()).await;
     let proxy = Proxy::start(server.address()).await.unwrap();
@@ -110,7 +110,7 @@ async fn restored(how: Restored) {
         }
     };
     soon("the watcher shows it", shown).await;
-    // What was released is free, and no guard is trusted.
+    // The released lock is free, and no guard is considered held.
     for guard in [&later, &kept] {
         soon("a guard of the lost history is lost", guard.lost()).await;
         assert!(!guard.is_held());
@@ -138,8 +138,8 @@ async fn a_store_restored_at_bumped_revisions_is_repaired() {
     restored(Restored::Bumped).await;
 }
 
-/// Stops the server again and again, for `stopped` of each `stopped + running`, for ever: what it does takes so much
-/// longer, as on a disk that is slow.
+/// Stops the server repeatedly and without end, for `stopped` of each `stopped + running`. Its work slows down in
+/// proportion, as on a slow disk.
 async fn slowed(server: &EtcdServer, stopped: Duration, running: Duration) -> Infallible {
     loop {
         server.pause().await;
@@ -170,7 +170,7 @@ impl User {
         Self { etcd, registration, watcher, guard }
     }
 
-    /// Changes its instance and sees the change, and has lost nothing.
+    /// Changes its instance, sees the change, and checks that nothing was lost.
     async fn works(&mut self, weight: u32) {
         weigh(&self.registration, weight).await;
         let seen = async {
@@ -188,15 +188,15 @@ impl User {
     }
 }
 
-/// Time for which a raw write takes, or takes to be given up by etcd.
+/// Duration of a raw write, or of its failure in etcd.
 async fn write(raw: &mut etcd_client::Client) -> Duration {
     let begun = Moment::now();
     let _ = soon("an answer", raw.put("elsewhere", "x", None)).await;
     begun.elapsed()
 }
 
-/// The only etcd is defragmented, which takes it several seconds, in which it serves next to nothing: less than leases
-/// live. Control: a raw write takes as long.
+/// The only etcd is defragmented. This takes it several seconds, in which it serves almost nothing, but less than a
+/// TTL. Control: a raw write takes as long.
 #[tokio::test]
 async fn a_defragmentation_of_several_seconds_costs_nothing() {
     const MEGABYTES: usize = 48;
@@ -209,7 +209,7 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
     let (mut writer, begun) = (raw.clone(), Moment::now());
     let defragment = async {
         let (defragmented, longest) = tokio::join!(raw.defragment(), async {
-            // The first may come before it has begun.
+            // The first write may complete before the defragmentation has started.
             write(&mut writer).await.max(write(&mut writer).await)
         });
         defragmented.unwrap();
@@ -225,8 +225,8 @@ async fn a_defragmentation_of_several_seconds_costs_nothing() {
     user.works(2).await;
 }
 
-/// The only etcd is stopped for most of the time, 400 ms at a time, for longer than leases live. Control: some raw
-/// writes take that long.
+/// The only etcd is stopped for most of the time, 400 ms at a time, for longer than a TTL. Control: some raw writes
+/// take that long.
 #[tokio::test]
 async fn a_slow_disk_costs_no_lease_or_lock() {
     const SHORT: Duration = Duration::from_secs(8);

@@ -1,4 +1,4 @@
-//! Changes of an instance that etcd refuses: the instance stays published as it was, and is looked after all the same.
+//! Changes of an instance that etcd refuses: the instance stays published unchanged and is still maintained.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -22,7 +22,7 @@ fn client(fake: &FakeEtcd) -> Etcd {
 }
 
 fn options() -> RegisterOptions {
-    // Nothing but what is tested makes it look at its key.
+    // No audit: only the tested event causes a read of the key.
     RegisterOptions::new().audit(None)
 }
 
@@ -67,13 +67,13 @@ async fn a_refused_update_keeps_the_instance_published() {
     let refused = soon("reported", registration.update(|draft| _ = draft.weight(7))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     assert!(is_doubted(&registration.state()), "{:?}", registration.state());
-    // It is asked for at a slow pace, and is not given up for that.
+    // The change is retried at a slow pace and is not dropped.
     let asked = fake.requests().denied;
     tokio::time::sleep(MAX_PERMANENT_ERROR_DELAY * 8).await;
     let asked = fake.requests().denied - asked;
     assert!((8..=20).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 8);
     assert_eq!(stored(&fake), Some(100));
-    // A change that comes later is refused as well, and both are stored once that is mended.
+    // A later change is refused as well, and both are stored once the cause is fixed.
     let refused = soon("reported", registration.update(|draft| _ = draft.version("2"))).await;
     assert!(matches!(refused, Err(Error::PermissionDenied { .. })), "{refused:?}");
     fake.permit_access();
@@ -105,7 +105,7 @@ async fn a_refused_update_keeps_the_key_watched() {
     }
 }
 
-/// A key that was changed by somebody else cannot even be read meanwhile.
+/// A key that another client changed cannot be read during the refusal.
 #[tokio::test(start_paused = true)]
 async fn an_unreadable_key_is_retried_slowly() {
     let fake = FakeEtcd::start();
@@ -121,12 +121,12 @@ async fn an_unreadable_key_is_retried_slowly() {
     let asked = fake.requests().denied - asked;
     assert!((3..=15).contains(&asked), "{asked} attempts in {:?}", MAX_PERMANENT_ERROR_DELAY * 4);
     fake.permit_access();
-    // Without the lease it is not its own any more.
+    // Without the lease the key no longer belongs to the registration.
     let superseded = |state: &RegistrationState| matches!(state, RegistrationState::Superseded { .. });
     state(&registration, "superseded", superseded).await;
 }
 
-/// The answer to an update is lost, though it was done; then nothing can be written.
+/// The response to an update is lost, although it was applied; after that every write is refused.
 #[tokio::test(start_paused = true)]
 async fn an_unnoticed_update_is_not_retried_at_once() {
     let fake = FakeEtcd::start();
@@ -146,7 +146,7 @@ async fn an_unnoticed_update_is_not_retried_at_once() {
     assert_eq!(stored(&fake), Some(8));
 }
 
-/// A given lease is never replaced, and what was under it is gone with it.
+/// A given lease is never replaced, and the keys under it are deleted with it.
 #[tokio::test(start_paused = true)]
 async fn a_lost_given_lease_leaves_the_instance_unpublished() {
     let fake = FakeEtcd::start();

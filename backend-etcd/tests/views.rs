@@ -1,4 +1,4 @@
-//! What becomes of watches and views when etcd, or the way to it, is not well.
+//! Watches and views during failures of etcd and of the network path to it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -21,10 +21,10 @@ use enlist_etcd::Etcd;
 use enlist_testkit::{Direction, EtcdServer, Mode, Proxy, eventually, soon};
 use support::{PREFIX, TTL, beside, instance, listed, options, pass, raw, register, register_many, server};
 
-/// Maximum time that etcd may take for a hundred thousand keys, on a machine that is busy with other tests.
+/// Maximum duration of etcd's work on a hundred thousand keys, on a machine that also runs other tests.
 const LARGE: Duration = Duration::from_secs(180);
 
-/// Watches a view, and counts how often it was empty.
+/// Watches a view and counts how often it was empty.
 fn watch_for_empty(tasks: &TaskOwner, view: &ServiceView) -> Arc<AtomicUsize> {
     let empty = Arc::<AtomicUsize>::default();
     let (count, mut changes) = (Arc::clone(&empty), view.changes());
@@ -38,7 +38,7 @@ fn watch_for_empty(tasks: &TaskOwner, view: &ServiceView) -> Arc<AtomicUsize> {
     empty
 }
 
-/// Follows each event of a raw watch, and tells how few there ever were.
+/// Follows a raw watch and returns the smallest number of instances that it showed.
 async fn fold(tasks: &TaskOwner, server: &EtcdServer, mut ids: BTreeSet<String>) -> Arc<AtomicUsize> {
     let fewest = Arc::new(AtomicUsize::new(ids.len()));
     let told = Arc::clone(&fewest);
@@ -82,8 +82,8 @@ async fn shows(view: &ServiceView, fits: impl Fn(&Snapshot) -> bool) {
     .await;
 }
 
-/// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that
-/// nobody is left then; that a view which holds nothing shows it is a unit test of the protection.
+/// Row 3: a single etcd frozen for three TTLs drops every lease when it thaws. The control, a raw watch, sees that no
+/// instance is left then. The unit tests of the protection show that a view without a last known state becomes empty.
 #[tokio::test]
 async fn a_frozen_etcd_empties_no_view() {
     const COUNT: usize = 10;
@@ -113,7 +113,7 @@ async fn a_frozen_etcd_empties_no_view() {
             assert!(back <= Duration::from_secs(2), "{back:?}");
             break;
         }
-        // Where nobody was lost the freeze was none, and is repeated.
+        // A freeze that removed no instance had no effect and is repeated.
     }
     shows(&view, |snapshot| {
         snapshot.len() == COUNT && snapshot.entries().all(|entry| entry.presence() == Presence::Live)
@@ -123,7 +123,7 @@ async fn a_frozen_etcd_empties_no_view() {
     assert_eq!(fewest.load(Ordering::Relaxed), 0, "the control shows that nobody was left");
 }
 
-/// Row 1: killed and started again ten times while instances come and go.
+/// Row 1: etcd is killed and restarted ten times while instances come and go.
 #[tokio::test]
 async fn an_etcd_killed_ten_times_removes_nobody() {
     const COUNT: usize = 20;
@@ -143,7 +143,7 @@ async fn an_etcd_killed_ten_times_removes_nobody() {
         }
     });
     for round in 0..10u32 {
-        // Under load: each of them has a change under way when etcd dies.
+        // Under load: each instance has a pending change when etcd is killed.
         for registration in &registrations {
             drop(registration.update(move |draft| {
                 draft.weight(round + 1);
@@ -167,8 +167,9 @@ async fn an_etcd_killed_ten_times_removes_nobody() {
     assert_eq!(owner.counters().get(Counter::Reregistrations), 0);
 }
 
-/// Row 2: wiped. Also when the new history has passed the old revision by the time the watch comes back, which no
-/// revision tells. The control, a watch from the old revision on, hears nothing ever again.
+/// Row 2: etcd's data is wiped. In the second case the new history has passed the old revision before the watch is
+/// resumed, so the revision alone does not reveal the wipe. The control, a watch from the old revision on, never
+/// receives an event.
 #[tokio::test]
 async fn a_wiped_etcd_stops_no_watcher() {
     let mut server = server().await;
@@ -176,7 +177,7 @@ async fn a_wiped_etcd_stops_no_watcher() {
     let (owner, user) = (Etcd::connect(server.url()).await.unwrap(), Etcd::connect(server.url()).await.unwrap());
     let away = Etcd::builder([proxy.url()]).audit(Some(Duration::from_secs(4))).connect().await.unwrap();
     let _registrations = register_many(&owner, 3).await;
-    // A key that the new history does not have.
+    // A key that does not exist in the new history.
     let mut before = raw(&server).await;
     let value = r#"{"v":1,"id":"old","endpoints":["h:1"]}"#;
     before.put(format!("{PREFIX}old"), value, None).await.unwrap();
@@ -201,11 +202,11 @@ async fn a_wiped_etcd_stops_no_watcher() {
     let control = etcd_client::WatchOptions::new().with_prefix().with_start_revision(old + 1);
     let mut control = raw.watch(PREFIX, Some(control)).await.unwrap();
     assert!(soon("created", control.message()).await.unwrap().unwrap().created());
-    // Later registrations are seen, though not by the control.
+    // Later registrations reach the watcher, but not the control.
     let late = register(&owner, "late").await;
     while soon("the late one", near.next()).await.unwrap().snapshot.len() < 4 {}
     assert!(tokio::time::timeout(Duration::from_secs(1), control.message()).await.is_err());
-    // On to a revision above the old one.
+    // Advances the store to a revision above the old one.
     while raw.put("filler", "x", None).await.unwrap().header().unwrap().revision() <= old + 5 {}
     proxy.heal();
     while soon("the far one sees it too", far.next()).await.unwrap().snapshot.get(&"old".parse().unwrap()).is_some() {}
@@ -221,7 +222,7 @@ async fn a_wiped_etcd_stops_no_watcher() {
     soon("and goes on", settled).await;
 }
 
-/// Row 8: a black hole without a reset, with one endpoint. The control, a watch without signs of life, hangs.
+/// Row 8: a black hole without a reset, with one endpoint. The control, a watch without liveness checks, hangs.
 #[tokio::test]
 async fn a_black_hole_is_noticed_within_fifteen_seconds() {
     let server = server().await;
@@ -235,14 +236,14 @@ async fn a_black_hole_is_noticed_within_fifteen_seconds() {
         let mut naive = etcd_client::Client::connect([proxy.url()], None).await.unwrap();
         let mut control = naive.watch(PREFIX, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
         soon("created", control.message()).await.unwrap().unwrap();
-        // The last proof is this change.
+        // The last proof of freshness is this change.
         let weight = view.snapshot().unwrap().entries().next().unwrap().instance().weight() + 1;
         set_weight(&a, weight).await;
         shows(&view, |snapshot| snapshot.entries().all(|entry| entry.instance().weight() == weight)).await;
         soon("seen", control.message()).await.unwrap().unwrap();
         proxy.set(Mode::BlackHole(direction));
         let begun = Moment::now();
-        // What the view shows is wrong from here on, and the age must say that it may be.
+        // The view is out of date from here on, and its age must show that this is possible.
         set_version(&a, "2").await;
         let mut noticed = None;
         while begun.elapsed() < Duration::from_secs(17) {
@@ -273,7 +274,7 @@ async fn a_black_hole_is_noticed_within_fifteen_seconds() {
     }
 }
 
-/// Row 10: a throttled connection, and a list that takes long over it.
+/// Row 10: a throttled connection over which a list takes long.
 #[tokio::test]
 async fn a_slow_connection_delays_no_renewal() {
     const COUNT: usize = 150;
@@ -296,13 +297,13 @@ async fn a_slow_connection_delays_no_renewal() {
     println!("listed over the slow connection in {:?}", begun.elapsed());
     assert_eq!(first.snapshot.len(), COUNT + 1);
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0, "{before:?} {:?}", registration.state());
-    // And it is live.
+    // The watch delivers further changes.
     raw.delete(format!("{PREFIX}f0"), None).await.unwrap();
     while soon("a change", watcher.next()).await.unwrap().snapshot.len() > COUNT {}
 }
 
-/// Row 10: more is written than the connection takes, so what arrives is older and older. The control, a raw watch that
-/// goes around the slow connection, tells how old.
+/// Row 10: more is written than the connection carries, so the received events are increasingly old. The control, a raw
+/// watch that bypasses the slow connection, measures their age.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_watch_reports_its_true_age() {
     const LASTS: Duration = Duration::from_secs(40);
@@ -312,7 +313,7 @@ async fn a_slow_watch_reports_its_true_age() {
     let mut watcher = user.watch(&support::service()).await.unwrap();
     let mut last = soon("a list", watcher.next()).await.unwrap();
     let mut raw = raw(&server).await;
-    // When each revision was known.
+    // Time at which each revision was known.
     let known = Arc::<std::sync::Mutex<Vec<(u64, Moment)>>>::default();
     let tasks = TaskOwner::new();
     let (told, options) = (Arc::clone(&known), etcd_client::WatchOptions::new().with_prefix());
@@ -357,8 +358,8 @@ async fn a_slow_watch_reports_its_true_age() {
     assert_eq!(user.counters().get(Counter::AuditRepairs), 0);
 }
 
-/// Nothing tells a watch on which nothing happens how far the store is, unless it asks. Releases before 3.4.25 and
-/// 3.5.8 answer too early, so there it is the audit that proves; the control is a client without audits and probes.
+/// A watch without events does not learn the store's revision unless it asks. Releases before 3.4.25 and 3.5.8 respond
+/// too early, so with them an audit provides the proof. The control is a client without audits and probes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_service_in_busy_stores_stays_fresh() {
     let server = server().await;
@@ -392,7 +393,7 @@ async fn a_quiet_service_in_busy_stores_stays_fresh() {
     assert!(ages.age() >= Duration::from_secs(12), "the control ages: {ages:?}");
 }
 
-/// Row 9: a round trip takes half a second, more or less by up to as much.
+/// Row 9: a round trip takes half a second, plus or minus up to half a second.
 #[tokio::test]
 async fn latency_and_jitter_cost_no_lease() {
     let server = server().await;
@@ -410,7 +411,7 @@ async fn latency_and_jitter_cost_no_lease() {
     assert_eq!(other.resolve(&support::service()).await.unwrap().len(), 6);
 }
 
-/// Row 21: ten thousand changes among a hundred thousand instances, as fast as etcd takes them.
+/// Row 21: ten thousand changes among a hundred thousand instances, as fast as etcd applies them.
 async fn churn(raw: &mut etcd_client::Client, lease: i64, watcher: &mut Box<dyn Watcher>) {
     let begun = Moment::now();
     for chunk in (0..10_000).collect::<Vec<_>>().chunks(100) {
@@ -426,7 +427,7 @@ async fn churn(raw: &mut etcd_client::Client, lease: i64, watcher: &mut Box<dyn 
         while updates < 10_000 {
             let change = watcher.next().await.unwrap();
             changes += 1;
-            // Each instance is changed once, so no update is told twice and none is left out.
+            // Each instance changes once, so no update is delivered twice and none is omitted.
             updates += change.events.iter().filter(|event| matches!(event, Event::Updated { .. })).count();
         }
     };
@@ -438,7 +439,7 @@ async fn churn(raw: &mut etcd_client::Client, lease: i64, watcher: &mut Box<dyn 
     assert!(updates == 10_000 && resident < 1_500_000, "{updates} updates, {resident} kB");
 }
 
-/// Puts so many instances under one lease, which is returned.
+/// Puts `count` instances under one lease and returns the lease.
 async fn put_many(raw: &mut etcd_client::Client, count: usize) -> i64 {
     let lease = raw.lease_grant(600, None).await.unwrap().id();
     for chunk in (0..count).collect::<Vec<_>>().chunks(100) {
@@ -452,8 +453,8 @@ async fn put_many(raw: &mut etcd_client::Client, count: usize) -> i64 {
     lease
 }
 
-/// etcd splits a message into fragments, if it is asked to, in quadratic time: this took 26 s then. The control, a raw
-/// watch, shows how long etcd itself takes on a machine that may be busy.
+/// On request, etcd splits a message into fragments, in quadratic time: this took 26 s then. The control, a raw watch,
+/// shows etcd's own duration on a machine that may be busy.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_thousand_lost_keys_disappear_within_three_seconds() {
     const COUNT: usize = 50_000;
@@ -493,8 +494,8 @@ async fn fifty_thousand_lost_keys_disappear_within_three_seconds() {
     assert_eq!(etcd.counters().get(Counter::WatchRelists) + etcd.counters().get(Counter::WatchResumes), 0);
 }
 
-/// A watch that catches up is told of a thousand revisions at once. The control, a raw watch with the same limit, fails
-/// at them, and would at every resumption.
+/// A watch that catches up receives a thousand revisions at once. The control, a raw watch with the same limit, fails
+/// at this message, and would fail at every resumption.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn catching_up_above_the_limit_causes_one_list() {
     let server = server().await;
@@ -510,7 +511,7 @@ async fn catching_up_above_the_limit_causes_one_list() {
     };
     let mut watcher = user.watch(&support::service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
-    // A change that the watch itself told, so that it is known to be open.
+    // A change delivered by the watch itself proves that the watch is open.
     let seen = put(0).await;
     while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
     proxy.set(Mode::Refuse);
@@ -554,7 +555,7 @@ async fn a_hundred_thousand_deletions_keep_the_watch() {
     let mut control = raw.watch(PREFIX, Some(etcd_client::WatchOptions::new().with_prefix())).await.unwrap();
     soon("created", control.message()).await.unwrap().unwrap();
     let begun = Moment::now();
-    // A busy server may give the answer up though it goes on with the work.
+    // A busy server may abort the response although it continues the work.
     eventually("the lease is revoked", || async {
         match raw.clone().lease_revoke(lease).await.map_err(|error| error.to_string()) {
             Err(error) if !error.contains("lease not found") => Err(error),
@@ -581,13 +582,13 @@ async fn a_hundred_thousand_deletions_keep_the_watch() {
     assert!(resumes <= 2, "{resumes}");
     let failed = soon("the control", control.message()).await.unwrap_err().to_string();
     assert!(failed.contains("too large"), "{failed}");
-    // And it goes on.
+    // The watch continues.
     let _a = register(&etcd, "a").await;
     while soon("a change", watcher.next()).await.unwrap().snapshot.is_empty() {}
 }
 
-/// Row 11: compacted while the client was in a black hole. The control, a raw watch from where it was, ends without a
-/// word.
+/// Row 11: the history is compacted while the client is in a black hole. The control, a raw watch from the last seen
+/// revision, ends without an error.
 #[tokio::test]
 async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     let server = server().await;
@@ -613,7 +614,7 @@ async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
         said.push((message.canceled(), message.events().len()));
     }
     assert_eq!(said, [(false, 0), (true, 0)], "the control is cancelled without events, and silent then");
-    // The streams end, as they do when somebody in between forgets them.
+    // The streams end, as they do when an intermediary drops their state.
     proxy.set(Mode::Reset);
     proxy.heal();
     let truth = owner.resolve(&support::service()).await.unwrap();
@@ -633,9 +634,9 @@ async fn what_was_compacted_meanwhile_becomes_the_exact_difference() {
     assert!(user.counters().get(Counter::WatchRelists) >= 1);
 }
 
-/// Row 11: the one revision that was missed is a deletion, and the history is compacted to just there. Some releases of
-/// etcd forget it then (etcd-io/etcd#18089, #19179; the control shows whether this one does), so a resumed watch begins
-/// at what was seen last.
+/// Row 11: the one missed revision is a deletion, and the history is compacted to exactly that revision. Some releases
+/// of etcd then omit it (etcd-io/etcd#18089, #19179; the control shows whether this one does), so a resumed watch
+/// starts at the last seen revision.
 #[tokio::test]
 async fn a_deletion_at_the_compacted_revision_is_seen() {
     let server = server().await;
@@ -646,7 +647,7 @@ async fn a_deletion_at_the_compacted_revision_is_seen() {
     raw.put(format!("{PREFIX}a"), value, None).await.unwrap();
     let mut watcher = user.watch(&support::service()).await.unwrap();
     assert_eq!(soon("a list", watcher.next()).await.unwrap().snapshot.len(), 1);
-    // A change that the watch itself told, so that it is known to be open.
+    // A change delivered by the watch itself proves that the watch is open.
     let seen = raw.put(format!("{PREFIX}a"), value, None).await.unwrap().header().unwrap().revision();
     while soon("a change", watcher.next()).await.unwrap().snapshot.revision().get() < u64::try_from(seen).unwrap() {}
     proxy.set(Mode::Refuse);
@@ -668,7 +669,7 @@ async fn a_deletion_at_the_compacted_revision_is_seen() {
     assert_eq!(user.counters().get(Counter::AuditRepairs), 0, "the watch itself told");
 }
 
-/// Row 31: of several endpoints the first is dead or has no address; or all are.
+/// Row 31: the first of several endpoints is dead or has no address; in the second case all of them.
 #[tokio::test]
 async fn dead_endpoints_cost_one_dial_each() {
     let server = server().await;

@@ -28,7 +28,7 @@ struct Checked {
 }
 
 impl Checked {
-    /// A registration that is checked every second.
+    /// Returns a registration that is checked every second.
     async fn start() -> Self {
         let fake = FakeEtcd::start();
         let builder = Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller);
@@ -56,7 +56,7 @@ impl Checked {
 
     async fn until(&self, wanted: impl Fn(&RegistrationState) -> bool) {
         let mut states = self.registration.states();
-        // Paused time: longer than any retry.
+        // The clock is paused: this is longer than any retry.
         let read = async { while !wanted(&states.next().await.unwrap()) {} };
         tokio::time::timeout(600 * SECOND, read).await.expect("the state comes about");
     }
@@ -138,7 +138,7 @@ async fn each_migration_side_reports_failing_checks() {
         move || ready(if healthy.load(Ordering::SeqCst) { Health::Serving } else { Health::NotServing })
     };
     registration.health_check(SECOND, check).unwrap();
-    // The native side says it, the other one says nothing.
+    // The native side stores the health; the other side removes the key.
     let stored = || {
         let native = fake.under(b"enlist/services/").pop().map(|(_, value)| String::from_utf8(value).unwrap());
         (native.map(|value| value.contains("not_serving")), fake.under(b"s/").len())
