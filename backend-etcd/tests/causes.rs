@@ -1,5 +1,5 @@
-//! The cause that logs and errors name: with the endpoint, and what the system says. One test, in a program of its own:
-//! whether an event is of interest is decided once per process.
+//! Causes in logs and errors: they name the endpoint and the system's error. A single test in a separate program,
+//! because the interest in an event is decided once per process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -26,7 +26,7 @@ fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
 
-/// Registers, watches and locks until each of them has logged why it does not get on.
+/// Registers, watches and locks until each operation has logged the cause of its failure.
 async fn causes(logged: &Logged, address: SocketAddr) -> Vec<String> {
     let etcd = client(address);
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
@@ -57,7 +57,7 @@ async fn causes_name_the_endpoint_and_the_system_error() {
     };
     for (address, reason) in [(closed, "Connection refused (os error 111)"), (silent, "no answer within 300 ms")] {
         let lines = causes(&logged, address).await;
-        // What the client before goes on with has its own endpoint.
+        // Background tasks of the previous client name that client's endpoint.
         let other = if address == closed { silent } else { closed };
         for line in lines.iter().filter(|line| !line.contains(&other.to_string())) {
             assert!(line.contains(&address.to_string()) && line.contains(reason), "{line}");

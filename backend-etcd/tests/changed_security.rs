@@ -1,4 +1,4 @@
-//! Changes of etcd's protection while clients run: users are asked for, certificates are replaced.
+//! Changes of etcd's security settings while clients run: authentication is required, certificates are replaced.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -16,7 +16,7 @@ use support::{PREFIX, Renewal, TTL, listed, raw, register, renew_without_permiss
 
 const PASSWORD: &str = "correct-horse-battery";
 
-/// Waits until a watcher shows an instance with this weight; nobody goes meanwhile.
+/// Waits until a watcher shows an instance with this weight; no instance is removed meanwhile.
 async fn shows(watcher: &mut Box<dyn Watcher>, id: &str, weight: u32) {
     let shown = async {
         loop {
@@ -48,10 +48,10 @@ async fn goes(watcher: &mut Box<dyn Watcher>, id: &str) {
     soon("the loss is seen", gone).await;
 }
 
-/// Auth is switched on under running clients. One that has a user, which it did not need so far, continues. One without
-/// a user is refused, at a slow pace; its open watches need no user, and it continues once auth is off. Its instance
-/// stays where etcd lets any client renew; elsewhere its lease expires, and the instance is back once auth is off.
-/// Control: a request without a user is refused.
+/// Auth is switched on while clients run. A client with a user, which was not needed before, continues. A client
+/// without a user is refused, at a slow pace; its open watches need no user, and it continues once auth is off. Its
+/// instance stays where etcd lets any client renew; elsewhere its lease expires, and the instance is back once auth is
+/// off. Control: a request without a user is refused.
 #[tokio::test]
 async fn auth_is_switched_on_under_running_clients() {
     let server = server().await;
@@ -86,7 +86,7 @@ async fn auth_is_switched_on_under_running_clients() {
     });
     let refused = soon("an answer", update).await.unwrap_err();
     assert!(matches!(refused, Error::AuthFailed(_)), "{refused:?}");
-    // Longer than leases live that are not renewed.
+    // Longer than the TTL of leases without renewals.
     enlist::backend::sleep_until_elapsed(switched, TTL + Duration::from_secs(2)).await;
     let lost = match renewal {
         Renewal::Unchecked => 0,
@@ -98,7 +98,8 @@ async fn auth_is_switched_on_under_running_clients() {
     assert_eq!(listed(&known, 2 - lost).await.get(a.instance().id()).map(|entry| entry.instance().weight()), Some(2));
     assert!(guard.is_held());
     assert_eq!(known.counters().get(Counter::LeaseLosses), 0);
-    // A client without a user is refused also when its lease has expired, and learns of that only once it is let in.
+    // A client without a user is refused even after its lease has expired, and notices the loss only once it is
+    // admitted.
     assert_eq!(unknown.counters().get(Counter::LeaseLosses), 0);
 
     let options = etcd_client::ConnectOptions::new().with_user("root", PASSWORD);
@@ -111,7 +112,7 @@ async fn auth_is_switched_on_under_running_clients() {
     soon("deregistered", b.deregister()).await.unwrap();
 }
 
-/// Ends the present connections; new ones are possible again afterwards.
+/// Ends the open connections; new ones are possible afterwards.
 async fn end_connections(proxy: &Proxy) {
     proxy.cut();
     eventually("all connections have ended", || async {
@@ -131,9 +132,9 @@ async fn works(registration: &Registration, watcher: &mut Box<dyn Watcher>, weig
     shows(watcher, registration.instance().id().as_str(), weight).await;
 }
 
-/// An authority is replaced by another one, with the certificates of the server and of its clients, on disk and piece
-/// by piece, and connections end meanwhile. A client that is told of the files uses what lies there at each dial.
-/// Control: one with a copy of the former files is refused.
+/// An authority is replaced by another one, with the certificates of the server and of its clients, on disk and file by
+/// file, while connections end. A client with the paths of the files reads them at each dial. Control: a client with a
+/// copy of the former files is refused.
 #[tokio::test]
 async fn certificates_are_replaced_under_running_clients() {
     let (mine, next) = (Authority::new(), Authority::new());
@@ -166,7 +167,7 @@ async fn certificates_are_replaced_under_running_clients() {
     let mut watcher = etcd.watch(&service()).await.unwrap();
     soon("a list", watcher.next()).await.unwrap();
 
-    // The certificate comes before its key, as where two files are copied one after the other: no dial works in
+    // The certificate is replaced before its key, as when two files are copied one after the other: no dial succeeds in
     // between.
     let replace = |name: &str| {
         std::fs::copy(next.path(name), mine.path(name)).unwrap();
@@ -177,7 +178,8 @@ async fn certificates_are_replaced_under_running_clients() {
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
     replace("client.key");
     works(&a, &mut watcher, 2).await;
-    // etcd reads its own at each handshake, too. Until the authority follows, nobody trusts it.
+    // etcd reads its files at each handshake as well. Until the authority is replaced, no client trusts its
+    // certificate.
     replace("server.pem");
     replace("server.key");
     end_connections(&proxy).await;
@@ -190,7 +192,7 @@ async fn certificates_are_replaced_under_running_clients() {
         if let Err(refused) = former.resolve(&service()).await {
             return Ok(refused);
         }
-        // Over a connection that was made before.
+        // The connection existed before the replacement.
         end_connections(&proxy).await;
         Err("it is served")
     })

@@ -1,4 +1,4 @@
-//! The end of a session that has instances on given leases.
+//! The close of a session with instances on given leases.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -29,7 +29,7 @@ async fn register(etcd: &Etcd, id: &str, lease: LeaseChoice) -> Registration {
     soon("registered", etcd.register(&service(), instance, options)).await.unwrap()
 }
 
-/// A client with an instance on the lease of another one.
+/// A client with an instance on another client's lease.
 async fn with_a_given_lease(fake: &FakeEtcd) -> (Etcd, Etcd, [Registration; 2]) {
     let (keeper, etcd) = (client(fake), client(fake));
     let kept = register(&keeper, "kept", LeaseChoice::Shared).await;
@@ -64,7 +64,7 @@ async fn a_dropped_close_still_ends_the_session() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
-/// Instances dropped before are still on their way out.
+/// Instances dropped before are still being removed.
 #[tokio::test(start_paused = true)]
 async fn a_close_waits_for_what_was_dropped_before() {
     let fake = FakeEtcd::start();
@@ -75,7 +75,7 @@ async fn a_close_waits_for_what_was_dropped_before() {
     eventually("the other one stays", || async { if fake.leases() == 1 { Ok(()) } else { Err(fake.leases()) } }).await;
 }
 
-/// The client is closed before any task of it has run.
+/// The client is closed before any of its tasks has run.
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_own_lease_outlives_a_close() {
     let fake = FakeEtcd::start();

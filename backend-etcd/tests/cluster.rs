@@ -1,4 +1,4 @@
-//! Faults of a cluster of three: a frozen leader, a member that is gone, a minority, no quorum.
+//! Faults of a cluster of three: a frozen leader, a lost member, a minority, no quorum.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 const COUNT: usize = 20;
 
-/// Time for which each instance was missing, as a raw watch over the member `url` saw it.
+/// Duration of each instance's absence, as seen by a raw watch over the member `url`.
 #[derive(Debug, Default)]
 struct Missing {
     since: HashMap<Vec<u8>, Moment>,
@@ -55,7 +55,8 @@ async fn oracle(url: String, prefix: &'static str) -> (Arc<Mutex<Missing>>, Task
     (missing, tasks)
 }
 
-/// What most clients do: one long-lived stream on one member, waiting for each answer. Returns the leases.
+/// Renews leases in the way of most clients: one long-lived stream on one member, waiting for each response. Returns
+/// the leases.
 async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
     let mut leases = Vec::new();
     for _ in 0..COUNT {
@@ -66,7 +67,7 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
         let renew = async move {
             let Ok((mut keeper, mut answers)) = raw.lease_keep_alive(lease).await else { return };
             loop {
-                // Often, so that one is under way when the leader freezes.
+                // Short interval, so that a renewal is in progress when the leader freezes.
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 if keeper.keep_alive().await.is_err() || !matches!(answers.message().await, Ok(Some(_))) {
                     return;
@@ -82,14 +83,14 @@ async fn naive(url: &str, tasks: &TaskOwner) -> Vec<i64> {
     leases
 }
 
-/// Row 4: the leader of three is frozen for 10 s at least and thawed. The control, one renewal stream per lease on a
-/// follower as most clients have it, loses its leases during the freeze.
+/// Row 4: the leader of three is frozen for at least 10 s and thawed. The control, one renewal stream per lease on a
+/// follower as in most clients, loses its leases during the freeze.
 #[tokio::test]
 async fn a_frozen_leader_costs_no_instance() {
     let cluster = EtcdCluster::start().await;
     let etcd = Etcd::builder(cluster.urls()).connect().await.unwrap();
     let _registrations = register_many(&etcd, COUNT).await;
-    // On a busy machine the leader may change by itself, and freezing a former one proves nothing.
+    // On a busy machine the leader may change by itself, and freezing a former leader proves nothing.
     let mut control = TaskOwner::new();
     let (leader, follower, naive) = loop {
         let leader = cluster.leader().await;
@@ -106,7 +107,7 @@ async fn a_frozen_leader_costs_no_instance() {
     let frozen = Moment::now();
     sleep_until_elapsed(frozen, Duration::from_secs(10)).await;
     assert_eq!(missing.lock().await.deletions, 0, "nothing is lost during the freeze");
-    // A new leader gives leases their full time again, so how long the control lives depends on the election.
+    // A new leader resets leases to their full TTL, so the control's time to expiry depends on the election.
     let raw = etcd_client::Client::connect([cluster.urls()[follower].clone()], None).await.unwrap();
     let lost = eventually("the control shows that the freeze is one", || async {
         let mut raw = raw.clone();
@@ -120,7 +121,7 @@ async fn a_frozen_leader_costs_no_instance() {
     assert_eq!(missing.lock().await.deletions, 0, "and nothing of ours is lost");
 
     cluster.member(leader).resume().await;
-    // Longer than leases live, so that whatever the thawed leader revokes is revoked.
+    // Longer than a TTL, so that the thawed leader has made its revocations.
     sleep_until_elapsed(Moment::now(), 2 * TTL).await;
     listed(&etcd, COUNT).await;
     let missing = missing.lock().await;
@@ -130,13 +131,13 @@ async fn a_frozen_leader_costs_no_instance() {
     assert!(longest <= Duration::from_secs(2), "{missing:?}");
 }
 
-/// Row 5: a follower in use is frozen, then killed.
+/// Row 5: the follower in use is frozen, then killed.
 #[tokio::test]
 async fn a_silent_member_is_left_without_lease_loss() {
     let mut cluster = EtcdCluster::start().await;
     let leader = cluster.leader().await;
     let follower = (leader + 1) % 3;
-    // Pinned to the follower first: it is the only one that is known to be there.
+    // Both clients have the follower and the leader as endpoints.
     let urls = [cluster.urls()[follower].clone(), cluster.urls()[leader].clone()];
     let (missing, _oracle) = oracle(cluster.urls()[leader].clone(), "enlist/services/").await;
     let clients = [Etcd::builder(urls.clone()).connect().await.unwrap(), Etcd::builder(urls).connect().await.unwrap()];
@@ -152,7 +153,7 @@ async fn a_silent_member_is_left_without_lease_loss() {
     let frozen = Moment::now();
     sleep_until_elapsed(frozen, 2 * TTL).await;
     assert_eq!(missing.lock().await.deletions, 0, "renewals went on through the other member");
-    // What happens while one member is frozen is seen by both, whichever they had used.
+    // Changes during the freeze of one member reach both watchers, regardless of their previous member.
     registrations.push(register(&clients[0], "2").await);
     for watcher in &mut watchers {
         while soon("the third", watcher.next()).await.unwrap().snapshot.len() < 3 {}
@@ -169,7 +170,7 @@ async fn a_silent_member_is_left_without_lease_loss() {
     assert_eq!(missing.lock().await.deletions, 0);
 }
 
-/// Row 6: the member in use is cut off from the others and does not know it; its clients still reach it.
+/// Row 6: the member in use is isolated from the others without noticing it; its clients still reach it.
 #[tokio::test]
 async fn a_minority_member_is_left_for_a_quorum() {
     let cluster = EtcdCluster::start().await;
@@ -203,8 +204,8 @@ async fn a_minority_member_is_left_for_a_quorum() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// Row 7: two of three are frozen. Views keep what they know and say how old it is; new work fails with a reason;
-/// afterwards all goes on by itself.
+/// Row 7: two of three are frozen. Views keep their last state and report its age; new operations fail with a cause.
+/// Afterwards all of them recover without intervention.
 #[tokio::test]
 async fn without_a_quorum_the_last_snapshot_stays() {
     let cluster = EtcdCluster::start().await;
@@ -217,7 +218,7 @@ async fn without_a_quorum_the_last_snapshot_stays() {
     cluster.member(one).pause().await;
     cluster.member(two).pause().await;
     let frozen = Moment::now();
-    // What was decided before the freeze may still be on its way.
+    // Changes that were committed before the freeze may still arrive.
     while let Ok(change) = tokio::time::timeout(Duration::from_millis(500), watcher.next()).await {
         last = change.unwrap();
     }
@@ -241,7 +242,7 @@ async fn without_a_quorum_the_last_snapshot_stays() {
     cluster.member(one).resume().await;
     cluster.member(two).resume().await;
     let healed = Moment::now();
-    // Leases that ran out meanwhile, or are revoked late, are replaced.
+    // Leases that expired meanwhile, or are revoked late, are replaced.
     let settled = async {
         loop {
             let change = watcher.next().await.unwrap();
@@ -258,8 +259,8 @@ async fn without_a_quorum_the_last_snapshot_stays() {
     guard.release().await.unwrap();
 }
 
-/// A learner refuses everything but its status, renewals included. The client begins with it, because nothing else can
-/// be reached then; the control is its refusal.
+/// A learner refuses every request but status, renewals included. The client starts with it, because no other member is
+/// reachable at that time; the control is its refusal.
 #[tokio::test]
 async fn a_learner_is_left_for_a_voting_member() {
     let mut cluster = EtcdCluster::start().await;
@@ -287,8 +288,8 @@ async fn a_learner_is_left_for_a_voting_member() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// Two of three are frozen when a client starts that reaches the third. It finds the instances there, if that was asked
-/// for, and knows how little that says; without the option it knows nothing.
+/// Two of three are frozen when a client of the third one starts. With the option it finds the instances there, marked
+/// as not live and with the maximum age; without it, it has no state.
 #[tokio::test]
 async fn without_a_quorum_new_clients_still_find_instances() {
     let cluster = EtcdCluster::start().await;
@@ -299,7 +300,7 @@ async fn without_a_quorum_new_clients_still_find_instances() {
         soon("published", etcd.publish(&service(), instance(id))).await.unwrap();
     }
     let left_url = || Etcd::builder([cluster.urls()[left].clone()]);
-    // It has them before it is alone.
+    // It has the instances before it is isolated.
     listed(&left_url().connect().await.unwrap(), 2).await;
     cluster.member(leader).pause().await;
     cluster.member((leader + 2) % 3).pause().await;

@@ -1,4 +1,4 @@
-//! The etcd backend keeps every promise of the traits, on real etcd.
+//! Conformance of the etcd backend to the guarantees of the traits, on real etcd.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

@@ -56,7 +56,7 @@ impl Layout for Apps {
         let [endpoint] = instance.endpoints() else {
             return Err(Error::Unsupported { what: "more than one endpoint in the layout apps".to_owned() });
         };
-        // Whatever would not come back is refused, not lost.
+        // Fields that the value cannot hold are refused instead of dropped.
         let plain = Instance::new(instance.id().clone(), [endpoint.clone()])?;
         if *instance != plain || endpoint.protocol().is_some() || writing.owner.is_some() {
             return Err(Error::Unsupported { what: "more than an address in the layout apps".to_owned() });

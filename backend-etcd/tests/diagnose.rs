@@ -1,4 +1,4 @@
-//! The examination of an etcd, as programs get it.
+//! The diagnosis of an etcd, in the form that programs receive.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -9,7 +9,7 @@ use enlist_etcd::{
 };
 use enlist_testkit::{EtcdServer, Provider, ServerOptions, soon};
 
-/// Nobody listens there.
+/// Endpoint without a listener.
 const NOBODY: &str = "http://127.0.0.1:1";
 
 async fn findings(builder: EtcdBuilder) -> Vec<Finding> {
@@ -36,7 +36,7 @@ async fn each_piece_is_examined_and_reported_in_order() {
     );
     let failed = found.iter().filter(|finding| finding.status() == Status::Failed).count();
     assert_eq!(failed, 1, "{found:#?}");
-    // Its lease takes the key of a trial along.
+    // The end of its lease deletes the key of a trial write.
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     let all = etcd_client::GetOptions::new().with_all_keys().with_count_only();
     assert_eq!(raw.get("", Some(all)).await.unwrap().count(), 0);

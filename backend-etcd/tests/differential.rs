@@ -1,5 +1,5 @@
-//! `FakeEtcd` beside a real etcd: the same random operations, and the same answers, watches included. What the other
-//! tests show with the fake is worth as much as this. `ENLIST_SEED` repeats the choices of a run.
+//! `FakeEtcd` beside a real etcd: the same random operations have the same responses, watches included. The tests that
+//! use the fake rely on this equality. `ENLIST_SEED` repeats the choices of a run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,7 +14,7 @@ use etcd_client::{
     proto::{PbKeyValue, PbResponseHeader, PbTxnOpResponse, PbTxnResponse},
 };
 
-/// Operations of one run, and how many runs there are.
+/// Number of operations of one run, and number of runs.
 const OPERATIONS: usize = 400;
 const RUNS: usize = 3;
 
@@ -24,10 +24,10 @@ const MARKER: &str = "~";
 /// End of the ranges of watches, after the marker.
 const END: &str = "\x7f";
 
-/// A lease that is granted for so many seconds does not run out during a run.
+/// TTL of leases, in seconds; too long to expire during a run.
 const LONG: i64 = 3600;
 
-/// One request, as both sides get it.
+/// One request, as sent to both sides.
 #[derive(Clone, Debug)]
 enum Operation {
     Put(String, String, PutOptions),
@@ -39,7 +39,7 @@ enum Operation {
     KeepAlive(i64),
     TimeToLive(i64),
     Compact(i64),
-    /// A watch from a revision, up to the marker, of the range from this key on.
+    /// A watch from `revision` on, up to the marker, of the range that starts at `from`.
     Watch {
         from: String,
         revision: i64,
@@ -48,7 +48,7 @@ enum Operation {
     },
 }
 
-/// State that the choices depend on. Both sides say the same about it, or the run has failed before.
+/// State on which the choices depend. It is the same on both sides, otherwise the run has failed before.
 struct Generator {
     random: fastrand::Rng,
     revision: i64,
@@ -65,7 +65,7 @@ impl Generator {
         self.one_of(&["a", "a/1", "a/2", "a0", "b", "b/1", "c"]).to_owned()
     }
 
-    /// Now and then a key that is none.
+    /// Returns a key, and occasionally an empty one, which is invalid.
     fn any_key(&mut self) -> String {
         if self.random.u8(..40) == 0 { String::new() } else { self.key() }
     }
@@ -74,7 +74,7 @@ impl Generator {
         self.one_of(&["", "one", "two", "three"]).to_owned()
     }
 
-    /// A revision that is known, too old or too new.
+    /// Returns a revision that is valid, compacted or in the future.
     fn any_revision(&mut self) -> i64 {
         let oldest = (self.compacted - 2).max(1);
         self.random.i64(oldest..=self.revision + 2)
@@ -135,7 +135,8 @@ impl Generator {
         (self.any_key(), options)
     }
 
-    /// Not of all from a key on within a transaction: etcd does not see that such a deletion overlaps a put.
+    /// Returns a deletion. Within a transaction its range has an end: etcd does not detect that an open range overlaps
+    /// a put.
     fn delete(&mut self, alone: bool) -> (String, DeleteOptions) {
         let mut options = DeleteOptions::new();
         options = match self.random.u8(..10) {
@@ -188,7 +189,7 @@ impl Generator {
 
     fn txn(&mut self) -> Txn {
         if self.random.u8(..60) == 0 {
-            // One more than etcd takes.
+            // One operation more than etcd accepts.
             return Txn::new().and_then(vec![TxnOp::get("a", None); 129]);
         }
         let compares: Vec<_> = (0..self.random.usize(0..3)).map(|_| self.compare()).collect();
@@ -212,7 +213,7 @@ impl Generator {
             58..82 => Operation::Txn(self.txn()),
             82..86 => {
                 self.leases += 1;
-                // Short ones are not used, and may run out meanwhile.
+                // Short leases have no keys, because they may expire meanwhile.
                 let short = Operation::Grant(1000 + self.leases, self.random.i64(0..=2));
                 let too_long = Operation::Grant(self.lease(), 9_000_000_001);
                 let long = Operation::Grant(self.lease(), LONG);
@@ -228,7 +229,7 @@ impl Generator {
             94..96 => Operation::Compact(self.any_revision()),
             _ => Operation::Watch {
                 from: self.key(),
-                // Not after the marker.
+                // Only up to the marker.
                 revision: self.any_revision().min(self.revision + 1),
                 filters: self
                     .one_of::<&[_]>(&[&[], &[], &[WatchFilterType::NoPut], &[WatchFilterType::NoDelete]])
@@ -239,7 +240,7 @@ impl Generator {
     }
 }
 
-/// Removes the member and its term, which may differ.
+/// Removes the cluster, the member and its term, which may differ.
 fn plain(header: &mut Option<PbResponseHeader>) {
     if let Some(header) = header {
         (header.cluster_id, header.member_id, header.raft_term) = (0, 0, 0);
@@ -279,12 +280,12 @@ fn refusal(error: &Error) -> String {
     }
 }
 
-/// The events of a watch as text: all that was told of a change.
+/// Returns the events of a watch as text, with all fields of each change.
 fn told(events: &[Event], compacted: i64) -> String {
     let mut text = String::new();
     for event in events {
         let (pair, deletion) = (event.kv().unwrap(), event.event_type() == EventType::Delete);
-        // Some releases forget a deletion at exactly the revision up to which was compacted.
+        // Some releases omit a deletion at exactly the compacted revision.
         if !(deletion && pair.mod_revision() == compacted) {
             writeln!(text, "{:?} {pair:?} before {:?}", event.event_type(), event.prev_kv()).unwrap();
         }
@@ -292,8 +293,7 @@ fn told(events: &[Event], compacted: i64) -> String {
     text
 }
 
-/// Reads a watch until it has told of the deletion of the marker at `until`, or of its last put where deletions are
-/// left out.
+/// Reads a watch up to the deletion of the marker at `until`, or up to its last put if the watch filters deletions.
 async fn read(mut watch: WatchStream, until: i64, compacted: i64) -> String {
     let mut events: Vec<Event> = Vec::new();
     loop {
@@ -345,7 +345,7 @@ async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> St
             client.lease_time_to_live(id, Some(options)).await.map(|mut answer| {
                 plain(&mut answer.0.header);
                 answer.0.keys.sort();
-                // What is left depends on how long the run has taken.
+                // The remaining time depends on the duration of the run.
                 answer.0.ttl = answer.0.ttl.min(0);
                 format!("{:#?}", answer.0)
             })
@@ -374,12 +374,12 @@ async fn answer(client: &mut Client, operation: Operation, compacted: i64) -> St
     outcome.unwrap_or_else(|error| format!("refused: {}", refusal(&error)))
 }
 
-/// The revision that the store is at.
+/// Returns the store's revision.
 async fn revision(client: &mut Client) -> i64 {
     client.get("a", None).await.unwrap().header().unwrap().revision()
 }
 
-/// The kind of an operation and whether it was refused: what a run has to have covered.
+/// Kind of an operation and its refusal, to measure the coverage of a run.
 fn kind(operation: &Operation, answer: &str) -> String {
     let name = format!("{operation:?}");
     let name = name.split([' ', '(']).next().unwrap_or_default().to_owned();
@@ -391,13 +391,13 @@ fn kind(operation: &Operation, answer: &str) -> String {
 }
 
 async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
-    // Never one that the environment lends: revisions begin at 1.
+    // Always a new server: revisions start at 1.
     let server = EtcdServer::start_with(Provider::own(), ServerOptions::new()).await;
     let fake = FakeEtcd::start();
     let mut real = support::raw(&server).await;
     let mut imitation = Client::from_channel(etcd_client::Channel::Tonic(fake.channel()), None).await.unwrap();
     let mut generator = Generator { random, revision: 1, compacted: 0, leases: 0 };
-    // Both are watched all the time as well.
+    // Both are also watched during the whole run.
     let everything = || Some(WatchOptions::new().with_range(END));
     let watches = (real.watch("a", everything()).await.unwrap(), imitation.watch("a", everything()).await.unwrap());
     let mut trace = Vec::new();
@@ -421,7 +421,7 @@ async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
         generator.revision = revision(&mut real).await;
         assert_eq!(revision(&mut imitation).await, generator.revision, "after operation {number}: {operation:?}");
     }
-    // The watches of all that happened end alike.
+    // The watches of the whole run end with the same events.
     for client in [&mut real, &mut imitation] {
         client.put(MARKER, "", None).await.unwrap();
     }
@@ -431,7 +431,7 @@ async fn compare(random: fastrand::Rng, covered: &mut BTreeSet<String>) {
     similar(&found, &expected);
 }
 
-/// Compares line by line: the whole of a run is too long to be read.
+/// Compares event by event: the text of a whole run is too long to read.
 fn similar(found: &str, expected: &str) {
     for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
         assert_eq!(found, expected, "event {number} of the watch of all that happened");
@@ -447,7 +447,7 @@ async fn the_fake_answers_as_etcd_does() {
         compare(random.fork(), &mut covered).await;
     }
     println!("covered:\n{}", covered.iter().cloned().collect::<Vec<_>>().join("\n"));
-    // The choices are of every kind, and many of them are refused.
+    // The choices cover every kind of operation and many refusals.
     for kind in ["Put", "Get", "Delete", "Txn", "Grant", "Revoke", "KeepAlive", "TimeToLive", "Compact", "Watch"] {
         assert!(covered.contains(kind), "{kind} was not tried: {covered:?}");
     }

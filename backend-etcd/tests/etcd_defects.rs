@@ -107,7 +107,7 @@ impl View {
         view
     }
 
-    /// Waits until so many watches were opened.
+    /// Waits until `count` watches were opened.
     async fn watched(&self, count: usize) {
         eventually("a watch is open", || async {
             let watches = self.fake.requests().watches;
@@ -116,7 +116,7 @@ impl View {
         .await;
     }
 
-    /// Follows the view for `time`. It never goes back.
+    /// Follows the view for `time`. Its revision never decreases.
     async fn follow(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(change) = tokio::time::timeout_at(end, self.watcher.next()).await {
@@ -151,7 +151,7 @@ fn respecting() -> RegisterOptions {
     RegisterOptions::new().on_delete(OnDelete::Respect)
 }
 
-/// Returns the absences of an instance from the store so far, the present one included.
+/// Returns the absences of an instance from the store so far, including a current one.
 fn absences(fake: &FakeEtcd, id: &str) -> Vec<Duration> {
     let key = format!("{SERVICE}{id}").into_bytes();
     let (mut gone, mut absences) = (None, Vec::new());
@@ -169,7 +169,7 @@ fn absences(fake: &FakeEtcd, id: &str) -> Vec<Duration> {
     absences
 }
 
-/// Waits for so many absences of an instance, and checks that each was short.
+/// Waits for `count` absences of an instance, and checks that each was short.
 async fn comes_back(fake: &FakeEtcd, id: &str, times: usize) {
     eventually("it is back", || async {
         let absences = absences(fake, id);
@@ -193,7 +193,7 @@ fn contend(etcd: &Etcd) -> BackgroundTask<LockGuard> {
     BackgroundTask::run(async move { etcd.acquire(&lock_name(), LockOptions::new()).await.unwrap() })
 }
 
-/// Waits until the queue has so many entries.
+/// Waits until the queue has `count` entries.
 async fn queued(fake: &FakeEtcd, count: usize) {
     eventually("the queue is as long", || async {
         let entries = fake.under(LOCKS).len();
@@ -202,7 +202,7 @@ async fn queued(fake: &FakeEtcd, count: usize) {
     .await;
 }
 
-/// Waits for the loss of a lock whose key is deleted, which is noticed in time, and then for the next holder.
+/// Waits until the holder has noticed, in time, that its key was deleted, and then for the next holder.
 async fn passes_on(fake: &FakeEtcd, holder: &LockGuard, mut next: BackgroundTask<LockGuard>) -> LockGuard {
     soon("the loss", holder.lost()).await;
     let token = i64::try_from(holder.fencing_token().get()).unwrap();
@@ -231,13 +231,13 @@ async fn early_progress_is_no_point_to_resume_from() {
     assert!(progress.events().is_empty(), "its events are still to come");
     assert_eq!(revisions(&next(&mut control).await).len(), 1);
 
-    // The view has asked for progress by now as well.
+    // By now the view has requested progress as well.
     assert!(view.count(Counter::WatchChecks) > 0 && begun.elapsed() < Duration::from_secs(9));
     assert!(view.freshness.proven().since(before) < begun.elapsed());
     view.follow(Duration::from_secs(2)).await;
     view.assert_current();
 
-    // The same with a connection that breaks between the progress and its events.
+    // The same if the connection breaks between the progress and its events.
     let checks = view.count(Counter::WatchChecks);
     delete(&view.fake, "b");
     put(&view.fake, "a", 3);
@@ -282,7 +282,7 @@ async fn a_view_survives_a_forgotten_deletion() {
     assert_eq!(revisions(&told), [view.fake.revision()], "a raw watch never hears of the deletion");
 }
 
-/// The deletion follows the registration at once, before its key is watched.
+/// The deletion follows the registration immediately, before its key is watched.
 #[tokio::test(start_paused = true)]
 async fn a_registration_survives_a_forgotten_deletion() {
     let fake = FakeEtcd::start();
@@ -310,7 +310,7 @@ async fn a_forgotten_deletion_is_respected() {
     assert!(stored(&fake).is_empty());
 }
 
-/// The deletion follows the acquisition at once, before its key is watched.
+/// The deletion follows the acquisition immediately, before its key is watched.
 #[tokio::test(start_paused = true)]
 async fn a_holder_notices_a_forgotten_deletion() {
     let fake = FakeEtcd::start();
@@ -377,7 +377,7 @@ async fn a_view_ignores_events_below_its_start() {
     view.assert_current();
     let known = view.seen.revision();
     view.link.cut();
-    // Nothing that was known is shown again.
+    // No older state is shown again.
     view.follow(Duration::from_secs(10)).await;
     assert_eq!(view.seen.revision(), known);
     assert!(view.count(Counter::WatchRepeats) > 0 && view.count(Counter::WatchResumes) > 0);
@@ -397,7 +397,7 @@ async fn a_view_ignores_events_below_its_start() {
     assert_eq!(revisions(&next(&mut control).await), [start + 2], "below its start");
 }
 
-/// Of a former registration with the same key.
+/// The old events are those of a former registration with the same key.
 #[tokio::test(start_paused = true)]
 async fn a_registration_ignores_events_below_its_watch() {
     let fake = FakeEtcd::start();
@@ -413,7 +413,7 @@ async fn a_registration_ignores_events_below_its_watch() {
     assert!(etcd.counters().get(Counter::WatchRepeats) > 0, "there were old events");
 }
 
-/// Of a former entry with the same key.
+/// The old events are those of a former entry with the same key.
 #[tokio::test(start_paused = true)]
 async fn a_holder_ignores_events_below_its_watch() {
     let fake = FakeEtcd::start();
@@ -441,7 +441,7 @@ async fn a_view_never_follows_a_stale_read() {
     let read = raw(&view.fake).await.get(format!("{SERVICE}a"), None).await.unwrap();
     assert_eq!((read.header().unwrap().revision(), read.kvs()[0].mod_revision()), (paused, paused - 1));
 
-    // Audits and probes read the past, also after an interruption.
+    // Audits and probes read an old state, also after an interruption.
     view.follow(AUDIT * 2).await;
     view.assert_current();
     view.link.cut();
@@ -549,7 +549,7 @@ async fn a_stale_predecessor_is_no_successor() {
     assert_eq!(soon("removed", registration.deregister()).await.unwrap(), Deregistered::Removed);
 }
 
-/// A read of the time before the holder came shows a free lock.
+/// A read of an old state, before the current holder's acquisition, shows a free lock.
 #[tokio::test(start_paused = true)]
 async fn a_stale_read_makes_no_second_holder() {
     for shared in [false, true] {
@@ -628,7 +628,7 @@ async fn an_acknowledged_renewal_hides_no_lost_lock() {
     }
 }
 
-/// The holder and the next contender lose their entries together, and another one comes.
+/// The holder and the next contender lose their entries at the same time, and another contender joins.
 #[tokio::test(start_paused = true)]
 async fn a_contender_without_an_entry_takes_no_turn() {
     let fake = FakeEtcd::start();

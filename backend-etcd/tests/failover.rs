@@ -1,4 +1,4 @@
-//! Connections that a failure counts against, and reasons for a client to leave a member; the user's part in dials and
+//! Failures counted against connections, and reasons for a client to leave a member; the user's hooks for dials and
 //! requests.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -33,18 +33,18 @@ use tonic::{
 };
 use tower::{BoxError, Service, ServiceExt, layer::layer_fn, service_fn};
 
-/// Watches, and instances, of one client.
+/// Number of watches, and of instances, of one client.
 const MANY: usize = 200;
 
-/// Time during which nothing arrives: twice as long as a request may take.
+/// Duration of an outage: twice the request timeout.
 const OUTAGE: Duration = Duration::from_secs(10);
 
-/// Two ways to one etcd, and a client that began with the first.
+/// Two proxies to one etcd, and a client that started with the first.
 struct Ways {
     server: EtcdServer,
     first: Proxy,
     second: Proxy,
-    /// Connections to the second before the client had it.
+    /// Number of connections to the second proxy before the client used it.
     before: usize,
     etcd: Etcd,
 }
@@ -71,8 +71,8 @@ impl Ways {
         Self { server, first, second, before, etcd }
     }
 
-    /// Each member was dialled once for requests and once for watches at most, so neither was given up twice. What is
-    /// not in use is not open.
+    /// Checks that each member was dialled at most once for requests and once for watches, so neither was given up
+    /// twice, and that unused connections are closed.
     async fn each_was_given_up_once_at_most(&self) {
         let dialled = [self.first.connections().len(), self.second.connections().len() - self.before];
         println!("connections to each member: {dialled:?}");
@@ -95,7 +95,7 @@ async fn watch_many(etcd: &Etcd) -> Vec<Box<dyn Watcher>> {
     watchers
 }
 
-/// Instances with a lease each, so that as many renewals are under way as there are instances.
+/// Registers instances with one lease each, so that there are as many concurrent renewals as instances.
 async fn register_many(etcd: &Etcd) -> Vec<Registration> {
     let mut registrations = Vec::new();
     for number in 0..MANY {
@@ -107,7 +107,7 @@ async fn register_many(etcd: &Etcd) -> Vec<Registration> {
     registrations
 }
 
-/// Waits until each watcher shows an instance that is put now.
+/// Waits until each watcher shows an instance that is stored now.
 async fn follow(server: &EtcdServer, watchers: &mut [Box<dyn Watcher>]) {
     let mut raw = support::raw(server).await;
     for (number, watcher) in watchers.iter_mut().enumerate() {
@@ -153,8 +153,7 @@ async fn requests_that_time_out_together_fail_over_once() {
     assert_eq!(ways.etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// With one endpoint it is dialled again and again while nothing arrives, each connection at least as long as an answer
-/// may take.
+/// The only endpoint is dialled repeatedly during the outage; each connection is kept for at least the request timeout.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redials_of_the_only_member_leak_no_connections() {
     let server = server().await;
@@ -170,7 +169,7 @@ async fn redials_of_the_only_member_leak_no_connections() {
     few_are_open(&[&proxy]).await;
 }
 
-/// How a member, or a proxy before it, refuses to serve.
+/// Kind of refusal by a member, or by a proxy in front of it.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
     Status(Code, &'static str),
@@ -185,7 +184,7 @@ const REFUSALS: [Refusal; 5] = [
     Refusal::Http(429),
 ];
 
-/// Behaviour of a gate, with the number of refusals and the requests that it passed on.
+/// Behaviour of a gate, with the number of its refusals and the requests that it forwarded.
 #[derive(Debug, Default)]
 struct Orders {
     refusal: Option<Refusal>,
@@ -195,7 +194,7 @@ struct Orders {
     passed: BTreeMap<String, Vec<(String, String)>>,
 }
 
-/// An endpoint that passes everything on to etcd, or refuses every request.
+/// Endpoint that forwards all requests to etcd, or refuses each one.
 struct Gate {
     url: String,
     orders: Arc<Mutex<Orders>>,
@@ -251,7 +250,7 @@ async fn forward(
     Ok(answer.await.unwrap_or_else(|error| Status::unavailable(error.to_string()).into_http()))
 }
 
-/// Renewals, registrations, locks and watches, all of which began with the member that refuses from some time on.
+/// Runs renewals, registrations, locks and watches, all of which start with the member that later refuses.
 async fn refusals_are_left(server: &EtcdServer, refusal: Refusal) {
     let gate = Gate::start(server).await;
     let other = Proxy::start(server.address()).await.unwrap();
@@ -262,7 +261,7 @@ async fn refusals_are_left(server: &EtcdServer, refusal: Refusal) {
     })
     .await;
     let etcd = Etcd::builder([gate.url.clone(), other.url()]).connect().await.unwrap();
-    // One client of several beside each other.
+    // The names are unique per gate, because several of these runs are concurrent.
     let own = |what: &str| format!("{what}-{}", gate.url.rsplit(':').next().unwrap());
     let _first = register_with(&etcd, &own("first"), RegisterOptions::new()).await;
     let name = LockName::parse(own("lock")).unwrap();
@@ -289,7 +288,7 @@ async fn a_refusing_member_is_left_for_another() {
     join_all(REFUSALS.map(|refusal| refusals_are_left(&server, refusal))).await;
 }
 
-/// Whichever member a client begins with.
+/// The client connects for either choice of its first member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_connects_although_one_member_refuses() {
     let server = server().await;
@@ -297,7 +296,7 @@ async fn a_client_connects_although_one_member_refuses() {
         let gate = Gate::start(&server).await;
         gate.refuse(refusal);
         let mut begun = 0;
-        // By chance it takes a few attempts.
+        // The choice is random, so this may take a few attempts.
         while gate.refused() == 0 {
             let etcd = Etcd::builder([gate.url.clone(), server.url()]).connect().await;
             let etcd = etcd.unwrap_or_else(|error| panic!("{refusal:?}: {error:?}"));
@@ -308,7 +307,7 @@ async fn a_client_connects_although_one_member_refuses() {
     }
 }
 
-/// Where every member refuses, none is dialled again and again.
+/// If every member refuses, none is dialled in a tight loop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusing_members_are_dialled_at_a_slow_pace() {
     const LASTS: Duration = Duration::from_secs(5);
@@ -327,12 +326,12 @@ async fn refusing_members_are_dialled_at_a_slow_pace() {
     pass(LASTS).await;
     let dialled: usize = ways.iter().map(|way| way.connections().len()).sum();
     println!("{dialled} connections, {} refused", gates.iter().map(Gate::refused).sum::<usize>());
-    // Each member once a second, for watches and for requests.
+    // Each member once per second, for watches and for requests.
     assert!(dialled <= 4 * 6 + 4, "{dialled} connections");
 }
 
-/// Idle connections on which answers no longer arrive. The control is a client with the defaults, which notices after
-/// fifteen seconds.
+/// Idle connections on which responses no longer arrive. The control is a client with the defaults, which notices it
+/// after fifteen seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pings_and_their_deadline_are_as_asked_for() {
     let server = server().await;
@@ -350,8 +349,8 @@ async fn pings_and_their_deadline_are_as_asked_for() {
     are_open(default, 0).await;
 }
 
-/// A client with both of its connections, on which nothing is under way: a request that waits would give its connection
-/// up.
+/// Returns a client with both of its connections, without requests in progress: a pending request would give up its
+/// connection.
 async fn idle(builder: EtcdBuilder) -> Etcd {
     let etcd = builder.build().unwrap();
     assert!(soon("a list", etcd.resolve(&named(0))).await.unwrap().is_empty());
@@ -367,7 +366,7 @@ async fn are_open(way: &Proxy, connections: usize) {
     .await;
 }
 
-/// No clock reaches that far, and nothing panics.
+/// The durations exceed the range of the clock without a panic.
 #[tokio::test]
 async fn durations_without_end_are_as_good_as_none() {
     let server = server().await;
@@ -378,7 +377,7 @@ async fn durations_without_end_are_as_good_as_none() {
     assert!(soon("the first list", watcher.next()).await.unwrap().snapshot.is_empty());
 }
 
-/// One etcd by three ways. Each dial is made with the settings of the user, and the endpoint that they refuse is never
+/// One etcd behind three proxies. Each dial uses the user's settings, and the endpoint that they refuse is never
 /// connected to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_dial_uses_the_settings_of_the_user() {
@@ -408,7 +407,7 @@ async fn each_dial_uses_the_settings_of_the_user() {
     let before = dialled.lock().unwrap().len();
     ways[2].heal();
     ways[1].set(Mode::Refuse);
-    // The other one takes over, with a dial that was asked about as well.
+    // The other member takes over, with a dial that used the settings as well.
     follow(&server, std::slice::from_mut(&mut watcher)).await;
     let asked = dialled.lock().unwrap().clone();
     assert!(asked[before..].contains(&url(&ways[2])), "{asked:?}");
@@ -416,7 +415,7 @@ async fn each_dial_uses_the_settings_of_the_user() {
     assert_eq!(ways[0].connections().len(), 0);
 }
 
-/// Calls each request in a task of its own, as a layer with a queue does.
+/// Calls each request in a separate task, as a layer with a queue does.
 fn elsewhere(
     inner: Requests,
 ) -> impl Service<
@@ -437,7 +436,7 @@ fn elsewhere(
     })
 }
 
-/// An interceptor of tonic's, a layer that counts, and one that calls from another task; the client goes from one
+/// tonic's interceptor, a layer that counts, and one that calls from another task, while the client fails over from one
 /// member to the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_wraps_each_request_over_each_connection() {
@@ -497,13 +496,13 @@ async fn a_layer_wraps_each_request_over_each_connection() {
     assert_eq!(etcd.counters().get(Counter::LeaseLosses), 0);
 }
 
-/// A request that does not arrive gives its connection up, also behind a layer that calls from another task.
+/// A request that does not arrive gives up its connection, also behind a layer that calls from another task.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_layer_that_spawns_requests_leaves_silent_members() {
     let server = server().await;
     let ways = [Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap()];
     let builder = Etcd::builder(ways.each_ref().map(Proxy::url)).layer(layer_fn(elsewhere));
-    // Pings would find it out as well.
+    // Pings would detect it as well.
     let builder = builder.request_timeout(Duration::from_secs(1)).keep_alive_interval(Duration::MAX);
     let etcd = builder.connect().await.unwrap();
     for silent in [0, 1] {

@@ -1,4 +1,5 @@
-//! Real faults on real etcd: killed, wiped, revoked, a member that is gone, a program that starves its runtime.
+//! Real faults on real etcd: a killed server, wiped data, revoked leases, a lost member, a program that starves its
+//! runtime.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -26,7 +27,7 @@ async fn an_etcd_restart_keeps_every_instance() {
     let after = listed(&other, 2).await;
     let entries = |snapshot: &Snapshot| snapshot.entries().cloned().collect::<Vec<_>>();
     assert_eq!(entries(&after), entries(&before), "the old leases were renewed, nothing was registered anew");
-    // A later change is seen, and nothing was removed on the way to it.
+    // A later change is seen, and nothing was removed before it.
     let _third = register(&etcd, "third", RegisterOptions::new()).await;
     loop {
         let change = soon("a change", watcher.next()).await.unwrap();
@@ -65,7 +66,7 @@ async fn a_revoked_lease_is_replaced_within_two_seconds() {
 #[tokio::test]
 async fn another_member_replaces_a_stopped_one() {
     let server = own_server().await;
-    // Two ways to one server stand for two members.
+    // Two proxies to one server stand for two members.
     let (first, second) =
         (Proxy::start(server.address()).await.unwrap(), Proxy::start(server.address()).await.unwrap());
     let urls = [&first, &second].map(|proxy| format!("http://{}", proxy.address()));
@@ -83,10 +84,10 @@ async fn another_member_replaces_a_stopped_one() {
             }
             Ok::<_, enlist::Error>(())
         };
-        // The call that finds the connection dead may fail; after it the other member answers.
+        // The call that detects the dead connection may fail; after it the other member answers.
         let _ = etcd.resolve(&service()).await;
         soon("answered", calls).await.unwrap();
-        // Longer than the lease lives.
+        // Longer than the TTL.
         let clock = etcd.acquire(&LockName::parse("clock").unwrap(), LockOptions::new().ttl(TTL)).await.unwrap();
         let aged = async {
             let begun = Moment::now();
@@ -146,7 +147,7 @@ async fn thousands_of_instances_are_listed_by_pages() {
     let server = own_server().await;
     let mut raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
     let lease = raw.lease_grant(600, None).await.unwrap().id();
-    // Large enough that the removal of all is more than one message.
+    // Enough instances that their removal takes more than one message.
     let filler = "x".repeat(2000);
     for chunk in (0..COUNT).collect::<Vec<_>>().chunks(100) {
         let puts: Vec<_> = chunk

@@ -1,5 +1,5 @@
-//! Every decoder, fed with mutated fixtures for a bounded time on the stable toolchain. `fuzz/` feeds the same
-//! functions with libFuzzer.
+//! Runs every decoder on mutated fixtures, for a bounded time on the stable toolchain. `fuzz/` runs the same functions
+//! with libFuzzer.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -13,16 +13,16 @@ use fixture::{bytes, cases};
 use serde_json::Value;
 use targets::{TARGETS, feed};
 
-/// Number of times that each target is fed.
+/// Number of inputs per target.
 const TIMES: usize = 20_000;
 
-/// What a target is fed with: the byte that says how long the end of the key is, that end, the value.
+/// Returns the input of a target: a byte with the length of the key's suffix, that suffix, the value.
 fn food(tail: &[u8], value: &[u8]) -> Vec<u8> {
     let tail = &tail[..tail.len().min(255)];
     [&[u8::try_from(tail.len()).unwrap()], tail, value].concat()
 }
 
-/// The pairs of a fixture, and a few of our own.
+/// Returns the pairs of a fixture, and a few additional ones.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     let mut corpus =
         vec![food(b"", b""), food(b"1", b"{}"), food(b"1", b"null"), food(b"a/b", b"h:1"), food(b"1", b"[::1]:80")];
@@ -51,7 +51,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     corpus
 }
 
-/// One change to a piece of food.
+/// Applies one random change to an input.
 fn mutate(food: &mut Vec<u8>, other: &[u8], random: &mut fastrand::Rng) {
     const WORDS: [&str; 12] =
         ["null", "-1", "99999999999999999999", "\"\"", "{", "}", "[", "\\u0000", "\u{2028}", "%2F", "/", "\u{fe}"];
@@ -100,7 +100,7 @@ fn no_decoder_panics_or_loses_data() {
     }
 }
 
-/// `cargo test -p enlist-etcd --test fuzzed -- --ignored` writes the corpus that `cargo fuzz` begins with.
+/// Writes the initial corpus of `cargo fuzz`: `cargo test -p enlist-etcd --test fuzzed -- --ignored`.
 #[test]
 #[ignore = "writes files for cargo-fuzz"]
 fn write_the_corpus() {

@@ -1,6 +1,6 @@
-//! Faults of the host that a process runs on: its clocks jump, and a name in the endpoints gets another address. Each
-//! test runs in a process of its own, with a library before libc (`host/interpose.c`) that does it to that process
-//! alone; the C compiler that builds the dependencies builds it.
+//! Faults of the host of a process: its clocks jump, and a name in the endpoints resolves to another address. Each test
+//! runs in a separate process, with a preloaded library (`host/interpose.c`) that affects only that process. The C
+//! compiler of the dependencies builds the library.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -22,12 +22,12 @@ use enlist_testkit::{EtcdServer, Provider, ServerOptions, eventually, soon};
 use support::{TTL, beside, listed, register, register_with, service};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Directory with what the library reads, in the process that has it.
+/// Variable with the directory that the preloaded library reads.
 const HOST: &str = "ENLIST_TEST_HOST";
 
 const HOUR: i64 = 3600;
 
-/// Runs `test` in a process of its own, of which this becomes the child.
+/// Runs `test` in a child process, which executes this program again.
 fn on_a_host_of_its_own<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Host) -> F) {
     if let Some(directory) = env::var_os(HOST) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -53,7 +53,7 @@ fn on_a_host_of_its_own<F: Future<Output = ()>>(test: &str, body: impl FnOnce(Ho
 struct Host(PathBuf);
 
 impl Host {
-    /// Adds so many seconds to what a clock says.
+    /// Offsets a clock by `seconds`.
     fn set_clock(&self, clock: u64, seconds: i64) {
         let mut file = std::fs::OpenOptions::new().write(true).open(self.0.join("clocks")).unwrap();
         file.seek(SeekFrom::Start(clock * 8)).unwrap();
@@ -67,12 +67,12 @@ impl Host {
         assert!(moved > Duration::from_secs(3000), "the control: the clock moves by {moved:?}");
     }
 
-    /// The time that a suspension takes passes for the boot-time clock only.
+    /// Simulates a suspension: its time passes only on the boot-time clock.
     fn suspend(&self, seconds: i64) {
         self.set_clock(1, seconds);
     }
 
-    /// Has the name lead to another address from now on.
+    /// Makes the name resolve to another address from now on.
     fn set_address(&self, address: Ipv4Addr) {
         let new = self.0.join("address.new");
         std::fs::write(&new, address.to_string()).unwrap();
@@ -84,8 +84,8 @@ async fn own_server() -> EtcdServer {
     EtcdServer::start_with(Provider::Process, ServerOptions::new()).await
 }
 
-/// The wall clock goes an hour ahead, and then an hour back behind the first time: neither leases nor locks nor ages
-/// depend on it, and a successor with the older clock replaces its predecessor. Then the machine was suspended for two
+/// The wall clock jumps an hour ahead, and then to an hour before its initial time. Leases, locks and ages do not
+/// depend on it, and a successor with the older clock replaces its predecessor. Then the machine is suspended for two
 /// TTLs, which a lock and an age have to count although etcd has not noticed.
 #[test]
 fn clock_jumps_cost_nothing_and_suspensions_count() {
@@ -133,7 +133,7 @@ fn clock_jumps_cost_nothing_and_suspensions_count() {
     });
 }
 
-/// Passes connections to `address` on to `target` until it is dropped.
+/// Forwards connections to `address` to `target` until it is dropped.
 async fn pass_on(address: SocketAddr, target: SocketAddr) -> TaskOwner {
     let listener = TcpListener::bind(address).await.unwrap();
     let tasks = TaskOwner::new();
@@ -149,7 +149,7 @@ async fn pass_on(address: SocketAddr, target: SocketAddr) -> TaskOwner {
     tasks
 }
 
-/// The name of the only endpoint gets another address, and the former one is gone. Control: a client that has the
+/// The name of the only endpoint resolves to a new address, and the former address is gone. Control: a client with the
 /// former address as its endpoint is cut off.
 #[test]
 fn a_host_with_a_new_address_is_found() {

@@ -1,4 +1,5 @@
-//! The layouts of other ecosystems: byte-exact by recorded fixtures, and by the conformance suite as far as they carry.
+//! The layouts of other ecosystems: byte-exact by recorded fixtures, and by the conformance suite for the features they
+//! carry.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -42,10 +43,10 @@ use tokio::{sync::Semaphore, task::JoinSet};
 
 const ETCD_CONCURRENCY: &str = include_str!("fixtures/etcd-concurrency.json");
 
-/// Number of cases of the whole program that run side by side, each with an etcd of its own.
+/// Number of concurrent cases in this program, each with its own etcd.
 static SIDE_BY_SIDE: Semaphore = Semaphore::const_new(10);
 
-/// Runs the cases that need no more than `carries`, and prints what it leaves out.
+/// Runs the cases that need no more than `carries`, and prints the omitted ones.
 async fn conform<F>(carries: &'static [LayoutFeature], wanted: impl Fn(&str) -> bool, harness: fn() -> F)
 where
     F: Future<Output = EtcdHarness> + Send + 'static,
@@ -76,7 +77,7 @@ where
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// Runs what a layout of instances can carry. Locks have layouts of their own.
+/// Runs the cases that a layout of instances can carry. Locks have separate layouts.
 macro_rules! conforms {
     ($($test:ident: $layout:expr, carries $carries:expr;)+) => {
         $(#[tokio::test]
@@ -88,7 +89,7 @@ macro_rules! conforms {
                     CARRIES.to_vec(),
                     Arc::new($layout),
                     Arc::new(Native::default()),
-                    // Not on threads of their own: what a cut client still tries ends with the test, not with the
+                    // On the test's runtime: the pending requests of a cut client end with the test, not with the
                     // program.
                     |builder| builder.layout($layout).runtime(SessionRuntime::Caller),
                 )
@@ -98,8 +99,8 @@ macro_rules! conforms {
     };
 }
 
-/// A layout that wants a protocol in each endpoint: the cases name none, so one is added on the way in and taken off on
-/// the way out.
+/// Layout that requires a protocol in each endpoint. The cases name none, so one is added on encoding and removed on
+/// decoding.
 #[derive(Debug)]
 struct Speaking<L>(L);
 
@@ -189,8 +190,8 @@ conforms! {
         Gobase, carries [LayoutFeature::Id, LayoutFeature::Weight, LayoutFeature::Services];
 }
 
-/// A fleet moves from kitex's layout to the native one on one etcd: who writes both is seen by both, with weights in
-/// proportion.
+/// A fleet moves from kitex's layout to the native one on one etcd: an instance written to both is visible in both,
+/// with proportional weights.
 #[tokio::test]
 async fn a_migration_joins_two_layouts() {
     let server = EtcdServer::start().await;
@@ -216,7 +217,7 @@ async fn a_migration_joins_two_layouts() {
     assert_eq!(weights(&both).await, [("moved".into(), 100), ("old".into(), 200)]);
     soon("updated", moved.update(|draft| _ = draft.weight(50))).await.unwrap();
     assert_eq!(weights(&*kitex).await[0], ("moved".into(), 5));
-    // kitex has no zones, so nothing is registered anywhere.
+    // kitex has no zones, so the instance is registered on neither side.
     let refused = both.register(&service, instance("zoned", 3).with_zone("z"), RegisterOptions::new()).await;
     assert!(matches!(refused, Err(Error::Unsupported { .. })), "{refused:?}");
     soon("deregistered", moved.deregister()).await.unwrap();
@@ -227,7 +228,7 @@ async fn a_migration_joins_two_layouts() {
     .await;
 }
 
-/// go-kit and gobase hand on whatever their users store.
+/// go-kit and gobase return the stored values of their users unchanged.
 #[tokio::test]
 async fn what_is_no_instance_is_reachable_as_text() {
     let server = EtcdServer::start().await;
@@ -260,8 +261,7 @@ async fn what_is_no_instance_is_reachable_as_text() {
     );
 }
 
-/// An eviction asks neither for a lease nor for a value that can be read. Where keys are numbered by lease, the number
-/// is the id.
+/// An eviction requires neither a lease nor a decodable value. Where keys are numbered by lease, the number is the id.
 #[tokio::test]
 async fn every_listed_key_can_be_evicted() {
     let server = EtcdServer::start().await;
@@ -293,7 +293,7 @@ async fn every_listed_key_can_be_evicted() {
     soon("deregistered", registration.deregister()).await.unwrap();
 }
 
-/// What the layout cannot hold is refused at once, and does not keep the instance from coming back.
+/// An update that the layout cannot hold is refused at once, and does not affect the restoration of the instance.
 #[tokio::test]
 async fn an_update_beyond_the_layout_is_refused() {
     let server = EtcdServer::start().await;
@@ -323,7 +323,7 @@ async fn failing_checks_withdraw_instances_without_health_field() {
     let etcd = Etcd::builder([server.url()]).layout(EtcdNaming::default()).connect().await.unwrap();
     let (service, endpoint) = (ServiceRef::parse("s").unwrap(), Endpoint::parse("10.0.0.1:80").unwrap());
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [endpoint]).unwrap();
-    // A removal of its own is no eviction.
+    // The withdrawal by the registration itself is no eviction.
     let options = RegisterOptions::new().on_delete(OnDelete::Respect);
     let registration = etcd.register(&service, instance, options).await.unwrap();
     let raw = etcd_client::Client::connect([server.url()], None).await.unwrap();
@@ -346,7 +346,7 @@ async fn failing_checks_withdraw_instances_without_health_field() {
         assert!(stored().await.is_none());
     };
     withdrawn().await;
-    // What is changed meanwhile is stored once it is shown again.
+    // An update during the withdrawal is stored when the instance is published again.
     let mut update = pin!(registration.update(|draft| _ = draft.metadata("k", "v")));
     assert!(futures::poll!(&mut update).is_pending());
     healthy.store(true, Ordering::SeqCst);
@@ -361,13 +361,13 @@ async fn failing_checks_withdraw_instances_without_health_field() {
     assert!(stored().await.is_none());
 }
 
-/// The largest value that is accepted is stored, changed, and stored again after its lease was lost.
+/// The largest accepted value is stored, changed, and stored again after its lease was lost.
 #[tokio::test]
 async fn the_largest_accepted_value_can_be_stored() {
     let server = EtcdServer::start().await;
     let etcd = Etcd::builder([server.url()]).layout(Kitex::default()).connect().await.unwrap();
     let service = ServiceRef::parse("s").unwrap();
-    // Six bytes each, in kitex' JSON. The name makes the key as long as keys are.
+    // Six bytes each, in kitex' JSON. The id has the maximum length of a key.
     let id = InstanceId::parse("i".repeat(255)).unwrap();
     let instance = |count: usize| {
         let endpoint = Endpoint::parse("tcp://10.0.0.1:80").unwrap();
@@ -421,7 +421,7 @@ async fn the_gobase_lock_keeps_the_promises_it_carries() {
     conform(&[LayoutFeature::Id, LayoutFeature::Locks], |topic| topic == "lock", harness).await;
 }
 
-/// An option that gobase does not have is refused before anything is sent.
+/// An option that gobase does not have is refused before a request is sent.
 #[tokio::test]
 async fn the_gobase_lock_refuses_what_it_cannot_carry() {
     let builder = Etcd::builder(["http://127.0.0.1:9"]).lock_layout(GobaseLock).runtime(SessionRuntime::Caller);

@@ -1,4 +1,4 @@
-//! Leases that a user holds, where etcd does not answer. A scripted etcd under a paused clock.
+//! Leases granted to a user while etcd does not answer. A scripted etcd under a paused clock.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -27,7 +27,7 @@ async fn an_unconfirmed_revocation_continues() {
     fake.hold_revocations();
     let unconfirmed = soon("given up", lease.revoke()).await;
     assert!(matches!(unconfirmed, Err(Error::Timeout { op: "lease revoke", .. })), "{unconfirmed:?}");
-    // Longer than a request may take.
+    // Longer than the timeout of a request.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.leases(), 1);
     fake.release_revocations();
@@ -59,13 +59,13 @@ async fn an_abandoned_grant_leaves_no_lease() {
             }
         }
         drop(granting);
-        // The client still answers, and the grant that was given up was dealt with before.
+        // The client still answers, and has already revoked the lease of the dropped grant.
         drop(soon("granted", etcd.grant_lease(TTL)).await.unwrap());
         no_lease_is_left(&fake).await;
     }
 }
 
-/// A lease keeps its session: it is renewed after the client is gone.
+/// A lease keeps its session alive: it is renewed after the client is dropped.
 #[tokio::test(start_paused = true)]
 async fn a_lease_outlives_the_client_that_granted_it() {
     let fake = FakeEtcd::start();
@@ -78,7 +78,7 @@ async fn a_lease_outlives_the_client_that_granted_it() {
     assert_eq!(fake.leases(), 0);
 }
 
-/// The client is closed before any task of it has run.
+/// The client is closed before any of its tasks has run.
 #[tokio::test(start_paused = true)]
 async fn a_close_does_not_revoke_abandoned_leases() {
     let fake = FakeEtcd::start();
@@ -98,7 +98,7 @@ async fn a_dropped_lease_is_revoked_after_an_outage() {
     let lease = etcd.grant_lease(TTL).await.unwrap();
     fake.hold_revocations();
     drop(lease);
-    // Longer than a request may take.
+    // Longer than the timeout of a request.
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(fake.leases(), 1);
     fake.release_revocations();

@@ -1,4 +1,4 @@
-//! Ranges that are larger than they may be. Under a paused clock, with a scripted etcd.
+//! Ranges above their size limit. Under a paused clock, with a scripted etcd.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -13,14 +13,14 @@ use enlist_testkit::{FakeEtcd, eventually, soon};
 
 const KEY: &str = "enlist/services/default/svc/";
 
-/// A range that is too large is looked at again this often.
+/// Interval of the reads of an oversized range.
 const RETRY: Duration = Duration::from_secs(60);
 
 fn service() -> ServiceRef {
     ServiceRef::parse("svc").unwrap()
 }
 
-/// A client that sends no request but those for the range itself.
+/// Returns a client whose only requests are those for the range itself.
 fn builder(fake: &FakeEtcd) -> EtcdBuilder {
     Etcd::from_channel(fake.channel()).runtime(SessionRuntime::Caller).audit(None).probe(None)
 }
@@ -41,7 +41,8 @@ async fn next(watcher: &mut Box<dyn Watcher>) -> Change {
     tokio::time::timeout(2 * RETRY, watcher.next()).await.expect("a change in time").unwrap()
 }
 
-/// The last known state stays, and says why it is old; once the range is small enough, the difference follows.
+/// Checks that the last known state stays, with the limit as the cause of its age, and that the difference follows once
+/// the range is small enough.
 async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (RangeUnit, usize), text: &str) {
     let fake = FakeEtcd::start();
     for id in ["a", "b", "c"] {
@@ -63,7 +64,7 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
     }
     let error = etcd.resolve(&service()).await.unwrap_err();
     assert!(matches!(error, Error::RangeTooLarge { .. }) && !error.is_retryable(), "{error:?}");
-    // It costs one list a minute.
+    // It costs one list per minute.
     fake.reset_requests();
     tokio::time::sleep(10 * RETRY).await;
     let ranges = fake.requests().ranges;
@@ -74,7 +75,7 @@ async fn outgrows(limit: impl FnOnce(EtcdBuilder) -> EtcdBuilder, expected: (Ran
     assert!(change.freshness.is_live(), "{:?}", change.freshness);
     assert_eq!(ids(&change), ["b", "c"]);
     assert!(matches!(&change.events[..], [Event::Removed(_)]), "{:?}", change.events);
-    // And what happens then is told by a watch.
+    // A watch delivers the changes after that.
     put(&fake, "e", "");
     assert_eq!(ids(&soon("a change", watcher.next()).await.unwrap()), ["b", "c", "e"]);
 }
@@ -90,7 +91,7 @@ async fn a_service_above_its_byte_limit_keeps_state() {
     outgrows(|builder| builder.max_range_bytes(Some(1000)), (RangeUnit::Bytes, 1000), &text).await;
 }
 
-/// One page is read of it, however large it is.
+/// Only one page of the service is read, regardless of its size.
 #[tokio::test(start_paused = true)]
 async fn an_initially_too_large_service_is_an_error() {
     let fake = FakeEtcd::start();
@@ -112,7 +113,7 @@ async fn an_initially_too_large_service_is_an_error() {
     assert_eq!(unlimited.resolve(&service()).await.unwrap().len(), 1);
 }
 
-/// Own keys that share a watch with a service that others have made too large get watches of their own.
+/// Own keys that share a watch with a service that other clients have made too large get separate watches.
 #[tokio::test(start_paused = true)]
 async fn own_keys_of_too_large_services_are_restored() {
     const COUNT: usize = 12;

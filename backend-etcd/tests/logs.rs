@@ -1,4 +1,5 @@
-//! What is logged. One test, in a program of its own: whether an event is of interest is decided once per process.
+//! The logged events. A single test in a separate program, because the interest in an event is decided once per
+//! process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

@@ -1,4 +1,5 @@
-//! Changes of the cluster while clients run: learners, members that are removed, added, or wiped and added again.
+//! Changes of a cluster's membership while clients run: learners, and members that are removed, added, or wiped and
+//! added again.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -19,7 +20,7 @@ use enlist_etcd::Etcd;
 use enlist_testkit::{EtcdCluster, eventually, soon};
 use support::{TTL, beside, register, service};
 
-/// Counts the instances that a raw watch over the member at `url` sees go.
+/// Counts the instance removals that a raw watch over the member at `url` receives.
 async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
     let count = Arc::new(AtomicUsize::new(0));
     let mut raw = etcd_client::Client::connect([url], None).await.unwrap();
@@ -35,7 +36,7 @@ async fn departures(url: &str, tasks: &TaskOwner) -> Arc<AtomicUsize> {
     count
 }
 
-/// A client with an instance, a watcher and a lock, which must not notice what becomes of the cluster.
+/// A client with an instance, a watcher and a lock, which the changes of the cluster must not affect.
 struct User {
     etcd: Etcd,
     registration: Registration,
@@ -54,7 +55,7 @@ impl User {
         Self { etcd, registration, watcher, guard, weight: 1 }
     }
 
-    /// Changes its instance and sees the change; nobody goes meanwhile, and its lock is kept.
+    /// Changes its instance and sees the change; no instance is removed meanwhile, and its lock is kept.
     async fn works(&mut self) {
         self.weight += 1;
         let (id, weight) = (self.registration.instance().id().clone(), self.weight);
@@ -78,10 +79,10 @@ impl User {
     }
 }
 
-/// A learner among the endpoints is left for a member, becomes one, and carries the clients when others are removed.
-/// The client that takes over the member list knew one member only, which is removed first; in the end a quorum is left
-/// of members that it was never told of. Control: a client that does not take it over is cut off then, and the learner
-/// itself refuses.
+/// Clients leave a learner among their endpoints for a member. The learner is promoted, and serves the clients when
+/// others are removed. The client with member sync starts with a single member, which is removed first; the final
+/// quorum consists of members that were not among its endpoints. Control: a client without member sync is cut off then,
+/// and the learner itself refuses requests.
 #[tokio::test]
 async fn members_come_and_go_under_running_clients() {
     let mut cluster = EtcdCluster::start().await;
@@ -95,7 +96,7 @@ async fn members_come_and_go_under_running_clients() {
     let alone = Etcd::connect(first.clone()).await.unwrap();
     let following = Etcd::builder([first]).member_sync(Some(Duration::from_secs(1))).connect().await.unwrap();
     let mut users = vec![User::new(following, "following").await];
-    // Whichever endpoint each begins with.
+    // Each client starts with a random endpoint.
     for number in 0..4 {
         let etcd = Etcd::builder(endpoints.clone()).connect().await.unwrap();
         users.push(User::new(etcd, &format!("u{number}")).await);
@@ -120,7 +121,7 @@ async fn members_come_and_go_under_running_clients() {
         user.works().await;
     }
     assert_eq!(gone.load(Ordering::SeqCst), 0, "no instance was absent");
-    // Two of three are a quorum: the one that was promoted and the one that was added.
+    // Two of three are a quorum: the promoted member and the added one.
     cluster.member_mut(2).kill().await;
     for user in &mut users {
         user.works().await;
@@ -128,8 +129,8 @@ async fn members_come_and_go_under_running_clients() {
     assert!([promoted, added].contains(&cluster.leader().await));
 }
 
-/// The leader loses its disk, is removed, and is added again with nothing in it at the same address. Control: it is
-/// another member than before, and the others had another leader meanwhile.
+/// The leader loses its disk, is removed, and is added again without data at the same address. Control: it has another
+/// member id than before, and the others had another leader meanwhile.
 #[tokio::test]
 async fn a_wiped_and_added_member_is_not_noticed() {
     let mut cluster = EtcdCluster::start().await;

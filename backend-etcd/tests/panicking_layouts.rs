@@ -1,4 +1,4 @@
-//! Layouts of the user's that panic: what needs them fails, and nothing else does.
+//! Layouts of a user that panic: only the operations that need them fail.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -33,7 +33,7 @@ impl Moods {
     }
 }
 
-/// The native layouts, in which methods panic that are named.
+/// The native layouts, with methods that panic if their names are set.
 #[derive(Debug, Default)]
 struct Moody {
     native: Native,
@@ -203,7 +203,7 @@ async fn a_panicking_layout_fails_only_its_callers() {
         moods.set(&[method]);
         assert!(etcd.watch(&service()).await.and(etcd.services(&Namespace::default()).await.map(drop)).is_err());
     }
-    // The keys are read again and again.
+    // The keys are read repeatedly.
     moods.set(&["key", "encode", "decode", "term", "instance_of"]);
     tokio::time::sleep(Duration::from_secs(60)).await;
     is_registered(&a).await;
@@ -256,7 +256,7 @@ async fn a_panicking_lock_layout_fails_only_its_callers() {
     }
     moods.set(&["encode"]);
     assert_refused("encode", soon("refused", leadership.proclaim("you")).await);
-    // Whoever cannot read a key takes it to be in line, and not for the own one to be missing.
+    // A contender that cannot decode a key counts it as a queue entry, and does not consider its own key deleted.
     moods.set(&["decode", "decode_mark"]);
     let taken = soon("acquired", etcd.acquire(&name("l"), options())).await.unwrap();
     assert!(etcd.try_acquire(&name("l"), LockOptions::new()).await.unwrap().is_none());

@@ -1,4 +1,4 @@
-//! Keys and values of the user's own in etcd: what others write is seen, and what is kept is as it was given.
+//! Raw keys and values in etcd: values of other clients are visible, and registered ones are stored unchanged.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -15,7 +15,7 @@ async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
-/// go-kit hands on whatever its users store, and reads whatever is registered.
+/// go-kit returns its users' values unchanged, and reads every registered one.
 #[tokio::test]
 async fn foreign_and_registered_keys_are_listed_and_watched() {
     let server = EtcdServer::start().await;
@@ -37,7 +37,7 @@ async fn foreign_and_registered_keys_are_listed_and_watched() {
     let added = soon("a change", watcher.next()).await.unwrap();
     assert!(matches!(&added.events[..], [RawEvent::Added(entry)] if *entry.value == value), "{added:?}");
 
-    // Also an instance of the layout, and what is deleted by hand.
+    // An instance of the layout is listed as well, and a key deleted by another client is restored.
     let service = ServiceRef::parse("foosvc").unwrap();
     let instance = Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap();
     let registered = soon("registered", etcd.register(&service, instance, options.clone())).await.unwrap();
@@ -48,7 +48,7 @@ async fn foreign_and_registered_keys_are_listed_and_watched() {
         if keys == ["/services/foosvc/a", "/services/foosvc/any"] { Ok(()) } else { Err(keys) }
     })
     .await;
-    // The id is taken in its own process as well.
+    // The id is also taken within the same process.
     let taken = etcd.register_value(b"/services/foosvc/a", b"x".to_vec(), options).await;
     assert!(matches!(taken, Err(Error::AlreadyRegistered { .. })), "{taken:?}");
     assert_eq!(etcd.resolve(&service).await.unwrap().len(), 1, "what is no instance is skipped");
@@ -77,7 +77,7 @@ async fn a_deleted_value_is_restored_or_ends() {
     .await;
 }
 
-/// A value that somebody overwrites is not fought for.
+/// A value that another client overwrites is reported and not written again.
 #[tokio::test]
 async fn an_overwritten_value_is_reported_and_left_alone() {
     let server = EtcdServer::start().await;
@@ -101,7 +101,7 @@ async fn an_overwritten_value_is_reported_and_left_alone() {
     .await;
 }
 
-/// Values of one directory share a watch once there are many, as instances of one service do.
+/// Many values of one directory share a watch, as instances of one service do.
 #[tokio::test(start_paused = true)]
 async fn many_values_are_kept_by_few_watches() {
     let fake = FakeEtcd::start();

@@ -1,5 +1,5 @@
-//! A store that goes back to a snapshot while a session lives. What a real etcd shows is in `storage.rs`; this has the
-//! orders of events that a real one seldom has.
+//! A store that goes back to a snapshot while a session lives. `storage.rs` has the cases on a real etcd; this file has
+//! orders of events that are rare there.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -16,7 +16,7 @@ use enlist_testkit::{EtcdDefect, FakeEtcd, Link, Misbehavior, eventually, soon};
 use support::{PREFIX, register, register_with, service};
 use tokio::time::Instant;
 
-/// Longer than a key is old before it is watched, and than a request waits for its answer.
+/// Longer than the age at which a key is watched, and than the timeout of a request.
 const WHILE: Duration = Duration::from_secs(30);
 
 /// Number of watches of a session.
@@ -44,15 +44,15 @@ async fn absent(fake: &FakeEtcd, id: &str) {
     eventually("the instance is gone", || async { if has(fake, id) { Err("present") } else { Ok(()) } }).await;
 }
 
-/// Writes as others until the store is at `revision`.
+/// Writes as another client until the store is at `revision`.
 fn advance(fake: &FakeEtcd, revision: i64) {
     while fake.revision() < revision {
         fake.put("elsewhere", "x");
     }
 }
 
-/// The snapshot has the shared lease, which an earlier instance uses, and not the key. Others have written since, so no
-/// revision tells.
+/// The snapshot has the shared lease, which an earlier instance uses, but not the key. Other clients have written
+/// since, so the revision does not reveal the restore.
 #[tokio::test(start_paused = true)]
 async fn a_registration_that_respects_deletion_survives_a_restore() {
     let fake = FakeEtcd::start();
@@ -141,7 +141,7 @@ async fn a_session_notices_each_of_two_restores() {
         let snapshot = fake.snapshot();
         soon("deregistered", leaves.deregister()).await.unwrap();
         while soon("a change", watcher.next()).await.unwrap().snapshot.len() != 1 {}
-        // The proof of the restore takes longer than the next watch.
+        // The proof of the restore takes longer than the opening of the next watch.
         fake.hold_revocations();
         fake.restore(&snapshot);
         link.cut();
@@ -233,7 +233,7 @@ async fn a_noticed_restore_causes_no_lasting_reads() {
     assert!(reads <= 2, "{reads} reads in a minute of events");
 }
 
-/// It ends before its session has noticed the restore.
+/// The registration ends before its session has noticed the restore.
 #[tokio::test(start_paused = true)]
 async fn a_deregistration_after_restores_removes_former_values() {
     let fake = FakeEtcd::start();

@@ -1,4 +1,4 @@
-//! Users, tokens, roles and certificates; and that no secret is told.
+//! Users, tokens, roles and certificates; no output contains a secret.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -38,7 +38,7 @@ fn instance() -> Instance {
     Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("10.0.0.1:80").unwrap()]).unwrap()
 }
 
-/// Everything that was told: errors with their sources, configurations, logs.
+/// All output: errors with their sources, configurations, logs.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<u8>>>);
 
@@ -76,7 +76,7 @@ impl Write for Told {
     }
 }
 
-/// An etcd with authentication: `root`, and `reader`, who may only read below `enlist/`.
+/// An etcd with authentication: `root`, and `reader` with read access below `enlist/` only.
 async fn guarded(arguments: &[&str]) -> EtcdServer {
     let options = ServerOptions::new().arguments(arguments.iter().copied());
     let server = EtcdServer::start_with(Provider::Process, options).await;
@@ -92,7 +92,7 @@ async fn guarded(arguments: &[&str]) -> EtcdServer {
     server
 }
 
-/// On the runtime of the test, whose logs are looked at.
+/// Builds a client on the runtime of the test, whose logs are captured.
 fn as_user(server: &EtcdServer, user: &str) -> EtcdBuilder {
     Etcd::builder([server.url()]).runtime(SessionRuntime::Caller).user(user, PASSWORD.to_owned())
 }
@@ -153,7 +153,7 @@ async fn refusals_name_their_cause_and_no_secret() {
 
 #[tokio::test]
 async fn expired_tokens_are_renewed_unnoticed() {
-    // Simple tokens that live for two seconds.
+    // Simple tokens with a lifetime of two seconds.
     let server = guarded(&["--auth-token-ttl=2"]).await;
     let etcd = as_user(&server, "root").connect().await.unwrap();
     let registration = etcd.register(&service(), instance(), RegisterOptions::new()).await.unwrap();
@@ -166,7 +166,7 @@ async fn expired_tokens_are_renewed_unnoticed() {
         match raw.clone().get("x", None).await {
             Err(error) if error.to_string().contains("invalid auth token") => Ok(()),
             other => {
-                // Use would keep a simple token alive, so the next look comes after its life.
+                // Use extends the life of a simple token, so the next check comes after its expiry.
                 tokio::time::timeout(Duration::from_secs(3), std::future::pending::<()>()).await.unwrap_err();
                 Err(format!("{other:?}"))
             }
@@ -186,7 +186,7 @@ async fn expired_tokens_are_renewed_unnoticed() {
     soon("deregistered", registration.deregister()).await.unwrap();
 }
 
-/// A way to a server on which the first answer of each connection takes a while, and with it the TLS handshake.
+/// Proxy that delays the first response of each connection, and with it the TLS handshake.
 struct SlowStart {
     address: SocketAddr,
     cuts: watch::Sender<()>,
@@ -221,7 +221,7 @@ impl SlowStart {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut server = TcpStream::connect(target).await?;
         let mut first = vec![0; 16 << 10];
-        // The client speaks first, and then waits for the answer.
+        // The client sends first, and then waits for the response.
         let length = client.read(&mut first).await?;
         server.write_all(&first[..length]).await?;
         let length = server.read(&mut first).await?;
@@ -236,7 +236,7 @@ impl SlowStart {
     }
 }
 
-/// A renewal waits for 833 ms at most with this TTL, and the handshake takes longer.
+/// With this TTL a renewal waits for at most 833 ms, and the handshake takes longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_handshake_is_not_begun_anew() {
     let authority = Authority::new();
@@ -267,7 +267,7 @@ async fn a_slow_handshake_is_not_begun_anew() {
     renewed(2).await;
 }
 
-/// As Go's client takes addresses: `host:port`, over TLS where there are options for that.
+/// Addresses in the form of Go's client: `host:port`, over TLS if there are options for it.
 #[tokio::test]
 async fn an_endpoint_needs_no_scheme() {
     let authority = Authority::new();

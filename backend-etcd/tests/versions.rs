@@ -1,5 +1,5 @@
-//! Two versions of the format of stored values on one etcd: that of programs from before values had a `term`, recorded
-//! from them, and the present one. `docs/upgrading.md` says what holds while both run.
+//! Two versions of the format of stored values on one etcd: the former one without a `term`, recorded from its
+//! programs, and the present one. `docs/upgrading.md` states the guarantees while both run.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -18,15 +18,15 @@ use serde::Deserialize;
 use serde_json::Value;
 use support::{PREFIX, TTL, instance, options, raw, register_with, server, service};
 
-/// Key and value as they were recorded; `kind` is `instances` or `entries`.
+/// Returns the recorded key and value; `kind` is `instances` or `entries`.
 fn recorded(kind: &str, name: &str) -> (String, String) {
     let all: Value = serde_json::from_str(include_str!("fixtures/native-before-term.json")).unwrap();
     let text = |field: &str| all[kind][name][field].as_str().unwrap().to_owned();
     (text("key"), text("value"))
 }
 
-/// The fields of an instance, read by the rules of the former version: unknown ones are ignored, absent ones have their
-/// defaults.
+/// The fields of an instance, decoded by the rules of the former version: unknown ones are ignored, absent ones have
+/// their defaults.
 #[derive(Debug, Deserialize, PartialEq)]
 struct Formerly {
     v: u64,
@@ -42,7 +42,7 @@ struct Formerly {
 }
 
 impl Formerly {
-    /// The value of this instance in the former version.
+    /// Returns the value of this instance in the former version.
     fn of(instance: &Instance, owner: Option<&str>) -> Self {
         Self {
             v: 1,
@@ -58,7 +58,7 @@ impl Formerly {
     }
 }
 
-/// A program of the former version: what it stores, under a lease that is renewed.
+/// A program of the former version: its stored values, under a lease that is renewed.
 struct Former {
     raw: etcd_client::Client,
     lease: i64,
@@ -76,7 +76,7 @@ impl Former {
         Self { raw, lease, _renewed: (etcd, registration) }
     }
 
-    /// Stores what is recorded, and returns its key.
+    /// Stores a recorded value, and returns its key.
     async fn store(&mut self, kind: &str, name: &str) -> String {
         let (key, value) = recorded(kind, name);
         let key = key.replace("{lease}", &format!("{:016x}", self.lease));
@@ -85,7 +85,8 @@ impl Former {
         key
     }
 
-    /// Replaces what has its owner, as it always did: with its own fields, and those behind them that it does not know.
+    /// Replaces an instance of the same owner, as the former version does: with its own fields, followed by those
+    /// unknown to it.
     async fn replace(&mut self, name: &str) {
         let (key, value) = recorded("instances", name);
         let found = only(&mut self.raw, &key).await;
@@ -116,7 +117,7 @@ fn term(record: &KeyValue) -> Option<u64> {
     value["term"].as_u64()
 }
 
-/// The recorded instance `leased`, under another id.
+/// Returns the recorded instance `leased`, under another id.
 fn alike(id: &str) -> Instance {
     let endpoints = ["grpc://10.0.0.1:8080", "unix:///run/a"].map(|endpoint| Endpoint::parse(endpoint).unwrap());
     let instance = Instance::new(InstanceId::parse(id).unwrap(), endpoints).unwrap();
@@ -153,7 +154,7 @@ async fn instances_of_both_versions_are_read_by_both() {
         assert_eq!(formerly, Formerly::of(present.instance(), owner));
     }
 
-    // But for the term the bytes are the same.
+    // The bytes are the same except for the term.
     let stored = only(&mut former.raw, &format!("{PREFIX}present")).await;
     let value = String::from_utf8(stored.value().to_vec()).unwrap();
     let (value, term) = value.rsplit_once(",\"term\":").unwrap();
@@ -193,15 +194,16 @@ async fn a_leftover_of_former_versions_is_taken_over() {
     let lease = raw.lease_grant(60, None).await.unwrap().id();
     let (key, value) = recorded("instances", "leased");
     raw.put(key.as_str(), value, Some(PutOptions::new().with_lease(lease))).await.unwrap();
-    // With its owner at once, and in order of the terms: that of a value without one is zero.
+    // The same owner takes over at once, in the order of the terms; a value without a term counts as zero.
     let successor = register_with(&etcd, "leased", RegisterOptions::new().owner("blue")).await;
     let stored = only(&mut raw, &key).await;
     assert!(stored.version() == 2 && stored.lease() != lease && term(&stored) > Some(0), "{stored:?}");
     assert_eq!(successor.deregister().await.unwrap(), Deregistered::Removed);
 }
 
-/// A program of the former version replaces whatever has its owner, again and again, and keeps the term that it does
-/// not know. A present one sees its own term in a foreign value, and gives way, so that they do not fight.
+/// A program of the former version replaces any value of its owner, repeatedly, and preserves the unknown term. A
+/// present one recognizes its own term in a foreign value, and yields, so that the two do not overwrite each other for
+/// ever.
 #[tokio::test]
 async fn a_live_former_registration_of_one_owner_stands() {
     let server = server().await;
@@ -240,7 +242,7 @@ fn short() -> LockOptions {
     LockOptions::new().ttl(TTL)
 }
 
-/// Waits for that many entries in a queue, oldest first.
+/// Waits for `count` entries in a queue, and returns them, oldest first.
 async fn queue(raw: &mut etcd_client::Client, prefix: &str, count: usize) -> Vec<KeyValue> {
     let mut entries = eventually(&format!("{count} in the queue"), || {
         let mut raw = raw.clone();
@@ -254,8 +256,8 @@ async fn queue(raw: &mut etcd_client::Client, prefix: &str, count: usize) -> Vec
     entries
 }
 
-/// The value of an entry in which the name of the process is another one, if it lies where the former version looks for
-/// entries.
+/// Returns the value of an entry without the name of its process, after a check that the key has the former version's
+/// format.
 fn entry(record: &KeyValue) -> String {
     let (_, place) = record.key_str().unwrap().rsplit_once('/').unwrap();
     let (lease, number) = place.split_once('-').unwrap();
@@ -283,7 +285,7 @@ async fn locks_of_both_versions_exclude_each_other() {
     assert_eq!(entry(&entries[1]), entry(&entries[0]), "the former version reads it as one of its own");
     former.leave(&held).await;
     let guard = waiting.done("its turn").await;
-    // The mark of its `lock_delay` lies elsewhere, and an entry of the former version waits behind it.
+    // The mark of its `lock_delay` has another prefix, and an entry of the former version waits behind it.
     former.store("entries", "exclusive").await;
     let entries = queue(&mut former.raw, LINE, 2).await;
     assert_eq!(entries[1].key_str().unwrap(), held);
@@ -300,8 +302,8 @@ async fn locks_of_both_versions_exclude_each_other() {
     reader.release().await.unwrap();
 }
 
-/// A holder of the former version leaves no mark, so that only those that waited behind it can tell a crash from a
-/// release.
+/// A holder of the former version leaves no mark, so only contenders that waited behind it can distinguish a crash from
+/// a release.
 #[tokio::test]
 async fn waiting_contenders_observe_a_former_holders_delay() {
     const DELAY: Duration = Duration::from_secs(2);
@@ -326,7 +328,7 @@ async fn waiting_contenders_observe_a_former_holders_delay() {
     assert!(guard.is_some(), "it came later");
 }
 
-/// A role that was made for the former version knows nothing of marks.
+/// A role for the former version does not include the marks.
 #[tokio::test]
 async fn former_roles_suffice_except_for_lock_delays() {
     let server = server().await;

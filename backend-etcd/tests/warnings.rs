@@ -1,4 +1,4 @@
-//! The limit on logs of broken values. One test, in a program of its own: whether an event is of interest is decided
+//! The limit on logs of broken values. A single test in a separate program, because the interest in an event is decided
 //! once per process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -13,7 +13,7 @@ use enlist_testkit::{FakeEtcd, eventually, soon};
 use support::logged::Logged;
 use tracing_subscriber::filter::LevelFilter;
 
-/// Each is counted for each watcher, and ten a minute are logged, of all watchers together.
+/// Each broken value is counted for each watcher, and ten per minute are logged, over all watchers.
 #[tokio::test(start_paused = true)]
 async fn malformed_values_are_counted_and_rarely_logged() {
     let (logged, _logging) = Logged::from(LevelFilter::WARN);
@@ -38,7 +38,7 @@ async fn malformed_values_are_counted_and_rarely_logged() {
     let warnings = logged.lines("malformed value skipped");
     assert_eq!(warnings.len(), 10, "{warnings:#?}");
     assert!(warnings[0].contains("service=default/svc") && warnings[0].contains("i0 "), "{}", warnings[0]);
-    // A minute later the next one tells of those that were not logged.
+    // A minute later the next one reports the number of omitted logs.
     tokio::time::sleep(Duration::from_secs(61)).await;
     garbage(500, 501);
     fake.put("enlist/services/default/svc/a", r#"{"v":1,"id":"a","endpoints":["10.0.0.1:80"]}"#);

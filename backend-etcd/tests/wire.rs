@@ -1,5 +1,6 @@
-//! The layouts of the Go ecosystems: byte for byte what Go writes, tolerant of what Go may have written, and never
-//! mistaken about whose a key is. The fixtures were recorded from the Go libraries, or encoded with Go's own encoder.
+//! The layouts of the Go ecosystems: they write the same bytes as Go, tolerate all values that Go may have written, and
+//! never attribute a key to the wrong service. The fixtures were recorded from the Go libraries, or encoded with Go's
+//! own encoder.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -14,13 +15,13 @@ use fixture::{bytes, cases, text};
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// A fixture and the layout that it is about.
+/// A fixture and its layout.
 struct Dialect {
     fixture: &'static str,
     layout: fn(&Value) -> Box<dyn Layout>,
     /// The option that is a namespace here.
     namespace: Option<&'static str>,
-    /// Write cases whose input an instance cannot express, and why.
+    /// Write cases whose input an instance cannot express, with the reason.
     inexpressible: &'static [(&'static str, &'static str)],
 }
 
@@ -100,7 +101,7 @@ fn etcd_naming(options: &Value) -> EtcdNaming {
     }
 }
 
-/// What an instance of fireflycore says that is not enlist's.
+/// Returns the layout with the fields of fireflycore that have no counterpart in enlist.
 fn fireflycore(options: &Value) -> Fireflycore {
     let word = |name| option(options, name).unwrap_or_default();
     let layout = Fireflycore::new(word("env"))
@@ -116,7 +117,7 @@ fn fireflycore(options: &Value) -> Fireflycore {
     }
 }
 
-/// The instance of a case; what is null has its default.
+/// Returns the instance of a case; null fields have their defaults.
 fn instance(value: &Value, layout: &dyn Layout) -> Instance {
     let endpoints = value["endpoints"].as_array().unwrap().iter().map(|endpoint| {
         let port = u16::try_from(endpoint["port"].as_u64().unwrap()).unwrap();
@@ -147,7 +148,7 @@ impl Dialect {
         ServiceRef::new(namespace, name)
     }
 
-    /// Returns `true` if a case is passed over because the layout refuses the service's name, which the fixture has to
+    /// Returns `true` if a case is skipped because the layout refuses the service's name, which the fixture has to
     /// allow.
     fn refuses(layout: &dyn Layout, service: &ServiceRef, case: &Value) -> bool {
         let refused = layout.service_range(service).is_err();
@@ -177,7 +178,7 @@ fn what_go_writes_is_written_byte_for_byte() {
             let lease = lease.map(|lease| LeaseId::new(lease.parse().unwrap()));
             let key = layout.key(&service, instance.id(), lease).unwrap();
             assert_eq!(String::from_utf8(key).unwrap(), text(case, "key"), "{}: {name}", layout.name());
-            // By its address it has the key that kitex removes.
+            // An id derived from its address gives the key that kitex removes.
             if layout.name() == "kitex" {
                 assert_eq!(Instance::at(instance.endpoints().to_vec()).unwrap().id(), instance.id(), "{name}");
             }
@@ -249,7 +250,7 @@ fn layouts() -> Vec<Box<dyn Layout>> {
     ]
 }
 
-/// The plainest instance that a layout takes.
+/// Returns the minimal instance that a layout accepts.
 fn plain(layout: &dyn Layout) -> Instance {
     let protocol = if matches!(layout.name(), "kratos" | "kitex") { "grpc://" } else { "" };
     let endpoint = Endpoint::parse(format!("{protocol}10.0.0.1:80")).unwrap();
@@ -289,7 +290,7 @@ fn layouts_keep_their_features_and_refuse_others() {
     }
 }
 
-/// Values in which an array lies where an object is due, its elements in the order of the fields.
+/// Values with an array in place of an object, its elements in the order of the fields.
 const ARRAYS: &[(&str, &str)] = &[
     ("native", r#"[1,"1",["h:1"],100,null,null,"serving",{},null]"#),
     ("etcd-naming", r#"["h:1",null]"#),
@@ -310,7 +311,7 @@ const ARRAYS: &[(&str, &str)] = &[
     ("fireflycore-by-lease", r#"{"network":{"internal":"h:1"},"meta":["prod","s","1"]}"#),
 ];
 
-/// Go's decoder does not take an array for a struct.
+/// Go's decoder does not accept an array for a struct.
 #[test]
 fn an_array_is_no_instance_in_any_layout() {
     let service = ServiceRef::parse("s").unwrap();
@@ -327,13 +328,13 @@ fn an_array_is_no_instance_in_any_layout() {
         }
     }
     assert!(read.is_empty(), "read as instances: {read:#?}");
-    // What dubbo keeps as text in the metadata: its own reader passes over what it cannot read, and uses host and port.
+    // dubbo stores text in the metadata: its own reader skips malformed text, and uses host and port.
     let value = r#"{"ID":"1","Host":"h","Port":1,"Metadata":{"dubbo.endpoints":"[[2,\"tri\"]]"}}"#;
     let decoded = Dubbo.decode(&service, b"/services/s/1", value.as_bytes()).unwrap();
     assert_eq!(decoded.instance.endpoints(), [Endpoint::parse("h:1").unwrap()]);
 }
 
-/// Texts of which writing makes more than they have: what is accepted can be stored.
+/// Texts that grow when encoded: every accepted one can be stored.
 #[test]
 fn sizes_are_measured_as_written() {
     let service = ServiceRef::parse("s").unwrap();
@@ -342,7 +343,7 @@ fn sizes_are_measured_as_written() {
         let layout = &*layout;
         let carries = |part| layout.carries().contains(&part);
         let mut tried = vec![(plain(layout), None)];
-        // Go writes six bytes for `<`; a JSON text within another one has every quote escaped twice.
+        // Go writes six bytes for `<`; in a JSON text within another one every quote is escaped twice.
         for text in ["<", "\"", "\u{1}", "x"] {
             for count in [70_000, 260_000, 1_000_000] {
                 let text = text.repeat(count);
@@ -372,8 +373,7 @@ fn sizes_are_measured_as_written() {
     assert!(refused > 20 && accepted > 20, "{refused} refused, {accepted} accepted");
 }
 
-/// Whatever Go stored as metadata is there again after it was read and written, byte for byte, but for the order of
-/// names.
+/// All metadata that Go stored is preserved by a read and a write, byte for byte, except for the order of names.
 #[test]
 fn typed_metadata_is_written_as_it_was_read() {
     let layout = EtcdNaming::default().typed_metadata();
@@ -447,14 +447,14 @@ fn json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Names as awkward as names may be.
+/// Names with awkward characters.
 fn name() -> impl Strategy<Value = String> {
     let awkward = prop::sample::select(vec!["a", "ab", "a/b", "a-b", "a%2Fb", "/", "grpc", "é 🚲"]);
     prop_oneof![awkward.prop_map(str::to_owned), "[a-c/%-]{1,6}"]
 }
 
 proptest! {
-    /// Whatever is stored for one service is never reported as another's, under any layout.
+    /// A value stored for one service is never reported as another's, under any layout.
     #[test]
     fn no_service_sees_the_instances_of_another(mine in name(), theirs in name(), id in name()) {
         for layout in layouts() {
@@ -469,13 +469,13 @@ proptest! {
         }
     }
 
-    /// A key says whose it is.
+    /// A key identifies its service.
     #[test]
     fn a_key_names_its_service_and_its_id(service in name(), id in name()) {
         for layout in layouts() {
             let (service, id) = (ServiceRef::parse(&service).unwrap(), InstanceId::parse(&id).unwrap());
             let Ok(key) = layout.key(&service, &id, Some(LeaseId::new(7))) else { continue };
-            // gobase's readers cut `/grpc` off.
+            // gobase's readers remove the suffix `/grpc`.
             if layout.name() == "gobase" && id.as_str() == "grpc" { continue }
             let id = if layout.identity() == Identity::Lease { InstanceId::parse("7").unwrap() } else { id };
             let expected = Some((service.name().clone(), id));
@@ -486,7 +486,7 @@ proptest! {
         }
     }
 
-    /// What is carried comes back as it was, whatever it holds.
+    /// All carried fields are decoded without a difference, for any content.
     #[test]
     fn what_is_written_is_read_again(
         version in "\\PC{0,8}",
@@ -508,7 +508,7 @@ proptest! {
         }
     }
 
-    /// Metadata of any type is the same after it was read and written.
+    /// Metadata of any type is unchanged after a read and a write.
     #[test]
     fn typed_metadata_loses_nothing(metadata in json()) {
         let (layout, service) = (EtcdNaming::default().typed_metadata(), ServiceRef::parse("s").unwrap());
@@ -516,13 +516,13 @@ proptest! {
         let stored = serde_json::to_vec(&value).unwrap();
         let instance = layout.decode(&service, b"s/a", &stored).unwrap().instance;
         let written = layout.encode(&service, &instance, &leased()).unwrap();
-        // Reading a float may change its last digit here, so both are read.
+        // Reading a float may change its last digit here, so both sides are decoded.
         let [written_value, stored] = [&written, &stored].map(|json| serde_json::from_slice::<Value>(json).unwrap());
         prop_assert_eq!(written_value, stored);
         prop_assert_eq!(layout.decode(&service, b"s/a", &written).unwrap().instance, instance);
     }
 
-    /// Nothing that lies in a store makes a reader panic.
+    /// No stored value makes a reader panic.
     #[test]
     fn garbage_is_skipped(
         tail in prop::collection::vec(any::<u8>(), 0..12),

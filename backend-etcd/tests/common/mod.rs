@@ -1,4 +1,4 @@
-//! Lends etcd servers to the conformance suite.
+//! Provides etcd servers to the conformance suite.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
@@ -14,7 +14,7 @@ use enlist_testkit::{Client, ClientFaults, EtcdServer, Harness, LayoutFeature, P
 use etcd_client::{CompactionOptions, GetOptions};
 use tokio::sync::Mutex;
 
-/// What the instances and locks of a run lie in.
+/// Configures the builder of each client of a harness.
 pub(crate) type Configure = fn(EtcdBuilder) -> EtcdBuilder;
 
 pub(crate) struct EtcdHarness {
@@ -25,12 +25,12 @@ pub(crate) struct EtcdHarness {
     layout: Arc<dyn Layout>,
     lock_layout: Arc<dyn LockLayout>,
     configure: Configure,
-    /// The connections outlive the clients, as a network does.
+    /// The connections outlive the clients, as those of a network do.
     proxies: Mutex<Vec<Arc<Proxy>>>,
 }
 
 impl EtcdHarness {
-    /// A server of its own, and the native layouts.
+    /// Starts a server for this harness, with the native layouts.
     pub(crate) async fn native() -> Self {
         let namespace = Namespace::parse(format!("conformance-{}", fastrand::u32(..))).unwrap();
         let native = Arc::new(Native::default());
@@ -50,7 +50,7 @@ impl EtcdHarness {
         Self { server, address, namespace, carries, layout, lock_layout, configure, proxies }
     }
 
-    /// A client that goes around all proxies.
+    /// Returns a client that bypasses all proxies.
     pub(crate) async fn raw(&self) -> etcd_client::Client {
         etcd_client::Client::connect([format!("http://{}", self.address)], None).await.unwrap()
     }
@@ -64,7 +64,7 @@ impl EtcdHarness {
         self.raw().await.get(start, Some(options)).await.unwrap().take_kvs()
     }
 
-    /// The key of an instance, by its id, or in a layout without ids the only one there is.
+    /// Returns the key of an instance, by its id, or in a layout without ids the only existing one.
     async fn instance(&self, service: &ServiceRef, id: &InstanceId) -> Option<etcd_client::KeyValue> {
         let range = self.layout.service_range(service).unwrap();
         let records = self.records(&range).await;
@@ -73,7 +73,7 @@ impl EtcdHarness {
         records.into_iter().find(|record| !named || record.key() == by_id)
     }
 
-    /// The places in both lines of a name, oldest first.
+    /// Returns the queue entries of a name, for its lock and its election, oldest first.
     async fn line(&self, name: &LockName) -> Vec<etcd_client::KeyValue> {
         let mut ranges = vec![self.lock_layout.queue(QueueKind::Lock, name).unwrap()];
         // A layout may have no elections.
@@ -104,7 +104,7 @@ impl ClientFaults for EtcdFate {
     }
 
     async fn crash(&self) {
-        // A process that is gone and one that is never heard of again look the same to etcd.
+        // For etcd, an ended process and one that never sends again are indistinguishable.
         self.proxy.cut();
     }
 

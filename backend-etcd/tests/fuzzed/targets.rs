@@ -1,4 +1,4 @@
-// What is fuzzed: every decoder of keys and values, by name. `fuzz/` runs it with libFuzzer, `tests/fuzzed.rs` for a
+// Fuzz targets: every decoder of keys and values, by name. `fuzz/` runs them with libFuzzer, `tests/fuzzed.rs` for a
 // bounded time on the stable toolchain.
 
 use enlist::{Endpoint, Health, Instance, InstanceId, LeaseId, LockName, Namespace, ServiceName, ServiceRef};
@@ -8,7 +8,7 @@ use enlist_etcd::{
     layout::{Identity, Layout, LockLayout, QueueKind, Skip, Writing},
 };
 
-/// A target, and the namespace and service that its fixture is about.
+/// Name of each target, with the namespace and the service of its fixture.
 pub(crate) const TARGETS: &[(&str, &str, &str)] = &[
     ("native", "default", "s"),
     ("etcd-naming", "default", "foo/bar/my-service"),
@@ -43,7 +43,7 @@ fn layout(target: &str) -> Option<Box<dyn Layout>> {
     })
 }
 
-/// A layout with options under which more is read.
+/// Returns the layout with options that make it decode more values.
 fn with_options(target: &str) -> Option<Box<dyn Layout>> {
     (target == "etcd-naming").then(|| Box::new(EtcdNaming::default().typed_metadata().default_port(80)) as _)
 }
@@ -52,8 +52,8 @@ fn service(namespace: &str, name: &str) -> Option<ServiceRef> {
     Some(ServiceRef::new(Namespace::parse(namespace).ok()?, ServiceName::parse(name).ok()?))
 }
 
-/// Feeds a target: a byte that says how long the end of the key is, the end of the key, the value. Says whether
-/// something was read.
+/// Runs a target on `data`: a byte with the length of the key's suffix, that suffix, the value. Returns `true` if the
+/// input was decoded.
 pub(crate) fn feed(target: &str, data: &[u8]) -> bool {
     let Some((_, namespace, name)) = TARGETS.iter().find(|(known, _, _)| *known == target) else {
         panic!("no target {target}");
@@ -80,18 +80,18 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
     let named = layout.service_of(service.namespace(), &key);
     let _ = layout.instance_of(service.namespace(), &key);
     let read = layout.decode(service, &key, value);
-    // What was read before makes no difference.
+    // The previous value does not affect the result.
     assert_eq!(layout.decode_like(&another(), service, &key, value), read, "{}", layout.name());
     let Ok(read) = read else { return false };
     assert_eq!(named.as_ref(), Some(service.name()), "{}", layout.name());
-    // It is nobody else's.
+    // No other service contains the key.
     for other in ["t", "s2", "foosvc2", "auth2", "helloworld2", "a/b"] {
         let other = ServiceRef::new(service.namespace().clone(), ServiceName::parse(other).expect("a name"));
         if layout.service_range(&other).is_ok() {
             assert_eq!(layout.decode(&other, &key, value), Err(Skip::Foreign), "{}: {other}", layout.name());
         }
     }
-    // What can be written again is read again as it was.
+    // An instance that can be encoded again is decoded without a difference.
     let writing = Writing { owner: read.owner.as_deref(), lease: Some(LeaseId::new(7)), ..Writing::default() };
     let (Ok(key), Ok(value)) = (
         layout.key(service, read.instance.id(), Some(LeaseId::new(7))),
@@ -110,7 +110,7 @@ fn instances(layout: &dyn Layout, service: &ServiceRef, tail: &[u8], value: &[u8
     true
 }
 
-/// An instance that says everything.
+/// Returns an instance with every field set.
 fn another() -> Instance {
     let (id, endpoint) = (InstanceId::parse("another"), Endpoint::parse("grpc://h:1"));
     let instance = Instance::new(id.expect("a name"), [endpoint.expect("an address")]).expect("an endpoint");

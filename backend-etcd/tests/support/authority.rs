@@ -1,8 +1,8 @@
-//! Certificates for tests, made on the fly.
+//! Certificates for tests, generated on demand.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
-/// A certificate authority and what it signed, as files.
+/// A certificate authority and the certificates that it signed, as files.
 pub(crate) struct Authority {
     directory: tempfile::TempDir,
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,

@@ -1,4 +1,4 @@
-//! A proxy that understands gRPC: it passes every request on to etcd, except one, which it spoils as the test wants.
+//! A proxy that understands gRPC: it forwards all requests to etcd, except one, to which it applies a fault.
 
 use std::{
     convert::Infallible,
@@ -22,12 +22,12 @@ use super::beside;
 /// Treatment of the chosen request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It is done; the client is told that the connection broke.
+    /// It is executed; the client sees a broken connection.
     Broken,
-    /// It is done; the client is told nothing.
+    /// It is executed; the client receives no response.
     Silent,
-    /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client is told
-    /// nothing.
+    /// It reaches etcd only after [`Between::release`], whether or not the client still waits. The client receives no
+    /// response.
     Held,
 }
 
@@ -36,7 +36,7 @@ pub(crate) enum Fault {
 pub(crate) struct Victim {
     /// End of the path of the request.
     pub(crate) method: &'static str,
-    /// Number of requests of this kind that get through first.
+    /// Number of requests of this kind that are forwarded first.
     pub(crate) after: usize,
     pub(crate) fault: Fault,
 }
@@ -67,7 +67,7 @@ struct Shared {
     tasks: TaskOwner,
 }
 
-/// The proxy. Dropping it ends it.
+/// The proxy. It stops when dropped.
 #[derive(Debug)]
 pub(crate) struct Between {
     pub(crate) url: String,
@@ -96,23 +96,23 @@ impl Between {
         *self.shared.plan.lock().unwrap() = Plan { victim: Some(victim), ..Plan::default() };
     }
 
-    /// Returns `true` if the chosen request came.
+    /// Returns `true` if the chosen request arrived.
     pub(crate) fn has_spoilt(&self) -> bool {
         self.shared.plan.lock().unwrap().spoilt
     }
 
-    /// Returns `true` if a request came to which nothing was answered.
+    /// Returns `true` if a request was left without a response.
     pub(crate) fn is_silent(&self) -> bool {
         let plan = self.shared.plan.lock().unwrap();
         plan.spoilt && plan.victim.is_some_and(|victim| victim.fault != Fault::Broken)
     }
 
-    /// Waits until the chosen request came.
+    /// Waits until the chosen request arrives.
     pub(crate) async fn spoilt(&self, what: &str) {
         eventually(what, || async { if self.has_spoilt() { Ok(()) } else { Err("it did not come") } }).await;
     }
 
-    /// Sends the request that is held to etcd, and waits for the answer.
+    /// Forwards the held request to etcd, and waits for the response.
     pub(crate) async fn release(&self) {
         assert!(self.has_spoilt(), "no request is held");
         self.shared.released.send_replace(true);
@@ -129,7 +129,7 @@ async fn forward(
 ) -> Result<http::Response<Body>, Infallible> {
     let fault = shared.plan.lock().unwrap().spoils(request.uri().path());
     if fault == Some(Fault::Held) {
-        // The whole request, so that etcd gets it after its client has gone.
+        // Reads the whole request, so that etcd receives it after its client has gone.
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let request = http::Request::from_parts(head, axum::body::Body::from(body));
@@ -147,7 +147,7 @@ async fn forward(
         Err(error) => return Ok(Status::unavailable(error.to_string()).into_http()),
     };
     if fault.is_some() {
-        // The first frame of the answer is there, so it was done.
+        // The first frame of the response has arrived, so the request was executed.
         let _ = response.body_mut().frame().await;
     }
     match fault {

@@ -1,4 +1,5 @@
-//! The logs of a test. Only one test of a program can read them: the interest in an event is decided once per process.
+//! Captured logs of a test. Only one test of a program can read them: the interest in an event is decided once per
+//! process.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +11,7 @@ use tracing_subscriber::filter::LevelFilter;
 pub(crate) struct Logged(Arc<Mutex<Vec<u8>>>);
 
 impl Logged {
-    /// Logs of this thread from `level` on, until the guard is dropped.
+    /// Captures the logs of this thread from `level` on, until the guard is dropped.
     pub(crate) fn from(level: LevelFilter) -> (Self, DefaultGuard) {
         let logged = Self::default();
         let subscriber = tracing_subscriber::fmt()
@@ -21,12 +22,12 @@ impl Logged {
         (logged, tracing::subscriber::set_default(subscriber))
     }
 
-    /// The lines so far that contain `part`.
+    /// Returns the lines so far that contain `part`.
     pub(crate) fn lines(&self, part: &str) -> Vec<String> {
         lines(&self.0.lock().unwrap(), part)
     }
 
-    /// The lines since the last call that contain `part`.
+    /// Returns the lines since the last call that contain `part`.
     pub(crate) fn take(&self, part: &str) -> Vec<String> {
         lines(&std::mem::take(&mut *self.0.lock().unwrap()), part)
     }

@@ -1,4 +1,4 @@
-//! What the fault tests share.
+//! Helpers of the fault tests.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
@@ -31,7 +31,7 @@ pub(crate) fn options() -> RegisterOptions {
     RegisterOptions::new().ttl(TTL)
 }
 
-/// These tests stop their server, so they start one also where the environment offers one.
+/// Starts a server. These tests stop theirs, so they start one even if the environment offers one.
 pub(crate) async fn server_with(arguments: &[&str]) -> EtcdServer {
     EtcdServer::start_with(Provider::own(), ServerOptions::new().arguments(arguments.iter().copied())).await
 }
@@ -44,16 +44,16 @@ pub(crate) async fn raw(server: &EtcdServer) -> etcd_client::Client {
     etcd_client::Client::connect([server.url()], None).await.unwrap()
 }
 
-/// Outcome of a renewal by a client that may not write the keys of the lease.
+/// Outcome of a renewal by a client without write permission for the keys of the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Renewal {
     /// Any client may renew any lease, as in etcd 3.4.23 and 3.5.1.
     Unchecked,
-    /// Only those that may write its keys renew a lease, as in etcd 3.5.30, 3.6.10 and later.
+    /// A renewal requires write permission for the lease's keys, as in etcd 3.5.30, 3.6.10 and later.
     Refused,
 }
 
-/// Renews a lease that has keys which the client may not write.
+/// Renews a lease with keys that the client may not write.
 pub(crate) async fn renew_without_permission(client: &mut etcd_client::Client, lease: i64) -> Renewal {
     match client.lease_keep_alive(lease).await {
         Ok(_) => Renewal::Unchecked,
@@ -65,7 +65,7 @@ pub(crate) async fn renew_without_permission(client: &mut etcd_client::Client, l
     }
 }
 
-/// Metrics of etcd, as text.
+/// Returns etcd's metrics, as text.
 pub(crate) async fn metrics(server: &EtcdServer) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(server.address()).await.unwrap();
@@ -101,12 +101,12 @@ pub(crate) async fn listed(etcd: &Etcd, count: usize) -> Snapshot {
     .await
 }
 
-/// Lets real time pass, which is what a fault that lasts needs. Nothing is asserted from its length alone.
+/// Lets real time pass, for faults that have to last. No assertion depends on its length alone.
 pub(crate) async fn pass(time: Duration) {
     sleep_until_elapsed(Moment::now(), time).await;
 }
 
-/// Runs a task beside the test until the owner is dropped.
+/// Runs a task in the background of the test until the owner is dropped.
 pub(crate) fn beside(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 'static) {
     let stop = tasks.stop_signal();
     let run = async move {
@@ -115,7 +115,7 @@ pub(crate) fn beside(tasks: &TaskOwner, task: impl Future<Output = ()> + Send + 
     tasks.spawn("beside", run).unwrap();
 }
 
-/// A number that repeats a randomized case: `ENLIST_SEED`, else a new one. It is printed, and shown when the test
+/// Random numbers from a repeatable seed: `ENLIST_SEED`, or a new one. The seed is printed, and shown when the test
 /// fails.
 pub(crate) fn seed() -> fastrand::Rng {
     let given = std::env::var("ENLIST_SEED").ok().and_then(|seed| seed.parse().ok());
