@@ -53,7 +53,7 @@ async fn until_closed(view: &ServiceView) {
     assert!(matches!(changes.next().await, Err(Error::Closed)), "it stays so");
 }
 
-/// Waits until `picker` picks from so many candidates.
+/// Waits until `picker` has `count` candidates.
 async fn until_candidates(picker: &mut Picker, count: usize) {
     let wait = async {
         while picker.candidates().map_or(0, <[_]>::len) != count {
@@ -63,7 +63,7 @@ async fn until_candidates(picker: &mut Picker, count: usize) {
     tokio::time::timeout(LIMIT, wait).await.expect("in time");
 }
 
-/// A resolver without a task of its own: its watches show what was published here. The next `panics` of them panic.
+/// A resolver without a task: its watches show the snapshots published here. The next `panics` of them panic.
 #[derive(Debug, Default)]
 struct Published {
     feed: Publisher<Snapshot>,
@@ -75,12 +75,12 @@ impl Published {
         self.feed.publish(self.next(ids), Moment::now());
     }
 
-    /// Publishes what was last proven right at `proven`, and is not kept up to date.
+    /// Publishes a snapshot that was last proven at `proven` and is not kept current.
     fn publish_stale(&self, ids: &[&str], proven: Moment) {
         self.feed.publish_stale(self.next(ids), proven, Error::unavailable("no quorum"));
     }
 
-    /// A snapshot at a later revision than the latest one.
+    /// Returns a snapshot at a later revision than the latest one.
     fn next(&self, ids: &[&str]) -> Snapshot {
         let revision = Revision::new(self.feed.latest().map_or(1, |snapshot: Snapshot| snapshot.revision().get() + 1));
         let entry = |id: &&str| {
@@ -133,7 +133,7 @@ async fn a_picker_keeps_its_view_alive() {
     let directory = Directory::new(Arc::<Published>::clone(&resolver));
     let mut picker = directory.view(&service()).picker(Policy::Random);
     until_candidates(&mut picker, 1).await;
-    // Longer than the watch goes on without a view.
+    // Longer than a watch continues without a view.
     tokio::time::sleep(Duration::from_secs(60)).await;
     resolver.publish(&["a", "b"]);
     until_candidates(&mut picker, 2).await;
@@ -145,7 +145,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("a runtime")
 }
 
-/// A view and a picker that were made on a runtime that is gone.
+/// Returns a view and a picker that were created on a runtime that has ended.
 fn left_over(directory: &Directory) -> (ServiceView, Picker) {
     let gone = runtime();
     let left = gone.block_on(async {
@@ -239,7 +239,7 @@ async fn options_without_end_do_not_end_a_view() {
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let _b = register(&store.client(), "b").await;
     until(&view, 2).await;
-    // A view that is published once is not ended.
+    // A view that is published once does not end.
     let mut changes = rare.changes();
     changes.next().await.unwrap();
     assert!(tokio::time::timeout(LIMIT, changes.next()).await.is_err());
@@ -328,7 +328,7 @@ async fn an_unused_watch_ends_after_the_idle_time() {
     let view = directory.view(&service());
     view.ready().await.unwrap();
     drop(view);
-    // Within the idle time the picture is still there, although the link is cut.
+    // Within the idle time the snapshot is kept, although the link is cut.
     client.cut();
     tokio::time::sleep(idle / 2).await;
     assert!(directory.view(&service()).snapshot().is_some());
@@ -360,7 +360,7 @@ async fn losses_are_held_and_departures_are_not() {
     let _a = register(&client, "a").await;
     let _b = register(&client, "b").await;
     until(&view, 2).await;
-    // A process that is gone: its lease runs out, and nobody comes back.
+    // The process crashes: its lease expires, and the instance does not return.
     client.crash().await.unwrap();
     let mut held = false;
     let begun = tokio::time::Instant::now();
@@ -421,7 +421,7 @@ async fn an_outdated_view_is_shown_and_not_picked() {
     let view = Directory::with_options(Arc::new(client.clone()), options).view(&service());
     view.ready().await.unwrap();
     let mut picker = view.picker(Policy::Random);
-    // Nothing changes, and yet it is proven again and again.
+    // Nothing changes, but the view is proven repeatedly.
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(picker.pick().is_ok());
     client.cut();
@@ -462,7 +462,7 @@ async fn a_start_without_the_store_shows_the_disk() {
     }
     assert!(view.freshness().unwrap().is_live());
 
-    // A damaged file is as if there were none.
+    // A damaged file is treated as a missing one.
     let damaged = tempfile::tempdir().unwrap();
     for file in std::fs::read_dir(disk.path()).unwrap() {
         std::fs::write(damaged.path().join(file.unwrap().file_name()), b"garbage").unwrap();
@@ -473,7 +473,7 @@ async fn a_start_without_the_store_shows_the_disk() {
     assert!(tokio::time::timeout(Duration::from_secs(2), third.ready()).await.is_err());
 }
 
-/// A watch may begin with what nobody vouches for, as old as can be: what lies on disk is younger.
+/// A watch may start with an unproven snapshot of the maximum age: the one on disk is newer.
 #[tokio::test]
 async fn an_old_first_snapshot_leaves_the_disk_unchanged() {
     let (disk, empty) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -493,8 +493,7 @@ async fn an_old_first_snapshot_leaves_the_disk_unchanged() {
 
     let old = Arc::new(Published::default());
     old.publish_stale(&["b"], Moment::ago(LONGEST));
-    // Where nothing lies on disk it is shown, and not written: the next start would take it for what the store once
-    // vouched for.
+    // Without a file on disk it is shown but not written: the next start would take it for a proven snapshot.
     let view = follow(&old, &empty).view(&service());
     assert_eq!(ready(&view).await, ["b"]);
     assert!(tokio::time::timeout(Duration::from_secs(1), until_written(empty.path())).await.is_err());
@@ -506,13 +505,13 @@ async fn an_old_first_snapshot_leaves_the_disk_unchanged() {
     until(&view, 2).await;
     assert!(view.freshness().unwrap().is_live());
 
-    // Proven right after what lies on disk was.
+    // Proven after the snapshot on disk.
     let young = Arc::new(Published::default());
     young.publish_stale(&["e"], Moment::now());
     assert_eq!(ready(&follow(&young, &disk).view(&service())).await, ["e"]);
 }
 
-/// Replaces the files of views in `directory` by pipes, whose readers wait for a writer for ever.
+/// Replaces the files of views in `directory` with pipes, whose readers wait for a writer for ever.
 #[cfg(unix)]
 fn make_pipes(directory: &std::path::Path) {
     for file in std::fs::read_dir(directory).expect("a directory") {
@@ -539,7 +538,7 @@ async fn an_endless_file_does_not_delay_a_view() {
     let client = store.client();
     client.cut();
     let view = Directory::with_options(Arc::new(client.clone()), options).view(&service());
-    // Until after it has looked on disk.
+    // Waits until the view has tried to read from disk.
     assert!(tokio::time::timeout(Duration::from_secs(2), view.ready()).await.is_err());
     client.heal();
     let ready = tokio::time::timeout(LIMIT, view.ready()).await.expect("the store answers");

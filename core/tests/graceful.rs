@@ -1,4 +1,4 @@
-//! The order of a shutdown, on the memory backend and a paused clock.
+//! Order of the steps of a shutdown, on the memory backend and a paused clock.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The causes that are logged. One test, in a program of its own: whether an event is of interest is decided once per
+//! The logged causes. A single test in a separate program, because the interest in an event is decided once per
 //! process.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
@@ -29,7 +29,7 @@ impl std::io::Write for Logged {
     }
 }
 
-/// Calls instances of which one fails, until that is ejected.
+/// Calls two instances, one of which fails, until that one is ejected.
 async fn eject(store: &MemoryStore, id: &str) {
     let service = ServiceRef::parse("pooled").unwrap();
     let mut registrations = Vec::new();

@@ -1,4 +1,4 @@
-//! The `metrics` feature: what arrives at a recorder, and that a slow or a broken one costs samples and nothing else.
+//! The `metrics` feature: the values that reach a recorder. A slow or faulty recorder only costs samples.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -15,7 +15,7 @@ use enlist::{
 };
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-/// Keeps the last value of everything, blocks while it is told to, and panics at one name.
+/// Recorder that keeps the last value of each metric, blocks on request, and panics at one name.
 #[derive(Clone, Default)]
 struct Recorded(Arc<Inner>);
 
@@ -96,7 +96,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
-/// One test, because a process has one recorder.
+/// A single test, because a process has one recorder.
 #[tokio::test]
 async fn a_panicking_recorder_costs_samples_only() {
     let recorded = Recorded::default();
@@ -117,13 +117,13 @@ async fn a_panicking_recorder_costs_samples_only() {
     until("a view", || (recorded.get("enlist_view_instances service=default/greeter") - 1.0).abs() < 0.1).await;
     assert!(recorded.get("enlist_view_age_seconds service=default/greeter") < 5.0);
 
-    // One that panics.
+    // The recorder panics.
     count(&counters, Counter::LockLosses);
     count(&counters, Counter::Renewals);
     until("the next sample", || recorded.get("enlist_lease_renewals_total") > 0.0).await;
     assert_eq!(dropped_samples(), 1);
 
-    // One that blocks: counting goes on, and what does not fit is dropped and counted.
+    // The recorder blocks: counting continues, and samples beyond the buffer are dropped and counted.
     recorded.block(true);
     let before = dropped_samples();
     for _ in 0..10_000 {

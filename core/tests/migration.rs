@@ -34,7 +34,7 @@ fn options() -> RegisterOptions {
     RegisterOptions::new().ttl(Duration::from_secs(5))
 }
 
-/// The three steps of a move, each beside the one before: everybody sees everybody, once.
+/// The three steps of a move, each together with the previous one: every program sees each instance once.
 #[tokio::test(start_paused = true)]
 async fn programs_of_neighbouring_steps_see_each_other() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
@@ -79,7 +79,7 @@ async fn weights_and_updates_reach_every_side() {
         let instance = snapshot.entries().next().unwrap().instance();
         assert_eq!((instance.endpoints(), instance.zone()), (std::slice::from_ref(&moved), Some("z")));
     }
-    // Read, the proportion is the other way round.
+    // On reading, the weight is scaled in the other direction.
     let _theirs = old.client().register(&service(), instance("b", 2).with_weight(10), options()).await.unwrap();
     assert_eq!(shown(&migration.resolve(&service()).await.unwrap()), [("a".into(), 1), ("b".into(), 100)]);
 }
@@ -96,12 +96,12 @@ async fn the_own_side_wins_for_equal_addresses() {
     let change = watcher.next().await.unwrap();
     assert_eq!(shown(&change.snapshot), [("ours".into(), 100)]);
     assert!(matches!(&change.events[..], [Event::Added(_), Event::Removed(_)]), "{:?}", change.events);
-    // Two on one side are two.
+    // Two instances on one side are both shown.
     let twin = new.client().register(&service(), instance("twin", 1), options()).await.unwrap();
     assert_eq!(shown(&watcher.next().await.unwrap().snapshot), [("ours".into(), 100), ("twin".into(), 100)]);
     twin.deregister().await.unwrap();
     ours.deregister().await.unwrap();
-    // The draining mark may show first.
+    // The draining mark may be shown first.
     while shown(&watcher.next().await.unwrap().snapshot) != [("theirs".into(), 100)] {}
 }
 
@@ -148,7 +148,7 @@ async fn an_outage_of_one_side_removes_nobody() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(view.snapshot().unwrap().len(), 3);
-    // A quiet service does not grow old while its sides are proven.
+    // The age of a quiet service stays low while its sides are proven.
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(view.freshness().unwrap().age() < Duration::from_secs(30), "{:?}", view.freshness().unwrap().age());
 }
@@ -187,7 +187,7 @@ async fn instances_are_fitted_to_a_side_if_asked() {
     };
     assert_eq!(held(&new).await, rich.with_health(Health::Draining));
     assert_eq!(held(&old).await, instance("a", 1));
-    // Fixed instances take the same ways.
+    // Fixed instances are written to the same sides.
     migration.publish(&service(), instance("fixed", 9)).await.unwrap();
     assert_eq!((stored(&old).await.len(), stored(&new).await.len()), (2, 2));
     migration.remove(&service(), &InstanceId::parse("fixed").unwrap()).await.unwrap();
@@ -195,7 +195,7 @@ async fn instances_are_fitted_to_a_side_if_asked() {
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
 
-/// An instance that is registered on both sides comes back on both; what one side alone has is enough.
+/// An eviction removes an instance from every side that has it, also if only one side has it.
 #[tokio::test(start_paused = true)]
 async fn an_eviction_is_one_from_every_side() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());
@@ -223,7 +223,7 @@ async fn an_eviction_is_one_from_every_side() {
     assert!(matches!(gone, Err(Error::NotRegistered { .. })), "{gone:?}");
 }
 
-/// The answer of one side is none for another one that did not answer.
+/// A confirmed removal on one side does not stand for the other side, which did not answer.
 #[tokio::test(start_paused = true)]
 async fn an_unconfirmed_removal_on_a_side_is_reported() {
     let (old, new) = (MemoryStore::new(), MemoryStore::new());

@@ -21,7 +21,7 @@ use enlist::{
 };
 use enlist_memory::MemoryStore;
 
-/// A client that counts how many of it there are.
+/// A client that counts its live instances.
 struct Client {
     id: String,
     alive: Arc<AtomicUsize>,
@@ -78,7 +78,7 @@ impl Case {
         while changes.next().await.unwrap().snapshot.len() != count {}
     }
 
-    /// Counts the calls that each instance takes of a hundred, none of which fails.
+    /// Counts the calls of each instance among a hundred, none of which fails.
     async fn shares(&self, policy: Policy) -> BTreeMap<String, u32> {
         let (never, mut shares) = (Retry::<&str>::never(), BTreeMap::new());
         for _ in 0..100 {
@@ -88,14 +88,14 @@ impl Case {
         shares
     }
 
-    /// Instance that takes a call with this key, which does not fail.
+    /// Returns the instance that receives a call with this key; the call does not fail.
     async fn of_key(&self, key: u32) -> String {
         let (never, key) = (Retry::<&str>::never(), key.to_le_bytes());
         let id = self.pool.call_for(&key, &never, |client| async move { Ok(client.id.clone()) });
         id.await.unwrap()
     }
 
-    /// Calls by turns, as often as given; calls of `bad` instances fail. Returns how often each instance was called.
+    /// Makes `calls` round-robin calls, which fail at `bad` instances. Returns the number of calls of each instance.
     async fn fail(&self, bad: &[&str], calls: usize) -> BTreeMap<String, u32> {
         let called = Mutex::new(BTreeMap::new());
         let retry = Retry::new(|_: &&str| true).attempts(1);
@@ -165,7 +165,7 @@ async fn calls_stay_in_a_zone_that_has_instances() {
     let instances = zones.iter().map(|(id, zone)| instance(id).with_zone(zone)).collect();
     let mut case = Case::of(instances, PoolOptions::new().prefer_zone("here")).await;
     assert_eq!(case.shares(Policy::Weighted).await.keys().collect::<Vec<_>>(), ["a", "b"]);
-    // One of two rests: 30 of 100 calls go elsewhere.
+    // One of two is ejected: 30 of 100 calls go to the other zone.
     let rests = case.fail(&["a"], 100).await;
     assert_eq!(rests["a"], 5, "{rests:?}");
     let shares = case.shares(Policy::Weighted).await;
@@ -185,7 +185,7 @@ async fn a_key_stays_with_its_instance() {
         before.push(case.of_key(key).await);
         assert_eq!(case.of_key(key).await, before[before.len() - 1]);
     }
-    // A call that may be repeated goes elsewhere meanwhile.
+    // Meanwhile a retryable call goes to another instance.
     let retry = Retry::new(|_: &String| true).attempts(2);
     let tried = Mutex::new(Vec::new());
     let key = 7_u32.to_le_bytes();
@@ -212,12 +212,12 @@ async fn a_failing_instance_is_ejected_and_comes_back() {
     assert_eq!(first["a"], 5, "{first:?}");
     assert_eq!(case.shares(Policy::Random).await.get("a"), None);
     assert_eq!(case.pool.len(), 3, "its client is kept");
-    // Between 5 and 10 s.
+    // The ejection lasts between 5 and 10 s.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(case.shares(Policy::Random).await.get("a"), None);
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert!(case.shares(Policy::Random).await.contains_key("a"));
-    // An answer in between ends a row.
+    // A success in between ends a series of failures.
     let retry = Retry::new(|_: &&str| true).attempts(1);
     for call in 0..100 {
         let failed = case.pool.call(Policy::RoundRobin, &retry, |client| async move {
@@ -244,14 +244,14 @@ async fn ejection_never_removes_all_failing_instances() {
 #[tokio::test(start_paused = true)]
 async fn deadlines_eject_and_application_errors_do_not() {
     let case = Case::new(&["a", "b"]).await;
-    // Not tried again, so it does not speak against the instance.
+    // The call is not retried, so it does not count against the instance.
     let never = Retry::never();
     for _ in 0..100 {
         let refused = case.pool.call(Policy::RoundRobin, &never, |_| async { Err::<(), _>("not found") });
         assert!(refused.await.is_err());
     }
     assert_eq!(case.shares(Policy::RoundRobin).await.len(), 2);
-    // Tried again, and yet no fault of the instance.
+    // The call is retried, but does not count against the instance.
     let busy = || Retry::new(|_: &&str| true).attempts(1);
     let no_fault = busy().against(|_| false);
     for _ in 0..100 {
@@ -281,7 +281,7 @@ async fn an_instance_that_was_restarted_does_not_rest() {
     case.register("a").await;
     case.until_listed(2).await;
     assert!(case.shares(Policy::Random).await.contains_key("a"));
-    // Its rest is over for the others too: there is room for one.
+    // Its ejection no longer counts, so the other instance may be ejected.
     assert_eq!(case.fail(&["b"], 30).await["b"], 5);
 }
 
@@ -341,7 +341,7 @@ async fn the_deadline_covers_all_attempts_and_their_delays() {
     assert!(matches!(stuck, Err(PoolError::Deadline { attempts: 1, .. })));
 }
 
-/// Retries whatever failed, waits for somebody to call, and has a deadline of 3 s.
+/// Retries every failure, waits for an instance, and has a deadline of 3 s.
 fn waiting() -> Retry<&'static str> {
     Retry::new(|_: &&str| true).deadline(Duration::from_secs(3)).wait_for_ready()
 }
@@ -375,7 +375,7 @@ async fn a_waiting_call_ends_at_its_deadline() {
     assert!(matches!(nobody, PoolError::PickError { cause: PickError::Empty { .. }, .. }), "{nobody:?}");
     let waited = begun.elapsed();
     assert!((Duration::from_secs(3)..Duration::from_millis(3100)).contains(&waited), "{waited:?}");
-    // Nobody but the drained instance, whose failure is listed.
+    // The drained instance is the only one; its failure is listed.
     let mut case = Case::new(&["a"]).await;
     let (retry, registration) = (waiting(), Mutex::new(case.registrations.pop()));
     let nobody = case.pool.call(Policy::Random, &retry, |_| {
@@ -425,7 +425,7 @@ async fn a_call_without_time_makes_no_attempt() {
     assert_eq!(made.load(Ordering::Relaxed), 0);
 }
 
-/// An attempt that had little time says nothing about the instance.
+/// An attempt with little time left does not count against the instance.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_while_waiting_counts_against_no_instance() {
     let options = PoolOptions::new().ejection(Some(Ejection::new().failures(1).share(1.0)));
@@ -494,7 +494,7 @@ async fn calls_wait_for_fresh_views_of_open_directories() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
-/// A resolver that finds one instance, and tells nothing more about it.
+/// Resolver that finds one instance and reports no further changes.
 #[derive(Debug)]
 struct Quiet {
     proof: Proof,
@@ -549,7 +549,7 @@ async fn a_waiting_call_notices_a_proof_without_change() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
-/// A call that neither waits nor fails.
+/// Makes a call that neither waits nor fails.
 async fn retry_at_once(pool: &Pool<InstanceId>) -> Result<(), PoolError<&'static str>> {
     pool.call(Policy::Random, &Retry::never(), |_| async { Ok(()) }).await
 }
@@ -582,7 +582,7 @@ async fn the_error_lists_all_attempts_in_order() {
     assert!(previous.len() == 1 && previous[0].cause == "broken" && previous[0].id != id, "{previous:?}");
 }
 
-/// Runs `test` on a thread and a runtime of its own, so that a deadlock fails the test instead of blocking it.
+/// Runs `test` on a separate thread and runtime, so that a deadlock fails the test instead of blocking it.
 fn in_time<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let (done, outcome) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -593,7 +593,7 @@ fn in_time<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     outcome.recv_timeout(Duration::from_secs(10)).expect("in time");
 }
 
-/// A client that looks at its pool when it is made and when it is dropped.
+/// A client that accesses its pool when it is created and when it is dropped.
 struct Nosy(Weak<OnceLock<Pool<Nosy>>>);
 
 impl Nosy {
