@@ -1,4 +1,4 @@
-//! The pace and the number of attempts, as the options ask for them. The conformance suite cannot time these.
+//! Delay and number of attempts, as set by the options. The conformance suite cannot measure them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::time::Duration;
@@ -21,8 +21,8 @@ async fn register(client: &MemoryClient, options: RegisterOptions) -> Registrati
     client.register(&service(), instance, options.start(Start::Background)).await.unwrap()
 }
 
-/// The options that mean what `retry.NewRetryConfig()` of kitex' registry means: 5 attempts, 10 s apart, and a look at
-/// the own key every 30 s.
+/// Returns the equivalent of `retry.NewRetryConfig()` of kitex' registry: 5 attempts, 10 s apart, and a check of the
+/// own key every 30 s.
 fn kitex() -> RegisterOptions {
     let retry_delay = BackoffPolicy::fixed(10 * SECOND).unwrap();
     RegisterOptions::new().max_attempts(5).audit(Some(30 * SECOND)).backoff(retry_delay)
@@ -38,7 +38,7 @@ async fn attempts_at_a_fixed_delay_are_limited() {
     let client = MemoryStore::new().client();
     client.cut();
     let a = register(&client, kitex()).await;
-    // What failed before a success does not count.
+    // Failures before a success do not count.
     tokio::time::sleep(35 * SECOND).await;
     client.heal();
     until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
@@ -46,7 +46,7 @@ async fn attempts_at_a_fixed_delay_are_limited() {
     let begun = Instant::now();
     drop(a.update(|draft| _ = draft.weight(7)));
     until(&a, |state| matches!(state, RegistrationState::Ended)).await;
-    // The first attempt at once, and four more.
+    // The first attempt is made at once, four more follow.
     assert_eq!(begun.elapsed(), 40 * SECOND);
     assert!(matches!(a.deregister().await, Err(Error::Unavailable(_))));
 }
@@ -62,7 +62,7 @@ async fn unlimited_attempts_continue_at_the_fixed_delay() {
     until(&a, |state| matches!(state, RegistrationState::Registered { .. })).await;
 }
 
-/// The defect is a registration that notices nothing by itself.
+/// The defect is a registration that does not notice a deletion by itself.
 #[tokio::test(start_paused = true)]
 async fn an_audit_is_the_observe_delay() {
     let store = MemoryStore::with_defect(Defect::NeverReregisters);

@@ -1,4 +1,4 @@
-//! Audits repair what no event told of. The defect here is a registration that notices nothing.
+//! Repair by audits of changes without an event. The defect here is a registration that does not notice a deletion.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
 use enlist_memory::{Defect, MemoryClient, MemoryStore};
 
-/// Registers an instance, deletes it by hand, and says whether it is back after an hour.
+/// Registers an instance and deletes it by hand. Returns `true` if it is back after an hour.
 async fn comes_back(options: RegisterOptions) -> bool {
     let store = MemoryStore::with_defect(Defect::NeverReregisters);
     let (client, service): (MemoryClient, _) = (store.client(), ServiceRef::parse("svc").unwrap());

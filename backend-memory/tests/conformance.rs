@@ -1,4 +1,4 @@
-//! The memory backend keeps every promise of the traits.
+//! Conformance of the memory backend to the guarantees of the traits.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

@@ -1,4 +1,4 @@
-//! Renewals of leases, which the conformance suite can only see of locks.
+//! Renewals of leases, which the conformance suite can observe only for locks.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn equal_renewal_intervals_share_one_lease() {
         registrations.push(server.register(&service, instance, options.clone()).await.unwrap());
     }
     assert_eq!(store.leases().len(), 2);
-    // Just before the first renewal of the default.
+    // Just before the first renewal with the default interval.
     tokio::time::sleep(Duration::from_millis(1900)).await;
     server.cut();
     tokio::time::sleep(Duration::from_millis(4500)).await;

@@ -1,4 +1,4 @@
-//! Locks over a link that is slow, which the conformance suite cannot ask of every backend.
+//! Locks over a slow link, a fault that the conformance suite does not require of every backend.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
 use std::time::Duration;
@@ -76,7 +76,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
         (proclaimed, leadership.is_held())
     };
     let mending = async {
-        // It is under way, and what comes after it is quick again.
+        // The proclamation is in progress, and later requests are fast again.
         tokio::time::sleep(Duration::from_millis(1)).await;
         client.delay(Duration::ZERO);
     };
@@ -84,7 +84,7 @@ async fn renewals_count_while_a_proclamation_is_under_way() {
     assert!(proclaimed.is_ok() && held, "{proclaimed:?} {:?}", leadership.lost().await);
 }
 
-/// The lease and the entry take a second each; the link fails while the position is read.
+/// The lease and the entry take a second each; the link is cut while the position is read.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_fails_when_its_link_is_cut() {
     let store = MemoryStore::new();

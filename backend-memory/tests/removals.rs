@@ -1,4 +1,4 @@
-//! Keys that a removal leaves alone when the link fails in between, which the conformance suite cannot time.
+//! Keys that a removal does not touch when the link is cut in between, which the conformance suite cannot time.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn a_failed_first_claim_leaves_newer_registrations_alone() {
     let (one, two) = (store.client(), store.client());
     let instance = || Instance::new(InstanceId::parse("a").unwrap(), [Endpoint::parse("h:1").unwrap()]).unwrap();
     let options = || RegisterOptions::new().owner("me");
-    // A lease, a look and a claim take a second each; the link fails during the claim.
+    // A lease, a read and a claim take a second each; the link is cut during the claim.
     one.delay(Duration::from_secs(1));
     let older = one.register(&service, instance(), options().start(Start::Background)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -30,7 +30,7 @@ async fn a_failed_first_claim_leaves_newer_registrations_alone() {
     assert_eq!(weights, [7], "{:?}", newer.state());
 }
 
-/// Its successor leaves before it wrote anything, so the key is still that of the abandoned registration.
+/// The successor leaves before it has written, so the key is still that of the abandoned registration.
 #[tokio::test(start_paused = true)]
 async fn an_abandoned_loser_is_left_to_its_lease() {
     let (store, service) = (MemoryStore::new(), ServiceRef::parse("svc").unwrap());
@@ -43,7 +43,7 @@ async fn an_abandoned_loser_is_left_to_its_lease() {
     let mut states = older.states();
     while !matches!(states.next().await, Ok(RegistrationState::Superseded { .. })) {}
     older.abandon();
-    // Its task has time to act.
+    // Gives its task time to act.
     tokio::time::sleep(Duration::from_millis(1)).await;
     drop(newer);
     client.heal();

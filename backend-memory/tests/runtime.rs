@@ -36,7 +36,7 @@ fn handles_can_be_dropped_without_a_runtime() {
     drop((registration, guard));
 }
 
-/// As the documentation of the crate says.
+/// As documented for the crate.
 #[tokio::test(start_paused = true)]
 async fn reports_of_tasks_lag_after_an_advance() {
     let is_registered =

@@ -1,4 +1,4 @@
-//! The conformance suite has teeth: each deliberate defect of this backend fails at least one case.
+//! Sensitivity of the conformance suite: each deliberate defect of this backend fails at least one case.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -17,7 +17,7 @@ use enlist_testkit::cases::{Case, all};
 #[derive(Debug)]
 struct Failure {
     case: &'static str,
-    /// Its message, if it did not spin.
+    /// Its message; `None` if the case spun.
     message: Option<String>,
 }
 
@@ -50,7 +50,7 @@ async fn real_time(limit: Duration) {
     let (done, over) = tokio::sync::oneshot::channel::<()>();
     let (cancel, cancelled) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
-        // Ends at the limit, or when the other side is gone.
+        // Ends at the limit, or when the other side is dropped.
         let _ = cancelled.recv_timeout(limit);
         drop(done);
     });
@@ -60,7 +60,7 @@ async fn real_time(limit: Duration) {
 
 #[test]
 fn every_defect_fails_a_case() {
-    // Hundreds of failures are expected here; their messages would bury the result.
+    // Hundreds of failures are expected here; their messages would hide the result.
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
     let results: Vec<(Defect, Vec<Failure>)> = Defect::ALL

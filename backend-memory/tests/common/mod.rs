@@ -1,4 +1,4 @@
-//! Lends memory stores to the conformance suite.
+//! Provides memory stores to the conformance suite.
 
 use std::time::Duration;
 
