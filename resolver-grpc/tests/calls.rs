@@ -1,4 +1,4 @@
-//! Calls to servers that end them in every way that HTTP/2 knows, and to servers that do not end them at all.
+//! Calls to servers that end them in each of HTTP/2's ways, and to servers that never end them.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -32,13 +32,13 @@ use tokio::{
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-/// A request, as HTTP/2 has it.
+/// A request, as received over HTTP/2.
 type Asked = http::Request<RecvStream>;
 
-/// A server of HTTP/2 that responds as the test says.
+/// An HTTP/2 server with responses defined by the test.
 struct Raw {
     address: SocketAddr,
-    /// Calls that reached it.
+    /// Number of received calls.
     calls: Arc<AtomicUsize>,
     _tasks: TaskOwner,
 }
@@ -67,13 +67,13 @@ impl Raw {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// A channel to this server alone.
+    /// Returns a channel to this server only.
     async fn channel(&self, builder: ChannelBuilder) -> Channel {
         channel(&[self], builder).await
     }
 }
 
-/// A channel to these servers.
+/// Returns a channel to these servers.
 async fn channel(servers: &[&Raw], builder: ChannelBuilder) -> Channel {
     let world = World::new();
     for (server, name) in servers.iter().zip(["raw", "other"]) {
@@ -98,7 +98,7 @@ where
     }
 }
 
-/// The head of a response.
+/// Returns the head of a response.
 fn head(status: u16, content: &str) -> http::Response<()> {
     http::Response::builder().status(status).header("content-type", content).body(()).unwrap()
 }
@@ -127,7 +127,7 @@ async fn a_stream_that_stalls_ends_at_its_deadline() {
     assert_eq!((instances[0].in_flight, instances[0].failed), (0, 0), "it had begun to respond");
 }
 
-/// Gives every call a time.
+/// Sets a deadline on every call.
 struct Hurry;
 
 #[async_trait::async_trait]
@@ -177,7 +177,7 @@ async fn a_response_without_body_ends_at_its_deadline() {
 async fn a_wait_for_room_ends_at_the_deadline() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
-    // tonic lets one call through at a time and one more into its buffer; a third one waits in front of the buffer.
+    // tonic passes one call on at a time and buffers one more; a third one waits in front of the buffer.
     let builder = Channel::builder().settings(|_, settings| Ok(settings.concurrency_limit(1).buffer_size(1)));
     let channel = world.channel(builder, 1).await;
     let _stuck = begun(say(&channel, "sleep 60000".to_owned()));
@@ -190,7 +190,7 @@ async fn a_wait_for_room_ends_at_the_deadline() {
     assert_eq!(channel.instances()[0].failed, 0, "none of them was sent");
 }
 
-/// Makes calls until one of two instances has failed five in a row, and rests.
+/// Makes calls until one of two instances has failed five in a row and is ejected.
 async fn one_rests(channel: &Channel) {
     for _ in 0..9 {
         let failed = say(channel, String::new()).await.unwrap_err();
@@ -217,7 +217,7 @@ async fn an_http_error_has_its_grpc_code() {
     let failed = say(&both, String::new()).await.unwrap_err();
     assert!(failed.code() == Code::Unavailable && failed.message().contains("503"), "{failed}");
     one_rests(&both).await;
-    // It is repeated like any other `UNAVAILABLE`.
+    // The call is repeated like one with any other `UNAVAILABLE`.
     let repeating = gateways[0].channel(Channel::builder().retry("", RetryPolicy::new())).await;
     let before = gateways[0].calls();
     say(&repeating, String::new()).await.unwrap_err();
@@ -320,7 +320,7 @@ impl AsyncWrite for Counted {
     }
 }
 
-/// Number of writes of ten calls with a text of so many bytes each.
+/// Returns the number of writes of ten calls with a text of this many bytes each.
 async fn writes_of_ten_calls(bytes: usize, vectored: Vectored) -> usize {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;

@@ -97,7 +97,7 @@ async fn a_filter_that_no_instance_passes_is_named() {
     assert!(age.len() <= "999 ms".len(), "rounded: {age}");
 }
 
-/// The state in `instances` is the reason why `ready` waits.
+/// The state in `instances` states the cause of a wait in `ready`.
 #[tokio::test]
 async fn a_timed_out_wait_states_the_cause() {
     let servers = [Server::start("a").await, Server::start("b").await];
@@ -138,7 +138,7 @@ async fn a_changed_weight_moves_calls_and_keeps_connections() {
         if weight == 900 { Ok(()) } else { Err(weight) }
     })
     .await;
-    // The channel follows the view within a moment that cannot be seen from outside.
+    // The channel follows the view after a short delay that is not visible from outside.
     eventually("nine of ten go there", || async {
         let after = shares(&channel, 200).await;
         if after.get("a").is_some_and(|share| *share > 160) { Ok(()) } else { Err(after) }
@@ -158,7 +158,7 @@ async fn a_zone_keeps_calls_while_instances_remain() {
     assert_eq!(shares(&channel, 300).await.get("far"), None);
     servers[0].kill();
     until(&channel, "near-1", InstanceState::Failing).await;
-    // Half of the zone is ready: 1.4 times that stays, the rest spills over.
+    // Half of the zone is ready: it receives 1.4 times its share, the rest goes to the other zone.
     let half = shares(&channel, 600).await;
     assert!((100..260).contains(&half["far"]), "{half:?}");
     servers[1].kill();
@@ -290,7 +290,7 @@ async fn calls_are_in_flight_until_the_response_ends() {
     }
     drop(streams);
     assert_eq!(channel.instances()[0].in_flight, 0);
-    // A call that is dropped while it waits is no longer in flight either.
+    // A call that is dropped while it waits is no longer counted as in flight.
     assert!(tokio::time::timeout(Duration::from_millis(50), say(&channel, "sleep 60000".to_owned())).await.is_err());
     assert_eq!(channel.instances()[0].in_flight, 0);
 }
@@ -302,7 +302,7 @@ async fn a_reregistered_instance_keeps_its_connection() {
     let channel = world.channel(Channel::builder(), 1).await;
     world.deregister(&servers[0]).await;
     until(&channel, "a", InstanceState::Leaving).await;
-    // Under another id: what counts is the address.
+    // Registered with another id: the address identifies the connection.
     let again = Instance::new(id("a-2"), servers[0].instance().endpoints().to_vec()).unwrap();
     world.register(&servers[0], again).await;
     until(&channel, "a-2", InstanceState::Ready).await;
@@ -348,7 +348,7 @@ async fn filtered_instances_are_not_connected_to() {
     assert_eq!(servers[0].dials(), 0);
 }
 
-/// Ten thousand instances at addresses of their own, all of them one server.
+/// Ten thousand instances with one address each, all of them served by one server.
 #[tokio::test]
 async fn a_subset_connects_to_its_members_only() {
     let server = Server::start("many").await;
@@ -356,7 +356,7 @@ async fn a_subset_connects_to_its_members_only() {
     let world = World::new();
     let listener = tokio::net::TcpListener::bind(("0.0.0.0", 0)).await.unwrap();
     let everywhere = listener.local_addr().unwrap().port();
-    // Whatever comes in on any address of the loopback network goes to the one server.
+    // Connections to any address of the loopback network are forwarded to the one server.
     let tasks = enlist::TaskOwner::new();
     let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = Arc::clone(&accepted);
@@ -446,7 +446,7 @@ async fn the_last_instance_takes_no_call_after_removal() {
     let registration = world.registration(&servers[0]);
     let drained = registration.update(|draft| _ = draft.health(Health::Draining));
     soon("stored", drained).await.unwrap();
-    // As soon as it is known, which is before there is another picker state.
+    // Immediately after the removal is known, which is before the next picker state exists.
     while channel.instances().iter().any(|one| one.state != InstanceState::Leaving) {
         tokio::task::yield_now().await;
     }
@@ -495,7 +495,7 @@ async fn nothing_is_left_of_a_thousand_channels() {
         channel.ready(LIMIT).await.unwrap();
         shares(&channel, 2).await;
     };
-    // The servers' own tasks end a moment after a connection does.
+    // The servers' tasks end shortly after a connection does.
     round(Channel::builder().health_check("")).await;
     let closed = || async {
         let open: usize = servers.iter().map(Server::open).sum();

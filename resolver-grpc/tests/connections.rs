@@ -1,4 +1,4 @@
-//! The connections of a channel: their number, which of them are watched, and when they are given up.
+//! The connections of a channel: their number, their monitoring, and the conditions for giving them up.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -24,10 +24,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
-/// Long enough for a connection that is judged wrongly to be given up.
+/// Long enough for a connection to be given up by a wrong decision.
 const WRONGLY_CUT: Duration = Duration::from_secs(3);
 
-/// Opens streams side by side, and waits until each has a response.
+/// Opens concurrent streams, and waits until each has a response.
 async fn streams(channel: &Channel, count: usize) -> Vec<Streaming<String>> {
     let open = || async {
         let mut stream = stream(channel).await.unwrap();
@@ -37,7 +37,7 @@ async fn streams(channel: &Channel, count: usize) -> Vec<Streaming<String>> {
     soon("all streams have a response", futures::future::join_all((0..count).map(|_| open()))).await
 }
 
-/// Waits whether any of these ends within `limit`.
+/// Returns `true` if one of these streams ends within `limit`.
 async fn any_ends(streams: &mut [Streaming<String>], limit: Duration) -> bool {
     let ends = streams.iter_mut().map(|stream| Box::pin(stream.message()));
     timeout(limit, futures::future::select_all(ends)).await.is_ok()
@@ -114,7 +114,7 @@ async fn calls_at_the_ceiling_go_elsewhere_or_wait() {
     let channel = world.channel(builder, 2).await;
     let mut open = streams(&channel, 8).await;
     assert!(channel.instances().iter().all(|one| one.in_flight == 4));
-    // Two calls wait, and whichever comes third is refused.
+    // Two calls wait, and the third one is refused.
     let calls = (0..3).map(|_| Box::pin(begun(say(&channel, String::new()))));
     let (refused, _, waiting) = soon("a call is refused", futures::future::select_all(calls)).await;
     let refused = refused.unwrap_err();
@@ -127,7 +127,7 @@ async fn calls_at_the_ceiling_go_elsewhere_or_wait() {
         soon("a response", call).await.unwrap();
     }
     assert_eq!(servers.iter().map(Server::dials).collect::<Vec<_>>(), [1, 1]);
-    // A call that nothing is freed for ends with the wait limit.
+    // A call without a free stream fails at the wait limit.
     let builder = Channel::builder().connections(1).wait_limit(Duration::from_millis(300));
     let channel = world.channel(builder, 2).await;
     let _open = streams(&channel, 8).await;
@@ -148,7 +148,7 @@ async fn a_ready_instance_takes_calls_at_once() {
     for (at, server) in servers.iter().enumerate().skip(1) {
         world.register(server, server.instance()).await;
         until_ready(&channel, at + 1).await;
-        // The picker states that calls choose from are made at intervals; this instance is younger.
+        // The picker states of calls are built at intervals; this instance is newer.
         open.extend(streams(&channel, 1).await);
     }
     assert!(channel.instances().iter().all(|one| one.in_flight == 1));
@@ -162,7 +162,7 @@ async fn a_health_stream_may_occupy_the_only_stream() {
     assert_eq!(soon("a response over a further connection", say(&channel, String::new())).await.unwrap(), "a");
 }
 
-/// SETTINGS that state how many streams a server takes at a time (RFC 9113, section 6.5.2).
+/// SETTINGS frame with the server's maximum number of concurrent streams (RFC 9113, section 6.5.2).
 fn max_streams(streams: u8) -> [u8; 15] {
     [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, streams]
 }
@@ -234,9 +234,9 @@ async fn waiting_calls_use_a_raised_stream_limit() {
     }
     let builder = Channel::builder().connections(1).queue_limit(1).wait_limit(Duration::from_secs(600));
     let channel = world.channel(builder, 1).await;
-    // Until no further picker state is due, which would also wake calls.
+    // Waits until no further picker state is due, which would also wake calls.
     assert!(timeout(Duration::from_millis(300), say(&channel, String::new())).await.is_err(), "a stream of none");
-    // One call waits, and the other one is refused.
+    // One call waits, and the second one is refused.
     let calls = (0..2).map(|_| Box::pin(begun(say(&channel, String::new()))));
     let (refused, _, _waiting) = soon("a call is refused", futures::future::select_all(calls)).await;
     assert!(refused.unwrap_err().message().contains("too many calls wait"));
@@ -271,7 +271,7 @@ async fn further_connections_serve_without_the_first() {
     let port = listen(&tasks, move |mut client| {
         let (number, breaks) = (made.fetch_add(1, Ordering::SeqCst), breaking.clone());
         async move {
-            // It takes two connections.
+            // It accepts two connections.
             if number > 1 {
                 return;
             }
@@ -313,7 +313,7 @@ async fn a_demoted_connection_is_observed_until_its_end() {
         say(&channel, String::new()).await.map_or_else(|_| Ok(()), Err)
     })
     .await;
-    // Its server refuses new connections, and is well.
+    // Its server refuses new connections but is healthy.
     assert!(!any_ends(&mut idle, WRONGLY_CUT).await, "an idle stream was cut");
     servers[0].proxy.set(Mode::BlackHole(Direction::Both));
     soon("the stream breaks", idle[0].message()).await.unwrap_err();
@@ -339,12 +339,12 @@ async fn an_idle_channel_obeys_goaway() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().health_check(""), 1).await;
-    // Fails if the server does not end: it waits for the end of the health stream.
+    // This fails if the server does not end: it waits for the end of the health stream.
     servers[0].stop().await;
     until(&channel, "a", InstanceState::Failing).await;
 }
 
-/// The port of a server that ends each connection soon after its first word.
+/// Returns the port of a server that ends each connection soon after its first frame.
 async fn flapping(tasks: &TaskOwner) -> u16 {
     listen(tasks, |mut connection| async move {
         connection.write_all(&SETTINGS).await.unwrap();
@@ -364,7 +364,7 @@ async fn short_lived_connections_delay_no_call() {
     let rarely = BackoffPolicy::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
     let channel = Channel::builder().redial(rarely).build(&world.view()).unwrap();
     until(&channel, "i0", InstanceState::Failing).await;
-    // Calls then go to an instance that is connected, although it is not ready.
+    // Calls then go to a connected instance, although it is not ready.
     let server = Server::start("ill").await;
     server.health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
     world.register(&server, server.instance()).await;
@@ -400,7 +400,8 @@ async fn concurrent_dials_are_limited() {
     assert!((2..=64).contains(&most), "{most} at a time");
 }
 
-/// The timers of this host's IPv4 connections to `port`: 2 is that of keepalive (the kernel's `proc_net_tcp.rst`).
+/// Returns the timers of this host's IPv4 connections to `port`: 2 is that of keepalive (the kernel's
+/// `proc_net_tcp.rst`).
 #[cfg(target_os = "linux")]
 fn timers(port: u16) -> Vec<String> {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -433,7 +434,7 @@ async fn an_idle_channel_closes_connections_until_a_call() {
     let servers = [Server::start("a").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().idle_timeout(Some(Duration::from_millis(200))), 1).await;
-    // A call in flight is use.
+    // A call in flight counts as use.
     let mut long = streams(&channel, 1).await;
     assert!(!any_ends(&mut long, Duration::from_secs(1)).await);
     assert_eq!((servers[0].dials(), channel.instances()[0].state), (1, InstanceState::Ready));
@@ -450,7 +451,7 @@ async fn an_idle_channel_closes_connections_until_a_call() {
         assert_eq!(servers[0].dials(), dials);
         assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
     }
-    // One that is waited for to be ready is in use, too.
+    // A call to `ready` counts as use, too.
     until(&channel, "a", InstanceState::Idle).await;
     channel.ready(Duration::from_secs(10)).await.unwrap();
 }
@@ -474,7 +475,7 @@ async fn a_waiting_call_counts_as_use() {
     assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
 }
 
-/// Duration of the load: some seconds, or as many as `ENLIST_SATURATION_SECONDS` says.
+/// Returns the duration of the load: three seconds, or `ENLIST_SATURATION_SECONDS`.
 fn load_time() -> Duration {
     let seconds = std::env::var("ENLIST_SATURATION_SECONDS").map_or(3, |seconds| seconds.parse().unwrap());
     Duration::from_secs(seconds)
@@ -493,7 +494,7 @@ async fn an_instance_with_few_streams_fails_no_call() {
             say(&channel, "sleep 2".to_owned()).await.unwrap();
             calls += 1;
             let few = channel.instances().into_iter().find(|one| one.id == id("few")).unwrap();
-            // None is handed to a connection that has no stream for it.
+            // No call is assigned to a connection without a free stream.
             assert!(few.connections <= 8 && few.in_flight <= 4 * few.connections, "{few:?}");
         }
         calls

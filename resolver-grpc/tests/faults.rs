@@ -1,4 +1,5 @@
-//! A channel with failing instances: they refuse, drop packets, break off, respond with errors, or are unhealthy.
+//! A channel with failing instances: they refuse, drop packets, break connections, respond with errors, or are
+//! unhealthy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -16,7 +17,7 @@ async fn three() -> [Server; 3] {
     [Server::start("a").await, Server::start("b").await, Server::start("c").await]
 }
 
-/// The calls that `tonic`'s own balanced channel fails, over the same instances.
+/// Returns the number of failed calls of `tonic`'s own balanced channel, over the same instances.
 async fn failed_by_tonic(world: &World, callers: usize, calls: usize) -> usize {
     let view = world.view();
     view.ready().await.unwrap();
@@ -56,7 +57,7 @@ async fn a_dying_instance_fails_only_calls_in_flight() {
         in_flight
     };
     let (failed, repeated, in_flight) = soon("all calls", async { tokio::join!(load, repeated, kill) }).await;
-    // What was in flight when it was counted may have been followed by one more of each caller by the time of the kill.
+    // Each caller may have started one more call between the count and the kill.
     assert!(failed.len() <= callers, "{in_flight} in flight, {} failed: {failed:?}", failed.len());
     assert!(failed.iter().all(|status| status.code() == Code::Unavailable), "{failed:?}");
     assert!(repeated.is_empty(), "{repeated:?}");
@@ -93,7 +94,7 @@ async fn a_silent_instance_fails_calls_without_deadline() {
     let servers = [Server::start("a").await, Server::start("b").await];
     let world = World::of(&servers).await;
     let channel = world.channel(Channel::builder().silence(Duration::from_millis(300)), 2).await;
-    // An idle stream is no reason to think ill of an instance.
+    // An idle stream does not count against an instance.
     let mut idle = Vec::new();
     for _ in 0..8 {
         let mut stream = stream(&channel).await.unwrap();
@@ -108,7 +109,7 @@ async fn a_silent_instance_fails_calls_without_deadline() {
     assert!(calls.iter().all(|status| status.code() == Code::Unavailable), "{calls:?}");
     until(&channel, "a", InstanceState::Failing).await;
     assert_eq!(shares(&channel, 20).await["b"], 20);
-    // The streams of the silent one were broken off, the others go on.
+    // The streams of the silent instance were broken off, the others continue.
     let mut broken = 0;
     for stream in &mut idle {
         broken += usize::from(tokio::time::timeout(Duration::from_millis(50), stream.message()).await.is_ok());
@@ -128,7 +129,8 @@ async fn a_slow_instance_gets_fewer_calls() {
     assert!(calls[0] < 150, "a third would be 300: {calls:?}");
 }
 
-/// Deregistered, killed, or both without the store's word: the answer comes at once and says what is known.
+/// The instances are deregistered, killed, or both without notice from the store: the error is immediate and states the
+/// known facts.
 #[tokio::test]
 async fn calls_without_any_instance_fail_at_once() {
     let servers = [Server::start("a").await, Server::start("b").await];
@@ -142,7 +144,7 @@ async fn calls_without_any_instance_fail_at_once() {
         }
     })
     .await;
-    // The quickest of a few: the machine may have other things to do.
+    // The fastest of several calls, because the machine may be busy.
     let fails_at_once = || async {
         let mut quickest = None;
         for _ in 0..10 {
@@ -158,7 +160,7 @@ async fn calls_without_any_instance_fail_at_once() {
     let (status, took) = fails_at_once().await;
     assert!(status.code() == Code::Unavailable && took < Duration::from_millis(50), "{took:?}: {status}");
     assert!(status.message().contains("refused") || status.message().contains("reset"), "{status}");
-    // Their leases end too: the view holds them for a while, and says so.
+    // Their leases end too: the view holds the instances for a while, and the message states this.
     let registrations: Vec<_> = servers.iter().map(|server| world.registration(server)).collect();
     for lease in registrations.iter().filter_map(enlist::Registration::lease).collect::<BTreeSet<_>>() {
         assert!(world.store.revoke(lease));
@@ -211,7 +213,7 @@ async fn a_view_beyond_its_age_is_not_called() {
     eventually("it is called again", || say(&channel, String::new())).await;
 }
 
-/// Ends the connections to a server, and lets it be connected to again.
+/// Ends the connections to a server and allows new ones.
 async fn break_connections(server: &Server) {
     server.proxy.cut();
     eventually("the connections are broken", || async {
@@ -263,7 +265,7 @@ async fn errors_are_repeated_only_by_policy() {
     let repeating = world.channel(Channel::builder().retry("/test.Echo/", RetryPolicy::new()), 2).await;
     fail_once();
     assert!(say(&repeating, String::new()).await.is_ok());
-    // Each attempt says how many there were before it.
+    // Each attempt carries the number of previous ones.
     fail_once();
     let previous = say(&repeating, "header grpc-previous-rpc-attempts".to_owned()).await.unwrap();
     assert!(["1", "2"].contains(&previous.as_str()), "{previous}");
@@ -271,7 +273,7 @@ async fn errors_are_repeated_only_by_policy() {
     let other_method = world.channel(Channel::builder().retry("/test.Echo/Other", twice), 2).await;
     fail_once();
     assert!(say(&other_method, String::new()).await.is_err());
-    // What does not fit is not kept, and so cannot be repeated.
+    // A message above the limit is not kept, so its call cannot be repeated.
     let small = Channel::builder().retry("", RetryPolicy::new()).replay_limit(10);
     let small = world.channel(small, 2).await;
     fail_once();
@@ -288,7 +290,7 @@ async fn retries_end_with_the_budget() {
     for _ in 0..50 {
         say(&channel, String::new()).await.unwrap_err();
     }
-    // 50 calls, and one retry a second out of a window of ten.
+    // 50 calls, and one retry per second from a window of ten seconds.
     let calls = servers[0].calls();
     assert!((51..=65).contains(&calls), "{calls}");
 }
@@ -360,7 +362,7 @@ async fn settings_that_panic_once_cost_one_dial() {
 async fn a_failing_instance_is_ejected_and_readmitted() {
     let servers = three().await;
     let world = World::of(&servers).await;
-    // At least half of it, which is long enough to be seen however slow the machine is.
+    // The ejection lasts at least half of this, long enough to be observed on a slow machine.
     let rest = Duration::from_secs(10);
     let ejection = Ejection::new().failures(5).time(rest, rest).unwrap();
     let channel = world.channel(Channel::builder().ejection(Some(ejection)), 3).await;
@@ -400,7 +402,7 @@ async fn a_restarted_instance_is_not_ejected() {
     servers[0].echo.failing.store(5, Ordering::SeqCst);
     assert_eq!(calls_side_by_side(1, 60, || say(&channel, String::new())).await.len(), 5);
     until(&channel, "a", InstanceState::Ejected).await;
-    // At the same address, within the time for which its connection is kept.
+    // Registers at the same address, within the time for which its connection is kept.
     world.deregister(&servers[0]).await;
     world.register(&servers[0], servers[0].instance()).await;
     until_ready(&channel, 3).await;
@@ -437,7 +439,7 @@ async fn only_serving_instances_are_called() {
     set(0, tonic_health::ServingStatus::Serving).await;
     until(&channel, "a", InstanceState::Ready).await;
     assert_eq!(shares(&channel, 30).await["a"], 30);
-    // A service that the health service does not know is not served.
+    // A service that is unknown to the health service is not served.
     let unknown = Channel::builder().health_check("nobody.knows").build(&world.view()).unwrap();
     until(&unknown, "a", InstanceState::Unhealthy).await;
 }

@@ -22,10 +22,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{SETTINGS, World, addresses, listen, swallow, until_ready};
 use tokio::io::AsyncWriteExt;
 
-/// Names the folder that a child process reports to.
+/// Variable with the folder for the reports of a child process.
 const SERVE: &str = "ENLIST_TEST_SERVE";
 
-/// Allows as many files as the system does, and returns how many that is.
+/// Raises the limit of open files to the maximum, and returns it.
 fn most_files() -> u64 {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
@@ -43,8 +43,8 @@ fn reported(folder: &Path, name: &str) -> Option<usize> {
     fs::read_to_string(folder.join(name)).ok()?.parse().ok()
 }
 
-/// The server's side, in a process of its own: a process may not have as many files as both sides need. Each connection
-/// hears its first word after 5 ms; how many waited for theirs at a time is reported.
+/// The server in a separate process: the limit of open files is too low for both sides in one process. Each connection
+/// receives its first frame after 5 ms; the maximum number of concurrently waiting connections is reported.
 #[tokio::test]
 async fn serves_its_parent_if_it_has_one() {
     let Ok(folder) = std::env::var(SERVE) else { return };
@@ -73,7 +73,7 @@ async fn serves_its_parent_if_it_has_one() {
     })
     .await;
     report(&folder, "port", usize::from(port));
-    // Until the parent ends.
+    // Waits until the parent ends.
     tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await.unwrap().unwrap();
 }
 
@@ -106,7 +106,7 @@ async fn dials_to_ten_thousand_instances_are_limited() {
     world.view().ready().await.unwrap();
     let begun = Moment::now();
     let channel = Channel::builder().build(&world.view()).unwrap();
-    // In parts, since the machine may have other things to do.
+    // In parts, because the machine may be busy.
     for part in 1..=4 {
         eventually("a part of them is connected to", || async {
             let connected = reported(folder.path(), "served").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! From names to shared channels.
+//! From service names to shared channels.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -89,7 +89,7 @@ async fn an_unheld_channel_is_removed() {
     let callee = Callee::parse("echo").unwrap();
     let held = manager.channel(&callee).unwrap();
     say(&held, String::new()).await.unwrap();
-    // A holder that does nothing for long is one all the same.
+    // A holder that is idle for long still counts as a holder.
     let lapsed = say(&held, "sleep 1000".to_owned());
     soon("a response", lapsed).await.unwrap();
     assert_eq!((manager.targets().len(), servers[0].dials()), (1, 1));
@@ -106,7 +106,7 @@ async fn an_unheld_channel_is_removed() {
     assert!(matches!(refused, Err(Error::InvalidConfig { .. })), "{refused:?}");
 }
 
-/// A resolver that counts the watches that go on.
+/// Resolver that counts its open watches.
 #[derive(Debug)]
 struct Counted(MemoryClient, Arc<()>);
 
@@ -139,8 +139,8 @@ impl Resolver for Counted {
     }
 }
 
-/// Number of watches that go on so long after the last holder of a channel is gone, and number of channels that are
-/// kept.
+/// Returns the number of watches that are open `wait` after the last holder of a channel was dropped, and the number of
+/// channels that are kept.
 async fn watched_after(cache_ttl: &str, wait: Duration) -> (usize, usize) {
     let watches = Arc::new(());
     let resolver = Arc::new(Counted(MemoryStore::new().client(), Arc::clone(&watches)));
@@ -169,7 +169,7 @@ async fn a_watch_ends_after_channel_and_cache_ttl() {
     assert_eq!(watched_after("0s", seconds(12)).await, (0, 0));
 }
 
-/// The stream of the third dial, and of each one after it.
+/// Fails the first dial, panics at the second, and connects from the third on.
 async fn third(dial: usize, address: SocketAddr) -> Result<TcpStream, BoxError> {
     match dial {
         0 => Err("the proxy is away".into()),
@@ -182,7 +182,7 @@ async fn third(dial: usize, address: SocketAddr) -> Result<TcpStream, BoxError> 
 async fn a_custom_connector_opens_each_stream() {
     let servers = [Server::start("a").await];
     let world = World::new();
-    // Only the connector knows the way.
+    // Only the connector can resolve this address.
     let endpoint = Endpoint::parse("nowhere.invalid:1").unwrap();
     world.register(&servers[0], Instance::new(id("a"), [endpoint]).unwrap()).await;
     let (dials, address) = (Arc::new(AtomicUsize::new(0)), servers[0].address());
@@ -199,7 +199,7 @@ async fn a_custom_connector_opens_each_stream() {
     soon("ready", channel.ready(Duration::from_secs(5))).await.unwrap();
     assert_eq!(soon("a response", say(&channel, String::new())).await.unwrap(), "a");
     assert_eq!((dials.load(Ordering::SeqCst), servers[0].dials()), (3, 1));
-    // The stream is watched as any other: its end is noticed, and the next dial is the connector's too.
+    // The stream is monitored as any other: its end is noticed, and the next dial uses the connector as well.
     servers[0].proxy.cut();
     eventually("it is dialled again", || async {
         let dials = dials.load(Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! Limits on what a writer of the registry can make a channel connect to.
+//! Limits on the connections that a writer of the registry can cause in a channel.
 
 mod support;
 

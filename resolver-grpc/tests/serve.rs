@@ -1,4 +1,4 @@
-//! Servers that come and go in order.
+//! Servers that start and stop in order.
 
 mod support;
 
@@ -31,7 +31,7 @@ async fn a_server_leaves_without_a_call_failing() {
         });
         servers.push((stop, run));
     }
-    // A watched health keeps a stream open, which must not hold the server up.
+    // A watched health service keeps a stream open, which must not delay the server's end.
     let channel = world.channel(Channel::builder().health_check("test.Echo"), 2).await;
     let calls = support::calls_side_by_side(10, 1000, || say(&channel, "sleep 5".to_owned()));
     let (stop, run) = servers.remove(0);
@@ -88,7 +88,7 @@ async fn health_reports_not_serving_before_the_end() {
         }
     })
     .await;
-    // It still responds: clients have time to see it.
+    // It still responds, so that clients have time to notice the state.
     let say = support::say(&channel, String::new()).await.unwrap();
     assert_eq!(say, "a");
     drop(channel);
@@ -134,7 +134,7 @@ async fn a_server_keeps_its_instance_handle_while_serving() {
     let listed = world.servers.resolve(&world.service).await.unwrap();
     assert_eq!(listed.entries().map(|entry| entry.instance().weight()).collect::<Vec<_>>(), [7]);
     stop.send(()).unwrap();
-    // The handle does not keep the instance, nor the server.
+    // The handle keeps neither the instance nor the server alive.
     let report = soon("the end", run).await.unwrap();
     assert!(report.drained && matches!(report.deregistered, Ok(Deregistered::Removed)), "{report:?}");
     assert!(matches!(instance.update(|draft| _ = draft.weight(1)).await, Err(enlist::Error::Closed)));

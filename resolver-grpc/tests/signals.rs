@@ -1,4 +1,4 @@
-//! Signals to a server. A program of its own: a signal that is not handled ends all of its tests.
+//! Signals to a server. A separate program, because an unhandled signal ends all tests of its program.
 
 #![cfg(unix)]
 
@@ -20,7 +20,7 @@ use tokio::{
     sync::{Notify, Semaphore},
 };
 
-/// A registry that takes its time.
+/// A registry whose registrations wait for a permit.
 #[derive(Debug)]
 struct Slow {
     inner: MemoryClient,

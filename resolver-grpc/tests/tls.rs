@@ -24,7 +24,7 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
-/// A server whose certificate is for `host`, and its authority.
+/// A server with a certificate for `host`, and its authority.
 async fn secure(tasks: &TaskOwner, name: &'static str, host: &str) -> (SocketAddr, Certificate) {
     secure_with(tonic::transport::Server::builder(), tasks, name, host).await
 }
@@ -50,7 +50,7 @@ async fn secure_with(
     (address, Certificate::from_pem(own.cert.pem()))
 }
 
-/// A server with a certificate of its own.
+/// Starts a server with a new certificate.
 struct Secure {
     address: SocketAddr,
     ca: Certificate,
@@ -68,7 +68,7 @@ impl Secure {
         Self { address, ca, tasks }
     }
 
-    /// Options of a channel that trusts it.
+    /// Returns the options of a channel that trusts it.
     fn trusted(&self) -> ChannelBuilder {
         let ca = self.ca.clone();
         Channel::builder().settings(move |_, settings| {
@@ -78,7 +78,7 @@ impl Secure {
     }
 }
 
-/// A world with a secure instance at `port` in it.
+/// Returns a world with a secure instance at `port`.
 async fn secure_world(port: u16) -> World {
     let world = World::new();
     let endpoint = Endpoint::parse(format!("grpcs://127.0.0.1:{port}")).unwrap();
@@ -93,7 +93,8 @@ async fn listed(world: &World, name: &str, endpoints: &[String]) -> Registration
     world.servers.register(&world.service, instance, RegisterOptions::new()).await.unwrap()
 }
 
-/// Passes everything on to `server`, but no response after the client's second word, which ends a handshake.
+/// Forwards both directions to `server`, but no response after the client's second message, which completes a
+/// handshake.
 async fn handshake_only(client: TcpStream, server: SocketAddr) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = TcpStream::connect(server).await.unwrap().into_split();
@@ -126,7 +127,7 @@ async fn a_tls_handshake_alone_is_not_ready() {
     let world = secure_world(port).await;
     let channel = server.trusted().dial_timeout(Duration::from_millis(500)).build(&world.view()).unwrap();
     until(&channel, "a", InstanceState::Failing).await;
-    // A server that answers is ready.
+    // A server that responds is ready.
     let world = secure_world(address.port()).await;
     let channel = world.channel(server.trusted(), 1).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "secure");
@@ -189,7 +190,7 @@ async fn each_instance_matches_its_certificate() {
     let channel = trusting(|instance| instance.metadata()["tls-name"].clone());
     until_ready(&channel, 1).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "secure");
-    // The name has to be the certificate's.
+    // The name has to match the certificate.
     let misled = trusting(|_| "other.test".to_owned());
     until(&misled, "a", InstanceState::Failing).await;
 }
@@ -219,7 +220,7 @@ async fn only_the_expected_server_is_called() {
     until_ready(&channel, 1).await;
     until(&channel, "other", InstanceState::Failing).await;
     assert_eq!(say(&channel, String::new()).await.unwrap(), "good");
-    // Without a name of its own the channel takes that of the registry.
+    // Without an explicit name the channel uses that of the registry.
     until(&trusting().build(&world.view()).unwrap(), "other", InstanceState::Ready).await;
     assert!(matches!(trusting().authority("a/b").build(&world.view()), Err(enlist::Error::InvalidConfig { .. })));
 }

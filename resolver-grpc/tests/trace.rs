@@ -1,4 +1,4 @@
-//! The place of a call in a trace, from client to server, and its export by OpenTelemetry's SDK.
+//! Trace context of a call, from client to server, and the export of its spans by OpenTelemetry's SDK.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -37,12 +37,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{filter::dynamic_filter_fn, layer::SubscriberExt};
 
 thread_local! {
-    /// This test filters out the spans of the crate.
+    /// Set while this test filters out the spans of the crate.
     static FILTERED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The spans that the SDK exports, of all tests: a thread's own subscriber misses callsites that other tests used
-/// before.
+/// Returns the exporter of all tests' spans: a thread's subscriber misses callsites that other tests used before.
 fn exported() -> InMemorySpanExporter {
     static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
     let start = || {
@@ -52,7 +51,7 @@ fn exported() -> InMemorySpanExporter {
             "caller" => true,
             target => target.starts_with("enlist_grpc::trace") && !FILTERED.get(),
         };
-        // For all layers: a layer's own filter leaves a span that no layer sees.
+        // A filter for all layers: with a per-layer filter the span would exist without a layer.
         let filter = dynamic_filter_fn(move |metadata, _| passes(metadata));
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
         tracing::subscriber::set_global_default(tracing_subscriber::registry().with(filter).with(layer)).unwrap();
@@ -72,18 +71,18 @@ fn text(span: &SpanData, key: &str) -> Option<String> {
     attribute(span, key).map(|value| value.as_str().into_owned())
 }
 
-/// The spans of a kind whose attribute `key` is `value`, in the order of their ends.
+/// Returns the spans of a kind whose attribute `key` is `value`, in the order of their ends.
 fn spans(kind: &SpanKind, key: &str, value: &Value) -> Vec<SpanData> {
     let spans = exported().get_finished_spans().unwrap();
     spans.into_iter().filter(|span| span.span_kind == *kind && attribute(span, key).as_ref() == Some(value)).collect()
 }
 
-/// The client's spans for calls to a server.
+/// Returns the client's spans for calls to a server.
 fn calls_to(address: SocketAddr) -> Vec<SpanData> {
     spans(&SpanKind::Client, "network.peer.port", &Value::I64(address.port().into()))
 }
 
-/// The end of a span: the status, the description of the error, and the kind of error.
+/// Returns the end of a span: the status, the description of the error, and the kind of error.
 fn end(span: &SpanData) -> (Option<String>, Option<String>, Option<String>) {
     let description = match &span.status {
         opentelemetry::trace::Status::Error { description } => Some(description.to_string()),
@@ -101,7 +100,7 @@ fn failed(code: &str, description: &str) -> (Option<String>, Option<String>, Opt
     (Some(code.to_owned()), Some(description.to_owned()), Some(code.to_owned()))
 }
 
-/// Makes the context that a request carries the current one of the SDK while it is handed on.
+/// Makes the context in a request's headers the SDK's current one while the request is handled.
 #[derive(Clone)]
 struct Attach<S>(S);
 
@@ -133,7 +132,7 @@ impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Attach<S> {
     }
 }
 
-/// A server with the layer, not behind a proxy.
+/// A server with the layer, without a proxy.
 struct Layered {
     address: SocketAddr,
     _tasks: TaskOwner,
@@ -159,7 +158,7 @@ impl Layered {
         world.channel(builder, 1).await
     }
 
-    /// The server's spans, once there are so many.
+    /// Waits for this many spans of the server.
     async fn requests(&self, count: usize) -> Vec<SpanData> {
         let port = Value::I64(self.address.port().into());
         let spans = || async {
@@ -184,7 +183,7 @@ async fn a_call_is_a_child_of_its_context() {
     let child = heard(parent.clone().scope(ask()).await.unwrap());
     assert_eq!(child.trace_id(), parent.trace_id());
     assert_ne!(child.span_id(), parent.span_id());
-    // An explicit one counts more than the current one, and a header that is there more than both.
+    // An explicit context takes precedence over the current one, and an existing header over both.
     let mut request = Request::new("header traceparent".to_owned());
     let explicit = TraceContext::root();
     request.extensions_mut().insert(explicit.clone());
@@ -193,7 +192,7 @@ async fn a_call_is_a_child_of_its_context() {
     let mut request = Request::new("header traceparent".to_owned());
     request.metadata_mut().insert("traceparent", explicit.to_string().parse().unwrap());
     assert_eq!(heard(parent.scope(say(&channel, request)).await.unwrap()), explicit);
-    // Without any, a trace begins.
+    // Without any of them, a new trace starts.
     assert_ne!(heard(ask().await.unwrap()).trace_id(), heard(ask().await.unwrap()).trace_id());
 }
 
@@ -228,13 +227,13 @@ async fn calls_are_exported_by_the_conventions() {
         for (key, value) in [
             ("rpc.system.name", "grpc"),
             ("rpc.method", "test.Echo/Say"),
-            // What was asked for, and who answered.
+            // The requested service, and the address of the server that answered.
             ("server.address", "default/echo"),
             ("network.peer.address", "127.0.0.1"),
         ] {
             assert_eq!(text(call, key).as_deref(), Some(value), "{key}: {call:?}");
         }
-        // These are of earlier versions of the conventions.
+        // These attributes belong to earlier versions of the conventions.
         for key in ["rpc.system", "rpc.service", "rpc.grpc.status_code", "server.port"] {
             assert_eq!(attribute(call, key), None, "{call:?}");
         }
@@ -298,7 +297,7 @@ async fn requests_are_exported_by_the_conventions() {
         assert!(matches!(attribute(request, "network.peer.port"), Some(Value::I64(1..))), "{request:?}");
     }
     let ends = requests.iter().map(end).collect::<Vec<_>>();
-    // A server has not failed if it says that there is no such thing.
+    // `NOT_FOUND` is no failure of the server.
     let unimplemented = failed("UNIMPLEMENTED", "failed on request");
     assert_eq!(
         ends,
@@ -307,7 +306,7 @@ async fn requests_are_exported_by_the_conventions() {
     let method = |name: &str| Some(name.to_owned());
     let methods: Vec<_> = requests.iter().map(|request| text(request, "rpc.method")).collect();
     let (say, stream) = (method("test.Echo/Say"), method("test.Echo/Stream"));
-    // Clients that call unknown methods must not fill tables with names.
+    // Calls of unknown methods must not create an unbounded number of names.
     assert_eq!(methods, [say.clone(), say.clone(), say.clone(), method("_OTHER"), stream]);
     assert_eq!(text(&requests[3], "rpc.method_original"), say);
 }
@@ -331,7 +330,7 @@ async fn filtered_spans_are_not_sampled() {
     );
     let filtered = ask().instrument(caller).await.unwrap();
     assert!(filtered.ends_with("-00"), "{filtered}");
-    // What others sample stays sampled.
+    // A trace that another service samples stays sampled.
     let child = TraceContext::root().scope(ask()).await.unwrap();
     assert!(child.ends_with("-01"), "{child}");
     let spans = exported().get_finished_spans().unwrap();
@@ -341,7 +340,7 @@ async fn filtered_spans_are_not_sampled() {
     }
 }
 
-/// Lets a call carry the context that the SDK has for its span.
+/// Adds the SDK's context of the call's span to its headers.
 struct Propagate;
 
 struct Headers<'a>(&'a mut http::HeaderMap);

@@ -36,15 +36,15 @@ use tower::{Service, service_fn};
 
 type Codec = ProstCodec<String, String>;
 
-/// A service with three methods that take and give texts: `Say`, and `Stream`, which says the name once and goes on
-/// until it is dropped, and `Hold`, which neither reads nor responds. The text says what to do: `sleep` milliseconds,
-/// `fail` with a code, `header` to hear one; else the name is said.
+/// A service with three methods over texts: `Say` responds once, `Stream` responds with the name and stays open until
+/// it is dropped, and `Hold` neither reads nor responds. The text selects the behaviour: `sleep` with milliseconds,
+/// `fail` with a code, `header` to return a header; any other text returns the name.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
     name: &'static str,
-    /// Calls that were begun.
+    /// Number of started calls.
     pub(crate) calls: Arc<AtomicUsize>,
-    /// Number of the next calls that end with `UNAVAILABLE`.
+    /// Number of further calls that end with `UNAVAILABLE`.
     pub(crate) failing: Arc<AtomicUsize>,
     slow: Duration,
 }
@@ -112,7 +112,7 @@ impl Service<http::Request<Body>> for Echo {
     }
 }
 
-/// The service, for another server than `Server`.
+/// Returns the service, for another server than `Server`.
 pub(crate) fn echo(name: &'static str) -> Echo {
     Echo { name, calls: Arc::default(), failing: Arc::default(), slow: Duration::ZERO }
 }
@@ -132,12 +132,12 @@ impl Server {
         Self::slow(name, Duration::ZERO).await
     }
 
-    /// Delays each response by `slow`.
+    /// Starts a server that delays each response by `slow`.
     pub(crate) async fn slow(name: &'static str, slow: Duration) -> Self {
         Self::with(name, slow, tonic::transport::Server::builder()).await
     }
 
-    /// A server that takes at most so many streams at a time on each connection.
+    /// Starts a server with at most this many concurrent streams per connection.
     pub(crate) async fn limited(name: &'static str, streams: u32) -> Self {
         Self::with(name, Duration::ZERO, tonic::transport::Server::builder().max_concurrent_streams(streams)).await
     }
@@ -169,22 +169,22 @@ impl Server {
         self.echo.calls.load(Ordering::SeqCst)
     }
 
-    /// Its host lost its power, and then refuses: what a killed process looks like.
+    /// Cuts its connections silently, then refuses new ones, like a killed process.
     pub(crate) fn kill(&self) {
         self.proxy.set(Mode::Refuse);
     }
 
-    /// Connections that are open.
+    /// Returns the number of open connections.
     pub(crate) fn open(&self) -> usize {
         self.proxy.connections().iter().filter(|connection| !connection.ended).count()
     }
 
-    /// Connections there ever were.
+    /// Returns the number of connections so far.
     pub(crate) fn dials(&self) -> usize {
         self.proxy.connections().len()
     }
 
-    /// Says GOAWAY, and ends once its calls have.
+    /// Sends GOAWAY, and ends after its last call.
     pub(crate) fn go_away(&self) {
         self.tasks.stop_signal().cancel();
     }
@@ -198,7 +198,7 @@ impl Server {
 /// The first frame of a server: SETTINGS without a setting (RFC 9113, section 6.5).
 pub(crate) const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
-/// The port of a listener on all addresses, whose connections are given to `each`.
+/// Returns the port of a listener on all addresses that passes each connection to `each`.
 pub(crate) async fn listen<F>(tasks: &TaskOwner, mut each: impl FnMut(TcpStream) -> F + Send + 'static) -> u16
 where
     F: Future<Output = ()> + Send + 'static,
@@ -222,7 +222,7 @@ pub(crate) async fn swallow(connection: &mut TcpStream) {
     let _ = tokio::io::copy(connection, &mut tokio::io::sink()).await;
 }
 
-/// Endpoints of so many instances behind one port of the loopback network, each with an address of its own.
+/// Returns `count` instances behind one port of the loopback network, with one address each.
 pub(crate) fn addresses(count: u32, port: u16) -> impl Iterator<Item = Instance> {
     (0..count).map(move |n| {
         let [_, _, high, low] = n.to_be_bytes();
@@ -257,7 +257,7 @@ impl World {
         Self { store, servers, client, directory, service, registrations: Mutex::default() }
     }
 
-    /// A world with these servers in it.
+    /// Returns a world with these servers registered.
     pub(crate) async fn of(servers: &[Server]) -> Self {
         let world = Self::new();
         for server in servers {
@@ -284,7 +284,7 @@ impl World {
         self.directory.view(&self.service)
     }
 
-    /// A channel, once `ready` instances are.
+    /// Returns a channel with `ready` ready instances.
     pub(crate) async fn channel(&self, builder: ChannelBuilder, ready: usize) -> Channel {
         let channel = builder.build(&self.view()).unwrap();
         until_ready(&channel, ready).await;
@@ -292,7 +292,7 @@ impl World {
     }
 }
 
-/// Waits until so many instances are ready, and no other number.
+/// Waits until exactly this many instances are ready.
 pub(crate) async fn until_ready(channel: &Channel, ready: usize) {
     enlist_testkit::eventually("so many are ready", || async {
         let instances = channel.instances();
@@ -312,7 +312,7 @@ pub(crate) async fn until(channel: &Channel, name: &str, state: enlist_grpc::Ins
     .await;
 }
 
-/// Begins something now whose end is awaited later.
+/// Starts a future now; its end is awaited later.
 pub(crate) fn begun<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> impl Future<Output = T> {
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(future);
@@ -342,7 +342,7 @@ pub(crate) async fn say_within(channel: &Channel, text: &str, limit: Duration) -
     say(channel, request).await
 }
 
-/// Opens a stream that says the server's name and then nothing.
+/// Opens a stream that responds with the server's name and stays open.
 pub(crate) async fn stream(channel: &Channel) -> Result<tonic::Streaming<String>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await?;
@@ -350,7 +350,7 @@ pub(crate) async fn stream(channel: &Channel) -> Result<tonic::Streaming<String>
     Ok(grpc.server_streaming(Request::new(String::new()), path, Codec::default()).await?.into_inner())
 }
 
-/// Calls `Say` with a text of so many bytes, of which tonic sends at most `limit`.
+/// Calls `Say` with a text of this many bytes, of which tonic sends at most `limit`.
 pub(crate) async fn say_at_most(channel: &Channel, bytes: usize, limit: usize) -> Result<String, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone()).max_encoding_message_size(limit);
     grpc.ready().await?;
@@ -358,7 +358,7 @@ pub(crate) async fn say_at_most(channel: &Channel, bytes: usize, limit: usize) -
     Ok(grpc.unary(Request::new("x".repeat(bytes)), path, Codec::default()).await?.into_inner())
 }
 
-/// Calls `Hold` with so many texts of 64 KiB.
+/// Calls `Hold` with this many texts of 64 KiB.
 pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone());
     grpc.ready().await?;
@@ -367,7 +367,7 @@ pub(crate) async fn hold(channel: &Channel, texts: usize) -> Result<String, Stat
     Ok(grpc.client_streaming(Request::new(texts), path, Codec::default()).await?.into_inner())
 }
 
-/// Counts the instances that respond to so many calls, one after the other. All have to succeed.
+/// Counts the instances that respond to this many sequential calls. All have to succeed.
 pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, usize> {
     let mut shares = BTreeMap::new();
     for _ in 0..calls {
@@ -376,7 +376,7 @@ pub(crate) async fn shares(channel: &Channel, calls: usize) -> BTreeMap<String, 
     shares
 }
 
-/// What came of calls that several callers made side by side.
+/// Makes calls from several concurrent callers. Returns the errors.
 pub(crate) async fn calls_side_by_side<F>(callers: usize, calls: usize, call: impl Fn() -> F) -> Vec<Status>
 where
     F: Future<Output = Result<String, Status>>,
