@@ -48,7 +48,7 @@ impl EtcdCluster {
     ///
     /// # Panics
     ///
-    /// With a sentence that says what to do, if there is no etcd to be had.
+    /// With a message that states the remedy, if no etcd is available.
     ///
     /// # Cancel safety
     ///

@@ -6,7 +6,7 @@
 //! | `ENLIST_TEST_PROVIDER` | `process` (default) or `container` |
 //! | `ENLIST_ETCD_BIN` | the `etcd` to start or to put into a container; default: the one on the `PATH` |
 //!
-//! A missing etcd is a failure with a message that says what to do, never a skip.
+//! A missing etcd is a failure with a message that states the remedy, never a skip.
 
 use std::{env, net::SocketAddr, path::PathBuf};
 
@@ -54,7 +54,7 @@ impl Provider {
 ///
 /// # Panics
 ///
-/// With a message that says what to do, if there is none.
+/// With a message that states the remedy, if there is none.
 pub(super) fn binary() -> PathBuf {
     if let Ok(path) = env::var("ENLIST_ETCD_BIN") {
         return path.into();
@@ -73,7 +73,7 @@ pub(super) fn binary() -> PathBuf {
 ///
 /// # Panics
 ///
-/// With a message that says what to do, if there is none.
+/// With a message that states the remedy, if there is none.
 pub(super) fn restorer() -> PathBuf {
     let given = env::var_os("ENLIST_ETCDCTL_BIN").map(PathBuf::from);
     let binary = binary();

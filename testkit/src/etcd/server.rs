@@ -108,7 +108,7 @@ impl EtcdServer {
     ///
     /// # Panics
     ///
-    /// With a message that says what to do, if there is no etcd.
+    /// With a message that states the remedy, if no etcd is available.
     pub async fn start() -> Self {
         Self::start_with(Provider::from_env(), ServerOptions::new()).await
     }
@@ -297,8 +297,8 @@ impl EtcdServer {
     ///
     /// # Panics
     ///
-    /// As [`kill`](Self::kill) and [`restart`](Self::restart), if it is no local process, and with a sentence that says
-    /// what to do, if neither tool is there.
+    /// As [`kill`](Self::kill) and [`restart`](Self::restart), if it is no local process, and with a message that
+    /// states the remedy, if neither tool is available.
     pub async fn restore(&mut self, snapshot: &Path) {
         self.kill().await;
         self.forget().await;

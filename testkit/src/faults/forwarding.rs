@@ -1,4 +1,4 @@
-//! Forwarding of one connection of a proxy: two directions, each with a queue of chunks on their way.
+//! Forwarding of one connection of a proxy: two directions, each with a queue of chunks in transit.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ use super::modes::{ConnectionMode, Direction, Mode, Modes};
 /// Maximum number of bytes of one read.
 const CHUNK: usize = 16 << 10;
 
-/// Maximum number of chunks on their way in one direction.
+/// Maximum number of chunks in transit per direction.
 const IN_FLIGHT: usize = 256;
 
 /// Maximum number of bytes of one write in [`Mode::Throttle`].
@@ -90,7 +90,7 @@ pub(super) async fn forward(mut client: TcpStream, target: SocketAddr, modes: wa
     record.ended.store(true, Ordering::Relaxed);
 }
 
-/// Forwards one direction as the mode says.
+/// Forwards one direction according to the mode.
 async fn pump(
     from: impl AsyncRead + Unpin,
     to: impl AsyncWrite + Unpin,

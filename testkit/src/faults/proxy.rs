@@ -157,7 +157,7 @@ async fn accept(
             changed = modes.changed() => if changed.is_err() {
                 return;
             },
-            // A port that was taken is tried again.
+            // A port that is in use is tried again.
             () = tokio::time::sleep(Duration::from_millis(50)), if !refuse && listening.is_none() => {}
         }
     }

@@ -42,7 +42,8 @@ pub async fn an_instance_deregistered_before_a_close_departed(h: &impl Harness) 
         let a = register(h, &server, &service, "a").await;
         let mut watching = Watching::begin(&client, &service).await;
         soon("deregistered", a.deregister()).await.unwrap();
-        // Closing ends the leases. A watcher that reads later notices later.
+        // Closing ends the leases. The watcher reads at the same time, because a later read would notice the departure
+        // later.
         let (ends, ()) = tokio::join!(watching.ends(), soon("closed", server.close()));
         if ends.all_departed() {
             break;
@@ -127,7 +128,7 @@ impl Watching {
         Self { watcher, view, ids }
     }
 
-    /// Waits until all instances are gone.
+    /// Waits until all instances are gone, and returns their ends.
     async fn ends(&mut self) -> Ends {
         let gone = until(&mut self.watcher, "they are gone", |change| change.snapshot.is_empty()).await.snapshot;
         let departed = self.ids.iter().filter(|id| gone.departed(id)).count();

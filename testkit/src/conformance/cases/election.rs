@@ -1,4 +1,4 @@
-//! Leadership.
+//! Elections.
 
 use enlist::{Error, LeaderChange, LeaderWatcher, Leadership, LockName, LockOptions};
 
@@ -35,7 +35,7 @@ async fn led_by(client: &Client, name: &LockName) -> Option<String> {
     soon("the leader", client.leader(name)).await.unwrap().map(|leader| leader.value)
 }
 
-/// Reads until `value` is observed to lead.
+/// Reads until `value` is observed as the leader.
 async fn observed(watcher: &mut LeaderWatcher, value: Option<&str>) -> LeaderChange {
     loop {
         let change = soon("a change of leaders", watcher.next()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Leases that a user is granted.
+//! Leases granted to a user.
 
 use std::time::Duration;
 

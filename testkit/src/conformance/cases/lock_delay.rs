@@ -80,7 +80,7 @@ pub async fn a_lock_delay_counts_as_held(h: &impl Harness) {
     let short = delayed().deadline(Duration::from_millis(100));
     let late = soon("the deadline", three.acquire(&name, short)).await;
     assert!(matches!(late, Err(Error::Timeout { .. })), "the deadline passes before the delay: {late:?}");
-    // Each attempt would restart the delay, if the delay did not continue by itself.
+    // Each attempt would restart the delay if the delay did not continue independently.
     let successor = eventually("free after the delay", || async {
         match two.try_acquire(&name, delayed()).await {
             Ok(Some(guard)) => Ok(guard),

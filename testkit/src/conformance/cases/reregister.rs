@@ -174,7 +174,8 @@ pub async fn a_brief_successor_is_no_eviction(h: &impl Harness) {
     let respects = options(h).owner("me").on_delete(OnDelete::Respect);
     let a = server.register(&service, instance("a").with_weight(1), respects.clone()).await.unwrap();
     let is_back = || only(&other, &service, |entry| entry.instance().weight() == 1);
-    // A successor without time to take over the key removes it as it is; the other one takes it over and leaves.
+    // A successor without time to take over the key removes it unchanged; one that had the time takes it over and
+    // leaves.
     let brief = other.register(&service, instance("a"), respects.clone().start(Start::Background)).await.unwrap();
     assert_eq!(soon("deregistered", brief.deregister()).await.unwrap(), Deregistered::Removed);
     is_back().await;

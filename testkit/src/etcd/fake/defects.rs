@@ -1,5 +1,5 @@
-//! Known defects of etcd, as switches of the scripted etcd. Other than a [`Misbehavior`](super::Misbehavior), which
-//! happens once, a defect lasts until it is mended.
+//! Known defects of etcd, as switches of the scripted etcd. A [`Misbehavior`](super::Misbehavior) happens once; a
+//! defect lasts until it is ended.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ pub enum EtcdDefect {
     /// The events of a watch are held back for 8 s. A request for its progress in the meantime is answered at once,
     /// with the revision of the store. Periodic notices stay in order, as in etcd. The fake reports version 3.4.24.
     EarlyProgress,
-    /// A deletion at exactly the compacted revision is forgotten (#18089, #19179; before 3.4.36 and 3.5.18).
+    /// A deletion at exactly the compacted revision is omitted (#18089, #19179; before 3.4.36 and 3.5.18).
     ///
     /// A compaction while this is on removes deletions at the compacted revision from the history. A watch from that
     /// revision is accepted, and does not receive them. The fake reports version 3.4.34.

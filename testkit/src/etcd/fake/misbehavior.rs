@@ -14,7 +14,7 @@ pub enum Misbehavior {
     Twice,
     /// The events of one revision are sent this many more times.
     Again(u32),
-    /// The events of one revision are followed by the same events with revision 1: time seems to go backwards.
+    /// The events of one revision are followed by the same events with revision 1: the revision appears to decrease.
     Backwards,
     /// A progress notification with their revision comes before the events.
     EarlyProgress,
@@ -92,8 +92,8 @@ pub(super) fn message(header: Option<PbResponseHeader>, events: Vec<PbEvent>) ->
     PbWatchResponse { header, events, ..PbWatchResponse::default() }
 }
 
-/// Returns the messages for the events of one revision under a misbehavior, and the misbehavior: after some, the stream
-/// falls silent.
+/// Returns the messages for the events of one revision under a misbehavior, and the misbehavior, which may leave the
+/// stream silent afterwards.
 pub(super) fn misreported(
     misbehavior: Option<Misbehavior>,
     header: Option<PbResponseHeader>,

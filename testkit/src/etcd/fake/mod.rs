@@ -1,4 +1,4 @@
-//! A scripted etcd in this process: it answers truthfully by default, and misbehaves on demand in ways that a real
+//! A scripted etcd in this process: it answers correctly by default, and misbehaves on demand in ways that a real
 //! server cannot be made to.
 //!
 //! It speaks etcd's protocol through the server traits of `etcd-client`, over an in-memory pipe, so that a paused clock

@@ -74,7 +74,7 @@ pub async fn loss_is_for_ever(h: &impl Harness) {
     client.cut().await;
     soon("the loss", guard.lost()).await;
     client.heal().await;
-    // Renewals get through again: a new lock of the same client is granted.
+    // Renewals succeed again: a new lock of the same client is granted.
     let _other = acquire(h, &client, &lock(h, "other")).await;
     assert!(!guard.is_held());
     assert_eq!(soon("the loss", guard.lost()).await, Loss::Expired);
@@ -106,7 +106,7 @@ pub async fn releasing_a_lost_lock_leaves_successors_alone(h: &impl Harness) {
 pub async fn a_lock_is_kept_beyond_its_ttl(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
-    // The second one is the clock: a lock that was taken later, and is gone when its TTL is over.
+    // The second lock is the clock: it was acquired later, and is gone when its TTL has passed.
     let clock = lock(h, "clock");
     let _ticking = acquire(h, &two, &clock).await;
     two.crash().await;

@@ -46,7 +46,7 @@ pub async fn locks_and_elections_use_the_renewal_interval(h: &impl Harness) {
     assert!(begun.elapsed() < ttl / 3, "six renewals took {:?}", begun.elapsed());
 }
 
-/// Waits until a lock was renewed three times, each of which adds to what is left of it.
+/// Waits until a lock was renewed three times. Each renewal extends its remaining time.
 async fn renewed_often(guard: &LockGuard) {
     let mut left = guard.remaining();
     for renewal in ["once", "twice", "three times"] {

@@ -53,7 +53,7 @@ pub async fn a_cancelled_waiter_leaves_the_line(h: &impl Harness) {
     queue_has(h, &name, 2).await;
     waiting.abort().await;
     queue_has(h, &name, 1).await;
-    // Dropped before it is in line, or while it gets there.
+    // The future is dropped before its entry is in the queue, or while it is created.
     for polls in 0..10 {
         let mut acquiring = Box::pin(two.acquire(&name, long.clone()));
         for _ in 0..polls {
@@ -89,7 +89,7 @@ pub async fn a_failed_try_leaves_the_line(h: &impl Harness) {
     let _guard = acquire(h, &one, &name).await;
     let long = lock_options(h).ttl(Duration::from_secs(300));
     assert!(two.try_acquire(&name, long).await.unwrap().is_none());
-    // At once, not eventually: it has left before it returns.
+    // At once, not eventually: the entry is removed before the call returns.
     assert_eq!(h.queue_length(&name).await, 1);
 }
 
@@ -100,7 +100,7 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
     let late = soon("the deadline", client.acquire(&name, long)).await;
     assert!(matches!(late, Err(Error::Timeout { .. })), "the deadline ends the wait: {late:?}");
     client.heal().await;
-    // A marker: what was still under way came before it.
+    // A marker: pending requests are applied before it.
     let guard = acquire(h, &client, &name).await;
     queue_has(h, &name, 1).await;
     drop(guard);
@@ -109,7 +109,7 @@ pub async fn a_deadline_during_an_outage_leaves_nothing_behind(h: &impl Harness)
 pub async fn a_waiter_whose_lease_dies_learns_it(h: &impl Harness) {
     let (one, two, name) = (h.client().await, h.client().await, lock(h, "l"));
     let guard = acquire(h, &one, &name).await;
-    // The waiter shares the lease of another lock of its process, which is how the case finds it.
+    // The waiter shares the lease of another lock of its process, by which the case finds it.
     let other = lock(h, "other");
     let long = lock_options(h).ttl(Duration::from_secs(300));
     let _other = two.acquire(&other, long.clone()).await.unwrap();

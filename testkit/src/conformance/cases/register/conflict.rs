@@ -1,4 +1,4 @@
-//! Several registrations that want one id, of one process or of several.
+//! Several registrations of one id, by one process or by several.
 
 use std::{pin::pin, time::Duration};
 
@@ -66,7 +66,7 @@ pub async fn a_leftover_is_taken_over(h: &impl Harness) {
     one.crash().await;
     let start = long.start(Start::Wait(Duration::from_secs(60)));
     let _b = soon("taken over", two.register(&service, instance("a"), start)).await.unwrap();
-    // The old lease ends now, and must not take the new registration with it.
+    // The old lease ends now, and must not remove the new registration.
     only(&two, &service, |_| true).await;
     let _clock = two.register(&service, instance("clock"), own(h)).await.unwrap();
     two.register(&service, instance("clock2"), own(h).ttl(h.ttl() * 3)).await.unwrap().abandon();
@@ -93,7 +93,7 @@ pub async fn an_observation_outlives_the_call_that_began_it(h: &impl Harness) {
     };
     let falls = lefts.is_sorted_by(|one, next| one > next);
     assert!(lefts.len() >= 2 && falls, "each call goes on where the last one ended: {lefts:?} are left");
-    // Taken over, and not created after the lease had ended.
+    // The key is taken over, not created after the lease has ended.
     assert_eq!(only(&two, &service, |_| true).await.created(), before.created());
 }
 
@@ -105,7 +105,7 @@ pub async fn deregistering_at_once_removes_a_leftover_key(h: &impl Harness) {
     let b = two.register(&service, instance("a"), long.start(Start::Background)).await.unwrap();
     assert_eq!(soon("deregistered", b.deregister()).await.unwrap(), Deregistered::Removed);
     assert!(resolve(&*two, &service).await.is_empty());
-    // What is not its own stays.
+    // A key of another registration stays.
     let _c = register(h, &two, &service, "c").await;
     let stranger = options(h).owner("another").start(Start::Background);
     let d = two.register(&service, instance("c"), stranger).await.unwrap();
@@ -119,7 +119,7 @@ pub async fn dropping_at_once_leaves_what_a_predecessor_has(h: &impl Harness) {
     let a = one.register(&service, instance("a"), mine.clone()).await.unwrap();
     for _ in 0..5 {
         drop(begun(two.register(&service, instance("a"), mine.clone().start(Start::Background))).await);
-        // Whether or not it got so far as to take the key over.
+        // The dropped registration may or may not have taken the key over.
         only(&one, &service, |_| true).await;
     }
     eventually("it is registered", || async {
@@ -138,7 +138,7 @@ pub async fn an_equal_owner_takes_over_at_once(h: &impl Harness) {
     one.crash().await;
     let begun = Moment::now();
     let _b = two.register(&service, instance("a"), long).await.unwrap();
-    // A third of the TTL is what an observation would take.
+    // An observation would take a third of the TTL.
     assert_within("taken over without an observation", begun, Duration::from_secs(50));
     assert_eq!(resolve(&*two, &service).await.len(), 1);
 }
@@ -163,7 +163,7 @@ pub async fn taking_over_replaces_a_live_instance(h: &impl Harness) {
     let takes = options(h).on_conflict(OnConflict::TakeOver);
     let _b = two.register(&service, instance("a").with_weight(7), takes).await.unwrap();
     superseded(&a).await;
-    // It does not fight, whatever it is asked to do.
+    // The superseded registration does not overwrite the key, for any later call.
     drop(a.update(|draft| {
         draft.weight(1);
     }));
@@ -332,7 +332,7 @@ pub async fn a_new_registration_right_after_a_drop_stays(h: &impl Harness) {
         drop(register(h, &server, &service, "a").await);
         let b = server.register(&service, instance("a").with_weight(weight), options(h)).await.unwrap();
         assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);
-        // A later change of another service: what the drop still did came before it.
+        // A later change of another service: pending writes of the drop are applied before it.
         let other = ServiceRef::new(h.namespace(), ServiceName::parse("marker").unwrap());
         soon("marked", register(h, &server, &other, "m").await.deregister()).await.unwrap();
         assert_eq!(only(&server, &service, |_| true).await.instance().weight(), weight);

@@ -1,4 +1,4 @@
-//! Registrations and their leases while no other registration wants the same id.
+//! Registrations and their leases while no other registration uses the same id.
 
 mod conflict;
 mod start;
@@ -53,7 +53,7 @@ pub async fn a_deregistered_instance_is_gone_at_once(h: &impl Harness) {
 
 pub async fn a_dropped_registration_is_withdrawn(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
-    // Long enough that the lease cannot be what removes it within the limit.
+    // With a long TTL, expiry cannot be the cause of the removal within the limit.
     let a = server.register(&service, instance("a"), RegisterOptions::new().ttl(Duration::from_secs(300))).await;
     drop(a.unwrap());
     listed(&server, &service, &[]).await;
@@ -70,7 +70,7 @@ pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
             tokio::select! {
                 biased;
                 registered = &mut registering => {
-                    // One that was dropped before is waited for, and never a conflict.
+                    // A new call waits for the dropped one, and is never a conflict.
                     drop(registered.unwrap());
                     done = true;
                     break;
@@ -84,7 +84,7 @@ pub async fn dropping_the_register_future_withdraws_it(h: &impl Harness) {
         }
     }
     listed(&server, &service, &[]).await;
-    // A marker: nothing that was still under way brings it back after this one.
+    // A marker: pending requests are applied before it, and none restores the instance.
     let _b = register(h, &server, &service, "b").await;
     listed(&server, &service, &["b"]).await;
 }
@@ -108,7 +108,7 @@ pub async fn a_crashed_process_loses_its_instances(h: &impl Harness) {
 pub async fn a_renewed_lease_outlives_its_ttl(h: &impl Harness) {
     let (server, dying, service) = (h.client().await, h.client().await, service(h, "svc"));
     let _a = register(h, &server, &service, "a").await;
-    // The second one is the clock: it was registered later, and is gone when its TTL is over.
+    // The second one is the clock: it was registered later, and is gone when its TTL has passed.
     let _b = register(h, &dying, &service, "b").await;
     let created = resolve(&*server, &service).await.entries().map(|entry| entry.created()).min();
     dying.crash().await;
@@ -194,7 +194,7 @@ pub async fn deregistering_without_an_answer_goes_on_until_confirmed(h: &impl Ha
 
 pub async fn an_instance_too_large_once_encoded_is_refused(h: &impl Harness) {
     let (server, service) = (h.client().await, service(h, "svc"));
-    // Less than the limit, and more once it is JSON: two bytes for each, or six.
+    // Below the limit as text, above it as JSON: two bytes per character, or six.
     for text in ["\"".repeat(800_000), "\u{1}".repeat(300_000)] {
         let large = instance("large").with_metadata("blob", &text);
         let refused = soon("refused", server.register(&service, large.clone(), options(h))).await.err();

@@ -35,7 +35,7 @@ pub async fn waiting_for_the_start_ends_at_its_deadline(h: &impl Harness) {
     let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
     assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "the deadline ends the wait: {failed:?}");
     server.heal().await;
-    // It was withdrawn: a later registration of the same client is the only one.
+    // The registration was withdrawn: a later registration of the same client is the only one.
     let _b = register(h, &server, &service, "b").await;
     listed(&client, &service, &["b"]).await;
 }
@@ -46,7 +46,7 @@ pub async fn registering_again_after_a_timeout_succeeds(h: &impl Harness) {
     let start = Start::Wait(Duration::from_millis(300));
     let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
     assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
-    // While the store is still away it fails in the same way.
+    // During the outage it fails in the same way.
     let failed = soon("failed", server.register(&service, instance("a"), options(h).start(start))).await;
     assert!(matches!(failed, Err(Error::Timeout { op: "register", .. })), "{failed:?}");
     registers_once_healed(h, &server, &client, &service).await;
@@ -60,7 +60,7 @@ pub async fn registering_again_after_giving_up_succeeds(h: &impl Harness) {
     registers_once_healed(h, &server, &client, &service).await;
 }
 
-/// Registers over a connection that is cut, and mends that meanwhile.
+/// Registers over a cut connection, which is restored meanwhile.
 async fn registers_once_healed(h: &impl Harness, server: &Client, client: &Client, service: &ServiceRef) {
     let waits = options(h).start(Start::Wait(Duration::from_secs(60)));
     let mut again = {

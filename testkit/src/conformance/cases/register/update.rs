@@ -92,7 +92,7 @@ pub async fn an_update_without_endpoints_changes_nothing(h: &impl Harness) {
     let refused = soon("refused", a.update(|draft| _ = draft.endpoints([]))).await;
     assert!(matches!(refused, Err(Error::InvalidAddress { .. })), "it is refused: {refused:?}");
     assert_eq!(*a.instance(), instance("a"));
-    // A marker: what was wanted later is stored, and is the only change.
+    // A marker: the later update is stored, and is the only change.
     let update = a.update(|draft| _ = draft.endpoints(instance("moved").endpoints().to_vec()));
     let revision = soon("stored", update).await.unwrap();
     let after = only(&client, &service, |_| true).await;
@@ -146,7 +146,7 @@ pub async fn a_failing_health_check_keeps_calls_away(h: &impl Harness) {
     }
     soon("deregistered", a.deregister()).await.unwrap();
     assert!(resolve(&*client, &service).await.is_empty());
-    // Also one that leaves while its check fails, and is made anew.
+    // The instance also leaves while its check fails, and is registered again.
     let a = register(h, &server, &service, "a").await;
     healthy.store(false, Ordering::SeqCst);
     a.health_check(Duration::from_millis(50), check()).unwrap();
