@@ -79,7 +79,7 @@ async fn the_reaper_ends_only_its_own_group() {
             command.process_group(0);
         }
         let mut reaper = command.spawn().unwrap();
-        // One that refuses to begin does not read it.
+        // A reaper that refuses to start does not read it.
         let _ = writeln!(reaper.stdin.take().unwrap(), "{}", other.id());
         tokio::task::spawn_blocking(move || reaper.wait().unwrap()).await.unwrap();
         assert_eq!(other.try_wait().unwrap(), None, "own group: {own_group}");

@@ -56,7 +56,7 @@ async fn soak(revokes: bool, seed: u64) -> (usize, Vec<u64>) {
             let mut raw = raw(&server).await;
             let leases = raw.leases().await.unwrap().leases().to_vec();
             if !leases.is_empty() {
-                // One that has run out meanwhile is none the worse.
+                // A lease that has expired meanwhile needs no revocation.
                 let _ = raw.lease_revoke(leases[random.usize(..leases.len())].id()).await;
             }
             tokio::time::sleep(Duration::from_millis(random.u64(50..800))).await;

@@ -1,4 +1,4 @@
-//! Runs the `enlist` command against an etcd of its own.
+//! Runs the `enlist` command against a separate etcd.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 

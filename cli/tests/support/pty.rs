@@ -1,4 +1,4 @@
-//! An interactive shell with job control, in a terminal of its own.
+//! An interactive shell with job control, in a new terminal.
 
 use std::{
     fs::File,
