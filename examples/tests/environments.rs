@@ -1,4 +1,4 @@
-//! Services in environments, as in go-etcd: one client and one manager for the instances of all.
+//! Services in environments, as in go-etcd: one client and one manager for the instances of all environments.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 

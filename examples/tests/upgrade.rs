@@ -86,7 +86,7 @@ struct Tally {
     slowest_write: Duration,
     failed_acquisitions: Vec<String>,
     lost_locks: usize,
-    /// Deregistrations and releases that etcd had not confirmed after 3 s. They go on in the background.
+    /// Number of deregistrations and releases that etcd had not confirmed after 3 s. They continue in the background.
     unconfirmed: usize,
     calls: BTreeMap<String, usize>,
     failed_calls: Vec<String>,
@@ -296,7 +296,7 @@ async fn change(etcd: Etcd, session: usize, registrations: Vec<Registration>, re
     registrations
 }
 
-/// A number behind a fence.
+/// Number behind a fence.
 #[derive(Default)]
 struct Resource {
     fence: Fence,
@@ -391,7 +391,7 @@ async fn upgrade_all(cluster: &mut EtcdCluster, line: &str, binary: &Path, recor
         assert!(version.starts_with(&format!("{line}.")), "member {number} has {version}");
         let role = if leader == number { "the leader" } else { "a follower" };
         recorder.log(&format!("member {number}, {role}, has {version} after {:?}", begun.elapsed()));
-        // A lease that is not renewed any more ends in this time.
+        // Longer than the TTL of a lease without renewals.
         sleep_until_elapsed(Moment::now(), TTL + Duration::from_secs(1)).await;
         traffic_goes_on(recorder).await;
     }
@@ -408,7 +408,7 @@ async fn upgrade_all(cluster: &mut EtcdCluster, line: &str, binary: &Path, recor
     recorder.log(&format!("the cluster has {line}"));
 }
 
-/// Waits until nobody is in the queue, and records the end.
+/// Waits until the queue is empty, and records the end.
 async fn end_locks(raw: &etcd_client::Client, resource: &Mutex<Resource>, recorder: &Recorder) {
     eventually("the queue is empty", || async {
         let queue = etcd_client::GetOptions::new().with_prefix().with_keys_only();
@@ -481,7 +481,7 @@ async fn a_rolling_upgrade_loses_nothing() {
     let _saved = SavedOnFailure(recorder.clone());
     let _changes = BackgroundTask::run(read_changes(cluster.urls(), recorder.clone()));
     let client = async |number: usize| {
-        // Each prefers another member.
+        // Each session prefers a different member.
         let mut urls = cluster.urls();
         urls.rotate_left(number % MEMBERS);
         Etcd::builder(urls).connect().await.unwrap()

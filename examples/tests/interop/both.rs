@@ -1,4 +1,4 @@
-//! Tests in both directions that are the same for each framework.
+//! Tests in both directions that are common to all frameworks.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,7 +20,7 @@ pub(super) enum LostLease {
     StaysAway,
 }
 
-/// A framework, as its program and our layout show it.
+/// A framework, with the formats of its program and of our layout.
 pub(super) struct Framework {
     pub(super) program: &'static str,
     pub(super) layout: fn(EtcdBuilder) -> EtcdBuilder,
@@ -41,12 +41,12 @@ impl Framework {
         ServiceRef::parse(self.service).unwrap()
     }
 
-    /// A client that follows the service.
+    /// Starts a client that follows the service.
     pub(super) fn follow(&self, server: &EtcdServer) -> Follower {
         Follower { go: Go::start(server, self.program, &["client", self.service]), seen: BTreeSet::new() }
     }
 
-    /// A server that is registered.
+    /// Starts a server that is registered.
     async fn serve(&self, server: &EtcdServer) -> (Go, String) {
         let mut go = Go::start(server, self.program, &["server", self.service]);
         let line = go.line().await;
@@ -75,7 +75,7 @@ impl Follower {
         None
     }
 
-    /// Waits until it sees exactly one instance for each text, which is part of how it prints the instance.
+    /// Waits until it sees exactly one instance for each text, a part of its printed form.
     pub(super) async fn sees(&mut self, wanted: &[&str]) {
         let is_seen = |seen: &BTreeSet<String>| {
             seen.len() == wanted.len() && wanted.iter().all(|text| seen.iter().any(|one| one.contains(text)))
@@ -90,7 +90,7 @@ impl Follower {
         }
     }
 
-    /// Waits for a call that is answered. Its balancer may learn of a change later than the view does.
+    /// Waits for a successful call. Its balancer may receive a change later than the view does.
     async fn calls(&mut self) {
         soon("a call is answered", async {
             loop {
@@ -110,8 +110,8 @@ impl Follower {
     }
 }
 
-/// Ours registers; theirs finds it, sees it change and go, and calls it, over a lost lease, a restart of etcd and a
-/// crash of ours.
+/// Our server registers; their client finds it, sees its changes and its end, and calls it, across a lost lease, a
+/// restart of etcd and a crash of our process.
 pub(super) async fn ours_is_found(framework: &Framework) {
     let mut server = own_etcd().await;
     let (etcd, service, scheme) = (framework.connect(&server).await, framework.service(), framework.scheme);
@@ -144,7 +144,7 @@ pub(super) async fn ours_is_found(framework: &Framework) {
     server.restart().await;
     let third = Server::start();
     let third_address = third.address.to_string();
-    // A process of its own: what is abandoned shares no lease with the others.
+    // A separate session: the abandoned instance shares no lease with the others.
     let crashing = third.register(&framework.connect(&server).await, &service, scheme).await;
     theirs.sees(&[&second_address, &third_address]).await;
     theirs.calls().await;
@@ -169,8 +169,8 @@ async fn shows(view: &ServiceView, wanted: &[&str]) {
     .await;
 }
 
-/// Theirs registers; ours finds it, follows it and calls it, over a departure, a lost lease, a restart of etcd and a
-/// crash of theirs.
+/// Their server registers; our client finds it, follows it and calls it, across a departure, a lost lease, a restart of
+/// etcd and a crash of their process.
 pub(super) async fn theirs_is_found(framework: &Framework) {
     let mut server = own_etcd().await;
     let etcd = framework.connect(&server).await;
@@ -181,7 +181,7 @@ pub(super) async fn theirs_is_found(framework: &Framework) {
     shows(&view, &[&first_address]).await;
     let mut client = HealthClient::new(Channel::new(&view).unwrap());
     let mut calls = async || {
-        // The channel may follow the view a moment later.
+        // The channel may follow the view with a short delay.
         let mut request = Request::new(HealthCheckRequest::default());
         request.extensions_mut().insert(WaitForReady(true));
         let answer = soon("answered", client.check(request)).await.unwrap();
@@ -201,7 +201,7 @@ pub(super) async fn theirs_is_found(framework: &Framework) {
     let second_address = match framework.lost_lease {
         LostLease::ComesBack => second_address,
         LostLease::StaysAway => {
-            // The last one that dies is held for a while.
+            // The view holds the last instance for a while after its death.
             shows(&view, &[]).await;
             let (next, address) = framework.serve(&server).await;
             second = next;

@@ -21,11 +21,11 @@ use super::{
 const NAMING: Framework = Framework {
     program: "etcd",
     layout: |builder| builder.layout(EtcdNaming::default()),
-    // grpc-go sends the name as the `:authority` of its calls, where hyper takes no `/`.
+    // grpc-go sends the name as the `:authority` of its calls, where hyper accepts no `/`.
     service: "greeter",
     prefix: "greeter/",
     scheme: "",
-    // The program renews its lease itself, and does nothing when it has ended.
+    // The program renews its lease itself, and does not react to its end.
     lost_lease: LostLease::StaysAway,
 };
 
@@ -73,8 +73,8 @@ async fn the_last_one_that_leaves_is_not_held() {
     assert!(begun.elapsed() < Duration::from_secs(10), "it was held for {:?}", begun.elapsed());
 }
 
-/// An instance whose id is its address is where kitex looks for that address; one with another id is not. A key that is
-/// deleted is restored.
+/// kitex looks up an instance by its address, so it finds one whose id is its address, and no other. A deleted key is
+/// restored.
 #[tokio::test]
 #[ignore = "needs Go: `cargo xtask interop` runs it"]
 async fn an_address_that_kitex_deregisters_is_restored() {
@@ -120,7 +120,7 @@ async fn both_queue_for_one_lock() {
     assert_eq!(go.line().await, "unlocked");
     let ours = waiting.done("our turn").await;
     assert!(ours.is_held());
-    // It queues behind us now.
+    // It queues behind our contender now.
     go.go_on();
     let other = etcd.try_acquire(&job, short()).await.unwrap();
     assert!(other.is_none() && go.is_silent());
@@ -170,7 +170,7 @@ async fn gobase_and_ours_exclude_each_other() {
     go.go_on();
     assert_eq!(go.line().await, "deleted");
     let ours = waiting.done("our turn").await;
-    // Ours holds, and releases.
+    // Our side holds, and releases.
     let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", "/locks/nightly"]);
     assert_eq!(go.line().await, "busy");
     go.go_on();
@@ -185,7 +185,7 @@ async fn gobase_and_ours_exclude_each_other() {
     drop(go);
     let ours = waiting.done("our turn").await;
     assert!(ours.is_held());
-    // Ours is never heard of again.
+    // Our process stops sending.
     let mut go = Go::start(&etcd_server, "etcd", &["gobase-lock", "/locks/nightly"]);
     assert_eq!(go.line().await, "busy");
     proxy.cut();

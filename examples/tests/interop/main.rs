@@ -1,5 +1,5 @@
-//! Together with the Go libraries that services in the field use: `cargo xtask interop` builds the programs of
-//! `testkit/interop-go` and runs this. Each module has the tests of one program; `both` has those that all share.
+//! Interoperability with the Go libraries of existing services: `cargo xtask interop` builds the programs of
+//! `testkit/interop-go` and runs this. Each module has the tests of one program; `both` has the common ones.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail like the tests themselves")]
 
@@ -23,12 +23,12 @@ use enlist_testkit::{BackgroundTask, EtcdServer, Provider, ServerOptions, soon};
 use tokio::sync::mpsc;
 use tonic::transport::server::TcpIncoming;
 
-/// An etcd that the test may stop.
+/// Starts an etcd that the test may stop.
 async fn own_etcd() -> EtcdServer {
     EtcdServer::start_with(Provider::own(), ServerOptions::new()).await
 }
 
-/// A program of the Go side. Dropping it kills it, as `kill -9` does.
+/// A Go program. Dropping it kills it, like `kill -9`.
 struct Go {
     child: Child,
     lines: mpsc::UnboundedReceiver<String>,
@@ -47,12 +47,12 @@ impl Go {
         Self { child, lines }
     }
 
-    /// Its next line.
+    /// Returns its next line.
     async fn line(&mut self) -> String {
         soon("the Go side prints a line", self.lines.recv()).await.expect("it goes on").trim_end().to_owned()
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     fn go_on(&mut self) {
         writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
     }
@@ -64,13 +64,13 @@ impl Go {
 
 impl Drop for Go {
     fn drop(&mut self) {
-        // An error says that it has ended.
+        // An error means that it has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server of ours that answers gRPC health checks.
+/// Our server, which answers gRPC health checks.
 struct Server {
     address: SocketAddr,
     _serving: BackgroundTask<()>,
@@ -85,7 +85,7 @@ impl Server {
         Self { address, _serving: BackgroundTask::run(async move { serve.await.unwrap() }) }
     }
 
-    /// Registers it under its address, which `scheme` precedes in its endpoint.
+    /// Registers the server under its address; `scheme` precedes the address in its endpoint.
     async fn register(&self, etcd: &Etcd, service: &ServiceRef, scheme: &str) -> Registration {
         let endpoint = Endpoint::parse(format!("{scheme}{}", self.address)).unwrap();
         let instance = Instance::new(InstanceId::parse(self.address.to_string()).unwrap(), [endpoint]).unwrap();
