@@ -1,10 +1,11 @@
-//! The shared, local picture of services that users read and pick from.
+//! Directory: shared local views of services, from which users read and pick.
 //!
-//! One watch per service and process, however many views. Readers never take a lock: the latest snapshot lies in an
-//! atomic pointer.
+//! Each service has one watch per process, shared by all its views. Readers never take a lock: the latest snapshot is
+//! in an atomic pointer.
 //!
-//! A view keeps what is known: an outage of the store makes it old, never empty, and says how old. If the store itself
-//! lists nobody any more, all at once and without their having left, the last ones are held for a while.
+//! A view keeps its last known instances. An outage of the store makes the view old, never empty, and its freshness
+//! reports the age. If all instances disappear at once without a departure, the last ones are held for a grace period,
+//! see [`DirectoryOptions::hold`].
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -21,14 +22,14 @@ use crate::{
     runtime::{sync::MutexExt as _, task::TaskOwner},
 };
 
-/// Hands out views of services. Clones share everything.
+/// Returns views of services. Clones share everything.
 #[derive(Clone)]
 pub struct Directory {
     inner: Arc<DirectoryInner>,
 }
 
 impl Directory {
-    /// A directory of what `resolver` finds.
+    /// A directory of the instances that `resolver` finds.
     pub fn new(resolver: Arc<dyn Resolver>) -> Self {
         Self::with_options(resolver, DirectoryOptions::default())
     }
@@ -42,9 +43,9 @@ impl Directory {
 
     /// A view of `service`. The first one starts the watch; the others share it.
     ///
-    /// If the watch ended with the runtime that it ran on, this starts it anew on the runtime of the caller, as does
-    /// waiting for [`ViewChanges::next`](crate::ViewChanges::next) or [`ready`](ServiceView::ready): for all views and
-    /// pickers that there are. Called outside a runtime, or after [`close`](Self::close), the view is closed.
+    /// If the watch ended with its runtime, this call restarts it on the caller's runtime, for all views and pickers of
+    /// the service. Waiting for [`ViewChanges::next`](crate::ViewChanges::next) or [`ready`](ServiceView::ready) does
+    /// the same. The view is closed if this is called outside a runtime or after [`close`](Self::close).
     pub fn view(&self, service: &ServiceRef) -> ServiceView {
         let user = {
             let mut views = self.inner.views.by_service.locked();

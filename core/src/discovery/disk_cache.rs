@@ -1,8 +1,9 @@
-//! A view's last picture on disk, for starting while the store is away.
+//! Copy of a view on disk, for a start while the store is unavailable.
 //!
-//! One file per service: a line with a format version and a checksum, then JSON. It is written beside and renamed over,
-//! so a reader sees the old one or the new one. What cannot be read, or does not match its checksum, is as if it were
-//! not there. Only the user that wrote it can read it: metadata may hold what is not for everybody.
+//! There is one file per service: a line with a format version and a checksum, then JSON. A new version is written to a
+//! temporary file and renamed over the old one, so a reader sees either the old or the new version. A file that cannot
+//! be read or does not match its checksum is ignored. Only the user that wrote the file can read it, because metadata
+//! may be confidential.
 
 use std::{
     fs::{File, OpenOptions},
@@ -30,7 +31,7 @@ const FORMAT_VERSION: &str = "enlist-view 2";
 /// Larger files are not read: 256 MiB. A view of 100,000 instances takes some 40 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Age after which a half-written file counts as left behind by a crash.
+/// Age after which a temporary file counts as the leftover of a crash.
 const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
@@ -38,7 +39,7 @@ struct StoredView {
     namespace: String,
     service: String,
     revision: u64,
-    /// Milliseconds since 1970, when it was last proven right.
+    /// Time of the last proof, in milliseconds since 1970.
     proven: u64,
     entries: Vec<StoredInstance>,
 }
@@ -87,18 +88,18 @@ impl StoredInstance {
     }
 }
 
-/// The name of the files of `service`, without an extension. It is a hash, because a service may be called anything;
-/// names have no control characters, so that nothing but this namespace and this name is hashed alike.
+/// File name for `service`, without an extension. It is a hash, because a service name may contain characters that a
+/// file name cannot. Names have no control characters, so the hashed text is unique to the namespace and name.
 fn stem(service: &ServiceRef) -> String {
     format!("{:016x}", xxh3_64(format!("{}\0{}", service.namespace(), service.name()).as_bytes()))
 }
 
-/// Path of the picture of `service`.
+/// Path of the file for `service`.
 fn path(directory: &Path, service: &ServiceRef) -> PathBuf {
     directory.join(stem(service)).with_extension("view")
 }
 
-/// The bytes of a file.
+/// Contents of the file for `snapshot`, which was proven `age` ago.
 fn encode(snapshot: &Snapshot, age: Duration) -> io::Result<Vec<u8>> {
     let proven = SystemTime::now().checked_sub(age).and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
     let stored = StoredView {
@@ -112,7 +113,7 @@ fn encode(snapshot: &Snapshot, age: Duration) -> io::Result<Vec<u8>> {
     Ok([format!("{FORMAT_VERSION} {:016x}\n", xxh3_64(&body)).as_bytes(), &body].concat())
 }
 
-/// The picture in `bytes`, and how old it is; `None` if it is broken or of another service.
+/// The snapshot in `bytes`, and its age; `None` if the contents are damaged or belong to another service.
 fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (head, body) = (std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]);
@@ -129,11 +130,11 @@ fn decode(bytes: &[u8], service: &ServiceRef) -> Option<(Snapshot, Duration)> {
         snapshot.insert(Arc::new(instance.entry()?));
     }
     let proven = SystemTime::UNIX_EPOCH + Duration::from_millis(stored.proven);
-    // A clock that was set back makes it young; it cannot be told from here.
+    // If the clock was set back, the snapshot looks younger than it is. That cannot be detected here.
     Some((snapshot, SystemTime::now().duration_since(proven).unwrap_or_default()))
 }
 
-/// Writes the view: aside first, then over the old one.
+/// Writes the view to a temporary file, then renames it over the old one.
 pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io::Result<()> {
     let bytes = encode(snapshot, age)?;
     create_directory(directory)?;
@@ -146,7 +147,7 @@ pub(super) fn write(directory: &Path, snapshot: &Snapshot, age: Duration) -> io:
     written
 }
 
-/// Options for files that only their user can read.
+/// Options for files that only the current user can read.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -154,7 +155,7 @@ fn private() -> OpenOptions {
     options
 }
 
-/// Creates what is missing of a directory, for its user only.
+/// Creates the missing parts of a directory, accessible to the current user only.
 fn create_directory(directory: &Path) -> io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     #[cfg(unix)]
@@ -162,7 +163,7 @@ fn create_directory(directory: &Path) -> io::Result<()> {
     builder.recursive(true).create(directory)
 }
 
-/// Removes files that a crash left behind half written. A new one may be another process's.
+/// Removes half-written files that a crash left. A recent one may belong to another process.
 pub(super) fn remove_leftovers(directory: &Path, service: &ServiceRef) {
     let (stem, files) = (stem(service), std::fs::read_dir(directory));
     for file in files.into_iter().flatten().flatten() {
@@ -170,9 +171,9 @@ pub(super) fn remove_leftovers(directory: &Path, service: &ServiceRef) {
         let is_of_service = file.file_name().to_str().is_some_and(|name| name.starts_with(&stem));
         let is_half = is_of_service && path.extension().is_some_and(|extension| extension == "tmp");
         let age = file.metadata().and_then(|metadata| metadata.modified()).map(|modified| modified.elapsed());
-        // A clock that was set back says nothing.
+        // The age is unknown if the clock was set back.
         if is_half && age.is_ok_and(|age| age.is_ok_and(|age| age > LEFTOVER_AGE)) {
-            // If that fails it is there the next time.
+            // After a failure, the next start tries again.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -184,12 +185,12 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Reads the picture of `service`, and how old it is.
+/// Reads the snapshot of `service`, and its age.
 pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, Duration)> {
     let file = open(&path(directory, service)).ok()?;
-    // What was opened, which need not be what was there a moment ago.
+    // Metadata of the opened file; the path may refer to another file by now.
     let metadata = file.metadata().ok()?;
-    // Anything but a file, such as a pipe, could keep a reader for ever.
+    // Reading anything but a regular file, such as a pipe, could block for ever.
     if !metadata.is_file() || metadata.len() > MAX_FILE_BYTES {
         return None;
     }
@@ -198,10 +199,10 @@ pub(super) fn read(directory: &Path, service: &ServiceRef) -> Option<(Snapshot, 
     decode(&bytes, service)
 }
 
-/// Opens what is at `path`, whatever it is, without waiting, and no link.
+/// Opens `path` without waiting, whatever its file type, and does not follow links.
 fn open(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    // A pipe without a writer would be waited for.
+    // Without `O_NONBLOCK`, opening a pipe that has no writer blocks.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK | libc::O_NOFOLLOW);
     options.read(true).open(path)
@@ -237,8 +238,8 @@ mod tests {
             let at = damage.index(bytes.len());
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            // The case of a hexadecimal digit is the only bit that carries nothing, and flipping the lowest never
-            // changes only that.
+            // The case of a hexadecimal digit is the only bit without information. Flipping the lowest bit of a byte
+            // never changes only the case.
             prop_assert!(decode(&damaged, before.service()).is_none());
             prop_assert!(decode(&bytes[..at], before.service()).is_none());
             prop_assert!(decode(&bytes, &ServiceRef::parse("other").unwrap()).is_none());
@@ -250,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Its checksum is right, but it may be of another service.
+    /// The checksum is right, but the file may belong to another service.
     #[test]
     fn a_picture_in_the_former_format_is_not_read() {
         let (shown, service) = (snapshot(&["a".to_owned()]), ServiceRef::parse("s").unwrap());
@@ -292,8 +293,8 @@ mod tests {
         }
     }
 
-    /// Opening a pipe without a writer waits for one, and between a look at a file and its opening there may be another
-    /// one.
+    /// Opening a pipe that has no writer blocks, and another file may appear between a check of the path and its
+    /// opening.
     #[cfg(unix)]
     #[test]
     fn a_pipe_that_takes_the_place_of_a_file_holds_no_reader_up() {

@@ -1,4 +1,4 @@
-//! How old a picture of the store is, told honestly.
+//! Freshness: the age of a view, counted from its last proof.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -6,8 +6,7 @@ use arc_swap::ArcSwap;
 
 use crate::{error::Error, runtime::clock::Moment};
 
-/// Time at which a picture of the store was last known to be right. Clones share it: a later proof shows in all of
-/// them.
+/// Time at which local state was last known to match the store. Clones share it: all of them see a later proof.
 #[derive(Clone)]
 pub struct Proof(Arc<ArcSwap<Moment>>);
 
@@ -17,12 +16,12 @@ impl Proof {
         Self(Arc::new(ArcSwap::from_pointee(moment)))
     }
 
-    /// Time at which it held last.
+    /// Time of the latest proof.
     pub fn moment(&self) -> Moment {
         **self.0.load()
     }
 
-    /// Notes that it held at `moment`, unless a later one is known. There is one writer.
+    /// Records a proof that held at `moment`, unless a later one is known. There is one writer.
     pub(crate) fn renew(&self, moment: Moment) {
         if !moment.since(self.moment()).is_zero() {
             self.0.store(Arc::new(moment));
@@ -36,22 +35,23 @@ impl fmt::Debug for Proof {
     }
 }
 
-/// State of a picture of the store: kept up to date or not, and since when it is known to have been right.
+/// Freshness of a local copy of the store: whether changes arrive, and the time of its last proof.
 ///
 /// The age counts from the last *proof*: the sending of the newest linearizable request (a list, a probe, an audit)
-/// whose revision the picture has reached. Events and notices of progress are how it gets there. They are no proof,
-/// because one that arrives now may be a minute old. In a healthy store the age is ten seconds at most.
+/// whose revision the copy has reached. Events and progress notices advance the copy to that revision. They are no
+/// proof themselves, because one that arrives now may be a minute old. In a healthy store the age is ten seconds at
+/// most.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Freshness {
     /// Changes arrive as they happen.
     Live {
-        /// Latest proof of the picture; it goes on being renewed.
+        /// Latest proof of the copy; it is renewed continuously.
         proof: Proof,
     },
-    /// Changes do not arrive; the picture is the last known one.
+    /// Changes do not arrive; the copy is the last known one.
     Stale {
-        /// Time at which the picture was last proven right.
+        /// Time of the last proof.
         proven: Moment,
         /// Reason for which changes do not arrive.
         cause: Error,
@@ -64,7 +64,7 @@ impl Freshness {
         self.proven().elapsed()
     }
 
-    /// Time at which the picture was last proven right.
+    /// Time of the last proof.
     pub fn proven(&self) -> Moment {
         match self {
             Self::Live { proof } => proof.moment(),

@@ -1,4 +1,4 @@
-//! Finding instances: the traits of backends ([`resolver`]), the snapshot of a service with its freshness, and the
+//! Discovery of instances: the traits of backends ([`resolver`]), the snapshot of a service with its freshness, and the
 //! directory, which shares one watch among all views of a service. Begin with `resolver.rs`, then `snapshot.rs`.
 
 pub(crate) mod directory;

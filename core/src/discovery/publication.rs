@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{freshness::Freshness, snapshot::Snapshot};
 
-/// What pickers see.
+/// The published state that pickers see.
 #[derive(Debug)]
 pub(crate) struct Publication {
     pub(crate) snapshot: Snapshot,
@@ -19,7 +19,7 @@ impl Publication {
         Self { snapshot, freshness, max_age: None }
     }
 
-    /// The age, if it is above what is allowed.
+    /// The age, if it is above the limit.
     pub(crate) fn too_old(&self) -> Option<Duration> {
         let max_age = self.max_age?;
         Some(self.freshness.age()).filter(|age| *age > max_age)

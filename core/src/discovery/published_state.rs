@@ -13,7 +13,7 @@ use crate::{
     telemetry,
 };
 
-/// What the watch task writes and the views read.
+/// State that the watch task writes and the views read.
 pub(super) struct PublishedState {
     pub(super) service: ServiceRef,
     pub(super) published: Arc<ViewCell>,
@@ -27,14 +27,14 @@ pub(super) struct ViewStatus {
     /// Grows with every publication and every change of freshness.
     pub(super) generation: u64,
     pub(super) freshness: Option<Freshness>,
-    /// Trouble that will not pass by itself while nothing is known yet.
+    /// Error that will not pass by itself, while nothing is known yet.
     pub(super) refused: Option<Error>,
-    /// There is no task that follows the watch.
+    /// No task follows the watch.
     pub(super) closed: bool,
 }
 
 impl PublishedState {
-    /// What a service's views share before there is a task behind them.
+    /// The state of a service's views before their task is started.
     pub(super) fn new(service: ServiceRef) -> Self {
         let status = ViewStatus { closed: true, ..ViewStatus::default() };
         Self { service, published: Arc::default(), status: watch::Sender::new(status), users: watch::Sender::new(0) }
@@ -44,7 +44,7 @@ impl PublishedState {
         self.status.borrow().closed
     }
 
-    /// Notes that nobody follows the watch any more: what was published is no longer live.
+    /// Records that no task follows the watch any more: the published state is no longer live.
     pub(super) fn close(&self) {
         let published = self.published.get();
         let stale = published.as_deref().filter(|published| published.freshness.is_live()).map(|published| {

@@ -13,10 +13,10 @@ use crate::{
     model::name::ServiceRef,
 };
 
-/// Interval at which a picture that is too old is looked at again.
+/// Interval at which the age of a view that is too old is checked again.
 pub(crate) const FRESHNESS_RECHECK: Duration = Duration::from_millis(500);
 
-/// A view of one service: the latest snapshot, and what to pick from. It keeps its directory alive.
+/// A view of one service: the latest snapshot, and the candidates to pick from. It keeps its directory alive.
 #[derive(Clone)]
 pub struct ServiceView {
     pub(super) user: ViewUser,
@@ -28,11 +28,11 @@ impl ServiceView {
         &self.user.shared.service
     }
 
-    /// Waits until the service is known, be it known to be empty, and no older than allowed.
+    /// Waits until the service is known, even if known to be empty, and no older than allowed.
     ///
     /// # Errors
     ///
-    /// Trouble that will not pass by itself, such as [`Error::PermissionDenied`]; the view goes on trying, so the call
+    /// An error that will not pass by itself, such as [`Error::PermissionDenied`]. The view goes on trying, so the call
     /// may be repeated. [`Error::Closed`] once the directory is closed.
     ///
     /// # Cancel safety
@@ -52,7 +52,7 @@ impl ServiceView {
                 (_, Some(error)) => return Err(error),
                 _ if closed && !self.user.revive() => return Err(Error::Closed),
                 _ if closed => {}
-                // A proof comes without a change.
+                // A new proof is not signalled as a change.
                 _ => {
                     if let Ok(Err(_)) = tokio::time::timeout(FRESHNESS_RECHECK, status.changed()).await {
                         return Err(Error::Closed);
@@ -62,32 +62,32 @@ impl ServiceView {
         }
     }
 
-    /// The latest snapshot; `None` while nothing is known. Takes no lock.
+    /// The latest snapshot; `None` while the service is unknown. Takes no lock.
     pub fn snapshot(&self) -> Option<Snapshot> {
         self.user.shared.published.get().as_deref().map(|published| published.snapshot.clone())
     }
 
-    /// Freshness of the snapshot; `None` while nothing is known.
+    /// Freshness of the snapshot; `None` while the service is unknown.
     pub fn freshness(&self) -> Option<Freshness> {
         self.user.published().get().as_deref().map(|published| published.freshness.clone())
     }
 
-    /// The age of the snapshot, if it is above what the directory's options allow. Takes no lock.
+    /// The age of the snapshot, if it is above the limit in the directory's options. Takes no lock.
     pub fn too_old(&self) -> Option<Duration> {
         self.user.shared.published.get().as_deref().and_then(Publication::too_old)
     }
 
-    /// The changes of the snapshot and its freshness, for a task of its own: the snapshot as it is now comes first.
+    /// The changes of the snapshot and its freshness, for one task. The current snapshot comes first.
     pub fn changes(&self) -> ViewChanges {
         ViewChanges::new(self.user.clone())
     }
 
-    /// A picker of its own for one task. The watch goes on for as long as a picker of it lives, also without the view.
+    /// A picker for one task. The watch goes on while any picker of it lives, even if the view is dropped.
     pub fn picker(&self, policy: Policy) -> Picker {
         self.picker_of(policy, Filter::new())
     }
 
-    /// A picker that sees only what `filter` lets through.
+    /// A picker that sees only the instances that `filter` accepts.
     pub fn picker_of(&self, policy: Policy, filter: Filter) -> Picker {
         Picker::of_view(self.user.clone(), policy, filter)
     }

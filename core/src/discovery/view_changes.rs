@@ -1,4 +1,4 @@
-//! Following a view: each reader has a place of its own, and gets the difference to what it has seen.
+//! Changes of a view: each reader has its own position and receives the difference to what it has seen.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::{
     error::Error,
 };
 
-/// The changes of a view, for one reader. It keeps the watch of the view going, and the directory alive.
+/// The changes of a view, for one reader. It keeps the watch of the view running, and the directory alive.
 pub struct ViewChanges {
     user: ViewUser,
     status: watch::Receiver<ViewStatus>,
@@ -26,24 +26,24 @@ struct Seen {
 impl ViewChanges {
     pub(super) fn new(user: ViewUser) -> Self {
         let mut status = user.shared.status.subscribe();
-        // The first call returns what there is.
+        // The first call returns the current snapshot.
         status.mark_changed();
         Self { user, status, seen: None }
     }
 
-    /// First the whole snapshot as it is now, once it is known; then one change per publication: the latest snapshot
-    /// and the exact difference to what this reader got before. A change of freshness alone comes with no events. A
-    /// slow reader skips publications and loses no net change.
+    /// Returns the next change. The first is the whole current snapshot, once it is known. After that there is one
+    /// change per publication: the latest snapshot and the exact difference to the one that this reader got before. A
+    /// change of freshness alone has no events. A slow reader skips publications and loses no net change.
     ///
     /// # Errors
     ///
-    /// Before the first snapshot: trouble that is for good, such as [`Error::PermissionDenied`]; the view goes on
-    /// trying, so the call may be repeated. [`Error::Closed`] once the directory is closed and the last change was
-    /// returned.
+    /// Before the first snapshot: an error that will not pass by itself, such as [`Error::PermissionDenied`]. The view
+    /// goes on trying, so the call may be repeated. [`Error::Closed`] once the directory is closed and the last change
+    /// was returned.
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A change that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<Change, Error> {
         loop {
             // The sender lives in `user`, so this cannot fail.
@@ -51,7 +51,7 @@ impl ViewChanges {
             let ViewStatus { refused, closed, .. } = self.status.borrow_and_update().clone();
             let ended = closed && !self.user.revive();
             if ended {
-                // The next call has to find the end.
+                // The next call must return the end as well.
                 self.status.mark_changed();
             }
             if let Some(change) = self.take() {
@@ -65,7 +65,7 @@ impl ViewChanges {
         }
     }
 
-    /// Publication state, if it differs from what was returned.
+    /// The published state, if it differs from the one returned last.
     fn take(&mut self) -> Option<Change> {
         let published = self.user.published().get();
         let (snapshot, freshness) =

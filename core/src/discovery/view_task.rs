@@ -1,5 +1,5 @@
-//! The task behind the views of one service: follows the watch, protects what is shown, publishes, and reads and writes
-//! the disk.
+//! The task behind the views of one service. It follows the watch, applies the mass loss protection, publishes, and
+//! reads and writes the disk copy.
 
 use std::{
     collections::HashMap,
@@ -32,16 +32,16 @@ use crate::{
     },
 };
 
-/// Time for which a view waits for the disk.
+/// Time for which a view waits for a read from disk.
 const DISK_READ_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The least time between two writes of a view to disk.
+/// Minimum time between two writes of a view to disk.
 const DISK_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Interval at which the age of a view is reported as a metric.
 const AGE_REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Views of a directory that have a user, or had one within the idle time.
+/// Views of a directory that have a user now or had one within the idle time.
 #[derive(Default)]
 pub(super) struct Views {
     pub(super) by_service: Mutex<HashMap<ServiceRef, Arc<PublishedState>>>,
@@ -60,11 +60,11 @@ fn is_later(moment: Moment, other: Moment) -> bool {
     !moment.since(other).is_zero()
 }
 
-/// Trouble with the resolver.
+/// Failure of the resolver.
 enum Failure {
-    /// It answered with an error.
+    /// The resolver returned an error.
     Error(Error),
-    /// It panicked, which this error says.
+    /// The resolver panicked; the error contains the message.
     Panic(Error),
 }
 
@@ -89,7 +89,7 @@ impl Failure {
 }
 
 impl ViewTask {
-    /// Follows the watch until nobody has looked for the idle time.
+    /// Follows the watch until there was no user for the idle time.
     pub(super) async fn keep(&self) {
         let (to_disk, writes) = watch::channel(None);
         tokio::select! {
@@ -114,7 +114,7 @@ impl ViewTask {
         }
     }
 
-    /// Runs code of the resolver, which is not ours: a panic in it is trouble like any other.
+    /// Runs code of the resolver. It is foreign code, so a panic in it is handled like an error.
     async fn asked<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Failure> {
         match caught(call).await {
             Ok(answer) => answer.map_err(Failure::Error),
@@ -126,7 +126,7 @@ impl ViewTask {
         }
     }
 
-    /// Publishes what the watcher says until it ends.
+    /// Publishes the changes of the watcher until it ends.
     async fn drain(
         &self,
         watcher: &mut dyn Watcher,
@@ -157,7 +157,7 @@ impl ViewTask {
         }
     }
 
-    /// Takes a change of the watch. The first one may be older than the snapshot on disk, which is shown instead.
+    /// Applies a change of the watch. The first one may be older than the snapshot on disk, which is shown instead.
     async fn take(&self, state: &mut ViewState, change: Change) {
         let Change { snapshot, events: _, freshness } = change;
         if let (ViewState::Unlisted { disk, cause: known }, Freshness::Stale { proven, cause }) =
@@ -174,7 +174,7 @@ impl ViewTask {
         state.list(snapshot, freshness, &self.options, Now::read());
     }
 
-    /// Does what is due until `end`.
+    /// Performs the due steps until `end`.
     async fn meanwhile(&self, end: Instant, state: &mut ViewState, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
         loop {
             self.go_on(state, to_disk).await;
@@ -192,7 +192,7 @@ impl ViewTask {
         }
     }
 
-    /// Does the step that is due, if there is one.
+    /// Performs the step that is due, if there is one.
     async fn go_on(&self, state: &mut ViewState, to_disk: &watch::Sender<Option<Arc<Publication>>>) {
         match state.step(self.options.debounce, Now::read()) {
             Some(Step::Publish { snapshot, freshness, backing }) => {
@@ -206,7 +206,7 @@ impl ViewTask {
         }
     }
 
-    /// Shows what lies on disk, as something old, unless it was proven right no later than `other`.
+    /// Publishes the snapshot on disk as stale, unless its proof is no later than `other`.
     async fn read(&self, cause: Option<Error>, other: Option<Moment>) {
         let Some(directory) = self.options.disk.clone() else {
             return;
@@ -236,7 +236,7 @@ impl ViewTask {
         self.shared.publish(snapshot, freshness, self.options.max_age);
     }
 
-    /// Writes what was published to disk, for ever.
+    /// Writes the latest publication to disk, without end.
     async fn write(&self, mut writes: watch::Receiver<Option<Arc<Publication>>>) {
         let mut report = tokio::time::interval(AGE_REPORT_INTERVAL);
         let mut written_before = false;
@@ -268,7 +268,7 @@ impl ViewTask {
         }
     }
 
-    /// Takes a failure of the watch.
+    /// Applies a failure of the watch.
     fn fail(&self, state: &mut ViewState, failure: &Failure) {
         if let (ViewState::Unlisted { .. }, true) = (&*state, failure.is_for_good()) {
             self.shared.refuse(failure.error().clone());
@@ -276,7 +276,7 @@ impl ViewTask {
         state.fail(failure.error().clone(), Now::read());
     }
 
-    /// Returns once there was no view for the idle time, and the next one will start a new watch.
+    /// Returns once there was no user for the idle time and the views are removed. The next view starts a new watch.
     async fn idled(&self) {
         let mut users = self.shared.users.subscribe();
         loop {
@@ -294,8 +294,8 @@ impl ViewTask {
             return true;
         };
         let mut views = views.by_service.locked();
-        // `view` counts users up under the same lock, so nobody can come in between; nor can a user that is no view,
-        // because none is left to clone.
+        // `view` counts a user under the same lock, so no view can be added in between. No user can be cloned either,
+        // because none is left.
         let idle = *self.shared.users.borrow() == 0;
         if idle {
             views.remove(&self.shared.service);

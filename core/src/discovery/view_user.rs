@@ -24,9 +24,9 @@ pub(super) struct DirectoryInner {
 }
 
 impl DirectoryInner {
-    /// Starts the task behind the views of a service, if there is none. Says whether there is one now.
+    /// Starts the task behind the views of a service, if there is none. Returns `true` if it runs now.
     fn revive(&self, shared: &Arc<PublishedState>) -> bool {
-        // One at a time: two tasks would overwrite each other's pictures.
+        // One start at a time: two tasks would overwrite each other's publications.
         let _one = self.views.by_service.locked();
         if !shared.is_closed() {
             return true;
@@ -45,7 +45,7 @@ impl DirectoryInner {
         let span = tracing::info_span!("view", service = %shared.service);
         let end = EndOfTask(Arc::clone(shared));
         let keep = async move {
-            // Dropped with the future: a runtime that is gone ends a task without a word.
+            // Dropped with the future: a runtime that shuts down ends its tasks without a notice.
             let _end = end;
             stop.run_until_cancelled(task.keep()).await;
         };
@@ -71,7 +71,7 @@ pub(crate) struct ViewUser {
 impl ViewUser {
     /// Counts one more user.
     pub(super) fn count(directory: &Arc<DirectoryInner>, shared: &Arc<PublishedState>) -> Self {
-        // Only the first one and the last one are news to the task.
+        // The task is notified of the first and the last user only.
         shared.users.send_if_modified(|users| {
             *users += 1;
             *users == 1
@@ -79,7 +79,7 @@ impl ViewUser {
         Self { directory: Arc::clone(directory), shared: Arc::clone(shared) }
     }
 
-    /// Sees to it that the watch is followed. Says whether it is.
+    /// Starts the watch again if it has ended. Returns `true` if it is followed now.
     pub(super) fn revive(&self) -> bool {
         self.directory.revive(&self.shared)
     }
