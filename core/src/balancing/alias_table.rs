@@ -1,5 +1,5 @@
-//! Choosing in proportion to weights, by draw. [`crate::balancing::picker`] chooses instances with it; so
-//! does any other balancer that has its own idea of who is a candidate.
+//! Random selection in proportion to weights. [`crate::balancing::picker`] uses it, and so can balancers with their own
+//! candidates.
 
 /// The lower half of a number.
 const LOW: u64 = u32::MAX as u64;
@@ -12,13 +12,13 @@ pub struct AliasTable {
     columns: Vec<Column>,
 }
 
-/// A column of an alias table: a draw takes any column, and then one of its two positions. So it costs the same among
-/// any number.
+/// A column of an alias table: a draw takes a random column, then one of its two positions. The cost of a draw does not
+/// depend on the number of positions.
 #[derive(Clone, Copy, Debug)]
 struct Column {
-    /// How much of the column is its own position's, in parts of 2^32.
+    /// Share of the column that belongs to its own position, in parts of 2^32.
     own: u32,
-    /// Whose the rest is.
+    /// Position that the rest belongs to.
     other: u32,
 }
 
@@ -76,17 +76,17 @@ impl AliasTable {
     }
 }
 
-/// An alias table (Walker 1977, built as Vose 1991 does): each column is as high as the average weight; who has less
-/// shares its column with somebody who has more.
+/// Columns of an alias table (Walker 1977, built as by Vose 1991). Each column is as high as the average weight; a
+/// position below the average shares its column with one above it.
 fn columns(weights: &[u64]) -> Vec<Column> {
     let (count, total) = (weights.len() as u64, weights.iter().sum::<u64>());
-    // A column is `total` high, then.
+    // Scaled by the count, a column is `total` high.
     let mut left: Vec<u64> = weights.iter().map(|weight| weight * count).collect();
     let mut columns: Vec<Column> = (0..u32::MAX).take(weights.len()).map(|at| Column { own: 0, other: at }).collect();
     let (mut less, mut more): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|at| left[*at] < total);
     while let (Some(poor), Some(rich)) = (less.pop(), more.last().copied()) {
         let part = (u128::from(left[poor]) << 32) / u128::from(total);
-        // Less than the whole, so it fits.
+        // A part is less than the whole, so it fits.
         columns[poor] = Column { own: u32::try_from(part).unwrap_or(u32::MAX), other: columns[rich].other };
         left[rich] -= total - left[poor];
         if left[rich] < total {
@@ -108,7 +108,7 @@ mod tests {
             drawn[shares.draw_other(0).unwrap()] += 1;
         }
         assert_eq!((drawn[0], drawn[3]), (0, 0));
-        // Due: 10,000 and 40,000; six standard deviations are about 540.
+        // Expected: 10,000 and 40,000; six standard deviations are about 540.
         assert!(drawn[1].abs_diff(10_000) < 600, "{drawn:?}");
         assert_eq!(AliasTable::new([3]).draw_other(0), None);
         assert_eq!(AliasTable::new([0, 0]).draw(), None);

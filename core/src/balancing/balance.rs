@@ -1,5 +1,5 @@
-//! For balancers: choosing among candidates that work, near ones first. [`Pool`](crate::Pool) chooses with it, and so
-//! does the gRPC channel; each says for itself who is a candidate and whether it works.
+//! For balancers: selection among working candidates, near ones first. [`Pool`](crate::Pool) and the gRPC channel use
+//! it; each determines its own candidates and their readiness.
 
 #[doc(inline)]
 pub use super::{
@@ -20,14 +20,14 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 /// (<https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/load_balancing/priority>).
 const OVERPROVISIONING: f64 = 1.4;
 
-/// Number of times that two are drawn before all are looked at.
+/// Number of draws before all members are checked.
 const DRAWS: usize = 4;
 
-/// Policy by which one of several candidates is chosen, unless by key.
+/// Policy by which one of several candidates is selected, except by key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selection {
-    /// Two different ones are drawn by weight; the one with fewer calls in flight per weight is chosen.
+    /// Two different members are drawn by weight; the one with fewer calls in flight per weight is selected.
     LeastLoaded,
     /// At random, in proportion to the weights.
     Weighted,
@@ -37,12 +37,12 @@ pub enum Selection {
     Random,
 }
 
-/// What can be chosen. Implemented by balancers for what they send calls to.
+/// A candidate. Implemented by balancers for the targets of their calls.
 pub trait Selectable {
     /// Calls that have not ended.
     fn in_flight(&self) -> usize;
 
-    /// `true` if it still works; it did when the set was made.
+    /// Returns `true` if the candidate still works; it did when the set was built.
     fn is_ready(&self) -> bool;
 }
 
@@ -71,14 +71,14 @@ impl<T> Default for Group<T> {
 }
 
 impl<T: Selectable> Group<T> {
-    /// Members with their names and weights. A choice by key is a choice without one among them.
+    /// Members with their names and weights. A pick with a key ignores the key in this group.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
         let (weights, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(_, weight, member)| (weight, member)).unzip();
         Self { members, alias_table: AliasTable::new(weights), ring: None }
     }
 
-    /// Members that can be chosen by key.
+    /// Members that can be selected by key.
     pub fn by_key<'a>(members: impl IntoIterator<Item = (&'a str, u32, T)>) -> Self {
         let (named, members): (Vec<_>, Vec<_>) =
             members.into_iter().map(|(name, weight, member)| ((name, weight), member)).unzip();
@@ -86,7 +86,7 @@ impl<T: Selectable> Group<T> {
         Self { members, alias_table: AliasTable::new(named.iter().map(|(_, weight)| *weight)), ring }
     }
 
-    /// Chooses a member that `takes` accepts, if there is one.
+    /// Selects a member that `takes` accepts, if there is one.
     pub fn pick(&self, args: &PickArgs<'_>, takes: &impl Fn(&T) -> bool) -> Option<&T> {
         if self.members.is_empty() {
             return None;
@@ -133,13 +133,13 @@ impl<T: Selectable> Group<T> {
         Some(&self.members[able[drawn]])
     }
 
-    /// The positions of members that have a weight and that `takes` accepts.
+    /// The positions of members that have a weight above zero and that `takes` accepts.
     fn able(&self, takes: &impl Fn(&T) -> bool) -> impl Iterator<Item = usize> {
         (0..self.members.len()).filter(move |at| self.alias_table.weight(*at) > 0 && takes(&self.members[*at]))
     }
 
-    /// The one with fewer calls in flight per weight. Of two equals, as idle ones are, it is the first, which was drawn
-    /// by weight.
+    /// The position with fewer calls in flight per weight. Of two equal ones, such as idle ones, it is the first, which
+    /// was drawn by weight.
     fn lighter(&self, first: usize, second: usize) -> usize {
         let load = |at: usize| self.members[at].in_flight() as u64;
         // first/weight ≤ second/weight, without dividing.
@@ -149,20 +149,20 @@ impl<T: Selectable> Group<T> {
     }
 }
 
-/// What a choice depends on beside the candidates.
+/// Inputs of a pick other than the candidates.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "plain input of a choice")]
 pub struct PickArgs<'a> {
-    /// Policy of the args.
+    /// Policy of a pick without a key.
     pub selection: Selection,
-    /// The key that it is chosen by instead, in proportion to the weights, so that it stays with its candidate when
-    /// others come and go.
+    /// Key that replaces the policy. Keys map to candidates in proportion to the weights, and a key keeps its candidate
+    /// when others come and go.
     pub key: Option<&'a [u8]>,
-    /// Whose turn it is under [`Selection::RoundRobin`].
+    /// Position counter of [`Selection::RoundRobin`].
     pub turn: &'a AtomicUsize,
 }
 
-/// Candidates that work, near ones first.
+/// Working candidates, near ones first.
 #[derive(Debug)]
 pub struct Ready<T> {
     near: Group<T>,
@@ -178,13 +178,14 @@ impl<T> Default for Ready<T> {
 }
 
 impl<T: Selectable> Ready<T> {
-    /// Candidates of which `near` are the ready ones of the local zone, whose listed instances weigh `listed` in all.
+    /// Candidates: `near` are the ready ones of the local zone, and `listed` is the total weight of all its listed
+    /// instances.
     pub fn new(near: Group<T>, far: Group<T>, listed: u64) -> Self {
         let stay = share_that_stays(near.alias_table.total(), listed);
         Self { near, far, stay }
     }
 
-    /// Chooses one that works and is none of those that `tried` names, else one that works.
+    /// Selects a ready candidate that `tried` does not match, or else any ready candidate.
     pub fn pick(&self, args: &PickArgs<'_>, tried: impl Fn(&T) -> bool) -> Option<&T> {
         let fresh = self.pick_where(args, &|candidate| candidate.is_ready() && !tried(candidate));
         fresh.or_else(|| self.pick_where(args, &|candidate| candidate.is_ready()))
@@ -197,17 +198,17 @@ impl<T: Selectable> Ready<T> {
     }
 }
 
-/// A number from 0 to 1: at random, or always the same for a key, so that it does not alternate between zones.
+/// A number from 0 to 1. It is random without a key and constant for a key, so a key does not alternate between zones.
 fn draw(key: Option<&[u8]>) -> f64 {
     let Some(key) = key else { return fastrand::f64() };
-    // A seed, so that it says nothing of the place on a ring.
+    // The seed makes the number independent of the key's position on a ring.
     let hash = xxh3_64_with_seed(key, 1);
     #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
     let draw = hash as f64 / u64::MAX as f64;
     draw
 }
 
-/// The share of the calls that a zone keeps of whose weight `listed`, `ready` can take calls.
+/// Share of the calls that stay in a zone in which `ready` of the weight `listed` can take calls.
 fn share_that_stays(ready: u64, listed: u64) -> f64 {
     if listed == 0 {
         return 0.0;
@@ -279,7 +280,7 @@ mod tests {
 
     const CALLS: u32 = 50_000;
 
-    /// Number of times that each is chosen; `then` is told each args.
+    /// Number of times that each candidate is selected; `then` receives the arguments of each pick.
     fn count(ready: &Ready<Rc<Fake>>, how: How, then: impl Fn(u32, &Rc<Fake>)) -> BTreeMap<&'static str, u32> {
         let (turn, mut counted) = (AtomicUsize::new(0), BTreeMap::new());
         for call in 0..CALLS {
@@ -292,7 +293,7 @@ mod tests {
     }
 
     /// Weights 1 : 1 : 4 over 50,000 calls. A binomial share has a standard deviation of at most 112 here, so 700 is
-    /// above six of them; the shares of a ring are themselves within some 10 % of what is due.
+    /// above six of them. The shares of a ring are themselves within about 10 % of the exact ones.
     #[test]
     fn each_policy_keeps_to_its_shares() {
         let (even, weighted) = ([16_667, 16_667, 16_667], [8_333, 8_333, 33_333]);
@@ -308,7 +309,7 @@ mod tests {
     #[test]
     fn under_load_the_calls_in_flight_keep_to_the_weights() {
         let ready = alone(LEAST_LOADED, &[("a", 1), ("b", 1), ("c", 4)]);
-        // Nothing ever ends, so what was chosen stays in flight.
+        // No call ever ends, so selected candidates stay in flight.
         let counted = count(&ready, LEAST_LOADED, |_, chosen| chosen.in_flight.set(chosen.in_flight.get() + 1));
         for (name, due) in [("a", 8_333_u32), ("b", 8_333), ("c", 33_333)] {
             assert!(counted[name].abs_diff(due) <= 300, "{counted:?}");

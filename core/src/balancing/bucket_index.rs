@@ -1,24 +1,24 @@
-//! Where to look in a sorted list: a search begins in the bucket of its value, so it costs the same in a list of any
-//! length whose values are spread evenly, and never more than halving the whole list.
+//! Index for searches in a sorted list. A search begins in the bucket of its value. Its cost is constant for evenly
+//! spread values, and never exceeds that of a binary search.
 
 use std::ops::Range;
 
-/// Values in a bucket, where they are spread evenly: half a cache line.
+/// Average number of values in a bucket if they are spread evenly: half a cache line.
 const PER_BUCKET: usize = 4;
 
 /// An index over sorted values.
 #[derive(Clone, Debug)]
 pub(crate) struct BucketIndex {
-    /// The bucket of a value is what this shift leaves of it.
+    /// Right shift that turns a value into the number of its bucket.
     shift: u32,
-    /// For each bucket, and once more for the end: how many values lie before it.
+    /// Number of values before each bucket, and once more for the end.
     starts: Vec<u32>,
 }
 
 impl BucketIndex {
     /// An index over `sorted` values.
     pub(crate) fn new(sorted: &[u64]) -> Self {
-        // Two buckets at least: nothing can be shifted by all its bits.
+        // At least two buckets, because a value cannot be shifted by all its bits.
         let bits = (sorted.len() / PER_BUCKET).checked_ilog2().unwrap_or(0).max(1);
         let shift = u64::BITS - bits;
         let mut starts = vec![0; (1 << bits) + 1];
@@ -31,7 +31,7 @@ impl BucketIndex {
         Self { shift, starts }
     }
 
-    /// The bucket of `value`: what lies before it is smaller than `value`, and what lies behind it is larger.
+    /// The bucket of `value`: all values before it are smaller than `value`, and all values behind it are larger.
     pub(crate) fn around(&self, value: u64) -> Range<usize> {
         let bucket = bucket(value, self.shift);
         self.starts[bucket] as usize..self.starts[bucket + 1] as usize

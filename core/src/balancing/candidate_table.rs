@@ -25,7 +25,7 @@ pub enum PickError {
     /// The service is not known yet; wait for [`ServiceView::ready`](crate::ServiceView::ready).
     #[error("the service is not known yet")]
     Unknown,
-    /// What is known is older than the directory's options allow.
+    /// The last known snapshot is older than the directory's options allow.
     #[error("what is known is {} old, which is too old", rounded(*age))]
     TooOld {
         /// Its age.
@@ -34,14 +34,14 @@ pub enum PickError {
     /// The service is known and has no instance that could be picked.
     #[error("no instance can be picked: {listed} listed{}", left_out_by_filter(*left_out))]
     Empty {
-        /// Number in all.
+        /// Number of listed instances.
         listed: usize,
         /// Number of them that the filter alone [leaves out](Filter::leaves_out).
         left_out: usize,
     },
 }
 
-/// Text of a message about so many instances that a filter leaves out.
+/// Part of a message: the number of instances that a filter leaves out.
 fn left_out_by_filter(left_out: usize) -> String {
     if left_out == 0 { String::new() } else { format!(", {left_out} left out by the filter") }
 }
@@ -50,7 +50,7 @@ fn left_out_by_filter(left_out: usize) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct ViewCell {
     published: ArcSwapOption<Publication>,
-    /// Number of times that something was published: each pick reads only this.
+    /// Number of publications. It is all that a pick reads while nothing changes.
     pub(super) count: AtomicU64,
     tables: Mutex<CandidateTables>,
 }
@@ -58,7 +58,7 @@ pub(crate) struct ViewCell {
 impl ViewCell {
     pub(crate) fn publish(&self, published: Arc<Publication>) {
         self.published.store(Some(published));
-        // A reader that sees the count sees the publication.
+        // A reader that sees the new count also sees the publication.
         self.count.fetch_add(1, Ordering::Release);
     }
 
@@ -66,18 +66,18 @@ impl ViewCell {
         self.published.load()
     }
 
-    /// Candidate table and the publication that it was built from. A picker that comes while it is built waits for
-    /// it.
+    /// Returns the candidate table, and the number of publications at that time. A concurrent caller waits for the same
+    /// build.
     pub(super) fn table(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let (table, count) = self.slot(policy, filter);
-        // Not under the lock: others do not wait for it.
+        // Outside the lock, so other tables can be built at the same time.
         table.get_or_init(|| CandidateTable::new(self.published.load_full(), policy, filter));
         (table, count)
     }
 
     fn slot(&self, policy: Policy, filter: &Filter) -> (Arc<OnceLock<CandidateTable>>, u64) {
         let mut tables = self.tables.locked();
-        // The count first: what is published in between is seen at the next pick.
+        // The count is read first: a publication in between is seen at the next pick.
         let count = self.count.load(Ordering::Acquire);
         if tables.count != count {
             *tables = CandidateTables { count, built: Vec::new() };
@@ -94,10 +94,10 @@ impl ViewCell {
     }
 }
 
-/// Candidates of pickers at present.
+/// Candidate tables that pickers use at present.
 #[derive(Debug, Default)]
 struct CandidateTables {
-    /// Number of times that something had been published.
+    /// Number of publications when they were built.
     count: u64,
     built: Vec<(Policy, Filter, Weak<OnceLock<CandidateTable>>)>,
 }
@@ -105,10 +105,10 @@ struct CandidateTables {
 /// Candidates of pickers with the same policy and filter.
 #[derive(Debug, Default)]
 pub(super) struct CandidateTable {
-    /// Publication that it was built from.
+    /// Publication from which the table was built.
     published: Option<Arc<Publication>>,
     pub(super) candidates: Vec<Arc<Entry>>,
-    /// Number of instances that the filter leaves out, where there are no candidates.
+    /// Number of instances that the filter leaves out, counted only if there are no candidates.
     left_out: usize,
     pub(super) alias_table: AliasTable,
     pub(super) ring: HashRing,
@@ -136,7 +136,7 @@ impl CandidateTable {
         Self { published, candidates, left_out, alias_table, ring }
     }
 
-    /// Reason for which nothing can be picked, if that is so.
+    /// Returns the reason for which nothing can be picked, if there is one.
     pub(super) fn check(&self) -> Result<(), PickError> {
         let Some(published) = &self.published else {
             return Err(PickError::Unknown);
@@ -151,13 +151,13 @@ impl CandidateTable {
         }
     }
 
-    /// Returns `true` if there are candidates, and they are never too old.
+    /// Returns `true` if there are candidates and their age is not limited.
     pub(super) fn is_sure(&self) -> bool {
         !self.candidates.is_empty() && self.published.as_ref().is_some_and(|published| published.may_be_old())
     }
 }
 
-/// Keeps the `size` candidates with the highest hash of (client, id), in the order they stood.
+/// Keeps the `size` candidates with the highest hash of (client, id), in their previous order.
 fn keep_subset(candidates: &mut Vec<Arc<Entry>>, size: usize, client: u64) {
     if candidates.len() <= size {
         return;

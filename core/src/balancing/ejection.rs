@@ -1,4 +1,4 @@
-//! Letting instances rest that fail one call after the other.
+//! Ejection: instances that fail several calls in a row rest for a while.
 
 use std::{
     future::Future,
@@ -17,10 +17,10 @@ use crate::{
     },
 };
 
-/// Rule by which an instance rests. It is ejected after 5 calls in a row that failed, for 5 to 10 s, twice as long each
-/// time up to 5 min; at most a third of the instances at once, though one of at least two may always be. This is the
-/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. Which calls count as failed is
-/// for the pool or the channel to say.
+/// Rule for ejecting instances. An instance rests after 5 failed calls in a row, for 5 to 10 s and twice as long each
+/// time, up to 5 min. At most a third of the instances rest at once, but one of at least two always may. This is the
+/// consecutive-failure part of Envoy's outlier detection; gRFC A50 counts rates instead. The pool or the channel
+/// determines which calls count as failed.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Ejection {
@@ -43,14 +43,14 @@ impl Ejection {
         Self { failures: 5, times: BackoffPolicy::new(first, max).unwrap_or_default(), forgiven: max, share: 1.0 / 3.0 }
     }
 
-    /// Sets how many calls in a row have to fail. Zero counts as one.
+    /// Sets the number of failed calls in a row before a rest. Zero counts as one.
     pub fn failures(mut self, failures: u32) -> Self {
         self.failures = failures.max(1);
         self
     }
 
-    /// Sets how long an instance rests: the first time up to `first`, then twice as long each time, up to `max`. An
-    /// instance that was back for `max` begins anew.
+    /// Sets the length of the rests: up to `first` for the first one, then twice as long each time, up to `max`. An
+    /// instance that did not rest for `max` starts again with `first`.
     ///
     /// # Errors
     ///
@@ -66,12 +66,12 @@ impl Ejection {
         self
     }
 
-    /// For balancers: says whether so many failures in a row are enough.
+    /// For balancers: returns `true` if this number of failures in a row suffices for a rest.
     pub fn is_enough(&self, failures: u32) -> bool {
         failures >= self.failures
     }
 
-    /// Number of `total` that may rest at once.
+    /// Maximum number of `total` instances that may rest at once.
     fn most(&self, total: usize) -> usize {
         #[expect(
             clippy::cast_precision_loss,
@@ -84,12 +84,13 @@ impl Ejection {
     }
 }
 
-/// For balancers: the rests of one instance, each longer than the last until it was back for long enough.
+/// For balancers: the rests of one instance. Each is longer than the last, unless the instance did not rest for long
+/// enough.
 #[derive(Clone, Debug)]
 pub struct Rests {
     times: Backoff,
     forgiven: Duration,
-    /// Time at which the last one ended.
+    /// Time at which the last rest ended.
     last: Moment,
 }
 
@@ -107,13 +108,13 @@ impl Rests {
         self.times.next_delay()
     }
 
-    /// Notes that a rest has ended.
+    /// Records the end of a rest.
     pub fn end(&mut self) {
         self.last = Moment::now();
     }
 
-    /// Waits for the end of a rest of this length, or until `restarted` completes: what comes back then is another
-    /// process, whose rests begin anew.
+    /// Waits for the end of a rest of this length, or until `restarted` completes. After a restart the instance is
+    /// another process, so its rests start again with the shortest.
     ///
     /// # Cancel safety
     ///
@@ -126,14 +127,14 @@ impl Rests {
     }
 }
 
-/// For balancers: how many instances of a set rest.
+/// For balancers: number of resting instances in a set.
 #[derive(Debug, Default)]
 pub struct Ejections {
     now: Arc<AtomicUsize>,
     total: AtomicUsize,
 }
 
-/// For balancers: an instance counts as resting as long as this lives.
+/// For balancers: a resting instance. It counts as resting while this lives.
 #[derive(Debug)]
 #[must_use = "dropping it ends the rest"]
 pub struct Ejected(Arc<AtomicUsize>);
@@ -145,7 +146,7 @@ impl Drop for Ejected {
 }
 
 impl Ejections {
-    /// Notes how many instances there are.
+    /// Records the number of instances.
     pub fn of(&self, total: usize) {
         self.total.store(total, Ordering::Relaxed);
     }

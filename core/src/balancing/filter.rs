@@ -42,8 +42,8 @@ impl Filter {
         self
     }
 
-    /// Only `size` of the instances, the same ones every time for the same `client`, and few others when the set
-    /// changes (rendezvous hashing).
+    /// Only `size` of the instances. The same `client` always gets the same ones, and few of them change when the
+    /// set changes (rendezvous hashing).
     #[must_use]
     pub fn subset(mut self, size: usize, client: &str) -> Self {
         self.subset = Some((size, xxh3_64(client.as_bytes())));
@@ -62,8 +62,8 @@ impl Filter {
             && metadata.iter().all(|(key, value)| instance.metadata().get(key) == Some(value))
     }
 
-    /// Returns `true` for an instance that takes calls and has another zone, version or metadata than the filter asks
-    /// for.
+    /// Returns `true` for an instance that takes calls but has a zone, version or metadata other than the filter
+    /// requires.
     pub fn leaves_out(&self, instance: &Instance) -> bool {
         takes_calls(instance) && !self.asks_for(instance)
     }

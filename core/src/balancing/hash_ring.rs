@@ -1,20 +1,21 @@
-//! Choosing by key, in proportion to weights.
+//! Selection by key, in proportion to weights.
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::bucket_index::BucketIndex;
 
-/// Points on a [`HashRing`] per candidate of average weight. With 100 the share of each is within some 10 % of its due.
+/// Points on a [`HashRing`] per candidate of average weight. With 100, each share is within about 10 % of the exact
+/// one.
 const RING_POINTS: u64 = 100;
 
 /// The lower half of a number.
 const LOW: u64 = u32::MAX as u64;
 
-/// Places keys on positions in proportion to their weights, so that a change of the set moves few keys.
+/// Maps keys to positions in proportion to their weights, so that a change of the set moves few keys.
 #[derive(Clone, Debug)]
 pub struct HashRing {
-    /// Points in order: the upper half is the place on the ring, the lower half says whose it is. One list, because a
-    /// search in a large ring costs what it misses in the cache.
+    /// Sorted points: the upper half is the hash on the ring, the lower half the position that owns it. They are in one
+    /// list because cache misses dominate the cost of a search in a large ring.
     points: Vec<u64>,
     bucket_index: BucketIndex,
 }
@@ -40,7 +41,7 @@ impl HashRing {
         Self { bucket_index: BucketIndex::new(&points), points }
     }
 
-    /// The position that `key` belongs to; `None` on an empty ring.
+    /// The position that owns `key`; `None` on an empty ring.
     pub fn find(&self, key: &[u8]) -> Option<usize> {
         let place = place(xxh3_64(key));
         let around = self.bucket_index.around(place);
@@ -50,7 +51,7 @@ impl HashRing {
     }
 }
 
-/// Position of a hash on the ring.
+/// Hash value on the ring, with the lower half cleared.
 fn place(hash: u64) -> u64 {
     hash & !LOW
 }

@@ -1,5 +1,5 @@
-//! Selecting an instance: pickers over a view, their policies and data structures, ejection, and the pool of clients.
-//! Begin with `picker.rs`.
+//! Selection of an instance: pickers over a view, their policies and data structures, ejection, and the pool of
+//! clients. Begin with `picker.rs`.
 
 pub(crate) mod alias_table;
 pub mod balance;

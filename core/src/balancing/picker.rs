@@ -1,9 +1,9 @@
-//! Picking one instance: each task has its own picker, so a pick takes no lock, sends nothing and allocates nothing.
+//! Picking of one instance. Each task has its own picker, so a pick takes no lock, sends nothing and allocates nothing.
 //!
-//! A picker has a dense array of the candidates, and a new one once the view has a newer snapshot. A candidate is
-//! serving, has a weight above zero and passes the filter. Pickers that choose alike share what they choose from, so a
-//! change costs the same however many tasks pick: the first pick after it takes a lock for a moment, and rebuilds the
-//! shared candidate table or waits for that rebuild.
+//! A picker has a dense array of the candidates, and replaces it once the view has a newer snapshot. A candidate is
+//! serving, has a weight above zero and passes the filter. Pickers with the same policy and filter share one candidate
+//! table, so the cost of a change does not grow with the number of tasks. The first pick after a change takes a lock
+//! briefly, and rebuilds the shared candidate table or waits for that rebuild.
 
 use std::sync::{Arc, OnceLock, atomic::Ordering};
 
@@ -16,21 +16,21 @@ use super::{
 };
 use crate::{discovery::view_user::ViewUser, model::instance::Entry};
 
-/// Picks instances of one service for one task. It keeps the watch of its view going, and the directory alive.
+/// Picks instances of one service for one task. It keeps the watch of its view running, and the directory alive.
 #[derive(Debug)]
 pub struct Picker {
     cell: Arc<ViewCell>,
-    /// Number of times that something had been published when the choice was made.
+    /// Number of publications when the table was built.
     count: u64,
     policy: Policy,
     filter: Filter,
     table: Arc<OnceLock<CandidateTable>>,
-    /// Nothing needs to be checked before the next publication.
+    /// The table needs no check before the next publication.
     sure: bool,
-    /// Whose turn it was last.
+    /// Position of the last pick under `RoundRobin`.
     last: usize,
     random: fastrand::Rng,
-    /// Keeps the watch going that `cell` is fed from.
+    /// Keeps the watch running that publishes to `cell`.
     _user: Option<ViewUser>,
 }
 
@@ -49,18 +49,18 @@ impl Picker {
         }
     }
 
-    /// A picker that keeps the watch of its view going.
+    /// A picker that keeps the watch of its view running.
     pub(crate) fn of_view(user: ViewUser, policy: Policy, filter: Filter) -> Self {
         let cell = Arc::clone(user.published());
         Self { _user: Some(user), ..Self::new(cell, policy, filter) }
     }
 
-    /// Number of times that something had been published when what it chooses from was made.
+    /// Number of publications when its candidate table was built.
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Returns `true` if nothing was published since.
+    /// Returns `true` if nothing was published since then.
     #[inline]
     pub(crate) fn is_current(&self) -> bool {
         self.cell.count.load(Ordering::Acquire) == self.count
@@ -70,7 +70,7 @@ impl Picker {
     ///
     /// # Errors
     ///
-    /// [`PickError`] says whether the service is unknown or empty.
+    /// [`PickError`] states the reason: the service is unknown, too old, or has no candidate.
     #[inline]
     pub fn pick(&mut self) -> Result<&Arc<Entry>, PickError> {
         if !self.is_ready() {
@@ -81,7 +81,7 @@ impl Picker {
         let at = match self.policy {
             Policy::Random => self.random.usize(..count),
             Policy::RoundRobin => {
-                // Not by division, which is slow.
+                // A division would be slow.
                 self.last = if self.last + 1 < count { self.last + 1 } else { 0 };
                 self.last
             }
@@ -109,7 +109,7 @@ impl Picker {
         Ok(&candidates[ring.find(key).unwrap_or(0)])
     }
 
-    /// All candidates, for callers that choose themselves.
+    /// All candidates, for callers with their own selection.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ impl Picker {
         Ok(&built(&self.table).candidates)
     }
 
-    /// Returns `true` if the choice is the latest, and can be picked from.
+    /// Returns `true` if the table is the latest and can be picked from.
     #[inline]
     fn is_ready(&self) -> bool {
         self.sure && self.is_current()
@@ -141,7 +141,7 @@ impl Picker {
     }
 }
 
-/// Candidates that were made; nothing before the first pick.
+/// The built candidate table; an empty one before the first pick.
 #[inline]
 fn built(table: &OnceLock<CandidateTable>) -> &CandidateTable {
     table.get_or_init(CandidateTable::default)
@@ -244,7 +244,7 @@ mod tests {
         assert!(first.pick().is_ok() && elsewhere.pick().is_ok());
         assert!(!shared(first, second), "what was there before is not given away");
         assert!(second.pick().is_ok() && shared(first, second));
-        // Nobody picks from it any more, so it is not kept.
+        // No picker uses the table any more, so it is not kept.
         let before = Arc::downgrade(&elsewhere.table);
         cell.publish(published(vec![instance("a")]));
         let nobody = elsewhere.pick().unwrap_err();

@@ -1,4 +1,4 @@
-//! Policies of plain picks from a view.
+//! Policies of picks from a view.
 
 /// Policy of a picker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,6 @@ pub enum Policy {
     /// At random, in proportion to the weights.
     Weighted,
     /// By key: see [`Picker::pick_for`](crate::Picker::pick_for). When the set changes, few keys change their instance.
-    /// A pick without a key is `Weighted`.
+    /// A pick without a key works as `Weighted`.
     ConsistentHash,
 }

@@ -1,9 +1,8 @@
 //! One client per instance, for protocols that are not gRPC.
 //!
-//! A [`Pool`] makes a client when an instance is first picked, keeps it while the instance is there, and lets go of it
-//! when the instance is gone: calls that are under way finish, then the client is dropped. [`PoolOptions`] say which
-//! instances are called; zones, keys and ejection are those of the gRPC channel, see [`crate::balancing::balance`] and
-//! [`crate::balancing::ejection`].
+//! A [`Pool`] creates a client at the first pick of an instance and keeps it while the instance is listed. When the
+//! instance is gone, calls under way finish, then the client is dropped. [`PoolOptions`] select the instances. Zones,
+//! keys and ejection work as in the gRPC channel, see [`crate::balancing::balance`] and [`crate::balancing::ejection`].
 //!
 //! ```
 //! # use enlist::{Directory, Endpoint, Error, Instance, InstanceId, Policy, Pool, PoolOptions, RegisterOptions};
@@ -82,15 +81,15 @@ pub struct Pool<T> {
     view: ServiceView,
     factory: Factory<T>,
     members: Arc<Members<T>>,
-    /// Whose turn it is.
+    /// Position counter of [`Selection::RoundRobin`].
     turn: AtomicUsize,
     tasks: TaskOwner,
 }
 
 impl<T: Send + Sync + 'static> Pool<T> {
-    /// A pool with the default options whose clients `factory` makes. It must not block; a client that has to connect
-    /// does so at its first call. Calls that need the same one at the same time may each make one; the first is kept
-    /// and the others are dropped.
+    /// A pool with the default options, whose clients `factory` creates. `factory` must not block; a client that has to
+    /// connect does so at its first call. Concurrent calls that need the same client may each create one: the first is
+    /// kept and the others are dropped.
     ///
     /// # Errors
     ///
@@ -124,16 +123,16 @@ impl<T: Send + Sync + 'static> Pool<T> {
         Ok(Self { view, factory: Box::new(factory), members, turn, tasks })
     }
 
-    /// Calls an instance, and another one where `retry` says so.
+    /// Calls an instance, and another one if `retry` allows it.
     ///
     /// # Errors
     ///
-    /// [`PoolError`] says whether there was nobody, no client, or what the last attempt said, and lists the attempts
+    /// [`PoolError`] states whether there was no instance, no client, or a failed attempt, and lists the attempts
     /// before.
     ///
     /// # Cancel safety
     ///
-    /// The attempt that is under way is dropped; whether it was done is for its protocol to say.
+    /// The attempt under way is dropped; it may or may not have been executed.
     pub async fn call<R, E, F, C>(&self, policy: Policy, retry: &Retry<E>, call: F) -> Result<R, PoolError<E>>
     where
         F: Fn(Arc<T>) -> C,
@@ -147,8 +146,8 @@ impl<T: Send + Sync + 'static> Pool<T> {
         self.attempts(selection, None, retry, call).await
     }
 
-    /// Calls the instance that `key` belongs to, and another one where `retry` says so. When the set changes, few keys
-    /// change their instance; while an instance rests, its keys belong to others.
+    /// Calls the instance that owns `key`, and another one if `retry` allows it. When the set changes, few keys change
+    /// their instance. While an instance rests, its keys belong to others.
     ///
     /// # Errors
     ///
@@ -193,7 +192,8 @@ impl<T: Send + Sync + 'static> Pool<T> {
                 return Err(progress.ended_before_attempt(id));
             }
             let Ok(outcome) = tokio::time::timeout(remaining, call(client)).await else {
-                // The time that a wait for an instance left over is no evidence against this one.
+                // A timeout within the rest of the deadline after a wait for an instance does not count against this
+                // one.
                 if progress.readiness == Readiness::Immediate {
                     self.members.failed(&one, &self.tasks);
                 }
@@ -223,7 +223,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         repeat
     }
 
-    /// Picks an instance, and waits for one if the rule of the call allows it.
+    /// Picks an instance, and waits for one if the call allows it.
     async fn pick_in_time<E>(
         &self,
         args: &PickArgs<'_>,
@@ -237,12 +237,12 @@ impl<T: Send + Sync + 'static> Pool<T> {
         let mut changes = self.view.changes();
         while picked.is_err() {
             let remaining = progress.remaining();
-            // A proof of freshness comes without a change.
+            // A new proof of freshness is not signalled as a change.
             let change = tokio::time::timeout(remaining.min(FRESHNESS_RECHECK), next(&mut changes));
             if remaining.is_zero() || matches!(change.await, Ok(None)) {
                 break;
             }
-            // An instance that comes when no time is left to call it comes too late.
+            // An instance that appears at the deadline is ignored, because no time is left to call it.
             if progress.remaining().is_zero() {
                 break;
             }
@@ -251,7 +251,7 @@ impl<T: Send + Sync + 'static> Pool<T> {
         picked
     }
 
-    /// An instance that was not tried yet, if there is one that does not rest.
+    /// Picks an instance that was not tried yet, if one that does not rest is left.
     fn pick<E>(&self, args: &PickArgs<'_>, previous: &[FailedAttempt<E>]) -> Result<Arc<Listed<T>>, PickError> {
         let key_use = if args.key.is_some() { KeyUse::ByKey } else { KeyUse::Without };
         let set = self.members.set(key_use)?;

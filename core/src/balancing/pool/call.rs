@@ -11,7 +11,7 @@ use crate::{
     runtime::{backoff::Backoff, clock::Moment},
 };
 
-/// Result of selecting an instance for an attempt.
+/// Readiness of the instances during a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Readiness {
     /// An instance could be picked at each attempt.
@@ -47,7 +47,7 @@ impl<'a, E> CallProgress<'a, E> {
         u32::try_from(self.previous.len()).unwrap_or(u32::MAX).saturating_add(1)
     }
 
-    /// Error of a call whose deadline passed before the attempt at `id`, which was not made.
+    /// Error of a call whose deadline passed before the attempt at `id` began.
     pub(super) fn ended_before_attempt(mut self, id: InstanceId) -> PoolError<E> {
         let attempts = self.attempts() - 1;
         match self.previous.pop() {
@@ -73,7 +73,7 @@ impl<'a, E> CallProgress<'a, E> {
         repeat: Repeat,
     ) -> Result<(Self, Duration), PoolError<E>> {
         let attempts = self.attempts();
-        // A second failure of the same instance is the time to slow down.
+        // The delays begin with the second failure of one instance.
         let delay = if was_tried(&self.previous, &id) { self.backoff.next_delay() } else { Duration::ZERO };
         if repeat == Repeat::Refused || attempts >= self.retry.attempts || self.remaining() <= delay {
             return Err(PoolError::Failed { attempts, id, cause, previous: self.previous });

@@ -16,7 +16,7 @@ pub struct FailedAttempt<E> {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PoolError<E> {
-    /// There was nobody to call.
+    /// There was no instance to call.
     #[error("nobody to call")]
     PickError {
         /// The reason.
@@ -25,7 +25,7 @@ pub enum PoolError<E> {
         /// The attempts before.
         previous: Vec<FailedAttempt<E>>,
     },
-    /// No client could be made for the instance.
+    /// The client for the instance could not be created.
     #[error("no client for {id}")]
     NoClient {
         /// The instance.
@@ -49,8 +49,8 @@ pub enum PoolError<E> {
         /// The attempts before the last one.
         previous: Vec<FailedAttempt<E>>,
     },
-    /// The deadline passed during an attempt, which was dropped; it may have been done. With 0 attempts it had passed
-    /// before the first one, which was not made.
+    /// The deadline passed during an attempt, which was dropped but may have been executed. With 0 attempts the
+    /// deadline had passed before the first attempt, which was not made.
     #[error("the deadline passed during attempt {attempts}, at {id}")]
     Deadline {
         /// Number of attempts.

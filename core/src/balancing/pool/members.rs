@@ -1,4 +1,4 @@
-//! The instances that a pool calls: their clients, which of them rest, and the sets that calls choose from.
+//! Instances that a pool calls: their clients, their rests, and the sets that calls select from.
 
 use std::{
     collections::HashMap,
@@ -29,9 +29,9 @@ use crate::{
     runtime::{clock::rounded, task::TaskOwner},
 };
 
-/// One instance, for as long as it is listed, stays at its endpoints and is not registered anew.
+/// One instance while it is listed with the same endpoints and the same registration.
 pub(super) struct Member<T> {
-    /// As it was first listed.
+    /// The entry as it was first listed.
     entry: Arc<Entry>,
     client: OnceLock<Arc<T>>,
     /// Failed calls in a row.
@@ -40,16 +40,16 @@ pub(super) struct Member<T> {
     rest: Mutex<Rest>,
 }
 
-/// The rests of a member.
+/// Rests of a member.
 #[derive(Default)]
 struct Rest {
     rests: Option<Rests>,
-    /// The one that goes on. It ends with the member.
+    /// The current rest. It ends with the member.
     now: Option<Ejected>,
 }
 
 impl<T> Member<T> {
-    /// The member for `entry`. A client is for an address, so it is taken over from one that was there before.
+    /// The member for `entry`. It takes over the client of its predecessor if the endpoints are the same.
     fn new(entry: &Arc<Entry>, before: Option<&Self>) -> Self {
         let before = before.filter(|before| before.is_at(entry)).and_then(|before| before.client.get().cloned());
         Self {
@@ -65,12 +65,12 @@ impl<T> Member<T> {
         self.entry.instance().endpoints() == entry.instance().endpoints()
     }
 
-    /// Returns `true` if `entry` is this member, changed in place at most.
+    /// Returns `true` if `entry` is the same registration at the same endpoints, with at most in-place changes.
     fn is(&self, entry: &Entry) -> bool {
         self.is_at(entry) && self.entry.created() == entry.created()
     }
 
-    /// Begins a rest, if none goes on. Returns how long it is.
+    /// Begins a rest, if there is none now. Returns its length.
     fn begin_rest(&self, ejection: &Ejection, ejections: &Ejections) -> Option<Duration> {
         let mut rest = self.rest.locked();
         if rest.now.is_some() {
@@ -83,7 +83,7 @@ impl<T> Member<T> {
 
     fn end_rest(&self) {
         let mut rest = self.rest.locked();
-        // What failed while it rested is forgiven.
+        // Failures during the rest do not count.
         self.failures.store(0, Ordering::Relaxed);
         self.resting.store(false, Ordering::Release);
         rest.now = None;
@@ -93,7 +93,7 @@ impl<T> Member<T> {
     }
 }
 
-/// A member as it is listed now.
+/// A member with its current entry.
 pub(super) struct Listed<T> {
     pub(super) entry: Arc<Entry>,
     member: Arc<Member<T>>,
@@ -104,7 +104,7 @@ impl<T> Listed<T> {
         self.entry.instance().id()
     }
 
-    /// The client, which `make` makes if there is none. No lock is held meanwhile.
+    /// The client, which `make` creates if there is none. No lock is held meanwhile.
     pub(super) fn client<E>(&self, make: impl FnOnce(&Entry) -> Result<T, E>) -> Result<Arc<T>, E> {
         if let Some(client) = self.member.client.get() {
             return Ok(Arc::clone(client));
@@ -116,7 +116,7 @@ impl<T> Listed<T> {
 }
 
 impl<T> Selectable for Listed<T> {
-    /// A pool does not count the calls of its members: none of its policies asks.
+    /// Always 0: a pool does not count the calls of its members, because none of its policies needs the number.
     fn in_flight(&self) -> usize {
         0
     }
@@ -126,10 +126,10 @@ impl<T> Selectable for Listed<T> {
     }
 }
 
-/// A set that calls choose from.
+/// A set of members that calls select from.
 pub(super) struct PickSet<T> {
     listed: Vec<Arc<Listed<T>>>,
-    /// Those that do not rest.
+    /// The members that do not rest.
     ready: Ready<Arc<Listed<T>>>,
     all: OnceLock<Group<Arc<Listed<T>>>>,
 }
@@ -144,20 +144,20 @@ impl<T> PickSet<T> {
         Self { ready, listed, all: OnceLock::new() }
     }
 
-    /// Chooses one that does not rest and was not `tried`, or else one that does not rest. If all rest, any: better
-    /// than nobody.
+    /// Picks a member that does not rest and was not `tried`, or else one that does not rest. If all rest, picks any of
+    /// them.
     pub(super) fn pick(&self, args: &PickArgs<'_>, tried: impl Fn(&InstanceId) -> bool) -> Option<&Arc<Listed<T>>> {
         let ready = self.ready.pick(args, |one| tried(one.id()));
         ready.or_else(|| self.all.get_or_init(|| KeyUse::Without.group(&self.listed)).pick(args, &|_| true))
     }
 }
 
-/// Purpose of a set.
+/// Kind of picks that a set is built for.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum KeyUse {
-    /// Choices without a key.
+    /// Picks without a key.
     Without,
-    /// Choices by key, for which hash rings have to be made.
+    /// Picks by key, which need hash rings.
     ByKey,
 }
 
@@ -180,7 +180,7 @@ pub(super) struct Members<T> {
     zone: Option<String>,
     ejection: Option<Ejection>,
     ejections: Ejections,
-    /// Counts the rests that began or ended: sets are made anew then.
+    /// Number of rests that began or ended. Each makes the sets out of date.
     rests: AtomicU64,
     state: Mutex<PickSets<T>>,
 }
@@ -188,7 +188,7 @@ pub(super) struct Members<T> {
 struct PickSets<T> {
     picker: Picker,
     known: HashMap<InstanceId, Arc<Member<T>>>,
-    /// Number of publications and rests that the sets below were made after.
+    /// Numbers of publications and of rests when the sets below were built.
     built_after: (u64, u64),
     plain: Option<Arc<PickSet<T>>>,
     by_key: Option<Arc<PickSet<T>>>,
@@ -219,9 +219,9 @@ impl<T: Send + Sync + 'static> Members<T> {
         self.state.locked()
     }
 
-    /// The set as it is now.
+    /// Returns the current set.
     pub(super) fn set(&self, key_use: KeyUse) -> Result<Arc<PickSet<T>>, PickError> {
-        // Outlives the lock: with a member may go its client, whose drop is code of the user's.
+        // Outlives the lock: dropping a member may drop its client, whose `Drop` is the user's code.
         let mut gone = Vec::new();
         let mut state = self.state();
         let rests = self.rests.load(Ordering::Acquire);
@@ -255,7 +255,7 @@ impl<T: Send + Sync + 'static> Members<T> {
         Ok(set)
     }
 
-    /// Lets go of the clients of instances that are not in `snapshot`, or are elsewhere there.
+    /// Drops the clients of instances that are not in `snapshot`, or have other endpoints there.
     pub(super) fn keep_only(&self, snapshot: &Snapshot) {
         let (mut sets, mut gone) = ((None, None), Vec::new());
         {
@@ -277,14 +277,14 @@ impl<T: Send + Sync + 'static> Members<T> {
         self.state().known.values().filter(|member| member.client.get().is_some()).count()
     }
 
-    /// Notes that a call was answered.
+    /// Records a successful call.
     pub(super) fn succeeded(one: &Listed<T>) {
         if one.member.failures.load(Ordering::Relaxed) > 0 {
             one.member.failures.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a call failed, and lets the instance rest if that is enough.
+    /// Records a failed call, and starts a rest if the failures in a row suffice.
     pub(super) fn failed(self: &Arc<Self>, one: &Listed<T>, tasks: &TaskOwner) {
         let (Some(ejection), member) = (&self.ejection, &one.member) else { return };
         let failures = member.failures.fetch_add(1, Ordering::Relaxed) + 1;

@@ -1,14 +1,14 @@
-//! Rule by which a pool repeats a call.
+//! Rule for repeating a call through a pool.
 
 use std::{fmt, time::Duration};
 
 use crate::runtime::backoff::BackoffPolicy;
 
-/// Rule by which a call is tried again, and its limits. The decision is the caller's: only it knows whether a call that
-/// failed may have been done.
+/// Rule for repeating a call, with its limits. The decision is the caller's, because only the caller knows whether a
+/// failed call may have been executed.
 pub struct Retry<E> {
     accepts: Judge<E>,
-    /// The errors that speak against the instance, if not those that are tried again.
+    /// Errors that count against the instance; `None` for those that are tried again.
     against: Option<Judge<E>>,
     pub(super) attempts: u32,
     pub(super) deadline: Duration,
@@ -16,7 +16,7 @@ pub struct Retry<E> {
     pub(super) no_instance: NoInstance,
 }
 
-/// Reaction of a call to which no instance can be assigned.
+/// Behaviour of a call while no instance can be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoInstance {
     /// The call fails at once.
@@ -50,7 +50,7 @@ pub(super) struct Judgement {
     pub(super) blame: Blame,
 }
 
-/// Judgement of the user about an error.
+/// Predicate of the user over an error.
 type Judge<E> = Box<dyn Fn(&E) -> bool + Send + Sync>;
 
 impl<E> Retry<E> {
@@ -72,40 +72,40 @@ impl<E> Retry<E> {
         Self::new(|_| false)
     }
 
-    /// Sets which errors speak against the instance that answered with them, see
-    /// [`PoolOptions::ejection`](crate::PoolOptions::ejection). An attempt that the deadline cut short always does,
-    /// unless the call had waited for an instance, see [`wait_for_ready`](Self::wait_for_ready). Default: those that
-    /// are tried again.
+    /// Sets the errors that count against the instance that returned them, see
+    /// [`PoolOptions::ejection`](crate::PoolOptions::ejection). An attempt that the deadline cut short always counts,
+    /// unless the call had waited for an instance, see [`wait_for_ready`](Self::wait_for_ready). Default: the errors
+    /// that are tried again.
     #[must_use]
     pub fn against(mut self, against: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         self.against = Some(Box::new(against));
         self
     }
 
-    /// Sets how many attempts there are in all. Zero counts as one.
+    /// Sets the maximum number of attempts. Zero counts as one.
     #[must_use]
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts.max(1);
         self
     }
 
-    /// Sets how long all attempts may take together.
+    /// Sets the maximum duration of all attempts together.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Sets the delays between attempts. An instance that was not tried yet is tried without one.
+    /// Sets the delays between attempts. An attempt at an instance that was not tried yet has no delay.
     #[must_use]
     pub fn backoff(mut self, backoff: BackoffPolicy) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Lets a call wait within its deadline while no instance can be picked: the service is not known yet, empty, or
-    /// known from too long ago. The wait is no attempt. It ends early once the directory is closed. Default: such a
-    /// call fails at once.
+    /// Lets a call wait within its deadline while no instance can be picked, because the service is not known yet,
+    /// empty, or too old. The wait does not count as an attempt. It ends early once the directory is closed. Default:
+    /// such a call fails at once.
     #[must_use]
     pub fn wait_for_ready(mut self) -> Self {
         self.no_instance = NoInstance::Wait;
