@@ -1,9 +1,9 @@
 //! For backends: one registration at a time per key and session.
 //!
-//! The registrations of a session share leases, so the lease alone does not tell them apart. A registration claims its
-//! key before it touches it, and one that leaves is waited for, so that what it still does cannot hit its successor.
-//! Claims on one key are served in the order in which they were asked for: a registration that gives way gets the key
-//! again behind those that it gave way to.
+//! The registrations of a session share leases, so the lease alone does not distinguish them. A registration claims its
+//! key before it writes to it. A new claim waits for the release of the previous one, so late writes cannot affect it.
+//! Claims on one key are served in the order of their requests. A registration that gives way gets the key again after
+//! those that it gave way to.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -26,20 +26,20 @@ use crate::{
 /// One claimed key.
 #[derive(Debug)]
 struct Slot {
-    /// One permit while the key is free.
+    /// One permit is available while the key is free.
     turn: Semaphore,
     claimant: Mutex<Claimant>,
-    /// Notified when the key changes hands, and when the claimant is to give way.
+    /// Notified when the claimant changes, and when it is asked to give way.
     changed: Notify,
 }
 
-/// The registration that has a key, or that had it last.
+/// The registration that claims a key, or claimed it last.
 struct Claimant {
     owner: Option<String>,
     withdrawal: Withdrawal,
-    /// It is about to leave, or has left.
+    /// The registration is about to leave, or has left.
     leaving: bool,
-    /// A successor wants the key.
+    /// A successor waits for the key.
     wanted: bool,
 }
 
@@ -91,13 +91,13 @@ impl<K> fmt::Debug for KeyClaims<K> {
     }
 }
 
-/// Behaviour of a claim towards a registration of this session that has the key.
+/// Behaviour of a claim towards a registration of this session that already claims the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a registration claims its key anew only after it gave way")]
 pub enum Approach {
-    /// Acts as the options say.
+    /// Follows the options.
     New,
-    /// Waits for it: this registration gave way before.
+    /// Waits for the current claimant: this registration gave way before.
     Again,
 }
 
@@ -112,7 +112,7 @@ impl<K: Eq + Hash> fmt::Debug for Claim<K> {
     }
 }
 
-/// A registration that has a key or waits for it. The last one to go forgets the slot.
+/// A registration that has a key or waits for it. The last one to leave removes the slot.
 struct Visit<K: Eq + Hash> {
     key: K,
     map: Map<K>,
@@ -120,15 +120,16 @@ struct Visit<K: Eq + Hash> {
 }
 
 impl<K: Eq + Hash + Clone> KeyClaims<K> {
-    /// Claims `key`, after waiting for a claimant that leaves or that `options` supersede or wait for.
+    /// Claims `key`. Waits for a claimant that leaves, or that `options` supersede or wait for.
     ///
     /// # Errors
     ///
-    /// The revision of the claimant's last acknowledged write (`None` before one), if `options` refuse to wait for it.
+    /// The revision of the claimant's last acknowledged write (`None` before one), if `options` do not allow a wait for
+    /// it.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future claims nothing; a claimant that was asked to give way stays so.
+    /// Dropping the future claims nothing. A claimant that was already asked to give way still does.
     pub async fn claim(
         &self,
         key: &K,
@@ -143,16 +144,16 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
         let slot = Arc::clone(&visit.slot);
         loop {
             let mut changed = pin!(slot.changed.notified());
-            // Before the look at the claimant, so that no change is missed.
+            // Enabled before the claimant is checked, so that no change is missed.
             changed.as_mut().enable();
             if approach == Approach::New {
                 slot.approach(options)?;
             }
             tokio::select! {
-                // A permit that was assigned is not given back because of a change at the same time.
+                // An assigned permit is not given back because of a simultaneous change.
                 biased;
                 permit = slot.turn.acquire() => {
-                    // It is never closed, so there is one.
+                    // The semaphore is never closed, so there is a permit.
                     if let Ok(permit) = permit {
                         permit.forget();
                     }
@@ -164,14 +165,14 @@ impl<K: Eq + Hash + Clone> KeyClaims<K> {
         }
     }
 
-    /// The registration that has `key`, unless it is about to leave.
+    /// The registration that claims `key`, unless it is about to leave.
     pub fn claimant(&self, key: &K) -> Option<Withdrawal> {
         let slot = Arc::clone(self.map.locked().get(key)?);
         let claimant = slot.claimant();
         (!claimant.is_leaving()).then(|| claimant.withdrawal.clone())
     }
 
-    /// Enters the slot of `key`; `true` if nobody has it, and it is claimed thereby.
+    /// Enters the slot of `key`. Returns `true` if the key was free; it is then claimed.
     fn visit(&self, key: &K, options: &RegisterOptions, withdrawal: &Withdrawal) -> (Visit<K>, bool) {
         let mut map = self.map.locked();
         let (slot, is_free) = match map.entry(key.clone()) {
@@ -199,8 +200,8 @@ impl Slot {
         self.changed.notify_waiters();
     }
 
-    /// Asks the claimant to give way, where `options` entitle to that. An error is its revision, if they refuse to
-    /// wait.
+    /// Asks the claimant to give way, if `options` allow that. Returns the claimant's revision as an error if they do
+    /// not allow a wait.
     fn approach(&self, options: &RegisterOptions) -> Result<(), Option<Revision>> {
         let mut claimant = self.claimant();
         let same_owner = options.owner.is_some() && options.owner == claimant.owner;
@@ -217,13 +218,13 @@ impl Slot {
 }
 
 impl<K: Eq + Hash> Claim<K> {
-    /// Notes that this registration is about to leave, so that a successor waits for it instead of giving up.
+    /// Marks this registration as about to leave, so that a successor waits for it instead of giving up.
     pub fn leave(&self) {
         self.visit.slot.claimant().leaving = true;
         self.visit.slot.changed.notify_waiters();
     }
 
-    /// Waits until a successor wants the key. The registration has to give way then, and to leave the key as it is.
+    /// Waits until a successor wants the key. The registration then has to give way and to leave the key unchanged.
     ///
     /// # Cancel safety
     ///
@@ -243,7 +244,7 @@ impl<K: Eq + Hash> Claim<K> {
 
 impl<K: Eq + Hash> Drop for Claim<K> {
     fn drop(&mut self) {
-        // Nobody has the key until it is handed on.
+        // The key has no claimant until it is passed on.
         self.visit.slot.claimant().leaving = true;
         self.visit.slot.turn.add_permits(1);
     }
@@ -252,7 +253,7 @@ impl<K: Eq + Hash> Drop for Claim<K> {
 impl<K: Eq + Hash> Drop for Visit<K> {
     fn drop(&mut self) {
         let mut map = self.map.locked();
-        // The map's and this one: claims are entered under the same lock.
+        // The references of the map and of this visit: claims enter under the same lock.
         if Arc::strong_count(&self.slot) <= 2 {
             map.remove(&self.key);
         }
@@ -334,7 +335,7 @@ mod tests {
         assert!(second.as_mut().now_or_never().is_none());
         first.superseded().await;
         drop(first);
-        // It asks at once, and is behind.
+        // The first registration asks again at once, but is queued behind the second.
         let mut again = Box::pin(one.claim(&key_claims, Approach::Again));
         assert!(again.as_mut().now_or_never().is_none());
         let second = second.await.unwrap();

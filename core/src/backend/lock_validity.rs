@@ -15,7 +15,7 @@ use crate::{
 /// Minimum margin between the local deadline and the lease's expiry.
 const MIN_MARGIN: Duration = Duration::from_millis(500);
 
-/// Time for which a holder may go on without a renewal: what the store granted, less a margin for clocks that run at
+/// Time for which a holder may go on without a renewal: the granted time, minus a margin for clocks that run at
 /// different rates (10 %, at least 0.5 s).
 pub fn safe_validity(granted: Duration) -> Duration {
     granted.saturating_sub((granted / 10).max(MIN_MARGIN))
@@ -27,19 +27,19 @@ pub fn safe_validity(granted: Duration) -> Duration {
 #[derive(Debug)]
 pub struct LockValidity {
     start: Moment,
-    /// Nanoseconds after `start` until which it is held.
+    /// Nanoseconds after `start` at which the validity ends.
     until: AtomicU64,
     lost: watch::Sender<Option<Loss>>,
 }
 
 impl LockValidity {
-    /// A validity that rests on a grant or renewal sent at `sent` for `granted`.
+    /// Validity from a grant or renewal that was sent at `sent` for `granted`.
     pub fn new(sent: Moment, granted: Duration) -> Self {
         let until = AtomicU64::new(nanos(safe_validity(granted)));
         Self { start: sent, until, lost: watch::Sender::new(None) }
     }
 
-    /// Notes an acknowledged renewal that was sent at `sent` for `granted`. Has no effect after a loss.
+    /// Records an acknowledged renewal that was sent at `sent` for `granted`. Has no effect after a loss.
     pub fn renewed(&self, sent: Moment, granted: Duration) {
         if self.is_held() {
             let until = nanos(sent.since(self.start).saturating_add(safe_validity(granted)));
@@ -47,7 +47,7 @@ impl LockValidity {
         }
     }
 
-    /// Ends it. The first reason stays.
+    /// Ends the validity. The first reason stays.
     pub fn lose(&self, loss: Loss) {
         self.lost.send_if_modified(|lost| {
             let first = lost.is_none();
@@ -58,7 +58,7 @@ impl LockValidity {
         });
     }
 
-    /// Returns `true` while the lock is known to be held. Once false, always false.
+    /// Returns `true` while the lock is known to be held. A result of `false` is final.
     pub fn is_held(&self) -> bool {
         if self.lost.borrow().is_some() {
             return false;
@@ -70,7 +70,7 @@ impl LockValidity {
         true
     }
 
-    /// Reason for which it was lost, if it was.
+    /// Reason for the loss, if the lock was lost.
     pub fn loss(&self) -> Option<Loss> {
         self.is_held();
         *self.lost.borrow()

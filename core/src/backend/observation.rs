@@ -1,4 +1,4 @@
-//! For backends: observations of foreign leases, by which a leftover is told from a live instance.
+//! For backends: observations of foreign leases, which distinguish a leftover from a live instance.
 //!
 //! An observation takes a renewal period of the foreign lease, which can be longer than a call waits. It is kept per
 //! key and lease, so that a repeated call completes it.
@@ -12,7 +12,7 @@ use crate::{
     runtime::clock::Moment,
 };
 
-/// Maximum number of observations; beyond it the one that was begun first is forgotten and would begin anew.
+/// Maximum number of observations. Beyond it, the oldest one is discarded and would begin again.
 const MAX_RUNNING: usize = 4096;
 
 /// One look at a foreign lease.
@@ -27,11 +27,11 @@ pub struct Look {
     pub granted: Duration,
     /// Time at which the request was sent.
     pub asked: Moment,
-    /// The unit in which the store counts, and by which an answer may be off.
+    /// Resolution of the store's remaining times, and so the maximum error of an answer.
     pub unit: Duration,
 }
 
-/// An observation that was begun.
+/// A running observation.
 #[derive(Debug)]
 struct Running {
     lease: LeaseId,
@@ -83,7 +83,7 @@ impl<K: Eq + Hash + Clone> Observations<K> {
         Ok(observation)
     }
 
-    /// Forgets the observation of `key`: its lease is gone.
+    /// Discards the observation of `key`: its lease is gone.
     pub fn forget(&self, key: &K) {
         self.running.locked().remove(key);
     }

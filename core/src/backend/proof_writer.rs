@@ -2,14 +2,14 @@
 
 use crate::{discovery::freshness::Proof, runtime::clock::Moment};
 
-/// The one writer of a [`Proof`]. All clones of the proof show what it notes.
+/// The only writer of a [`Proof`]. All clones of the proof show its records.
 #[derive(Debug)]
 pub struct ProofWriter {
     proof: Proof,
 }
 
 impl ProofWriter {
-    /// The writer of a proof that held at `moment`: when the request was sent whose answer is shown.
+    /// A writer of a proof that held at `moment`: the sending of the request whose response is shown.
     pub fn new(moment: Moment) -> Self {
         Self { proof: Proof::new(moment) }
     }
@@ -19,7 +19,7 @@ impl ProofWriter {
         self.proof.clone()
     }
 
-    /// Notes that the picture of the store was right at `moment`, unless a later moment is known. Wakes no reader.
+    /// Records that the state was right at `moment`, unless a later moment is known. Wakes no reader.
     pub fn renew(&self, moment: Moment) {
         self.proof.renew(moment);
     }

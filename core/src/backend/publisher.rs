@@ -1,8 +1,9 @@
-//! The shared part of every watch: one writer, many readers, each of whom skips what it was too slow for.
+//! Conflating broadcast, the shared part of every watch: slow readers see only the latest value.
 //!
-//! A writer publishes the latest value; a reader is woken, takes the latest value and compares it with what *it* saw
-//! last. So a slow reader loses intermediate states but no net change, needs no queue, and delays nobody. Both backends
-//! and both kinds of watch (services, leaders) stand on this type; [`ServiceWatcher`] adds the difference.
+//! A writer publishes the latest value. A reader wakes, takes the latest value and compares it with the one that *it*
+//! saw last. A slow reader therefore loses intermediate states but no net change, needs no queue, and delays no other
+//! reader. Both backends and both kinds of watch (services, leaders) use this type; [`ServiceWatcher`] adds the
+//! difference.
 
 use std::{any::Any, fmt, sync::Arc};
 
@@ -19,19 +20,19 @@ use crate::{
     runtime::clock::Moment,
 };
 
-/// Dependency of a reader of a feed, kept alive as long as the reader is.
+/// Dependency of a reader, kept alive as long as the reader is.
 pub type OwnerHandle = Arc<dyn Any + Send + Sync>;
 
 #[derive(Clone, Debug)]
 struct State<T> {
     value: Option<T>,
     freshness: Freshness,
-    /// Trouble that will not pass by itself while nothing is known yet.
+    /// Error that will not pass by itself, while nothing is known yet.
     refused: Option<Error>,
     closed: bool,
 }
 
-/// The writing side.
+/// Writing side of a conflating broadcast.
 #[derive(Debug)]
 pub struct Publisher<T> {
     state: watch::Sender<State<T>>,
@@ -45,12 +46,12 @@ impl<T: Clone + PartialEq> Default for Publisher<T> {
 }
 
 impl<T: Clone + PartialEq> Publisher<T> {
-    /// A feed that knows nothing yet.
+    /// A publisher without a value.
     pub fn new() -> Self {
         Self::proven_by(Proof::new(Moment::now()))
     }
 
-    /// A feed that knows nothing yet, and whose values are as old as `proof` says: that of the feed which they are
+    /// A publisher without a value. Its values have the age of `proof`, which belongs to the publisher that they are
     /// derived from ([`Subscriber::proof`]).
     pub fn proven_by(proof: Proof) -> Self {
         let freshness = Freshness::Live { proof: proof.clone() };
@@ -58,14 +59,14 @@ impl<T: Clone + PartialEq> Publisher<T> {
     }
 
     /// Publishes `value`, which was right at `proven`. Wakes the readers if it differs from the last one, or if the
-    /// feed was stale.
+    /// state was stale.
     pub fn publish(&self, value: T, proven: Moment) {
         self.proof.renew(proven);
         self.set(value, Freshness::Live { proof: self.proof.clone() });
     }
 
-    /// Publishes `value`, which is newer than the last one without being proven: an event says what changed, not when
-    /// it was sent. Wakes the readers as [`publish`](Self::publish) does.
+    /// Publishes `value`, which is newer than the last one without being proven: an event contains the change, not the
+    /// time at which it was sent. Wakes the readers as [`publish`](Self::publish) does.
     pub fn advance(&self, value: T) {
         self.set(value, Freshness::Live { proof: self.proof.clone() });
     }
@@ -85,13 +86,13 @@ impl<T: Clone + PartialEq> Publisher<T> {
         });
     }
 
-    /// Notes that the last value was still right at `proven`. Wakes the readers only if the feed was stale.
+    /// Records that the last value was still right at `proven`. Wakes the readers only if the state was stale.
     pub fn prove(&self, proven: Moment) {
         self.proof.renew(proven);
         self.live();
     }
 
-    /// Notes that changes arrive again, though nothing has been proven yet. Wakes the readers if the feed was stale.
+    /// Records that changes arrive again, though nothing has been proven yet. Wakes the readers if the state was stale.
     pub fn live(&self) {
         self.state.send_if_modified(|state| {
             let wake = !state.freshness.is_live();
@@ -100,7 +101,7 @@ impl<T: Clone + PartialEq> Publisher<T> {
         });
     }
 
-    /// Notes that changes no longer arrive. The value stays.
+    /// Records that changes no longer arrive. The value stays.
     pub fn stale(&self, cause: Error) {
         self.state.send_if_modified(|state| {
             let wake = state.freshness.is_live();
@@ -109,7 +110,7 @@ impl<T: Clone + PartialEq> Publisher<T> {
         });
     }
 
-    /// Notes trouble that will not pass by itself. Readers who know nothing yet get it as an error, the others as
+    /// Records an error that will not pass by itself. Readers without a value receive it as an error, the others as
     /// staleness.
     pub fn refuse(&self, cause: Error) {
         self.state.send_modify(|state| {
@@ -118,7 +119,7 @@ impl<T: Clone + PartialEq> Publisher<T> {
         });
     }
 
-    /// Ends the feed: each reader takes what it has not seen, then gets [`Error::Closed`].
+    /// Ends the broadcast: each reader takes the value it has not seen, then gets [`Error::Closed`].
     pub fn close(&self) {
         self.state.send_modify(|state| state.closed = true);
     }
@@ -144,13 +145,13 @@ impl<T: Clone + PartialEq> Publisher<T> {
         self.state.closed().await;
     }
 
-    /// Returns `true` if anybody reads.
+    /// Returns `true` if there is a reader.
     pub fn is_read(&self) -> bool {
         self.state.receiver_count() > 0
     }
 }
 
-/// The reading side.
+/// Reading side of a conflating broadcast.
 pub struct Subscriber<T> {
     state: watch::Receiver<State<T>>,
     seen: Option<T>,
@@ -165,7 +166,7 @@ impl<T: fmt::Debug> fmt::Debug for Subscriber<T> {
     }
 }
 
-/// Update for a reader: the latest value, what it saw before (if anything), and how fresh the value is.
+/// Update for a reader: the latest value, the value that it saw before (if any), and the freshness.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Update<T> {
@@ -178,7 +179,7 @@ pub struct Update<T> {
 }
 
 impl<T> Subscriber<T> {
-    /// Source of the age of the feed's values while it is live.
+    /// Source of the age of the values while the state is live.
     pub fn proof(&self) -> Proof {
         self.proof.clone()
     }
@@ -189,11 +190,11 @@ impl<T: Clone + PartialEq> Subscriber<T> {
     ///
     /// # Errors
     ///
-    /// Trouble that is for good, if nothing is known yet; [`Error::Closed`] after the end.
+    /// An error that will not pass by itself, if nothing is known yet. [`Error::Closed`] after the end.
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A value that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<Update<T>, Error> {
         loop {
             if self.state.changed().await.is_err() {
@@ -203,7 +204,7 @@ impl<T: Clone + PartialEq> Subscriber<T> {
             match state.value {
                 Some(value) if self.seen.as_ref() != Some(&value) || self.live != state.freshness.is_live() => {
                     if state.closed {
-                        // The next call has to find the end.
+                        // The next call must return the end.
                         self.state.mark_changed();
                     }
                     self.live = state.freshness.is_live();
@@ -225,7 +226,7 @@ impl<T: Clone + PartialEq> Subscriber<T> {
     }
 }
 
-/// A [`Watcher`] over a feed of snapshots: what both backends return from `watch`.
+/// A [`Watcher`] over a broadcast of snapshots. Both backends return it from `watch`.
 #[derive(Debug)]
 pub struct ServiceWatcher {
     reader: Subscriber<Snapshot>,
@@ -300,7 +301,7 @@ mod tests {
         derived.publish("two", reading.freshness.proven());
         let derived = second.next().await.unwrap();
         assert_eq!(derived.freshness.age().as_secs(), 7);
-        // Nobody is woken, and both are proven.
+        // No reader wakes, and both have the proof.
         feed.prove(Moment::now());
         assert_eq!((reading.freshness.age().as_secs(), derived.freshness.age().as_secs()), (0, 0));
     }

@@ -46,11 +46,11 @@ pub fn raw_registration(registration: Registration, cell: RawCell) -> RawRegistr
     RawRegistration { registration, cell }
 }
 
-/// Refuses a prefix that would be the whole store.
+/// Refuses a prefix that covers the whole store.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidConfig`] for an empty one.
+/// [`Error::InvalidConfig`] for an empty prefix.
 pub fn check_prefix(prefix: &[u8]) -> Result<(), Error> {
     if prefix.is_empty() {
         return Err(Error::invalid_config("prefix", "it must not be empty, which would be the whole store"));

@@ -1,10 +1,10 @@
 //! For backends: the next step of a registration, decided without any I/O.
 //!
-//! The input is what the store holds under the key and what this registration knows to be its own. The rules are the
-//! same for every backend: nothing foreign is ever overwritten or deleted, except where the options say so or the
-//! foreign key is provably a leftover, and of two live registrations under one key the newer one stands. An
-//! [`Entitlement`] holds what makes that so: terms are fixed, and each replacement of a live registration strictly
-//! raises the stored term, so `n` registrations write at most `n` times per absence of the key.
+//! The input is the content of the store under the key, and the state that this registration knows to be its own. The
+//! rules are the same for every backend. Nothing foreign is ever overwritten or deleted, unless the options allow it or
+//! the foreign key is provably a leftover. Of two live registrations under one key, the newer one stays. An
+//! [`Entitlement`] ensures that: terms are fixed, and each replacement of a live registration strictly raises the
+//! stored term. Therefore `n` registrations write at most `n` times per absence of the key.
 
 use std::{
     fmt,
@@ -27,14 +27,14 @@ pub struct Found {
     pub created: Revision,
     /// Revision at which it was last changed.
     pub modified: Revision,
-    /// The lease that keeps it; `None` if it is fixed.
+    /// The lease of the key; `None` if it has none.
     pub lease: Option<LeaseId>,
     /// The owner token in its value.
     pub owner: Option<String>,
     /// The term in its value; `None` in a layout without terms.
     pub term: Option<u64>,
-    /// This registration wrote exactly this value under exactly this lease. Neither alone would do: several processes
-    /// can be given one lease, and several registrations can write one value.
+    /// `true` if this registration wrote exactly this value under exactly this lease. Neither alone suffices: several
+    /// processes can use one given lease, and several registrations can write the same value.
     pub own: bool,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Debug for Found {
 pub struct Mine {
     /// Revision at which the key was created.
     pub created: Revision,
-    /// The lease it was put under.
+    /// The lease of the write.
     pub lease: LeaseId,
     /// The generation of the instance that was stored.
     pub generation: u64,
@@ -67,8 +67,9 @@ pub struct Mine {
 /// The right of a registration to replace a foreign key that has an equal owner, or any under
 /// [`OnConflict::TakeOver`].
 ///
-/// A registration draws its term with its first claim and keeps it, so that a first claim exceeds what it finds and a
-/// later one gives way to whatever is newer. In a layout without terms the first stored write spends the right.
+/// A registration draws its term at its first claim and keeps it. A first claim therefore exceeds the term it finds,
+/// and a later one gives way to any newer registration. In a layout without terms, the first stored write uses up the
+/// right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Entitlement {
     term: Option<u64>,
@@ -76,23 +77,23 @@ pub struct Entitlement {
 }
 
 impl Entitlement {
-    /// Returns the term for a claim, and draws it if there is none yet: the milliseconds since the Unix epoch, but more
-    /// than the term that was `found`.
+    /// Returns the term for a claim, and draws it if there is none yet: the milliseconds since the Unix epoch, but at
+    /// least one more than the `found` term.
     pub fn claim(&mut self, found: Option<u64>, now: SystemTime) -> u64 {
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let millis = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
         *self.term.get_or_insert(millis.max(found.map_or(0, |term| term.saturating_add(1))))
     }
 
-    /// Notes that the store refused the only claim so far, so that the next one draws again. Not for a claim of unknown
-    /// outcome: its registration would have two terms.
+    /// Records that the store refused the only claim so far, so that the next one draws again. It must not be called
+    /// for a claim of unknown outcome: its registration would have two terms.
     pub fn refused(&mut self) {
         if !self.stored {
             self.term = None;
         }
     }
 
-    /// Notes that a write was stored.
+    /// Records that a write was stored.
     pub fn stored(&mut self) {
         self.stored = true;
     }
@@ -102,11 +103,11 @@ impl Entitlement {
         self.stored
     }
 
-    /// Returns `true` if a foreign value with the term `found` may be replaced, given the right to.
+    /// Returns `true` if an entitled registration may replace a foreign value with the term `found`.
     pub fn exceeds(self, found: Option<u64>) -> bool {
         match (found, self.term) {
             (Some(found), Some(own)) => found < own,
-            // The first claim draws a larger one; without terms the first stored write has spent the right.
+            // The first claim draws a larger term. Without terms, the first stored write has used up the right.
             _ => !self.stored,
         }
     }
@@ -118,24 +119,24 @@ impl Entitlement {
 pub enum Step {
     /// Create the key, if it is still absent.
     Create,
-    /// Write over the key, if it is still at `modified`.
+    /// Replace the key, if it is still at `modified`.
     Replace {
         /// The guard.
         modified: Revision,
     },
-    /// Nothing: the key is as it should be.
+    /// No write: the key has the desired content.
     Keep,
     /// Watch the incumbent's lease for a renewal period; see [`after_observation`].
     Observe {
         /// The incumbent's lease.
         lease: LeaseId,
     },
-    /// Leave it: the key belongs to another registration.
+    /// No write: the key belongs to another registration.
     Conflict,
-    /// Leave it: this registration was stored, and another one has the key since. Wait until it is free.
+    /// No write: this registration was stored, and another one has replaced it. Wait until the key is free.
     Superseded,
-    /// The key was deleted although its lease is alive as far as known, and the options say to respect that: end, if
-    /// the store confirms that the lease is.
+    /// The key was deleted although its lease is alive as far as known, and the options respect deletions. The
+    /// registration ends if the store confirms that the lease is alive.
     Evicted,
 }
 
@@ -174,32 +175,32 @@ pub fn step(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a lease is renewed or not")]
 pub enum Observation {
-    /// Its remaining time grew: its owner is alive.
+    /// The remaining time grew: the owner is alive.
     Renewed,
-    /// It only fell for a whole renewal period: nobody is.
+    /// The remaining time only fell for a whole renewal period: there is no live owner.
     Falling,
-    /// It is gone, and its keys with it.
+    /// The lease is gone, and its keys with it.
     Gone,
 }
 
-/// Returns `true` if a lease was renewed since it was first looked at, from what it had left then and `now`. A store
-/// that counts in whole seconds may be off by one `unit` without any renewal.
+/// Returns `true` if a lease was renewed between two looks, given its remaining time at the `first` look and `now`. A
+/// store that counts in whole seconds may be off by one `unit` without any renewal.
 ///
-/// `elapsed` must not be more than what really passed between the two looks: it counts from the *answer* of the first
-/// to the *question* of the second. Counted the other way round, a slow answer makes a dead lease look renewed.
+/// `elapsed` must not exceed the real time between the two looks: it counts from the *response* to the first look to
+/// the *request* of the second. Measured the other way round, a slow response makes a dead lease look renewed.
 ///
-/// Nothing left proves no renewal: a store may keep a lease for a while after its end.
+/// A remaining time of zero proves no renewal: a store may keep a lease for a while after its end.
 pub fn is_renewed(first: Duration, elapsed: Duration, now: Duration, unit: Duration) -> bool {
     !now.is_zero() && now + elapsed > first + unit
 }
 
-/// Time for which a lease has to be looked at to tell: a renewal period of a third of the TTL with a tenth of jitter,
-/// and what the unit hides of it.
+/// Time for which a lease has to be observed: a renewal period of a third of the TTL with a tenth of jitter, plus the
+/// error caused by the unit.
 pub fn observation_period(granted: Duration, unit: Duration) -> Duration {
     (granted / 3).mul_f64(1.1) + unit * 5 / 2
 }
 
-/// The step after an observation of what was `found`.
+/// Returns the step after an observation of the lease of the key that was `found`.
 pub fn after_observation(found: &Found, seen: Observation) -> Step {
     match seen {
         Observation::Renewed => Step::Conflict,
@@ -229,7 +230,7 @@ mod tests {
         Mine { created: Revision::new(5), lease, generation: 1 }
     }
 
-    /// Of a registration that drew the term 10, once it was stored.
+    /// Entitlement of a registration, with the term 10 if it was stored.
     fn entitlement(stored: bool) -> Entitlement {
         Entitlement { term: stored.then_some(10), stored }
     }
@@ -247,7 +248,7 @@ mod tests {
         assert_eq!(decide(None, None, &respect), Step::Create);
         assert_eq!(decide(None, Some(mine(LEASE)), &restore), Step::Create);
         assert_eq!(decide(None, Some(mine(LEASE)), &respect), Step::Evicted);
-        // The old lease died, and the key with it: that is no eviction.
+        // The old lease ended, and the key with it: that is no eviction.
         assert_eq!(decide(None, Some(mine(OTHER)), &respect), Step::Create);
     }
 
@@ -256,7 +257,7 @@ mod tests {
         let options = RegisterOptions::new();
         assert_eq!(decide(Some(&own(LEASE)), Some(mine(LEASE)), &options), Step::Keep);
         assert_eq!(step(Some(&own(LEASE)), Some(mine(LEASE)), entitlement(true), LEASE, 2, &options), REPLACE);
-        // A creation whose answer was lost.
+        // A creation whose response was lost.
         assert_eq!(decide(Some(&own(LEASE)), None, &options), REPLACE);
         // Still under the old lease.
         assert_eq!(decide(Some(&own(OTHER)), Some(mine(OTHER)), &options), REPLACE);
@@ -281,7 +282,7 @@ mod tests {
             let granted = Duration::from_secs(ttl);
             let renewal = granted.as_secs_f64() / 3.0 * 1.1;
             let period = observation_period(granted, unit).as_secs_f64();
-            // What is left, in whole seconds, of a lease that was renewed `phase` before the first look.
+            // Remaining time, in whole seconds, of a lease that was renewed `phase` before the first look.
             let left = |at: f64, renewed: bool| {
                 let since = if renewed { (at + phase) % renewal } else { at + phase };
                 Duration::from_secs_f64((granted.as_secs_f64() - since).max(0.0).floor())
@@ -292,7 +293,7 @@ mod tests {
                 looks.any(|(elapsed, now)| is_renewed(left(0.0, renewed), elapsed, now, unit))
             };
             assert!(seen(true), "ttl {ttl}, phase {phase}");
-            // Also not where it runs out meanwhile and is not removed at once.
+            // The same holds if the lease expires meanwhile and is not removed at once.
             assert!(!seen(false), "ttl {ttl}, phase {phase}");
         }
     }
@@ -342,9 +343,9 @@ mod tests {
             assert_eq!(decide(Some(9)), REPLACE);
             assert_eq!(decide(Some(10)), Step::Superseded);
             assert_eq!(decide(Some(11)), Step::Superseded);
-            // The first stored write has spent the right in a layout without terms.
+            // In a layout without terms, the first stored write has used up the right.
             assert_eq!(decide(None), Step::Superseded);
-            // A claim of unknown outcome that turns out to be older than what is there.
+            // A claim of unknown outcome that turns out to be older than the stored one.
             let claimed = Entitlement { term: Some(10), stored: false };
             assert_eq!(step(Some(&with_term(Some(10))), None, claimed, LEASE, 1, &options), Step::Conflict);
             assert_eq!(step(Some(&with_term(Some(9))), None, claimed, LEASE, 1, &options), REPLACE);

@@ -1,6 +1,6 @@
 //! The backend's end of a registration.
 //!
-//! [`registration`] makes the two ends. The task of the registration owns the [`RegistrationDriver`]: it reads the
+//! [`registration`] creates both ends. The task of the registration owns the [`RegistrationDriver`]: it reads the
 //! desired state and reports the actual one. `register` ends with [`wait_for_start`].
 
 use std::sync::{Arc, OnceLock};
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Makes the two ends of a registration. The handle keeps `source`, the backend's session, alive.
+/// Creates both ends of a registration. The handle keeps `source`, the backend's session, alive.
 ///
 /// # Errors
 ///
@@ -48,7 +48,7 @@ pub fn registration(
     Ok((Registration::new(shared, source), driver))
 }
 
-/// Waits for the start of a registration, as [`RegisterOptions::start`] says. A backend calls it at the end of
+/// Waits for the start of a registration, according to [`RegisterOptions::start`]. A backend calls it at the end of
 /// `register`, after it has started the task with the driver.
 ///
 /// # Errors
@@ -105,7 +105,7 @@ impl Withdrawal {
         self.shared.desired.borrow().goal != Goal::Present
     }
 
-    /// Wants the instance to be absent, as if its handle was dropped.
+    /// Sets the goal to absence, like a drop of the handle.
     pub fn withdraw(&self) {
         set_goal(&self.shared, Goal::Dropped);
         self.shared.stop_checks();
@@ -126,10 +126,10 @@ pub struct RegistrationDriver {
 }
 
 impl RegistrationDriver {
-    /// Lets changes through only if `accepts` does: what the store cannot hold is refused at once, not in the
-    /// background. It is called without a lock. Only the first call counts.
+    /// Sets the check of changes: a change that the store cannot hold is refused at once, not in the background.
+    /// `accepts` is called without a lock. Only the first call has an effect.
     pub fn accept_only(&self, accepts: impl Fn(&Instance) -> Result<(), Error> + Send + Sync + 'static) {
-        // A second one would come after changes that the first one let through.
+        // A second check would come after changes that the first one accepted.
         let _ = self.shared.accepts.set(Box::new(accepts));
     }
 
@@ -138,7 +138,7 @@ impl RegistrationDriver {
         &self.shared.service
     }
 
-    /// View of this registration for the other ones of the session.
+    /// Handle to this registration for the other ones of the session.
     pub fn withdrawal(&self) -> Withdrawal {
         Withdrawal { shared: Arc::clone(&self.shared) }
     }
@@ -153,9 +153,9 @@ impl RegistrationDriver {
         self.desired.borrow().goal
     }
 
-    /// Waits until the desired state differs from what [`desired`](Self::desired) returned last. Returns at once when
-    /// the instance is no longer to be present, however often that was returned: a later call
-    /// would miss the end otherwise.
+    /// Waits until the desired state differs from the one that [`desired`](Self::desired) returned last. Returns at
+    /// once if the instance is no longer to be present, even if that was returned before: a later call would miss the
+    /// end otherwise.
     ///
     /// # Cancel safety
     ///
@@ -227,11 +227,11 @@ impl RegistrationDriver {
         }
     }
 
-    /// Reports that the store refuses `generation` for a reason that an operator has to repair, and that what was
-    /// stored before is published still, which is [`RegistrationState::Suspect`]. Those that wait for the change get
-    /// `cause`. It may be stored all the same, later.
+    /// Reports that the store refuses `generation` for a reason that an operator has to repair, while an earlier
+    /// generation is still published ([`RegistrationState::Suspect`]). Calls that wait for the change receive `cause`.
+    /// The generation may still be stored later.
     pub fn report_refused(&self, generation: u64, cause: Error) {
-        // First, for readers that are woken by it.
+        // Reported first, for readers that the refusal wakes.
         self.report(RegistrationState::Suspect { cause: cause.clone() });
         self.shared.reported.send_modify(|reported| reported.refused = Some((generation, cause)));
     }
@@ -272,7 +272,7 @@ impl RegistrationDriver {
         }
     }
 
-    /// Reports why the instance is not published yet, or not any more; the attempt goes on.
+    /// Reports the reason for which the instance is not published. The attempt goes on.
     pub fn report_trouble(&self, cause: Error) {
         self.report(if self.was_stored() {
             RegistrationState::Reregistering { cause }
@@ -281,7 +281,7 @@ impl RegistrationDriver {
         });
     }
 
-    /// Reports a failed attempt, or the loss of what was stored. Trouble that will not pass by itself becomes
+    /// Reports a failed attempt, or the loss of a stored instance. An error that will not pass by itself becomes
     /// [`RegistrationState::Refused`].
     pub fn report_failure(&self, error: Error) {
         if error.is_retryable() {
@@ -296,7 +296,7 @@ impl RegistrationDriver {
         self.shared.reported.borrow().stored.is_some()
     }
 
-    /// Reports what became of the removal, or why it ended by itself. A later report replaces an earlier
+    /// Reports the result of the removal, or the reason for an end without one. A later report replaces an earlier
     /// [`Deregistered::LeftBehind`], though a caller of `deregister` has seen only the first.
     pub fn report_end(&self, outcome: Result<Deregistered, Error>) {
         let mut again = false;
@@ -376,7 +376,7 @@ pub(crate) mod tests {
         driver.report_refused(2, Error::StorageFull);
         assert!(matches!(first.await, Err(Error::StorageFull)));
         assert!(matches!(registration.state(), RegistrationState::Suspect { cause: Error::StorageFull }));
-        // What was refused before says nothing about a later change.
+        // The refusal of an earlier change does not affect a later one.
         let second = registration.update(|draft| _ = draft.weight(8));
         driver.report_stored(3, Revision::new(9));
         assert_eq!(second.await.unwrap(), Revision::new(9));

@@ -40,7 +40,7 @@ use crate::{
 /// Time for which `deregister` waits for the store before it reports [`Deregistered::LeftBehind`].
 pub const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Interval at which a conflict, or a failure that an operator has to repair, is tried again.
+/// Interval between attempts after a conflict, or after a failure that an operator has to repair.
 pub const PERMANENT_ERROR_RETRY: Duration = Duration::from_secs(10);
 
 /// Returns [`PERMANENT_ERROR_RETRY`] with jitter, so that many registrations do not stay in step.
@@ -51,11 +51,11 @@ pub fn permanent_error_delay() -> Duration {
 /// Interval between two looks at a lease of another owner.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Result of one comparison of the desired with the stored state. `R`: what another registration has under the key.
+/// Result of one comparison of the desired with the stored state. `R`: state of another registration's key.
 #[derive(Debug)]
 #[expect(clippy::exhaustive_enums, reason = "the flow handles every outcome")]
 pub enum StepOutcome<R> {
-    /// The store holds what is desired.
+    /// The store holds the desired state.
     Settled,
     /// Something changed meanwhile. The next comparison follows at once.
     Repeat,
@@ -63,7 +63,7 @@ pub enum StepOutcome<R> {
     Evicted,
     /// Another registration has taken the key over.
     Superseded(R),
-    /// The instance is not to be shown for now, and its key was absent at the revision.
+    /// The instance is to be hidden for now, and its key was absent at the revision.
     Withdrawn(Revision),
 }
 
@@ -77,11 +77,11 @@ pub enum Waited {
     Superseded,
 }
 
-/// End of the time for which a registration has its claim.
+/// End of a claim by a registration.
 enum Ending {
     /// The registration is over.
     Over,
-    /// It gave way to another registration of this session, and waits behind that for the key.
+    /// The registration gave way to another one of this session, and waits for the key after that one.
     GaveWay,
 }
 
@@ -89,10 +89,10 @@ enum Ending {
 ///
 /// Cancel safety: all futures are dropped when the session ends.
 pub trait RegistrationSteps: Send + Sync {
-    /// Identifies the key among those that registrations of this session claim.
+    /// Identifier of the key among the claims of this session.
     type Key: Eq + Hash + Clone + Send + Sync;
 
-    /// What is found under a key that another registration has taken over.
+    /// State of a key that another registration has taken over.
     type Rival: Send;
 
     /// Resolution of [`time_to_live`](Self::time_to_live).
@@ -122,17 +122,17 @@ pub trait RegistrationSteps: Send + Sync {
     /// Waits until the registration is no longer wanted, and keeps its own state up to date meanwhile.
     fn wait_unwanted(&mut self) -> impl Future<Output = ()> + Send;
 
-    /// Brings the store one step closer to what is desired.
+    /// Brings the store one step closer to the desired state.
     fn reconcile(&mut self) -> impl Future<Output = Result<StepOutcome<Self::Rival>, Error>> + Send;
 
-    /// Waits until the store may no longer hold what is desired.
+    /// Waits until the store may no longer hold the desired state.
     fn wait_settled(&mut self, claim: &Claim<Self::Key>) -> impl Future<Output = Waited> + Send;
 
-    /// Waits until the key that another registration has taken over is free. `Waited::Superseded` as well if the key is
-    /// to be given up to another registration of this session.
+    /// Waits until the key that another registration has taken over is free. Returns `Waited::Superseded` as well if
+    /// another registration of this session gets the key.
     fn wait_superseded(&mut self, claim: &Claim<Self::Key>, rival: Self::Rival) -> impl Future<Output = Waited> + Send;
 
-    /// Waits until the instance, whose key was absent at the revision, is to be shown again.
+    /// Waits until the instance is to be shown again. Its key was absent at the revision.
     fn wait_withdrawn(&mut self, claim: &Claim<Self::Key>, at: Revision) -> impl Future<Output = Waited> + Send;
 
     /// Reports a failure, and waits until another attempt is worthwhile.
@@ -151,7 +151,7 @@ pub trait RegistrationSteps: Send + Sync {
     /// Ends the registration, and leaves its instance to the end of the lease.
     fn abandon(&mut self);
 
-    /// Notes that another registration of this session has the key from now on.
+    /// Records that another registration of this session has the key from now on.
     fn gave_way(&mut self);
 
     /// Returns the remaining and the granted time of a lease; `None` if the store does not know it.
@@ -178,7 +178,7 @@ pub trait RegistrationSteps: Send + Sync {
     }
 }
 
-/// Removal of an instance from a store in which a failed request has not been applied. Other stores need more, see
+/// Removal of an instance from a store in which a failed request has no effect. Other stores need more, see
 /// `registration_task/removal.rs` of `enlist-etcd`.
 pub trait RemovalSteps: RegistrationSteps {
     /// Removes the instance, if it belongs to this registration or was left by a predecessor with an equal owner.
@@ -188,8 +188,8 @@ pub trait RemovalSteps: RegistrationSteps {
     fn reconnected(&mut self) -> impl Future<Output = ()> + Send;
 }
 
-/// Removes the instance until the store has confirmed it, and reports the end. A registration that `gave_up` reports
-/// that at once: its lease may live on, and would keep the instance for ever.
+/// Tries to remove the instance until the store has confirmed it, and reports the end. A registration that `gave_up`
+/// reports that at once: its lease may live on, and would keep the instance for ever.
 pub async fn remove_until_confirmed<S: RemovalSteps>(steps: &mut S, gave_up: Option<Error>) {
     let outcome = |found| gave_up.clone().map_or(Ok(found), Err);
     if gave_up.is_some() {
@@ -218,19 +218,19 @@ pub async fn run<S: RegistrationSteps>(mut steps: Box<S>) {
     while let Some(claim) = claim(&mut *steps, approach).await {
         match keep(&mut *steps, claim).await {
             Ending::Over => return,
-            // It waits for the key behind its successor.
+            // The registration waits for the key behind its successor.
             Ending::GaveWay => steps.gave_way(),
         }
         approach = Approach::Again;
     }
 }
 
-/// Waits for the key to be free of other registrations of this session. `None`: the registration is over.
+/// Waits until no other registration of this session has the key. Returns `None` if the registration is over.
 async fn claim<S: RegistrationSteps>(steps: &mut S, approach: Approach) -> Option<Claim<S::Key>> {
     let (claims, key, options) = (steps.claims().clone(), steps.key().clone(), steps.options().clone());
     let withdrawal = steps.driver().withdrawal();
     let claimed = tokio::select! {
-        // A key that is free is claimed even for a registration that is to leave: it may have to remove a leftover.
+        // A free key is claimed even for a registration that is to leave, because it may have to remove a leftover.
         biased;
         claimed = claims.claim(&key, &options, &withdrawal, approach) => claimed,
         () = steps.wait_unwanted() => {
@@ -251,14 +251,14 @@ async fn claim<S: RegistrationSteps>(steps: &mut S, approach: Approach) -> Optio
     claimed.map_err(refused).ok()
 }
 
-/// State of a registration that has claimed its key. `R`: what another registration has under the key.
+/// State of a registration that has claimed its key. `R`: state of another registration's key.
 #[derive(Debug)]
 enum State<R> {
     /// The desired and the stored state are to be compared.
     Comparing,
-    /// The store holds what is desired.
+    /// The store holds the desired state.
     Settled,
-    /// The instance is not to be shown for now. Its key was absent at the revision.
+    /// The instance is to be hidden for now. Its key was absent at the revision.
     Withdrawn { at: Revision },
     /// Another registration has taken the key over.
     Superseded { rival: R },
@@ -331,7 +331,7 @@ async fn keep<S: RegistrationSteps>(steps: &mut S, claim: Claim<S::Key>) -> Endi
             State::Failed { error } => after_wait(steps.wait_failed(&claim, error).await),
             State::Superseded { rival } => match steps.wait_superseded(&claim, rival).await {
                 Waited::Due => State::Comparing,
-                // It has reported that already.
+                // `wait_superseded` has reported this already.
                 Waited::Superseded => return Ending::GaveWay,
             },
             State::GivingWay => {
@@ -370,8 +370,8 @@ fn report_given_way<S: RegistrationSteps>(steps: &S) {
     }
 }
 
-/// Observes the lease of another owner for one renewal period: is it renewed? `None` if the observation is no longer
-/// useful; a later one continues it.
+/// Observes the lease of another owner for one renewal period. Returns `None` if the observation is no longer useful; a
+/// later one continues it.
 ///
 /// # Errors
 ///
