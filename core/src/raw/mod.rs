@@ -1,6 +1,6 @@
-//! Keys and values as their users chose them, beside the layouts: listed and watched by prefix, kept by a registration.
-//! Snapshots and watches of a subtree are the same for whatever else stores bytes by key. Compare [`crate::Snapshot`],
-//! which holds instances.
+//! Raw keys and values, independent of the layouts: listed and watched by prefix, and kept by a registration. Snapshots
+//! and watches of a subtree work the same for any content. Compare [`crate::Snapshot`], which holds instances. Begin
+//! with `snapshot.rs`.
 
 pub(crate) mod limit;
 pub(crate) mod snapshot;
@@ -26,20 +26,20 @@ use crate::{
     },
 };
 
-/// Keys and values as their users chose them. Implemented by the backends; users hold an `Arc<dyn RawValues>`.
+/// Access to raw keys and values. Implemented by the backends; users hold an `Arc<dyn RawValues>`.
 ///
-/// In etcd these are the keys as they lie there, those of layouts and locks included. In memory they are apart from
+/// In etcd these are the stored keys themselves, including those of layouts and locks. In memory they are separate from
 /// instances and locks.
 #[async_trait]
 pub trait RawValues: fmt::Debug + Send + Sync + 'static {
-    /// Reads all keys that begin with `prefix`, however deep, at one revision, with linearizable reads. The prefix is
-    /// taken as it is: `svc` is also that of `svc2/a`.
+    /// Reads all keys that begin with `prefix`, at any depth, at one revision, with linearizable reads. The prefix is
+    /// not extended by a separator: `svc` is also a prefix of `svc2/a`.
     ///
     /// Signature: `async fn list_prefix(&self, prefix: &[u8]) -> Result<RawSnapshot, Error>`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an empty prefix, which would be the whole store; else as
+    /// [`Error::InvalidConfig`] for an empty prefix, which would match the whole store; else as
     /// [`Resolver::resolve`](crate::Resolver::resolve).
     ///
     /// # Cancel safety
@@ -62,23 +62,23 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
     async fn watch_prefix(&self, prefix: &[u8]) -> Result<Box<dyn RawWatcher>, Error>;
 
     /// Keeps `value` under `key` until the registration ends, with the guarantees of
-    /// [`Registry::register`](crate::Registry::register): it comes back after any loss, and nothing it does overwrites
-    /// or deletes what another one wrote. There is no owner in a raw value, so a process that restarts observes the
-    /// lease of its predecessor first.
+    /// [`Registry::register`](crate::Registry::register): the key is restored after any loss, and nothing that another
+    /// client wrote is overwritten or deleted. A raw value has no owner, so a process that restarts observes the lease
+    /// of its predecessor first.
     ///
-    /// Up to 8 keys of a directory, which is the part of the key up to its last `/`, are watched one by one in etcd.
-    /// From the 9th on, or once the session has 64 watches of own keys, the watch is one of the directory, and mirrors
-    /// the whole prefix in memory: also what others keep below it, and below its subdirectories. A key without a
-    /// directory, or in `/`, is always watched by itself.
+    /// The directory of a key is its part up to the last `/`. In etcd, up to 8 keys of a directory are watched one by
+    /// one. From the 9th on, or once the session has 64 watches of its own keys, one watch covers the directory and
+    /// keeps a copy of the whole prefix in memory. The copy includes the keys of other clients below the directory and
+    /// its subdirectories. A key without a directory, or in `/`, is always watched individually.
     ///
     /// Signature: `async fn register_value(&self, key: &[u8], value: Vec<u8>, options: RegisterOptions) ->
     /// Result<RawRegistration, Error>`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for an empty key, and for the options; [`Error::Unsupported`] for an `owner`;
+    /// [`Error::InvalidConfig`] for an empty key or invalid options; [`Error::Unsupported`] for an `owner`;
     /// [`Error::TooLarge`] for more than [`MAX_RAW_BYTES`]; else as [`Registry::register`](crate::Registry::register).
-    /// In errors the part of the key behind its last `/` is the instance, and the part before that the service.
+    /// Errors name the part of the key behind its last `/` as the instance, and the part before that as the service.
     ///
     /// # Cancel safety
     ///
@@ -94,8 +94,9 @@ pub trait RawValues: fmt::Debug + Send + Sync + 'static {
 /// A running watch of a prefix. Dropping it ends the watch. See [`Watcher`](crate::Watcher).
 #[async_trait]
 pub trait RawWatcher: fmt::Debug + Send + 'static {
-    /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this
-    /// watcher returned before, see [`Watcher::next`](crate::Watcher::next).
+    /// Returns the next change. The first is the whole snapshot. After that there is one change per wake-up: the latest
+    /// snapshot and the exact difference to the one that this watcher returned before, see
+    /// [`Watcher::next`](crate::Watcher::next).
     ///
     /// Signature: `async fn next(&mut self) -> Result<RawChange, Error>`.
     ///
@@ -105,7 +106,7 @@ pub trait RawWatcher: fmt::Debug + Send + 'static {
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A change that was not returned is returned by the next call.
     async fn next(&mut self) -> Result<RawChange, Error>;
 }
 
@@ -115,13 +116,13 @@ pub trait RawWatcher: fmt::Debug + Send + 'static {
 pub struct RawChange {
     /// The latest snapshot.
     pub snapshot: RawSnapshot,
-    /// The difference to what this watcher returned before.
+    /// The difference to the snapshot that this watcher returned before.
     pub events: Vec<RawEvent>,
     /// Freshness of the snapshot.
     pub freshness: Freshness,
 }
 
-/// A value that is kept under a key. It ends as a [`Registration`] does.
+/// A registered value. It ends as a [`Registration`] does.
 #[derive(Debug)]
 #[must_use = "dropping it removes the key"]
 pub struct RawRegistration {
@@ -135,18 +136,18 @@ impl RawRegistration {
         self.cell.key()
     }
 
-    /// The value as it should be; the store follows.
+    /// The desired value; the store follows.
     pub fn value(&self) -> Arc<[u8]> {
         self.cell.get()
     }
 
-    /// Changes the value in place: the key keeps its lease and its creation. It is changed at once, also if the
-    /// returned future is dropped; the future waits until it is stored. A later change overtakes it.
+    /// Changes the value in place: the key keeps its lease and its creation revision. The desired value changes at
+    /// once, even if the returned future is dropped; the future waits until it is stored. A later change replaces an
+    /// earlier one.
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`], and nothing changes; else those of
-    /// [`InstanceHandle::update`](crate::InstanceHandle::update).
+    /// [`Error::TooLarge`], and nothing changes; else as [`InstanceHandle::update`](crate::InstanceHandle::update).
     ///
     /// # Cancel safety
     ///
@@ -157,17 +158,17 @@ impl RawRegistration {
         async move { changed?.await }
     }
 
-    /// Its state.
+    /// State of the registration.
     pub fn state(&self) -> RegistrationState {
         self.registration.state()
     }
 
-    /// The states, for a task of its own: the one as it is now comes first.
+    /// States of the registration, for one task. The current state comes first.
     pub fn states(&self) -> RegistrationStates {
         self.registration.states()
     }
 
-    /// The lease that keeps it, see [`Registration::lease`].
+    /// The lease of the key, see [`Registration::lease`].
     pub fn lease(&self) -> Option<LeaseId> {
         self.registration.lease()
     }
@@ -185,7 +186,7 @@ impl RawRegistration {
         self.registration.deregister().await
     }
 
-    /// Leaves the key to run out, see [`Registration::abandon`].
+    /// Leaves the key until its lease expires, see [`Registration::abandon`].
     pub fn abandon(self) {
         self.registration.abandon();
     }

@@ -1,4 +1,4 @@
-//! All keys under a prefix at one revision, and the exact difference between two of those.
+//! Snapshots of all keys under a prefix at one revision, and the exact difference between two of them.
 
 use std::{fmt, sync::Arc};
 
@@ -18,17 +18,17 @@ pub struct RawEntry {
     pub created: Revision,
     /// Revision of its last change.
     pub modified: Revision,
-    /// The lease that keeps it; `None` if it stays.
+    /// The lease of the key; `None` if it has none.
     pub lease: Option<LeaseId>,
 }
 
 impl RawEntry {
-    /// A key that was created and last changed at these revisions, and stays.
+    /// A key without a lease, with its revisions of creation and last change.
     pub fn new(key: impl Into<Arc<[u8]>>, value: impl Into<Arc<[u8]>>, created: Revision, modified: Revision) -> Self {
         Self { key: key.into(), value: value.into(), created, modified, lease: None }
     }
 
-    /// The same, kept by `lease`.
+    /// Returns the same entry with this lease.
     #[must_use]
     pub fn with_lease(mut self, lease: Option<LeaseId>) -> Self {
         self.lease = lease;
@@ -63,12 +63,12 @@ impl RawSnapshot {
         Self { revision, epoch, entries: OrdMap::new() }
     }
 
-    /// The revision it is the state at.
+    /// Revision of the snapshot.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// Number of times that the store had been seen going back. Revisions of different epochs cannot be compared.
+    /// Number of observed rollbacks of the store. Revisions of different epochs cannot be compared.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -78,7 +78,7 @@ impl RawSnapshot {
         self.entries.len()
     }
 
-    /// Returns `true` if there are none.
+    /// Returns `true` if there are no keys.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -95,7 +95,7 @@ impl RawSnapshot {
 
     /// The changes that lead from `older` to this snapshot, in the order of keys.
     ///
-    /// Takes time proportional to the change where the two share their structure, as the snapshots of one watch do.
+    /// Takes time proportional to the change if both snapshots share their structure, as those of one watch do.
     pub fn diff(&self, older: &Self) -> Vec<RawEvent> {
         older
             .entries
@@ -110,7 +110,7 @@ impl RawSnapshot {
             .collect()
     }
 
-    /// The events that would lead from nothing to this snapshot.
+    /// The events that lead from an empty snapshot to this one.
     pub fn as_added(&self) -> Vec<RawEvent> {
         self.entries().cloned().map(RawEvent::Added).collect()
     }
@@ -162,20 +162,20 @@ impl fmt::Debug for RawSnapshot {
     }
 }
 
-/// One change of the keys under a prefix. Closed by nature: a set changes in no other way.
+/// One change of the keys under a prefix. It is exhaustive, because a set has no other kind of change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a set of keys changes in no other way")]
 pub enum RawEvent {
-    /// A key that was not there.
+    /// A new key.
     Added(Arc<RawEntry>),
-    /// A key that was there and is different now.
+    /// A changed key.
     Updated {
-        /// As it was.
+        /// The previous entry.
         old: Arc<RawEntry>,
-        /// As it is.
+        /// The new entry.
         new: Arc<RawEntry>,
     },
-    /// A key that is no longer there.
+    /// A removed key.
     Removed(Arc<RawEntry>),
 }
 
