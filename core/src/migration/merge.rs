@@ -12,13 +12,13 @@ use crate::{
     },
 };
 
-/// What the sides show together. `merged` is what they showed before.
+/// Merges the snapshots of the sides into `merged`, which is the previous result.
 pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &[Snapshot]) {
     let own = default_weights[0];
     let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
     let mut entries = Vec::new();
     for (default_weight, snapshot) in default_weights.iter().zip(snapshots) {
-        // Within a side nothing stands for anything else.
+        // Within one side, instances with the same address are all shown.
         let mut own_addresses = Vec::new();
         for entry in snapshot.entries() {
             let instance = entry.instance();
@@ -46,7 +46,7 @@ pub(super) fn merge(default_weights: &[u32], merged: &mut Snapshot, snapshots: &
     merged.advance(revision, Epoch::new(epoch));
 }
 
-/// The entry with the weight that its side's default makes of it.
+/// The entry with its weight in proportion to the default weight of its side.
 fn in_proportion(entry: &Arc<Entry>, from: u32, to: u32) -> Arc<Entry> {
     let weight = entry.instance().weight();
     let scaled = proportion(weight, from, to);

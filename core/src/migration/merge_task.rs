@@ -17,7 +17,7 @@ use crate::{
     runtime::clock::Moment,
 };
 
-/// Interval at which a merged view asks its sides for newer proofs of what they show.
+/// Interval at which a merged view reads newer proofs from its sides.
 const PROOF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Task behind a merged watch: publishes the merged lists of all sides.
@@ -37,7 +37,7 @@ enum State {
 }
 
 impl State {
-    /// State of a watch of so many sides.
+    /// State of a watch of this number of sides.
     fn new(sides: usize) -> Self {
         Self::Listing { latest: vec![None; sides] }
     }
@@ -83,7 +83,7 @@ impl MergeTask {
                 .iter_mut()
                 .enumerate()
                 .map(|(side, watcher)| async move { (side, watcher.next().await) }.boxed());
-            // The others lose nothing: a `next` that is dropped returns the same the next time.
+            // The other sides lose nothing: the change of a dropped `next` is returned by the following call.
             let (side, next) = tokio::select! {
                 (next, _, _) = select_all(each) => next,
                 () = tokio::time::sleep(PROOF_INTERVAL) => {

@@ -1,4 +1,5 @@
-//! Moving a fleet from one registry to another, a program at a time, while both sides see each other.
+//! Migration of a fleet from one registry to another, one program at a time, while programs on both sides see each
+//! other. Begin with `side.rs`, then `merge.rs`.
 
 mod merge;
 mod merge_task;
@@ -35,15 +36,15 @@ use crate::{
     runtime::task::TaskOwner,
 };
 
-/// Several registries as one: reads all of them, and registers in one or more.
+/// Combines several registries: reads all of them, and registers in one or more.
 ///
-/// The first side is one's own: its weights count as they are, and of two instances with one id or one address the
-/// first side's is shown. A fleet moves in three steps, each of which may take as long as it likes: every program gets
-/// a migration that writes to the old registry and reads both; then one that writes to both; then one that writes to
-/// the new one only. At each step programs of the step before and after see each other.
+/// The first side is the own side: its weights are used unchanged, and of two instances with one id or one address the
+/// first side's is shown. A fleet migrates in three steps, each of any duration. In the first step, every program gets
+/// a migration that writes to the old registry and reads both. In the second step it writes to both, in the third to
+/// the new one only. At each step, programs of the steps before and after see each other.
 ///
-/// It costs what its sides cost together, and each change of a watched service is merged in time proportional to all
-/// its instances. Revisions of different sides do not compare: a snapshot carries the smallest.
+/// The cost is that of all sides together, and each change of a watched service is merged in time proportional to all
+/// its instances. Revisions of different sides cannot be compared: a snapshot has the smallest of them.
 ///
 /// ```
 /// use enlist::{Endpoint, Instance, InstanceId, Migration, RegisterOptions, Registry, Resolver, ServiceRef, Side};
@@ -122,7 +123,7 @@ impl Resolver for Migration {
         Ok(Box::new(ServiceWatcher::new(publisher.reader(Arc::new(tasks)))))
     }
 
-    /// The services of all sides that can tell theirs.
+    /// The services of all sides that can list theirs.
     async fn services(&self, namespace: &Namespace) -> Result<Vec<ServiceName>, Error> {
         let mut names = BTreeSet::new();
         let mut unsupported = None;
@@ -154,7 +155,7 @@ impl Registry for Migration {
         for side in self.writing() {
             let theirs = (side.options)(options.clone()).start(Start::Background);
             let registering = side.registry.register(service, side.written(&instance, own), theirs);
-            // Whoever was registered before is dropped, and withdrawn, if one refuses.
+            // If one side refuses, the earlier registrations are dropped, which withdraws them.
             held.push(registering.await?);
             sides.push(side.clone());
         }
@@ -177,7 +178,8 @@ impl Registry for Migration {
         Ok(revisions.into_iter().min().unwrap_or_default())
     }
 
-    /// Removes it everywhere; what the first side held is returned. It need not be in all of them.
+    /// Removes the instance from all written sides, and returns the entry of the first that had it. Not all of them need
+    /// to have it.
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.check_writing()?;
         let mut removed = Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
@@ -193,8 +195,9 @@ impl Registry for Migration {
         removed
     }
 
-    /// Evicts it everywhere; what the first side held is returned. It need not be in all of them. Revisions of
-    /// different sides do not compare, so with more than one a `modified` is [`Error::Unsupported`].
+    /// Evicts the instance from all written sides, and returns the entry of the first that had it. Not all of them need
+    /// to have it. Revisions of different sides cannot be compared, so a `modified` is [`Error::Unsupported`] if there is
+    /// more than one side.
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.check_writing()?;
         if modified.is_some() && self.sides.len() > 1 {
@@ -213,7 +216,7 @@ impl Registry for Migration {
         evicted
     }
 
-    /// A lease is one of one store.
+    /// Always fails, because a lease belongs to one store.
     async fn grant_lease(&self, _: Duration) -> Result<Lease, Error> {
         Err(Error::Unsupported { what: "granting a lease in several registries".to_owned() })
     }

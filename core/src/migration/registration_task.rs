@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// The task behind a registration in several sides.
+/// Task behind a registration on several sides.
 pub(super) struct SideRegistrations {
     pub(super) driver: RegistrationDriver,
     pub(super) sides: Vec<Side>,
@@ -27,7 +27,7 @@ pub(super) struct SideRegistrations {
     pub(super) own: u32,
 }
 
-/// What the sides make of an update: the generation and what each said.
+/// Update of the sides in progress: its generation, and their results.
 type PendingUpdate = BoxFuture<'static, (u64, Result<Vec<Revision>, Error>)>;
 
 /// State of the task.
@@ -39,7 +39,7 @@ enum State {
 }
 
 impl State {
-    /// Waits for the end of the update, without an end if there is none.
+    /// Waits for the end of the update; never returns if there is none.
     async fn updated(&mut self) -> (u64, Result<Vec<Revision>, Error>) {
         match self {
             Self::Updating(update) => update.await,
@@ -66,7 +66,7 @@ fn next_step(goal: Goal, worst: &RegistrationState) -> Step {
     match (goal, worst) {
         (Goal::Dropped, _) => Step::Drop,
         (Goal::Abandoned, _) => Step::Abandon,
-        // One side was evicted, or has given up: the others are not left behind.
+        // One side was evicted or has given up, so the others leave too.
         (Goal::Absent, _) | (Goal::Present, RegistrationState::Ended) => Step::Leave,
         (Goal::Present, _) => Step::Follow,
     }
@@ -119,21 +119,21 @@ impl SideRegistrations {
         }
     }
 
-    /// Reports the lease that the first side which is written uses.
+    /// Reports the lease of the first written side.
     fn report_lease(&self) {
         if let Some(lease) = self.held.first().and_then(Registration::lease) {
             self.driver.report_lease(lease);
         }
     }
 
-    /// Brings all sides to what is desired.
+    /// Brings all sides to the desired state.
     fn update(&mut self, generation: u64) -> PendingUpdate {
         let Desired { instance, shown, .. } = self.driver.desired();
         let each = self.sides.iter().zip(&self.held).map(|(side, held)| {
             let mut target = side.written(&instance, self.own);
             let mut shown = shown;
             if shown == Shown::Withdrawn {
-                // A side that can says it instead.
+                // A side that can hold `NotServing` gets that as an update instead.
                 let unwell = side.written(&(*instance).clone().with_health(Health::NotServing), self.own);
                 if unwell.health() == Health::NotServing && held.checker()(&unwell).is_ok() {
                     (target, shown) = (unwell, Shown::Yes);
@@ -157,7 +157,7 @@ impl SideRegistrations {
     }
 }
 
-/// Returns the outcome for all sides: the first error, else the least certain removal.
+/// Returns the outcome for all sides: the first error, or else the least certain removal.
 fn combined(outcomes: Vec<Result<Deregistered, Error>>) -> Result<Deregistered, Error> {
     let mut all = Ok(Deregistered::AlreadyGone);
     for outcome in outcomes {
@@ -171,7 +171,7 @@ fn combined(outcomes: Vec<Result<Deregistered, Error>>) -> Result<Deregistered, 
     all
 }
 
-/// The state of all: as bad as the worst of them.
+/// Returns the combined state: that of the side in the worst state.
 fn worst(states: impl Iterator<Item = RegistrationState>) -> RegistrationState {
     let badness = |state: &RegistrationState| match state {
         RegistrationState::Registered { .. } => 0,

@@ -29,7 +29,7 @@ impl fmt::Debug for Side {
 }
 
 impl Side {
-    /// A side that is read and written, whose instances weigh 100 if they say nothing else.
+    /// A side that is read and written, with the default weight 100.
     pub fn new<C: Registry + Resolver>(client: Arc<C>) -> Self {
         let registry = Arc::clone(&client) as Arc<dyn Registry>;
         Self {
@@ -42,15 +42,15 @@ impl Side {
         }
     }
 
-    /// Only reads here.
+    /// Makes the side read-only.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.writes = false;
         self
     }
 
-    /// The weight of an instance that says nothing about it, to which the weights of all sides are brought in
-    /// proportion: 10 in a side whose default is 10 is as much as 100 in one whose default is 100.
+    /// Sets the weight of an instance without a weight of its own. The weights of all sides are scaled by it: 10 on a
+    /// side with default 10 equals 100 on a side with default 100.
     ///
     /// # Panics
     ///
@@ -62,16 +62,15 @@ impl Side {
         self
     }
 
-    /// What is written here instead of an instance, for a side that cannot carry all of it. Without this such an
-    /// instance is refused.
+    /// Sets the conversion of instances for a side that cannot hold all of their content. Without it such an instance
+    /// is refused.
     #[must_use]
     pub fn fit(mut self, fit: impl Fn(Instance) -> Instance + Send + Sync + 'static) -> Self {
         self.instances = Arc::new(fit);
         self
     }
 
-    /// The options that are used here instead of those given, for instance without an owner where that cannot be
-    /// carried.
+    /// Sets the conversion of options for this side, for instance one that removes an owner that the side cannot hold.
     #[must_use]
     pub fn fit_options(mut self, fit: impl Fn(RegisterOptions) -> RegisterOptions + Send + Sync + 'static) -> Self {
         self.options = Arc::new(fit);
@@ -84,7 +83,7 @@ impl Side {
     }
 }
 
-/// A weight out of `from` as one out of `to`. What is picked stays so.
+/// Converts a weight with default `from` to one with default `to`. A weight above zero stays above zero.
 pub(super) fn proportion(weight: u32, from: u32, to: u32) -> u32 {
     let scaled = u64::from(weight) * u64::from(to) / u64::from(from);
     u32::try_from(scaled).unwrap_or(u32::MAX).max(u32::from(weight > 0))
