@@ -1,4 +1,4 @@
-//! Work that only the leader does, again and again.
+//! Repeated work that only the leader does.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
     runtime::backoff::BackoffPolicy,
 };
 
-/// A candidate for leadership, and the value that it proclaims: [`run`](Self::run) does work only while leading.
+/// Candidate for leadership, with the value that it proclaims. [`run`](Self::run) does work only while leading.
 ///
 /// ```
 /// use enlist::{Candidate, LockName};
@@ -39,42 +39,43 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// A candidate in the election `name`. A loss ends its [`run`](Self::run), unless told otherwise.
+    /// A candidate in the election `name`. A loss ends its [`run`](Self::run) by default.
     pub fn new(election: Arc<dyn Election>, name: LockName, value: impl Into<String>) -> Self {
         Self { election, name, value: value.into(), options: LockOptions::new(), again: None }
     }
 
-    /// Sets how it campaigns. A deadline in `options` bounds each campaign.
+    /// Sets the options of its campaigns. A deadline in `options` bounds each campaign.
     #[must_use]
     pub fn options(mut self, options: LockOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Campaigns again after each loss, and after a campaign that failed for a passing reason, with the delays of the
-    /// default [`BackoffPolicy`].
+    /// Campaigns again after each loss, and after a campaign with a retryable error, with the delays of the default
+    /// [`BackoffPolicy`].
     #[must_use]
     pub fn again_after_loss(self) -> Self {
         self.again_after_loss_with(BackoffPolicy::default())
     }
 
-    /// As [`again_after_loss`](Self::again_after_loss), with delays of its own. They start anew after each term in
-    /// office.
+    /// Works as [`again_after_loss`](Self::again_after_loss), with the given delays. They start over after each
+    /// leadership.
     #[must_use]
     pub fn again_after_loss_with(mut self, delays: BackoffPolicy) -> Self {
         self.again = Some(delays);
         self
     }
 
-    /// Campaigns, does `work` while leading, resigns when it is done, and returns what it returned. The work is aborted
-    /// at its next await once leadership is lost; then it is begun anew after the next victory, if that was asked for.
+    /// Campaigns, does `work` while leading, resigns when it is done, and returns its result. The work is aborted at
+    /// its next await once leadership is lost. It starts over after the next victory if
+    /// [`again_after_loss`](Self::again_after_loss) is set.
     ///
     /// A resignation that is not confirmed goes on in the background and is no error: the work is done.
     ///
     /// # Errors
     ///
     /// [`Error::LeaseLost`] after a loss; as [`Election::campaign`] if the campaign failed. A candidate that campaigns
-    /// again returns only what cannot pass: [`Error::is_retryable`] says which errors can.
+    /// again returns only errors that are not retryable, see [`Error::is_retryable`].
     ///
     /// # Cancel safety
     ///
@@ -85,7 +86,7 @@ impl Candidate {
             let failed = match self.election.campaign(&self.name, &self.value, self.options.clone()).await {
                 Ok(leadership) => match leadership.run(work(&leadership)).await {
                     Ok(output) => {
-                        // An error says that the store did not confirm it; what is left goes on in the background.
+                        // An error means an unconfirmed resignation, which goes on in the background.
                         let _ = leadership.resign().await;
                         return Ok(output);
                     }

@@ -1,4 +1,4 @@
-//! Leadership: the queue of a lock whose holder says something about itself.
+//! Leadership: the queue of a lock whose holder proclaims a value.
 
 use std::{fmt, ops::Deref};
 
@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// Elects leaders. Implemented by the backends; users hold an `Arc<dyn Election>`. Elections and locks of one name do
-/// not see each other.
+/// Elects leaders. Implemented by the backends; users hold an `Arc<dyn Election>`. An election and a lock with the same
+/// name are independent.
 #[async_trait]
 pub trait Election: fmt::Debug + Send + Sync + 'static {
-    /// Waits until this caller leads `name`, announcing itself as `value`. The guarantees are those of
+    /// Waits until this caller leads `name`, and proclaims `value`. The guarantees are those of
     /// [`Lock::acquire`](crate::Lock::acquire) in exclusive mode.
     ///
     /// Signature: `async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) ->
@@ -35,10 +35,10 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives up the candidacy; whatever reached the store is removed in the background.
+    /// Dropping the future withdraws from the queue. A queue entry that reached the store is removed in the background.
     async fn campaign(&self, name: &LockName, value: &str, options: LockOptions) -> Result<Leadership, Error>;
 
-    /// Returns the leader of `name` now, by one linearizable read.
+    /// Returns the current leader of `name`, by one linearizable read.
     ///
     /// Signature: `async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error>`.
     ///
@@ -51,7 +51,7 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     /// Dropping the future has no effect.
     async fn leader(&self, name: &LockName) -> Result<Option<Leader>, Error>;
 
-    /// Watches who leads `name`, with the freshness rules of a [`Watcher`](crate::Watcher).
+    /// Watches the leader of `name`, with the freshness rules of a [`Watcher`](crate::Watcher).
     ///
     /// Signature: `async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error>`.
     ///
@@ -65,15 +65,15 @@ pub trait Election: fmt::Debug + Send + Sync + 'static {
     async fn observe(&self, name: &LockName) -> Result<LeaderWatcher, Error>;
 }
 
-/// The leader.
+/// Leader of an election.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_structs, reason = "third-party backends build it")]
 pub struct Leader {
-    /// Text of the leader about itself, an address for instance.
+    /// Value that the leader proclaims, for instance an address.
     pub value: String,
     /// Its fencing token.
     pub token: FencingToken,
-    /// Revision at which it said so.
+    /// Revision of the last proclamation.
     pub modified: Revision,
 }
 
@@ -89,12 +89,12 @@ pub struct LeaderWatcher {
 pub struct LeaderChange {
     /// The leader, if there is one.
     pub leader: Option<Leader>,
-    /// Freshness of this.
+    /// Freshness of the leader.
     pub freshness: Freshness,
 }
 
 impl LeaderWatcher {
-    /// First who leads now, then each change; a slow caller skips intermediate leaders.
+    /// Returns the next change. The first is the current leader. A slow caller skips intermediate leaders.
     ///
     /// # Errors
     ///
@@ -102,14 +102,14 @@ impl LeaderWatcher {
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A change that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<LeaderChange, Error> {
         let Update { value, freshness, .. } = self.reader.next().await?;
         Ok(LeaderChange { leader: value, freshness })
     }
 }
 
-/// Leadership won in an election: a [`LockGuard`] with a voice.
+/// Leadership won in an election: a [`LockGuard`] that can [`proclaim`](Self::proclaim) a value.
 #[derive(Debug)]
 #[must_use = "dropping it resigns"]
 pub struct Leadership {
@@ -118,7 +118,7 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// Changes what the leader says about itself. Guarded: after a loss nothing is written.
+    /// Changes the proclaimed value. Guarded: after a loss nothing is written.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ impl Leadership {
         answer.await.map_err(|_| Error::LeaseLost)?
     }
 
-    /// Gives leadership up; what [`LockGuard::release`] does.
+    /// Gives up leadership, like [`LockGuard::release`].
     ///
     /// # Errors
     ///

@@ -1,19 +1,18 @@
-//! The resource's side of a lock: refusing callers with an outdated token.
+//! Fencing on the side of the guarded resource: callers with an outdated token are refused.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::revision::FencingToken;
 
-/// The highest [`FencingToken`] that a resource has seen; a caller with a smaller one is outdated and is
-/// refused.
+/// Highest [`FencingToken`] that a resource has seen. A caller with a smaller one is outdated and is refused.
 ///
-/// This is what makes a lock safe over something outside the store, whatever clocks, pauses and networks do. It works
-/// under two conditions. It is kept *with* the data: behind the same mutex, in the same file, in the same row or
-/// transaction, so that nothing comes between [`admit`](Self::admit) and the write. And it is asked at the first *read*
-/// of a read-modify-write too: a holder that only reads must already shut its predecessors out, or one of them may
-/// still write between its read and its write.
+/// A fence makes a lock safe for a resource outside the store, despite clock errors, pauses and network faults. It has
+/// two conditions. First, it is kept *with* the data: behind the same mutex, in the same file, in the same row or
+/// transaction, so that no other access comes between [`admit`](Self::admit) and the write. Second, it is also checked
+/// at the first *read* of a read-modify-write: a holder that only reads must already exclude its predecessors, or one
+/// of them may still write between the read and the write.
 ///
-/// It serializes as a number. Shared holders have tokens of their own and need not pass a fence as long as they only
+/// It serializes as a number. Shared holders have individual tokens and need not pass a fence as long as they only
 /// read.
 ///
 /// ```
@@ -31,7 +30,7 @@ pub struct Fence {
     highest: u64,
 }
 
-/// A smaller token than the resource has seen: its holder lost the lock, and another has come since.
+/// Error for a token below the highest seen: its holder lost the lock, and a later one has used the resource since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("fencing token {token} was overtaken by {highest}")]
 #[non_exhaustive]
@@ -53,12 +52,12 @@ impl Fence {
         FencingToken::new(self.highest)
     }
 
-    /// Lets the holder of `token` pass and remembers it, or refuses a token that was overtaken. A holder may pass as
-    /// often as it likes.
+    /// Admits the holder of `token` and records the token, or refuses a token below the highest seen. A holder can be
+    /// admitted any number of times.
     ///
     /// # Errors
     ///
-    /// [`StaleToken`]; nothing was changed then.
+    /// [`StaleToken`]; the fence is unchanged then.
     pub fn admit(&mut self, token: FencingToken) -> Result<(), StaleToken> {
         if token.get() < self.highest {
             return Err(StaleToken { token, highest: self.highest() });

@@ -14,8 +14,8 @@ use crate::{
 
 /// A held lock.
 ///
-/// [`release`](Self::release) is the orderly end. Dropping it asks for the same without waiting, also after a panic; if
-/// the session ends first, the lease runs out after its TTL.
+/// [`release`](Self::release) is the orderly end. Dropping the guard requests the same without waiting, also after a
+/// panic. If the session ends first, the lease expires after its TTL.
 #[derive(Debug)]
 #[must_use = "dropping it releases the lock"]
 pub struct LockGuard {
@@ -29,14 +29,15 @@ impl LockGuard {
         &self.shared.name
     }
 
-    /// Larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the
+    /// Token larger than that of every earlier holder, as long as the store's revision never goes back. Pass it to the
     /// guarded resource, which has to refuse a smaller one than it has seen.
     pub fn fencing_token(&self) -> FencingToken {
         self.shared.token
     }
 
-    /// Returns `true` while the lock is known to be held, without asking the store. Turns false before the store can
-    /// grant the lock to another by expiry; once false, always false. Cheap enough to ask before every write.
+    /// Returns `true` while the lock is known to be held, without a request to the store. It becomes `false` before the
+    /// store can grant the lock to another holder by expiry, and stays `false`. It is cheap enough for a check before
+    /// every write.
     pub fn is_held(&self) -> bool {
         self.shared.validity.is_held()
     }
@@ -66,7 +67,7 @@ impl LockGuard {
     /// Dropping the future drops the work; the lock stays held.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Loss> {
         tokio::select! {
-            // Loss first: work that is ready must not run on after it.
+            // The loss is polled first: work that is ready must not run after it.
             biased;
             loss = self.lost() => Err(loss),
             output = work => Ok(output),
@@ -77,8 +78,9 @@ impl LockGuard {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] with the last trouble as its cause, if the store has not answered within a few seconds: it
-    /// goes on in the background, and the lease runs out at the latest. [`Error::Closed`] if the session ended first.
+    /// [`Error::Timeout`], with the last failure as its cause, if the store has not answered within a few seconds. The
+    /// release goes on in the background, and the lease expires at the latest. [`Error::Closed`] if the session ended
+    /// first.
     ///
     /// # Cancel safety
     ///

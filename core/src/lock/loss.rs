@@ -6,13 +6,13 @@
 pub enum Loss {
     /// No renewal was acknowledged in time.
     Expired,
-    /// The store says that the lease is gone.
+    /// The lease is gone, according to the store.
     LeaseGone,
     /// The key was deleted or replaced.
     KeyGone,
     /// The session was closed.
     SessionClosed,
-    /// It was released.
+    /// The lock was released.
     Released,
 }
 
@@ -20,7 +20,7 @@ pub enum Loss {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Released {
-    /// The lock was held until now and is free, or the next waiter's.
+    /// The lock was held until now. It is free, or held by the next waiter.
     Released,
     /// It had been lost before.
     AlreadyLost,

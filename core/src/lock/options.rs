@@ -15,7 +15,7 @@ pub enum LockMode {
     /// Alone.
     #[default]
     Exclusive,
-    /// Together with other shared holders that no exclusive waiter stands before.
+    /// Together with other shared holders, if no exclusive waiter is ahead of it in the queue.
     Shared,
 }
 
@@ -30,7 +30,7 @@ impl LockMode {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LockOptions {
-    /// Alone or together with others. Default: alone.
+    /// Exclusive or shared. Default: exclusive.
     pub mode: LockMode,
     /// Time for which the lock outlives its last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
@@ -38,16 +38,15 @@ pub struct LockOptions {
     /// Shorter costs requests, and more of them can fail before the lock is lost. Locks with different intervals share
     /// no lease. Default: `None`, a third of `ttl`.
     pub renewal_interval: Option<Duration>,
-    /// Time to wait at most. Default: `None`, for ever.
+    /// Maximum time to wait. Default: `None`, for ever.
     pub deadline: Option<Duration>,
-    /// Time for which a lock counts as held after a holder that did not release, so that it can notice its loss. Such a
-    /// holder is known by what it leaves behind, which needs a `lock_delay` of its own: give all contenders of a lock
-    /// the same. Default: zero.
+    /// Time for which a lock counts as held after a holder that did not release it, so that the holder can notice its
+    /// loss. Such a holder is known only if its own `lock_delay` left a record in the store, so all contenders of a
+    /// lock should have the same value. Default: zero.
     pub lock_delay: Duration,
-    /// Use of a lease of its own. Default: no, locks of one session with the same TTL and
-    /// renewal interval share leases.
+    /// Use of a separate lease. Default: no, locks of one session with the same TTL and renewal interval share leases.
     pub own_lease: bool,
-    /// `true` if the loss of the queue entry while it waits ends the acquisition. Default: no, it enters the queue
+    /// `true` if the loss of the queue entry while waiting ends the acquisition. Default: no, it enters the queue
     /// again.
     pub fail_on_lost_entry: bool,
 }
@@ -72,14 +71,14 @@ impl LockOptions {
         Self::default()
     }
 
-    /// Asks for shared mode.
+    /// Sets shared mode.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.mode = LockMode::Shared;
         self
     }
 
-    /// Sets how long the lock outlives its last renewal.
+    /// Sets the time for which the lock outlives its last renewal.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -93,42 +92,42 @@ impl LockOptions {
         self
     }
 
-    /// Sets how long to wait at most.
+    /// Sets the maximum time to wait.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Sets how long a lock counts as held after a holder that did not release: crashed, lost its lease or its key, or
-    /// was closed with the lock held. It costs a request for each acquisition. An acquisition that ends before the
-    /// delay has passed does not start it anew for the next one; [`Lock::try_acquire`](crate::Lock::try_acquire)
-    /// returns `None` meanwhile. [`Error::Unsupported`] where the layout of the store has no room for it.
+    /// Sets the time for which a lock counts as held after a holder that did not release it: one that crashed, lost its
+    /// lease or its key, or was closed while holding it. It costs one request per acquisition. An acquisition that ends
+    /// before the delay has passed does not restart it for the next one;
+    /// [`Lock::try_acquire`](crate::Lock::try_acquire) returns `None` meanwhile. [`Error::Unsupported`] if the layout
+    /// of the store cannot hold it.
     #[must_use]
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;
         self
     }
 
-    /// Asks for a lease of its own: whatever ends it ends no other lock, and its end takes along everything that may
-    /// still be on its way to the store. It costs a grant, a revocation and a stream of renewals each. A successor that
-    /// waits for such a holder waits out its [`lock_delay`](Self::lock_delay) after a release too, because the lease is
-    /// gone then as after a crash.
+    /// Uses a separate lease: its end ends no other lock, and also voids writes that are still on their way to the
+    /// store. It costs a grant, a revocation and a stream of renewals per lock. A successor of such a holder waits for
+    /// the [`lock_delay`](Self::lock_delay) after a release too, because the lease is gone then as after a crash.
     #[must_use]
     pub fn own_lease(mut self) -> Self {
         self.own_lease = true;
         self
     }
 
-    /// Asks for [`Error::LeaseLost`] when the queue entry is lost while it waits, instead of entering the queue again
-    /// at its end: for callers to whom their turn matters, and not only the lock.
+    /// Returns [`Error::LeaseLost`] if the queue entry is lost while waiting, instead of entering the queue again at
+    /// its end. For callers that need their turn, and not only the lock.
     #[must_use]
     pub fn fail_on_lost_entry(mut self) -> Self {
         self.fail_on_lost_entry = true;
         self
     }
 
-    /// Refuses options that cannot work.
+    /// Checks the options.
     ///
     /// # Errors
     ///
