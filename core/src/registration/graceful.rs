@@ -1,7 +1,7 @@
-//! The order in which a server comes and goes, so that no client meets it too early or too late.
+//! Startup and shutdown of a server in an order in which no client calls it too early or too late.
 //!
-//! Listen → register → serve … → draining → propagation delay → deregister → finish what is in flight → stop; all of
-//! the end under one deadline, with a report of what was reached.
+//! Listen → register → serve … → draining → propagation delay → deregister → finish the calls in flight → stop. The
+//! shutdown has one deadline, and a report of its result.
 
 use std::{future::Future, time::Duration};
 
@@ -14,13 +14,13 @@ use crate::{
     runtime::clock::Moment,
 };
 
-/// Time for which clients get to notice the draining mark, unless said otherwise.
+/// Time for clients to notice the draining mark, by default.
 pub const DEFAULT_PROPAGATION: Duration = Duration::from_millis(1500);
 
-/// Maximum duration of the whole shutdown, unless said otherwise.
+/// Maximum duration of the whole shutdown, by default.
 pub const DEFAULT_SHUTDOWN: Duration = Duration::from_secs(30);
 
-/// Shuts a server down in order. It suits any server that stops accepting on a signal and then finishes what it has.
+/// Shuts a server down in order. It suits any server that stops accepting on a signal and then finishes its calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Graceful {
     propagation: Duration,
@@ -37,8 +37,8 @@ impl Default for Graceful {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Shutdown<T> {
-    /// Result of the server; `None` if it was still busy at the deadline and was dropped, or if it never began because
-    /// it was stopped during the registration.
+    /// Result of the server. `None` if it was still busy at the deadline and was dropped, or if it was not started
+    /// because the stop came during the registration.
     pub served: Option<T>,
     /// `true` if clients had the chance to see the draining mark.
     pub drained: bool,
@@ -47,30 +47,30 @@ pub struct Shutdown<T> {
 }
 
 impl Graceful {
-    /// The defaults: 1.5 s for the draining mark to spread, 30 s in all.
+    /// The defaults: 1.5 s for the draining mark to spread, 30 s in total.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets how long clients get to notice the draining mark.
+    /// Sets the time for clients to notice the draining mark.
     #[must_use]
     pub fn propagation(mut self, propagation: Duration) -> Self {
         self.propagation = propagation;
         self
     }
 
-    /// Sets how long the whole shutdown may take, counted from the stop signal.
+    /// Sets the maximum duration of the whole shutdown, counted from the stop signal.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// Runs the server that `serve` makes until `stop` completes, then shuts it down in order. The token given to
-    /// `serve` is its signal to stop accepting and to finish what is in flight. The handle is there to change the
+    /// Runs the server that `serve` creates until `stop` completes, then shuts it down in order. The token given to
+    /// `serve` signals the server to stop accepting and to finish the calls in flight. The handle can change the
     /// instance while the server runs; it works until the instance is deregistered. An update that sets the health
-    /// while the server drains overrides the mark. The server must listen already, or requests that come right after
-    /// registration are refused.
+    /// while the server drains overrides the mark. The server must listen already, or requests right after registration
+    /// are refused.
     ///
     /// A server that ends by itself is deregistered at once.
     ///
@@ -114,9 +114,9 @@ impl Graceful {
         Shutdown { served, drained, deregistered }
     }
 
-    /// Awaits the registration, which `register` makes, and then [runs](Self::run) the server. Watches `stop` all the
-    /// time: if it completes during the registration, that is awaited within the deadline and undone, and the server
-    /// never begins.
+    /// Awaits the registration, which `register` makes, and then [runs](Self::run) the server. It watches `stop`
+    /// throughout: if `stop` completes during the registration, that is awaited within the deadline and undone, and the
+    /// server is not started.
     ///
     /// ```
     /// # use enlist::{Graceful, Instance, InstanceId, Endpoint, RegisterOptions, Registry, ServiceRef};
@@ -135,7 +135,7 @@ impl Graceful {
     ///
     /// # Errors
     ///
-    /// Those of `register`; [`Error::Timeout`] if it was still under way at the deadline of a shutdown: it was dropped,
+    /// Those of `register`. [`Error::Timeout`] if it was still under way at the deadline of a shutdown: it was dropped,
     /// and the registration is withdrawn in the background.
     ///
     /// # Cancel safety
@@ -153,14 +153,14 @@ impl Graceful {
             () = &mut stop => {}
         }
         let begun = Moment::now();
-        // A dropped registration is withdrawn in the background, which the end of the process would cut short.
+        // A drop would withdraw the registration in the background, and the end of the process would cut that short.
         let registered = tokio::time::timeout(self.deadline, register).await;
         let late = Error::Timeout { op: "registering while the server is stopped", limit: self.deadline, cause: None };
         let deregistered = self.within(begun, registered.map_err(|_| late)??.deregister()).await;
         Ok(Shutdown { served: None, drained: false, deregistered })
     }
 
-    /// Marks the instance as draining and gives clients the time to see it. Returns `true` if the mark was stored.
+    /// Marks the instance as draining and gives clients time to see it. Returns `true` if the mark was stored.
     async fn drain(self, begun: Moment, registration: &Registration) -> bool {
         let marked = registration.update(|draft| {
             draft.health(Health::Draining);
@@ -180,7 +180,7 @@ impl Graceful {
     ) -> Result<Deregistered, Error> {
         match tokio::time::timeout(begun.remaining(self.deadline), deregister).await {
             Ok(outcome) => outcome,
-            // The session goes on with it in the background.
+            // The session continues it in the background.
             Err(_) => Ok(Deregistered::LeftBehind),
         }
     }

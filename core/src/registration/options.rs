@@ -9,23 +9,23 @@ use crate::{
     runtime::backoff::BackoffPolicy,
 };
 
-/// Time for which keys live after the last renewal, unless said otherwise.
+/// Time for which keys live after the last renewal, by default.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 
-/// Time for which `register` waits for the first success, unless said otherwise.
+/// Time for which `register` waits for the first success, by default.
 pub const DEFAULT_START: Duration = Duration::from_secs(10);
 
-/// Interval at which an own key is read back although nothing seems wrong, unless said otherwise.
+/// Interval at which an own key is read back without a sign of a change, by default.
 pub const DEFAULT_AUDIT: Duration = Duration::from_secs(300);
 
 /// Condition on which `register` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// At the first success, or at the first error that is for good, or after this long.
+    /// At the first success, at the first error that will not pass by itself, or after this time.
     Wait(Duration),
-    /// At once; it goes on in the background and [`Registration::state`](crate::Registration::state) reports its
-    /// progress.
+    /// At once. The registration goes on in the background, and [`Registration::state`](crate::Registration::state)
+    /// reports its progress.
     Background,
     /// At the first success or the first error of any kind.
     FailFast,
@@ -35,11 +35,11 @@ pub enum Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnConflict {
-    /// Give up with [`Error::AlreadyRegistered`].
+    /// Fails with [`Error::AlreadyRegistered`].
     Refuse,
-    /// Wait until the other one is gone.
+    /// Waits until the other instance is gone.
     Wait,
-    /// Replace it. The other one sees its key change, stops writing, and is
+    /// Replaces the other instance. Its registration detects the change of its key, stops writing, and is
     /// [`Superseded`](crate::RegistrationState::Superseded) until the key is free.
     TakeOver,
 }
@@ -48,13 +48,13 @@ pub enum OnConflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeaseChoice {
-    /// One shared by the registrations of this session that have the same TTL and renewal interval.
+    /// A lease shared by the registrations of this session with the same TTL and renewal interval.
     Shared,
-    /// One of its own, whose end affects no other registration.
+    /// A separate lease, whose end affects no other registration.
     Own,
-    /// An existing one that is kept alive elsewhere, for instance by a [`Lease`](crate::Lease), and is neither replaced
-    /// nor revoked from here. It does not identify an instance: a process that restarts with it needs an `owner` to
-    /// take its old instance over at once.
+    /// An existing lease that is kept alive elsewhere, for instance by a [`Lease`](crate::Lease). The registration
+    /// neither replaces nor revokes it. It does not identify an instance: a process that restarts with it needs an
+    /// `owner` to take its old instance over at once.
     Given(LeaseId),
 }
 
@@ -62,9 +62,9 @@ pub enum LeaseChoice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDelete {
-    /// Put it back.
+    /// Restores the key.
     Restore,
-    /// Take it as an eviction: the registration ends.
+    /// Treats the deletion as an eviction: the registration ends.
     Respect,
 }
 
@@ -74,17 +74,16 @@ pub enum OnDelete {
 pub struct RegisterOptions {
     /// Condition on which `register` returns. Default: `Wait(10 s)`.
     pub start: Start,
-    /// Token that identifies the owner. A key that carries the same token is taken over at once, so a process
-    /// that restarts under one id and owner is back without waiting for its old lease. Of two live registrations with
-    /// one owner the newer one stands. It is stored in the value of the instance: a client that may read it in the
-    /// store sees it, and with it and the right to write can take the id over. Errors, logs and `Debug` do not tell it.
-    /// Default: none.
+    /// Token that identifies the owner. A key with the same token is taken over at once, so a process that restarts
+    /// with the same id and owner need not wait for its old lease. Of two live registrations with one owner, the newer
+    /// one stays. The token is stored in the value of the instance: a client that can read it in the store, and can
+    /// write, can take the id over. Errors, logs and `Debug` do not show it. Default: none.
     pub owner: Option<String>,
     /// Reaction when another client's live instance has the id. Default: `Refuse`.
     pub on_conflict: OnConflict,
-    /// The lease that keeps it. Default: `Shared`.
+    /// The lease of the instance. Default: `Shared`.
     pub lease: LeaseChoice,
-    /// Time for which it lives after the last renewal; whole seconds, rounded up. Default: 15 s.
+    /// Time for which the instance lives after the last renewal; whole seconds, rounded up. Default: 15 s.
     pub ttl: Duration,
     /// Time from one renewal of the lease to the next, with 10 % jitter in etcd: from 500 ms to a third of `ttl`.
     /// Shorter costs requests, and more of them can fail before the lease ends. Registrations with different intervals
@@ -92,13 +91,14 @@ pub struct RegisterOptions {
     pub renewal_interval: Option<Duration>,
     /// Reaction when another client deletes the key. Default: `Restore`.
     pub on_delete: OnDelete,
-    /// Failed attempts in a row after which it gives up; `None` and 0 never do. Default: `None`.
+    /// Number of failed attempts in a row after which the registration ends; `None` and 0 are no limit. Default:
+    /// `None`.
     pub max_attempts: Option<u32>,
     /// The delays between attempts. Default: 200 ms growing to 10 s, jittered.
     pub backoff: BackoffPolicy,
-    /// Interval at which the key is read back although nothing seems wrong, in case the store forgot to tell of a
-    /// change; jittered by half: 30 s is from 15 s to 45 s. The key is watched besides, so a loss that is told of is
-    /// noticed at once. Default: 5 minutes; `None` never does.
+    /// Interval at which the key is read back without a sign of a change, in case the store failed to report one. It is
+    /// jittered by half: 30 s is from 15 s to 45 s. The key is also watched, so a reported loss is noticed at once.
+    /// Default: 5 minutes; `None` for never.
     pub audit: Option<Duration>,
 }
 
@@ -144,7 +144,7 @@ impl RegisterOptions {
         Self::default()
     }
 
-    /// Sets when `register` returns.
+    /// Sets the condition on which `register` returns.
     #[must_use]
     pub fn start(mut self, start: Start) -> Self {
         self.start = start;
@@ -158,21 +158,21 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets what to do when another client's live instance has the id.
+    /// Sets the reaction when another client's live instance has the id.
     #[must_use]
     pub fn on_conflict(mut self, on_conflict: OnConflict) -> Self {
         self.on_conflict = on_conflict;
         self
     }
 
-    /// Sets which lease keeps the instance: a choice, or a [`Lease`](crate::Lease) by reference.
+    /// Sets the lease of the instance: a choice, or a [`Lease`](crate::Lease) by reference.
     #[must_use]
     pub fn lease(mut self, lease: impl Into<LeaseChoice>) -> Self {
         self.lease = lease.into();
         self
     }
 
-    /// Sets how long the instance lives after the last renewal.
+    /// Sets the time for which the instance lives after the last renewal.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -186,14 +186,14 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets what to do when another client deletes the key.
+    /// Sets the reaction when another client deletes the key.
     #[must_use]
     pub fn on_delete(mut self, on_delete: OnDelete) -> Self {
         self.on_delete = on_delete;
         self
     }
 
-    /// Sets the number of failed attempts in a row after which it gives up; 0 is no limit.
+    /// Sets the number of failed attempts in a row after which the registration ends; 0 is no limit.
     #[must_use]
     pub fn max_attempts(mut self, max_attempts: u32) -> Self {
         self.max_attempts = Some(max_attempts);
@@ -207,15 +207,14 @@ impl RegisterOptions {
         self
     }
 
-    /// Sets how often the key is read back although nothing seems wrong; `None` never does.
+    /// Sets the interval at which the key is read back without a sign of a change; `None` for never.
     #[must_use]
     pub fn audit(mut self, audit: Option<Duration>) -> Self {
         self.audit = audit;
         self
     }
 
-    /// Refuses what cannot work, before anything is sent. [`Registry::register`](crate::Registry::register) does so as
-    /// well.
+    /// Checks the options before anything is sent. [`Registry::register`](crate::Registry::register) does so as well.
     ///
     /// # Errors
     ///

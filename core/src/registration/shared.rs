@@ -1,7 +1,7 @@
-//! The state that the two ends of a registration share.
+//! State shared by the two ends of a registration.
 //!
-//! The user's handle writes the *desired* state, and the backend's driver writes the *reported* one. Nothing the handle
-//! does waits for the store; the backend reconciles.
+//! The user's handle writes the *desired* state, and the backend's driver writes the *reported* one. The handle never
+//! waits for the store; the backend reconciles.
 
 use std::{fmt, sync::OnceLock};
 
@@ -22,11 +22,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct Reported {
     pub(crate) state: RegistrationState,
-    /// The last generation the store has acknowledged, and the revision of that.
+    /// The last generation that the store has acknowledged, and its revision.
     pub(crate) stored: Option<(u64, Revision)>,
-    /// The lease of that.
+    /// The lease of that write.
     pub(crate) lease: Option<LeaseId>,
-    /// The last generation that the store refused while an earlier one is published, and why.
+    /// The last generation that the store refused while an earlier one is published, and the reason.
     pub(crate) refused: Option<(u64, Error)>,
     pub(crate) ended: Option<Result<Deregistered, Error>>,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) service: ServiceRef,
     pub(crate) desired: watch::Sender<Desired>,
     pub(crate) reported: watch::Sender<Reported>,
-    /// Check of what the store can hold.
+    /// Check of the content that the store can hold.
     pub(crate) accepts: OnceLock<Accepts>,
     /// The health checks, once there is one.
     pub(crate) checks: OnceLock<TaskOwner>,
@@ -44,7 +44,7 @@ pub(crate) struct Shared {
 pub(crate) type Accepts = Box<dyn Fn(&Instance) -> Result<(), Error> + Send + Sync>;
 
 impl Shared {
-    /// Refuses what no store can hold, or this one cannot.
+    /// Checks that an instance can be held by any store, and by this one.
     pub(crate) fn check(&self, instance: &Instance) -> Result<(), Error> {
         instance.check()?;
         self.accepts.get().map_or(Ok(()), |accepts| accepts(instance))
@@ -56,7 +56,7 @@ impl Shared {
         }
     }
 
-    /// Returns `true` if the registration is over, or about to be.
+    /// Returns `true` if the registration is over or about to end.
     pub(crate) fn has_ended(&self) -> bool {
         let unwanted = self.desired.borrow().goal != Goal::Present;
         unwanted || self.reported.borrow().ended.is_some()
@@ -71,7 +71,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-/// The first goal other than `Present` stays: neither a drop after `abandon` nor anything else revives or removes it.
+/// The first goal other than `Present` is final: a later one, such as the drop after `abandon`, has no effect.
 pub(crate) fn set_goal(shared: &Shared, goal: Goal) {
     shared.desired.send_if_modified(|desired| {
         let first = desired.goal == Goal::Present;

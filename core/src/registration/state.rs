@@ -6,41 +6,43 @@ use crate::{error::Error, model::revision::Revision};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum RegistrationState {
-    /// Not yet acknowledged for the first time.
+    /// The first write is not acknowledged yet.
     Registering {
         /// Reason for which the last attempt failed, if one did.
         last: Option<Error>,
     },
-    /// Published, at this revision.
+    /// Published at this revision.
     Registered {
         /// The revision of the last acknowledged write.
         revision: Revision,
     },
-    /// Published as far as is known, but its lease or its watch is in trouble, or a change of it could not be stored
-    /// and is tried again.
+    /// Published as far as is known, but its lease or its watch fails, or a change of it could not be stored and is
+    /// tried again.
     Suspect {
-        /// Cause of the trouble.
+        /// Cause of the failure.
         cause: Error,
     },
-    /// It was published, is not any more, and is being put back.
+    /// The instance was published, was lost, and is being restored.
     Reregistering {
-        /// Reason for which it was lost, or why the last attempt failed.
+        /// Reason for the loss, or for the failure of the last attempt.
         cause: Error,
     },
-    /// It was published, and another registration has the key since: a newer one, or one with the option to take over.
-    /// This one writes nothing, watches the key, and is published again when that is free.
+    /// The instance was published, and another registration has replaced it: a newer one, or one with
+    /// [`OnConflict::TakeOver`](crate::OnConflict::TakeOver). This registration writes nothing, watches the key, and
+    /// publishes again when the key is free.
     Superseded {
         /// [`Error::NotOwner`], with the lease of the other one.
         cause: Error,
     },
-    /// Removed because its health check fails, in a store that holds no health; it is registered again when one passes.
+    /// Removed because its health check fails, in a store that holds no health. It is registered again when a check
+    /// passes.
     Withdrawn,
-    /// Not published for a reason that an operator has to repair; it is tried again at a slow pace.
+    /// Not published for a reason that an operator has to repair. It is tried again at a slow pace.
     Refused {
         /// The reason.
         cause: Error,
     },
-    /// Over: nothing will be written any more.
+    /// The registration is over and writes nothing any more.
     Ended,
 }
 
@@ -50,10 +52,10 @@ pub enum RegistrationState {
 pub enum Deregistered {
     /// The instance was there and was removed.
     Removed,
-    /// It was not there any more, or another client's instance has its place, which was left alone.
+    /// The instance was gone already, or another client's instance has its key, which was left alone.
     AlreadyGone,
-    /// The store has not confirmed the removal, or that an earlier write whose answer was lost can no longer bring the
-    /// instance back. The session goes on until it has; at the latest the lease runs out.
+    /// The store has not confirmed the removal, or has not confirmed that an earlier write without a response can no
+    /// longer restore the instance. The session goes on until it has; the lease expires at the latest.
     LeftBehind,
 }
 
@@ -61,8 +63,8 @@ pub(crate) fn is_observing(error: &Error) -> bool {
     matches!(error, Error::Observing { .. })
 }
 
-/// Returns `true` if two states are the same for a reader. Causes are compared by their text, and the time that an
-/// observation still takes makes no difference.
+/// Returns `true` if two states are the same for a reader. Causes are compared by their text, and the remaining time of
+/// an observation is ignored.
 pub(crate) fn alike(old: &RegistrationState, new: &RegistrationState) -> bool {
     use RegistrationState as S;
     let text = |error: &Error| error.to_string();
