@@ -1,8 +1,7 @@
-//! The one error of the traits, divided by what a caller can do next.
+//! Error type of the traits, classified by the caller's next action.
 //!
 //! A backend maps its client's errors to these in its own `error.rs` and nowhere else. No variant carries a secret or a
-//! request body. The messages are [escaped](crate::model::escape), so that what others wrote into the store forges no
-//! line of a log.
+//! request body. The messages are [escaped](crate::model::escape), so text from the store cannot forge lines of a log.
 
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
@@ -18,14 +17,14 @@ use crate::{
 /// The cause behind an [`Error`], shared so that the error can be cloned.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Whose instance is in the way. The error does not contain the owner token: a client that knows it can take over the
-/// id.
+/// Owner of an instance, relative to the caller. The error does not contain the owner token: a client that knows it can
+/// take over the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "tokens are equal or not")]
 pub enum Owner {
-    /// It has the owner token of the caller.
+    /// The instance has the owner token of the caller.
     Same,
-    /// It has another owner token, or one of the two has none.
+    /// The instance has another owner token, or one of the two has none.
     Other,
 }
 
@@ -64,7 +63,7 @@ impl fmt::Display for RangeUnit {
     }
 }
 
-/// Failure, by what a caller can do next.
+/// Failure of an operation, classified by the caller's next action.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -79,9 +78,9 @@ pub enum Error {
     /// An address was refused before anything was sent.
     #[error("invalid address {input:?}: {reason}")]
     InvalidAddress {
-        /// Text that was given.
+        /// The given text.
         input: String,
-        /// Reason for which it is refused, and what to give instead.
+        /// Reason for the refusal, and the expected form.
         reason: &'static str,
     },
     /// An option was refused before anything was sent.
@@ -104,15 +103,15 @@ pub enum Error {
         service: ServiceRef,
         /// The contested id.
         id: InstanceId,
-        /// Whose the other instance is.
+        /// Owner of the other instance.
         owner: Owner,
-        /// Revision at which the other registration last stored it, as far as is known; `None` if it is one of this
-        /// process that has stored nothing yet. Not the creation of the key: what was taken over has that of the
-        /// registration before.
+        /// Revision of the other registration's last known write; `None` if it belongs to this process and has stored
+        /// nothing yet. It is not the creation revision of the key, which after a takeover is that of the registration
+        /// before.
         revision: Option<Revision>,
     },
-    /// Another instance holds this id, and its lease is being observed to tell a live one from a leftover. The
-    /// observation goes on while no call waits for it, so a repeated call completes it.
+    /// Another instance holds this id, and its lease is being observed to distinguish a live instance from a leftover.
+    /// The observation goes on while no call waits for it, so a repeated call completes it.
     #[error(
         "instance {} of {} is held by a lease that may be a leftover, which is decided in {}",
         escaped(id),
@@ -142,15 +141,15 @@ pub enum Error {
         service: ServiceRef,
         /// The id.
         id: InstanceId,
-        /// Whose it is.
+        /// Owner of the instance.
         owner: Owner,
         /// The lease that keeps it.
         lease: LeaseId,
     },
-    /// What was read had changed by the time it was to be written.
+    /// The content changed between the read and the write.
     #[error("{} was changed by another client at revision {revision}", escaped(what))]
     Conflict {
-        /// Name of the part that changed.
+        /// Name of the changed part.
         what: String,
         /// The revision of the other change.
         revision: Revision,
@@ -158,24 +157,24 @@ pub enum Error {
     /// The lease ended before the call did.
     #[error("the lease was lost")]
     LeaseLost,
-    /// No endpoint answered. A write may have been applied all the same.
+    /// No endpoint answered. A write may have been applied nevertheless.
     #[error("store unavailable")]
     Unavailable(#[source] Cause),
-    /// The deadline passed. What was begun is undone in the background, unless the method says otherwise.
+    /// The deadline passed. The operation is undone in the background, unless the method states otherwise.
     #[error("{op} took longer than {}", rounded(*limit))]
     Timeout {
         /// Name of the operation that took too long.
         op: &'static str,
         /// The deadline it had.
         limit: Duration,
-        /// The last trouble before the deadline, if there was any.
+        /// The last failure before the deadline, if there was one.
         #[source]
         cause: Option<Cause>,
     },
-    /// The store does not accept these credentials, or wants some.
+    /// The store rejects these credentials, or requires some.
     #[error("authentication failed")]
     AuthFailed(#[source] Cause),
-    /// The credentials do not allow this.
+    /// The credentials do not permit the operation.
     #[error("permission denied for {}", escaped(what))]
     PermissionDenied {
         /// The range of keys or the operation.
@@ -191,7 +190,8 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A range of keys is larger than this client may read or watch it. The last known state of a watched range stays.
+    /// A range of keys exceeds the limit of this client for reads or watches. The last known state of a watched range
+    /// stays.
     #[error("the limit of {limit} {unit} is exceeded by {}", escaped(range))]
     RangeTooLarge {
         /// The range.
@@ -201,13 +201,13 @@ pub enum Error {
         /// Unit of the limit.
         unit: RangeUnit,
     },
-    /// The store has no space left. What is registered stays so; nothing new can be written.
+    /// The store has no space left. Registered instances stay, but nothing new can be written.
     #[error("the store has no space left")]
     StorageFull,
-    /// This backend or layout cannot do that.
+    /// This backend or layout does not support the operation.
     #[error("{} is not supported", escaped(what))]
     Unsupported {
-        /// Name of the operation that cannot be done.
+        /// Name of the unsupported operation.
         what: String,
     },
     /// The handle or its session was closed.
@@ -216,22 +216,21 @@ pub enum Error {
 }
 
 impl Error {
-    /// No endpoint answered, because of `cause`.
+    /// Error for a store in which no endpoint answered, because of `cause`.
     pub fn unavailable(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Unavailable(Arc::from(cause.into()))
     }
 
-    /// `field` was refused because of `reason`.
+    /// Error for the option `field`, which was refused because of `reason`.
     pub fn invalid_config(field: &'static str, reason: impl Into<String>) -> Self {
         Self::InvalidConfig { field, reason: reason.into() }
     }
 
-    /// Returns `true` if the same call, repeated unchanged, can succeed without a person or the caller acting.
+    /// Returns `true` if the same call, repeated unchanged, can succeed without action by a person or the caller.
     ///
-    /// After `Unavailable` and `Timeout` a write may have happened; the calls of the traits are built so that repeating
-    /// them is safe.
+    /// After `Unavailable` and `Timeout` a write may have happened; repeated calls of the traits are safe.
     pub fn is_retryable(&self) -> bool {
-        // No `_` arm, so that a new variant has to decide.
+        // No `_` arm: the compiler rejects a new variant until it is classified here.
         match self {
             Self::Observing { .. }
             | Self::Conflict { .. }
@@ -255,14 +254,13 @@ impl Error {
     }
 }
 
-/// Text of a message about the revision at which something was stored last.
+/// Part of a message: the revision of the last write, if known.
 fn stored_at(revision: Option<Revision>) -> String {
     revision.map_or_else(String::new, |revision| format!(", stored at revision {revision}"))
 }
 
-/// The message of an error, followed by those of its causes, for logs and for people: `store unavailable: connection
-/// refused`. A cause that is repeated in what is before it is left out. [Escaped](crate::model::escape), so that it is
-/// one line.
+/// The message of an error and those of its causes, for logs and for people: `store unavailable: connection refused`. A
+/// cause that repeats the text before it is left out. The text is [escaped](crate::model::escape), so it is one line.
 ///
 /// ```
 /// use enlist::{Error, with_causes};
@@ -274,7 +272,7 @@ pub fn with_causes<'a>(error: &'a (dyn StdError + 'static)) -> WithCauses<'a> {
     WithCauses(error)
 }
 
-/// An error that is shown with its causes, see [`with_causes`].
+/// Display of an error with its causes, see [`with_causes`].
 #[derive(Clone, Copy, Debug)]
 pub struct WithCauses<'a>(&'a (dyn StdError + 'static));
 
@@ -303,7 +301,7 @@ mod tests {
         assert!(error.is_retryable());
     }
 
-    /// Each message is one line of printable text, whatever the store holds, and tells no owner token.
+    /// Each message is one line of printable text, whatever the store holds, and contains no owner token.
     #[test]
     fn messages_are_escaped_and_tell_no_owner_token() {
         let hostile = "a\n\u{1b}[2J\u{9b}\u{202e}\u{200b}";
