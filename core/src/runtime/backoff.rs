@@ -1,13 +1,13 @@
-//! The one backoff: exponential, capped, jittered, reset on success; or one delay each time, where that is asked for.
+//! The only backoff: exponential, capped, jittered, and reset on success; or a fixed delay on request.
 
 use std::time::Duration;
 
 use crate::error::Error;
 
-/// Time to wait between tries of something that keeps failing.
+/// Delays between attempts of an operation that keeps failing.
 ///
-/// The n-th delay is drawn evenly from the upper half of `min(first × 2ⁿ, max)`, so that many clients that failed
-/// together do not come back together. Default: 200 ms growing to 10 s.
+/// The n-th delay is drawn evenly from the upper half of `min(first × 2ⁿ, max)`, so that clients that failed together
+/// do not retry together. Default: 200 ms growing to 10 s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BackoffPolicy {
     first: Duration,
@@ -36,8 +36,8 @@ impl BackoffPolicy {
 
     /// The same delay each time, without jitter.
     ///
-    /// Thousands of processes that failed together come back together, again and again: prefer [`new`](Self::new) where
-    /// there are many.
+    /// With a fixed delay, thousands of processes that failed together retry together each time. Prefer
+    /// [`new`](Self::new) for large fleets.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl BackoffPolicy {
         Ok(Self { spread_evenly: false, ..Self::new(delay, delay)? })
     }
 
-    /// A fresh sequence of delays.
+    /// Starts a new sequence of delays.
     pub fn start(self) -> Backoff {
         Backoff { policy: self, failures: 0 }
     }
@@ -77,13 +77,13 @@ impl Backoff {
         self.failures = 0;
     }
 
-    /// Number of delays that were handed out since the last success.
+    /// Number of delays returned since the last success.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 }
 
-/// A random time below `limit`, to spread what would otherwise happen at once.
+/// Returns a random time below `limit`, to spread simultaneous actions.
 pub fn jitter(limit: Duration) -> Duration {
     limit.mul_f64(fastrand::f64())
 }

@@ -1,15 +1,15 @@
-//! The one clock: tokio's, so that tests can pause it, and the boot-time clock, so that suspension counts.
+//! The only clock. It combines tokio's clock, which tests can pause, and the boot-time clock, which counts suspension.
 //!
 //! `CLOCK_MONOTONIC`, which tokio and `std` read on Linux, stops while the machine is suspended; the store's clock does
-//! not (rust-lang/rust#87906). What has passed since a [`Moment`] is therefore the larger of the two clocks' answers.
+//! not (rust-lang/rust#87906). The time since a [`Moment`] is therefore the larger one of both clocks.
 
 use std::{fmt, time::Duration};
 
-/// Longest time that an option keeps; a longer one, such as `Duration::MAX`, counts as this: 100 years. Adding it to a
+/// Maximum duration of an option: 100 years. A longer one, such as `Duration::MAX`, is reduced to this. Adding it to a
 /// moment never overflows.
 pub const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// Time for which a sleep may last before the clocks are compared again: tokio's timers do not count suspension.
+/// Maximum duration of a sleep before the clocks are compared again: tokio's timers do not count suspension.
 const CHECK: Duration = Duration::from_secs(1);
 
 /// A point in time on both clocks. Its debug form is the time since then.
@@ -26,15 +26,15 @@ impl fmt::Debug for Moment {
 }
 
 impl Moment {
-    /// Now. Within a runtime with a paused clock this is the paused time.
+    /// The current time. Within a runtime with a paused clock this is the paused time.
     pub fn now() -> Self {
         Self { tokio: tokio::time::Instant::now(), boot: boot_time::Instant::now() }
     }
 
-    /// The moment that was `age` ago, [`LONGEST`] at most; an early one if the clocks do not reach back that far.
+    /// The moment `age` ago, at most [`LONGEST`]. If the clocks do not reach back that far, it is a later moment, but not now.
     pub fn ago(age: Duration) -> Self {
         let Self { tokio, boot } = Self::now();
-        // Not now where a clock does not reach back that far: what is out of date must not look new.
+        // The fallback is an earlier moment, not now: outdated data must not look new.
         let ages = || std::iter::successors(Some(age.min(LONGEST)), |age| Some(*age / 2));
         Self {
             tokio: ages().find_map(|age| tokio.checked_sub(age)).unwrap_or(tokio),
@@ -54,14 +54,14 @@ impl Moment {
         tokio.max(boot)
     }
 
-    /// What is left of `limit`, counted from this moment; zero once it has passed.
+    /// Remaining part of `limit`, counted from this moment; zero once it has passed.
     pub fn remaining(&self, limit: Duration) -> Duration {
         limit.saturating_sub(self.elapsed())
     }
 }
 
-/// A duration as texts show it, rounded: a text with nine digits is never the same twice, so that logs cannot be
-/// grouped by it. What needs the exact value takes it from a field.
+/// Rounds a duration for texts. Texts with nine digits would almost never be equal, so logs could not be grouped by
+/// them. Code that needs the exact value takes it from a field.
 ///
 /// ```
 /// use enlist::backend::rounded;
@@ -75,7 +75,7 @@ pub fn rounded(duration: Duration) -> Rounded {
     Rounded(duration)
 }
 
-/// A duration that is shown rounded, see [`rounded`].
+/// Display of a duration in rounded form, see [`rounded`].
 #[derive(Clone, Copy, Debug)]
 pub struct Rounded(Duration);
 
@@ -92,7 +92,7 @@ impl fmt::Display for Rounded {
     }
 }
 
-/// Waits until `limit` has passed since `start`, noticing suspension within a second.
+/// Waits until `limit` has passed since `start`. Detects suspension within a second.
 ///
 /// # Cancel safety
 ///
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(start.remaining(Duration::from_secs(60)), Duration::ZERO);
     }
 
-    /// A machine that was suspended: the boot-time clock went on, the other one did not.
+    /// A suspended machine: the boot-time clock advanced, the other one did not.
     #[tokio::test]
     async fn a_suspension_counts() {
         let hour = Duration::from_secs(3600);
@@ -129,7 +129,7 @@ mod tests {
         assert!(before.elapsed() >= hour && before.remaining(hour).is_zero());
         let age = crate::Freshness::Live { proof: crate::Proof::new(before) }.age();
         assert!(age >= hour, "{age:?}");
-        // Only what was left is waited for, not the hour.
+        // Only the remaining time is waited for, not the hour.
         let left = Duration::from_millis(50);
         let waiting = sleep_until_elapsed(before, hour + left);
         tokio::time::timeout(hour / 60, waiting).await.unwrap();

@@ -9,18 +9,17 @@ use std::{
 use crate::error::{Cause, Error};
 use crate::runtime::sync::MutexExt as _;
 
-/// The last trouble of an acquisition, or of its release. Clones share it: one is with its task, another one with its
-/// caller.
+/// Last failure of an acquisition or of its release. Clones share it: the task has one, and its caller another one.
 #[derive(Clone, Debug, Default)]
 pub struct LastTrouble(Arc<Mutex<Option<Error>>>);
 
 impl LastTrouble {
-    /// Notes what went wrong; it is tried again.
+    /// Records a failure; the operation is tried again.
     pub fn note(&self, error: Error) {
         self.set(Some(error));
     }
 
-    /// Notes that it went well in the end.
+    /// Records a success.
     pub fn clear(&self) {
         self.set(None);
     }
@@ -38,7 +37,7 @@ impl LastTrouble {
     ///
     /// # Errors
     ///
-    /// That of `answer`; [`Error::Timeout`] of `op` at the deadline, with the last trouble as its cause.
+    /// That of `answer`; [`Error::Timeout`] of `op` at the deadline, with the last failure as its cause.
     ///
     /// # Cancel safety
     ///

@@ -1,4 +1,4 @@
-//! Tasks with owners, clocks, deadlines, the one backoff, and locks of mutexes. Begin with `task.rs`.
+//! Tasks with owners, clocks, deadlines, the backoff, and locks of mutexes. Begin with `task.rs`.
 
 pub(crate) mod backoff;
 pub(crate) mod clock;

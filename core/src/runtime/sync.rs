@@ -1,9 +1,9 @@
-//! Locks of a `std` mutex whose poison is ignored.
+//! Locking of a `std` mutex without regard to poison.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex whose data are valid after every step of its short sections, so that a panic in one of them leaves
-/// them usable. Implemented for every [`Mutex`].
+/// Extension of [`Mutex`] for data that are valid after every step of a short critical section. A panic in one leaves
+/// the data usable. Implemented for every [`Mutex`].
 pub trait MutexExt<T: ?Sized> {
     /// Locks the mutex. The poison of a panic is ignored.
     fn locked(&self) -> MutexGuard<'_, T>;

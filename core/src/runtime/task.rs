@@ -45,7 +45,7 @@ impl TaskOwner {
         Self { runtime, tracker: TaskTracker::new(), stop: CancellationToken::new(), panicked: Arc::default() }
     }
 
-    /// The signal that the tasks of this owner have to watch for.
+    /// The stop signal, which the tasks of this owner have to watch.
     pub fn stop_signal(&self) -> CancellationToken {
         self.stop.clone()
     }
@@ -92,7 +92,7 @@ impl TaskOwner {
         })
     }
 
-    /// Waits, at most `limit`, for the tasks to end by themselves. Returns `true` if they did.
+    /// Waits at most `limit` for the tasks to end by themselves. Returns `true` if they did.
     ///
     /// # Cancel safety
     ///
@@ -102,7 +102,7 @@ impl TaskOwner {
         tokio::time::timeout(limit, self.tracker.wait()).await.is_ok()
     }
 
-    /// Asks all tasks to stop and waits for them, at most `limit`.
+    /// Signals all tasks to stop and waits for them, at most `limit`.
     ///
     /// # Errors
     ///
@@ -110,7 +110,7 @@ impl TaskOwner {
     ///
     /// # Cancel safety
     ///
-    /// The signal stays given; call again to wait.
+    /// The stop signal remains set; a repeated call waits again.
     pub async fn stop(&self, limit: Duration) -> Result<(), StopError> {
         self.stop.cancel();
         self.tracker.close();
@@ -130,7 +130,7 @@ impl Drop for TaskOwner {
     }
 }
 
-/// Runs code of the user's; a panic in it is an error that carries its message.
+/// Runs the user's code, and converts a panic in it into an error with its message.
 ///
 /// # Cancel safety
 ///
@@ -139,8 +139,7 @@ pub(crate) async fn caught<T>(call: impl Future<Output = T>) -> Result<T, String
     AssertUnwindSafe(call).catch_unwind().await.map_err(|panic| message(&*panic))
 }
 
-/// Runs code of the user that is not asynchronous, and catches its panic. With `panic = "abort"` a panic in it ends the
-/// process.
+/// Runs synchronous code of the user, and catches its panic. With `panic = "abort"` a panic in it ends the process.
 ///
 /// # Errors
 ///
@@ -168,7 +167,7 @@ pub enum StopError {
     /// A task panicked.
     #[error("task {task} panicked")]
     Panicked {
-        /// The first one that did.
+        /// The first task that panicked.
         task: &'static str,
     },
 }
