@@ -178,8 +178,8 @@ impl Registry for Migration {
         Ok(revisions.into_iter().min().unwrap_or_default())
     }
 
-    /// Removes the instance from all written sides, and returns the entry of the first that had it. Not all of them need
-    /// to have it.
+    /// Removes the instance from all written sides, and returns the entry of the first that had it. Not all of them
+    /// need to have it.
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error> {
         self.check_writing()?;
         let mut removed = Err(Error::NotRegistered { service: service.clone(), id: id.clone() });
@@ -196,8 +196,8 @@ impl Registry for Migration {
     }
 
     /// Evicts the instance from all written sides, and returns the entry of the first that had it. Not all of them need
-    /// to have it. Revisions of different sides cannot be compared, so a `modified` is [`Error::Unsupported`] if there is
-    /// more than one side.
+    /// to have it. Revisions of different sides cannot be compared, so a `modified` is [`Error::Unsupported`] if there
+    /// is more than one side.
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error> {
         self.check_writing()?;
         if modified.is_some() && self.sides.len() > 1 {

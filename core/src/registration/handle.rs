@@ -25,9 +25,9 @@ use crate::{
 
 /// A published instance.
 ///
-/// [`deregister`](Self::deregister) is the orderly end. Dropping it asks for the same without waiting: the session
-/// keeps trying to remove the instance until that is confirmed; if the session itself ends first, the lease runs out
-/// after its TTL.
+/// [`deregister`](Self::deregister) is the orderly end. Dropping the handle requests the same without waiting: the
+/// session keeps trying to remove the instance until the removal is confirmed. If the session itself ends first, the
+/// lease expires after its TTL.
 #[derive(Debug)]
 #[must_use = "dropping it deregisters the instance"]
 pub struct Registration {
@@ -40,34 +40,34 @@ impl Registration {
         Self { handle: InstanceHandle::new(shared), _source: source }
     }
 
-    /// A handle to read the state and to change the instance with, for other tasks. It does not keep the instance
+    /// A handle for other tasks, which reads the state and changes the instance. It does not keep the instance
     /// registered.
     pub fn handle(&self) -> InstanceHandle {
         self.handle.clone()
     }
 
-    /// The service it is published under.
+    /// The service of the instance.
     pub fn service(&self) -> &ServiceRef {
         self.handle.service()
     }
 
-    /// The instance as it should be; the store follows.
+    /// The desired instance; the store follows.
     pub fn instance(&self) -> Arc<Instance> {
         self.handle.instance()
     }
 
-    /// Its state.
+    /// State of the registration.
     pub fn state(&self) -> RegistrationState {
         self.handle.state()
     }
 
-    /// The states, for a task of its own: the one as it is now comes first.
+    /// States of the registration, for one task. The current state comes first.
     pub fn states(&self) -> RegistrationStates {
         self.handle.states()
     }
 
-    /// The lease of the last acknowledged write; `None` before one. It stays after that lease was lost, until there is
-    /// another one. With a [`Migration`](crate::Migration) it is that of the first side which is written.
+    /// The lease of the last acknowledged write; `None` before the first one. It remains after a loss of that lease,
+    /// until another one replaces it. With a [`Migration`](crate::Migration) it is the lease of the first written side.
     pub fn lease(&self) -> Option<LeaseId> {
         self.handle.lease()
     }
@@ -88,7 +88,7 @@ impl Registration {
         self.handle.update(change)
     }
 
-    /// Lets a check drive the health, see [`InstanceHandle::health_check`].
+    /// Sets the health from a periodic check, see [`InstanceHandle::health_check`].
     ///
     /// # Errors
     ///
@@ -101,12 +101,12 @@ impl Registration {
         self.handle.health_check(interval, check)
     }
 
-    /// Wants the instance in the store or not, without a change of it.
+    /// Sets whether the instance is to be in the store, without changing it.
     pub(crate) fn show(&self, shown: Shown) {
         health::show(self.shared(), shown);
     }
 
-    /// Returns `true` if the store can hold an instance, for as long as the session lives.
+    /// Returns a check for instances that the store can hold, valid for the life of the session.
     pub(crate) fn checker(&self) -> impl Fn(&Instance) -> Result<(), Error> + Send + Sync + use<> {
         let shared = Arc::clone(self.shared());
         move |instance| shared.check(instance)
@@ -116,23 +116,23 @@ impl Registration {
         self.handle.shared()
     }
 
-    /// Wants something else than the instance to be present; the checks end.
+    /// Sets a goal other than presence, and ends the checks.
     fn end(&self, goal: Goal) {
         set_goal(self.shared(), goal);
         self.shared().stop_checks();
     }
 
-    /// Removes the instance and confirms it. After this returns no late write brings it back.
+    /// Removes the instance and confirms it. After the return, no late write restores it.
     ///
-    /// The removal is guarded: an instance that another client has registered under the id meanwhile is left alone.
-    /// What a dead process with an equal `owner` left under the id is removed, also before it could be taken over.
+    /// The removal is guarded: an instance that another client has registered under the id meanwhile is left alone. A
+    /// leftover of a dead process with an equal `owner` is removed as well, even before it could be taken over.
     ///
-    /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds, and goes on in the
-    /// background until the removal is confirmed.
+    /// Without an answer from the store it returns [`Deregistered::LeftBehind`] after a few seconds. The removal goes
+    /// on in the background until it is confirmed.
     ///
     /// # Errors
     ///
-    /// [`Error::Closed`] if the session ended first; what the registration had given up for, if it had.
+    /// [`Error::Closed`] if the session ended first; the error with which the registration ended early, if it did.
     ///
     /// # Cancel safety
     ///
@@ -144,8 +144,8 @@ impl Registration {
         reported.ended.clone().unwrap_or(Err(Error::Closed))
     }
 
-    /// Stops renewing the lease, where it is its own, and leaves the instance to run out. For tests and hot restarts.
-    /// An instance on a shared or given lease is no longer restored, and lives as long as that lease; a later
+    /// Stops renewing the lease, if it is separate, and leaves the instance until its lease expires. For tests and hot
+    /// restarts. An instance on a shared or given lease is no longer restored, and lives as long as that lease; a later
     /// registration of the same process needs an equal `owner` to take it over.
     pub fn abandon(self) {
         self.end(Goal::Abandoned);

@@ -1,4 +1,4 @@
-//! The health of an instance, as checks of the user's find it.
+//! Health of an instance, set by checks of the user.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -20,7 +20,7 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
-    /// Finds out what the store can hold.
+    /// Determines the representation that the store can hold.
     pub(super) fn of(shared: &Shared) -> Result<Self, Error> {
         let instance = Arc::clone(&shared.desired.borrow().instance);
         match shared.check(&(*instance).clone().with_health(Health::NotServing)) {
@@ -31,14 +31,14 @@ impl Carrier {
     }
 }
 
-/// Runs `check` every `interval` and wants what it finds stored, until the registration ends.
+/// Runs `check` every `interval` and sets its result as the desired health, until the registration ends.
 pub(super) async fn drive<C>(shared: &Shared, carrier: Carrier, interval: Duration, check: impl Fn() -> C)
 where
     C: Future<Output = Health>,
 {
     let mut panicked = false;
     while !shared.has_ended() {
-        // Called in there, because the call itself may panic too.
+        // Called inside the future, because the call itself may panic too.
         let found = caught(tokio::time::timeout(interval, async { check().await })).await;
         if let (Err(message), false) = (&found, panicked) {
             let instance = Arc::clone(&shared.desired.borrow().instance);
@@ -54,8 +54,8 @@ where
     }
 }
 
-/// Wants `health` stored, unless the instance drains: a server that is about to leave must not be called again because
-/// it is well.
+/// Sets the desired health, unless the instance drains: a server that is about to leave must not receive calls because
+/// it is healthy.
 fn set(shared: &Shared, health: Health) {
     shared.desired.send_if_modified(|desired| {
         let now = desired.instance.health();
@@ -68,7 +68,7 @@ fn set(shared: &Shared, health: Health) {
     });
 }
 
-/// Wants the instance in the store or not.
+/// Sets whether the instance is to be in the store.
 pub(super) fn show(shared: &Shared, shown: Shown) {
     shared.desired.send_if_modified(|desired| {
         let changes = desired.goal == Goal::Present && desired.shown != shown;
@@ -95,7 +95,7 @@ mod tests {
         let checks = std::sync::atomic::AtomicU32::new(0);
         let check = move || {
             let number = checks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            // It flaps every ten checks.
+            // The health changes every ten checks.
             std::future::ready(if (number / 10).is_multiple_of(2) { Health::NotServing } else { Health::Serving })
         };
         registration.health_check(Duration::from_secs(1), check).unwrap();
@@ -105,7 +105,7 @@ mod tests {
             assert_eq!((desired.shown, desired.generation), (shown, generation), "one change each time");
             assert_eq!(desired.instance.health(), Health::Serving);
         }
-        // What is changed meanwhile is not stored yet.
+        // The update is not stored while the instance is withdrawn.
         let update = registration.update(|draft| _ = draft.weight(7));
         driver.report(crate::RegistrationState::Withdrawn);
         assert!(tokio::time::timeout(Duration::from_secs(1), update).await.is_err());
@@ -121,7 +121,7 @@ mod tests {
         assert!(registration.health_check(Duration::ZERO, || async { Health::Serving }).is_err());
     }
 
-    /// Collects what is logged on this thread.
+    /// Collects the log output of this thread.
     #[derive(Clone, Default)]
     struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
 

@@ -1,4 +1,4 @@
-//! The part of a registration that other tasks may have: reads its state and changes the instance.
+//! Handle for other tasks, which reads the state of a registration and changes the instance.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -19,16 +19,15 @@ use crate::{
     runtime::task::TaskOwner,
 };
 
-/// Number of times that a change is made anew because another one came in between.
+/// Maximum number of attempts of a change while other changes come in between.
 const MOST_TRIES: u32 = 64;
 
 /// Reads the state of a registered instance and changes it in place. Clones share the registration.
 ///
-/// It keeps neither the instance registered nor the session alive: that is up to the
-/// [`Registration`](crate::Registration) that it comes from. Once that has ended, however that came,
-/// [`update`](Self::update) and [`health_check`](Self::health_check) fail with [`Error::Closed`];
-/// [`state`](Self::state) is [`RegistrationState::Ended`] as soon as the removal has been answered, and
-/// [`states`](Self::states) end.
+/// It keeps neither the instance registered nor the session alive: the [`Registration`](crate::Registration) that it
+/// comes from does. After any end of the registration, [`update`](Self::update) and
+/// [`health_check`](Self::health_check) fail with [`Error::Closed`]. [`state`](Self::state) is
+/// [`RegistrationState::Ended`] as soon as the removal has been answered, and [`states`](Self::states) end.
 ///
 /// ```
 /// # use enlist::{Endpoint, Graceful, Instance, InstanceId, RegisterOptions, Registry, ServiceRef};
@@ -59,22 +58,22 @@ impl InstanceHandle {
         &self.shared
     }
 
-    /// The service it is published under.
+    /// The service of the instance.
     pub fn service(&self) -> &ServiceRef {
         &self.shared.service
     }
 
-    /// The instance as it should be; the store follows.
+    /// The desired instance; the store follows.
     pub fn instance(&self) -> Arc<Instance> {
         Arc::clone(&self.shared.desired.borrow().instance)
     }
 
-    /// Its state.
+    /// State of the registration.
     pub fn state(&self) -> RegistrationState {
         self.shared.reported.borrow().state.clone()
     }
 
-    /// The states, for a task of its own: the one as it is now comes first.
+    /// States of the registration, for one task. The current state comes first.
     pub fn states(&self) -> RegistrationStates {
         RegistrationStates::new(self.shared.reported.subscribe())
     }
@@ -84,11 +83,11 @@ impl InstanceHandle {
         self.shared.reported.borrow().lease
     }
 
-    /// Changes the instance in place. The desired state changes at once, also if the returned future is dropped; the
-    /// future waits until it is stored. A change survives re-registration, and a later one overtakes it.
+    /// Changes the instance in place. The desired state changes at once, even if the returned future is dropped; the
+    /// future waits until it is stored. A change survives re-registration, and a later one replaces it.
     ///
     /// `change` runs on the caller's thread, before this returns, and delays no other caller. If the instance was
-    /// changed meanwhile it runs again, on what the instance is then, so that of several changes at once none is lost.
+    /// changed meanwhile, `change` runs again on the new instance, so concurrent changes are never lost.
     ///
     /// # Errors
     ///
@@ -129,7 +128,7 @@ impl InstanceHandle {
         }
     }
 
-    /// Changes what is desired and returns its generation. No code of the user's runs under the lock that the backend's
+    /// Changes the desired state and returns its generation. No user code runs under the lock, which the backend's
     /// session takes as well.
     fn edit(&self, mut change: impl FnMut(&mut InstanceUpdate)) -> Result<u64, Error> {
         for _ in 0..MOST_TRIES {

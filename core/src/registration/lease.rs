@@ -6,13 +6,13 @@ use crate::{
     backend::lease_handle::LeaseHandle, error::Error, model::revision::LeaseId, registration::options::LeaseChoice,
 };
 
-/// A lease that is renewed until this is dropped, which revokes it in the background, with all its keys.
+/// A lease that is renewed until this is dropped. The drop revokes it in the background, with all its keys.
 ///
-/// Granted by [`Registry::grant_lease`](crate::Registry::grant_lease). Registrations that are given it go when it goes,
-/// all at one revision, and leave it alone when they end. It is never replaced: once it is [lost](Self::lost),
-/// registrations on it stay [`Reregistering`](crate::RegistrationState::Reregistering); grant another one and register
-/// again. It keeps the session alive, as a registration does. A store removes the keys of a lease in one step, so a
-/// lease is for a thousand keys at most.
+/// Granted by [`Registry::grant_lease`](crate::Registry::grant_lease). Registrations on it disappear with it, all at
+/// one revision, and do not end it when they end. It is never replaced: once it is [lost](Self::lost), registrations on
+/// it stay [`Reregistering`](crate::RegistrationState::Reregistering); grant another one and register again. It keeps
+/// the session alive, as a registration does. A store removes the keys of a lease in one step, so a lease should have a
+/// thousand keys at most.
 ///
 /// ```
 /// use enlist::{Endpoint, Instance, InstanceId, RegisterOptions, Registry, Resolver, ServiceRef};
@@ -41,19 +41,19 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Its id, by which other processes can be given it as well.
+    /// Id of the lease, which can be given to other processes as well.
     pub fn id(&self) -> LeaseId {
         self.handle.id()
     }
 
-    /// The time that it lives after the last renewal. It is renewed after a third of that. The store may have granted
-    /// more than was asked for.
+    /// Time for which the lease lives after the last renewal. It is renewed after a third of that. The store may have
+    /// granted more than requested.
     pub fn ttl(&self) -> Duration {
         self.handle.ttl()
     }
 
-    /// Returns `true` unless it is known to be over: the store said so to a renewal, or the session has ended. Does not
-    /// ask the store.
+    /// Returns `true` unless the lease is known to be over: the store rejected a renewal, or the session has ended.
+    /// Sends no request to the store.
     pub fn is_alive(&self) -> bool {
         self.handle.is_alive()
     }
@@ -67,13 +67,13 @@ impl Lease {
         self.handle.lost().await;
     }
 
-    /// Revokes it with all its keys, and confirms that. One that is over already is confirmed as well.
+    /// Revokes the lease with all its keys, and confirms that. A lease that is over already is confirmed as well.
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] or [`Error::Unavailable`] if the store has not answered within a few seconds: it goes on in
-    /// the background, and the lease is not renewed any more, so that it runs out at the latest. [`Error::Closed`] if
-    /// the session ended first.
+    /// [`Error::Timeout`] or [`Error::Unavailable`] if the store has not answered within a few seconds. The revocation
+    /// goes on in the background, and the lease is not renewed any more, so it expires at the latest. [`Error::Closed`]
+    /// if the session ended first.
     ///
     /// # Cancel safety
     ///
@@ -82,7 +82,7 @@ impl Lease {
         self.handle.revoke().await
     }
 
-    /// Stops renewing it and leaves it to run out.
+    /// Stops renewing the lease and leaves it until it expires.
     pub fn abandon(self) {
         self.handle.abandon();
     }

@@ -1,4 +1,4 @@
-//! Publishing instances, for as long as the process lives or for good.
+//! Publication of instances, for the life of the process or permanently.
 
 use std::{fmt, time::Duration};
 
@@ -24,17 +24,18 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// Signature: `async fn register(&self, service: &ServiceRef, instance: Instance, options: RegisterOptions) ->
     /// Result<Registration, Error>`.
     ///
-    /// Returns once the guarded transaction is acknowledged, see [`Start`]. From then on the instance comes back after
-    /// a lost lease, a deleted key, a restart or a wipe of the store, without help and without a limit on attempts.
-    /// Nothing it does can delete or overwrite a key of another client.
+    /// Returns once the guarded transaction is acknowledged, see [`Start`]. From then on the instance is restored after
+    /// a lost lease, a deleted key, a restart or a wipe of the store, automatically and without a limit on attempts.
+    /// The registration never deletes or overwrites a key of another client.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRegistered`] if another client's live instance has this id (see [`OnConflict`]). To tell that
-    /// from a leftover takes a third of its TTL and 3 s; a call that waits for less returns [`Error::Timeout`] with
-    /// [`Error::Observing`] as its cause, and a repeated one completes it. An equal `owner` needs no observation.
-    /// [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`], [`Error::AuthFailed`] end the wait
-    /// early; [`Error::Timeout`] if the store did not answer in time; [`Error::InvalidConfig`] for the options.
+    /// [`Error::AlreadyRegistered`] if another client's live instance has this id (see [`OnConflict`]). Distinguishing
+    /// a live instance from a leftover takes a third of its TTL and 3 s. A call that waits for less returns
+    /// [`Error::Timeout`] with [`Error::Observing`] as its cause, and a repeated call completes the observation. An
+    /// equal `owner` needs no observation. [`Error::TooLarge`], [`Error::StorageFull`], [`Error::PermissionDenied`],
+    /// [`Error::AuthFailed`] end the wait early; [`Error::Timeout`] if the store did not answer in time;
+    /// [`Error::InvalidConfig`] for the options.
     ///
     /// # Cancel safety
     ///
@@ -46,8 +47,8 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
         options: RegisterOptions,
     ) -> Result<Registration, Error>;
 
-    /// Publishes a fixed instance without a lease: it stays until [`remove`](Self::remove). An earlier fixed one under
-    /// the same id is replaced.
+    /// Publishes a fixed instance without a lease: it stays until [`remove`](Self::remove). It replaces an earlier
+    /// fixed instance with the same id.
     ///
     /// Signature: `async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error>`.
     ///
@@ -61,7 +62,7 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// The instance may or may not have been published; publishing it again is safe.
     async fn publish(&self, service: &ServiceRef, instance: Instance) -> Result<Revision, Error>;
 
-    /// Removes a fixed instance and returns what was removed.
+    /// Removes a fixed instance and returns its entry.
     ///
     /// Signature: `async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>`.
     ///
@@ -75,29 +76,28 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     /// The instance may or may not have been removed; removing it again is safe.
     async fn remove(&self, service: &ServiceRef, id: &InstanceId) -> Result<Entry, Error>;
 
-    /// Removes an instance whatever keeps it, if it is still as it was last changed at `modified`; `None` removes what
-    /// is there now. For operators: of an instance that no process can deregister any more, and of a value that is no
-    /// instance.
+    /// Removes an instance of any origin, if its last change is at `modified`; `None` removes the current one. For
+    /// operators: it removes an instance that no process can deregister any more, and a value that is no instance.
     ///
     /// Signature: `async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) ->
     /// Result<Evicted, Error>`.
     ///
-    /// A live registration reacts according to its [`OnDelete`]: it puts the instance back, or ends. Its lease lives
-    /// on. Where ids are made by the layout, `id` is the one that [`resolve`](crate::Resolver::resolve) shows.
+    /// A live registration reacts according to its [`OnDelete`]: it restores the instance, or ends. Its lease lives on.
+    /// If the layout creates the ids, `id` is the one that [`resolve`](crate::Resolver::resolve) returns.
     ///
     /// # Errors
     ///
-    /// [`Error::NotRegistered`] if there is none; [`Error::Conflict`] with the present revision if it is not the one of
-    /// `modified`, or if without one it was changed again and again meanwhile.
+    /// [`Error::NotRegistered`] if there is none; [`Error::Conflict`] with the current revision if it differs from
+    /// `modified`, or without `modified` if the instance was changed repeatedly meanwhile.
     ///
     /// # Cancel safety
     ///
-    /// The instance may or may not have been removed. With `modified`, evicting it again is safe; without, that removes
-    /// an instance that was put back since.
+    /// The instance may or may not have been removed. A repetition with `modified` is safe. A repetition without it
+    /// removes an instance that was restored since.
     async fn evict(&self, service: &ServiceRef, id: &InstanceId, modified: Option<Revision>) -> Result<Evicted, Error>;
 
-    /// Grants a lease that is renewed until it is dropped, to be given to registrations ([`LeaseChoice::Given`]). Locks
-    /// take no given lease: they never share one with registrations.
+    /// Grants a lease that is renewed until it is dropped, for use by registrations ([`LeaseChoice::Given`]). Locks
+    /// cannot use it: they never share a lease with registrations.
     ///
     /// Signature: `async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error>`.
     ///
@@ -111,17 +111,17 @@ pub trait Registry: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// What was granted is revoked, or runs out.
+    /// A granted lease is revoked, or expires.
     async fn grant_lease(&self, ttl: Duration) -> Result<Lease, Error>;
 }
 
-/// An instance that was evicted.
+/// An evicted instance.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Evicted {
     /// The instance; `None` if its value could not be read as one.
     pub entry: Option<Entry>,
-    /// The lease that kept it; `None` if it was fixed.
+    /// The lease of the instance; `None` if it was fixed.
     pub lease: Option<LeaseId>,
     /// The revision of the removal.
     pub removed: Revision,

@@ -1,4 +1,4 @@
-//! The states of a registration one after the other, see [`RegistrationState`].
+//! Sequence of the states of a registration, see [`RegistrationState`].
 
 use tokio::sync::watch;
 
@@ -17,12 +17,12 @@ pub struct RegistrationStates {
 
 impl RegistrationStates {
     pub(super) fn new(mut reported: watch::Receiver<Reported>) -> Self {
-        // The first call returns the state as it is.
+        // The first call returns the current state.
         reported.mark_changed();
         Self { reported, ended: false }
     }
 
-    /// First the state as it is now, then each change; a slow reader skips states and gets the latest one.
+    /// Returns the next state. The first is the current one. A slow reader skips states and gets the latest one.
     ///
     /// # Errors
     ///
@@ -30,7 +30,7 @@ impl RegistrationStates {
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A state that was not returned is returned by the next call.
     pub async fn next(&mut self) -> Result<RegistrationState, Error> {
         if self.ended {
             return Err(Error::Closed);
