@@ -1,4 +1,4 @@
-//! Finding the instances of a service, once or continuously.
+//! Discovery of the instances of a service, once or continuously.
 
 use std::fmt;
 
@@ -49,7 +49,7 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`] where the layout cannot tell; else as [`resolve`](Self::resolve).
+    /// [`Error::Unsupported`] if the layout cannot list services; else as [`resolve`](Self::resolve).
     ///
     /// # Cancel safety
     ///
@@ -58,26 +58,27 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
 }
 
 /// A running watch. Dropping it ends the watch. [`ViewChanges`](crate::ViewChanges),
-/// [`LeaderWatcher`](crate::LeaderWatcher) and [`RegistrationStates`](crate::RegistrationStates) are asked in the same
-/// way: what is comes first, then what changes.
+/// [`LeaderWatcher`](crate::LeaderWatcher) and [`RegistrationStates`](crate::RegistrationStates) work in the same way:
+/// the current state comes first, then its changes.
 #[async_trait]
 pub trait Watcher: fmt::Debug + Send + 'static {
-    /// First the whole snapshot, then one change per wake-up: the latest snapshot and the exact difference to what this
-    /// watcher returned before. A change of freshness alone comes with no events.
+    /// Returns the next change. The first is the whole snapshot. After that there is one change per wake-up: the latest
+    /// snapshot and the exact difference to the one that this watcher returned before. A change of freshness alone has
+    /// no events.
     ///
     /// Signature: `async fn next(&mut self) -> Result<Change, Error>`.
     ///
-    /// Gap-free: compaction, a lost connection or a store that went back never skip a net change and never show an
-    /// empty or half a list. Instances are removed only by the store's own word, never by an outage.
+    /// Gap-free: compaction, a lost connection or a rollback of the store never skip a net change and never show an
+    /// empty or partial list. Instances are removed only if the store reports it, never because of an outage.
     ///
     /// # Errors
     ///
-    /// Before the first snapshot: trouble that is for good, such as [`Error::PermissionDenied`]; the watch goes on
-    /// trying, so the call may be repeated. Afterwards only [`Error::Closed`].
+    /// Before the first snapshot: an error that will not pass by itself, such as [`Error::PermissionDenied`]. The watch
+    /// goes on trying, so the call may be repeated. Afterwards only [`Error::Closed`].
     ///
     /// # Cancel safety
     ///
-    /// What was not returned is returned by the next call.
+    /// A change that was not returned is returned by the next call.
     async fn next(&mut self) -> Result<Change, Error>;
 }
 
@@ -86,7 +87,7 @@ pub trait Watcher: fmt::Debug + Send + 'static {
 pub struct Change {
     /// The latest snapshot.
     pub snapshot: Snapshot,
-    /// The difference to what this watcher returned before.
+    /// The difference to the snapshot that this watcher returned before.
     pub events: Vec<Event>,
     /// Freshness of the snapshot.
     pub freshness: Freshness,

@@ -1,4 +1,4 @@
-//! All instances of a service at one revision, and the exact difference between two of those.
+//! Snapshots of all instances of a service at one revision, and the exact difference between two of them.
 
 use std::{fmt, sync::Arc};
 
@@ -35,12 +35,12 @@ impl Snapshot {
         &self.service
     }
 
-    /// The revision it is the state at.
+    /// Revision of the snapshot.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// Number of times that the store had been seen going back. Revisions of different epochs cannot be compared.
+    /// Number of observed rollbacks of the store. Revisions of different epochs cannot be compared.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -50,7 +50,7 @@ impl Snapshot {
         self.entries.len()
     }
 
-    /// Returns `true` if there are none.
+    /// Returns `true` if there are no instances.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -74,7 +74,7 @@ impl Snapshot {
 
     /// The changes that lead from `older` to this snapshot, in the order of ids.
     ///
-    /// Takes time proportional to the change where the two share their structure, as the snapshots of one watch do.
+    /// Takes time proportional to the change if both snapshots share their structure, as those of one watch do.
     pub fn diff(&self, older: &Self) -> Vec<Event> {
         older
             .entries
@@ -89,7 +89,7 @@ impl Snapshot {
             .collect()
     }
 
-    /// The events that would lead from nothing to this snapshot.
+    /// The events that lead from an empty snapshot to this one.
     pub fn as_added(&self) -> Vec<Event> {
         self.entries().cloned().map(Event::Added).collect()
     }
@@ -157,20 +157,20 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// One change of a service. Closed by nature: a set changes in no other way.
+/// One change of a service. It is exhaustive, because a set has no other kind of change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "a set of entries changes in no other way")]
 pub enum Event {
-    /// An instance that was not there.
+    /// A new instance.
     Added(Arc<Entry>),
-    /// An instance that was there and is different now.
+    /// A changed instance.
     Updated {
-        /// As it was.
+        /// The previous entry.
         old: Arc<Entry>,
-        /// As it is.
+        /// The new entry.
         new: Arc<Entry>,
     },
-    /// An instance that is no longer there.
+    /// A removed instance.
     Removed(Arc<Entry>),
 }
 

@@ -1,7 +1,7 @@
 //! State of the task behind the views of a service, and its transitions.
 //!
-//! The transitions do no I/O and read no clock: [`view_task`](super::view_task) passes the time, and does the steps
-//! that are due.
+//! The transitions do no I/O and read no clock: [`view_task`](super::view_task) passes the time and performs the due
+//! steps.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(super) enum ViewState {
     /// The store has not listed the service. A snapshot from disk may be shown meanwhile.
     Unlisted {
         disk: DiskRead,
-        /// Reason for which nothing is listed yet, if there is one.
+        /// Reason for which the service is not listed yet, if there is one.
         cause: Option<Error>,
     },
     /// The store has listed the service.
@@ -118,7 +118,7 @@ impl ViewState {
                 listed.pending = Pending::Change;
             }
             Self::Unlisted { disk, cause } => {
-                // There is no answer to wait for.
+                // An answer is no longer expected.
                 if let DiskRead::Due(_) = disk {
                     *disk = DiskRead::Due(now.instant);
                 }
@@ -153,7 +153,7 @@ impl ViewState {
 
 impl Listed {
     fn list(&mut self, snapshot: Snapshot, freshness: Freshness, now: Now) {
-        // A watch that was started anew lists everything again.
+        // A restarted watch lists everything again.
         let events = snapshot.diff(&self.snapshot);
         self.protection.observe(&events, &snapshot, now.moment);
         if freshness.is_live() {

@@ -31,7 +31,8 @@ impl Moment {
         Self { tokio: tokio::time::Instant::now(), boot: boot_time::Instant::now() }
     }
 
-    /// The moment `age` ago, at most [`LONGEST`]. If the clocks do not reach back that far, it is a later moment, but not now.
+    /// The moment `age` ago, at most [`LONGEST`]. If the clocks do not reach back that far, it is a later moment, but
+    /// not now.
     pub fn ago(age: Duration) -> Self {
         let Self { tokio, boot } = Self::now();
         // The fallback is an earlier moment, not now: outdated data must not look new.
