@@ -1,4 +1,4 @@
-//! From the address a server listens on to one that others can reach.
+//! Conversion of a listener's address to one that other hosts can reach.
 
 use std::{
     env,
@@ -10,22 +10,23 @@ use crate::{error::Error, model::endpoint::Endpoint};
 /// The environment variable that overrides the advertised address: `host` or `host:port`.
 pub const ADVERTISE_ENV: &str = "ENLIST_ADVERTISE";
 
-/// Origin of the answer of [`advertise`].
+/// Origin of the address that [`advertise`] returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Chosen {
-    /// The environment variable `ENLIST_ADVERTISE` said so.
+    /// The environment variable `ENLIST_ADVERTISE` was set.
     Environment,
-    /// The listener is bound to one address, and it is that one.
+    /// The listener is bound to one address, which is used.
     Listener,
-    /// The listener is bound to all addresses; this is the one of the interface that routes outwards.
+    /// The listener is bound to all addresses; the address is that of the interface with the outward route.
     Route,
 }
 
-/// Turns the address of a listener into one that other hosts can reach, and reports how it was chosen.
+/// Converts the address of a listener to one that other hosts can reach, and reports its origin.
 ///
-/// In this order: the environment variable `ENLIST_ADVERTISE` (`host` or `host:port`); the listener's own address
-/// unless it is unspecified; the address of the interface that routes outwards (asked of the kernel, nothing is sent).
+/// The order of precedence is: the environment variable `ENLIST_ADVERTISE` (`host` or `host:port`); the listener's own
+/// address unless it is unspecified; the address of the interface with the outward route (from the kernel; nothing is
+/// sent).
 ///
 /// # Errors
 ///
@@ -62,7 +63,7 @@ fn choose(
 fn outward_address(ipv6: bool) -> Option<IpAddr> {
     let v4 = || route((Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into()));
     let v6 = || route((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()));
-    // A dual-stack listener is reached over IPv4 as well, which more networks route.
+    // A dual-stack listener is reachable over IPv4 as well, which more networks route.
     if ipv6 { v4().or_else(v6) } else { v4() }
 }
 

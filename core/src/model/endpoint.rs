@@ -12,18 +12,18 @@ use crate::error::Error;
 /// The protocol of an endpoint that is a Unix domain socket; its host is the socket's path and it has no port.
 pub const UNIX: &str = "unix";
 
-/// Separator of the protocol and the rest.
+/// Separator after the protocol.
 const AFTER_PROTOCOL: &str = "://";
 
 /// An address at which an instance accepts connections: `grpc://10.0.0.1:8080`, `10.0.0.1:8080`, `[2001:db8::1]:80`
 /// or `unix:///run/app.sock`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// As it is written: `[protocol://]host:port`. One text, because a process may hold a hundred thousand of them.
+    /// Written form: `[protocol://]host:port`. It is one text, because a process may hold a hundred thousand endpoints.
     text: Box<str>,
     /// End of the protocol; 0 without one.
     protocol: usize,
-    /// 0 for a Unix socket only.
+    /// Port; 0 for a Unix socket only.
     port: u16,
 }
 
@@ -74,7 +74,7 @@ impl Endpoint {
         protocol.map_or(Ok(()), check_protocol)?;
         let brackets = if needs_brackets(host) { "[]".len() } else { 0 };
         if rest.len() != host.len() + brackets + ":".len() + port.ilog10() as usize + 1 {
-            // It has brackets that it does not need, or zeros before the port.
+            // The text has unnecessary brackets, or zeros before the port.
             return Ok(Self::of(protocol, host, port));
         }
         Ok(Self { text: text.into(), protocol: protocol.map_or(0, str::len), port })
@@ -84,7 +84,8 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidAddress`] for any other character, an empty word, and for making a socket of what is none.
+    /// [`Error::InvalidAddress`] for any other character, an empty word, or a conversion of another address to a
+    /// socket.
     pub fn with_protocol(self, protocol: impl AsRef<str>) -> Result<Self, Error> {
         let protocol = protocol.as_ref();
         if self.is_unix() && protocol == UNIX {
@@ -94,7 +95,7 @@ impl Endpoint {
         if self.is_unix() { Err(no_protocol(protocol)) } else { Ok(Self::of(Some(protocol), self.host(), self.port)) }
     }
 
-    /// Of parts that were checked.
+    /// An endpoint of checked parts.
     fn of(protocol: Option<&str>, host: &str, port: u16) -> Self {
         let before = protocol.map_or(String::new(), |protocol| format!("{protocol}{AFTER_PROTOCOL}"));
         let text =
@@ -102,7 +103,7 @@ impl Endpoint {
         Self { text: text.into(), protocol: protocol.map_or(0, str::len), port }
     }
 
-    /// The whole, as [`parse`](Self::parse) reads it and `Display` prints it.
+    /// The whole endpoint, in the form that [`parse`](Self::parse) reads and `Display` prints.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -161,7 +162,7 @@ fn no_protocol(protocol: &str) -> Error {
     refused(protocol, "not a protocol that this address can have")
 }
 
-/// Of all hosts only IPv6 addresses have colons.
+/// Returns `true` for an IPv6 address, the only kind of host with colons.
 fn needs_brackets(host: &str) -> bool {
     host.contains(':')
 }
@@ -182,7 +183,7 @@ fn split_host_port(text: &str) -> Result<(&str, u16), &'static str> {
         }
         (host, port)
     };
-    // `u16::from_str` takes a leading `+`, which no other reader of an address does.
+    // `u16::from_str` accepts a leading `+`, which other parsers of addresses do not.
     if !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err("the port is not a number from 1 to 65535");
     }

@@ -1,14 +1,15 @@
-//! Text that others wrote, made harmless for terminals and logs.
+//! Escaping of foreign text for terminals and logs.
 //!
-//! A client that may write to the store chooses names, metadata and the values of leaders. Printed as it is, such text
-//! can move the cursor, forge lines of a log, or show something else than it says. The texts of this crate's errors are
-//! escaped already; for everything else that comes from the store there is [`escaped`].
+//! A client that may write to the store chooses names, metadata and the values of leaders. Printed without escaping,
+//! such text can move the cursor, forge lines of a log, or be displayed as other text. The messages of this crate's
+//! errors are escaped already; [`escaped`] is for all other text from the store.
 
 use std::fmt::{self, Write};
 
-/// The value as it is shown, with each [unprintable](is_unprintable) character replaced by its number: `\n`, `\u{1b}`.
+/// Returns a display of the value in which each [unprintable](is_unprintable) character is replaced by its number:
+/// `\n`, `\u{1b}`.
 ///
-/// Backslashes stay, so that escaping twice is the same as once; what must be read back exactly belongs into JSON.
+/// Backslashes stay, so escaping twice is the same as once. Text that must be read back exactly belongs in JSON.
 ///
 /// ```
 /// use enlist::escape::escaped;
@@ -20,7 +21,7 @@ pub fn escaped<T: fmt::Display>(value: T) -> Escaped<T> {
     Escaped(value)
 }
 
-/// A value whose text is shown escaped, see [`escaped`].
+/// Display of a value in escaped form, see [`escaped`].
 #[derive(Clone, Copy, Debug)]
 pub struct Escaped<T>(T);
 
@@ -30,7 +31,7 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
-/// Stands for a secret, such as an owner token, where a value is shown for debugging: `…`.
+/// Placeholder for a secret, such as an owner token, in debug output: `…`.
 #[derive(Clone, Copy)]
 #[expect(clippy::exhaustive_structs, reason = "it holds nothing")]
 pub struct Hidden;
@@ -53,10 +54,9 @@ impl Write for Escaping<'_, '_> {
     }
 }
 
-/// Returns `true` for a character that changes how others are shown, or cannot be seen: control characters (C0, DEL,
-/// C1), line and paragraph separators, and what Unicode says is to be ignored in display
-/// (`Default_Ignorable_Code_Point`), among it the marks of bidirectional text and everything without width. Combining
-/// marks are text.
+/// Returns `true` for a character that is invisible or changes the display of others: control characters (C0, DEL, C1),
+/// line and paragraph separators, and characters that Unicode excludes from display (`Default_Ignorable_Code_Point`),
+/// including the marks of bidirectional text and all characters without width. Combining marks are text.
 pub fn is_unprintable(character: char) -> bool {
     character.is_control()
         || matches!(

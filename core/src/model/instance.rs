@@ -1,4 +1,4 @@
-//! What is registered: an instance, and the entry that a view holds for it.
+//! Registered data: an instance, and the entry that a view holds for it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -14,24 +14,23 @@ pub use json::JSON_SUFFIX;
 /// Default weight of an instance.
 pub const DEFAULT_WEIGHT: u32 = 100;
 
-/// The most bytes that the texts of one instance (id, endpoints, version, zone, metadata) may take as JSON: 1 MiB. A
-/// quote, a backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5
-/// MiB.
+/// Maximum bytes of the texts of one instance (id, endpoints, version, zone, metadata) as JSON: 1 MiB. A quote, a
+/// backslash or a line break takes two bytes, another control character six. etcd refuses requests above 1.5 MiB.
 pub const MAX_INSTANCE_BYTES: usize = 1 << 20;
 
 /// Maximum number of bytes that JSON makes of one byte of a text.
 const MAX_ESCAPE: usize = r"\u0000".len();
 
-/// Ability of an instance to take calls, as the instance reports it.
+/// Ability of an instance to take calls, according to the instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Health {
-    /// It takes calls.
+    /// The instance takes calls.
     #[default]
     Serving,
-    /// It finishes what it has and is about to leave.
+    /// The instance finishes its calls and is about to leave.
     Draining,
-    /// It does not take calls for now.
+    /// The instance does not take calls for now.
     NotServing,
 }
 
@@ -82,7 +81,7 @@ fn no_endpoint() -> Error {
 
 static NO_METADATA: Metadata = BTreeMap::new();
 
-/// Replaces a text; an empty one is none. One that is the same stays, and stays shared.
+/// Replaces a text; an empty one is none. An equal text stays, and stays shared.
 fn set(text: &mut Option<Arc<str>>, new: &str) {
     if text.as_deref().unwrap_or_default() != new {
         *text = Some(new).filter(|new| !new.is_empty()).map(Arc::from);
@@ -114,7 +113,7 @@ impl Instance {
     /// An instance whose id is the authority (`host:port`) of its first endpoint, as layouts keyed by address expect
     /// it: etcd naming, kitex, go-kit, gobase. A program that removes an instance by its address finds it by that.
     ///
-    /// The id stays what it is when the endpoints change.
+    /// The id does not change with the endpoints.
     ///
     /// # Errors
     ///
@@ -181,7 +180,7 @@ impl Instance {
         V: AsRef<str> + Into<String>,
     {
         let (mut new, mut old) = (metadata.into_iter().fuse(), self.metadata().iter());
-        // As long as it is what there is already, nothing is copied.
+        // Nothing is copied while the new entries equal the old ones.
         let mut alike = 0;
         let differing = loop {
             let (known, given) = (old.next(), new.next());
@@ -208,17 +207,18 @@ impl Instance {
         &self.id
     }
 
-    /// Addresses at which it accepts connections. Empty only in a [`InstanceUpdate`], whose update is refused then.
+    /// Addresses at which it accepts connections. It is empty only in an [`InstanceUpdate`], whose update is refused
+    /// then.
     pub fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// Its share of the calls, relative to the others; 0 means "not picked".
+    /// Share of the calls, relative to the other instances; 0 means "not picked".
     pub fn weight(&self) -> u32 {
         self.weight
     }
 
-    /// The version it runs.
+    /// Version of the program.
     pub fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
@@ -228,7 +228,7 @@ impl Instance {
         self.zone.as_deref()
     }
 
-    /// Its ability to take calls.
+    /// Ability of the instance to take calls.
     pub fn health(&self) -> Health {
         self.health
     }
@@ -238,7 +238,8 @@ impl Instance {
         self.metadata.as_deref().unwrap_or(&NO_METADATA)
     }
 
-    /// Refuses what no store can hold, before anything is sent. Registering, publishing and updating do so as well.
+    /// Checks that stores can hold the instance, before anything is sent. Registering, publishing and updating do so as
+    /// well.
     ///
     /// # Errors
     ///
@@ -247,7 +248,7 @@ impl Instance {
         if self.endpoints.is_empty() {
             return Err(no_endpoint());
         }
-        // Nearly all are far below the limit, and are not looked at byte by byte.
+        // Most instances are far below the limit, and need no check of each byte.
         if self.size(|text| text.len() * MAX_ESCAPE) <= MAX_INSTANCE_BYTES {
             return Ok(());
         }
@@ -258,7 +259,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Bytes of its texts as JSON, with their quotes and what is between them, if each text takes `len` bytes.
+    /// Bytes of its texts as JSON, with quotes and separators, if each text takes `len` bytes.
     fn size(&self, len: impl Fn(&str) -> usize) -> usize {
         let Self { id, endpoints, weight: _, health: _, version, zone, metadata } = self;
         let texts = [Some(id.as_str()), version.as_deref(), zone.as_deref()].into_iter().flatten().map(&len);
@@ -286,22 +287,22 @@ pub struct InstanceUpdate {
 }
 
 impl InstanceUpdate {
-    /// A draft that starts from `instance`.
+    /// An update that starts from `instance`.
     pub(crate) fn new(instance: Instance) -> Self {
         Self { instance }
     }
 
-    /// The instance as drafted.
+    /// The updated instance.
     pub(crate) fn finish(self) -> Instance {
         self.instance
     }
 
-    /// The instance as drafted so far.
+    /// The instance with the changes so far.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
 
-    /// Makes it equal to `target`, except for its id.
+    /// Makes the instance equal to `target`, except for its id.
     pub(crate) fn make_equal(&mut self, target: &Instance) {
         let id = self.instance.id.clone();
         self.instance = Instance { id, ..target.clone() };
@@ -309,9 +310,9 @@ impl InstanceUpdate {
 
     /// Replaces the endpoints. The update is refused if there is none.
     ///
-    /// Clients end what they have under way at the old ones and call the new ones from then on. Where the id is the
-    /// address ([`Instance::at`]) it stays that of the old one, and so does the key: a program that removes an instance
-    /// by its new address misses it.
+    /// Clients finish their calls at the old endpoints and use the new ones from then on. If the id is the address
+    /// ([`Instance::at`]), the id and the key keep the old address: a program that removes an instance by its new
+    /// address does not find it.
     pub fn endpoints(&mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> &mut Self {
         self.instance.endpoints = endpoints.into_iter().collect();
         self
@@ -362,14 +363,14 @@ impl InstanceUpdate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Presence {
-    /// The store lists it.
+    /// The store lists the entry.
     Live,
-    /// The store no longer does, or not yet again: it is kept for a while because its removal would have emptied the
-    /// view, or was read from disk because the store does not answer.
+    /// The store does not list the entry, or not yet again. It is kept for a while because its removal would have
+    /// emptied the view, or it was read from disk because the store does not answer.
     Held,
 }
 
-/// An instance as a view holds it.
+/// Entry of an instance in a view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     instance: Instance,
@@ -384,7 +385,7 @@ impl Entry {
         Self { instance, created, modified, presence: Presence::Live }
     }
 
-    /// The same, as one that the store no longer lists.
+    /// Returns the same entry as one that the store no longer lists.
     pub(crate) fn held(&self) -> Self {
         Self { presence: Presence::Held, ..self.clone() }
     }
@@ -394,7 +395,7 @@ impl Entry {
         &self.instance
     }
 
-    /// Revision at which it was created; another one under the same id means that the instance was registered anew.
+    /// Revision at which it was created. Another one under the same id means that the instance was registered again.
     pub fn created(&self) -> Revision {
         self.created
     }

@@ -1,33 +1,33 @@
-//! Names: what a service, an instance, a namespace and a lock may be called.
+//! Names of services, instances, namespaces and locks.
 //!
-//! A name is checked once, where it is made. Escaping for a store belongs to that store's layout, so nearly every
-//! character is allowed here. [`parse_name`](super::parse_name) makes names from texts.
+//! A name is checked once, at its construction. Escaping for a store belongs to that store's layout, so nearly every
+//! character is allowed here. [`parse_name`](super::parse_name) creates names from texts.
 
 use std::{fmt, sync::Arc};
 
-/// The longest name, in bytes of UTF-8.
+/// Maximum length of a name, in bytes of UTF-8.
 pub const MAX_NAME_BYTES: usize = 255;
 
-/// The namespace used where none is given.
+/// Default namespace.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
 /// Fault of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NameFault {
-    /// It has no characters.
+    /// The name has no characters.
     Empty,
-    /// It has more than 255 bytes of UTF-8.
+    /// The name has more than 255 bytes of UTF-8.
     TooLong {
         /// Its number of bytes.
         bytes: usize,
     },
-    /// It holds a control character.
+    /// The name contains a control character.
     ControlCharacter {
         /// Byte position of the first one.
         at: usize,
     },
-    /// The store's layout cannot carry this character.
+    /// The store's layout does not support this character.
     NotCarried {
         /// The character that would change the key.
         character: char,
@@ -71,7 +71,7 @@ macro_rules! name {
                 Ok(Self(text.into()))
             }
 
-            /// The name as it was given.
+            /// The given name.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -98,7 +98,7 @@ macro_rules! name {
 }
 
 name!(
-    /// A set of services, and of locks, that does not see any other set.
+    /// A set of services and of locks, separate from all other sets.
     Namespace
 );
 name!(
@@ -117,7 +117,7 @@ impl Default for Namespace {
     }
 }
 
-/// A service, named together with the namespace it lives in. Prints as `namespace/name`.
+/// A service, named together with its namespace. Prints as `namespace/name`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceRef {
     namespace: Namespace,
@@ -130,7 +130,7 @@ impl ServiceRef {
         Self { namespace, name }
     }
 
-    /// The namespace the service lives in.
+    /// Namespace of the service.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
@@ -173,7 +173,7 @@ impl LockName {
         self
     }
 
-    /// The namespace the lock lives in.
+    /// Namespace of the lock.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }

@@ -1,4 +1,4 @@
-//! Names from texts. A text that is no name is refused with the error of the traits.
+//! Construction of names from texts. An invalid text is refused with the error of the traits.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ use crate::{
 macro_rules! parse {
     ($type:ident, $field:literal) => {
         impl $type {
-            /// Checks `text` and makes the name.
+            /// Checks `text` and creates the name.
             ///
             /// # Errors
             ///
@@ -35,7 +35,7 @@ parse!(ServiceName, "service");
 parse!(InstanceId, "instance id");
 
 impl ServiceRef {
-    /// The service called `name` in the namespace `default`. A `/` in it is part of the name.
+    /// The service with this name in the namespace `default`. A `/` in it is part of the name.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl ServiceRef {
 }
 
 impl LockName {
-    /// The lock called `name` in the namespace `default`. A `/` in it is part of the name.
+    /// The lock with this name in the namespace `default`. A `/` in it is part of the name.
     ///
     /// # Errors
     ///

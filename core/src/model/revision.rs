@@ -1,4 +1,4 @@
-//! The numbers that order things: revisions, leases, fencing tokens, epochs.
+//! Numbers that define an order or identify: revisions, leases, fencing tokens, epochs.
 
 use std::fmt;
 
@@ -9,12 +9,12 @@ macro_rules! number {
         pub struct $type($inner);
 
         impl $type {
-            /// Wraps the bare number.
+            /// Wraps the plain number.
             pub const fn new(number: $inner) -> Self {
                 Self(number)
             }
 
-            /// The bare number.
+            /// The plain number.
             pub const fn get(self) -> $inner {
                 self.0
             }
@@ -29,7 +29,7 @@ macro_rules! number {
 }
 
 number!(
-    /// The store's counter, larger after every change; it orders everything. 0 is before the first change.
+    /// The store's counter, which increases with every change and orders all changes. 0 is before the first change.
     Revision(u64)
 );
 number!(
@@ -37,12 +37,12 @@ number!(
     LeaseId(i64)
 );
 number!(
-    /// A number that grows with each acquisition of a lock. The guarded resource refuses a smaller one than it has
+    /// A number that increases with each acquisition of a lock. The guarded resource refuses a smaller one than it has
     /// seen.
     FencingToken(u64)
 );
 number!(
-    /// Process-local count of how often the store was seen going back (wiped or restored).
+    /// Process-local number of observed rollbacks of the store (wiped or restored).
     Epoch(u64)
 );
 

@@ -1,5 +1,5 @@
-//! Values of any JSON type in the metadata of an instance, which are texts: a text under its name, any other value as
-//! JSON text under `{name}.json`.
+//! Values of any JSON type in the metadata of an instance. Metadata are texts: a text is stored under its name, any
+//! other value as JSON text under `{name}.json`.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -7,17 +7,17 @@ use serde_json::Value;
 use super::Instance;
 use crate::error::Error;
 
-/// Ending of the names of metadata that is JSON text. Layouts that carry values of any type take `{name}.json` for the
+/// Suffix of the names of metadata with JSON text. Layouts that support values of any type use `{name}.json` for the
 /// value `name`, and `.json` for all metadata as one value that is no object.
 pub const JSON_SUFFIX: &str = ".json";
 
 impl Instance {
     /// Sets one entry of the metadata to a value of any type: a text under `name`, any other value as JSON text under
-    /// `{name}.json`. What was there under the other of these names is removed. An empty name stands for all metadata
-    /// as one value.
+    /// `{name}.json`. An entry under the other of these names is removed. An empty name represents all metadata as one
+    /// value.
     ///
-    /// Every layout with metadata carries such entries, as texts. Layouts that carry values of any type write the value
-    /// itself, which programs in other languages read as such.
+    /// Every layout with metadata stores such entries, as texts. Layouts that support values of any type write the
+    /// value itself, which programs in other languages read as such.
     ///
     /// ```
     /// # use enlist::{Instance, Endpoint, InstanceId};
@@ -49,8 +49,8 @@ impl Instance {
         Ok(self)
     }
 
-    /// Returns one entry of the metadata as a value of any type, as [`with_json`](Self::with_json) sets it; `None` if
-    /// there is none, or if what is under `{name}.json` is no JSON.
+    /// Returns one entry of the metadata as a value of any type, as set by [`with_json`](Self::with_json); `None` if
+    /// there is none, or if the text under `{name}.json` is no JSON.
     pub fn json(&self, name: &str) -> Option<Value> {
         let typed = self.metadata().get(&format!("{name}{JSON_SUFFIX}"));
         match typed {
@@ -61,7 +61,7 @@ impl Instance {
     }
 }
 
-/// Returns `true` for a name under which a text is a text.
+/// Returns `true` for a name under which a text is stored as plain text.
 fn has_plain_name(name: &str) -> bool {
     !name.is_empty() && !name.ends_with(JSON_SUFFIX)
 }
@@ -89,7 +89,7 @@ mod tests {
             let instance = bare.clone().with_json(name, &value).unwrap();
             assert_eq!(instance.json(name).as_ref(), Some(&value), "{name}");
             assert_eq!(instance.metadata().keys().collect::<Vec<_>>(), [key]);
-            // The last one counts.
+            // The last value remains.
             for other in [json!("text"), json!(true)] {
                 let changed = instance.clone().with_json(name, &other).unwrap();
                 assert_eq!((changed.json(name), changed.metadata().len()), (Some(other), 1), "{name}");
