@@ -1,24 +1,24 @@
 //! Service registration, discovery and distributed locks: the traits, the values, and the shared view.
 //!
-//! This crate knows no store. Take one backend beside it: `enlist-etcd` for etcd, `enlist-memory` for tests, which has
+//! This crate contains no store. Add one backend: `enlist-etcd` for etcd, `enlist-memory` for tests, which has
 //! the same semantics and needs no server. Both pass the same conformance suite (`enlist-testkit`).
 //!
 //! | you want to | look at |
 //! |---|---|
 //! | publish an instance, and change it from other tasks | [`Registry::register`], [`Registration`], [`InstanceHandle`] |
-//! | let instances live and die together | [`Registry::grant_lease`], [`Lease`] |
+//! | let instances end together | [`Registry::grant_lease`], [`Lease`] |
 //! | find instances once, or watch them | [`Resolver`], [`Watcher`] |
-//! | store and watch keys and values of one's own | [`RawValues`], [`RawWatcher`] |
-//! | read and pick without thinking about watches | [`Directory`], [`ServiceView`], [`Picker`] |
+//! | store and watch raw keys and values | [`RawValues`], [`RawWatcher`] |
+//! | read and pick from a shared view | [`Directory`], [`ServiceView`], [`Picker`] |
 //! | call instances over clients of your own | [`Pool`] |
 //! | exclude others | [`Lock::acquire`], [`LockGuard`] |
-//! | refuse who lost its lock, at the resource | [`LockGuard::fencing_token`], [`Fence`] |
-//! | have one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
+//! | refuse former holders of a lock at the resource | [`LockGuard::fencing_token`], [`Fence`] |
+//! | elect one leader | [`Candidate`], [`Election::campaign`], [`Leadership`] |
 //! | move a fleet from one registry to another | [`Migration`] |
 //! | start and stop a server in order | [`Graceful`] |
-//! | count what happens | [`Counters`], [`telemetry`]; with the feature `metrics` it goes to the facade of that name |
+//! | read counters | [`Counters`], [`telemetry`]; with the feature `metrics` they go to the facade of that name |
 //! | write a balancer | [`balance`] |
-//! | show text that others stored | [`escape`] |
+//! | display foreign text from the store | [`escape`] |
 //! | write a backend | [`backend`], and the conformance suite `enlist-testkit` |
 //!
 //! # Example

@@ -5,26 +5,26 @@
 //! |---|---|---|
 //! | `enlist_lease_renewals_total` | counter | acknowledged renewals |
 //! | `enlist_lease_renewal_seconds` | histogram | from sending a renewal to its acknowledgement |
-//! | `enlist_lease_losses_total` | counter | leases that the store said were gone |
+//! | `enlist_lease_losses_total` | counter | leases that are gone according to the store |
 //! | `enlist_registrations_total` | counter | instances put for the first time |
 //! | `enlist_reregistrations_total` | counter | instances put again after they were lost |
 //! | `enlist_registrations_superseded_total` | counter | times a registration gave way to another one with its id |
 //! | `enlist_watch_resumes_total` | counter | watches that went on after the last seen revision |
 //! | `enlist_watch_relists_total` | counter | watches that had to list again |
-//! | `enlist_watch_checks_total` | counter | times a silent watch was asked for a sign of life |
+//! | `enlist_watch_checks_total` | counter | checks of a silent watch |
 //! | `enlist_watch_events_total` | counter | events applied |
 //! | `enlist_watch_repeats_total` | counter | events dropped because they were known or out of order |
-//! | `enlist_store_went_back_total` | counter | times the store was seen going back |
+//! | `enlist_store_went_back_total` | counter | observed rollbacks of the store |
 //! | `enlist_malformed_values_total` | counter | values skipped because they could not be decoded |
 //! | `enlist_audits_total` | counter | audits of watched ranges that were finished |
 //! | `enlist_audit_repairs_total` | counter | keys that an audit found wrong; 0 in a healthy system |
 //! | `enlist_view_instances` | gauge, by `service` | size of a directory's view |
 //! | `enlist_view_age_seconds` | gauge, by `service` | time since the view was last proven right |
-//! | `enlist_lock_wait_seconds` | histogram | from asking for a lock to holding it |
+//! | `enlist_lock_wait_seconds` | histogram | from requesting a lock to holding it |
 //! | `enlist_lock_losses_total` | counter | locks that were lost before they were released |
 //!
-//! The recorder runs on a thread of its own behind a queue of 4,096 samples. One that is slow costs samples
-//! ([`dropped_samples`]), one that panics costs its sample; neither delays anything.
+//! The recorder runs on a separate thread behind a queue of 4,096 samples. A slow recorder loses samples
+//! ([`dropped_samples`]), and a panic loses its sample. Neither delays a caller.
 
 pub(crate) mod counters;
 pub(crate) mod export;

@@ -1,4 +1,4 @@
-//! The counters of a client.
+//! Counters of a client.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use super::export::{Sample, export};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
-        /// Something that is counted.
+        /// Kind of counted event.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Counter {
@@ -17,10 +17,10 @@ macro_rules! counters {
         }
 
         impl Counter {
-            /// All of them.
+            /// All counters.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
-            /// The name under which it is exported.
+            /// Name of the exported metric.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)+
@@ -33,7 +33,7 @@ macro_rules! counters {
 counters! {
     /// Acknowledged renewals.
     Renewals = "enlist_lease_renewals_total",
-    /// Leases that the store said were gone.
+    /// Leases that are gone according to the store.
     LeaseLosses = "enlist_lease_losses_total",
     /// Instances put for the first time.
     Registrations = "enlist_registrations_total",
@@ -45,13 +45,13 @@ counters! {
     WatchResumes = "enlist_watch_resumes_total",
     /// Watches that had to list again.
     WatchRelists = "enlist_watch_relists_total",
-    /// Times a silent watch was asked for a sign of life.
+    /// Checks of a silent watch.
     WatchChecks = "enlist_watch_checks_total",
     /// Events applied.
     WatchEvents = "enlist_watch_events_total",
     /// Events dropped because they were known or out of order.
     WatchRepeats = "enlist_watch_repeats_total",
-    /// Times the store was seen going back.
+    /// Observed rollbacks of the store.
     StoreWentBack = "enlist_store_went_back_total",
     /// Values skipped because they could not be decoded.
     MalformedValues = "enlist_malformed_values_total",
@@ -73,7 +73,7 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Number of times that `counter` was counted.
+    /// Value of `counter`.
     pub fn get(&self, counter: Counter) -> u64 {
         self.0[counter as usize].load(Ordering::Relaxed)
     }

@@ -68,7 +68,7 @@ mod exporter {
             Sample::Count(name, several) => metrics::counter!(name).increment(several),
             Sample::Time(name, time) => metrics::histogram!(name).record(time),
             Sample::View(service, instances, age) => {
-                // No view comes near 2^52 instances, up to where this is exact.
+                // A view never has close to 2^52 instances, up to which this is exact.
                 #[expect(clippy::cast_precision_loss, reason = "exact up to 2^52")]
                 metrics::gauge!("enlist_view_instances", "service" => service.clone()).set(instances as f64);
                 metrics::gauge!("enlist_view_age_seconds", "service" => service).set(age.as_secs_f64());
