@@ -164,7 +164,7 @@ impl<P: QueueProtocol> Contender<P> {
         }
     }
 
-    /// Hands the guard over and keeps its validity current until it is released or lost, then leaves.
+    /// Passes on the guard and keeps its validity current until it is released or lost, then leaves.
     async fn hold(&mut self, mut entry: P::Entry, caller: Caller, grant: Grant) {
         let (ttl, token) = (grant.ttl, grant.token);
         let (guard, driver) = lock_guard(self.acquisition.name.clone(), grant);
@@ -269,7 +269,7 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(15);
 
-    /// A store that grants the lock at once, and answers nothing after that.
+    /// A store that grants the lock at once, and does not answer afterwards.
     #[derive(Clone, Default)]
     struct Silent {
         key_deleted: CancellationToken,

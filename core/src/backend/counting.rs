@@ -23,7 +23,7 @@ pub fn count_several(counters: &Counters, counter: Counter, several: u64) {
 pub enum Timer {
     /// From sending a renewal to its acknowledgement.
     Renewal,
-    /// From asking for a lock to holding it.
+    /// From requesting a lock to holding it.
     LockWait,
 }
 

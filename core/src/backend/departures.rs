@@ -1,4 +1,4 @@
-//! The orderly end of instances that outlive their session because their leases belong to another client.
+//! Orderly end of instances that outlive their session because their leases belong to another client.
 
 use std::{future::Future, time::Duration};
 
@@ -6,8 +6,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::backend::registration_driver::Withdrawal;
 
-/// For backends: registrations of a session that are withdrawn one by one when it is closed. For those on
-/// [given leases](crate::LeaseChoice::Given), which the session does not revoke.
+/// For backends: registrations of a session that are withdrawn one by one when the session is closed. It is for those
+/// on [given leases](crate::LeaseChoice::Given), which the session does not revoke.
 #[derive(Debug, Default)]
 pub struct Departures {
     closing: CancellationToken,
@@ -15,12 +15,12 @@ pub struct Departures {
 }
 
 impl Departures {
-    /// Returns `true` once the session is being closed: nothing new is to begin.
+    /// Returns `true` once the session is being closed, so nothing new should begin.
     pub fn has_begun(&self) -> bool {
         self.closing.is_cancelled()
     }
 
-    /// Returns `task`, the work of a registration, as one that is withdrawn when the session is closed.
+    /// Wraps `task`, the work of a registration, so that it is withdrawn when the session is closed.
     pub fn accompany<F>(&self, withdrawal: Withdrawal, task: F) -> impl Future<Output = ()> + use<F>
     where
         F: Future<Output = ()>,
@@ -31,7 +31,7 @@ impl Departures {
             let _running = running;
             let mut task = task;
             tokio::select! {
-                // First, for one that begins too late.
+                // Polled first, for a registration that begins too late.
                 biased;
                 () = closing.cancelled() => withdrawal.withdraw(),
                 () = &mut task => return,
@@ -44,7 +44,7 @@ impl Departures {
     ///
     /// # Cancel safety
     ///
-    /// They are withdrawn all the same.
+    /// The registrations are withdrawn nevertheless.
     pub async fn leave(&self, limit: Duration) -> bool {
         self.closing.cancel();
         self.running.close();

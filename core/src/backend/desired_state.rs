@@ -10,9 +10,10 @@ use crate::model::instance::Instance;
 pub enum Goal {
     /// The instance is to be published.
     Present,
-    /// The instance is to be removed, and this confirmed. So is what a dead predecessor with an equal owner left.
+    /// The instance is to be removed, with a confirmation. A leftover of a dead predecessor with an equal owner is
+    /// removed as well.
     Absent,
-    /// As `Absent`, but the handle was dropped: what this registration never wrote is left alone.
+    /// As `Absent`, but the handle was dropped: a key that this registration never wrote is left alone.
     Dropped,
     /// The instance is to be left alone, and its lease no longer renewed.
     Abandoned,
@@ -25,9 +26,9 @@ pub enum Shown {
     /// The instance is to be in the store.
     #[default]
     Yes,
-    /// It is not, for now: its health check fails, and the store cannot hold a health. The backend removes it,
-    /// reports [`RegistrationState::Withdrawn`](crate::RegistrationState::Withdrawn), and keeps its claim on the id.
-    /// Never in a store that holds [`Health::NotServing`](crate::Health::NotServing).
+    /// The instance is to be absent for now, because its health check fails and the store cannot hold a health. The
+    /// backend removes it, reports [`RegistrationState::Withdrawn`](crate::RegistrationState::Withdrawn), and keeps its
+    /// claim on the id. It is never used with a store that holds [`Health::NotServing`](crate::Health::NotServing).
     Withdrawn,
 }
 
@@ -35,12 +36,12 @@ pub enum Shown {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Desired {
-    /// The instance as it should be.
+    /// The desired instance.
     pub instance: Arc<Instance>,
-    /// Counts the changes of `instance` and `shown`.
+    /// Number of changes of `instance` and `shown`.
     pub generation: u64,
     /// Goal of the registration.
     pub goal: Goal,
-    /// Its presence as long as the goal is [`Goal::Present`].
+    /// Presence of the instance while the goal is [`Goal::Present`].
     pub shown: Shown,
 }

@@ -54,7 +54,7 @@ impl GuardDriver {
         self.shared.release.cancelled().await;
     }
 
-    /// Reports what became of the release. The first report is what the caller of `release` gets.
+    /// Reports the result of the release. The caller of `release` receives the first report.
     pub fn report(&self, outcome: Result<Released, Error>) {
         self.shared.validity.lose(Loss::Released);
         self.shared.released.send_if_modified(|reported| {
@@ -98,7 +98,7 @@ mod tests {
     async fn work_is_aborted_at_the_loss() {
         let (guard, driver) = held_lock();
         assert_eq!(guard.run(async { 7 }).await, Ok(7));
-        // The boot-time clock goes on while tokio's is paused.
+        // The boot-time clock advances while tokio's is paused.
         let left = guard.remaining();
         assert!(left > Duration::from_secs(4) && left <= safe_validity(TTL), "{left:?}");
         driver.validity().lose(Loss::KeyGone);

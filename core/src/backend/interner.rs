@@ -1,17 +1,18 @@
-//! Values that many instances have in common, kept in memory once.
+//! Sharing of equal values between instances, to save memory.
 
 use std::{collections::HashSet, hash::Hash, sync::Arc};
 
 use crate::model::instance::{Instance, Metadata};
 
-/// Number of different values that an interner knows of each kind; then it begins anew.
+/// Maximum number of different values of each kind; beyond it, the interner is cleared.
 const MAX_INTERNED: usize = 4096;
 
-/// Maximum bytes of the values of each kind that an interner knows; then it begins anew. They are kept when the
-/// instances are gone.
+/// Maximum bytes of the values of each kind; beyond it, the interner is cleared. Values are kept after their instances
+/// are gone.
 const MAX_INTERNED_BYTES: usize = 1 << 20;
 
-/// A longer value is shared with the next instance only: a few of them would displace all others.
+/// Maximum bytes of a stored value. A longer one is shared with the next instance only, because a few of them would
+/// displace all others.
 const MAX_INTERNED_VALUE: usize = MAX_INTERNED_BYTES / 16;
 
 /// Shares equal versions, zones and metadata between instances. A service has few different ones.
@@ -23,7 +24,7 @@ pub struct Interner {
 }
 
 impl Interner {
-    /// Replaces what is equal to something known by that.
+    /// Replaces the values of `instance` by equal known ones.
     pub fn share(&mut self, instance: &mut Instance) {
         let Instance { version, zone, metadata, .. } = instance;
         self.versions.share(version);
@@ -32,7 +33,7 @@ impl Interner {
     }
 }
 
-/// The size of a value, in bytes.
+/// Size of a value, in bytes.
 trait Size {
     fn bytes(&self) -> usize;
 }
@@ -53,9 +54,9 @@ impl Size for Metadata {
 #[derive(Debug)]
 struct Known<T: ?Sized> {
     all: HashSet<Arc<T>>,
-    /// Bytes of those together.
+    /// Total bytes of the values.
     bytes: usize,
-    /// Most often the next one is the same.
+    /// The value used last, because the next one is usually the same.
     last: Option<Arc<T>>,
 }
 
@@ -119,14 +120,14 @@ mod tests {
         assert_eq!((a.metadata()["k"].as_str(), changed.metadata()["k"].as_str()), ("v", "w"));
     }
 
-    /// However long the values of instances are that came and went, little of them is kept.
+    /// The memory for values of instances that are gone is bounded, whatever their length.
     #[test]
     fn an_interner_keeps_a_bounded_number_of_bytes() {
         let mut interner = Interner::default();
         let mut kept = Vec::new();
         let long = |number: usize, bytes: usize| format!("{number} {}", "x".repeat(bytes));
         for number in 0..600 {
-            // Short ones among long ones, some of them longer than is shared at all.
+            // Short values among long ones, some of them too long to be stored.
             let bytes = [10, 2_000, 20_000, 400_000][number % 4];
             let text = long(number, bytes);
             let mut instance = instance().with_version(&text).with_zone(&text).with_metadata("k", text);

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::{backend::lease_terms::LeaseTerms, error::Error, runtime::clock::Moment};
 
-/// Maximum number of keys that share a lease. Revoking one is one revision, and a revision of 100,000 keys chokes
+/// Maximum number of keys that share a lease. A revocation is one revision, and a revision with 100,000 keys overloads
 /// watchers.
 const MAX_KEYS: usize = 1000;
 
@@ -116,7 +116,7 @@ impl<L: SharedLease> Pooled<L> {
         Self { lease, capacity: Arc::new(Semaphore::new(MAX_KEYS)) }
     }
 
-    /// Returns a use of the lease; `None` if it is in trouble or has no capacity left.
+    /// Returns a use of the lease; `None` if it is not alive or has no capacity left.
     fn share(&self) -> Option<Arc<LeaseUse<L>>> {
         if !self.lease.is_alive() || self.lease.is_lost() {
             return None;
@@ -129,8 +129,8 @@ impl<L: SharedLease> Pooled<L> {
 /// Purpose and terms of a shared lease. Keys share a lease only if both are equal.
 pub type LeasePoolKey = (LeasePurpose, LeaseTerms);
 
-/// Shared leases of a session. They are kept for as long as the session lives, for two reasons: the next lock or
-/// instance needs no grant, and a waiter can tell a release, after which the lease lives on, from a crash.
+/// Shared leases of a session. They are kept for the life of the session, for two reasons: the next lock or instance
+/// needs no grant, and a waiter can distinguish a release, after which the lease lives on, from a crash.
 pub struct LeasePools<L> {
     pools: HashMap<LeasePoolKey, Vec<Pooled<L>>>,
 }
@@ -212,7 +212,7 @@ mod tests {
         let (key, lease) = (key(LeasePurpose::Registration), Arc::new(Granted::default()));
         pools.add(key, Arc::clone(&lease));
         let mut uses: Vec<_> = (0..MAX_KEYS).map(|_| pools.share(key).unwrap()).collect();
-        // Another reference is no other key.
+        // A second reference belongs to the same key, and takes no further capacity.
         let clone = Arc::clone(&uses[0]);
         assert!(pools.share(key).is_none());
         uses.swap_remove(0);

@@ -1,4 +1,4 @@
-//! The time that a lease is granted for, and the interval in which it is renewed.
+//! TTL and renewal interval of a lease.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ pub(crate) const MAX_TTL_SECS: u64 = 9_000_000_000;
 /// Smallest interval of renewals.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Renewals in the time that a lease lives after the last one: two can fail before it ends.
+/// Renewals per TTL: two in a row can fail before the lease ends.
 const RENEWALS_PER_TTL: u32 = 3;
 
-/// TTL and renewal interval that are asked of a lease. Keys share leases with equal terms only.
+/// Requested TTL and renewal interval of a lease. Keys share leases with equal terms only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseTerms {
     ttl: Duration,
-    /// If it is not the default for the TTL.
+    /// Interval, if it is not the default for the TTL.
     renewal_interval: Option<Duration>,
 }
 
@@ -33,14 +33,13 @@ impl LeaseTerms {
         self.ttl
     }
 
-    /// Returns the time from one renewal to the next of a lease that was `granted` for that long, which may be more
-    /// than was asked for.
+    /// Returns the time between two renewals of a lease whose `granted` TTL may be longer than the requested one.
     pub fn renewal_interval(&self, granted: Duration) -> Duration {
         let longest = granted / RENEWALS_PER_TTL;
         self.renewal_interval.map_or(longest, |interval| interval.min(longest))
     }
 
-    /// Refuses terms that no lease can have.
+    /// Checks terms against the limits of all leases.
     ///
     /// # Errors
     ///
@@ -59,7 +58,7 @@ impl LeaseTerms {
     }
 }
 
-/// Refuses a TTL that no store grants.
+/// Checks a TTL against the limits of all stores.
 ///
 /// # Errors
 ///
@@ -71,7 +70,7 @@ pub fn check_ttl(ttl: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// The TTL in whole seconds, rounded up, as leases are granted.
+/// Returns the TTL in whole seconds, rounded up, as leases are granted.
 pub fn whole_seconds(ttl: Duration) -> Duration {
     Duration::from_secs(ttl.as_secs().saturating_add(u64::from(ttl.subsec_nanos() > 0)))
 }
@@ -96,7 +95,7 @@ mod tests {
         for interval in [LEAST, SECOND, 5 * SECOND] {
             LeaseTerms::check(15 * SECOND, Some(interval)).unwrap();
         }
-        // The TTL counts as it is granted.
+        // The granted TTL counts.
         LeaseTerms::check(Duration::from_millis(14_001), Some(5 * SECOND)).unwrap();
         // A third of a second is less than any interval.
         assert_eq!(refused(SECOND, LEAST), "renewal_interval");

@@ -8,7 +8,7 @@ use crate::{lock::options::LockMode, model::revision::FencingToken};
 pub struct QueueEntry {
     /// Revision at which the entry was created; unique and increasing.
     pub token: FencingToken,
-    /// Mode that it asks for.
+    /// Requested mode.
     pub mode: LockMode,
 }
 
@@ -24,7 +24,7 @@ pub enum QueuePosition {
     Absent,
 }
 
-/// Returns the position of the entry `me` in `queue`: the one rule for every mode and every backend.
+/// Returns the position of the entry `me` in `queue`. This is the only rule for all modes and backends.
 ///
 /// An exclusive entry holds the lock if it is the first one. A shared entry holds it if no exclusive entry is before
 /// it. A waiting entry depends on one other entry only, so a handover wakes one contender: an exclusive entry waits for

@@ -1,4 +1,4 @@
-//! Desired value of a raw registration. It contains only what may be registered, so no backend can forget a check.
+//! Desired value of a raw registration. It contains only valid values, so no backend can omit a check.
 
 use std::{
     fmt,
@@ -92,7 +92,7 @@ fn check_size(key: &[u8], value: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Printable text of bytes, as long as a name may be; `/` for none.
+/// Printable text of bytes, cut to the maximum length of a name; `/` for none.
 fn name(bytes: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(bytes).replace(char::is_control, "\u{fffd}");
     while text.len() > MAX_NAME_BYTES {

@@ -1,4 +1,4 @@
-//! Results of a [`Registry`](crate::Registry) that a backend makes: leases of users, and evictions.
+//! Results of a [`Registry`](crate::Registry) that a backend creates: leases of users, and evictions.
 
 use crate::{
     backend::lease_handle::LeaseHandle,
@@ -9,12 +9,12 @@ use crate::{
     registration::{lease::Lease, registry::Evicted},
 };
 
-/// Makes the lease that a user holds over `handle`, the backend's end.
+/// Creates the lease for a user from `handle`, the backend's end.
 pub fn granted_lease(handle: impl LeaseHandle) -> Lease {
     Lease { handle: Box::new(handle) }
 }
 
-/// Makes the result of an eviction at the revision `removed`. `entry` is `None` if the value could not be read as an
+/// Creates the result of an eviction at the revision `removed`. `entry` is `None` if the value could not be read as an
 /// instance, and `lease` if the instance was fixed.
 pub fn evicted(entry: Option<Entry>, lease: Option<LeaseId>, removed: Revision) -> Evicted {
     Evicted { entry, lease, removed }

@@ -19,7 +19,7 @@ pub enum RenewalReply {
     Acknowledged,
     /// The store does not know the lease.
     LeaseNotFound,
-    /// It was not answered. The lease may still be alive.
+    /// The renewal was not answered. The lease may still be alive.
     Failed(Error),
 }
 
@@ -60,7 +60,7 @@ impl Renewal {
         Self { state: State::Renewed { sent: granted }, retry }
     }
 
-    /// Takes the reply to a renewal that was sent at `sent`, and returns the state to report.
+    /// Applies the reply to a renewal that was sent at `sent`, and returns the state to report.
     pub fn transition(&mut self, sent: Moment, reply: RenewalReply) -> LeaseState {
         let state = std::mem::replace(&mut self.state, State::Lost);
         self.state = next(state, sent, &reply, self.retry);

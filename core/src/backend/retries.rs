@@ -61,7 +61,7 @@ mod tests {
     async fn an_audit_without_end_is_never_due() {
         let options = RegisterOptions::new().audit(Some(Duration::MAX));
         assert!(options.check().is_ok());
-        // The pause is drawn at random.
+        // The pause is random.
         for _ in 0..64 {
             assert!(futures::FutureExt::now_or_never(audit_due(&options)).is_none());
         }

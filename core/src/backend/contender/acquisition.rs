@@ -1,4 +1,4 @@
-//! An acquisition as its caller asked for it, and its result.
+//! Request of an acquisition, and its result.
 
 use crate::{
     backend::lease_terms::LeaseTerms,
@@ -12,7 +12,7 @@ use crate::{
     runtime::deadline::LastTrouble,
 };
 
-/// One acquisition, apart from the store. Its options are valid.
+/// One acquisition, independent of the store. Its options are valid.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Acquisition {
@@ -31,7 +31,7 @@ impl Acquisition {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidConfig`] for options that cannot work, and for an election in shared mode.
+    /// [`Error::InvalidConfig`] for invalid options, and for an election in shared mode.
     pub fn new(name: LockName, wanted: Wanted, options: LockOptions) -> Result<Self, Error> {
         if options.mode == LockMode::Shared && matches!(wanted, Wanted::Leadership(_)) {
             return Err(Error::invalid_config("mode", "there is one leader: an election has no shared mode"));
@@ -40,7 +40,7 @@ impl Acquisition {
         Ok(Self { name, wanted, options, trouble: LastTrouble::default() })
     }
 
-    /// Returns the terms of the lease that the options ask for.
+    /// Returns the terms of the lease for the options.
     pub fn lease_terms(&self) -> LeaseTerms {
         LeaseTerms::new(self.options.ttl, self.options.renewal_interval)
     }

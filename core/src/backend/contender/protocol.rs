@@ -25,7 +25,8 @@ pub trait QueueProtocol: Send + 'static {
         caller: &mut Caller,
     ) -> impl Future<Output = Result<Self::Entry, JoinFailure<Self::Entry>>> + Send;
 
-    /// Removes what a failed [`join`](Self::join) may have left. It has no time limit: the caller was answered.
+    /// Removes a possible leftover of a failed [`join`](Self::join). It has no time limit, because the caller has its
+    /// answer.
     fn clean_up(&mut self, entry: Self::Entry) -> impl Future<Output = ()> + Send;
 
     /// Waits for the turn of the entry. [`Error::LeaseLost`] means that the entry is lost.
@@ -47,19 +48,19 @@ pub trait QueueProtocol: Send + 'static {
     /// [`proclaimed`](Self::proclaimed).
     fn proclaim(&mut self, entry: &Self::Entry, proclamation: Proclamation) -> BoxFuture<'static, Option<Revision>>;
 
-    /// Notes the revision of the last known change of the entry.
+    /// Records the revision of the last known change of the entry.
     fn proclaimed(&mut self, entry: &mut Self::Entry, modified: Option<Revision>);
 
     /// Removes the entry until the store confirms it or the lease is gone.
     fn leave(&mut self, entry: &mut Self::Entry, reason: LeaveReason) -> impl Future<Output = Released> + Send;
 
-    /// Notes that the entry is gone, after [`leave`](Self::leave).
+    /// Records that the entry is gone, after [`leave`](Self::leave).
     fn left(&mut self, entry: Self::Entry);
 
     /// Returns the time since the entry was chosen.
     fn age(&self, entry: &Self::Entry) -> Duration;
 
-    /// Notes that a held lock was lost.
+    /// Records the loss of a held lock.
     fn lock_lost(&mut self) {}
 
     /// Returns `false` if a lost lock is kept until it is released: a deliberate defect, for tests of tests.
