@@ -45,7 +45,7 @@ impl GuardDriver {
         &self.shared.validity
     }
 
-    /// Waits until the guard wants to be released or is gone.
+    /// Waits until the release of the guard is requested, or the guard is dropped.
     ///
     /// # Cancel safety
     ///

@@ -140,7 +140,7 @@ pub enum Step {
     Evicted,
 }
 
-/// Decides the next step of a registration that wants to be present under `lease` with the instance of `generation`.
+/// Decides the next step of a registration of the instance of `generation` under `lease`.
 pub fn step(
     found: Option<&Found>,
     mine: Option<Mine>,

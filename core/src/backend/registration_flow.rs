@@ -311,7 +311,7 @@ fn after_wait<R>(waited: Waited) -> State<R> {
     }
 }
 
-/// Keeps the instance present until the end, or until another registration of this session wants the key.
+/// Keeps the instance present until the end, or until another registration of this session claims the key.
 async fn keep<S: RegistrationSteps>(steps: &mut S, claim: Claim<S::Key>) -> Ending {
     let mut state = State::Comparing;
     loop {

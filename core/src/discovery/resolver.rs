@@ -36,7 +36,7 @@ pub trait Resolver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidName`] if the layout cannot carry the name, [`Error::Closed`].
+    /// [`Error::InvalidName`] if the layout does not support the name, [`Error::Closed`].
     ///
     /// # Cancel safety
     ///

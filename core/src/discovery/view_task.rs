@@ -69,7 +69,7 @@ enum Failure {
 }
 
 impl Failure {
-    /// Returns `true` if the watcher must not be asked again.
+    /// Returns `true` if the watcher must not be used again.
     fn ends_the_watcher(&self) -> bool {
         matches!(self, Self::Error(Error::Closed) | Self::Panic(_))
     }
