@@ -1,9 +1,9 @@
-//! The connection to etcd: two request channels, each a connection of its own, and the batchers of guarded writes.
+//! The connection to etcd: two request channels, each with its own connection, and the write batchers.
 //!
-//! One channel is for leases and small transactions, one for watches and lists. A full watch connection blocks every
-//! request on it, and renewals must not wait.
+//! One channel is for leases and small transactions, the other one for watches and lists. A full watch connection
+//! blocks all requests on it, and renewals must not wait.
 //!
-//! The requests themselves are in [`kv`](super::kv), [`list`](super::list) and
+//! Read `request_channel.rs` next. The requests are in [`kv`](super::kv), [`list`](super::list) and
 //! [`queue_requests`](super::queue_requests).
 
 use std::{
@@ -31,13 +31,13 @@ use crate::{
     watch::record::KeyRange,
 };
 
-/// Maximum number of concurrent transactions with registrations.
+/// Maximum number of concurrent transactions that write registrations.
 const INSTANCE_TRANSACTIONS: usize = 2;
 
-/// Maximum number of concurrent transactions with queue entries.
+/// Maximum number of concurrent transactions that write queue entries.
 const QUEUE_TRANSACTIONS: usize = 4;
 
-/// Both request channels, and the batchers of guarded writes.
+/// Both request channels, and the write batchers.
 #[derive(Debug)]
 pub(crate) struct Connection {
     /// Leases and small transactions.
@@ -48,11 +48,12 @@ pub(crate) struct Connection {
     pub(crate) queue_writes: WriteBatcher,
     /// Watches and lists.
     pub(crate) data: RequestChannel,
-    /// Keys per page of the next list: few after one did not arrive in time, more again after one that did.
+    /// Keys per page of the next list. Reduced after a page that did not arrive in time, increased after a successful
+    /// list.
     pub(crate) page: AtomicI64,
     /// Maximum size of a range.
     pub(crate) limits: RangeLimits,
-    /// The revision of the store, as all replies show it.
+    /// Highest known revision of the store, from all replies.
     pub(crate) store: Arc<StoreRevision>,
     /// Writes that prove the revision of the store.
     pub(crate) write_proofs: WriteProofs,
@@ -87,8 +88,8 @@ impl Connection {
         }
     }
 
-    /// Reads one key, which need not be there: at which revision is the store? Not over the connection of the watches,
-    /// where the answer would come behind what they are told.
+    /// Reads one key, which may be absent, to learn the store's revision. Not sent on the watch connection, where the
+    /// response would queue behind events.
     pub(crate) async fn probe(&self, key: &[u8], limit: Duration) -> Result<Revision, Failure> {
         let read =
             |mut clients: Clients| async move { clients.kv.get(key, Some(GetOptions::new().with_count_only())).await };
@@ -101,7 +102,7 @@ impl Connection {
         self.probe(PROBED, self.control.limit).await
     }
 
-    /// Asks the member that watches go to for its version, unless that is known.
+    /// Requests the version of the member that serves the watches, unless it is known.
     pub(crate) async fn learn_version(&self) -> Result<(), Failure> {
         if self.data.channel.current().is_none_or(|connection| connection.answers_in_order().is_some()) {
             return Ok(());
@@ -116,13 +117,13 @@ impl Connection {
         let (limit, used) = (self.data.limit, Used::default());
         let (version, connection) = self.data.send("version", limit, Repeat::Harmless, &used, ask).await?;
         if let Some(connection) = connection {
-            // Only releases that answer in order want a permission for this: 3.5.28 and later, 3.6.9 and later.
+            // Only releases that answer in order require a permission for this: 3.5.28 and later, 3.6.9 and later.
             connection.learn(version.map_or(ProgressReplies::InOrder, |version| progress_replies(&version)));
         }
         Ok(())
     }
 
-    /// Returns `true` if the member that watches go to answers anything within `limit`. A refusal is an answer.
+    /// Returns `true` if the member that serves the watches answers within `limit`. A refusal is an answer.
     pub(crate) async fn answers(&self, range: &KeyRange, limit: Duration) -> bool {
         let ask = |mut clients: Clients| {
             let start = range.start.clone();
@@ -132,7 +133,8 @@ impl Connection {
         !matches!(answer, Err(Failure::NeverSent(_) | Failure::Lost(_) | Failure::Leaderless(_) | Failure::Unfit(_)))
     }
 
-    /// The URLs at which the members that serve clients say to be found. Learners refuse nearly everything.
+    /// Returns the client URLs that the members advertise. Learners are left out, because they refuse nearly all
+    /// requests.
     pub(crate) async fn advertised(&self) -> Result<Vec<String>, Failure> {
         let ask = |mut clients: Clients| async move { clients.client.member_list().await };
         let response = self.control.ask("member list", ask).await?;
@@ -140,13 +142,13 @@ impl Connection {
         Ok(members.flat_map(|member| member.client_urls().to_vec()).collect())
     }
 
-    /// Dials these members from now on, and then the configured ones.
+    /// Dials these members from now on, then the configured ones.
     pub(crate) fn take_over(&self, members: &[Endpoint]) {
         self.control.channel.take_over(members);
         self.data.channel.take_over(members);
     }
 
-    /// Remaining time of a lease, and the time that it was granted for; `None` if it is gone.
+    /// Returns the remaining and the granted time of a lease; `None` if it is gone.
     pub(crate) async fn time_to_live(&self, lease: LeaseId) -> Result<Option<(Duration, Duration)>, Failure> {
         let ask = |mut clients: Clients| async move { clients.lease.time_to_live(lease.get(), None).await };
         let response = self.control.ask("time to live", ask).await?;
@@ -154,7 +156,8 @@ impl Connection {
         Ok((response.ttl() >= 0).then(|| (seconds(response.ttl()), seconds(response.granted_ttl()))))
     }
 
-    /// The keys under a lease, as its leader knows them, which need not be the latest; none if it is gone.
+    /// Returns the keys under a lease, none if it is gone. The leader answers from its own state, which may be
+    /// outdated.
     pub(crate) async fn keys_under(&self, lease: LeaseId) -> Result<Vec<Vec<u8>>, Failure> {
         let ask = |mut clients: Clients| async move {
             let keys = LeaseTimeToLiveOptions::new().with_keys();
@@ -165,7 +168,7 @@ impl Connection {
     }
 }
 
-/// Returns the order of the replies of a member of this version to progress requests (etcd-io/etcd#15220).
+/// Returns the order in which members of this version answer progress requests (etcd-io/etcd#15220).
 fn progress_replies(version: &str) -> ProgressReplies {
     let mut parts = version.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
     let in_order = match (parts.next(), parts.next(), parts.next()) {

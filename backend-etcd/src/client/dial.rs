@@ -1,4 +1,4 @@
-//! Dialling: one connection to the first member that answers.
+//! Dialling: opens one connection, to the first member that answers.
 
 use std::{
     fmt,
@@ -22,10 +22,10 @@ use crate::{
     error::text_cause,
 };
 
-/// Time for which a dial has to itself before the next member is dialled beside it.
+/// Delay before the next member is dialled concurrently.
 const BESIDE: Duration = Duration::from_millis(500);
 
-/// No endpoint could be reached, so nothing was sent.
+/// Failure to reach any endpoint. Nothing was sent.
 #[derive(Clone, Debug)]
 pub(crate) struct DialError(pub(crate) enlist::Cause);
 
@@ -41,8 +41,8 @@ impl std::error::Error for DialError {
     }
 }
 
-/// Dials the members in turn, each once, beginning with the one at `first`: the next one as soon as one has failed, and
-/// beside one that takes long. Returns the first connection, and whose it is.
+/// Dials each member once, in order, beginning with the one at `first`. The next dial starts as soon as one has failed,
+/// and concurrently with a slow one. Returns the first connection and the index of its member.
 pub(crate) async fn dial(members: &Members, first: usize) -> Result<(usize, Channel), enlist::Cause> {
     let Members::Urls { urls, tls, settings, connect_timeout } = members else {
         return Err(text_cause("this channel is not dialled"));
@@ -91,14 +91,14 @@ async fn dial_one(
     dialled.unwrap_or_else(|_| Err(text_cause(format!("{}: no connection within {}", url.uri(), rounded(limit)))))
 }
 
-/// Connects once. A channel of tonic's would connect again by itself, with the TLS files as they were when it was made.
+/// Connects once. tonic's own connector would reconnect by itself, with the TLS files as they were at its creation.
 struct SingleUse(Option<HttpConnector>);
 
 impl SingleUse {
-    /// Goes by the settings of TCP that tonic tells.
+    /// Creates the connector with the TCP settings that tonic exposes.
     fn new(settings: &Endpoint, limit: Duration) -> Self {
         let mut connector = HttpConnector::new();
-        // TLS is put on top of it.
+        // TLS is added on top of it.
         connector.enforce_http(false);
         connector.set_nodelay(settings.get_tcp_nodelay());
         connector.set_keepalive(settings.get_tcp_keepalive());
@@ -129,7 +129,7 @@ impl Service<http::Uri> for SingleUse {
     }
 }
 
-/// Applies TLS from files as they are now, where asked for.
+/// Applies TLS with the present content of the files, if TLS is configured.
 async fn with_tls(url: &Endpoint, files: Option<&TlsFiles>) -> Result<Endpoint, enlist::Cause> {
     let endpoint = url.clone();
     let Some(TlsFiles { ca, identity, domain }) = files else {

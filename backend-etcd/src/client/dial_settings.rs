@@ -1,5 +1,5 @@
-//! The user's change to tonic's settings of each dial. It outlives every connection: [`crate::client::dial`] applies it
-//! to each.
+//! The user's change to tonic's settings of each dial. It outlives every connection; [`crate::client::dial`] applies it
+//! to each of them.
 
 use std::{fmt, sync::Arc};
 
@@ -24,8 +24,8 @@ impl DialSettings {
         Self(Arc::new(change))
     }
 
-    /// Returns the changed settings, or the reason for which this endpoint is not dialled: the user's error, a panic,
-    /// or the loss of TLS.
+    /// Returns the changed settings, or the reason for not dialling this endpoint: the user's error, a panic, or the
+    /// loss of TLS.
     pub(crate) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, Cause> {
         let url = endpoint.uri().clone();
         let refused = |reason: String| text_cause(format!("{url}: {reason}"));

@@ -1,8 +1,7 @@
-//! A connection to one member, and the note of a call about which one it uses.
+//! A connection to one member, and the record of the connection that a call uses.
 //!
-//! A failure counts against the connection on which it occurred, never against a newer one: each connection is a
-//! [`Dialled`], and [`Used`] carries it from the failover channel to the request layer, which notices that an answer
-//! does not come.
+//! A failure counts against the connection on which it occurred, never against a newer one. Each connection is a
+//! [`Dialled`], and [`Used`] carries it from the failover channel to the request layer, which detects missing answers.
 
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -12,12 +11,12 @@ use tokio_util::sync::CancellationToken;
 /// One connection of a [`Failover`]. Clones are the same connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialled {
-    /// Counts the connections of its channel.
+    /// Number of this connection among those of its channel.
     pub(crate) generation: u64,
     pub(crate) given_up: CancellationToken,
-    /// Member that it leads to; `None` for a channel that the user made.
+    /// URL of its member; `None` for a channel that the user made.
     url: Option<Arc<http::Uri>>,
-    /// Order in which its member answers requests for progress: `true` is after the events before; `None` is not known
+    /// Order of the member's replies to progress requests: `true` is after the preceding events. `None` is not known
     /// yet.
     ordered: Arc<OnceLock<bool>>,
 }
@@ -36,23 +35,24 @@ impl Dialled {
         Self { generation, given_up: CancellationToken::new(), url: url.map(Arc::new), ordered: Arc::default() }
     }
 
-    /// The endpoint that it leads to, if that is known.
+    /// Returns the URL of its member, if it is known.
     pub(crate) fn url(&self) -> Option<&http::Uri> {
         self.url.as_deref()
     }
 
-    /// Returns `true` if an answer to a request for progress comes after the events before it. `None` is not known yet.
+    /// Returns `true` if the reply to a progress request arrives after the preceding events. `None` is not known yet.
     pub(crate) fn answers_in_order(&self) -> Option<bool> {
         self.ordered.get().copied()
     }
 
-    /// Notes the order of the replies of its member.
+    /// Records the order of its member's replies.
     pub(crate) fn learn(&self, replies: ProgressReplies) {
-        // A second answer of the member is the same.
+        // A second answer of the same member is equal.
         let _ = self.ordered.set(replies == ProgressReplies::InOrder);
     }
 
-    /// Waits until the connection is given up. Its streams have to move then, or it stays open beside its successor.
+    /// Waits until the connection is given up. Streams on it then have to move; otherwise it stays open beside its
+    /// successor.
     ///
     /// Dropping the future has no effect.
     pub(crate) async fn given_up(&self) {
@@ -61,20 +61,20 @@ impl Dialled {
 }
 
 tokio::task_local! {
-    /// Slot in which the channel stores the connection of the present call, as the client in between passes nothing on.
+    /// Slot for the connection of the present call, set by the channel. The client library in between cannot return it.
     static USED: Used;
 }
 
-/// The connection that a call uses.
+/// Connection that a call uses.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Used {
     connection: Arc<Mutex<Option<Dialled>>>,
-    /// Its member need not know a leader.
+    /// The member may be without a leader.
     leaderless: bool,
 }
 
 impl Used {
-    /// That of a call which a member without a leader may answer.
+    /// Creates the record of a call that a member without a leader may answer.
     pub(crate) fn leaderless() -> Self {
         Self { leaderless: true, ..Self::default() }
     }
@@ -83,22 +83,22 @@ impl Used {
         self.leaderless
     }
 
-    /// Runs `call`, whose requests note their connection here.
+    /// Runs `call`. Its requests record their connection here.
     pub(crate) async fn by<F: Future>(&self, call: F) -> F::Output {
         USED.scope(self.clone(), call).await
     }
 
-    /// That of the call that runs now, to go with its request where that may be sent by another task.
+    /// Returns the record of the running call, to be attached to a request that another task may send.
     pub(crate) fn present() -> Self {
         USED.try_with(Self::clone).unwrap_or_default()
     }
 
-    /// The connection of the latest request; `None` while it is being dialled.
+    /// Returns the connection of the latest request; `None` while it is being dialled.
     pub(crate) fn connection(&self) -> Option<Dialled> {
         self.connection.locked().clone()
     }
 
-    /// Notes that nothing is outstanding: the connection has answered.
+    /// Records that nothing is outstanding: the connection has answered.
     pub(crate) fn answered(&self) {
         self.set(None);
     }

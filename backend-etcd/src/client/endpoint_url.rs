@@ -1,11 +1,11 @@
-//! Addresses of etcd's members, as users write them.
+//! URLs of etcd's members, parsed from user input.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use enlist::Error;
 use http::Uri;
 
-/// The port at which etcd serves clients.
+/// Default port of etcd for clients.
 const ETCD_PORT: u16 = 2379;
 
 /// Presence of TLS options: an authority, a certificate of the client, or the name of the server.
@@ -20,9 +20,9 @@ pub enum Tls {
 
 /// Returns the URL of an etcd endpoint: `host`, `host:port`, `http://host[:port]` or `https://host[:port]`.
 ///
-/// Without a scheme it is `https` where there are TLS options, else `http`, and the port is 2379 by default. An IPv6
-/// address that stands for itself may go without brackets. A URL keeps its scheme, and without a port means that of its
-/// scheme (80, 443).
+/// Without a scheme it is `https` if there are TLS options, else `http`, and the port is 2379 by default. An IPv6
+/// address without a port may go without brackets. A URL keeps its scheme, and its default port is that of the scheme
+/// (80, 443).
 ///
 /// ```
 /// use enlist_etcd::{Tls, endpoint_url};
@@ -56,7 +56,7 @@ pub fn endpoint_url(endpoint: &str, tls: Tls) -> Result<String, Error> {
     }
 }
 
-/// Returns `true` if what is sent to this URL can be read on a network: it goes without TLS, and to another machine.
+/// Returns `true` if traffic to this URL can be read on a network: it is not encrypted, and leaves this machine.
 pub fn is_clear_text(url: &str) -> bool {
     url.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest))
 }
@@ -71,7 +71,7 @@ fn is_loopback(rest: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// An address without a scheme, with a port.
+/// Returns an address without a scheme, with a port.
 fn with_port(address: &str) -> String {
     if address.parse::<Ipv6Addr>().is_ok() {
         format!("[{address}]:{ETCD_PORT}")
@@ -82,7 +82,7 @@ fn with_port(address: &str) -> String {
     }
 }
 
-/// Returns `true` for a URL of a scheme that etcd serves, with a host, and with a port that is one.
+/// Returns `true` for a URL with a scheme that etcd serves, a host, and a valid port.
 fn is_url(url: &str) -> bool {
     let Ok(url) = url.parse::<Uri>() else { return false };
     let Some(authority) = url.authority() else { return false };
@@ -93,7 +93,7 @@ fn is_url(url: &str) -> bool {
         && (!has_port || authority.port_u16().is_some_and(|port| port != 0))
 }
 
-/// The address without user and password, which must not appear in messages.
+/// Returns the address without user and password, which must not appear in messages.
 fn shown(endpoint: &str) -> String {
     let Some((before, host)) = endpoint.rsplit_once('@') else { return endpoint.to_owned() };
     match before.split_once("://") {

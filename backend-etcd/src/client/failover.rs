@@ -1,9 +1,10 @@
-//! The connection to etcd: one pinned endpoint, and another one when that fails.
+//! A channel to one pinned endpoint, which fails over to another one.
 //!
-//! The client library's own balanced channel keeps picking a dead member (26 % of calls fail with one of three down).
-//! This one dials the members in turn, stays with the first that answers, and moves on when a call fails in transport
-//! or its user says that the member does not answer. A task of its own dials, on the session's runtime, and goes on
-//! when a call that waits for it is dropped: a renewal may take less time than a handshake.
+//! The client library's balanced channel keeps selecting a dead member (26 % of calls fail with one of three down).
+//! This channel dials the members in turn and stays with the first that answers. It moves on when a call fails in
+//! transport, or when its user reports that the member does not answer. Dialling has its own task on the session's
+//! runtime, which continues when the waiting call is dropped: the deadline of a renewal may be shorter than a
+//! handshake.
 //!
 //! A failure counts against the connection on which it occurred, see [`crate::client::dialled`].
 
@@ -36,19 +37,19 @@ use crate::{
     error::text_cause,
 };
 
-/// Time for which a member that refused to serve is left alone if another one may do better. Where all refuse, each is
-/// dialled no more often.
+/// Time for which a member that refused to serve is avoided if there is another one. If all refuse, it is the minimum
+/// interval between two dials of a member.
 const REST: Duration = Duration::from_secs(1);
 
-/// Header for which a member without a leader refuses a request. The client adds it to all of them.
+/// Header with which a member without a leader refuses a request. The client adds it to all requests.
 const REQUIRES_LEADER: &str = "hasleader";
 
-/// A connection that had been made broke.
+/// Failure of an established connection.
 #[derive(Debug)]
 struct Broken {
     url: Option<http::Uri>,
-    /// TLS without a client certificate. In TLS 1.3 the refusal of a missing one comes after the handshake, and the
-    /// alert that says so is often lost to a broken pipe.
+    /// TLS without a client certificate. In TLS 1.3 a missing certificate is refused after the handshake, and the alert
+    /// is often lost to a broken pipe.
     shows_no_identity: bool,
     source: tonic::transport::Error,
 }
@@ -72,7 +73,7 @@ impl std::error::Error for Broken {
     }
 }
 
-/// A proxy answered instead of a member: a member's answer has the HTTP status 200.
+/// Answer of a proxy instead of a member: the answer of a member has the HTTP status 200.
 #[derive(Debug)]
 pub(crate) struct Proxied {
     url: Option<http::Uri>,
@@ -80,7 +81,7 @@ pub(crate) struct Proxied {
 }
 
 impl Proxied {
-    /// Tells a proxy that has no member to pass the request to, or too many requests.
+    /// Returns `true` for the status of a proxy that has no member behind it, or too many requests.
     fn refuses(status: http::StatusCode) -> bool {
         use http::StatusCode as S;
         matches!(status, S::TOO_MANY_REQUESTS | S::BAD_GATEWAY | S::SERVICE_UNAVAILABLE | S::GATEWAY_TIMEOUT)
@@ -106,21 +107,21 @@ pub(crate) struct Failover {
 
 /// State that the clones share.
 struct Inner {
-    /// As configured; what is dialled is in [`Pinned`].
+    /// Configured members. The dialled ones are in [`Pinned`].
     members: Arc<Members>,
     pinned: Mutex<Pinned>,
     tasks: TaskOwner,
 }
 
 struct Pinned {
-    /// Members that are dialled: the configured ones, or those that the cluster has.
+    /// Dialled members: the configured ones, or those that the cluster advertises.
     members: Arc<Members>,
-    /// The member that is, or is next to be, dialled.
+    /// Index of the member that is connected, or is dialled next.
     at: usize,
     /// Counts the connections, so that a late failure of an old one does not end a new one.
     generation: u64,
     link: Link,
-    /// Time at which each member refused to serve last.
+    /// Time of the last refusal of each member.
     refused: Vec<Option<Moment>>,
 }
 
@@ -128,15 +129,15 @@ struct Pinned {
 type Outcome = Result<(Dialled, Channel), DialError>;
 
 enum Link {
-    /// No connection; the next call has one made.
+    /// No connection. The next call starts a dial.
     Down,
-    /// A task dials, and calls wait for what becomes of it.
+    /// A task dials, and calls wait for its outcome.
     Dialling(Shared<oneshot::Receiver<Outcome>>),
     Up(Dialled, Channel),
 }
 
 impl Pinned {
-    /// Notes a connection to the member at `at` of `members`, which may be others by now.
+    /// Records a connection to the member at `at` of `members`. The present members may be others by now.
     fn up(&mut self, members: &Members, at: usize, channel: Channel) -> (Dialled, Channel) {
         self.generation += 1;
         let url = members.url(at);
@@ -150,14 +151,15 @@ impl Pinned {
         matches!(&self.link, Link::Up(current, _) if current.generation == connection.generation)
     }
 
-    /// Takes the connection down. The member at `next` is dialled then.
+    /// Drops the connection. The member at `next` is dialled next.
     fn leave(&mut self, connection: &Dialled, next: usize) {
         connection.given_up.cancel();
         self.link = Link::Down;
         self.at = next;
     }
 
-    /// Dials `members` from now on. A connection stays, and counts as that of its member, if that is among them.
+    /// Dials `members` from now on. The present connection stays, and is attributed to its member if that is among
+    /// them.
     fn take_over(&mut self, members: Members) {
         let Members::Urls { urls, .. } = &members else { return };
         let place = |url: &http::Uri| urls.iter().position(|other| other.uri() == url);
@@ -168,14 +170,14 @@ impl Pinned {
             }
         }
         let at = self.members.url(self.at).as_ref().and_then(place);
-        // Clients go to different members then, too.
+        // Random, to spread clients over the members.
         self.at = at.unwrap_or_else(|| fastrand::usize(..urls.len().max(1)));
         self.refused = refused;
         self.members = Arc::new(members);
     }
 
-    /// Takes the connection down because its member refused to serve, if there is another one to dial; says whether
-    /// there was.
+    /// Drops the connection, because its member refused to serve, if there is another one to dial. Returns `true` if
+    /// so.
     fn refused(&mut self, connection: &Dialled) -> bool {
         let Some(at) = self.at.checked_rem(self.refused.len()) else {
             return false;
@@ -190,9 +192,9 @@ impl Pinned {
     }
 }
 
-/// The member to dial after the one at `at` refused to serve; `None` is to stay. `refused` has how long ago each did so
-/// before. One that did not just refuse is preferred. The same one is dialled again now and then: it may be several
-/// behind a load balancer.
+/// Returns the member to dial after a refusal of the one at `at`; `None` is to stay. `refused` contains the age of each
+/// member's previous refusal. Members without a recent refusal are preferred. The same member is dialled again from
+/// time to time, because its address may be a load balancer with several members behind it.
 fn after_refusal(at: usize, refused: &[Option<Duration>]) -> Option<usize> {
     let count = refused.len();
     (1..=count).map(|step| (at + step) % count).find(|member| refused[*member].is_none_or(|ago| ago >= REST))
@@ -200,7 +202,7 @@ fn after_refusal(at: usize, refused: &[Option<Duration>]) -> Option<usize> {
 
 impl Failover {
     pub(crate) fn new(members: Members, runtime: Handle) -> Self {
-        // Clients of one process begin with different members, as do processes.
+        // Random, to spread clients over the members, also those of one process.
         let at = match &members {
             Members::Urls { urls, .. } if !urls.is_empty() => fastrand::usize(..urls.len()),
             Members::Urls { .. } | Members::Fixed(_) => 0,
@@ -219,7 +221,7 @@ impl Failover {
         self.inner.pinned.locked()
     }
 
-    /// Dials the members that the cluster has from now on, and then the configured ones. The present connection stays.
+    /// Dials the advertised members of the cluster from now on, then the configured ones. The present connection stays.
     pub(crate) fn take_over(&self, advertised: &[Endpoint]) {
         if let Some(members) = self.inner.members.with(advertised) {
             self.pinned().take_over(members);
@@ -230,7 +232,7 @@ impl Failover {
         matches!(&*self.inner.members, Members::Urls { tls: Some(TlsFiles { identity: None, .. }), .. })
     }
 
-    /// The present connection.
+    /// Returns the present connection.
     pub(crate) fn current(&self) -> Option<Dialled> {
         match &self.pinned().link {
             Link::Up(connection, _) => Some(connection.clone()),
@@ -238,8 +240,8 @@ impl Failover {
         }
     }
 
-    /// Gives a connection up: its member does not answer. The next call goes to another one. A newer connection is left
-    /// alone, and so is a channel that the user made, because there is no other one.
+    /// Gives up a connection whose member does not answer. The next call uses another member. A newer connection is not
+    /// affected. A channel that the user made is not given up, because there is no other one.
     pub(crate) fn give_up(&self, connection: &Dialled) {
         if let Members::Urls { .. } = &*self.inner.members {
             let mut pinned = self.pinned();
@@ -250,16 +252,17 @@ impl Failover {
         }
     }
 
-    /// Notes that the member of a connection refuses to serve, and gives it up unless all have refused just now. Says
-    /// whether the next call goes over another connection.
+    /// Records that the member of a connection refuses to serve, and gives the connection up unless all members have
+    /// refused recently. Returns `true` if the next call uses another connection.
     pub(crate) fn refused(&self, connection: &Dialled) -> bool {
         let mut pinned = self.pinned();
-        // Another caller may have been refused as well, and left.
+        // After a refusal of another caller the connection may have been replaced already.
         !pinned.is_current(connection) || pinned.refused(connection)
     }
 
-    /// The connection; where there is none it is dialled, by one task for all who wait. Dropping the future leaves that
-    /// going.
+    /// Returns the connection. If there is none, one task dials it for all waiting callers.
+    ///
+    /// Dropping the future does not stop the dial.
     async fn connected(&self) -> Outcome {
         let dialling = {
             let mut pinned = self.pinned();
@@ -277,7 +280,7 @@ impl Failover {
         };
         let ended = dialling.clone().await;
         ended.unwrap_or_else(|_| {
-            // Its runtime is gone. The next call finds out by itself.
+            // The runtime of the dial is gone. The next call finds out by itself.
             let mut pinned = self.pinned();
             if matches!(&pinned.link, Link::Dialling(other) if other.ptr_eq(&dialling)) {
                 pinned.link = Link::Down;
@@ -286,13 +289,13 @@ impl Failover {
         })
     }
 
-    /// Starts the task that dials, beginning with the member at `first`.
+    /// Starts the dialling task. It begins with the member at `first`.
     fn dial(&self, members: Arc<Members>, first: usize) -> Result<Shared<oneshot::Receiver<Outcome>>, DialError> {
         let (tell, told) = oneshot::channel();
         let inner = Arc::downgrade(&self.inner);
         let task = async move {
             let dialled = dial(&members, first).await;
-            // Without the channel nobody needs a connection.
+            // The channel was dropped, so the connection is not needed.
             let Some(inner) = inner.upgrade() else { return };
             let mut pinned = inner.pinned.locked();
             let outcome = match dialled {
@@ -303,7 +306,7 @@ impl Failover {
                 }
             };
             drop(pinned);
-            // Those who waited may be gone; the connection is there for the next.
+            // The waiting callers may be gone. The next call uses the connection.
             let _ = tell.send(outcome);
         };
         self.inner
@@ -320,7 +323,7 @@ impl Service<http::Request<Body>> for Failover {
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Connecting is part of the call, so that a call that is dropped leaves nothing half done.
+        // Connecting is part of the call, so a dropped call leaves nothing half done.
         Poll::Ready(Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! A write that is done if its guards hold. Plain data, no I/O.
+//! A write with guards, applied only if all of them hold. Plain data, no I/O.
 
 use std::{fmt, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::{client::response::signed, watch::record::Record};
 /// Condition of a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Guard {
-    /// The key may be anything; no other write of the transaction touches it.
+    /// No condition. No other write of the transaction touches the key.
     Any,
     /// The key must be absent.
     Absent,
@@ -30,7 +30,7 @@ impl Guard {
         }
     }
 
-    /// Returns `true` if it holds for this state of the key.
+    /// Returns `true` if the guard holds for this state of the key.
     pub(crate) fn holds(self, key: Option<&Record>) -> bool {
         match (self, key) {
             (Self::Any, _) => true,
@@ -42,19 +42,19 @@ impl Guard {
     }
 }
 
-/// Effect of a write on a queue, whose entries are ordered by creation.
+/// Effect of a write on a queue. The entries of a queue are ordered by creation.
 #[derive(Clone, Debug)]
 pub(crate) enum QueueEffect {
     /// None.
     Apart,
-    /// It creates an entry. Two in one transaction would have the same creation revision, and its read of the queue has
-    /// to see the entries that are removed in the same transaction.
+    /// Creates an entry. Two creations in one transaction would have the same creation revision, and the read of the
+    /// queue has to see the entries that the same transaction removes.
     Enters(Vec<u8>),
-    /// It removes an entry.
+    /// Removes an entry.
     Leaves(Vec<u8>),
 }
 
-/// Write that is applied if every guard holds. It writes only keys that it guards.
+/// Write that is applied if every guard holds. It writes only guarded keys.
 #[derive(Clone)]
 pub(crate) struct Write {
     pub(crate) guards: Vec<(Arc<[u8]>, Guard)>,
@@ -68,20 +68,20 @@ pub(crate) struct Write {
 /// Urgency of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Batching {
-    /// It is sent as soon as a transaction is free.
+    /// Sent as soon as a transaction is free.
     Immediate,
-    /// It may wait a moment for another write, to share its transaction.
+    /// May be delayed to share the transaction of another write.
     Deferrable,
 }
 
 impl Write {
-    /// Makes an urgent write without an effect on the order of a queue.
+    /// Creates an urgent write without an effect on the order of a queue.
     pub(crate) fn apart(guards: Vec<(Arc<[u8]>, Guard)>, ops: Vec<TxnOp>, size: usize) -> Self {
         Self { guards, ops, size, effect: QueueEffect::Apart, batching: Batching::Immediate }
     }
 }
 
-/// Without the values, which may hold an owner token.
+/// Omits the values, which may contain an owner token.
 impl fmt::Debug for Write {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { guards, ops, size, effect, batching } = self;
@@ -98,8 +98,8 @@ impl fmt::Debug for Write {
 /// Outcome of a write.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// It was applied at this revision; these are the results of its reads.
+    /// Applied at this revision, with the results of its reads.
     Done { revision: Revision, reads: Vec<Vec<Record>> },
-    /// A guard did not hold; these are the guarded keys.
+    /// A guard did not hold. Contains the guarded keys as they are.
     Refused(Vec<Option<Record>>),
 }

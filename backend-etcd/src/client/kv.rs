@@ -21,7 +21,7 @@ use crate::{
 pub(crate) enum Written {
     /// It was applied, at this revision.
     Done(Revision),
-    /// The guard did not hold; this is the key.
+    /// The guard did not hold. Contains the key as it is.
     Refused(Option<Record>),
 }
 
@@ -35,7 +35,7 @@ impl Written {
 }
 
 impl Connection {
-    /// One linearizable read of a key.
+    /// Reads a key. The read is linearizable.
     pub(crate) async fn get(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let response = self.control.ask("get", |mut clients| async move { clients.kv.get(key, None).await }).await?;
         let revision = revision_of(&response);
@@ -53,7 +53,7 @@ impl Connection {
         self.put_unless(key, guard, value, lease, std::future::pending()).await
     }
 
-    /// As [`put`](Self::put). Given up before it was sent, it is not sent.
+    /// As [`put`](Self::put), but not sent if `given_up` completes before.
     pub(crate) async fn put_unless(
         &self,
         key: &Arc<[u8]>,
@@ -83,7 +83,7 @@ impl Connection {
     }
 }
 
-/// A put of a key that `lease` keeps.
+/// Returns a put of a key under `lease`.
 pub(crate) fn put(key: &[u8], value: &[u8], lease: Option<LeaseId>) -> TxnOp {
     TxnOp::put(key, value, Some(PutOptions::new().with_lease(lease.map_or(0, LeaseId::get))))
 }

@@ -1,5 +1,5 @@
-//! The user's layers around the requests. They outlive every connection: the failover of [`crate::client::failover`] is
-//! inside of them.
+//! The user's layers around the requests. They outlive every connection, because the failover of
+//! [`crate::client::failover`] is inside of them.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
 
 use crate::client::{dialled::Used, failover::Failover};
 
-/// The requests of a client to etcd, as a layer gets them and hands them on. See
+/// Requests of a client to etcd, as a layer receives and forwards them. See
 /// [`EtcdBuilder::layer`](crate::EtcdBuilder::layer).
 pub type Requests = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
 
@@ -46,7 +46,7 @@ impl Layers {
         }));
     }
 
-    /// Wraps a connection in all of them.
+    /// Wraps a connection in all layers.
     pub(crate) fn around(&self, channel: Failover) -> Requests {
         let inner = Requests::new(channel);
         if self.0.is_empty() {
@@ -56,9 +56,9 @@ impl Layers {
     }
 }
 
-/// Outermost service of the session's requests: a layer may hand a request to another task, where the connection that
-/// it uses could not be noted otherwise, and a panic in one, or in the body of its answer, fails the request and not
-/// the task of the session that it is for.
+/// Outermost service of the session's requests. A layer may move a request to another task, so the connection that the
+/// request uses is recorded here. A panic in a layer, or in the body of its answer, fails the request, not the
+/// session's task that sent it.
 #[derive(Clone)]
 struct Outermost(Requests);
 
@@ -84,7 +84,7 @@ impl Service<http::Request<Body>> for Outermost {
     }
 }
 
-/// The body of an answer, `None` once it panicked: a panic in it ends it with an error.
+/// Body of an answer; `None` after a panic. A panic in it ends it with an error.
 struct CaughtBody(Option<Body>);
 
 impl http_body::Body for CaughtBody {
@@ -97,7 +97,7 @@ impl http_body::Body for CaughtBody {
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Status>>> {
         let Some(body) = &mut self.0 else { return Poll::Ready(None) };
         caught_now(|| Pin::new(body).poll_frame(context)).unwrap_or_else(|_| {
-            // A body that panicked may do so in its drop, too.
+            // A body that panicked may panic again in its drop.
             let _ = caught_now(|| self.0 = None);
             Poll::Ready(Some(Err(Status::unknown("the body of a layer around the requests panicked"))))
         })

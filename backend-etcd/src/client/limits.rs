@@ -1,20 +1,19 @@
-//! Limits on the memory that a range of keys may take: a range that outgrows them is an error, and no longer kept up to
-//! date.
+//! Limits on the memory of a key range. A range that exceeds them is an error and is no longer kept up to date.
 
 use enlist::{Error, RangeUnit};
 
 use crate::watch::record::{KeyRange, Record};
 
-/// Largest number of keys of a range that is listed or watched, unless said otherwise.
+/// Default maximum number of keys of a range that is listed or watched.
 pub const DEFAULT_MAX_RANGE_KEYS: usize = 1_000_000;
 
-/// Largest number of bytes, keys and values, of a range that is listed or watched, unless said otherwise: 1 GiB.
+/// Default maximum bytes of the keys and values of a range that is listed or watched: 1 GiB.
 pub const DEFAULT_MAX_RANGE_BYTES: usize = 1 << 30;
 
 /// Maximum number of keys in a page of a list.
 pub(crate) const PAGE: i64 = 1000;
 
-/// Largest size of a range; `None` is without a limit.
+/// Maximum size of a range; `None` is without a limit.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RangeLimits {
     pub(crate) keys: Option<usize>,
@@ -28,7 +27,7 @@ impl Default for RangeLimits {
 }
 
 impl RangeLimits {
-    /// Refuses a range of so many keys with so many bytes if that exceeds a limit.
+    /// Rejects a range with this number of keys and bytes if it exceeds a limit.
     pub(crate) fn check(&self, range: &KeyRange, keys: usize, bytes: usize) -> Result<(), Error> {
         for (unit, size, limit) in [(RangeUnit::Keys, keys, self.keys), (RangeUnit::Bytes, bytes, self.bytes)] {
             if let Some(limit) = limit.filter(|limit| size > *limit) {
@@ -39,7 +38,7 @@ impl RangeLimits {
     }
 }
 
-/// Bytes of a record that count.
+/// Returns the bytes of a record that count towards the limit.
 pub(crate) fn size(record: &Record) -> usize {
     record.key.len() + record.value.len()
 }

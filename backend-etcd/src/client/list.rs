@@ -22,13 +22,13 @@ const SMALL_PAGE: i64 = 16;
 /// Part of the cluster that answers a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Consistency {
-    /// A quorum: nothing that was acknowledged before is missing.
+    /// A quorum: contains every write that was acknowledged before.
     Linearizable,
-    /// One member, as far as it has got.
+    /// One member, which may lag behind.
     Serializable,
 }
 
-/// A part of a range as etcd holds it: the keys from `from` to `upto`, or to the end of the range.
+/// Part of a range as stored in etcd: the keys from `from` to `upto`, or to the end of the range.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) from: Vec<u8>,
@@ -38,17 +38,17 @@ pub(crate) struct Page {
     pub(crate) revision: Revision,
     /// Number of keys of the range from `from` on.
     pub(crate) count: usize,
-    /// The replica's revision when etcd was asked: a linearizable read cannot be older.
+    /// Revision of the replica at the time of the request. A linearizable read cannot be older.
     pub(crate) floor: Revision,
 }
 
 impl Connection {
-    /// Lists a range by pages, all at one revision. One that exceeds the limits is given up as soon as that is known.
+    /// Lists a range page by page, at one revision. Fails as soon as the range is known to exceed the limits.
     pub(crate) async fn list(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
         self.list_as(range, Consistency::Linearizable).await
     }
 
-    /// Lists a range as one member has it, which may lag behind the others and need not know a leader.
+    /// Lists a range from the state of one member, which may lag behind the others and needs no leader.
     pub(crate) async fn list_of_a_member(&self, range: &KeyRange) -> Result<(Vec<Record>, Revision), Failure> {
         self.list_as(range, Consistency::Serializable).await
     }
@@ -109,8 +109,7 @@ impl Connection {
         }
     }
 
-    /// Reads the keys of a range from `from` on, without their values, as many as go into a page. `floor` goes along
-    /// with it.
+    /// Reads one page of the keys of a range, from `from` on, without values. `floor` is stored in the result.
     pub(crate) async fn page(&self, range: &KeyRange, from: Vec<u8>, floor: Revision) -> Result<Page, Failure> {
         let limit = self.page.load(Ordering::Relaxed);
         let options = page_options(range, limit, None).with_keys_only();
@@ -118,7 +117,7 @@ impl Connection {
         let read =
             |mut clients: Clients| async move { clients.kv.get(from_key.clone(), Some(options_ref.clone())).await };
         let response = self.data.ask("audit", read).await.inspect_err(|failure| {
-            // The next page is smaller, as that of a list.
+            // The next page is smaller, as in a list.
             if let Failure::Lost(_) = failure {
                 self.page.store((limit / 4).max(SMALL_PAGE), Ordering::Relaxed);
             }

@@ -1,5 +1,5 @@
-//! Taking over the member list of the cluster, where that is asked for: the members that it has are dialled, and the
-//! configured endpoints after them. [`crate::client::failover`] dials.
+//! Optional synchronization of the member list: the advertised members are dialled, and the configured endpoints after
+//! them. [`crate::client::failover`] dials.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -9,8 +9,8 @@ use tonic::transport::Endpoint;
 
 use crate::client::connection::Connection;
 
-/// Asks for the members every `interval`, with a tenth of jitter, for ever. `endpoint` sets a URL up as the configured
-/// ones.
+/// Requests the member list every `interval`, with 10 % jitter, without end. `endpoint` configures a URL like the
+/// configured ones.
 pub(crate) async fn follow(
     conn: Arc<Connection>,
     configured: Vec<Uri>,
@@ -32,7 +32,7 @@ pub(crate) async fn follow(
                 }
             }
             Err(failure) => {
-                // Some releases want a permission for it, which stays missing.
+                // Some releases require a permission for it, which stays missing.
                 let error = failure.into_error("the member list");
                 if std::mem::replace(&mut refused, true) {
                     tracing::debug!(cause = %with_causes(&error), "member list not read");
@@ -46,9 +46,9 @@ pub(crate) async fn follow(
     }
 }
 
-/// The URL that a member advertises, if it can be meant for this client: with the scheme of the configured endpoints,
-/// so that nobody is sent from TLS to plain text, and not an address that is another machine's here (`0.0.0.0`, or
-/// `localhost` seen from elsewhere).
+/// Returns the advertised URL of a member if this client can use it. It has the scheme of the configured endpoints, so
+/// no connection moves from TLS to plain text. Addresses that mean another machine here are rejected: `0.0.0.0`, and
+/// `localhost` unless a configured endpoint is local.
 fn usable(advertised: &str, configured: &[Uri]) -> Option<Uri> {
     let url: Uri = advertised.parse().ok()?;
     let scheme = configured.first()?.scheme();

@@ -1,4 +1,4 @@
-//! The members of the cluster that are dialled, and the paths of the TLS material for that.
+//! The dialled members of the cluster, and the paths of their TLS material.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,17 +14,17 @@ pub(crate) struct TlsFiles {
     pub(crate) domain: Option<String>,
 }
 
-/// Members that are dialled.
+/// Dialled members.
 #[derive(Clone, Debug)]
 pub(crate) enum Members {
     /// These URLs, in turn.
     Urls { urls: Vec<Endpoint>, tls: Option<TlsFiles>, settings: Option<DialSettings>, connect_timeout: Duration },
-    /// A channel that the user made; it has to look after itself.
+    /// A channel that the user made. It maintains its own connection.
     Fixed(Channel),
 }
 
 impl Members {
-    /// The URL of the member at this place.
+    /// Returns the URL of the member at this index.
     pub(crate) fn url(&self, at: usize) -> Option<http::Uri> {
         match self {
             Self::Urls { urls, .. } if !urls.is_empty() => Some(urls[at % urls.len()].uri().clone()),
@@ -32,7 +32,7 @@ impl Members {
         }
     }
 
-    /// The URLs that are dialled.
+    /// Returns the dialled URLs.
     pub(crate) fn urls(&self) -> Vec<http::Uri> {
         match self {
             Self::Urls { urls, .. } => urls.iter().map(|url| url.uri().clone()).collect(),
@@ -40,7 +40,7 @@ impl Members {
         }
     }
 
-    /// The place of the member with this URL.
+    /// Returns the index of the member with this URL.
     pub(crate) fn place(&self, url: &http::Uri) -> Option<usize> {
         match self {
             Self::Urls { urls, .. } => urls.iter().position(|other| other.uri() == url),
@@ -48,8 +48,8 @@ impl Members {
         }
     }
 
-    /// The members that the cluster has, as they `advertise`, and then the configured ones that are not among them:
-    /// what is advertised may be out of reach, or out of date.
+    /// Returns the members that the cluster advertises, followed by the configured ones that are not among them:
+    /// advertised URLs may be unreachable or outdated.
     pub(crate) fn with(&self, advertised: &[Endpoint]) -> Option<Self> {
         let Self::Urls { urls, tls, settings, connect_timeout } = self else { return None };
         let mut all: Vec<Endpoint> = Vec::new();

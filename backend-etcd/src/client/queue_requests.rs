@@ -1,5 +1,4 @@
-//! Requests about the entries of a queue: each is one transaction that is guarded by the creation revision of the
-//! entry.
+//! Requests about queue entries. Each is one transaction, guarded by the creation revision of the entry.
 
 use std::{future::Future, sync::Arc};
 
@@ -16,7 +15,7 @@ use crate::{
     watch::record::{KeyRange, Record},
 };
 
-/// Maximum number of marks of a queue that are read: with those a transaction is full.
+/// Maximum number of marks of a queue that are read: more would not fit into one transaction.
 const MAX_MARKS: i64 = 100;
 
 /// Queue entry of this session.
@@ -35,7 +34,7 @@ impl OwnEntry {
         TxnOp::put(&self.key[..], &self.value[..], Some(self.leased()))
     }
 
-    /// Writes the entry again and keeps its value: a late write must not undo a proclamation.
+    /// Writes the entry again and keeps its value: a late repetition must not undo a proclamation.
     fn rewrite(&self) -> TxnOp {
         TxnOp::put(&self.key[..], "", Some(self.leased().with_ignore_value()))
     }
@@ -83,7 +82,7 @@ pub(crate) struct QueueFound {
 pub(crate) enum QueueWrite {
     /// It was applied, and the queue was read after it.
     Done(QueueFound),
-    /// The guard did not hold; this is the key.
+    /// The guard did not hold. Contains the key as it is.
     Refused(Option<Record>),
 }
 
@@ -104,7 +103,7 @@ impl From<Outcome> for QueueWrite {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
     Done,
-    /// The key is absent, or another entry.
+    /// The key is absent, or belongs to another entry.
     Absent,
 }
 
@@ -116,8 +115,8 @@ pub(crate) enum Marking {
 }
 
 impl Connection {
-    /// Creates an entry, guarded by its absence, and reads the queue after that. If `given_up` completes before it was
-    /// sent, it is not sent.
+    /// Creates an entry, guarded by its absence, and reads the queue afterwards. Not sent if `given_up` completes
+    /// before.
     pub(crate) async fn create_entry(
         &self,
         entry: &OwnEntry,
@@ -132,14 +131,14 @@ impl Connection {
         self.queue_writes.send_unless(write, given_up).await.map(QueueWrite::from)
     }
 
-    /// Writes an entry again, which proves that it exists, and reads the queue after that. Guarded by its creation.
+    /// Writes an entry again, guarded by its creation, which proves that it exists. Reads the queue afterwards.
     pub(crate) async fn confirm_entry(&self, entry: &OwnEntry, read: QueueRead<'_>) -> Result<QueueWrite, Failure> {
         let ops = std::iter::once(entry.rewrite()).chain(read.ops()).collect();
         let guards = vec![(entry.key[..].into(), Guard::Created(entry.token))];
         self.queue_writes.send(Write::apart(guards, ops, entry.size())).await.map(QueueWrite::from)
     }
 
-    /// Reads a key in a transaction with the queue writes of the moment. The answer is at least as new as every earlier
+    /// Reads a key in a transaction together with other queue writes. The answer is at least as new as every earlier
     /// one.
     pub(crate) async fn get_with_queue_writes(&self, key: &[u8]) -> Result<(Option<Record>, Revision), Failure> {
         let write = Write::apart(vec![(key.into(), Guard::Any)], vec![TxnOp::get(key, None)], key.len());
@@ -167,7 +166,7 @@ impl Connection {
         })
     }
 
-    /// Marks an existing entry as that of a holder, and removes the marks `left` by earlier holders.
+    /// Marks an existing entry as the holder's, and removes the marks `left` by earlier holders.
     pub(crate) async fn put_mark(&self, entry: &OwnEntry, mark: &[u8], left: &[Record]) -> Result<Marking, Failure> {
         let others = || left.iter().filter(|record| *record.key != *mark);
         let mut guards = vec![(entry.key[..].into(), Guard::Created(entry.token)), (mark.into(), Guard::Any)];
@@ -181,7 +180,7 @@ impl Connection {
         })
     }
 
-    /// Puts marks under a lease, if all of them are still as they were read.
+    /// Puts marks under a lease, if all of them are unchanged since they were read.
     pub(crate) async fn attach_marks(&self, marks: &[&Record], lease: LeaseId) -> Result<(), Failure> {
         let guards = marks.iter().map(|mark| (Arc::clone(&mark.key), Guard::Modified(mark.modified))).collect();
         let options = || Some(PutOptions::new().with_lease(lease.get()).with_ignore_value());

@@ -26,7 +26,7 @@ pub(crate) struct Recovery {
     answered: watch::Sender<bool>,
     /// Number of times that requests were answered again.
     recoveries: AtomicU64,
-    /// Held by the task that probes.
+    /// Held by the probing task.
     probing: Mutex<()>,
 }
 
@@ -36,7 +36,7 @@ impl Default for Recovery {
     }
 }
 
-/// Returns `true` if a member has answered, be it with a refusal.
+/// Returns `true` if a member has answered. A refusal is an answer.
 pub(crate) fn is_answer<T>(outcome: &Result<T, Failure>) -> bool {
     outcome.as_ref().err().is_none_or(|failure| !failure.is_outage())
 }
@@ -54,7 +54,7 @@ impl Recovery {
         });
     }
 
-    /// Returns the number of recoveries so far. To be read before a request.
+    /// Returns the number of recoveries so far. Read it before a request.
     pub(crate) fn recoveries(&self) -> u64 {
         self.recoveries.load(Ordering::Relaxed)
     }
@@ -63,14 +63,14 @@ impl Recovery {
     /// counts, after a short delay, even if it happened before the failure of that request was noticed.
     pub(crate) async fn recovered_since<F: Future>(&self, noted: u64, probe: impl Fn() -> F) {
         if *self.answered.borrow() && self.recoveries() != noted {
-            // No sooner than after a probe, in case requests alternately fail and succeed.
+            // Not before one probe interval, in case requests alternately fail and succeed.
             return tokio::time::sleep(PROBE_INTERVAL / 2 + jitter(PROBE_INTERVAL)).await;
         }
         self.recovered(probe).await;
     }
 
     /// Waits until requests are answered again, and sends `probe` if there is no other request. Never returns if the
-    /// latest request was answered, because then etcd is available.
+    /// latest request was answered, because etcd is available then.
     ///
     /// Dropping the future leaves the probing to the next waiting task.
     pub(crate) async fn recovered<F: Future>(&self, probe: impl Fn() -> F) {
@@ -87,7 +87,7 @@ impl Recovery {
             }
         };
         tokio::select! {
-            // The sender lives as long as this.
+            // The sender lives as long as `self`.
             _ = answered.wait_for(|answered| *answered) => {}
             () = probing => {}
         }

@@ -1,5 +1,5 @@
-//! One request channel: a connection whose requests have deadlines, a fresh token when the old one is refused, and
-//! another member when one is silent.
+//! One request channel: a connection with deadlines for all requests. It renews a refused token, and moves to another
+//! member when one is silent.
 
 use std::{
     future::Future,
@@ -26,24 +26,24 @@ use crate::{
     error::{Failure, classify, is_auth_off, text_cause},
 };
 
-/// The largest answer that is accepted. tonic's own limit is 4 MiB, which 12,000 instances exceed.
+/// Maximum size of an answer. tonic's default limit is 4 MiB, which 12,000 instances exceed.
 const MAX_ANSWER: usize = 64 << 20;
 
-/// The key that is read to see whether etcd answers. A refusal is an answer too.
+/// Key that is read to check that etcd answers. A refusal is an answer.
 pub(crate) const PROBED: &[u8] = b"\0";
 
-/// Number of times that a request that was never sent is sent again within its deadline.
+/// Maximum number of repetitions, within the deadline, of a request that was never sent.
 const RESENDS: usize = 3;
 
-/// Number of members that a request is sent to within its deadline because others did not serve it.
+/// Maximum number of members that are tried within the deadline of a request, because others did not serve it.
 const MEMBERS: usize = 4;
 
 /// Repeatability of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Repeat {
-    /// It only reads, or is the same when it is done again.
+    /// It only reads, or a repetition has the same effect.
     Harmless,
-    /// It is sent again only if it certainly was not done.
+    /// It is repeated only if it was certainly not applied.
     Unsafe,
 }
 
@@ -58,16 +58,16 @@ pub(crate) enum NextConnection {
 /// Repetitions of one request so far.
 #[derive(Debug, Default)]
 struct Repetitions {
-    /// Of the request that was never sent.
+    /// Repetitions of the unsent request.
     resends: usize,
-    /// To other members.
+    /// Repetitions to another member.
     moves: usize,
-    /// With a new token.
+    /// Repetitions with a new token.
     renewals: usize,
 }
 
 impl Repetitions {
-    /// Returns `true` if the request is to be sent again after `failure`, and counts that.
+    /// Returns `true` if the request is to be repeated after `failure`, and counts the repetition.
     fn repeats(&mut self, failure: &Failure, next: NextConnection, repeat: Repeat) -> bool {
         let moves = next == NextConnection::Another && self.moves + 1 < MEMBERS;
         match failure {
@@ -79,7 +79,7 @@ impl Repetitions {
         true
     }
 
-    /// Returns `true` if the request is to be sent again with a new token, and counts that.
+    /// Returns `true` if the request is to be repeated with a new token, and counts the repetition.
     fn renews_token(&mut self, failure: &Failure) -> bool {
         let renews = matches!(failure, Failure::StaleAuthToken(_) | Failure::NoUser(_)) && self.renewals == 0;
         self.renewals += usize::from(renews);
@@ -106,17 +106,17 @@ pub(crate) struct Clients {
 /// One connection.
 pub(crate) struct RequestChannel {
     pub(crate) channel: Failover,
-    /// The same connection, inside of the user's layers.
+    /// The same connection, wrapped in the user's layers.
     requests: Requests,
     credentials: Option<Credentials>,
     clients: OnceCell<Clients>,
     pub(crate) limit: Duration,
-    /// One refresh of the token at a time; holds when the last one was.
+    /// Serializes refreshes of the token; contains the time of the last one.
     refreshed: tokio::sync::Mutex<Option<Moment>>,
     recovery: Recovery,
-    /// The revision of the store, as replies show it.
+    /// Highest known revision of the store, from the replies.
     store: Arc<StoreRevision>,
-    /// Connection, and number of recoveries, for which the revision of the store was last looked at.
+    /// Connection and number of recoveries at the last check of the store's revision.
     compared: Mutex<Option<(u64, u64)>>,
 }
 
@@ -143,13 +143,13 @@ impl RequestChannel {
         Self { channel, requests, credentials, clients, limit, refreshed, recovery, store, compared }
     }
 
-    /// Gives a connection up because its member does not answer. A newer one is left alone.
+    /// Gives up a connection whose member does not answer. A newer connection is not affected.
     pub(crate) fn give_up(&self, connection: &Dialled) {
         self.channel.give_up(connection);
     }
 
-    /// The clients; the first call authenticates, if there is a user. Where users are not asked for, it goes on
-    /// without, as Go's client does: they may be from one moment on.
+    /// Returns the clients. The first call authenticates, if a user is configured. While etcd has authentication
+    /// disabled, it continues without a token, as Go's client does: authentication may be enabled later.
     async fn clients(&self) -> Result<&Clients, Failure> {
         let make = async {
             let channel = Channel::Custom(self.requests.clone());
@@ -167,27 +167,27 @@ impl RequestChannel {
         self.clients.get_or_try_init(|| Box::pin(make)).await
     }
 
-    /// Gets a token for the user, if there is one, and if users are asked for.
+    /// Requests a token, if a user is configured and authentication is enabled.
     async fn authenticate(&self, client: &mut Client) -> Result<(), Failure> {
         let Some(Credentials { user, password }) = &self.credentials else { return Ok(()) };
         match client.update_user(Some((user.clone(), password.expose_secret().to_owned()))).await {
             Err(error) if is_auth_off(&error) => {
                 tracing::debug!("authentication is not enabled, the user is not needed");
-                // A token of before would be looked at all the same.
+                // A former token would still be checked.
                 client.update_user(None).await.map_err(|error| classify(&error))
             }
             outcome => outcome.map_err(|error| classify(&error)),
         }
     }
 
-    /// Gets a new token, unless another caller just did.
+    /// Requests a new token, unless another caller has just done so.
     pub(crate) async fn refresh_token(&self) -> Result<(), Failure> {
         let used = Used::default();
         self.within("refreshing the token", self.limit, &used, self.refresh(&used)).await
     }
 
     async fn refresh(&self, used: &Used) -> Result<(), Failure> {
-        // A caller that waits for the refresh of another one has no request under way.
+        // A caller that waits for another caller's refresh has no request under way.
         used.answered();
         let asked = Moment::now();
         let mut refreshed = self.refreshed.lock().await;
@@ -200,7 +200,7 @@ impl RequestChannel {
         Ok(())
     }
 
-    /// Waits for `call`, at most `limit`. At the limit the connection that owes an answer is given up, if there is one.
+    /// Waits at most `limit` for `call`. At the limit, gives up the connection that owes an answer, if there is one.
     async fn within<T>(
         &self,
         what: &str,
@@ -219,8 +219,8 @@ impl RequestChannel {
         Err(late.at(connection.as_ref().and_then(Dialled::url)))
     }
 
-    /// Sends a request under the deadline of the channel. What certainly was not done is sent again, to another member
-    /// if this one refuses it, and a stale token is renewed once.
+    /// Sends a request within the deadline of the channel. A request that was certainly not applied is repeated, on
+    /// another member if this one refuses to serve it. A stale token is renewed once.
     pub(crate) async fn call<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -229,8 +229,8 @@ impl RequestChannel {
         self.send(what, self.limit, Repeat::Unsafe, &Used::default(), request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`call`](Self::call), for what may be done twice: it also goes to another member if this one may have done
-    /// it.
+    /// As [`call`](Self::call), for a request that may be applied twice: it is also repeated on another member if this
+    /// one may have applied it.
     pub(crate) async fn ask<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -253,8 +253,8 @@ impl RequestChannel {
         self.send(what, limit, Repeat::Harmless, &Used::default(), request).await.map(|(answer, _)| answer)
     }
 
-    /// As [`ask`](Self::ask), for what a member may answer that knows no leader. It says nothing about whether etcd is
-    /// back.
+    /// As [`ask`](Self::ask), for a request that a member without a leader can answer. Its outcome does not count as a
+    /// recovery of etcd.
     pub(crate) async fn ask_any_member<T, F>(&self, what: &str, request: impl Fn(Clients) -> F) -> Result<T, Failure>
     where
         T: Reply,
@@ -264,7 +264,7 @@ impl RequestChannel {
         self.send(what, self.limit, Repeat::Harmless, &used, request).await.map(|(answer, _)| answer)
     }
 
-    /// Sends a request. With the answer comes the connection that it came over, on which a stream goes on.
+    /// Sends a request. Returns the answer and its connection, on which a stream continues.
     pub(crate) async fn send<T, F>(
         &self,
         what: &str,
@@ -278,7 +278,7 @@ impl RequestChannel {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let seen = self.store.seen();
-        // Boxed: the client's futures are large, and a task has one at a time however many calls its code names.
+        // Boxed: the client's futures are large, and a task has one at a time, however many calls its code contains.
         let attempts = Box::pin(async {
             let mut repetitions = Repetitions::default();
             loop {
@@ -305,7 +305,7 @@ impl RequestChannel {
         outcome
     }
 
-    /// Sends a request once, and again with a new token if the old one is refused.
+    /// Sends a request once, and again with a new token if the token is refused.
     async fn attempt<T, F>(
         &self,
         used: &Used,
@@ -328,8 +328,9 @@ impl RequestChannel {
         }
     }
 
-    /// Compares a reply with what was `seen` of the store before its request. The first one after an interruption has
-    /// the store looked at, whether or not it has a revision: a store that is restored is interrupted.
+    /// Compares a reply with the state of the store that was `seen` before its request. The first reply after an
+    /// interruption triggers a check of the store's revision, even if the reply has none: a restore interrupts the
+    /// store.
     fn compare(&self, seen: Seen, revision: Option<Revision>, connection: Option<&Dialled>) {
         if let Some(revision) = revision {
             self.store.note(seen, revision);
@@ -363,17 +364,17 @@ impl RequestChannel {
         self.recovery.recovered_since(noted, || self.ask_within("probe", PROBE_LIMIT, ask)).await;
     }
 
-    /// Opens a watch. With it comes its connection.
+    /// Opens a watch. Returns it with its connection.
     pub(crate) async fn watch(&self, start: &[u8], options: &WatchOptions) -> Result<(WatchStream, Dialled), Failure> {
         let open = |mut clients: Clients| async move { clients.watch.watch(start, Some(options.clone())).await };
         let (stream, connection) = self.send("watch", self.limit, Repeat::Harmless, &Used::default(), open).await?;
-        // A call that was answered has a connection.
+        // An answered call has a connection.
         let connection = connection.ok_or_else(|| Failure::Lost(text_cause("a watch without a connection")))?;
         Ok((stream, connection))
     }
 
-    /// Leaves a member that answered with `failure`, if another one may do better. Returns the connection of the next
-    /// request.
+    /// Leaves a member that answered with `failure`, if another one may serve the request. Returns the connection of
+    /// the next request.
     pub(crate) fn blame(&self, connection: &Dialled, failure: &Failure) -> NextConnection {
         let left = failure.is_of_the_member() && self.channel.refused(connection);
         if left { NextConnection::Another } else { NextConnection::Same }

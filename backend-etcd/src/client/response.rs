@@ -1,16 +1,16 @@
-//! Revisions and records as the client library has them.
+//! Conversion of the client library's revisions and records.
 
 use enlist::Revision;
 use etcd_client::GetResponse;
 
 use crate::watch::record::Record;
 
-/// A revision as etcd's API has it.
+/// Returns a revision in the form of etcd's API.
 pub(crate) fn signed(revision: Revision) -> i64 {
     i64::try_from(revision.get()).unwrap_or(i64::MAX)
 }
 
-/// Records that were read.
+/// Returns the records of a read.
 pub(crate) fn records(response: GetResponse) -> impl Iterator<Item = Record> {
     response.0.kvs.into_iter().map(Record::from)
 }
@@ -19,7 +19,7 @@ pub(crate) fn revision_of(response: &GetResponse) -> Revision {
     header_revision(response.header())
 }
 
-/// The revision in a header; 0 where there is none, which orders before everything.
+/// Returns the revision in a header; 0 without a header, which orders before all others.
 pub(crate) fn header_revision(header: Option<&etcd_client::ResponseHeader>) -> Revision {
     Revision::new(header.map_or(0, |header| u64::try_from(header.revision()).unwrap_or(0)))
 }

@@ -1,5 +1,4 @@
-//! The highest revision of the store that this client has seen, by which a store that was restored to an earlier state
-//! is noticed.
+//! The highest revision of the store that this client has seen. A lower one reveals a restore to an earlier state.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -37,7 +36,7 @@ macro_rules! replies_with_a_header {
 
 replies_with_a_header!(GetResponse, LeaseGrantResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, TxnResponse);
 
-// A renewal has its header consumed by the client; a member list has no revision; a version is read on its own.
+// The client consumes the header of a renewal, a member list has no revision, and a version is read separately.
 impl Reply for (LeaseKeeper, LeaseKeepAliveStream) {}
 impl Reply for MemberListResponse {}
 impl Reply for Option<String> {}
@@ -52,8 +51,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// Returns the state after a reply at `revision` to a request that was sent in state `before`, and whether the
-    /// reply is older than it may be.
+    /// Returns the state after a reply at `revision` to a request that was sent in state `before`, and the reply's age.
     fn after(self, before: Self, revision: Revision) -> (Self, Age) {
         if before.restores != self.restores {
             return (self, Age::Unknown);
@@ -63,11 +61,11 @@ impl Seen {
     }
 }
 
-/// Age of a reply, compared with what was seen before its request.
+/// Age of a reply, compared with the revisions seen before its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Age {
     Possible,
-    /// It is of a revision that was passed before: its member lags, or the store went back.
+    /// Its revision is below one seen before the request: the member lags, or the store went back.
     TooOld,
     /// A restore was noticed meanwhile.
     Unknown,
@@ -89,7 +87,7 @@ pub(crate) struct StoreRevision {
 }
 
 impl StoreRevision {
-    /// Returns the present state, to be kept while a request is under way.
+    /// Returns the present state, to be kept while a request is in flight.
     pub(crate) fn seen(&self) -> Seen {
         *self.locked()
     }
@@ -99,7 +97,7 @@ impl StoreRevision {
         self.locked().revision
     }
 
-    /// Takes note of a reply to a request that was sent in state `before`.
+    /// Records a reply to a request that was sent in state `before`.
     pub(crate) fn note(&self, before: Seen, revision: Revision) {
         let age = {
             let mut seen = self.locked();
@@ -112,8 +110,8 @@ impl StoreRevision {
         }
     }
 
-    /// Takes note of a revision that a watch has reached which was opened in state `before`. If a restore was noticed
-    /// since, it may be one of the lost history: the present revision is read instead.
+    /// Records a revision that a watch opened in state `before` has reached. If a restore was noticed since, the
+    /// revision may belong to the lost history: the present revision is read instead.
     pub(crate) fn raise(&self, before: Seen, revision: Revision) -> History {
         let mut seen = self.locked();
         if before.restores == seen.restores {
@@ -125,7 +123,7 @@ impl StoreRevision {
         History::Unknown
     }
 
-    /// Has the store looked at: it may have gone back.
+    /// Requests a check of the store, which may have gone back.
     pub(crate) fn suspect(&self) {
         self.suspected.notify_one();
     }
@@ -137,7 +135,7 @@ impl StoreRevision {
         self.suspected.notified().await;
     }
 
-    /// Begins anew at `revision`, because the store was restored.
+    /// Starts over at `revision`, because the store was restored.
     pub(crate) fn restored(&self, revision: Revision) {
         let mut seen = self.locked();
         *seen = Seen { revision, restores: seen.restores + 1 };

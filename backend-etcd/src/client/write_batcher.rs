@@ -1,10 +1,9 @@
-//! Guarded writes, and group commit: writes that are asked for while others are under way go to etcd in one
-//! transaction.
+//! Guarded writes with group commit: writes that arrive while others are in flight are sent to etcd in one transaction.
 //!
-//! A write alone is sent at once, so it waits for nothing. Of those that come meanwhile, as many as etcd takes make the
-//! next transaction: all of its guards hold, or nothing is done and etcd says what the guarded keys are. Then those
-//! that are refused are told, and the others go again. Not by transactions within one: some releases of etcd do not
-//! check permissions there.
+//! A single write is sent at once, without a delay. The writes that arrive meanwhile form the next transaction, up to
+//! etcd's limits. Either all of its guards hold, or nothing is applied and etcd returns the guarded keys. The refused
+//! writes receive the refusal, and the others are sent again. Nested transactions are not used: some releases of etcd
+//! do not check permissions in them.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -35,50 +34,51 @@ use crate::{
     watch::record::Record,
 };
 
-/// The most operations, and the most guards, of a transaction: etcd's own limit, unless its operator set another one.
+/// Maximum number of operations, and of guards, in a transaction: etcd's default limit, which its operator can change.
 const MAX_OPS: usize = 128;
 
-/// The most bytes of keys and values of a transaction. etcd refuses requests above 1.5 MiB.
+/// Maximum bytes of keys and values in a transaction. etcd refuses requests above 1.5 MiB.
 const MAX_BYTES: usize = 512 << 10;
 
-/// Number of writes that wait at most; who comes later waits to be let in.
+/// Maximum number of waiting writes. Further callers wait until there is room.
 const MAX_WAITING: usize = 16384;
 
-/// Time for which a write that is in no hurry waits for another one to go along with.
+/// Maximum delay of a deferrable write while batching.
 const BATCH_DELAY: Duration = Duration::from_millis(1);
 
-/// Number of writes of a refused transaction that are sent alone at the same time.
+/// Maximum number of concurrent transactions when the writes of a refused batch are sent one by one.
 const ALONE: usize = 16;
 
 #[derive(Debug)]
 struct Asked {
     write: Write,
-    /// Time at which it was asked for.
+    /// Time of the request.
     since: Instant,
     answer: oneshot::Sender<Result<Outcome, Failure>>,
-    /// Set by whichever comes first: it is sent, or its caller gives it up. Only for those that have to know.
+    /// Set by the first of two events: the write is sent, or its caller gives up. Only for callers that distinguish
+    /// them.
     decided: Option<Arc<AtomicBool>>,
 }
 
 impl Asked {
-    /// Takes it to be sent. `false`: it was given up.
+    /// Claims the write for sending. Returns `false` if its caller has given up.
     fn depart(&self) -> bool {
         !self.answer.is_closed() && self.decided.as_ref().is_none_or(|decided| !decided.swap(true, Ordering::AcqRel))
     }
 }
 
-/// Sends writes.
+/// Combines concurrent guarded writes into one transaction.
 #[derive(Debug)]
 pub(crate) struct WriteBatcher {
     queue: mpsc::Sender<Asked>,
 }
 
 impl WriteBatcher {
-    /// Starts one that has at most so many transactions under way. It ends with the session, or once it was dropped and
-    /// all are answered.
+    /// Starts a batcher with at most `under_way` concurrent transactions. Its task ends with the session, or once the
+    /// batcher is dropped and all writes are answered.
     pub(crate) fn start(tasks: &TaskOwner, channel: &Arc<RequestChannel>, under_way: usize) -> Self {
         let (queue, asked) = mpsc::channel(MAX_WAITING);
-        // In a session that was closed nothing is sent, and callers receive an error.
+        // After the end of the session nothing is sent, and callers receive an error.
         let _ = tasks.spawn_until_stopped("writes", run(asked, Arc::clone(channel), under_way));
         Self { queue }
     }
@@ -88,8 +88,8 @@ impl WriteBatcher {
         self.ask(write, None).await
     }
 
-    /// As [`send`](Self::send), until `given_up`: [`Failure::NeverSent`] then, if it was not sent, else
-    /// [`Failure::Lost`].
+    /// As [`send`](Self::send), until `given_up` completes. Then returns [`Failure::NeverSent`] if the write was not
+    /// sent, else [`Failure::Lost`].
     pub(crate) async fn send_unless(
         &self,
         write: Write,
@@ -97,7 +97,7 @@ impl WriteBatcher {
     ) -> Result<Outcome, Failure> {
         let decided = Arc::new(AtomicBool::new(false));
         tokio::select! {
-            // What is known counts.
+            // A known outcome takes precedence.
             biased;
             outcome = self.ask(write, Some(Arc::clone(&decided))) => outcome,
             () = given_up => Err(if decided.swap(true, Ordering::AcqRel) {
@@ -135,7 +135,7 @@ async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, mos
             waiting.push_back(asked);
         }
         while under_way.len() < most && is_due(&waiting) {
-            // Writes that are not deferrable first.
+            // Immediate writes first.
             if waiting.iter().any(|asked| asked.write.batching == Batching::Deferrable) {
                 waiting.make_contiguous().sort_by_key(|asked| asked.write.batching);
             }
@@ -144,20 +144,20 @@ async fn run(mut queue: mpsc::Receiver<Asked>, channel: Arc<RequestChannel>, mos
     }
 }
 
-/// Returns `true` if one of these is not to wait for others any longer.
+/// Returns `true` if at least one of these writes is not to be deferred any longer.
 fn is_due(waiting: &VecDeque<Asked>) -> bool {
     waiting.iter().any(|asked| asked.write.batching == Batching::Immediate || asked.since.elapsed() >= BATCH_DELAY)
 }
 
-/// Waits until the patience of the first is over.
+/// Waits until the batching delay of the first write has passed.
 async fn patience(waiting: &VecDeque<Asked>) {
     if let Some(first) = waiting.front() {
         tokio::time::sleep_until(first.since + BATCH_DELAY).await;
     }
 }
 
-/// Takes the next that fit into one transaction, in their order; one that does not fit holds back those that touch the
-/// same. Whoever no longer waits for an answer is left out: nothing was sent for it.
+/// Takes the next writes that fit into one transaction, in order. A write that does not fit delays later writes to the
+/// same keys or queue. Writes without a waiting caller are dropped unsent.
 fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
     let (mut batch, mut later) = (Vec::with_capacity(waiting.len().min(MAX_OPS)), VecDeque::new());
     let (mut ops, mut guards, mut size) = (0, 0, 0);
@@ -192,26 +192,26 @@ fn take(waiting: &mut VecDeque<Asked>) -> Vec<Asked> {
             later.push_back(asked);
         }
     }
-    // To the front again. Not the other way round: there may be thousands behind them.
+    // Moves these few to the front, because thousands may be behind them.
     while let Some(asked) = later.pop_back() {
         waiting.push_front(asked);
     }
     batch
 }
 
-/// Sends a batch until each of it has an answer.
+/// Sends a batch until each of its writes is answered.
 fn settle(channel: &Arc<RequestChannel>, mut batch: Vec<Asked>) -> BoxFuture<'static, ()> {
     let channel = Arc::clone(channel);
     async move {
         loop {
-            // Also what goes again does not go for a caller that has given up.
+            // A repeated write is not sent either once its caller has given up.
             batch.retain(|asked| !asked.answer.is_closed());
             if batch.is_empty() {
                 return;
             }
             batch = match attempt(&channel, &batch).await {
                 Ok(outcomes) => answer(batch, outcomes),
-                // One of them is refused, and which one it is shows when each is sent alone.
+                // One of them is refused. Sending each write alone shows which.
                 Err(failure) if batch.len() > 1 && is_refusal(&failure) => {
                     let alone = batch.into_iter().map(|asked| settle(&channel, vec![asked]));
                     return stream::iter(alone).buffer_unordered(ALONE).collect().await;
@@ -235,7 +235,7 @@ fn is_refusal(failure: &Failure) -> bool {
         && !matches!(failure, Failure::NeverSent(_) | Failure::StaleAuthToken(_) | Failure::Unfit(_))
 }
 
-/// Tells each what became of it; returns those that another one kept from being done.
+/// Answers each write with its outcome. Returns the writes that were not applied because of another one.
 fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
     let is_innocent = |(asked, outcome): (&Asked, &Outcome)| match outcome {
         Outcome::Done { .. } => false,
@@ -244,7 +244,7 @@ fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
         }
     };
     let innocent: Vec<bool> = batch.iter().zip(&outcomes).map(is_innocent).collect();
-    // Somebody has to be to blame, or the same would be sent for ever.
+    // At least one write counts as refused; otherwise the same batch would be repeated without end.
     let blamed = innocent.contains(&false);
     let mut again = Vec::new();
     for ((asked, outcome), innocent) in batch.into_iter().zip(outcomes).zip(innocent) {
@@ -257,7 +257,7 @@ fn answer(batch: Vec<Asked>, outcomes: Vec<Outcome>) -> Vec<Asked> {
     again
 }
 
-/// Sends a batch in one transaction: all of it is done, or each hears what its keys are.
+/// Sends a batch in one transaction: all of it is applied, or each write receives the state of its keys.
 async fn attempt(channel: &RequestChannel, batch: &[Asked]) -> Result<Vec<Outcome>, Failure> {
     let writes = || batch.iter().map(|asked| &asked.write);
     let guards = || writes().flat_map(|write| &write.guards);

@@ -21,7 +21,7 @@ struct Outcome {
     revision: Result<Revision, Failure>,
 }
 
-/// One write at a time that proves the revision of the store, for all callers that wait for one.
+/// Serializes the writes that prove the revision of the store, and shares each among the callers that wait for one.
 #[derive(Debug, Default)]
 pub(crate) struct WriteProofs {
     /// Number of writes that have begun.
@@ -31,9 +31,9 @@ pub(crate) struct WriteProofs {
 }
 
 impl WriteProofs {
-    /// Returns the outcome of a write that began after this call: of `write`, or of another caller's.
+    /// Returns the outcome of a write that began after this call: `write`, or that of another caller.
     ///
-    /// Dropping the future drops `write`. Other callers then make their own.
+    /// Dropping the future drops `write`. Other callers then send their own.
     pub(crate) async fn share(
         &self,
         write: impl Future<Output = Result<Revision, Failure>>,
@@ -64,7 +64,7 @@ mod tests {
     /// Duration of a write.
     const WRITE: Duration = Duration::from_secs(1);
 
-    /// Writes whose revisions are their numbers.
+    /// Writes that use their numbers as revisions.
     #[derive(Default)]
     struct Writes {
         proofs: WriteProofs,
