@@ -1,5 +1,5 @@
-//! Lease of a user, over one of the session's. It is renewed and revoked by its task, see `lease_task.rs`. Compare
-//! `enlist-memory`'s file of the same name: the two differ in the revocation, whose outcome can be unknown here.
+//! Lease that a user requested, built on one of the session's. Its task renews and revokes it, see `lease_task.rs`.
+//! Compare `enlist-memory`'s file of the same name: here the outcome of a revocation can be unknown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::session::{
     leases::Leases,
 };
 
-/// Maximum time for which a revocation is waited for. Afterwards it continues in the background.
+/// Maximum time that a caller waits for a revocation. Afterwards it continues in the background.
 const REVOKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Lease of a user. Dropping it revokes the lease.
+/// Lease that a user requested. Dropping it revokes the lease.
 #[derive(Debug)]
 pub(crate) struct GrantedLease {
     lease: Arc<Lease>,
@@ -45,7 +45,7 @@ impl LeaseHandle for GrantedLease {
     }
 
     async fn lost(&self) {
-        // Not the phase, which turns a moment before the state that `is_alive` reads.
+        // Not the phase: it changes shortly before the state that `is_alive` reads.
         let (mut state, stopped) = (self.lease.state(), self.leases.lifecycle().tasks.stop_signal());
         tokio::select! {
             // An error means that its task has ended.

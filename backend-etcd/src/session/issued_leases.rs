@@ -1,4 +1,4 @@
-//! Leases that a session was granted and that are not known to be gone.
+//! Leases that were granted to a session and are not known to be gone.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ struct Issued {
     detaching: HashSet<LeaseId>,
 }
 
-/// Leases that a session was granted and that are not known to be gone.
+/// Leases that were granted to a session and are not known to be gone.
 #[derive(Debug, Default)]
 pub(crate) struct IssuedLeases {
     issued: Mutex<Issued>,
@@ -41,7 +41,7 @@ impl IssuedLeases {
         self.issued().granted.remove(&lease);
     }
 
-    /// Removes a lease whose task has ended.
+    /// Removes a lease after the end of its task.
     pub(crate) fn remove(&self, lease: LeaseId) {
         let mut issued = self.issued();
         issued.granted.remove(&lease);

@@ -1,4 +1,4 @@
-//! One lease and its use by a key. What grants and renews it is in `lease_task.rs`, what hands it out in `leases.rs`.
+//! One lease and its use by a key. `lease_task.rs` grants and renews it, `leases.rs` hands it out.
 
 use std::{
     sync::{
@@ -24,11 +24,11 @@ pub(crate) type Lease = LeaseUse<KeptLease>;
 #[derive(Debug)]
 pub(crate) struct KeptLease {
     id: LeaseId,
-    /// TTL that the store granted, which may be more than was asked for.
+    /// TTL that the store granted. It may be longer than the requested one.
     ttl: Duration,
     /// State after each renewal.
     state: watch::Receiver<LeaseState>,
-    /// State without the renewals: changes only.
+    /// State that changes only with trouble, retirement and the end, not with each renewal.
     phase: watch::Sender<LeaseState>,
     signals: Arc<LeaseSignals>,
     issued: Weak<IssuedLeases>,
@@ -50,7 +50,7 @@ pub(crate) struct LeaseSignals {
     pub(crate) doubted: Notify,
 }
 
-/// Sides of the state of a lease that its task has.
+/// Senders of the state of a lease, owned by its task.
 #[derive(Debug)]
 pub(crate) struct LeaseReports {
     pub(crate) state: watch::Sender<LeaseState>,
@@ -112,12 +112,12 @@ impl KeptLease {
         self.state.clone()
     }
 
-    /// Returns the state without the renewals: a new value only for trouble, retirement and the end.
+    /// Returns the state that does not change with renewals: new values only for trouble, retirement and the end.
     pub(crate) fn phase(&self) -> watch::Receiver<LeaseState> {
         self.phase.subscribe()
     }
 
-    /// Takes the lease out of use for new keys, without a report. Returns `false` if it was so before.
+    /// Takes the lease out of use for new keys, without a report. Returns `false` if it was retired before.
     pub(crate) fn mark_retired(&self) -> bool {
         !self.signals.retired.swap(true, Ordering::AcqRel)
     }
@@ -133,7 +133,7 @@ impl KeptLease {
         });
     }
 
-    /// Returns `true` once the lease is not to be used for new keys any more.
+    /// Returns `true` once the lease is retired: no new key may use it.
     pub(crate) fn is_retired(&self) -> bool {
         self.signals.retired.load(Ordering::Acquire)
     }
@@ -161,7 +161,7 @@ impl KeptLease {
         }
     }
 
-    /// Notes that the store does not know the lease. It is handed out no more, and its task renews it at once.
+    /// Records that the store does not know the lease. It is no longer handed out, and its task renews it at once.
     pub(crate) fn condemn(&self) {
         self.condemned.store(true, Ordering::Release);
         self.doubt();
@@ -210,7 +210,7 @@ impl Revoked {
     }
 }
 
-/// Drops a lease that has no other holder, and returns the acknowledgement of its end. It is revoked until that is
+/// Drops a lease without another holder, and returns the acknowledgement of its end. The lease is revoked until that is
 /// acknowledged.
 #[expect(clippy::needless_pass_by_value, reason = "dropping it is what ends it")]
 pub(crate) fn give_up(lease: Arc<Lease>) -> Revoked {
@@ -225,7 +225,7 @@ pub(crate) fn given(id: LeaseId, ttl: Duration) -> Arc<Lease> {
     Arc::new(Lease::unshared(kept))
 }
 
-/// Waits until a lease is not to be used any more: it was retired, or is lost. Never returns without a lease.
+/// Waits until a lease is retired or lost. Never returns without a lease.
 ///
 /// Dropping the future has no effect.
 pub(crate) async fn unusable(lease: Option<&Arc<Lease>>) {

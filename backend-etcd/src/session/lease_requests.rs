@@ -1,4 +1,4 @@
-//! Requests for leases that no task keeps: grants without renewal, and revocations.
+//! Requests for leases without a task: grants without renewal, and revocations.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,8 +22,8 @@ pub(crate) async fn grant_unrenewed(conn: &Connection, ttl: Duration) -> Result<
     Ok(LeaseId::new(conn.control.call("lease grant", grant).await?.id()))
 }
 
-/// Returns the revision of the store as a write finds it, which callers share. Unlike a read, a write is never stale.
-/// The write is the grant of a lease, which is revoked in the background.
+/// Returns the revision of the store, from a write that concurrent callers share. Unlike a read, a write is never
+/// stale. The write is the grant of a lease, which is revoked in the background.
 pub(crate) async fn revision_by_a_write(conn: &Arc<Connection>) -> Result<Revision, Failure> {
     conn.write_proofs.share(grant_for_its_revision(conn)).await
 }
@@ -46,7 +46,7 @@ pub(crate) async fn revoke(conn: &Connection, id: LeaseId) {
     }
 }
 
-/// Reaction to a revocation that is refused for a reason that an operator has to remove.
+/// Reaction to a revocation that is refused until an operator intervenes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum OnRefusal {
     /// The lease runs out.
@@ -64,12 +64,13 @@ fn delay_after(error: &Error, on_refusal: OnRefusal, backoff: &mut Backoff) -> O
     }
 }
 
-/// Revokes a lease until the store has acknowledged that it is gone, or does not know it.
+/// Revokes a lease until the store acknowledges the revocation, or does not know the lease.
 pub(crate) async fn revoke_for_good(conn: &Connection, id: LeaseId) {
     revoke_until_answered(conn, id, OnRefusal::Repeat).await;
 }
 
-/// Revokes a lease that nothing waits for: until that is acknowledged or refused, or the lease has run out after `ttl`.
+/// Revokes a lease whose end is not awaited: until that is acknowledged or refused, or the lease has run out after
+/// `ttl`.
 pub(crate) async fn revoke_within(conn: &Connection, id: LeaseId, ttl: Duration) {
     let revoking = revoke_until_answered(conn, id, OnRefusal::GiveUp);
     if tokio::time::timeout(ttl, revoking).await.is_err() {

@@ -1,4 +1,4 @@
-//! Task of one lease: gets it granted, renews it, and revokes it at the end.
+//! Task of one lease: requests its grant, renews it, and revokes it at the end.
 //!
 //! ```text
 //! waiting for a permit ─► granting ─► renewing ─► unused ────► revoked
@@ -36,12 +36,12 @@ use crate::{
 pub(crate) enum Recipient {
     /// A caller that does not share the lease.
     Caller(oneshot::Sender<Result<Arc<Lease>, Failure>>),
-    /// All that wait for a lease of a pool.
+    /// All callers that wait for a lease of a pool.
     Pool(LeasePoolKey, watch::Sender<GrantOutcome>),
 }
 
 impl Recipient {
-    /// Returns `true` while the lease is still waited for.
+    /// Returns `true` while at least one caller waits for the lease.
     fn is_waiting(&self) -> bool {
         match self {
             Self::Caller(caller) => !caller.is_closed(),
@@ -50,7 +50,7 @@ impl Recipient {
         }
     }
 
-    /// Hands the lease over, or the failure. A lease that is not taken is dropped, which revokes it.
+    /// Delivers the lease, or the failure. A lease that no caller accepts is dropped, which revokes it.
     fn deliver(self, outcome: Result<Arc<KeptLease>, Failure>, shared: &Weak<Mutex<SharedLeases>>) {
         match self {
             // The caller may be gone.
@@ -73,7 +73,7 @@ enum RenewalEnd {
     Unused,
     /// The lease is left to run out.
     Abandoned,
-    /// The store does not know the lease.
+    /// The store does not know the lease any more.
     Lost,
 }
 
@@ -82,9 +82,10 @@ enum RenewalEnd {
 enum Revocation {
     /// None: the lease is gone, or runs out.
     None,
-    /// Within its TTL, unless it is refused: by then the lease has run out, and nothing waits for its end.
+    /// Repeated within its TTL, unless it is refused. By then the lease has run out, and its end is not awaited.
     WithinTtl,
-    /// Until it is acknowledged: only a write through the log proves that no later one is applied under the lease.
+    /// Repeated until it is acknowledged: only a write through the log proves that no later write under the lease is
+    /// applied.
     UntilAcknowledged,
 }
 
@@ -111,7 +112,7 @@ pub(crate) struct LeaseTask {
     pub(crate) conn: Arc<Connection>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) issued: Arc<IssuedLeases>,
-    /// Not the pools themselves, which end with the session.
+    /// Not the pools themselves: they end with the session.
     pub(crate) shared: Weak<Mutex<SharedLeases>>,
     /// Limits the number of concurrent grants of leases that are not shared.
     pub(crate) grants: Arc<Semaphore>,
@@ -133,7 +134,7 @@ impl LeaseTask {
         }
     }
 
-    /// Gets the lease granted and hands it over. `None`: there is no lease to keep.
+    /// Requests the grant and delivers the lease. `None`: there is no lease to keep.
     async fn get_granted(mut self) -> Option<Granted> {
         let grants = Arc::clone(&self.grants);
         let permit = match &mut self.recipient {
@@ -167,8 +168,9 @@ impl LeaseTask {
         Some(Granted { renewer, reports, issued })
     }
 
-    /// Grants a lease under an id chosen here, so that a grant whose answer was lost can be repeated without making
-    /// two. A grant that is not waited for any more is not repeated: what may have been granted is revoked.
+    /// Grants a lease under an id chosen here, so that a grant without an answer can be repeated without creating a
+    /// second lease. A grant is not repeated once no caller waits for it; a lease that may have been granted is then
+    /// revoked.
     async fn grant(&self) -> Result<(LeaseId, Duration), Failure> {
         let seconds = i64::try_from(self.terms.ttl().as_secs()).unwrap_or(i64::MAX);
         let id = LeaseId::new(fastrand::i64(1..));
@@ -195,7 +197,7 @@ impl LeaseTask {
 }
 
 impl Granted {
-    /// Renews the lease until its end, and revokes it where that is needed.
+    /// Renews the lease until its end, and revokes it if necessary.
     async fn keep(self) {
         let Self { renewer, reports, issued } = self;
         let LeaseSignals { unused, abandoned, retired, .. } = &*renewer.signals;

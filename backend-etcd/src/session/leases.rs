@@ -28,8 +28,7 @@ use crate::{
     },
 };
 
-/// Number of leases, other than shared ones, that are granted at a time. While etcd is silent no more tasks than these
-/// wait for it.
+/// Maximum number of concurrent grants of unshared leases. While etcd is silent, no more tasks than these wait for it.
 const MAX_GRANTS: usize = 16;
 
 /// Leases of a session.
@@ -39,7 +38,7 @@ pub(crate) struct Leases {
     counters: Arc<Counters>,
     issued: Arc<IssuedLeases>,
     shared: Arc<Mutex<SharedLeases>>,
-    /// Number of rollbacks of the store whose consequences are drawn.
+    /// Number of rollbacks of the store after which the shared leases were retired.
     rolled_back: watch::Sender<u64>,
     /// Limits the number of concurrent grants of leases that are not shared.
     grants: Arc<Semaphore>,
@@ -77,13 +76,13 @@ impl Leases {
         self.shared.locked()
     }
 
-    /// Returns the leases that this session was granted and that are not known to be gone.
+    /// Returns the leases that were granted to this session and are not known to be gone.
     pub(crate) fn alive(&self) -> Vec<LeaseId> {
         self.issued.all()
     }
 
-    /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Callers that find
-    /// none wait for one grant, and receive its failure.
+    /// Returns a lease that is shared by all keys of this session with the same purpose and terms. Without a usable
+    /// lease, all callers wait for one grant and receive its outcome.
     ///
     /// Dropping the future has no effect; the grant goes on.
     pub(crate) async fn shared(&self, purpose: LeasePurpose, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
@@ -116,7 +115,7 @@ impl Leases {
     }
 
     /// Returns a lease for the creation of a key that is detached from it afterwards. Like a [retired](Self::retire)
-    /// lease, it is revoked until that is acknowledged: then a creation of unknown outcome leaves no key behind.
+    /// lease, it is revoked until that is acknowledged, so a creation of unknown outcome leaves no key behind.
     ///
     /// Dropping the future gives the lease up, as that of [`own`](Self::own).
     pub(crate) async fn detaching(&self, terms: LeaseTerms) -> Result<Arc<Lease>, Failure> {
@@ -136,8 +135,8 @@ impl Leases {
         self.issued.is_detaching(lease)
     }
 
-    /// Takes a lease out of use, because unwanted keys are, or may yet be created, under it. It is revoked once its
-    /// last use is dropped; after that a late write is refused, whenever it arrives.
+    /// Takes a lease out of use, because unwanted keys exist, or may still be created, under it. It is revoked once its
+    /// last use is dropped. After that a late write is refused, whenever it arrives.
     pub(crate) fn retire(&self, lease: &Arc<Lease>) {
         self.retire_kept(lease.lease());
     }
@@ -156,20 +155,20 @@ impl Leases {
         self.pools().rollbacks
     }
 
-    /// Waits until more than `noted` rollbacks were observed, and the shared leases are retired after them.
+    /// Waits until more than `noted` rollbacks were observed and the shared leases were retired after them.
     ///
     /// Dropping the future has no effect.
     pub(crate) async fn rolled_back_since(&self, noted: u64) {
-        // The sender lives as long as this.
+        // The sender lives as long as `self`.
         let _ = self.rolled_back.subscribe().wait_for(|rollbacks| *rollbacks > noted).await;
     }
 
     /// Takes the shared leases out of use, because the store was restored to an earlier state: keys that this session
-    /// has removed since may be under them again.
+    /// has removed since then may exist under them again.
     ///
-    /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a history
-    /// that is lost. `noted`: the [rollbacks](Self::rollbacks) at the time of the evidence; a rollback that was
-    /// reported since is the same one. `now`: the revision of a write that proved it.
+    /// Registrations move to other leases. The leases of locks are revoked, because their guards belong to a lost
+    /// history. `noted`: the number of [rollbacks](Self::rollbacks) at the time of the evidence; a rollback reported
+    /// since then is the same one. `now`: the revision of a write that proved it.
     pub(crate) fn store_went_back(&self, noted: u64, now: Revision) {
         let mut pools = self.pools();
         if pools.rollbacks != noted {

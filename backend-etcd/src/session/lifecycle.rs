@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use enlist::{Error, TaskOwner, backend::Departures};
 use tokio::{runtime::Handle, sync::oneshot};
 
-/// Maximum time for which the end of a session waits for its tasks: leases being revoked, removals being confirmed.
+/// Maximum time for which the end of a session waits for its tasks, such as those that revoke leases or remove keys.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runtime of a session.
@@ -17,7 +17,7 @@ pub enum SessionRuntime {
     /// On a thread of its own, so that starving the caller's runtime does not stop renewals.
     #[default]
     OwnThread,
-    /// On the runtime that the client is made in, for instance one with a paused clock.
+    /// On the runtime in which the client is created, for instance one with a paused clock.
     Caller,
 }
 

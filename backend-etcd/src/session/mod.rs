@@ -76,7 +76,7 @@ impl Session {
         let leases = Arc::new(Leases::new(&lifecycle, Arc::clone(&conn), Arc::clone(&counters)));
         let hub = Arc::new(Hub::new(&conn, &leases, &counters, settings));
         let noticing = notice_rollbacks(Arc::clone(&conn), Arc::downgrade(&leases));
-        // Nobody has stopped the tasks yet.
+        // The tasks cannot have been stopped yet.
         let _ = lifecycle.tasks.spawn_until_stopped("rollback", noticing);
         Arc::new(Self {
             registration: Arc::new(RegistrationContext::new(&conn, &leases, &hub, &counters, Arc::clone(layout))),

@@ -1,8 +1,7 @@
 //! Renewals of one lease. The transitions after each reply are in [`enlist::backend::Renewal`].
 //!
-//! Each renewal is a stream of its own with one request. Its reply has a deadline, and when that passes the next one
-//! goes to another member at once. A long-lived stream can be stuck behind a frozen leader for as long as the lease
-//! lives.
+//! Each renewal is a separate stream with one request. Its reply has a deadline, after which the next renewal is sent
+//! to another member at once. A long-lived stream can be stuck behind a frozen leader for the whole life of the lease.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,8 +1,8 @@
-//! Noticing that the store was restored to an earlier state: whatever may show that leads to one check at a time.
+//! Detection of a restore of the store to an earlier state. All signs of one lead to the same check, one at a time.
 //!
-//! A reply at a revision that was passed before can come from a member that lags, and some releases answer stale reads
-//! under stress (etcd-io/etcd#20418), so a read is only a reason for a write, which proves it. Not noticed is a store
-//! whose revision is as high again by the time of the check.
+//! A reply at a lower revision than before can come from a member that lags, and some releases answer stale reads under
+//! stress (etcd-io/etcd#20418). So a read is only a reason for a write, which proves the revision. A restore is not
+//! noticed if the store has reached its former revision again by the time of the check.
 
 use std::{
     sync::{Arc, Weak},
@@ -17,7 +17,7 @@ use crate::{
     session::{lease_requests::revision_by_a_write, leases::Leases},
 };
 
-/// Pause between two checks, so that a member that lags costs little.
+/// Pause between two checks, which bounds the cost of a member that lags.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Checks the revision of the store whenever it may have gone back, until the session ends.
@@ -35,7 +35,7 @@ pub(crate) async fn notice_rollbacks(conn: Arc<Connection>, leases: Weak<Leases>
     }
 }
 
-/// Returns the revision of the store: by a read if that is as high as `seen`, else by a write.
+/// Returns the revision of the store: from a read if that is not below `seen`, else from a write.
 async fn revision(conn: &Arc<Connection>, seen: Revision) -> Revision {
     let mut backoff = BackoffPolicy::default().start();
     loop {

@@ -1,4 +1,4 @@
-//! Shared leases of a session, and the grants of further ones that are under way.
+//! Shared leases of a session, and pending grants of further ones.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -10,10 +10,10 @@ use crate::{
     session::lease::{KeptLease, Lease},
 };
 
-/// Outcome of the grant of a shared lease, which is in its pool then; `None` while it is under way.
+/// Outcome of the grant of a shared lease, which is then in its pool; `None` while the grant is pending.
 pub(crate) type GrantOutcome = Option<Result<(), Failure>>;
 
-/// A shared lease that can be used, or the grant to wait for.
+/// Usable shared lease, or the grant to wait for.
 pub(crate) enum LeaseLookup {
     Usable(Arc<Lease>),
     Granting(watch::Receiver<GrantOutcome>),
@@ -21,11 +21,11 @@ pub(crate) enum LeaseLookup {
     Begun(watch::Sender<GrantOutcome>, watch::Receiver<GrantOutcome>),
 }
 
-/// Shared leases of a session, and the grants of further ones that are under way.
+/// Shared leases of a session, and pending grants of further ones.
 #[derive(Debug, Default)]
 pub(crate) struct SharedLeases {
     pools: LeasePools<KeptLease>,
-    /// One grant for all that want a lease of the same pool.
+    /// At most one pending grant for each pool, shared by all callers.
     granting: HashMap<LeasePoolKey, watch::Receiver<GrantOutcome>>,
     /// Number of observed rollbacks of the store.
     pub(crate) rollbacks: u64,
@@ -37,7 +37,7 @@ impl SharedLeases {
         if let Some(lease) = self.pools.share(key) {
             return LeaseLookup::Usable(lease);
         }
-        // Without a sender there is no grant under way.
+        // Without a sender no grant is pending.
         if let Some(outcome) = self.granting.get(&key).filter(|outcome| outcome.has_changed().is_ok()) {
             return LeaseLookup::Granting(outcome.clone());
         }

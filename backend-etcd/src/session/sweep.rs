@@ -1,8 +1,7 @@
-//! Sweeps: a key whose creation has an unknown outcome is deleted as soon as it appears, until the creation is
-//! impossible.
+//! Sweeps: a key with a creation of unknown outcome is deleted as soon as it appears, until the creation is impossible.
 //!
-//! No amount of time proves that a write is gone: it can be in the socket of a frozen member and be applied when that
-//! member continues. The proof is the acknowledged end of the lease of the write, see
+//! Elapsed time does not prove that a write is gone: it can be in the socket of a frozen member and be applied when
+//! that member continues. The proof is the acknowledged end of the lease of the write, see
 //! [`Leases::retire`](crate::session::leases::Leases::retire).
 
 use std::{
@@ -45,12 +44,12 @@ const MAX_WATCHES: usize = 8;
 pub(crate) enum Impossible {
     /// The lease was revoked, and the store has acknowledged that.
     Revoked(Revoked),
-    /// The lease, which another process keeps, has ended.
+    /// The lease, which another process keeps alive, has ended.
     Ended(LeaseId),
 }
 
 impl Impossible {
-    /// Returns the proof for a creation under a lease that another process keeps.
+    /// Returns the proof for a creation under a lease that another process keeps alive.
     pub(crate) fn after_end(lease: &Lease) -> Self {
         Self::Ended(lease.id())
     }
@@ -61,7 +60,7 @@ impl Impossible {
         Self::Revoked(lease.revoked())
     }
 
-    /// Returns `true` if the proof is known without a request.
+    /// Returns `true` if the proof exists already, so no request is needed.
     pub(crate) fn is_proved(&self) -> bool {
         matches!(self, Self::Revoked(revoked) if revoked.is_acknowledged())
     }
@@ -81,16 +80,16 @@ impl Impossible {
     }
 }
 
-/// Queue entries under one lease whose creations have an unknown outcome.
+/// Queue entries under one lease with creations of unknown outcome.
 #[derive(Debug)]
 struct Strays {
-    /// Range in which each key is watched: the entries of this session in its queue, or the key alone.
+    /// Watched range of each key: the entries of this session in its queue, or the key alone.
     keys: BTreeMap<Arc<[u8]>, KeyRange>,
     /// Signals that keys were added.
     added: Arc<Notify>,
 }
 
-/// Sweeps of a session: one for each retired lease, for all its creations of unknown outcome.
+/// Sweeps of a session: one for each retired lease and all its creations of unknown outcome.
 #[derive(Debug)]
 pub(crate) struct Sweeps {
     conn: Arc<Connection>,
@@ -106,7 +105,8 @@ impl Sweeps {
     }
 
     /// Retires `lease` and deletes `key` as soon as it appears, until its creation under that lease was undone or is
-    /// impossible. Other users of the key have other leases. `queue` is watched for it, unless many others are.
+    /// impossible. Other users of the key have other leases. `queue` is watched for the key, unless the sweep already
+    /// watches the maximum number of queues.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Sweeps {
         self.running.locked()
     }
 
-    /// Removes the keys that were `undone`, and returns the others. Without any the sweep of `lease` is over.
+    /// Removes the keys that were `undone`, and returns the others. Without others, the sweep of `lease` ends.
     fn rest(&self, lease: LeaseId, undone: &[Arc<[u8]>]) -> BTreeMap<Arc<[u8]>, KeyRange> {
         let mut running = self.running();
         let Some(strays) = running.get_mut(&lease) else {
@@ -172,8 +172,8 @@ async fn sweep(sweeps: Arc<Sweeps>, lease: LeaseId, added: Arc<Notify>, mut impo
     }
 }
 
-/// Deletes the existing keys of `strays`, and returns them: their creations were applied, and are not applied twice.
-/// One request lists the existing keys, however many there could be.
+/// Deletes the existing keys of `strays` and returns them: their creations were applied, and cannot be applied twice.
+/// One request lists the existing keys, however many `strays` there are.
 async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, KeyRange>) -> Vec<Arc<[u8]>> {
     let unanswered = |failure: &Failure| {
         tracing::debug!(lease = lease.get(), cause = %failure, "creation of unknown outcome not looked for yet");
@@ -195,14 +195,14 @@ async fn undo(conn: &Connection, lease: LeaseId, strays: &BTreeMap<Arc<[u8]>, Ke
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
     Removed,
-    /// The key is not there under the lease.
+    /// The key does not exist under the lease.
     Nothing,
 }
 
-/// Deletes a key, if it is there under `lease`.
+/// Deletes a key, if it exists under `lease`.
 async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<Removal, Failure> {
     let (found, _) = conn.get_with_queue_writes(key).await?;
-    // If all contenders have one key, another one may have it by now.
+    // If all contenders share one key, another contender may have it by now.
     let Some(Record { created, .. }) = found.filter(|found| found.lease == Some(lease)) else {
         return Ok(Removal::Nothing);
     };
@@ -213,7 +213,7 @@ async fn remove(conn: &Connection, key: &[u8], lease: LeaseId) -> Result<Removal
 }
 
 /// Watches of some queues of a sweep. The late effects of one transaction appear in each of its queues, so few watches
-/// show most of them at once. The next request shows the rest.
+/// show most of them at once. The next periodic request shows the rest.
 #[derive(Default)]
 struct Watches {
     open: Vec<(KeyRange, Subscriber<Replica>)>,
@@ -255,7 +255,7 @@ async fn shows_one_of(reader: &mut Subscriber<Replica>, strays: &BTreeMap<Arc<[u
             Ok(reading) if strays.keys().any(|key| reading.value.get(key).is_some()) => return,
             // This task ends with the session.
             Err(Error::Closed) => return std::future::pending().await,
-            // If it cannot be watched, it is still read.
+            // A key that cannot be watched is still read.
             Ok(_) | Err(_) => {}
         }
     }
@@ -278,7 +278,7 @@ pub(crate) async fn shows(
         match reader.next().await {
             Ok(reading) if reading.value.records().any(&fits) => return,
             Ok(_) => {}
-            // It cannot be watched, but it is still read at intervals.
+            // A key that cannot be watched is still read at intervals.
             Err(_) => return std::future::pending().await,
         }
     }
